@@ -1,0 +1,236 @@
+//! Validated, typed settings: what the clients read. `KafkaConfig::resolve` makes them; nothing else does.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+/// A broker's host and port.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Address {
+    /// A name, an IPv4 address, or an IPv6 address without brackets.
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// A text that never shows in Debug, Display or logs.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(String);
+
+impl Secret {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[hidden]")
+    }
+}
+
+/// Everything a connection and the cluster view need.
+#[derive(Debug, Clone)]
+pub(crate) struct ClientSettings {
+    pub(crate) bootstrap: Vec<Address>,
+    pub(crate) client_id: Arc<str>,
+    /// `None` for PLAINTEXT and SASL_PLAINTEXT.
+    pub(crate) tls: Option<TlsSettings>,
+    /// `None` for PLAINTEXT and SSL.
+    pub(crate) sasl: Option<SaslSettings>,
+    /// `request.timeout.ms`
+    pub(crate) request_timeout: Duration,
+    /// `socket.connection.setup.timeout.ms` and its maximum (KIP-601).
+    pub(crate) connection_setup_timeout: Duration,
+    pub(crate) connection_setup_timeout_max: Duration,
+    pub(crate) reconnect_backoff: Duration,
+    pub(crate) reconnect_backoff_max: Duration,
+    pub(crate) retry_backoff: Duration,
+    pub(crate) retry_backoff_max: Duration,
+    /// `metadata.max.age.ms`
+    pub(crate) metadata_max_age: Duration,
+    /// `connections.max.idle.ms`
+    pub(crate) connections_max_idle: Duration,
+    /// `default.api.timeout.ms`: bounds admin calls, commits, position look-ups.
+    pub(crate) default_api_timeout: Duration,
+    /// `allow.auto.create.topics`
+    pub(crate) allow_auto_create_topics: bool,
+    /// The largest answer accepted from a broker, in bytes.
+    pub(crate) receive_message_max_bytes: usize,
+}
+
+/// Where trusted roots come from; several add up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum TrustRoots {
+    /// The Mozilla set compiled in.
+    Mozilla,
+    /// The operating system's store.
+    System,
+    /// PEM text.
+    Pem(String),
+    /// A PEM file.
+    PemFile(String),
+}
+
+#[derive(Clone)]
+pub(crate) struct TlsSettings {
+    /// Empty means: the Mozilla set and the system's store.
+    pub(crate) roots: Vec<TrustRoots>,
+    /// Client certificate chain and key, PEM text (files are read when the TLS configuration is built).
+    pub(crate) client_certificate: Option<PemSource>,
+    pub(crate) client_key: Option<PemSource>,
+    /// `ssl.endpoint.identification.algorithm`: false switches the host-name check off, never the chain check.
+    pub(crate) verify_host_name: bool,
+    /// A configuration of the user's own replaces all of the above.
+    #[cfg(feature = "tls")]
+    pub(crate) client_config: Option<Arc<rustls::ClientConfig>>,
+    /// A crypto provider of the user's own.
+    #[cfg(feature = "tls")]
+    pub(crate) crypto_provider: Option<Arc<rustls::crypto::CryptoProvider>>,
+}
+
+impl fmt::Debug for TlsSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsSettings")
+            .field("roots", &self.roots.len())
+            .field("client_certificate", &self.client_certificate.is_some())
+            .field("verify_host_name", &self.verify_host_name)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PemSource {
+    Text(Secret),
+    File(String),
+}
+
+/// A SASL mechanism.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SaslMechanism {
+    /// PLAIN (RFC 4616): the password crosses the wire; use it over TLS.
+    Plain,
+    /// SCRAM-SHA-256 (KIP-84).
+    ScramSha256,
+    /// SCRAM-SHA-512 (KIP-84).
+    ScramSha512,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct SaslSettings {
+    pub(crate) mechanism: SaslMechanism,
+    pub(crate) username: String,
+    pub(crate) password: Secret,
+}
+
+/// How many replicas must have a record before the broker acknowledges it (`acks`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Acks {
+    /// All in-sync replicas (`-1`, the default): an acknowledged record survives the loss of any of them but the last.
+    #[default]
+    All,
+    /// The leader alone: lost if the leader fails before the others have copied it.
+    Leader,
+    /// Nobody: `send` resolves when the record was written to the socket; its offset is unknown.
+    None,
+}
+
+/// The codec of a record batch (`compression.type`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Compression {
+    /// No compression (the default).
+    #[default]
+    None,
+    /// gzip.
+    Gzip,
+    /// Snappy in xerial framing, as Java writes it.
+    Snappy,
+    /// LZ4 frame.
+    Lz4,
+    /// Zstandard (KIP-110).
+    Zstd,
+}
+
+/// Where to start where the group has no committed offset (`auto.offset.reset`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum AutoOffsetReset {
+    /// At the first record still in the log.
+    Earliest,
+    /// After the last record (the default): only what is written from now on.
+    #[default]
+    Latest,
+    /// Fail, naming the partition.
+    None,
+}
+
+/// Whether records of open or aborted transactions are handed out (`isolation.level`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum IsolationLevel {
+    /// Every record (the default).
+    #[default]
+    ReadUncommitted,
+    /// Only records outside transactions and of committed ones.
+    ReadCommitted,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct ProducerSettings {
+    pub(crate) acks: Acks,
+    /// `enable.idempotence`
+    pub(crate) idempotence: bool,
+    /// `linger.ms`
+    pub(crate) linger: Duration,
+    /// `batch.size`, bytes of uncompressed records.
+    pub(crate) batch_size: usize,
+    /// `buffer.memory`
+    pub(crate) buffer_memory: usize,
+    /// `max.block.ms`
+    pub(crate) max_block: Duration,
+    /// `delivery.timeout.ms`
+    pub(crate) delivery_timeout: Duration,
+    /// `retries`
+    pub(crate) retries: u32,
+    /// `max.in.flight.requests.per.connection`
+    pub(crate) max_in_flight: usize,
+    /// `max.request.size`
+    pub(crate) max_request_size: usize,
+    pub(crate) compression: Compression,
+    /// `compression.{gzip,zstd,lz4}.level`; `None` is the codec's default.
+    pub(crate) compression_level: Option<i32>,
+    /// `partitioner.ignore.keys`
+    pub(crate) partitioner_ignore_keys: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct ConsumerSettings {
+    pub(crate) group_id: Option<Arc<str>>,
+    pub(crate) group_instance_id: Option<String>,
+    pub(crate) auto_offset_reset: AutoOffsetReset,
+    pub(crate) enable_auto_commit: bool,
+    pub(crate) auto_commit_interval: Duration,
+    pub(crate) max_poll_records: usize,
+    pub(crate) max_poll_interval: Duration,
+    pub(crate) session_timeout: Duration,
+    pub(crate) heartbeat_interval: Duration,
+    pub(crate) fetch_min_bytes: i32,
+    pub(crate) fetch_max_bytes: i32,
+    pub(crate) fetch_max_wait: Duration,
+    pub(crate) max_partition_fetch_bytes: i32,
+    /// `fetch.buffer.memory`: bytes of responses that wait to be polled, for the whole consumer (KIP-81).
+    pub(crate) fetch_buffer_memory: usize,
+    pub(crate) check_crcs: bool,
+    pub(crate) isolation_level: IsolationLevel,
+    pub(crate) client_rack: Option<String>,
+}

@@ -1,0 +1,361 @@
+//! The one error type: what failed, where, and which setting to change.
+//!
+//! Never put a password, token or record value into an error.
+
+use std::{error::Error as StdError, fmt, sync::Arc};
+
+/// The result of every fallible call of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What kind of failure an [`Error`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A setting has a bad value, is missing or is unknown.
+    Config,
+    /// An argument of the call cannot be used, for example an empty topic name.
+    InvalidArgument,
+    /// No connection could be made; [`Error::stage`] says how far it came.
+    Connect(Stage),
+    /// An established connection was lost.
+    Disconnected,
+    /// The deadline of the call, or of a setting such as `delivery.timeout.ms`, has passed.
+    Timeout,
+    /// The broker answered with an error code.
+    Broker(ErrorCode),
+    /// Bytes from the network do not follow the protocol, or a record batch is corrupt.
+    Protocol,
+    /// The broker does not offer what the call needs.
+    Unsupported,
+    /// A value could not be turned into JSON, or JSON not into a value.
+    Json,
+    /// A handler returned an error.
+    Handler,
+    /// The client was closed.
+    Closed,
+}
+
+/// How far a connection came before it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Stage {
+    /// Resolving the host name.
+    Dns,
+    /// Opening the TCP connection.
+    Tcp,
+    /// The TLS handshake.
+    Tls,
+    /// SASL authentication.
+    Sasl,
+    /// The first Kafka request (ApiVersions).
+    Api,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dns => "dns",
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+            Self::Sasl => "sasl",
+            Self::Api => "api",
+        })
+    }
+}
+
+/// An error code of the Kafka protocol.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ErrorCode(pub i16);
+
+impl ErrorCode {
+    /// Kafka's name of the code, such as `NotLeaderOrFollower`.
+    pub fn name(self) -> String {
+        crate::connection::api::error_name(self.0)
+    }
+
+    /// Whether the protocol guide calls the code retriable.
+    pub fn is_retriable(self) -> bool {
+        crate::connection::api::error_is_retriable(self.0)
+    }
+}
+
+impl fmt::Debug for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name(), self.0)
+    }
+}
+
+/// A failure of this crate: cheap to clone, so that every record of a batch gets the same one.
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+#[derive(Clone)]
+struct Inner {
+    kind: ErrorKind,
+    message: String,
+    topic: Option<Arc<str>>,
+    partition: Option<i32>,
+    offset: Option<i64>,
+    broker: Option<i32>,
+    address: Option<String>,
+    api: Option<&'static str>,
+    hint: Option<String>,
+    fatal: bool,
+    possibly_written: bool,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// What kind of failure this is.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The broker's error code, where the failure is one.
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self.0.kind {
+            ErrorKind::Broker(code) => Some(code),
+            _ => None,
+        }
+    }
+
+    /// How far a connection came, where the failure is one of connecting.
+    pub fn stage(&self) -> Option<Stage> {
+        match self.0.kind {
+            ErrorKind::Connect(stage) => Some(stage),
+            _ => None,
+        }
+    }
+
+    /// The topic concerned.
+    pub fn topic(&self) -> Option<&str> {
+        self.0.topic.as_deref()
+    }
+
+    /// The partition concerned.
+    pub fn partition(&self) -> Option<i32> {
+        self.0.partition
+    }
+
+    /// The offset of the record concerned.
+    pub fn offset(&self) -> Option<i64> {
+        self.0.offset
+    }
+
+    /// The id of the broker concerned.
+    pub fn broker(&self) -> Option<i32> {
+        self.0.broker
+    }
+
+    /// The address of the broker concerned.
+    pub fn address(&self) -> Option<&str> {
+        self.0.address.as_deref()
+    }
+
+    /// The Kafka API that was called, such as `Produce`.
+    pub fn api(&self) -> Option<&'static str> {
+        self.0.api
+    }
+
+    /// What to change, where that is known.
+    pub fn hint(&self) -> Option<&str> {
+        self.0.hint.as_deref()
+    }
+
+    /// Whether the same call may succeed later without a change.
+    pub fn is_retriable(&self) -> bool {
+        match self.0.kind {
+            // What is wrong with a TLS or SASL handshake is a setting, not the weather.
+            ErrorKind::Connect(stage) => matches!(stage, Stage::Dns | Stage::Tcp | Stage::Api),
+            ErrorKind::Disconnected | ErrorKind::Timeout => true,
+            ErrorKind::Broker(code) => code.is_retriable(),
+            _ => false,
+        }
+    }
+
+    /// Whether the client that returned it can do nothing more and must be replaced.
+    pub fn is_fatal(&self) -> bool {
+        self.0.fatal
+    }
+
+    /// Whether the open transaction can only be aborted. Always false outside a transaction.
+    pub fn requires_abort(&self) -> bool {
+        false
+    }
+
+    /// Whether a record that failed with this error may be in the log all the same: a request was sent, and its answer
+    /// never came. Sending such a record again may write it twice.
+    pub fn possibly_written(&self) -> bool {
+        self.0.possibly_written
+    }
+
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self(Arc::new(Inner {
+            kind,
+            message: message.into(),
+            topic: None,
+            partition: None,
+            offset: None,
+            broker: None,
+            address: None,
+            api: None,
+            hint: None,
+            fatal: false,
+            possibly_written: false,
+            source: None,
+        }))
+    }
+
+    /// An error code of the broker in the answer to `api`.
+    pub(crate) fn from_code(api: &'static str, code: i16) -> Self {
+        let code = ErrorCode(code);
+        Self::new(ErrorKind::Broker(code), format!("the broker answered {code}")).with_api(api)
+    }
+
+    pub(crate) fn closed(what: &str) -> Self {
+        Self::new(ErrorKind::Closed, format!("the {what} is closed"))
+    }
+
+    pub(crate) fn protocol(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Protocol, message)
+    }
+
+    fn change(mut self, edit: impl FnOnce(&mut Inner)) -> Self {
+        edit(Arc::make_mut(&mut self.0));
+        self
+    }
+
+    pub(crate) fn with_topic(self, topic: impl Into<Arc<str>>) -> Self {
+        self.change(|inner| inner.topic = Some(topic.into()))
+    }
+
+    pub(crate) fn with_partition(self, partition: i32) -> Self {
+        self.change(|inner| inner.partition = Some(partition))
+    }
+
+    pub(crate) fn with_offset(self, offset: i64) -> Self {
+        self.change(|inner| inner.offset = Some(offset))
+    }
+
+    pub(crate) fn with_broker(self, broker: i32) -> Self {
+        self.change(|inner| inner.broker = Some(broker))
+    }
+
+    pub(crate) fn with_address(self, address: impl Into<String>) -> Self {
+        self.change(|inner| inner.address = Some(address.into()))
+    }
+
+    pub(crate) fn with_api(self, api: &'static str) -> Self {
+        self.change(|inner| inner.api = Some(api))
+    }
+
+    /// Which setting to change, as a full sentence without its full stop.
+    pub(crate) fn with_hint(self, hint: impl Into<String>) -> Self {
+        self.change(|inner| inner.hint = Some(hint.into()))
+    }
+
+    pub(crate) fn with_source(self, source: impl StdError + Send + Sync + 'static) -> Self {
+        self.change(|inner| inner.source = Some(Arc::new(source)))
+    }
+
+    pub(crate) fn with_boxed_source(self, source: Box<dyn StdError + Send + Sync>) -> Self {
+        self.change(|inner| inner.source = Some(source.into()))
+    }
+
+    pub(crate) fn with_fatal(self) -> Self {
+        self.change(|inner| inner.fatal = true)
+    }
+
+    pub(crate) fn with_possibly_written(self, possibly: bool) -> Self {
+        self.change(|inner| inner.possibly_written = possibly)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = &*self.0;
+        f.write_str(&inner.message)?;
+        let mut places = Vec::new();
+        if let ErrorKind::Connect(stage) = inner.kind {
+            places.push(format!("stage {stage}"));
+        }
+        if let Some(api) = inner.api {
+            places.push(format!("api {api}"));
+        }
+        match (&inner.topic, inner.partition) {
+            (Some(topic), Some(partition)) => places.push(format!("topic {topic} partition {partition}")),
+            (Some(topic), None) => places.push(format!("topic {topic}")),
+            _ => {}
+        }
+        if let Some(offset) = inner.offset {
+            places.push(format!("offset {offset}"));
+        }
+        if let Some(broker) = inner.broker {
+            places.push(format!("broker {broker}"));
+        }
+        if let Some(address) = &inner.address {
+            places.push(format!("at {address}"));
+        }
+        if !places.is_empty() {
+            write!(f, " [{}]", places.join(", "))?;
+        }
+        if let Some(source) = &inner.source {
+            write!(f, ": {source}")?;
+        }
+        if inner.possibly_written {
+            f.write_str("; the record may have been written")?;
+        }
+        if let Some(hint) = &inner.hint {
+            write!(f, "; {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Error({:?}: {self})", self.0.kind)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_says_what_failed_where_and_what_to_change() {
+        let error = Error::from_code("Produce", 6)
+            .with_topic("orders")
+            .with_partition(3)
+            .with_broker(1)
+            .with_address("b1:9092")
+            .with_possibly_written(true)
+            .with_hint("raise delivery.timeout.ms");
+        assert_eq!(
+            error.to_string(),
+            "the broker answered NotLeaderOrFollower (6) [api Produce, topic orders partition 3, broker 1, at b1:9092]; \
+             the record may have been written; raise delivery.timeout.ms"
+        );
+        assert!(error.is_retriable() && error.possibly_written() && !error.is_fatal());
+    }
+
+    #[test]
+    fn a_clone_keeps_its_text_when_context_is_added_to_the_other() {
+        let first = Error::closed("producer");
+        let second = first.clone().with_topic("orders");
+        assert_eq!(first.to_string(), "the producer is closed");
+        assert_eq!(second.topic(), Some("orders"));
+    }
+}

@@ -1,0 +1,106 @@
+//! The only place that reads a clock or seeds a random generator.
+//!
+//! Cores take `now` and an [`Rng`] as arguments, so that a test drives them with virtual time and a seed.
+
+#![expect(clippy::disallowed_methods, reason = "this is the one place that reads the clocks")]
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+pub(crate) use tokio::time::Instant;
+
+/// The monotonic clock; follows tokio's paused clock in tests.
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+/// Milliseconds since the Unix epoch, as record timestamps want them.
+pub(crate) fn wall_clock_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// A small random generator (SplitMix64): for jitter and for picking a broker or a partition, never for secrets.
+#[derive(Debug, Clone)]
+pub(crate) struct Rng(u64);
+
+impl Rng {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// Seeded from the process's own hash keys, so that clients started together spread out.
+    pub(crate) fn from_entropy() -> Self {
+        Self(RandomState::new().hash_one(0x9E37_79B9_7F4A_7C15_u64))
+    }
+
+    pub(crate) fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `bound`; 0 for a bound of 0.
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        if bound == 0 { 0 } else { (self.next_u64() % bound as u64) as usize }
+    }
+}
+
+/// Exponential back-off with 20 % jitter (KIP-580).
+#[derive(Debug, Clone)]
+pub(crate) struct Backoff {
+    initial: Duration,
+    max: Duration,
+    failures: u32,
+}
+
+impl Backoff {
+    pub(crate) fn new(initial: Duration, max: Duration) -> Self {
+        Self { initial, max: max.max(initial), failures: 0 }
+    }
+
+    /// The pause before the next attempt; doubles with each call up to the maximum.
+    pub(crate) fn next(&mut self, rng: &mut Rng) -> Duration {
+        let doubled = self.initial.saturating_mul(1u32.checked_shl(self.failures.min(20)).unwrap_or(1 << 20));
+        self.failures = self.failures.saturating_add(1);
+        // KIP-580: the pause is spread over 80 % to 120 %, so that clients do not come back in step.
+        let percent = 80 + rng.below(41) as u32;
+        doubled.min(self.max).saturating_mul(percent) / 100
+    }
+
+    pub(crate) fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn back_off_doubles_up_to_its_maximum_and_starts_again_after_a_success() {
+        let mut rng = Rng::new(7);
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
+        let within = |pause: Duration, ms: u64| {
+            let (low, high) = (Duration::from_millis(ms * 80 / 100), Duration::from_millis(ms * 120 / 100));
+            assert!(low <= pause && pause <= high, "{pause:?} is not {ms} ms within 20 %");
+        };
+        for ms in [100, 200, 400, 800, 1000, 1000] {
+            within(backoff.next(&mut rng), ms);
+        }
+        backoff.reset();
+        within(backoff.next(&mut rng), 100);
+    }
+
+    #[test]
+    fn back_off_survives_a_very_long_outage() {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+        backoff.failures = u32::MAX;
+        assert!(backoff.next(&mut Rng::new(1)) <= Duration::from_millis(1200));
+    }
+}
