@@ -46,4 +46,6 @@ const TRANSACTIONAL: i16 = 1 << 4;
 const CONTROL: i16 = 1 << 5;
 
 #[cfg(test)]
+mod speed_tmp;
+#[cfg(test)]
 mod tests;
