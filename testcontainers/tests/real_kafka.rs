@@ -1,37 +1,32 @@
 //! Apache Kafka in a JVM starts, serves every kind of listener and is gone after `stop`.
 //!
-//! Where it cannot run, the test says why and passes; with `DTKAFKA_REQUIRE_KAFKA` set it fails instead.
+//! Where it cannot run, the tests say why and pass; with `DTKAFKA_REQUIRE_KAFKA` set they fail instead.
 
 use std::{path::Path, sync::Arc};
 
+use bytes::Bytes;
 use dtkafka_testcontainers::{
     Listener,
-    launch::{DEFAULT_VERSION, Kafka, probe, probe_stream},
+    launch::{Kafka, call, probe, probe_stream},
+};
+use kafka_protocol::{
+    messages::{
+        ApiKey, DescribeUserScramCredentialsRequest, DescribeUserScramCredentialsResponse,
+        SaslAuthenticateRequest, SaslAuthenticateResponse, SaslHandshakeRequest, SaslHandshakeResponse,
+    },
+    protocol::StrBytes,
 };
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-/// The version to run, or `None` after saying why it cannot.
-fn version() -> Option<String> {
-    let required = std::env::var("DTKAFKA_REQUIRE_KAFKA").ok().filter(|value| !value.is_empty());
-    match Kafka::available() {
-        Ok(()) => {
-            let version = required.filter(|value| value.contains('.'));
-            Some(version.unwrap_or_else(|| DEFAULT_VERSION.to_owned()))
-        }
-        Err(missing) => {
-            assert!(required.is_none(), "DTKAFKA_REQUIRE_KAFKA is set, but {missing}");
-            eprintln!("SKIPPED: real Kafka cannot run here: {missing}");
-            None
-        }
-    }
-}
+const SASL_AUTHENTICATION_FAILED: i16 = 58;
 
 #[tokio::test]
 async fn real_kafka_serves_plaintext_and_tls_and_leaves_nothing_behind() {
-    let Some(version) = version() else { return };
-    let kafka = Kafka::builder().version(&version).start().await.unwrap();
+    let Some(builder) = Kafka::for_tests().unwrap() else { return };
+    let kafka = builder.start().await.unwrap();
+    let version = kafka.version().to_owned();
     let pid = kafka.pid();
     let folder = kafka.folder().to_owned();
     eprintln!("Apache Kafka {version}, pid {pid}, {}", kafka.bootstrap_servers());
@@ -56,4 +51,39 @@ async fn real_kafka_serves_plaintext_and_tls_and_leaves_nothing_behind() {
     kafka.stop().await.unwrap();
     assert!(!Path::new(&format!("/proc/{pid}")).exists(), "process {pid} is still there");
     assert!(!folder.exists());
+}
+
+#[tokio::test]
+async fn broker_that_ends_at_once_says_why() {
+    let Some(builder) = Kafka::for_tests().unwrap() else { return };
+    let error = builder.property("num.io.threads", "none").start().await.unwrap_err();
+    assert!(error.to_string().contains("num.io.threads"), "{error}");
+}
+
+#[tokio::test]
+async fn users_can_authenticate_with_plain_and_have_scram_where_the_version_can() {
+    let Some(builder) = Kafka::for_tests().unwrap() else { return };
+    let kafka = builder.user("bob", "p\"w\\d ü").start().await.unwrap();
+    for (password, expected) in [("p\"w\\d ü", 0), ("wrong", SASL_AUTHENTICATION_FAILED)] {
+        let mut stream = TcpStream::connect(kafka.listener(Listener::SaslPlaintext)).await.unwrap();
+        let handshake = SaslHandshakeRequest::default().with_mechanism(StrBytes::from_static_str("PLAIN"));
+        let answer: SaslHandshakeResponse =
+            call(&mut stream, ApiKey::SaslHandshake, 1, &handshake).await.unwrap();
+        assert_eq!(answer.error_code, 0);
+        let token = Bytes::from(format!("\0bob\0{password}"));
+        let request = SaslAuthenticateRequest::default().with_auth_bytes(token);
+        let answer: SaslAuthenticateResponse =
+            call(&mut stream, ApiKey::SaslAuthenticate, 1, &request).await.unwrap();
+        assert_eq!(answer.error_code, expected);
+    }
+    if kafka.has_scram() {
+        let mut stream = TcpStream::connect(kafka.bootstrap_servers()).await.unwrap();
+        let request = DescribeUserScramCredentialsRequest::default().with_users(None);
+        let answer: DescribeUserScramCredentialsResponse =
+            call(&mut stream, ApiKey::DescribeUserScramCredentials, 0, &request).await.unwrap();
+        let users: Vec<_> =
+            answer.results.iter().map(|r| (r.user.as_str(), r.credential_infos.len())).collect();
+        assert_eq!(users, [("bob", 2)], "SCRAM-SHA-256 and -512");
+    }
+    kafka.stop().await.unwrap();
 }

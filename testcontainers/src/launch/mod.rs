@@ -33,9 +33,9 @@ use std::{
 
 use base64::Engine as _;
 
-pub use self::probe::{Probe, probe, probe_stream};
+pub use self::probe::{Probe, call, probe, probe_stream};
 use self::{process::Broker, properties::Ports};
-use crate::{CertificateError, Certificates, Listener};
+use crate::{CertificateError, Certificates, Listener, note_backend};
 
 /// Started unless another version is asked for.
 pub const DEFAULT_VERSION: &str = "4.3.1";
@@ -147,6 +147,32 @@ impl Kafka {
     /// The text names everything that is missing.
     pub fn available() -> Result<(), String> {
         Route::find(None).map(drop)
+    }
+
+    /// Settings for a test suite that runs on real Kafka where it can; the one place that reads these variables:
+    /// `DTKAFKA_REQUIRE_KAFKA` is the version that must run (`1`: [`DEFAULT_VERSION`]); `DTKAFKA_SKIP_KAFKA` leaves real
+    /// Kafka out. `None` means leave it out; why has been printed and noted.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if it is required and cannot run here.
+    pub fn for_tests() -> Result<Option<KafkaBuilder>, Error> {
+        let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+        let leave_out = |why: &str| {
+            eprintln!("SKIPPED: no real Kafka: {why}");
+            note_backend(&format!("left out: Apache Kafka: {why}"));
+            Ok(None)
+        };
+        if set("DTKAFKA_SKIP_KAFKA").is_some() {
+            return leave_out("DTKAFKA_SKIP_KAFKA is set");
+        }
+        let required = set("DTKAFKA_REQUIRE_KAFKA");
+        let version = required.clone().filter(|value| value != "1");
+        let version = version.unwrap_or_else(|| DEFAULT_VERSION.to_owned());
+        match Route::find(Some(&version)) {
+            Ok(_) => Ok(Some(Self::builder().version(version))),
+            Err(missing) if required.is_none() => leave_out(&missing),
+            Err(missing) => Err(Error::Missing(format!("DTKAFKA_REQUIRE_KAFKA is set, but {missing}"))),
+        }
     }
 
     /// `host:port` of a listener.
@@ -335,6 +361,7 @@ impl KafkaBuilder {
         let mut kafka =
             Kafka { broker, ports, version: self.version.clone(), certificates, grace: self.stop_grace };
         self.wait(&mut kafka).await?;
+        note_backend(&format!("Apache Kafka {} in {}", self.version, route.name()));
         tracing::info!(version = self.version, pid = kafka.pid(), "Apache Kafka answers");
         Ok(kafka)
     }
@@ -419,6 +446,13 @@ enum Route {
 }
 
 impl Route {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Jvm { .. } => "a JVM",
+            Self::Docker { .. } => "Docker",
+        }
+    }
+
     /// `version` counts where its jars are cached: then Maven is not needed.
     fn find(version: Option<&str>) -> Result<Self, String> {
         let java = env::var_os("JAVA_HOME")

@@ -68,7 +68,14 @@ pub async fn probe_stream<S: AsyncRead + AsyncWrite + Unpin + Send>(stream: &mut
     })
 }
 
-async fn call<S, Q, A>(stream: &mut S, api: ApiKey, version: i16, request: &Q) -> io::Result<A>
+/// One request and its answer, on a stream with no other request under way: raw protocol for tests.
+///
+/// # Errors
+/// What the exchange failed with; `InvalidData` if the answer is not one to this request and version.
+///
+/// # Cancel safety
+/// Safe; the stream is of no use afterwards.
+pub async fn call<S, Q, A>(stream: &mut S, api: ApiKey, version: i16, request: &Q) -> io::Result<A>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
     Q: Encodable + HeaderVersion + Sync,
