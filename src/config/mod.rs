@@ -8,6 +8,7 @@ mod jaas;
 mod overlay;
 mod properties;
 mod resolve;
+mod security;
 pub(crate) mod settings;
 mod url;
 mod value;
