@@ -278,6 +278,7 @@ fn versions_error(error: ChannelError, notices: &Notices, settings: &ClientSetti
         ChannelError::TooLarge { actual } => too_large(actual, settings.receive_message_max_bytes).into(),
         ChannelError::Encode(text) | ChannelError::Decode(text) => {
             Error::new(ErrorKind::Connect(Stage::Api), format!("what answered does not speak Kafka: {text}"))
+                .with_api(wire::ApiVersionsRequest::NAME)
                 .with_hint("check host and port in bootstrap.servers and security.protocol")
                 .into()
         }

@@ -6,6 +6,8 @@
 
 #[cfg(feature = "tls")]
 pub(crate) use with_rustls::Tls;
+#[cfg(all(test, any(feature = "tls-graviola", feature = "tls-rustcrypto")))]
+pub(super) use with_rustls::provider;
 #[cfg(not(feature = "tls"))]
 pub(crate) use without::Tls;
 
@@ -144,7 +146,8 @@ mod with_rustls {
         Error::new(ErrorKind::Connect(Stage::Tls), text)
     }
 
-    fn provider(settings: &TlsSettings) -> Result<Arc<CryptoProvider>> {
+    /// The crypto provider: the application's own, else the fastest that this CPU can run.
+    pub(in crate::connection) fn provider(settings: &TlsSettings) -> Result<Arc<CryptoProvider>> {
         if let Some(own) = &settings.crypto_provider {
             tracing::info!(provider = "the application's own", "TLS");
             return Ok(Arc::clone(own));
