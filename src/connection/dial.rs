@@ -37,7 +37,8 @@ pub(super) async fn dial(
     for (tried, &answer) in answers.iter().enumerate() {
         let left = deadline.saturating_duration_since(now());
         let share = left / u32::try_from(answers.len() - tried).unwrap_or(u32::MAX);
-        match connect(answer, address, settings, tls, now() + share).await {
+        // Boxed: a TLS handshake has kilobytes of state, and callers keep this future inside theirs.
+        match Box::pin(connect(answer, address, settings, tls, now() + share)).await {
             Ok(connection) => return Ok(connection),
             // A refused password or certificate is the same at the next address, and asking again may lock the account.
             Err(error) if matches!(error.stage(), Some(Stage::Sasl | Stage::Tls)) => {
@@ -283,5 +284,26 @@ fn versions_error(error: ChannelError, notices: &Notices, settings: &ClientSetti
                 .into()
         }
         ChannelError::NoVersion => Error::protocol("ApiVersions has no version").into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_address_that_was_tried_is_in_the_error_with_its_cause() {
+        let failure = |address: &str, stage, text: &str| {
+            (address.parse().unwrap(), Error::new(ErrorKind::Connect(stage), text))
+        };
+        let one = join_failures(vec![failure("[::1]:9092", Stage::Tcp, "refused")]);
+        assert_eq!(one.to_string(), "refused [stage tcp]");
+        let two = join_failures(vec![
+            failure("[::1]:9092", Stage::Tcp, "refused"),
+            failure("127.0.0.1:9092", Stage::Api, "silent"),
+        ]);
+        assert_eq!(two.stage(), Some(Stage::Tcp));
+        let text = two.to_string();
+        assert!(text.contains("[::1]:9092: refused") && text.contains("127.0.0.1:9092: silent"), "{text}");
     }
 }

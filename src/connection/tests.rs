@@ -137,7 +137,7 @@ async fn dial_answered_with(bytes: &[u8], settings: &ClientSettings) -> Error {
     let server = async {
         loop {
             let mut peer = accept(&listener).await.0;
-            let _ = peer.read(&mut [0; 4096]).await;
+            let _ = peer.read(&mut vec![0; 4096]).await;
             let _ = peer.write_all(bytes).await;
         }
     };
@@ -319,7 +319,7 @@ async fn an_answer_above_the_limit_names_the_setting() {
         peer.greet().await;
         peer.asked().await.unwrap();
         peer.0.write_u32(5000).await.unwrap();
-        peer.0.write_all(&[0; 5000]).await.unwrap();
+        peer.0.write_all(&vec![0; 5000]).await.unwrap();
         pending::<()>().await;
     };
     let settings = ClientSettings { receive_message_max_bytes: 4000, ..settings() };
@@ -498,7 +498,7 @@ mod tls {
         let settings = ClientSettings { tls: Some(tls), ..settings() };
         let server = async {
             let socket = accept(&listener).await.0;
-            if let Ok(stream) = acceptor(chain).accept(socket).await {
+            if let Ok(stream) = Box::pin(acceptor(chain).accept(socket)).await {
                 let mut peer = Peer(stream);
                 peer.greet().await;
                 while let Some(asked) = peer.asked().await {
@@ -547,7 +547,7 @@ mod tls {
             let (listener, address) = listen().await;
             let server = async {
                 let mut peer = accept(&listener).await.0;
-                peer.read(&mut [0; 4096]).await.unwrap();
+                assert!(peer.read(&mut vec![0; 4096]).await.unwrap() > 0);
                 peer.write_all(bytes).await.unwrap();
             };
             let shared = Tls::new(&own_ca()).unwrap();

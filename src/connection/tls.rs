@@ -40,6 +40,26 @@ mod without {
             std::future::pending()
         }
     }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn a_build_without_tls_names_the_features() {
+            let settings = TlsSettings {
+                roots: Vec::new(),
+                client_certificate: None,
+                client_key: None,
+                verify_host_name: true,
+            };
+            let error = Tls::new(&settings).err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(
+                error.to_string().contains("tls-graviola") && error.to_string().contains("tls-rustcrypto")
+            );
+        }
+    }
 }
 
 #[cfg(feature = "tls")]
