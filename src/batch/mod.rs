@@ -46,6 +46,4 @@ const TRANSACTIONAL: i16 = 1 << 4;
 const CONTROL: i16 = 1 << 5;
 
 #[cfg(test)]
-mod speed_tmp;
-#[cfg(test)]
 mod tests;
