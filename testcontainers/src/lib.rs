@@ -1,1 +1,5 @@
 //! test kit
+
+pub mod broker;
+
+pub use broker::{EmbeddedBroker, EmbeddedBrokerBuilder, FaultControl, Listener};
