@@ -153,12 +153,16 @@ impl FaultControl {
 
     /// Requests of `api` are applied, but their answers wait for [`Self::release`].
     pub fn hold(&self, api: ApiKey) {
-        self.shared.faults.held.send_modify(|held| drop(held.insert(api as i16)));
+        self.shared.faults.held.send_modify(|held| {
+            held.insert(api as i16);
+        });
     }
 
     /// Sends the answers that [`Self::hold`] kept back, and holds no more of them.
     pub fn release(&self, api: ApiKey) {
-        self.shared.faults.held.send_modify(|held| drop(held.remove(&(api as i16))));
+        self.shared.faults.held.send_modify(|held| {
+            held.remove(&(api as i16));
+        });
     }
 
     /// Forgets every failure, disconnection, delay and hold; the counters stay.
