@@ -4,6 +4,8 @@
 //! Without python3 or without a way to PyPI the test says that it was skipped; with `DTKAFKA_REQUIRE_FOREIGN=1` it
 //! fails instead.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test")]
+
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;

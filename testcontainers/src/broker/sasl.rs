@@ -61,11 +61,12 @@ impl Login {
 
     /// Before the login only these three are heard; anything else closes the connection, as in Apache Kafka.
     pub(super) fn allows(&self, api: ApiKey) -> bool {
-        match (&self.state, api) {
-            (State::Open, _) | (State::Handshake, ApiKey::ApiVersions | ApiKey::SaslHandshake) => true,
-            (State::Tokens { .. }, ApiKey::SaslAuthenticate) => true,
-            _ => false,
-        }
+        matches!(
+            (&self.state, api),
+            (State::Open, _)
+                | (State::Handshake, ApiKey::ApiVersions | ApiKey::SaslHandshake)
+                | (State::Tokens { .. }, ApiKey::SaslAuthenticate)
+        )
     }
 
     pub(super) fn has_failed(&self) -> bool {

@@ -8,21 +8,28 @@ use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::*;
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::super::log::tests::batch;
 use super::super::{EmbeddedBroker, Listener};
 use super::*;
 
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
 struct Client {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     correlation: i32,
 }
 
 impl Client {
     async fn connect(address: &str) -> Self {
-        Self { stream: TcpStream::connect(address).await.unwrap(), correlation: 0 }
+        Self::over(TcpStream::connect(address).await.unwrap())
+    }
+
+    fn over(stream: impl Stream + 'static) -> Self {
+        Self { stream: Box::new(stream), correlation: 0 }
     }
 
     async fn send<R: Request>(&mut self, version: i16, request: &R) {
@@ -300,3 +307,246 @@ async fn a_wrong_password_is_told_and_then_the_connection_ends() {
     assert_eq!(&*answer.error_message.unwrap(), "Authentication failed: Invalid username or password");
     assert!(client.receive::<SaslAuthenticateRequest>(1).await.is_none());
 }
+
+/// Every version of the group APIs, one group per version, from the join to the deletion.
+#[tokio::test]
+async fn a_member_lives_through_every_version_of_the_group_apis() {
+    let (_broker, mut client) = start().await;
+    for version in 0..=9_i16 {
+        let group = GroupId(text(&format!("group-{version}")));
+        let protocol = join_group_request::JoinGroupRequestProtocol::default()
+            .with_name(text("range"))
+            .with_metadata(Bytes::from_static(b"m"));
+        let mut join = JoinGroupRequest::default()
+            .with_group_id(group.clone())
+            .with_session_timeout_ms(10_000)
+            .with_rebalance_timeout_ms(10_000)
+            .with_protocol_type(text("consumer"))
+            .with_protocols(vec![protocol]);
+        let mut joined = client.call(version, &join).await;
+        if version >= 4 {
+            assert_eq!(joined.error_code, ResponseError::MemberIdRequired.code());
+            join.member_id = joined.member_id;
+            joined = client.call(version, &join).await;
+        }
+        assert_eq!((joined.error_code, joined.generation_id, joined.members.len()), (0, 1, 1), "v{version}");
+        let member = joined.member_id;
+        let assignment = sync_group_request::SyncGroupRequestAssignment::default()
+            .with_member_id(member.clone())
+            .with_assignment(Bytes::from_static(b"all"));
+        let sync = SyncGroupRequest::default()
+            .with_group_id(group.clone())
+            .with_generation_id(1)
+            .with_member_id(member.clone())
+            .with_protocol_type((version >= 5).then(|| text("consumer")))
+            .with_protocol_name((version >= 5).then(|| text("range")))
+            .with_assignments(vec![assignment]);
+        assert_eq!(client.call(version.min(5), &sync).await.assignment, "all");
+        let heartbeat = HeartbeatRequest::default()
+            .with_group_id(group.clone())
+            .with_generation_id(1)
+            .with_member_id(member.clone());
+        assert_eq!(client.call(version.min(4), &heartbeat).await.error_code, 0);
+        commit_and_fetch(&mut client, version, &group, &member).await;
+        describe_leave_delete(&mut client, version, group, member).await;
+    }
+}
+
+async fn commit_and_fetch(client: &mut Client, version: i16, group: &GroupId, member: &StrBytes) {
+    let partition =
+        offset_commit_request::OffsetCommitRequestPartition::default().with_partition_index(1).with_committed_offset(7);
+    let topic = offset_commit_request::OffsetCommitRequestTopic::default()
+        .with_name(topic_name("t"))
+        .with_partitions(vec![partition]);
+    let commit = OffsetCommitRequest::default()
+        .with_group_id(group.clone())
+        .with_generation_id_or_member_epoch(1)
+        .with_member_id(member.clone())
+        .with_topics(vec![topic]);
+    assert_eq!(client.call(version.max(2), &commit).await.topics[0].partitions[0].error_code, 0);
+    if version >= 8 {
+        let topic = offset_fetch_request::OffsetFetchRequestTopics::default()
+            .with_name(topic_name("t"))
+            .with_partition_indexes(vec![0, 1]);
+        let asked =
+            offset_fetch_request::OffsetFetchRequestGroup::default().with_group_id(group.clone()).with_topics(Some(vec![topic]));
+        let answer = client.call(version, &OffsetFetchRequest::default().with_groups(vec![asked])).await;
+        let partitions = &answer.groups[0].topics[0].partitions;
+        assert_eq!((partitions[0].committed_offset, partitions[1].committed_offset), (-1, 7));
+        return;
+    }
+    let topic = offset_fetch_request::OffsetFetchRequestTopic::default()
+        .with_name(topic_name("t"))
+        .with_partition_indexes(vec![0, 1]);
+    let asked = OffsetFetchRequest::default().with_group_id(group.clone()).with_topics(Some(vec![topic]));
+    let answer = client.call(version.max(1), &asked).await;
+    let partitions = &answer.topics[0].partitions;
+    assert_eq!((partitions[0].committed_offset, partitions[1].committed_offset), (-1, 7));
+}
+
+async fn describe_leave_delete(client: &mut Client, version: i16, group: GroupId, member: StrBytes) {
+    let find = FindCoordinatorRequest::default();
+    let find = if version >= 4 {
+        find.with_coordinator_keys(vec![group.0.clone()])
+    } else {
+        find.with_key(group.0.clone())
+    };
+    let found = client.call(version.min(6), &find).await;
+    let node = if version >= 4 { found.coordinators[0].node_id } else { found.node_id };
+    assert_eq!(node.0, 1);
+    let describe = DescribeGroupsRequest::default().with_groups(vec![group.clone()]);
+    let described = client.call(version.min(6), &describe).await;
+    assert_eq!((&*described.groups[0].group_state, described.groups[0].members.len()), ("Stable", 1));
+    assert!(client.call(version.min(5), &ListGroupsRequest::default()).await.groups.iter().any(|g| g.group_id == group));
+    let delete = DeleteGroupsRequest::default().with_groups_names(vec![group.clone()]);
+    let refused = client.call(version.min(2), &delete).await.results[0].error_code;
+    assert_eq!(refused, ResponseError::NonEmptyGroup.code());
+    let leave = LeaveGroupRequest::default().with_group_id(group);
+    let leave = if version >= 3 {
+        leave.with_members(vec![leave_group_request::MemberIdentity::default().with_member_id(member)])
+    } else {
+        leave.with_member_id(member)
+    };
+    assert_eq!(client.call(version.min(5), &leave).await.error_code, 0);
+    assert_eq!(client.call(version.min(2), &delete).await.results[0].error_code, 0);
+}
+
+#[tokio::test]
+async fn administrators_see_and_change_topics() {
+    let (_broker, mut client) = start().await;
+    let alter = incremental_alter_configs_request::AlterableConfig::default()
+        .with_name(text("max.message.bytes"))
+        .with_value(Some(text("80")));
+    let resource = incremental_alter_configs_request::AlterConfigsResource::default()
+        .with_resource_type(2)
+        .with_resource_name(text("t"))
+        .with_configs(vec![alter]);
+    let alter = IncrementalAlterConfigsRequest::default().with_resources(vec![resource]);
+    for version in 0..=1 {
+        assert_eq!(client.call(version, &alter).await.responses[0].error_code, 0);
+    }
+    let too_large = ResponseError::MessageTooLarge.code();
+    assert_eq!(produced(&mut client, 9, batch(&["a value that is long enough"], None)).await.0, too_large);
+    let resource = describe_configs_request::DescribeConfigsResource::default()
+        .with_resource_type(2)
+        .with_resource_name(text("t"))
+        .with_configuration_keys(Some(vec![text("max.message.bytes")]));
+    let describe = DescribeConfigsRequest::default().with_include_synonyms(true).with_resources(vec![resource]);
+    for version in 1..=4 {
+        let answer = client.call(version, &describe).await;
+        assert_eq!(answer.results[0].configs[0].value.as_deref(), Some("80"));
+    }
+    for (n, version) in (0..=3).enumerate() {
+        let more = create_partitions_request::CreatePartitionsTopic::default()
+            .with_name(topic_name("t"))
+            .with_count(3 + n as i32)
+            .with_assignments(None);
+        let more = CreatePartitionsRequest::default().with_topics(vec![more]);
+        assert_eq!(client.call(version, &more).await.results[0].error_code, 0);
+    }
+    for version in 0..=2 {
+        assert_eq!(client.call(version, &DescribeClusterRequest::default()).await.brokers.len(), 1);
+    }
+    let ids: Vec<i64> = {
+        let mut ids = Vec::new();
+        for version in 0..=5 {
+            let request = InitProducerIdRequest::default().with_transactional_id(None);
+            ids.push(client.call(version, &request).await.producer_id.0);
+        }
+        ids
+    };
+    assert!(ids.windows(2).all(|w| w[0] < w[1]));
+    for version in 1..=6 {
+        let name = topic_name(&format!("d{version}"));
+        let topics = vec![CreatableTopic::default().with_name(name.clone()).with_num_partitions(1).with_replication_factor(-1)];
+        client.call(5, &CreateTopicsRequest::default().with_topics(topics)).await;
+        let mut request = DeleteTopicsRequest::default();
+        if version < 6 {
+            request.topic_names = vec![name];
+        } else {
+            request.topics = vec![delete_topics_request::DeleteTopicState::default().with_name(Some(name))];
+        }
+        assert_eq!(client.call(version, &request).await.responses[0].error_code, 0);
+    }
+}
+
+#[tokio::test]
+async fn records_are_deleted_and_epochs_looked_up() {
+    let (broker, mut client) = start().await;
+    produced(&mut client, 9, batch(&["a", "b", "c"], None)).await;
+    for version in 0..=2 {
+        let partition = delete_records_request::DeleteRecordsPartition::default().with_offset(2);
+        let topic = delete_records_request::DeleteRecordsTopic::default()
+            .with_name(topic_name("t"))
+            .with_partitions(vec![partition]);
+        let answer = client.call(version, &DeleteRecordsRequest::default().with_topics(vec![topic])).await;
+        assert_eq!(answer.topics[0].partitions[0].low_watermark, 2);
+    }
+    assert_eq!(broker.records("t", 0).unwrap().len(), 1);
+    for version in 2..=4 {
+        let partition = offset_for_leader_epoch_request::OffsetForLeaderPartition::default()
+            .with_current_leader_epoch(0)
+            .with_leader_epoch(0);
+        let topic = offset_for_leader_epoch_request::OffsetForLeaderTopic::default()
+            .with_topic(topic_name("t"))
+            .with_partitions(vec![partition]);
+        let request = OffsetForLeaderEpochRequest::default().with_topics(vec![topic]);
+        let answer = client.call(version, &request).await;
+        assert_eq!(answer.topics[0].partitions[0].end_offset, 3);
+    }
+}
+
+fn join(group: &str) -> JoinGroupRequest {
+    let protocol = join_group_request::JoinGroupRequestProtocol::default().with_name(text("range"));
+    JoinGroupRequest::default()
+        .with_group_id(GroupId(text(group)))
+        .with_session_timeout_ms(10_000)
+        .with_rebalance_timeout_ms(10_000)
+        .with_protocol_type(text("consumer"))
+        .with_protocols(vec![protocol])
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_end_on_a_paused_clock_over_in_memory_streams() {
+    let broker = EmbeddedBroker::builder().in_memory().start().await.unwrap();
+    assert_eq!(broker.bootstrap_servers(), "broker-1:9092");
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    broker.serve_stream(1, Listener::Plaintext, theirs);
+    let mut client = Client::over(ours);
+    assert_eq!(client.call(3, &join("g")).await.generation_id, 1);
+    let describe = DescribeGroupsRequest::default().with_groups(vec![GroupId(text("g"))]);
+    assert_eq!(&*client.call(5, &describe).await.groups[0].group_state, "CompletingRebalance");
+    tokio::time::sleep(std::time::Duration::from_millis(10_001)).await;
+    assert_eq!(&*client.call(5, &describe).await.groups[0].group_state, "Empty");
+}
+
+#[tokio::test]
+async fn coordinators_move_and_the_old_one_says_so() {
+    let broker = EmbeddedBroker::builder().brokers(2).start().await.unwrap();
+    broker.control().move_coordinator("g", 1).unwrap();
+    let addresses = broker.bootstrap_servers();
+    let mut client = Client::connect(addresses.split_once(',').unwrap().0).await;
+    assert_eq!(client.call(3, &join("g")).await.error_code, 0);
+    broker.control().move_coordinator("g", 2).unwrap();
+    assert_eq!(client.call(3, &join("g")).await.error_code, ResponseError::NotCoordinator.code());
+    let find = FindCoordinatorRequest::default().with_key(text("g"));
+    assert_eq!(client.call(3, &find).await.node_id.0, 2);
+}
+
+#[tokio::test]
+async fn an_incremental_fetch_names_only_partitions_with_news() {
+    let (_broker, mut client) = start().await;
+    let mut request = fetch(0).with_session_epoch(0).with_max_wait_ms(1);
+    let second = request.topics[0].partitions[0].clone().with_partition(1);
+    request.topics[0].partitions.push(second);
+    let opened = client.call(12, &request).await;
+    assert_eq!(opened.responses[0].partitions.len(), 2);
+    produced(&mut client, 9, batch(&["a"], None)).await;
+    let next = fetch(0).with_topics(vec![]).with_session_id(opened.session_id).with_session_epoch(1);
+    let answer = client.call(12, &next.clone().with_max_wait_ms(1)).await;
+    assert_eq!(answer.responses[0].partitions.len(), 1);
+    assert_eq!(answer.responses[0].partitions[0].high_watermark, 1);
+    let stale = client.call(12, &next).await;
+    assert_eq!(stale.error_code, ResponseError::InvalidFetchSessionEpoch.code());
+}
+
