@@ -1,0 +1,27 @@
+//! The embedded broker as a process, for clients of any language: prints its addresses, and ends with its standard
+//! input. `cargo run -p dtkafka-testcontainers --example embedded_broker [BROKERS] [DEFAULT_PARTITIONS]`
+
+use std::io::Read;
+
+use dtkafka_testcontainers::{EmbeddedBroker, Listener};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut numbers = std::env::args().skip(1).map(|a| a.parse::<i32>());
+    let brokers = numbers.next().transpose()?.unwrap_or(1);
+    let partitions = numbers.next().transpose()?.unwrap_or(1);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let broker = EmbeddedBroker::builder()
+            .brokers(brokers)
+            .default_partitions(partitions)
+            .user("alice", "alice-secret")
+            .start()
+            .await?;
+        println!("PLAINTEXT {}", broker.bootstrap_servers());
+        println!("SASL_PLAINTEXT {} (alice, alice-secret)", broker.listener(Listener::SaslPlaintext));
+        let closed = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
+        closed.await??;
+        broker.shutdown().await;
+        Ok(())
+    })
+}
