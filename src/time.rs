@@ -73,6 +73,10 @@ impl Backoff {
         doubled.min(self.max).saturating_mul(percent) / 100
     }
 
+    pub(crate) fn initial(&self) -> Duration {
+        self.initial
+    }
+
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }

@@ -1,6 +1,64 @@
 //! Validated, typed settings: what the clients read. `KafkaConfig::resolve` makes them; nothing else does.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+
+use super::value::SettingValue;
+use crate::error::{Error, ErrorKind};
+
+/// Gives an enum of settings Java's spellings: `FromStr` (any case), `Display` (the first spelling of each) and the
+/// list of all of them for messages.
+macro_rules! spellings {
+    ($type:ident, $property:literal, { $($variant:ident => [$first:literal $(, $other:literal)*]),+ $(,)? }) => {
+        impl $type {
+            /// Every accepted spelling.
+            pub(crate) const ACCEPTED: &'static [&'static str] = &[$($first $(, $other)*),+];
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $(Self::$variant => $first),+ })
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = Error;
+
+            fn from_str(text: &str) -> Result<Self, Error> {
+                let text = text.trim();
+                $(if text.eq_ignore_ascii_case($first) $(|| text.eq_ignore_ascii_case($other))* {
+                    return Ok(Self::$variant);
+                })+
+                Err(Error::new(
+                    ErrorKind::Config,
+                    format!(concat!("{:?} is no ", $property, "; accepted: {}"), text, Self::ACCEPTED.join(", ")),
+                ))
+            }
+        }
+
+        impl From<$type> for SettingValue {
+            fn from(value: $type) -> Self {
+                Self::new(value.to_string())
+            }
+        }
+    };
+}
+
+spellings!(SecurityProtocol, "security.protocol", {
+    Plaintext => ["PLAINTEXT"], Ssl => ["SSL"], SaslPlaintext => ["SASL_PLAINTEXT"], SaslSsl => ["SASL_SSL"],
+});
+spellings!(SaslMechanism, "sasl.mechanism", {
+    Plain => ["PLAIN"], ScramSha256 => ["SCRAM-SHA-256"], ScramSha512 => ["SCRAM-SHA-512"],
+});
+spellings!(Acks, "acks", { All => ["all", "-1"], Leader => ["1"], None => ["0"] });
+spellings!(Compression, "compression.type", {
+    None => ["none"], Gzip => ["gzip"], Snappy => ["snappy"], Lz4 => ["lz4"], Zstd => ["zstd"],
+});
+spellings!(AutoOffsetReset, "auto.offset.reset", {
+    Earliest => ["earliest"], Latest => ["latest"], None => ["none"],
+});
+spellings!(IsolationLevel, "isolation.level", {
+    ReadUncommitted => ["read_uncommitted"], ReadCommitted => ["read_committed"],
+});
 
 /// A broker's host and port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -116,10 +174,37 @@ pub(crate) enum PemSource {
     File(String),
 }
 
+/// How clients talk to brokers (`security.protocol`): encrypted or not, authenticated or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SecurityProtocol {
+    /// Neither encrypted nor authenticated (the default).
+    #[default]
+    Plaintext,
+    /// TLS.
+    Ssl,
+    /// SASL without encryption: with [`SaslMechanism::Plain`] the password crosses the wire readable.
+    SaslPlaintext,
+    /// SASL inside TLS.
+    SaslSsl,
+}
+
+impl SecurityProtocol {
+    /// Whether connections are encrypted.
+    pub fn uses_tls(self) -> bool {
+        matches!(self, Self::Ssl | Self::SaslSsl)
+    }
+
+    /// Whether clients authenticate with SASL.
+    pub fn uses_sasl(self) -> bool {
+        matches!(self, Self::SaslPlaintext | Self::SaslSsl)
+    }
+}
+
 /// A SASL mechanism.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum SaslMechanism {
+    #[default]
     /// PLAIN (RFC 4616): the password crosses the wire; use it over TLS.
     Plain,
     /// SCRAM-SHA-256 (KIP-84).

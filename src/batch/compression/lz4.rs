@@ -1,0 +1,206 @@
+//! LZ4 frames (version 1.6 of the format) over a block codec: strict about their ends and checksums, which the block
+//! library's own frame reader is not.
+
+use lz4_flex::block::{
+    CompressTable, compress_into_with_table, decompress_into, decompress_into_with_dict,
+    get_maximum_output_size,
+};
+use twox_hash::XxHash32;
+
+use super::{damaged, encoding_failed, grow, too_large};
+use crate::error::{Error, Result};
+
+const CODEC: &str = "lz4";
+const MAGIC: [u8; 4] = 0x184D_2204_u32.to_le_bytes();
+const BLOCK_LEN: usize = 64 * 1024;
+/// Version 1, independent blocks, no checksums: the batch has its own. Blocks of 64 KiB. Java writes the same.
+const DESCRIPTOR: [u8; 2] = [0x60, 0x40];
+/// In a block's length: the block is stored as it is.
+const STORED: u32 = 1 << 31;
+/// How far back a block may refer into the one before.
+const WINDOW: usize = 64 * 1024;
+/// One byte of LZ4 makes at most 255.
+const MAX_RATIO: usize = 255;
+
+pub(super) struct Encoder(CompressTable);
+
+impl Encoder {
+    pub(super) fn new() -> Self {
+        Self(CompressTable::default())
+    }
+
+    pub(super) fn compress(&mut self, input: &[u8], scratch: &mut Vec<u8>) -> Result<usize> {
+        let block_bound = get_maximum_output_size(BLOCK_LEN.min(input.len())) + 4;
+        grow(scratch, 7 + input.len().div_ceil(BLOCK_LEN) * block_bound + 4);
+        scratch[..4].copy_from_slice(&MAGIC);
+        scratch[4..6].copy_from_slice(&DESCRIPTOR);
+        scratch[6] = header_checksum(&DESCRIPTOR);
+        let mut end = 7;
+        for block in input.chunks(BLOCK_LEN) {
+            let len = compress_into_with_table(block, &mut scratch[end + 4..], &mut self.0)
+                .map_err(|cause| encoding_failed(CODEC, cause))?;
+            let (len, flag) = if len < block.len() {
+                (len, 0)
+            } else {
+                scratch[end + 4..end + 4 + block.len()].copy_from_slice(block);
+                (block.len(), STORED)
+            };
+            scratch[end..end + 4].copy_from_slice(&(len as u32 | flag).to_le_bytes());
+            end += 4 + len;
+        }
+        scratch[end..end + 4].copy_from_slice(&0_u32.to_le_bytes());
+        Ok(end + 4)
+    }
+}
+
+/// Every frame of `input`. `check_header` is false for old message sets, whose header checksum is wrong.
+pub(super) fn decompress(input: &[u8], output: &mut Vec<u8>, max: usize, check_header: bool) -> Result<()> {
+    let mut cursor = Cursor(input);
+    let mut end = 0;
+    loop {
+        end = frame(&mut cursor, output, end, max, check_header)?;
+        if cursor.0.is_empty() {
+            output.truncate(end);
+            return Ok(());
+        }
+    }
+}
+
+struct Descriptor {
+    linked: bool,
+    block_checksums: bool,
+    content_checksum: bool,
+    content_len: Option<u64>,
+    block_max: usize,
+}
+
+fn frame(
+    cursor: &mut Cursor<'_>,
+    output: &mut Vec<u8>,
+    start: usize,
+    max: usize,
+    check: bool,
+) -> Result<usize> {
+    let descriptor = read_descriptor(cursor, check)?;
+    let mut end = start;
+    loop {
+        let word = cursor.u32()?;
+        if word == 0 {
+            break;
+        }
+        let block = cursor.take((word & !STORED) as usize)?;
+        if descriptor.block_checksums && cursor.u32()? != XxHash32::oneshot(0, block) {
+            return Err(damaged(CODEC, "a block's checksum is wrong"));
+        }
+        end = if word & STORED == 0 {
+            compressed_block(block, output, start, end, max, &descriptor)?
+        } else {
+            stored_block(block, output, end, max, &descriptor)?
+        };
+    }
+    if descriptor.content_checksum && cursor.u32()? != XxHash32::oneshot(0, &output[start..end]) {
+        return Err(damaged(CODEC, "its checksum is wrong"));
+    }
+    if descriptor.content_len.is_some_and(|len| len != (end - start) as u64) {
+        return Err(damaged(CODEC, "its length is not what its header says"));
+    }
+    Ok(end)
+}
+
+fn read_descriptor(cursor: &mut Cursor<'_>, check: bool) -> Result<Descriptor> {
+    if cursor.take(4)? != MAGIC {
+        return Err(damaged(CODEC, "its magic is not an LZ4 frame's"));
+    }
+    let from = cursor.0;
+    let (flags, block) = (cursor.take(1)?[0], cursor.take(1)?[0]);
+    let size_code = block >> 4;
+    if flags >> 6 != 1 || flags & 0b11 != 0 || block & 0x8f != 0 || !(4..=7).contains(&size_code) {
+        return Err(damaged(CODEC, format_args!("its descriptor {flags:#04x} {block:#04x} is not known")));
+    }
+    let content_len = if flags & 0b1000 == 0 {
+        None
+    } else {
+        Some(u64::from(cursor.u32()?) | u64::from(cursor.u32()?) << 32)
+    };
+    let described = &from[..from.len() - cursor.0.len()];
+    if cursor.take(1)?[0] != header_checksum(described) && check {
+        return Err(damaged(CODEC, "its header's checksum is wrong"));
+    }
+    Ok(Descriptor {
+        linked: flags & 0b10_0000 == 0,
+        block_checksums: flags & 0b1_0000 != 0,
+        content_checksum: flags & 0b100 != 0,
+        content_len,
+        block_max: 1 << (8 + 2 * size_code),
+    })
+}
+
+fn compressed_block(
+    block: &[u8],
+    output: &mut Vec<u8>,
+    start: usize,
+    end: usize,
+    max: usize,
+    descriptor: &Descriptor,
+) -> Result<usize> {
+    let left = max.saturating_sub(end);
+    let most = descriptor.block_max.min(block.len().saturating_mul(MAX_RATIO));
+    let room = most.min(left);
+    grow(output, end + room);
+    let (before, after) = output.split_at_mut(end);
+    let result = if descriptor.linked {
+        let window = &before[start.max(end.saturating_sub(WINDOW))..];
+        decompress_into_with_dict(block, &mut after[..room], window)
+    } else {
+        decompress_into(block, &mut after[..room])
+    };
+    match result {
+        Ok(len) => Ok(end + len),
+        Err(lz4_flex::block::DecompressError::OutputTooSmall { .. }) if left < most => {
+            Err(too_large(CODEC, max))
+        }
+        Err(cause) => Err(damaged(CODEC, cause)),
+    }
+}
+
+fn stored_block(
+    block: &[u8],
+    output: &mut Vec<u8>,
+    end: usize,
+    max: usize,
+    descriptor: &Descriptor,
+) -> Result<usize> {
+    if block.len() > descriptor.block_max {
+        return Err(damaged(CODEC, "a block is longer than its header allows"));
+    }
+    if block.len() > max.saturating_sub(end) {
+        return Err(too_large(CODEC, max));
+    }
+    grow(output, end + block.len());
+    output[end..end + block.len()].copy_from_slice(block);
+    Ok(end + block.len())
+}
+
+fn header_checksum(descriptor: &[u8]) -> u8 {
+    (XxHash32::oneshot(0, descriptor) >> 8) as u8
+}
+
+struct Cursor<'a>(&'a [u8]);
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(len).ok_or_else(truncated)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        let (taken, rest) = self.0.split_first_chunk::<4>().ok_or_else(truncated)?;
+        self.0 = rest;
+        Ok(u32::from_le_bytes(*taken))
+    }
+}
+
+fn truncated() -> Error {
+    damaged(CODEC, "it ends too early")
+}

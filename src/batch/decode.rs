@@ -1,0 +1,517 @@
+//! Reading record batches out of fetch responses: splitting, checking, and finding the parts of every record.
+//!
+//! Nothing is copied and nothing allocated per record: a decoded batch is its bytes plus one small slot per record,
+//! all checked, so that reading a record later cannot fail. Which records a consumer wants (fetch offset, aborted
+//! transactions) is not decided here.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+
+use super::{
+    ATTRIBUTES, BASE_OFFSET, BASE_SEQUENCE, BASE_TIMESTAMP, BATCH_HEADER_LEN, BATCH_LENGTH, CODEC_MASK,
+    CONTROL, CRC, CRC_COVERS_FROM, Decompressor, LAST_OFFSET_DELTA, LEADER_EPOCH, LOG_APPEND_TIME,
+    LOG_OVERHEAD, MAGIC_AT, MAX_TIMESTAMP, PRODUCER_EPOCH, PRODUCER_ID, RECORD_COUNT, TRANSACTIONAL, legacy,
+};
+use crate::{
+    error::{Error, Result},
+    record::{Header, TimestampType},
+};
+
+/// The smallest record: length, attributes, two deltas, two lengths, header count.
+const MIN_RECORD_LEN: usize = 7;
+const CORRUPT_HINT: &str = "the log of this partition is damaged, or something on the way changed the bytes; \
+    seek past the batch to go on without it";
+
+/// Walks the batches of one partition in a fetch response.
+pub(crate) fn split(records: Bytes) -> Batches {
+    Batches { rest: records }
+}
+
+/// The iterator of [`split`]. It ends at the first error, and before a batch that the response holds only in part.
+#[derive(Debug)]
+pub(crate) struct Batches {
+    rest: Bytes,
+}
+
+impl Batches {
+    /// Bytes not handed out. After the end: the length of the partial batch there, 0 if none.
+    pub(crate) fn rest_len(&self) -> usize {
+        self.rest.len()
+    }
+
+    fn next_batch(&mut self) -> Result<Option<RawBatch>> {
+        let Some(head) = self.rest.get(..=MAGIC_AT) else { return Ok(None) };
+        let base_offset = i64_at(head, BASE_OFFSET.start);
+        let length = i32_at(head, BATCH_LENGTH.start);
+        let magic = head[MAGIC_AT];
+        let least = match magic {
+            0 | 1 => legacy::min_len(magic),
+            2 => BATCH_HEADER_LEN,
+            _ => return Err(corrupt(base_offset, format!("a record batch has the unknown magic {magic}"))),
+        };
+        let Some(size) = usize::try_from(length)
+            .ok()
+            .map(|length| length.saturating_add(LOG_OVERHEAD))
+            .filter(|size| *size >= least)
+        else {
+            return Err(corrupt(
+                base_offset,
+                format!("a record batch claims the impossible length {length}"),
+            ));
+        };
+        if size > self.rest.len() {
+            return Ok(None);
+        }
+        let bytes = self.rest.split_to(size);
+        if magic == 2 { RawBatch::parse(bytes) } else { legacy::parse(bytes) }.map(Some)
+    }
+}
+
+impl Iterator for Batches {
+    type Item = Result<RawBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.next_batch().transpose();
+        if matches!(next, Some(Err(_))) {
+            self.rest = Bytes::new();
+        }
+        next
+    }
+}
+
+/// A batch as it came: its header is read and plausible, its records are neither checked nor decompressed.
+#[derive(Debug, Clone)]
+pub(crate) struct RawBatch {
+    pub(crate) magic: u8,
+    /// The first offset; for a compressed message of magic 0 or 1, where it is known only after decoding, the last.
+    pub(crate) base_offset: i64,
+    pub(crate) last_offset: i64,
+    /// -1 where unknown.
+    pub(crate) leader_epoch: i32,
+    pub(crate) attributes: i16,
+    pub(crate) timestamp_type: TimestampType,
+    pub(crate) is_transactional: bool,
+    pub(crate) is_control: bool,
+    pub(crate) base_timestamp: i64,
+    pub(crate) max_timestamp: i64,
+    /// -1 without one, and the two below with it.
+    pub(crate) producer_id: i64,
+    pub(crate) producer_epoch: i16,
+    pub(crate) base_sequence: i32,
+    /// Records as the header claims; 1 for a compressed message of magic 0 or 1. Never use it to reserve memory.
+    pub(crate) count: i32,
+    /// All of the batch, with its header.
+    pub(crate) bytes: Bytes,
+}
+
+impl RawBatch {
+    /// `bytes` is a whole batch of magic 2 with at least its header.
+    fn parse(bytes: Bytes) -> Result<Self> {
+        let attributes = i16_at(&bytes, ATTRIBUTES.start);
+        let base_offset = i64_at(&bytes, BASE_OFFSET.start);
+        let last_delta = i32_at(&bytes, LAST_OFFSET_DELTA.start);
+        let count = i32_at(&bytes, RECORD_COUNT.start);
+        let last_offset = base_offset.checked_add(i64::from(last_delta));
+        let (Some(last_offset), 0.., 0..) = (last_offset, base_offset, last_delta) else {
+            return Err(corrupt(
+                base_offset,
+                format!("a record batch claims the last offset delta {last_delta}"),
+            ));
+        };
+        // The division keeps a forged count from making anyone reserve memory. Compressed records are checked later.
+        if count < 0 || (attributes & CODEC_MASK == 0 && !fits(count, bytes.len() - BATCH_HEADER_LEN)) {
+            return Err(wrong_count(base_offset, count, bytes.len() - BATCH_HEADER_LEN));
+        }
+        Ok(Self {
+            magic: 2,
+            base_offset,
+            last_offset,
+            leader_epoch: i32_at(&bytes, LEADER_EPOCH.start),
+            attributes,
+            timestamp_type: timestamp_type(attributes),
+            is_transactional: attributes & TRANSACTIONAL != 0,
+            is_control: attributes & CONTROL != 0,
+            base_timestamp: i64_at(&bytes, BASE_TIMESTAMP.start),
+            max_timestamp: i64_at(&bytes, MAX_TIMESTAMP.start),
+            producer_id: i64_at(&bytes, PRODUCER_ID.start),
+            producer_epoch: i16_at(&bytes, PRODUCER_EPOCH.start),
+            base_sequence: i32_at(&bytes, BASE_SEQUENCE.start),
+            count,
+            bytes,
+        })
+    }
+
+    /// Whether the records must be decompressed.
+    pub(crate) fn is_compressed(&self) -> bool {
+        self.attributes & CODEC_MASK != 0
+    }
+
+    /// Checks, decompresses and finds the records. See [`RawBatch::decode_into`].
+    pub(crate) fn decode(
+        &self,
+        check_crc: bool,
+        decompressor: &Decompressor,
+        max_decompressed: usize,
+    ) -> Result<DecodedBatch> {
+        self.decode_into(check_crc, decompressor, max_decompressed, Vec::new())
+    }
+
+    /// As [`RawBatch::decode`], into the slots of a batch that is done with. No more than `max_decompressed` bytes
+    /// come out of the decompression.
+    ///
+    /// # Errors
+    /// [`crate::error::ErrorKind::Protocol`] with the offset, if the CRC (where checked), the compressed data or a
+    /// record is wrong, or the number of records is not what the header says.
+    pub(crate) fn decode_into(
+        &self,
+        check_crc: bool,
+        decompressor: &Decompressor,
+        max_decompressed: usize,
+        mut slots: Vec<RecordSlot>,
+    ) -> Result<DecodedBatch> {
+        slots.clear();
+        if self.magic < 2 {
+            return legacy::decode(self, check_crc, decompressor, max_decompressed, slots);
+        }
+        if check_crc {
+            let (claimed, computed) =
+                (u32_at(&self.bytes, CRC.start), crc32c::crc32c(&self.bytes[CRC_COVERS_FROM..]));
+            if claimed != computed {
+                return Err(wrong_crc(self.base_offset, claimed, computed));
+            }
+        }
+        let records = self.bytes.slice(BATCH_HEADER_LEN..);
+        let data = decompressor
+            .decompress(self.attributes & CODEC_MASK, records, max_decompressed)
+            .map_err(|error| error.with_offset(self.base_offset))?;
+        if !fits(self.count, data.len()) {
+            return Err(wrong_count(self.base_offset, self.count, data.len()));
+        }
+        self.read_records(&data, &mut slots)?;
+        Ok(DecodedBatch {
+            base_offset: self.base_offset,
+            last_offset: self.last_offset,
+            leader_epoch: Some(self.leader_epoch).filter(|epoch| *epoch >= 0),
+            timestamp_type: self.timestamp_type,
+            is_control: self.is_control,
+            is_transactional: self.is_transactional,
+            producer_id: self.producer_id,
+            data,
+            slots,
+        })
+    }
+
+    fn read_records(&self, data: &[u8], slots: &mut Vec<RecordSlot>) -> Result<()> {
+        let last_delta = (self.last_offset - self.base_offset) as i32;
+        let broker_time = (self.timestamp_type == TimestampType::LogAppendTime).then_some(self.max_timestamp);
+        slots.reserve_exact(self.count as usize);
+        let mut reader = Reader { data, at: 0 };
+        for index in 0..self.count {
+            let slot = reader
+                .record(self.base_timestamp, broker_time)
+                .filter(|slot| (0..=last_delta).contains(&slot.offset_delta));
+            let Some(slot) = slot else {
+                return Err(corrupt(
+                    self.base_offset,
+                    format!("record {index} of a batch of {} cannot be read", self.count),
+                ));
+            };
+            slots.push(slot);
+        }
+        if reader.at != data.len() {
+            let left = data.len() - reader.at;
+            return Err(corrupt(
+                self.base_offset,
+                format!("{left} bytes are left after the {} records a batch claims to have", self.count),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Where the parts of a record are in [`DecodedBatch::data`]; lengths below 0 are nulls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RecordSlot {
+    /// Milliseconds since the Unix epoch; -1 for none.
+    pub(crate) timestamp: i64,
+    pub(crate) offset_delta: i32,
+    pub(super) key_at: u32,
+    pub(super) key_len: i32,
+    pub(super) value_at: u32,
+    pub(super) value_len: i32,
+    pub(super) headers_at: u32,
+    pub(super) header_count: u32,
+}
+
+impl RecordSlot {
+    /// Bytes of key and value, for accounting.
+    pub(crate) fn payload_len(&self) -> usize {
+        self.key_len.max(0) as usize + self.value_len.max(0) as usize
+    }
+}
+
+/// What a control batch says (KIP-98).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ControlType {
+    /// The producer's transaction was aborted.
+    Abort,
+    /// The producer's transaction was committed.
+    Commit,
+    /// A marker that consumers only skip.
+    Other(i16),
+}
+
+/// A checked batch: its bytes, and the place of every record in them.
+#[derive(Debug, Clone)]
+pub(crate) struct DecodedBatch {
+    pub(crate) base_offset: i64,
+    /// The last offset the batch covers; compaction may have removed its last records, so go on after this one.
+    pub(crate) last_offset: i64,
+    pub(crate) leader_epoch: Option<i32>,
+    pub(crate) timestamp_type: TimestampType,
+    /// The records are markers, not for users.
+    pub(crate) is_control: bool,
+    pub(crate) is_transactional: bool,
+    /// -1 without one.
+    pub(crate) producer_id: i64,
+    /// The records; shares the response's buffer unless they were compressed.
+    pub(crate) data: Bytes,
+    pub(crate) slots: Vec<RecordSlot>,
+}
+
+impl DecodedBatch {
+    #[inline]
+    pub(crate) fn offset(&self, slot: &RecordSlot) -> i64 {
+        self.base_offset.wrapping_add(i64::from(slot.offset_delta))
+    }
+
+    #[inline]
+    pub(crate) fn key(&self, slot: &RecordSlot) -> Option<&[u8]> {
+        part(&self.data, slot.key_at, slot.key_len)
+    }
+
+    #[inline]
+    pub(crate) fn value(&self, slot: &RecordSlot) -> Option<&[u8]> {
+        part(&self.data, slot.value_at, slot.value_len)
+    }
+
+    /// The key as a share of the buffer, which it keeps alive.
+    #[inline]
+    pub(crate) fn key_bytes(&self, slot: &RecordSlot) -> Option<Bytes> {
+        self.key(slot).map(|key| self.data.slice_ref(key))
+    }
+
+    /// The value as a share of the buffer, which it keeps alive.
+    #[inline]
+    pub(crate) fn value_bytes(&self, slot: &RecordSlot) -> Option<Bytes> {
+        self.value(slot).map(|value| self.data.slice_ref(value))
+    }
+
+    /// The headers in order, duplicates kept.
+    pub(crate) fn headers(&self, slot: &RecordSlot) -> impl Iterator<Item = HeaderRef<'_>> {
+        let mut reader = Reader { data: &self.data, at: slot.headers_at as usize };
+        (0..slot.header_count).map_while(move |_| reader.header())
+    }
+
+    /// The headers with values as shares of the buffer.
+    pub(crate) fn owned_headers(&self, slot: &RecordSlot) -> Vec<Header> {
+        let owned = |header: HeaderRef<'_>| Header {
+            key: header.key().into_owned(),
+            value: header.value.map(|value| self.data.slice_ref(value)),
+        };
+        self.headers(slot).map(owned).collect()
+    }
+
+    /// What the control batch says; `None` for a batch of records, or a control batch that compaction has emptied.
+    pub(crate) fn control_type(&self) -> Option<ControlType> {
+        let key = self.key(self.slots.first().filter(|_| self.is_control)?)?;
+        // KIP-98: version and type, both int16; a later version only adds fields.
+        let kind = i16::from_be_bytes(key.get(2..4)?.try_into().ok()?);
+        Some(match kind {
+            0 => ControlType::Abort,
+            1 => ControlType::Commit,
+            other => ControlType::Other(other),
+        })
+    }
+}
+
+/// A header of a record, borrowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HeaderRef<'a> {
+    pub(crate) key_bytes: &'a [u8],
+    pub(crate) value: Option<&'a [u8]>,
+}
+
+impl<'a> HeaderRef<'a> {
+    /// The name. As in Java, bytes that are not UTF-8 become replacement characters: a strange header of one producer
+    /// must not stop a consumer.
+    pub(crate) fn key(&self) -> Cow<'a, str> {
+        String::from_utf8_lossy(self.key_bytes)
+    }
+}
+
+#[inline]
+fn part(data: &[u8], at: u32, len: i32) -> Option<&[u8]> {
+    let (at, len) = (at as usize, usize::try_from(len).ok()?);
+    data.get(at..)?.get(..len)
+}
+
+/// Reads records; every method is `None` for bytes that do not make one.
+struct Reader<'a> {
+    data: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    #[inline]
+    fn record(&mut self, base_timestamp: i64, broker_time: Option<i64>) -> Option<RecordSlot> {
+        let len = self.length()?;
+        let end = self.at.checked_add(usize::try_from(len).ok()?).filter(|end| *end <= self.data.len())?;
+        self.byte()?; // attributes: none are defined
+        let timestamp_delta = self.varlong()?;
+        let offset_delta = self.length()?;
+        let key_len = self.length()?;
+        let key_at = self.skip(key_len)?;
+        let value_len = self.length()?;
+        let value_at = self.skip(value_len)?;
+        let header_count = u32::try_from(self.length()?).ok()?;
+        let headers_at = self.at as u32;
+        if header_count > 0 {
+            self.skip_headers(header_count)?;
+        }
+        (self.at == end).then_some(RecordSlot {
+            timestamp: broker_time.unwrap_or_else(|| base_timestamp.wrapping_add(timestamp_delta)),
+            offset_delta,
+            key_at,
+            key_len,
+            value_at,
+            value_len,
+            headers_at,
+            header_count,
+        })
+    }
+
+    fn skip_headers(&mut self, count: u32) -> Option<()> {
+        for _ in 0..count {
+            self.header()?;
+        }
+        Some(())
+    }
+
+    fn header(&mut self) -> Option<HeaderRef<'a>> {
+        let len = self.length()?;
+        let at = self.skip(len)?;
+        let key_bytes = part(self.data, at, len)?;
+        let len = self.length()?;
+        let at = self.skip(len)?;
+        Some(HeaderRef { key_bytes, value: part(self.data, at, len) })
+    }
+
+    #[inline]
+    fn byte(&mut self) -> Option<u8> {
+        let byte = *self.data.get(self.at)?;
+        self.at += 1;
+        Some(byte)
+    }
+
+    /// Steps over a part and says where it began; a length of -1 is a null, below that an error.
+    #[inline]
+    fn skip(&mut self, len: i32) -> Option<u32> {
+        let at = self.at as u32;
+        if len > 0 {
+            self.at = self.at.checked_add(len as usize).filter(|end| *end <= self.data.len())?;
+        } else if len < -1 {
+            return None;
+        }
+        Some(at)
+    }
+
+    /// A zigzag varint of 32 bits.
+    #[inline]
+    fn length(&mut self) -> Option<i32> {
+        let first = self.byte()?;
+        if first < 0x80 {
+            return Some(i32::from(first >> 1) ^ -i32::from(first & 1));
+        }
+        let second = self.byte()?;
+        if second < 0x80 {
+            let value = i32::from(first & 0x7f) | i32::from(second) << 7;
+            return Some((value >> 1) ^ -(value & 1));
+        }
+        let value = self.rest_of_varint(u64::from(first & 0x7f) | u64::from(second & 0x7f) << 7, 5)?;
+        let value = u32::try_from(value).ok()?;
+        Some((value >> 1) as i32 ^ -((value & 1) as i32))
+    }
+
+    /// A zigzag varint of 64 bits.
+    #[inline]
+    fn varlong(&mut self) -> Option<i64> {
+        let first = self.byte()?;
+        if first < 0x80 {
+            return Some(i64::from(first >> 1) ^ -i64::from(first & 1));
+        }
+        let second = self.byte()?;
+        let low = u64::from(first & 0x7f) | u64::from(second & 0x7f) << 7;
+        let value = if second < 0x80 { low } else { self.rest_of_varint(low, 10)? };
+        Some((value >> 1) as i64 ^ -((value & 1) as i64))
+    }
+
+    /// A varint whose first two bytes are in `value`, of at most `max` bytes.
+    fn rest_of_varint(&mut self, mut value: u64, max: u32) -> Option<u64> {
+        for index in 2..max {
+            let byte = self.byte()?;
+            value |= u64::from(byte & 0x7f).checked_shl(index * 7)?;
+            if byte < 0x80 {
+                return Some(value);
+            }
+        }
+        None
+    }
+}
+
+/// Whether `count` records can be in `len` bytes, and their places in the 32 bits of a slot.
+fn fits(count: i32, len: usize) -> bool {
+    count >= 0 && count as usize <= len / MIN_RECORD_LEN && len <= i32::MAX as usize
+}
+
+pub(super) fn timestamp_type(attributes: i16) -> TimestampType {
+    if attributes & LOG_APPEND_TIME == 0 { TimestampType::CreateTime } else { TimestampType::LogAppendTime }
+}
+
+pub(super) fn corrupt(offset: i64, message: String) -> Error {
+    Error::protocol(message).with_offset(offset).with_hint(CORRUPT_HINT)
+}
+
+pub(super) fn wrong_crc(offset: i64, claimed: u32, computed: u32) -> Error {
+    corrupt(
+        offset,
+        format!("a record batch is corrupt: its CRC is {claimed:#010x}, its bytes make {computed:#010x}"),
+    )
+}
+
+fn wrong_count(offset: i64, count: i32, len: usize) -> Error {
+    corrupt(offset, format!("a record batch claims {count} records in {len} bytes"))
+}
+
+/// `N` bytes of a header whose presence was checked; zeros beyond the end, which no caller reads.
+#[inline]
+fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; N])
+}
+
+pub(super) fn i16_at(bytes: &[u8], at: usize) -> i16 {
+    i16::from_be_bytes(array_at(bytes, at))
+}
+
+pub(super) fn i32_at(bytes: &[u8], at: usize) -> i32 {
+    i32::from_be_bytes(array_at(bytes, at))
+}
+
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(array_at(bytes, at))
+}
+
+pub(super) fn i64_at(bytes: &[u8], at: usize) -> i64 {
+    i64::from_be_bytes(array_at(bytes, at))
+}

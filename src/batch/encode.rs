@@ -1,0 +1,316 @@
+//! Writing record batches: records are encoded straight into the buffer that goes to the socket.
+//!
+//! Nothing is allocated, locked or counted atomically per record: the producer's speed is decided here. This file never
+//! decides when a batch is full or sent.
+
+use bytes::{Bytes, BytesMut};
+
+use super::{
+    ATTRIBUTES, BASE_OFFSET, BASE_SEQUENCE, BASE_TIMESTAMP, BATCH_HEADER_LEN, BATCH_LENGTH, CODEC_MASK, CRC,
+    CRC_COVERS_FROM, Compressor, LAST_OFFSET_DELTA, LEADER_EPOCH, LOG_OVERHEAD, MAGIC_AT, MAX_TIMESTAMP,
+    PRODUCER_EPOCH, PRODUCER_ID, RECORD_COUNT, TRANSACTIONAL,
+};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    record::Header,
+};
+
+/// Who wrote a batch, and its place in that producer's sequence (KIP-98).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    pub(crate) producer_id: i64,
+    pub(crate) producer_epoch: i16,
+    pub(crate) base_sequence: i32,
+    pub(crate) transactional: bool,
+}
+
+impl Stamp {
+    /// The stamp of a producer that is not idempotent.
+    pub(crate) const NONE: Self =
+        Self { producer_id: -1, producer_epoch: -1, base_sequence: -1, transactional: false };
+}
+
+/// The open batch of a partition: a buffer whose first 61 bytes wait for the header.
+#[derive(Debug)]
+pub(crate) struct BatchBuilder {
+    buffer: BytesMut,
+    count: i32,
+    base_timestamp: i64,
+    max_timestamp: i64,
+}
+
+impl BatchBuilder {
+    /// An empty batch in `buffer`, whose content is dropped and whose capacity is kept.
+    pub(crate) fn new(mut buffer: BytesMut) -> Self {
+        buffer.clear();
+        buffer.extend_from_slice(&[0; BATCH_HEADER_LEN]);
+        Self { buffer, count: 0, base_timestamp: -1, max_timestamp: -1 }
+    }
+
+    /// Adds a record at the next offset. The caller has checked [`record_size_bound`] against `max.request.size`, so
+    /// that no length here leaves the range of `i32`.
+    #[inline]
+    pub(crate) fn append(
+        &mut self,
+        timestamp_ms: i64,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        headers: &[Header],
+    ) {
+        if self.count == 0 {
+            self.base_timestamp = timestamp_ms;
+            self.max_timestamp = timestamp_ms;
+        }
+        self.max_timestamp = self.max_timestamp.max(timestamp_ms);
+        let timestamp_delta = timestamp_ms.wrapping_sub(self.base_timestamp);
+        let body = body_size(self.count, timestamp_delta, key, value, headers);
+        // One reservation for the record, with room to copy the scratch arrays whole.
+        self.buffer.reserve(body + 2 * Scratch::LEN);
+
+        let mut scratch = Scratch::new();
+        scratch.put(body as u64 * 2); // zigzag of a length is its double
+        scratch.put_byte(0); // attributes: none are defined
+        scratch.put(zigzag(timestamp_delta));
+        scratch.put(zigzag(i64::from(self.count)));
+        scratch.put_len(key);
+        scratch.flush(&mut self.buffer);
+        if let Some(key) = key {
+            self.buffer.extend_from_slice(key);
+        }
+        let mut scratch = Scratch::new();
+        scratch.put_len(value);
+        if let Some(value) = value {
+            scratch.flush(&mut self.buffer);
+            self.buffer.extend_from_slice(value);
+            scratch = Scratch::new();
+        }
+        scratch.put(headers.len() as u64 * 2);
+        scratch.flush(&mut self.buffer);
+        for header in headers {
+            self.append_header(header);
+        }
+        self.count += 1;
+    }
+
+    fn append_header(&mut self, header: &Header) {
+        let mut scratch = Scratch::new();
+        scratch.put_len(Some(header.key.as_bytes()));
+        scratch.flush(&mut self.buffer);
+        self.buffer.extend_from_slice(header.key.as_bytes());
+        let value = header.value.as_deref();
+        let mut scratch = Scratch::new();
+        scratch.put_len(value);
+        scratch.flush(&mut self.buffer);
+        self.buffer.extend_from_slice(value.unwrap_or_default());
+    }
+
+    /// Whether no record was appended.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Records appended.
+    pub(crate) fn count(&self) -> i32 {
+        self.count
+    }
+
+    /// Bytes of the batch so far, uncompressed and with its header.
+    pub(crate) fn len(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// The first record's timestamp; -1 while the batch is empty.
+    pub(crate) fn base_timestamp(&self) -> i64 {
+        self.base_timestamp
+    }
+
+    /// The latest timestamp; -1 while the batch is empty.
+    pub(crate) fn max_timestamp(&self) -> i64 {
+        self.max_timestamp
+    }
+
+    /// The buffer of a batch that will not be sent.
+    pub(crate) fn into_buffer(self) -> BytesMut {
+        self.buffer
+    }
+
+    /// Compresses the records, writes the header and its CRC. As in Java, records that do not shrink stay compressed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] for an empty batch and one above 2 GiB.
+    pub(crate) fn finish(mut self, stamp: Stamp, compressor: &Compressor) -> Result<EncodedBatch> {
+        if self.count == 0 {
+            return Err(Error::new(ErrorKind::InvalidArgument, "a record batch needs at least one record"));
+        }
+        let uncompressed_len = self.buffer.len();
+        compressor.compress_from(&mut self.buffer, BATCH_HEADER_LEN)?;
+        let length = i32::try_from(self.buffer.len() - LOG_OVERHEAD).map_err(|_| {
+            Error::new(ErrorKind::InvalidArgument, "a record batch is limited to 2 GiB")
+                .with_hint("lower batch.size and max.request.size")
+        })?;
+        let header = &mut self.buffer[..BATCH_HEADER_LEN];
+        header[BASE_OFFSET].copy_from_slice(&0_i64.to_be_bytes());
+        header[BATCH_LENGTH].copy_from_slice(&length.to_be_bytes());
+        header[LEADER_EPOCH].copy_from_slice(&(-1_i32).to_be_bytes());
+        header[MAGIC_AT] = 2;
+        header[ATTRIBUTES].copy_from_slice(&compressor.attributes().to_be_bytes());
+        header[LAST_OFFSET_DELTA].copy_from_slice(&(self.count - 1).to_be_bytes());
+        header[BASE_TIMESTAMP].copy_from_slice(&self.base_timestamp.to_be_bytes());
+        header[MAX_TIMESTAMP].copy_from_slice(&self.max_timestamp.to_be_bytes());
+        header[RECORD_COUNT].copy_from_slice(&self.count.to_be_bytes());
+        write_stamp(&mut self.buffer, stamp);
+        Ok(EncodedBatch {
+            bytes: self.buffer.freeze(),
+            count: self.count,
+            base_timestamp: self.base_timestamp,
+            max_timestamp: self.max_timestamp,
+            uncompressed_len,
+        })
+    }
+}
+
+/// A batch ready for a produce request.
+#[derive(Debug, Clone)]
+pub(crate) struct EncodedBatch {
+    pub(crate) bytes: Bytes,
+    /// Records in it.
+    pub(crate) count: i32,
+    pub(crate) base_timestamp: i64,
+    pub(crate) max_timestamp: i64,
+    /// Bytes before compression, with the header.
+    pub(crate) uncompressed_len: usize,
+}
+
+/// Gives a finished batch another stamp: in place where nobody else holds `bytes`, in a copy where a request still does.
+/// `bytes` must be a batch made by [`BatchBuilder::finish`]; anything shorter than a header comes back unchanged.
+pub(crate) fn restamp(bytes: Bytes, stamp: Stamp) -> Bytes {
+    if bytes.len() < BATCH_HEADER_LEN {
+        return bytes;
+    }
+    let mut buffer = bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+    write_stamp(&mut buffer, stamp);
+    buffer.freeze()
+}
+
+/// The buffer of a batch that is no longer needed, emptied, with its capacity; `None` while somebody else holds it.
+pub(crate) fn recycle(bytes: Bytes) -> Option<BytesMut> {
+    let mut buffer = bytes.try_into_mut().ok()?;
+    buffer.clear();
+    Some(buffer)
+}
+
+/// Writes the stamp and the CRC over a batch that is complete otherwise.
+fn write_stamp(batch: &mut BytesMut, stamp: Stamp) {
+    let mut attributes =
+        i16::from_be_bytes([batch[ATTRIBUTES.start], batch[ATTRIBUTES.start + 1]]) & CODEC_MASK;
+    if stamp.transactional {
+        attributes |= TRANSACTIONAL;
+    }
+    batch[ATTRIBUTES].copy_from_slice(&attributes.to_be_bytes());
+    batch[PRODUCER_ID].copy_from_slice(&stamp.producer_id.to_be_bytes());
+    batch[PRODUCER_EPOCH].copy_from_slice(&stamp.producer_epoch.to_be_bytes());
+    batch[BASE_SEQUENCE].copy_from_slice(&stamp.base_sequence.to_be_bytes());
+    let crc = crc32c::crc32c(&batch[CRC_COVERS_FROM..]);
+    batch[CRC].copy_from_slice(&crc.to_be_bytes());
+}
+
+/// The bytes a record takes in a batch, with its length prefix.
+pub(crate) fn record_size(
+    offset_delta: i32,
+    timestamp_delta: i64,
+    key: Option<&[u8]>,
+    value: Option<&[u8]>,
+    headers: &[Header],
+) -> usize {
+    let body = body_size(offset_delta, timestamp_delta, key, value, headers);
+    varint_len(body as u64 * 2) + body
+}
+
+/// At least [`record_size`] of a record with these parts, whatever its offset and timestamp.
+#[inline]
+pub(crate) fn record_size_bound(key_len: usize, value_len: usize, headers: &[Header]) -> usize {
+    // Length, attributes, timestamp, offset, both lengths, header count.
+    const FIXED: usize = 5 + 1 + 10 + 5 + 5 + 5 + 5;
+    let parts = FIXED.saturating_add(key_len).saturating_add(value_len);
+    headers.iter().fold(parts, |sum, header| {
+        sum.saturating_add(10 + header.key.len()).saturating_add(header.value.as_ref().map_or(0, Bytes::len))
+    })
+}
+
+#[inline]
+fn body_size(
+    offset_delta: i32,
+    timestamp_delta: i64,
+    key: Option<&[u8]>,
+    value: Option<&[u8]>,
+    headers: &[Header],
+) -> usize {
+    let fixed = 1 + varint_len(zigzag(timestamp_delta)) + varint_len(zigzag(i64::from(offset_delta)));
+    let mut size = fixed + part_size(key) + part_size(value) + varint_len(headers.len() as u64 * 2);
+    for header in headers {
+        size += part_size(Some(header.key.as_bytes())) + part_size(header.value.as_deref());
+    }
+    size
+}
+
+#[inline]
+fn part_size(part: Option<&[u8]>) -> usize {
+    part.map_or(1, |part| varint_len(part.len() as u64 * 2) + part.len())
+}
+
+#[inline]
+fn zigzag(value: i64) -> u64 {
+    ((value << 1) ^ (value >> 63)) as u64
+}
+
+/// Bytes of `value` as a varint: its significant bits by seven, rounded up, without a division.
+#[inline]
+fn varint_len(value: u64) -> usize {
+    ((63 - (value | 1).leading_zeros()) as usize * 9 + 73) / 64
+}
+
+/// Varints on their way into a buffer. Copying the whole array and cutting the rest off again is faster than copying
+/// what is used, because its length is known when compiling.
+struct Scratch {
+    bytes: [u8; Self::LEN],
+    len: usize,
+}
+
+impl Scratch {
+    /// The longest run between two payloads: length (5), attributes (1), timestamp (10), offset (5), key length (5).
+    const LEN: usize = 32;
+
+    #[inline]
+    fn new() -> Self {
+        Self { bytes: [0; Self::LEN], len: 0 }
+    }
+
+    #[inline]
+    fn put_byte(&mut self, byte: u8) {
+        // The mask only spares the bounds check: no run is longer than the array.
+        self.bytes[self.len % Self::LEN] = byte;
+        self.len += 1;
+    }
+
+    #[inline]
+    fn put(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.put_byte(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.put_byte(value as u8);
+    }
+
+    /// The length of a part that may be null, which is -1 (zigzag 1).
+    #[inline]
+    fn put_len(&mut self, part: Option<&[u8]>) {
+        self.put(part.map_or(1, |part| part.len() as u64 * 2));
+    }
+
+    #[inline]
+    fn flush(self, buffer: &mut BytesMut) {
+        let end = buffer.len() + self.len;
+        buffer.extend_from_slice(&self.bytes);
+        buffer.truncate(end);
+    }
+}

@@ -1,0 +1,226 @@
+//! The cluster as one immutable snapshot: brokers, topics, leaders. Pure; replaced whole, never edited in place.
+//!
+//! Rules: KIP-320 (a leader of an older epoch never replaces a newer one), KIP-516 (a topic that was deleted and made
+//! again has another id, and its epochs start again).
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    config::settings::Address,
+    connection::api::{error_is_retriable, wire},
+    error::{Error, ErrorCode},
+};
+
+/// What a client knows of the cluster at one moment.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Metadata {
+    /// 0 before the first answer; grows by one with each.
+    pub(crate) version: u64,
+    pub(crate) cluster_id: Option<String>,
+    pub(crate) controller: Option<i32>,
+    pub(crate) brokers: BTreeMap<i32, Broker>,
+    pub(crate) topics: BTreeMap<Arc<str>, Topic>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Broker {
+    pub(crate) address: Address,
+    pub(crate) rack: Option<String>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Topic {
+    /// All zeros from brokers older than 2.8.
+    pub(crate) id: [u8; 16],
+    pub(crate) error: Option<ErrorCode>,
+    pub(crate) is_internal: bool,
+    /// The index is the partition's number.
+    pub(crate) partitions: Vec<Partition>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Partition {
+    pub(crate) leader: Option<i32>,
+    /// -1 where unknown.
+    pub(crate) leader_epoch: i32,
+    pub(crate) replicas: Vec<i32>,
+    pub(crate) in_sync_replicas: Vec<i32>,
+}
+
+impl Partition {
+    const UNKNOWN: Self =
+        Self { leader: None, leader_epoch: -1, replicas: Vec::new(), in_sync_replicas: Vec::new() };
+}
+
+impl Metadata {
+    /// The leader of a partition and its epoch.
+    pub(crate) fn leader(&self, topic: &str, partition: i32) -> Option<(i32, i32)> {
+        let partitions = &self.topics.get(topic)?.partitions;
+        let partition = partitions.get(usize::try_from(partition).ok()?)?;
+        Some((partition.leader?, partition.leader_epoch))
+    }
+
+    /// Whether a topic is known with all its partitions' leaders.
+    pub(crate) fn is_settled(&self, topic: &str) -> bool {
+        self.topics
+            .get(topic)
+            .is_some_and(|topic| topic.error.is_none() && topic.partitions.iter().all(|p| p.leader.is_some()))
+    }
+
+    /// Whether a topic can be used: it is there, and has at least one leader.
+    pub(crate) fn is_usable(&self, topic: &str) -> bool {
+        self.topics
+            .get(topic)
+            .is_some_and(|topic| topic.error.is_none() && topic.partitions.iter().any(|p| p.leader.is_some()))
+    }
+
+    /// Why a topic cannot be used, if waiting will not help.
+    pub(crate) fn permanent_error(&self, topic: &str) -> Option<Error> {
+        let code = self.topics.get(topic)?.error?;
+        (!error_is_retriable(code.0)).then(|| topic_error(topic, code))
+    }
+
+    /// The snapshot after an answer that covers `asked` (every topic if `None`).
+    pub(crate) fn merge(&self, answer: wire::MetadataResponse, asked: Option<&[Arc<str>]>) -> Self {
+        let brokers = answer
+            .brokers
+            .into_iter()
+            .map(|broker| {
+                let port = u16::try_from(broker.port).unwrap_or_default();
+                let address = Address { host: broker.host.to_string(), port };
+                (broker.node_id.0, Broker { address, rack: broker.rack.map(|rack| rack.to_string()) })
+            })
+            .collect();
+        let mut topics = match asked {
+            // What nobody asked about this time stays as it was.
+            Some(asked) => {
+                let mut kept = self.topics.clone();
+                kept.retain(|name, _| !asked.contains(name));
+                kept
+            }
+            None => BTreeMap::new(),
+        };
+        for topic in answer.topics {
+            let Some(name) = topic.name.as_ref().map(|name| Arc::<str>::from(name.as_str())) else { continue };
+            let merged = merge_topic(self.topics.get(&name), topic);
+            topics.insert(name, merged);
+        }
+        Self {
+            version: self.version + 1,
+            cluster_id: answer.cluster_id.map(|id| id.to_string()),
+            controller: (answer.controller_id.0 >= 0).then_some(answer.controller_id.0),
+            brokers,
+            topics,
+        }
+    }
+}
+
+fn merge_topic(known: Option<&Topic>, answer: wire::metadata_response::MetadataResponseTopic) -> Topic {
+    let id = answer.topic_id.into_bytes();
+    // KIP-516: epochs compare only within one life of the topic.
+    let known = known.filter(|known| known.id == id);
+    // A topic has fewer partitions than the answer has bytes, so this cannot grow by an unchecked number.
+    let mut partitions = vec![Partition::UNKNOWN; answer.partitions.len()];
+    for partition in answer.partitions {
+        let Some(index) = usize::try_from(partition.partition_index).ok().filter(|i| *i < partitions.len()) else {
+            continue;
+        };
+        let fresh = Partition {
+            leader: (partition.leader_id.0 >= 0).then_some(partition.leader_id.0),
+            leader_epoch: partition.leader_epoch,
+            replicas: partition.replica_nodes.into_iter().map(|id| id.0).collect(),
+            in_sync_replicas: partition.isr_nodes.into_iter().map(|id| id.0).collect(),
+        };
+        let newer = known
+            .and_then(|known| known.partitions.get(index))
+            .filter(|known| fresh.leader_epoch >= 0 && known.leader_epoch > fresh.leader_epoch);
+        // KIP-320: a broker that lags behind must not lead us back to an old leader.
+        partitions[index] = newer.cloned().unwrap_or(fresh);
+    }
+    let error = (answer.error_code != 0).then_some(ErrorCode(answer.error_code));
+    Topic { id, error, is_internal: answer.is_internal, partitions }
+}
+
+/// The error of a topic in a metadata answer, with the usual remedy.
+pub(crate) fn topic_error(topic: &str, code: ErrorCode) -> Error {
+    let error = Error::from_code("Metadata", code.0).with_topic(topic);
+    match code.0 {
+        3 => error.with_hint("create the topic, or let brokers create it (auto.create.topics.enable)"),
+        17 => error.with_hint("a topic's name has 1 to 249 characters of a-z, A-Z, 0-9, '.', '_' and '-'"),
+        29 => error.with_hint("grant the user Describe, and Read or Write, on the topic"),
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kafka_protocol::{
+        messages::metadata_response::{
+            MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
+        },
+        protocol::StrBytes,
+    };
+
+    use super::*;
+
+    fn topic(name: &str, leaders: &[(i32, i32)]) -> MetadataResponseTopic {
+        let partitions = leaders.iter().enumerate().map(|(index, (leader, epoch))| {
+            MetadataResponsePartition::default()
+                .with_partition_index(index as i32)
+                .with_leader_id((*leader).into())
+                .with_leader_epoch(*epoch)
+        });
+        MetadataResponseTopic::default()
+            .with_name(Some(StrBytes::from_string(name.to_owned()).into()))
+            .with_partitions(partitions.collect())
+    }
+
+    fn answer(topics: Vec<MetadataResponseTopic>) -> wire::MetadataResponse {
+        let broker = MetadataResponseBroker::default()
+            .with_node_id(1.into())
+            .with_host(StrBytes::from_static_str("b1"))
+            .with_port(9092);
+        wire::MetadataResponse::default().with_brokers(vec![broker]).with_topics(topics)
+    }
+
+    #[test]
+    fn a_leader_of_an_older_epoch_does_not_replace_a_newer_one() {
+        let first = Metadata::default().merge(answer(vec![topic("orders", &[(2, 5)])]), None);
+        let second = first.merge(answer(vec![topic("orders", &[(1, 4)])]), None);
+        assert_eq!(second.leader("orders", 0), Some((2, 5)));
+        let third = second.merge(answer(vec![topic("orders", &[(3, 6)])]), None);
+        assert_eq!(third.leader("orders", 0), Some((3, 6)));
+    }
+
+    #[test]
+    fn a_topic_made_again_starts_its_epochs_again() {
+        let first = Metadata::default().merge(answer(vec![topic("orders", &[(2, 5)])]), None);
+        let mut again = topic("orders", &[(1, 0)]);
+        again.topic_id = uuid(9);
+        let second = first.merge(answer(vec![again]), None);
+        assert_eq!(second.leader("orders", 0), Some((1, 0)));
+    }
+
+    fn uuid(byte: u8) -> uuid::Uuid {
+        uuid::Uuid::from_bytes([byte; 16])
+    }
+
+    #[test]
+    fn topics_not_asked_for_are_kept_and_deleted_ones_are_forgotten() {
+        let both = vec![topic("a", &[(1, 0)]), topic("b", &[(1, 0)])];
+        let first = Metadata::default().merge(answer(both), None);
+        let second = first.merge(answer(vec![]), Some(&["a".into()]));
+        assert!(!second.topics.contains_key("a") && second.is_settled("b"));
+    }
+
+    #[test]
+    fn absurd_partition_numbers_are_ignored() {
+        let mut odd = topic("a", &[(1, 0), (1, 0)]);
+        odd.partitions[1].partition_index = i32::MAX;
+        let metadata = Metadata::default().merge(answer(vec![odd]), None);
+        assert_eq!(metadata.leader("a", 0), Some((1, 0)));
+        assert_eq!(metadata.leader("a", 1), None);
+        assert_eq!(metadata.leader("a", i32::MAX), None);
+        assert_eq!(metadata.leader("a", -1), None);
+    }
+}

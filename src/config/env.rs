@@ -1,0 +1,112 @@
+//! The environment and `.properties` text as sources of a configuration.
+
+use std::ffi::OsString;
+
+use super::{KafkaConfig, properties};
+
+impl KafkaConfig {
+    /// `set_from_env` with the variables passed in.
+    pub(super) fn set_from_variables(
+        mut self,
+        prefix: &str,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Self {
+        // The environment has no order of its own; aliases of one property must not race.
+        let mut variables: Vec<_> = variables.into_iter().collect();
+        variables.sort();
+        for (variable, value) in variables {
+            let Some(variable) = variable.to_str() else { continue };
+            let Some(name) = variable.strip_prefix(prefix).filter(|name| !name.is_empty()) else { continue };
+            match (properties::find(name), value.to_str()) {
+                (Some(_), Some("")) => {}
+                (Some(_), Some(value)) => self = self.set(name, value),
+                (Some(_), None) => self.problems.push(format!("the variable {variable} is not UTF-8")),
+                (None, _) => {
+                    if let Some(nearest) = near_miss(name) {
+                        tracing::warn!(
+                            variable,
+                            nearest,
+                            "this variable is not taken: no property has that name, but one nearly"
+                        );
+                    }
+                }
+            }
+        }
+        self
+    }
+}
+
+/// The property that a variable probably means: at most one letter in four is wrong, two at most.
+pub(super) fn near_miss(name: &str) -> Option<&'static str> {
+    let (nearest, apart) = properties::nearest(name);
+    (apart <= 2 && apart * 4 <= name.len()).then_some(nearest)
+}
+
+/// The pairs of a `.properties` file, in order. A line that cannot be read is a problem, named by its number.
+pub(super) fn read_properties(text: &str) -> Vec<Result<(String, String), String>> {
+    let mut pairs = Vec::new();
+    let mut lines = text.lines().zip(1..);
+    while let Some((line, number)) = lines.next() {
+        let mut line = line.trim_start().to_owned();
+        if line.is_empty() || line.starts_with(['#', '!']) {
+            continue;
+        }
+        while ends_with_continuation(&line) {
+            line.pop();
+            let Some((more, _)) = lines.next() else { break };
+            line.push_str(more.trim_start());
+        }
+        pairs.push(
+            split_pair(&line).ok_or_else(|| format!("line {number} of the properties has a bad \\u escape")),
+        );
+    }
+    pairs
+}
+
+/// An odd number of backslashes at the end joins the next line.
+fn ends_with_continuation(line: &str) -> bool {
+    line.bytes().rev().take_while(|b| *b == b'\\').count() % 2 == 1
+}
+
+/// Java: the name ends at the first `=`, `:` or white space that is not escaped.
+fn split_pair(line: &str) -> Option<(String, String)> {
+    let mut escaped = false;
+    let end = line
+        .find(|c: char| {
+            let ends = !escaped && (matches!(c, '=' | ':') || c.is_whitespace());
+            escaped = c == '\\' && !escaped;
+            ends
+        })
+        .unwrap_or(line.len());
+    let (name, rest) = line.split_at(end);
+    let rest = rest.trim_start();
+    let rest = rest.strip_prefix(['=', ':']).unwrap_or(rest).trim_start();
+    Some((unescape(name)?, unescape(rest)?))
+}
+
+fn unescape(text: &str) -> Option<String> {
+    let mut plain = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        if c != '\\' {
+            plain.push(c);
+            continue;
+        }
+        match chars.next() {
+            Some('t') => plain.push('\t'),
+            Some('n') => plain.push('\n'),
+            Some('r') => plain.push('\r'),
+            Some('f') => plain.push('\u{c}'),
+            Some('u') => {
+                let mut code = 0;
+                for _ in 0..4 {
+                    code = code * 16 + chars.next()?.to_digit(16)?;
+                }
+                plain.push(char::from_u32(code)?);
+            }
+            Some(other) => plain.push(other),
+            None => {}
+        }
+    }
+    Some(plain)
+}

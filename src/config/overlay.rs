@@ -1,0 +1,122 @@
+//! Settings of one client that override those of its `KafkaConfig`.
+
+use super::{KafkaConfig, Origin, SettingValue};
+
+macro_rules! overlay {
+    ($(#[$type_doc:meta])* $type:ident { $($(#[$doc:meta])* $setter:ident => $property:literal;)+ }) => {
+        $(#[$type_doc])*
+        #[derive(Debug, Clone, Default)]
+        pub struct $type {
+            overlay: KafkaConfig,
+        }
+
+        impl $type {
+            /// No overrides.
+            pub fn new() -> Self {
+                Self::default()
+            }
+
+            $($(#[$doc])*
+            #[must_use]
+            pub fn $setter(self, value: impl Into<SettingValue>) -> Self {
+                self.set($property, value)
+            })+
+
+            /// Any other property by name; see [`KafkaConfig::set`].
+            #[must_use]
+            pub fn set(mut self, name: impl AsRef<str>, value: impl Into<SettingValue>) -> Self {
+                self.overlay = self.overlay.set(name, value);
+                self
+            }
+
+            /// The base with these overrides, which win over its setters and its URL.
+            pub(crate) fn merged(&self, base: &KafkaConfig) -> KafkaConfig {
+                merged(&self.overlay, base)
+            }
+        }
+    };
+}
+
+overlay! {
+    /// Overrides of one producer, each a Java property; `get_producer_with(|p| p.acks(Acks::All).linger(Duration::ZERO))`.
+    ///
+    /// Every method takes text, numbers (times in milliseconds, sizes in bytes), `Duration` or the enum of the setting.
+    ProducerConfig {
+        /// `acks`: `all` (default), `1`, `0`, or an [`Acks`](super::Acks).
+        acks => "acks";
+        /// `compression.type`: `none` (default), `gzip`, `snappy`, `lz4`, `zstd`, or a [`Compression`](super::Compression).
+        compression => "compression.type";
+        /// The level of whatever codec is used: gzip 1 to 9, LZ4 1 to 17, Zstandard -131072 to 22. Default: the codec's.
+        compression_level => "compression.level";
+        /// `linger.ms`: how long a batch waits for more records. Default: 5 ms.
+        linger => "linger.ms";
+        /// `batch.size`: bytes of records per batch. Default: 131072.
+        batch_size => "batch.size";
+        /// `buffer.memory`: bytes of unsent records before senders wait. Default: 33554432.
+        buffer_memory => "buffer.memory";
+        /// `delivery.timeout.ms`: limit from sending to acknowledgement. Default: 2 minutes. At least `linger.ms` plus
+        /// `request.timeout.ms`.
+        delivery_timeout => "delivery.timeout.ms";
+        /// `retries`: attempts after the first. Default: 2147483647, so that the delivery timeout decides.
+        retries => "retries";
+        /// `max.in.flight.requests.per.connection`. Default: 5, the most that idempotence allows.
+        max_in_flight => "max.in.flight.requests.per.connection";
+        /// `max.request.size`: bytes of a request, and so of a record. Default: 1048576.
+        max_request_size => "max.request.size";
+        /// `enable.idempotence`. Default: true, unless acks, retries or in-flight forbid it (KIP-679).
+        enable_idempotence => "enable.idempotence";
+        /// `max.block.ms`: how long a sender waits for memory and metadata. Default: 1 minute.
+        max_block => "max.block.ms";
+    }
+}
+
+overlay! {
+    /// Overrides of one consumer, each a Java property; `get_consumer_with(topics, |c| c.group_id("audit").max_poll_records(50))`.
+    ///
+    /// Every method takes text, numbers (times in milliseconds, sizes in bytes), `Duration` or the enum of the setting.
+    ConsumerConfig {
+        /// `group.id`. Default: none.
+        group_id => "group.id";
+        /// `group.instance.id`: static membership (KIP-345). Default: none.
+        group_instance_id => "group.instance.id";
+        /// `auto.offset.reset`: `latest` (default), `earliest`, `none`, or an [`AutoOffsetReset`](super::AutoOffsetReset).
+        auto_offset_reset => "auto.offset.reset";
+        /// `enable.auto.commit`. Default: true.
+        enable_auto_commit => "enable.auto.commit";
+        /// `auto.commit.interval.ms`. Default: 5 s.
+        auto_commit_interval => "auto.commit.interval.ms";
+        /// `max.poll.records`. Default: 500.
+        max_poll_records => "max.poll.records";
+        /// `max.poll.interval.ms`: longest time between polls. Default: 5 minutes.
+        max_poll_interval => "max.poll.interval.ms";
+        /// `session.timeout.ms`. Default: 45 s.
+        session_timeout => "session.timeout.ms";
+        /// `heartbeat.interval.ms`. Default: 3 s; below the session timeout.
+        heartbeat_interval => "heartbeat.interval.ms";
+        /// `fetch.min.bytes`. Default: 1.
+        fetch_min_bytes => "fetch.min.bytes";
+        /// `fetch.max.bytes`: bytes per answer. Default: 52428800.
+        fetch_max_bytes => "fetch.max.bytes";
+        /// `fetch.max.wait.ms`: how long a broker waits for `fetch.min.bytes`. Default: 500 ms; below `request.timeout.ms`.
+        fetch_max_wait => "fetch.max.wait.ms";
+        /// `max.partition.fetch.bytes`. Default: 1048576.
+        max_partition_fetch_bytes => "max.partition.fetch.bytes";
+        /// Bytes of fetched records that wait to be polled, for the whole consumer (KIP-81). Default: 67108864.
+        fetch_buffer_memory => "fetch.buffer.memory";
+        /// `isolation.level`: `read_uncommitted` (default), `read_committed`, or an [`IsolationLevel`](super::IsolationLevel).
+        isolation_level => "isolation.level";
+        /// `check.crcs`: check every batch's CRC-32C. Default: true.
+        check_crcs => "check.crcs";
+    }
+}
+
+fn merged(overlay: &KafkaConfig, base: &KafkaConfig) -> KafkaConfig {
+    let mut merged = base.clone();
+    for (name, entry) in &overlay.entries {
+        let mut entry = entry.clone();
+        entry.origin = Origin::Override;
+        merged.entries.insert(name, entry);
+    }
+    merged.problems.extend(overlay.problems.iter().cloned());
+    merged
+}

@@ -1,0 +1,328 @@
+//! The one table of property names: what is known, what is accepted, what is the default, and what is secret.
+//!
+//! Names are Java's where Java has one, librdkafka's or our own otherwise. Nothing else in the crate may hold a default.
+
+use super::{
+    settings::{Acks, AutoOffsetReset, Compression, IsolationLevel, SaslMechanism, SecurityProtocol},
+    url,
+};
+
+/// What a property's value looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Text,
+    Flag,
+    /// A whole number, both bounds included.
+    Int(i64, i64),
+    /// Milliseconds, both bounds included.
+    Millis(i64, i64),
+    /// Bytes, both bounds included.
+    Bytes(i64, i64),
+    Choice(&'static [&'static str]),
+    /// A comma-separated list of some of these.
+    Choices(&'static [&'static str]),
+    /// `host:port` list.
+    Addresses,
+    Url,
+    Secret,
+    /// PEM text that is no secret.
+    Pem,
+    /// Known to Java or librdkafka, without meaning here.
+    Ignored,
+    /// Ignoring it would break a promise, so it is refused; the text says why.
+    Refused(&'static str),
+}
+
+/// Which client reads a property.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum UsedBy {
+    Every,
+    Producer,
+    Consumer,
+}
+
+#[derive(Debug)]
+pub(crate) struct Property {
+    pub(crate) name: &'static str,
+    pub(crate) aliases: &'static [&'static str],
+    pub(crate) kind: Kind,
+    pub(crate) default: Option<&'static str>,
+    pub(crate) used_by: UsedBy,
+    pub(crate) doc: &'static str,
+}
+
+const INT: i64 = i32::MAX as i64;
+const LONG: i64 = i64::MAX;
+/// Java lets these be `Long.MAX_VALUE`; the longest pause kept is 24 days, so that deadlines never overflow.
+pub(crate) const LONGEST_MS: i64 = INT;
+
+const fn row(
+    name: &'static str,
+    aliases: &'static [&'static str],
+    kind: Kind,
+    default: Option<&'static str>,
+    used_by: UsedBy,
+    doc: &'static str,
+) -> Property {
+    Property { name, aliases, kind, default, used_by, doc }
+}
+
+use Kind::{Addresses, Bytes, Choice, Choices, Flag, Ignored, Int, Millis, Pem, Refused, Secret, Text, Url};
+use UsedBy::{Consumer, Every, Producer};
+
+/// Every known property. Aliases are librdkafka's names and kafka-python's where underscores for dots do not suffice.
+#[rustfmt::skip]
+pub(crate) static PROPERTIES: &[Property] = &[
+    // Where the cluster is
+    row("kafka.url", &["url"], Url, None, Every, "kafka://user:password@host1:9092,host2:9092?group_id=...; kafkas:// for TLS; overrides bootstrap.servers"),
+    row("bootstrap.servers", &["metadata.broker.list"], Addresses, None, Every, "brokers to ask first, host:port separated by commas; port 9092 if left out"),
+    row("client.id", &[], Text, Some("dtkafka"), Every, "name in the brokers' logs and quotas"),
+    row("client.rack", &["broker.rack"], Text, None, Consumer, "where this client is, to read from the nearest replica (KIP-392)"),
+    // Security
+    row("security.protocol", &[], Choice(SecurityProtocol::ACCEPTED), Some("PLAINTEXT"), Every, "encryption and authentication"),
+    row("sasl.mechanism", &["sasl.mechanisms"], Choice(SaslMechanism::ACCEPTED), Some("PLAIN"), Every, "how to authenticate; ours is PLAIN where Java's is GSSAPI"),
+    row("sasl.plain.username", &["sasl.username"], Text, None, Every, "user name, for every mechanism"),
+    row("sasl.plain.password", &["sasl.password"], Secret, None, Every, "password, for every mechanism"),
+    row("sasl.jaas.config", &[], Secret, None, Every, "Java's login string: PlainLoginModule or ScramLoginModule with username and password"),
+    row("ssl.truststore.location", &["ssl.ca.location", "ssl.cafile", "ssl.ca.file"], Text, None, Every, "PEM file of the authorities to trust"),
+    row("ssl.truststore.certificates", &["ssl.ca.pem"], Pem, None, Every, "the authorities to trust, PEM text (KIP-651)"),
+    row("ssl.truststore.type", &[], Choice(&["PEM"]), Some("PEM"), Every, "only PEM is read"),
+    row("ssl.trust.roots", &[], Choices(&["mozilla", "system"]), None, Every, "sets of public authorities to trust besides the above; both if no authority is named at all"),
+    row("ssl.keystore.location", &[], Text, None, Every, "PEM file with the client's certificate chain and key"),
+    row("ssl.keystore.certificate.chain", &["ssl.certificate.pem", "ssl.client.certificate.pem"], Pem, None, Every, "the client's certificate chain, PEM text (KIP-651)"),
+    row("ssl.certificate.location", &["ssl.certfile", "ssl.client.certificate.file"], Text, None, Every, "PEM file with the client's certificate chain"),
+    row("ssl.keystore.key", &["ssl.key.pem"], Secret, None, Every, "the client's private key, PEM text (KIP-651)"),
+    row("ssl.key.location", &["ssl.keyfile", "ssl.key.file"], Text, None, Every, "PEM file with the client's private key"),
+    row("ssl.keystore.type", &[], Choice(&["PEM"]), Some("PEM"), Every, "only PEM is read"),
+    row("ssl.key.password", &["ssl.keystore.password", "ssl.password"], Refused("encrypted private keys are not read: decrypt the key first, for example with `openssl pkey`"), None, Every, "not supported"),
+    row("ssl.endpoint.identification.algorithm", &[], Choice(&["https", "", "none"]), Some("https"), Every, "empty or none: the certificate's host name is not checked (its chain always is)"),
+    row("ssl.check.hostname", &[], Flag, None, Every, "false: as an empty ssl.endpoint.identification.algorithm"),
+    row("enable.ssl.certificate.verification", &[], Choice(&["true"]), Some("true"), Every, "the chain is always checked; trust a private authority with ssl.truststore.location"),
+    // Connections
+    row("request.timeout.ms", &["socket.timeout.ms"], Millis(1, INT), Some("30000"), Every, "how long to wait for a broker's answer"),
+    row("default.api.timeout.ms", &[], Millis(1, INT), Some("60000"), Every, "limit of calls that name none, such as commits"),
+    row("socket.connection.setup.timeout.ms", &[], Millis(1, LONG), Some("10000"), Every, "limit of the first attempt to connect (KIP-601)"),
+    row("socket.connection.setup.timeout.max.ms", &[], Millis(1, LONG), Some("30000"), Every, "limit of an attempt to connect after several failures"),
+    row("reconnect.backoff.ms", &[], Millis(0, LONG), Some("50"), Every, "pause after the first failed connection"),
+    row("reconnect.backoff.max.ms", &[], Millis(0, LONG), Some("1000"), Every, "longest pause after failed connections"),
+    row("retry.backoff.ms", &[], Millis(0, LONG), Some("100"), Every, "pause before the first retry"),
+    row("retry.backoff.max.ms", &[], Millis(0, LONG), Some("1000"), Every, "longest pause before a retry (KIP-580)"),
+    row("metadata.max.age.ms", &["topic.metadata.refresh.interval.ms"], Millis(1, LONG), Some("300000"), Every, "age after which metadata is asked for again"),
+    row("connections.max.idle.ms", &[], Millis(1, LONG), Some("230000"), Every, "idle connections are closed; ours is below the 4 minutes after which cloud load balancers drop them silently"),
+    row("allow.auto.create.topics", &[], Flag, Some("true"), Every, "whether asking for an unknown topic may create it"),
+    row("receive.message.max.bytes", &[], Bytes(1024, INT), None, Every, "largest answer accepted; 100 MiB, or more where fetch.max.bytes wants it"),
+    // Producer
+    row("acks", &["request.required.acks"], Choice(Acks::ACCEPTED), Some("all"), Producer, "replicas that must have a record"),
+    row("enable.idempotence", &[], Flag, Some("true"), Producer, "no duplicates by retries; goes off by itself where acks, retries or in-flight forbid it (KIP-679)"),
+    row("linger.ms", &["queue.buffering.max.ms"], Millis(0, LONG), Some("5"), Producer, "how long a batch waits for more records"),
+    row("batch.size", &[], Bytes(1, INT), Some("131072"), Producer, "bytes per batch; ours, measured to be faster than Java's 16384"),
+    row("buffer.memory", &[], Bytes(1, LONG), Some("33554432"), Producer, "bytes of unsent records; senders wait when it is used up"),
+    row("max.block.ms", &[], Millis(0, LONG), Some("60000"), Producer, "how long a sender waits for memory and metadata"),
+    row("delivery.timeout.ms", &["message.timeout.ms"], Millis(1, INT), Some("120000"), Producer, "limit from sending to acknowledgement, retries included"),
+    row("retries", &["message.send.max.retries"], Int(0, INT), Some("2147483647"), Producer, "attempts after the first"),
+    row("max.in.flight.requests.per.connection", &["max.in.flight"], Int(1, INT), Some("5"), Producer, "requests on their way per broker"),
+    row("max.request.size", &["message.max.bytes"], Bytes(1, INT), Some("1048576"), Producer, "bytes of a request, and so of a record"),
+    row("compression.type", &["compression.codec"], Choice(Compression::ACCEPTED), Some("none"), Producer, "codec of batches"),
+    row("compression.level", &[], Int(-131_072, 22), None, Producer, "level of whatever codec compression.type names"),
+    row("compression.gzip.level", &[], Int(-1, 9), None, Producer, "gzip's level, -1 for its default (KIP-390)"),
+    row("compression.lz4.level", &[], Int(1, 17), None, Producer, "LZ4's level (KIP-390)"),
+    row("compression.zstd.level", &[], Int(-131_072, 22), None, Producer, "Zstandard's level (KIP-390)"),
+    row("partitioner.ignore.keys", &[], Flag, Some("false"), Producer, "spread records whatever their key (KIP-794)"),
+    row("transactional.id", &["transaction.timeout.ms"], Refused("transactions are not supported"), None, Producer, "not supported"),
+    // Consumer
+    row("group.id", &[], Text, None, Consumer, "consumer group"),
+    row("group.instance.id", &[], Text, None, Consumer, "static membership (KIP-345)"),
+    row("group.protocol", &[], Choice(&["classic"]), Some("classic"), Consumer, "only the classic protocol"),
+    row("auto.offset.reset", &[], Choice(AutoOffsetReset::ACCEPTED), Some("latest"), Consumer, "where to start without a committed offset"),
+    row("enable.auto.commit", &[], Flag, Some("true"), Consumer, "commit what earlier polls handed out"),
+    row("auto.commit.interval.ms", &[], Millis(1, INT), Some("5000"), Consumer, "pause between automatic commits"),
+    row("max.poll.records", &[], Int(1, INT), Some("500"), Consumer, "records per poll"),
+    row("max.poll.interval.ms", &[], Millis(1, INT), Some("300000"), Consumer, "longest time between polls before the member leaves"),
+    row("session.timeout.ms", &[], Millis(1, INT), Some("45000"), Consumer, "silence after which the coordinator drops the member"),
+    row("heartbeat.interval.ms", &[], Millis(1, INT), Some("3000"), Consumer, "pause between heartbeats"),
+    row("fetch.min.bytes", &[], Bytes(0, INT), Some("1"), Consumer, "bytes a broker waits for before it answers"),
+    row("fetch.max.bytes", &[], Bytes(0, INT), Some("52428800"), Consumer, "bytes per answer"),
+    row("fetch.max.wait.ms", &["fetch.wait.max.ms"], Millis(0, INT), Some("500"), Consumer, "how long a broker waits for fetch.min.bytes"),
+    row("max.partition.fetch.bytes", &["fetch.message.max.bytes"], Bytes(0, INT), Some("1048576"), Consumer, "bytes per partition and answer"),
+    row("fetch.buffer.memory", &[], Bytes(1, LONG), Some("67108864"), Consumer, "bytes of fetched records that wait to be polled (KIP-81); ours"),
+    row("isolation.level", &[], Choice(IsolationLevel::ACCEPTED), Some("read_uncommitted"), Consumer, "whether records of open and aborted transactions are handed out"),
+    row("check.crcs", &[], Flag, Some("true"), Consumer, "check every batch's CRC-32C"),
+];
+
+/// Names that Java or Python programs carry along and that change nothing here.
+static IGNORED: &[&str] = &[
+    "api.version",
+    "api.version.auto.timeout.ms",
+    "auto.include.jmx.reporter",
+    "client.dns.lookup",
+    "config.providers",
+    "consumer.timeout.ms",
+    "enable.metrics.push",
+    "exclude.internal.topics",
+    "group.remote.assignor",
+    "interceptor.classes",
+    "key.deserializer",
+    "key.serializer",
+    "metadata.max.idle.ms",
+    "metadata.recovery.rebootstrap.trigger.ms",
+    "metadata.recovery.strategy",
+    "metric.reporters",
+    "metrics.num.samples",
+    "metrics.recording.level",
+    "metrics.sample.window.ms",
+    "partition.assignment.strategy",
+    "partitioner.adaptive.partitioning.enable",
+    "partitioner.availability.timeout.ms",
+    "partitioner.class",
+    "receive.buffer.bytes",
+    "sasl.client.callback.handler.class",
+    "sasl.kerberos.service.name",
+    "sasl.login.callback.handler.class",
+    "sasl.login.class",
+    "security.providers",
+    "send.buffer.bytes",
+    "ssl.cipher.suites",
+    "ssl.enabled.protocols",
+    "ssl.keymanager.algorithm",
+    "ssl.protocol",
+    "ssl.provider",
+    "ssl.trustmanager.algorithm",
+    "ssl.truststore.password",
+    "value.deserializer",
+    "value.serializer",
+];
+
+/// Java's form of a name: kafka-python and the environment write underscores, the environment in capitals.
+pub(crate) fn normalized(name: &str) -> String {
+    name.trim().to_ascii_lowercase().replace('_', ".")
+}
+
+/// The property of that name, alias or spelling with underscores.
+pub(crate) fn find(name: &str) -> Option<Found> {
+    let name = normalized(name);
+    PROPERTIES
+        .iter()
+        .find(|known| known.name == name || known.aliases.contains(&name.as_str()))
+        .map(Found::Used)
+        .or_else(|| IGNORED.iter().find(|known| **known == name).map(|known| Found::Ignored(known)))
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Found {
+    Used(&'static Property),
+    Ignored(&'static str),
+}
+
+impl Found {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Used(property) => property.name,
+            Self::Ignored(name) => name,
+        }
+    }
+
+    pub(crate) fn kind(self) -> Kind {
+        match self {
+            Self::Used(property) => property.kind,
+            Self::Ignored(_) => Ignored,
+        }
+    }
+}
+
+/// The known name nearest to an unknown one, and how many letters apart they are.
+pub(crate) fn nearest(name: &str) -> (&'static str, usize) {
+    let name: String = normalized(name).chars().take(100).collect();
+    let mut best = ("bootstrap.servers", usize::MAX);
+    for property in PROPERTIES {
+        for known in std::iter::once(&property.name).chain(property.aliases) {
+            let apart = edit_distance(&name, known);
+            if apart < best.1 {
+                best = (property.name, apart);
+            }
+        }
+    }
+    best
+}
+
+/// Levenshtein: insertions, deletions and replacements that turn one text into the other.
+fn edit_distance(left: &str, right: &str) -> usize {
+    let right: Vec<char> = right.chars().collect();
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (i, l) in left.chars().enumerate() {
+        let mut next = Vec::with_capacity(row.len());
+        next.push(i + 1);
+        for ((r, pair), j) in right.iter().zip(row.windows(2)).zip(0..) {
+            let &[diagonal, above] = pair else { continue };
+            let beside: usize = next.get(j).copied().unwrap_or(0);
+            next.push((diagonal + usize::from(l != *r)).min(above + 1).min(beside + 1));
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+/// Whether a value fits its kind; the error says what is accepted and never repeats the value.
+pub(crate) fn check(kind: Kind, value: &str) -> Result<(), String> {
+    let trimmed = value.trim();
+    match kind {
+        Text | Secret | Pem if trimmed.is_empty() => Err("it must not be empty".to_owned()),
+        Text | Secret | Pem | Ignored => Ok(()),
+        Flag if parse_flag(trimmed).is_some() => Ok(()),
+        Flag => Err("accepted: true, false".to_owned()),
+        Int(low, high) | Millis(low, high) | Bytes(low, high) => match trimmed.parse::<i64>() {
+            Ok(number) if (low..=high).contains(&number) => Ok(()),
+            _ => Err(format!("accepted: a whole number{} from {low} to {high}", unit(kind))),
+        },
+        Choice(list) if list.iter().any(|one| one.eq_ignore_ascii_case(trimmed)) => Ok(()),
+        Choice(list) => Err(format!("accepted: {}", listed(list))),
+        Choices(list) => {
+            let known = |part: &str| list.iter().any(|one| one.eq_ignore_ascii_case(part.trim()));
+            if trimmed.split(',').all(known) {
+                Ok(())
+            } else {
+                Err(format!("accepted: one or several of {}, separated by commas", listed(list)))
+            }
+        }
+        Addresses => url::parse_addresses(trimmed).map(|_| ()),
+        // Parsed, and reported, where its parts are merged.
+        Url => Ok(()),
+        Refused(why) => Err(why.to_owned()),
+    }
+}
+
+fn unit(kind: Kind) -> &'static str {
+    match kind {
+        Millis(..) => " of milliseconds",
+        Bytes(..) => " of bytes",
+        _ => "",
+    }
+}
+
+fn listed(list: &[&str]) -> String {
+    list.iter().map(|one| if one.is_empty() { "\"\"" } else { one }).collect::<Vec<_>>().join(", ")
+}
+
+/// Java accepts `true` and `false` in any case; nothing else.
+pub(crate) fn parse_flag(text: &str) -> Option<bool> {
+    if text.eq_ignore_ascii_case("true") {
+        Some(true)
+    } else if text.eq_ignore_ascii_case("false") {
+        Some(false)
+    } else {
+        None
+    }
+}
+
+/// The value as messages, `Debug` and `get` may show it.
+pub(crate) fn shown(kind: Kind, value: &str) -> String {
+    const HIDDEN: &str = "[hidden]";
+    match kind {
+        Secret | Refused(_) | Ignored => HIDDEN.to_owned(),
+        Url => url::redacted(value),
+        // A list that cannot be read may be a URL with a password in it.
+        Addresses if url::parse_addresses(value).is_err() => HIDDEN.to_owned(),
+        _ if value.contains("-----BEGIN") => "[PEM]".to_owned(),
+        _ if value.chars().count() > 200 => format!("{}...", value.chars().take(200).collect::<String>()),
+        _ => value.to_owned(),
+    }
+}

@@ -1,0 +1,454 @@
+//! From what was set to what the clients read: sources are merged, every value and combination is checked, and all
+//! that is wrong is reported in one error.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    Entry, KafkaConfig, Origin,
+    properties::{self, Found, Kind, LONGEST_MS},
+    security,
+    settings::{
+        Acks, ClientSettings, Compression, ConsumerSettings, ProducerSettings, Secret, SecurityProtocol,
+    },
+    url::{self, KafkaUrl},
+};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Every source merged, and what is wrong with it.
+#[derive(Default)]
+pub(super) struct Effective {
+    pub(super) entries: BTreeMap<&'static str, Entry>,
+    pub(super) problems: Vec<String>,
+    /// Worth a warning, no reason to refuse.
+    pub(super) notes: Vec<String>,
+}
+
+impl KafkaConfig {
+    /// Checks everything at once, and logs what has no effect.
+    pub(crate) fn validate(&self) -> Result<()> {
+        let mut all = self.checked();
+        self.client(&mut all);
+        producer(&mut all);
+        consumer(&mut all);
+        for note in &all.notes {
+            tracing::warn!(controller = "dtkafka.config", subject = "Kafka configuration", "{note}");
+        }
+        all.outcome(())
+    }
+
+    /// What connections read. A consumer resolves its merged configuration, so that its fetch sizes count.
+    pub(crate) fn resolve_client(&self) -> Result<ClientSettings> {
+        let mut all = self.checked();
+        let settings = self.client(&mut all);
+        all.outcome(settings)
+    }
+
+    /// What a producer reads.
+    pub(crate) fn resolve_producer(&self) -> Result<ProducerSettings> {
+        let mut all = self.checked();
+        let settings = producer(&mut all);
+        all.outcome(settings)
+    }
+
+    /// What a consumer reads.
+    pub(crate) fn resolve_consumer(&self) -> Result<ConsumerSettings> {
+        let mut all = self.checked();
+        let settings = consumer(&mut all);
+        all.outcome(settings)
+    }
+
+    /// The URL and the setters merged.
+    pub(super) fn effective(&self) -> Effective {
+        let mut all = Effective { problems: self.problems.clone(), ..Effective::default() };
+        let url = self.entries.get("kafka.url").map(|entry| url::parse(&entry.value));
+        match url {
+            Some(Ok(url)) => {
+                all.take_url(&url);
+                self.take_setters(&mut all);
+                all.imply_security(&url);
+            }
+            Some(Err(why)) => {
+                all.problems.push(format!("kafka.url cannot be read: {why}"));
+                self.take_setters(&mut all);
+            }
+            None => self.take_setters(&mut all),
+        }
+        all
+    }
+
+    fn take_setters(&self, all: &mut Effective) {
+        for (name, entry) in &self.entries {
+            match all.entries.get(name) {
+                // The seeds' rule: the URL overrides the bootstrap servers.
+                Some(_) if *name == "bootstrap.servers" && entry.origin == Origin::Set => {
+                    if url::parse_addresses(&entry.value).is_err() {
+                        all.problems.push(all.bad_value(name, entry).unwrap_or_default());
+                    }
+                    continue;
+                }
+                Some(said) if entry.origin == Origin::Set && !same(&said.value, &entry.value) => {
+                    let kind = properties::find(name).map_or(Kind::Secret, Found::kind);
+                    let (there, here) =
+                        (properties::shown(kind, &said.value), properties::shown(kind, &entry.value));
+                    all.problems.push(format!(
+                        "{name} is {there:?} in kafka.url and {here:?} outside of it: keep one of them"
+                    ));
+                }
+                _ => {}
+            }
+            all.entries.insert(name, entry.clone());
+        }
+    }
+
+    /// Merged, and every value checked by itself.
+    pub(super) fn checked(&self) -> Effective {
+        let mut all = self.effective();
+        let bad: Vec<_> = all.entries.iter().filter_map(|(name, entry)| all.bad_value(name, entry)).collect();
+        all.problems.extend(bad);
+        let ignored = |name: &&&'static str| matches!(properties::find(name), Some(Found::Ignored(_)));
+        all.notes.extend(
+            all.entries.keys().filter(ignored).map(|name| format!("{name} has no effect in this client")),
+        );
+        all
+    }
+
+    fn client(&self, all: &mut Effective) -> ClientSettings {
+        let protocol: SecurityProtocol = all.choice("security.protocol");
+        let bootstrap = match all.text("bootstrap.servers") {
+            Some(text) => url::parse_addresses(&text).unwrap_or_default(),
+            None => {
+                if !all.entries.contains_key("kafka.url") {
+                    all.problems.push(
+                        "no broker is named: set kafka.url (set_kafka_url, KAFKA_URL) to kafka://host:9092 or \
+                         bootstrap.servers (set_bootstrap_servers, KAFKA_BOOTSTRAP_SERVERS) to host:9092"
+                            .to_owned(),
+                    );
+                }
+                Vec::new()
+            }
+        };
+        for (first, most) in [
+            ("reconnect.backoff.ms", "reconnect.backoff.max.ms"),
+            ("retry.backoff.ms", "retry.backoff.max.ms"),
+            ("socket.connection.setup.timeout.ms", "socket.connection.setup.timeout.max.ms"),
+        ] {
+            if all.number(first) > all.number(most) {
+                all.notes.push(format!("{first} is above {most}; the greater value is used for both"));
+            }
+        }
+        let fetch = all.number("fetch.max.bytes").max(all.number("max.partition.fetch.bytes"));
+        let derived = fetch.saturating_add(1 << 20).clamp(100 << 20, i64::from(i32::MAX));
+        let largest = if all.is_set("receive.message.max.bytes") {
+            let largest = all.number("receive.message.max.bytes");
+            // A fetch answer has room for its headers besides the records.
+            if largest < fetch.saturating_add(512).min(i64::from(i32::MAX)) {
+                all.problems.push(format!(
+                    "receive.message.max.bytes = {largest} cannot hold an answer of fetch.max.bytes and \
+                     max.partition.fetch.bytes: accepted is at least {} or leave it out",
+                    fetch.saturating_add(512)
+                ));
+            }
+            largest
+        } else {
+            derived
+        };
+        ClientSettings {
+            bootstrap,
+            client_id: all.text("client.id").unwrap_or_default().into(),
+            tls: self.tls(all, protocol),
+            sasl: security::sasl(all, protocol),
+            request_timeout: all.millis("request.timeout.ms"),
+            connection_setup_timeout: all.millis("socket.connection.setup.timeout.ms"),
+            connection_setup_timeout_max: all
+                .millis("socket.connection.setup.timeout.max.ms")
+                .max(all.millis("socket.connection.setup.timeout.ms")),
+            reconnect_backoff: all.millis("reconnect.backoff.ms"),
+            reconnect_backoff_max: all
+                .millis("reconnect.backoff.max.ms")
+                .max(all.millis("reconnect.backoff.ms")),
+            retry_backoff: all.millis("retry.backoff.ms"),
+            retry_backoff_max: all.millis("retry.backoff.max.ms").max(all.millis("retry.backoff.ms")),
+            metadata_max_age: all.millis("metadata.max.age.ms"),
+            connections_max_idle: all.millis("connections.max.idle.ms"),
+            default_api_timeout: all.millis("default.api.timeout.ms"),
+            allow_auto_create_topics: all.flag("allow.auto.create.topics"),
+            receive_message_max_bytes: usize::try_from(largest).unwrap_or(usize::MAX),
+        }
+    }
+}
+
+fn same(left: &str, right: &str) -> bool {
+    left.trim() == right.trim()
+}
+
+fn producer(all: &mut Effective) -> ProducerSettings {
+    let acks: Acks = all.choice("acks");
+    let compression: Compression = all.choice("compression.type");
+    let linger = all.millis("linger.ms");
+    let request_timeout = all.millis("request.timeout.ms");
+    let mut delivery_timeout = all.millis("delivery.timeout.ms");
+    if delivery_timeout < linger + request_timeout {
+        // Java: an explicit value is refused, the default grows.
+        let least = (linger + request_timeout).as_millis();
+        if all.is_set("delivery.timeout.ms") {
+            all.problems.push(format!(
+                "delivery.timeout.ms = {} is below linger.ms + request.timeout.ms = {least}: raise it, or lower one of \
+                 the others",
+                delivery_timeout.as_millis()
+            ));
+        } else {
+            all.notes
+                .push(format!("delivery.timeout.ms is raised to linger.ms + request.timeout.ms = {least}"));
+            delivery_timeout = linger + request_timeout;
+        }
+    }
+    let max_request_size = all.size("max.request.size");
+    let buffer_memory = all.size("buffer.memory");
+    ProducerSettings {
+        acks,
+        idempotence: idempotence(all, acks),
+        linger,
+        // A batch that no request or buffer holds could never be sent.
+        batch_size: all.size("batch.size").min(max_request_size).min(buffer_memory),
+        buffer_memory,
+        max_block: all.millis("max.block.ms"),
+        delivery_timeout,
+        retries: u32::try_from(all.number("retries")).unwrap_or(u32::MAX),
+        max_in_flight: all.size("max.in.flight.requests.per.connection"),
+        max_request_size,
+        compression,
+        compression_level: compression_level(all, compression),
+        partitioner_ignore_keys: all.flag("partitioner.ignore.keys"),
+    }
+}
+
+/// KIP-679: idempotence is on by default, off where other settings forbid it, and an error where it was asked for.
+fn idempotence(all: &mut Effective, acks: Acks) -> bool {
+    let mut conflicts = Vec::new();
+    if acks != Acks::All {
+        conflicts.push(format!("acks = {acks} (needed: all)"));
+    }
+    if all.number("retries") == 0 {
+        conflicts.push("retries = 0 (needed: at least 1)".to_owned());
+    }
+    let in_flight = all.number("max.in.flight.requests.per.connection");
+    if in_flight > 5 {
+        conflicts.push(format!("max.in.flight.requests.per.connection = {in_flight} (needed: at most 5)"));
+    }
+    let wanted = all.flag("enable.idempotence");
+    if !wanted || conflicts.is_empty() {
+        return wanted;
+    }
+    let conflicts = conflicts.join(" and ");
+    if all.is_set("enable.idempotence") {
+        all.problems.push(format!("enable.idempotence = true does not go with {conflicts}"));
+    } else {
+        all.notes.push(format!("idempotence is off, so that retries may write duplicates: {conflicts}"));
+    }
+    false
+}
+
+fn compression_level(all: &mut Effective, compression: Compression) -> Option<i32> {
+    let name = match compression {
+        Compression::Gzip => "compression.gzip.level",
+        Compression::Lz4 => "compression.lz4.level",
+        Compression::Zstd => "compression.zstd.level",
+        Compression::None | Compression::Snappy => return None,
+    };
+    if all.is_set(name) {
+        return i32::try_from(all.number(name)).ok();
+    }
+    let level = all.text("compression.level")?;
+    let kind = properties::find(name).map_or(Kind::Text, Found::kind);
+    if let Err(why) = properties::check(kind, &level) {
+        all.problems.push(format!("compression.level = {level:?} is no level of {compression}: {why}"));
+    }
+    level.trim().parse().ok()
+}
+
+fn consumer(all: &mut Effective) -> ConsumerSettings {
+    let below = |all: &mut Effective, small: &str, great: &str| {
+        let (less, more) = (all.number(small), all.number(great));
+        if less >= more {
+            all.problems.push(format!("{small} = {less} must be below {great} = {more}"));
+        }
+    };
+    below(all, "heartbeat.interval.ms", "session.timeout.ms");
+    let mut fetch_max_wait = all.millis("fetch.max.wait.ms");
+    let request_timeout = all.millis("request.timeout.ms");
+    if all.is_set("fetch.max.wait.ms") {
+        below(all, "fetch.max.wait.ms", "request.timeout.ms");
+    } else if fetch_max_wait >= request_timeout {
+        // Every fetch without records would time out.
+        fetch_max_wait = request_timeout / 2;
+        all.notes.push("fetch.max.wait.ms is lowered to half of request.timeout.ms".to_owned());
+    }
+    let group_id = all.text("group.id");
+    let bytes = |all: &Effective, name| i32::try_from(all.number(name)).unwrap_or(i32::MAX);
+    ConsumerSettings {
+        // Without a group there is nothing to commit to.
+        enable_auto_commit: all.flag("enable.auto.commit") && group_id.is_some(),
+        group_id: group_id.map(Arc::from),
+        group_instance_id: all.text("group.instance.id"),
+        auto_offset_reset: all.choice("auto.offset.reset"),
+        auto_commit_interval: all.millis("auto.commit.interval.ms"),
+        max_poll_records: all.size("max.poll.records"),
+        max_poll_interval: all.millis("max.poll.interval.ms"),
+        session_timeout: all.millis("session.timeout.ms"),
+        heartbeat_interval: all.millis("heartbeat.interval.ms"),
+        fetch_min_bytes: bytes(all, "fetch.min.bytes"),
+        fetch_max_bytes: bytes(all, "fetch.max.bytes"),
+        fetch_max_wait,
+        max_partition_fetch_bytes: bytes(all, "max.partition.fetch.bytes"),
+        fetch_buffer_memory: all.size("fetch.buffer.memory"),
+        check_crcs: all.flag("check.crcs"),
+        isolation_level: all.choice("isolation.level"),
+        client_rack: all.text("client.rack"),
+    }
+}
+
+impl Effective {
+    fn take_url(&mut self, url: &KafkaUrl) {
+        let mut put = |name, value: &str| {
+            self.entries.insert(name, Entry { value: value.to_owned(), origin: Origin::Url });
+        };
+        put("bootstrap.servers", &url::join(&url.addresses));
+        for (name, value) in &url.parameters {
+            put(name, value.expose());
+        }
+        let mut twice = Vec::new();
+        for (name, value) in [
+            ("sasl.plain.username", url.username.as_deref()),
+            ("sasl.plain.password", url.password.as_ref().map(Secret::expose)),
+        ] {
+            if let Some(value) = value {
+                if url.parameters.iter().any(|(other, _)| *other == name) {
+                    twice.push(format!(
+                        "kafka.url has {name} both before its @ and in its query: keep one of them"
+                    ));
+                }
+                put(name, value);
+            }
+        }
+        self.problems.extend(twice);
+    }
+
+    /// The scheme and the user info choose the protocol where nobody says it.
+    fn imply_security(&mut self, url: &KafkaUrl) {
+        if let Some(entry) = self.entries.get("security.protocol") {
+            let protocol = entry.value.parse::<SecurityProtocol>();
+            if url.tls && protocol.is_ok_and(|protocol| !protocol.uses_tls()) {
+                self.problems.push(format!(
+                    "kafka.url says kafkas:// (TLS), but security.protocol is {}: write kafka://, or set \
+                     security.protocol to SSL or SASL_SSL",
+                    entry.value.trim()
+                ));
+            }
+            return;
+        }
+        let user = |name| self.entries.contains_key(name);
+        let credentials = url.username.is_some() || user("sasl.plain.username") || user("sasl.jaas.config");
+        let value = match (url.tls, credentials) {
+            (true, true) => "SASL_SSL",
+            (true, false) => "SSL",
+            // A password is sent unencrypted only where the URL itself carries it.
+            (false, _) if url.username.is_some() => "SASL_PLAINTEXT",
+            (false, _) => return,
+        };
+        self.entries.insert("security.protocol", Entry { value: value.to_owned(), origin: Origin::Url });
+    }
+
+    /// What is wrong with a value by itself.
+    fn bad_value(&self, name: &str, entry: &Entry) -> Option<String> {
+        let kind = properties::find(name)?.kind();
+        let why = properties::check(kind, &entry.value).err()?;
+        Some(match kind {
+            Kind::Refused(_) => format!("{name}: {why}"),
+            _ => format!("{name} = {:?}: {why}", properties::shown(kind, &entry.value)),
+        })
+    }
+
+    pub(super) fn is_set(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// The value as it was set or its default, if it is one that fits.
+    fn raw(&self, name: &str) -> Option<&str> {
+        let Some(Found::Used(property)) = properties::find(name) else { return None };
+        self.entries
+            .get(name)
+            .map(|entry| entry.value.as_str())
+            .filter(|value| properties::check(property.kind, value).is_ok())
+            .or(property.default)
+    }
+
+    pub(super) fn text(&self, name: &str) -> Option<String> {
+        self.raw(name).map(|value| value.trim().to_owned())
+    }
+
+    /// A value whose spaces count.
+    pub(super) fn secret(&self, name: &str) -> Option<String> {
+        self.raw(name).map(str::to_owned)
+    }
+
+    fn number(&self, name: &str) -> i64 {
+        self.raw(name).and_then(|value| value.trim().parse().ok()).unwrap_or_default()
+    }
+
+    fn size(&self, name: &str) -> usize {
+        usize::try_from(self.number(name)).unwrap_or(usize::MAX)
+    }
+
+    fn millis(&self, name: &str) -> Duration {
+        Duration::from_millis(u64::try_from(self.number(name).min(LONGEST_MS)).unwrap_or(0))
+    }
+
+    pub(super) fn flag(&self, name: &str) -> bool {
+        self.raw(name).and_then(|value| properties::parse_flag(value.trim())).unwrap_or_default()
+    }
+
+    pub(super) fn choice<T: FromStr + Default>(&self, name: &str) -> T {
+        self.raw(name).and_then(|value| value.parse().ok()).unwrap_or_default()
+    }
+
+    /// A file name; Java's key stores in their own formats are refused by their ending.
+    pub(super) fn pem_file(&mut self, name: &str) -> Option<String> {
+        let file = self.text(name)?;
+        let lower = file.to_ascii_lowercase();
+        if [".jks", ".p12", ".pfx"].iter().any(|ending| lower.ends_with(ending)) {
+            self.problems.push(format!(
+                "{name} = {file:?} is a Java key store: accepted is a PEM file (`keytool -exportcert -rfc` or \
+                 `openssl pkcs12` write one)"
+            ));
+        }
+        Some(file)
+    }
+
+    /// The settings, or everything that is wrong.
+    fn outcome<T>(self, settings: T) -> Result<T> {
+        let mut seen = BTreeSet::new();
+        let problems: Vec<_> = self.problems.iter().filter(|problem| seen.insert(problem.as_str())).collect();
+        let text = match problems.as_slice() {
+            [] => return Ok(settings),
+            [problem] => format!("the configuration cannot be used: {problem}"),
+            several => {
+                let numbered: Vec<_> = several
+                    .iter()
+                    .zip(1..)
+                    .map(|(problem, number)| format!("({number}) {problem}"))
+                    .collect();
+                format!(
+                    "the configuration cannot be used, {} reasons: {}",
+                    several.len(),
+                    numbered.join("; ")
+                )
+            }
+        };
+        Err(Error::new(ErrorKind::Config, text))
+    }
+}

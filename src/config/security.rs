@@ -1,0 +1,157 @@
+//! TLS and SASL settings: which go together, and which protocol they need.
+
+use super::{
+    KafkaConfig, jaas,
+    properties::{self, Found},
+    resolve::Effective,
+    settings::{PemSource, SaslMechanism, SaslSettings, Secret, SecurityProtocol, TlsSettings, TrustRoots},
+};
+
+impl KafkaConfig {
+    pub(super) fn tls(&self, all: &mut Effective, protocol: SecurityProtocol) -> Option<TlsSettings> {
+        if !protocol.uses_tls() {
+            let set = all.entries.keys().find(|name| {
+                name.starts_with("ssl.") && matches!(properties::find(name), Some(Found::Used(_)))
+            });
+            #[cfg(feature = "tls")]
+            let set = set.copied().or(self.tls_client_config.as_ref().map(|_| "set_tls_client_config"));
+            #[cfg(not(feature = "tls"))]
+            let set = set.copied();
+            if let Some(name) = set {
+                let right = if protocol.uses_sasl() { "SASL_SSL" } else { "SSL (SASL_SSL with a user)" };
+                all.problems.push(format!(
+                    "{name} is set, but security.protocol = {protocol} does not encrypt: set security.protocol to \
+                     {right}, or remove {name}"
+                ));
+            }
+            return None;
+        }
+        if !cfg!(feature = "tls") {
+            all.problems.push(format!("security.protocol = {protocol} needs this crate's feature `tls`"));
+        }
+        let (client_certificate, client_key) = client_identity(all);
+        let check_name = if all.is_set("ssl.check.hostname") {
+            all.flag("ssl.check.hostname")
+        } else {
+            all.text("ssl.endpoint.identification.algorithm")
+                .is_some_and(|name| name.eq_ignore_ascii_case("https"))
+        };
+        Some(TlsSettings {
+            roots: trust_roots(all),
+            client_certificate,
+            client_key,
+            verify_host_name: check_name,
+            #[cfg(feature = "tls")]
+            client_config: self.tls_client_config.clone(),
+            #[cfg(feature = "tls")]
+            crypto_provider: self.tls_crypto_provider.clone(),
+        })
+    }
+}
+
+fn trust_roots(all: &mut Effective) -> Vec<TrustRoots> {
+    let mut roots = Vec::new();
+    if let Some(file) = all.pem_file("ssl.truststore.location") {
+        roots.push(TrustRoots::PemFile(file));
+    }
+    if let Some(pem) = all.secret("ssl.truststore.certificates") {
+        roots.push(TrustRoots::Pem(pem));
+    }
+    for name in all.text("ssl.trust.roots").unwrap_or_default().split(',') {
+        match name.trim().to_ascii_lowercase().as_str() {
+            "mozilla" => roots.push(TrustRoots::Mozilla),
+            "system" => roots.push(TrustRoots::System),
+            _ => {}
+        }
+    }
+    roots
+}
+
+/// The client's certificate and key; each has one source, and neither goes without the other.
+fn client_identity(all: &mut Effective) -> (Option<PemSource>, Option<PemSource>) {
+    const BOTH: &str = "ssl.keystore.location";
+    let mut sources = [
+        ("ssl.keystore.certificate.chain", "ssl.certificate.location"),
+        ("ssl.keystore.key", "ssl.key.location"),
+    ]
+    .map(|(text, file)| {
+        let named: Vec<_> = [text, file, BOTH].into_iter().filter(|name| all.is_set(name)).collect();
+        if named.len() > 1 {
+            all.problems.push(format!("{} say the same thing: keep one of them", named.join(" and ")));
+        }
+        match all.secret(text) {
+            Some(pem) => Some(PemSource::Text(Secret::new(pem))),
+            None => all.pem_file(file).or_else(|| all.pem_file(BOTH)).map(PemSource::File),
+        }
+    })
+    .into_iter();
+    let (certificate, key) = (sources.next().flatten(), sources.next().flatten());
+    if certificate.is_some() && key.is_none() {
+        all.problems.push(
+            "a client certificate is set without its key: set ssl.key.location or ssl.keystore.key"
+                .to_owned(),
+        );
+    }
+    if key.is_some() && certificate.is_none() {
+        all.problems.push(
+            "a client key is set without its certificate: set ssl.certificate.location or \
+             ssl.keystore.certificate.chain"
+                .to_owned(),
+        );
+    }
+    (certificate, key)
+}
+
+/// The login; its mechanism follows from `sasl.mechanism`, or from the login module where that is PLAIN.
+pub(super) fn sasl(all: &mut Effective, protocol: SecurityProtocol) -> Option<SaslSettings> {
+    const CREDENTIALS: [&str; 3] = ["sasl.plain.username", "sasl.plain.password", "sasl.jaas.config"];
+    if !protocol.uses_sasl() {
+        if let Some(name) = CREDENTIALS.into_iter().find(|name| all.is_set(name)) {
+            let right = if protocol.uses_tls() { "SASL_SSL" } else { "SASL_PLAINTEXT or SASL_SSL" };
+            all.problems.push(format!(
+                "{name} is set, but security.protocol = {protocol} does not authenticate: set security.protocol to \
+                 {right}, or remove {name}"
+            ));
+        }
+        return None;
+    }
+    let mut mechanism: SaslMechanism = all.choice("sasl.mechanism");
+    let mut username = all.text("sasl.plain.username").unwrap_or_default();
+    let mut password = all.secret("sasl.plain.password").unwrap_or_default();
+    if let Some(login) = all.secret("sasl.jaas.config") {
+        match jaas::parse(&login) {
+            Err(why) => {
+                all.problems.push(format!("sasl.jaas.config cannot be read: {why}"));
+                return None;
+            }
+            Ok(login) => {
+                if !all.is_set("sasl.mechanism") && login.module == jaas::Module::Plain {
+                    mechanism = SaslMechanism::Plain;
+                } else if !login.module.fits(mechanism) {
+                    all.problems.push(format!(
+                        "sasl.jaas.config names a {:?} login module, but sasl.mechanism is {mechanism}: PlainLoginModule \
+                         goes with PLAIN, ScramLoginModule with SCRAM-SHA-256 or SCRAM-SHA-512",
+                        login.module
+                    ));
+                }
+                let differ = |set: &str, login: &str| !set.is_empty() && set != login;
+                if differ(&username, &login.username) || differ(&password, login.password.expose()) {
+                    all.problems.push(
+                        "sasl.jaas.config and sasl.plain.username or sasl.plain.password differ: keep one of them"
+                            .to_owned(),
+                    );
+                }
+                username = login.username;
+                password = login.password.expose().to_owned();
+            }
+        }
+    }
+    let missing = |value: &str, name: &str| value.is_empty() && !all.is_set(name);
+    let missing: Vec<_> = [(&username, "sasl.plain.username"), (&password, "sasl.plain.password")]
+        .into_iter()
+        .filter(|(value, name)| missing(value, name))
+        .map(|(_, name)| format!("security.protocol = {protocol} needs {name}"))
+        .collect();
+    all.problems.extend(missing);
+    Some(SaslSettings { mechanism, username, password: Secret::new(password) })
+}

@@ -1,0 +1,283 @@
+//! From an address to a connection: DNS, TCP, TLS, ApiVersions, SASL, one deadline for all, every failure with its stage.
+//!
+//! Names are resolved on every connect (KIP-302: every answer is tried, in order, each with its share of the time left).
+//! Never retries beyond that: pauses and further attempts are the caller's.
+
+use std::{future::Future, net::SocketAddr, sync::Arc, sync::Mutex, time::Duration};
+
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
+
+use super::{
+    Connection,
+    api::{self, Api, Channel, ChannelError, StrBytes, Versions, wire},
+    sasl, stranger_error,
+    stream::{Io, Notices, Stream},
+    tls::Tls,
+    too_large,
+};
+use crate::{
+    config::settings::{Address, ClientSettings},
+    error::{Error, ErrorKind, Result, Stage},
+    time::{Instant, now},
+};
+
+const SETUP_HINT: &str = "check that the broker runs and can be reached from here; on a slow network raise \
+                          socket.connection.setup.timeout.max.ms";
+
+pub(super) async fn dial(
+    address: &Address,
+    settings: &ClientSettings,
+    tls: Option<&Tls>,
+    deadline: Instant,
+) -> Result<Connection> {
+    // KIP-601: no attempt lasts longer than the greatest set-up time.
+    let deadline = deadline.min(now() + settings.connection_setup_timeout_max);
+    let answers = resolve(address, deadline).await.map_err(|error| at(error, address))?;
+    let mut failures: Vec<(SocketAddr, Error)> = Vec::new();
+    for (tried, &answer) in answers.iter().enumerate() {
+        let left = deadline.saturating_duration_since(now());
+        let share = left / u32::try_from(answers.len() - tried).unwrap_or(u32::MAX);
+        match connect(answer, address, settings, tls, now() + share).await {
+            Ok(connection) => return Ok(connection),
+            // A refused password or certificate is the same at the next address, and asking again may lock the account.
+            Err(error) if matches!(error.stage(), Some(Stage::Sasl | Stage::Tls)) => {
+                return Err(at(error, address));
+            }
+            Err(error) => failures.push((answer, error)),
+        }
+    }
+    Err(at(join_failures(failures), address))
+}
+
+fn at(error: Error, address: &Address) -> Error {
+    error.with_address(address.to_string())
+}
+
+/// One error for all addresses of a name: the first one's kind and hint, every cause in its text.
+fn join_failures(mut failures: Vec<(SocketAddr, Error)>) -> Error {
+    if failures.len() == 1 {
+        return failures.remove(0).1;
+    }
+    let text: Vec<String> = failures.iter().map(|(answer, error)| format!("{answer}: {error}")).collect();
+    let kind = failures.first().map_or(ErrorKind::Connect(Stage::Dns), |(_, error)| error.kind());
+    Error::new(kind, format!("none of {} addresses could be connected to: {}", text.len(), text.join("; ")))
+}
+
+/// Waits for `future` until `deadline`; past it, an error says at which stage.
+pub(super) async fn within<T>(
+    stage: Stage,
+    deadline: Instant,
+    future: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let started = now();
+    match tokio::time::timeout_at(deadline, future).await {
+        Ok(result) => result,
+        Err(_) => Err(timed_out(stage, now() - started)),
+    }
+}
+
+fn timed_out(stage: Stage, waited: Duration) -> Error {
+    let what = match stage {
+        Stage::Dns => "the name server did not answer",
+        Stage::Tcp => "the host did not answer",
+        Stage::Tls => "the TLS handshake did not end",
+        Stage::Sasl => "the broker did not answer the authentication",
+        Stage::Api => "the port is open, but what listens there did not answer the first Kafka request",
+    };
+    let hint = match stage {
+        Stage::Api => {
+            "check that it is a Kafka listener, and security.protocol: a TLS listener waits in silence for a handshake"
+        }
+        Stage::Tls => "check security.protocol: a plaintext listener waits in silence for a Kafka request",
+        _ => SETUP_HINT,
+    };
+    Error::new(ErrorKind::Connect(stage), format!("{what} within {} ms", waited.as_millis())).with_hint(hint)
+}
+
+async fn resolve(address: &Address, deadline: Instant) -> Result<Vec<SocketAddr>> {
+    within(Stage::Dns, deadline, async {
+        let failed = |text: String| {
+            Error::new(ErrorKind::Connect(Stage::Dns), text).with_hint(
+                "check the host name in bootstrap.servers, or what the broker has in advertised.listeners",
+            )
+        };
+        let answers: Vec<_> = lookup_host((address.host.as_str(), address.port))
+            .await
+            .map_err(|error| {
+                failed(format!("the host name {:?} cannot be resolved", address.host)).with_source(error)
+            })?
+            .collect();
+        if answers.is_empty() {
+            return Err(failed(format!("the host name {:?} has no address", address.host)));
+        }
+        Ok(answers)
+    })
+    .await
+}
+
+async fn connect(
+    answer: SocketAddr,
+    address: &Address,
+    settings: &ClientSettings,
+    tls: Option<&Tls>,
+    deadline: Instant,
+) -> Result<Connection> {
+    let first = attempt(answer, address, settings, tls, wire::ApiVersionsRequest::MAX, deadline).await;
+    match first {
+        // Some brokers close the connection on a version of ApiVersions they do not know; version 0 is known to all.
+        Err(Failure::ClosedOnVersions) => match attempt(answer, address, settings, tls, 0, deadline).await {
+            Ok(connection) => Ok(connection),
+            Err(Failure::ClosedOnVersions) => Err(closed_on_versions(settings)),
+            Err(Failure::Error(error)) => Err(error),
+        },
+        Err(Failure::Error(error)) => Err(error),
+        Ok(connection) => Ok(connection),
+    }
+}
+
+fn closed_on_versions(settings: &ClientSettings) -> Error {
+    let hint = if settings.tls.is_none() {
+        "check security.protocol: a TLS listener closes a plaintext connection; set SSL or SASL_SSL if it is one"
+    } else {
+        "check that host and port in bootstrap.servers are a Kafka listener"
+    };
+    Error::new(
+        ErrorKind::Connect(Stage::Api),
+        "the other side closed the connection on the first Kafka request",
+    )
+    .with_hint(hint)
+}
+
+enum Failure {
+    /// The peer closed the connection when it was asked for its versions.
+    ClosedOnVersions,
+    Error(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+async fn attempt(
+    answer: SocketAddr,
+    address: &Address,
+    settings: &ClientSettings,
+    tls: Option<&Tls>,
+    versions_version: i16,
+    deadline: Instant,
+) -> Result<Connection, Failure> {
+    let socket = within(Stage::Tcp, deadline, open(answer)).await?;
+    match (&settings.tls, tls) {
+        (None, _) => set_up(socket, address, settings, versions_version, deadline).await,
+        (Some(_), Some(tls)) => {
+            let stream = within(Stage::Tls, deadline, tls.connect(socket, address)).await?;
+            set_up(stream, address, settings, versions_version, deadline).await
+        }
+        (Some(_), None) => Err(Error::new(ErrorKind::Config, "TLS is asked for and was not prepared").into()),
+    }
+}
+
+async fn open(answer: SocketAddr) -> Result<TcpStream> {
+    let tcp = |text: &str, error: std::io::Error| {
+        Error::new(ErrorKind::Connect(Stage::Tcp), text).with_source(error).with_hint(SETUP_HINT)
+    };
+    let socket = if answer.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = socket.map_err(|error| tcp("no socket could be made", error))?;
+    // A broker that vanished without a word shows even while nothing is asked. Not every system has it.
+    if let Err(error) = socket.set_keepalive(true) {
+        tracing::debug!(%error, "TCP keep-alive is not available");
+    }
+    let stream = socket.connect(answer).await.map_err(|error| tcp("the TCP connection failed", error))?;
+    stream.set_nodelay(true).map_err(|error| tcp("TCP_NODELAY could not be set", error))?;
+    Ok(stream)
+}
+
+/// Makes a connection of an open stream: ApiVersions, then SASL.
+async fn set_up(
+    io: impl Io,
+    address: &Address,
+    settings: &ClientSettings,
+    versions_version: i16,
+    deadline: Instant,
+) -> Result<Connection, Failure> {
+    let max_answer = settings.receive_message_max_bytes;
+    let (stream, notices) = Stream::new(io, max_answer);
+    let mut channel = Channel::new(stream, max_answer, Arc::clone(&settings.client_id));
+    let versions = ask_versions(&mut channel, &notices, settings, versions_version, deadline).await?;
+    channel.set_versions(&versions);
+    let mut reauthenticate_by = None;
+    if let Some(sasl) = &settings.sasl {
+        let lifetime = within(Stage::Sasl, deadline, sasl::authenticate(&channel, sasl)).await?;
+        // Java: half way to nine tenths of the session lifetime.
+        reauthenticate_by = lifetime.map(|lifetime| now() + lifetime * 17 / 20);
+    }
+    Ok(Connection {
+        channel,
+        notices,
+        address: address.clone(),
+        versions,
+        request_timeout: settings.request_timeout,
+        max_answer,
+        without_sasl: settings.sasl.is_none(),
+        reauthenticate_by,
+        spent: false.into(),
+        answered: false.into(),
+        in_flight: 0.into(),
+        idle_since: Mutex::new(now()),
+    })
+}
+
+/// KIP-35, KIP-511: asks in the given version, and again in the one that an UNSUPPORTED_VERSION answer offers.
+async fn ask_versions(
+    channel: &mut Channel,
+    notices: &Notices,
+    settings: &ClientSettings,
+    version: i16,
+    deadline: Instant,
+) -> Result<Versions, Failure> {
+    let mut version = version;
+    loop {
+        channel.set_versions(&Versions::from([(wire::ApiVersionsRequest::KEY, (version, version))]));
+        let request = if version >= 3 {
+            wire::ApiVersionsRequest::default()
+                .with_client_software_name(StrBytes::from_static_str(env!("CARGO_PKG_NAME")))
+                .with_client_software_version(StrBytes::from_static_str(env!("CARGO_PKG_VERSION")))
+        } else {
+            wire::ApiVersionsRequest::default()
+        };
+        let asked = within(Stage::Api, deadline, async { Ok(channel.request(request).await) }).await?;
+        let answer = asked.map_err(|error| versions_error(error, notices, settings))?;
+        let offered: Versions = answer
+            .api_keys
+            .iter()
+            .map(|row| (row.api_key, (row.min_version, row.max_version)))
+            .filter(|(_, (low, high))| low <= high)
+            .collect();
+        match answer.error_code {
+            0 => return Ok(offered),
+            api::UNSUPPORTED_VERSION if version > 0 => {
+                let common = api::negotiate::<wire::ApiVersionsRequest>(&offered).unwrap_or(0);
+                version = common.min(version - 1);
+            }
+            code => return Err(Error::from_code(wire::ApiVersionsRequest::NAME, code).into()),
+        }
+    }
+}
+
+fn versions_error(error: ChannelError, notices: &Notices, settings: &ClientSettings) -> Failure {
+    if let Some(stranger) = notices.stranger() {
+        return stranger_error(stranger, Stage::Api).into();
+    }
+    match error {
+        ChannelError::Lost(_) => Failure::ClosedOnVersions,
+        ChannelError::TooLarge { actual } => too_large(actual, settings.receive_message_max_bytes).into(),
+        ChannelError::Encode(text) | ChannelError::Decode(text) => {
+            Error::new(ErrorKind::Connect(Stage::Api), format!("what answered does not speak Kafka: {text}"))
+                .with_hint("check host and port in bootstrap.servers and security.protocol")
+                .into()
+        }
+        ChannelError::NoVersion => Error::protocol("ApiVersions has no version").into(),
+    }
+}

@@ -1,0 +1,1 @@
+//! Against small TCP servers that answer what the test says.

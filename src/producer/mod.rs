@@ -1,0 +1,548 @@
+//! The producer's handle: takes records, waits for memory, picks partitions, hands out deliveries.
+//!
+//! One driver task ([`task`]) sends. The handle never talks to a broker itself but for the first look at a topic.
+//! Locks, in this order and never across an await: the topic map (read), then one partition's queue. Appending takes
+//! only its partition's lock, so that many threads can append to many partitions.
+
+mod accumulator;
+mod identity;
+mod memory;
+mod outcome;
+mod partitioner;
+mod receipt;
+mod task;
+
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, HashMap},
+    future::IntoFuture,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use serde::Serialize;
+use tokio::sync::{Notify, watch};
+
+pub use self::receipt::Delivery;
+use self::{
+    accumulator::{Appended, Limits, Parts, Queue},
+    memory::Memory,
+    partitioner::{Sticky, partition_of_key},
+};
+use crate::{
+    batch::{self, Compressor},
+    cluster::{Cluster, Metadata},
+    config::settings::{Acks, ProducerSettings},
+    error::{Error, ErrorKind, Result},
+    record::{Header, ProducerRecord},
+    time::{self, Instant, Rng},
+};
+
+/// A producer of one cluster: batches records per partition and delivers them in order, once each by default.
+///
+/// Cheap to clone; all clones share one buffer, one set of connections and one driver task. When the last one is
+/// dropped without [`close`](Self::close), what was sent is still delivered in the background while the runtime runs.
+#[derive(Clone)]
+pub struct KafkaProducer {
+    handle: Arc<Handle>,
+}
+
+struct Handle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    cluster: Cluster,
+    settings: ProducerSettings,
+    limits: Arc<Limits>,
+    compressor: Compressor,
+    memory: Memory,
+    topics: RwLock<HashMap<Arc<str>, Arc<TopicQueues>>>,
+    /// Queues with something to send that the task has not seen yet.
+    scheduled: Mutex<Vec<Arc<PartitionQueue>>>,
+    wake: Notify,
+    closing: watch::Sender<Closing>,
+    /// Set with `closing`, for the path of every record.
+    is_closing: AtomicBool,
+    fatal: Mutex<Option<Error>>,
+}
+
+/// How far the end of the producer has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    Open,
+    /// Everything leaves at once; what is not delivered by then is given up.
+    Draining(Instant),
+    Done,
+}
+
+/// A topic's partitions; replaced when the topic gets more of them.
+struct TopicQueues {
+    name: Arc<str>,
+    partitions: Vec<Arc<PartitionQueue>>,
+    sticky: Mutex<Sticky>,
+}
+
+pub(crate) struct PartitionQueue {
+    topic: Arc<str>,
+    partition: i32,
+    queue: Mutex<Queue>,
+    has_leader: AtomicBool,
+}
+
+impl PartitionQueue {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+thread_local! {
+    /// JSON is written here before it is copied into its batch, so that sending allocates nothing.
+    static JSON: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+impl KafkaProducer {
+    /// Starts the driver task and waits for the first answer of a broker.
+    pub(crate) async fn start(cluster: Cluster, settings: ProducerSettings) -> Result<Self> {
+        cluster.connect(time::now() + settings.max_block).await?;
+        let limits = Arc::new(Limits {
+            batch_size: settings.batch_size.max(1),
+            linger: settings.linger,
+            delivery_timeout: settings.delivery_timeout,
+            max_in_flight: settings.max_in_flight.max(1),
+            retries: settings.retries,
+            idempotent: settings.idempotence,
+        });
+        let shared = Arc::new(Shared {
+            compressor: Compressor::new(settings.compression, settings.compression_level)?,
+            memory: Memory::new(settings.buffer_memory),
+            cluster,
+            limits,
+            topics: RwLock::new(HashMap::new()),
+            scheduled: Mutex::new(Vec::new()),
+            wake: Notify::new(),
+            closing: watch::channel(Closing::Open).0,
+            is_closing: AtomicBool::new(false),
+            fatal: Mutex::new(None),
+            settings,
+        });
+        task::spawn(Arc::clone(&shared));
+        Ok(Self { handle: Arc::new(Handle { shared }) })
+    }
+
+    /// Sends `value` as JSON; configure the record further and `.await` the result.
+    ///
+    /// Awaiting waits for buffer memory only and gives the record's [`Delivery`]; await that for the acknowledgment.
+    ///
+    /// ```no_run
+    /// # async fn example(producer: dtkafka::KafkaProducer) -> dtkafka::Result<()> {
+    /// let delivery = producer.send("orders", &serde_json::json!({"id": 7})).key("id-7").await?;
+    /// let metadata = delivery.await?;
+    /// println!("{}-{} offset {}", metadata.topic, metadata.partition, metadata.offset);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`send_record`](Self::send_record); also [`ErrorKind::Json`] if the value cannot be written as JSON.
+    ///
+    /// # Cancel safety
+    /// As [`send_record`](Self::send_record).
+    pub fn send<'a, V: Serialize + ?Sized>(&'a self, topic: &'a str, value: &'a V) -> SendJson<'a, V> {
+        SendJson { producer: self, record: ProducerRecord::new(topic), headers: Vec::new(), value }
+    }
+
+    /// Sends a record of bytes; waits only for the first look at the topic and for buffer memory.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for an empty topic name, a partition the topic does not have or a
+    /// record larger than `max.request.size`; [`Timeout`](ErrorKind::Timeout) after `max.block.ms` without memory or
+    /// without the topic; [`Closed`](ErrorKind::Closed). None of them leaves a record behind.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returned, nothing was sent.
+    pub async fn send_record(&self, record: ProducerRecord<'_>) -> Result<Delivery> {
+        let mut credit = 0;
+        match self.shared().append(&record, &mut credit) {
+            Ok(Attempt::Done(delivery)) => Ok(delivery),
+            Ok(Attempt::Wait(wait)) => self.shared().append_waiting(&record, wait).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends everything at once, without `linger.ms`, and waits until each record sent before has its answer.
+    ///
+    /// The answers themselves are in the deliveries.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`] if the producer was closed before.
+    ///
+    /// # Cancel safety
+    /// Dropping it does not stop the sending.
+    pub async fn flush(&self) -> Result<()> {
+        let shared = self.shared();
+        let mut unresolved = Vec::new();
+        let topics: Vec<Arc<TopicQueues>> = shared.read_topics().values().cloned().collect();
+        for partition in topics.iter().flat_map(|topic| &topic.partitions) {
+            let mut queue = partition.lock();
+            queue.close_open();
+            unresolved.extend(queue.unresolved().cloned());
+        }
+        shared.wake.notify_one();
+        for receipt in unresolved {
+            receipt.resolved().await;
+        }
+        if *shared.closing.borrow() == Closing::Done { Err(Error::closed("producer")) } else { Ok(()) }
+    }
+
+    /// Delivers what was sent, for at most `delivery.timeout.ms`, and ends the producer and all its clones.
+    ///
+    /// # Errors
+    /// As [`close_within`](Self::close_within).
+    ///
+    /// # Cancel safety
+    /// Dropping it does not stop the closing.
+    pub async fn close(&self) -> Result<()> {
+        self.close_within(self.shared().settings.delivery_timeout).await
+    }
+
+    /// Delivers what was sent, for at most `deadline`, and ends the producer and all its clones.
+    ///
+    /// Always returns by then; what was not delivered fails with [`ErrorKind::Closed`], and says whether it may have
+    /// been written.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Timeout`] with the number of batches given up.
+    ///
+    /// # Cancel safety
+    /// Dropping it does not stop the closing.
+    pub async fn close_within(&self, deadline: Duration) -> Result<()> {
+        let shared = self.shared();
+        let mut closing = shared.closing.subscribe();
+        let unresolved = shared.begin_close(time::now() + deadline);
+        // The task itself ends by the deadline: nothing here can wait longer.
+        let _ = closing.wait_for(|closing| *closing == Closing::Done).await;
+        let given_up = unresolved.iter().filter(|receipt| receipt.was_closed()).count();
+        if given_up == 0 {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Timeout,
+            format!("closed with {given_up} batches not delivered; their deliveries say what may have been written"),
+        )
+        .with_hint("give close more time"))
+    }
+
+    /// The number of partitions of a topic.
+    ///
+    /// # Errors
+    /// The broker's error, or [`Timeout`](ErrorKind::Timeout) after `max.block.ms`.
+    ///
+    /// # Cancel safety
+    /// Can be dropped at any time.
+    pub async fn partitions_for(&self, topic: &str) -> Result<usize> {
+        let shared = self.shared();
+        shared.learn_topic(topic, time::now() + shared.settings.max_block).await?;
+        Ok(shared.read_topics().get(topic).map_or(0, |topic| topic.partitions.len()))
+    }
+
+    /// Bytes of `buffer.memory` in use.
+    pub fn buffered_bytes(&self) -> usize {
+        self.shared().memory.used()
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.handle.shared
+    }
+}
+
+impl std::fmt::Debug for KafkaProducer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KafkaProducer").field("buffered_bytes", &self.buffered_bytes()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // Never blocks: the task delivers what is left and ends.
+        let deadline = time::now() + self.shared.settings.delivery_timeout;
+        self.shared.begin_close(deadline);
+    }
+}
+
+/// A record being put together by [`KafkaProducer::send`]; `.await` it to send.
+#[must_use = "nothing is sent until it is awaited"]
+#[derive(Debug)]
+pub struct SendJson<'a, V: ?Sized> {
+    producer: &'a KafkaProducer,
+    record: ProducerRecord<'a>,
+    headers: Vec<Header>,
+    value: &'a V,
+}
+
+impl<'a, V: Serialize + ?Sized> SendJson<'a, V> {
+    /// The key: decides the partition (murmur2, as in Java) unless one is set.
+    pub fn key(mut self, key: &'a (impl AsRef<[u8]> + ?Sized)) -> Self {
+        self.record = self.record.key(key);
+        self
+    }
+
+    /// The partition to write to, whatever the key.
+    pub fn partition(mut self, partition: i32) -> Self {
+        self.record = self.record.partition(partition);
+        self
+    }
+
+    /// Adds a header; keys may repeat.
+    pub fn header(mut self, key: impl Into<String>, value: impl AsRef<[u8]>) -> Self {
+        self.headers.push(Header::new(key, value.as_ref().to_vec()));
+        self
+    }
+
+    /// The create time in milliseconds since the Unix epoch. Default: the time of sending.
+    pub fn timestamp(mut self, timestamp_ms: i64) -> Self {
+        self.record = self.record.timestamp(timestamp_ms);
+        self
+    }
+
+    async fn send(self) -> Result<Delivery> {
+        let mut json = JSON.take();
+        json.clear();
+        let written = serde_json::to_writer(&mut json, self.value).map_err(|cause| {
+            Error::new(ErrorKind::Json, "the value cannot be written as JSON")
+                .with_topic(self.record.topic)
+                .with_source(cause)
+        });
+        let sent = match written {
+            Ok(()) => self.producer.send_record(self.record.headers(&self.headers).value(&json)).await,
+            Err(error) => Err(error),
+        };
+        JSON.set(json);
+        sent
+    }
+}
+
+impl<'a, V: Serialize + Sync + ?Sized> IntoFuture for SendJson<'a, V> {
+    type Output = Result<Delivery>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send + 'a>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.send())
+    }
+}
+
+/// What one attempt to append came to.
+enum Attempt {
+    Done(Delivery),
+    Wait(Wait),
+}
+
+/// What an append must wait for.
+#[derive(Clone, Copy)]
+enum Wait {
+    Topic,
+    Memory(usize),
+}
+
+impl Shared {
+    fn append(&self, record: &ProducerRecord<'_>, credit: &mut usize) -> Result<Attempt> {
+        if self.is_closing.load(Ordering::Relaxed) {
+            return Err(self.fatal_error().unwrap_or_else(|| Error::closed("producer")));
+        }
+        let parts = self.check(record)?;
+        let topics = self.read_topics();
+        let Some(topic) = topics.get(record.topic) else { return Ok(Attempt::Wait(Wait::Topic)) };
+        let partition = self.choose_partition(topic, record, &parts)?;
+        let mut queue = partition.lock();
+        match queue.append(&parts, time::now, &self.memory, credit) {
+            Appended::Done { delivery, wake, schedule } => {
+                drop(queue);
+                if schedule {
+                    self.scheduled().push(Arc::clone(partition));
+                }
+                if wake {
+                    self.wake.notify_one();
+                }
+                Ok(Attempt::Done(delivery))
+            }
+            Appended::NeedMemory(bytes) => Ok(Attempt::Wait(Wait::Memory(bytes))),
+        }
+    }
+
+    /// The slow road: learns the topic or waits for memory, as often as needed.
+    async fn append_waiting(&self, record: &ProducerRecord<'_>, mut wait: Wait) -> Result<Delivery> {
+        let deadline = time::now() + self.settings.max_block;
+        let mut credit = Credit { memory: &self.memory, bytes: 0 };
+        loop {
+            match wait {
+                Wait::Topic => self.learn_topic(record.topic, deadline).await?,
+                Wait::Memory(bytes) => {
+                    self.wake.notify_one();
+                    self.memory.take(bytes, deadline).await.map_err(|error| error.with_topic(record.topic))?;
+                    credit.bytes += bytes;
+                }
+            }
+            match self.append(record, &mut credit.bytes)? {
+                Attempt::Done(delivery) => return Ok(delivery),
+                Attempt::Wait(next) => wait = next,
+            }
+        }
+    }
+
+    fn check<'a>(&self, record: &ProducerRecord<'a>) -> Result<Parts<'a>> {
+        if record.topic.is_empty() {
+            return Err(Error::new(ErrorKind::InvalidArgument, "the topic's name is empty"));
+        }
+        let (key, value) = (record.key.map_or(0, <[u8]>::len), record.value.map_or(0, <[u8]>::len));
+        let size_bound = batch::record_size_bound(key, value, record.headers);
+        if size_bound + batch::BATCH_HEADER_LEN > self.settings.max_request_size {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!(
+                    "the record of {size_bound} bytes is larger than max.request.size ({})",
+                    self.settings.max_request_size
+                ),
+            )
+            .with_topic(record.topic)
+            .with_hint("raise max.request.size, and max.message.bytes of the topic"));
+        }
+        let timestamp = record.timestamp.unwrap_or_else(time::wall_clock_ms);
+        Ok(Parts { key: record.key, value: record.value, headers: record.headers, timestamp, size_bound })
+    }
+
+    fn choose_partition<'a>(
+        &self,
+        topic: &'a TopicQueues,
+        record: &ProducerRecord<'_>,
+        parts: &Parts<'_>,
+    ) -> Result<&'a Arc<PartitionQueue>> {
+        let count = topic.partitions.len();
+        let index = match (record.partition, record.key) {
+            (Some(partition), _) => usize::try_from(partition).unwrap_or(usize::MAX),
+            (None, Some(key)) if !self.settings.partitioner_ignore_keys => partition_of_key(key, count),
+            (None, _) => {
+                let backlog = |index: usize| {
+                    let partition = topic.partitions.get(index)?;
+                    partition.has_leader.load(Ordering::Relaxed).then(|| partition.lock().bytes())
+                };
+                let mut sticky = topic.sticky.lock().unwrap_or_else(PoisonError::into_inner);
+                sticky.pick(parts.size_bound, self.settings.batch_size, count, backlog)
+            }
+        };
+        topic.partitions.get(index).ok_or_else(|| {
+            Error::new(ErrorKind::InvalidArgument, format!("the topic has {count} partitions, from 0"))
+                .with_topic(record.topic)
+                .with_partition(record.partition.unwrap_or_default())
+        })
+    }
+
+    async fn learn_topic(&self, topic: &str, deadline: Instant) -> Result<()> {
+        let name: Arc<str> = topic.into();
+        let metadata = self.cluster.require_topics(std::slice::from_ref(&name), deadline).await?;
+        self.update_topic(&name, &metadata);
+        Ok(())
+    }
+
+    /// Makes or extends the queues of a topic by what the snapshot says.
+    fn update_topic(&self, name: &Arc<str>, metadata: &Metadata) {
+        let Some(known) = metadata.topics.get(name).filter(|topic| !topic.partitions.is_empty()) else { return };
+        let mut topics = self.write_topics();
+        let mut partitions = topics.get(name).map_or_else(Vec::new, |topic| topic.partitions.clone());
+        for (index, partition) in known.partitions.iter().enumerate() {
+            match partitions.get(index) {
+                Some(queue) => queue.has_leader.store(partition.leader.is_some(), Ordering::Relaxed),
+                None => partitions.push(Arc::new(PartitionQueue {
+                    topic: Arc::clone(name),
+                    partition: index as i32,
+                    queue: Mutex::new(Queue::new(Arc::clone(name), index as i32, Arc::clone(&self.limits))),
+                    has_leader: AtomicBool::new(partition.leader.is_some()),
+                })),
+            }
+        }
+        if topics.get(name).is_some_and(|topic| topic.partitions.len() == partitions.len()) {
+            return;
+        }
+        let sticky = Mutex::new(Sticky::new(Rng::from_entropy(), partitions.len()));
+        topics.insert(Arc::clone(name), Arc::new(TopicQueues { name: Arc::clone(name), partitions, sticky }));
+    }
+
+    /// Takes over a new snapshot for all topics in use.
+    fn update_topics(&self, metadata: &Metadata) {
+        let names: Vec<Arc<str>> = self.read_topics().values().map(|topic| Arc::clone(&topic.name)).collect();
+        for name in names {
+            self.update_topic(&name, metadata);
+        }
+    }
+
+    /// Refuses new records and has the task drain the rest. Returns what has no answer yet.
+    fn begin_close(&self, deadline: Instant) -> Vec<Arc<receipt::Receipt>> {
+        self.is_closing.store(true, Ordering::Relaxed);
+        self.memory.close();
+        self.closing.send_if_modified(|closing| {
+            let change = match *closing {
+                Closing::Open => true,
+                Closing::Draining(earlier) => deadline < earlier,
+                Closing::Done => false,
+            };
+            if change {
+                *closing = Closing::Draining(deadline);
+            }
+            change
+        });
+        let topics: Vec<Arc<TopicQueues>> = self.read_topics().values().cloned().collect();
+        let mut unresolved = Vec::new();
+        for partition in topics.iter().flat_map(|topic| &topic.partitions) {
+            unresolved.extend(partition.lock().unresolved().cloned());
+        }
+        self.wake.notify_one();
+        unresolved
+    }
+
+    /// Nothing this producer sends can succeed any more.
+    fn fail_for_good(&self, error: &Error) {
+        self.fatal.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.clone());
+        self.begin_close(time::now());
+    }
+
+    fn fatal_error(&self) -> Option<Error> {
+        self.fatal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn scheduled(&self) -> MutexGuard<'_, Vec<Arc<PartitionQueue>>> {
+        self.scheduled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read_topics(&self) -> RwLockReadGuard<'_, HashMap<Arc<str>, Arc<TopicQueues>>> {
+        self.topics.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_topics(&self) -> RwLockWriteGuard<'_, HashMap<Arc<str>, Arc<TopicQueues>>> {
+        self.topics.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Memory waited for and not yet used; given back when the append ends.
+struct Credit<'a> {
+    memory: &'a Memory,
+    bytes: usize,
+}
+
+impl Drop for Credit<'_> {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.memory.give_back(self.bytes);
+        }
+    }
+}
+
+/// The wire's value of `acks`. A request with 0 would get no answer, for which the connection below waits: 1 is asked
+/// for, and nobody waits for it.
+fn wire_acks(acks: Acks) -> i16 {
+    match acks {
+        Acks::All => -1,
+        Acks::Leader | Acks::None => 1,
+    }
+}

@@ -1,0 +1,225 @@
+//! What `send` hands out: one receipt per batch, shared by its records, and a [`Delivery`] per record.
+//!
+//! Per record it costs a reference count and an index: no channel, no allocation.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use crate::{
+    error::{Error, Result},
+    record::RecordMetadata,
+};
+
+/// Where the first record of an acknowledged batch is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ack {
+    /// -1 if the broker did not say.
+    pub(crate) base_offset: i64,
+    /// -1 unless the topic's timestamps are the broker's.
+    pub(crate) log_append_time: i64,
+}
+
+#[derive(Debug)]
+enum Outcome {
+    Acknowledged(Ack),
+    Failed(Error),
+    /// The batch was too large and went on in parts, each with the index of its first record.
+    Split(Vec<(u32, Arc<Receipt>)>),
+}
+
+/// The fate of one batch.
+#[derive(Debug)]
+pub(crate) struct Receipt {
+    topic: Arc<str>,
+    partition: i32,
+    outcome: OnceLock<Outcome>,
+    waiting: Mutex<Vec<Waker>>,
+}
+
+impl Receipt {
+    pub(crate) fn new(topic: Arc<str>, partition: i32) -> Arc<Self> {
+        Arc::new(Self { topic, partition, outcome: OnceLock::new(), waiting: Mutex::new(Vec::new()) })
+    }
+
+    pub(crate) fn acknowledge(&self, ack: Ack) {
+        self.resolve(Outcome::Acknowledged(ack));
+    }
+
+    pub(crate) fn fail(&self, error: Error) {
+        self.resolve(Outcome::Failed(
+            error.with_topic(Arc::clone(&self.topic)).with_partition(self.partition),
+        ));
+    }
+
+    pub(crate) fn split(&self, parts: Vec<(u32, Arc<Self>)>) {
+        self.resolve(Outcome::Split(parts));
+    }
+
+    /// Whether every record of the batch has its answer.
+    pub(crate) fn is_resolved(&self) -> bool {
+        match self.outcome.get() {
+            None => false,
+            Some(Outcome::Split(parts)) => parts.iter().all(|(_, part)| part.is_resolved()),
+            Some(_) => true,
+        }
+    }
+
+    /// Waits until every record of the batch has its answer.
+    pub(crate) async fn resolved(self: Arc<Self>) {
+        let mut waiting = vec![self];
+        while let Some(receipt) = waiting.pop() {
+            let last = std::future::poll_fn(|context| receipt.poll(context)).await;
+            if let Outcome::Split(parts) = last {
+                waiting.extend(parts.iter().map(|(_, part)| Arc::clone(part)));
+            }
+        }
+    }
+
+    fn resolve(&self, outcome: Outcome) {
+        // The first outcome stands: a batch failed by `close` may be answered later.
+        let _ = self.outcome.set(outcome);
+        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        for waker in waiting {
+            waker.wake();
+        }
+    }
+
+    fn poll(&self, context: &Context<'_>) -> Poll<&Outcome> {
+        if let Some(outcome) = self.outcome.get() {
+            return Poll::Ready(outcome);
+        }
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        // Checked again under the lock: `resolve` sets the outcome before it takes the list.
+        if let Some(outcome) = self.outcome.get() {
+            return Poll::Ready(outcome);
+        }
+        // A task that polls again, or awaits its records in order, registers once.
+        if !waiting.last().is_some_and(|last| last.will_wake(context.waker())) {
+            waiting.push(context.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+/// The acknowledgment of one record: a future of its [`RecordMetadata`].
+///
+/// # Errors
+/// The broker's error, or [`Timeout`](crate::ErrorKind::Timeout) after `delivery.timeout.ms`.
+/// [`Error::possibly_written`] says whether the record may be in the log all the same.
+///
+/// # Cancel safety
+/// Dropping it does not take the record back: the producer goes on delivering. Awaiting it by reference and dropping
+/// that future loses nothing.
+#[derive(Debug)]
+#[must_use = "a record is only known to be written when its delivery was awaited, or the producer flushed and its errors counted"]
+pub struct Delivery {
+    receipt: Arc<Receipt>,
+    index: u32,
+    timestamp: i64,
+}
+
+impl Delivery {
+    pub(crate) fn new(receipt: Arc<Receipt>, index: u32, timestamp: i64) -> Self {
+        Self { receipt, index, timestamp }
+    }
+
+    /// The topic the record goes to.
+    pub fn topic(&self) -> &str {
+        &self.receipt.topic
+    }
+
+    /// The partition the record goes to.
+    pub fn partition(&self) -> i32 {
+        self.receipt.partition
+    }
+}
+
+impl Future for Delivery {
+    type Output = Result<RecordMetadata>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        loop {
+            let this = &mut *self;
+            let ack = match this.receipt.poll(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Outcome::Failed(error)) => return Poll::Ready(Err(error.clone())),
+                Poll::Ready(Outcome::Acknowledged(ack)) => *ack,
+                Poll::Ready(Outcome::Split(parts)) => {
+                    let later = parts.iter().rev().find(|(first, _)| *first <= this.index);
+                    let Some((first, part)) = later else {
+                        return Poll::Ready(Err(Error::protocol("a split batch lost a record")));
+                    };
+                    this.index -= first;
+                    this.receipt = Arc::clone(part);
+                    continue;
+                }
+            };
+            let offset = if ack.base_offset < 0 { -1 } else { ack.base_offset + i64::from(this.index) };
+            let timestamp = if ack.log_append_time < 0 { this.timestamp } else { ack.log_append_time };
+            return Poll::Ready(Ok(RecordMetadata {
+                topic: Arc::clone(&this.receipt.topic),
+                partition: this.receipt.partition,
+                offset,
+                timestamp,
+            }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_record_of_a_batch_learns_its_own_offset() {
+        let receipt = Receipt::new("orders".into(), 3);
+        let (first, third) =
+            (Delivery::new(Arc::clone(&receipt), 0, 7), Delivery::new(Arc::clone(&receipt), 2, 9));
+        assert!(!receipt.is_resolved());
+        receipt.acknowledge(Ack { base_offset: 40, log_append_time: -1 });
+        assert_eq!(first.await.unwrap().offset, 40);
+        let third = third.await.unwrap();
+        assert_eq!((third.offset, third.timestamp, third.partition), (42, 9, 3));
+    }
+
+    #[tokio::test]
+    async fn a_split_batch_leads_each_record_to_its_part() {
+        let receipt = Receipt::new("orders".into(), 0);
+        let parts = [Receipt::new("orders".into(), 0), Receipt::new("orders".into(), 0)];
+        let deliveries: Vec<_> = (0..4).map(|i| Delivery::new(Arc::clone(&receipt), i, 0)).collect();
+        receipt.split(vec![(0, Arc::clone(&parts[0])), (3, Arc::clone(&parts[1]))]);
+        assert!(!receipt.is_resolved());
+        parts[0].acknowledge(Ack { base_offset: 10, log_append_time: -1 });
+        parts[1].acknowledge(Ack { base_offset: 20, log_append_time: 5 });
+        assert!(receipt.is_resolved());
+        let mut offsets = Vec::new();
+        for delivery in deliveries {
+            offsets.push(delivery.await.unwrap().offset);
+        }
+        assert_eq!(offsets, [10, 11, 12, 20]);
+    }
+
+    #[tokio::test]
+    async fn the_first_outcome_stands() {
+        let receipt = Receipt::new("orders".into(), 0);
+        receipt.fail(Error::closed("producer"));
+        receipt.acknowledge(Ack { base_offset: 1, log_append_time: -1 });
+        let error = Delivery::new(receipt, 0, 0).await.unwrap_err();
+        assert_eq!(error.to_string(), "the producer is closed [topic orders partition 0]");
+    }
+
+    #[tokio::test]
+    async fn a_waiting_task_is_woken() {
+        let receipt = Receipt::new("orders".into(), 0);
+        let delivery = Delivery::new(Arc::clone(&receipt), 0, 0);
+        let (metadata, ()) = tokio::join!(delivery, async {
+            tokio::task::yield_now().await;
+            receipt.acknowledge(Ack { base_offset: 1, log_append_time: -1 });
+        });
+        assert_eq!(metadata.unwrap().offset, 1);
+    }
+}
