@@ -8,6 +8,7 @@
 pub(crate) mod compression;
 mod decode;
 mod encode;
+mod halve;
 mod legacy;
 
 pub(crate) use compression::{Compressor, Decompressor};
@@ -15,6 +16,7 @@ pub(crate) use decode::{Batches, ControlType, DecodedBatch, HeaderRef, RawBatch,
 pub(crate) use encode::{
     BatchBuilder, EncodedBatch, Stamp, record_size, record_size_bound, recycle, restamp,
 };
+pub(crate) use halve::split_in_two;
 
 use std::ops::Range;
 
@@ -45,7 +47,5 @@ const LOG_APPEND_TIME: i16 = 1 << 3;
 const TRANSACTIONAL: i16 = 1 << 4;
 const CONTROL: i16 = 1 << 5;
 
-#[cfg(test)]
-mod speed_tmp;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
-use super::{Health, Metadata, Shared, kafka_string, refresh::Ask};
+use super::{Health, Shared, kafka_string, refresh::Ask};
 use crate::{
     connection::api::wire,
     error::Result,

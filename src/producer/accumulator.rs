@@ -317,7 +317,8 @@ impl Queue {
 
     /// Gives up batches whose time is over; those in flight end with their request.
     pub(crate) fn expire(&mut self, now: Instant, error: impl Fn() -> Error) -> Vec<Aftermath> {
-        let too_old = |created: Instant| created + self.limits.delivery_timeout <= now;
+        let timeout = self.limits.delivery_timeout;
+        let too_old = |created: Instant| created + timeout <= now;
         let mut given_up = Vec::new();
         if !self.oldest().is_some_and(too_old) {
             return given_up;

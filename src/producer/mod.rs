@@ -14,7 +14,7 @@ mod task;
 
 use std::{
     cell::Cell,
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     future::IntoFuture,
     pin::Pin,
     sync::{
@@ -34,7 +34,7 @@ use self::{
     partitioner::{Sticky, partition_of_key},
 };
 use crate::{
-    batch::{self, Compressor},
+    batch::{self, Compressor, Decompressor},
     cluster::{Cluster, Metadata},
     config::settings::{Acks, ProducerSettings},
     error::{Error, ErrorKind, Result},
@@ -60,6 +60,8 @@ struct Shared {
     settings: ProducerSettings,
     limits: Arc<Limits>,
     compressor: Compressor,
+    /// For batches that must be split.
+    decompressor: Decompressor,
     memory: Memory,
     topics: RwLock<HashMap<Arc<str>, Arc<TopicQueues>>>,
     /// Queues with something to send that the task has not seen yet.
@@ -119,6 +121,7 @@ impl KafkaProducer {
         });
         let shared = Arc::new(Shared {
             compressor: Compressor::new(settings.compression, settings.compression_level)?,
+            decompressor: Decompressor::new(),
             memory: Memory::new(settings.buffer_memory),
             cluster,
             limits,
@@ -546,3 +549,4 @@ fn wire_acks(acks: Acks) -> i16 {
         Acks::Leader | Acks::None => 1,
     }
 }
+#[cfg(test)] mod smoke_tmp;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     record::RecordMetadata,
 };
 
@@ -65,6 +65,15 @@ impl Receipt {
             None => false,
             Some(Outcome::Split(parts)) => parts.iter().all(|(_, part)| part.is_resolved()),
             Some(_) => true,
+        }
+    }
+
+    /// Whether the batch was given up because the producer was closed.
+    pub(crate) fn was_closed(&self) -> bool {
+        match self.outcome.get() {
+            Some(Outcome::Failed(error)) => error.kind() == ErrorKind::Closed,
+            Some(Outcome::Split(parts)) => parts.iter().any(|(_, part)| part.was_closed()),
+            Some(Outcome::Acknowledged(_)) | None => false,
         }
     }
 

@@ -398,7 +398,7 @@ impl Task {
     }
 
     fn split(&mut self, partition: &Arc<PartitionQueue>, batch: Batch, error: impl FnOnce() -> Error) {
-        match batch::split_in_two(&batch.bytes, &self.shared.compressor) {
+        match batch::split_in_two(&batch.bytes, &self.shared.compressor, &self.shared.decompressor) {
             Ok(halves) => {
                 let aftermath = partition.lock().handle_split(batch, halves);
                 self.clean_up(aftermath);
