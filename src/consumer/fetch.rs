@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use super::{
     buffer::Aborted,
     session::{Session, SessionRequest, Wanted},
-    subscription::{Phase, Position, Subscription},
+    subscription::{Phase, Subscription},
 };
 use crate::{
     batch::{Decompressor, split},
@@ -127,8 +127,9 @@ impl Fetcher {
     }
 
     /// Brokers that back off, so that the driver wakes for them.
-    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.brokers.values().filter(|broker| broker.in_flight.is_none()).filter_map(|b| b.retry_at).min()
+    pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let waiting = self.brokers.values().filter(|broker| broker.in_flight.is_none());
+        waiting.filter_map(|broker| broker.retry_at).filter(|at| *at > now).min()
     }
 
     fn start(&mut self, broker: i32, plan: Plan, max_bytes: usize, max_wait: Duration) -> FetchAction {
@@ -338,9 +339,4 @@ struct Plan {
     asked: BTreeMap<TopicPartition, (u64, i64)>,
     /// A partition of this leader will want data soon: do not let the fetch wait long for the others.
     left_out: bool,
-}
-
-/// A position after a look-up.
-pub(crate) fn found(offset: i64) -> Phase {
-    Phase::Fetching(Position::at(offset))
 }

@@ -139,10 +139,21 @@ pub(crate) struct Subscription {
     uncovered: Vec<TopicPartition>,
     /// Bytes buffered in all queues.
     buffered: usize,
+    wants_fetch: bool,
     next_epoch: u64,
 }
 
 impl Subscription {
+    /// Whether a partition has become fetchable since this was last asked.
+    pub(crate) fn take_wants_fetch(&mut self) -> bool {
+        std::mem::take(&mut self.wants_fetch)
+    }
+
+    /// Whether records were handed out that no later poll has covered: the user may be at work on them.
+    pub(crate) fn has_uncovered(&self) -> bool {
+        !self.uncovered.is_empty()
+    }
+
     pub(crate) fn get(&self, partition: &TopicPartition) -> Option<&Partition> {
         self.partitions.get(partition)
     }
@@ -284,8 +295,9 @@ impl Subscription {
         }
     }
 
-    /// Up to `max` records of the partition whose turn it is.
-    pub(crate) fn next_chunk(&mut self, max: usize, turn: Turn) -> Next {
+    /// Up to `max` records of the partition whose turn it is. A partition that falls below `refill_below` bytes wants a
+    /// fetch.
+    pub(crate) fn next_chunk(&mut self, max: usize, turn: Turn, refill_below: usize) -> Next {
         while let Some(key) = self.ready.pop_front() {
             let Some(partition) = self.partitions.get_mut(&key) else { continue };
             partition.is_ready = false;
@@ -294,15 +306,18 @@ impl Subscription {
                 // Resuming, or the poll that decodes, puts it back.
                 continue;
             }
-            let before = partition.queue.bytes();
+            let (bytes, next) = (partition.queue.bytes(), position.next);
             let taken = partition.queue.take(max, &mut position.next, &mut position.leader_epoch);
-            self.buffered = self.buffered.saturating_sub(before - partition.queue.bytes());
-            if !partition.is_uncovered {
-                partition.is_uncovered = true;
-                self.uncovered.push(key.clone());
+            self.buffered = self.buffered.saturating_sub(bytes - partition.queue.bytes());
+            if bytes >= refill_below && partition.queue.bytes() < refill_below {
+                self.wants_fetch = true;
             }
             match taken {
                 Taken::Chunk(chunk) => {
+                    if !partition.is_uncovered {
+                        partition.is_uncovered = true;
+                        self.uncovered.push(key.clone());
+                    }
                     let ended = chunk.range.end == chunk.batch.slots.len();
                     let stays = match turn {
                         Turn::Poll => chunk.range.len() < max,
@@ -320,7 +335,12 @@ impl Subscription {
                     let decoding = partition.queue.check_out(max);
                     return Next::Decode(Job { partition: key, epoch: partition.epoch, decoding });
                 }
-                Taken::Nothing => {}
+                Taken::Nothing => {
+                    // Only markers were stepped over: there is nothing to wait for before they are committed.
+                    if position.next > next && !partition.is_uncovered {
+                        partition.covered = Some((position.next, position.leader_epoch));
+                    }
+                }
             }
         }
         Next::Nothing
