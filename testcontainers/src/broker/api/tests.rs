@@ -370,6 +370,8 @@ async fn commit_and_fetch(client: &mut Client, version: i16, group: &GroupId, me
             .with_partition_indexes(vec![0, 1]);
         let asked =
             offset_fetch_request::OffsetFetchRequestGroup::default().with_group_id(group.clone()).with_topics(Some(vec![topic]));
+        // franz-go names its classic generation here.
+        let asked = if version >= 9 { asked.with_member_id(Some(member.clone())).with_member_epoch(1) } else { asked };
         let answer = client.call(version, &OffsetFetchRequest::default().with_groups(vec![asked])).await;
         let partitions = &answer.groups[0].topics[0].partitions;
         assert_eq!((partitions[0].committed_offset, partitions[1].committed_offset), (-1, 7));
