@@ -54,7 +54,8 @@ async fn kafka_python_produces_and_consumes_through_a_group() {
         assert!(records.iter().all(|r| r.headers.len() == 1 && r.key.is_some()));
         assert_eq!(broker.committed("foreign-group", "foreign", partition), Some(110));
     }
-    for api in [ApiKey::JoinGroup, ApiKey::SyncGroup, ApiKey::OffsetCommit, ApiKey::LeaveGroup, ApiKey::Fetch] {
+    for api in [ApiKey::JoinGroup, ApiKey::SyncGroup, ApiKey::OffsetCommit, ApiKey::LeaveGroup, ApiKey::Fetch]
+    {
         assert!(broker.control().requests(api) > 0, "{api:?} was never asked");
     }
     broker.shutdown().await;

@@ -215,7 +215,9 @@ impl FaultControl {
     /// The broker does not exist.
     pub fn stop_broker(&self, broker: i32) -> Result<(), BrokerError> {
         let mut cluster = self.shared.cluster();
-        let Some(node) = cluster.nodes.get_mut(&broker) else { return Err(BrokerError::NoSuchBroker(broker)) };
+        let Some(node) = cluster.nodes.get_mut(&broker) else {
+            return Err(BrokerError::NoSuchBroker(broker));
+        };
         node.running.send_replace(false);
         node.sessions = super::session::FetchSessions::default();
         cluster.broker_stopped(broker, self.shared.clock.now());

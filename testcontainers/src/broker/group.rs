@@ -332,7 +332,8 @@ impl Group {
             return true;
         }
         let shared = |name: &StrBytes| others.iter().all(|m| m.protocols.iter().any(|p| p.0 == *name));
-        self.protocol_type.as_deref() == Some(&join.protocol_type) && join.protocols.iter().any(|p| shared(&p.0))
+        self.protocol_type.as_deref() == Some(&join.protocol_type)
+            && join.protocols.iter().any(|p| shared(&p.0))
     }
 
     fn prepare_rebalance(&mut self, now: Now) {
@@ -484,7 +485,8 @@ impl Group {
 
     fn try_sync(&mut self, now: Now, ticket: Ticket, sync: Sync) -> Result<(), Refusal> {
         self.check_generation(&sync.caller)?;
-        let differs = |asked: &Option<String>, ours: Option<&str>| asked.is_some() && asked.as_deref() != ours;
+        let differs =
+            |asked: &Option<String>, ours: Option<&str>| asked.is_some() && asked.as_deref() != ours;
         if differs(&sync.protocol_type, self.protocol_type.as_deref())
             || differs(&sync.protocol, self.protocol.as_deref())
         {

@@ -244,7 +244,8 @@ fn i64_at(bytes: &[u8], at: usize) -> i64 {
 pub(super) mod tests {
     use super::*;
     use kafka_protocol::records::{
-        Compression, NO_PARTITION_LEADER_EPOCH, Record, RecordBatchEncoder, RecordEncodeOptions, TimestampType,
+        Compression, NO_PARTITION_LEADER_EPOCH, Record, RecordBatchEncoder, RecordEncodeOptions,
+        TimestampType,
     };
 
     /// A batch of `values`, stamped when `producer` names an id, an epoch and a first sequence.

@@ -223,7 +223,10 @@ impl EmbeddedBroker {
 
     /// Serves a connection to a broker over any stream, such as one half of `tokio::io::duplex`, until it closes or
     /// the broker stops. On TLS listeners the handshake comes first. A stopped or unknown broker drops the stream.
-    #[expect(clippy::disallowed_methods, reason = "one task per connection, ended by the broker's running flag")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "one task per connection, ended by the broker's running flag"
+    )]
     pub fn serve_stream<S>(&self, broker_id: i32, listener: Listener, stream: S)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -247,8 +250,7 @@ impl EmbeddedBroker {
     /// # Errors
     /// The name is not legal, the topic exists, or `partitions` is not within 1 to 10,000.
     pub fn create_topic(&self, name: &str, partitions: i32) -> Result<(), BrokerError> {
-        let made =
-            self.shared.cluster().create_topic(name, partitions, &BTreeMap::new(), BTreeMap::new());
+        let made = self.shared.cluster().create_topic(name, partitions, &BTreeMap::new(), BTreeMap::new());
         made.map(drop).map_err(|error| BrokerError::Topic(name.to_owned(), error))
     }
 

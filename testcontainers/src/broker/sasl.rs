@@ -41,7 +41,11 @@ enum State {
     /// No login needed, or done.
     Open,
     Handshake,
-    Tokens { exchange: Exchange, mechanism: &'static str, raw: bool },
+    Tokens {
+        exchange: Exchange,
+        mechanism: &'static str,
+        raw: bool,
+    },
     Failed,
 }
 
@@ -146,8 +150,10 @@ fn plain(users: &Users, token: &[u8]) -> Result<Token, String> {
         return Err("Authentication failed: Invalid username or password".to_owned());
     }
     if !authzid.is_empty() && authzid != user {
-        return Err("Authentication failed: Client requested an authorization id that is different from username"
-            .to_owned());
+        return Err(
+            "Authentication failed: Client requested an authorization id that is different from username"
+                .to_owned(),
+        );
     }
     Ok(Vec::new())
 }
@@ -277,7 +283,8 @@ mod tests {
     fn the_exchange_of_rfc_7677_verifies() {
         let salt = BASE64.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
         let salted = salt_password(Hash::Sha256, "pencil", &salt);
-        let server_first = "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096";
+        let server_first =
+            "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096";
         let nonce = "rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0";
         let client_first = "n=user,r=rOprNGfwEbeRWgbNEkqO";
         let text = format!("c=biws,r={nonce},p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=");

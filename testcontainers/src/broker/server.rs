@@ -30,7 +30,9 @@ pub(super) struct Close;
 pub(super) async fn start_node(shared: &Arc<Shared>, broker: i32) -> Result<(), BrokerError> {
     let (old, ports) = {
         let mut cluster = shared.cluster();
-        let Some(node) = cluster.nodes.get_mut(&broker) else { return Err(BrokerError::NoSuchBroker(broker)) };
+        let Some(node) = cluster.nodes.get_mut(&broker) else {
+            return Err(BrokerError::NoSuchBroker(broker));
+        };
         if *node.running.borrow() {
             return Ok(());
         }
@@ -43,7 +45,8 @@ pub(super) async fn start_node(shared: &Arc<Shared>, broker: i32) -> Result<(), 
     let mut bound = Vec::new();
     if !shared.in_memory {
         for (listener, port) in ports {
-            bound.push((listener, TcpListener::bind(("127.0.0.1", port)).await.map_err(BrokerError::Listen)?));
+            bound
+                .push((listener, TcpListener::bind(("127.0.0.1", port)).await.map_err(BrokerError::Listen)?));
         }
     }
     let mut cluster = shared.cluster();
@@ -52,12 +55,21 @@ pub(super) async fn start_node(shared: &Arc<Shared>, broker: i32) -> Result<(), 
     for (listener, socket) in bound {
         let port = socket.local_addr().map_err(BrokerError::Listen)?.port();
         node.ports.insert(listener, port);
-        node.accepting.push(spawn_accept(Arc::clone(shared), broker, listener, socket, node.running.subscribe()));
+        node.accepting.push(spawn_accept(
+            Arc::clone(shared),
+            broker,
+            listener,
+            socket,
+            node.running.subscribe(),
+        ));
     }
     Ok(())
 }
 
-#[expect(clippy::disallowed_methods, reason = "one accept loop per listener, ended by the broker's running flag")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "one accept loop per listener, ended by the broker's running flag"
+)]
 fn spawn_accept(
     shared: Arc<Shared>,
     broker: i32,

@@ -34,7 +34,8 @@ pub(super) fn handle(call: &Call<'_>, request: ProduceRequest) -> Result<Option<
             failed |= result.is_err();
             partitions.push(answer(call, &cluster, &topic.name, data.index, result));
         }
-        let answer = TopicProduceResponse::default().with_name(topic.name).with_partition_responses(partitions);
+        let answer =
+            TopicProduceResponse::default().with_name(topic.name).with_partition_responses(partitions);
         response.responses.push(answer);
     }
     call.shared.appended.notify_waiters();
@@ -104,7 +105,8 @@ fn answer(
 
 fn endpoints(call: &Call<'_>, response: &ProduceResponse) -> Vec<NodeEndpoint> {
     let partitions = response.responses.iter().flat_map(|t| &t.partition_responses);
-    let mut leaders: Vec<i32> = partitions.map(|p| p.current_leader.leader_id.0).filter(|l| *l >= 0).collect();
+    let mut leaders: Vec<i32> =
+        partitions.map(|p| p.current_leader.leader_id.0).filter(|l| *l >= 0).collect();
     leaders.sort_unstable();
     leaders.dedup();
     let cluster = call.cluster();

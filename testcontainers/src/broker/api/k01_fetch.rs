@@ -75,8 +75,7 @@ fn plan(call: &Call<'_>, request: &FetchRequest) -> Result<Plan, ResponseError> 
         let name = name(&cluster, &topic.topic, topic.topic_id);
         forgotten.extend(topic.partitions.iter().map(|p| key(&name, topic.topic_id, *p)));
     }
-    let (id, epoch) =
-        if call.version >= 7 { (request.session_id, request.session_epoch) } else { (0, -1) };
+    let (id, epoch) = if call.version >= 7 { (request.session_id, request.session_epoch) } else { (0, -1) };
     let node = cluster.nodes.get_mut(&call.broker).ok_or(ResponseError::BrokerNotAvailable)?;
     node.sessions.plan(id, epoch, wanted, &forgotten)
 }
@@ -90,7 +89,12 @@ struct Read<'a> {
 }
 
 impl Read<'_> {
-    fn find<'c>(&self, cluster: &'c Cluster, key: &Key, want: &Wanted) -> Result<&'c Partition, ResponseError> {
+    fn find<'c>(
+        &self,
+        cluster: &'c Cluster,
+        key: &Key,
+        want: &Wanted,
+    ) -> Result<&'c Partition, ResponseError> {
         if let Some(Some(error)) = self.injected.get(&key.topic) {
             return Err(*error);
         }
@@ -111,7 +115,9 @@ impl Read<'_> {
         for (key, want, _) in &self.plan.partitions {
             match self.find(&cluster, key, want) {
                 Err(_) => return true,
-                Ok(partition) => bytes += partition.log.readable(want.offset, enough.saturating_sub(bytes).max(1)),
+                Ok(partition) => {
+                    bytes += partition.log.readable(want.offset, enough.saturating_sub(bytes).max(1))
+                }
             }
         }
         self.plan.partitions.is_empty() || bytes >= enough
@@ -200,7 +206,8 @@ fn push(response: &mut FetchResponse, version: i16, key: &Key, data: PartitionDa
 
 fn endpoints(call: &Call<'_>, cluster: &Cluster, response: &FetchResponse) -> Vec<NodeEndpoint> {
     let partitions = response.responses.iter().flat_map(|t| &t.partitions);
-    let mut leaders: Vec<i32> = partitions.map(|p| p.current_leader.leader_id.0).filter(|l| *l >= 0).collect();
+    let mut leaders: Vec<i32> =
+        partitions.map(|p| p.current_leader.leader_id.0).filter(|l| *l >= 0).collect();
     leaders.sort_unstable();
     leaders.dedup();
     let endpoint = |id: i32| {

@@ -1,7 +1,9 @@
 //! ListOffsets (key 2): the first, the last, and the first at or after a time; KIP-734's record of the greatest time.
 
 use kafka_protocol::messages::list_offsets_request::ListOffsetsPartition;
-use kafka_protocol::messages::list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse};
+use kafka_protocol::messages::list_offsets_response::{
+    ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
+};
 use kafka_protocol::messages::{ListOffsetsRequest, ListOffsetsResponse};
 use kafka_protocol::{ResponseError, records::TimestampType};
 
@@ -35,7 +37,8 @@ pub(super) fn handle(call: &Call<'_>, request: ListOffsetsRequest) -> ListOffset
             answer
         };
         let partitions = topic.partitions.iter().map(look).collect();
-        let answer = ListOffsetsTopicResponse::default().with_name(topic.name.clone()).with_partitions(partitions);
+        let answer =
+            ListOffsetsTopicResponse::default().with_name(topic.name.clone()).with_partitions(partitions);
         response.topics.push(answer);
     }
     response

@@ -29,8 +29,8 @@ pub(super) fn handle(call: &Call<'_>, request: MetadataRequest) -> MetadataRespo
     response.topics = match request.topics {
         // Version 0 says "all" with an empty list, later versions with null.
         Some(topics) if !topics.is_empty() || call.version > 0 => {
-            let create = cluster.options.auto_create_topics
-                && (call.version < 4 || request.allow_auto_topic_creation);
+            let create =
+                cluster.options.auto_create_topics && (call.version < 4 || request.allow_auto_topic_creation);
             topics.iter().map(|asked| look_up(call, &mut cluster, asked, create)).collect()
         }
         _ => {

@@ -1,7 +1,9 @@
 //! OffsetCommit (key 8): stores offsets for members of a group and for clients that assign partitions by themselves.
 
 use kafka_protocol::ResponseError;
-use kafka_protocol::messages::offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic};
+use kafka_protocol::messages::offset_commit_response::{
+    OffsetCommitResponsePartition, OffsetCommitResponseTopic,
+};
 use kafka_protocol::messages::{OffsetCommitRequest, OffsetCommitResponse};
 
 use super::super::cluster::{Cluster, Committed};
@@ -39,11 +41,7 @@ pub(super) fn handle(call: &Call<'_>, request: OffsetCommitRequest) -> OffsetCom
     response
 }
 
-fn allow(
-    call: &Call<'_>,
-    cluster: &mut Cluster,
-    request: &OffsetCommitRequest,
-) -> Result<(), ResponseError> {
+fn allow(call: &Call<'_>, cluster: &mut Cluster, request: &OffsetCommitRequest) -> Result<(), ResponseError> {
     call.check_group(cluster, &request.group_id)?;
     let caller = Caller {
         member_id: request.member_id.to_string(),

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use kafka_protocol::ResponseError;
 use kafka_protocol::messages::offset_fetch_response::{
     OffsetFetchResponseGroup, OffsetFetchResponsePartition, OffsetFetchResponsePartitions,
     OffsetFetchResponseTopic, OffsetFetchResponseTopics,
@@ -50,11 +49,8 @@ pub(super) fn handle(call: &Call<'_>, request: OffsetFetchRequest) -> OffsetFetc
         let topics = group.topics.map(|topics| {
             topics.into_iter().map(|t| (t.name.to_string(), t.partition_indexes)).collect::<Vec<_>>()
         });
-        let mut allowed = call.check_group(&cluster, &group.group_id);
-        if group.member_epoch > 0 {
-            // Member epochs belong to KIP-848 groups.
-            allowed = allowed.and(Err(ResponseError::UnknownMemberId));
-        }
+        // Member and epoch are for KIP-848 groups; classic ones do not look at them, though franz-go sends them.
+        let allowed = call.check_group(&cluster, &group.group_id);
         let mut answer = OffsetFetchResponseGroup::default().with_error_code(super::code(&allowed));
         if allowed.is_ok() {
             for (topic, partitions) in find(&cluster, &group.group_id, topics, true) {

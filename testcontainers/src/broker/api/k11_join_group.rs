@@ -22,7 +22,9 @@ pub(super) async fn handle(call: &Call<'_>, request: JoinGroupRequest) -> JoinGr
     match receiver.await {
         Ok(Answer::Joined(joined)) => accepted(call, joined),
         Ok(Answer::Refused { error, member_id }) => refused(call, error, &member_id),
-        Ok(Answer::Synced { .. }) | Err(_) => refused(call, ResponseError::CoordinatorNotAvailable, &member_id),
+        Ok(Answer::Synced { .. }) | Err(_) => {
+            refused(call, ResponseError::CoordinatorNotAvailable, &member_id)
+        }
     }
 }
 

@@ -15,8 +15,7 @@ pub(super) fn handle(call: &Call<'_>, request: LeaveGroupRequest) -> LeaveGroupR
     }
     let now = call.shared.clock.now();
     let mut leave = |member: &str, instance: Option<&str>| {
-        let entry =
-            cluster.groups.get_mut(&*request.group_id.0).ok_or(ResponseError::UnknownMemberId)?;
+        let entry = cluster.groups.get_mut(&*request.group_id.0).ok_or(ResponseError::UnknownMemberId)?;
         entry.group.handle_leave(now, member, instance)
     };
     if call.version < 3 {

@@ -68,8 +68,11 @@ fn create(cluster: &mut Cluster, topic: &CreatableTopic, validate_only: bool) ->
     }
     let brokers = cluster.running().count();
     let factor = topic.replication_factor;
-    if leaders.is_empty() && (factor == 0 || factor < -1 || usize::try_from(factor).is_ok_and(|f| f > brokers)) {
-        let text = format!("Unable to replicate the partition {factor} time(s): only {brokers} broker(s) are up.");
+    if leaders.is_empty()
+        && (factor == 0 || factor < -1 || usize::try_from(factor).is_ok_and(|f| f > brokers))
+    {
+        let text =
+            format!("Unable to replicate the partition {factor} time(s): only {brokers} broker(s) are up.");
         return Err((ResponseError::InvalidReplicationFactor, text));
     }
     if !validate_only {

@@ -47,15 +47,17 @@ fn describe(
         _ => return Err(ResponseError::InvalidRequest),
     }
     let cluster = call.cluster();
-    let topic =
-        cluster.topics.get(&*resource.resource_name).ok_or(ResponseError::UnknownTopicOrPartition)?;
+    let topic = cluster.topics.get(&*resource.resource_name).ok_or(ResponseError::UnknownTopicOrPartition)?;
     let wanted = |name: &str| {
         resource.configuration_keys.as_ref().is_none_or(|keys| keys.iter().any(|key| &**key == name))
     };
     let describe = |(name, default, kind): &(&str, &str, i8)| {
         let own = topic.configs.get(*name).map(String::as_str);
         let synonym = |value: &str, source| {
-            DescribeConfigsSynonym::default().with_name(text(name)).with_value(Some(text(value))).with_source(source)
+            DescribeConfigsSynonym::default()
+                .with_name(text(name))
+                .with_value(Some(text(value)))
+                .with_source(source)
         };
         let mut result = DescribeConfigsResourceResult::default()
             .with_name(text(name))

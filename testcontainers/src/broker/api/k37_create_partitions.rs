@@ -15,7 +15,11 @@ pub(super) fn handle(call: &Call<'_>, request: CreatePartitionsRequest) -> Creat
             None => match cluster.topics.get(&*topic.name.0).map(|t| t.partitions.len()) {
                 None => Err(ResponseError::UnknownTopicOrPartition),
                 Some(have) if usize::try_from(topic.count).is_ok_and(|count| count > have) => {
-                    if request.validate_only { Ok(()) } else { cluster.add_partitions(&topic.name, topic.count) }
+                    if request.validate_only {
+                        Ok(())
+                    } else {
+                        cluster.add_partitions(&topic.name, topic.count)
+                    }
                 }
                 Some(_) => Err(ResponseError::InvalidPartitions),
             },

@@ -20,7 +20,8 @@ pub(super) fn handle(call: &Call<'_>, request: DeleteGroupsRequest) -> DeleteGro
             }
             Some(_) => Err(ResponseError::NonEmptyGroup),
         });
-        let answer = DeletableGroupResult::default().with_group_id(group).with_error_code(super::code(&result));
+        let answer =
+            DeletableGroupResult::default().with_group_id(group).with_error_code(super::code(&result));
         response.results.push(answer);
     }
     response

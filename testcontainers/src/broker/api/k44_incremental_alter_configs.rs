@@ -12,7 +12,10 @@ use super::{Call, text};
 
 const TOPIC: i8 = 2;
 
-pub(super) fn handle(call: &Call<'_>, request: IncrementalAlterConfigsRequest) -> IncrementalAlterConfigsResponse {
+pub(super) fn handle(
+    call: &Call<'_>,
+    request: IncrementalAlterConfigsRequest,
+) -> IncrementalAlterConfigsResponse {
     let mut response = IncrementalAlterConfigsResponse::default();
     for resource in request.resources {
         let result = alter(call, &resource, request.validate_only);

@@ -127,7 +127,12 @@ impl Call<'_> {
 }
 
 /// Frame length, response header and body in one buffer.
-fn encode<R: Encodable>(api: ApiKey, version: i16, correlation: i32, response: &R) -> Result<BytesMut, Close> {
+fn encode<R: Encodable>(
+    api: ApiKey,
+    version: i16,
+    correlation: i32,
+    response: &R,
+) -> Result<BytesMut, Close> {
     let write = || -> Result<BytesMut, Box<dyn std::error::Error>> {
         let mut out = BytesMut::with_capacity(response.compute_size(version)? + 16);
         out.put_i32(0);

@@ -56,7 +56,12 @@ impl Client {
         let header = ResponseHeader::decode(&mut frame, R::Response::header_version(version)).unwrap();
         assert_eq!(header.correlation_id, self.correlation);
         let response = R::Response::decode(&mut frame, version).unwrap();
-        assert!(!frame.has_remaining(), "{} bytes behind the answer of API {} v{version}", frame.len(), R::KEY);
+        assert!(
+            !frame.has_remaining(),
+            "{} bytes behind the answer of API {} v{version}",
+            frame.len(),
+            R::KEY
+        );
         Some(response)
     }
 
@@ -84,8 +89,10 @@ fn produce(topic: &str, records: Bytes) -> ProduceRequest {
 }
 
 fn fetch(offset: i64) -> FetchRequest {
-    let partition =
-        FetchPartition::default().with_partition(0).with_fetch_offset(offset).with_partition_max_bytes(1 << 20);
+    let partition = FetchPartition::default()
+        .with_partition(0)
+        .with_fetch_offset(offset)
+        .with_partition_max_bytes(1 << 20);
     let topic = FetchTopic::default().with_topic(topic_name("t")).with_partitions(vec![partition]);
     FetchRequest::default()
         .with_max_wait_ms(10_000)
@@ -169,14 +176,18 @@ async fn offsets_are_listed_by_end_and_by_time() {
 async fn metadata_makes_topics_only_when_asked() {
     let (broker, mut client) = start().await;
     let asked = |name: &str| vec![MetadataRequestTopic::default().with_name(Some(topic_name(name)))];
-    let request = MetadataRequest::default().with_topics(Some(asked("n"))).with_allow_auto_topic_creation(false);
+    let request =
+        MetadataRequest::default().with_topics(Some(asked("n"))).with_allow_auto_topic_creation(false);
     let unknown = ResponseError::UnknownTopicOrPartition.code();
     assert_eq!(client.call(9, &request).await.topics[0].error_code, unknown);
     let request = request.with_allow_auto_topic_creation(true);
     for version in 0..=13 {
         let answer = client.call(version, &request).await;
         assert_eq!((answer.topics[0].error_code, answer.topics[0].partitions.len()), (0, 1));
-        assert_eq!(format!("{}:{}", &*answer.brokers[0].host, answer.brokers[0].port), broker.bootstrap_servers());
+        assert_eq!(
+            format!("{}:{}", &*answer.brokers[0].host, answer.brokers[0].port),
+            broker.bootstrap_servers()
+        );
     }
 }
 
@@ -289,7 +300,8 @@ async fn sasl_listeners_hear_nothing_before_the_login() {
     client.call(3, &ApiVersionsRequest::default()).await;
     let handshake = SaslHandshakeRequest::default().with_mechanism(text("PLAIN"));
     assert_eq!(client.call(1, &handshake).await.error_code, 0);
-    let token = SaslAuthenticateRequest::default().with_auth_bytes(Bytes::from_static(b"\0alice\0alice-secret"));
+    let token =
+        SaslAuthenticateRequest::default().with_auth_bytes(Bytes::from_static(b"\0alice\0alice-secret"));
     assert_eq!(client.call(2, &token).await.error_code, 0);
     let metadata = client.call(9, &MetadataRequest::default()).await;
     assert_eq!(format!("127.0.0.1:{}", metadata.brokers[0].port), address);
@@ -353,8 +365,9 @@ async fn a_member_lives_through_every_version_of_the_group_apis() {
 }
 
 async fn commit_and_fetch(client: &mut Client, version: i16, group: &GroupId, member: &StrBytes) {
-    let partition =
-        offset_commit_request::OffsetCommitRequestPartition::default().with_partition_index(1).with_committed_offset(7);
+    let partition = offset_commit_request::OffsetCommitRequestPartition::default()
+        .with_partition_index(1)
+        .with_committed_offset(7);
     let topic = offset_commit_request::OffsetCommitRequestTopic::default()
         .with_name(topic_name("t"))
         .with_partitions(vec![partition]);
@@ -368,8 +381,15 @@ async fn commit_and_fetch(client: &mut Client, version: i16, group: &GroupId, me
         let topic = offset_fetch_request::OffsetFetchRequestTopics::default()
             .with_name(topic_name("t"))
             .with_partition_indexes(vec![0, 1]);
-        let asked =
-            offset_fetch_request::OffsetFetchRequestGroup::default().with_group_id(group.clone()).with_topics(Some(vec![topic]));
+        let asked = offset_fetch_request::OffsetFetchRequestGroup::default()
+            .with_group_id(group.clone())
+            .with_topics(Some(vec![topic]));
+        // franz-go names its classic generation here.
+        let asked = if version >= 9 {
+            asked.with_member_id(Some(member.clone())).with_member_epoch(1)
+        } else {
+            asked
+        };
         let answer = client.call(version, &OffsetFetchRequest::default().with_groups(vec![asked])).await;
         let partitions = &answer.groups[0].topics[0].partitions;
         assert_eq!((partitions[0].committed_offset, partitions[1].committed_offset), (-1, 7));
@@ -397,7 +417,14 @@ async fn describe_leave_delete(client: &mut Client, version: i16, group: GroupId
     let describe = DescribeGroupsRequest::default().with_groups(vec![group.clone()]);
     let described = client.call(version.min(6), &describe).await;
     assert_eq!((&*described.groups[0].group_state, described.groups[0].members.len()), ("Stable", 1));
-    assert!(client.call(version.min(5), &ListGroupsRequest::default()).await.groups.iter().any(|g| g.group_id == group));
+    assert!(
+        client
+            .call(version.min(5), &ListGroupsRequest::default())
+            .await
+            .groups
+            .iter()
+            .any(|g| g.group_id == group)
+    );
     let delete = DeleteGroupsRequest::default().with_groups_names(vec![group.clone()]);
     let refused = client.call(version.min(2), &delete).await.results[0].error_code;
     assert_eq!(refused, ResponseError::NonEmptyGroup.code());
@@ -431,7 +458,8 @@ async fn administrators_see_and_change_topics() {
         .with_resource_type(2)
         .with_resource_name(text("t"))
         .with_configuration_keys(Some(vec![text("max.message.bytes")]));
-    let describe = DescribeConfigsRequest::default().with_include_synonyms(true).with_resources(vec![resource]);
+    let describe =
+        DescribeConfigsRequest::default().with_include_synonyms(true).with_resources(vec![resource]);
     for version in 1..=4 {
         let answer = client.call(version, &describe).await;
         assert_eq!(answer.results[0].configs[0].value.as_deref(), Some("80"));
@@ -458,7 +486,12 @@ async fn administrators_see_and_change_topics() {
     assert!(ids.windows(2).all(|w| w[0] < w[1]));
     for version in 1..=6 {
         let name = topic_name(&format!("d{version}"));
-        let topics = vec![CreatableTopic::default().with_name(name.clone()).with_num_partitions(1).with_replication_factor(-1)];
+        let topics = vec![
+            CreatableTopic::default()
+                .with_name(name.clone())
+                .with_num_partitions(1)
+                .with_replication_factor(-1),
+        ];
         client.call(5, &CreateTopicsRequest::default().with_topics(topics)).await;
         let mut request = DeleteTopicsRequest::default();
         if version < 6 {
@@ -549,4 +582,3 @@ async fn an_incremental_fetch_names_only_partitions_with_news() {
     let stale = client.call(12, &next).await;
     assert_eq!(stale.error_code, ResponseError::InvalidFetchSessionEpoch.code());
 }
-

@@ -38,12 +38,10 @@ impl Play {
 
     fn sync(&mut self, id: &str, generation: i32, assignments: &[(&str, &'static str)]) -> Ticket {
         self.tickets += 1;
-        let assignments = assignments.iter().map(|(m, a)| ((*m).to_owned(), Bytes::from_static(a.as_bytes())));
-        let sync = Sync {
-            caller: caller(id, generation),
-            assignments: assignments.collect(),
-            ..Sync::default()
-        };
+        let assignments =
+            assignments.iter().map(|(m, a)| ((*m).to_owned(), Bytes::from_static(a.as_bytes())));
+        let sync =
+            Sync { caller: caller(id, generation), assignments: assignments.collect(), ..Sync::default() };
         self.group.handle_sync(self.now, self.tickets, sync);
         self.tickets
     }
