@@ -16,8 +16,10 @@ use crate::{
     report::{Report, Touch, cpu},
 };
 
-/// Deliveries kept before the oldest are awaited: enough for every batch in flight, little enough to stay in the cache.
-const WINDOW: usize = 1 << 15;
+/// Bytes sent before the oldest deliveries are awaited: enough for every batch in flight to six partitions.
+const WINDOW_BYTES: usize = 12 << 20;
+/// And records, where they are small.
+const WINDOW_RECORDS: usize = 1 << 15;
 /// Without progress for this long the run has failed.
 const STALL: Duration = Duration::from_secs(60);
 
@@ -113,7 +115,8 @@ async fn produce_share(
     task: u64,
     started: Instant,
 ) -> Result<Duration, Failure> {
-    let mut window: VecDeque<Delivery> = VecDeque::with_capacity(WINDOW);
+    let most = (WINDOW_BYTES / (args.size + 16)).clamp(1, WINDOW_RECORDS);
+    let mut window: VecDeque<Delivery> = VecDeque::with_capacity(most);
     let mut first_ack = None;
     let facade = args.api == "facade";
     for i in (task..args.records).step_by(args.tasks as usize) {
@@ -126,8 +129,8 @@ async fn produce_share(
                 .await?
         };
         window.push_back(delivery);
-        if window.len() == WINDOW {
-            for delivery in window.drain(..WINDOW / 4) {
+        if window.len() == most {
+            for delivery in window.drain(..most.div_ceil(4)) {
                 check(delivery).await?;
                 first_ack.get_or_insert_with(|| started.elapsed());
             }
@@ -295,7 +298,7 @@ async fn pace(args: Args, producer: KafkaProducer, epoch: Instant) -> Result<(),
         let record = key(i);
         let record = ProducerRecord::new(&args.topic).key(&record).value(&value);
         deliveries.push_back(producer.send_record(record).await?);
-        if deliveries.len() > WINDOW {
+        if deliveries.len() > WINDOW_RECORDS {
             check(deliveries.pop_front().ok_or("no delivery")?).await?;
         }
     }
