@@ -29,7 +29,7 @@ pub enum ErrorKind {
     Unsupported,
     /// A value could not be turned into JSON, or JSON not into a value.
     Json,
-    /// A handler returned an error.
+    /// A handler, or the body of a context, returned an error of its own.
     Handler,
     /// The client was closed.
     Closed,
@@ -195,6 +195,12 @@ impl Error {
         self.0.possibly_written
     }
 
+    /// An error of your own, to return from the body of a context: its text and source are kept, its kind is
+    /// [`ErrorKind::Handler`].
+    pub fn other(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::new(ErrorKind::Handler, "the application's code failed").with_boxed_source(cause.into())
+    }
+
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self(Arc::new(Inner {
             kind,
@@ -229,6 +235,11 @@ impl Error {
     fn change(mut self, edit: impl FnOnce(&mut Inner)) -> Self {
         edit(Arc::make_mut(&mut self.0));
         self
+    }
+
+    /// What the broker itself says, after its error code.
+    pub(crate) fn with_message(self, text: &str) -> Self {
+        self.change(|inner| inner.message = format!("{}: {text}", inner.message))
     }
 
     pub(crate) fn with_topic(self, topic: impl Into<Arc<str>>) -> Self {

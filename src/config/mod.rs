@@ -53,7 +53,7 @@ pub(crate) struct Entry {
 /// show in `Debug`, [`get`](Self::get), errors or logs.
 ///
 /// ```
-/// use dtkafka::config::{AutoOffsetReset, KafkaConfig};
+/// use dtkafka::{AutoOffsetReset, KafkaConfig};
 ///
 /// let config = KafkaConfig::new()
 ///     .set_kafka_url("kafka://user:pass@host1:9092,host2:9092")

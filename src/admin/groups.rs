@@ -1,0 +1,388 @@
+//! Consumer groups and what they have committed. Each group is asked about at its own coordinator.
+
+use std::collections::BTreeMap;
+
+use super::{At, KafkaAdmin, broker_error};
+use crate::{
+    cluster::{Lane, kafka_string},
+    connection::api::wire,
+    error::{Error, ErrorKind, Result},
+    record::TopicPartition,
+};
+
+/// GROUP_ID_NOT_FOUND
+const GROUP_ID_NOT_FOUND: i16 = 69;
+/// ListOffsets: the offset after the last record.
+const LATEST: i64 = -1;
+
+/// What a group has committed for a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CommittedOffset {
+    /// The offset of the next record to read.
+    pub offset: i64,
+    /// The leader epoch of the last record read (KIP-320), where it was committed.
+    pub leader_epoch: Option<i32>,
+    /// The text that was committed along, often empty.
+    pub metadata: String,
+}
+
+/// How far a group is behind the end of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Lag {
+    /// The group's committed offset.
+    pub committed: i64,
+    /// The offset the next record of the partition will get.
+    pub end: i64,
+    /// Their difference, never negative. Transaction markers and compaction make it larger than the number of records.
+    pub lag: i64,
+}
+
+/// One group of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupListing {
+    /// `consumer` for consumer groups; empty where nobody has joined yet.
+    pub protocol_type: String,
+    /// `Stable`, `Empty` … (KIP-518: brokers of 2.6 and newer).
+    pub state: Option<String>,
+    /// `classic` or `consumer` (KIP-848: brokers of 3.8 and newer).
+    pub group_type: Option<String>,
+}
+
+/// A group of the classic protocol and its members.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupDescription {
+    /// Its name.
+    pub group_id: String,
+    /// `Stable`, `PreparingRebalance`, `CompletingRebalance` or `Empty`.
+    pub state: String,
+    /// `consumer` for consumer groups.
+    pub protocol_type: String,
+    /// The assignor in use, such as `range`; empty where there is no member.
+    pub protocol: String,
+    /// The members, as the coordinator lists them.
+    pub members: Vec<MemberDescription>,
+}
+
+/// A member of a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemberDescription {
+    /// The id the coordinator gave it.
+    pub member_id: String,
+    /// Its own name, if it is a static member (KIP-345).
+    pub group_instance_id: Option<String>,
+    /// Its `client.id`.
+    pub client_id: String,
+    /// The address it comes from, as the broker sees it.
+    pub client_host: String,
+    /// The partitions assigned to it, in order.
+    pub assignment: Vec<TopicPartition>,
+}
+
+impl KafkaAdmin {
+    /// Every committed offset of a group. A group that never committed, or does not exist, has none.
+    ///
+    /// # Errors
+    /// `GroupAuthorizationFailed` …; [`Timeout`](ErrorKind::Timeout) with the last cause.
+    ///
+    /// # Cancel safety
+    /// Can be dropped at any time.
+    pub async fn group_offsets(&self, group: &str) -> Result<BTreeMap<TopicPartition, CommittedOffset>> {
+        self.retry(At::Coordinator(group), async |connection, until| {
+            let version = connection.version::<wire::OffsetFetchRequest>();
+            // KIP-709: from version 8 on, one request asks about several groups. No topics means all of them.
+            let request = if version.is_some_and(|version| version >= 8) {
+                let asked = wire::offset_fetch_request::OffsetFetchRequestGroup::default()
+                    .with_group_id(kafka_string(group).into())
+                    .with_topics(None);
+                wire::OffsetFetchRequest::default().with_groups(vec![asked])
+            } else {
+                wire::OffsetFetchRequest::default()
+                    .with_group_id(kafka_string(group).into())
+                    .with_topics(None)
+            };
+            committed_offsets(connection.call(request, until).await?)
+        })
+        .await
+    }
+
+    /// How far a group is behind, for every partition it has committed.
+    ///
+    /// # Errors
+    /// As [`group_offsets`](Self::group_offsets) and [`latest_offsets`](Self::latest_offsets).
+    ///
+    /// # Cancel safety
+    /// Can be dropped at any time.
+    pub async fn group_lag(&self, group: &str) -> Result<BTreeMap<TopicPartition, Lag>> {
+        let committed = self.group_offsets(group).await?;
+        let ends = self.latest_offsets(committed.keys().cloned()).await?;
+        let lag = |(partition, end): (TopicPartition, i64)| {
+            let committed = committed.get(&partition)?.offset;
+            Some((partition, Lag { committed, end, lag: (end - committed).max(0) }))
+        };
+        Ok(ends.into_iter().filter_map(lag).collect())
+    }
+
+    /// The offset that the next record of each partition will get.
+    ///
+    /// # Errors
+    /// `UnknownTopicOrPartition`, `TopicAuthorizationFailed` … for the first partition that has none;
+    /// [`Timeout`](ErrorKind::Timeout) with the last cause.
+    ///
+    /// # Cancel safety
+    /// Can be dropped at any time.
+    pub async fn latest_offsets(
+        &self,
+        partitions: impl IntoIterator<Item = TopicPartition>,
+    ) -> Result<BTreeMap<TopicPartition, i64>> {
+        let partitions: Vec<TopicPartition> = partitions.into_iter().collect();
+        let mut topics: Vec<_> = partitions.iter().map(|partition| partition.topic.clone()).collect();
+        topics.sort();
+        topics.dedup();
+        let mut found = BTreeMap::new();
+        self.retry(At::Any, async |_, until| {
+            let metadata = self.cluster.require_topics(&topics, until).await?;
+            let mut by_leader: BTreeMap<i32, Vec<&TopicPartition>> = BTreeMap::new();
+            for partition in partitions.iter().filter(|partition| !found.contains_key(*partition)) {
+                let (leader, _) =
+                    metadata.leader(&partition.topic, partition.partition).ok_or_else(|| {
+                        // LEADER_NOT_AVAILABLE: it may get one.
+                        at(Error::from_code("Metadata", 5), partition)
+                    })?;
+                by_leader.entry(leader).or_default().push(partition);
+            }
+            for (leader, partitions) in by_leader {
+                let request = list_offsets(&partitions);
+                let answer = self.cluster.call(leader, Lane::Main, request, until).await?;
+                read_list_offsets(answer, &mut found)?;
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(found)
+    }
+
+    /// A group of the classic protocol and its members.
+    ///
+    /// # Errors
+    /// `GroupIdNotFound` if there is no such group (on every version of Kafka), or it uses the protocol of KIP-848;
+    /// `GroupAuthorizationFailed` …; [`Timeout`](ErrorKind::Timeout) with the last cause.
+    ///
+    /// # Cancel safety
+    /// Can be dropped at any time.
+    pub async fn describe_group(&self, group: &str) -> Result<GroupDescription> {
+        self.retry(At::Coordinator(group), async |connection, until| {
+            let request =
+                wire::DescribeGroupsRequest::default().with_groups(vec![kafka_string(group).into()]);
+            let mut answer = connection.call(request, until).await?;
+            let described = answer
+                .groups
+                .pop()
+                .ok_or_else(|| Error::protocol("an answer without the group asked for"))?;
+            let message = described.error_message.as_deref();
+            if let Some(error) = broker_error("DescribeGroups", described.error_code, message) {
+                return Err(error);
+            }
+            // Before version 6 (KIP-1043), a group that is not there is described as dead.
+            if described.group_state.as_str() == "Dead" {
+                return Err(Error::from_code("DescribeGroups", GROUP_ID_NOT_FOUND));
+            }
+            describe(described)
+        })
+        .await
+    }
+
+    /// Every group the user may see, by name. Asks every broker.
+    ///
+    /// # Errors
+    /// The first broker's error; [`Timeout`](ErrorKind::Timeout) with the last cause.
+    ///
+    /// # Cancel safety
+    /// Can be dropped at any time.
+    pub async fn list_groups(&self) -> Result<BTreeMap<String, GroupListing>> {
+        let mut found = BTreeMap::new();
+        let brokers: Vec<i32> = self.cluster.metadata().brokers.keys().copied().collect();
+        for broker in brokers {
+            let listed = self
+                .retry(At::Broker(broker), async |connection, until| {
+                    let answer = connection.call(wire::ListGroupsRequest::default(), until).await?;
+                    broker_error("ListGroups", answer.error_code, None)
+                        .map_or(Ok(answer.groups), |error| Err(error.with_broker(broker)))
+                })
+                .await?;
+            let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            found.extend(listed.into_iter().map(|group| {
+                let listing = GroupListing {
+                    protocol_type: group.protocol_type.to_string(),
+                    state: text(&group.group_state),
+                    group_type: text(&group.group_type),
+                };
+                (group.group_id.to_string(), listing)
+            }));
+        }
+        Ok(found)
+    }
+
+    /// Deletes groups without members, with their offsets; each has its own outcome.
+    ///
+    /// # Errors
+    /// None but those per group: `NonEmptyGroup`, `GroupIdNotFound`, `GroupAuthorizationFailed` …,
+    /// [`Timeout`](ErrorKind::Timeout) with the last cause.
+    ///
+    /// # Cancel safety
+    /// Dropped, any of the groups may be deleted.
+    pub async fn delete_groups(
+        &self,
+        groups: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Result<BTreeMap<String, Result<()>>> {
+        let mut done = BTreeMap::new();
+        for group in groups {
+            let group = group.into();
+            let outcome = self
+                .retry(At::Coordinator(&group), async |connection, until| {
+                    let names = vec![kafka_string(&group).into()];
+                    let request = wire::DeleteGroupsRequest::default().with_groups_names(names);
+                    let mut answer = connection.call(request, until).await?;
+                    let result = answer.results.pop();
+                    let result =
+                        result.ok_or_else(|| Error::protocol("an answer without the group asked for"))?;
+                    broker_error("DeleteGroups", result.error_code, None).map_or(Ok(()), Err)
+                })
+                .await;
+            done.insert(group, outcome);
+        }
+        Ok(done)
+    }
+}
+
+fn at(error: Error, partition: &TopicPartition) -> Error {
+    error.with_topic(partition.topic.clone()).with_partition(partition.partition)
+}
+
+/// Both layouts of an OffsetFetch answer: one group (up to version 7), or a list with one group in it.
+fn committed_offsets(
+    mut answer: wire::OffsetFetchResponse,
+) -> Result<BTreeMap<TopicPartition, CommittedOffset>> {
+    let (code, rows): (i16, Vec<_>) = match answer.groups.pop() {
+        Some(group) => {
+            let rows = group.topics.into_iter().flat_map(|topic| {
+                let name = topic.name;
+                topic.partitions.into_iter().map(move |p| {
+                    let key = TopicPartition::new(name.as_str(), p.partition_index);
+                    (key, p.error_code, p.committed_offset, p.committed_leader_epoch, p.metadata)
+                })
+            });
+            (group.error_code, rows.collect())
+        }
+        None => {
+            let rows = answer.topics.into_iter().flat_map(|topic| {
+                let name = topic.name;
+                topic.partitions.into_iter().map(move |p| {
+                    let key = TopicPartition::new(name.as_str(), p.partition_index);
+                    (key, p.error_code, p.committed_offset, p.committed_leader_epoch, p.metadata)
+                })
+            });
+            (answer.error_code, rows.collect())
+        }
+    };
+    if let Some(error) = broker_error("OffsetFetch", code, None) {
+        return Err(error);
+    }
+    let mut found = BTreeMap::new();
+    for (key, code, offset, epoch, metadata) in rows {
+        if let Some(error) = broker_error("OffsetFetch", code, None) {
+            return Err(at(error, &key));
+        }
+        // -1: nothing was committed.
+        if offset >= 0 {
+            let leader_epoch = (epoch >= 0).then_some(epoch);
+            let metadata = metadata.map(|text| text.to_string()).unwrap_or_default();
+            found.insert(key, CommittedOffset { offset, leader_epoch, metadata });
+        }
+    }
+    Ok(found)
+}
+
+fn list_offsets(partitions: &[&TopicPartition]) -> wire::ListOffsetsRequest {
+    use wire::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
+    let mut topics: BTreeMap<&str, Vec<ListOffsetsPartition>> = BTreeMap::new();
+    for partition in partitions {
+        let asked = ListOffsetsPartition::default()
+            .with_partition_index(partition.partition)
+            .with_current_leader_epoch(-1)
+            .with_timestamp(LATEST);
+        topics.entry(&partition.topic).or_default().push(asked);
+    }
+    let topic = |(name, partitions): (&str, _)| {
+        ListOffsetsTopic::default().with_name(kafka_string(name).into()).with_partitions(partitions)
+    };
+    wire::ListOffsetsRequest::default()
+        .with_replica_id((-1).into())
+        .with_topics(topics.into_iter().map(topic).collect())
+}
+
+fn read_list_offsets(
+    answer: wire::ListOffsetsResponse,
+    found: &mut BTreeMap<TopicPartition, i64>,
+) -> Result<()> {
+    for topic in answer.topics {
+        for partition in topic.partitions {
+            let key = TopicPartition::new(topic.name.as_str(), partition.partition_index);
+            if let Some(error) = broker_error("ListOffsets", partition.error_code, None) {
+                return Err(at(error, &key));
+            }
+            found.insert(key, partition.offset);
+        }
+    }
+    Ok(())
+}
+
+fn describe(group: wire::describe_groups_response::DescribedGroup) -> Result<GroupDescription> {
+    let is_consumer = group.protocol_type.as_str() == "consumer";
+    let members = group.members.into_iter().map(|member| {
+        let assignment = if is_consumer { read_assignment(member.member_assignment)? } else { Vec::new() };
+        Ok(MemberDescription {
+            member_id: member.member_id.to_string(),
+            group_instance_id: member.group_instance_id.map(|id| id.to_string()),
+            client_id: member.client_id.to_string(),
+            client_host: member.client_host.to_string(),
+            assignment,
+        })
+    });
+    Ok(GroupDescription {
+        group_id: group.group_id.to_string(),
+        state: group.group_state.to_string(),
+        protocol_type: group.protocol_type.to_string(),
+        protocol: group.protocol_data.to_string(),
+        members: members.collect::<Result<_>>()?,
+    })
+}
+
+/// A member's assignment as its leader wrote it: a version, then the partitions. Empty while the group rebalances.
+fn read_assignment(mut bytes: bytes::Bytes) -> Result<Vec<TopicPartition>> {
+    use bytes::Buf as _;
+    use kafka_protocol::protocol::Decodable as _;
+    if bytes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let bad = |text: String| {
+        Error::new(ErrorKind::Protocol, format!("a member's assignment cannot be read: {text}"))
+    };
+    let version = bytes.try_get_i16().map_err(|error| bad(error.to_string()))?;
+    let assignment = wire::ConsumerProtocolAssignment::decode(&mut bytes, version)
+        .map_err(|error| bad(error.to_string()))?;
+    let mut partitions: Vec<TopicPartition> = assignment
+        .assigned_partitions
+        .into_iter()
+        .flat_map(|topic| {
+            let name = topic.topic;
+            topic.partitions.into_iter().map(move |partition| TopicPartition::new(name.as_str(), partition))
+        })
+        .collect();
+    partitions.sort();
+    Ok(partitions)
+}

@@ -1,0 +1,148 @@
+//! The admin client's handle: one request per call, at the broker that can answer it, tried again while that may help.
+//!
+//! It keeps no state but its view of the cluster. [`topics`] and [`groups`] hold the calls; here is what they share: who
+//! is asked, until when, and which answers are asked for again.
+
+mod groups;
+mod topics;
+
+use std::{sync::Arc, time::Duration};
+
+pub use self::{
+    groups::{CommittedOffset, GroupDescription, GroupListing, Lag, MemberDescription},
+    topics::{ConfigEntry, NewTopic, PartitionDescription, TopicDescription},
+};
+use crate::{
+    cluster::{Cluster, Lane},
+    connection::Connection,
+    error::{Error, ErrorKind, Result},
+    time::{self, Backoff, Instant, Rng},
+};
+
+/// Asks and changes what a cluster holds: topics, their settings, consumer groups and their offsets.
+///
+/// Made by [`KafkaInstance::admin`](crate::KafkaInstance::admin). Cheap to clone; all clones share their connections, which
+/// end with the last clone.
+///
+/// Every call ends by `default.api.timeout.ms` (1 minute). Within it, an answer that calls for patience, such as that of
+/// a broker which is no longer the controller, is asked for again after `retry.backoff.ms`. A change whose answer was
+/// lost is asked for again too, and may then report that it was already made (`TopicAlreadyExists`,
+/// `UnknownTopicOrPartition`), as in Java's client.
+///
+/// ```no_run
+/// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {
+/// use dtkafka::NewTopic;
+///
+/// let admin = kafka.admin().await?;
+/// admin.create_topic(NewTopic::new("orders").partitions(6).config("retention.ms", "86400000")).await?;
+/// for (partition, committed) in admin.group_offsets("billing").await? {
+///     println!("{partition} next offset {}", committed.offset);
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct KafkaAdmin {
+    cluster: Cluster,
+}
+
+impl std::fmt::Debug for KafkaAdmin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KafkaAdmin").finish_non_exhaustive()
+    }
+}
+
+/// Which broker a request goes to.
+#[derive(Debug, Clone, Copy)]
+enum At<'a> {
+    /// The controller; in KRaft clusters any broker, which forwards.
+    Controller,
+    /// The coordinator of a group.
+    Coordinator(&'a str),
+    /// This one.
+    Broker(i32),
+    /// Any that answers.
+    Any,
+}
+
+impl KafkaAdmin {
+    /// Waits for the first answer of a broker.
+    pub(crate) async fn start(cluster: Cluster) -> Result<Self> {
+        cluster.connect(time::now() + cluster.settings().default_api_timeout).await?;
+        Ok(Self { cluster })
+    }
+
+    /// The cluster's id, where the brokers tell it.
+    pub fn cluster_id(&self) -> Option<String> {
+        self.cluster.metadata().cluster_id.clone()
+    }
+
+    /// Tries `attempt` on the broker that can answer, until it succeeds, fails for good, or the API time-out has passed.
+    async fn retry<T>(
+        &self,
+        at: At<'_>,
+        mut attempt: impl AsyncFnMut(Arc<Connection>, Instant) -> Result<T>,
+    ) -> Result<T> {
+        let settings = self.cluster.settings();
+        let deadline = time::now() + settings.default_api_timeout;
+        let mut backoff = Backoff::new(settings.retry_backoff, settings.retry_backoff_max);
+        let mut rng = Rng::from_entropy();
+        loop {
+            let error = match self.broker(at, deadline).await {
+                Ok((broker, connection)) => {
+                    let until = deadline.min(time::now() + settings.request_timeout);
+                    let outcome = attempt(connection, until).await;
+                    match (outcome, at, broker) {
+                        (Err(error), At::Coordinator(group), Some(broker)) if error.is_retriable() => {
+                            self.cluster.forget_coordinator(group, broker);
+                            error
+                        }
+                        (Err(error), ..) if error.is_retriable() => error,
+                        (outcome, ..) => return outcome,
+                    }
+                }
+                Err(error) if error.is_retriable() => error,
+                Err(error) => return Err(error),
+            };
+            let next = time::now() + backoff.next(&mut rng);
+            if next >= deadline {
+                return Err(out_of_time(error, settings.default_api_timeout));
+            }
+            // Another controller or leader may be known by then.
+            self.cluster.refresh();
+            tokio::time::sleep_until(next).await;
+        }
+    }
+
+    async fn broker(&self, at: At<'_>, deadline: Instant) -> Result<(Option<i32>, Arc<Connection>)> {
+        let id = match at {
+            At::Any => None,
+            At::Broker(id) => Some(id),
+            // KIP-590: without a controller of its own name, any KRaft broker forwards.
+            At::Controller => self.cluster.metadata().controller,
+            At::Coordinator(group) => Some(self.cluster.coordinator(group, deadline).await?),
+        };
+        let connection = match id {
+            Some(id) => self.cluster.connection(id, Lane::Main, deadline).await?,
+            None => self.cluster.any_connection(deadline).await?,
+        };
+        Ok((id, connection))
+    }
+}
+
+fn out_of_time(cause: Error, limit: Duration) -> Error {
+    Error::new(ErrorKind::Timeout, format!("given up after {} ms", limit.as_millis()))
+        .with_source(cause)
+        .with_hint("raise default.api.timeout.ms if the cluster needs longer")
+}
+
+/// The broker's error code, with its own words where it sent some; `None` is no error.
+fn broker_error(api: &'static str, code: i16, message: Option<&str>) -> Option<Error> {
+    if code == 0 {
+        return None;
+    }
+    let error = Error::from_code(api, code);
+    Some(match message {
+        Some(message) if !message.is_empty() => error.with_message(message),
+        _ => error,
+    })
+}

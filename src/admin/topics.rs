@@ -1,0 +1,410 @@
+//! Topics and their settings: create, delete, describe, list. Answers are per topic; only topics whose error calls for
+//! patience are asked about again.
+
+use std::collections::BTreeMap;
+
+use super::{At, KafkaAdmin, broker_error};
+use crate::{
+    cluster::{kafka_string, metadata::topic_error, millis},
+    connection::api::wire::{
+        self,
+        create_topics_request::{CreatableTopic, CreatableTopicConfig},
+        describe_configs_request::DescribeConfigsResource,
+        metadata_request::MetadataRequestTopic,
+    },
+    error::{Error, ErrorCode, ErrorKind, Result},
+    time,
+};
+
+/// The resource type "topic" of DescribeConfigs.
+const TOPIC_RESOURCE: i8 = 2;
+/// The configuration source of a topic's own setting, and that of Kafka's default.
+const TOPIC_CONFIG: i8 = 1;
+const DEFAULT_CONFIG: i8 = 5;
+
+/// A topic to create.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "it is only created by `KafkaAdmin::create_topic`"]
+pub struct NewTopic {
+    name: String,
+    partitions: i32,
+    replication_factor: i16,
+    configs: BTreeMap<String, String>,
+}
+
+impl NewTopic {
+    /// A topic with the brokers' own number of partitions and replicas (`num.partitions`, `default.replication.factor`;
+    /// KIP-464: brokers of 2.4 and newer).
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), partitions: -1, replication_factor: -1, configs: BTreeMap::new() }
+    }
+
+    /// The number of partitions, 1 or more.
+    pub fn partitions(mut self, partitions: i32) -> Self {
+        self.partitions = partitions;
+        self
+    }
+
+    /// On how many brokers each partition is kept, 1 to the number of brokers.
+    pub fn replication_factor(mut self, replication_factor: i16) -> Self {
+        self.replication_factor = replication_factor;
+        self
+    }
+
+    /// A setting of the topic, such as `cleanup.policy`.
+    pub fn config(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.configs.insert(name.into(), value.into());
+        self
+    }
+
+    fn to_wire(&self) -> CreatableTopic {
+        let config = |(name, value): (&String, &String)| {
+            CreatableTopicConfig::default()
+                .with_name(kafka_string(name))
+                .with_value(Some(kafka_string(value)))
+        };
+        CreatableTopic::default()
+            .with_name(kafka_string(&self.name).into())
+            .with_num_partitions(self.partitions)
+            .with_replication_factor(self.replication_factor)
+            .with_configs(self.configs.iter().map(config).collect())
+    }
+}
+
+/// What the cluster tells about a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TopicDescription {
+    /// Its name.
+    pub name: String,
+    /// Whether it is one of Kafka's own, such as `__consumer_offsets`.
+    pub is_internal: bool,
+    /// Its partitions, in order.
+    pub partitions: Vec<PartitionDescription>,
+}
+
+/// What the cluster tells about a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PartitionDescription {
+    /// Its number, from 0.
+    pub partition: i32,
+    /// The broker that leads it; `None` while there is none.
+    pub leader: Option<i32>,
+    /// The leader's epoch (KIP-320), where known.
+    pub leader_epoch: Option<i32>,
+    /// The brokers that keep it, the preferred leader first.
+    pub replicas: Vec<i32>,
+    /// Those of them that are in sync.
+    pub in_sync_replicas: Vec<i32>,
+}
+
+/// One setting of a topic, as the brokers apply it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConfigEntry {
+    /// The value; `None` where the broker keeps it to itself.
+    pub value: Option<String>,
+    /// Whether the topic itself sets it; otherwise it comes from the brokers or is Kafka's default.
+    pub is_set: bool,
+    /// Whether nobody has set it anywhere.
+    pub is_default: bool,
+    /// Whether it can be changed.
+    pub is_read_only: bool,
+}
+
+impl KafkaAdmin {
+    /// Creates a topic and returns when the controller has; brokers may need a moment longer to know of it.
+    ///
+    /// # Errors
+    /// The broker's: `TopicAlreadyExists`, `InvalidPartitions`, `InvalidReplicationFactor`, `InvalidConfig`,
+    /// `TopicAuthorizationFailed` …; [`Timeout`](ErrorKind::Timeout) with the last cause.
+    ///
+    /// # Cancel safety
+    /// Dropped, the topic may or may not be created.
+    pub async fn create_topic(&self, topic: NewTopic) -> Result<()> {
+        only(self.create_topics([topic]).await?)
+    }
+
+    /// Creates several topics; each has its own outcome.
+    ///
+    /// # Errors
+    /// Those of no topic in particular: no connection, no time. Per topic as [`create_topic`](Self::create_topic).
+    ///
+    /// # Cancel safety
+    /// Dropped, any of the topics may be created.
+    pub async fn create_topics(
+        &self,
+        topics: impl IntoIterator<Item = NewTopic>,
+    ) -> Result<BTreeMap<String, Result<()>>> {
+        let mut left: BTreeMap<String, NewTopic> =
+            topics.into_iter().map(|topic| (topic.name.clone(), topic)).collect();
+        let mut done = BTreeMap::new();
+        self.retry(At::Controller, async |connection, until| {
+            let request = wire::CreateTopicsRequest::default()
+                .with_topics(left.values().map(NewTopic::to_wire).collect())
+                .with_timeout_ms(millis(until.saturating_duration_since(time::now())));
+            let answer = connection.call(request, until).await?;
+            let outcomes = answer.topics.into_iter().map(|topic| {
+                let error = broker_error("CreateTopics", topic.error_code, topic.error_message.as_deref());
+                (topic.name.to_string(), error)
+            });
+            sort_out(&mut left, &mut done, outcomes.collect())
+        })
+        .await?;
+        Ok(done)
+    }
+
+    /// Deletes a topic and returns when the controller has; brokers may serve it a moment longer.
+    ///
+    /// # Errors
+    /// The broker's: `UnknownTopicOrPartition`, `TopicDeletionDisabled`, `TopicAuthorizationFailed` …;
+    /// [`Timeout`](ErrorKind::Timeout) with the last cause.
+    ///
+    /// # Cancel safety
+    /// Dropped, the topic may or may not be deleted.
+    pub async fn delete_topic(&self, topic: &str) -> Result<()> {
+        only(self.delete_topics([topic]).await?)
+    }
+
+    /// Deletes several topics; each has its own outcome.
+    ///
+    /// # Errors
+    /// Those of no topic in particular: no connection, no time. Per topic as [`delete_topic`](Self::delete_topic).
+    ///
+    /// # Cancel safety
+    /// Dropped, any of the topics may be deleted.
+    pub async fn delete_topics(
+        &self,
+        topics: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Result<BTreeMap<String, Result<()>>> {
+        let mut left: BTreeMap<String, ()> = topics.into_iter().map(|topic| (topic.into(), ())).collect();
+        let mut done = BTreeMap::new();
+        self.retry(At::Controller, async |connection, until| {
+            let request = wire::DeleteTopicsRequest::default()
+                .with_timeout_ms(millis(until.saturating_duration_since(time::now())));
+            let version = connection.version::<wire::DeleteTopicsRequest>();
+            let request = if version.is_some_and(|version| version >= 6) {
+                let topic = |name: &String| {
+                    wire::delete_topics_request::DeleteTopicState::default()
+                        .with_name(Some(kafka_string(name).into()))
+                };
+                request.with_topics(left.keys().map(topic).collect())
+            } else {
+                request.with_topic_names(left.keys().map(|name| kafka_string(name).into()).collect())
+            };
+            let answer = connection.call(request, until).await?;
+            let outcomes = answer.responses.into_iter().filter_map(|topic| {
+                let error = broker_error("DeleteTopics", topic.error_code, topic.error_message.as_deref());
+                Some((topic.name?.to_string(), error))
+            });
+            sort_out(&mut left, &mut done, outcomes.collect())
+        })
+        .await?;
+        Ok(done)
+    }
+
+    /// One topic's partitions, leaders and replicas. Never creates a topic.
+    ///
+    /// # Errors
+    /// `UnknownTopicOrPartition` (also for a moment after it was created), `TopicAuthorizationFailed` …;
+    /// [`Timeout`](ErrorKind::Timeout) with the last cause.
+    ///
+    /// # Cancel safety
+    /// Can be dropped at any time.
+    pub async fn describe_topic(&self, topic: &str) -> Result<TopicDescription> {
+        only(self.describe_topics([topic]).await?)
+    }
+
+    /// Several topics' partitions, leaders and replicas; each has its own outcome. Never creates a topic.
+    ///
+    /// # Errors
+    /// Those of no topic in particular: no connection, no time. Per topic as [`describe_topic`](Self::describe_topic).
+    ///
+    /// # Cancel safety
+    /// Can be dropped at any time.
+    pub async fn describe_topics(
+        &self,
+        topics: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Result<BTreeMap<String, Result<TopicDescription>>> {
+        let topic = |name: &str| MetadataRequestTopic::default().with_name(Some(kafka_string(name).into()));
+        let topics: Vec<_> = topics.into_iter().map(|name| topic(name.as_ref())).collect();
+        if topics.is_empty() {
+            // An empty list means every topic to brokers that speak version 0.
+            return Ok(BTreeMap::new());
+        }
+        self.topics(Some(topics)).await
+    }
+
+    /// The names of every topic the user may see, Kafka's own included.
+    ///
+    /// # Errors
+    /// No connection, no time.
+    ///
+    /// # Cancel safety
+    /// Can be dropped at any time.
+    pub async fn list_topics(&self) -> Result<Vec<String>> {
+        Ok(self.topics(None).await?.into_keys().collect())
+    }
+
+    /// Every setting of a topic, as the brokers apply it.
+    ///
+    /// # Errors
+    /// `UnknownTopicOrPartition`, `TopicAuthorizationFailed` …; [`Timeout`](ErrorKind::Timeout) with the last cause.
+    ///
+    /// # Cancel safety
+    /// Can be dropped at any time.
+    pub async fn describe_topic_configs(&self, topic: &str) -> Result<BTreeMap<String, ConfigEntry>> {
+        self.retry(At::Any, async |connection, until| {
+            let resource = DescribeConfigsResource::default()
+                .with_resource_type(TOPIC_RESOURCE)
+                .with_resource_name(kafka_string(topic))
+                .with_configuration_keys(None);
+            let request = wire::DescribeConfigsRequest::default().with_resources(vec![resource]);
+            let mut answer = connection.call(request, until).await?;
+            let result = answer
+                .results
+                .pop()
+                .ok_or_else(|| Error::protocol("an answer without the topic asked for"))?;
+            let message = result.error_message.as_deref();
+            if let Some(error) = broker_error("DescribeConfigs", result.error_code, message) {
+                return Err(error.with_topic(topic));
+            }
+            let entry = |config: wire::describe_configs_response::DescribeConfigsResourceResult| {
+                let entry = ConfigEntry {
+                    value: config.value.map(|value| value.to_string()),
+                    is_set: config.config_source == TOPIC_CONFIG,
+                    is_default: config.config_source == DEFAULT_CONFIG,
+                    is_read_only: config.read_only,
+                };
+                (config.name.to_string(), entry)
+            };
+            Ok(result.configs.into_iter().map(entry).collect())
+        })
+        .await
+    }
+
+    async fn topics(
+        &self,
+        topics: Option<Vec<MetadataRequestTopic>>,
+    ) -> Result<BTreeMap<String, Result<TopicDescription>>> {
+        self.retry(At::Any, async |connection, until| {
+            let request = wire::MetadataRequest::default()
+                .with_topics(topics.clone())
+                .with_allow_auto_topic_creation(false);
+            let answer = connection.call(request, until).await?;
+            let named = answer.topics.into_iter().filter_map(|topic| {
+                let name = topic.name.as_ref()?.to_string();
+                let outcome = match topic.error_code {
+                    0 => Ok(description(&name, topic)),
+                    code => Err(topic_error(&name, ErrorCode(code))),
+                };
+                Some((name, outcome))
+            });
+            Ok(named.collect())
+        })
+        .await
+    }
+}
+
+fn description(name: &str, topic: wire::metadata_response::MetadataResponseTopic) -> TopicDescription {
+    let mut partitions: Vec<_> = topic
+        .partitions
+        .into_iter()
+        .map(|partition| PartitionDescription {
+            partition: partition.partition_index,
+            leader: (partition.leader_id.0 >= 0).then_some(partition.leader_id.0),
+            leader_epoch: (partition.leader_epoch >= 0).then_some(partition.leader_epoch),
+            replicas: partition.replica_nodes.into_iter().map(|id| id.0).collect(),
+            in_sync_replicas: partition.isr_nodes.into_iter().map(|id| id.0).collect(),
+        })
+        .collect();
+    partitions.sort_by_key(|partition| partition.partition);
+    TopicDescription { name: name.to_owned(), is_internal: topic.is_internal, partitions }
+}
+
+/// Moves every topic with a final outcome from `left` to `done`. An error is one that calls for another try.
+fn sort_out<T>(
+    left: &mut BTreeMap<String, T>,
+    done: &mut BTreeMap<String, Result<()>>,
+    outcomes: Vec<(String, Option<Error>)>,
+) -> Result<()> {
+    let mut patience = None;
+    for (name, error) in outcomes {
+        match error.map(|error| error.with_topic(name.as_str())) {
+            Some(error) if error.is_retriable() && !is_final(&error) => patience = Some(error),
+            error => {
+                left.remove(&name);
+                done.insert(name, error.map_or(Ok(()), Err));
+            }
+        }
+    }
+    match (patience, left.keys().next()) {
+        (Some(error), _) => Err(error),
+        (None, None) => Ok(()),
+        (None, Some(name)) => {
+            Err(Error::protocol("the broker's answer leaves out a topic").with_topic(name.as_str()))
+        }
+    }
+}
+
+/// `UnknownTopicOrPartition` calls for patience when a topic is used, not when it is deleted.
+fn is_final(error: &Error) -> bool {
+    error.code() == Some(ErrorCode(3))
+}
+
+/// The outcome of a call about one topic.
+fn only<T>(outcomes: BTreeMap<String, Result<T>>) -> Result<T> {
+    let first = outcomes.into_values().next();
+    first.unwrap_or_else(|| Err(Error::new(ErrorKind::Protocol, "an answer without the topic asked for")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn left() -> BTreeMap<String, ()> {
+        ["a", "b"].map(|name| (name.to_owned(), ())).into()
+    }
+
+    #[test]
+    fn only_topics_whose_error_calls_for_patience_are_asked_about_again() {
+        let (mut left, mut done) = (left(), BTreeMap::new());
+        let outcomes = vec![("a".to_owned(), None), ("b".to_owned(), broker_error("CreateTopics", 41, None))];
+        let error = sort_out(&mut left, &mut done, outcomes).unwrap_err();
+        assert_eq!((error.code(), error.topic()), (Some(ErrorCode(41)), Some("b")));
+        assert!(left.keys().eq(["b"]) && done["a"].is_ok());
+        let outcomes =
+            vec![("b".to_owned(), broker_error("CreateTopics", 36, Some("Topic 'b' already exists.")))];
+        sort_out(&mut left, &mut done, outcomes).unwrap();
+        let error = done["b"].clone().unwrap_err();
+        assert!(error.to_string().contains("already exists"), "{error}");
+    }
+
+    #[test]
+    fn a_topic_that_is_not_there_is_a_final_answer_to_a_deletion() {
+        let (mut left, mut done) = (left(), BTreeMap::new());
+        let outcomes = vec![("a".to_owned(), None), ("b".to_owned(), broker_error("DeleteTopics", 3, None))];
+        sort_out(&mut left, &mut done, outcomes).unwrap();
+        assert_eq!(done["b"].clone().unwrap_err().code(), Some(ErrorCode(3)));
+    }
+
+    #[test]
+    fn an_answer_that_leaves_out_a_topic_is_an_error() {
+        let (mut left, mut done) = (left(), BTreeMap::new());
+        let error = sort_out(&mut left, &mut done, vec![("a".to_owned(), None)]).unwrap_err();
+        assert_eq!((error.kind(), error.topic()), (ErrorKind::Protocol, Some("b")));
+    }
+
+    #[test]
+    fn partitions_are_described_in_order_and_without_a_leader_that_is_not_there() {
+        use wire::metadata_response::{MetadataResponsePartition, MetadataResponseTopic};
+        let partition = |index: i32, leader: i32| {
+            MetadataResponsePartition::default().with_partition_index(index).with_leader_id(leader.into())
+        };
+        let topic = MetadataResponseTopic::default().with_partitions(vec![partition(1, 7), partition(0, -1)]);
+        let description = description("orders", topic);
+        let leaders: Vec<_> = description.partitions.iter().map(|p| (p.partition, p.leader)).collect();
+        assert_eq!(leaders, [(0, None), (1, Some(7))]);
+    }
+}

@@ -1,0 +1,218 @@
+//! [`KafkaInstance`]: one configuration, checked once, and every client made of it.
+//!
+//! It owns no connection. Each client has its own view of the cluster, so that none waits for another, and closing one
+//! closes nothing else. The contexts close what they made whatever the body does.
+
+use std::{panic::AssertUnwindSafe, sync::Arc};
+
+use futures_util::FutureExt as _;
+
+use super::{Place, logged};
+use crate::{
+    admin::KafkaAdmin,
+    cluster::Cluster,
+    config::{KafkaConfig, ProducerConfig},
+    error::Result,
+    producer::KafkaProducer,
+};
+
+/// Makes the clients of one cluster from one [`KafkaConfig`].
+///
+/// Cheap to clone; may be shared between threads. It holds no connection: each client it makes has its own.
+///
+/// ```no_run
+/// # async fn example() -> dtkafka::Result<()> {
+/// use dtkafka::{KafkaConfig, KafkaInstance};
+///
+/// let config = KafkaConfig::new().set_bootstrap_servers(["localhost:9092"]).set_group_id("billing");
+/// let kafka = KafkaInstance::new(config)?;
+/// let offset = kafka
+///     .producer_context(async |producer| {
+///         let delivery = producer.send("orders", &serde_json::json!({"order_id": 123})).await?;
+///         Ok(delivery.await?.offset)
+///     })
+///     .await?;
+/// println!("written at {offset}; the producer is flushed and closed");
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct KafkaInstance {
+    config: Arc<KafkaConfig>,
+}
+
+impl KafkaInstance {
+    /// Checks the whole configuration; nothing connects yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) naming every value that is wrong and what is accepted, also where no
+    /// broker is named at all.
+    pub fn new(config: KafkaConfig) -> Result<Self> {
+        const PLACE: Place =
+            Place { controller: "dtkafka::KafkaInstance::new", subject: "Kafka configuration" };
+        logged(PLACE, config.validate())?;
+        Ok(Self { config: Arc::new(config) })
+    }
+
+    /// The configuration, as it was given.
+    pub fn config(&self) -> &KafkaConfig {
+        &self.config
+    }
+
+    /// A producer with the settings of the configuration; waits for the first answer of a broker.
+    ///
+    /// # Errors
+    /// [`Connect`](crate::ErrorKind::Connect) with the stage reached, every cause and the setting to change;
+    /// [`Timeout`](crate::ErrorKind::Timeout) after `max.block.ms`. Logged before it is returned.
+    ///
+    /// # Cancel safety
+    /// Dropped, no client is left behind.
+    pub async fn get_producer(&self) -> Result<KafkaProducer> {
+        self.get_producer_with(|producer| producer).await
+    }
+
+    /// A producer with settings of its own, which win over those of the configuration.
+    ///
+    /// ```no_run
+    /// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {
+    /// use dtkafka::{Acks, Compression};
+    ///
+    /// let producer = kafka.get_producer_with(|p| p.acks(Acks::All).compression(Compression::Zstd).linger(10)).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`get_producer`](Self::get_producer), and [`Config`](crate::ErrorKind::Config) naming every override that is wrong.
+    ///
+    /// # Cancel safety
+    /// Dropped, no client is left behind.
+    pub async fn get_producer_with(
+        &self,
+        overrides: impl FnOnce(ProducerConfig) -> ProducerConfig,
+    ) -> Result<KafkaProducer> {
+        const PLACE: Place =
+            Place { controller: "dtkafka::KafkaInstance::get_producer", subject: "Kafka Producer" };
+        let config = overrides(ProducerConfig::new()).merged(&self.config);
+        logged(PLACE, start_producer(&config).await)
+    }
+
+    /// Runs `body` with a producer that is flushed and closed afterwards, also when the body fails or panics.
+    ///
+    /// Everything sent is delivered or has failed when this returns. A failed delivery shows where the body awaits it.
+    ///
+    /// # Errors
+    /// The body's, else that of closing; as [`get_producer`](Self::get_producer) before that. An error that is not this crate's
+    /// goes through with [`Error::other`](crate::Error::other).
+    ///
+    /// # Cancel safety
+    /// Dropped, the body ends where it stands; what was sent is still delivered in the background.
+    pub async fn producer_context<T>(&self, body: impl AsyncFnOnce(KafkaProducer) -> Result<T>) -> Result<T> {
+        self.producer_context_with(|producer| producer, body).await
+    }
+
+    /// [`producer_context`](Self::producer_context) with settings of its own.
+    ///
+    /// # Errors
+    /// As [`producer_context`](Self::producer_context) and [`get_producer_with`](Self::get_producer_with).
+    ///
+    /// # Cancel safety
+    /// As [`producer_context`](Self::producer_context).
+    pub async fn producer_context_with<T>(
+        &self,
+        overrides: impl FnOnce(ProducerConfig) -> ProducerConfig,
+        body: impl AsyncFnOnce(KafkaProducer) -> Result<T>,
+    ) -> Result<T> {
+        const PLACE: Place =
+            Place { controller: "dtkafka::KafkaInstance::producer_context", subject: "Kafka Producer" };
+        let producer = self.get_producer_with(overrides).await?;
+        // Nothing of the body is looked at after a panic but the panic itself.
+        let outcome = AssertUnwindSafe(body(producer.clone())).catch_unwind().await;
+        let closed = logged(PLACE, producer.close().await);
+        match outcome {
+            Ok(Ok(value)) => closed.map(|()| value),
+            Ok(Err(error)) => Err(error),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    /// An admin client; waits for the first answer of a broker.
+    ///
+    /// # Errors
+    /// As [`get_producer`](Self::get_producer), after `default.api.timeout.ms`. Logged before it is returned.
+    ///
+    /// # Cancel safety
+    /// Dropped, no client is left behind.
+    pub async fn admin(&self) -> Result<KafkaAdmin> {
+        const PLACE: Place = Place { controller: "dtkafka::KafkaInstance::admin", subject: "Kafka Admin" };
+        logged(PLACE, start_admin(&self.config).await)
+    }
+}
+
+async fn start_producer(config: &KafkaConfig) -> Result<KafkaProducer> {
+    let settings = config.resolve_producer()?;
+    let cluster = Cluster::start(Arc::new(config.resolve_client()?))?;
+    KafkaProducer::start(cluster, settings).await
+}
+
+async fn start_admin(config: &KafkaConfig) -> Result<KafkaAdmin> {
+    KafkaAdmin::start(Cluster::start(Arc::new(config.resolve_client()?))?).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{ErrorKind, Stage};
+
+    fn nobody_listens() -> KafkaInstance {
+        // Port 1 of loopback: refused at once.
+        let config =
+            KafkaConfig::new().set_bootstrap_servers("127.0.0.1:1").set("default.api.timeout.ms", 2000);
+        KafkaInstance::new(config).unwrap()
+    }
+
+    #[test]
+    fn a_configuration_without_brokers_is_refused_at_once() {
+        let error = KafkaInstance::new(KafkaConfig::new()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains("bootstrap.servers"), "{error}");
+    }
+
+    #[test]
+    fn every_bad_value_is_named_before_anything_connects() {
+        let config = KafkaConfig::new()
+            .set_bootstrap_servers("localhost:9092")
+            .set_auto_offset_reset("first")
+            .set("batch.size", "many");
+        let text = KafkaInstance::new(config).unwrap_err().to_string();
+        assert!(text.contains("auto.offset.reset") && text.contains("batch.size"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn clients_fail_with_the_cause_where_nobody_listens() {
+        let kafka = nobody_listens();
+        let error = kafka.get_producer().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Connect(Stage::Tcp), "{error}");
+        let error = kafka.admin().await.unwrap_err();
+        assert_eq!(error.stage(), Some(Stage::Tcp), "{error}");
+        let body = async |_| -> Result<()> { unreachable!("no producer was made") };
+        assert!(kafka.producer_context(body).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_bad_override_is_named_before_anything_connects() {
+        let error = nobody_listens().get_producer_with(|p| p.acks("most")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains("acks"), "{error}");
+    }
+
+    #[test]
+    fn an_instance_and_its_calls_may_cross_threads() {
+        fn crosses<T: Send + Sync + Clone>() {}
+        fn sends<T: Send>(_: &T) {}
+        crosses::<KafkaInstance>();
+        let kafka = nobody_listens();
+        sends(&kafka.producer_context(async |producer| {
+            producer.flush().await?;
+            Ok(())
+        }));
+    }
+}

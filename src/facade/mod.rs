@@ -1,0 +1,77 @@
+//! The facade: JSON values, one configuration, handlers per topic. Built on the clients' public handles alone.
+//!
+//! [`instance`] makes clients, [`producer`] sends and waits, [`consumer`] polls and dispatches, [`handler`] decides what
+//! happens to a record. Errors are logged here, with the fields `controller`, `subject` and `payload`, before they are
+//! returned. Never logs a password, a key or a value.
+
+mod instance;
+mod producer;
+
+pub use self::{
+    instance::KafkaInstance,
+    producer::{Producer, SendAndWait},
+};
+use crate::error::{Error, Result};
+
+/// Who logs an error, and about what.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    controller: &'static str,
+    subject: &'static str,
+}
+
+/// Logs the error, if it is one, and hands the result on.
+fn logged<T>(place: Place, result: Result<T>) -> Result<T> {
+    if let Err(error) = &result {
+        log(place, error);
+    }
+    result
+}
+
+fn log(place: Place, error: &Error) {
+    tracing::error!(
+        controller = place.controller,
+        subject = place.subject,
+        payload = %payload(error),
+        "{error}"
+    );
+}
+
+/// What is known of an error as one line of JSON.
+fn payload(error: &Error) -> serde_json::Value {
+    let mut payload = serde_json::Map::new();
+    let mut put = |name: &str, value: Option<serde_json::Value>| {
+        if let Some(value) = value {
+            payload.insert(name.to_owned(), value);
+        }
+    };
+    put("kind", Some(format!("{:?}", error.kind()).into()));
+    put("topic", error.topic().map(Into::into));
+    put("partition", error.partition().map(Into::into));
+    put("offset", error.offset().map(Into::into));
+    put("broker", error.broker().map(Into::into));
+    put("address", error.address().map(Into::into));
+    put("api", error.api().map(Into::into));
+    put("hint", error.hint().map(Into::into));
+    put("retriable", Some(error.is_retriable().into()));
+    put("possibly_written", error.possibly_written().then_some(true.into()));
+    payload.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn the_payload_of_an_error_says_where_it_happened_and_leaves_out_what_is_not_known() {
+        let error = Error::new(ErrorKind::Handler, "the handler failed")
+            .with_topic("orders")
+            .with_partition(3)
+            .with_offset(42);
+        assert_eq!(
+            payload(&error).to_string(),
+            r#"{"kind":"Handler","offset":42,"partition":3,"retriable":false,"topic":"orders"}"#
+        );
+    }
+}

@@ -1,0 +1,202 @@
+//! [`Producer`]: a JSON value goes out, and the call returns when the broker has acknowledged it.
+
+use std::{future::IntoFuture, pin::Pin, time::Duration};
+
+use serde::Serialize;
+
+use super::{KafkaInstance, Place, logged};
+use crate::{
+    config::ProducerConfig,
+    error::{Error, ErrorKind, Result},
+    producer::{KafkaProducer, SendJson},
+    record::RecordMetadata,
+};
+
+/// How long [`Producer::send`] waits unless told otherwise.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Sends JSON values one at a time, each waiting for its acknowledgment.
+///
+/// Cheap to clone; clones share one producer. Sends from several tasks share batches. For many records from one task,
+/// [`KafkaProducer`] is faster: it does not wait between them.
+///
+/// ```no_run
+/// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {
+/// use std::time::Duration;
+///
+/// use dtkafka::Producer;
+///
+/// let producer = Producer::new(&kafka).await?;
+/// let event = serde_json::json!({"action": "order.created", "order_id": 1001});
+/// let metadata = producer.send("events", &event).key(b"order-1001").timeout(Duration::from_secs(10)).await?;
+/// println!("partition {} offset {}", metadata.partition, metadata.offset);
+/// producer.close().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Producer {
+    client: KafkaProducer,
+}
+
+impl Producer {
+    /// A producer with the settings of the instance; waits for the first answer of a broker.
+    ///
+    /// # Errors
+    /// As [`KafkaInstance::get_producer`].
+    ///
+    /// # Cancel safety
+    /// Dropped, no client is left behind.
+    pub async fn new(kafka: &KafkaInstance) -> Result<Self> {
+        Ok(Self { client: kafka.get_producer().await? })
+    }
+
+    /// A producer with settings of its own, which win over those of the instance.
+    ///
+    /// # Errors
+    /// As [`KafkaInstance::get_producer_with`].
+    ///
+    /// # Cancel safety
+    /// Dropped, no client is left behind.
+    pub async fn new_with(
+        kafka: &KafkaInstance,
+        overrides: impl FnOnce(ProducerConfig) -> ProducerConfig,
+    ) -> Result<Self> {
+        Ok(Self { client: kafka.get_producer_with(overrides).await? })
+    }
+
+    /// Sends `value` as JSON; configure the record further and `.await` the result, which waits for the broker's
+    /// acknowledgment.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for an empty topic name or a timeout of zero;
+    /// [`Json`](ErrorKind::Json) if the value cannot be written as JSON; [`Timeout`](ErrorKind::Timeout) after
+    /// [`timeout`](SendAndWait::timeout) (10 s); the broker's error. [`Error::possibly_written`] says whether the record may be
+    /// in the log all the same. Logged before it is returned.
+    ///
+    /// # Cancel safety
+    /// Dropped, the record may still be written.
+    pub fn send<'a, V: Serialize + ?Sized>(&'a self, topic: &'a str, value: &'a V) -> SendAndWait<'a, V> {
+        SendAndWait { send: self.client.send(topic, value), topic, timeout: DEFAULT_TIMEOUT }
+    }
+
+    /// The client underneath, for bytes and for sending without waiting.
+    pub fn client(&self) -> &KafkaProducer {
+        &self.client
+    }
+
+    /// Delivers what was sent and ends the producer and all its clones.
+    ///
+    /// # Errors
+    /// As [`KafkaProducer::close`]. Logged before it is returned.
+    ///
+    /// # Cancel safety
+    /// Dropping it does not stop the closing.
+    pub async fn close(&self) -> Result<()> {
+        const PLACE: Place = Place { controller: "dtkafka::Producer::close", subject: "Kafka Producer" };
+        logged(PLACE, self.client.close().await)
+    }
+}
+
+/// A record being put together by [`Producer::send`]; `.await` it to send it and wait for its acknowledgment.
+#[must_use = "nothing is sent until it is awaited"]
+#[derive(Debug)]
+pub struct SendAndWait<'a, V: ?Sized> {
+    send: SendJson<'a, V>,
+    topic: &'a str,
+    timeout: Duration,
+}
+
+impl<'a, V: Serialize + ?Sized> SendAndWait<'a, V> {
+    /// The key: decides the partition (murmur2, as in Java) unless one is set.
+    pub fn key(mut self, key: &'a (impl AsRef<[u8]> + ?Sized)) -> Self {
+        self.send = self.send.key(key);
+        self
+    }
+
+    /// The partition to write to, whatever the key.
+    pub fn partition(mut self, partition: i32) -> Self {
+        self.send = self.send.partition(partition);
+        self
+    }
+
+    /// Adds a header; keys may repeat.
+    pub fn header(mut self, key: impl Into<String>, value: impl AsRef<[u8]>) -> Self {
+        self.send = self.send.header(key, value);
+        self
+    }
+
+    /// The create time in milliseconds since the Unix epoch. Default: the time of sending.
+    pub fn timestamp(mut self, timestamp_ms: i64) -> Self {
+        self.send = self.send.timestamp(timestamp_ms);
+        self
+    }
+
+    /// How long to wait for the acknowledgment. Default: 10 s. `delivery.timeout.ms` (2 minutes) ends the attempt as well.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+}
+
+impl<'a, V: Serialize + Sync + ?Sized> SendAndWait<'a, V> {
+    async fn wait(self) -> Result<RecordMetadata> {
+        if self.topic.is_empty() {
+            return Err(Error::new(ErrorKind::InvalidArgument, "the topic's name is empty")
+                .with_hint("name the topic to send to"));
+        }
+        if self.timeout.is_zero() {
+            return Err(
+                Error::new(ErrorKind::InvalidArgument, "the timeout of send is zero").with_topic(self.topic)
+            );
+        }
+        let mut delivery = None;
+        let acknowledged = async { delivery.insert(self.send.await?).await };
+        let outcome = tokio::time::timeout(self.timeout, acknowledged).await;
+        outcome.unwrap_or_else(|_elapsed| {
+            Err(not_in_time(self.topic, self.timeout, delivery.map(|d| d.partition())))
+        })
+    }
+}
+
+impl<'a, V: Serialize + Sync + ?Sized> IntoFuture for SendAndWait<'a, V> {
+    type Output = Result<RecordMetadata>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send + 'a>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        const PLACE: Place = Place { controller: "dtkafka::Producer::send", subject: "Kafka Producer" };
+        Box::pin(async move { logged(PLACE, self.wait().await) })
+    }
+}
+
+/// `queued`: the partition of a record that the producer has taken, and goes on delivering.
+fn not_in_time(topic: &str, timeout: Duration, queued: Option<i32>) -> Error {
+    let error = |text: &str| {
+        Error::new(ErrorKind::Timeout, format!("{text} within {} ms", timeout.as_millis())).with_topic(topic)
+    };
+    match queued {
+        Some(partition) => {
+            error("no acknowledgment").with_partition(partition).with_possibly_written(true).with_hint(
+                "the producer goes on delivering it until delivery.timeout.ms; give send a longer timeout",
+            )
+        }
+        None => error("the record could not be queued")
+            .with_hint("nothing was written: the topic is not known yet, or buffer.memory is full"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_timeout_error_says_whether_the_record_may_be_written() {
+        let timeout = Duration::from_secs(10);
+        let queued = not_in_time("events", timeout, Some(2));
+        assert!(queued.possibly_written() && queued.kind() == ErrorKind::Timeout);
+        let text = queued.to_string();
+        assert!(text.contains("within 10000 ms") && text.contains("may have been written"), "{text}");
+        let waiting = not_in_time("events", timeout, None);
+        assert!(!waiting.possibly_written());
+        assert!(waiting.to_string().contains("nothing was written"), "{waiting}");
+    }
+}
