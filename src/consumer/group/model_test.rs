@@ -77,7 +77,11 @@ impl Coordinator {
                     Some(_) if generation != self.generation => code::ILLEGAL_GENERATION,
                     Some(known) => {
                         known.expires = now + SESSION;
-                        if matches!(self.phase, Phase::Preparing { .. }) { code::REBALANCE_IN_PROGRESS } else { 0 }
+                        if matches!(self.phase, Phase::Preparing { .. }) {
+                            code::REBALANCE_IN_PROGRESS
+                        } else {
+                            0
+                        }
                     }
                 };
                 self.answers.push((who, epoch, Answer::Heartbeat { error }));
@@ -233,7 +237,8 @@ impl Coordinator {
     }
 
     fn timeout(&self) -> Option<Instant> {
-        let sessions = self.members.values().filter(|known| known.joining.is_none()).map(|known| known.expires);
+        let sessions =
+            self.members.values().filter(|known| known.joining.is_none()).map(|known| known.expires);
         let rebalance = match self.phase {
             Phase::Preparing { until } => Some(until),
             _ => None,
@@ -468,7 +473,10 @@ impl World {
                 assert!(self.clients[who].owned.is_empty(), "assigned before the old ones were released");
                 for partition in &partitions {
                     let before = self.owners.insert((generation, partition.clone()), who);
-                    assert!(before.is_none_or(|owner| owner == who), "{partition} of {generation} has two owners");
+                    assert!(
+                        before.is_none_or(|owner| owner == who),
+                        "{partition} of {generation} has two owners"
+                    );
                 }
                 self.clients[who].owned = partitions;
             }
