@@ -5,6 +5,7 @@ mod batch;
 mod cluster;
 mod config;
 mod connection;
+mod consumer;
 mod error;
 mod facade;
 mod producer;
@@ -19,7 +20,13 @@ pub use config::{
     Acks, AutoOffsetReset, Compression, ConsumerConfig, IsolationLevel, KafkaConfig, ProducerConfig,
     SaslMechanism, SecurityProtocol, SettingValue,
 };
+pub use consumer::{
+    ConsumerRecords, IntoIter, Iter, KafkaConsumer, OwnedRecords, PartitionRecords, RecordRef, RecordRefs, RecordStream,
+};
 pub use error::{Error, ErrorCode, ErrorKind, Result, Stage};
-pub use facade::{KafkaInstance, Producer, SendAndWait};
+pub use facade::{
+    Consumer, ErrorPolicy, Exhausted, Handler, HandlerError, HandlerResult, KafkaInstance, Message, Producer,
+    SendAndWait,
+};
 pub use producer::{Delivery, KafkaProducer, SendJson};
 pub use record::{ConsumerRecord, Header, ProducerRecord, RecordMetadata, TimestampType, TopicPartition};

@@ -64,44 +64,23 @@ impl BatchBuilder {
         self.max_timestamp = self.max_timestamp.max(timestamp_ms);
         let timestamp_delta = timestamp_ms.wrapping_sub(self.base_timestamp);
         let body = body_size(self.count, timestamp_delta, key, value, headers);
-        // One reservation for the record, with room to copy the scratch arrays whole.
-        self.buffer.reserve(body + 2 * Scratch::LEN);
+        // One reservation for the record; the rest is the length and the spare bytes `Varints` copies.
+        self.buffer.reserve(body + 2 * Varints::LEN);
 
-        let mut scratch = Scratch::new();
-        scratch.put(body as u64 * 2); // zigzag of a length is its double
-        scratch.put_byte(0); // attributes: none are defined
-        scratch.put(zigzag(timestamp_delta));
-        scratch.put(zigzag(i64::from(self.count)));
-        scratch.put_len(key);
-        scratch.flush(&mut self.buffer);
-        if let Some(key) = key {
-            self.buffer.extend_from_slice(key);
-        }
-        let mut scratch = Scratch::new();
-        scratch.put_len(value);
-        if let Some(value) = value {
-            scratch.flush(&mut self.buffer);
-            self.buffer.extend_from_slice(value);
-            scratch = Scratch::new();
-        }
-        scratch.put(headers.len() as u64 * 2);
-        scratch.flush(&mut self.buffer);
+        let mut varints = Varints::new();
+        varints.push(body as u64 * 2, &mut self.buffer); // zigzag of a length is its double
+        varints.push(0, &mut self.buffer); // attributes: none are defined
+        varints.push(zigzag(timestamp_delta), &mut self.buffer);
+        varints.push(zigzag(i64::from(self.count)), &mut self.buffer);
+        varints.push_part(key, &mut self.buffer);
+        varints.push_part(value, &mut self.buffer);
+        varints.push(headers.len() as u64 * 2, &mut self.buffer);
         for header in headers {
-            self.append_header(header);
+            varints.push_part(Some(header.key.as_bytes()), &mut self.buffer);
+            varints.push_part(header.value.as_deref(), &mut self.buffer);
         }
+        varints.flush(&mut self.buffer);
         self.count += 1;
-    }
-
-    fn append_header(&mut self, header: &Header) {
-        let mut scratch = Scratch::new();
-        scratch.put_len(Some(header.key.as_bytes()));
-        scratch.flush(&mut self.buffer);
-        self.buffer.extend_from_slice(header.key.as_bytes());
-        let value = header.value.as_deref();
-        let mut scratch = Scratch::new();
-        scratch.put_len(value);
-        scratch.flush(&mut self.buffer);
-        self.buffer.extend_from_slice(value.unwrap_or_default());
     }
 
     /// Whether no record was appended.
@@ -269,48 +248,62 @@ fn varint_len(value: u64) -> usize {
     ((63 - (value | 1).leading_zeros()) as usize * 9 + 73) / 64
 }
 
-/// Varints on their way into a buffer. Copying the whole array and cutting the rest off again is faster than copying
-/// what is used, because its length is known when compiling.
-struct Scratch {
-    bytes: [u8; Self::LEN],
+/// Varints on their way into a buffer, gathered in a register: copying all of it and cutting off what is not used costs
+/// less than copying byte by byte, because its length is known when compiling.
+struct Varints {
+    word: u64,
+    /// Bytes used, at most [`Self::LEN`].
     len: usize,
 }
 
-impl Scratch {
-    /// The longest run between two payloads: length (5), attributes (1), timestamp (10), offset (5), key length (5).
-    const LEN: usize = 32;
+impl Varints {
+    const LEN: usize = 8;
 
     #[inline]
     fn new() -> Self {
-        Self { bytes: [0; Self::LEN], len: 0 }
+        Self { word: 0, len: 0 }
     }
 
     #[inline]
-    fn put_byte(&mut self, byte: u8) {
-        // The mask only spares the bounds check: no run is longer than the array.
-        self.bytes[self.len % Self::LEN] = byte;
-        self.len += 1;
+    fn push(&mut self, value: u64, buffer: &mut BytesMut) {
+        match value {
+            0..0x80 => self.push_short(value, 1, buffer),
+            0x80..0x4000 => self.push_short(value & 0x7f | 0x80 | (value >> 7) << 8, 2, buffer),
+            _ => self.push_long(value, buffer),
+        }
+    }
+
+    /// A part that may be null, whose length is then -1 (zigzag 1).
+    #[inline]
+    fn push_part(&mut self, part: Option<&[u8]>, buffer: &mut BytesMut) {
+        let Some(part) = part else { return self.push_short(1, 1, buffer) };
+        self.push(part.len() as u64 * 2, buffer);
+        self.flush(buffer);
+        buffer.extend_from_slice(part);
     }
 
     #[inline]
-    fn put(&mut self, mut value: u64) {
+    fn push_short(&mut self, bytes: u64, len: usize, buffer: &mut BytesMut) {
+        if self.len + len > Self::LEN {
+            self.flush(buffer);
+        }
+        self.word |= bytes << (8 * self.len);
+        self.len += len;
+    }
+
+    fn push_long(&mut self, mut value: u64, buffer: &mut BytesMut) {
         while value >= 0x80 {
-            self.put_byte(value as u8 | 0x80);
+            self.push_short(value & 0x7f | 0x80, 1, buffer);
             value >>= 7;
         }
-        self.put_byte(value as u8);
-    }
-
-    /// The length of a part that may be null, which is -1 (zigzag 1).
-    #[inline]
-    fn put_len(&mut self, part: Option<&[u8]>) {
-        self.put(part.map_or(1, |part| part.len() as u64 * 2));
+        self.push_short(value, 1, buffer);
     }
 
     #[inline]
-    fn flush(self, buffer: &mut BytesMut) {
+    fn flush(&mut self, buffer: &mut BytesMut) {
         let end = buffer.len() + self.len;
-        buffer.extend_from_slice(&self.bytes);
+        buffer.extend_from_slice(&self.word.to_le_bytes());
         buffer.truncate(end);
+        *self = Self::new();
     }
 }

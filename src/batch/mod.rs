@@ -48,5 +48,4 @@ const TRANSACTIONAL: i16 = 1 << 4;
 const CONTROL: i16 = 1 << 5;
 
 #[cfg(test)]
-#[cfg(test)]
 mod tests;

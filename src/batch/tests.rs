@@ -1,34 +1,425 @@
-//! Encoding against decoding, and both against an independent implementation.
+//! Encoding against decoding, and both against Kafka's own classes and an independent implementation.
+
+use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};
+use kafka_protocol::records as theirs;
+use proptest::prelude::*;
 
 use super::*;
-use crate::{config::settings::Compression, record::Header};
+use crate::{
+    config::settings::Compression,
+    error::{Error, ErrorKind},
+    record::{Header, TimestampType},
+};
 
-fn batch(compression: Compression, records: usize) -> EncodedBatch {
+const CODECS: [Compression; 5] =
+    [Compression::None, Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd];
+const CAP: usize = 64 << 20;
+
+/// A record with everything a batch keeps of it.
+#[derive(Debug, Clone, PartialEq)]
+struct Plain {
+    timestamp: i64,
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
+    headers: Vec<Header>,
+}
+
+fn encode(records: &[Plain], stamp: Stamp, compression: Compression, level: Option<i32>) -> EncodedBatch {
     let mut builder = BatchBuilder::new(BytesMut::new());
-    for index in 0..records {
-        let headers = [Header::new("trace", format!("{index}")), Header { key: "trace".into(), value: None }];
-        builder.append(
-            1_000 + index as i64,
-            Some(format!("key-{index}").as_bytes()),
-            Some(b"value"),
-            &headers[..index % 3],
-        );
+    let mut len = builder.len();
+    for (index, record) in records.iter().enumerate() {
+        let (key, value) = (record.key.as_deref(), record.value.as_deref());
+        builder.append(record.timestamp, key, value, &record.headers);
+        let delta = record.timestamp.wrapping_sub(builder.base_timestamp());
+        let exact = record_size(index as i32, delta, key, value, &record.headers);
+        assert_eq!(builder.len(), len + exact);
+        let lens = [key, value].map(|part| part.map_or(0, <[u8]>::len));
+        assert!(exact <= record_size_bound(lens[0], lens[1], &record.headers));
+        len += exact;
     }
-    builder.finish(Stamp::NONE, &Compressor::new(compression, None).unwrap()).unwrap()
+    builder.finish(stamp, &Compressor::new(compression, level).unwrap()).unwrap()
+}
+
+fn plain(batch: &DecodedBatch, slot: &RecordSlot) -> Plain {
+    assert_eq!(batch.key_bytes(slot).as_deref(), batch.key(slot));
+    assert_eq!(batch.value_bytes(slot).as_deref(), batch.value(slot));
+    Plain {
+        timestamp: slot.timestamp,
+        key: batch.key(slot).map(Vec::from),
+        value: batch.value(slot).map(Vec::from),
+        headers: batch.owned_headers(slot),
+    }
+}
+
+/// Everything in `bytes`, as offset and record.
+fn read(bytes: Bytes, check_crc: bool) -> Result<Vec<(i64, Plain)>, Error> {
+    let decompressor = Decompressor::new();
+    let mut records = Vec::new();
+    for batch in split(bytes) {
+        let batch = batch?.decode(check_crc, &decompressor, CAP)?;
+        records.extend(batch.slots.iter().map(|slot| (batch.offset(slot), plain(&batch, slot))));
+    }
+    Ok(records)
+}
+
+fn numbered(records: Vec<Plain>) -> Vec<(i64, Plain)> {
+    (0..).zip(records).collect()
+}
+
+/// The records of `tests/fixtures/GenerateBatches.java`, made by the same rule.
+fn expected(headers: bool) -> Vec<Plain> {
+    let record = |index: usize| {
+        let all =
+            [Header::new("trace", format!("t-{index}")), Header { key: "trace".to_owned(), value: None }];
+        let value = match index {
+            58 => (0..200_000).map(|at| (at % 251) as u8).collect(),
+            _ => format!("value-{index}{}", "x".repeat(index * 7 % 50)).into_bytes(),
+        };
+        Plain {
+            timestamp: 1_700_000_000_000 + index as i64 * 10,
+            key: (index % 5 != 0).then(|| format!("key-{index}").into_bytes()),
+            value: (index % 7 != 3).then_some(value),
+            headers: all[..if headers { index % 3 } else { 0 }].to_vec(),
+        }
+    };
+    (0..59).map(record).collect()
+}
+
+fn fixture(name: &str) -> Bytes {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/batches").join(name);
+    std::fs::read(&path).unwrap_or_else(|cause| panic!("{}: {cause}", path.display())).into()
 }
 
 #[test]
-fn records_come_back_as_they_were_appended() {
-    let batches: Vec<_> = split(batch(Compression::None, 200).bytes).collect::<Result<_, _>>().unwrap();
-    let decoded = batches[0].decode(true, &Decompressor::new(), usize::MAX).unwrap();
-    assert_eq!((batches.len(), decoded.slots.len(), decoded.last_offset), (1, 200, 199));
-    for (index, slot) in decoded.slots.iter().enumerate() {
-        assert_eq!(decoded.offset(slot), index as i64);
-        assert_eq!(slot.timestamp, 1_000 + index as i64);
-        assert_eq!(decoded.key(slot), Some(format!("key-{index}").as_bytes()));
-        assert_eq!(decoded.value_bytes(slot), Some(Bytes::from_static(b"value")));
-        assert_eq!(decoded.owned_headers(slot).len(), index % 3);
+fn batches_written_by_java_are_read_with_every_codec_and_level() {
+    let codecs =
+        "none snappy gzip-1 gzip-6 gzip-9 lz4-1 lz4-9 lz4-17 zstd--5 zstd-1 zstd-3 zstd-9 zstd-19 zstd-22";
+    for codec in codecs.split(' ') {
+        let mut wanted = expected(true);
+        wanted.truncate(if codec == "none" { 58 } else { 59 });
+        let found = read(fixture(&format!("v2-{codec}.bin")), true).unwrap();
+        let wanted: Vec<_> = (42..).zip(wanted).collect();
+        assert!(found == wanted, "{codec} reads as {} other records", found.len());
+    }
+}
+
+#[test]
+fn message_sets_written_by_java_are_read_with_every_codec() {
+    for (magic, codec) in
+        [0, 1].into_iter().flat_map(|magic| ["none", "snappy", "gzip-6", "lz4-9"].map(|codec| (magic, codec)))
+    {
+        let mut wanted = expected(false);
+        wanted.truncate(if codec == "none" { 58 } else { 59 });
+        if magic == 0 {
+            wanted.iter_mut().for_each(|record| record.timestamp = -1);
+        }
+        let found = read(fixture(&format!("v{magic}-{codec}.bin")), true).unwrap();
+        let wanted: Vec<_> = (42..).zip(wanted).collect();
+        assert!(found == wanted, "v{magic} {codec} reads as {} other records", found.len());
+    }
+}
+
+#[test]
+fn the_brokers_time_replaces_the_time_of_every_record() {
+    for name in ["v2-appended-lz4-9.bin", "v1-appended-gzip-6.bin"] {
+        let raw = split(fixture(name)).next().unwrap().unwrap();
+        let batch = raw.decode(true, &Decompressor::new(), CAP).unwrap();
+        assert_eq!((batch.timestamp_type, batch.slots.len()), (TimestampType::LogAppendTime, 59));
+        assert!(batch.slots.iter().all(|slot| slot.timestamp == 1_800_000_000_000));
+    }
+}
+
+#[test]
+fn control_batches_tell_commit_from_abort() {
+    for (name, wanted) in
+        [("control-commit.bin", ControlType::Commit), ("control-abort.bin", ControlType::Abort)]
+    {
+        let raw = split(fixture(name)).next().unwrap().unwrap();
+        assert!(raw.is_control && raw.is_transactional);
+        assert_eq!((raw.producer_id, raw.producer_epoch, raw.leader_epoch, raw.base_offset), (9, 2, 3, 7));
+        let batch = raw.decode(true, &Decompressor::new(), CAP).unwrap();
+        assert_eq!(batch.control_type(), Some(wanted));
+    }
+    let records = encode(&expected(true), Stamp::NONE, Compression::None, None);
+    let raw = split(records.bytes).next().unwrap().unwrap();
+    assert_eq!(raw.decode(true, &Decompressor::new(), CAP).unwrap().control_type(), None);
+}
+
+#[test]
+#[ignore = "writes files for GenerateBatches.java to read"]
+fn writes_batches_for_java_to_read() {
+    let dir = PathBuf::from(std::env::var_os("BATCHES_DIR").expect("BATCHES_DIR"));
+    std::fs::create_dir_all(&dir).unwrap();
+    let stamp = Stamp { producer_id: 77, producer_epoch: 3, base_sequence: 1000, transactional: true };
+    let levels = [(Compression::Gzip, 1..=9), (Compression::Zstd, -7..=5), (Compression::Lz4, 1..=1)];
+    let mut all: Vec<_> = CODECS.map(|codec| (codec, None)).into();
+    all.extend(levels.into_iter().flat_map(|(codec, levels)| levels.map(move |level| (codec, Some(level)))));
+    for (codec, level) in all {
+        let batch = encode(&expected(true), stamp, codec, level);
+        std::fs::write(dir.join(format!("{codec:?}-{level:?}.bin")), &batch.bytes).unwrap();
+    }
+}
+
+#[test]
+fn an_independent_decoder_reads_what_is_encoded_and_its_batches_are_read() {
+    let stamp = Stamp { producer_id: 5, producer_epoch: 2, base_sequence: 40, transactional: true };
+    let mut records = expected(true);
+    // That decoder keeps one header per name.
+    records.iter_mut().for_each(|record| record.headers.truncate(1));
+    let mut bytes = encode(&records, stamp, Compression::None, None).bytes;
+    let set = theirs::RecordBatchDecoder::decode(&mut bytes).unwrap();
+    assert_eq!(set.records.len(), records.len());
+    for (index, (found, wanted)) in set.records.iter().zip(&records).enumerate() {
+        assert_eq!((found.offset, found.timestamp), (index as i64, wanted.timestamp));
+        assert_eq!((found.producer_id, found.producer_epoch, found.transactional), (5, 2, true));
+        assert_eq!(found.sequence, 40 + index as i32);
+        assert_eq!(
+            (found.key.as_deref(), found.value.as_deref()),
+            (wanted.key.as_deref(), wanted.value.as_deref())
+        );
+        let headers: Vec<_> = found
+            .headers
+            .iter()
+            .map(|(key, value)| Header { key: key.to_string(), value: value.clone() })
+            .collect();
+        assert_eq!(headers, wanted.headers);
+    }
+    let options = theirs::RecordEncodeOptions { version: 2, compression: theirs::Compression::None };
+    let mut buffer = BytesMut::new();
+    theirs::RecordBatchEncoder::encode(&mut buffer, &set.records, &options).unwrap();
+    assert_eq!(read(buffer.freeze(), true).unwrap(), numbered(records));
+}
+
+#[test]
+fn a_new_stamp_is_written_in_place_where_nobody_shares_the_batch() {
+    let records = expected(true);
+    let first = Stamp { producer_id: 1, producer_epoch: 0, base_sequence: 0, transactional: true };
+    let second = Stamp { producer_id: 8, producer_epoch: 4, base_sequence: 99, transactional: false };
+    let batch = encode(&records, first, Compression::Lz4, None);
+    let (address, held) = (batch.bytes.as_ptr(), batch.bytes.clone());
+    let copied = restamp(batch.bytes, second);
+    assert_ne!(copied.as_ptr(), address);
+    assert_eq!(split(held.clone()).next().unwrap().unwrap().producer_id, 1);
+    let in_place = restamp(held, second);
+    assert_eq!(in_place.as_ptr(), address);
+    for bytes in [copied, in_place] {
+        let raw = split(bytes.clone()).next().unwrap().unwrap();
+        assert_eq!((raw.producer_id, raw.producer_epoch, raw.base_sequence), (8, 4, 99));
+        assert!(!raw.is_transactional);
+        assert_eq!(read(bytes, true).unwrap(), numbered(records.clone()));
+    }
+}
+
+#[test]
+fn a_buffer_comes_back_with_its_capacity_once_nobody_holds_it() {
+    for codec in CODECS {
+        let mut builder = BatchBuilder::new(BytesMut::with_capacity(16_384));
+        builder.append(1, None, Some(&[7; 5000]), &[]);
+        let bytes = builder.finish(Stamp::NONE, &Compressor::new(codec, None).unwrap()).unwrap().bytes;
+        let held = bytes.clone();
+        assert!(recycle(bytes).is_none());
+        let buffer = recycle(held).unwrap();
+        assert!(buffer.is_empty() && buffer.capacity() >= 16_384, "{codec:?} leaves {}", buffer.capacity());
+    }
+}
+
+#[test]
+fn an_empty_batch_is_refused() {
+    let builder = BatchBuilder::new(BytesMut::new());
+    let error = builder.finish(Stamp::NONE, &Compressor::new(Compression::None, None).unwrap()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+}
+
+#[test]
+fn a_partial_last_batch_ends_the_walk_and_its_length_is_told() {
+    let batch = encode(&expected(true), Stamp::NONE, Compression::None, None).bytes;
+    for cut in [1, 16, 17, 61, batch.len() - 1] {
+        let mut batches = split([&batch[..], &batch[..cut]].concat().into());
+        assert!(batches.next().unwrap().is_ok());
+        assert!(batches.next().is_none());
+        assert_eq!(batches.rest_len(), cut);
+    }
+}
+
+#[test]
+fn impossible_headers_are_errors_that_name_the_offset_and_end_the_walk() {
+    let good = encode(&expected(true), Stamp::NONE, Compression::None, None).bytes;
+    let forged: [(std::ops::Range<usize>, &[u8]); 7] = [
+        (BATCH_LENGTH, &(-1_i32).to_be_bytes()),
+        (BATCH_LENGTH, &48_i32.to_be_bytes()),
+        (MAGIC_AT..MAGIC_AT + 1, &[3]),
+        (LAST_OFFSET_DELTA, &(-1_i32).to_be_bytes()),
+        (RECORD_COUNT, &(-1_i32).to_be_bytes()),
+        (RECORD_COUNT, &i32::MAX.to_be_bytes()),
+        (BASE_OFFSET, &i64::MAX.to_be_bytes()),
+    ];
+    for (at, value) in forged {
+        let mut bytes = BytesMut::from(&good[..]);
+        bytes[at.clone()].copy_from_slice(value);
+        let mut batches = split(bytes.freeze());
+        let error = batches.next().unwrap().expect_err(&format!("{value:?} at {at:?}"));
+        assert_eq!(error.kind(), ErrorKind::Protocol);
+        assert!(error.offset().is_some() && error.hint().is_some());
+        assert!(batches.next().is_none());
+    }
+}
+
+#[test]
+fn a_record_count_other_than_the_records_is_an_error_with_every_codec() {
+    for codec in CODECS {
+        for wrong in [58_i32, 60] {
+            let mut bytes = BytesMut::from(&encode(&expected(true), Stamp::NONE, codec, None).bytes[..]);
+            bytes[RECORD_COUNT].copy_from_slice(&wrong.to_be_bytes());
+            assert_eq!(
+                read(bytes.freeze(), false).unwrap_err().kind(),
+                ErrorKind::Protocol,
+                "{codec:?} {wrong}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_bomb_is_refused_at_the_cap_by_every_codec() {
+    let bomb = [Plain { timestamp: 1, key: None, value: Some(vec![0; 8 << 20]), headers: vec![] }];
+    for codec in CODECS.into_iter().skip(1) {
+        let bytes = encode(&bomb, Stamp::NONE, codec, None).bytes;
+        let raw = split(bytes).next().unwrap().unwrap();
+        let error = raw.decode(true, &Decompressor::new(), 1 << 20).unwrap_err();
+        assert!(error.to_string().contains("max.decompressed.bytes"), "{codec:?}: {error}");
+        assert_eq!(raw.decode(true, &Decompressor::new(), 9 << 20).unwrap().slots.len(), 1);
+    }
+}
+
+#[test]
+fn levels_outside_a_codecs_range_are_refused() {
+    let refused = [
+        (Compression::Gzip, [0, 10]),
+        (Compression::Lz4, [0, 18]),
+        (Compression::Zstd, [23, -131_073]),
+        (Compression::Snappy, [1, 2]),
+        (Compression::None, [1, 2]),
+    ];
+    for (codec, levels) in refused {
+        for level in levels {
+            assert_eq!(
+                Compressor::new(codec, Some(level)).unwrap_err().kind(),
+                ErrorKind::Config,
+                "{codec:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn decompression_buffers_are_used_again() {
+    let decompressor = Decompressor::new();
+    for codec in CODECS.into_iter().skip(1) {
+        let raw = split(encode(&expected(true), Stamp::NONE, codec, None).bytes).next().unwrap().unwrap();
+        // The first may still have to grow the buffer.
+        let [_, second, third] = [1, 2, 3].map(|_| {
+            let batch = raw.decode(true, &decompressor, CAP).unwrap();
+            assert!(batch.slots.iter().map(|slot| plain(&batch, slot)).eq(expected(true)), "{codec:?}");
+            let address = batch.data.as_ptr() as usize;
+            decompressor.recycle(batch.data);
+            address
+        });
+        assert_eq!(second, third, "{codec:?}");
+    }
+    // What a longer batch left in the buffer does not show in a shorter one.
+    assert_eq!(&decompressor.decompress(2, Bytes::from_static(b"\x05\x10hello"), 100).unwrap()[..], b"hello");
+}
+
+fn any_part() -> impl Strategy<Value = Option<Vec<u8>>> {
+    let bytes = |len| proptest::collection::vec(prop_oneof![3 => Just(b'a'), 1 => any::<u8>()], len);
+    prop_oneof![1 => Just(None), 1 => Just(Some(vec![])), 6 => bytes(0..200).prop_map(Some), 1 => bytes(9_000..70_000).prop_map(Some)]
+}
+
+fn any_header() -> impl Strategy<Value = Header> {
+    ("[a-c\u{e9}]{0,2}", any_part()).prop_map(|(key, value)| Header { key, value: value.map(Bytes::from) })
+}
+
+fn any_record() -> impl Strategy<Value = Plain> {
+    let timestamp =
+        prop_oneof![8 => 1_700_000_000_000..1_700_000_001_000_i64, 1 => Just(-1), 1 => any::<i64>()];
+    let headers = prop_oneof![2 => Just(vec![]), 1 => proptest::collection::vec(any_header(), 0..4)];
+    (timestamp, any_part(), any_part(), headers).prop_map(|(timestamp, key, value, headers)| Plain {
+        timestamp,
+        key,
+        value,
+        headers,
+    })
+}
+
+fn any_codec() -> impl Strategy<Value = Compression> {
+    (0..CODECS.len()).prop_map(|index| CODECS[index])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_records_come_back_as_they_were(records in proptest::collection::vec(any_record(), 1..40), codec in any_codec()) {
+        let batch = encode(&records, Stamp::NONE, codec, None);
+        prop_assert_eq!(batch.count as usize, records.len());
+        prop_assert_eq!(batch.max_timestamp, records.iter().map(|record| record.timestamp).max().unwrap());
+        prop_assert!(read(batch.bytes, true).unwrap() == numbered(records));
+    }
+
+    #[test]
+    fn a_changed_byte_is_found_by_the_crc_and_never_panics_without_it(
+        records in proptest::collection::vec(any_record(), 1..10),
+        codec in any_codec(),
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), 1..=255_u8), 1..4),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let good = encode(&records, Stamp::NONE, codec, None).bytes;
+        let mut bad = BytesMut::from(&good[..]);
+        for (at, flip) in changes {
+            bad[at.index(good.len())] ^= flip;
+        }
+        let bad = bad.freeze();
+        let _ = read(bad.clone(), false);
+        // What the CRC does not cover: base offset, length, leader epoch, magic.
+        if bad[CRC.start..] != good[CRC.start..] && bad[..CRC.start] == good[..CRC.start] {
+            prop_assert!(read(bad.clone(), true).is_err());
+        }
+        let cut = cut.index(good.len());
+        prop_assert!(read(good.slice(..cut), true).unwrap().is_empty());
+        let _ = read(bad.slice(..cut), false);
+    }
+
+    #[test]
+    fn damaged_compressed_data_is_an_error_or_other_bytes_never_a_panic(
+        data in any_part(), codec in 1..5_i16, at in any::<prop::sample::Index>(), flip in 1..=255_u8, noise in any_part(),
+    ) {
+        let compressor = Compressor::new(CODECS[codec as usize], None).unwrap();
+        let data = data.unwrap_or_default();
+        let mut buffer = BytesMut::from(&data[..]);
+        compressor.compress_from(&mut buffer, 0).unwrap();
+        let (decompressor, good) = (Decompressor::new(), buffer.clone().freeze());
+        prop_assert_eq!(&decompressor.decompress(codec, good.clone(), CAP).unwrap()[..], &data[..]);
+        buffer[at.index(good.len())] ^= flip;
+        for input in [buffer.freeze(), good.slice(..at.index(good.len())), Bytes::from(noise.unwrap_or_default())] {
+            if let Ok(output) = decompressor.decompress(codec, input.clone(), 300_000) {
+                prop_assert!(output.len() <= 300_000);
+            }
+            let _ = decompressor.decompress_legacy(codec, input, 300_000);
+        }
+    }
+
+    #[test]
+    fn a_changed_message_set_never_panics(
+        magic in 0..2, codec in 0..4_usize, changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let mut bad = BytesMut::from(&fixture(&format!("v{magic}-{}.bin", ["none", "snappy", "gzip-6", "lz4-9"][codec]))[..]);
+        for (at, byte) in changes {
+            let at = at.index(bad.len());
+            bad[at] = byte;
+        }
+        let _ = read(bad.clone().freeze(), true);
+        let _ = read(bad.freeze(), false);
     }
 }

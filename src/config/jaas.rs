@@ -64,13 +64,10 @@ pub(crate) fn parse(text: &str) -> Result<Jaas, String> {
 /// A quoted value with backslash escapes, or a bare one, and what follows it.
 fn read_value(text: &str) -> Option<(String, &str)> {
     let mut chars = text.char_indices();
-    let quote = match chars.next()? {
-        (_, quote @ ('"' | '\'')) => quote,
-        _ => {
-            let end = text.find(|c: char| c.is_whitespace() || c == ';').unwrap_or(text.len());
-            let (value, rest) = text.split_at(end);
-            return (!value.is_empty()).then(|| (value.to_owned(), rest));
-        }
+    let (_, quote @ ('"' | '\'')) = chars.next()? else {
+        let end = text.find(|c: char| c.is_whitespace() || c == ';').unwrap_or(text.len());
+        let (value, rest) = text.split_at(end);
+        return (!value.is_empty()).then(|| (value.to_owned(), rest));
     };
     let mut value = String::new();
     while let Some((at, c)) = chars.next() {

@@ -14,7 +14,8 @@ impl KafkaConfig {
                 name.starts_with("ssl.") && matches!(properties::find(name), Some(Found::Used(_)))
             });
             #[cfg(feature = "tls")]
-            let set = set.copied().or(self.tls_client_config.as_ref().map(|_| "set_tls_client_config"));
+            let set =
+                set.copied().or_else(|| self.tls_client_config.as_ref().map(|_| "set_tls_client_config"));
             #[cfg(not(feature = "tls"))]
             let set = set.copied();
             if let Some(name) = set {

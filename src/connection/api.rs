@@ -32,6 +32,7 @@ use super::stream::Stream;
 /// The broker's error codes that this layer acts on itself.
 pub(crate) const UNSUPPORTED_VERSION: i16 = 35;
 pub(crate) const SASL_AUTHENTICATION_FAILED: i16 = 58;
+pub(crate) const ILLEGAL_SASL_STATE: i16 = 34;
 pub(crate) const UNSUPPORTED_SASL_MECHANISM: i16 = 33;
 
 /// Kafka's name of an error code.

@@ -37,7 +37,8 @@ pub(super) async fn dial(
     for (tried, &answer) in answers.iter().enumerate() {
         let left = deadline.saturating_duration_since(now());
         let share = left / u32::try_from(answers.len() - tried).unwrap_or(u32::MAX);
-        match connect(answer, address, settings, tls, now() + share).await {
+        // Boxed: a TLS handshake has kilobytes of state, and callers keep this future inside theirs.
+        match Box::pin(connect(answer, address, settings, tls, now() + share)).await {
             Ok(connection) => return Ok(connection),
             // A refused password or certificate is the same at the next address, and asking again may lock the account.
             Err(error) if matches!(error.stage(), Some(Stage::Sasl | Stage::Tls)) => {
@@ -125,9 +126,10 @@ async fn connect(
     let first = attempt(answer, address, settings, tls, wire::ApiVersionsRequest::MAX, deadline).await;
     match first {
         // Some brokers close the connection on a version of ApiVersions they do not know; version 0 is known to all.
-        Err(Failure::ClosedOnVersions) => match attempt(answer, address, settings, tls, 0, deadline).await {
+        Err(Failure::ClosedOnVersions(_)) => match attempt(answer, address, settings, tls, 0, deadline).await
+        {
             Ok(connection) => Ok(connection),
-            Err(Failure::ClosedOnVersions) => Err(closed_on_versions(settings)),
+            Err(Failure::ClosedOnVersions(text)) => Err(closed_on_versions(&text, settings)),
             Err(Failure::Error(error)) => Err(error),
         },
         Err(Failure::Error(error)) => Err(error),
@@ -135,22 +137,24 @@ async fn connect(
     }
 }
 
-fn closed_on_versions(settings: &ClientSettings) -> Error {
+fn closed_on_versions(text: &str, settings: &ClientSettings) -> Error {
     let hint = if settings.tls.is_none() {
         "check security.protocol: a TLS listener closes a plaintext connection; set SSL or SASL_SSL if it is one"
     } else {
-        "check that host and port in bootstrap.servers are a Kafka listener"
+        // TLS 1.3: the broker's verdict on the client certificate comes after the client has ended its handshake.
+        "if the listener wants a client certificate (ssl.client.auth), set ssl.keystore.certificate.chain and \
+         ssl.keystore.key; else check that it is a Kafka listener"
     };
     Error::new(
         ErrorKind::Connect(Stage::Api),
-        "the other side closed the connection on the first Kafka request",
+        format!("the connection was lost on the first Kafka request: {text}"),
     )
     .with_hint(hint)
 }
 
 enum Failure {
     /// The peer closed the connection when it was asked for its versions.
-    ClosedOnVersions,
+    ClosedOnVersions(String),
     Error(Error),
 }
 
@@ -271,13 +275,35 @@ fn versions_error(error: ChannelError, notices: &Notices, settings: &ClientSetti
         return stranger_error(stranger, Stage::Api).into();
     }
     match error {
-        ChannelError::Lost(_) => Failure::ClosedOnVersions,
+        ChannelError::Lost(text) => Failure::ClosedOnVersions(text),
         ChannelError::TooLarge { actual } => too_large(actual, settings.receive_message_max_bytes).into(),
         ChannelError::Encode(text) | ChannelError::Decode(text) => {
             Error::new(ErrorKind::Connect(Stage::Api), format!("what answered does not speak Kafka: {text}"))
+                .with_api(wire::ApiVersionsRequest::NAME)
                 .with_hint("check host and port in bootstrap.servers and security.protocol")
                 .into()
         }
         ChannelError::NoVersion => Error::protocol("ApiVersions has no version").into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_address_that_was_tried_is_in_the_error_with_its_cause() {
+        let failure = |address: &str, stage, text: &str| {
+            (address.parse().unwrap(), Error::new(ErrorKind::Connect(stage), text))
+        };
+        let one = join_failures(vec![failure("[::1]:9092", Stage::Tcp, "refused")]);
+        assert_eq!(one.to_string(), "refused [stage tcp]");
+        let two = join_failures(vec![
+            failure("[::1]:9092", Stage::Tcp, "refused"),
+            failure("127.0.0.1:9092", Stage::Api, "silent"),
+        ]);
+        assert_eq!(two.stage(), Some(Stage::Tcp));
+        let text = two.to_string();
+        assert!(text.contains("[::1]:9092: refused") && text.contains("127.0.0.1:9092: silent"), "{text}");
     }
 }

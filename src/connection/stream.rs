@@ -190,11 +190,12 @@ impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         // The messenger writes the length by itself; with TCP_NODELAY that would be a packet of its own.
-        if let (Some(&length), true) = (bytes.first_chunk::<4>(), bytes.len() == 4) {
-            if this.held_start == this.held.len() {
-                (this.held, this.held_start) = (length, 0);
-                return Poll::Ready(Ok(4));
-            }
+        // The last four bytes of a message may be held too, if they are written alone: the flush after it writes them.
+        if let Ok(length) = bytes.try_into()
+            && this.held_start == this.held.len()
+        {
+            (this.held, this.held_start) = (length, 0);
+            return Poll::Ready(Ok(4));
         }
         let result = this.poll_write_joined(cx, bytes);
         this.note(&result);

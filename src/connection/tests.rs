@@ -1,1 +1,560 @@
-//! Against small TCP servers that answer what the test says.
+//! Against small TCP servers in the same task, which answer what the test says.
+
+use std::{future::pending, pin::pin, task::Poll};
+
+use kafka_protocol::protocol::Encodable;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+use super::{api::wire, *};
+use crate::config::settings::{SaslMechanism, SaslSettings, Secret};
+
+fn settings() -> ClientSettings {
+    let second = Duration::from_secs(1);
+    ClientSettings {
+        bootstrap: Vec::new(),
+        client_id: Arc::from("unit"),
+        tls: None,
+        sasl: None,
+        request_timeout: 30 * second,
+        connection_setup_timeout: 10 * second,
+        connection_setup_timeout_max: 30 * second,
+        reconnect_backoff: second,
+        reconnect_backoff_max: second,
+        retry_backoff: second,
+        retry_backoff_max: second,
+        metadata_max_age: second,
+        connections_max_idle: second,
+        default_api_timeout: second,
+        allow_auto_create_topics: true,
+        receive_message_max_bytes: 1 << 20,
+    }
+}
+
+fn with_sasl(mechanism: SaslMechanism) -> ClientSettings {
+    let sasl = SaslSettings { mechanism, username: "alice".to_owned(), password: Secret::new("tiger-7") };
+    ClientSettings { sasl: Some(sasl), ..settings() }
+}
+
+fn soon() -> Instant {
+    now() + Duration::from_secs(20)
+}
+
+async fn listen() -> (TcpListener, Address) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, Address { host: "127.0.0.1".to_owned(), port })
+}
+
+/// Runs the client while the server runs beside it.
+async fn against<T>(server: impl Future<Output = ()>, client: impl Future<Output = T>) -> T {
+    let server = async {
+        server.await;
+        pending::<()>().await;
+    };
+    tokio::select! {
+        biased;
+        result = client => result,
+        () = server => unreachable!(),
+    }
+}
+
+struct Asked {
+    key: i16,
+    version: i16,
+    correlation: [u8; 4],
+}
+
+/// The broker's side of a connection.
+struct Peer<S>(S);
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
+    /// The next request; `None` when the client has closed.
+    async fn asked(&mut self) -> Option<Asked> {
+        let length = self.0.read_u32().await.ok()?;
+        let mut frame = vec![0; length as usize];
+        self.0.read_exact(&mut frame).await.ok()?;
+        let number = |at: usize| i16::from_be_bytes([frame[at], frame[at + 1]]);
+        Some(Asked { key: number(0), version: number(2), correlation: frame[4..8].try_into().unwrap() })
+    }
+
+    async fn answer<R: Api<Response: Encodable>>(&mut self, asked: &Asked, answer: &R::Response) {
+        self.answer_in::<R>(asked, asked.version, answer).await;
+    }
+
+    async fn answer_in<R: Api<Response: Encodable>>(
+        &mut self,
+        asked: &Asked,
+        version: i16,
+        answer: &R::Response,
+    ) {
+        assert_eq!(asked.key, R::KEY);
+        let mut frame = asked.correlation.to_vec();
+        if version >= R::RESPONSE_FLEXIBLE {
+            frame.push(0);
+        }
+        answer.encode(&mut frame, version).unwrap();
+        self.0.write_u32(frame.len() as u32).await.unwrap();
+        self.0.write_all(&frame).await.unwrap();
+    }
+
+    /// Answers ApiVersions as a broker that offers everything.
+    async fn greet(&mut self) {
+        let asked = self.asked().await.unwrap();
+        self.answer::<wire::ApiVersionsRequest>(&asked, &offers()).await;
+    }
+}
+
+fn offers() -> wire::ApiVersionsResponse {
+    let key = |key: i16| {
+        wire::api_versions_response::ApiVersion::default().with_api_key(key).with_max_version(i16::MAX)
+    };
+    let keys = api::NAMES.iter().map(|(number, _)| key(*number)).collect();
+    wire::ApiVersionsResponse::default().with_api_keys(keys)
+}
+
+async fn accept(listener: &TcpListener) -> Peer<TcpStream> {
+    Peer(listener.accept().await.unwrap().0)
+}
+
+async fn dial(address: &Address, settings: &ClientSettings) -> Result<Connection> {
+    Connection::dial(address, settings, None, soon()).await
+}
+
+fn assert_says(error: &Error, stage: Stage, texts: &[&str]) {
+    assert_eq!(error.stage(), Some(stage), "{error}");
+    assert!(error.address().is_some(), "{error}");
+    for text in texts {
+        assert!(error.to_string().contains(text), "{text:?} is not in: {error}");
+    }
+}
+
+/// The error of a dial to a server that reads something, answers these bytes and closes, for every connection.
+async fn dial_answered_with(bytes: &[u8], settings: &ClientSettings) -> Error {
+    let (listener, address) = listen().await;
+    let server = async {
+        loop {
+            let mut peer = accept(&listener).await.0;
+            let _ = peer.read(&mut vec![0; 4096]).await;
+            let _ = peer.write_all(bytes).await;
+        }
+    };
+    against(server, dial(&address, settings)).await.err().unwrap()
+}
+
+#[tokio::test]
+async fn a_plaintext_client_on_a_tls_port_is_told_to_use_tls() {
+    let error = dial_answered_with(&[0x15, 3, 3, 0, 2, 2, 70], &settings()).await;
+    assert_says(&error, Stage::Api, &["the listener speaks TLS", "security.protocol to SSL"]);
+    let error = dial_answered_with(&[], &settings()).await;
+    assert_says(&error, Stage::Api, &["closed the connection", "security.protocol", "SSL"]);
+}
+
+#[tokio::test]
+async fn a_port_that_is_not_kafka_is_named() {
+    let error = dial_answered_with(b"HTTP/1.1 400 Bad Request\r\n\r\n", &settings()).await;
+    assert_says(&error, Stage::Api, &["HTTP server", "bootstrap.servers"]);
+    let error = dial_answered_with(b"SSH-2.0-OpenSSH_9.6\r\n", &settings()).await;
+    assert_says(&error, Stage::Api, &["does not speak Kafka", "SSH-"]);
+    let error = dial_answered_with(b"\0\0\0\x08\0\0\0\0\xff\xff\xff\xff", &settings()).await;
+    assert_says(&error, Stage::Api, &["ApiVersions"]);
+}
+
+#[tokio::test]
+async fn a_silent_server_ends_at_the_deadline_with_its_stage() {
+    let (listener, address) = listen().await;
+    let server = async {
+        let _peer = accept(&listener).await;
+        pending::<()>().await;
+    };
+    let settings = settings();
+    let client = Connection::dial(&address, &settings, None, now() + Duration::from_millis(200));
+    let error = against(server, client).await.err().unwrap();
+    assert_says(&error, Stage::Api, &["did not answer the first Kafka request"]);
+}
+
+#[tokio::test]
+async fn refused_port_and_unknown_host_have_their_stage_and_cause() {
+    let (listener, address) = listen().await;
+    drop(listener);
+    let error = dial(&address, &settings()).await.err().unwrap();
+    assert_says(&error, Stage::Tcp, &["refused", "at 127.0.0.1:"]);
+    let nowhere = Address { host: "no-such-host.invalid".to_owned(), port: 9092 };
+    let error = dial(&nowhere, &settings()).await.err().unwrap();
+    assert_says(&error, Stage::Dns, &["no-such-host.invalid", "bootstrap.servers"]);
+}
+
+#[tokio::test]
+async fn a_sasl_listener_reached_without_sasl_says_so_on_the_first_call() {
+    let (listener, address) = listen().await;
+    let server = async {
+        let mut peer = accept(&listener).await;
+        peer.greet().await;
+        peer.asked().await.unwrap();
+    };
+    let settings = settings();
+    let client = async {
+        let connection = dial(&address, &settings).await.unwrap();
+        let error = connection.call(wire::MetadataRequest::default(), soon()).await.unwrap_err();
+        assert!(connection.is_closed());
+        error
+    };
+    let error = against(server, client).await;
+    assert_eq!((error.kind(), error.api()), (ErrorKind::Disconnected, Some("Metadata")));
+    assert!(error.to_string().contains("SASL_PLAINTEXT"), "{error}");
+}
+
+/// What a dial with SASL ends in, given the broker's two answers.
+async fn authenticate(
+    settings: ClientSettings,
+    handshake: wire::SaslHandshakeResponse,
+    answer: wire::SaslAuthenticateResponse,
+) -> Result<Connection> {
+    let (listener, address) = listen().await;
+    let server = async {
+        let mut peer = accept(&listener).await;
+        peer.greet().await;
+        let asked = peer.asked().await.unwrap();
+        peer.answer::<wire::SaslHandshakeRequest>(&asked, &handshake).await;
+        if let Some(asked) = peer.asked().await {
+            peer.answer::<wire::SaslAuthenticateRequest>(&asked, &answer).await;
+        }
+        pending::<()>().await;
+    };
+    against(server, dial(&address, &settings)).await
+}
+
+#[tokio::test]
+async fn a_wrong_password_comes_with_the_brokers_own_text_and_never_with_the_password() {
+    let refusal = wire::SaslAuthenticateResponse::default()
+        .with_error_code(api::SASL_AUTHENTICATION_FAILED)
+        .with_error_message(Some("Invalid username or password".into()));
+    let error =
+        authenticate(with_sasl(SaslMechanism::Plain), Default::default(), refusal).await.err().unwrap();
+    assert_says(
+        &error,
+        Stage::Sasl,
+        &["\"alice\"", "PLAIN", "Invalid username or password", "sasl.password"],
+    );
+    assert!(!error.is_retriable() && !format!("{error:?}").contains("tiger-7"));
+}
+
+#[tokio::test]
+async fn a_mechanism_the_broker_does_not_enable_lists_those_it_does() {
+    let refusal = wire::SaslHandshakeResponse::default()
+        .with_error_code(api::UNSUPPORTED_SASL_MECHANISM)
+        .with_mechanisms(vec!["PLAIN".into(), "GSSAPI".into()]);
+    let settings = with_sasl(SaslMechanism::ScramSha512);
+    let error = authenticate(settings, refusal, Default::default()).await.err().unwrap();
+    assert_says(&error, Stage::Sasl, &["SCRAM-SHA-512", "it enables PLAIN, GSSAPI", "sasl.mechanism"]);
+}
+
+#[tokio::test]
+async fn the_session_lifetime_becomes_a_time_before_its_end() {
+    let answer = wire::SaslAuthenticateResponse::default().with_session_lifetime_ms(100_000);
+    let before = now();
+    let connection = authenticate(with_sasl(SaslMechanism::Plain), Default::default(), answer).await.unwrap();
+    let by = connection.reauthenticate_by().unwrap();
+    assert!(by >= before + Duration::from_secs(85) && by < now() + Duration::from_secs(86));
+    let connection =
+        authenticate(with_sasl(SaslMechanism::Plain), Default::default(), Default::default()).await.unwrap();
+    assert_eq!(connection.reauthenticate_by(), None);
+}
+
+#[tokio::test]
+async fn a_broker_that_closes_on_an_unknown_version_is_asked_again_in_version_0() {
+    let (listener, address) = listen().await;
+    let server = async {
+        let asked = accept(&listener).await.asked().await.unwrap();
+        assert_eq!(asked.version, 3);
+        let mut peer = accept(&listener).await;
+        let asked = peer.asked().await.unwrap();
+        assert_eq!(asked.version, 0);
+        peer.answer::<wire::ApiVersionsRequest>(&asked, &offers()).await;
+        pending::<()>().await;
+    };
+    let settings = settings();
+    let connection = against(server, dial(&address, &settings)).await.unwrap();
+    assert_eq!(connection.version::<wire::ProduceRequest>(), Some(12));
+}
+
+#[tokio::test]
+async fn an_unsupported_version_answer_leads_to_the_version_it_offers() {
+    let (listener, address) = listen().await;
+    let server = async {
+        let mut peer = accept(&listener).await;
+        let asked = peer.asked().await.unwrap();
+        let own = wire::api_versions_response::ApiVersion::default().with_api_key(18).with_max_version(2);
+        let refusal = wire::ApiVersionsResponse::default()
+            .with_error_code(api::UNSUPPORTED_VERSION)
+            .with_api_keys(vec![own]);
+        peer.answer_in::<wire::ApiVersionsRequest>(&asked, 0, &refusal).await;
+        let asked = peer.asked().await.unwrap();
+        assert_eq!(asked.version, 2);
+        let fetch = wire::api_versions_response::ApiVersion::default().with_api_key(1).with_max_version(6);
+        let upside_down = fetch.clone().with_api_key(0).with_min_version(9);
+        let answer = wire::ApiVersionsResponse::default().with_api_keys(vec![fetch, upside_down]);
+        peer.answer::<wire::ApiVersionsRequest>(&asked, &answer).await;
+        pending::<()>().await;
+    };
+    let settings = settings();
+    let client = async {
+        let connection = dial(&address, &settings).await.unwrap();
+        assert_eq!(connection.version::<wire::FetchRequest>(), Some(6));
+        assert_eq!(connection.version::<wire::ProduceRequest>(), None);
+        let error = connection.call(wire::ProduceRequest::default(), soon()).await.unwrap_err();
+        assert_eq!((error.kind(), error.api()), (ErrorKind::Unsupported, Some("Produce")));
+        assert!(!connection.is_closed(), "nothing was sent, nothing is lost");
+    };
+    against(server, client).await;
+}
+
+#[tokio::test]
+async fn an_answer_above_the_limit_names_the_setting() {
+    let (listener, address) = listen().await;
+    let server = async {
+        let mut peer = accept(&listener).await;
+        peer.greet().await;
+        peer.asked().await.unwrap();
+        peer.0.write_u32(5000).await.unwrap();
+        peer.0.write_all(&vec![0; 5000]).await.unwrap();
+        pending::<()>().await;
+    };
+    let settings = ClientSettings { receive_message_max_bytes: 4000, ..settings() };
+    let client = async {
+        let connection = dial(&address, &settings).await.unwrap();
+        let error = connection.call(wire::HeartbeatRequest::default(), soon()).await.unwrap_err();
+        assert!(connection.is_closed());
+        error
+    };
+    let error = against(server, client).await;
+    let text = error.to_string();
+    assert!(
+        text.contains("5000") && text.contains("4000") && text.contains("receive.message.max.bytes"),
+        "{text}"
+    );
+}
+
+/// A broker that answers every heartbeat with the throttle time `heard`, which counts them from 1, but for `silent`.
+async fn count_heartbeats(listener: &TcpListener, silent: i32) {
+    let mut peer = accept(listener).await;
+    peer.greet().await;
+    let mut heard = 0;
+    let mut late = None;
+    while let Some(asked) = peer.asked().await {
+        heard += 1;
+        let answer = wire::HeartbeatResponse::default().with_throttle_time_ms(heard);
+        if heard == silent {
+            late = Some((asked, answer));
+            continue;
+        }
+        if let Some((asked, answer)) = late.take() {
+            peer.answer::<wire::HeartbeatRequest>(&asked, &answer).await;
+        }
+        peer.answer::<wire::HeartbeatRequest>(&asked, &answer).await;
+    }
+}
+
+#[tokio::test]
+async fn a_late_answer_is_not_taken_for_anothers() {
+    let (listener, address) = listen().await;
+    let settings = settings();
+    let client = async {
+        let connection = dial(&address, &settings).await.unwrap();
+        let beat = |within| connection.call(wire::HeartbeatRequest::default(), now() + within);
+        let error = beat(Duration::from_millis(50)).await.unwrap_err();
+        assert_eq!((error.kind(), error.api()), (ErrorKind::Timeout, Some("Heartbeat")));
+        assert!(error.to_string().contains("request.timeout.ms"), "{error}");
+        assert!(!connection.is_closed(), "a short deadline proves nothing against the broker");
+        assert_eq!(beat(Duration::from_secs(20)).await.unwrap().throttle_time_ms, 2);
+        assert_eq!(connection.in_flight(), 0);
+    };
+    against(count_heartbeats(&listener, 1), client).await;
+}
+
+#[tokio::test]
+async fn a_request_unanswered_for_the_whole_request_timeout_closes_the_connection() {
+    let (listener, address) = listen().await;
+    let settings = ClientSettings { request_timeout: Duration::from_millis(50), ..settings() };
+    let client = async {
+        let connection = dial(&address, &settings).await.unwrap();
+        let deadline = now() + settings.request_timeout;
+        let error = connection.call(wire::HeartbeatRequest::default(), deadline).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        assert!(connection.is_closed());
+        let error = connection.call(wire::HeartbeatRequest::default(), soon()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Disconnected);
+    };
+    against(count_heartbeats(&listener, 1), client).await;
+}
+
+#[tokio::test]
+async fn calls_polled_once_in_order_cross_the_wire_in_that_order_and_a_dropped_one_harms_none() {
+    let (listener, address) = listen().await;
+    let settings = settings();
+    let client = async {
+        let connection = dial(&address, &settings).await.unwrap();
+        let beat = || connection.call(wire::HeartbeatRequest::default(), soon());
+        let (mut first, mut third) = (pin!(beat()), pin!(beat()));
+        let mut second = Box::pin(beat());
+        std::future::poll_fn(|cx| {
+            assert!(first.as_mut().poll(cx).is_pending());
+            assert!(second.as_mut().poll(cx).is_pending());
+            assert!(third.as_mut().poll(cx).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        assert_eq!(connection.in_flight(), 3);
+        drop(second);
+        assert_eq!(connection.in_flight(), 2);
+        // Awaited the other way round: the order is that of the first polls.
+        assert_eq!(third.await.unwrap().throttle_time_ms, 3);
+        assert_eq!(first.await.unwrap().throttle_time_ms, 1);
+        assert_eq!(beat().await.unwrap().throttle_time_ms, 4);
+    };
+    against(count_heartbeats(&listener, 0), client).await;
+}
+
+#[tokio::test]
+async fn a_connection_closed_by_the_broker_while_idle_is_noticed() {
+    let (listener, address) = listen().await;
+    let server = async {
+        accept(&listener).await.greet().await;
+    };
+    let settings = settings();
+    let client = async {
+        let connection = dial(&address, &settings).await.unwrap();
+        while !connection.is_closed() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout_at(soon(), against(server, client)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_is_shared_between_threads() {
+    fn shared<T: Send + Sync + 'static>(_: &T) {}
+    fn sent<T: Send>(_: &T) {}
+    let (listener, address) = listen().await;
+    let settings = settings();
+    let dialling = dial(&address, &settings);
+    sent(&dialling);
+    let connection = against(count_heartbeats(&listener, 0), dialling).await.unwrap();
+    shared(&connection);
+    sent(&connection.call(wire::HeartbeatRequest::default(), soon()));
+}
+
+#[cfg(any(feature = "tls-graviola", feature = "tls-rustcrypto"))]
+mod tls {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+    use crate::{
+        config::settings::{TlsSettings, TrustRoots},
+        connection::tls::provider,
+    };
+
+    const CA: &str = include_str!("test_certs/ca.pem");
+    /// For localhost and 127.0.0.1, signed by an intermediate that follows it.
+    const CHAIN: &str = include_str!("test_certs/server.pem");
+    /// The same for broker.example alone.
+    const OTHER_NAME: &str = include_str!("test_certs/other_name.pem");
+    const KEY: &str = include_str!("test_certs/server.key");
+
+    fn trusting(root: TrustRoots) -> TlsSettings {
+        TlsSettings {
+            roots: vec![root],
+            client_certificate: None,
+            client_key: None,
+            verify_host_name: true,
+            client_config: None,
+            crypto_provider: None,
+        }
+    }
+
+    fn own_ca() -> TlsSettings {
+        trusting(TrustRoots::Pem(CA.to_owned()))
+    }
+
+    fn acceptor(chain: &str) -> TlsAcceptor {
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain.as_bytes()).collect();
+        let key = PrivateKeyDer::from_pem_slice(KEY.as_bytes()).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(provider(&own_ca()).unwrap())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain.unwrap(), key)
+            .unwrap();
+        TlsAcceptor::from(Arc::new(config))
+    }
+
+    async fn dial_tls(host: &str, chain: &str, tls: TlsSettings) -> Result<Connection> {
+        let (listener, address) = listen().await;
+        let address = Address { host: host.to_owned(), ..address };
+        let shared = Tls::new(&tls).unwrap();
+        let settings = ClientSettings { tls: Some(tls), ..settings() };
+        let server = async {
+            let socket = accept(&listener).await.0;
+            if let Ok(stream) = Box::pin(acceptor(chain).accept(socket)).await {
+                let mut peer = Peer(stream);
+                peer.greet().await;
+                while let Some(asked) = peer.asked().await {
+                    peer.answer::<wire::HeartbeatRequest>(&asked, &Default::default()).await;
+                }
+            }
+        };
+        let client = async {
+            let connection = Connection::dial(&address, &settings, Some(&shared), soon()).await?;
+            connection.call(wire::HeartbeatRequest::default(), soon()).await?;
+            Ok(connection)
+        };
+        against(server, client).await
+    }
+
+    #[tokio::test]
+    async fn a_chain_with_an_intermediate_is_accepted_by_name_and_by_address() {
+        dial_tls("localhost", CHAIN, own_ca()).await.unwrap();
+        dial_tls("127.0.0.1", CHAIN, own_ca()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_unknown_ca_is_refused_with_and_without_the_name_check() {
+        for verify_host_name in [true, false] {
+            let tls = TlsSettings { verify_host_name, ..trusting(TrustRoots::Mozilla) };
+            let error = dial_tls("127.0.0.1", CHAIN, tls).await.err().unwrap();
+            assert_says(&error, Stage::Tls, &["not signed by a CA", "ssl.truststore.location"]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_name_is_refused_and_accepted_where_the_name_check_is_off() {
+        let error = dial_tls("localhost", OTHER_NAME, own_ca()).await.err().unwrap();
+        assert_says(
+            &error,
+            Stage::Tls,
+            &["not for the name \"localhost\"", "broker.example", "ssl.endpoint.identification"],
+        );
+        let no_check = TlsSettings { verify_host_name: false, ..own_ca() };
+        dial_tls("localhost", OTHER_NAME, no_check).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_tls_client_on_a_plaintext_port_is_told_to_use_plaintext() {
+        for bytes in [&b""[..], b"HTTP/1.1 400 Bad Request\r\n\r\n"] {
+            let (listener, address) = listen().await;
+            let server = async {
+                let mut peer = accept(&listener).await.0;
+                assert!(peer.read(&mut vec![0; 4096]).await.unwrap() > 0);
+                peer.write_all(bytes).await.unwrap();
+            };
+            let shared = Tls::new(&own_ca()).unwrap();
+            let settings = ClientSettings { tls: Some(own_ca()), ..settings() };
+            let client = Connection::dial(&address, &settings, Some(&shared), soon());
+            let error = against(server, client).await.err().unwrap();
+            assert_says(&error, Stage::Tls, &["security.protocol to PLAINTEXT"]);
+        }
+    }
+}

@@ -549,3 +549,4 @@ fn wire_acks(acks: Acks) -> i16 {
         Acks::Leader | Acks::None => 1,
     }
 }
+#[cfg(test)] mod smoke_tmp;

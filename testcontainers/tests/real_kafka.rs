@@ -63,8 +63,8 @@ async fn broker_that_ends_at_once_says_why() {
 #[tokio::test]
 async fn users_can_authenticate_with_plain_and_have_scram_where_the_version_can() {
     let Some(builder) = Kafka::for_tests().unwrap() else { return };
-    let kafka = builder.user("bob", "p\"w\\d ü").start().await.unwrap();
-    for (password, expected) in [("p\"w\\d ü", 0), ("wrong", SASL_AUTHENTICATION_FAILED)] {
+    let kafka = builder.user("bob", "p'w\\d :#!").start().await.unwrap();
+    for (password, expected) in [("p'w\\d :#!", 0), ("wrong", SASL_AUTHENTICATION_FAILED)] {
         let mut stream = TcpStream::connect(kafka.listener(Listener::SaslPlaintext)).await.unwrap();
         let handshake = SaslHandshakeRequest::default().with_mechanism(StrBytes::from_static_str("PLAIN"));
         let answer: SaslHandshakeResponse =

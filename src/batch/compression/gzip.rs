@@ -137,3 +137,37 @@ fn skip_header(input: &[u8]) -> Option<&[u8]> {
     }
     Some(rest)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(content: &[u8]) -> Vec<u8> {
+        let mut scratch = Vec::new();
+        let len = Encoder::new(6).compress(content, &mut scratch).unwrap();
+        scratch.truncate(len);
+        scratch
+    }
+
+    #[test]
+    fn joined_members_and_optional_header_fields_are_read() {
+        let (first, second) = (member(b"hello "), member(b"world"));
+        let fields = [&[0x1f, 0x8b, 8, 0x1e, 0, 0, 0, 0, 0, 3, 2, 0][..], b"exname\0comment\0##"].concat();
+        let input = [&fields, &first[10..], &second].concat();
+        let mut output = Vec::new();
+        Decoder::new().decompress(&input, &mut output, 11).unwrap();
+        assert_eq!(output, b"hello world");
+    }
+
+    #[test]
+    fn a_member_cut_or_changed_behind_its_header_is_an_error() {
+        let good = member(&b"some text, some more text, and some more".repeat(20));
+        let mut output = Vec::new();
+        for at in 10..good.len() {
+            let mut changed = good.clone();
+            changed[at] ^= 0x55;
+            assert!(Decoder::new().decompress(&changed, &mut output, 1 << 20).is_err(), "changed at {at}");
+            assert!(Decoder::new().decompress(&good[..at], &mut output, 1 << 20).is_err(), "cut at {at}");
+        }
+    }
+}

@@ -204,3 +204,61 @@ impl<'a> Cursor<'a> {
 fn truncated() -> Error {
     damaged(CODEC, "it ends too early")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A frame as other clients may write it: linked blocks, one of them stored, with every checksum and its length.
+    fn full_frame() -> (Vec<u8>, Vec<u8>) {
+        let parts: [Vec<u8>; 3] = [1, 3, 7].map(|step| (0..3000).map(|at| (at * step % 256) as u8).collect());
+        let content = parts.concat();
+        let blocks = [
+            (lz4_flex::block::compress(&parts[0]), 0),
+            (parts[1].clone(), STORED),
+            (lz4_flex::block::compress_with_dict(&parts[2], &content[..6000]), 0),
+        ];
+        let descriptor = [&[0x5c, 0x40][..], &(content.len() as u64).to_le_bytes()].concat();
+        let mut frame = [&MAGIC[..], &descriptor, &[header_checksum(&descriptor)]].concat();
+        for (block, flag) in blocks {
+            frame.extend((block.len() as u32 | flag).to_le_bytes());
+            frame.extend(&block);
+            frame.extend(XxHash32::oneshot(0, &block).to_le_bytes());
+        }
+        frame.extend([0; 4]);
+        frame.extend(XxHash32::oneshot(0, &content).to_le_bytes());
+        (frame, content)
+    }
+
+    fn run(frame: &[u8], check: bool) -> Result<Vec<u8>> {
+        let mut output = Vec::new();
+        decompress(frame, &mut output, 1 << 20, check).map(|()| output)
+    }
+
+    #[test]
+    fn linked_and_stored_blocks_checksums_and_joined_frames_are_read() {
+        let (frame, content) = full_frame();
+        assert_eq!(run(&frame, true).unwrap(), content);
+        assert_eq!(run(&frame.repeat(2), true).unwrap(), content.repeat(2));
+    }
+
+    #[test]
+    fn a_frame_cut_anywhere_or_changed_anywhere_is_an_error() {
+        let (frame, _) = full_frame();
+        for at in 0..frame.len() {
+            assert!(run(&frame[..at], true).is_err(), "cut at {at}");
+            let mut changed = frame.clone();
+            changed[at] ^= 0x11;
+            assert!(run(&changed, true).is_err(), "changed at {at}");
+        }
+        assert!(run(&[&frame[..], b"x"].concat(), true).is_err());
+    }
+
+    #[test]
+    fn the_wrong_header_checksum_of_old_message_sets_is_not_looked_at_there() {
+        let (mut frame, content) = full_frame();
+        frame[14] ^= 1;
+        assert!(run(&frame, true).is_err());
+        assert_eq!(run(&frame, false).unwrap(), content);
+    }
+}

@@ -316,12 +316,15 @@ impl KafkaBuilder {
                 format!("{:?} is not a version such as {DEFAULT_VERSION}, 2.8 or newer", self.version);
             return Err(Error::Setting { setting: "version", reason });
         }
-        let usable = |text: &str| !text.is_empty() && !text.contains([',', '[', ']', '=', '\n', '\r']);
+        // What the storage tool's parser of every version, and a JVM started in any locale, takes.
+        let usable = |text: &str| {
+            !text.is_empty() && text.chars().all(|c| matches!(c, ' '..='~') && !",[]=\"".contains(c))
+        };
         for (name, password) in &self.users {
             let word = name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c));
             if !word || !usable(name) || !usable(password) {
                 let reason = format!(
-                    "user {name:?}: names take letters, digits, '_', '-', '.'; passwords anything but ',[]=' and line ends"
+                    "user {name:?}: names take letters, digits, '_', '-', '.'; passwords printable ASCII without , [ ] = and \""
                 );
                 return Err(Error::Setting { setting: "user", reason });
             }
@@ -370,7 +373,7 @@ impl KafkaBuilder {
     async fn jvm(&self, java: &Path, file: &Path) -> Result<Command, Error> {
         let libs = jars::resolve(&self.version).await?.join("*");
         let mut format = tokio::process::Command::new(java);
-        format.arg("-Xmx128m").arg("-cp").arg(&libs);
+        format.args(["-Xmx128m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp"]).arg(&libs);
         format.args(["kafka.tools.StorageTool", "format", "-t", &cluster_id(), "-c"]).arg(file);
         format.args(properties::scram_arguments(&self.version, &self.users)).stdin(Stdio::null());
         run(format, "kafka.tools.StorageTool format", FORMAT_DEADLINE).await?;
@@ -582,6 +585,8 @@ mod tests {
             (Kafka::builder().version("0.11.0"), "version"),
             (Kafka::builder().version("../4.3.1"), "version"),
             (Kafka::builder().user("alice", "a,b"), "user"),
+            (Kafka::builder().user("alice", "a\"b"), "user"),
+            (Kafka::builder().user("alice", "ü"), "user"),
             (Kafka::builder().user("a b", "secret"), "user"),
         ] {
             let error = builder.start().await.unwrap_err();

@@ -1,0 +1,146 @@
+//! Who gets which partition: pure functions of members and partition counts, run by the group's leader.
+//!
+//! Deterministic by rule: members and topics are sorted first, so that the same group gives the same answer whoever leads.
+
+mod range;
+mod round_robin;
+
+use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
+
+use crate::record::TopicPartition;
+
+/// A member as the leader sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Subscriber {
+    pub(crate) member_id: String,
+    /// `group.instance.id` of a static member (KIP-345).
+    pub(crate) instance_id: Option<String>,
+    pub(crate) topics: Vec<Arc<str>>,
+}
+
+impl Subscriber {
+    /// Java's order: static members first, by their instance id, so that a restart does not move partitions.
+    fn order(&self, other: &Self) -> Ordering {
+        match (&self.instance_id, &other.instance_id) {
+            (Some(a), Some(b)) => a.cmp(b),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => self.member_id.cmp(&other.member_id),
+        }
+    }
+}
+
+/// The partitions of every member by member id; a member without any has an empty list.
+pub(crate) type Assignment = BTreeMap<String, Vec<TopicPartition>>;
+
+/// An assignment strategy (`partition.assignment.strategy`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Assignor {
+    Range,
+    RoundRobin,
+}
+
+impl Assignor {
+    /// In order of preference: the coordinator picks the first one that every member offers.
+    pub(crate) const ALL: [Self; 2] = [Self::Range, Self::RoundRobin];
+
+    /// The name on the wire.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Range => "range",
+            Self::RoundRobin => "roundrobin",
+        }
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|assignor| assignor.name() == name)
+    }
+
+    /// Deals out the partitions of every topic in `counts` among the members subscribed to it.
+    pub(crate) fn assign(self, members: &[Subscriber], counts: &BTreeMap<Arc<str>, i32>) -> Assignment {
+        let mut sorted: Vec<&Subscriber> = members.iter().collect();
+        sorted.sort_by(|a, b| a.order(b));
+        let mut assignment: Assignment =
+            members.iter().map(|member| (member.member_id.clone(), Vec::new())).collect();
+        match self {
+            Self::Range => range::assign(&sorted, counts, &mut assignment),
+            Self::RoundRobin => round_robin::assign(&sorted, counts, &mut assignment),
+        }
+        assignment
+    }
+}
+
+fn give(assignment: &mut Assignment, member: &Subscriber, topic: &Arc<str>, partition: i32) {
+    let partition = TopicPartition { topic: Arc::clone(topic), partition };
+    assignment.entry(member.member_id.clone()).or_default().push(partition);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    pub(super) fn member(id: &str, topics: &[&str]) -> Subscriber {
+        let topics = topics.iter().map(|topic| Arc::from(*topic)).collect();
+        Subscriber { member_id: id.to_owned(), instance_id: None, topics }
+    }
+
+    pub(super) fn counts(topics: &[(&str, i32)]) -> BTreeMap<Arc<str>, i32> {
+        topics.iter().map(|(topic, count)| (Arc::from(*topic), *count)).collect()
+    }
+
+    pub(super) fn shown(assignment: &Assignment) -> Vec<(String, String)> {
+        assignment
+            .iter()
+            .map(|(member, partitions)| {
+                let partitions: Vec<_> =
+                    partitions.iter().map(|p| format!("{}p{}", p.topic, p.partition)).collect();
+                (member.clone(), partitions.join(" "))
+            })
+            .collect()
+    }
+
+    pub(super) fn expected(rows: &[(&str, &str)]) -> Vec<(String, String)> {
+        rows.iter().map(|(member, partitions)| ((*member).to_owned(), (*partitions).to_owned())).collect()
+    }
+
+    #[test]
+    fn static_members_come_first_in_the_order_of_their_instance_ids() {
+        let mut members = vec![member("a", &["t"]), member("b", &["t"]), member("c", &["t"])];
+        members[1].instance_id = Some("2".to_owned());
+        members[2].instance_id = Some("1".to_owned());
+        let assignment = Assignor::Range.assign(&members, &counts(&[("t", 3)]));
+        assert_eq!(shown(&assignment), expected(&[("a", "tp2"), ("b", "tp1"), ("c", "tp0")]));
+    }
+
+    proptest! {
+        #[test]
+        fn every_partition_of_a_subscribed_topic_has_one_owner_that_subscribed_to_it(
+            subscriptions in proptest::collection::vec(proptest::collection::btree_set(0..5usize, 0..5), 1..9),
+            sizes in proptest::collection::vec(0..7i32, 5),
+        ) {
+            let names = ["t0", "t1", "t2", "t3", "t4"];
+            let members: Vec<_> = subscriptions.iter().enumerate().map(|(index, topics)| {
+                member(&format!("m{index}"), &topics.iter().map(|topic| names[*topic]).collect::<Vec<_>>())
+            }).collect();
+            let counts = counts(&names.iter().copied().zip(sizes).collect::<Vec<_>>());
+            for assignor in Assignor::ALL {
+                let assignment = assignor.assign(&members, &counts);
+                prop_assert_eq!(assignment.len(), members.len());
+                let mut owners = BTreeMap::new();
+                for member in &members {
+                    for partition in &assignment[&member.member_id] {
+                        prop_assert!(member.topics.contains(&partition.topic));
+                        prop_assert!(owners.insert(partition.clone(), &member.member_id).is_none());
+                    }
+                }
+                for (topic, count) in &counts {
+                    let wanted = members.iter().any(|member| member.topics.contains(topic));
+                    let owned = owners.keys().filter(|partition| partition.topic == *topic).count();
+                    prop_assert_eq!(owned, if wanted { *count as usize } else { 0 });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! What was fetched of one partition and not yet handed out: batches in order, raw until a poll wants them.
+//!
+//! Batches wait as they came, so that the budget counts bytes of the network, and are decoded on the caller's side of a
+//! poll, outside every lock. Nothing here copies a record. KIP-98: control batches and, for read_committed, batches of
+//! aborted transactions are stepped over; their offsets still count.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    ops::Range,
+    sync::Arc,
+};
+
+use crate::{
+    batch::{ControlType, DecodedBatch, Decompressor, RawBatch},
+    error::Result,
+};
+
+/// Records of one batch: what a poll hands out without copying.
+#[derive(Debug, Clone)]
+pub(crate) struct Chunk {
+    pub(crate) batch: Arc<DecodedBatch>,
+    pub(crate) range: Range<usize>,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Raw(RawBatch),
+    /// `from` is the first record not handed out.
+    Decoded { batch: Arc<DecodedBatch>, from: usize, bytes: usize },
+    /// A batch that is not for the user.
+    Skipped { last_offset: i64, bytes: usize },
+}
+
+impl Entry {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Raw(batch) => batch.bytes.len(),
+            Self::Decoded { bytes, .. } | Self::Skipped { bytes, .. } => *bytes,
+        }
+    }
+}
+
+/// Batches taken out to be decoded.
+#[derive(Debug)]
+pub(crate) struct Decoding {
+    raw: Vec<RawBatch>,
+}
+
+/// What became of them.
+#[derive(Debug)]
+pub(crate) struct Decoded {
+    done: Vec<(Arc<DecodedBatch>, usize)>,
+    /// The batch that could not be decoded and those behind it.
+    rest: Vec<RawBatch>,
+}
+
+impl Decoding {
+    /// The slow part of a poll: checks, decompresses and finds the records. Stops at the first batch that is damaged.
+    pub(crate) fn run(
+        self,
+        check_crcs: bool,
+        decompressor: &Decompressor,
+        max_decompressed: usize,
+    ) -> (Decoded, Result<()>) {
+        let mut decoded = Decoded { done: Vec::with_capacity(self.raw.len()), rest: Vec::new() };
+        let mut raw = self.raw.into_iter();
+        while let Some(batch) = raw.next() {
+            match batch.decode(check_crcs, decompressor, max_decompressed) {
+                Ok(done) => decoded.done.push((Arc::new(done), batch.bytes.len())),
+                Err(error) => {
+                    decoded.rest.push(batch);
+                    decoded.rest.extend(raw);
+                    return (decoded, Err(error));
+                }
+            }
+        }
+        (decoded, Ok(()))
+    }
+}
+
+/// What [`Queue::take`] found.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    Chunk(Chunk),
+    /// The next batch must be decoded first.
+    NeedsDecoding,
+    Nothing,
+}
+
+/// The batches of one partition.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    checked_out: bool,
+}
+
+impl Queue {
+    /// Bytes of the network that wait here, those being decoded included.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && !self.checked_out
+    }
+
+    /// A poll is decoding the front of the queue.
+    pub(crate) fn is_checked_out(&self) -> bool {
+        self.checked_out
+    }
+
+    pub(crate) fn push(&mut self, batch: RawBatch, skip: bool) {
+        let bytes = batch.bytes.len();
+        self.bytes += bytes;
+        self.entries.push_back(if skip {
+            Entry::Skipped { last_offset: batch.last_offset, bytes }
+        } else {
+            Entry::Raw(batch)
+        });
+    }
+
+    /// Up to `max` records of the first batch. `next` is the position and moves with what is handed out; so does
+    /// `leader_epoch`.
+    pub(crate) fn take(&mut self, max: usize, next: &mut i64, leader_epoch: &mut i32) -> Taken {
+        while let Some(front) = self.entries.front_mut() {
+            match front {
+                Entry::Raw(_) => return Taken::NeedsDecoding,
+                Entry::Skipped { last_offset, .. } => {
+                    *next = (*next).max(last_offset.saturating_add(1));
+                    self.pop();
+                }
+                Entry::Decoded { batch, from, .. } => {
+                    let until = batch.slots.len().min(from.saturating_add(max));
+                    *leader_epoch = batch.leader_epoch.unwrap_or(-1);
+                    let chunk = Chunk { batch: Arc::clone(batch), range: *from..until };
+                    if until == batch.slots.len() {
+                        // Compaction may have removed the last records: go on after the batch, not after its last record.
+                        *next = (*next).max(batch.last_offset.saturating_add(1));
+                        self.pop();
+                    } else {
+                        *next = batch.offset(&batch.slots[until - 1]).saturating_add(1);
+                        *from = until;
+                    }
+                    if !chunk.range.is_empty() {
+                        return Taken::Chunk(chunk);
+                    }
+                }
+            }
+        }
+        Taken::Nothing
+    }
+
+    /// Takes raw batches from the front until they promise `wanted` records. Their bytes still count.
+    pub(crate) fn check_out(&mut self, wanted: usize) -> Decoding {
+        let mut decoding = Decoding { raw: Vec::new() };
+        let mut promised = 0;
+        while promised < wanted && matches!(self.entries.front(), Some(Entry::Raw(_))) {
+            let Some(Entry::Raw(batch)) = self.entries.pop_front() else { break };
+            // At least one, so that a batch that promises nothing does not drag the whole queue along.
+            promised += usize::try_from(batch.count).unwrap_or(0).max(1);
+            decoding.raw.push(batch);
+        }
+        self.checked_out = true;
+        decoding
+    }
+
+    /// Puts decoded batches back in front. Records below `next` were not asked for.
+    pub(crate) fn check_in(&mut self, decoded: Decoded, next: i64) {
+        self.checked_out = false;
+        for batch in decoded.rest.into_iter().rev() {
+            self.entries.push_front(Entry::Raw(batch));
+        }
+        for (batch, bytes) in decoded.done.into_iter().rev() {
+            let from = batch.slots.partition_point(|slot| batch.offset(slot) < next);
+            self.entries.push_front(Entry::Decoded { batch, from, bytes });
+        }
+    }
+
+    fn pop(&mut self) {
+        if let Some(entry) = self.entries.pop_front() {
+            self.bytes = self.bytes.saturating_sub(entry.bytes());
+        }
+    }
+}
+
+/// The aborted transactions that a read_committed fetch answer tells of (KIP-98).
+#[derive(Debug, Default)]
+pub(crate) struct Aborted {
+    /// `(first offset, producer id)`, by offset.
+    ahead: VecDeque<(i64, i64)>,
+    open: BTreeSet<i64>,
+}
+
+impl Aborted {
+    /// Not every broker sends them in order.
+    pub(crate) fn new(transactions: impl IntoIterator<Item = (i64, i64)>) -> Self {
+        let mut ahead: Vec<_> = transactions.into_iter().collect();
+        ahead.sort_unstable();
+        Self { ahead: ahead.into(), open: BTreeSet::new() }
+    }
+
+    /// Whether a batch is not for the user. To be asked for every batch of the answer, in order.
+    pub(crate) fn skips(&mut self, batch: &RawBatch, decompressor: &Decompressor) -> bool {
+        while let Some((_, producer)) = self.ahead.front().filter(|(first, _)| *first <= batch.last_offset) {
+            self.open.insert(*producer);
+            self.ahead.pop_front();
+        }
+        if batch.is_control {
+            // A marker is a few dozen bytes; one that cannot be read ends nothing, and is never handed out.
+            let marker = batch.decode(false, decompressor, 1024).ok().and_then(|batch| batch.control_type());
+            if marker == Some(ControlType::Abort) {
+                self.open.remove(&batch.producer_id);
+            }
+            return true;
+        }
+        batch.is_transactional && self.open.contains(&batch.producer_id)
+    }
+}

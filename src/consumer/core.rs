@@ -1,0 +1,836 @@
+//! The consumer's mind: joins membership, positions, fetches and commits into one state machine. Pure.
+//!
+//! It lives behind the handle's mutex. Handles and the driver tell it what happened; the driver asks it what to do. The
+//! order it must keep: on a rebalance hand-outs stop first, then commits end, then partitions are released, then the
+//! member joins again; nothing is committed that the user may still be at work on.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use tokio::sync::oneshot;
+use tracing::{debug, info, warn};
+
+use super::{
+    assignor::{Assignment, Assignor, Subscriber},
+    buffer::Decoded,
+    fetch::{Effects, FetchAction, FetchSettings, Fetcher},
+    group::{self, Answer, GroupSettings, Identity, Request, classic::Member},
+    offsets::{CommitAction, Commits, Offsets, Outcome, Ticket, commit_timeout},
+    subscription::{JobKey, Next, Phase, ResetTo, Subscription, Turn},
+};
+use crate::{
+    batch::Decompressor,
+    cluster::Metadata,
+    config::settings::{AutoOffsetReset, ClientSettings, ConsumerSettings, IsolationLevel},
+    connection::api::wire,
+    error::{Error, ErrorKind, Result},
+    record::TopicPartition,
+    time::{Backoff, Instant, Rng},
+};
+
+/// What the driver is to do; answers come back through the `handle_*` method of the same noun.
+#[derive(Debug)]
+pub(crate) enum Action {
+    RequireTopics { topics: Vec<Arc<str>>, deadline: Instant },
+    RefreshMetadata,
+    ForgetCoordinator,
+    Group { epoch: u64, request: Request, deadline: Instant },
+    Plan { epoch: u64, assignor: Assignor, members: Vec<Subscriber>, deadline: Instant },
+    Commit(CommitAction),
+    FindCommitted { partitions: Vec<(TopicPartition, u64)>, deadline: Instant },
+    ListOffsets { broker: i32, lookups: Vec<Lookup>, deadline: Instant },
+    Fetch(FetchAction),
+}
+
+/// One partition whose first or last offset is wanted.
+#[derive(Debug, Clone)]
+pub(crate) struct Lookup {
+    pub(crate) partition: TopicPartition,
+    pub(crate) epoch: u64,
+    pub(crate) leader_epoch: i32,
+    pub(crate) to: ResetTo,
+}
+
+/// The answer for one partition: an offset (below 0: there is none), or the broker's code.
+pub(crate) type Found = BTreeMap<TopicPartition, Result<i64, i16>>;
+
+#[derive(Debug)]
+enum Mode {
+    None,
+    Topics(Vec<Arc<str>>),
+    Manual,
+}
+
+#[derive(Debug)]
+enum Revoking {
+    /// The user may be at work on records handed out: its next poll says that they are done.
+    AwaitingPoll { epoch: u64 },
+    Committing { epoch: u64, deadline: Instant },
+}
+
+#[derive(Debug)]
+enum Closing {
+    Committing { deadline: Instant },
+    Leaving { deadline: Instant },
+    Closed,
+}
+
+/// Topics that the metadata must follow.
+#[derive(Debug, Default)]
+struct Interest {
+    topics: Vec<Arc<str>>,
+    due: Option<Instant>,
+}
+
+pub(crate) struct Core {
+    settings: Arc<ConsumerSettings>,
+    client: Arc<ClientSettings>,
+    mode: Mode,
+    pub(crate) subscription: Subscription,
+    member: Option<Member>,
+    commits: Commits,
+    waiters: BTreeMap<Ticket, oneshot::Sender<Result<()>>>,
+    next_ticket: Ticket,
+    fetcher: Fetcher,
+    metadata: Arc<Metadata>,
+    interest: Interest,
+    revoking: Option<Revoking>,
+    closing: Option<Closing>,
+    polls: usize,
+    auto_commit_at: Option<Instant>,
+    errors: VecDeque<Error>,
+    fatal: Option<Error>,
+    actions: VecDeque<Action>,
+    lookup_backoff: Backoff,
+    rng: Rng,
+    /// Something a waiting poll wants to know has happened.
+    news: bool,
+}
+
+impl Core {
+    pub(crate) fn new(
+        settings: Arc<ConsumerSettings>,
+        client: Arc<ClientSettings>,
+        now: Instant,
+        mut rng: Rng,
+    ) -> Self {
+        let backoff = || Backoff::new(client.retry_backoff, client.retry_backoff_max);
+        let mut seed = || Rng::new(rng.next_u64());
+        let fetch = FetchSettings {
+            max_bytes: settings.fetch_max_bytes,
+            max_partition_bytes: settings.max_partition_fetch_bytes,
+            max_wait: settings.fetch_max_wait,
+            buffer_memory: settings.fetch_buffer_memory,
+            read_committed: settings.isolation_level == IsolationLevel::ReadCommitted,
+            retry_backoff: client.retry_backoff,
+            retry_backoff_max: client.retry_backoff_max,
+        };
+        let has_group = settings.group_id.is_some();
+        Self {
+            mode: Mode::None,
+            subscription: Subscription::default(),
+            member: has_group.then(|| Member::new(GroupSettings::new(&settings, &client), now, seed())),
+            commits: Commits::new(backoff(), seed()),
+            waiters: BTreeMap::new(),
+            next_ticket: 1,
+            fetcher: Fetcher::new(fetch, seed()),
+            metadata: Arc::new(Metadata::default()),
+            interest: Interest::default(),
+            revoking: None,
+            closing: None,
+            polls: 0,
+            auto_commit_at: (has_group && settings.enable_auto_commit)
+                .then(|| now + settings.auto_commit_interval),
+            errors: VecDeque::new(),
+            fatal: None,
+            actions: VecDeque::new(),
+            lookup_backoff: backoff(),
+            rng: seed(),
+            news: false,
+            settings,
+            client,
+        }
+    }
+
+    /// Whether a waiting poll should look again. Asked once after each change.
+    pub(crate) fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.news)
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(self.closing, Some(Closing::Closed))
+    }
+
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.closing.is_some() { Err(Error::closed("consumer")) } else { Ok(()) }
+    }
+
+    // What users ask for.
+
+    pub(crate) fn subscribe(&mut self, now: Instant, mut topics: Vec<Arc<str>>) -> Result<()> {
+        self.check_open()?;
+        topics.sort();
+        topics.dedup();
+        if let Some(empty) = topics.iter().find(|topic| topic.trim().is_empty()) {
+            let message = format!("a topic to subscribe to has the empty name '{empty}'");
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        if matches!(self.mode, Mode::Manual) && !topics.is_empty() {
+            return Err(exclusive());
+        }
+        let Some(member) = &mut self.member else {
+            return Err(Error::new(ErrorKind::Config, "subscribing needs a consumer group")
+                .with_hint("set group.id, or choose partitions with assign"));
+        };
+        member.handle_subscription(now, topics.clone());
+        self.follow(now, topics.clone());
+        if topics.is_empty() {
+            self.subscription.clear();
+            self.mode = Mode::None;
+        } else {
+            self.mode = Mode::Topics(topics);
+        }
+        self.run_member(now);
+        Ok(())
+    }
+
+    pub(crate) fn assign(&mut self, now: Instant, partitions: Vec<TopicPartition>) -> Result<()> {
+        self.check_open()?;
+        if matches!(self.mode, Mode::Topics(_)) {
+            return Err(exclusive());
+        }
+        if let Some(bad) = partitions.iter().find(|key| key.partition < 0 || key.topic.trim().is_empty()) {
+            let message = format!("'{bad}' cannot be a partition");
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        self.mode = if partitions.is_empty() { Mode::None } else { Mode::Manual };
+        self.set_assignment(partitions);
+        self.follow(now, self.subscription.topics());
+        Ok(())
+    }
+
+    /// A poll begins: what was handed out before is done with.
+    /// True if that gave the driver something to do.
+    pub(crate) fn handle_poll(&mut self, now: Instant) -> Result<bool> {
+        self.check_open()?;
+        if matches!(self.mode, Mode::None) {
+            return Err(Error::new(ErrorKind::InvalidArgument, "the consumer has nothing to poll")
+                .with_hint("call subscribe or assign first"));
+        }
+        self.subscription.cover();
+        self.polls += 1;
+        if let (Some(member), Mode::Topics(_)) = (&mut self.member, &self.mode) {
+            member.handle_poll(now);
+        }
+        let was_revoking = self.revoking.is_some();
+        self.run_member(now);
+        self.advance_revocation(now);
+        Ok(was_revoking || !self.actions.is_empty())
+    }
+
+    /// A poll has returned, or was dropped.
+    pub(crate) fn handle_poll_end(&mut self, now: Instant) {
+        self.polls = self.polls.saturating_sub(1);
+        if let (0, Some(member)) = (self.polls, &mut self.member) {
+            member.handle_poll_end(now);
+        }
+    }
+
+    /// The next records to hand out.
+    pub(crate) fn next_chunk(&mut self, max: usize, turn: Turn) -> Next {
+        if self.revoking.is_some() || self.closing.is_some() {
+            return Next::Nothing;
+        }
+        self.subscription.next_chunk(max, turn, self.fetcher.refill_below())
+    }
+
+    pub(crate) fn check_in(&mut self, job: JobKey, decoded: Decoded, damaged: bool) {
+        self.subscription.check_in(job, decoded, damaged);
+    }
+
+    /// What the user must know before any more records.
+    pub(crate) fn take_error(&mut self) -> Option<Error> {
+        if self.closing.is_some() {
+            return Some(Error::closed("consumer"));
+        }
+        self.fatal.clone().or_else(|| self.errors.pop_front())
+    }
+
+    /// Why there are no records, if that is because a partition cannot go on.
+    pub(crate) fn take_failure(&mut self) -> Option<Error> {
+        self.subscription.failure()
+    }
+
+    /// Commits these offsets, or all positions. `None` if there is nothing to commit.
+    pub(crate) fn commit(
+        &mut self,
+        offsets: Option<Offsets>,
+        deadline: Instant,
+    ) -> Result<Option<oneshot::Receiver<Result<()>>>> {
+        self.check_open()?;
+        let identity = self.identity()?;
+        let offsets = offsets.unwrap_or_else(|| self.subscription.positions());
+        if offsets.is_empty() {
+            return Ok(None);
+        }
+        let Some(identity) = identity else {
+            return Err(Error::from_code("OffsetCommit", group::code::REBALANCE_IN_PROGRESS).with_hint(
+                "the consumer is not part of the group at the moment: keep polling; what was not committed is handed out again",
+            ));
+        };
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        let (sender, receiver) = oneshot::channel();
+        self.waiters.insert(ticket, sender);
+        self.commits.handle_commit(Some(ticket), identity, offsets, deadline);
+        Ok(Some(receiver))
+    }
+
+    /// Who commits; `None` between generations.
+    fn identity(&self) -> Result<Option<Identity>> {
+        let Some(member) = &self.member else {
+            return Err(Error::new(ErrorKind::Config, "committing needs a consumer group")
+                .with_hint("set group.id; without a group positions live in the program alone"));
+        };
+        Ok(match self.mode {
+            Mode::Topics(_) => member.identity(),
+            Mode::Manual | Mode::None => Some(Identity::standalone()),
+        })
+    }
+
+    pub(crate) fn seek(&mut self, now: Instant, key: &TopicPartition, phase: Phase) -> Result<()> {
+        self.check_open()?;
+        let offset = match phase {
+            Phase::Fetching(position) if position.next < 0 => {
+                return Err(Error::new(ErrorKind::InvalidArgument, "an offset cannot be negative")
+                    .with_offset(position.next));
+            }
+            Phase::Fetching(position) => Some(position.next),
+            _ => None,
+        };
+        if !self.subscription.restart(key, phase) {
+            return Err(not_assigned(key));
+        }
+        if let Some(offset) = offset {
+            self.subscription.cover_seek(key, offset);
+        }
+        self.refresh_leaders(now);
+        Ok(())
+    }
+
+    /// The offset handed out next, once it is known.
+    pub(crate) fn position(&self, key: &TopicPartition) -> Result<Option<i64>> {
+        self.check_open()?;
+        let partition = self.subscription.get(key).ok_or_else(|| not_assigned(key))?;
+        match &partition.phase {
+            Phase::Fetching(position) => Ok(Some(position.next)),
+            Phase::Failed(error) => Err(error.clone()),
+            _ => Ok(None),
+        }
+    }
+
+    pub(crate) fn set_paused(&mut self, partitions: &[TopicPartition], paused: bool) -> Result<()> {
+        self.check_open()?;
+        if let Some(missing) = partitions.iter().find(|key| self.subscription.get(key).is_none()) {
+            return Err(not_assigned(missing));
+        }
+        for key in partitions {
+            self.subscription.set_paused(key, paused);
+        }
+        self.news |= !paused;
+        Ok(())
+    }
+
+    /// Commits what is done, leaves the group, and is closed by the deadline at the latest.
+    pub(crate) fn begin_close(&mut self, now: Instant, deadline: Instant) {
+        if self.closing.is_some() {
+            return;
+        }
+        if self.settings.enable_auto_commit {
+            self.commit_covered(deadline);
+        }
+        self.closing = Some(Closing::Committing { deadline });
+        self.news = true;
+        self.advance_close(now);
+    }
+
+    /// The handle was dropped: leave the group without a commit.
+    pub(crate) fn abandon(&mut self, now: Instant, deadline: Instant) {
+        if self.closing.is_none() {
+            self.closing = Some(Closing::Committing { deadline });
+            self.advance_close(now);
+        }
+    }
+
+    // What the driver reports.
+
+    pub(crate) fn handle_metadata(&mut self, now: Instant, metadata: Arc<Metadata>) {
+        self.metadata = metadata;
+        self.refresh_leaders(now);
+        self.tell_member_counts(now);
+    }
+
+    pub(crate) fn handle_topics(&mut self, now: Instant, topics: &[Arc<str>], result: Result<()>) {
+        let Err(error) = result else { return };
+        if self.interest.topics != topics {
+            return;
+        }
+        warn!(%error, "a topic of the consumer cannot be used yet");
+        self.interest.due = Some(now + self.lookup_backoff.next(&mut self.rng));
+        if !error.is_retriable() {
+            self.fail(error);
+        }
+    }
+
+    pub(crate) fn handle_group(&mut self, now: Instant, epoch: u64, answer: Result<Answer>) {
+        if let Some(member) = &mut self.member {
+            member.handle_answer(now, epoch, answer);
+        }
+        self.run_member(now);
+    }
+
+    pub(crate) fn handle_plan(
+        &mut self,
+        now: Instant,
+        epoch: u64,
+        assignor: Assignor,
+        counts: BTreeMap<Arc<str>, i32>,
+        plan: &Assignment,
+    ) {
+        if let Some(member) = &mut self.member {
+            member.handle_plan(now, epoch, assignor, counts, plan);
+        }
+        self.run_member(now);
+    }
+
+    pub(crate) fn handle_commit(
+        &mut self,
+        now: Instant,
+        epoch: u64,
+        answer: Result<BTreeMap<TopicPartition, i16>>,
+    ) {
+        if let Some(outcome) = self.commits.handle_answer(now, epoch, answer) {
+            self.on_commit(now, outcome);
+        }
+        self.advance_revocation(now);
+        self.advance_close(now);
+    }
+
+    /// The committed offsets of the partitions asked about.
+    pub(crate) fn handle_found_committed(
+        &mut self,
+        now: Instant,
+        asked: &[(TopicPartition, u64)],
+        answer: Result<Found>,
+    ) {
+        let (mut found, error) = split_answer(answer);
+        for (key, epoch) in asked {
+            let Some(partition) = self.awaiting(key, *epoch) else { continue };
+            partition.asked = false;
+            match found.remove(key) {
+                Some(Ok(offset)) if offset >= 0 => {
+                    self.lookup_backoff.reset();
+                    self.subscription.set_position(key, offset);
+                    self.subscription.set_committed(key, offset);
+                    self.news = true;
+                }
+                // No offset committed: the reset policy decides.
+                Some(Ok(_)) => self.reset(key, None),
+                Some(Err(code)) => self.on_lookup_error(now, key, &Error::from_code("OffsetFetch", code)),
+                None => self.on_lookup_error(now, key, &error),
+            }
+        }
+    }
+
+    /// The first or last offsets of the partitions asked about.
+    pub(crate) fn handle_listed(&mut self, now: Instant, asked: &[Lookup], answer: Result<Found>) {
+        let (mut found, error) = split_answer(answer);
+        for lookup in asked {
+            let key = &lookup.partition;
+            let Some(partition) = self.awaiting(key, lookup.epoch) else { continue };
+            partition.asked = false;
+            match found.remove(key) {
+                Some(Ok(offset)) if offset >= 0 => {
+                    self.lookup_backoff.reset();
+                    self.subscription.set_position(key, offset);
+                    self.news = true;
+                }
+                Some(Ok(_)) => self.on_lookup_error(now, key, &Error::protocol("the broker knows no offset")),
+                Some(Err(code)) => {
+                    self.actions.push_back(Action::RefreshMetadata);
+                    self.on_lookup_error(now, key, &Error::from_code("ListOffsets", code));
+                }
+                None => self.on_lookup_error(now, key, &error),
+            }
+        }
+    }
+
+    pub(crate) fn handle_fetched(
+        &mut self,
+        now: Instant,
+        broker: i32,
+        epoch: u64,
+        answer: Result<wire::FetchResponse>,
+        decompressor: &Decompressor,
+    ) {
+        if let Err(error) = &answer {
+            debug!(%error, broker, "a fetch failed");
+        }
+        let Effects { refresh_metadata, out_of_range, errors, buffered } =
+            self.fetcher.handle_answer(now, broker, epoch, answer, &mut self.subscription, decompressor);
+        if refresh_metadata {
+            self.actions.push_back(Action::RefreshMetadata);
+        }
+        for (key, offset) in out_of_range {
+            info!(partition = %key, offset, "the position is outside the log");
+            self.reset(&key, Some(offset));
+        }
+        for error in errors {
+            self.fail(error);
+        }
+        self.news |= buffered;
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        if let Some(member) = &mut self.member {
+            member.handle_timeout(now);
+        }
+        self.run_member(now);
+        if self.auto_commit_at.is_some_and(|at| at <= now) {
+            self.auto_commit_at = Some(now + self.settings.auto_commit_interval);
+            if self.closing.is_none() && !self.commits.has_automatic() {
+                self.commit_covered(now + self.client.default_api_timeout);
+            }
+        }
+        self.advance_revocation(now);
+        self.advance_close(now);
+    }
+
+    /// The next thing to do.
+    pub(crate) fn poll_action(&mut self, now: Instant) -> Option<Action> {
+        if let Some(action) = self.actions.pop_front() {
+            return Some(action);
+        }
+        if let Some(commit) = self.commits.poll_action(now) {
+            return Some(Action::Commit(commit));
+        }
+        if self.closing.is_some() {
+            return None;
+        }
+        if self.interest.due.is_some_and(|due| due <= now) {
+            self.interest.due = None;
+            let deadline = now + self.client.default_api_timeout;
+            return Some(Action::RequireTopics { topics: self.interest.topics.clone(), deadline });
+        }
+        self.poll_lookup(now)
+            .or_else(|| self.fetcher.poll_action(now, &mut self.subscription).map(Action::Fetch))
+    }
+
+    pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let closing = match self.closing {
+            Some(Closing::Committing { deadline } | Closing::Leaving { deadline }) => Some(deadline),
+            _ => None,
+        };
+        let revoking = match self.revoking {
+            Some(Revoking::Committing { deadline, .. }) => Some(deadline),
+            _ => None,
+        };
+        let partitions =
+            self.subscription.iter().filter_map(|(_, partition)| partition.retry_at).filter(|at| *at > now).min();
+        [
+            self.member.as_ref().and_then(Member::poll_timeout),
+            self.commits.poll_timeout(),
+            self.fetcher.poll_timeout(now),
+            self.interest.due,
+            self.auto_commit_at,
+            closing,
+            revoking,
+            partitions,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    // How it works.
+
+    /// Carries out what the membership wants.
+    fn run_member(&mut self, now: Instant) {
+        while let Some(action) = self.member.as_mut().and_then(Member::poll_action) {
+            match action {
+                group::Action::Send { epoch, request, deadline } => {
+                    self.actions.push_back(Action::Group { epoch, request, deadline });
+                }
+                group::Action::ForgetCoordinator => self.actions.push_back(Action::ForgetCoordinator),
+                group::Action::Plan { epoch, assignor, members } => {
+                    let deadline = now + self.settings.session_timeout / 2;
+                    self.actions.push_back(Action::Plan { epoch, assignor, members, deadline });
+                }
+                group::Action::Revoke { epoch } => {
+                    debug!(partitions = self.subscription.iter().count(), "the group rebalances");
+                    self.revoking = Some(Revoking::AwaitingPoll { epoch });
+                    self.advance_revocation(now);
+                }
+                group::Action::Lost => {
+                    warn!("the consumer is not part of its group any more: its partitions are released uncommitted");
+                    self.revoking = None;
+                    self.subscription.clear();
+                    for outcome in self.commits.handle_lost() {
+                        self.on_commit(now, outcome);
+                    }
+                }
+                group::Action::Assign { partitions } => {
+                    info!(?partitions, "partitions assigned");
+                    self.set_assignment(partitions);
+                    self.tell_member_counts(now);
+                    self.news = true;
+                }
+                group::Action::Fail(error) => self.fail(error),
+            }
+        }
+        self.advance_close(now);
+    }
+
+    /// A revocation goes on as soon as nothing is in the user's hands, and ends when every commit has.
+    fn advance_revocation(&mut self, now: Instant) {
+        if let Some(Revoking::AwaitingPoll { epoch }) = self.revoking
+            && !self.subscription.has_uncovered()
+        {
+            let deadline = now + self.client.request_timeout;
+            if self.settings.enable_auto_commit {
+                self.commit_covered(deadline);
+            }
+            self.revoking = Some(Revoking::Committing { epoch, deadline });
+        }
+        if let Some(Revoking::Committing { epoch, deadline }) = self.revoking
+            && (self.commits.is_idle() || deadline <= now)
+        {
+            self.revoking = None;
+            self.subscription.clear();
+            if let Some(member) = &mut self.member {
+                member.handle_revoked(now, epoch);
+            }
+            self.run_member(now);
+        }
+    }
+
+    fn advance_close(&mut self, now: Instant) {
+        if let Some(Closing::Committing { deadline }) = self.closing
+            && (self.commits.is_idle() || deadline <= now)
+        {
+            self.closing = Some(Closing::Leaving { deadline });
+            self.revoking = None;
+            self.subscription.clear();
+            if let Some(member) = &mut self.member {
+                member.handle_close(now);
+            }
+            self.run_member(now);
+        }
+        if let Some(Closing::Leaving { deadline }) = self.closing
+            && (deadline <= now || self.member.as_ref().is_none_or(Member::is_idle))
+        {
+            self.closing = Some(Closing::Closed);
+            for (_, waiter) in std::mem::take(&mut self.waiters) {
+                let _ = waiter.send(Err(commit_timeout()));
+            }
+            self.news = true;
+        }
+    }
+
+    fn commit_covered(&mut self, deadline: Instant) {
+        let Ok(Some(identity)) = self.identity() else { return };
+        let offsets = self.subscription.covered();
+        if !offsets.is_empty() {
+            self.commits.handle_commit(None, identity, offsets, deadline);
+        }
+    }
+
+    fn on_commit(&mut self, now: Instant, outcome: Outcome) {
+        for (key, offset) in &outcome.committed {
+            self.subscription.set_committed(key, offset.offset);
+        }
+        if outcome.forget_coordinator {
+            self.actions.push_back(Action::ForgetCoordinator);
+        }
+        match outcome.ticket.and_then(|ticket| self.waiters.remove(&ticket)) {
+            // Whoever does not wait any more does not care.
+            Some(waiter) => drop(waiter.send(outcome.result)),
+            None => {
+                if let Err(error) = outcome.result {
+                    warn!(%error, "an automatic commit failed");
+                }
+            }
+        }
+        if let (Some((generation, code)), Some(member)) = (outcome.fenced, &mut self.member) {
+            member.handle_fenced_commit(now, generation, code);
+            self.run_member(now);
+        }
+    }
+
+    fn set_assignment(&mut self, partitions: Vec<TopicPartition>) {
+        let start = if self.settings.group_id.is_some() { Some(Phase::AwaitingCommitted) } else { None };
+        let start = start.unwrap_or_else(|| self.reset_phase());
+        self.subscription.assign(partitions, &start);
+        for (key, partition) in self.subscription.iter_mut() {
+            partition.leader = self.metadata.leader(&key.topic, key.partition);
+        }
+    }
+
+    /// What the reset policy makes of a partition without an offset.
+    fn reset_phase(&self) -> Phase {
+        match self.settings.auto_offset_reset {
+            AutoOffsetReset::Earliest => Phase::AwaitingReset(ResetTo::Earliest),
+            AutoOffsetReset::Latest => Phase::AwaitingReset(ResetTo::Latest),
+            AutoOffsetReset::None => Phase::Failed(
+                Error::new(ErrorKind::InvalidArgument, "there is no committed offset to start from, and auto.offset.reset is none")
+                    .with_hint("seek, or set auto.offset.reset to earliest or latest"),
+            ),
+        }
+    }
+
+    fn reset(&mut self, key: &TopicPartition, out_of_range: Option<i64>) {
+        let phase = match (self.reset_phase(), out_of_range) {
+            (Phase::Failed(_), Some(offset)) => Phase::Failed(
+                Error::from_code("Fetch", 1)
+                    .with_offset(offset)
+                    .with_hint("seek, or set auto.offset.reset to earliest or latest"),
+            ),
+            (phase, _) => phase,
+        };
+        let phase = match phase {
+            Phase::Failed(error) => {
+                self.news = true;
+                Phase::Failed(error.with_topic(Arc::clone(&key.topic)).with_partition(key.partition))
+            }
+            phase => phase,
+        };
+        self.subscription.restart(key, phase);
+    }
+
+    fn awaiting(&mut self, key: &TopicPartition, epoch: u64) -> Option<&mut super::subscription::Partition> {
+        self.subscription.get_mut(key).filter(|partition| partition.epoch == epoch && partition.asked)
+    }
+
+    fn on_lookup_error(&mut self, now: Instant, key: &TopicPartition, error: &Error) {
+        let retry_at = now + self.lookup_backoff.next(&mut self.rng);
+        if let Some(partition) = self.subscription.get_mut(key) {
+            partition.retry_at = Some(retry_at);
+        }
+        debug!(%error, partition = %key, "an offset could not be looked up yet");
+        if error.code().is_some_and(|code| matches!(code.0, 15 | 16)) {
+            self.actions.push_back(Action::ForgetCoordinator);
+        }
+        if !error.is_retriable() {
+            self.fail(error.clone().with_topic(Arc::clone(&key.topic)).with_partition(key.partition));
+        }
+    }
+
+    fn poll_lookup(&mut self, now: Instant) -> Option<Action> {
+        let deadline = now + self.client.request_timeout;
+        let mut committed = Vec::new();
+        let mut listed: Option<(i32, Vec<Lookup>)> = None;
+        let mut leaderless = false;
+        let pause = self.client.retry_backoff;
+        for (key, partition) in self.subscription.iter_mut() {
+            if partition.asked || !partition.is_due(now) {
+                continue;
+            }
+            match (&partition.phase, partition.leader) {
+                (Phase::AwaitingCommitted, _) => {
+                    partition.asked = true;
+                    committed.push((key.clone(), partition.epoch));
+                }
+                (Phase::AwaitingReset(_), None) => {
+                    leaderless = true;
+                    partition.retry_at = Some(now + pause);
+                }
+                (Phase::AwaitingReset(to), Some((leader, leader_epoch))) => {
+                    let (broker, lookups) = listed.get_or_insert_with(|| (leader, Vec::new()));
+                    if *broker == leader {
+                        partition.asked = true;
+                        let (epoch, partition) = (partition.epoch, key.clone());
+                        lookups.push(Lookup { partition, epoch, leader_epoch, to: *to });
+                    }
+                }
+                _ => {}
+            }
+        }
+        if leaderless {
+            self.actions.push_back(Action::RefreshMetadata);
+        }
+        if let Some((broker, lookups)) = listed {
+            self.actions.push_back(Action::ListOffsets { broker, lookups, deadline });
+        }
+        if !committed.is_empty() {
+            self.actions.push_back(Action::FindCommitted { partitions: committed, deadline });
+        }
+        self.actions.pop_front()
+    }
+
+    fn follow(&mut self, now: Instant, topics: Vec<Arc<str>>) {
+        if self.interest.topics != topics {
+            self.interest.due = (!topics.is_empty()).then_some(now);
+            self.interest.topics = topics;
+        }
+    }
+
+    fn refresh_leaders(&mut self, now: Instant) {
+        let mut unknown = false;
+        for (key, partition) in self.subscription.iter_mut() {
+            let leader = self.metadata.leader(&key.topic, key.partition);
+            if leader != partition.leader {
+                partition.leader = leader;
+                // A new leader is worth asking at once.
+                partition.retry_at = partition.retry_at.map(|at| at.min(now));
+            }
+            unknown |= leader.is_none();
+        }
+        if unknown && self.metadata.version > 0 {
+            debug!("a partition has no leader at the moment");
+        }
+    }
+
+    fn tell_member_counts(&mut self, now: Instant) {
+        if let Some(member) = &mut self.member {
+            let metadata = &self.metadata;
+            member.handle_metadata(|topic| partition_count(metadata, topic));
+        }
+        self.run_member(now);
+    }
+
+    fn fail(&mut self, error: Error) {
+        self.news = true;
+        if error.is_fatal() {
+            self.fatal = Some(error);
+        } else if self.errors.len() < 16 {
+            // Nobody polls; sixteen tell as much as a thousand.
+            self.errors.push_back(error);
+        }
+    }
+}
+
+/// Partitions of a topic that can be used.
+pub(crate) fn partition_count(metadata: &Metadata, topic: &str) -> Option<i32> {
+    let topic = metadata.topics.get(topic).filter(|topic| topic.error.is_none())?;
+    i32::try_from(topic.partitions.len()).ok()
+}
+
+fn split_answer(answer: Result<Found>) -> (Found, Error) {
+    match answer {
+        Ok(found) => (found, Error::protocol("the answer left out a partition")),
+        Err(error) => (Found::new(), error),
+    }
+}
+
+fn exclusive() -> Error {
+    Error::new(ErrorKind::InvalidArgument, "subscribe and assign exclude each other")
+        .with_hint("call unsubscribe first")
+}
+
+fn not_assigned(key: &TopicPartition) -> Error {
+    Error::new(ErrorKind::InvalidArgument, "the partition is not assigned to this consumer")
+        .with_topic(Arc::clone(&key.topic))
+        .with_partition(key.partition)
+}

@@ -1,0 +1,342 @@
+//! Planning of fetches: one always out per leader, none waits for another broker or for a poll. Pure.
+//!
+//! Memory is bounded for the whole consumer (as KIP-81 meant it): bytes buffered and bytes asked for together stay
+//! within `fetch.buffer.memory`, but for one oversized batch per broker, which a broker sends whatever it is asked (KIP-74).
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use super::{
+    buffer::Aborted,
+    session::{Session, SessionRequest, Wanted},
+    subscription::{Phase, Subscription},
+};
+use crate::{
+    batch::{Decompressor, split},
+    connection::api::wire,
+    error::{Error, Result},
+    record::TopicPartition,
+    time::{Backoff, Instant, Rng},
+};
+
+/// A fetch to send; its answer goes to `handle_answer` with the same epoch.
+#[derive(Debug)]
+pub(crate) struct FetchAction {
+    pub(crate) broker: i32,
+    pub(crate) epoch: u64,
+    pub(crate) request: SessionRequest,
+    pub(crate) max_wait: Duration,
+    pub(crate) max_bytes: i32,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct FetchSettings {
+    pub(crate) max_bytes: i32,
+    pub(crate) max_partition_bytes: i32,
+    pub(crate) max_wait: Duration,
+    pub(crate) buffer_memory: usize,
+    pub(crate) read_committed: bool,
+    pub(crate) retry_backoff: Duration,
+    pub(crate) retry_backoff_max: Duration,
+}
+
+/// What a fetch answer asks the rest of the consumer to do.
+#[derive(Debug, Default)]
+pub(crate) struct Effects {
+    /// Leaders have moved.
+    pub(crate) refresh_metadata: bool,
+    /// Positions outside the log: the reset policy decides.
+    pub(crate) out_of_range: Vec<(TopicPartition, i64)>,
+    /// For the user.
+    pub(crate) errors: Vec<Error>,
+    /// There is something to hand out.
+    pub(crate) buffered: bool,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    epoch: u64,
+    /// The partition's epoch and the offset asked for.
+    asked: BTreeMap<TopicPartition, (u64, i64)>,
+    reserved: usize,
+}
+
+#[derive(Debug)]
+struct BrokerFetch {
+    session: Session,
+    in_flight: Option<InFlight>,
+    retry_at: Option<Instant>,
+    backoff: Backoff,
+}
+
+/// The smallest room worth a fetch; below it the consumer waits for a poll.
+const LEAST_FETCH: usize = 64 * 1024;
+/// How long a fetch may wait at the broker while a partition of that broker is left out of it for the moment.
+const SHORT_WAIT: Duration = Duration::from_millis(20);
+
+mod code {
+    pub(super) const OFFSET_OUT_OF_RANGE: i16 = 1;
+    pub(super) const CORRUPT_MESSAGE: i16 = 2;
+    pub(super) const UNKNOWN_TOPIC_OR_PARTITION: i16 = 3;
+    pub(super) const TOPIC_AUTHORIZATION_FAILED: i16 = 29;
+    pub(super) const FENCED_LEADER_EPOCH: i16 = 74;
+    pub(super) const UNKNOWN_LEADER_EPOCH: i16 = 76;
+}
+
+#[derive(Debug)]
+pub(crate) struct Fetcher {
+    settings: FetchSettings,
+    brokers: BTreeMap<i32, BrokerFetch>,
+    next_epoch: u64,
+    rng: Rng,
+}
+
+impl Fetcher {
+    pub(crate) fn new(settings: FetchSettings, rng: Rng) -> Self {
+        Self { settings, brokers: BTreeMap::new(), next_epoch: 1, rng }
+    }
+
+    /// A partition is fetched on while it has less than this buffered.
+    pub(crate) fn refill_below(&self) -> usize {
+        self.settings.max_partition_bytes.max(1) as usize
+    }
+
+    fn reserved(&self) -> usize {
+        self.brokers.values().filter_map(|broker| broker.in_flight.as_ref()).map(|out| out.reserved).sum()
+    }
+
+    /// The next fetch to send, if any.
+    pub(crate) fn poll_action(&mut self, now: Instant, partitions: &mut Subscription) -> Option<FetchAction> {
+        let mut leaders = self.idle_leaders(now, partitions);
+        if leaders.is_empty() {
+            return None;
+        }
+        let share = (self.settings.buffer_memory / self.leader_count(partitions).max(1)).max(LEAST_FETCH);
+        let mut room = self.settings.buffer_memory.saturating_sub(partitions.buffered() + self.reserved());
+        if room < LEAST_FETCH.min(self.settings.buffer_memory) {
+            partitions.evict_paused();
+            room = self.settings.buffer_memory.saturating_sub(partitions.buffered() + self.reserved());
+            if room < LEAST_FETCH.min(self.settings.buffer_memory) {
+                return None;
+            }
+        }
+        let (broker, plan) = leaders.pop_first()?;
+        let at_most = plan.wanted.len().saturating_mul(self.refill_below());
+        let max_bytes = room.min(share).min(at_most).min(self.settings.max_bytes.max(1) as usize);
+        let wait = if plan.left_out { self.settings.max_wait.min(SHORT_WAIT) } else { self.settings.max_wait };
+        Some(self.start(broker, plan, max_bytes, wait))
+    }
+
+    /// Brokers that back off, so that the driver wakes for them.
+    pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let waiting = self.brokers.values().filter(|broker| broker.in_flight.is_none());
+        waiting.filter_map(|broker| broker.retry_at).filter(|at| *at > now).min()
+    }
+
+    fn start(&mut self, broker: i32, plan: Plan, max_bytes: usize, max_wait: Duration) -> FetchAction {
+        let epoch = self.next_epoch;
+        self.next_epoch += 1;
+        let state = self.broker(broker);
+        let request = state.session.request(plan.wanted);
+        state.in_flight = Some(InFlight { epoch, asked: plan.asked, reserved: max_bytes });
+        state.retry_at = None;
+        let max_bytes = i32::try_from(max_bytes).unwrap_or(i32::MAX);
+        FetchAction { broker, epoch, request, max_wait, max_bytes }
+    }
+
+    fn broker(&mut self, broker: i32) -> &mut BrokerFetch {
+        let backoff = (self.settings.retry_backoff, self.settings.retry_backoff_max);
+        self.brokers.entry(broker).or_insert_with(|| BrokerFetch {
+            session: Session::default(),
+            in_flight: None,
+            retry_at: None,
+            backoff: Backoff::new(backoff.0, backoff.1),
+        })
+    }
+
+    fn is_idle(&self, now: Instant, broker: i32) -> bool {
+        self.brokers
+            .get(&broker)
+            .is_none_or(|state| state.in_flight.is_none() && state.retry_at.is_none_or(|at| at <= now))
+    }
+
+    fn leader_count(&self, partitions: &Subscription) -> usize {
+        let leaders: std::collections::BTreeSet<_> =
+            partitions.iter().filter_map(|(_, partition)| partition.leader).map(|(id, _)| id).collect();
+        leaders.len()
+    }
+
+    /// What each leader without a fetch could be asked for.
+    fn idle_leaders(&self, now: Instant, partitions: &Subscription) -> BTreeMap<i32, Plan> {
+        let mut plans: BTreeMap<i32, Plan> = BTreeMap::new();
+        for (key, partition) in partitions.iter() {
+            let Some((leader, leader_epoch)) = partition.leader else { continue };
+            if partition.paused || !self.is_idle(now, leader) {
+                continue;
+            }
+            let plan = plans.entry(leader).or_default();
+            let Phase::Fetching(position) = &partition.phase else {
+                plan.left_out |= !matches!(partition.phase, Phase::Failed(_));
+                continue;
+            };
+            if !partition.is_due(now) || partition.queue.bytes() >= self.refill_below() {
+                plan.left_out = true;
+                continue;
+            }
+            let max_bytes = self.settings.max_partition_bytes;
+            plan.asked.insert(key.clone(), (partition.epoch, position.fetch));
+            plan.wanted.insert(key.clone(), Wanted { offset: position.fetch, leader_epoch, max_bytes });
+        }
+        plans.retain(|_, plan| !plan.wanted.is_empty());
+        plans
+    }
+
+    /// A broker's answer, or why there is none.
+    pub(crate) fn handle_answer(
+        &mut self,
+        now: Instant,
+        broker: i32,
+        epoch: u64,
+        answer: Result<wire::FetchResponse>,
+        partitions: &mut Subscription,
+        decompressor: &Decompressor,
+    ) -> Effects {
+        let mut effects = Effects::default();
+        let Some(state) = self.brokers.get_mut(&broker) else { return effects };
+        let Some(in_flight) = state.in_flight.take_if(|out| out.epoch == epoch) else { return effects };
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                state.session.handle_failure();
+                state.retry_at = Some(now + state.backoff.next(&mut self.rng));
+                effects.refresh_metadata = true;
+                if !error.is_retriable() {
+                    effects.errors.push(error);
+                }
+                return effects;
+            }
+        };
+        if !state.session.handle_answer(answer.error_code, answer.session_id) {
+            use super::session::{INVALID_SESSION_EPOCH, SESSION_ID_NOT_FOUND};
+            if !matches!(answer.error_code, SESSION_ID_NOT_FOUND | INVALID_SESSION_EPOCH) {
+                state.retry_at = Some(now + state.backoff.next(&mut self.rng));
+                let error = Error::from_code("Fetch", answer.error_code).with_broker(broker);
+                effects.refresh_metadata = true;
+                if !error.is_retriable() {
+                    effects.errors.push(error);
+                }
+            }
+            return effects;
+        }
+        state.backoff.reset();
+        for topic in answer.responses {
+            let name: Arc<str> = Arc::from(topic.topic.as_str());
+            for data in topic.partitions {
+                let key = TopicPartition { topic: Arc::clone(&name), partition: data.partition_index };
+                let Some(asked) = in_flight.asked.get(&key) else { continue };
+                self.on_partition(now, &key, *asked, data, partitions, decompressor, &mut effects);
+            }
+        }
+        effects
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one partition of an answer, with everything it may change")]
+    fn on_partition(
+        &self,
+        now: Instant,
+        key: &TopicPartition,
+        asked: (u64, i64),
+        data: wire::fetch_response::PartitionData,
+        partitions: &mut Subscription,
+        decompressor: &Decompressor,
+        effects: &mut Effects,
+    ) {
+        let Some(partition) = partitions.get_mut(key) else { return };
+        let Phase::Fetching(position) = &mut partition.phase else { return };
+        if (partition.epoch, position.fetch) != asked {
+            return; // it was released or moved while the answer was on its way
+        }
+        if data.error_code != 0 {
+            // While there is something left to hand out nothing is reset, and nothing is asked in vain meanwhile.
+            partition.retry_at = Some(now + self.settings.retry_backoff);
+            let drained = partition.queue.is_empty();
+            self.on_partition_error(key, data.error_code, asked.1, drained, effects);
+            return;
+        }
+        partition.high_watermark = Some(data.high_watermark);
+        let Some(records) = data.records.filter(|records| !records.is_empty()) else { return };
+        let mut aborted = self.settings.read_committed.then(|| {
+            let transactions = data.aborted_transactions.unwrap_or_default();
+            Aborted::new(transactions.into_iter().map(|aborted| (aborted.first_offset, aborted.producer_id.0)))
+        });
+        let before = partition.queue.bytes();
+        let mut batches = split(records);
+        for batch in &mut batches {
+            let batch = match batch {
+                Ok(batch) => batch,
+                Err(error) => {
+                    let error = error.with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
+                    effects.errors.push(error);
+                    partition.retry_at = Some(now + self.settings.retry_backoff_max);
+                    break;
+                }
+            };
+            if batch.last_offset < position.fetch {
+                continue;
+            }
+            let skip = match &mut aborted {
+                Some(aborted) => aborted.skips(&batch, decompressor),
+                None => batch.is_control,
+            };
+            position.fetch = batch.last_offset.saturating_add(1);
+            partition.queue.push(batch, skip);
+        }
+        let added = partition.queue.bytes() - before;
+        if added > 0 {
+            effects.buffered = true;
+            partitions.add_buffered(key, added);
+        }
+    }
+
+    fn on_partition_error(
+        &self,
+        key: &TopicPartition,
+        error: i16,
+        offset: i64,
+        drained: bool,
+        effects: &mut Effects,
+    ) {
+        let told = || {
+            Error::from_code("Fetch", error)
+                .with_topic(Arc::clone(&key.topic))
+                .with_partition(key.partition)
+                .with_offset(offset)
+        };
+        match error {
+            code::OFFSET_OUT_OF_RANGE => {
+                if drained {
+                    effects.out_of_range.push((key.clone(), offset));
+                }
+            }
+            code::TOPIC_AUTHORIZATION_FAILED => {
+                effects.errors.push(told().with_hint("grant the user Read on the topic"));
+            }
+            code::CORRUPT_MESSAGE => {
+                effects.errors.push(told().with_hint("the broker cannot read its own log here: seek past the offset"));
+            }
+            code::UNKNOWN_TOPIC_OR_PARTITION | code::FENCED_LEADER_EPOCH | code::UNKNOWN_LEADER_EPOCH => {
+                effects.refresh_metadata = true;
+            }
+            _ if told().is_retriable() => effects.refresh_metadata = true,
+            _ => effects.errors.push(told()),
+        }
+    }
+}
+
+/// What one leader could be asked for.
+#[derive(Debug, Default)]
+struct Plan {
+    wanted: BTreeMap<TopicPartition, Wanted>,
+    asked: BTreeMap<TopicPartition, (u64, i64)>,
+    /// A partition of this leader will want data soon: do not let the fetch wait long for the others.
+    left_out: bool,
+}

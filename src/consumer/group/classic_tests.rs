@@ -1,0 +1,458 @@
+use std::time::Duration;
+
+use super::*;
+use crate::{
+    consumer::group::wire::decode_assignment,
+    error::ErrorKind,
+    record::TopicPartition,
+    time,
+};
+
+const HEARTBEAT: Duration = Duration::from_secs(3);
+const SESSION: Duration = Duration::from_secs(45);
+const POLL_INTERVAL: Duration = Duration::from_secs(300);
+
+/// A member and the virtual time it lives in.
+struct Bench {
+    member: Member,
+    now: Instant,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    fn with(edit: impl FnOnce(&mut GroupSettings)) -> Self {
+        let mut settings = GroupSettings {
+            instance_id: None,
+            session_timeout: SESSION,
+            heartbeat_interval: HEARTBEAT,
+            max_poll_interval: POLL_INTERVAL,
+            request_timeout: Duration::from_secs(30),
+            retry_backoff: Duration::from_millis(100),
+            retry_backoff_max: Duration::from_secs(1),
+        };
+        edit(&mut settings);
+        let now = time::now();
+        Self { member: Member::new(settings, now, Rng::new(1)), now }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.member.handle_timeout(self.now);
+    }
+
+    /// On to the next moment the member asks for.
+    fn pass_to_timeout(&mut self) {
+        self.now = self.now.max(self.member.poll_timeout().expect("the member waits for nothing"));
+        self.member.handle_timeout(self.now);
+    }
+
+    fn subscribe(&mut self, topics: &[&str]) {
+        let topics = topics.iter().map(|topic| Arc::from(*topic)).collect();
+        self.member.handle_subscription(self.now, topics);
+    }
+
+    fn poll(&mut self) {
+        self.member.handle_poll(self.now);
+        self.member.handle_poll_end(self.now);
+    }
+
+    fn sent(&mut self) -> (u64, Request) {
+        match self.member.poll_action() {
+            Some(Action::Send { epoch, request, .. }) => (epoch, request),
+            other => panic!("no request but {other:?}"),
+        }
+    }
+
+    fn answer(&mut self, epoch: u64, answer: Answer) {
+        self.member.handle_answer(self.now, epoch, Ok(answer));
+    }
+
+    fn nothing(&mut self) {
+        let action = self.member.poll_action();
+        assert!(action.is_none(), "unexpected {action:?}");
+    }
+
+    fn join_answer(&mut self, epoch: u64, generation: i32, leader: &str) {
+        let members =
+            vec![Subscriber { member_id: "me".into(), instance_id: None, topics: vec!["t".into()] }];
+        self.answer(
+            epoch,
+            Answer::Join {
+                error: 0,
+                generation,
+                member_id: "me".into(),
+                leader: leader.into(),
+                protocol: "range".into(),
+                members: if leader == "me" { members } else { Vec::new() },
+                skip_assignment: false,
+            },
+        );
+    }
+
+    /// A follower with partition t-0 in generation 5.
+    fn stable() -> Self {
+        Self::stable_with(|_| {})
+    }
+
+    fn stable_with(edit: impl FnOnce(&mut GroupSettings)) -> Self {
+        let mut bench = Self::with(edit);
+        bench.subscribe(&["t"]);
+        bench.poll();
+        let (epoch, _) = bench.sent();
+        bench.join_answer(epoch, 5, "other");
+        let (epoch, _) = bench.sent();
+        let assignment = encode_assignment(&[TopicPartition::new("t", 0)]);
+        bench.answer(epoch, Answer::Sync { error: 0, assignment });
+        assert!(matches!(bench.member.poll_action(), Some(Action::Assign { .. })));
+        bench
+    }
+
+    fn heartbeat(&mut self) -> u64 {
+        self.pass(HEARTBEAT);
+        match self.sent() {
+            (epoch, Request::Heartbeat { .. }) => epoch,
+            other => panic!("no heartbeat but {other:?}"),
+        }
+    }
+
+    fn revoke_epoch(&mut self) -> u64 {
+        match self.member.poll_action() {
+            Some(Action::Revoke { epoch }) => epoch,
+            other => panic!("no revocation but {other:?}"),
+        }
+    }
+
+    fn joins(&mut self) -> (u64, String) {
+        match self.sent() {
+            (epoch, Request::Join { member_id, .. }) => (epoch, member_id),
+            other => panic!("no join but {other:?}"),
+        }
+    }
+}
+
+fn join_error(error: i16, member_id: &str) -> Answer {
+    Answer::Join {
+        error,
+        generation: -1,
+        member_id: member_id.into(),
+        leader: String::new(),
+        protocol: String::new(),
+        members: Vec::new(),
+        skip_assignment: false,
+    }
+}
+
+fn disconnected() -> Error {
+    Error::new(ErrorKind::Disconnected, "the connection was lost")
+}
+
+#[test]
+fn nothing_is_sent_before_the_first_poll() {
+    let mut bench = Bench::new();
+    bench.subscribe(&["t"]);
+    bench.pass(Duration::from_secs(3600));
+    bench.nothing();
+    bench.poll();
+    assert_eq!(bench.joins().1, "");
+}
+
+#[test]
+fn a_member_id_that_is_required_is_sent_back_at_once() {
+    let mut bench = Bench::new();
+    bench.subscribe(&["t"]);
+    bench.poll();
+    let (epoch, _) = bench.joins();
+    bench.answer(epoch, join_error(code::MEMBER_ID_REQUIRED, "given"));
+    assert_eq!(bench.joins().1, "given");
+}
+
+#[test]
+fn the_leader_plans_and_its_plan_is_synced() {
+    let mut bench = Bench::new();
+    bench.subscribe(&["t"]);
+    bench.poll();
+    let (epoch, _) = bench.joins();
+    bench.join_answer(epoch, 7, "me");
+    let Some(Action::Plan { epoch, assignor: Assignor::Range, members }) = bench.member.poll_action() else {
+        panic!("the leader does not plan")
+    };
+    let counts: BTreeMap<Arc<str>, i32> = [(Arc::from("t"), 2)].into();
+    let plan = Assignor::Range.assign(&members, &counts);
+    bench.member.handle_plan(bench.now, epoch + 1, Assignor::Range, counts.clone(), &plan);
+    bench.nothing(); // another epoch: a plan of another generation
+    bench.member.handle_plan(bench.now, epoch, Assignor::Range, counts, &plan);
+    let (epoch, Request::Sync { generation: 7, assignments, .. }) = bench.sent() else { panic!("no sync") };
+    assert_eq!(decode_assignment(&assignments[0].1).unwrap().len(), 2);
+    bench.answer(epoch, Answer::Sync { error: 0, assignment: assignments[0].1.clone() });
+    let Some(Action::Assign { partitions }) = bench.member.poll_action() else { panic!("no assignment") };
+    assert_eq!(partitions, [TopicPartition::new("t", 0), TopicPartition::new("t", 1)]);
+    // More partitions than planned with: the leader calls for a rebalance.
+    bench.member.handle_metadata(|_| Some(2));
+    bench.nothing();
+    bench.member.handle_metadata(|_| Some(3));
+    bench.revoke_epoch();
+}
+
+#[test]
+fn heartbeats_follow_each_other_at_the_interval() {
+    let mut bench = Bench::stable();
+    for _ in 0..3 {
+        let epoch = bench.heartbeat();
+        bench.pass(HEARTBEAT * 2);
+        bench.nothing(); // one at a time
+        bench.answer(epoch, Answer::Heartbeat { error: 0 });
+        bench.poll();
+    }
+    assert!(bench.member.is_stable());
+}
+
+#[test]
+fn stale_heartbeat_answer_is_dropped() {
+    let mut bench = Bench::stable();
+    let epoch = bench.heartbeat();
+    bench.answer(epoch - 1, Answer::Heartbeat { error: code::UNKNOWN_MEMBER_ID });
+    bench.answer(epoch + 1, Answer::Heartbeat { error: code::UNKNOWN_MEMBER_ID });
+    bench.nothing();
+    assert!(bench.member.is_stable());
+}
+
+#[test]
+fn a_heartbeat_answer_of_the_last_generation_is_dropped() {
+    let mut bench = Bench::stable();
+    bench.subscribe(&["t", "u"]);
+    let epoch = bench.revoke_epoch();
+    bench.pass(HEARTBEAT);
+    let (beat, Request::Heartbeat { .. }) = bench.sent() else { panic!("a revoking member must beat") };
+    bench.member.handle_revoked(bench.now, epoch);
+    let _ = bench.joins();
+    bench.answer(beat, Answer::Heartbeat { error: code::UNKNOWN_MEMBER_ID });
+    bench.nothing();
+}
+
+#[test]
+fn a_rebalance_revokes_first_and_joins_only_then() {
+    let mut bench = Bench::stable();
+    let beat = bench.heartbeat();
+    bench.answer(beat, Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS });
+    let epoch = bench.revoke_epoch();
+    assert_eq!(bench.member.identity().unwrap().generation, 5, "what is done must still be committable");
+    // The user is slow: the member stays alive meanwhile, and does not revoke twice.
+    let beat = bench.heartbeat();
+    bench.answer(beat, Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS });
+    bench.nothing();
+    bench.member.handle_revoked(bench.now, epoch + 1);
+    bench.nothing();
+    bench.member.handle_revoked(bench.now, epoch);
+    assert_eq!(bench.joins().1, "me");
+    assert_eq!(bench.member.identity(), None);
+}
+
+#[test]
+fn a_rebalance_while_syncing_joins_again_without_a_pause() {
+    let mut bench = Bench::new();
+    bench.subscribe(&["t"]);
+    bench.poll();
+    let (epoch, _) = bench.joins();
+    bench.join_answer(epoch, 5, "other");
+    let (epoch, _) = bench.sent();
+    bench.answer(epoch, Answer::Sync { error: code::REBALANCE_IN_PROGRESS, assignment: bytes::Bytes::new() });
+    assert_eq!(bench.joins().1, "me");
+}
+
+#[test]
+fn lost_partitions_are_released_before_the_member_joins_again() {
+    // (code, the member id of the next join)
+    for (error, id) in [(code::UNKNOWN_MEMBER_ID, ""), (code::ILLEGAL_GENERATION, "me")] {
+        let mut bench = Bench::stable();
+        let beat = bench.heartbeat();
+        bench.answer(beat, Answer::Heartbeat { error });
+        assert!(matches!(bench.member.poll_action(), Some(Action::Lost)));
+        assert_eq!(bench.joins().1, id);
+    }
+}
+
+#[test]
+fn a_commit_that_was_fenced_ends_the_generation_it_was_made_in_and_no_later_one() {
+    let mut bench = Bench::stable();
+    bench.member.handle_fenced_commit(bench.now, 4, code::ILLEGAL_GENERATION);
+    bench.nothing();
+    bench.member.handle_fenced_commit(bench.now, 5, code::ILLEGAL_GENERATION);
+    assert!(matches!(bench.member.poll_action(), Some(Action::Lost)));
+}
+
+#[test]
+fn a_fenced_static_member_stops_for_ever() {
+    let mut bench = Bench::stable_with(|settings| settings.instance_id = Some("i".into()));
+    let beat = bench.heartbeat();
+    bench.answer(beat, Answer::Heartbeat { error: code::FENCED_INSTANCE_ID });
+    assert!(matches!(bench.member.poll_action(), Some(Action::Lost)));
+    let Some(Action::Fail(error)) = bench.member.poll_action() else { panic!("the user must know") };
+    assert!(error.is_fatal());
+    bench.poll();
+    bench.pass(Duration::from_secs(3600));
+    bench.nothing();
+}
+
+#[test]
+fn a_coordinator_that_moved_is_looked_up_and_asked_again_after_a_pause() {
+    type Answered = Result<Answer, Error>;
+    let moved: [fn() -> Answered; 3] = [
+        || Ok(Answer::Heartbeat { error: code::NOT_COORDINATOR }),
+        || Ok(Answer::Heartbeat { error: code::COORDINATOR_NOT_AVAILABLE }),
+        || Err(disconnected()),
+    ];
+    for answer in moved {
+        let mut bench = Bench::stable();
+        let beat = bench.heartbeat();
+        bench.member.handle_answer(bench.now, beat, answer());
+        assert!(matches!(bench.member.poll_action(), Some(Action::ForgetCoordinator)));
+        bench.nothing();
+        let before = bench.now;
+        bench.pass_to_timeout();
+        assert!(bench.now > before && bench.now < before + Duration::from_secs(1));
+        let (epoch, Request::Heartbeat { generation: 5, .. }) = bench.sent() else { panic!("no heartbeat") };
+        bench.answer(epoch, Answer::Heartbeat { error: 0 });
+        assert!(bench.member.is_stable());
+    }
+}
+
+#[test]
+fn a_loading_coordinator_is_asked_again_without_a_new_look_up() {
+    let mut bench = Bench::new();
+    bench.subscribe(&["t"]);
+    bench.poll();
+    let (epoch, _) = bench.joins();
+    bench.answer(epoch, join_error(code::COORDINATOR_LOAD_IN_PROGRESS, ""));
+    bench.nothing();
+    bench.pass_to_timeout();
+    bench.joins();
+}
+
+#[test]
+fn a_session_without_an_answer_ends_with_the_partitions_released() {
+    let mut bench = Bench::stable();
+    bench.heartbeat();
+    bench.pass(SESSION);
+    assert!(matches!(bench.member.poll_action(), Some(Action::ForgetCoordinator)));
+    assert!(matches!(bench.member.poll_action(), Some(Action::Lost)));
+    assert_eq!(bench.joins().1, "me");
+}
+
+#[test]
+fn a_member_that_does_not_poll_leaves_and_joins_again_when_it_does() {
+    let mut bench = Bench::stable();
+    loop {
+        bench.pass_to_timeout();
+        match bench.member.poll_action() {
+            Some(Action::Send { epoch, request: Request::Heartbeat { .. }, .. }) => {
+                bench.answer(epoch, Answer::Heartbeat { error: 0 });
+            }
+            Some(Action::Lost) => break,
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+    let (epoch, Request::Leave { member_id, .. }) = bench.sent() else { panic!("it must leave") };
+    assert_eq!(member_id, "me");
+    bench.answer(epoch, Answer::Leave { error: 0 });
+    bench.pass(Duration::from_secs(3600));
+    bench.nothing();
+    bench.poll();
+    assert_eq!(bench.joins().1, "");
+}
+
+#[test]
+fn a_poll_that_waits_is_no_absence() {
+    let mut bench = Bench::stable();
+    bench.member.handle_poll(bench.now);
+    for _ in 0..200 {
+        let beat = bench.heartbeat();
+        bench.answer(beat, Answer::Heartbeat { error: 0 });
+    }
+    assert!(bench.member.is_stable());
+}
+
+#[test]
+fn a_closing_member_leaves_even_while_it_joins() {
+    let mut bench = Bench::stable();
+    bench.subscribe(&["t", "u"]);
+    let epoch = bench.revoke_epoch();
+    bench.member.handle_revoked(bench.now, epoch);
+    bench.joins();
+    bench.member.handle_close(bench.now);
+    let (epoch, Request::Leave { .. }) = bench.sent() else { panic!("it must leave") };
+    assert!(!bench.member.is_idle());
+    bench.member.handle_answer(bench.now, epoch, Err(disconnected()));
+    assert!(bench.member.is_idle());
+}
+
+#[test]
+fn a_static_member_closes_without_leaving() {
+    let mut bench = Bench::stable_with(|settings| settings.instance_id = Some("i".into()));
+    bench.member.handle_close(bench.now);
+    assert!(matches!(bench.member.poll_action(), Some(Action::Lost)));
+    bench.nothing();
+    assert!(bench.member.is_idle());
+}
+
+#[test]
+fn another_subscription_while_joining_is_joined_with_afterwards() {
+    let mut bench = Bench::new();
+    bench.subscribe(&["t"]);
+    bench.poll();
+    let (epoch, _) = bench.joins();
+    bench.subscribe(&["u"]);
+    bench.join_answer(epoch, 5, "other");
+    let (epoch, _) = bench.sent();
+    let assignment = encode_assignment(&[TopicPartition::new("t", 0)]);
+    bench.answer(epoch, Answer::Sync { error: 0, assignment });
+    let (_, Request::Join { topics, .. }) = bench.sent() else { panic!("it must join again") };
+    assert_eq!(topics, [Arc::from("u")]);
+}
+
+#[test]
+fn what_the_user_must_mend_is_told_and_tried_again_by_the_next_poll() {
+    for error in [
+        code::GROUP_AUTHORIZATION_FAILED,
+        code::INCONSISTENT_GROUP_PROTOCOL,
+        code::INVALID_SESSION_TIMEOUT,
+        code::GROUP_MAX_SIZE_REACHED,
+    ] {
+        let mut bench = Bench::new();
+        bench.subscribe(&["t"]);
+        bench.poll();
+        let (epoch, _) = bench.joins();
+        bench.answer(epoch, join_error(error, ""));
+        let Some(Action::Fail(told)) = bench.member.poll_action() else { panic!("{error} is not told") };
+        assert!(told.hint().is_some() && !told.is_fatal(), "{told}");
+        bench.pass(Duration::from_secs(60));
+        bench.nothing();
+        bench.poll();
+        bench.joins();
+    }
+}
+
+#[test]
+fn refusals_of_a_join_never_come_back_without_a_pause() {
+    for error in [
+        code::UNKNOWN_MEMBER_ID,
+        code::ILLEGAL_GENERATION,
+        code::REBALANCE_IN_PROGRESS,
+        code::NOT_COORDINATOR,
+        code::COORDINATOR_NOT_AVAILABLE,
+        code::COORDINATOR_LOAD_IN_PROGRESS,
+    ] {
+        let mut bench = Bench::new();
+        bench.subscribe(&["t"]);
+        bench.poll();
+        let (epoch, _) = bench.joins();
+        bench.answer(epoch, join_error(error, ""));
+        while let Some(action) = bench.member.poll_action() {
+            assert!(!matches!(action, Action::Send { .. }), "{error} is asked again at once");
+        }
+        bench.pass_to_timeout();
+        bench.joins();
+    }
+}

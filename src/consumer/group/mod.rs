@@ -1,0 +1,133 @@
+//! Membership of a consumer group: what a membership core asks for ([`Action`]) and what it is told ([`Answer`]).
+//!
+//! A core decides and never does: no I/O, no clock, no lock. Every request carries an epoch; an answer with another epoch
+//! than the one waited for is stale and dropped.
+
+pub(crate) mod classic;
+pub(crate) mod wire;
+
+#[cfg(test)]
+mod model_test;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+
+use super::assignor::{Assignor, Subscriber};
+use crate::{config::settings::ConsumerSettings, error::Error, record::TopicPartition, time::Instant};
+
+/// What a membership wants done.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Ask the group's coordinator; its answer goes to `handle_answer` with the same epoch.
+    Send { epoch: u64, request: Request, deadline: Instant },
+    /// The coordinator that was asked is not it any more: look it up again before the next request.
+    ForgetCoordinator,
+    /// As leader: deal out the partitions; the result goes to `handle_plan` with the same epoch.
+    Plan { epoch: u64, assignor: Assignor, members: Vec<Subscriber> },
+    /// Stop handing out records, commit what is done, release every partition; then `handle_revoked` with the same epoch.
+    Revoke { epoch: u64 },
+    /// The partitions are somebody else's already: release them, commit nothing.
+    Lost,
+    /// These partitions are ours until the next `Revoke` or `Lost`.
+    Assign { partitions: Vec<TopicPartition> },
+    /// Nothing more happens by itself: hand the error to the user. Unless it is fatal the next poll tries again.
+    Fail(Error),
+}
+
+/// A request to the coordinator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Request {
+    Join { member_id: String, topics: Vec<Arc<str>> },
+    Sync { member_id: String, generation: i32, assignor: Assignor, assignments: Vec<(String, Bytes)> },
+    Heartbeat { member_id: String, generation: i32 },
+    Leave { member_id: String, reason: &'static str },
+}
+
+/// The coordinator's answer; `error` is its code, 0 for none.
+#[derive(Debug, Clone)]
+pub(crate) enum Answer {
+    Join {
+        error: i16,
+        generation: i32,
+        member_id: String,
+        leader: String,
+        protocol: String,
+        /// Filled for the leader only.
+        members: Vec<Subscriber>,
+        /// KIP-814: a static leader came back; the coordinator keeps the assignment it has.
+        skip_assignment: bool,
+    },
+    Sync {
+        error: i16,
+        assignment: Bytes,
+    },
+    Heartbeat {
+        error: i16,
+    },
+    Leave {
+        error: i16,
+    },
+}
+
+/// What a commit needs to prove that the member still belongs to the group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) member_id: String,
+    /// -1 outside a group: `assign` without `subscribe`.
+    pub(crate) generation: i32,
+    pub(crate) instance_id: Option<String>,
+}
+
+impl Identity {
+    /// Commits of a consumer that only uses the group's name to store offsets.
+    pub(crate) fn standalone() -> Self {
+        Self { member_id: String::new(), generation: -1, instance_id: None }
+    }
+}
+
+/// The settings of a membership.
+#[derive(Debug, Clone)]
+pub(crate) struct GroupSettings {
+    /// `group.instance.id` (KIP-345): a static member, which does not leave when it closes.
+    pub(crate) instance_id: Option<String>,
+    pub(crate) session_timeout: Duration,
+    pub(crate) heartbeat_interval: Duration,
+    pub(crate) max_poll_interval: Duration,
+    pub(crate) request_timeout: Duration,
+    pub(crate) retry_backoff: Duration,
+    pub(crate) retry_backoff_max: Duration,
+}
+
+impl GroupSettings {
+    pub(crate) fn new(
+        consumer: &ConsumerSettings,
+        client: &crate::config::settings::ClientSettings,
+    ) -> Self {
+        Self {
+            instance_id: consumer.group_instance_id.clone(),
+            session_timeout: consumer.session_timeout,
+            heartbeat_interval: consumer.heartbeat_interval,
+            max_poll_interval: consumer.max_poll_interval,
+            request_timeout: client.request_timeout,
+            retry_backoff: client.retry_backoff,
+            retry_backoff_max: client.retry_backoff_max,
+        }
+    }
+}
+
+/// The error codes that a member acts on.
+pub(crate) mod code {
+    pub(crate) const COORDINATOR_LOAD_IN_PROGRESS: i16 = 14;
+    pub(crate) const COORDINATOR_NOT_AVAILABLE: i16 = 15;
+    pub(crate) const NOT_COORDINATOR: i16 = 16;
+    pub(crate) const ILLEGAL_GENERATION: i16 = 22;
+    pub(crate) const INCONSISTENT_GROUP_PROTOCOL: i16 = 23;
+    pub(crate) const UNKNOWN_MEMBER_ID: i16 = 25;
+    pub(crate) const INVALID_SESSION_TIMEOUT: i16 = 26;
+    pub(crate) const REBALANCE_IN_PROGRESS: i16 = 27;
+    pub(crate) const GROUP_AUTHORIZATION_FAILED: i16 = 30;
+    pub(crate) const MEMBER_ID_REQUIRED: i16 = 79;
+    pub(crate) const GROUP_MAX_SIZE_REACHED: i16 = 81;
+    pub(crate) const FENCED_INSTANCE_ID: i16 = 82;
+}

@@ -1,0 +1,617 @@
+//! The consumer: a handle over one driver task. Fetches, heartbeats and commits run in the background; `poll` only takes
+//! what is there, decodes it and hands it out.
+//!
+//! The handle mutates the core under its lock and wakes the driver; it sends nothing through channels, so that a dropped
+//! future loses nothing. The lock is never held across an await, nor while records are decoded.
+
+mod assignor;
+mod buffer;
+mod core;
+mod fetch;
+mod group;
+mod offsets;
+mod records;
+mod requests;
+mod session;
+mod stream;
+mod subscription;
+mod task;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicI32, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+
+use self::{
+    core::{Core, Lookup},
+    offsets::{Offset, Offsets, commit_timeout},
+    subscription::{Next, Phase, Position, ResetTo, Turn},
+};
+pub use self::{
+    records::{ConsumerRecords, IntoIter, Iter, OwnedRecords, PartitionRecords, RecordRef, RecordRefs},
+    stream::RecordStream,
+};
+use crate::{
+    batch::Decompressor,
+    cluster::Cluster,
+    config::settings::ConsumerSettings,
+    error::{Error, ErrorKind, Result},
+    record::TopicPartition,
+    time::{self, Backoff, Instant, Rng},
+};
+
+/// A batch never decompresses to more than this many bytes: far above any broker's `message.max.bytes`, far below what
+/// a forged batch could ask for.
+const MAX_DECOMPRESSED: usize = 256 * 1024 * 1024;
+
+/// A consumer of topics, alone or as a member of a group. Shared between tasks by reference: every method takes `&self`.
+///
+/// **At-least-once by rule.** A record is *covered* once the next `poll` is called; automatic commits, those before a
+/// rebalance and the one of [`close`](Self::close) include covered records only. With several tasks polling one
+/// consumer, one task's poll covers what another is still working on: commit yourself then.
+///
+/// **Rebalancing.** When the group rebalances, the consumer stops handing out records at once but keeps its partitions
+/// until the next `poll` (which says that the records before it are done), commits, and only then gives them up: a
+/// member that polls in time never has its records handed to another member as well. `max.poll.interval.ms` bounds the
+/// wait.
+///
+/// Dropping the consumer never blocks: the driver leaves the group in the background, without a commit.
+pub struct KafkaConsumer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    settings: Arc<ConsumerSettings>,
+    cluster: Cluster,
+    core: Mutex<Core>,
+    /// Wakes the driver.
+    wake: Notify,
+    /// Wakes those who wait for records, positions or the end.
+    changed: Notify,
+    decompressor: Decompressor,
+    /// The last coordinator asked.
+    coordinator: AtomicI32,
+    /// The driver has a fetch to send: on a runtime of one thread a poll must let it.
+    yields: AtomicBool,
+}
+
+impl fmt::Debug for KafkaConsumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaConsumer").field("group_id", &self.shared.settings.group_id).finish_non_exhaustive()
+    }
+}
+
+impl KafkaConsumer {
+    /// Starts the driver task; nothing is sent before there is something to fetch. Must be called in a tokio runtime.
+    pub(crate) fn start(cluster: Cluster, settings: ConsumerSettings) -> Self {
+        let settings = Arc::new(settings);
+        let client = Arc::clone(cluster.settings());
+        let core = Core::new(Arc::clone(&settings), client, time::now(), Rng::from_entropy());
+        let shared = Arc::new(Shared {
+            settings,
+            cluster,
+            core: Mutex::new(core),
+            wake: Notify::new(),
+            changed: Notify::new(),
+            decompressor: Decompressor::new(),
+            coordinator: AtomicI32::new(-1),
+            yields: AtomicBool::new(false),
+        });
+        task::spawn(Arc::clone(&shared));
+        Self { shared }
+    }
+
+    /// Joins the group for these topics, in place of those subscribed to before; none at all unsubscribes. The group is
+    /// joined by the next `poll`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] without a `group.id`; [`ErrorKind::InvalidArgument`] for an empty name, or while partitions
+    /// are assigned by [`assign`](Self::assign).
+    pub fn subscribe<T: AsRef<str>>(&self, topics: impl IntoIterator<Item = T>) -> Result<()> {
+        let topics = topics.into_iter().map(|topic| Arc::from(topic.as_ref())).collect();
+        self.change(|core, now| core.subscribe(now, topics))
+    }
+
+    /// Leaves the group, or drops the assigned partitions. Nothing is committed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`] after [`close`](Self::close).
+    pub fn unsubscribe(&self) -> Result<()> {
+        self.change(|core, now| match self.shared.settings.group_id {
+            Some(_) => core.subscribe(now, Vec::new()),
+            None => core.assign(now, Vec::new()),
+        })
+    }
+
+    /// Reads exactly these partitions, outside any group; a partition that was assigned before keeps its position. With
+    /// a `group.id`, reading starts at the group's committed offsets, and commits are stored under its name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] for an impossible partition, or while topics are subscribed.
+    pub fn assign(&self, partitions: impl IntoIterator<Item = TopicPartition>) -> Result<()> {
+        let partitions = partitions.into_iter().collect();
+        self.change(|core, now| core.assign(now, partitions))
+    }
+
+    /// The partitions this consumer has now, sorted.
+    pub fn assignment(&self) -> Vec<TopicPartition> {
+        self.shared.lock().subscription.iter().map(|(key, _)| key.clone()).collect()
+    }
+
+    /// The next records: at once if any are buffered, otherwise as soon as some arrive, and none after `timeout`. At most
+    /// `max.poll.records`. Calling it says that all records handed out before are done with.
+    ///
+    /// # Errors
+    /// What the group, the broker or a damaged batch refuses, with partition and offset; the next poll goes on where
+    /// that is possible. [`ErrorKind::InvalidArgument`] if nothing is subscribed or assigned.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a dropped poll has handed out nothing and loses nothing.
+    pub async fn poll(&self, timeout: Duration) -> Result<ConsumerRecords> {
+        let shared = &*self.shared;
+        if shared.yields.swap(false, Ordering::Relaxed) {
+            // Before anything is taken: a poll dropped here loses nothing.
+            tokio::task::yield_now().await;
+        }
+        let deadline = time::now() + timeout;
+        let polling = Polling::begin(shared)?;
+        let records = polling.take(shared.settings.max_poll_records)?;
+        if !records.is_empty() {
+            return Ok(records);
+        }
+        loop {
+            let changed = shared.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let records = polling.take(shared.settings.max_poll_records)?;
+            if !records.is_empty() || tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return Ok(records);
+            }
+        }
+    }
+
+    /// Records one by one, for ever. A record is covered when the next one is asked for; dropping the stream loses
+    /// nothing. Reads the same positions as [`poll`](Self::poll).
+    pub fn stream(&self) -> RecordStream<'_> {
+        RecordStream::new(&self.shared)
+    }
+
+    /// Commits the position of every partition: everything handed out so far, whether covered or not.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Broker`] with the coordinator's reason: after a rebalance the partitions are another member's, and it
+    /// reads these records again. [`ErrorKind::Timeout`] after `default.api.timeout.ms`.
+    ///
+    /// # Cancel safety
+    /// A dropped commit is still sent; only its result is lost.
+    pub async fn commit(&self) -> Result<()> {
+        self.commit_inner(None).await
+    }
+
+    /// Commits these offsets: each is that of the next record to read, so one more than the last one done.
+    ///
+    /// # Errors
+    /// As for [`commit`](Self::commit); [`ErrorKind::InvalidArgument`] for a negative offset.
+    ///
+    /// # Cancel safety
+    /// A dropped commit is still sent; only its result is lost.
+    pub async fn commit_offsets(
+        &self,
+        offsets: impl IntoIterator<Item = (TopicPartition, i64)>,
+    ) -> Result<()> {
+        let mut checked = Offsets::new();
+        for (key, offset) in offsets {
+            if offset < 0 {
+                return Err(Error::new(ErrorKind::InvalidArgument, "a negative offset cannot be committed")
+                    .with_topic(key.topic)
+                    .with_partition(key.partition)
+                    .with_offset(offset));
+            }
+            checked.insert(key, Offset { offset, leader_epoch: -1, metadata: String::new() });
+        }
+        self.commit_inner(Some(checked)).await
+    }
+
+    async fn commit_inner(&self, offsets: Option<Offsets>) -> Result<()> {
+        let deadline = self.api_deadline();
+        let receipt = self.change(|core, _| core.commit(offsets, deadline))?;
+        let Some(receipt) = receipt else { return Ok(()) };
+        match tokio::time::timeout_at(deadline, receipt).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Error::closed("consumer")),
+            Err(_elapsed) => Err(commit_timeout()),
+        }
+    }
+
+    /// The group's committed offsets, asked of the coordinator; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] without a `group.id`; the coordinator's error; [`ErrorKind::Timeout`] after
+    /// `default.api.timeout.ms`.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn committed(
+        &self,
+        partitions: impl IntoIterator<Item = TopicPartition>,
+    ) -> Result<BTreeMap<TopicPartition, Option<i64>>> {
+        let mut partitions: Vec<_> = partitions.into_iter().collect();
+        partitions.sort();
+        let deadline = self.api_deadline();
+        let found = self
+            .insist(deadline, async || {
+                let found = requests::find_committed(&self.shared, &partitions, deadline).await?;
+                all_found("OffsetFetch", &partitions, &found)
+            })
+            .await?;
+        Ok(found.into_iter().map(|(key, offset)| (key, (offset >= 0).then_some(offset))).collect())
+    }
+
+    /// The offset of the next record that will be handed out; waits until it is known.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if the partition is not assigned; [`ErrorKind::Timeout`] after
+    /// `default.api.timeout.ms`.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn position(&self, partition: &TopicPartition) -> Result<i64> {
+        let deadline = self.api_deadline();
+        loop {
+            let changed = self.shared.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(offset) = self.shared.lock().position(partition)? {
+                return Ok(offset);
+            }
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return Err(Error::new(ErrorKind::Timeout, "the position is not known yet")
+                    .with_topic(Arc::clone(&partition.topic))
+                    .with_partition(partition.partition));
+            }
+        }
+    }
+
+    /// Goes on at this offset. Buffered records of the partition are dropped; the next automatic commit commits the new
+    /// place.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if the partition is not assigned or the offset is negative.
+    pub fn seek(&self, partition: &TopicPartition, offset: i64) -> Result<()> {
+        self.change(|core, now| core.seek(now, partition, Phase::Fetching(Position::at(offset))))
+    }
+
+    /// Goes on at the first record still in the log.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if a partition is not assigned.
+    pub fn seek_to_beginning<'a>(
+        &self,
+        partitions: impl IntoIterator<Item = &'a TopicPartition>,
+    ) -> Result<()> {
+        self.seek_all(partitions, ResetTo::Earliest)
+    }
+
+    /// Goes on after the last record.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if a partition is not assigned.
+    pub fn seek_to_end<'a>(&self, partitions: impl IntoIterator<Item = &'a TopicPartition>) -> Result<()> {
+        self.seek_all(partitions, ResetTo::Latest)
+    }
+
+    fn seek_all<'a>(
+        &self,
+        partitions: impl IntoIterator<Item = &'a TopicPartition>,
+        to: ResetTo,
+    ) -> Result<()> {
+        self.change(|core, now| {
+            partitions.into_iter().try_for_each(|key| core.seek(now, key, Phase::AwaitingReset(to)))
+        })
+    }
+
+    /// Hands out no more of these partitions until [`resume`](Self::resume); they stay assigned, and the member goes on
+    /// polling. A rebalance forgets it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if a partition is not assigned; none is paused then.
+    pub fn pause(&self, partitions: impl IntoIterator<Item = TopicPartition>) -> Result<()> {
+        self.set_paused(partitions, true)
+    }
+
+    /// Hands out these partitions again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if a partition is not assigned; none is resumed then.
+    pub fn resume(&self, partitions: impl IntoIterator<Item = TopicPartition>) -> Result<()> {
+        self.set_paused(partitions, false)
+    }
+
+    fn set_paused(&self, partitions: impl IntoIterator<Item = TopicPartition>, paused: bool) -> Result<()> {
+        let partitions: Vec<_> = partitions.into_iter().collect();
+        self.change(|core, _| core.set_paused(&partitions, paused))
+    }
+
+    /// The partitions that are paused, sorted.
+    pub fn paused(&self) -> Vec<TopicPartition> {
+        let core = self.shared.lock();
+        core.subscription.iter().filter(|(_, p)| p.paused).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// How many offsets each assigned partition is behind the end of its log, as of the last fetch; partitions that were
+    /// not fetched yet are left out. Costs no request.
+    pub fn lag(&self) -> BTreeMap<TopicPartition, i64> {
+        let core = self.shared.lock();
+        let lags = core.subscription.iter().filter_map(|(key, partition)| {
+            let lag = partition.high_watermark?.saturating_sub(partition.position()?.next);
+            Some((key.clone(), lag.max(0)))
+        });
+        lags.collect()
+    }
+
+    /// Bytes of fetched records that wait to be polled; bounded by `fetch.buffer.memory`.
+    pub fn buffered_bytes(&self) -> usize {
+        self.shared.lock().subscription.buffered()
+    }
+
+    /// The offsets of the first records still in the logs.
+    ///
+    /// # Errors
+    /// The leaders' errors; [`ErrorKind::Timeout`] after `default.api.timeout.ms`.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn beginning_offsets(
+        &self,
+        partitions: impl IntoIterator<Item = TopicPartition>,
+    ) -> Result<BTreeMap<TopicPartition, i64>> {
+        self.list_offsets(partitions.into_iter().collect(), ResetTo::Earliest).await
+    }
+
+    /// The offsets that the next records will get (with `read_committed`: after the last record that can be read).
+    ///
+    /// # Errors
+    /// The leaders' errors; [`ErrorKind::Timeout`] after `default.api.timeout.ms`.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn end_offsets(
+        &self,
+        partitions: impl IntoIterator<Item = TopicPartition>,
+    ) -> Result<BTreeMap<TopicPartition, i64>> {
+        self.list_offsets(partitions.into_iter().collect(), ResetTo::Latest).await
+    }
+
+    async fn list_offsets(
+        &self,
+        mut partitions: Vec<TopicPartition>,
+        to: ResetTo,
+    ) -> Result<BTreeMap<TopicPartition, i64>> {
+        partitions.sort();
+        partitions.dedup();
+        let mut topics: Vec<_> = partitions.iter().map(|key| Arc::clone(&key.topic)).collect();
+        topics.dedup();
+        let deadline = self.api_deadline();
+        self.insist(deadline, async || {
+            let metadata = self.shared.cluster.require_topics(&topics, deadline).await?;
+            let mut leaders: BTreeMap<i32, Vec<Lookup>> = BTreeMap::new();
+            for key in &partitions {
+                let Some((leader, leader_epoch)) = metadata.leader(&key.topic, key.partition) else {
+                    return Err(Error::from_code("Metadata", UNKNOWN_TOPIC_OR_PARTITION)
+                        .with_topic(Arc::clone(&key.topic))
+                        .with_partition(key.partition));
+                };
+                let lookup = Lookup { partition: key.clone(), epoch: 0, leader_epoch, to };
+                leaders.entry(leader).or_default().push(lookup);
+            }
+            let mut found = BTreeMap::new();
+            for (leader, lookups) in leaders {
+                found.extend(requests::list_offsets(&self.shared, leader, &lookups, deadline).await?);
+            }
+            all_found("ListOffsets", &partitions, &found)
+        })
+        .await
+    }
+
+    /// Repeats a look-up until it succeeds, fails for good, or the deadline is near.
+    async fn insist<T>(&self, deadline: Instant, mut attempt: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+        let settings = self.shared.cluster.settings();
+        let mut backoff = Backoff::new(settings.retry_backoff, settings.retry_backoff_max);
+        let mut rng = Rng::from_entropy();
+        loop {
+            let error = match attempt().await {
+                Err(error) if error.is_retriable() => error,
+                done => return done,
+            };
+            if let (Some(group), Some(15 | 16)) =
+                (&self.shared.settings.group_id, error.code().map(|code| code.0))
+            {
+                let coordinator = self.shared.coordinator.load(Ordering::Relaxed);
+                self.shared.cluster.forget_coordinator(group, coordinator);
+            }
+            self.shared.cluster.refresh();
+            let next = time::now() + backoff.next(&mut rng);
+            if next >= deadline {
+                return Err(error);
+            }
+            tokio::time::sleep_until(next).await;
+        }
+    }
+
+    /// Commits what is covered (with `enable.auto.commit`), leaves the group, and returns by `deadline` at the latest. The
+    /// consumer can do nothing more afterwards. Commit first if the last poll's records are done as well.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Timeout`] if the group could not be left in time; it then notices by `session.timeout.ms`.
+    ///
+    /// # Cancel safety
+    /// Dropped, it goes on closing in the background.
+    pub async fn close(&self, deadline: Duration) -> Result<()> {
+        let deadline = time::now() + deadline;
+        let shared = &*self.shared;
+        shared.lock().begin_close(time::now(), deadline);
+        shared.changed.notify_waiters();
+        shared.wake.notify_one();
+        loop {
+            let changed = shared.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if shared.lock().is_closed() {
+                return if time::now() < deadline { Ok(()) } else { Err(close_timeout()) };
+            }
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return Err(close_timeout());
+            }
+        }
+    }
+
+    fn api_deadline(&self) -> Instant {
+        time::now() + self.shared.cluster.settings().default_api_timeout
+    }
+
+    /// Changes the core and lets the driver and the waiting see to it.
+    fn change<T>(&self, change: impl FnOnce(&mut Core, Instant) -> Result<T>) -> Result<T> {
+        let (result, news) = {
+            let mut core = self.shared.lock();
+            (change(&mut core, time::now()), core.take_news())
+        };
+        if news {
+            self.shared.changed.notify_waiters();
+        }
+        self.shared.wake.notify_one();
+        result
+    }
+}
+
+impl Drop for KafkaConsumer {
+    fn drop(&mut self) {
+        let mut core = self.shared.lock();
+        let now = time::now();
+        core.abandon(now, now + DROP_PATIENCE);
+        drop(core);
+        self.shared.wake.notify_one();
+    }
+}
+
+/// How long the driver of a dropped consumer tries to leave the group.
+const DROP_PATIENCE: Duration = Duration::from_secs(5);
+const UNKNOWN_TOPIC_OR_PARTITION: i16 = 3;
+
+/// One poll under way; the time until the next counts from its end, however it ends.
+struct Polling<'a> {
+    shared: &'a Shared,
+}
+
+impl<'a> Polling<'a> {
+    fn begin(shared: &'a Shared) -> Result<Self> {
+        let begun = shared.lock().handle_poll(time::now());
+        begun.map(|driver_is_due| {
+            if driver_is_due {
+                shared.wake.notify_one();
+            }
+            Self { shared }
+        })
+    }
+
+    /// What can be handed out now, at most `max` records.
+    fn take(&self, max: usize) -> Result<ConsumerRecords> {
+        let mut records = ConsumerRecords::default();
+        self.take_each(max, Turn::Poll, &mut |partition, chunk| records.push(partition, chunk))?;
+        Ok(records)
+    }
+
+    /// Takes chunks until `max` records are there or nothing is left, decoding outside the lock.
+    fn take_each(
+        &self,
+        max: usize,
+        turn: Turn,
+        hand_out: &mut dyn FnMut(TopicPartition, buffer::Chunk),
+    ) -> Result<()> {
+        let shared = self.shared;
+        let mut left = max;
+        let mut returned = None;
+        let mut failure: Option<Error> = None;
+        loop {
+            let job = {
+                let mut core = shared.lock();
+                if let Some((key, decoded)) = returned.take() {
+                    core.check_in(key, decoded, failure.is_some());
+                } else if let Some(error) = core.take_error() {
+                    return Err(error);
+                }
+                let mut job = None;
+                while left > 0 && failure.is_none() {
+                    match core.next_chunk(left, turn) {
+                        Next::Chunk(partition, chunk) => {
+                            left = left.saturating_sub(chunk.range.len());
+                            hand_out(partition, chunk);
+                        }
+                        Next::Decode(next) => {
+                            job = Some(next);
+                            break;
+                        }
+                        Next::Nothing => break,
+                    }
+                }
+                if core.subscription.take_wants_fetch() {
+                    shared.yields.store(true, Ordering::Relaxed);
+                    shared.wake.notify_one();
+                }
+                job
+            };
+            let Some(job) = job else { break };
+            let partition = job.partition.clone();
+            let (key, decoding) = job.split();
+            let (decoded, result) =
+                decoding.run(shared.settings.check_crcs, &shared.decompressor, MAX_DECOMPRESSED);
+            failure = result
+                .err()
+                .map(|error| error.with_topic(partition.topic).with_partition(partition.partition));
+            returned = Some((key, decoded));
+        }
+        if left < max {
+            // A failure comes again with the next poll, after these records.
+            return Ok(());
+        }
+        match failure.or_else(|| shared.lock().take_failure()) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Polling<'_> {
+    fn drop(&mut self) {
+        self.shared.lock().handle_poll_end(time::now());
+    }
+}
+
+fn all_found(
+    api: &'static str,
+    partitions: &[TopicPartition],
+    found: &core::Found,
+) -> Result<BTreeMap<TopicPartition, i64>> {
+    let offset = |key: &TopicPartition| match found.get(key) {
+        Some(Ok(offset)) => Ok((key.clone(), *offset)),
+        Some(Err(code)) => Err(Error::from_code(api, *code)
+            .with_topic(Arc::clone(&key.topic))
+            .with_partition(key.partition)),
+        None => Err(Error::protocol("the answer left out a partition").with_api(api)),
+    };
+    partitions.iter().map(offset).collect()
+}
+
+fn close_timeout() -> Error {
+    Error::new(ErrorKind::Timeout, "the consumer did not finish committing and leaving its group in time")
+        .with_hint("give close more time; the group takes its partitions after session.timeout.ms")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,396 @@
+//! Commits: their order, their retries, and who waits for them. Pure.
+//!
+//! One commit is out at a time and the next waits for its answer, so that an older position can never overwrite a newer
+//! one. What may be committed is decided elsewhere (`subscription.rs`): this file must never raise an offset.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::group::{Identity, code};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    record::TopicPartition,
+    time::{Backoff, Instant, Rng},
+};
+
+/// A position to commit: the offset of the next record to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Offset {
+    pub(crate) offset: i64,
+    /// KIP-320; -1 where unknown.
+    pub(crate) leader_epoch: i32,
+    pub(crate) metadata: String,
+}
+
+pub(crate) type Offsets = BTreeMap<TopicPartition, Offset>;
+
+/// Names a commit that somebody waits for.
+pub(crate) type Ticket = u64;
+
+/// A commit to send; its answer goes to `handle_answer` with the same epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CommitAction {
+    pub(crate) epoch: u64,
+    pub(crate) identity: Identity,
+    pub(crate) offsets: Offsets,
+    pub(crate) deadline: Instant,
+}
+
+/// What became of a commit.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// `None` for an automatic commit.
+    pub(crate) ticket: Option<Ticket>,
+    /// What was committed, whatever happened to the rest.
+    pub(crate) committed: Offsets,
+    pub(crate) result: Result<()>,
+    /// The coordinator was lost: look it up again.
+    pub(crate) forget_coordinator: bool,
+    /// The generation of the commit is over, with the coordinator's code.
+    pub(crate) fenced: Option<(i32, i16)>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    ticket: Option<Ticket>,
+    offsets: Offsets,
+    deadline: Instant,
+    /// The generation that the offsets were handed out in: a later one must not commit them.
+    identity: Identity,
+}
+
+#[derive(Debug)]
+enum State {
+    Idle,
+    Out { epoch: u64, commit: Pending },
+    BackingOff { until: Instant, commit: Pending },
+}
+
+/// The queue of commits.
+#[derive(Debug)]
+pub(crate) struct Commits {
+    queue: VecDeque<Pending>,
+    state: State,
+    next_epoch: u64,
+    backoff: Backoff,
+    rng: Rng,
+}
+
+impl Commits {
+    pub(crate) fn new(backoff: Backoff, rng: Rng) -> Self {
+        Self { queue: VecDeque::new(), state: State::Idle, next_epoch: 1, backoff, rng }
+    }
+
+    /// Nothing is out or queued.
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle) && self.queue.is_empty()
+    }
+
+    /// Whether an automatic commit is out or queued already.
+    pub(crate) fn has_automatic(&self) -> bool {
+        let out = match &self.state {
+            State::Idle => None,
+            State::Out { commit, .. } | State::BackingOff { commit, .. } => Some(commit),
+        };
+        out.into_iter().chain(&self.queue).any(|commit| commit.ticket.is_none())
+    }
+
+    /// Queues a commit. The deadline bounds its retries.
+    pub(crate) fn handle_commit(
+        &mut self,
+        ticket: Option<Ticket>,
+        identity: Identity,
+        offsets: Offsets,
+        deadline: Instant,
+    ) {
+        self.queue.push_back(Pending { ticket, offsets, deadline, identity });
+    }
+
+    pub(crate) fn poll_action(&mut self, now: Instant) -> Option<CommitAction> {
+        let commit = match std::mem::replace(&mut self.state, State::Idle) {
+            State::Idle => self.queue.pop_front()?,
+            State::BackingOff { until, commit } if until <= now => commit,
+            waiting => {
+                self.state = waiting;
+                return None;
+            }
+        };
+        let epoch = self.next_epoch;
+        self.next_epoch += 1;
+        let action = CommitAction {
+            epoch,
+            identity: commit.identity.clone(),
+            offsets: commit.offsets.clone(),
+            deadline: commit.deadline,
+        };
+        self.state = State::Out { epoch, commit };
+        Some(action)
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        match &self.state {
+            State::BackingOff { until, .. } => Some(*until),
+            _ => None,
+        }
+    }
+
+    /// The coordinator's code for every partition, or why there is no answer. Returns what became of the commit, unless
+    /// it goes on.
+    pub(crate) fn handle_answer(
+        &mut self,
+        now: Instant,
+        epoch: u64,
+        answer: Result<BTreeMap<TopicPartition, i16>>,
+    ) -> Option<Outcome> {
+        let mut commit = match std::mem::replace(&mut self.state, State::Idle) {
+            State::Out { epoch: waited, commit } if waited == epoch => commit,
+            other => {
+                self.state = other;
+                return None;
+            }
+        };
+        let mut outcome = Outcome {
+            ticket: commit.ticket,
+            committed: Offsets::new(),
+            result: Ok(()),
+            forget_coordinator: false,
+            fenced: None,
+        };
+        let failure = match answer {
+            Err(error) => {
+                let lost = error.code().is_none_or(|code| is_moved(code.0));
+                outcome.forget_coordinator = lost;
+                Some(error)
+            }
+            Ok(codes) => {
+                let mut failure: Option<Error> = None;
+                let offsets = std::mem::take(&mut commit.offsets);
+                for (partition, offset) in offsets {
+                    match codes.get(&partition).copied() {
+                        Some(0) => {
+                            outcome.committed.insert(partition, offset);
+                        }
+                        refused => {
+                            let error = refusal(&partition, refused, &commit.identity, &mut outcome);
+                            // The one that says most: a retriable one only if nothing worse came with it.
+                            if failure.as_ref().is_none_or(|known| known.is_retriable() && !error.is_retriable()) {
+                                failure = Some(error);
+                            }
+                            commit.offsets.insert(partition, offset);
+                        }
+                    }
+                }
+                failure
+            }
+        };
+        let Some(error) = failure else {
+            self.backoff.reset();
+            return Some(outcome);
+        };
+        let again = now + self.backoff.next(&mut self.rng);
+        if error.is_retriable() && outcome.fenced.is_none() && again < commit.deadline && !is_final(&error) {
+            self.state = State::BackingOff { until: again, commit };
+            // What is committed already must count even if the rest never succeeds.
+            let told = !outcome.committed.is_empty() || outcome.forget_coordinator;
+            outcome.ticket = None;
+            return told.then_some(outcome);
+        }
+        self.backoff.reset();
+        outcome.result = Err(error);
+        Some(outcome)
+    }
+
+    /// The partitions are somebody else's: what waits or is out fails, and nothing of it is sent any more.
+    pub(crate) fn handle_lost(&mut self) -> Vec<Outcome> {
+        let current = match std::mem::replace(&mut self.state, State::Idle) {
+            State::Idle => None,
+            State::Out { commit, .. } | State::BackingOff { commit, .. } => Some(commit),
+        };
+        let failed = |commit: Pending| Outcome {
+            ticket: commit.ticket,
+            committed: Offsets::new(),
+            result: Err(generation_over(Error::from_code("OffsetCommit", code::UNKNOWN_MEMBER_ID))),
+            forget_coordinator: false,
+            fenced: None,
+        };
+        let (standing, lost) = current
+            .into_iter()
+            .chain(self.queue.drain(..))
+            .partition::<Vec<_>, _>(|commit| commit.identity.generation < 0);
+        self.queue = standing.into();
+        lost.into_iter().map(failed).collect()
+    }
+}
+
+fn is_moved(code: i16) -> bool {
+    matches!(code, code::NOT_COORDINATOR | code::COORDINATOR_NOT_AVAILABLE)
+}
+
+/// Retriable by the protocol guide, yet hopeless until the member has rejoined.
+fn is_final(error: &Error) -> bool {
+    error.code().is_some_and(|code| code.0 == code::REBALANCE_IN_PROGRESS)
+}
+
+fn refusal(
+    partition: &TopicPartition,
+    refused: Option<i16>,
+    identity: &Identity,
+    outcome: &mut Outcome,
+) -> Error {
+    let error = match refused {
+        None => Error::protocol("the coordinator left out a partition").with_api("OffsetCommit"),
+        Some(code) => {
+            outcome.forget_coordinator |= is_moved(code);
+            let error = Error::from_code("OffsetCommit", code);
+            match code {
+                code::ILLEGAL_GENERATION | code::UNKNOWN_MEMBER_ID | code::FENCED_INSTANCE_ID => {
+                    outcome.fenced = Some((identity.generation, code));
+                    generation_over(error)
+                }
+                code::REBALANCE_IN_PROGRESS => error.with_hint(
+                    "the group is rebalancing: keep polling; what was not committed is handed out again",
+                ),
+                _ => error,
+            }
+        }
+    };
+    error.with_topic(std::sync::Arc::clone(&partition.topic)).with_partition(partition.partition)
+}
+
+fn generation_over(error: Error) -> Error {
+    error.with_hint(
+        "the group has given the partitions to another member, which gets these records again; if this happens often, \
+         raise max.poll.interval.ms or lower max.poll.records",
+    )
+}
+
+/// A commit that did not end in time.
+pub(crate) fn commit_timeout() -> Error {
+    Error::new(ErrorKind::Timeout, "the commit was not acknowledged in time")
+        .with_api("OffsetCommit")
+        .with_hint("raise default.api.timeout.ms if the coordinator is slow")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::time;
+
+    fn commits() -> Commits {
+        Commits::new(Backoff::new(Duration::from_millis(100), Duration::from_secs(1)), Rng::new(1))
+    }
+
+    fn member(generation: i32) -> Identity {
+        Identity { member_id: "m".to_owned(), generation, instance_id: None }
+    }
+
+    fn offsets(list: &[(i32, i64)]) -> Offsets {
+        list.iter()
+            .map(|(partition, offset)| {
+                let offset = Offset { offset: *offset, leader_epoch: -1, metadata: String::new() };
+                (TopicPartition::new("t", *partition), offset)
+            })
+            .collect()
+    }
+
+    fn codes(list: &[(i32, i16)]) -> Result<BTreeMap<TopicPartition, i16>> {
+        Ok(list.iter().map(|(partition, code)| (TopicPartition::new("t", *partition), *code)).collect())
+    }
+
+    #[test]
+    fn commits_are_sent_one_at_a_time_in_the_order_they_were_made() {
+        let (mut commits, now) = (commits(), time::now());
+        let deadline = now + Duration::from_secs(60);
+        commits.handle_commit(Some(1), member(3), offsets(&[(0, 10)]), deadline);
+        commits.handle_commit(Some(2), member(3), offsets(&[(0, 20)]), deadline);
+        let first = commits.poll_action(now).unwrap();
+        assert_eq!(first.offsets, offsets(&[(0, 10)]));
+        assert_eq!(commits.poll_action(now), None);
+        let outcome = commits.handle_answer(now, first.epoch, codes(&[(0, 0)])).unwrap();
+        assert_eq!((outcome.ticket, outcome.committed), (Some(1), offsets(&[(0, 10)])));
+        assert_eq!(commits.poll_action(now).unwrap().offsets, offsets(&[(0, 20)]));
+    }
+
+    #[test]
+    fn a_retry_keeps_its_place_before_later_commits() {
+        let (mut commits, now) = (commits(), time::now());
+        let deadline = now + Duration::from_secs(60);
+        commits.handle_commit(Some(1), member(3), offsets(&[(0, 10)]), deadline);
+        commits.handle_commit(Some(2), member(3), offsets(&[(0, 20)]), deadline);
+        let first = commits.poll_action(now).unwrap();
+        let told = commits.handle_answer(now, first.epoch, codes(&[(0, code::NOT_COORDINATOR)])).unwrap();
+        assert!(told.forget_coordinator && told.ticket.is_none() && told.result.is_ok());
+        assert_eq!(commits.poll_action(now), None);
+        let again = commits.poll_timeout().unwrap();
+        assert_eq!(commits.poll_action(again).unwrap().offsets, offsets(&[(0, 10)]));
+    }
+
+    #[test]
+    fn only_what_failed_is_sent_again() {
+        let (mut commits, now) = (commits(), time::now());
+        commits.handle_commit(Some(1), member(3), offsets(&[(0, 10), (1, 11)]), now + Duration::from_secs(60));
+        let first = commits.poll_action(now).unwrap();
+        let told = commits
+            .handle_answer(now, first.epoch, codes(&[(0, 0), (1, code::COORDINATOR_LOAD_IN_PROGRESS)]))
+            .unwrap();
+        assert_eq!(told.committed, offsets(&[(0, 10)]));
+        let second = commits.poll_action(commits.poll_timeout().unwrap()).unwrap();
+        assert_eq!(second.offsets, offsets(&[(1, 11)]));
+        assert!(commits.handle_answer(now, second.epoch, codes(&[(1, 0)])).unwrap().result.is_ok());
+    }
+
+    #[test]
+    fn a_stale_answer_is_dropped() {
+        let (mut commits, now) = (commits(), time::now());
+        commits.handle_commit(Some(1), member(3), offsets(&[(0, 10)]), now + Duration::from_secs(60));
+        let out = commits.poll_action(now).unwrap();
+        assert!(commits.handle_answer(now, out.epoch + 1, codes(&[(0, 0)])).is_none());
+        assert!(!commits.is_idle());
+    }
+
+    #[test]
+    fn a_commit_of_an_old_generation_fails_and_tells_the_membership() {
+        for refused in [code::ILLEGAL_GENERATION, code::UNKNOWN_MEMBER_ID, code::FENCED_INSTANCE_ID] {
+            let (mut commits, now) = (commits(), time::now());
+            commits.handle_commit(Some(1), member(3), offsets(&[(0, 10)]), now + Duration::from_secs(60));
+            let out = commits.poll_action(now).unwrap();
+            let outcome = commits.handle_answer(now, out.epoch, codes(&[(0, refused)])).unwrap();
+            assert_eq!(outcome.fenced, Some((3, refused)));
+            assert!(outcome.result.is_err() && outcome.committed.is_empty());
+        }
+    }
+
+    #[test]
+    fn retries_end_at_the_deadline_with_the_last_cause() {
+        let (mut commits, mut now) = (commits(), time::now());
+        let deadline = now + Duration::from_secs(2);
+        commits.handle_commit(Some(1), member(3), offsets(&[(0, 10)]), deadline);
+        let mut tries = 0;
+        let outcome = loop {
+            let out = commits.poll_action(now).unwrap();
+            tries += 1;
+            let lost = Err(Error::new(ErrorKind::Disconnected, "gone"));
+            match commits.handle_answer(now, out.epoch, lost).unwrap() {
+                outcome if outcome.result.is_err() => break outcome,
+                _ => now = commits.poll_timeout().unwrap(),
+            }
+        };
+        assert!(tries > 2 && now < deadline);
+        assert_eq!(outcome.ticket, Some(1));
+        assert!(commits.is_idle());
+    }
+
+    #[test]
+    fn lost_partitions_fail_every_waiting_commit_but_those_outside_the_group() {
+        let (mut commits, now) = (commits(), time::now());
+        let deadline = now + Duration::from_secs(60);
+        commits.handle_commit(Some(1), member(3), offsets(&[(0, 10)]), deadline);
+        commits.handle_commit(Some(2), Identity::standalone(), offsets(&[(1, 5)]), deadline);
+        let out = commits.poll_action(now).unwrap();
+        let lost: Vec<_> = commits.handle_lost().into_iter().map(|outcome| outcome.ticket).collect();
+        assert_eq!(lost, [Some(1)]);
+        assert!(commits.handle_answer(now, out.epoch, codes(&[(0, 0)])).is_none());
+        assert_eq!(commits.poll_action(now).unwrap().offsets, offsets(&[(1, 5)]));
+    }
+}

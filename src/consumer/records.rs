@@ -1,0 +1,340 @@
+//! What a poll hands out: records of several partitions, borrowed from the responses they came in, or owned.
+//!
+//! Walking by reference allocates nothing and counts no reference; nothing is ever copied.
+
+use std::{borrow::Cow, fmt, slice, vec};
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+
+use super::buffer::Chunk;
+use crate::{
+    batch::{DecodedBatch, RecordSlot},
+    error::Result,
+    record::{ConsumerRecord, TimestampType, TopicPartition, read_json},
+};
+
+/// The records of one poll, by partition.
+#[derive(Debug, Clone, Default)]
+pub struct ConsumerRecords {
+    partitions: Vec<PartitionRecords>,
+    count: usize,
+}
+
+impl ConsumerRecords {
+    /// How many records there are in all partitions.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// How many records there are in all partitions (Java's `count`).
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Whether the poll ended without records.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The partitions that have records, in the order they are handed out.
+    pub fn partitions(&self) -> impl Iterator<Item = &TopicPartition> {
+        self.partitions.iter().map(|records| &records.partition)
+    }
+
+    /// The records of one partition.
+    pub fn partition(&self, partition: &TopicPartition) -> Option<&PartitionRecords> {
+        self.partitions.iter().find(|records| records.partition == *partition)
+    }
+
+    /// Every record, partition by partition, in the order of their offsets within each.
+    pub fn records(&self) -> impl Iterator<Item = RecordRef<'_>> {
+        self.partitions.iter().flat_map(|records| records.iter())
+    }
+
+    /// The records by partition, borrowed.
+    pub fn iter(&self) -> Iter<'_> {
+        Iter(self.partitions.iter())
+    }
+
+    pub(crate) fn push(&mut self, partition: TopicPartition, chunk: Chunk) {
+        let count = chunk.range.len();
+        self.count += count;
+        // A partition's chunks come one after the other, but for a poll that had to decode in between.
+        match self.partitions.iter_mut().rev().find(|records| records.partition == partition) {
+            Some(records) => {
+                records.count += count;
+                records.chunks.push(chunk);
+            }
+            None => self.partitions.push(PartitionRecords { partition, chunks: vec![chunk], count }),
+        }
+    }
+}
+
+impl IntoIterator for ConsumerRecords {
+    type Item = (TopicPartition, PartitionRecords);
+    type IntoIter = IntoIter;
+
+    fn into_iter(self) -> IntoIter {
+        IntoIter(self.partitions.into_iter())
+    }
+}
+
+impl<'a> IntoIterator for &'a ConsumerRecords {
+    type Item = (&'a TopicPartition, &'a PartitionRecords);
+    type IntoIter = Iter<'a>;
+
+    fn into_iter(self) -> Iter<'a> {
+        self.iter()
+    }
+}
+
+/// The partitions of a poll with their records.
+#[derive(Debug)]
+pub struct IntoIter(vec::IntoIter<PartitionRecords>);
+
+impl Iterator for IntoIter {
+    type Item = (TopicPartition, PartitionRecords);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.next().map(|records| (records.partition.clone(), records))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
+    }
+}
+
+/// The partitions of a poll with their records, borrowed.
+#[derive(Debug, Clone)]
+pub struct Iter<'a>(slice::Iter<'a, PartitionRecords>);
+
+impl<'a> Iterator for Iter<'a> {
+    type Item = (&'a TopicPartition, &'a PartitionRecords);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.next().map(|records| (&records.partition, records))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
+    }
+}
+
+/// Records of one partition, in the order of their offsets.
+///
+/// `for record in &records` borrows ([`RecordRef`]) and costs nothing but reading; `for record in records` owns
+/// ([`ConsumerRecord`]), sharing the buffer of the response.
+#[derive(Debug, Clone)]
+pub struct PartitionRecords {
+    partition: TopicPartition,
+    /// Never empty, and no chunk is.
+    chunks: Vec<Chunk>,
+    count: usize,
+}
+
+impl PartitionRecords {
+    /// The partition.
+    pub fn partition(&self) -> &TopicPartition {
+        &self.partition
+    }
+
+    /// How many records there are.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Never true for what a poll hands out.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The records, borrowed.
+    pub fn iter(&self) -> RecordRefs<'_> {
+        RecordRefs { partition: &self.partition, chunks: self.chunks.iter(), batch: None, slots: [].iter() }
+    }
+}
+
+impl<'a> IntoIterator for &'a PartitionRecords {
+    type Item = RecordRef<'a>;
+    type IntoIter = RecordRefs<'a>;
+
+    fn into_iter(self) -> RecordRefs<'a> {
+        self.iter()
+    }
+}
+
+impl IntoIterator for PartitionRecords {
+    type Item = ConsumerRecord;
+    type IntoIter = OwnedRecords;
+
+    fn into_iter(self) -> OwnedRecords {
+        OwnedRecords { partition: self.partition, chunks: self.chunks.into_iter(), chunk: None, left: self.count }
+    }
+}
+
+/// Borrowed records of one partition.
+#[derive(Clone)]
+pub struct RecordRefs<'a> {
+    partition: &'a TopicPartition,
+    chunks: slice::Iter<'a, Chunk>,
+    batch: Option<&'a DecodedBatch>,
+    slots: slice::Iter<'a, RecordSlot>,
+}
+
+impl fmt::Debug for RecordRefs<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecordRefs").field("partition", self.partition).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Iterator for RecordRefs<'a> {
+    type Item = RecordRef<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<RecordRef<'a>> {
+        loop {
+            if let (Some(batch), Some(slot)) = (self.batch, self.slots.next()) {
+                return Some(RecordRef { partition: self.partition, batch, slot });
+            }
+            let chunk = self.chunks.next()?;
+            self.batch = Some(&chunk.batch);
+            self.slots = chunk.batch.slots.get(chunk.range.clone()).unwrap_or_default().iter();
+        }
+    }
+}
+
+/// Owned records of one partition.
+#[derive(Debug)]
+pub struct OwnedRecords {
+    partition: TopicPartition,
+    chunks: vec::IntoIter<Chunk>,
+    chunk: Option<Chunk>,
+    left: usize,
+}
+
+impl Iterator for OwnedRecords {
+    type Item = ConsumerRecord;
+
+    fn next(&mut self) -> Option<ConsumerRecord> {
+        loop {
+            if let Some(chunk) = &mut self.chunk
+                && let Some(slot) = chunk.range.next().and_then(|index| chunk.batch.slots.get(index))
+            {
+                self.left = self.left.saturating_sub(1);
+                return Some(RecordRef { partition: &self.partition, batch: &chunk.batch, slot }.to_owned());
+            }
+            self.chunk = Some(self.chunks.next()?);
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for OwnedRecords {}
+
+/// One received record, borrowed from the response it came in.
+#[derive(Clone, Copy)]
+pub struct RecordRef<'a> {
+    partition: &'a TopicPartition,
+    batch: &'a DecodedBatch,
+    slot: &'a RecordSlot,
+}
+
+impl<'a> RecordRef<'a> {
+    /// The topic.
+    pub fn topic(&self) -> &'a str {
+        &self.partition.topic
+    }
+
+    /// The partition's number.
+    pub fn partition(&self) -> i32 {
+        self.partition.partition
+    }
+
+    /// The offset.
+    #[inline]
+    pub fn offset(&self) -> i64 {
+        self.batch.offset(self.slot)
+    }
+
+    /// Milliseconds since the Unix epoch; -1 if the record has none.
+    #[inline]
+    pub fn timestamp(&self) -> i64 {
+        self.slot.timestamp
+    }
+
+    /// Who set the timestamp.
+    pub fn timestamp_type(&self) -> TimestampType {
+        self.batch.timestamp_type
+    }
+
+    /// The leader epoch of the batch (KIP-320), where known.
+    pub fn leader_epoch(&self) -> Option<i32> {
+        self.batch.leader_epoch
+    }
+
+    /// The key.
+    #[inline]
+    pub fn key(&self) -> Option<&'a [u8]> {
+        self.batch.key(self.slot)
+    }
+
+    /// The value; `None` is a tombstone.
+    #[inline]
+    pub fn value(&self) -> Option<&'a [u8]> {
+        self.batch.value(self.slot)
+    }
+
+    /// The key as a share of the response's buffer.
+    pub fn key_bytes(&self) -> Option<Bytes> {
+        self.batch.key_bytes(self.slot)
+    }
+
+    /// The value as a share of the response's buffer.
+    pub fn value_bytes(&self) -> Option<Bytes> {
+        self.batch.value_bytes(self.slot)
+    }
+
+    /// The headers in order, duplicates kept: name and value. A name that is not UTF-8 reads with replacement characters.
+    pub fn headers(&self) -> impl Iterator<Item = (Cow<'a, str>, Option<&'a [u8]>)> + use<'a> {
+        self.batch.headers(self.slot).map(|header| (header.key(), header.value))
+    }
+
+    /// The value read as JSON; a tombstone reads as `null`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Json`](crate::ErrorKind::Json) naming topic, partition and offset if the value is not JSON of that
+    /// type.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
+        read_json(self.value(), &self.partition.topic, self.partition.partition, self.offset())
+    }
+
+    /// The record with its data: key and value share the response's buffer, headers are copied.
+    pub fn to_owned(&self) -> ConsumerRecord {
+        ConsumerRecord {
+            topic: std::sync::Arc::clone(&self.partition.topic),
+            partition: self.partition.partition,
+            offset: self.offset(),
+            timestamp: self.timestamp(),
+            timestamp_type: self.batch.timestamp_type,
+            leader_epoch: self.batch.leader_epoch,
+            key: self.key_bytes(),
+            value: self.value_bytes(),
+            headers: self.batch.owned_headers(self.slot),
+        }
+    }
+}
+
+impl fmt::Debug for RecordRef<'_> {
+    /// Without key and value, which may be secrets and may be large.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecordRef")
+            .field("partition", &self.partition.to_string())
+            .field("offset", &self.offset())
+            .field("timestamp", &self.timestamp())
+            .finish_non_exhaustive()
+    }
+}

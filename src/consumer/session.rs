@@ -1,0 +1,156 @@
+//! An incremental fetch session with one broker (KIP-227): only what changed since the last fetch is sent. Pure.
+//!
+//! The broker keeps the list of partitions; whenever it is in doubt which list that is, the next fetch is a full one.
+
+use std::collections::BTreeMap;
+
+use crate::record::TopicPartition;
+
+/// What is asked of one partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) offset: i64,
+    /// KIP-320: what we believe the leader's epoch is; -1 where unknown.
+    pub(crate) leader_epoch: i32,
+    pub(crate) max_bytes: i32,
+}
+
+/// The part of a fetch request that the session decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SessionRequest {
+    pub(crate) id: i32,
+    pub(crate) epoch: i32,
+    pub(crate) partitions: Vec<(TopicPartition, Wanted)>,
+    pub(crate) forgotten: Vec<TopicPartition>,
+}
+
+pub(crate) const SESSION_ID_NOT_FOUND: i16 = 70;
+pub(crate) const INVALID_SESSION_EPOCH: i16 = 71;
+
+/// The epoch of a full fetch, which opens a session, or replaces the one of its id.
+const INITIAL_EPOCH: i32 = 0;
+const NO_SESSION: i32 = 0;
+
+#[derive(Debug, Default)]
+pub(crate) struct Session {
+    id: i32,
+    epoch: i32,
+    /// What the broker has on its list.
+    known: BTreeMap<TopicPartition, Wanted>,
+}
+
+impl Session {
+    /// The next request for exactly these partitions.
+    pub(crate) fn request(&mut self, wanted: BTreeMap<TopicPartition, Wanted>) -> SessionRequest {
+        let (id, epoch) = (self.id, self.epoch);
+        if epoch == INITIAL_EPOCH {
+            let partitions = wanted.iter().map(|(key, wanted)| (key.clone(), *wanted)).collect();
+            self.known = wanted;
+            return SessionRequest { id, epoch, partitions, forgotten: Vec::new() };
+        }
+        let partitions = wanted
+            .iter()
+            .filter(|(key, wanted)| self.known.get(*key) != Some(*wanted))
+            .map(|(key, wanted)| (key.clone(), *wanted))
+            .collect();
+        let forgotten = self.known.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
+        self.known = wanted;
+        SessionRequest { id, epoch, partitions, forgotten }
+    }
+
+    /// The broker answered the last request. False if the answer holds nothing but "begin anew".
+    pub(crate) fn handle_answer(&mut self, error: i16, session_id: i32) -> bool {
+        match error {
+            0 if session_id == NO_SESSION => {
+                // The broker has no room for sessions, or is too old for them: every fetch is a full one.
+                *self = Self::default();
+                true
+            }
+            0 => {
+                self.id = session_id;
+                self.epoch = if self.epoch == i32::MAX { 1 } else { self.epoch + 1 };
+                true
+            }
+            SESSION_ID_NOT_FOUND => {
+                *self = Self::default();
+                false
+            }
+            _ => {
+                self.handle_failure();
+                false
+            }
+        }
+    }
+
+    /// No answer, so the broker may or may not have counted the request: replace its session by a new one.
+    pub(crate) fn handle_failure(&mut self) {
+        self.epoch = INITIAL_EPOCH;
+        self.known.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(list: &[(i32, i64)]) -> BTreeMap<TopicPartition, Wanted> {
+        let wanted = |offset| Wanted { offset, leader_epoch: 0, max_bytes: 100 };
+        list.iter().map(|(p, offset)| (TopicPartition::new("t", *p), wanted(*offset))).collect()
+    }
+
+    fn shown(request: &SessionRequest) -> (i32, i32, Vec<(i32, i64)>, Vec<i32>) {
+        let sent = request.partitions.iter().map(|(key, wanted)| (key.partition, wanted.offset)).collect();
+        (request.id, request.epoch, sent, request.forgotten.iter().map(|key| key.partition).collect())
+    }
+
+    #[test]
+    fn the_first_fetch_is_full_and_later_ones_send_what_changed() {
+        let mut session = Session::default();
+        assert_eq!(shown(&session.request(wanted(&[(0, 5), (1, 6)]))), (0, 0, vec![(0, 5), (1, 6)], vec![]));
+        assert!(session.handle_answer(0, 77));
+        assert_eq!(shown(&session.request(wanted(&[(0, 9), (1, 6)]))), (77, 1, vec![(0, 9)], vec![]));
+        assert!(session.handle_answer(0, 77));
+        assert_eq!(shown(&session.request(wanted(&[(1, 6), (2, 0)]))), (77, 2, vec![(2, 0)], vec![0]));
+        assert!(session.handle_answer(0, 77));
+        assert_eq!(shown(&session.request(wanted(&[(1, 6), (2, 0)]))), (77, 3, vec![], vec![]));
+    }
+
+    #[test]
+    fn a_partition_that_was_forgotten_is_sent_again_when_it_comes_back() {
+        let mut session = Session::default();
+        session.request(wanted(&[(0, 5), (1, 6)]));
+        session.handle_answer(0, 77);
+        session.request(wanted(&[(0, 5)]));
+        session.handle_answer(0, 77);
+        assert_eq!(shown(&session.request(wanted(&[(0, 5), (1, 6)]))), (77, 2, vec![(1, 6)], vec![]));
+    }
+
+    #[test]
+    fn a_lost_session_is_opened_anew_with_everything() {
+        // (error, id of the next request): an unknown session is left alone, one out of step is replaced by its id.
+        for (error, id) in [(SESSION_ID_NOT_FOUND, 0), (INVALID_SESSION_EPOCH, 77), (-1, 77)] {
+            let mut session = Session::default();
+            session.request(wanted(&[(0, 5)]));
+            session.handle_answer(0, 77);
+            session.request(wanted(&[(0, 6)]));
+            assert!(!session.handle_answer(error, 0));
+            assert_eq!(shown(&session.request(wanted(&[(0, 6)]))), (id, 0, vec![(0, 6)], vec![]));
+        }
+    }
+
+    #[test]
+    fn a_broker_without_sessions_gets_full_fetches() {
+        let mut session = Session::default();
+        for _ in 0..2 {
+            assert_eq!(shown(&session.request(wanted(&[(0, 5)]))), (0, 0, vec![(0, 5)], vec![]));
+            assert!(session.handle_answer(0, 0));
+        }
+    }
+
+    #[test]
+    fn the_session_epoch_wraps_to_one_since_zero_opens_a_session() {
+        let mut session = Session { id: 7, epoch: i32::MAX, known: BTreeMap::new() };
+        session.handle_answer(0, 7);
+        assert_eq!(session.epoch, 1);
+    }
+}

@@ -1,0 +1,92 @@
+//! Records one by one as a stream: a poll of one record each time, without a queue of its own, so that a dropped stream
+//! has nothing to give back and a commit never passes a record that was not yielded.
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use futures_core::Stream;
+use tokio::sync::futures::Notified;
+
+use super::{Polling, Shared, records::ConsumerRecords, subscription::Turn};
+use crate::{error::Result, record::ConsumerRecord};
+
+/// The stream of [`KafkaConsumer::stream`](super::KafkaConsumer::stream). Ends after the consumer was closed.
+pub struct RecordStream<'a> {
+    shared: &'a Shared,
+    waiting: Option<Waiting<'a>>,
+    ended: bool,
+}
+
+/// A poll that has found nothing yet.
+struct Waiting<'a> {
+    polling: Polling<'a>,
+    changed: Pin<Box<Notified<'a>>>,
+}
+
+impl fmt::Debug for RecordStream<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecordStream").field("waits", &self.waiting.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl<'a> RecordStream<'a> {
+    pub(super) fn new(shared: &'a Shared) -> Self {
+        Self { shared, waiting: None, ended: false }
+    }
+
+    fn listen(&self) -> Pin<Box<Notified<'a>>> {
+        let mut changed = Box::pin(self.shared.changed.notified());
+        changed.as_mut().enable();
+        changed
+    }
+}
+
+impl Stream for RecordStream<'_> {
+    type Item = Result<ConsumerRecord>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        // Shares the runtime with the driver however many records are buffered.
+        let budget = ready!(tokio::task::coop::poll_proceed(context));
+        if self.waiting.is_none() {
+            let polling = match Polling::begin(self.shared) {
+                Ok(polling) => polling,
+                Err(error) => {
+                    self.ended = true;
+                    return Poll::Ready(Some(Err(error)));
+                }
+            };
+            if let Some(item) = take_one(&polling).transpose() {
+                budget.made_progress();
+                return Poll::Ready(Some(item));
+            }
+            let changed = self.listen();
+            self.waiting = Some(Waiting { polling, changed });
+        }
+        loop {
+            let Some(waiting) = &mut self.waiting else { return Poll::Pending };
+            // Listening began before this look, so nothing that happens after it is missed.
+            if let Some(item) = take_one(&waiting.polling).transpose() {
+                self.waiting = None;
+                budget.made_progress();
+                return Poll::Ready(Some(item));
+            }
+            ready!(waiting.changed.as_mut().poll(context));
+            let changed = self.listen();
+            if let Some(waiting) = &mut self.waiting {
+                waiting.changed = changed;
+            }
+        }
+    }
+}
+
+fn take_one(polling: &Polling<'_>) -> Result<Option<ConsumerRecord>> {
+    let mut one = ConsumerRecords::default();
+    polling.take_each(1, Turn::Stream, &mut |partition, chunk| one.push(partition, chunk))?;
+    Ok(one.into_iter().next().and_then(|(_, records)| records.into_iter().next()))
+}

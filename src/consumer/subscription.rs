@@ -1,0 +1,416 @@
+//! What is assigned, and where each partition stands: looking for its first offset, fetching, paused. Pure.
+//!
+//! Three offsets per partition, always `covered <= next <= fetch`: `fetch` is asked of the broker next, `next` is handed
+//! out next, `covered` is what an automatic commit may commit: records handed out by *earlier* polls. A partition's epoch
+//! changes with every assignment and seek, so that answers and decoded batches of its earlier life are dropped.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use super::{
+    buffer::{Chunk, Decoded, Decoding, Queue, Taken},
+    offsets::{Offset, Offsets},
+};
+use crate::{error::Error, record::TopicPartition, time::Instant};
+
+/// Where to start when there is no offset, as ListOffsets wants it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ResetTo {
+    Earliest,
+    Latest,
+}
+
+impl ResetTo {
+    /// The timestamp that stands for it on the wire.
+    pub(crate) fn timestamp(self) -> i64 {
+        match self {
+            Self::Earliest => -2,
+            Self::Latest => -1,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Phase {
+    /// The group's committed offset is being looked up.
+    AwaitingCommitted,
+    /// The start or the end of the log is being looked up.
+    AwaitingReset(ResetTo),
+    Fetching(Position),
+    /// Nothing happens until the user seeks; every poll says why.
+    Failed(Error),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub(crate) next: i64,
+    pub(crate) fetch: i64,
+    /// Of the last record handed out; -1 where unknown.
+    pub(crate) leader_epoch: i32,
+}
+
+impl Position {
+    pub(crate) fn at(offset: i64) -> Self {
+        Self { next: offset, fetch: offset, leader_epoch: -1 }
+    }
+}
+
+/// One assigned partition.
+#[derive(Debug)]
+pub(crate) struct Partition {
+    pub(crate) epoch: u64,
+    pub(crate) paused: bool,
+    pub(crate) phase: Phase,
+    pub(crate) queue: Queue,
+    /// A look-up of its offset is out.
+    pub(crate) asked: bool,
+    /// Not to be asked about or fetched before.
+    pub(crate) retry_at: Option<Instant>,
+    pub(crate) leader: Option<(i32, i32)>,
+    pub(crate) high_watermark: Option<i64>,
+    covered: Option<(i64, i32)>,
+    committed: Option<i64>,
+    /// It stands in `Subscription::ready`.
+    is_ready: bool,
+    /// It stands in `Subscription::uncovered`.
+    is_uncovered: bool,
+}
+
+impl Partition {
+    pub(crate) fn position(&self) -> Option<Position> {
+        match self.phase {
+            Phase::Fetching(position) => Some(position),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.retry_at.is_none_or(|at| at <= now)
+    }
+}
+
+/// Whose turn is next after some records were taken of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// A poll takes all it can of one partition, then goes on to the next.
+    Poll,
+    /// A stream takes one record at a time and changes partition after each batch.
+    Stream,
+}
+
+/// What [`Subscription::next_chunk`] found.
+#[derive(Debug)]
+pub(crate) enum Next {
+    Chunk(TopicPartition, Chunk),
+    Decode(Job),
+    Nothing,
+}
+
+/// Batches of one partition to decode outside the lock.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) partition: TopicPartition,
+    epoch: u64,
+    pub(crate) decoding: Decoding,
+}
+
+/// Names what a finished [`Job`] belongs to.
+#[derive(Debug)]
+pub(crate) struct JobKey {
+    pub(crate) partition: TopicPartition,
+    epoch: u64,
+}
+
+impl Job {
+    pub(crate) fn split(self) -> (JobKey, Decoding) {
+        (JobKey { partition: self.partition, epoch: self.epoch }, self.decoding)
+    }
+}
+
+/// All assigned partitions.
+#[derive(Debug, Default)]
+pub(crate) struct Subscription {
+    partitions: BTreeMap<TopicPartition, Partition>,
+    /// Partitions that may have records to hand out, whose turn is next first.
+    ready: VecDeque<TopicPartition>,
+    /// Partitions that handed out records since the last poll began.
+    uncovered: Vec<TopicPartition>,
+    /// Bytes buffered in all queues.
+    buffered: usize,
+    wants_fetch: bool,
+    next_epoch: u64,
+}
+
+impl Subscription {
+    /// Whether a partition has become fetchable since this was last asked.
+    pub(crate) fn take_wants_fetch(&mut self) -> bool {
+        std::mem::take(&mut self.wants_fetch)
+    }
+
+    /// Whether records were handed out that no later poll has covered: the user may be at work on them.
+    pub(crate) fn has_uncovered(&self) -> bool {
+        !self.uncovered.is_empty()
+    }
+
+    pub(crate) fn get(&self, partition: &TopicPartition) -> Option<&Partition> {
+        self.partitions.get(partition)
+    }
+
+    pub(crate) fn get_mut(&mut self, partition: &TopicPartition) -> Option<&mut Partition> {
+        self.partitions.get_mut(partition)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&TopicPartition, &Partition)> {
+        self.partitions.iter()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&TopicPartition, &mut Partition)> {
+        self.partitions.iter_mut()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.partitions.is_empty()
+    }
+
+    pub(crate) fn buffered(&self) -> usize {
+        self.buffered
+    }
+
+    /// Replaces the assignment. A partition that stays keeps its position and its buffer, as in Java's `assign`.
+    pub(crate) fn assign(&mut self, partitions: impl IntoIterator<Item = TopicPartition>, start: &Phase) {
+        let mut before = std::mem::take(&mut self.partitions);
+        for key in partitions {
+            let kept = before.remove(&key);
+            let partition = kept.unwrap_or_else(|| self.fresh(start.clone()));
+            self.partitions.insert(key, partition);
+        }
+        let partitions = &self.partitions;
+        self.ready.retain(|key| partitions.contains_key(key));
+        self.uncovered.retain(|key| partitions.contains_key(key));
+        self.buffered = self.partitions.values().map(|partition| partition.queue.bytes()).sum();
+    }
+
+    /// Releases everything.
+    pub(crate) fn clear(&mut self) {
+        self.assign([], &Phase::AwaitingCommitted);
+    }
+
+    fn fresh(&mut self, phase: Phase) -> Partition {
+        Partition {
+            epoch: self.epoch(),
+            paused: false,
+            phase,
+            queue: Queue::default(),
+            asked: false,
+            retry_at: None,
+            leader: None,
+            high_watermark: None,
+            covered: None,
+            committed: None,
+            is_ready: false,
+            is_uncovered: false,
+        }
+    }
+
+    fn epoch(&mut self) -> u64 {
+        self.next_epoch += 1;
+        self.next_epoch
+    }
+
+    /// Starts a partition again from somewhere else: what is buffered or on its way of it is dropped. False if it is
+    /// not assigned. What was covered stays covered unless the user seeks, who then means the new place.
+    pub(crate) fn restart(&mut self, key: &TopicPartition, phase: Phase) -> bool {
+        let epoch = self.epoch();
+        let Some(partition) = self.partitions.get_mut(key) else { return false };
+        self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
+        partition.queue = Queue::default();
+        partition.epoch = epoch;
+        partition.phase = phase;
+        partition.asked = false;
+        partition.retry_at = None;
+        // It stays in `ready` and `uncovered` if it is there; both check before they act.
+        true
+    }
+
+    /// A position found by a look-up, or set by a seek.
+    pub(crate) fn set_position(&mut self, key: &TopicPartition, offset: i64) {
+        if let Some(partition) = self.partitions.get_mut(key) {
+            partition.phase = Phase::Fetching(Position::at(offset));
+            partition.asked = false;
+            partition.retry_at = None;
+        }
+    }
+
+    /// The user seeks: as in Java, the next automatic commit commits the new place.
+    pub(crate) fn cover_seek(&mut self, key: &TopicPartition, offset: i64) {
+        if let Some(partition) = self.partitions.get_mut(key) {
+            partition.covered = Some((offset, -1));
+            partition.is_uncovered = false;
+            self.uncovered.retain(|uncovered| uncovered != key);
+        }
+    }
+
+    /// The group has this offset committed.
+    pub(crate) fn set_committed(&mut self, key: &TopicPartition, offset: i64) {
+        if let Some(partition) = self.partitions.get_mut(key) {
+            partition.committed = Some(offset);
+        }
+    }
+
+    pub(crate) fn set_paused(&mut self, key: &TopicPartition, paused: bool) -> bool {
+        let Some(partition) = self.partitions.get_mut(key) else { return false };
+        partition.paused = paused;
+        self.mark_ready(key);
+        true
+    }
+
+    /// Adds fetched batches to the queue.
+    pub(crate) fn add_buffered(&mut self, key: &TopicPartition, bytes: usize) {
+        self.buffered += bytes;
+        self.mark_ready(key);
+    }
+
+    /// Drops what is buffered of paused partitions, to make room for those that are not; it is fetched again.
+    pub(crate) fn evict_paused(&mut self) {
+        for partition in self.partitions.values_mut() {
+            let queue = &partition.queue;
+            if !partition.paused || queue.is_empty() || queue.is_checked_out() {
+                continue;
+            }
+            if let Phase::Fetching(position) = &mut partition.phase {
+                self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
+                partition.queue = Queue::default();
+                position.fetch = position.next;
+            }
+        }
+    }
+
+    fn mark_ready(&mut self, key: &TopicPartition) {
+        let Some(partition) = self.partitions.get_mut(key) else { return };
+        if !partition.is_ready && !partition.paused && !partition.queue.is_empty() {
+            partition.is_ready = true;
+            self.ready.push_back(key.clone());
+        }
+    }
+
+    /// Up to `max` records of the partition whose turn it is. A partition that falls below `refill_below` bytes wants a
+    /// fetch.
+    pub(crate) fn next_chunk(&mut self, max: usize, turn: Turn, refill_below: usize) -> Next {
+        while let Some(key) = self.ready.pop_front() {
+            let Some(partition) = self.partitions.get_mut(&key) else { continue };
+            partition.is_ready = false;
+            let Phase::Fetching(position) = &mut partition.phase else { continue };
+            if partition.paused || partition.queue.is_checked_out() {
+                // Resuming, or the poll that decodes, puts it back.
+                continue;
+            }
+            let (bytes, next) = (partition.queue.bytes(), position.next);
+            let taken = partition.queue.take(max, &mut position.next, &mut position.leader_epoch);
+            self.buffered = self.buffered.saturating_sub(bytes - partition.queue.bytes());
+            if bytes >= refill_below && partition.queue.bytes() < refill_below {
+                self.wants_fetch = true;
+            }
+            match taken {
+                Taken::Chunk(chunk) => {
+                    if !partition.is_uncovered {
+                        partition.is_uncovered = true;
+                        self.uncovered.push(key.clone());
+                    }
+                    let ended = chunk.range.end == chunk.batch.slots.len();
+                    let stays = match turn {
+                        Turn::Poll => chunk.range.len() < max,
+                        Turn::Stream => !ended,
+                    };
+                    partition.is_ready = !partition.queue.is_empty();
+                    match (partition.is_ready, stays) {
+                        (true, true) => self.ready.push_front(key.clone()),
+                        (true, false) => self.ready.push_back(key.clone()),
+                        (false, _) => {}
+                    }
+                    return Next::Chunk(key, chunk);
+                }
+                Taken::NeedsDecoding => {
+                    let decoding = partition.queue.check_out(max);
+                    return Next::Decode(Job { partition: key, epoch: partition.epoch, decoding });
+                }
+                Taken::Nothing => {
+                    // Only markers were stepped over: there is nothing to wait for before they are committed.
+                    if position.next > next && !partition.is_uncovered {
+                        partition.covered = Some((position.next, position.leader_epoch));
+                    }
+                }
+            }
+        }
+        Next::Nothing
+    }
+
+    /// Decoded batches come back; dropped if the partition has begun another life. `damaged` moves it to the back of
+    /// the row, so that the others are served first.
+    pub(crate) fn check_in(&mut self, job: JobKey, decoded: Decoded, damaged: bool) {
+        let Some(partition) = self.partitions.get_mut(&job.partition) else { return };
+        if partition.epoch != job.epoch {
+            return;
+        }
+        let Some(position) = partition.position() else { return };
+        partition.queue.check_in(decoded, position.next);
+        if !partition.is_ready && !partition.paused {
+            partition.is_ready = true;
+            if damaged {
+                self.ready.push_back(job.partition);
+            } else {
+                self.ready.push_front(job.partition);
+            }
+        }
+    }
+
+    /// A poll begins: everything handed out before it is done with.
+    pub(crate) fn cover(&mut self) {
+        for key in self.uncovered.drain(..) {
+            let Some(partition) = self.partitions.get_mut(&key) else { continue };
+            partition.is_uncovered = false;
+            if let Phase::Fetching(position) = partition.phase {
+                partition.covered = Some((position.next, position.leader_epoch));
+            }
+        }
+    }
+
+    /// What an automatic commit commits: covered, and not committed yet.
+    pub(crate) fn covered(&self) -> Offsets {
+        self.offsets(|partition| partition.covered)
+    }
+
+    /// What an explicit commit commits: everything handed out so far.
+    pub(crate) fn positions(&self) -> Offsets {
+        self.offsets(|partition| {
+            let position = partition.position()?;
+            let moved = partition.is_uncovered || partition.covered.is_some();
+            moved.then_some((position.next, position.leader_epoch))
+        })
+    }
+
+    fn offsets(&self, of: impl Fn(&Partition) -> Option<(i64, i32)>) -> Offsets {
+        let pairs = self.partitions.iter().filter_map(|(key, partition)| {
+            let (offset, leader_epoch) = of(partition)?;
+            let new = partition.committed != Some(offset);
+            new.then(|| (key.clone(), Offset { offset, leader_epoch, metadata: String::new() }))
+        });
+        pairs.collect()
+    }
+
+    /// Why the first failed partition failed.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        self.partitions.values().find_map(|partition| match &partition.phase {
+            Phase::Failed(error) => Some(error.clone()),
+            _ => None,
+        })
+    }
+
+    /// The topics of the assignment.
+    pub(crate) fn topics(&self) -> Vec<Arc<str>> {
+        let mut topics: Vec<_> = self.partitions.keys().map(|key| Arc::clone(&key.topic)).collect();
+        topics.dedup();
+        topics
+    }
+}

@@ -1,0 +1,181 @@
+//! The consumer's driver task: asks the core what to do, does it, tells the core what came of it.
+//!
+//! It decides nothing. All I/O of the consumer happens here, but for the look-ups that a user's call makes and waits for.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+};
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+
+use super::{
+    Shared,
+    assignor::{Assignment, Assignor, Subscriber},
+    core::{Action, Core, Found, Lookup, partition_count},
+    group::Answer,
+    requests,
+};
+use crate::{
+    connection::api::wire,
+    error::Result,
+    record::TopicPartition,
+    time::{self, Instant},
+};
+
+type Work = std::pin::Pin<Box<dyn Future<Output = Event> + Send>>;
+
+/// What came of an action.
+enum Event {
+    Topics(Vec<Arc<str>>, Result<()>),
+    Group(u64, Result<Answer>),
+    Plan(u64, Assignor, BTreeMap<Arc<str>, i32>, Assignment),
+    Commit(u64, Result<BTreeMap<TopicPartition, i16>>),
+    Committed(Vec<(TopicPartition, u64)>, Result<Found>),
+    Listed(Vec<Lookup>, Result<Found>),
+    Fetched(i32, u64, Result<wire::FetchResponse>),
+}
+
+pub(super) fn spawn(shared: Arc<Shared>) {
+    #[expect(clippy::disallowed_methods, reason = "the one driver task of a consumer")]
+    tokio::spawn(run(shared));
+}
+
+async fn run(shared: Arc<Shared>) {
+    let mut work: FuturesUnordered<Work> = FuturesUnordered::new();
+    let mut metadata = shared.cluster.subscribe();
+    metadata.mark_changed();
+    let mut actions = Vec::new();
+    loop {
+        let (timeout, closed) = {
+            let mut core = shared.lock();
+            let now = time::now();
+            core.handle_timeout(now);
+            while let Some(action) = core.poll_action(now) {
+                actions.push(action);
+            }
+            (core.poll_timeout(now), core.is_closed())
+        };
+        shared.tell();
+        for action in actions.drain(..) {
+            start(&shared, action, &mut work);
+        }
+        if closed {
+            // What is still out is dropped: nobody waits for it any more.
+            return;
+        }
+        let sleep = async {
+            match timeout {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            Some(event) = work.next() => handle(&shared, event),
+            () = shared.wake.notified() => {}
+            Ok(()) = metadata.changed() => {
+                let snapshot = Arc::clone(&metadata.borrow_and_update());
+                shared.lock().handle_metadata(time::now(), snapshot);
+            }
+            () = sleep => {}
+        }
+    }
+}
+
+fn start(shared: &Arc<Shared>, action: Action, work: &mut FuturesUnordered<Work>) {
+    let shared = Arc::clone(shared);
+    match action {
+        Action::RefreshMetadata => shared.cluster.refresh(),
+        Action::ForgetCoordinator => {
+            if let Some(group) = &shared.settings.group_id {
+                shared.cluster.forget_coordinator(group, shared.coordinator.load(Ordering::Relaxed));
+            }
+        }
+        Action::RequireTopics { topics, deadline } => work.push(Box::pin(async move {
+            let result = shared.cluster.require_topics(&topics, deadline).await;
+            Event::Topics(topics, result.map(drop))
+        })),
+        Action::Group { epoch, request, deadline } => work.push(Box::pin(async move {
+            Event::Group(epoch, requests::group(&shared, request, deadline).await)
+        })),
+        Action::Plan { epoch, assignor, members, deadline } => work.push(Box::pin(async move {
+            let (counts, plan) = plan(&shared, assignor, &members, deadline).await;
+            Event::Plan(epoch, assignor, counts, plan)
+        })),
+        Action::Commit(commit) => work.push(Box::pin(async move {
+            Event::Commit(commit.epoch, requests::commit(&shared, &commit).await)
+        })),
+        Action::FindCommitted { partitions, deadline } => work.push(Box::pin(async move {
+            let keys: Vec<_> = partitions.iter().map(|(key, _)| key.clone()).collect();
+            let found = requests::find_committed(&shared, &keys, deadline).await;
+            Event::Committed(partitions, found)
+        })),
+        Action::ListOffsets { broker, lookups, deadline } => work.push(Box::pin(async move {
+            let found = requests::list_offsets(&shared, broker, &lookups, deadline).await;
+            Event::Listed(lookups, found)
+        })),
+        Action::Fetch(fetch) => work.push(Box::pin(async move {
+            let (broker, epoch) = (fetch.broker, fetch.epoch);
+            Event::Fetched(broker, epoch, requests::fetch(&shared, fetch).await)
+        })),
+    }
+}
+
+fn handle(shared: &Shared, event: Event) {
+    let mut core = shared.lock();
+    let now = time::now();
+    match event {
+        Event::Topics(topics, result) => core.handle_topics(now, &topics, result),
+        Event::Group(epoch, answer) => core.handle_group(now, epoch, answer),
+        Event::Plan(epoch, assignor, counts, plan) => core.handle_plan(now, epoch, assignor, counts, &plan),
+        Event::Commit(epoch, answer) => core.handle_commit(now, epoch, answer),
+        Event::Committed(asked, found) => core.handle_found_committed(now, &asked, found),
+        Event::Listed(asked, found) => core.handle_listed(now, &asked, found),
+        Event::Fetched(broker, epoch, answer) => {
+            core.handle_fetched(now, broker, epoch, answer, &shared.decompressor);
+        }
+    }
+}
+
+/// The leader's plan, with the partition counts it was made with. Topics that nobody knows within the deadline are left
+/// out; the leader calls for a rebalance when they appear.
+async fn plan(
+    shared: &Shared,
+    assignor: Assignor,
+    members: &[Subscriber],
+    deadline: Instant,
+) -> (BTreeMap<Arc<str>, i32>, Assignment) {
+    let mut topics: Vec<Arc<str>> = members.iter().flat_map(|member| member.topics.iter().cloned()).collect();
+    topics.sort();
+    topics.dedup();
+    let short = deadline.min(time::now() + shared.cluster.settings().request_timeout.min(PLAN_PATIENCE));
+    if let Err(error) = shared.cluster.require_topics(&topics, short).await {
+        tracing::warn!(%error, "the group is planned without a topic");
+    }
+    let metadata = shared.cluster.metadata();
+    let mut counts = BTreeMap::new();
+    for topic in topics {
+        let count = partition_count(&metadata, &topic).unwrap_or(0);
+        counts.insert(topic, count);
+    }
+    let plan = assignor.assign(members, &counts);
+    (counts, plan)
+}
+
+/// How long a whole group waits for the metadata of a topic that may not exist.
+const PLAN_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+
+impl Shared {
+    /// Wakes whoever waits for something that has happened in the core.
+    pub(super) fn tell(&self) {
+        if self.lock().take_news() {
+            self.changed.notify_waiters();
+        }
+    }
+
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, Core> {
+        // A panic while the lock was held would be a bug elsewhere; the state itself is never left half changed.
+        self.core.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,269 @@
+//! The consumer against a broker, over TCP.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use futures_util::StreamExt;
+
+use super::*;
+use crate::{
+    KafkaProducer,
+    cluster::{Lane, kafka_string},
+    config::KafkaConfig,
+    connection::api::wire,
+    record::ProducerRecord,
+};
+
+const WAIT: Duration = Duration::from_secs(30);
+
+struct Bench {
+    bootstrap: String,
+}
+
+impl Bench {
+    async fn start() -> Self {
+        Self { bootstrap: std::env::var("KAFKA_BOOTSTRAP").unwrap() }
+    }
+
+    fn config(&self) -> KafkaConfig {
+        KafkaConfig::new()
+            .set_bootstrap_servers([self.bootstrap.as_str()])
+            .set_group_id("group")
+            .set_auto_offset_reset("earliest")
+            .set_enable_auto_commit(false)
+    }
+
+    fn cluster(&self) -> Cluster {
+        Cluster::start(Arc::new(self.config().resolve_client().unwrap())).unwrap()
+    }
+
+    fn consumer(&self, config: &KafkaConfig) -> KafkaConsumer {
+        KafkaConsumer::start(self.cluster(), config.resolve_consumer().unwrap())
+    }
+
+    async fn topic(&self, name: &str, partitions: i32) {
+        let cluster = self.cluster();
+        let deadline = time::now() + WAIT;
+        let topic = wire::create_topics_request::CreatableTopic::default()
+            .with_name(wire::TopicName(kafka_string(name)))
+            .with_num_partitions(partitions)
+            .with_replication_factor(1);
+        let request = wire::CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(10_000);
+        cluster.connect(deadline).await.unwrap();
+        let controller = cluster.metadata().controller.unwrap();
+        let answer = cluster.call(controller, Lane::Main, request, deadline).await.unwrap();
+        assert_eq!(answer.topics[0].error_code, 0, "{answer:?}");
+    }
+
+    async fn produce(&self, topic: &str, partitions: i32, from: i32, count: i32) {
+        let producer =
+            KafkaProducer::start(self.cluster(), self.config().resolve_producer().unwrap()).await.unwrap();
+        for number in from..from + count {
+            let value = format!("value-{number}");
+            let record = ProducerRecord::new(topic).value(&value).partition(number % partitions);
+            drop(producer.send_record(record).await.unwrap());
+        }
+        producer.flush().await.unwrap();
+        producer.close().await.unwrap();
+    }
+}
+
+fn unique(name: &str) -> String {
+    format!("{name}-{}", Rng::from_entropy().next_u64())
+}
+
+fn number(value: &[u8]) -> i32 {
+    std::str::from_utf8(value).unwrap().strip_prefix("value-").unwrap().parse().unwrap()
+}
+
+/// Polls until `count` records have come, and checks the order within each partition.
+async fn read(consumer: &KafkaConsumer, count: usize) -> BTreeSet<i32> {
+    let deadline = time::now() + WAIT;
+    let (mut numbers, mut next) = (BTreeSet::new(), BTreeMap::new());
+    while numbers.len() < count {
+        assert!(time::now() < deadline, "only {} of {count} records came", numbers.len());
+        let records = consumer.poll(Duration::from_secs(1)).await.unwrap();
+        for (partition, records) in &records {
+            for record in records {
+                let expected = next.entry(partition.clone()).or_insert_with(|| record.offset());
+                assert_eq!(*expected, record.offset(), "a hole or a repetition in {partition}");
+                *expected += 1;
+                assert!(numbers.insert(number(record.value().unwrap())));
+            }
+        }
+    }
+    numbers
+}
+
+#[tokio::test]
+async fn a_group_reads_everything_and_its_next_life_goes_on_where_it_committed() {
+    let bench = Bench::start().await;
+    let topic = unique("resume");
+    bench.topic(&topic, 6).await;
+    bench.produce(&topic, 6, 0, 10_000).await;
+    let config = bench.config().set_group_id(&topic);
+    let consumer = bench.consumer(&config);
+    consumer.subscribe([&topic]).unwrap();
+    assert_eq!(read(&consumer, 10_000).await.len(), 10_000);
+    assert_eq!(consumer.assignment().len(), 6);
+    consumer.commit().await.unwrap();
+    let committed = consumer.committed(consumer.assignment()).await.unwrap();
+    assert_eq!(committed.values().map(|offset| offset.unwrap()).sum::<i64>(), 10_000);
+    consumer.close(WAIT).await.unwrap();
+    assert_eq!(consumer.poll(WAIT).await.unwrap_err().kind(), ErrorKind::Closed);
+
+    bench.produce(&topic, 6, 10_000, 60).await;
+    let consumer = bench.consumer(&config);
+    consumer.subscribe([&topic]).unwrap();
+    assert_eq!(read(&consumer, 60).await, (10_000..10_060).collect());
+    consumer.close(WAIT).await.unwrap();
+}
+
+#[tokio::test]
+async fn two_members_share_the_partitions_and_nothing_is_read_twice_after_the_rebalance() {
+    let bench = Bench::start().await;
+    let topic = unique("share");
+    bench.topic(&topic, 6).await;
+    bench.produce(&topic, 6, 0, 6_000).await;
+    let config = bench.config().set_group_id(&topic).set("heartbeat.interval.ms", "200").set_enable_auto_commit(true);
+    let first = bench.consumer(&config);
+    first.subscribe([&topic]).unwrap();
+    let mut numbers = read(&first, 3_000).await;
+    let second = bench.consumer(&config);
+    second.subscribe([&topic]).unwrap();
+    let deadline = time::now() + WAIT;
+    while numbers.len() < 6_000 || second.assignment().len() != 3 {
+        assert!(time::now() < deadline, "{} records, {:?}", numbers.len(), second.assignment());
+        let polls = tokio::join!(
+            first.poll(Duration::from_millis(100)),
+            second.poll(Duration::from_millis(100))
+        );
+        for records in [polls.0.unwrap(), polls.1.unwrap()] {
+            for record in records.records() {
+                assert!(numbers.insert(number(record.value().unwrap())), "{record:?} came twice");
+            }
+        }
+    }
+    assert_eq!(first.assignment().len(), 3);
+    // The one that is left takes over what the other leaves, and reads on where it stopped.
+    first.poll(Duration::ZERO).await.unwrap();
+    first.close(WAIT).await.unwrap();
+    bench.produce(&topic, 6, 6_000, 600).await;
+    assert_eq!(read(&second, 600).await, (6_000..6_600).collect());
+    assert_eq!(second.assignment().len(), 6);
+    second.close(WAIT).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_automatic_commit_covers_what_earlier_polls_handed_out_and_no_more() {
+    let bench = Bench::start().await;
+    let topic = unique("auto");
+    bench.topic(&topic, 1).await;
+    bench.produce(&topic, 1, 0, 10).await;
+    let config = bench.config().set_group_id(&topic).set_enable_auto_commit(true).set("max.poll.records", "4");
+    let consumer = bench.consumer(&config);
+    consumer.subscribe([&topic]).unwrap();
+    assert_eq!(read(&consumer, 4).await.len(), 4);
+    assert_eq!(read(&consumer, 4).await.len(), 4);
+    consumer.close(WAIT).await.unwrap();
+    let consumer = bench.consumer(&config);
+    let partition = TopicPartition::new(topic.as_str(), 0);
+    let committed = consumer.committed([partition.clone()]).await.unwrap();
+    assert_eq!(committed[&partition], Some(4));
+}
+
+#[tokio::test]
+async fn assigned_partitions_can_be_sought_paused_and_asked_about() {
+    let bench = Bench::start().await;
+    let topic = unique("seek");
+    bench.topic(&topic, 2).await;
+    bench.produce(&topic, 2, 0, 200).await;
+    let consumer = bench.consumer(&bench.config());
+    let keys: Vec<_> = (0..2).map(|partition| TopicPartition::new(topic.as_str(), partition)).collect();
+    consumer.assign(keys.clone()).unwrap();
+    assert!(consumer.subscribe([&topic]).is_err());
+    assert_eq!(consumer.end_offsets(keys.clone()).await.unwrap().into_values().collect::<Vec<_>>(), [100, 100]);
+    assert_eq!(consumer.beginning_offsets(keys.clone()).await.unwrap().into_values().sum::<i64>(), 0);
+    assert_eq!(consumer.position(&keys[0]).await.unwrap(), 0);
+    consumer.seek(&keys[0], 90).unwrap();
+    consumer.pause([keys[1].clone()]).unwrap();
+    assert_eq!(read(&consumer, 10).await, (180..200).step_by(2).collect());
+    assert!(consumer.poll(Duration::from_millis(200)).await.unwrap().is_empty());
+    assert_eq!(consumer.position(&keys[0]).await.unwrap(), 100);
+    assert_eq!(consumer.lag()[&keys[0]], 0);
+    consumer.resume([keys[1].clone()]).unwrap();
+    assert_eq!(read(&consumer, 100).await, (1..200).step_by(2).collect());
+    consumer.seek_to_beginning(&keys).unwrap();
+    assert_eq!(read(&consumer, 200).await.len(), 200);
+    consumer.seek_to_end(&keys).unwrap();
+    assert!(consumer.poll(Duration::from_millis(300)).await.unwrap().is_empty());
+    // Outside the log: the reset policy (earliest) brings it back to the start.
+    consumer.seek(&keys[1], 1_000_000).unwrap();
+    assert_eq!(read(&consumer, 100).await, (1..200).step_by(2).collect());
+}
+
+#[tokio::test]
+async fn a_stream_yields_every_record_and_commits_never_pass_one_that_was_not_yielded() {
+    let bench = Bench::start().await;
+    let topic = unique("stream");
+    bench.topic(&topic, 3).await;
+    bench.produce(&topic, 3, 0, 300).await;
+    let config = bench.config().set_group_id(&topic);
+    let consumer = bench.consumer(&config);
+    consumer.subscribe([&topic]).unwrap();
+    let mut numbers = BTreeSet::new();
+    {
+        let mut stream = consumer.stream();
+        while numbers.len() < 100 {
+            let record = stream.next().await.unwrap().unwrap();
+            assert!(numbers.insert(number(record.value.as_deref().unwrap())));
+        }
+        consumer.commit().await.unwrap();
+    }
+    let committed = consumer.committed(consumer.assignment()).await.unwrap();
+    assert_eq!(committed.values().map(|offset| offset.unwrap_or(0)).sum::<i64>(), 100);
+    // The rest comes by polls: the stream kept nothing back.
+    numbers.extend(read(&consumer, 200).await);
+    assert_eq!(numbers.len(), 300);
+    consumer.close(WAIT).await.unwrap();
+    let mut stream = consumer.stream();
+    assert!(stream.next().await.unwrap().is_err());
+    assert!(stream.next().await.is_none());
+}
+
+#[tokio::test]
+async fn polls_that_are_dropped_lose_nothing() {
+    let bench = Bench::start().await;
+    let topic = unique("cancel");
+    bench.topic(&topic, 1).await;
+    let config = bench.config().set_group_id(&topic);
+    let consumer = bench.consumer(&config);
+    consumer.subscribe([&topic]).unwrap();
+    let reader = async {
+        let mut offsets = Vec::new();
+        while offsets.len() < 2_000 {
+            tokio::select! {
+                biased;
+                records = consumer.poll(WAIT) => {
+                    offsets.extend(records.unwrap().records().map(|record| record.offset()));
+                }
+                () = tokio::time::sleep(Duration::from_millis(1)) => {}
+            }
+        }
+        offsets
+    };
+    let (offsets, ()) = tokio::join!(reader, bench.produce(&topic, 1, 0, 2_000));
+    assert_eq!(offsets, (0..2_000).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn closing_and_dropping_return_at_once_when_no_broker_answers() {
+    let nowhere = Bench { bootstrap: "127.0.0.1:1".to_owned() };
+    let consumer = nowhere.consumer(&nowhere.config());
+    consumer.subscribe(["t"]).unwrap();
+    let error = consumer.poll(Duration::from_millis(100)).await;
+    assert!(error.as_ref().is_ok_and(ConsumerRecords::is_empty), "{error:?}");
+    let started = time::now();
+    let _ = consumer.close(Duration::from_millis(500)).await;
+    drop(consumer);
+    assert!(time::now() - started < Duration::from_secs(2));
+}
