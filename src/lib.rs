@@ -1,4 +1,4 @@
-//! dtkafka
+//! A pure-Rust Kafka client: JSON in and out through one URL, and a complete client of bytes below.
 
 mod admin;
 mod batch;
@@ -20,9 +20,7 @@ pub use config::{
     Acks, AutoOffsetReset, Compression, ConsumerConfig, IsolationLevel, KafkaConfig, ProducerConfig,
     SaslMechanism, SecurityProtocol, SettingValue,
 };
-pub use consumer::{
-    ConsumerRecords, IntoIter, Iter, KafkaConsumer, OwnedRecords, PartitionRecords, RecordRef, RecordRefs, RecordStream,
-};
+pub use consumer::{ConsumerRecords, KafkaConsumer, PartitionRecords, RecordRef};
 pub use error::{Error, ErrorCode, ErrorKind, Result, Stage};
 pub use facade::{
     Consumer, ErrorPolicy, Exhausted, Handler, HandlerError, HandlerResult, KafkaInstance, Message, Producer,
@@ -30,3 +28,8 @@ pub use facade::{
 };
 pub use producer::{Delivery, KafkaProducer, SendJson};
 pub use record::{ConsumerRecord, Header, ProducerRecord, RecordMetadata, TimestampType, TopicPartition};
+
+/// The iterators over polled records, where one must be named.
+pub mod iter {
+    pub use crate::consumer::{IntoIter, Iter, OwnedRecords, RecordRefs, RecordStream};
+}

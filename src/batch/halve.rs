@@ -52,7 +52,11 @@ mod tests {
                 let raw = split(half.bytes.clone()).next().unwrap().unwrap();
                 let decoded = raw.decode(true, &decompressor, 1 << 20).unwrap();
                 for slot in &decoded.slots {
-                    seen.push((slot.timestamp, decoded.value(slot).unwrap()[0], decoded.owned_headers(slot).len()));
+                    seen.push((
+                        slot.timestamp,
+                        decoded.value(slot).unwrap()[0],
+                        decoded.owned_headers(slot).len(),
+                    ));
                 }
             }
             assert_eq!(seen, (0..7).map(|i| (1000 + i, i as u8, 1)).collect::<Vec<_>>());

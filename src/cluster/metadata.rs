@@ -101,7 +101,9 @@ impl Metadata {
             None => BTreeMap::new(),
         };
         for topic in answer.topics {
-            let Some(name) = topic.name.as_ref().map(|name| Arc::<str>::from(name.as_str())) else { continue };
+            let Some(name) = topic.name.as_ref().map(|name| Arc::<str>::from(name.as_str())) else {
+                continue;
+            };
             let merged = merge_topic(self.topics.get(&name), topic);
             topics.insert(name, merged);
         }
@@ -122,7 +124,8 @@ fn merge_topic(known: Option<&Topic>, answer: wire::metadata_response::MetadataR
     // A topic has fewer partitions than the answer has bytes, so this cannot grow by an unchecked number.
     let mut partitions = vec![Partition::UNKNOWN; answer.partitions.len()];
     for partition in answer.partitions {
-        let Some(index) = usize::try_from(partition.partition_index).ok().filter(|i| *i < partitions.len()) else {
+        let Some(index) = usize::try_from(partition.partition_index).ok().filter(|i| *i < partitions.len())
+        else {
             continue;
         };
         let fresh = Partition {

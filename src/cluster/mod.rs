@@ -17,8 +17,8 @@ use std::{
 
 use tokio::sync::{Notify, watch};
 
-pub(crate) use self::{brokers::Lane, metadata::Metadata};
 use self::{brokers::Brokers, refresh::Refresh};
+pub(crate) use self::{brokers::Lane, metadata::Metadata};
 use crate::{
     config::settings::{Address, ClientSettings},
     connection::{
@@ -145,7 +145,12 @@ impl Cluster {
     }
 
     /// The open connection to a broker, or a new one.
-    pub(crate) async fn connection(&self, broker: i32, lane: Lane, deadline: Instant) -> Result<Arc<Connection>> {
+    pub(crate) async fn connection(
+        &self,
+        broker: i32,
+        lane: Lane,
+        deadline: Instant,
+    ) -> Result<Arc<Connection>> {
         let connection = self.shared.brokers.connection(broker, lane, deadline).await;
         if connection.is_err() {
             // The broker may have moved; the snapshot may know better soon.
@@ -232,7 +237,8 @@ impl Cluster {
                 _ => error,
             });
         }
-        let port = u16::try_from(port).map_err(|_| Error::protocol("a coordinator's port is out of range"))?;
+        let port =
+            u16::try_from(port).map_err(|_| Error::protocol("a coordinator's port is out of range"))?;
         self.shared.brokers.learn_one(id, Address { host: host.to_string(), port });
         Ok(id)
     }
@@ -276,7 +282,10 @@ fn no_broker(errors: Vec<Error>) -> Error {
         (Some(only), 1) => only.clone(),
         (Some(telling), _) => {
             let causes: Vec<String> = errors.iter().map(|error| format!("({error})")).collect();
-            Error::new(telling.kind(), format!("none of {} brokers could be reached: {}", causes.len(), causes.join(", ")))
+            Error::new(
+                telling.kind(),
+                format!("none of {} brokers could be reached: {}", causes.len(), causes.join(", ")),
+            )
         }
     }
 }
@@ -284,7 +293,9 @@ fn no_broker(errors: Vec<Error>) -> Error {
 fn missing_topic(metadata: &Metadata, topic: &Arc<str>, cause: Option<Error>) -> Error {
     let code = metadata.topics.get(topic).and_then(|topic| topic.error);
     let error = match (cause, code) {
-        (Some(cause), _) => Error::new(ErrorKind::Timeout, "no broker told about the topic in time").with_source(cause),
+        (Some(cause), _) => {
+            Error::new(ErrorKind::Timeout, "no broker told about the topic in time").with_source(cause)
+        }
         (None, Some(code)) => metadata::topic_error(topic, code),
         (None, None) => Error::new(ErrorKind::Timeout, "the topic has no leader yet"),
     };

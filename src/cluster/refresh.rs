@@ -32,10 +32,16 @@ pub(crate) struct Refresh {
 
 #[derive(Debug)]
 enum State {
-    Idle { since: Instant },
+    Idle {
+        since: Instant,
+    },
     Asking,
     /// `reachable`: brokers answer, but a topic is not complete yet.
-    BackingOff { since: Instant, until: Instant, reachable: bool },
+    BackingOff {
+        since: Instant,
+        until: Instant,
+        reachable: bool,
+    },
 }
 
 impl Refresh {
@@ -95,7 +101,8 @@ impl Refresh {
         } else {
             // A topic is being created or has no leader yet: look again soon.
             self.wanted = true;
-            self.state = State::BackingOff { since: now, until: now + self.backoff.next(rng), reachable: true };
+            self.state =
+                State::BackingOff { since: now, until: now + self.backoff.next(rng), reachable: true };
         }
     }
 

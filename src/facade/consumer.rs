@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, future::FusedFuture as _};
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 

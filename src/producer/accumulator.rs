@@ -66,6 +66,13 @@ pub(crate) enum Appended {
     NeedMemory(usize),
 }
 
+/// A batch's place in its partition: its number, and behind a split the first of its records in the batch it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Order {
+    batch: u64,
+    record: i32,
+}
+
 #[derive(Debug)]
 pub(crate) struct OpenBatch {
     builder: BatchBuilder,
@@ -84,7 +91,7 @@ pub(crate) struct Batch {
     pub(crate) deadline: Instant,
     pub(crate) possibly_written: bool,
     created: Instant,
-    order: u64,
+    order: Order,
     /// `None` once the stamp is of no more use.
     stamp: Option<Stamp>,
     reserved: usize,
@@ -95,7 +102,11 @@ pub(crate) struct Batch {
 #[derive(Debug)]
 pub(crate) enum Taken {
     /// For the first time: to be sealed outside the lock.
-    First { open: OpenBatch, stamp: Stamp, order: u64 },
+    First {
+        open: OpenBatch,
+        stamp: Stamp,
+        order: Order,
+    },
     Again(Batch),
 }
 
@@ -120,7 +131,7 @@ pub(crate) struct Queue {
     /// Sorted by `order`.
     pending: VecDeque<Batch>,
     /// The orders of the batches in flight.
-    in_flight: BTreeSet<u64>,
+    in_flight: BTreeSet<Order>,
     next_order: u64,
     sequences: Sequences,
     /// Something went wrong: nothing leaves until the flight has landed.
@@ -263,22 +274,30 @@ impl Queue {
         let count = self.closed.front()?.builder.count();
         let stamp = self.sequences.stamp(identity, count, self.in_flight.is_empty())?;
         let open = self.closed.pop_front()?;
-        let order = self.next_order;
+        let order = Order { batch: self.next_order, record: 0 };
         self.next_order += 1;
         self.in_flight.insert(order);
         Some(Taken::First { open, stamp, order })
     }
 
     fn poll_pending(&mut self, mut batch: Batch, identity: Option<ProducerIdentity>) -> Option<Taken> {
-        if batch.stamp.is_none() {
-            let idle = self.in_flight.is_empty();
-            let stamp = if idle { self.sequences.stamp(identity, batch.count, idle) } else { None };
-            let Some(stamp) = stamp else {
+        let idle = self.in_flight.is_empty();
+        if batch.stamp.is_none() && idle {
+            batch.stamp = self.sequences.stamp(identity, batch.count, idle);
+            if let Some(stamp) = batch.stamp {
+                batch.bytes = batch::restamp(std::mem::take(&mut batch.bytes), stamp);
+            }
+        }
+        let fits = batch.stamp.as_ref().map(|stamp| self.sequences.fits(stamp));
+        match fits {
+            Some(true) => {}
+            // Stamped under an identity that has been left: it is in the log already, or will be refused and stamped
+            // anew. Until that is known nothing may pass it.
+            Some(false) if idle => self.recovering = true,
+            Some(false) | None => {
                 self.pending.push_front(batch);
                 return None;
-            };
-            batch.bytes = batch::restamp(std::mem::take(&mut batch.bytes), stamp);
-            batch.stamp = Some(stamp);
+            }
         }
         self.in_flight.insert(batch.order);
         Some(Taken::Again(batch))
@@ -406,34 +425,33 @@ impl Queue {
         self.in_flight.remove(&batch.order);
         self.recover(None);
         let broken = self.sequences.break_off();
-        let first_count = halves[0].count;
         let mut parts = Vec::with_capacity(2);
-        // Both halves stand where the batch stood; the second follows the first by its place in `pending`.
-        for (half, first, reserved) in
-            halves.into_iter().zip([0, first_count]).zip([batch.reserved, 0]).map(|((h, f), r)| (h, f, r))
-        {
+        let mut first = 0;
+        // The memory stays taken until the first half has its answer.
+        for (half, reserved) in halves.into_iter().zip([batch.reserved, 0]) {
             let receipt = Receipt::new(Arc::clone(&self.topic), self.partition);
             parts.push((first as u32, Arc::clone(&receipt)));
-            let part = Batch {
+            let count = half.count;
+            self.put_back(Batch {
                 bytes: half.bytes,
                 receipt,
-                count: half.count,
+                count,
                 deadline: batch.deadline,
                 possibly_written: false,
                 created: batch.created,
-                order: batch.order,
+                order: Order { record: batch.order.record + first, ..batch.order },
                 stamp: None,
                 reserved,
                 attempts: batch.attempts,
-            };
-            self.put_back(part);
+            });
+            first += count;
         }
         batch.receipt.split(parts);
         Aftermath { broken, ..Aftermath::default() }
     }
 
     /// A batch that was taken could not even be sealed.
-    pub(crate) fn abandon(&mut self, order: u64, reserved: usize) -> Aftermath {
+    pub(crate) fn abandon(&mut self, order: Order, reserved: usize) -> Aftermath {
         self.in_flight.remove(&order);
         self.recover(None);
         let broken = self.sequences.break_off();
@@ -461,11 +479,16 @@ impl Queue {
     }
 
     fn put_back(&mut self, batch: Batch) {
-        let place = self.pending.partition_point(|other| other.order <= batch.order);
+        let place = self.pending.partition_point(|other| other.order < batch.order);
         self.pending.insert(place, batch);
     }
 
-    fn release(&mut self, reserved: usize, buffer: Option<Bytes>, broken: Option<ProducerIdentity>) -> Aftermath {
+    fn release(
+        &mut self,
+        reserved: usize,
+        buffer: Option<Bytes>,
+        broken: Option<ProducerIdentity>,
+    ) -> Aftermath {
         self.bytes = self.bytes.saturating_sub(reserved);
         Aftermath { freed: reserved, buffer, broken }
     }
@@ -479,7 +502,7 @@ impl OpenBatch {
     pub(crate) fn seal(
         self,
         stamp: Stamp,
-        order: u64,
+        order: Order,
         limits: &Limits,
         compressor: &Compressor,
     ) -> Result<Batch, (Error, Arc<Receipt>, usize)> {
@@ -532,3 +555,6 @@ fn reserve(
     }
     Err(exact - *credit)
 }
+
+#[cfg(test)]
+mod tests;

@@ -101,7 +101,12 @@ pub(crate) struct Sequences {
 impl Sequences {
     /// The stamp of the next `count` records. `current` is the producer's identity; a partition takes a new one over
     /// only when it is `idle`: with nothing of the old one unanswered.
-    pub(crate) fn stamp(&mut self, current: Option<ProducerIdentity>, count: i32, idle: bool) -> Option<Stamp> {
+    pub(crate) fn stamp(
+        &mut self,
+        current: Option<ProducerIdentity>,
+        count: i32,
+        idle: bool,
+    ) -> Option<Stamp> {
         let Some(current) = current else { return Some(Stamp::NONE) };
         if self.identity != Some(current) {
             if !idle {
@@ -125,6 +130,14 @@ impl Sequences {
             producer_epoch: identity.epoch,
             base_sequence,
             transactional: false,
+        }
+    }
+
+    /// Whether what was stamped so still fits the log: its identity is the partition's own, and unbroken.
+    pub(crate) fn fits(&self, stamp: &Stamp) -> bool {
+        match self.identity {
+            None => true,
+            Some(identity) => !self.broken && identity.id == stamp.producer_id,
         }
     }
 
@@ -173,7 +186,11 @@ mod tests {
         identity.renew(FIRST);
         identity.handle_answer(SECOND);
         identity.renew(FIRST);
-        assert_eq!(identity.current(), Ok(Some(SECOND)), "a late complaint about the old one changes nothing");
+        assert_eq!(
+            identity.current(),
+            Ok(Some(SECOND)),
+            "a late complaint about the old one changes nothing"
+        );
     }
 
     #[test]

@@ -39,6 +39,10 @@ impl Memory {
 
     /// Takes `bytes` if they are free now and nobody waits for some.
     pub(crate) fn try_take(&self, bytes: usize) -> bool {
+        // More than there is at all can only be waited for, alone.
+        if bytes > self.total {
+            return false;
+        }
         match self.free.try_acquire_many(self.clamp(bytes)) {
             Ok(permit) => {
                 permit.forget();

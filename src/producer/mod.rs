@@ -264,7 +264,9 @@ impl KafkaProducer {
 
 impl std::fmt::Debug for KafkaProducer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KafkaProducer").field("buffered_bytes", &self.buffered_bytes()).finish_non_exhaustive()
+        f.debug_struct("KafkaProducer")
+            .field("buffered_bytes", &self.buffered_bytes())
+            .finish_non_exhaustive()
     }
 }
 
@@ -384,7 +386,10 @@ impl Shared {
                 Wait::Topic => self.learn_topic(record.topic, deadline).await?,
                 Wait::Memory(bytes) => {
                     self.wake.notify_one();
-                    self.memory.take(bytes, deadline).await.map_err(|error| error.with_topic(record.topic))?;
+                    self.memory
+                        .take(bytes, deadline)
+                        .await
+                        .map_err(|error| error.with_topic(record.topic))?;
                     credit.bytes += bytes;
                 }
             }
@@ -451,7 +456,9 @@ impl Shared {
 
     /// Makes or extends the queues of a topic by what the snapshot says.
     fn update_topic(&self, name: &Arc<str>, metadata: &Metadata) {
-        let Some(known) = metadata.topics.get(name).filter(|topic| !topic.partitions.is_empty()) else { return };
+        let Some(known) = metadata.topics.get(name).filter(|topic| !topic.partitions.is_empty()) else {
+            return;
+        };
         let mut topics = self.write_topics();
         let mut partitions = topics.get(name).map_or_else(Vec::new, |topic| topic.partitions.clone());
         for (index, partition) in known.partitions.iter().enumerate() {
@@ -549,4 +556,3 @@ fn wire_acks(acks: Acks) -> i16 {
         Acks::Leader | Acks::None => 1,
     }
 }
-#[cfg(test)] mod smoke_tmp;

@@ -88,7 +88,8 @@ mod tests {
         ];
         for code in -1..140 {
             let decision = decide(ErrorCode(code), FRESH);
-            let expected = table.iter().find(|(_, codes)| codes.contains(&code)).map(|(decision, _)| *decision);
+            let expected =
+                table.iter().find(|(_, codes)| codes.contains(&code)).map(|(decision, _)| *decision);
             let expected = expected.unwrap_or(if ErrorCode(code).is_retriable() {
                 Retry { stale_leader: false }
             } else {
@@ -101,7 +102,12 @@ mod tests {
             assert_eq!(decide(ErrorCode(code), FRESH), Retry { stale_leader: false }, "{}", ErrorCode(code));
         }
         for code in [-1, 17, 21, 29, 32, 43, 44, 87] {
-            assert_eq!(decide(ErrorCode(code), FRESH), Fail { possibly_written: false }, "{}", ErrorCode(code));
+            assert_eq!(
+                decide(ErrorCode(code), FRESH),
+                Fail { possibly_written: false },
+                "{}",
+                ErrorCode(code)
+            );
         }
     }
 

@@ -2,10 +2,7 @@
 //!
 //! It decides nothing about a batch's fate: [`outcome`](super::outcome) does, and the partition's queue carries it out.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
@@ -300,7 +297,8 @@ impl Task {
             self.identity.handle_failure(time::now(), &mut self.rng);
             return;
         }
-        let error = error.clone().with_fatal().with_hint("grant IdempotentWrite, or set enable.idempotence=false");
+        let error =
+            error.clone().with_fatal().with_hint("grant IdempotentWrite, or set enable.idempotence=false");
         tracing::error!(%error, "no producer id can be had");
         self.shared.fail_for_good(&error);
     }
@@ -331,8 +329,7 @@ impl Task {
             };
             if answer.error_code == 0 {
                 self.backoff.reset();
-                let ack =
-                    Ack { base_offset: answer.base_offset, log_append_time: answer.log_append_time_ms };
+                let ack = Ack { base_offset: answer.base_offset, log_append_time: answer.log_append_time_ms };
                 batch.receipt.acknowledge(ack);
                 self.settle(&partition, batch, Decision::Acknowledge, || Error::protocol("acknowledged"));
                 continue;
@@ -349,7 +346,9 @@ impl Task {
                 }
                 Decision::Split => self.split(&partition, batch, error),
                 Decision::Fatal => {
-                    let error = error().with_fatal().with_hint("grant IdempotentWrite, or set enable.idempotence=false");
+                    let error = error()
+                        .with_fatal()
+                        .with_hint("grant IdempotentWrite, or set enable.idempotence=false");
                     self.shared.fail_for_good(&error);
                     self.settle(&partition, batch, decision, || error);
                 }
@@ -364,7 +363,8 @@ impl Task {
     /// The request as a whole failed: its answer was lost, or it was never sent.
     fn handle_request_error(&mut self, request: Request, error: &Error) {
         // An answer that did not come says nothing; one that cannot be read says the same.
-        let unknown = matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Disconnected | ErrorKind::Protocol);
+        let unknown =
+            matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Disconnected | ErrorKind::Protocol);
         if let Some(leader) = self.leaders.get_mut(&request.leader) {
             leader.connection = None;
         }

@@ -1,0 +1,218 @@
+//! Fetch (key 1): whole batches from the leader, by sessions (KIP-227), waiting up to `max_wait_ms` for `min_bytes`.
+//!
+//! Every append wakes every waiting fetch; each looks again at its own partitions. Nothing is read before the answer
+//! is due.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::fetch_request::FetchTopic;
+use kafka_protocol::messages::fetch_response::{
+    FetchableTopicResponse, LeaderIdAndEpoch, NodeEndpoint, PartitionData,
+};
+use kafka_protocol::messages::{FetchRequest, FetchResponse};
+
+use super::super::cluster::{Cluster, Partition};
+use super::super::session::{Key, Plan, Wanted};
+use super::{Call, text, topic_name};
+
+pub(super) async fn handle(call: &Call<'_>, request: FetchRequest) -> FetchResponse {
+    let plan = match plan(call, &request) {
+        Ok(plan) => plan,
+        Err(error) => return FetchResponse::default().with_error_code(error.code()),
+    };
+    let mut injected = BTreeMap::new();
+    for (key, ..) in &plan.partitions {
+        if !injected.contains_key(&key.topic) {
+            injected.insert(key.topic.clone(), call.error_for(&key.topic));
+        }
+    }
+    injected.retain(|_, error| error.is_some());
+    let read = Read {
+        call,
+        plan,
+        injected,
+        max_bytes: usize::try_from(request.max_bytes).unwrap_or(0),
+        read_committed: request.isolation_level == 1,
+    };
+    let enough = usize::try_from(request.min_bytes).unwrap_or(0);
+    let wait = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0));
+    let deadline = call.shared.clock.instant(call.shared.clock.now() + wait);
+    loop {
+        let mut woken = std::pin::pin!(call.shared.appended.notified());
+        // Enabled before looking, so that an append in between is not missed.
+        woken.as_mut().enable();
+        if read.is_due(enough) {
+            break;
+        }
+        if tokio::time::timeout_at(deadline, woken).await.is_err() {
+            break;
+        }
+    }
+    read.answer()
+}
+
+fn plan(call: &Call<'_>, request: &FetchRequest) -> Result<Plan, ResponseError> {
+    let key = |topic: &str, topic_id, partition| Key { topic: topic.to_owned(), topic_id, partition };
+    let mut cluster = call.cluster();
+    // Since version 13 a client names topics by id; the key carries both, the id alone where it is unknown.
+    let name = |cluster: &Cluster, name: &str, id| match call.version {
+        13.. => cluster.topic_name(id).unwrap_or_default().to_owned(),
+        _ => name.to_owned(),
+    };
+    let mut wanted = Vec::new();
+    for FetchTopic { topic, topic_id, partitions, .. } in &request.topics {
+        let topic = name(&cluster, topic, *topic_id);
+        for p in partitions {
+            let (offset, max_bytes, leader_epoch) =
+                (p.fetch_offset, p.partition_max_bytes, p.current_leader_epoch);
+            wanted.push((key(&topic, *topic_id, p.partition), Wanted { offset, max_bytes, leader_epoch }));
+        }
+    }
+    let mut forgotten = Vec::new();
+    for topic in &request.forgotten_topics_data {
+        let name = name(&cluster, &topic.topic, topic.topic_id);
+        forgotten.extend(topic.partitions.iter().map(|p| key(&name, topic.topic_id, *p)));
+    }
+    let (id, epoch) = if call.version >= 7 { (request.session_id, request.session_epoch) } else { (0, -1) };
+    let node = cluster.nodes.get_mut(&call.broker).ok_or(ResponseError::BrokerNotAvailable)?;
+    node.sessions.plan(id, epoch, wanted, &forgotten)
+}
+
+struct Read<'a> {
+    call: &'a Call<'a>,
+    plan: Plan,
+    injected: BTreeMap<String, Option<ResponseError>>,
+    max_bytes: usize,
+    read_committed: bool,
+}
+
+impl Read<'_> {
+    fn find<'c>(
+        &self,
+        cluster: &'c Cluster,
+        key: &Key,
+        want: &Wanted,
+    ) -> Result<&'c Partition, ResponseError> {
+        if let Some(Some(error)) = self.injected.get(&key.topic) {
+            return Err(*error);
+        }
+        if self.call.version >= 13 && cluster.topic_name(key.topic_id).is_none() {
+            return Err(ResponseError::UnknownTopicId);
+        }
+        let found = cluster.led_partition(self.call.broker, &key.topic, key.partition, want.leader_epoch)?;
+        if want.offset < found.log.start() || want.offset > found.log.end() {
+            return Err(ResponseError::OffsetOutOfRange);
+        }
+        Ok(found)
+    }
+
+    /// Is there enough to answer, an error to tell, or nothing to wait for?
+    fn is_due(&self, enough: usize) -> bool {
+        let cluster = self.call.cluster();
+        let mut bytes = 0;
+        for (key, want, _) in &self.plan.partitions {
+            match self.find(&cluster, key, want) {
+                Err(_) => return true,
+                Ok(partition) => {
+                    bytes += partition.log.readable(want.offset, enough.saturating_sub(bytes).max(1))
+                }
+            }
+        }
+        self.plan.partitions.is_empty() || bytes >= enough
+    }
+
+    fn answer(&self) -> FetchResponse {
+        let mut cluster = self.call.cluster();
+        let mut response = FetchResponse::default();
+        if self.call.version >= 7 {
+            response.session_id = self.plan.session_id;
+        }
+        let mut left = self.max_bytes;
+        let mut any = false;
+        for (key, want, told) in &self.plan.partitions {
+            let mut data = PartitionData::default().with_partition_index(key.partition);
+            let mut now = None;
+            match self.find(&cluster, key, want) {
+                Err(error) => self.refuse(&cluster, key, error, &mut data),
+                Ok(partition) => {
+                    let log = &partition.log;
+                    let limit = left.min(usize::try_from(want.max_bytes).unwrap_or(0));
+                    let records = log.read(want.offset, limit, !any);
+                    any |= !records.is_empty();
+                    left = left.saturating_sub(records.len());
+                    now = Some((log.end(), log.start()));
+                    data = data
+                        .with_high_watermark(log.end())
+                        .with_last_stable_offset(log.end())
+                        .with_log_start_offset(log.start())
+                        .with_aborted_transactions(self.read_committed.then(Vec::new))
+                        .with_records(Some(records));
+                }
+            }
+            let news = now.is_none() || now != *told || data.records.as_ref().is_some_and(|r| !r.is_empty());
+            if self.plan.incremental && !news {
+                continue;
+            }
+            if self.plan.session_id != 0
+                && let Some(node) = cluster.nodes.get_mut(&self.call.broker)
+            {
+                node.sessions.told(self.plan.session_id, key, now);
+            }
+            push(&mut response, self.call.version, key, data);
+        }
+        if self.call.version >= 16 {
+            response.node_endpoints = endpoints(self.call, &cluster, &response);
+        }
+        response
+    }
+
+    fn refuse(&self, cluster: &Cluster, key: &Key, error: ResponseError, data: &mut PartitionData) {
+        data.error_code = error.code();
+        data.high_watermark = -1;
+        data.last_stable_offset = -1;
+        data.log_start_offset = -1;
+        data.records = Some(bytes::Bytes::new());
+        let moved = matches!(error, ResponseError::NotLeaderOrFollower | ResponseError::FencedLeaderEpoch);
+        // KIP-951: tell the client who leads now.
+        if let (true, 12.., Ok(partition)) =
+            (moved, self.call.version, cluster.partition(&key.topic, key.partition))
+        {
+            data.current_leader = LeaderIdAndEpoch::default()
+                .with_leader_id(partition.leader.into())
+                .with_leader_epoch(partition.log.leader_epoch());
+        }
+    }
+}
+
+fn push(response: &mut FetchResponse, version: i16, key: &Key, data: PartitionData) {
+    let same = |last: &FetchableTopicResponse| match version {
+        13.. => last.topic_id == key.topic_id,
+        _ => *last.topic.0 == *key.topic,
+    };
+    if let Some(last) = response.responses.last_mut().filter(|last| same(last)) {
+        last.partitions.push(data);
+        return;
+    }
+    let mut topic = FetchableTopicResponse::default().with_partitions(vec![data]);
+    if version >= 13 {
+        topic.topic_id = key.topic_id;
+    } else {
+        topic.topic = topic_name(&key.topic);
+    }
+    response.responses.push(topic);
+}
+
+fn endpoints(call: &Call<'_>, cluster: &Cluster, response: &FetchResponse) -> Vec<NodeEndpoint> {
+    let partitions = response.responses.iter().flat_map(|t| &t.partitions);
+    let mut leaders: Vec<i32> =
+        partitions.map(|p| p.current_leader.leader_id.0).filter(|l| *l >= 0).collect();
+    leaders.sort_unstable();
+    leaders.dedup();
+    let endpoint = |id: i32| {
+        let (host, port) = cluster.address(id, call.listener)?;
+        Some(NodeEndpoint::default().with_node_id(id.into()).with_host(text(&host)).with_port(port.into()))
+    };
+    leaders.into_iter().filter_map(endpoint).collect()
+}

@@ -1,0 +1,80 @@
+//! ListOffsets (key 2): the first, the last, and the first at or after a time; KIP-734's record of the greatest time.
+
+use kafka_protocol::messages::list_offsets_request::ListOffsetsPartition;
+use kafka_protocol::messages::list_offsets_response::{
+    ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
+};
+use kafka_protocol::messages::{ListOffsetsRequest, ListOffsetsResponse};
+use kafka_protocol::{ResponseError, records::TimestampType};
+
+use super::super::log::{Batch, PartitionLog};
+use super::super::records;
+use super::Call;
+
+const LATEST: i64 = -1;
+const EARLIEST: i64 = -2;
+const MAX_TIMESTAMP: i64 = -3;
+const EARLIEST_LOCAL: i64 = -4;
+
+pub(super) fn handle(call: &Call<'_>, request: ListOffsetsRequest) -> ListOffsetsResponse {
+    let mut response = ListOffsetsResponse::default();
+    for topic in request.topics {
+        let injected = call.error_for(&topic.name);
+        let look = |p: &ListOffsetsPartition| {
+            let mut answer = ListOffsetsPartitionResponse::default()
+                .with_partition_index(p.partition_index)
+                .with_timestamp(-1)
+                .with_offset(-1);
+            match injected.map_or_else(|| find(call, &topic.name, p), Err) {
+                Err(error) => answer.error_code = error.code(),
+                Ok((timestamp, offset, epoch)) => {
+                    (answer.timestamp, answer.offset) = (timestamp, offset);
+                    if call.version >= 4 {
+                        answer.leader_epoch = epoch;
+                    }
+                }
+            }
+            answer
+        };
+        let partitions = topic.partitions.iter().map(look).collect();
+        let answer =
+            ListOffsetsTopicResponse::default().with_name(topic.name.clone()).with_partitions(partitions);
+        response.topics.push(answer);
+    }
+    response
+}
+
+fn find(call: &Call<'_>, topic: &str, p: &ListOffsetsPartition) -> Result<(i64, i64, i32), ResponseError> {
+    let cluster = call.cluster();
+    let epoch = if call.version >= 4 { p.current_leader_epoch } else { -1 };
+    let log = &cluster.led_partition(call.broker, topic, p.partition_index, epoch)?.log;
+    let epoch = log.leader_epoch();
+    Ok(match p.timestamp {
+        LATEST => (-1, log.end(), epoch),
+        EARLIEST | EARLIEST_LOCAL => (-1, log.start(), epoch),
+        MAX_TIMESTAMP => {
+            let newest = log.batches_from(0).iter().max_by_key(|b| (b.max_timestamp, -b.base_offset));
+            found(newest.and_then(|b| first_at(log, b, b.max_timestamp)), epoch)
+        }
+        time if time >= 0 => {
+            let mut batches = log.batches_from(0).iter().filter(|b| b.max_timestamp >= time);
+            found(batches.find_map(|b| first_at(log, b, time)), epoch)
+        }
+        _ => (-1, -1, -1),
+    })
+}
+
+fn found(record: Option<(i64, i64)>, epoch: i32) -> (i64, i64, i32) {
+    record.map_or((-1, -1, -1), |(timestamp, offset)| (timestamp, offset, epoch))
+}
+
+/// The first record of the batch with at least this time: its time and offset.
+fn first_at(log: &PartitionLog, batch: &Batch, time: i64) -> Option<(i64, i64)> {
+    let records = records::decode(batch).ok()?;
+    let time_of = |r: &kafka_protocol::records::Record| match r.timestamp_type {
+        TimestampType::LogAppend => batch.max_timestamp,
+        TimestampType::Creation => r.timestamp,
+    };
+    let fits = |r: &&kafka_protocol::records::Record| r.offset >= log.start() && time_of(r) >= time;
+    records.iter().find(fits).map(|r| (time_of(r), r.offset))
+}

@@ -1,0 +1,56 @@
+//! OffsetCommit (key 8): stores offsets for members of a group and for clients that assign partitions by themselves.
+
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::offset_commit_response::{
+    OffsetCommitResponsePartition, OffsetCommitResponseTopic,
+};
+use kafka_protocol::messages::{OffsetCommitRequest, OffsetCommitResponse};
+
+use super::super::cluster::{Cluster, Committed};
+use super::super::group::Caller;
+use super::Call;
+
+pub(super) fn handle(call: &Call<'_>, request: OffsetCommitRequest) -> OffsetCommitResponse {
+    let mut cluster = call.cluster();
+    let allowed = allow(call, &mut cluster, &request);
+    let mut response = OffsetCommitResponse::default();
+    for topic in request.topics {
+        let injected = call.error_for(&topic.name);
+        let mut answer = OffsetCommitResponseTopic::default().with_name(topic.name.clone());
+        for p in topic.partitions {
+            let known = cluster.partition(&topic.name, p.partition_index).map(drop);
+            let result = injected.map_or(Ok(()), Err).and(allowed).and(known);
+            if result.is_ok() {
+                let committed = Committed {
+                    offset: p.committed_offset,
+                    leader_epoch: if call.version >= 6 { p.committed_leader_epoch } else { -1 },
+                    metadata: p.committed_metadata,
+                };
+                let key = (topic.name.to_string(), p.partition_index);
+                cluster.group_mut(&request.group_id).offsets.insert(key, committed);
+            }
+            let partition = OffsetCommitResponsePartition::default()
+                .with_partition_index(p.partition_index)
+                .with_error_code(super::code(&result));
+            answer.partitions.push(partition);
+        }
+        response.topics.push(answer);
+    }
+    drop(cluster);
+    call.shared.group_timer.notify_one();
+    response
+}
+
+fn allow(call: &Call<'_>, cluster: &mut Cluster, request: &OffsetCommitRequest) -> Result<(), ResponseError> {
+    call.check_group(cluster, &request.group_id)?;
+    let caller = Caller {
+        member_id: request.member_id.to_string(),
+        instance_id: request.group_instance_id.as_ref().map(ToString::to_string),
+        generation: request.generation_id_or_member_epoch,
+    };
+    match cluster.groups.get_mut(&*request.group_id.0) {
+        Some(entry) => entry.group.handle_commit(call.shared.clock.now(), &caller),
+        None if caller.generation < 0 => Ok(()),
+        None => Err(ResponseError::IllegalGeneration),
+    }
+}

@@ -1,0 +1,104 @@
+//! OffsetFetch (key 9): committed offsets, of one group up to version 7, of several since version 8 (KIP-709).
+
+use std::collections::BTreeMap;
+
+use kafka_protocol::messages::offset_fetch_response::{
+    OffsetFetchResponseGroup, OffsetFetchResponsePartition, OffsetFetchResponsePartitions,
+    OffsetFetchResponseTopic, OffsetFetchResponseTopics,
+};
+use kafka_protocol::messages::{OffsetFetchRequest, OffsetFetchResponse};
+use kafka_protocol::protocol::StrBytes;
+
+use super::super::cluster::{Cluster, Committed};
+use super::{Call, topic_name};
+
+/// Topic by topic: partition and what is committed for it.
+type Found = BTreeMap<String, Vec<(i32, Option<Committed>)>>;
+
+pub(super) fn handle(call: &Call<'_>, request: OffsetFetchRequest) -> OffsetFetchResponse {
+    let cluster = call.cluster();
+    let mut response = OffsetFetchResponse::default();
+    if call.version < 8 {
+        let topics = request.topics.map(|topics| {
+            topics.into_iter().map(|t| (t.name.to_string(), t.partition_indexes)).collect::<Vec<_>>()
+        });
+        let allowed = call.check_group(&cluster, &request.group_id);
+        if let Err(error) = allowed {
+            response.error_code = error.code();
+        }
+        for (topic, partitions) in find(&cluster, &request.group_id, topics, allowed.is_ok()) {
+            // Version 1 has no field for the group's error: it stands at every partition.
+            let code = if call.version < 2 { super::code(&allowed) } else { 0 };
+            let one = |(index, committed): (i32, Option<Committed>)| {
+                let (offset, epoch, metadata) = fields(committed);
+                OffsetFetchResponsePartition::default()
+                    .with_partition_index(index)
+                    .with_committed_offset(offset)
+                    .with_committed_leader_epoch(if call.version >= 5 { epoch } else { -1 })
+                    .with_metadata(metadata)
+                    .with_error_code(code)
+            };
+            let partitions = partitions.into_iter().map(one).collect();
+            response.topics.push(
+                OffsetFetchResponseTopic::default().with_name(topic_name(&topic)).with_partitions(partitions),
+            );
+        }
+        return response;
+    }
+    for group in request.groups {
+        let topics = group.topics.map(|topics| {
+            topics.into_iter().map(|t| (t.name.to_string(), t.partition_indexes)).collect::<Vec<_>>()
+        });
+        // Member and epoch are for KIP-848 groups; classic ones do not look at them, though franz-go sends them.
+        let allowed = call.check_group(&cluster, &group.group_id);
+        let mut answer = OffsetFetchResponseGroup::default().with_error_code(super::code(&allowed));
+        if allowed.is_ok() {
+            for (topic, partitions) in find(&cluster, &group.group_id, topics, true) {
+                let one = |(index, committed): (i32, Option<Committed>)| {
+                    let (offset, epoch, metadata) = fields(committed);
+                    OffsetFetchResponsePartitions::default()
+                        .with_partition_index(index)
+                        .with_committed_offset(offset)
+                        .with_committed_leader_epoch(epoch)
+                        .with_metadata(metadata)
+                };
+                let partitions = partitions.into_iter().map(one).collect();
+                let topic = OffsetFetchResponseTopics::default().with_name(topic_name(&topic));
+                answer.topics.push(topic.with_partitions(partitions));
+            }
+        }
+        answer.group_id = group.group_id;
+        response.groups.push(answer);
+    }
+    response
+}
+
+/// What is committed for the partitions asked for, or for all (`None`).
+fn find(cluster: &Cluster, group: &str, topics: Option<Vec<(String, Vec<i32>)>>, allowed: bool) -> Found {
+    let offsets = cluster.groups.get(group).filter(|_| allowed).map(|entry| &entry.offsets);
+    let mut found = Found::new();
+    match topics {
+        Some(topics) => {
+            for (topic, partitions) in topics {
+                for p in partitions {
+                    let committed = offsets.and_then(|o| o.get(&(topic.clone(), p))).cloned();
+                    found.entry(topic.clone()).or_default().push((p, committed));
+                }
+            }
+        }
+        None => {
+            for ((topic, p), committed) in offsets.into_iter().flatten() {
+                found.entry(topic.clone()).or_default().push((*p, Some(committed.clone())));
+            }
+        }
+    }
+    found
+}
+
+/// Offset, leader epoch and metadata; -1 and an empty text where nothing is committed.
+fn fields(committed: Option<Committed>) -> (i64, i32, Option<StrBytes>) {
+    match committed {
+        Some(c) => (c.offset, c.leader_epoch, Some(c.metadata.unwrap_or_default())),
+        None => (-1, -1, Some(StrBytes::new())),
+    }
+}

@@ -1,0 +1,310 @@
+//! The embedded broker: Kafka's protocol in process, over TCP or in-memory streams, in pure Rust.
+//!
+//! Good enough that foreign clients produce to it and consume through a group, and made for tests: [`FaultControl`]
+//! breaks it on purpose, [`EmbeddedBroker::records`] and [`EmbeddedBroker::committed`] look inside. Data lives in
+//! memory; a "cluster" of several brokers shares it, so replication never lags. No transactions, no KIP-848 groups.
+//! It shares no code with the client it tests. Not for hostile networks.
+
+mod api;
+mod clock;
+mod cluster;
+mod control;
+mod group;
+mod log;
+mod producers;
+mod records;
+mod sasl;
+mod server;
+mod session;
+mod tls;
+mod topic_config;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kafka_protocol::records::Record;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use self::clock::Clock;
+use self::cluster::{Cluster, Node, Options, Shared};
+pub use self::control::FaultControl;
+use self::session::FetchSessions;
+use self::tls::TlsPem;
+pub use crate::Listener;
+pub use kafka_protocol::ResponseError;
+pub use kafka_protocol::messages::ApiKey;
+
+impl Listener {
+    fn is_sasl(self) -> bool {
+        matches!(self, Self::SaslPlaintext | Self::SaslSsl)
+    }
+
+    fn is_tls(self) -> bool {
+        matches!(self, Self::Ssl | Self::SaslSsl)
+    }
+}
+
+/// What can go wrong with the embedded broker itself.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BrokerError {
+    /// A port could not be opened.
+    #[error("the embedded broker cannot listen: {0}")]
+    Listen(#[source] std::io::Error),
+    /// A certificate or key of [`EmbeddedBrokerBuilder::tls`] is of no use.
+    #[error("the embedded broker's TLS settings: {0}")]
+    Tls(String),
+    /// The cluster has no broker of this id (they are numbered from 1).
+    #[error("there is no broker {0}")]
+    NoSuchBroker(i32),
+    /// The topic or partition does not exist.
+    #[error("there is no partition {0}-{1}")]
+    NoSuchPartition(String, i32),
+    /// The topic was not created.
+    #[error("topic {0} was not created: {1}")]
+    Topic(String, ResponseError),
+    /// A stored batch could not be read.
+    #[error("a stored batch cannot be read: {0}")]
+    Batch(String),
+}
+
+/// Settings of an [`EmbeddedBroker`]; made by [`EmbeddedBroker::builder`].
+#[derive(Debug, Clone)]
+pub struct EmbeddedBrokerBuilder {
+    brokers: i32,
+    options: Options,
+    users: sasl::Users,
+    tls: Option<TlsPem>,
+    in_memory: bool,
+}
+
+impl EmbeddedBrokerBuilder {
+    /// How many brokers the cluster has, with the ids 1 to `brokers`. Default 1, at least 1.
+    #[must_use]
+    pub fn brokers(mut self, brokers: i32) -> Self {
+        self.brokers = brokers.max(1);
+        self
+    }
+
+    /// Partitions of a topic that is created without saying how many (`num.partitions`). Default 1.
+    #[must_use]
+    pub fn default_partitions(mut self, partitions: i32) -> Self {
+        self.options.default_partitions = partitions.max(1);
+        self
+    }
+
+    /// May a metadata request create the topics it names (`auto.create.topics.enable`)? Default true.
+    #[must_use]
+    pub fn auto_create_topics(mut self, create: bool) -> Self {
+        self.options.auto_create_topics = create;
+        self
+    }
+
+    /// A user who may log in at the SASL listeners, with PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512. Call it once per user.
+    #[must_use]
+    pub fn user(mut self, name: &str, password: &str) -> Self {
+        self.users.insert(name.to_owned(), password.to_owned());
+        self
+    }
+
+    /// Opens the TLS listeners. PEM texts: the server's chain (its own certificate first), its key, and the authority
+    /// that must have signed a client's certificate (`None`: clients need none).
+    #[must_use]
+    pub fn tls(mut self, chain: &str, key: &str, client_ca: Option<&str>) -> Self {
+        let client_ca = client_ca.map(str::to_owned);
+        self.tls = Some(TlsPem { chain: chain.to_owned(), key: key.to_owned(), client_ca });
+        self
+    }
+
+    /// Opens no sockets: connections come through [`EmbeddedBroker::serve_stream`] only. Brokers are then advertised
+    /// as `broker-ID`, with port 9092 for PLAINTEXT, 9093 SASL_PLAINTEXT, 9094 SSL and 9095 SASL_SSL. Default off.
+    #[must_use]
+    pub fn in_memory(mut self) -> Self {
+        self.in_memory = true;
+        self
+    }
+
+    /// Starts the cluster on ephemeral ports of 127.0.0.1. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// A port cannot be opened, or the TLS settings are of no use.
+    ///
+    /// # Cancel safety
+    /// A dropped call closes what it had opened.
+    pub async fn start(self) -> Result<EmbeddedBroker, BrokerError> {
+        let tls = self.tls.as_ref().map(tls::acceptor).transpose()?;
+        let mut listeners = vec![(Listener::Plaintext, 9092), (Listener::SaslPlaintext, 9093)];
+        if tls.is_some() {
+            listeners.extend([(Listener::Ssl, 9094), (Listener::SaslSsl, 9095)]);
+        }
+        let port = |fixed: u16| if self.in_memory { fixed } else { 0 };
+        let node = |id: i32| Node {
+            host: if self.in_memory { format!("broker-{id}") } else { "127.0.0.1".to_owned() },
+            ports: listeners.iter().map(|(l, p)| (*l, port(*p))).collect(),
+            running: watch::Sender::new(false),
+            accepting: Vec::new(),
+            sessions: FetchSessions::default(),
+        };
+        let nodes = (1..=self.brokers).map(|id| (id, node(id))).collect();
+        let cluster = Cluster::new(self.options, nodes);
+        let shared = Shared::new(cluster, Clock::start(), self.users, tls, self.in_memory);
+        let timers = spawn_group_timers(Arc::clone(&shared));
+        let broker = EmbeddedBroker { shared, timers };
+        for id in 1..=self.brokers {
+            server::start_node(&broker.shared, id).await?;
+        }
+        Ok(broker)
+    }
+}
+
+/// One task per cluster ends sessions and rebalances in time.
+#[expect(clippy::disallowed_methods, reason = "the cluster's one timer task; the handle aborts it")]
+fn spawn_group_timers(shared: Arc<Shared>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        loop {
+            let changed = shared.group_timer.notified();
+            let next = shared.cluster().next_group_timeout();
+            let due = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(shared.clock.instant(at)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = changed => {}
+                () = due => shared.cluster().handle_group_timeouts(shared.clock.now()),
+            }
+        }
+    })
+}
+
+/// A running cluster of embedded brokers. Dropping it closes every listener and connection.
+pub struct EmbeddedBroker {
+    shared: Arc<Shared>,
+    timers: JoinHandle<()>,
+}
+
+impl EmbeddedBroker {
+    /// The settings to start one with.
+    #[must_use]
+    pub fn builder() -> EmbeddedBrokerBuilder {
+        EmbeddedBrokerBuilder {
+            brokers: 1,
+            options: Options { default_partitions: 1, auto_create_topics: true },
+            users: sasl::Users::new(),
+            tls: None,
+            in_memory: false,
+        }
+    }
+
+    /// `bootstrap.servers` of the plaintext listeners: `127.0.0.1:port`, comma separated.
+    #[must_use]
+    pub fn bootstrap_servers(&self) -> String {
+        self.listener(Listener::Plaintext)
+    }
+
+    /// `bootstrap.servers` of one kind of listener; empty for TLS ones without [`EmbeddedBrokerBuilder::tls`].
+    #[must_use]
+    pub fn listener(&self, listener: Listener) -> String {
+        let cluster = self.shared.cluster();
+        let addresses = cluster.nodes.keys().filter_map(|id| cluster.address(*id, listener));
+        addresses.map(|(host, port)| format!("{host}:{port}")).collect::<Vec<_>>().join(",")
+    }
+
+    /// The host and port at which Metadata sends clients of `listener` to a broker; for tests that map addresses to
+    /// in-memory streams.
+    #[must_use]
+    pub fn address(&self, broker_id: i32, listener: Listener) -> Option<(String, u16)> {
+        self.shared.cluster().address(broker_id, listener)
+    }
+
+    /// Serves a connection to a broker over any stream, such as one half of `tokio::io::duplex`, until it closes or
+    /// the broker stops. On TLS listeners the handshake comes first. A stopped or unknown broker drops the stream.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "one task per connection, ended by the broker's running flag"
+    )]
+    pub fn serve_stream<S>(&self, broker_id: i32, listener: Listener, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let running = self.shared.cluster().nodes.get(&broker_id).map(|node| node.running.subscribe());
+        if let Some(running) = running {
+            let shared = Arc::clone(&self.shared);
+            let host = "/in-memory".to_owned();
+            tokio::spawn(server::serve(shared, broker_id, listener, stream, host, running));
+        }
+    }
+
+    /// Faults, moves and counters.
+    #[must_use]
+    pub fn control(&self) -> FaultControl {
+        FaultControl { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Creates a topic with default configurations.
+    ///
+    /// # Errors
+    /// The name is not legal, the topic exists, or `partitions` is not within 1 to 10,000.
+    pub fn create_topic(&self, name: &str, partitions: i32) -> Result<(), BrokerError> {
+        let made = self.shared.cluster().create_topic(name, partitions, &BTreeMap::new(), BTreeMap::new());
+        made.map(drop).map_err(|error| BrokerError::Topic(name.to_owned(), error))
+    }
+
+    /// Every record of a partition from its log start, decoded and decompressed. Duplicate header names are lost.
+    ///
+    /// # Errors
+    /// The partition does not exist, or a batch cannot be decoded.
+    pub fn records(&self, topic: &str, partition: i32) -> Result<Vec<Record>, BrokerError> {
+        let batches = {
+            let cluster = self.shared.cluster();
+            let found = cluster
+                .partition(topic, partition)
+                .map_err(|_| BrokerError::NoSuchPartition(topic.to_owned(), partition))?;
+            (found.log.start(), found.log.batches_from(0).to_vec())
+        };
+        let (start, batches) = batches;
+        let mut all = Vec::new();
+        for batch in &batches {
+            let records = records::decode(batch).map_err(BrokerError::Batch)?;
+            all.extend(records.into_iter().filter(|r| r.offset >= start));
+        }
+        Ok(all)
+    }
+
+    /// The offset that a group has committed for a partition.
+    #[must_use]
+    pub fn committed(&self, group: &str, topic: &str, partition: i32) -> Option<i64> {
+        let cluster = self.shared.cluster();
+        cluster.groups.get(group)?.offsets.get(&(topic.to_owned(), partition)).map(|c| c.offset)
+    }
+
+    /// Closes every listener and connection, and waits until the ports are free.
+    ///
+    /// # Cancel safety
+    /// A dropped call still closes everything.
+    pub async fn shutdown(self) {
+        for task in self.stop() {
+            drop(task.await);
+        }
+    }
+
+    fn stop(&self) -> Vec<JoinHandle<()>> {
+        self.timers.abort();
+        let mut cluster = self.shared.cluster();
+        let stop = |node: &mut Node| {
+            node.running.send_replace(false);
+            std::mem::take(&mut node.accepting)
+        };
+        cluster.nodes.values_mut().flat_map(stop).collect()
+    }
+}
+
+impl Drop for EmbeddedBroker {
+    fn drop(&mut self) {
+        drop(self.stop());
+    }
+}

@@ -1,0 +1,244 @@
+//! Sockets and framing: accept loops, one task per connection, answers in the order of the requests.
+//!
+//! A connection serves one request at a time, as Apache Kafka does: pipelined requests wait in the socket. What a
+//! request means is in `api`; who may ask is in `sasl`.
+
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes, BytesMut};
+use kafka_protocol::messages::{ApiKey, RequestHeader};
+use kafka_protocol::protocol::Decodable;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::api::{self, Call};
+use super::cluster::Shared;
+use super::sasl::Login;
+use super::{BrokerError, Listener};
+
+/// Apache Kafka's `socket.request.max.bytes`.
+const MAX_REQUEST: usize = 100 * 1024 * 1024;
+/// A frame's buffer grows by at most this much before its bytes are there.
+const READ_STEP: usize = 1024 * 1024;
+
+/// Why a connection ends.
+pub(super) struct Close;
+
+/// Binds a broker's listeners (the same ports as before, if it had some) and starts to accept.
+pub(super) async fn start_node(shared: &Arc<Shared>, broker: i32) -> Result<(), BrokerError> {
+    let (old, ports) = {
+        let mut cluster = shared.cluster();
+        let Some(node) = cluster.nodes.get_mut(&broker) else {
+            return Err(BrokerError::NoSuchBroker(broker));
+        };
+        if *node.running.borrow() {
+            return Ok(());
+        }
+        (std::mem::take(&mut node.accepting), node.ports.clone())
+    };
+    for task in old {
+        // A stopped accept loop has closed its socket once its task has ended.
+        drop(task.await);
+    }
+    let mut bound = Vec::new();
+    if !shared.in_memory {
+        for (listener, port) in ports {
+            bound
+                .push((listener, TcpListener::bind(("127.0.0.1", port)).await.map_err(BrokerError::Listen)?));
+        }
+    }
+    let mut cluster = shared.cluster();
+    let Some(node) = cluster.nodes.get_mut(&broker) else { return Err(BrokerError::NoSuchBroker(broker)) };
+    node.running = watch::Sender::new(true);
+    for (listener, socket) in bound {
+        let port = socket.local_addr().map_err(BrokerError::Listen)?.port();
+        node.ports.insert(listener, port);
+        node.accepting.push(spawn_accept(
+            Arc::clone(shared),
+            broker,
+            listener,
+            socket,
+            node.running.subscribe(),
+        ));
+    }
+    Ok(())
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "one accept loop per listener, ended by the broker's running flag"
+)]
+fn spawn_accept(
+    shared: Arc<Shared>,
+    broker: i32,
+    listener: Listener,
+    socket: TcpListener,
+    running: watch::Receiver<bool>,
+) -> JoinHandle<()> {
+    let mut stop = running.clone();
+    tokio::spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|running| !running) => return,
+                Some(_) = connections.join_next(), if !connections.is_empty() => {}
+                accepted = socket.accept() => {
+                    let Ok((stream, peer)) = accepted else { continue };
+                    if stream.set_nodelay(true).is_err() {
+                        continue;
+                    }
+                    let host = format!("/{}", peer.ip());
+                    connections.spawn(serve(Arc::clone(&shared), broker, listener, stream, host, running.clone()));
+                }
+            }
+        }
+    })
+}
+
+/// Serves one connection until either side closes it or the broker stops.
+pub(super) async fn serve<S>(
+    shared: Arc<Shared>,
+    broker: i32,
+    listener: Listener,
+    stream: S,
+    client_host: String,
+    mut running: watch::Receiver<bool>,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut connection = Connection {
+        login: Login::new(listener.is_sasl()),
+        shared: Arc::clone(&shared),
+        broker,
+        listener,
+        client_host,
+    };
+    let work = async {
+        match (&shared.tls, listener.is_tls()) {
+            (_, false) => connection.run(stream).await,
+            (Some(tls), true) => match tls.accept(stream).await {
+                Ok(stream) => connection.run(stream).await,
+                Err(error) => tracing::debug!(%error, "TLS handshake failed"),
+            },
+            (None, true) => {}
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = running.wait_for(|running| !running) => {}
+        () = Box::pin(work) => {}
+    }
+}
+
+struct Connection {
+    shared: Arc<Shared>,
+    broker: i32,
+    listener: Listener,
+    client_host: String,
+    login: Login,
+}
+
+impl Connection {
+    async fn run<S: AsyncRead + AsyncWrite + Unpin>(&mut self, mut stream: S) {
+        let mut buffer = BytesMut::with_capacity(64 * 1024);
+        loop {
+            match take_frame(&mut buffer) {
+                Err(Close) => return,
+                Ok(Some(frame)) => match self.handle(frame).await {
+                    Ok(Some(answer)) => {
+                        if stream.write_all(&answer).await.is_err() || stream.flush().await.is_err() {
+                            return;
+                        }
+                        if self.login.has_failed() {
+                            drop(stream.shutdown().await);
+                            return;
+                        }
+                    }
+                    Ok(None) => {}
+                    Err(Close) => {
+                        drop(stream.shutdown().await);
+                        return;
+                    }
+                },
+                Ok(None) => match stream.read_buf(&mut buffer).await {
+                    Ok(0) | Err(_) => return,
+                    Ok(_) => {}
+                },
+            }
+        }
+    }
+
+    /// One request in, its answer out (none for acks=0).
+    async fn handle(&mut self, frame: Bytes) -> Result<Option<BytesMut>, Close> {
+        if self.login.expects_raw_token() {
+            let reply = self.login.raw_token(&self.shared.users, &frame)?;
+            return Ok(Some(reply));
+        }
+        if frame.len() < 8 {
+            return Err(Close);
+        }
+        let mut peek = &frame[..];
+        let (key, version, correlation) = (peek.get_i16(), peek.get_i16(), peek.get_i32());
+        let api = ApiKey::try_from(key).map_err(|()| Close)?;
+        let fate = self.shared.faults.fate(key);
+        if fate.disconnect_before {
+            return Err(Close);
+        }
+        if !api::is_supported(api, version) {
+            // Only ApiVersions answers a version from the future, in version 0 (KIP-511).
+            if api == ApiKey::ApiVersions {
+                return api::unsupported_api_versions(correlation).map(Some);
+            }
+            tracing::debug!(?api, version, "unsupported version");
+            return Err(Close);
+        }
+        if !self.login.allows(api) {
+            tracing::debug!(?api, "request before authentication");
+            return Err(Close);
+        }
+        let mut body = frame;
+        let header =
+            RequestHeader::decode(&mut body, api.request_header_version(version)).map_err(|_| Close)?;
+        let call = Call {
+            shared: &self.shared,
+            broker: self.broker,
+            listener: self.listener,
+            api,
+            version,
+            correlation,
+            client_id: header.client_id.map(|id| id.to_string()).unwrap_or_default(),
+            client_host: self.client_host.clone(),
+            error: fate.error,
+        };
+        let answer = api::dispatch(&call, body, &mut self.login).await?;
+        if fate.disconnect_after {
+            return Err(Close);
+        }
+        self.shared.faults.wait_while_held(key).await;
+        if let Some(delay) = fate.delay {
+            tokio::time::sleep(delay).await;
+        }
+        Ok(answer)
+    }
+}
+
+/// Splits the next whole frame off the buffer, or makes room for its rest.
+fn take_frame(buffer: &mut BytesMut) -> Result<Option<Bytes>, Close> {
+    let Some(size) = buffer.first_chunk::<4>() else {
+        buffer.reserve(4096);
+        return Ok(None);
+    };
+    let size = usize::try_from(i32::from_be_bytes(*size)).map_err(|_| Close)?;
+    if size > MAX_REQUEST {
+        return Err(Close);
+    }
+    if buffer.len() < 4 + size {
+        buffer.reserve((4 + size - buffer.len()).min(READ_STEP));
+        return Ok(None);
+    }
+    buffer.advance(4);
+    Ok(Some(buffer.split_to(size).freeze()))
+}

@@ -1,0 +1,158 @@
+//! Fetch sessions of one broker (KIP-227): which partitions a client fetches and what it was last told of them.
+//!
+//! Pure: no clock, no I/O. The cache is bounded; the oldest session goes first, and its client starts a new one.
+
+use std::collections::BTreeMap;
+
+use kafka_protocol::ResponseError;
+use uuid::Uuid;
+
+const MAX_SESSIONS: usize = 1000;
+
+/// A partition as the client names it: by name before version 13, by topic id since (KIP-516).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key {
+    pub(super) topic: String,
+    pub(super) topic_id: Uuid,
+    pub(super) partition: i32,
+}
+
+/// What the client asks of one partition.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    pub(super) offset: i64,
+    pub(super) max_bytes: i32,
+    pub(super) leader_epoch: i32,
+}
+
+/// High watermark and log start as last told.
+pub(super) type Told = Option<(i64, i64)>;
+
+#[derive(Debug)]
+struct Session {
+    epoch: i32,
+    partitions: BTreeMap<Key, (Wanted, Told)>,
+    /// Where the next answer begins, so that a full answer does not starve the partitions at the end.
+    next: usize,
+}
+
+/// What one fetch has to look at.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// Zero: no session.
+    pub(super) session_id: i32,
+    /// An incremental answer leaves out the partitions without news.
+    pub(super) incremental: bool,
+    pub(super) partitions: Vec<(Key, Wanted, Told)>,
+}
+
+/// The sessions of one broker.
+#[derive(Debug, Default)]
+pub(super) struct FetchSessions {
+    sessions: BTreeMap<i32, Session>,
+    given: i32,
+}
+
+impl FetchSessions {
+    /// Takes the session fields of a fetch request and says what to read.
+    pub(super) fn plan(
+        &mut self,
+        id: i32,
+        epoch: i32,
+        wanted: Vec<(Key, Wanted)>,
+        forgotten: &[Key],
+    ) -> Result<Plan, ResponseError> {
+        if epoch <= 0 {
+            self.sessions.remove(&id);
+            let session_id = if epoch == 0 { self.open(&wanted) } else { 0 };
+            let partitions = wanted.into_iter().map(|(k, w)| (k, w, None)).collect();
+            return Ok(Plan { session_id, incremental: false, partitions });
+        }
+        let session = self.sessions.get_mut(&id).ok_or(ResponseError::FetchSessionIdNotFound)?;
+        if session.epoch != epoch {
+            return Err(ResponseError::InvalidFetchSessionEpoch);
+        }
+        session.epoch = if epoch == i32::MAX { 1 } else { epoch + 1 };
+        for key in forgotten {
+            session.partitions.remove(key);
+        }
+        for (key, wanted) in wanted {
+            let told = session.partitions.get(&key).and_then(|p| p.1);
+            session.partitions.insert(key, (wanted, told));
+        }
+        let start = session.next.checked_rem(session.partitions.len()).unwrap_or(0);
+        session.next = start + 1;
+        let all = || session.partitions.iter().map(|(k, (w, t))| (k.clone(), w.clone(), *t));
+        let partitions = all().skip(start).chain(all().take(start)).collect();
+        Ok(Plan { session_id: id, incremental: true, partitions })
+    }
+
+    fn open(&mut self, wanted: &[(Key, Wanted)]) -> i32 {
+        if wanted.is_empty() {
+            return 0;
+        }
+        if self.sessions.len() >= MAX_SESSIONS {
+            self.sessions.pop_first();
+        }
+        self.given = self.given.checked_add(1).unwrap_or(1);
+        let partitions = wanted.iter().map(|(k, w)| (k.clone(), (w.clone(), None))).collect();
+        self.sessions.insert(self.given, Session { epoch: 1, partitions, next: 0 });
+        self.given
+    }
+
+    /// Remembers what the answer says of a partition; `None` makes the next answer name it again.
+    pub(super) fn told(&mut self, id: i32, key: &Key, told: Told) {
+        if let Some(partition) = self.sessions.get_mut(&id).and_then(|s| s.partitions.get_mut(key)) {
+            partition.1 = told;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(partition: i32) -> Key {
+        Key { topic: "t".into(), topic_id: Uuid::nil(), partition }
+    }
+
+    fn want(partition: i32, offset: i64) -> (Key, Wanted) {
+        (key(partition), Wanted { offset, max_bytes: 100, leader_epoch: -1 })
+    }
+
+    #[test]
+    fn an_incremental_fetch_keeps_what_it_does_not_name() {
+        let mut sessions = FetchSessions::default();
+        let id = sessions.plan(0, 0, vec![want(0, 0), want(1, 0)], &[]).unwrap().session_id;
+        let plan = sessions.plan(id, 1, vec![want(1, 7)], &[]).unwrap();
+        let offsets: Vec<i64> = plan.partitions.iter().map(|p| p.1.offset).collect();
+        assert_eq!(offsets, [0, 7]);
+        let plan = sessions.plan(id, 2, vec![], &[key(0)]).unwrap();
+        assert_eq!(plan.partitions.len(), 1);
+    }
+
+    #[test]
+    fn a_wrong_epoch_and_an_unknown_session_are_refused() {
+        let mut sessions = FetchSessions::default();
+        let id = sessions.plan(0, 0, vec![want(0, 0)], &[]).unwrap().session_id;
+        assert_eq!(sessions.plan(id, 2, vec![], &[]).unwrap_err(), ResponseError::InvalidFetchSessionEpoch);
+        assert_eq!(sessions.plan(99, 1, vec![], &[]).unwrap_err(), ResponseError::FetchSessionIdNotFound);
+    }
+
+    #[test]
+    fn the_final_epoch_closes_the_session() {
+        let mut sessions = FetchSessions::default();
+        let id = sessions.plan(0, 0, vec![want(0, 0)], &[]).unwrap().session_id;
+        assert_eq!(sessions.plan(id, -1, vec![], &[]).unwrap().session_id, 0);
+        assert_eq!(sessions.plan(id, 1, vec![], &[]).unwrap_err(), ResponseError::FetchSessionIdNotFound);
+    }
+
+    #[test]
+    fn the_answers_begin_at_another_partition_each_time() {
+        let mut sessions = FetchSessions::default();
+        let id = sessions.plan(0, 0, vec![want(0, 0), want(1, 0)], &[]).unwrap().session_id;
+        let first = |plan: Plan| plan.partitions[0].0.partition;
+        assert_eq!(first(sessions.plan(id, 1, vec![], &[]).unwrap()), 0);
+        assert_eq!(first(sessions.plan(id, 2, vec![], &[]).unwrap()), 1);
+    }
+}
