@@ -22,7 +22,10 @@ pub use config::{
 };
 pub use consumer::{ConsumerRecords, KafkaConsumer, PartitionRecords, RecordRef};
 pub use error::{Error, ErrorCode, ErrorKind, Result, Stage};
-pub use facade::{KafkaInstance, Producer, SendAndWait};
+pub use facade::{
+    Consumer, ErrorPolicy, Exhausted, Handler, HandlerError, HandlerResult, KafkaInstance, Message, Producer,
+    SendAndWait,
+};
 pub use producer::{Delivery, KafkaProducer, SendJson};
 pub use record::{ConsumerRecord, Header, ProducerRecord, RecordMetadata, TimestampType, TopicPartition};
 

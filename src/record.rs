@@ -166,13 +166,34 @@ pub(crate) fn read_json<T: DeserializeOwned>(
     offset: i64,
 ) -> Result<T> {
     serde_json::from_slice(value.unwrap_or(b"null")).map_err(|cause| {
+        // serde quotes the value it did not expect, and an error never holds a record's value.
+        let cause = match cause.classify() {
+            serde_json::error::Category::Data if !cause.to_string().starts_with("missing field") => {
+                format!("another type of value was expected at line {} column {}", cause.line(), cause.column())
+            }
+            _ => cause.to_string(),
+        };
         Error::new(ErrorKind::Json, "the record's value is not JSON of the expected type")
             .with_topic(Arc::clone(topic))
             .with_partition(partition)
             .with_offset(offset)
-            .with_source(cause)
+            .with_boxed_source(cause.into())
             .with_hint(
                 "read the value as bytes, or choose an error policy that skips or dead-letters the record",
             )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_reading_json_says_where_and_never_shows_the_value() {
+        let read = |json: &str| read_json::<u32>(Some(json.as_bytes()), &"orders".into(), 3, 42).unwrap_err();
+        let text = read("\"hunter2\"").to_string();
+        assert!(text.contains("topic orders partition 3, offset 42") && !text.contains("hunter2"), "{text}");
+        assert!(read("{").to_string().contains("EOF"), "{}", read("{"));
+        assert_eq!(read_json::<Option<u32>>(None, &"orders".into(), 3, 42).unwrap(), None, "a tombstone is null");
+    }
 }

@@ -6,7 +6,8 @@ use super::{At, KafkaAdmin, broker_error};
 use crate::{
     cluster::{Lane, kafka_string},
     connection::api::wire,
-    error::{Error, ErrorKind, Result},
+    consumer::decode_assignment,
+    error::{Error, Result},
     record::TopicPartition,
 };
 
@@ -344,7 +345,7 @@ fn read_list_offsets(
 fn describe(group: wire::describe_groups_response::DescribedGroup) -> Result<GroupDescription> {
     let is_consumer = group.protocol_type.as_str() == "consumer";
     let members = group.members.into_iter().map(|member| {
-        let assignment = if is_consumer { read_assignment(member.member_assignment)? } else { Vec::new() };
+        let assignment = if is_consumer { read_assignment(&member.member_assignment)? } else { Vec::new() };
         Ok(MemberDescription {
             member_id: member.member_id.to_string(),
             group_instance_id: member.group_instance_id.map(|id| id.to_string()),
@@ -362,27 +363,50 @@ fn describe(group: wire::describe_groups_response::DescribedGroup) -> Result<Gro
     })
 }
 
-/// A member's assignment as its leader wrote it: a version, then the partitions. Empty while the group rebalances.
-fn read_assignment(mut bytes: bytes::Bytes) -> Result<Vec<TopicPartition>> {
-    use bytes::Buf as _;
-    use kafka_protocol::protocol::Decodable as _;
-    if bytes.is_empty() {
-        return Ok(Vec::new());
-    }
-    let bad = |text: String| {
-        Error::new(ErrorKind::Protocol, format!("a member's assignment cannot be read: {text}"))
+/// A member's assignment as its leader wrote it. Empty while the group rebalances.
+fn read_assignment(bytes: &[u8]) -> Result<Vec<TopicPartition>> {
+    if bytes.is_empty() { Ok(Vec::new()) } else { decode_assignment(bytes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use wire::offset_fetch_response::{
+        OffsetFetchResponseGroup, OffsetFetchResponsePartition, OffsetFetchResponsePartitions,
+        OffsetFetchResponseTopic, OffsetFetchResponseTopics,
     };
-    let version = bytes.try_get_i16().map_err(|error| bad(error.to_string()))?;
-    let assignment = wire::ConsumerProtocolAssignment::decode(&mut bytes, version)
-        .map_err(|error| bad(error.to_string()))?;
-    let mut partitions: Vec<TopicPartition> = assignment
-        .assigned_partitions
-        .into_iter()
-        .flat_map(|topic| {
-            let name = topic.topic;
-            topic.partitions.into_iter().map(move |partition| TopicPartition::new(name.as_str(), partition))
-        })
-        .collect();
-    partitions.sort();
-    Ok(partitions)
+
+    use super::*;
+
+    #[test]
+    fn both_layouts_of_committed_offsets_are_read_and_what_was_never_committed_is_left_out() {
+        let name = || kafka_string("orders").into();
+        let old = |partition, offset| {
+            let row = OffsetFetchResponsePartition::default();
+            row.with_partition_index(partition).with_committed_offset(offset).with_committed_leader_epoch(4)
+        };
+        let topic = OffsetFetchResponseTopic::default().with_name(name()).with_partitions(vec![old(0, 7), old(1, -1)]);
+        let old = committed_offsets(wire::OffsetFetchResponse::default().with_topics(vec![topic])).unwrap();
+        let new = |partition, offset| {
+            let row = OffsetFetchResponsePartitions::default();
+            row.with_partition_index(partition).with_committed_offset(offset).with_committed_leader_epoch(4)
+        };
+        let topic = OffsetFetchResponseTopics::default().with_name(name()).with_partitions(vec![new(0, 7), new(1, -1)]);
+        let group = OffsetFetchResponseGroup::default().with_topics(vec![topic]);
+        let new = committed_offsets(wire::OffsetFetchResponse::default().with_groups(vec![group])).unwrap();
+        assert_eq!(old, new);
+        let offset = CommittedOffset { offset: 7, leader_epoch: Some(4), metadata: String::new() };
+        assert!(new.into_iter().eq([(TopicPartition::new("orders", 0), offset)]));
+    }
+
+    #[test]
+    fn an_error_for_the_group_or_for_a_partition_is_an_error() {
+        let group = OffsetFetchResponseGroup::default().with_error_code(16);
+        let error = committed_offsets(wire::OffsetFetchResponse::default().with_groups(vec![group])).unwrap_err();
+        assert!(error.is_retriable(), "{error}");
+        let row = OffsetFetchResponsePartitions::default().with_partition_index(3).with_error_code(29);
+        let topic = OffsetFetchResponseTopics::default().with_partitions(vec![row]);
+        let group = OffsetFetchResponseGroup::default().with_topics(vec![topic]);
+        let error = committed_offsets(wire::OffsetFetchResponse::default().with_groups(vec![group])).unwrap_err();
+        assert_eq!(error.partition(), Some(3));
+    }
 }

@@ -34,6 +34,7 @@ use self::{
     offsets::{Offset, Offsets, commit_timeout},
     subscription::{Next, Phase, Position, ResetTo, Turn},
 };
+pub(crate) use self::group::wire::decode_assignment;
 pub use self::{
     records::{ConsumerRecords, IntoIter, Iter, OwnedRecords, PartitionRecords, RecordRef, RecordRefs},
     stream::RecordStream,

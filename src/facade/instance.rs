@@ -3,7 +3,7 @@
 //! It owns no connection. Each client has its own view of the cluster, so that none waits for another, and closing one
 //! closes nothing else. The contexts close what they made whatever the body does.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
 
@@ -11,10 +11,15 @@ use super::{Place, logged};
 use crate::{
     admin::KafkaAdmin,
     cluster::Cluster,
-    config::{KafkaConfig, ProducerConfig},
+    config::{ConsumerConfig, KafkaConfig, ProducerConfig},
+    consumer::KafkaConsumer,
     error::Result,
     producer::KafkaProducer,
+    time,
 };
+
+/// How long a consumer context tries to commit and to leave its group, as in Java.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Makes the clients of one cluster from one [`KafkaConfig`].
 ///
@@ -132,6 +137,107 @@ impl KafkaInstance {
             Ok(Err(error)) => Err(error),
             Err(panic) => std::panic::resume_unwind(panic),
         }
+    }
+
+    /// A consumer that is subscribed to these topics, with the settings of the configuration; waits for the first answer of
+    /// a broker. It joins its group with the first poll.
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config) without a `group.id`; [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for an empty
+    /// topic name; [`Connect`](crate::ErrorKind::Connect) with the stage reached, every cause and the setting to change;
+    /// [`Timeout`](crate::ErrorKind::Timeout) after `default.api.timeout.ms`. Logged before it is returned.
+    ///
+    /// # Cancel safety
+    /// Dropped, no client is left behind.
+    pub async fn get_consumer(
+        &self,
+        topics: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Result<KafkaConsumer> {
+        self.get_consumer_with(topics, |consumer| consumer).await
+    }
+
+    /// A consumer with settings of its own, which win over those of the configuration.
+    ///
+    /// # Errors
+    /// As [`get_consumer`](Self::get_consumer), and [`Config`](crate::ErrorKind::Config) naming every override that is wrong.
+    ///
+    /// # Cancel safety
+    /// Dropped, no client is left behind.
+    pub async fn get_consumer_with(
+        &self,
+        topics: impl IntoIterator<Item = impl AsRef<str>>,
+        overrides: impl FnOnce(ConsumerConfig) -> ConsumerConfig,
+    ) -> Result<KafkaConsumer> {
+        const PLACE: Place =
+            Place { controller: "dtkafka::KafkaInstance::get_consumer", subject: "Kafka Consumer" };
+        let topics: Vec<Arc<str>> = topics.into_iter().map(|topic| Arc::from(topic.as_ref())).collect();
+        logged(PLACE, self.start_consumer(&topics, overrides(ConsumerConfig::new())).await)
+    }
+
+    /// Runs `body` with a consumer of these topics that leaves its group afterwards, also when the body fails or panics.
+    ///
+    /// With `enable.auto.commit` (the default), everything the body was handed out is committed when it returns `Ok`; when
+    /// it fails, only what it had done with, which is all but the records of its last poll.
+    ///
+    /// # Errors
+    /// The body's, else that of committing and closing; as [`get_consumer`](Self::get_consumer) before that. An error that is
+    /// not this crate's goes through with [`Error::other`](crate::Error::other).
+    ///
+    /// # Cancel safety
+    /// Dropped, the body ends where it stands; the group is left in the background, without a commit.
+    pub async fn consumer_context<T>(
+        &self,
+        topics: impl IntoIterator<Item = impl AsRef<str>>,
+        body: impl AsyncFnOnce(&KafkaConsumer) -> Result<T>,
+    ) -> Result<T> {
+        self.consumer_context_with(topics, |consumer| consumer, body).await
+    }
+
+    /// [`consumer_context`](Self::consumer_context) with settings of its own.
+    ///
+    /// # Errors
+    /// As [`consumer_context`](Self::consumer_context) and [`get_consumer_with`](Self::get_consumer_with).
+    ///
+    /// # Cancel safety
+    /// As [`consumer_context`](Self::consumer_context).
+    pub async fn consumer_context_with<T>(
+        &self,
+        topics: impl IntoIterator<Item = impl AsRef<str>>,
+        overrides: impl FnOnce(ConsumerConfig) -> ConsumerConfig,
+        body: impl AsyncFnOnce(&KafkaConsumer) -> Result<T>,
+    ) -> Result<T> {
+        const PLACE: Place =
+            Place { controller: "dtkafka::KafkaInstance::consumer_context", subject: "Kafka Consumer" };
+        let overrides = overrides(ConsumerConfig::new());
+        let auto_commit = overrides.merged(&self.config).resolve_consumer().is_ok_and(|s| s.enable_auto_commit);
+        let consumer = self.get_consumer_with(topics, |_| overrides).await?;
+        // Nothing of the body is looked at after a panic but the panic itself.
+        let outcome = AssertUnwindSafe(body(&consumer)).catch_unwind().await;
+        let committed = match &outcome {
+            Ok(Ok(_)) if auto_commit => logged(PLACE, consumer.commit().await),
+            _ => Ok(()),
+        };
+        let closed = logged(PLACE, consumer.close(CLOSE_TIMEOUT).await);
+        match outcome {
+            Ok(Ok(value)) => committed.and(closed).map(|()| value),
+            Ok(Err(error)) => Err(error),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    pub(super) async fn start_consumer(
+        &self,
+        topics: &[Arc<str>],
+        overrides: ConsumerConfig,
+    ) -> Result<KafkaConsumer> {
+        let config = overrides.merged(&self.config);
+        let settings = config.resolve_consumer()?;
+        // Of the merged configuration: its fetch sizes decide how large an answer may be.
+        let cluster = Cluster::start(Arc::new(config.resolve_client()?))?;
+        cluster.connect(time::now() + cluster.settings().default_api_timeout).await?;
+        let consumer = KafkaConsumer::start(cluster, settings);
+        consumer.subscribe(topics)?;
+        Ok(consumer)
     }
 
     /// An admin client; waits for the first answer of a broker.

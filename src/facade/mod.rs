@@ -4,10 +4,15 @@
 //! happens to a record. Errors are logged here, with the fields `controller`, `subject` and `payload`, before they are
 //! returned. Never logs a password, a key or a value.
 
+mod consumer;
+mod dispatch;
+mod handler;
 mod instance;
 mod producer;
 
 pub use self::{
+    consumer::Consumer,
+    handler::{ErrorPolicy, Exhausted, Handler, HandlerError, HandlerResult, Message},
     instance::KafkaInstance,
     producer::{Producer, SendAndWait},
 };
