@@ -26,9 +26,16 @@ pub(crate) struct Chunk {
 enum Entry {
     Raw(RawBatch),
     /// `from` is the first record not handed out.
-    Decoded { batch: Arc<DecodedBatch>, from: usize, bytes: usize },
+    Decoded {
+        batch: Arc<DecodedBatch>,
+        from: usize,
+        bytes: usize,
+    },
     /// A batch that is not for the user.
-    Skipped { last_offset: i64, bytes: usize },
+    Skipped {
+        last_offset: i64,
+        bytes: usize,
+    },
 }
 
 impl Entry {

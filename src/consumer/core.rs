@@ -66,8 +66,13 @@ enum Mode {
 #[derive(Debug)]
 enum Revoking {
     /// The user may be at work on records handed out: its next poll says that they are done.
-    AwaitingPoll { epoch: u64 },
-    Committing { epoch: u64, deadline: Instant },
+    AwaitingPoll {
+        epoch: u64,
+    },
+    Committing {
+        epoch: u64,
+        deadline: Instant,
+    },
 }
 
 #[derive(Debug)]
@@ -538,8 +543,12 @@ impl Core {
             Some(Revoking::Committing { deadline, .. }) => Some(deadline),
             _ => None,
         };
-        let partitions =
-            self.subscription.iter().filter_map(|(_, partition)| partition.retry_at).filter(|at| *at > now).min();
+        let partitions = self
+            .subscription
+            .iter()
+            .filter_map(|(_, partition)| partition.retry_at)
+            .filter(|at| *at > now)
+            .min();
         [
             self.member.as_ref().and_then(Member::poll_timeout),
             self.commits.poll_timeout(),
@@ -575,7 +584,9 @@ impl Core {
                     self.advance_revocation(now);
                 }
                 group::Action::Lost => {
-                    warn!("the consumer is not part of its group any more: its partitions are released uncommitted");
+                    warn!(
+                        "the consumer is not part of its group any more: its partitions are released uncommitted"
+                    );
                     self.revoking = None;
                     self.subscription.clear();
                     for outcome in self.commits.handle_lost() {
@@ -685,8 +696,11 @@ impl Core {
             AutoOffsetReset::Earliest => Phase::AwaitingReset(ResetTo::Earliest),
             AutoOffsetReset::Latest => Phase::AwaitingReset(ResetTo::Latest),
             AutoOffsetReset::None => Phase::Failed(
-                Error::new(ErrorKind::InvalidArgument, "there is no committed offset to start from, and auto.offset.reset is none")
-                    .with_hint("seek, or set auto.offset.reset to earliest or latest"),
+                Error::new(
+                    ErrorKind::InvalidArgument,
+                    "there is no committed offset to start from, and auto.offset.reset is none",
+                )
+                .with_hint("seek, or set auto.offset.reset to earliest or latest"),
             ),
         }
     }

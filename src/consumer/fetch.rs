@@ -122,7 +122,8 @@ impl Fetcher {
         let (broker, plan) = leaders.pop_first()?;
         let at_most = plan.wanted.len().saturating_mul(self.refill_below());
         let max_bytes = room.min(share).min(at_most).min(self.settings.max_bytes.max(1) as usize);
-        let wait = if plan.left_out { self.settings.max_wait.min(SHORT_WAIT) } else { self.settings.max_wait };
+        let wait =
+            if plan.left_out { self.settings.max_wait.min(SHORT_WAIT) } else { self.settings.max_wait };
         Some(self.start(broker, plan, max_bytes, wait))
     }
 
@@ -239,7 +240,10 @@ impl Fetcher {
         effects
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one partition of an answer, with everything it may change")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one partition of an answer, with everything it may change"
+    )]
     fn on_partition(
         &self,
         now: Instant,
@@ -266,7 +270,9 @@ impl Fetcher {
         let Some(records) = data.records.filter(|records| !records.is_empty()) else { return };
         let mut aborted = self.settings.read_committed.then(|| {
             let transactions = data.aborted_transactions.unwrap_or_default();
-            Aborted::new(transactions.into_iter().map(|aborted| (aborted.first_offset, aborted.producer_id.0)))
+            Aborted::new(
+                transactions.into_iter().map(|aborted| (aborted.first_offset, aborted.producer_id.0)),
+            )
         });
         let before = partition.queue.bytes();
         let mut batches = split(records);
@@ -321,7 +327,9 @@ impl Fetcher {
                 effects.errors.push(told().with_hint("grant the user Read on the topic"));
             }
             code::CORRUPT_MESSAGE => {
-                effects.errors.push(told().with_hint("the broker cannot read its own log here: seek past the offset"));
+                effects
+                    .errors
+                    .push(told().with_hint("the broker cannot read its own log here: seek past the offset"));
             }
             code::UNKNOWN_TOPIC_OR_PARTITION | code::FENCED_LEADER_EPOCH | code::UNKNOWN_LEADER_EPOCH => {
                 effects.refresh_metadata = true;
@@ -340,3 +348,7 @@ struct Plan {
     /// A partition of this leader will want data soon: do not let the fetch wait long for the others.
     left_out: bool,
 }
+
+#[cfg(test)]
+#[path = "fetch_tests.rs"]
+mod tests;

@@ -85,7 +85,9 @@ struct Shared {
 
 impl fmt::Debug for KafkaConsumer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KafkaConsumer").field("group_id", &self.shared.settings.group_id).finish_non_exhaustive()
+        f.debug_struct("KafkaConsumer")
+            .field("group_id", &self.shared.settings.group_id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -601,9 +603,9 @@ fn all_found(
 ) -> Result<BTreeMap<TopicPartition, i64>> {
     let offset = |key: &TopicPartition| match found.get(key) {
         Some(Ok(offset)) => Ok((key.clone(), *offset)),
-        Some(Err(code)) => Err(Error::from_code(api, *code)
-            .with_topic(Arc::clone(&key.topic))
-            .with_partition(key.partition)),
+        Some(Err(code)) => {
+            Err(Error::from_code(api, *code).with_topic(Arc::clone(&key.topic)).with_partition(key.partition))
+        }
         None => Err(Error::protocol("the answer left out a partition").with_api(api)),
     };
     partitions.iter().map(offset).collect()

@@ -172,7 +172,10 @@ impl Commits {
                         refused => {
                             let error = refusal(&partition, refused, &commit.identity, &mut outcome);
                             // The one that says most: a retriable one only if nothing worse came with it.
-                            if failure.as_ref().is_none_or(|known| known.is_retriable() && !error.is_retriable()) {
+                            if failure
+                                .as_ref()
+                                .is_none_or(|known| known.is_retriable() && !error.is_retriable())
+                            {
                                 failure = Some(error);
                             }
                             commit.offsets.insert(partition, offset);
@@ -329,7 +332,12 @@ mod tests {
     #[test]
     fn only_what_failed_is_sent_again() {
         let (mut commits, now) = (commits(), time::now());
-        commits.handle_commit(Some(1), member(3), offsets(&[(0, 10), (1, 11)]), now + Duration::from_secs(60));
+        commits.handle_commit(
+            Some(1),
+            member(3),
+            offsets(&[(0, 10), (1, 11)]),
+            now + Duration::from_secs(60),
+        );
         let first = commits.poll_action(now).unwrap();
         let told = commits
             .handle_answer(now, first.epoch, codes(&[(0, 0), (1, code::COORDINATOR_LOAD_IN_PROGRESS)]))

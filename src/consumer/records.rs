@@ -169,7 +169,12 @@ impl IntoIterator for PartitionRecords {
     type IntoIter = OwnedRecords;
 
     fn into_iter(self) -> OwnedRecords {
-        OwnedRecords { partition: self.partition, chunks: self.chunks.into_iter(), chunk: None, left: self.count }
+        OwnedRecords {
+            partition: self.partition,
+            chunks: self.chunks.into_iter(),
+            chunk: None,
+            left: self.count,
+        }
     }
 }
 

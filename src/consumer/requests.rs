@@ -106,7 +106,8 @@ async fn leave(
     if version < 3 {
         request = request.with_member_id(kafka_string(member_id));
     } else {
-        let mut member = wire::leave_group_request::MemberIdentity::default().with_member_id(kafka_string(member_id));
+        let mut member =
+            wire::leave_group_request::MemberIdentity::default().with_member_id(kafka_string(member_id));
         if version >= 5 {
             member = member.with_reason(Some(StrBytes::from_static_str(reason)));
         }
@@ -137,13 +138,17 @@ fn joined(answer: wire::JoinGroupResponse) -> Result<Answer> {
 /// Commits; the coordinator's code for every partition.
 pub(super) async fn commit(shared: &Shared, commit: &CommitAction) -> Result<BTreeMap<TopicPartition, i16>> {
     use wire::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
-    let topics = by_topic(commit.offsets.iter(), |(key, _)| key, |(key, offset)| {
-        OffsetCommitRequestPartition::default()
-            .with_partition_index(key.partition)
-            .with_committed_offset(offset.offset)
-            .with_committed_leader_epoch(offset.leader_epoch)
-            .with_committed_metadata(Some(kafka_string(&offset.metadata)))
-    });
+    let topics = by_topic(
+        commit.offsets.iter(),
+        |(key, _)| key,
+        |(key, offset)| {
+            OffsetCommitRequestPartition::default()
+                .with_partition_index(key.partition)
+                .with_committed_offset(offset.offset)
+                .with_committed_leader_epoch(offset.leader_epoch)
+                .with_committed_metadata(Some(kafka_string(&offset.metadata)))
+        },
+    );
     let topic = |(name, partitions)| {
         OffsetCommitRequestTopic::default().with_name(wire::TopicName(name)).with_partitions(partitions)
     };
@@ -183,7 +188,9 @@ pub(super) async fn find_committed(
     let mut request = wire::OffsetFetchRequest::default();
     if version >= 8 {
         let topic = |(name, partitions)| {
-            OffsetFetchRequestTopics::default().with_name(wire::TopicName(name)).with_partition_indexes(partitions)
+            OffsetFetchRequestTopics::default()
+                .with_name(wire::TopicName(name))
+                .with_partition_indexes(partitions)
         };
         let group = OffsetFetchRequestGroup::default()
             .with_group_id(group)
@@ -192,13 +199,16 @@ pub(super) async fn find_committed(
         request = request.with_groups(vec![group]);
     } else {
         let topic = |(name, partitions)| {
-            OffsetFetchRequestTopic::default().with_name(wire::TopicName(name)).with_partition_indexes(partitions)
+            OffsetFetchRequestTopic::default()
+                .with_name(wire::TopicName(name))
+                .with_partition_indexes(partitions)
         };
         request = request.with_group_id(group).with_topics(Some(topics.into_iter().map(topic).collect()));
     }
     // KIP-447: offsets of an open transaction are waited for, so that a restarted processor does not read twice.
     if version >= 7 {
-        request = request.with_require_stable(shared.settings.isolation_level == IsolationLevel::ReadCommitted);
+        request =
+            request.with_require_stable(shared.settings.isolation_level == IsolationLevel::ReadCommitted);
     }
     let answer = noted(shared, broker, connection.call(request, deadline).await)?;
     let mut found = Found::new();
@@ -233,12 +243,16 @@ pub(super) async fn list_offsets(
     deadline: Instant,
 ) -> Result<Found> {
     use wire::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
-    let topics = by_topic(lookups.iter(), |lookup| &lookup.partition, |lookup| {
-        ListOffsetsPartition::default()
-            .with_partition_index(lookup.partition.partition)
-            .with_current_leader_epoch(lookup.leader_epoch)
-            .with_timestamp(lookup.to.timestamp())
-    });
+    let topics = by_topic(
+        lookups.iter(),
+        |lookup| &lookup.partition,
+        |lookup| {
+            ListOffsetsPartition::default()
+                .with_partition_index(lookup.partition.partition)
+                .with_current_leader_epoch(lookup.leader_epoch)
+                .with_timestamp(lookup.to.timestamp())
+        },
+    );
     let topic = |(name, partitions)| {
         ListOffsetsTopic::default().with_name(wire::TopicName(name)).with_partitions(partitions)
     };
@@ -263,15 +277,20 @@ pub(super) async fn list_offsets(
 pub(super) async fn fetch(shared: &Shared, action: FetchAction) -> Result<wire::FetchResponse> {
     use wire::fetch_request::{FetchPartition, FetchTopic, ForgottenTopic};
     let session = action.request;
-    let topics = by_topic(session.partitions.iter(), |(key, _)| key, |(key, wanted)| {
-        FetchPartition::default()
-            .with_partition(key.partition)
-            .with_current_leader_epoch(wanted.leader_epoch)
-            .with_fetch_offset(wanted.offset)
-            .with_partition_max_bytes(wanted.max_bytes)
-    });
-    let topic =
-        |(name, partitions)| FetchTopic::default().with_topic(wire::TopicName(name)).with_partitions(partitions);
+    let topics = by_topic(
+        session.partitions.iter(),
+        |(key, _)| key,
+        |(key, wanted)| {
+            FetchPartition::default()
+                .with_partition(key.partition)
+                .with_current_leader_epoch(wanted.leader_epoch)
+                .with_fetch_offset(wanted.offset)
+                .with_partition_max_bytes(wanted.max_bytes)
+        },
+    );
+    let topic = |(name, partitions)| {
+        FetchTopic::default().with_topic(wire::TopicName(name)).with_partitions(partitions)
+    };
     let forgotten = by_topic(session.forgotten.iter(), |key| key, |key| key.partition);
     let forget = |(name, partitions)| {
         ForgottenTopic::default().with_topic(wire::TopicName(name)).with_partitions(partitions)

@@ -2,6 +2,10 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use dtkafka_testcontainers::{
+    EmbeddedBroker, FaultControl,
+    broker::{ApiKey, ResponseError},
+};
 use futures_util::StreamExt;
 
 use super::*;
@@ -15,18 +19,37 @@ use crate::{
 
 const WAIT: Duration = Duration::from_secs(30);
 
+/// The embedded broker, or the one that `KAFKA_BOOTSTRAP` names.
 struct Bench {
     bootstrap: String,
+    broker: Option<EmbeddedBroker>,
 }
 
 impl Bench {
     async fn start() -> Self {
-        Self { bootstrap: std::env::var("KAFKA_BOOTSTRAP").unwrap() }
+        Self::of(1).await
+    }
+
+    async fn of(brokers: i32) -> Self {
+        if let Ok(bootstrap) = std::env::var("KAFKA_BOOTSTRAP") {
+            return Self { bootstrap, broker: None };
+        }
+        Self::embedded(brokers).await
+    }
+
+    /// For faults, which only the embedded broker can be told to have.
+    async fn embedded(brokers: i32) -> Self {
+        let broker = EmbeddedBroker::builder().brokers(brokers).start().await.unwrap();
+        Self { bootstrap: broker.bootstrap_servers(), broker: Some(broker) }
+    }
+
+    fn control(&self) -> FaultControl {
+        self.broker.as_ref().unwrap().control()
     }
 
     fn config(&self) -> KafkaConfig {
         KafkaConfig::new()
-            .set_bootstrap_servers([self.bootstrap.as_str()])
+            .set_bootstrap_servers(self.bootstrap.as_str())
             .set_group_id("group")
             .set_auto_offset_reset("earliest")
             .set_enable_auto_commit(false)
@@ -124,7 +147,8 @@ async fn two_members_share_the_partitions_and_nothing_is_read_twice_after_the_re
     let topic = unique("share");
     bench.topic(&topic, 6).await;
     bench.produce(&topic, 6, 0, 6_000).await;
-    let config = bench.config().set_group_id(&topic).set("heartbeat.interval.ms", "200").set_enable_auto_commit(true);
+    let config =
+        bench.config().set_group_id(&topic).set("heartbeat.interval.ms", "200").set_enable_auto_commit(true);
     let first = bench.consumer(&config);
     first.subscribe([&topic]).unwrap();
     let mut numbers = read(&first, 3_000).await;
@@ -133,10 +157,8 @@ async fn two_members_share_the_partitions_and_nothing_is_read_twice_after_the_re
     let deadline = time::now() + WAIT;
     while numbers.len() < 6_000 || second.assignment().len() != 3 {
         assert!(time::now() < deadline, "{} records, {:?}", numbers.len(), second.assignment());
-        let polls = tokio::join!(
-            first.poll(Duration::from_millis(100)),
-            second.poll(Duration::from_millis(100))
-        );
+        let polls =
+            tokio::join!(first.poll(Duration::from_millis(100)), second.poll(Duration::from_millis(100)));
         for records in [polls.0.unwrap(), polls.1.unwrap()] {
             for record in records.records() {
                 assert!(numbers.insert(number(record.value().unwrap())), "{record:?} came twice");
@@ -159,7 +181,8 @@ async fn an_automatic_commit_covers_what_earlier_polls_handed_out_and_no_more() 
     let topic = unique("auto");
     bench.topic(&topic, 1).await;
     bench.produce(&topic, 1, 0, 10).await;
-    let config = bench.config().set_group_id(&topic).set_enable_auto_commit(true).set("max.poll.records", "4");
+    let config =
+        bench.config().set_group_id(&topic).set_enable_auto_commit(true).set("max.poll.records", "4");
     let consumer = bench.consumer(&config);
     consumer.subscribe([&topic]).unwrap();
     assert_eq!(read(&consumer, 4).await.len(), 4);
@@ -181,7 +204,10 @@ async fn assigned_partitions_can_be_sought_paused_and_asked_about() {
     let keys: Vec<_> = (0..2).map(|partition| TopicPartition::new(topic.as_str(), partition)).collect();
     consumer.assign(keys.clone()).unwrap();
     assert!(consumer.subscribe([&topic]).is_err());
-    assert_eq!(consumer.end_offsets(keys.clone()).await.unwrap().into_values().collect::<Vec<_>>(), [100, 100]);
+    assert_eq!(
+        consumer.end_offsets(keys.clone()).await.unwrap().into_values().collect::<Vec<_>>(),
+        [100, 100]
+    );
     assert_eq!(consumer.beginning_offsets(keys.clone()).await.unwrap().into_values().sum::<i64>(), 0);
     assert_eq!(consumer.position(&keys[0]).await.unwrap(), 0);
     consumer.seek(&keys[0], 90).unwrap();
@@ -257,7 +283,7 @@ async fn polls_that_are_dropped_lose_nothing() {
 
 #[tokio::test]
 async fn closing_and_dropping_return_at_once_when_no_broker_answers() {
-    let nowhere = Bench { bootstrap: "127.0.0.1:1".to_owned() };
+    let nowhere = Bench { bootstrap: "127.0.0.1:1".to_owned(), broker: None };
     let consumer = nowhere.consumer(&nowhere.config());
     consumer.subscribe(["t"]).unwrap();
     let error = consumer.poll(Duration::from_millis(100)).await;
@@ -266,4 +292,146 @@ async fn closing_and_dropping_return_at_once_when_no_broker_answers() {
     let _ = consumer.close(Duration::from_millis(500)).await;
     drop(consumer);
     assert!(time::now() - started < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn faults_of_group_and_fetch_are_lived_through() {
+    let bench = Bench::embedded(2).await;
+    let topic = unique("faults");
+    bench.topic(&topic, 4).await;
+    bench.produce(&topic, 4, 0, 400).await;
+    let control = bench.control();
+    control.fail(ApiKey::FindCoordinator, 2, ResponseError::CoordinatorNotAvailable);
+    control.fail(ApiKey::JoinGroup, 1, ResponseError::CoordinatorLoadInProgress);
+    control.fail(ApiKey::SyncGroup, 1, ResponseError::RebalanceInProgress);
+    control.fail(ApiKey::OffsetFetch, 1, ResponseError::NotCoordinator);
+    control.fail(ApiKey::ListOffsets, 1, ResponseError::NotLeaderOrFollower);
+    control.fail(ApiKey::Fetch, 2, ResponseError::NotLeaderOrFollower);
+    let consumer = bench.consumer(&bench.config().set_group_id(&topic).set("heartbeat.interval.ms", "100"));
+    consumer.subscribe([&topic]).unwrap();
+    assert_eq!(read(&consumer, 400).await.len(), 400);
+    control.disconnect_before(ApiKey::Fetch, 2);
+    control.disconnect_before(ApiKey::Heartbeat, 1);
+    control.fail(ApiKey::OffsetCommit, 2, ResponseError::NotCoordinator);
+    consumer.commit().await.unwrap();
+    bench.produce(&topic, 4, 400, 400).await;
+    assert_eq!(read(&consumer, 400).await, (400..800).collect());
+    consumer.close(WAIT).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_member_that_was_expelled_joins_again_and_reads_on_from_the_commit() {
+    let bench = Bench::embedded(1).await;
+    let topic = unique("expelled");
+    bench.topic(&topic, 2).await;
+    bench.produce(&topic, 2, 0, 100).await;
+    let consumer = bench.consumer(&bench.config().set_group_id(&topic).set("heartbeat.interval.ms", "50"));
+    consumer.subscribe([&topic]).unwrap();
+    read(&consumer, 100).await;
+    consumer.commit().await.unwrap();
+    bench.control().fail(ApiKey::Heartbeat, 1, ResponseError::UnknownMemberId);
+    bench.produce(&topic, 2, 100, 100).await;
+    let mut numbers = BTreeSet::new();
+    while numbers.len() < 100 {
+        for record in consumer.poll(WAIT).await.unwrap().records() {
+            numbers.insert(number(record.value().unwrap()));
+        }
+    }
+    // What was not committed may come again, what was must not.
+    assert_eq!(numbers, (100..200).collect());
+}
+
+#[tokio::test]
+async fn partitions_follow_their_leader_and_their_coordinator() {
+    let bench = Bench::embedded(3).await;
+    let topic = unique("moves");
+    bench.topic(&topic, 3).await;
+    bench.produce(&topic, 3, 0, 90).await;
+    let consumer = bench.consumer(&bench.config().set_group_id(&topic).set("heartbeat.interval.ms", "50"));
+    consumer.subscribe([&topic]).unwrap();
+    let mut numbers = read(&consumer, 90).await;
+    for (round, broker) in [(0, 2), (1, 3), (2, 1)] {
+        for partition in 0..3 {
+            bench.control().move_leader(&topic, partition, broker).unwrap();
+        }
+        bench.control().move_coordinator(&topic, broker).unwrap();
+        bench.produce(&topic, 3, 90 + round * 30, 30).await;
+        numbers.extend(read(&consumer, 30).await);
+        consumer.commit().await.unwrap();
+    }
+    assert_eq!(numbers, (0..180).collect());
+    let committed = consumer.committed(consumer.assignment()).await.unwrap();
+    assert_eq!(committed.values().map(|offset| offset.unwrap()).sum::<i64>(), 180);
+}
+
+#[tokio::test]
+async fn a_refusal_that_the_user_must_mend_is_told_by_the_poll() {
+    let bench = Bench::embedded(1).await;
+    let topic = unique("refused");
+    bench.topic(&topic, 1).await;
+    bench.produce(&topic, 1, 0, 1).await;
+    bench.control().fail(ApiKey::JoinGroup, 1, ResponseError::GroupAuthorizationFailed);
+    let consumer = bench.consumer(&bench.config().set_group_id(&topic));
+    consumer.subscribe([&topic]).unwrap();
+    let error = consumer.poll(WAIT).await.unwrap_err();
+    assert_eq!(error.code().unwrap().0, 30);
+    assert!(error.hint().is_some(), "{error}");
+    // Mended: the same consumer goes on.
+    assert_eq!(read(&consumer, 1).await.len(), 1);
+}
+
+#[tokio::test]
+async fn closing_ends_by_its_deadline_when_the_coordinator_is_silent() {
+    let bench = Bench::embedded(1).await;
+    let topic = unique("silent");
+    bench.topic(&topic, 1).await;
+    bench.produce(&topic, 1, 0, 10).await;
+    let consumer = bench.consumer(&bench.config().set_group_id(&topic).set_enable_auto_commit(true));
+    consumer.subscribe([&topic]).unwrap();
+    read(&consumer, 10).await;
+    consumer.poll(Duration::ZERO).await.unwrap();
+    bench.control().hold(ApiKey::OffsetCommit);
+    bench.control().hold(ApiKey::LeaveGroup);
+    let started = time::now();
+    assert_eq!(consumer.close(Duration::from_millis(300)).await.unwrap_err().kind(), ErrorKind::Timeout);
+    assert!(time::now() - started < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn without_an_offset_and_without_a_reset_policy_the_poll_says_so() {
+    let bench = Bench::start().await;
+    let topic = unique("none");
+    bench.topic(&topic, 1).await;
+    bench.produce(&topic, 1, 0, 10).await;
+    let consumer = bench.consumer(&bench.config().set_group_id(&topic).set_auto_offset_reset("none"));
+    let partition = TopicPartition::new(topic.as_str(), 0);
+    consumer.assign([partition.clone()]).unwrap();
+    let error = consumer.poll(WAIT).await.unwrap_err();
+    assert_eq!((error.topic(), error.partition()), (Some(topic.as_str()), Some(0)));
+    consumer.seek(&partition, 5).unwrap();
+    assert_eq!(read(&consumer, 5).await, (5..10).collect());
+}
+
+#[tokio::test]
+async fn buffered_bytes_stay_within_the_budget_and_everything_is_read() {
+    let bench = Bench::start().await;
+    let topic = unique("budget");
+    bench.topic(&topic, 4).await;
+    bench.produce(&topic, 4, 0, 40_000).await;
+    let config = bench
+        .config()
+        .set_group_id(&topic)
+        .set("fetch.buffer.memory", "131072")
+        .set("max.partition.fetch.bytes", "65536")
+        .set("max.poll.records", "100");
+    let consumer = bench.consumer(&config);
+    consumer.subscribe([&topic]).unwrap();
+    let (mut numbers, mut most) = (BTreeSet::new(), 0);
+    while numbers.len() < 40_000 {
+        let records = consumer.poll(WAIT).await.unwrap();
+        most = most.max(consumer.buffered_bytes());
+        numbers.extend(records.records().map(|record| number(record.value().unwrap())));
+    }
+    // One oversized batch may come on top; these batches are 16 KiB.
+    assert!(most > 0 && most <= 131_072 + 65_536, "{most}");
 }

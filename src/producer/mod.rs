@@ -14,7 +14,7 @@ mod task;
 
 use std::{
     cell::Cell,
-    collections::HashMap,
+    collections::BTreeMap,
     future::IntoFuture,
     pin::Pin,
     sync::{
@@ -63,7 +63,7 @@ struct Shared {
     /// For batches that must be split.
     decompressor: Decompressor,
     memory: Memory,
-    topics: RwLock<HashMap<Arc<str>, Arc<TopicQueues>>>,
+    topics: RwLock<BTreeMap<Arc<str>, Arc<TopicQueues>>>,
     /// Queues with something to send that the task has not seen yet.
     scheduled: Mutex<Vec<Arc<PartitionQueue>>>,
     wake: Notify,
@@ -125,7 +125,7 @@ impl KafkaProducer {
             memory: Memory::new(settings.buffer_memory),
             cluster,
             limits,
-            topics: RwLock::new(HashMap::new()),
+            topics: RwLock::new(BTreeMap::new()),
             scheduled: Mutex::new(Vec::new()),
             wake: Notify::new(),
             closing: watch::channel(Closing::Open).0,
@@ -525,11 +525,11 @@ impl Shared {
         self.scheduled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read_topics(&self) -> RwLockReadGuard<'_, HashMap<Arc<str>, Arc<TopicQueues>>> {
+    fn read_topics(&self) -> RwLockReadGuard<'_, BTreeMap<Arc<str>, Arc<TopicQueues>>> {
         self.topics.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_topics(&self) -> RwLockWriteGuard<'_, HashMap<Arc<str>, Arc<TopicQueues>>> {
+    fn write_topics(&self) -> RwLockWriteGuard<'_, BTreeMap<Arc<str>, Arc<TopicQueues>>> {
         self.topics.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -5,11 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Assignment, Subscriber, give};
 
-pub(super) fn assign(
-    members: &[&Subscriber],
-    counts: &BTreeMap<Arc<str>, i32>,
-    assignment: &mut Assignment,
-) {
+pub(super) fn assign(members: &[&Subscriber], counts: &BTreeMap<Arc<str>, i32>, assignment: &mut Assignment) {
     for (topic, &count) in counts {
         let subscribed: Vec<_> = members.iter().filter(|member| member.topics.contains(topic)).collect();
         let Ok(consumers) = i32::try_from(subscribed.len()) else { continue };

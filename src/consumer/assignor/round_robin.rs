@@ -5,11 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Assignment, Subscriber, give};
 
-pub(super) fn assign(
-    members: &[&Subscriber],
-    counts: &BTreeMap<Arc<str>, i32>,
-    assignment: &mut Assignment,
-) {
+pub(super) fn assign(members: &[&Subscriber], counts: &BTreeMap<Arc<str>, i32>, assignment: &mut Assignment) {
     let mut turn = 0;
     for (topic, &count) in counts {
         if !members.iter().any(|member| member.topics.contains(topic)) {

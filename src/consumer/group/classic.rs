@@ -62,15 +62,36 @@ struct Heart {
 #[derive(Debug)]
 enum State {
     /// Not in the group. `rejoin` says whether the next poll joins.
-    Idle { rejoin: bool },
-    Joining { exchange: Exchange },
+    Idle {
+        rejoin: bool,
+    },
+    Joining {
+        exchange: Exchange,
+    },
     /// The leader works out who gets what.
-    Planning { generation: i32, epoch: u64 },
-    Syncing { generation: i32, assignor: Assignor, assignments: Vec<(String, bytes::Bytes)>, exchange: Exchange },
-    Stable { generation: i32, heart: Heart },
+    Planning {
+        generation: i32,
+        epoch: u64,
+    },
+    Syncing {
+        generation: i32,
+        assignor: Assignor,
+        assignments: Vec<(String, bytes::Bytes)>,
+        exchange: Exchange,
+    },
+    Stable {
+        generation: i32,
+        heart: Heart,
+    },
     /// Partitions are being released; the member stays alive until that is done.
-    Revoking { generation: i32, heart: Heart, epoch: u64 },
-    Leaving { epoch: u64 },
+    Revoking {
+        generation: i32,
+        heart: Heart,
+        epoch: u64,
+    },
+    Leaving {
+        epoch: u64,
+    },
     /// Fenced: another member has our instance id.
     Fatal(Error),
 }
@@ -230,7 +251,15 @@ impl Member {
         }
         match answer {
             Err(error) => self.on_failure(now, error),
-            Ok(Answer::Join { error: 0, generation, member_id, leader, protocol, members, skip_assignment }) => {
+            Ok(Answer::Join {
+                error: 0,
+                generation,
+                member_id,
+                leader,
+                protocol,
+                members,
+                skip_assignment,
+            }) => {
                 self.backoff.reset();
                 self.member_id = member_id;
                 let leads = leader == self.member_id;
@@ -362,8 +391,10 @@ impl Member {
         skip_assignment: bool,
     ) {
         let Some(assignor) = Assignor::named(protocol) else {
-            let error = Error::protocol(format!("the group uses the assignor '{protocol}', which this member did not offer"))
-                .with_api("JoinGroup");
+            let error = Error::protocol(format!(
+                "the group uses the assignor '{protocol}', which this member did not offer"
+            ))
+            .with_api("JoinGroup");
             return self.stop(error);
         };
         match members {

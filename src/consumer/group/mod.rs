@@ -100,10 +100,7 @@ pub(crate) struct GroupSettings {
 }
 
 impl GroupSettings {
-    pub(crate) fn new(
-        consumer: &ConsumerSettings,
-        client: &crate::config::settings::ClientSettings,
-    ) -> Self {
+    pub(crate) fn new(consumer: &ConsumerSettings, client: &crate::config::settings::ClientSettings) -> Self {
         Self {
             instance_id: consumer.group_instance_id.clone(),
             session_timeout: consumer.session_timeout,

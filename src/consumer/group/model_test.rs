@@ -77,7 +77,11 @@ impl Coordinator {
                     Some(_) if generation != self.generation => code::ILLEGAL_GENERATION,
                     Some(known) => {
                         known.expires = now + SESSION;
-                        if matches!(self.phase, Phase::Preparing { .. }) { code::REBALANCE_IN_PROGRESS } else { 0 }
+                        if matches!(self.phase, Phase::Preparing { .. }) {
+                            code::REBALANCE_IN_PROGRESS
+                        } else {
+                            0
+                        }
                     }
                 };
                 self.answers.push((who, epoch, Answer::Heartbeat { error }));
@@ -233,7 +237,8 @@ impl Coordinator {
     }
 
     fn timeout(&self) -> Option<Instant> {
-        let sessions = self.members.values().filter(|known| known.joining.is_none()).map(|known| known.expires);
+        let sessions =
+            self.members.values().filter(|known| known.joining.is_none()).map(|known| known.expires);
         let rebalance = match self.phase {
             Phase::Preparing { until } => Some(until),
             _ => None,
@@ -269,6 +274,8 @@ enum Event {
     Poll(usize),
     PollEnd(usize),
     Start,
+    /// The coordinator drops a member that knows nothing of it.
+    Expel,
     Crash(usize),
     Close(usize),
 }
@@ -302,6 +309,10 @@ impl World {
         for _ in 0..6 {
             let at = world.rng.below(90_000) as u64;
             world.after(Duration::from_millis(at), Event::Start);
+        }
+        for _ in 0..4 {
+            let at = world.rng.below(120_000) as u64;
+            world.after(Duration::from_millis(at), Event::Expel);
         }
         world.after(Duration::ZERO, Event::Start);
         world
@@ -384,6 +395,12 @@ impl World {
             }
             Event::Poll(_) => {}
             Event::Start => self.start(),
+            Event::Expel => {
+                let ids: Vec<_> = self.coordinator.members.keys().cloned().collect();
+                if let Some(id) = ids.get(self.rng.below(ids.len())) {
+                    self.coordinator.remove(now, id);
+                }
+            }
             Event::Crash(who) => {
                 self.clients[who].alive = false;
                 self.clients[who].owned.clear();
@@ -468,7 +485,10 @@ impl World {
                 assert!(self.clients[who].owned.is_empty(), "assigned before the old ones were released");
                 for partition in &partitions {
                     let before = self.owners.insert((generation, partition.clone()), who);
-                    assert!(before.is_none_or(|owner| owner == who), "{partition} of {generation} has two owners");
+                    assert!(
+                        before.is_none_or(|owner| owner == who),
+                        "{partition} of {generation} has two owners"
+                    );
                 }
                 self.clients[who].owned = partitions;
             }

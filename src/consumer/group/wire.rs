@@ -217,7 +217,9 @@ mod tests {
             MemberSubscription { topics: vec!["t".into()], generation: -1, ..Default::default() }
         );
         // A version to come: the fields known today, then something else.
-        let mut newer = encode_subscription(&MemberSubscription { topics: vec!["t".into()], ..Default::default() }).to_vec();
+        let mut newer =
+            encode_subscription(&MemberSubscription { topics: vec!["t".into()], ..Default::default() })
+                .to_vec();
         newer[1] = 9;
         newer.extend_from_slice(b"more");
         assert_eq!(decode_subscription(&newer).unwrap().topics, vec![Arc::<str>::from("t")]);

@@ -1,0 +1,125 @@
+//! The command line, keys and values.
+
+use std::collections::BTreeMap;
+
+pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Args {
+    pub(crate) mode: String,
+    pub(crate) brokers: String,
+    pub(crate) topic: String,
+    pub(crate) records: u64,
+    pub(crate) size: usize,
+    pub(crate) group: String,
+    pub(crate) compression: String,
+    pub(crate) acks: String,
+    pub(crate) linger_ms: u64,
+    pub(crate) batch_bytes: u64,
+    pub(crate) payload: Option<String>,
+    pub(crate) rate: f64,
+    pub(crate) api: String,
+    pub(crate) tasks: u64,
+}
+
+impl Args {
+    pub(crate) fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, Failure> {
+        let mode = words.next().ok_or("say produce, consume, latency or pingpong")?;
+        let mut options = BTreeMap::new();
+        while let Some(word) = words.next() {
+            let name = word.strip_prefix("--").ok_or_else(|| format!("unexpected {word}"))?;
+            let (name, value) = match name.split_once('=') {
+                Some((name, value)) => (name.to_owned(), value.to_owned()),
+                None => (name.to_owned(), words.next().ok_or_else(|| format!("--{name} needs a value"))?),
+            };
+            options.insert(name, value);
+        }
+        let mut take = |name: &str, default: Option<&str>| -> Result<String, Failure> {
+            let value = options.remove(name).or(default.map(str::to_owned));
+            value.ok_or_else(|| format!("--{name} is required").into())
+        };
+        let args = Self {
+            brokers: take("brokers", None)?,
+            topic: take("topic", None)?,
+            records: take("records", None)?.parse()?,
+            size: take("size", (mode == "consume").then_some("0"))?.parse()?,
+            group: take("group", (mode != "consume").then_some(""))?,
+            compression: take("compression", Some("none"))?,
+            acks: take("acks", Some("all"))?,
+            linger_ms: take("linger-ms", Some("5"))?.parse()?,
+            batch_bytes: take("batch-bytes", Some("131072"))?.parse()?,
+            payload: take("payload", Some("")).map(|path| Some(path).filter(|path| !path.is_empty()))?,
+            rate: take("rate", (mode != "latency").then_some("0"))?.parse()?,
+            api: take("api", Some("bytes"))?,
+            tasks: take("tasks", Some("1"))?.parse()?,
+            mode,
+        };
+        match options.keys().next() {
+            Some(unknown) => Err(format!("unknown option --{unknown}").into()),
+            None => Ok(args),
+        }
+    }
+}
+
+/// The 16-byte key of record `i`: the hex digits of a mix of `i` that gives every record another key.
+pub(crate) fn key(i: u64) -> [u8; 16] {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mixed = (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    std::array::from_fn(|place| HEX[(mixed >> (60 - 4 * place)) as usize & 15])
+}
+
+/// Successive slices of one text, wrapping.
+pub(crate) struct Payload {
+    text: Vec<u8>,
+    cycle: usize,
+    size: usize,
+}
+
+impl Payload {
+    pub(crate) fn new(args: &Args) -> Result<Self, Failure> {
+        let mut text = match &args.payload {
+            Some(path) => std::fs::read(path)?,
+            None => words(1 << 20),
+        };
+        if text.is_empty() {
+            return Err("the payload file is empty".into());
+        }
+        let cycle = text.len();
+        while text.len() < cycle + args.size {
+            let more = (cycle + args.size - text.len()).min(text.len());
+            text.extend_from_within(..more);
+        }
+        Ok(Self { text, cycle, size: args.size })
+    }
+
+    pub(crate) fn value(&self, i: u64) -> &[u8] {
+        let start = ((u128::from(i) * self.size as u128) % self.cycle as u128) as usize;
+        &self.text[start..start + self.size]
+    }
+}
+
+/// Pseudo-random words and numbers: text that compresses as text does.
+fn words(len: usize) -> Vec<u8> {
+    let mut state: u64 = 0x9E37_79B9_7F4A_7C15;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let vocabulary: Vec<Vec<u8>> = (0..512)
+        .map(|_| (0..3 + next() % 8).map(|_| b'a' + (next() % 26) as u8).collect())
+        .collect();
+    let mut text = Vec::with_capacity(len + 16);
+    while text.len() < len {
+        let random = next();
+        if random.is_multiple_of(8) {
+            text.extend_from_slice((random >> 40).to_string().as_bytes());
+        } else {
+            text.extend_from_slice(&vocabulary[(random >> 8) as usize % vocabulary.len()]);
+        }
+        text.push(b' ');
+    }
+    text.truncate(len);
+    text
+}

@@ -1,0 +1,28 @@
+//! Speed and cost of the client on a real cluster: one run, one JSON line.
+//!
+//! ```text
+//! bench produce  --brokers H:P --topic T --records N --size BYTES [--api bytes|facade] [--tasks 1] [--compression none|gzip|snappy|lz4|zstd]
+//!                [--acks all|1] [--linger-ms 5] [--batch-bytes 131072] [--payload FILE]
+//! bench consume  --brokers H:P --topic T --records N --group G [--api bytes|facade]
+//! bench latency  --brokers H:P --topic T --records N --rate R --size BYTES
+//! bench pingpong --brokers H:P --topic T --records N --size BYTES
+//! ```
+//! The default producer and a group consumer, nothing private: each delivery is awaited and checked, each key and value
+//! touched. The clock starts before the first client is made and stops at the last acknowledgment, or when the final
+//! commit was answered; CPU time is that of the whole process, read after every client is closed.
+
+mod args;
+mod modes;
+mod report;
+
+#[tokio::main(worker_threads = 2)]
+async fn main() {
+    let run = match args::Args::parse(std::env::args().skip(1)) {
+        Ok(args) => modes::run(args).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = run {
+        eprintln!("bench: {error}");
+        std::process::exit(1);
+    }
+}
