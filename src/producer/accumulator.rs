@@ -264,6 +264,9 @@ impl Queue {
         if !self.may_leave(now) || !self.has_ready(now, hurry) {
             return None;
         }
+        if self.sequences.is_unproven() && !self.in_flight.is_empty() {
+            return None;
+        }
         let identity = identity.ok()?;
         if let Some(batch) = self.pending.pop_front() {
             return self.poll_pending(batch, identity);
@@ -384,7 +387,12 @@ impl Queue {
     ) -> Aftermath {
         self.in_flight.remove(&batch.order);
         let broken = match decision {
-            Decision::Acknowledge => return self.release(batch.reserved, Some(batch.bytes), None),
+            Decision::Acknowledge => {
+                if let Some(stamp) = &batch.stamp {
+                    self.sequences.handle_acknowledged(stamp);
+                }
+                return self.release(batch.reserved, Some(batch.bytes), None);
+            }
             Decision::Retry { .. } if batch.attempts <= self.limits.retries => {
                 self.recover(not_before);
                 self.put_back(batch);

@@ -96,6 +96,8 @@ pub(crate) struct Sequences {
     identity: Option<ProducerIdentity>,
     next: i32,
     broken: bool,
+    /// The broker has acknowledged something under this identity.
+    proven: bool,
 }
 
 impl Sequences {
@@ -117,6 +119,7 @@ impl Sequences {
             self.identity = Some(current);
             self.next = 0;
             self.broken = false;
+            self.proven = false;
         }
         if self.broken { None } else { Some(self.take(current, count)) }
     }
@@ -130,6 +133,19 @@ impl Sequences {
             producer_epoch: identity.epoch,
             base_sequence,
             transactional: false,
+        }
+    }
+
+    /// Whether the broker may not know the identity yet. It then takes any sequence for the first (KIP-360), also that of
+    /// a batch whose predecessor it has just refused: until one is acknowledged, no second one may be on its way.
+    pub(crate) fn is_unproven(&self) -> bool {
+        self.identity.is_some() && !self.proven
+    }
+
+    /// A batch stamped so is in the log.
+    pub(crate) fn handle_acknowledged(&mut self, stamp: &Stamp) {
+        if self.identity.is_some_and(|identity| identity.id == stamp.producer_id) {
+            self.proven = true;
         }
     }
 

@@ -83,6 +83,13 @@ impl Rig {
         }
     }
 
+    /// The broker gets to know the producer: from now on, several batches may be in flight.
+    fn introduce(&mut self) {
+        let _delivery = self.send(0);
+        let batch = self.poll(true).unwrap();
+        self.acknowledge(batch, 0);
+    }
+
     fn acknowledge(&mut self, batch: Batch, base_offset: i64) {
         batch.receipt.acknowledge(Ack { base_offset, log_append_time: -1 });
         self.settle(batch, Decision::Acknowledge);
@@ -111,8 +118,10 @@ fn a_batch_leaves_when_it_is_full_or_has_lingered() {
     assert!(full.count > 1 && full.count < 8, "{} records", full.count);
     assert!(rig.poll(false).is_none(), "the rest has not lingered");
     rig.now += Duration::from_millis(5);
+    let count = full.count;
+    rig.acknowledge(full, 0);
     let rest = rig.poll(false).unwrap();
-    assert_eq!((full.count + rest.count) as usize, 1 + others.len());
+    assert_eq!((count + rest.count) as usize, 1 + others.len());
 }
 
 #[test]
@@ -124,8 +133,15 @@ fn a_flushed_batch_does_not_linger() {
 }
 
 #[test]
-fn no_more_than_five_batches_are_in_flight() {
+fn no_more_than_five_batches_are_in_flight_and_one_until_the_broker_knows_the_producer() {
     let mut rig = Rig::new(limits());
+    let _deliveries: Vec<_> = (0..50).map(|id| rig.send(id)).collect();
+    let first = rig.poll(true).unwrap();
+    assert!(rig.poll(true).is_none(), "were the first refused, the second would be taken in its place");
+    rig.settle(first, Decision::Retry { stale_leader: false });
+    let first = rig.poll(true).unwrap();
+    assert!(rig.poll(true).is_none());
+    rig.acknowledge(first, 0);
     let _deliveries: Vec<_> = (0..100).map(|id| rig.send(id)).collect();
     let flight: Vec<_> = std::iter::from_fn(|| rig.poll(true)).collect();
     assert_eq!(flight.len(), 5);
@@ -138,6 +154,7 @@ fn no_more_than_five_batches_are_in_flight() {
 #[test]
 fn after_a_retry_nothing_leaves_until_the_flight_has_landed_and_then_in_order_with_the_same_stamps() {
     let mut rig = Rig::new(limits());
+    rig.introduce();
     let _deliveries: Vec<_> = (0..100).map(|id| rig.send(id)).collect();
     let mut flight: VecDeque<_> = std::iter::from_fn(|| rig.poll(true)).collect();
     let sequences: Vec<_> = flight.iter().map(sequence).collect();
@@ -216,7 +233,8 @@ impl Log {
         {
             return (0, *offset);
         }
-        let expected = known.back().map_or(0, |(base, count, _)| base + count);
+        // KIP-360: of a producer it does not know, the broker takes any sequence for the first.
+        let expected = known.back().map_or(raw.base_sequence, |(base, count, _)| base + count);
         if raw.base_sequence != expected {
             return (if raw.base_sequence < expected { 46 } else { 45 }, -1);
         }
@@ -273,7 +291,12 @@ fn answer(rig: &mut Rig, log: &mut Log, batch: Batch) {
 }
 
 fn fault(rig: &mut Rig, log: &mut Log, wire: &mut VecDeque<Batch>, rng: &mut Rng) {
-    match rng.below(5) {
+    match rng.below(6) {
+        // One batch is refused for a while, and those behind it are not.
+        5 => {
+            let batch = wire.pop_front().unwrap();
+            rig.settle(batch, Decision::Retry { stale_leader: false });
+        }
         // The leader moved: nothing in flight is taken.
         0 => {
             for batch in wire.drain(..) {
