@@ -93,7 +93,7 @@ impl KafkaAdmin {
     /// # Cancel safety
     /// Can be dropped at any time.
     pub async fn group_offsets(&self, group: &str) -> Result<BTreeMap<TopicPartition, CommittedOffset>> {
-        self.retry(At::Coordinator(group), async |connection, until| {
+        retry!(self, At::Coordinator(group), |connection, until| {
             let version = connection.version::<wire::OffsetFetchRequest>();
             // KIP-709: from version 8 on, one request asks about several groups. No topics means all of them.
             let request = if version.is_some_and(|version| version >= 8) {
@@ -108,7 +108,6 @@ impl KafkaAdmin {
             };
             committed_offsets(connection.call(request, until).await?)
         })
-        .await
     }
 
     /// How far a group is behind, for every partition it has committed.
@@ -145,7 +144,7 @@ impl KafkaAdmin {
         topics.sort();
         topics.dedup();
         let mut found = BTreeMap::new();
-        self.retry(At::Any, async |_, until| {
+        retry!(self, At::Any, |_, until| {
             let metadata = self.cluster.require_topics(&topics, until).await?;
             let mut by_leader: BTreeMap<i32, Vec<&TopicPartition>> = BTreeMap::new();
             for partition in partitions.iter().filter(|partition| !found.contains_key(*partition)) {
@@ -162,8 +161,7 @@ impl KafkaAdmin {
                 read_list_offsets(answer, &mut found)?;
             }
             Ok(())
-        })
-        .await?;
+        })?;
         Ok(found)
     }
 
@@ -176,7 +174,7 @@ impl KafkaAdmin {
     /// # Cancel safety
     /// Can be dropped at any time.
     pub async fn describe_group(&self, group: &str) -> Result<GroupDescription> {
-        self.retry(At::Coordinator(group), async |connection, until| {
+        retry!(self, At::Coordinator(group), |connection, until| {
             let request =
                 wire::DescribeGroupsRequest::default().with_groups(vec![kafka_string(group).into()]);
             let mut answer = connection.call(request, until).await?;
@@ -194,7 +192,6 @@ impl KafkaAdmin {
             }
             describe(described)
         })
-        .await
     }
 
     /// Every group the user may see, by name. Asks every broker.
@@ -208,13 +205,11 @@ impl KafkaAdmin {
         let mut found = BTreeMap::new();
         let brokers: Vec<i32> = self.cluster.metadata().brokers.keys().copied().collect();
         for broker in brokers {
-            let listed = self
-                .retry(At::Broker(broker), async |connection, until| {
-                    let answer = connection.call(wire::ListGroupsRequest::default(), until).await?;
-                    broker_error("ListGroups", answer.error_code, None)
-                        .map_or(Ok(answer.groups), |error| Err(error.with_broker(broker)))
-                })
-                .await?;
+            let listed = retry!(self, At::Broker(broker), |connection, until| {
+                let answer = connection.call(wire::ListGroupsRequest::default(), until).await?;
+                broker_error("ListGroups", answer.error_code, None)
+                    .map_or(Ok(answer.groups), |error| Err(error.with_broker(broker)))
+            })?;
             let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
             found.extend(listed.into_iter().map(|group| {
                 let listing = GroupListing {
@@ -243,17 +238,15 @@ impl KafkaAdmin {
         let mut done = BTreeMap::new();
         for group in groups {
             let group = group.into();
-            let outcome = self
-                .retry(At::Coordinator(&group), async |connection, until| {
-                    let names = vec![kafka_string(&group).into()];
-                    let request = wire::DeleteGroupsRequest::default().with_groups_names(names);
-                    let mut answer = connection.call(request, until).await?;
-                    let result = answer.results.pop();
-                    let result =
-                        result.ok_or_else(|| Error::protocol("an answer without the group asked for"))?;
-                    broker_error("DeleteGroups", result.error_code, None).map_or(Ok(()), Err)
-                })
-                .await;
+            let outcome = retry!(self, At::Coordinator(&group), |connection, until| {
+                let names = vec![kafka_string(&group).into()];
+                let request = wire::DeleteGroupsRequest::default().with_groups_names(names);
+                let mut answer = connection.call(request, until).await?;
+                let result = answer.results.pop();
+                let result =
+                    result.ok_or_else(|| Error::protocol("an answer without the group asked for"))?;
+                broker_error("DeleteGroups", result.error_code, None).map_or(Ok(()), Err)
+            });
             done.insert(group, outcome);
         }
         Ok(done)

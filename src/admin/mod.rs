@@ -3,6 +3,25 @@
 //! It keeps no state but its view of the cluster. [`topics`] and [`groups`] hold the calls; here is what they share: who
 //! is asked, until when, and which answers are asked for again.
 
+/// Tries an attempt on the broker that can answer, until it succeeds, fails for good, or the API time-out has passed.
+///
+/// A macro and not a method that takes an async closure: of those the compiler cannot tell that their futures may cross
+/// threads.
+macro_rules! retry {
+    ($admin:expr, $at:expr, |$connection:pat_param, $until:ident| $attempt:block) => {{
+        let mut attempts = $crate::admin::Attempts::new($admin, $at);
+        loop {
+            let outcome = match attempts.begin().await {
+                Ok(($connection, $until)) => async { $attempt }.await,
+                Err(error) => Err(error),
+            };
+            if let Some(outcome) = attempts.settle(outcome).await {
+                break outcome;
+            }
+        }
+    }};
+}
+
 mod groups;
 mod topics;
 
@@ -76,43 +95,6 @@ impl KafkaAdmin {
         self.cluster.metadata().cluster_id.clone()
     }
 
-    /// Tries `attempt` on the broker that can answer, until it succeeds, fails for good, or the API time-out has passed.
-    async fn retry<T>(
-        &self,
-        at: At<'_>,
-        mut attempt: impl AsyncFnMut(Arc<Connection>, Instant) -> Result<T>,
-    ) -> Result<T> {
-        let settings = self.cluster.settings();
-        let deadline = time::now() + settings.default_api_timeout;
-        let mut backoff = Backoff::new(settings.retry_backoff, settings.retry_backoff_max);
-        let mut rng = Rng::from_entropy();
-        loop {
-            let error = match self.broker(at, deadline).await {
-                Ok((broker, connection)) => {
-                    let until = deadline.min(time::now() + settings.request_timeout);
-                    let outcome = attempt(connection, until).await;
-                    match (outcome, at, broker) {
-                        (Err(error), At::Coordinator(group), Some(broker)) if error.is_retriable() => {
-                            self.cluster.forget_coordinator(group, broker);
-                            error
-                        }
-                        (Err(error), ..) if error.is_retriable() => error,
-                        (outcome, ..) => return outcome,
-                    }
-                }
-                Err(error) if error.is_retriable() => error,
-                Err(error) => return Err(error),
-            };
-            let next = time::now() + backoff.next(&mut rng);
-            if next >= deadline {
-                return Err(out_of_time(error, settings.default_api_timeout));
-            }
-            // Another controller or leader may be known by then.
-            self.cluster.refresh();
-            tokio::time::sleep_until(next).await;
-        }
-    }
-
     async fn broker(&self, at: At<'_>, deadline: Instant) -> Result<(Option<i32>, Arc<Connection>)> {
         let id = match at {
             At::Any => None,
@@ -126,6 +108,59 @@ impl KafkaAdmin {
             None => self.cluster.any_connection(deadline).await?,
         };
         Ok((id, connection))
+    }
+}
+
+/// The attempts of one call.
+struct Attempts<'a> {
+    admin: &'a KafkaAdmin,
+    at: At<'a>,
+    /// Whom the last attempt asked.
+    broker: Option<i32>,
+    deadline: Instant,
+    backoff: Backoff,
+    rng: Rng,
+}
+
+impl<'a> Attempts<'a> {
+    fn new(admin: &'a KafkaAdmin, at: At<'a>) -> Self {
+        let settings = admin.cluster.settings();
+        Self {
+            admin,
+            at,
+            broker: None,
+            deadline: time::now() + settings.default_api_timeout,
+            backoff: Backoff::new(settings.retry_backoff, settings.retry_backoff_max),
+            rng: Rng::from_entropy(),
+        }
+    }
+
+    /// A connection to the broker to ask, and until when it may take.
+    async fn begin(&mut self) -> Result<(Arc<Connection>, Instant)> {
+        self.broker = None;
+        let (broker, connection) = self.admin.broker(self.at, self.deadline).await?;
+        self.broker = broker;
+        Ok((connection, self.deadline.min(time::now() + self.admin.cluster.settings().request_timeout)))
+    }
+
+    /// The outcome of the call; `None` after the pause before another attempt.
+    async fn settle<T>(&mut self, outcome: Result<T>) -> Option<Result<T>> {
+        let error = match outcome {
+            Err(error) if error.is_retriable() => error,
+            outcome => return Some(outcome),
+        };
+        let cluster = &self.admin.cluster;
+        if let (At::Coordinator(group), Some(broker)) = (self.at, self.broker) {
+            cluster.forget_coordinator(group, broker);
+        }
+        let next = time::now() + self.backoff.next(&mut self.rng);
+        if next >= self.deadline {
+            return Some(Err(out_of_time(error, cluster.settings().default_api_timeout)));
+        }
+        // Another controller or leader may be known by then.
+        cluster.refresh();
+        tokio::time::sleep_until(next).await;
+        None
     }
 }
 
@@ -145,4 +180,25 @@ fn broker_error(api: &'static str, code: i16, message: Option<&str>) -> Option<E
         Some(message) if !message.is_empty() => error.with_message(message),
         _ => error,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Never called: that it compiles is the test.
+    #[allow(dead_code, reason = "it is only compiled")]
+    fn every_call_may_be_made_in_a_spawned_task(admin: &KafkaAdmin) {
+        fn sends<T: Send>(_: T) {}
+        sends(admin.create_topics([NewTopic::new("t")]));
+        sends(admin.delete_topics(["t"]));
+        sends(admin.describe_topics(["t"]));
+        sends(admin.list_topics());
+        sends(admin.describe_topic_configs("t"));
+        sends(admin.group_offsets("g"));
+        sends(admin.group_lag("g"));
+        sends(admin.describe_group("g"));
+        sends(admin.list_groups());
+        sends(admin.delete_groups(["g"]));
+    }
 }

@@ -140,7 +140,7 @@ impl KafkaAdmin {
         let mut left: BTreeMap<String, NewTopic> =
             topics.into_iter().map(|topic| (topic.name.clone(), topic)).collect();
         let mut done = BTreeMap::new();
-        self.retry(At::Controller, async |connection, until| {
+        retry!(self, At::Controller, |connection, until| {
             let request = wire::CreateTopicsRequest::default()
                 .with_topics(left.values().map(NewTopic::to_wire).collect())
                 .with_timeout_ms(millis(until.saturating_duration_since(time::now())));
@@ -150,8 +150,7 @@ impl KafkaAdmin {
                 (topic.name.to_string(), error)
             });
             sort_out(&mut left, &mut done, outcomes.collect())
-        })
-        .await?;
+        })?;
         Ok(done)
     }
 
@@ -180,7 +179,7 @@ impl KafkaAdmin {
     ) -> Result<BTreeMap<String, Result<()>>> {
         let mut left: BTreeMap<String, ()> = topics.into_iter().map(|topic| (topic.into(), ())).collect();
         let mut done = BTreeMap::new();
-        self.retry(At::Controller, async |connection, until| {
+        retry!(self, At::Controller, |connection, until| {
             let request = wire::DeleteTopicsRequest::default()
                 .with_timeout_ms(millis(until.saturating_duration_since(time::now())));
             let version = connection.version::<wire::DeleteTopicsRequest>();
@@ -199,8 +198,7 @@ impl KafkaAdmin {
                 Some((topic.name?.to_string(), error))
             });
             sort_out(&mut left, &mut done, outcomes.collect())
-        })
-        .await?;
+        })?;
         Ok(done)
     }
 
@@ -255,7 +253,7 @@ impl KafkaAdmin {
     /// # Cancel safety
     /// Can be dropped at any time.
     pub async fn describe_topic_configs(&self, topic: &str) -> Result<BTreeMap<String, ConfigEntry>> {
-        self.retry(At::Any, async |connection, until| {
+        retry!(self, At::Any, |connection, until| {
             let resource = DescribeConfigsResource::default()
                 .with_resource_type(TOPIC_RESOURCE)
                 .with_resource_name(kafka_string(topic))
@@ -281,14 +279,13 @@ impl KafkaAdmin {
             };
             Ok(result.configs.into_iter().map(entry).collect())
         })
-        .await
     }
 
     async fn topics(
         &self,
         topics: Option<Vec<MetadataRequestTopic>>,
     ) -> Result<BTreeMap<String, Result<TopicDescription>>> {
-        self.retry(At::Any, async |connection, until| {
+        retry!(self, At::Any, |connection, until| {
             let request = wire::MetadataRequest::default()
                 .with_topics(topics.clone())
                 .with_allow_auto_topic_creation(false);
@@ -303,7 +300,6 @@ impl KafkaAdmin {
             });
             Ok(named.collect())
         })
-        .await
     }
 }
 
