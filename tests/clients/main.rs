@@ -11,7 +11,11 @@
 
 mod admin;
 mod backend;
+mod codecs;
 mod errors;
 mod facade;
+mod faults;
+mod groups;
+mod producer;
 mod security;
 mod seeds;
