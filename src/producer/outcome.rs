@@ -90,11 +90,11 @@ mod tests {
             let decision = decide(ErrorCode(code), FRESH);
             let expected =
                 table.iter().find(|(_, codes)| codes.contains(&code)).map(|(decision, _)| *decision);
-            let expected = expected.unwrap_or(if ErrorCode(code).is_retriable() {
-                Retry { stale_leader: false }
-            } else {
-                Fail { possibly_written: false }
-            });
+            let expected = match expected {
+                Some(expected) => expected,
+                None if ErrorCode(code).is_retriable() => Retry { stale_leader: false },
+                None => Fail { possibly_written: false },
+            };
             assert_eq!(decision, expected, "{}", ErrorCode(code));
         }
         // Codes a produce request really gets, spelt out, so that a wrong retriable table shows.
