@@ -101,9 +101,12 @@ impl Connection {
         api::negotiate::<R>(&self.versions)
     }
 
-    /// Whether the connection is lost, or a request on it went unanswered for the whole request timeout: dial a new one.
+    /// Whether the connection is lost, a request on it went unanswered for the whole request timeout, or its SASL session
+    /// is about to end (KIP-368): dial a new one. Calls that are in flight still get their answers.
     pub(crate) fn is_closed(&self) -> bool {
-        self.spent.load(Ordering::Acquire) || self.notices.is_lost()
+        self.spent.load(Ordering::Acquire)
+            || self.notices.is_lost()
+            || self.reauthenticate_by.is_some_and(|by| by <= now())
     }
 
     /// The address that was dialled.
@@ -119,11 +122,6 @@ impl Connection {
     /// How many calls are being waited for.
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
-    }
-
-    /// When the broker ends the session unless the client authenticates again (KIP-368): replace the connection before.
-    pub(crate) fn reauthenticate_by(&self) -> Option<Instant> {
-        self.reauthenticate_by
     }
 
     fn call_error<R: Api>(&self, error: ChannelError) -> Error {
