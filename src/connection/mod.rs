@@ -122,12 +122,6 @@ impl Connection {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// When the session of this connection is to be renewed.
-    #[cfg(test)]
-    pub(crate) fn reauthenticate_by(&self) -> Option<Instant> {
-        self.reauthenticate_by
-    }
-
     fn call_error<R: Api>(&self, error: ChannelError) -> Error {
         match error {
             ChannelError::NoVersion => self.unsupported::<R>(),
