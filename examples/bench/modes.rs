@@ -195,21 +195,16 @@ async fn consume_facade(
     cpu_before: f64,
 ) -> Result<(), Failure> {
     let seen = Arc::new(Mutex::new((Touch::default(), Duration::ZERO)));
-    let handler = {
-        let seen = Arc::clone(&seen);
-        move |message: Message<serde_json::Value>| {
-            let seen = Arc::clone(&seen);
-            async move {
-                let mut seen = seen.lock().map_err(|_| "poisoned")?;
-                if seen.0.records == 0 {
-                    seen.1 = started.elapsed();
-                }
-                seen.0.record(message.key.as_deref().unwrap_or_default(), b"{");
-                Ok::<(), &str>(())
-            }
+    let inside = Arc::clone(&seen);
+    let handler = async move |message: Message<serde_json::Value>| {
+        let mut seen = inside.lock().map_err(|_| "poisoned")?;
+        if seen.0.records == 0 {
+            seen.1 = started.elapsed();
         }
+        seen.0.record(message.key.as_deref().unwrap_or_default(), b"{");
+        Ok(())
     };
-    let consumer = Consumer::new(kafka, [args.topic.as_str()])?.register_handler(&args.topic, handler)?;
+    let mut consumer = Consumer::new(kafka, [args.topic.as_str()])?.register_handler(&args.topic, handler)?;
     let mut handled = 0;
     while handled < args.records {
         handled += consumer.consume(Duration::from_secs(1)).await? as u64;

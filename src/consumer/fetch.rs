@@ -348,3 +348,7 @@ struct Plan {
     /// A partition of this leader will want data soon: do not let the fetch wait long for the others.
     left_out: bool,
 }
+
+#[cfg(test)]
+#[path = "fetch_tests.rs"]
+mod tests;

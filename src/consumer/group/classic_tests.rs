@@ -451,3 +451,19 @@ fn refusals_of_a_join_never_come_back_without_a_pause() {
         bench.joins();
     }
 }
+
+#[test]
+fn stale_join_and_sync_answers_are_dropped() {
+    let mut bench = Bench::new();
+    bench.subscribe(&["t"]);
+    bench.poll();
+    let (epoch, _) = bench.joins();
+    bench.join_answer(epoch + 1, 4, "other");
+    bench.nothing();
+    bench.join_answer(epoch, 5, "other");
+    let (sync, Request::Sync { generation: 5, .. }) = bench.sent() else { panic!("no sync") };
+    bench.answer(epoch, Answer::Sync { error: 0, assignment: bytes::Bytes::new() });
+    bench.nothing();
+    bench.answer(sync, Answer::Sync { error: 0, assignment: bytes::Bytes::new() });
+    assert!(bench.member.is_stable());
+}

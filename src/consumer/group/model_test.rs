@@ -274,6 +274,8 @@ enum Event {
     Poll(usize),
     PollEnd(usize),
     Start,
+    /// The coordinator drops a member that knows nothing of it.
+    Expel,
     Crash(usize),
     Close(usize),
 }
@@ -307,6 +309,10 @@ impl World {
         for _ in 0..6 {
             let at = world.rng.below(90_000) as u64;
             world.after(Duration::from_millis(at), Event::Start);
+        }
+        for _ in 0..4 {
+            let at = world.rng.below(120_000) as u64;
+            world.after(Duration::from_millis(at), Event::Expel);
         }
         world.after(Duration::ZERO, Event::Start);
         world
@@ -389,6 +395,12 @@ impl World {
             }
             Event::Poll(_) => {}
             Event::Start => self.start(),
+            Event::Expel => {
+                let ids: Vec<_> = self.coordinator.members.keys().cloned().collect();
+                if let Some(id) = ids.get(self.rng.below(ids.len())) {
+                    self.coordinator.remove(now, id);
+                }
+            }
             Event::Crash(who) => {
                 self.clients[who].alive = false;
                 self.clients[who].owned.clear();

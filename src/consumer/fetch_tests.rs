@@ -1,0 +1,342 @@
+use bytes::BytesMut;
+
+use super::*;
+use crate::{
+    batch::{BatchBuilder, Compressor, Stamp},
+    config::settings::Compression,
+    consumer::subscription::{Next, Position, Turn},
+    time,
+};
+
+const REFILL: i32 = 1_000;
+
+struct Bench {
+    fetcher: Fetcher,
+    partitions: Subscription,
+    decompressor: Decompressor,
+    now: Instant,
+}
+
+fn key(partition: i32) -> TopicPartition {
+    TopicPartition::new("t", partition)
+}
+
+impl Bench {
+    /// Partitions at offset 0, each with its leader.
+    fn new(leaders: &[i32], buffer_memory: usize) -> Self {
+        let settings = FetchSettings {
+            max_bytes: 1 << 20,
+            max_partition_bytes: REFILL,
+            max_wait: Duration::from_millis(500),
+            buffer_memory,
+            read_committed: true,
+            retry_backoff: Duration::from_millis(100),
+            retry_backoff_max: Duration::from_secs(1),
+        };
+        let mut partitions = Subscription::default();
+        partitions.assign((0..).take(leaders.len()).map(key), &Phase::Fetching(Position::at(0)));
+        for ((_, partition), leader) in partitions.iter_mut().zip(leaders) {
+            partition.leader = Some((*leader, 0));
+        }
+        let fetcher = Fetcher::new(settings, Rng::new(1));
+        Self { fetcher, partitions, decompressor: Decompressor::new(), now: time::now() }
+    }
+
+    fn plan(&mut self) -> Option<FetchAction> {
+        self.fetcher.poll_action(self.now, &mut self.partitions)
+    }
+
+    fn sent(action: &FetchAction) -> Vec<(i32, i64)> {
+        action.request.partitions.iter().map(|(key, wanted)| (key.partition, wanted.offset)).collect()
+    }
+
+    fn answer(&mut self, action: &FetchAction, data: Vec<wire::fetch_response::PartitionData>) -> Effects {
+        let topic = wire::fetch_response::FetchableTopicResponse::default()
+            .with_topic(wire::TopicName(crate::cluster::kafka_string("t")))
+            .with_partitions(data);
+        let answer = wire::FetchResponse::default().with_session_id(9).with_responses(vec![topic]);
+        self.answered(action, Ok(answer))
+    }
+
+    fn answered(&mut self, action: &FetchAction, answer: Result<wire::FetchResponse>) -> Effects {
+        let (broker, epoch) = (action.broker, action.epoch);
+        self.fetcher.handle_answer(self.now, broker, epoch, answer, &mut self.partitions, &self.decompressor)
+    }
+
+    /// Takes records as a poll does; their offsets.
+    fn poll(&mut self, max: usize) -> Vec<i64> {
+        let (mut offsets, mut left) = (Vec::new(), max);
+        while left > 0 {
+            match self.partitions.next_chunk(left, Turn::Poll, REFILL as usize) {
+                Next::Chunk(_, chunk) => {
+                    left -= chunk.range.len();
+                    offsets
+                        .extend(chunk.batch.slots[chunk.range].iter().map(|slot| chunk.batch.offset(slot)));
+                }
+                Next::Decode(job) => {
+                    let (key, decoding) = job.split();
+                    let (decoded, result) = decoding.run(true, &self.decompressor, 1 << 20);
+                    self.partitions.check_in(key, decoded, result.is_err());
+                    if result.is_err() {
+                        break;
+                    }
+                }
+                Next::Nothing => break,
+            }
+        }
+        offsets
+    }
+
+    fn covered(&mut self, partition: i32) -> Option<i64> {
+        self.partitions.cover();
+        self.partitions.covered().get(&key(partition)).map(|offset| offset.offset)
+    }
+}
+
+/// A batch of ten records with values of this size.
+fn batch(base_offset: i64, size: usize) -> Vec<u8> {
+    let mut builder = BatchBuilder::new(BytesMut::new());
+    for _ in 0..10 {
+        builder.append(1, None, Some(&vec![7; size]), &[]);
+    }
+    let compressor = Compressor::new(Compression::None, None).unwrap();
+    let mut bytes = builder.finish(Stamp::NONE, &compressor).unwrap().bytes.to_vec();
+    bytes[..8].copy_from_slice(&base_offset.to_be_bytes());
+    bytes
+}
+
+fn data(partition: i32, records: Vec<u8>) -> wire::fetch_response::PartitionData {
+    wire::fetch_response::PartitionData::default()
+        .with_partition_index(partition)
+        .with_high_watermark(1_000)
+        .with_records(Some(records.into()))
+}
+
+fn refused(partition: i32, error: i16) -> wire::fetch_response::PartitionData {
+    wire::fetch_response::PartitionData::default().with_partition_index(partition).with_error_code(error)
+}
+
+#[test]
+fn one_fetch_is_out_per_leader_and_none_waits_for_another() {
+    let mut bench = Bench::new(&[1, 2, 1], 1 << 20);
+    let first = bench.plan().unwrap();
+    let second = bench.plan().unwrap();
+    assert_eq!((first.broker, Bench::sent(&first)), (1, vec![(0, 0), (2, 0)]));
+    assert_eq!((second.broker, Bench::sent(&second)), (2, vec![(1, 0)]));
+    assert!(bench.plan().is_none());
+    bench.answer(&second, vec![data(1, batch(0, 10))]);
+    let next = bench.plan().unwrap();
+    assert_eq!((next.broker, Bench::sent(&next)), (2, vec![(1, 10)]));
+    assert!(bench.plan().is_none(), "broker 1 still has its fetch");
+}
+
+#[test]
+fn a_full_partition_is_left_out_until_a_poll_makes_room() {
+    let mut bench = Bench::new(&[1, 1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    assert_eq!(fetch.max_wait, Duration::from_millis(500));
+    bench.answer(&fetch, vec![data(0, batch(0, 200))]);
+    let fetch = bench.plan().unwrap();
+    assert_eq!(fetch.request.forgotten, [key(0)]);
+    assert!(fetch.max_wait < Duration::from_millis(100), "partition 0 must not wait for partition 1");
+    assert_eq!(bench.poll(100).len(), 10);
+    assert!(bench.partitions.take_wants_fetch());
+    bench.answer(&fetch, vec![]);
+    assert_eq!(Bench::sent(&bench.plan().unwrap()), [(0, 10)]);
+}
+
+#[test]
+fn bytes_asked_for_and_buffered_stay_within_the_budget() {
+    let mut bench = Bench::new(&[1, 2], 100_000);
+    let (first, second) = (bench.plan().unwrap(), bench.plan().unwrap());
+    assert!(first.max_bytes + second.max_bytes <= 100_000);
+    bench.answer(&first, vec![data(0, batch(0, 9_000))]);
+    // Buffered 90 KB of 100 KB: not even a small fetch is worth it.
+    bench.answer(&second, vec![]);
+    assert!(bench.plan().is_none());
+    bench.poll(100);
+    assert!(bench.plan().is_some());
+}
+
+#[test]
+fn buffers_of_paused_partitions_make_room_and_are_fetched_again() {
+    let mut bench = Bench::new(&[1, 2], 100_000);
+    let (first, second) = (bench.plan().unwrap(), bench.plan().unwrap());
+    bench.answer(&first, vec![data(0, batch(0, 9_000))]);
+    bench.answer(&second, vec![]);
+    bench.partitions.set_paused(&key(0), true);
+    assert_eq!(bench.plan().unwrap().broker, 2);
+    assert_eq!(bench.partitions.buffered(), 0);
+    bench.partitions.set_paused(&key(0), false);
+    // The session knows offset 0 of the last fetch still, so nothing has to be said again.
+    let fetch = bench.plan().unwrap();
+    assert_eq!((fetch.broker, Bench::sent(&fetch)), (1, vec![]));
+    bench.answer(&fetch, vec![data(0, batch(0, 10))]);
+    assert_eq!(bench.poll(100), (0..10).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_answer_for_a_partition_that_was_sought_or_released_is_dropped() {
+    let mut bench = Bench::new(&[1, 1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    assert!(bench.partitions.restart(&key(0), Phase::Fetching(Position::at(500))));
+    bench.partitions.assign([key(0)], &Phase::AwaitingCommitted);
+    let effects = bench.answer(&fetch, vec![data(0, batch(0, 10)), data(1, batch(0, 10))]);
+    assert!(!effects.buffered);
+    assert_eq!((bench.partitions.buffered(), bench.poll(100)), (0, vec![]));
+    assert_eq!(Bench::sent(&bench.plan().unwrap()), [(0, 500)]);
+}
+
+#[test]
+fn batches_decoded_while_the_partition_was_sought_are_dropped() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    bench.answer(&fetch, vec![data(0, batch(0, 10))]);
+    let Next::Decode(job) = bench.partitions.next_chunk(5, Turn::Poll, 1) else {
+        panic!("nothing to decode")
+    };
+    let (job, decoding) = job.split();
+    bench.partitions.restart(&key(0), Phase::Fetching(Position::at(3)));
+    let (decoded, _) = decoding.run(true, &bench.decompressor, 1 << 20);
+    bench.partitions.check_in(job, decoded, false);
+    assert_eq!(bench.poll(100), [0i64; 0]);
+    let fetch = bench.plan();
+    assert_eq!(Bench::sent(&fetch.unwrap_or_else(|| panic!("no fetch"))), [(0, 3)]);
+}
+
+#[test]
+fn records_before_the_position_are_not_handed_out() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    bench.partitions.restart(&key(0), Phase::Fetching(Position::at(14)));
+    let fetch = bench.plan().unwrap();
+    bench.answer(&fetch, vec![data(0, [batch(0, 1), batch(10, 1), batch(20, 1)].concat())]);
+    assert_eq!(bench.poll(8), (14..22).collect::<Vec<_>>());
+    assert_eq!(bench.poll(100), (22..30).collect::<Vec<_>>());
+}
+
+#[test]
+fn automatic_commits_never_pass_what_an_earlier_poll_handed_out() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    bench.answer(&fetch, vec![data(0, batch(0, 10))]);
+    assert_eq!(bench.covered(0), None);
+    bench.poll(4);
+    assert!(bench.partitions.covered().is_empty() && bench.partitions.has_uncovered());
+    assert_eq!(bench.covered(0), Some(4));
+    assert!(!bench.partitions.has_uncovered());
+    bench.poll(100);
+    assert_eq!(bench.partitions.covered()[&key(0)].offset, 4);
+    assert_eq!(bench.partitions.positions()[&key(0)].offset, 10);
+    assert_eq!(bench.covered(0), Some(10));
+    bench.partitions.set_committed(&key(0), 10);
+    assert!(bench.partitions.covered().is_empty(), "nothing is committed twice");
+}
+
+#[test]
+fn a_damaged_batch_ends_a_poll_after_what_came_before_it_and_others_go_on() {
+    let mut bench = Bench::new(&[1, 1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    let mut damaged = batch(10, 10);
+    let last = damaged.len() - 1;
+    damaged[last] ^= 1;
+    bench.answer(&fetch, vec![data(0, [batch(0, 10), damaged].concat()), data(1, batch(0, 10))]);
+    assert_eq!(bench.poll(100), [0i64; 0]); // the damage is found, and partition 0 goes behind
+    let mut offsets = bench.poll(100);
+    offsets.sort_unstable();
+    assert_eq!(offsets, (0..10).flat_map(|offset| [offset, offset]).collect::<Vec<_>>());
+    assert_eq!(bench.covered(0), Some(10), "never past the damage");
+}
+
+#[test]
+fn markers_and_aborted_records_are_stepped_over_and_committed_past() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    let transactional = |mut bytes: Vec<u8>, attributes: u8| {
+        bytes[22] |= attributes;
+        bytes[43..51].copy_from_slice(&5i64.to_be_bytes());
+        let crc = crc32c::crc32c(&bytes[21..]);
+        bytes[17..21].copy_from_slice(&crc.to_be_bytes());
+        bytes
+    };
+    let mut marker = BatchBuilder::new(BytesMut::new());
+    marker.append(1, Some(&[0, 0, 0, 0]), Some(&[0; 6]), &[]);
+    let compressor = Compressor::new(Compression::None, None).unwrap();
+    let mut marker = marker.finish(Stamp::NONE, &compressor).unwrap().bytes.to_vec();
+    marker[..8].copy_from_slice(&10i64.to_be_bytes());
+    let records = [
+        transactional(batch(0, 1), 1 << 4),         // aborted
+        transactional(marker, (1 << 4) | (1 << 5)), // its marker
+        transactional(batch(11, 1), 1 << 4),        // the next transaction of the same producer
+    ];
+    let aborted = wire::fetch_response::AbortedTransaction::default()
+        .with_producer_id(wire::ProducerId(5))
+        .with_first_offset(0);
+    let answer = data(0, records.concat()).with_aborted_transactions(Some(vec![aborted.clone()]));
+    bench.answer(&fetch, vec![answer]);
+    assert_eq!(bench.poll(100), (11..21).collect::<Vec<_>>());
+    // Alone, they move the position without anything to wait for.
+    let fetch = bench.plan().unwrap();
+    let answer = data(0, transactional(batch(21, 1), 1 << 4));
+    bench.answer(&fetch, vec![answer.with_aborted_transactions(Some(vec![aborted.with_first_offset(21)]))]);
+    bench.partitions.cover();
+    assert_eq!(bench.poll(100), [0i64; 0]);
+    assert!(!bench.partitions.has_uncovered());
+    assert_eq!(bench.partitions.covered()[&key(0)].offset, 31);
+}
+
+#[test]
+fn an_offset_outside_the_log_is_reset_only_when_the_buffer_is_empty() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    bench.answer(&fetch, vec![data(0, batch(0, 10))]);
+    let fetch = bench.plan().unwrap();
+    let effects = bench.answer(&fetch, vec![refused(0, code::OFFSET_OUT_OF_RANGE)]);
+    assert!(effects.out_of_range.is_empty());
+    assert!(bench.plan().is_none(), "asked again only after a pause");
+    bench.poll(100);
+    bench.now += Duration::from_millis(100);
+    let fetch = bench.plan().unwrap();
+    let effects = bench.answer(&fetch, vec![refused(0, code::OFFSET_OUT_OF_RANGE)]);
+    assert_eq!(effects.out_of_range, [(key(0), 10)]);
+}
+
+#[test]
+fn errors_of_one_partition_pause_it_alone() {
+    for error in [code::UNKNOWN_TOPIC_OR_PARTITION, 6, code::FENCED_LEADER_EPOCH, code::UNKNOWN_LEADER_EPOCH]
+    {
+        let mut bench = Bench::new(&[1, 1], 1 << 20);
+        let fetch = bench.plan().unwrap();
+        let effects = bench.answer(&fetch, vec![refused(0, error), data(1, batch(0, 10))]);
+        assert!(effects.refresh_metadata && effects.errors.is_empty());
+        let fetch = bench.plan().unwrap();
+        assert_eq!((Bench::sent(&fetch), fetch.request.forgotten), (vec![(1, 10)], vec![key(0)]));
+    }
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    let effects = bench.answer(&fetch, vec![refused(0, code::TOPIC_AUTHORIZATION_FAILED)]);
+    assert!(effects.errors[0].hint().is_some());
+}
+
+#[test]
+fn a_lost_connection_pauses_the_broker_and_opens_a_new_session() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    bench.answer(&fetch, vec![]);
+    let fetch = bench.plan().unwrap();
+    assert_eq!((fetch.request.id, fetch.request.epoch), (9, 1));
+    let lost = Error::new(crate::error::ErrorKind::Disconnected, "lost");
+    assert!(bench.answered(&fetch, Err(lost)).refresh_metadata);
+    assert!(bench.plan().is_none());
+    bench.now = bench.fetcher.poll_timeout(bench.now).unwrap();
+    let fetch = bench.plan().unwrap();
+    assert_eq!((fetch.request.epoch, Bench::sent(&fetch)), (0, vec![(0, 0)]));
+}
+
+#[test]
+fn a_stale_answer_of_a_broker_is_dropped() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    let stale = FetchAction { epoch: fetch.epoch + 1, request: fetch.request.clone(), ..fetch };
+    assert!(!bench.answer(&stale, vec![data(0, batch(0, 10))]).buffered);
+    assert!(bench.plan().is_none(), "the fetch is still out");
+}

@@ -1,0 +1,186 @@
+//! The brokers the suite runs on: each is started once, shared by every test of the process, and named in the run's sum.
+//!
+//! `DTKAFKA_TEST_BACKENDS` chooses (default: all that this machine has): `embedded`, `kafka`, `kafka:4.3.1`, separated by
+//! commas. Where real Kafka is missing, its tests say so and pass, or fail with `DTKAFKA_REQUIRE_KAFKA`; see `tests/run`.
+
+use std::{
+    env,
+    sync::{
+        LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use dtkafka::{KafkaAdmin, KafkaConfig, KafkaInstance, NewTopic};
+use dtkafka_testcontainers::{Certificates, EmbeddedBroker, Listener, launch::Kafka, note_backend};
+use tokio::{runtime::Runtime, sync::OnceCell};
+
+/// No test may take longer; the slowest need a few seconds.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A user of every SASL listener.
+pub(crate) const USER: &str = "alice";
+/// The user's password.
+pub(crate) const PASSWORD: &str = "alice-secret";
+
+/// One broker, shared by all tests.
+pub(crate) struct Backend {
+    inner: Inner,
+    certificates: Certificates,
+}
+
+enum Inner {
+    Embedded(EmbeddedBroker),
+    Kafka(Kafka),
+}
+
+/// The backends a test can be asked to run on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kind {
+    Embedded,
+    RealKafka,
+}
+
+/// Outlives every test: the embedded broker's tasks run on it.
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime can be started"));
+static EMBEDDED: OnceCell<Backend> = OnceCell::const_new();
+static KAFKA: OnceCell<Option<Backend>> = OnceCell::const_new();
+
+/// Runs a test on a backend, or says why not.
+pub(crate) fn run(kind: Kind, test: impl AsyncFnOnce(&'static Backend)) {
+    let Some(wanted) = wanted(kind) else {
+        eprintln!("SKIPPED: {kind:?} is not among DTKAFKA_TEST_BACKENDS");
+        return;
+    };
+    RUNTIME.block_on(async {
+        let backend = match kind {
+            Kind::Embedded => Some(EMBEDDED.get_or_init(start_embedded).await),
+            Kind::RealKafka => KAFKA.get_or_init(|| start_kafka(wanted)).await.as_ref(),
+        };
+        // Why there is none has been printed and noted.
+        let Some(backend) = backend else { return };
+        tokio::time::timeout(LIMIT, test(backend)).await.expect("the test takes too long");
+    });
+}
+
+/// The version asked for, empty if any will do; `None` if the backend is not asked for.
+fn wanted(kind: Kind) -> Option<String> {
+    let Ok(list) = env::var("DTKAFKA_TEST_BACKENDS") else { return Some(String::new()) };
+    list.split(',').find_map(|entry| match (kind, entry.trim().split_once(':').unwrap_or((entry.trim(), ""))) {
+        (Kind::Embedded, ("embedded", _)) => Some(String::new()),
+        (Kind::RealKafka, ("kafka", version)) => Some(version.to_owned()),
+        _ => None,
+    })
+}
+
+async fn start_embedded() -> Backend {
+    let certificates = Certificates::generate().unwrap();
+    let server = certificates.server();
+    let broker = EmbeddedBroker::builder()
+        .user(USER, PASSWORD)
+        .tls(server.certificate_pem(), server.key_pem(), None)
+        .start()
+        .await
+        .unwrap();
+    note_backend("embedded broker");
+    Backend { inner: Inner::Embedded(broker), certificates }
+}
+
+async fn start_kafka(version: String) -> Option<Backend> {
+    let builder = match version.is_empty() {
+        true => Kafka::for_tests().unwrap()?,
+        false => Kafka::builder().version(version),
+    };
+    let kafka = builder.user(USER, PASSWORD).start().await.unwrap();
+    let certificates = kafka.certificates().clone();
+    Some(Backend { inner: Inner::Kafka(kafka), certificates })
+}
+
+impl Backend {
+    /// `host:port` of a listener.
+    pub(crate) fn listener(&self, listener: Listener) -> String {
+        match &self.inner {
+            Inner::Embedded(broker) => broker.listener(listener),
+            Inner::Kafka(kafka) => kafka.listener(listener),
+        }
+    }
+
+    /// `host:port` of the PLAINTEXT listener.
+    pub(crate) fn bootstrap_servers(&self) -> String {
+        self.listener(Listener::Plaintext)
+    }
+
+    /// The authority that signed the TLS listeners' certificate.
+    pub(crate) fn ca_pem(&self) -> &str {
+        self.certificates.ca_pem()
+    }
+
+    /// Whether SCRAM users exist (Kafka from 3.5 on).
+    pub(crate) fn has_scram(&self) -> bool {
+        match &self.inner {
+            Inner::Embedded(_) => true,
+            Inner::Kafka(kafka) => kafka.has_scram(),
+        }
+    }
+
+    /// A configuration that reads from the beginning, in a group of its own.
+    pub(crate) fn config(&self) -> KafkaConfig {
+        KafkaConfig::new()
+            .set_bootstrap_servers(self.bootstrap_servers())
+            .set_group_id(unique("group"))
+            .set_auto_offset_reset("earliest")
+    }
+
+    /// An instance of [`config`](Self::config).
+    pub(crate) fn instance(&self) -> KafkaInstance {
+        KafkaInstance::new(self.config()).unwrap()
+    }
+
+    /// An admin client.
+    pub(crate) async fn admin(&self) -> KafkaAdmin {
+        self.instance().admin().await.unwrap()
+    }
+
+    /// Makes a topic that no other test uses, and returns its name when every broker knows it.
+    pub(crate) async fn topic(&self, name: &str, partitions: i32) -> String {
+        let name = unique(name);
+        let admin = self.admin().await;
+        admin.create_topic(NewTopic::new(&name).partitions(partitions).replication_factor(1)).await.unwrap();
+        // KRaft's controller answers before the broker has applied the change.
+        while admin.describe_topic(&name).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        name
+    }
+}
+
+/// A name that no other test of this or another run uses.
+pub(crate) fn unique(name: &str) -> String {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    format!("{name}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Turns each `async fn name(backend) { … }` into a module with one test per backend.
+#[macro_export]
+macro_rules! on_every_backend {
+    ($($(#[$meta:meta])* async fn $name:ident($backend:ident) $body:block)+) => {$(
+        $(#[$meta])*
+        mod $name {
+            #[allow(unused_imports, reason = "not every test needs all of them")]
+            use super::*;
+
+            async fn test($backend: &'static $crate::backend::Backend) $body
+
+            #[test]
+            fn embedded() {
+                $crate::backend::run($crate::backend::Kind::Embedded, test);
+            }
+
+            #[test]
+            fn real_kafka() {
+                $crate::backend::run($crate::backend::Kind::RealKafka, test);
+            }
+        }
+    )+};
+}
