@@ -169,7 +169,11 @@ pub(crate) fn read_json<T: DeserializeOwned>(
         // serde quotes the value it did not expect, and an error never holds a record's value.
         let cause = match cause.classify() {
             serde_json::error::Category::Data if !cause.to_string().starts_with("missing field") => {
-                format!("another type of value was expected at line {} column {}", cause.line(), cause.column())
+                format!(
+                    "another type of value was expected at line {} column {}",
+                    cause.line(),
+                    cause.column()
+                )
             }
             _ => cause.to_string(),
         };
@@ -193,7 +197,11 @@ mod tests {
         let read = |json: &str| read_json::<u32>(Some(json.as_bytes()), &"orders".into(), 3, 42).unwrap_err();
         let text = read("\"hunter2\"").to_string();
         assert!(text.contains("topic orders partition 3, offset 42") && !text.contains("hunter2"), "{text}");
-        assert!(read("{").to_string().contains("EOF"), "{}", read("{"));
-        assert_eq!(read_json::<Option<u32>>(None, &"orders".into(), 3, 42).unwrap(), None, "a tombstone is null");
+        assert!(read("").to_string().contains("EOF"), "{}", read(""));
+        assert_eq!(
+            read_json::<Option<u32>>(None, &"orders".into(), 3, 42).unwrap(),
+            None,
+            "a tombstone is null"
+        );
     }
 }

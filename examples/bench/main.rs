@@ -1,12 +1,13 @@
 //! Speed and cost of the client on a real cluster: one run, one JSON line.
 //!
 //! ```text
-//! bench produce  --brokers H:P --topic T --records N --size BYTES [--api bytes|facade] [--tasks 1] [--compression none|gzip|snappy|lz4|zstd]
+//! bench produce  --brokers H:P --topic T --records N --size BYTES [--api bytes|json|facade] [--tasks 1] [--compression none|gzip|snappy|lz4|zstd]
 //!                [--acks all|1] [--linger-ms 5] [--batch-bytes 131072] [--payload FILE]
 //! bench consume  --brokers H:P --topic T --records N --group G [--api bytes|facade]
 //! bench latency  --brokers H:P --topic T --records N --rate R --size BYTES
 //! bench pingpong --brokers H:P --topic T --records N --size BYTES
 //! ```
+//! `json` writes the facade's value with serde_json and sends the bytes: what the facade is compared with.
 //! The default producer and a group consumer, nothing private: each delivery is awaited and checked, each key and value
 //! touched. The clock starts before the first client is made and stops at the last acknowledgment, or when the final
 //! commit was answered; CPU time is that of the whole process, read after every client is closed.

@@ -118,15 +118,18 @@ async fn produce_share(
     let most = (WINDOW_BYTES / (args.size + 16)).clamp(1, WINDOW_RECORDS);
     let mut window: VecDeque<Delivery> = VecDeque::with_capacity(most);
     let mut first_ack = None;
-    let facade = args.api == "facade";
+    let mut json = Vec::new();
     for i in (task..args.records).step_by(args.tasks as usize) {
         let key = key(i);
-        let delivery = if facade {
-            producer.send(&args.topic, &Event::new(i)).key(&key).await?
-        } else {
-            producer
-                .send_record(ProducerRecord::new(&args.topic).key(&key).value(payload.value(i)))
-                .await?
+        let record = ProducerRecord::new(&args.topic).key(&key);
+        let delivery = match args.api.as_str() {
+            "facade" => producer.send(&args.topic, &Event::new(i)).key(&key).await?,
+            "json" => {
+                json.clear();
+                serde_json::to_writer(&mut json, &Event::new(i))?;
+                producer.send_record(record.value(&json)).await?
+            }
+            _ => producer.send_record(record.value(payload.value(i))).await?,
         };
         window.push_back(delivery);
         if window.len() == most {

@@ -384,13 +384,17 @@ mod tests {
             let row = OffsetFetchResponsePartition::default();
             row.with_partition_index(partition).with_committed_offset(offset).with_committed_leader_epoch(4)
         };
-        let topic = OffsetFetchResponseTopic::default().with_name(name()).with_partitions(vec![old(0, 7), old(1, -1)]);
+        let topic = OffsetFetchResponseTopic::default()
+            .with_name(name())
+            .with_partitions(vec![old(0, 7), old(1, -1)]);
         let old = committed_offsets(wire::OffsetFetchResponse::default().with_topics(vec![topic])).unwrap();
         let new = |partition, offset| {
             let row = OffsetFetchResponsePartitions::default();
             row.with_partition_index(partition).with_committed_offset(offset).with_committed_leader_epoch(4)
         };
-        let topic = OffsetFetchResponseTopics::default().with_name(name()).with_partitions(vec![new(0, 7), new(1, -1)]);
+        let topic = OffsetFetchResponseTopics::default()
+            .with_name(name())
+            .with_partitions(vec![new(0, 7), new(1, -1)]);
         let group = OffsetFetchResponseGroup::default().with_topics(vec![topic]);
         let new = committed_offsets(wire::OffsetFetchResponse::default().with_groups(vec![group])).unwrap();
         assert_eq!(old, new);
@@ -401,12 +405,14 @@ mod tests {
     #[test]
     fn an_error_for_the_group_or_for_a_partition_is_an_error() {
         let group = OffsetFetchResponseGroup::default().with_error_code(16);
-        let error = committed_offsets(wire::OffsetFetchResponse::default().with_groups(vec![group])).unwrap_err();
+        let error =
+            committed_offsets(wire::OffsetFetchResponse::default().with_groups(vec![group])).unwrap_err();
         assert!(error.is_retriable(), "{error}");
         let row = OffsetFetchResponsePartitions::default().with_partition_index(3).with_error_code(29);
         let topic = OffsetFetchResponseTopics::default().with_partitions(vec![row]);
         let group = OffsetFetchResponseGroup::default().with_topics(vec![topic]);
-        let error = committed_offsets(wire::OffsetFetchResponse::default().with_groups(vec![group])).unwrap_err();
+        let error =
+            committed_offsets(wire::OffsetFetchResponse::default().with_groups(vec![group])).unwrap_err();
         assert_eq!(error.partition(), Some(3));
     }
 }

@@ -276,7 +276,7 @@ impl Shared {
 
 /// One error out of those of every broker tried: the kind of the one that names a setting, if there is one.
 fn no_broker(errors: Vec<Error>) -> Error {
-    let telling = errors.iter().find(|error| !error.is_retriable()).or(errors.first());
+    let telling = errors.iter().find(|error| !error.is_retriable()).or_else(|| errors.first());
     match (telling, errors.len()) {
         (None, _) => Error::new(ErrorKind::Config, "no broker is known").with_hint("set bootstrap.servers"),
         (Some(only), 1) => only.clone(),

@@ -285,6 +285,7 @@ impl Core {
                 "the consumer is not part of the group at the moment: keep polling; what was not committed is handed out again",
             ));
         };
+        self.subscription.cover_explicit(&offsets);
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         let (sender, receiver) = oneshot::channel();

@@ -252,6 +252,18 @@ impl Subscription {
         }
     }
 
+    /// The user commits these offsets: an automatic commit must not fall behind them. What was handed out but not polled
+    /// past stays uncovered for a rebalance.
+    pub(crate) fn cover_explicit(&mut self, offsets: &Offsets) {
+        for (key, offset) in offsets {
+            let Some(partition) = self.partitions.get_mut(key) else { continue };
+            let handed_out = partition.position().is_some_and(|position| offset.offset <= position.next);
+            if handed_out && partition.covered.is_none_or(|(covered, _)| covered < offset.offset) {
+                partition.covered = Some((offset.offset, offset.leader_epoch));
+            }
+        }
+    }
+
     /// The group has this offset committed.
     pub(crate) fn set_committed(&mut self, key: &TopicPartition, offset: i64) {
         if let Some(partition) = self.partitions.get_mut(key) {

@@ -21,9 +21,7 @@ use tokio::sync::Notify;
 use super::{
     KafkaInstance, Place,
     dispatch::Dispatch,
-    handler::{
-        Decision, ErasedHandler, ErrorPolicy, Handler, HandlerResult, Message, dead_letter_headers,
-    },
+    handler::{Decision, ErasedHandler, ErrorPolicy, Handler, HandlerResult, Message, dead_letter_headers},
     log, logged,
 };
 use crate::{
@@ -136,8 +134,11 @@ impl Consumer {
                 .with_hint("set group.id"));
         }
         if topics.is_empty() || topics.iter().any(|topic| topic.is_empty()) {
-            return Err(Error::new(ErrorKind::InvalidArgument, "no topic is named, or one with an empty name")
-                .with_hint("name the topics to consume"));
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "no topic is named, or one with an empty name",
+            )
+            .with_hint("name the topics to consume"));
         }
         Ok(Self {
             kafka: kafka.clone(),

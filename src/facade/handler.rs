@@ -207,16 +207,22 @@ impl ErrorPolicy {
 
     /// What is wrong with the policy of a consumer of `topics`.
     pub(super) fn check(&self, topics: &[Arc<str>]) -> Result<()> {
-        let bad = |text: String| Err(Error::new(ErrorKind::Config, format!("the error policy cannot be used: {text}")));
+        let bad = |text: String| {
+            Err(Error::new(ErrorKind::Config, format!("the error policy cannot be used: {text}")))
+        };
         match self {
-            Self::Retry { attempts: 0, .. } => bad("attempts is 0; accepted: 1 (no retry) or more".to_owned()),
+            Self::Retry { attempts: 0, .. } => {
+                bad("attempts is 0; accepted: 1 (no retry) or more".to_owned())
+            }
             Self::Retry { then: Exhausted::DeadLetter(topic), .. } if topic.is_empty() => {
                 bad("the dead letter topic's name is empty".to_owned())
             }
             Self::Retry { then: Exhausted::DeadLetter(topic), .. }
                 if topics.iter().any(|own| **own == **topic) =>
             {
-                bad(format!("the dead letter topic {topic} is one of the topics consumed, and would feed itself"))
+                bad(format!(
+                    "the dead letter topic {topic} is one of the topics consumed, and would feed itself"
+                ))
             }
             _ => Ok(()),
         }
@@ -256,7 +262,8 @@ pub(super) fn dead_letter_headers(record: &ConsumerRecord, attempts: u32, error:
         ("attempts", attempts.to_string()),
         ("error", error.to_string()),
     ];
-    let added = added.into_iter().map(|(name, text)| Header::new(format!("dtkafka-dead-letter-{name}"), text));
+    let added =
+        added.into_iter().map(|(name, text)| Header::new(format!("dtkafka-dead-letter-{name}"), text));
     record.headers.iter().cloned().chain(added).collect()
 }
 
@@ -309,7 +316,11 @@ mod tests {
             (&long, failed(), 4_000_000_000, Decision::RetryAfter(Duration::from_secs(60))),
         ];
         for (policy, failure, attempt, expected) in table {
-            assert_eq!(policy.decide(&failure, attempt), expected, "{policy:?} {failure:?} attempt {attempt}");
+            assert_eq!(
+                policy.decide(&failure, attempt),
+                expected,
+                "{policy:?} {failure:?} attempt {attempt}"
+            );
         }
         let skip = ErrorPolicy::Stop.then_skip();
         assert_eq!(skip.decide(&failed(), 1), Decision::Skip, "skipping needs no retry");
@@ -337,7 +348,10 @@ mod tests {
         let text = |index: usize| String::from_utf8(headers[index].value.clone().unwrap().to_vec()).unwrap();
         let names: Vec<_> = headers.iter().map(|header| header.key.as_str()).collect();
         assert_eq!(names[..3], ["trace", "dtkafka-dead-letter-topic", "dtkafka-dead-letter-partition"]);
-        assert_eq!((text(1), text(2), text(3), text(5)), ("orders".into(), "3".into(), "42".into(), "5".into()));
+        assert_eq!(
+            (text(1), text(2), text(3), text(5)),
+            ("orders".into(), "3".into(), "42".into(), "5".into())
+        );
         assert!(text(6).contains("out of stock"), "{}", text(6));
     }
 

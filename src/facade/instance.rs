@@ -209,7 +209,8 @@ impl KafkaInstance {
         const PLACE: Place =
             Place { controller: "dtkafka::KafkaInstance::consumer_context", subject: "Kafka Consumer" };
         let overrides = overrides(ConsumerConfig::new());
-        let auto_commit = overrides.merged(&self.config).resolve_consumer().is_ok_and(|s| s.enable_auto_commit);
+        let auto_commit =
+            overrides.merged(&self.config).resolve_consumer().is_ok_and(|s| s.enable_auto_commit);
         let consumer = self.get_consumer_with(topics, |_| overrides).await?;
         // Nothing of the body is looked at after a panic but the panic itself.
         let outcome = AssertUnwindSafe(body(&consumer)).catch_unwind().await;

@@ -32,7 +32,7 @@ pub(crate) struct Backend {
 
 enum Inner {
     Embedded(EmbeddedBroker),
-    Kafka(Kafka),
+    Kafka(Box<Kafka>),
 }
 
 /// The backends a test can be asked to run on.
@@ -67,10 +67,10 @@ pub(crate) fn run(kind: Kind, test: impl AsyncFnOnce(&'static Backend)) {
 /// The version asked for, empty if any will do; `None` if the backend is not asked for.
 fn wanted(kind: Kind) -> Option<String> {
     let Ok(list) = env::var("DTKAFKA_TEST_BACKENDS") else { return Some(String::new()) };
-    list.split(',').find_map(|entry| match (kind, entry.trim().split_once(':').unwrap_or((entry.trim(), ""))) {
-        (Kind::Embedded, ("embedded", _)) => Some(String::new()),
-        (Kind::RealKafka, ("kafka", version)) => Some(version.to_owned()),
-        _ => None,
+    list.split(',').map(str::trim).find_map(|entry| match kind {
+        Kind::Embedded => (entry == "embedded").then(String::new),
+        Kind::RealKafka if entry == "kafka" => Some(String::new()),
+        Kind::RealKafka => entry.strip_prefix("kafka:").map(str::to_owned),
     })
 }
 
@@ -94,7 +94,7 @@ async fn start_kafka(version: String) -> Option<Backend> {
     };
     let kafka = builder.user(USER, PASSWORD).start().await.unwrap();
     let certificates = kafka.certificates().clone();
-    Some(Backend { inner: Inner::Kafka(kafka), certificates })
+    Some(Backend { inner: Inner::Kafka(Box::new(kafka)), certificates })
 }
 
 impl Backend {

@@ -9,7 +9,8 @@ use std::{
 };
 
 use dtkafka::{
-    Consumer, ConsumerRecord, ErrorKind, ErrorPolicy, KafkaConsumer, KafkaInstance, Message, ProducerRecord, Result,
+    Consumer, ConsumerRecord, ErrorKind, ErrorPolicy, KafkaConsumer, KafkaInstance, Message, ProducerRecord,
+    Result,
 };
 use futures_util::StreamExt as _;
 use tokio::sync::Notify;
@@ -21,7 +22,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 type Seen = Arc<Mutex<Vec<(i32, u32)>>>;
 
 /// Sends numbers, each to the partition `number % partitions`.
-async fn produce(kafka: &KafkaInstance, topic: &str, partitions: i32, numbers: impl IntoIterator<Item = u32>) {
+async fn produce(
+    kafka: &KafkaInstance,
+    topic: &str,
+    partitions: i32,
+    numbers: impl IntoIterator<Item = u32>,
+) {
     let producer = kafka.get_producer().await.unwrap();
     for number in numbers {
         let send = producer.send(topic, &number).key("key").header("trace", "t1");
@@ -56,7 +62,13 @@ async fn consume_until_error(consumer: &mut Consumer) -> dtkafka::Error {
 }
 
 /// A consumer that keeps what it handles, and fails on `bad` while `broken`.
-fn failing_on(kafka: &KafkaInstance, topic: &str, seen: &Seen, bad: u32, broken: &Arc<AtomicUsize>) -> Consumer {
+fn failing_on(
+    kafka: &KafkaInstance,
+    topic: &str,
+    seen: &Seen,
+    bad: u32,
+    broken: &Arc<AtomicUsize>,
+) -> Consumer {
     let (seen, broken) = (Arc::clone(seen), Arc::clone(broken));
     let handler = async move |m: Message<u32>| {
         if m.value == bad && broken.load(Ordering::Relaxed) > 0 {

@@ -1,6 +1,13 @@
 //! One suite, every backend: what users do with `dtkafka`, on the embedded broker and on real Apache Kafka.
 
-#![allow(missing_docs, reason = "tests")]
+#![allow(missing_docs, reason = "the names of tests are sentences")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test may panic and spawn, and so may what its tests share"
+)]
 
 mod admin;
 mod backend;

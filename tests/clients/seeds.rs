@@ -8,8 +8,8 @@ use std::{
 };
 
 use dtkafka::{
-    Consumer, ConsumerRecord, ErrorKind, HandlerResult, KafkaConfig, KafkaInstance, Message, Producer, Result,
-    SecurityProtocol,
+    Consumer, ConsumerRecord, ErrorKind, HandlerResult, KafkaConfig, KafkaInstance, Message, Producer,
+    Result, SecurityProtocol,
 };
 use dtkafka_testcontainers::Listener;
 use futures_util::StreamExt as _;
@@ -55,7 +55,7 @@ fn a_config_is_built_from_a_url_and_setters() {
     assert_eq!(config.get("auto_offset_reset").as_deref(), Some("earliest"));
     assert_eq!(config.get("enable_auto_commit").as_deref(), Some("false"));
     assert_eq!(config.get("group_id"), None);
-    assert_eq!(config.get("group_id").unwrap_or("default".to_owned()), "default");
+    assert_eq!(config.get("group_id").as_deref().unwrap_or("default"), "default");
     assert!(!format!("{config:?}").contains("pass@"), "{config:?}");
     // Connection Management: an instance connects nothing yet, so that these hosts need not exist.
     KafkaInstance::new(config).unwrap();
@@ -519,8 +519,7 @@ fn errors_are_logged_with_controller_subject_and_payload() {
     }
     let log = Log::default();
     let writer = log.clone();
-    let subscriber =
-        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     let error = tracing::subscriber::with_default(subscriber, || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -531,7 +530,10 @@ fn errors_are_logged_with_controller_subject_and_payload() {
         })
     });
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    let line = log.lines().find(|line| line.contains("ERROR")).unwrap_or_else(|| panic!("no error is logged: {log}"));
+    let line = log
+        .lines()
+        .find(|line| line.contains("ERROR"))
+        .unwrap_or_else(|| panic!("no error is logged: {log}"));
     for part in
         ["dtkafka::KafkaInstance::get_producer", "Kafka Producer", r#""kind":"Connect(Tcp)""#, "127.0.0.1:1"]
     {
