@@ -46,6 +46,8 @@ pub(crate) enum Kind {
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime can be started"));
 static EMBEDDED: OnceCell<Backend> = OnceCell::const_new();
 static KAFKA: OnceCell<Option<Backend>> = OnceCell::const_new();
+static STRICT_EMBEDDED: OnceCell<Backend> = OnceCell::const_new();
+static STRICT_KAFKA: OnceCell<Backend> = OnceCell::const_new();
 
 /// Runs a test on a backend, or says why not.
 pub(crate) fn run(kind: Kind, test: impl AsyncFnOnce(&'static Backend)) {
@@ -92,12 +94,65 @@ async fn start_kafka(version: String) -> Option<Backend> {
         true => Kafka::for_tests().unwrap()?,
         false => Kafka::builder().version(version),
     };
+    // Tests that kill members do not wait for Kafka's own minimum of 6 s.
+    let builder = builder.property("group.min.session.timeout.ms", "500");
     let kafka = builder.user(USER, PASSWORD).start().await.unwrap();
     let certificates = kafka.certificates().clone();
     Some(Backend { inner: Inner::Kafka(Box::new(kafka)), certificates })
 }
 
+/// The name in the certificate of [`Backend::strict`], by which nobody can reach it.
+pub(crate) const OTHER_NAME: &str = "broker.example";
+
+async fn start_strict_embedded() -> Backend {
+    let certificates = Certificates::builder().server_names([OTHER_NAME]).generate().unwrap();
+    let server = certificates.server();
+    let broker = EmbeddedBroker::builder()
+        .user(USER, PASSWORD)
+        .tls(server.certificate_pem(), server.key_pem(), Some(certificates.ca_pem()))
+        .auto_create_topics(false)
+        .start()
+        .await
+        .unwrap();
+    Backend { inner: Inner::Embedded(broker), certificates }
+}
+
+async fn start_strict_kafka(version: &str) -> Backend {
+    let certificates = Certificates::builder().server_names([OTHER_NAME]).generate().unwrap();
+    let kafka = Kafka::builder()
+        .version(version)
+        .heap("256m")
+        .user(USER, PASSWORD)
+        .certificates(certificates.clone())
+        .property("ssl.client.auth", "required")
+        .property("auto.create.topics.enable", "false")
+        .property("sasl.enabled.mechanisms", "SCRAM-SHA-256,SCRAM-SHA-512")
+        .start()
+        .await
+        .unwrap();
+    Backend { inner: Inner::Kafka(Box::new(kafka)), certificates }
+}
+
 impl Backend {
+    /// Another broker of the same kind, that refuses more: its certificate is for [`OTHER_NAME`], its TLS listeners demand a
+    /// client certificate, it creates no topics by itself, and the real one does not enable PLAIN.
+    pub(crate) async fn strict(&self) -> &'static Self {
+        match &self.inner {
+            Inner::Embedded(_) => STRICT_EMBEDDED.get_or_init(start_strict_embedded).await,
+            Inner::Kafka(kafka) => STRICT_KAFKA.get_or_init(|| start_strict_kafka(kafka.version())).await,
+        }
+    }
+
+    /// The certificates of the TLS listeners and their clients.
+    pub(crate) fn certificates(&self) -> &Certificates {
+        &self.certificates
+    }
+
+    /// Whether it is real Kafka.
+    pub(crate) fn is_real(&self) -> bool {
+        matches!(self.inner, Inner::Kafka(_))
+    }
+
     /// `host:port` of a listener.
     pub(crate) fn listener(&self, listener: Listener) -> String {
         match &self.inner {

@@ -11,5 +11,7 @@
 
 mod admin;
 mod backend;
+mod errors;
 mod facade;
+mod security;
 mod seeds;

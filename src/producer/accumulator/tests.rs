@@ -97,7 +97,7 @@ fn ids(batch: &Bytes) -> Vec<u32> {
 }
 
 fn sequence(batch: &Batch) -> i32 {
-    batch::split(batch.bytes.clone()).next().unwrap().unwrap().base_sequence
+    batch::split(batch.bytes.clone()).next().unwrap().unwrap().base_sequence()
 }
 
 #[test]
@@ -212,16 +212,16 @@ impl Log {
         let raw = batch::split(bytes.clone()).next().unwrap().unwrap();
         let known = self.producers.entry(raw.producer_id).or_default();
         if let Some((.., offset)) =
-            known.iter().find(|(base, count, _)| (*base, *count) == (raw.base_sequence, raw.count))
+            known.iter().find(|(base, count, _)| (*base, *count) == (raw.base_sequence(), raw.count))
         {
             return (0, *offset);
         }
         let expected = known.back().map_or(0, |(base, count, _)| base + count);
-        if raw.base_sequence != expected {
-            return (if raw.base_sequence < expected { 46 } else { 45 }, -1);
+        if raw.base_sequence() != expected {
+            return (if raw.base_sequence() < expected { 46 } else { 45 }, -1);
         }
         let offset = self.ids.len() as i64;
-        known.push_back((raw.base_sequence, raw.count, offset));
+        known.push_back((raw.base_sequence(), raw.count, offset));
         if known.len() > 5 {
             known.pop_front();
         }
