@@ -52,7 +52,8 @@ async fn produce(kafka: &KafkaInstance, topic: &str, records: u64) -> Result<(),
     let producer = kafka.get_producer_with(|settings| settings.compression(Compression::Zstd)).await?;
     let mut deliveries = Vec::new();
     for n in 0..records {
-        let value = json!({"n": n, "text": "the same words in every record, so that zstd has something to do"});
+        let value =
+            json!({"n": n, "text": "the same words in every record, so that zstd has something to do"});
         deliveries.push(producer.send(topic, &value).key(&n.to_string()).await?);
     }
     for delivery in deliveries {
@@ -72,7 +73,9 @@ async fn consume(kafka: &KafkaInstance, topic: &str, enough: u64) -> Result<BTre
     while (seen.len() as u64) < enough {
         let polled = consumer.poll(PATIENCE).await?;
         if polled.is_empty() {
-            return Err(format!("nothing came for {PATIENCE:?}; {} of {enough} records did", seen.len()).into());
+            return Err(
+                format!("nothing came for {PATIENCE:?}; {} of {enough} records did", seen.len()).into()
+            );
         }
         for record in polled.records() {
             let value: Value = record.json()?;

@@ -19,9 +19,11 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let program = arguments.next().ok_or("which program is to run?")?;
     let certificates = Certificates::generate()?;
     let (broker, what) = if embedded {
-        let broker = EmbeddedBroker::builder()
-            .user("alice", "alice-secret")
-            .tls(certificates.server().certificate_pem(), certificates.server().key_pem(), None);
+        let broker = EmbeddedBroker::builder().user("alice", "alice-secret").tls(
+            certificates.server().certificate_pem(),
+            certificates.server().key_pem(),
+            None,
+        );
         (Broker::Embedded(broker.start().await?), "the embedded broker".to_owned())
     } else {
         let version = std::env::var("DTKAFKA_REQUIRE_KAFKA").ok().filter(|text| text.contains('.'));
@@ -47,7 +49,10 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
         .env("KAFKA_SSL_URL", format!("kafkas://{}?{trust}", address(Listener::Ssl)))
         .env(
             "KAFKA_URL",
-            format!("kafkas://alice:alice-secret@{}?sasl.mechanism=SCRAM-SHA-512&{trust}", address(Listener::SaslSsl)),
+            format!(
+                "kafkas://alice:alice-secret@{}?sasl.mechanism=SCRAM-SHA-512&{trust}",
+                address(Listener::SaslSsl)
+            ),
         )
         .env("KAFKA_WHAT", &what)
         .kill_on_drop(true)
