@@ -154,6 +154,23 @@ fn after_a_retry_nothing_leaves_until_the_flight_has_landed_and_then_in_order_wi
 }
 
 #[test]
+fn what_could_leave_now_sets_no_timer() {
+    let mut rig = Rig::new(limits());
+    let _delivery = rig.send(0);
+    let expiry = rig.now + Duration::from_secs(120);
+    let batch = rig.poll(true).unwrap();
+    let not_before = rig.now + Duration::from_millis(100);
+    let retry = Decision::Retry { stale_leader: true };
+    rig.queue.handle_decision(batch, retry, Some(not_before), || Error::closed("test"));
+    assert_eq!(rig.queue.poll_timeout(rig.now), Some(not_before));
+    // The back-off is over, and the leader is away: nobody asks for the batch.
+    assert_eq!(rig.queue.poll_timeout(not_before), Some(expiry));
+    let _second = rig.send(1);
+    rig.now = not_before + Duration::from_millis(5);
+    assert_eq!(rig.queue.poll_timeout(rig.now), Some(expiry));
+}
+
+#[test]
 fn retries_end_where_the_setting_says() {
     let mut rig = Rig::new(Limits { retries: 1, ..limits() });
     let delivery = rig.send(0);
