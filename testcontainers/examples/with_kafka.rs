@@ -7,6 +7,7 @@ use std::{error::Error, process::ExitCode};
 
 use dtkafka_testcontainers::{Certificates, EmbeddedBroker, Listener, launch::Kafka};
 
+#[expect(clippy::large_enum_variant, reason = "there is one")]
 enum Broker {
     Real(Kafka),
     Embedded(EmbeddedBroker),

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use dtkafka::{Error, ErrorCode, ErrorKind, KafkaConfig, KafkaInstance, SaslMechanism, SecurityProtocol, Stage};
+use dtkafka::{
+    Error, ErrorCode, ErrorKind, KafkaConfig, KafkaInstance, SaslMechanism, SecurityProtocol, Stage,
+};
 use dtkafka_testcontainers::Listener;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -226,7 +228,13 @@ async fn a_port_that_speaks_http() {
     let (address, serving) = stranger(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await;
     let parts = ["HTTP", "bootstrap.servers"];
     refused(at(&address, SecurityProtocol::Plaintext), Stage::Api, &address, &parts).await;
-    refused(at(&address, SecurityProtocol::Ssl), Stage::Tls, &address, &["does not speak TLS", "security.protocol"]).await;
+    refused(
+        at(&address, SecurityProtocol::Ssl),
+        Stage::Tls,
+        &address,
+        &["does not speak TLS", "security.protocol"],
+    )
+    .await;
     serving.abort();
 }
 
@@ -241,7 +249,8 @@ async fn a_port_that_speaks_something_else() {
 #[tokio::test]
 async fn a_port_that_keeps_silent() {
     let (address, serving) = stranger(b"").await;
-    for (protocol, stage) in [(SecurityProtocol::Plaintext, Stage::Api), (SecurityProtocol::Ssl, Stage::Tls)] {
+    for (protocol, stage) in [(SecurityProtocol::Plaintext, Stage::Api), (SecurityProtocol::Ssl, Stage::Tls)]
+    {
         let config = at(&address, protocol)
             .set("socket.connection.setup.timeout.ms", 300)
             .set("socket.connection.setup.timeout.max.ms", 300);
