@@ -29,3 +29,25 @@ kafka VERSION="4.3.1":
 # every test on every backend this machine has
 test:
     tests/run
+
+# a static release build of the library for TARGET with every C tool out of reach, e.g. just cross aarch64-unknown-linux-musl
+cross TARGET *ARGS:
+    tests/cross/build {{ TARGET }} {{ if ARGS == "" { "--locked -p dtkafka --lib" } else { ARGS } }}
+
+# the proof: static programs for all musl targets, built without any C tool, run against real Kafka over SASL_SSL with zstd
+no-c *ARGS:
+    tests/cross/no-c {{ ARGS }}
+
+# crates in the graph, and CPU seconds of a build from clean, by TLS provider
+cost:
+    tests/cross/cost
+
+# as far as it goes without their linkers
+check-others:
+    rustup target add aarch64-apple-darwin x86_64-pc-windows-gnu
+    cargo check --locked -p dtkafka --target aarch64-apple-darwin
+    cargo check --locked -p dtkafka --target x86_64-pc-windows-gnu
+
+# a build without TLS says so when a TLS setting is used
+no-tls:
+    cargo test --locked -p dtkafka --lib --no-default-features a_build_without_tls

@@ -158,11 +158,10 @@ async fn consume(kafka: &KafkaInstance, name: &str, handled: &Handled, until: us
 
 /// Deletes what this run has made, also when it failed halfway.
 async fn tidy_up(admin: &KafkaAdmin, name: &str) -> Outcome<()> {
+    // The group first: brokers forget a group by themselves once the topics of its offsets are gone.
+    let group = admin.delete_groups([name]).await?.remove(name);
     admin.delete_topic(name).await?;
-    if let Some(deleted) = admin.delete_groups([name]).await?.remove(name) {
-        deleted?;
-    }
-    Ok(())
+    Ok(group.unwrap_or(Ok(()))?)
 }
 
 fn log_if_asked_to() {

@@ -1,4 +1,57 @@
-//! A pure-Rust Kafka client: JSON in and out through one URL, and a complete client of bytes below.
+//! A pure-Rust client for Apache Kafka: JSON in and out through one URL, and a client of bytes below.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use dtkafka::{Consumer, KafkaConfig, KafkaInstance, Message};
+//!
+//! # #[derive(serde::Serialize, serde::Deserialize)]
+//! # struct Order { id: u64 }
+//! # async fn example() -> dtkafka::Result<()> {
+//! let config = KafkaConfig::new()
+//!     .set_kafka_url("kafka://localhost:9092?group_id=billing")
+//!     .set_auto_offset_reset("earliest");
+//! let kafka = KafkaInstance::new(config)?; // every bad value is named here; nothing connects yet
+//!
+//! kafka
+//!     .producer_context(async |producer| {
+//!         let delivery = producer.send("orders", &Order { id: 7 }).key("customer-1").await?; // queued
+//!         delivery.await // acknowledged
+//!     })
+//!     .await?;
+//!
+//! let mut consumer = Consumer::new(&kafka, ["orders"])?.register_handler(
+//!     "orders",
+//!     async |order: Message<Order>| {
+//!         println!("order {}", order.value.id);
+//!         Ok(())
+//!     },
+//! )?;
+//! consumer.consume(Duration::from_secs(1)).await?; // committed once the handler has returned Ok
+//! consumer.close().await?;
+//! # Ok(()) }
+//! ```
+//!
+//! # Where to look
+//!
+//! * **Settings**: [`KafkaConfig`] takes a URL, setters, Java property names and the environment. [`KafkaInstance`] checks
+//!   it and makes every client.
+//! * **JSON and handlers**: [`Producer`] sends a value and waits for its acknowledgment; [`Consumer`] hands records to
+//!   handlers and commits what they have handled, with an [`ErrorPolicy`] for what they have not.
+//! * **Clients**: [`KafkaProducer`] (idempotent, batching; a [`Delivery`] per record), [`KafkaConsumer`] (groups, offsets,
+//!   records borrowed from the responses they came in), [`KafkaAdmin`] (topics, groups, offsets).
+//! * **Errors**: one type, [`Error`], with its [`ErrorKind`], the place it happened at, and which setting to change.
+//!
+//! # Needs
+//!
+//! A tokio runtime with its time and IO drivers: every client has driver tasks on it. Nothing in the build needs a C
+//! toolchain.
+//!
+//! # Features
+//!
+//! * `tls-graviola` (default): TLS with graviola, fast, on the x86-64 and aarch64 CPUs it supports.
+//! * `tls-rustcrypto` (default): TLS with RustCrypto, an alpha, on every target; serves where graviola cannot.
+//! * `tls`: TLS with a provider or a `rustls::ClientConfig` of your own.
 
 mod admin;
 mod batch;
@@ -33,3 +86,8 @@ pub use record::{ConsumerRecord, Header, ProducerRecord, RecordMetadata, Timesta
 pub mod iter {
     pub use crate::consumer::{IntoIter, Iter, OwnedRecords, RecordRefs, RecordStream};
 }
+
+/// The examples of the README, compiled with the documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;

@@ -22,6 +22,8 @@ pub(crate) fn now() -> Instant {
 pub(crate) fn wall_clock_ms() -> i64 {
     #[cfg(target_os = "linux")]
     if let Ok(time) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_REALTIME_COARSE) {
+        // On 32-bit targets these are `i32`.
+        #[allow(clippy::useless_conversion, reason = "not useless on 32-bit targets")]
         return i64::from(time.tv_sec()) * 1000 + i64::from(time.tv_nsec()) / 1_000_000;
     }
     exact_wall_clock_ms()

@@ -35,7 +35,7 @@ impl Args {
             options.insert(name, value);
         }
         let mut take = |name: &str, default: Option<&str>| -> Result<String, Failure> {
-            let value = options.remove(name).or(default.map(str::to_owned));
+            let value = options.remove(name).or_else(|| default.map(str::to_owned));
             value.ok_or_else(|| format!("--{name} is required").into())
         };
         let args = Self {
@@ -107,9 +107,8 @@ fn words(len: usize) -> Vec<u8> {
         state ^= state << 17;
         state
     };
-    let vocabulary: Vec<Vec<u8>> = (0..512)
-        .map(|_| (0..3 + next() % 8).map(|_| b'a' + (next() % 26) as u8).collect())
-        .collect();
+    let vocabulary: Vec<Vec<u8>> =
+        (0..512).map(|_| (0..3 + next() % 8).map(|_| b'a' + (next() % 26) as u8).collect()).collect();
     let mut text = Vec::with_capacity(len + 16);
     while text.len() < len {
         let random = next();

@@ -12,6 +12,8 @@
 //! touched. The clock starts before the first client is made and stops at the last acknowledgment, or when the final
 //! commit was answered; CPU time is that of the whole process, read after every client is closed.
 
+#![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+
 mod args;
 mod modes;
 mod report;

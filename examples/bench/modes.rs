@@ -94,7 +94,9 @@ async fn produce(args: &Args) -> Result<(), Failure> {
     let mut tasks = Vec::new();
     for task in 0..args.tasks {
         let (producer, payload, args) = (producer.clone(), Arc::clone(&payload), args.clone());
-        tasks.push(tokio::spawn(async move { produce_share(&args, &producer, &payload, task, started).await }));
+        tasks.push(tokio::spawn(
+            async move { produce_share(&args, &producer, &payload, task, started).await },
+        ));
     }
     let mut first_ack = Duration::MAX;
     for task in tasks {
@@ -258,7 +260,8 @@ async fn latency(args: &Args) -> Result<(), Failure> {
     let epoch = Instant::now();
     for i in 0..WARM_UP {
         let value = vec![0; args.size];
-        check(producer.send_record(ProducerRecord::new(&args.topic).key(&key(i)).value(&value)).await?).await?;
+        check(producer.send_record(ProducerRecord::new(&args.topic).key(&key(i)).value(&value)).await?)
+            .await?;
     }
     let consumer = kafka.get_consumer([args.topic.as_str()]).await?;
     receive(&consumer, WARM_UP, |_| {}).await?;

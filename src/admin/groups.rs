@@ -88,7 +88,7 @@ impl KafkaAdmin {
     /// Every committed offset of a group. A group that never committed, or does not exist, has none.
     ///
     /// # Errors
-    /// `GroupAuthorizationFailed` …; [`Timeout`](ErrorKind::Timeout) with the last cause.
+    /// `GroupAuthorizationFailed` …; [`Timeout`](crate::ErrorKind::Timeout) with the last cause.
     ///
     /// # Cancel safety
     /// Can be dropped at any time.
@@ -131,7 +131,7 @@ impl KafkaAdmin {
     ///
     /// # Errors
     /// `UnknownTopicOrPartition`, `TopicAuthorizationFailed` … for the first partition that has none;
-    /// [`Timeout`](ErrorKind::Timeout) with the last cause.
+    /// [`Timeout`](crate::ErrorKind::Timeout) with the last cause.
     ///
     /// # Cancel safety
     /// Can be dropped at any time.
@@ -169,7 +169,7 @@ impl KafkaAdmin {
     ///
     /// # Errors
     /// `GroupIdNotFound` if there is no such group (on every version of Kafka), or it uses the protocol of KIP-848;
-    /// `GroupAuthorizationFailed` …; [`Timeout`](ErrorKind::Timeout) with the last cause.
+    /// `GroupAuthorizationFailed` …; [`Timeout`](crate::ErrorKind::Timeout) with the last cause.
     ///
     /// # Cancel safety
     /// Can be dropped at any time.
@@ -197,7 +197,7 @@ impl KafkaAdmin {
     /// Every group the user may see, by name. Asks every broker.
     ///
     /// # Errors
-    /// The first broker's error; [`Timeout`](ErrorKind::Timeout) with the last cause.
+    /// The first broker's error; [`Timeout`](crate::ErrorKind::Timeout) with the last cause.
     ///
     /// # Cancel safety
     /// Can be dropped at any time.
@@ -227,7 +227,7 @@ impl KafkaAdmin {
     ///
     /// # Errors
     /// None but those per group: `NonEmptyGroup`, `GroupIdNotFound`, `GroupAuthorizationFailed` …,
-    /// [`Timeout`](ErrorKind::Timeout) with the last cause.
+    /// [`Timeout`](crate::ErrorKind::Timeout) with the last cause.
     ///
     /// # Cancel safety
     /// Dropped, any of the groups may be deleted.

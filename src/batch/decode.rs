@@ -9,9 +9,9 @@ use std::borrow::Cow;
 use bytes::Bytes;
 
 use super::{
-    ATTRIBUTES, BASE_OFFSET, BASE_SEQUENCE, BASE_TIMESTAMP, BATCH_HEADER_LEN, BATCH_LENGTH, CODEC_MASK,
-    CONTROL, CRC, CRC_COVERS_FROM, Decompressor, LAST_OFFSET_DELTA, LEADER_EPOCH, LOG_APPEND_TIME,
-    LOG_OVERHEAD, MAGIC_AT, MAX_TIMESTAMP, PRODUCER_EPOCH, PRODUCER_ID, RECORD_COUNT, TRANSACTIONAL, legacy,
+    ATTRIBUTES, BASE_OFFSET, BASE_TIMESTAMP, BATCH_HEADER_LEN, BATCH_LENGTH, CODEC_MASK, CONTROL, CRC,
+    CRC_COVERS_FROM, Decompressor, LAST_OFFSET_DELTA, LEADER_EPOCH, LOG_APPEND_TIME, LOG_OVERHEAD, MAGIC_AT,
+    MAX_TIMESTAMP, PRODUCER_ID, RECORD_COUNT, TRANSACTIONAL, legacy,
 };
 use crate::{
     error::{Error, Result},
@@ -35,11 +35,6 @@ pub(crate) struct Batches {
 }
 
 impl Batches {
-    /// Bytes not handed out. After the end: the length of the partial batch there, 0 if none.
-    pub(crate) fn rest_len(&self) -> usize {
-        self.rest.len()
-    }
-
     fn next_batch(&mut self) -> Result<Option<RawBatch>> {
         let Some(head) = self.rest.get(..=MAGIC_AT) else { return Ok(None) };
         let base_offset = i64_at(head, BASE_OFFSET.start);
@@ -97,8 +92,6 @@ pub(crate) struct RawBatch {
     pub(crate) max_timestamp: i64,
     /// -1 without one, and the two below with it.
     pub(crate) producer_id: i64,
-    pub(crate) producer_epoch: i16,
-    pub(crate) base_sequence: i32,
     /// Records as the header claims; 1 for a compressed message of magic 0 or 1. Never use it to reserve memory.
     pub(crate) count: i32,
     /// All of the batch, with its header.
@@ -135,11 +128,19 @@ impl RawBatch {
             base_timestamp: i64_at(&bytes, BASE_TIMESTAMP.start),
             max_timestamp: i64_at(&bytes, MAX_TIMESTAMP.start),
             producer_id: i64_at(&bytes, PRODUCER_ID.start),
-            producer_epoch: i16_at(&bytes, PRODUCER_EPOCH.start),
-            base_sequence: i32_at(&bytes, BASE_SEQUENCE.start),
             count,
             bytes,
         })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn producer_epoch(&self) -> i16 {
+        i16_at(&self.bytes, super::PRODUCER_EPOCH.start)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn base_sequence(&self) -> i32 {
+        i32_at(&self.bytes, super::BASE_SEQUENCE.start)
     }
 
     /// Whether the records must be decompressed.
@@ -147,30 +148,18 @@ impl RawBatch {
         self.attributes & CODEC_MASK != 0
     }
 
-    /// Checks, decompresses and finds the records. See [`RawBatch::decode_into`].
+    /// Checks, decompresses and finds the records. No more than `max_decompressed` bytes come out of the decompression.
+    ///
+    /// # Errors
+    /// [`crate::error::ErrorKind::Protocol`] with the offset, if the CRC (where checked), the compressed data or a
+    /// record is wrong, or the number of records is not what the header says.
     pub(crate) fn decode(
         &self,
         check_crc: bool,
         decompressor: &Decompressor,
         max_decompressed: usize,
     ) -> Result<DecodedBatch> {
-        self.decode_into(check_crc, decompressor, max_decompressed, Vec::new())
-    }
-
-    /// As [`RawBatch::decode`], into the slots of a batch that is done with. No more than `max_decompressed` bytes
-    /// come out of the decompression.
-    ///
-    /// # Errors
-    /// [`crate::error::ErrorKind::Protocol`] with the offset, if the CRC (where checked), the compressed data or a
-    /// record is wrong, or the number of records is not what the header says.
-    pub(crate) fn decode_into(
-        &self,
-        check_crc: bool,
-        decompressor: &Decompressor,
-        max_decompressed: usize,
-        mut slots: Vec<RecordSlot>,
-    ) -> Result<DecodedBatch> {
-        slots.clear();
+        let mut slots = decompressor.slots();
         if self.magic < 2 {
             return legacy::decode(self, check_crc, decompressor, max_decompressed, slots);
         }
@@ -195,10 +184,10 @@ impl RawBatch {
             leader_epoch: Some(self.leader_epoch).filter(|epoch| *epoch >= 0),
             timestamp_type: self.timestamp_type,
             is_control: self.is_control,
-            is_transactional: self.is_transactional,
-            producer_id: self.producer_id,
             data,
             slots,
+            decompressed: self.is_compressed(),
+            home: decompressor.clone(),
         })
     }
 
@@ -244,13 +233,6 @@ pub(crate) struct RecordSlot {
     pub(super) header_count: u32,
 }
 
-impl RecordSlot {
-    /// Bytes of key and value, for accounting.
-    pub(crate) fn payload_len(&self) -> usize {
-        self.key_len.max(0) as usize + self.value_len.max(0) as usize
-    }
-}
-
 /// What a control batch says (KIP-98).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ControlType {
@@ -272,12 +254,19 @@ pub(crate) struct DecodedBatch {
     pub(crate) timestamp_type: TimestampType,
     /// The records are markers, not for users.
     pub(crate) is_control: bool,
-    pub(crate) is_transactional: bool,
-    /// -1 without one.
-    pub(crate) producer_id: i64,
     /// The records; shares the response's buffer unless they were compressed.
     pub(crate) data: Bytes,
     pub(crate) slots: Vec<RecordSlot>,
+    pub(super) decompressed: bool,
+    /// Where the memory goes when the last record is gone.
+    pub(super) home: Decompressor,
+}
+
+impl Drop for DecodedBatch {
+    fn drop(&mut self) {
+        let data = std::mem::take(&mut self.data);
+        self.home.recycle(std::mem::take(&mut self.slots), self.decompressed.then_some(data));
+    }
 }
 
 impl DecodedBatch {

@@ -83,11 +83,6 @@ impl BatchBuilder {
         self.count += 1;
     }
 
-    /// Whether no record was appended.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
     /// Records appended.
     pub(crate) fn count(&self) -> i32 {
         self.count
@@ -98,21 +93,6 @@ impl BatchBuilder {
         self.buffer.len()
     }
 
-    /// The first record's timestamp; -1 while the batch is empty.
-    pub(crate) fn base_timestamp(&self) -> i64 {
-        self.base_timestamp
-    }
-
-    /// The latest timestamp; -1 while the batch is empty.
-    pub(crate) fn max_timestamp(&self) -> i64 {
-        self.max_timestamp
-    }
-
-    /// The buffer of a batch that will not be sent.
-    pub(crate) fn into_buffer(self) -> BytesMut {
-        self.buffer
-    }
-
     /// Compresses the records, writes the header and its CRC. As in Java, records that do not shrink stay compressed.
     ///
     /// # Errors
@@ -121,7 +101,6 @@ impl BatchBuilder {
         if self.count == 0 {
             return Err(Error::new(ErrorKind::InvalidArgument, "a record batch needs at least one record"));
         }
-        let uncompressed_len = self.buffer.len();
         compressor.compress_from(&mut self.buffer, BATCH_HEADER_LEN)?;
         let length = i32::try_from(self.buffer.len() - LOG_OVERHEAD).map_err(|_| {
             Error::new(ErrorKind::InvalidArgument, "a record batch is limited to 2 GiB")
@@ -138,13 +117,7 @@ impl BatchBuilder {
         header[MAX_TIMESTAMP].copy_from_slice(&self.max_timestamp.to_be_bytes());
         header[RECORD_COUNT].copy_from_slice(&self.count.to_be_bytes());
         write_stamp(&mut self.buffer, stamp);
-        Ok(EncodedBatch {
-            bytes: self.buffer.freeze(),
-            count: self.count,
-            base_timestamp: self.base_timestamp,
-            max_timestamp: self.max_timestamp,
-            uncompressed_len,
-        })
+        Ok(EncodedBatch { bytes: self.buffer.freeze(), count: self.count })
     }
 }
 
@@ -154,10 +127,6 @@ pub(crate) struct EncodedBatch {
     pub(crate) bytes: Bytes,
     /// Records in it.
     pub(crate) count: i32,
-    pub(crate) base_timestamp: i64,
-    pub(crate) max_timestamp: i64,
-    /// Bytes before compression, with the header.
-    pub(crate) uncompressed_len: usize,
 }
 
 /// Gives a finished batch another stamp: in place where nobody else holds `bytes`, in a copy where a request still does.
@@ -193,7 +162,8 @@ fn write_stamp(batch: &mut BytesMut, stamp: Stamp) {
     batch[CRC].copy_from_slice(&crc.to_be_bytes());
 }
 
-/// The bytes a record takes in a batch, with its length prefix.
+/// The bytes a record takes in a batch, with its length prefix: what the bound is tested against.
+#[cfg(test)]
 pub(crate) fn record_size(
     offset_delta: i32,
     timestamp_delta: i64,
@@ -205,7 +175,7 @@ pub(crate) fn record_size(
     varint_len(body as u64 * 2) + body
 }
 
-/// At least [`record_size`] of a record with these parts, whatever its offset and timestamp.
+/// At least the size in a batch of a record with these parts, whatever its offset and timestamp.
 #[inline]
 pub(crate) fn record_size_bound(key_len: usize, value_len: usize, headers: &[Header]) -> usize {
     // Length, attributes, timestamp, offset, both lengths, header count.

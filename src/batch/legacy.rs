@@ -42,8 +42,6 @@ pub(super) fn parse(bytes: Bytes) -> Result<RawBatch> {
         base_timestamp: message.slot.timestamp,
         max_timestamp: message.slot.timestamp,
         producer_id: -1,
-        producer_epoch: -1,
-        base_sequence: -1,
         count: 1,
         bytes,
     })
@@ -77,10 +75,10 @@ pub(super) fn decode(
         leader_epoch: None,
         timestamp_type: batch.timestamp_type,
         is_control: false,
-        is_transactional: false,
-        producer_id: -1,
         data,
         slots,
+        decompressed: batch.is_compressed(),
+        home: decompressor.clone(),
     })
 }
 

@@ -12,10 +12,8 @@ mod halve;
 mod legacy;
 
 pub(crate) use compression::{Compressor, Decompressor};
-pub(crate) use decode::{Batches, ControlType, DecodedBatch, HeaderRef, RawBatch, RecordSlot, split};
-pub(crate) use encode::{
-    BatchBuilder, EncodedBatch, Stamp, record_size, record_size_bound, recycle, restamp,
-};
+pub(crate) use decode::{ControlType, DecodedBatch, RawBatch, RecordSlot, split};
+pub(crate) use encode::{BatchBuilder, EncodedBatch, Stamp, record_size_bound, recycle, restamp};
 pub(crate) use halve::split_in_two;
 
 use std::ops::Range;

@@ -33,7 +33,6 @@ pub(crate) struct Topic {
     /// All zeros from brokers older than 2.8.
     pub(crate) id: [u8; 16],
     pub(crate) error: Option<ErrorCode>,
-    pub(crate) is_internal: bool,
     /// The index is the partition's number.
     pub(crate) partitions: Vec<Partition>,
 }
@@ -80,8 +79,8 @@ impl Metadata {
         (!error_is_retriable(code.0)).then(|| topic_error(topic, code))
     }
 
-    /// The snapshot after an answer that covers `asked` (every topic if `None`).
-    pub(crate) fn merge(&self, answer: wire::MetadataResponse, asked: Option<&[Arc<str>]>) -> Self {
+    /// The snapshot after an answer about the topics `asked`.
+    pub(crate) fn merge(&self, answer: wire::MetadataResponse, asked: &[Arc<str>]) -> Self {
         let brokers = answer
             .brokers
             .into_iter()
@@ -91,15 +90,9 @@ impl Metadata {
                 (broker.node_id.0, Broker { address, rack: broker.rack.map(|rack| rack.to_string()) })
             })
             .collect();
-        let mut topics = match asked {
-            // What nobody asked about this time stays as it was.
-            Some(asked) => {
-                let mut kept = self.topics.clone();
-                kept.retain(|name, _| !asked.contains(name));
-                kept
-            }
-            None => BTreeMap::new(),
-        };
+        // What nobody asked about this time stays as it was.
+        let mut topics = self.topics.clone();
+        topics.retain(|name, _| !asked.contains(name));
         for topic in answer.topics {
             let Some(name) = topic.name.as_ref().map(|name| Arc::<str>::from(name.as_str())) else {
                 continue;
@@ -141,7 +134,7 @@ fn merge_topic(known: Option<&Topic>, answer: wire::metadata_response::MetadataR
         partitions[index] = newer.cloned().unwrap_or(fresh);
     }
     let error = (answer.error_code != 0).then_some(ErrorCode(answer.error_code));
-    Topic { id, error, is_internal: answer.is_internal, partitions }
+    Topic { id, error, partitions }
 }
 
 /// The error of a topic in a metadata answer, with the usual remedy.
@@ -188,28 +181,28 @@ mod tests {
 
     #[test]
     fn a_leader_of_an_older_epoch_does_not_replace_a_newer_one() {
-        let first = Metadata::default().merge(answer(vec![topic("orders", &[(2, 5)])]), None);
-        let second = first.merge(answer(vec![topic("orders", &[(1, 4)])]), None);
+        let first = Metadata::default().merge(answer(vec![topic("orders", &[(2, 5)])]), &[]);
+        let second = first.merge(answer(vec![topic("orders", &[(1, 4)])]), &[]);
         assert_eq!(second.leader("orders", 0), Some((2, 5)));
-        let third = second.merge(answer(vec![topic("orders", &[(3, 6)])]), None);
+        let third = second.merge(answer(vec![topic("orders", &[(3, 6)])]), &[]);
         assert_eq!(third.leader("orders", 0), Some((3, 6)));
     }
 
     #[test]
     fn a_topic_made_again_starts_its_epochs_again() {
-        let first = Metadata::default().merge(answer(vec![topic("orders", &[(2, 5)])]), None);
+        let first = Metadata::default().merge(answer(vec![topic("orders", &[(2, 5)])]), &[]);
         let mut again = topic("orders", &[(1, 0)]);
         // The wire type's own UUID, without naming its crate.
         again.topic_id = "09090909-0909-0909-0909-090909090909".parse().unwrap();
-        let second = first.merge(answer(vec![again]), None);
+        let second = first.merge(answer(vec![again]), &[]);
         assert_eq!(second.leader("orders", 0), Some((1, 0)));
     }
 
     #[test]
     fn topics_not_asked_for_are_kept_and_deleted_ones_are_forgotten() {
         let both = vec![topic("a", &[(1, 0)]), topic("b", &[(1, 0)])];
-        let first = Metadata::default().merge(answer(both), None);
-        let second = first.merge(answer(vec![]), Some(&["a".into()]));
+        let first = Metadata::default().merge(answer(both), &[]);
+        let second = first.merge(answer(vec![]), &["a".into()]);
         assert!(!second.topics.contains_key("a") && second.is_settled("b"));
     }
 
@@ -217,7 +210,7 @@ mod tests {
     fn absurd_partition_numbers_are_ignored() {
         let mut odd = topic("a", &[(1, 0), (1, 0)]);
         odd.partitions[1].partition_index = i32::MAX;
-        let metadata = Metadata::default().merge(answer(vec![odd]), None);
+        let metadata = Metadata::default().merge(answer(vec![odd]), &[]);
         assert_eq!(metadata.leader("a", 0), Some((1, 0)));
         assert_eq!(metadata.leader("a", 1), None);
         assert_eq!(metadata.leader("a", i32::MAX), None);

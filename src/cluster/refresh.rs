@@ -11,16 +11,15 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use crate::time::{Backoff, Instant, Rng};
 
-/// The question to put to some broker: the topics, or every topic.
+/// The question to put to some broker: these topics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ask {
-    pub(crate) topics: Option<Vec<Arc<str>>>,
+    pub(crate) topics: Vec<Arc<str>>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Refresh {
     topics: BTreeSet<Arc<str>>,
-    every_topic: bool,
     state: State,
     /// Someone saw that the snapshot is stale.
     wanted: bool,
@@ -48,7 +47,6 @@ impl Refresh {
     pub(crate) fn new(now: Instant, max_age: Duration, backoff: Backoff) -> Self {
         Self {
             topics: BTreeSet::new(),
-            every_topic: false,
             state: State::BackingOff { since: now, until: now, reachable: false },
             wanted: true,
             new_topic: false,
@@ -60,15 +58,8 @@ impl Refresh {
     /// Adds topics to what is asked about from now on.
     pub(crate) fn add_topics(&mut self, topics: &[Arc<str>]) {
         for topic in topics {
-            if self.topics.insert(Arc::clone(topic)) && !self.every_topic {
-                self.new_topic = true;
-            }
+            self.new_topic |= self.topics.insert(Arc::clone(topic));
         }
-    }
-
-    /// From now on asks about every topic of the cluster.
-    pub(crate) fn add_every_topic(&mut self) {
-        self.new_topic |= !std::mem::replace(&mut self.every_topic, true);
     }
 
     /// The snapshot is known to be stale.
@@ -78,14 +69,13 @@ impl Refresh {
 
     /// The question that is due now; call it until it returns `None`.
     pub(crate) fn poll_ask(&mut self, now: Instant) -> Option<Ask> {
-        if matches!(self.state, State::Asking) || !self.due().is_some_and(|due| due <= now) {
+        if self.due().is_none_or(|due| due > now) {
             return None;
         }
         self.state = State::Asking;
         self.wanted = false;
         self.new_topic = false;
-        let topics = (!self.every_topic).then(|| self.topics.iter().cloned().collect());
-        Some(Ask { topics })
+        Some(Ask { topics: self.topics.iter().cloned().collect() })
     }
 
     /// When to call [`Self::poll_ask`] again, if nothing happens before.
@@ -139,7 +129,7 @@ mod tests {
     fn asks_at_once_then_only_when_too_old() {
         let now = crate::time::now();
         let mut refresh = refresh(now);
-        assert_eq!(refresh.poll_ask(now), Some(Ask { topics: Some(vec![]) }));
+        assert_eq!(refresh.poll_ask(now), Some(Ask { topics: vec![] }));
         assert_eq!(refresh.poll_ask(now), None, "one question at a time");
         refresh.handle_answer(now, true, &mut Rng::new(1));
         assert_eq!(refresh.poll_timeout(), Some(now + MAX_AGE));
@@ -180,7 +170,7 @@ mod tests {
         refresh.poll_ask(now);
         refresh.handle_answer(now, true, &mut Rng::new(1));
         refresh.add_topics(&["orders".into()]);
-        assert_eq!(refresh.poll_ask(now), Some(Ask { topics: Some(vec!["orders".into()]) }));
+        assert_eq!(refresh.poll_ask(now), Some(Ask { topics: vec!["orders".into()] }));
         refresh.handle_failure(now, &mut Rng::new(1));
         refresh.add_topics(&["more".into()]);
         assert_eq!(refresh.poll_ask(now), None);

@@ -54,14 +54,14 @@ async fn run(shared: Arc<Shared>) {
 async fn fetch(shared: &Shared, ask: &Ask) -> Result<wire::MetadataResponse> {
     let deadline = time::now() + shared.settings.request_timeout;
     let connection = shared.any_connection(deadline).await?;
-    let topics = ask.topics.as_ref().map(|topics| {
+    let topics = {
         let topic = |name: &Arc<str>| {
             wire::metadata_request::MetadataRequestTopic::default().with_name(Some(kafka_string(name).into()))
         };
-        topics.iter().map(topic).collect()
-    });
+        ask.topics.iter().map(topic).collect()
+    };
     let request = wire::MetadataRequest::default()
-        .with_topics(topics)
+        .with_topics(Some(topics))
         .with_allow_auto_topic_creation(shared.settings.allow_auto_create_topics);
     connection.call(request, deadline).await
 }
@@ -71,8 +71,8 @@ fn publish(shared: &Shared, ask: &Ask, answer: Result<wire::MetadataResponse>, r
     let error = match answer {
         Ok(answer) => {
             let old = Arc::clone(&shared.snapshot.borrow());
-            let new = Arc::new(old.merge(answer, ask.topics.as_deref()));
-            let complete = ask.topics.iter().flatten().all(|topic| {
+            let new = Arc::new(old.merge(answer, &ask.topics));
+            let complete = ask.topics.iter().all(|topic| {
                 // What waiting will not mend needs no second question.
                 new.is_settled(topic) || new.permanent_error(topic).is_some()
             });

@@ -103,7 +103,8 @@ fn the_seeds_builder_works_with_text_and_with_types() {
 
 #[test]
 fn a_url_says_hosts_user_protocol_and_any_property() {
-    let table: &[(&str, &str, bool, Option<(SaslMechanism, &str, &str)>)] = &[
+    type Expected = Option<(SaslMechanism, &'static str, &'static str)>;
+    let table: &[(&str, &str, bool, Expected)] = &[
         ("kafka://h1", "h1:9092", false, None),
         ("h1:9093,h2", "h1:9093,h2:9092", false, None),
         ("kafka://h1:1,[::1],[2001:db8::2]:65535/", "h1:1,[::1]:9092,[2001:db8::2]:65535", false, None),

@@ -81,7 +81,7 @@ impl Connection {
     /// Dropping the future leaves the connection usable: a request half written is finished in the background, its
     /// answer, told apart by its correlation id, is dropped. The broker may still act on the request.
     pub(crate) async fn call<R: Api>(&self, request: R, deadline: Instant) -> Result<R::Response> {
-        if self.is_closed() {
+        if self.is_lost() {
             return Err(self.disconnected::<R>("the connection is closed"));
         }
         let started = now();
@@ -101,14 +101,15 @@ impl Connection {
         api::negotiate::<R>(&self.versions)
     }
 
-    /// Whether the connection is lost, or a request on it went unanswered for the whole request timeout: dial a new one.
+    /// Whether to dial a new one: the connection is lost, a request on it went unanswered for the whole request timeout,
+    /// or its session ends soon. Calls still in flight get their answers.
     pub(crate) fn is_closed(&self) -> bool {
-        self.spent.load(Ordering::Acquire) || self.notices.is_lost()
+        // KIP-368: the session is renewed by another connection, before the broker ends it.
+        self.is_lost() || self.reauthenticate_by.is_some_and(|end| end <= now())
     }
 
-    /// The address that was dialled.
-    pub(crate) fn address(&self) -> &Address {
-        &self.address
+    fn is_lost(&self) -> bool {
+        self.spent.load(Ordering::Acquire) || self.notices.is_lost()
     }
 
     /// When the last call ended, or the connection was made; meaningful while nothing is in flight.
@@ -119,11 +120,6 @@ impl Connection {
     /// How many calls are being waited for.
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
-    }
-
-    /// When the broker ends the session unless the client authenticates again (KIP-368): replace the connection before.
-    pub(crate) fn reauthenticate_by(&self) -> Option<Instant> {
-        self.reauthenticate_by
     }
 
     fn call_error<R: Api>(&self, error: ChannelError) -> Error {

@@ -252,15 +252,20 @@ async fn a_mechanism_the_broker_does_not_enable_lists_those_it_does() {
 }
 
 #[tokio::test]
-async fn the_session_lifetime_becomes_a_time_before_its_end() {
+async fn a_connection_whose_session_is_about_to_end_takes_no_further_call() {
     let answer = wire::SaslAuthenticateResponse::default().with_session_lifetime_ms(100_000);
     let before = now();
     let connection = authenticate(with_sasl(SaslMechanism::Plain), Default::default(), answer).await.unwrap();
-    let by = connection.reauthenticate_by().unwrap();
+    let by = connection.reauthenticate_by.unwrap();
     assert!(by >= before + Duration::from_secs(85) && by < now() + Duration::from_secs(86));
+    assert!(!connection.is_closed());
+    let answer = wire::SaslAuthenticateResponse::default().with_session_lifetime_ms(10);
+    let connection = authenticate(with_sasl(SaslMechanism::Plain), Default::default(), answer).await.unwrap();
+    tokio::time::sleep_until(connection.reauthenticate_by.unwrap()).await;
+    assert!(connection.is_closed());
     let connection =
         authenticate(with_sasl(SaslMechanism::Plain), Default::default(), Default::default()).await.unwrap();
-    assert_eq!(connection.reauthenticate_by(), None);
+    assert_eq!(connection.reauthenticate_by, None);
 }
 
 #[tokio::test]

@@ -59,7 +59,7 @@ pub(crate) type Found = BTreeMap<TopicPartition, Result<i64, i16>>;
 #[derive(Debug)]
 enum Mode {
     None,
-    Topics(Vec<Arc<str>>),
+    Topics,
     Manual,
 }
 
@@ -195,7 +195,7 @@ impl Core {
             self.subscription.clear();
             self.mode = Mode::None;
         } else {
-            self.mode = Mode::Topics(topics);
+            self.mode = Mode::Topics;
         }
         self.run_member(now);
         Ok(())
@@ -203,7 +203,7 @@ impl Core {
 
     pub(crate) fn assign(&mut self, now: Instant, partitions: Vec<TopicPartition>) -> Result<()> {
         self.check_open()?;
-        if matches!(self.mode, Mode::Topics(_)) {
+        if matches!(self.mode, Mode::Topics) {
             return Err(exclusive());
         }
         if let Some(bad) = partitions.iter().find(|key| key.partition < 0 || key.topic.trim().is_empty()) {
@@ -226,7 +226,7 @@ impl Core {
         }
         self.subscription.cover();
         self.polls += 1;
-        if let (Some(member), Mode::Topics(_)) = (&mut self.member, &self.mode) {
+        if let (Some(member), Mode::Topics) = (&mut self.member, &self.mode) {
             member.handle_poll(now);
         }
         let was_revoking = self.revoking.is_some();
@@ -301,7 +301,7 @@ impl Core {
                 .with_hint("set group.id; without a group positions live in the program alone"));
         };
         Ok(match self.mode {
-            Mode::Topics(_) => member.identity(),
+            Mode::Topics => member.identity(),
             Mode::Manual | Mode::None => Some(Identity::standalone()),
         })
     }

@@ -79,7 +79,7 @@ mod code {
     pub(super) const UNKNOWN_TOPIC_OR_PARTITION: i16 = 3;
     pub(super) const TOPIC_AUTHORIZATION_FAILED: i16 = 29;
     pub(super) const FENCED_LEADER_EPOCH: i16 = 74;
-    pub(super) const UNKNOWN_LEADER_EPOCH: i16 = 76;
+    pub(super) const UNKNOWN_LEADER_EPOCH: i16 = 75;
 }
 
 #[derive(Debug)]

@@ -340,3 +340,19 @@ fn a_stale_answer_of_a_broker_is_dropped() {
     assert!(!bench.answer(&stale, vec![data(0, batch(0, 10))]).buffered);
     assert!(bench.plan().is_none(), "the fetch is still out");
 }
+
+#[test]
+fn the_codes_are_the_protocols() {
+    use super::code;
+    use crate::error::ErrorCode;
+    for (code, name) in [
+        (code::OFFSET_OUT_OF_RANGE, "OffsetOutOfRange"),
+        (code::CORRUPT_MESSAGE, "CorruptMessage"),
+        (code::UNKNOWN_TOPIC_OR_PARTITION, "UnknownTopicOrPartition"),
+        (code::TOPIC_AUTHORIZATION_FAILED, "TopicAuthorizationFailed"),
+        (code::FENCED_LEADER_EPOCH, "FencedLeaderEpoch"),
+        (code::UNKNOWN_LEADER_EPOCH, "UnknownLeaderEpoch"),
+    ] {
+        assert_eq!(ErrorCode(code).name(), name);
+    }
+}

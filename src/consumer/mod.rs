@@ -29,12 +29,12 @@ use std::{
 
 use tokio::sync::Notify;
 
+pub(crate) use self::group::wire::decode_assignment;
 use self::{
     core::{Core, Lookup},
     offsets::{Offset, Offsets, commit_timeout},
     subscription::{Next, Phase, Position, ResetTo, Turn},
 };
-pub(crate) use self::group::wire::decode_assignment;
 pub use self::{
     records::{ConsumerRecords, IntoIter, Iter, OwnedRecords, PartitionRecords, RecordRef, RecordRefs},
     stream::RecordStream,

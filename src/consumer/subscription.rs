@@ -170,10 +170,6 @@ impl Subscription {
         self.partitions.iter_mut()
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.partitions.is_empty()
-    }
-
     pub(crate) fn buffered(&self) -> usize {
         self.buffered
     }

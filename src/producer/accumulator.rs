@@ -326,9 +326,11 @@ impl Queue {
         let expiry = self.oldest().map(|created| created + self.limits.delivery_timeout);
         let waiting = self.not_before.or_else(|| {
             let linger = self.open.as_ref().map(|open| open.created + self.limits.linger);
-            // What is ready now waits for an event, not for a time.
-            linger.filter(|due| self.pending.is_empty() && self.closed.is_empty() && *due > now)
+            linger.filter(|_| self.pending.is_empty() && self.closed.is_empty())
         });
+        // What could leave now waits for an event, such as a connection, not for a time: one that has passed would make
+        // the task spin.
+        let waiting = waiting.filter(|due| *due > now);
         expiry.into_iter().chain(waiting).min()
     }
 

@@ -69,6 +69,14 @@ pub(crate) fn decide(code: ErrorCode, context: Context) -> Decision {
     }
 }
 
+/// Whether a batch may be in the log although the broker answered with this code.
+pub(crate) fn leaves_open(code: ErrorCode) -> bool {
+    // UNKNOWN_SERVER_ERROR, REQUEST_TIMED_OUT, NOT_ENOUGH_REPLICAS_AFTER_APPEND, KAFKA_STORAGE_ERROR: the leader may have
+    // written it before it failed. NOT_LEADER_OR_FOLLOWER also comes when a leader that has written it loses its office
+    // while it waits for the replicas.
+    matches!(code.0, -1 | 6 | 7 | 20 | 56)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,11 +98,11 @@ mod tests {
             let decision = decide(ErrorCode(code), FRESH);
             let expected =
                 table.iter().find(|(_, codes)| codes.contains(&code)).map(|(decision, _)| *decision);
-            let expected = expected.unwrap_or(if ErrorCode(code).is_retriable() {
-                Retry { stale_leader: false }
-            } else {
-                Fail { possibly_written: false }
-            });
+            let expected = match expected {
+                Some(expected) => expected,
+                None if ErrorCode(code).is_retriable() => Retry { stale_leader: false },
+                None => Fail { possibly_written: false },
+            };
             assert_eq!(decision, expected, "{}", ErrorCode(code));
         }
         // Codes a produce request really gets, spelt out, so that a wrong retriable table shows.
@@ -123,6 +131,12 @@ mod tests {
         for code in [47, 49, 59, 90] {
             assert_eq!(decide(ErrorCode(code), unknown), Decision::Fail { possibly_written: true });
         }
+    }
+
+    #[test]
+    fn codes_that_can_come_after_the_write_leave_its_outcome_open() {
+        let open: Vec<i16> = (-1..140).filter(|code| leaves_open(ErrorCode(*code))).collect();
+        assert_eq!(open, [-1, 6, 7, 20, 56]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::{
     Closing, PartitionQueue, Shared,
     accumulator::{Aftermath, Batch, Taken},
     identity::{Identity, NotYet, ProducerIdentity},
-    outcome::{Decision, decide},
+    outcome::{Decision, decide, leaves_open},
     receipt::Ack,
     wire_acks,
 };
@@ -321,7 +321,7 @@ impl Task {
             }
         }
         let mut stale = false;
-        for Sent { partition, batch } in request.batches {
+        for Sent { partition, mut batch } in request.batches {
             let Some(answer) = answers.get(&(&*partition.topic, partition.partition)) else {
                 let error = Error::protocol("the broker's answer lacks a partition").with_api("Produce");
                 self.settle(&partition, batch, Decision::Fail { possibly_written: true }, || error);
@@ -334,8 +334,10 @@ impl Task {
                 self.settle(&partition, batch, Decision::Acknowledge, || Error::protocol("acknowledged"));
                 continue;
             }
+            let code = ErrorCode(answer.error_code);
+            batch.possibly_written |= leaves_open(code);
             let context = partition.lock().context(&batch);
-            let decision = decide(ErrorCode(answer.error_code), context);
+            let decision = decide(code, context);
             stale |= matches!(decision, Decision::Retry { stale_leader: true });
             let error = || broker_error(answer, request.leader);
             tracing::debug!(topic = %partition.topic, partition = partition.partition, error = %error(), ?decision, "a batch was refused");

@@ -11,11 +11,12 @@ mod zstd;
 
 use std::{
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use bytes::{Bytes, BytesMut};
 
+use super::RecordSlot;
 use crate::{
     config::settings::Compression,
     error::{Error, ErrorKind, Result},
@@ -100,6 +101,7 @@ struct Context {
     scratch: Vec<u8>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "a handful exist, each in a pool")]
 enum Encoder {
     Gzip(gzip::Encoder),
     Snappy(snappy::Encoder),
@@ -134,12 +136,16 @@ impl Encoder {
     }
 }
 
-/// Decompresses the records of one client's fetched batches.
+/// Decompresses the records of one client's fetched batches. A clone shares what is pooled.
+#[derive(Clone, Default)]
+pub(crate) struct Decompressor(Arc<Pools>);
+
 #[derive(Default)]
-pub(crate) struct Decompressor {
+struct Pools {
     gzip: Pool<gzip::Decoder>,
     zstd: Pool<zstd::Decoder>,
     buffers: Pool<Vec<u8>>,
+    slots: Pool<Vec<RecordSlot>>,
 }
 
 impl Decompressor {
@@ -169,19 +175,19 @@ impl Decompressor {
         if codec == 0 {
             return Ok(input);
         }
-        let mut output = self.buffers.take().unwrap_or_default();
+        let mut output = self.0.buffers.take().unwrap_or_default();
         match codec {
             1 => {
-                let mut decoder = self.gzip.take().unwrap_or_else(gzip::Decoder::new);
+                let mut decoder = self.0.gzip.take().unwrap_or_else(gzip::Decoder::new);
                 decoder.decompress(&input, &mut output, max)?;
-                self.gzip.put(decoder);
+                self.0.gzip.put(decoder);
             }
             2 => snappy::decompress(&input, &mut output, max)?,
             3 => lz4::decompress(&input, &mut output, max, check_lz4_header)?,
             4 => {
-                let mut decoder = self.zstd.take().unwrap_or_else(zstd::Decoder::new);
+                let mut decoder = self.0.zstd.take().unwrap_or_else(zstd::Decoder::new);
                 decoder.decompress(&input, &mut output, max)?;
-                self.zstd.put(decoder);
+                self.0.zstd.put(decoder);
             }
             other => {
                 return Err(Error::protocol(format!(
@@ -193,13 +199,20 @@ impl Decompressor {
         Ok(Bytes::from(output))
     }
 
-    /// Takes back the data of a batch whose records are all gone, for the next decompression; without effect while
-    /// anybody holds a part of it. Data that was not decompressed is a share of a response and is not taken.
-    pub(crate) fn recycle(&self, data: Bytes) {
-        if let Ok(buffer) = data.try_into_mut()
+    /// Empty slots, with the room of a batch that is done with.
+    pub(super) fn slots(&self) -> Vec<RecordSlot> {
+        self.0.slots.take().unwrap_or_default()
+    }
+
+    /// Takes back the slots of a batch whose records are all gone, and its data if they were decompressed: without
+    /// effect while anybody holds a part of it.
+    pub(super) fn recycle(&self, mut slots: Vec<RecordSlot>, decompressed: Option<Bytes>) {
+        slots.clear();
+        self.0.slots.put(slots);
+        if let Some(Ok(buffer)) = decompressed.map(Bytes::try_into_mut)
             && buffer.capacity() <= POOLED_BUFFER_LEN
         {
-            self.buffers.put(Vec::from(buffer));
+            self.0.buffers.put(Vec::from(buffer));
         }
     }
 }

@@ -93,7 +93,7 @@ enum State {
         epoch: u64,
     },
     /// Fenced: another member has our instance id.
-    Fatal(Error),
+    Fatal,
 }
 
 /// The member.
@@ -145,9 +145,10 @@ impl Member {
 
     /// Whether the member is out of the group and nothing is under way.
     pub(crate) fn is_idle(&self) -> bool {
-        matches!(self.state, State::Idle { .. } | State::Fatal(_))
+        matches!(self.state, State::Idle { .. } | State::Fatal)
     }
 
+    #[cfg(test)]
     pub(crate) fn is_stable(&self) -> bool {
         matches!(self.state, State::Stable { .. })
     }
@@ -164,7 +165,7 @@ impl Member {
         match &self.state {
             State::Idle { .. } => self.state = State::Idle { rejoin: true },
             State::Stable { .. } => self.revoke(),
-            State::Revoking { .. } | State::Fatal(_) => {}
+            State::Revoking { .. } | State::Fatal => {}
             State::Joining { exchange: Exchange::Due(_) } => {}
             _ => self.stale = true,
         }
@@ -240,7 +241,7 @@ impl Member {
             State::Joining { exchange } | State::Syncing { exchange, .. } => exchange.is(epoch),
             State::Stable { heart, .. } | State::Revoking { heart, .. } => heart.beat.is(epoch),
             State::Leaving { epoch: waited } => *waited == epoch,
-            State::Idle { .. } | State::Planning { .. } | State::Fatal(_) => false,
+            State::Idle { .. } | State::Planning { .. } | State::Fatal => false,
         };
         if !waited {
             return;
@@ -348,7 +349,7 @@ impl Member {
 
     fn poll_interval_ends(&self) -> Option<Instant> {
         match self.state {
-            State::Idle { .. } | State::Leaving { .. } | State::Fatal(_) => None,
+            State::Idle { .. } | State::Leaving { .. } | State::Fatal => None,
             _ => self.away_since.map(|since| since + self.settings.max_poll_interval),
         }
     }
@@ -469,7 +470,7 @@ impl Member {
         self.drop_assignment();
         let known = !self.member_id.is_empty() && self.settings.instance_id.is_none();
         match self.state {
-            State::Fatal(_) | State::Leaving { .. } => {}
+            State::Fatal | State::Leaving { .. } => {}
             State::Idle { .. } => self.on_left(now),
             _ if known => {
                 let request = Request::Leave { member_id: std::mem::take(&mut self.member_id), reason };
@@ -529,7 +530,7 @@ impl Member {
                     .with_hint("give every member of the group its own group.instance.id");
                 self.drop_assignment();
                 self.actions.push_back(Action::Fail(fenced.clone()));
-                self.state = State::Fatal(fenced);
+                self.state = State::Fatal;
             }
             _ if Error::from_code(api, error).is_retriable() => self.retry(now),
             _ => self.stop(explain(api, error)),

@@ -104,7 +104,7 @@ fn ids(batch: &Bytes) -> Vec<u32> {
 }
 
 fn sequence(batch: &Batch) -> i32 {
-    batch::split(batch.bytes.clone()).next().unwrap().unwrap().base_sequence
+    batch::split(batch.bytes.clone()).next().unwrap().unwrap().base_sequence()
 }
 
 #[test]
@@ -171,6 +171,23 @@ fn after_a_retry_nothing_leaves_until_the_flight_has_landed_and_then_in_order_wi
 }
 
 #[test]
+fn what_could_leave_now_sets_no_timer() {
+    let mut rig = Rig::new(limits());
+    let _delivery = rig.send(0);
+    let expiry = rig.now + Duration::from_secs(120);
+    let batch = rig.poll(true).unwrap();
+    let not_before = rig.now + Duration::from_millis(100);
+    let retry = Decision::Retry { stale_leader: true };
+    rig.queue.handle_decision(batch, retry, Some(not_before), || Error::closed("test"));
+    assert_eq!(rig.queue.poll_timeout(rig.now), Some(not_before));
+    // The back-off is over, and the leader is away: nobody asks for the batch.
+    assert_eq!(rig.queue.poll_timeout(not_before), Some(expiry));
+    let _second = rig.send(1);
+    rig.now = not_before + Duration::from_millis(5);
+    assert_eq!(rig.queue.poll_timeout(rig.now), Some(expiry));
+}
+
+#[test]
 fn retries_end_where_the_setting_says() {
     let mut rig = Rig::new(Limits { retries: 1, ..limits() });
     let delivery = rig.send(0);
@@ -229,17 +246,17 @@ impl Log {
         let raw = batch::split(bytes.clone()).next().unwrap().unwrap();
         let known = self.producers.entry(raw.producer_id).or_default();
         if let Some((.., offset)) =
-            known.iter().find(|(base, count, _)| (*base, *count) == (raw.base_sequence, raw.count))
+            known.iter().find(|(base, count, _)| (*base, *count) == (raw.base_sequence(), raw.count))
         {
             return (0, *offset);
         }
         // KIP-360: of a producer it does not know, the broker takes any sequence for the first.
-        let expected = known.back().map_or(raw.base_sequence, |(base, count, _)| base + count);
-        if raw.base_sequence != expected {
-            return (if raw.base_sequence < expected { 46 } else { 45 }, -1);
+        let expected = known.back().map_or(raw.base_sequence(), |(base, count, _)| base + count);
+        if raw.base_sequence() != expected {
+            return (if raw.base_sequence() < expected { 46 } else { 45 }, -1);
         }
         let offset = self.ids.len() as i64;
-        known.push_back((raw.base_sequence, raw.count, offset));
+        known.push_back((raw.base_sequence(), raw.count, offset));
         if known.len() > 5 {
             known.pop_front();
         }
