@@ -115,6 +115,11 @@ impl Task {
     async fn step(&mut self, closing: Closing) -> Option<Instant> {
         let now = time::now();
         self.active.append(&mut self.shared.scheduled());
+        self.expire(now);
+        let hurry = closing != Closing::Open || self.shared.memory.is_short();
+        let metadata = self.shared.cluster.metadata();
+        while self.send_round(now, hurry, &metadata).await {}
+        // After the sending: an answer that is there at once may call for another identity.
         if self.identity.poll_ask(now) {
             self.ask_identity();
         }
@@ -122,10 +127,6 @@ impl Task {
         if let Closing::Draining(deadline) = closing {
             timeout = earlier(timeout, Some(deadline));
         }
-        self.expire(now);
-        let hurry = closing != Closing::Open || self.shared.memory.is_short();
-        let metadata = self.shared.cluster.metadata();
-        while self.send_round(now, hurry, &metadata).await {}
         for leader in self.leaders.values() {
             timeout = earlier(timeout, leader.not_before.filter(|time| *time > now));
         }
