@@ -248,12 +248,14 @@ impl KafkaConsumer {
         let mut partitions: Vec<_> = partitions.into_iter().collect();
         partitions.sort();
         let deadline = self.api_deadline();
-        let found = self
-            .insist(deadline, async || {
-                let found = requests::find_committed(&self.shared, &partitions, deadline).await?;
-                all_found("OffsetFetch", &partitions, &found)
-            })
-            .await?;
+        let mut insisting = Insisting::new(&self.shared, deadline);
+        let found = loop {
+            let found = requests::find_committed(&self.shared, &partitions, deadline).await;
+            let found = found.and_then(|found| all_found("OffsetFetch", &partitions, &found));
+            if let Some(outcome) = insisting.settle(found).await {
+                break outcome?;
+            }
+        };
         Ok(found.into_iter().map(|(key, offset)| (key, (offset >= 0).then_some(offset))).collect())
     }
 
@@ -402,50 +404,38 @@ impl KafkaConsumer {
         let mut topics: Vec<_> = partitions.iter().map(|key| Arc::clone(&key.topic)).collect();
         topics.dedup();
         let deadline = self.api_deadline();
-        self.insist(deadline, async || {
-            let metadata = self.shared.cluster.require_topics(&topics, deadline).await?;
-            let mut leaders: BTreeMap<i32, Vec<Lookup>> = BTreeMap::new();
-            for key in &partitions {
-                let Some((leader, leader_epoch)) = metadata.leader(&key.topic, key.partition) else {
-                    return Err(Error::from_code("Metadata", UNKNOWN_TOPIC_OR_PARTITION)
-                        .with_topic(Arc::clone(&key.topic))
-                        .with_partition(key.partition));
-                };
-                let lookup = Lookup { partition: key.clone(), epoch: 0, leader_epoch, to };
-                leaders.entry(leader).or_default().push(lookup);
+        let mut insisting = Insisting::new(&self.shared, deadline);
+        loop {
+            let found = self.ask_leaders(&topics, &partitions, to, deadline).await;
+            if let Some(outcome) = insisting.settle(found).await {
+                return outcome;
             }
-            let mut found = BTreeMap::new();
-            for (leader, lookups) in leaders {
-                found.extend(requests::list_offsets(&self.shared, leader, &lookups, deadline).await?);
-            }
-            all_found("ListOffsets", &partitions, &found)
-        })
-        .await
+        }
     }
 
-    /// Repeats a look-up until it succeeds, fails for good, or the deadline is near.
-    async fn insist<T>(&self, deadline: Instant, mut attempt: impl AsyncFnMut() -> Result<T>) -> Result<T> {
-        let settings = self.shared.cluster.settings();
-        let mut backoff = Backoff::new(settings.retry_backoff, settings.retry_backoff_max);
-        let mut rng = Rng::from_entropy();
-        loop {
-            let error = match attempt().await {
-                Err(error) if error.is_retriable() => error,
-                done => return done,
+    async fn ask_leaders(
+        &self,
+        topics: &[Arc<str>],
+        partitions: &[TopicPartition],
+        to: ResetTo,
+        deadline: Instant,
+    ) -> Result<BTreeMap<TopicPartition, i64>> {
+        let metadata = self.shared.cluster.require_topics(topics, deadline).await?;
+        let mut leaders: BTreeMap<i32, Vec<Lookup>> = BTreeMap::new();
+        for key in partitions {
+            let Some((leader, leader_epoch)) = metadata.leader(&key.topic, key.partition) else {
+                return Err(Error::from_code("Metadata", UNKNOWN_TOPIC_OR_PARTITION)
+                    .with_topic(Arc::clone(&key.topic))
+                    .with_partition(key.partition));
             };
-            if let (Some(group), Some(15 | 16)) =
-                (&self.shared.settings.group_id, error.code().map(|code| code.0))
-            {
-                let coordinator = self.shared.coordinator.load(Ordering::Relaxed);
-                self.shared.cluster.forget_coordinator(group, coordinator);
-            }
-            self.shared.cluster.refresh();
-            let next = time::now() + backoff.next(&mut rng);
-            if next >= deadline {
-                return Err(error);
-            }
-            tokio::time::sleep_until(next).await;
+            let lookup = Lookup { partition: key.clone(), epoch: 0, leader_epoch, to };
+            leaders.entry(leader).or_default().push(lookup);
         }
+        let mut found = BTreeMap::new();
+        for (leader, lookups) in leaders {
+            found.extend(requests::list_offsets(&self.shared, leader, &lookups, deadline).await?);
+        }
+        all_found("ListOffsets", partitions, &found)
     }
 
     /// Commits what is covered (with `enable.auto.commit`), leaves the group, and returns by `deadline` at the latest. The
@@ -506,6 +496,44 @@ impl Drop for KafkaConsumer {
 /// How long the driver of a dropped consumer tries to leave the group.
 const DROP_PATIENCE: Duration = Duration::from_secs(5);
 const UNKNOWN_TOPIC_OR_PARTITION: i16 = 3;
+
+/// Repeats a look-up until it succeeds, fails for good, or the deadline is near. No async closure is taken: of the futures
+/// of those, the compiler cannot tell that they may cross threads.
+struct Insisting<'a> {
+    shared: &'a Shared,
+    deadline: Instant,
+    backoff: Backoff,
+    rng: Rng,
+}
+
+impl<'a> Insisting<'a> {
+    fn new(shared: &'a Shared, deadline: Instant) -> Self {
+        let settings = shared.cluster.settings();
+        let backoff = Backoff::new(settings.retry_backoff, settings.retry_backoff_max);
+        Self { shared, deadline, backoff, rng: Rng::from_entropy() }
+    }
+
+    /// The outcome of the look-up; `None` after the pause before another attempt.
+    async fn settle<T>(&mut self, outcome: Result<T>) -> Option<Result<T>> {
+        let error = match outcome {
+            Err(error) if error.is_retriable() => error,
+            done => return Some(done),
+        };
+        if let (Some(group), Some(15 | 16)) =
+            (&self.shared.settings.group_id, error.code().map(|code| code.0))
+        {
+            let coordinator = self.shared.coordinator.load(Ordering::Relaxed);
+            self.shared.cluster.forget_coordinator(group, coordinator);
+        }
+        self.shared.cluster.refresh();
+        let next = time::now() + self.backoff.next(&mut self.rng);
+        if next >= self.deadline {
+            return Some(Err(error));
+        }
+        tokio::time::sleep_until(next).await;
+        None
+    }
+}
 
 /// One poll under way; the time until the next counts from its end, however it ends.
 struct Polling<'a> {

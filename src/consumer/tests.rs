@@ -435,3 +435,18 @@ async fn buffered_bytes_stay_within_the_budget_and_everything_is_read() {
     // One oversized batch may come on top; these batches are 16 KiB.
     assert!(most > 0 && most <= 131_072 + 65_536, "{most}");
 }
+
+/// Never called: that it compiles is the test.
+#[allow(dead_code, reason = "it is only compiled")]
+fn every_call_may_be_made_in_a_spawned_task(consumer: &KafkaConsumer, partition: TopicPartition) {
+    fn sends<T: Send>(_: T) {}
+    sends(consumer.poll(WAIT));
+    sends(consumer.stream());
+    sends(consumer.commit());
+    sends(consumer.commit_offsets([(partition.clone(), 1)]));
+    sends(consumer.committed([partition.clone()]));
+    sends(consumer.position(&partition));
+    sends(consumer.beginning_offsets([partition.clone()]));
+    sends(consumer.end_offsets([partition.clone()]));
+    sends(consumer.close(WAIT));
+}
