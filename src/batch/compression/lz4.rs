@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 
 const CODEC: &str = "lz4";
 const MAGIC: [u8; 4] = 0x184D_2204_u32.to_le_bytes();
+/// More than text mostly shrinks: room for so much is tried first.
+const USUAL_RATIO: usize = 6;
 const BLOCK_LEN: usize = 64 * 1024;
 /// Version 1, independent blocks, no checksums: the batch has its own. Blocks of 64 KiB. Java writes the same.
 const DESCRIPTOR: [u8; 2] = [0x60, 0x40];
@@ -145,21 +147,27 @@ fn compressed_block(
 ) -> Result<usize> {
     let left = max.saturating_sub(end);
     let most = descriptor.block_max.min(block.len().saturating_mul(MAX_RATIO));
-    let room = most.min(left);
-    grow(output, end + room);
-    let (before, after) = output.split_at_mut(end);
-    let result = if descriptor.linked {
-        let window = &before[start.max(end.saturating_sub(WINDOW))..];
-        decompress_into_with_dict(block, &mut after[..room], window)
-    } else {
-        decompress_into(block, &mut after[..room])
-    };
-    match result {
-        Ok(len) => Ok(end + len),
-        Err(lz4_flex::block::DecompressError::OutputTooSmall { .. }) if left < most => {
-            Err(too_large(CODEC, max))
+    // A block may hold 4 MiB and mostly holds little: zeroing room for all of it cost more than decompressing.
+    let mut room = block.len().saturating_mul(USUAL_RATIO).min(most).min(left);
+    loop {
+        grow(output, end + room);
+        let (before, after) = output.split_at_mut(end);
+        let result = if descriptor.linked {
+            let window = &before[start.max(end.saturating_sub(WINDOW))..];
+            decompress_into_with_dict(block, &mut after[..room], window)
+        } else {
+            decompress_into(block, &mut after[..room])
+        };
+        match result {
+            Ok(len) => return Ok(end + len),
+            Err(lz4_flex::block::DecompressError::OutputTooSmall { .. }) if room < most.min(left) => {
+                room = room.saturating_mul(4).min(most).min(left);
+            }
+            Err(lz4_flex::block::DecompressError::OutputTooSmall { .. }) if left < most => {
+                return Err(too_large(CODEC, max));
+            }
+            Err(cause) => return Err(damaged(CODEC, cause)),
         }
-        Err(cause) => Err(damaged(CODEC, cause)),
     }
 }
 
@@ -240,6 +248,22 @@ mod tests {
         let (frame, content) = full_frame();
         assert_eq!(run(&frame, true).unwrap(), content);
         assert_eq!(run(&frame.repeat(2), true).unwrap(), content.repeat(2));
+    }
+
+    #[test]
+    fn a_block_that_shrank_far_more_than_usual_is_read() {
+        let content = vec![b'x'; 3 << 20];
+        let block = lz4_flex::block::compress(&content);
+        assert!(content.len() > 100 * block.len());
+        let descriptor = [0x60, 0x70];
+        let mut frame = [&MAGIC[..], &descriptor, &[header_checksum(&descriptor)]].concat();
+        frame.extend((block.len() as u32).to_le_bytes());
+        frame.extend(&block);
+        frame.extend([0; 4]);
+        let mut output = Vec::new();
+        decompress(&frame, &mut output, 4 << 20, true).unwrap();
+        assert!(output == content);
+        assert!(decompress(&frame, &mut Vec::new(), 2 << 20, true).is_err(), "the cap holds");
     }
 
     #[test]
