@@ -251,7 +251,7 @@ impl Log {
             return (0, *offset);
         }
         // KIP-360: of a producer it does not know, the broker takes any sequence for the first.
-        let expected = known.back().map_or(raw.base_sequence(), |(base, count, _)| base + count);
+        let expected = known.back().map_or_else(|| raw.base_sequence(), |(base, count, _)| base + count);
         if raw.base_sequence() != expected {
             return (if raw.base_sequence() < expected { 46 } else { 45 }, -1);
         }
