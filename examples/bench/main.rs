@@ -21,7 +21,8 @@ mod report;
 #[tokio::main(worker_threads = 2)]
 async fn main() {
     let run = match args::Args::parse(std::env::args().skip(1)) {
-        Ok(args) => modes::run(args).await,
+        // On a worker, as the tasks of a service are: the thread of `main` would have to be woken for every answer.
+        Ok(args) => tokio::spawn(modes::run(args)).await.unwrap_or_else(|panic| Err(panic.into())),
         Err(error) => Err(error),
     };
     if let Err(error) = run {

@@ -267,7 +267,8 @@ async fn latency(args: &Args) -> Result<(), Failure> {
     receive(&consumer, WARM_UP, |_| {}).await?;
 
     let started = Instant::now();
-    let sender = tokio::spawn(pace(args.clone(), producer.clone(), epoch));
+    let (handle, share, clone) = (tokio::runtime::Handle::current(), args.clone(), producer.clone());
+    let sender = tokio::task::spawn_blocking(move || pace(&handle, &share, &clone, epoch));
     let mut latencies = Vec::with_capacity(args.records as usize);
     receive(&consumer, args.records, |value| {
         let sent = value.get(8..16).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
@@ -284,27 +285,30 @@ async fn latency(args: &Args) -> Result<(), Failure> {
         .print(args)
 }
 
-/// Sends record `i` at `i / rate`, however long the others take.
-async fn pace(args: Args, producer: KafkaProducer, epoch: Instant) -> Result<(), Failure> {
-    let start = tokio::time::Instant::now();
+/// Sends record `i` at `i / rate`, however long the others take. Has a thread of its own: timers of the runtime are too coarse.
+fn pace(
+    handle: &tokio::runtime::Handle,
+    args: &Args,
+    producer: &KafkaProducer,
+    epoch: Instant,
+) -> Result<(), Failure> {
+    let start = Instant::now();
     let mut deliveries = VecDeque::new();
     let mut value = vec![b'x'; args.size];
     for i in 0..args.records {
         let due = start + Duration::from_secs_f64(i as f64 / args.rate);
-        if due > tokio::time::Instant::now() {
-            tokio::time::sleep_until(due).await;
-        }
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
         value[..8].copy_from_slice(&i.to_le_bytes());
         value[8..16].copy_from_slice(&(epoch.elapsed().as_nanos() as u64).to_le_bytes());
         let record = key(i);
         let record = ProducerRecord::new(&args.topic).key(&record).value(&value);
-        deliveries.push_back(producer.send_record(record).await?);
+        deliveries.push_back(handle.block_on(producer.send_record(record))?);
         if deliveries.len() > WINDOW_RECORDS {
-            check(deliveries.pop_front().ok_or("no delivery")?).await?;
+            handle.block_on(check(deliveries.pop_front().ok_or("no delivery")?))?;
         }
     }
     for delivery in deliveries {
-        check(delivery).await?;
+        handle.block_on(check(delivery))?;
     }
     Ok(())
 }

@@ -211,7 +211,7 @@ impl Core {
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
         self.mode = if partitions.is_empty() { Mode::None } else { Mode::Manual };
-        self.set_assignment(partitions);
+        self.set_assignment(now, partitions);
         self.follow(now, self.subscription.topics());
         Ok(())
     }
@@ -330,7 +330,7 @@ impl Core {
     pub(crate) fn position(&self, key: &TopicPartition) -> Result<Option<i64>> {
         self.check_open()?;
         let partition = self.subscription.get(key).ok_or_else(|| not_assigned(key))?;
-        match &partition.phase {
+        match partition.phase() {
             Phase::Fetching(position) => Ok(Some(position.next)),
             Phase::Failed(error) => Err(error.clone()),
             _ => Ok(None),
@@ -543,21 +543,16 @@ impl Core {
             Some(Revoking::Committing { deadline, .. }) => Some(deadline),
             _ => None,
         };
-        let partitions = self
-            .subscription
-            .iter()
-            .filter_map(|(_, partition)| partition.retry_at)
-            .filter(|at| *at > now)
-            .min();
+        let lookups = self.subscription.unsettled().filter_map(|(_, partition)| partition.retry_at);
         [
             self.member.as_ref().and_then(Member::poll_timeout),
             self.commits.poll_timeout(),
-            self.fetcher.poll_timeout(now),
+            self.fetcher.poll_timeout(now, &self.subscription),
             self.interest.due,
             self.auto_commit_at,
             closing,
             revoking,
-            partitions,
+            lookups.filter(|at| *at > now).min(),
         ]
         .into_iter()
         .flatten()
@@ -595,7 +590,7 @@ impl Core {
                 }
                 group::Action::Assign { partitions } => {
                     info!(?partitions, "partitions assigned");
-                    self.set_assignment(partitions);
+                    self.set_assignment(now, partitions);
                     self.tell_member_counts(now);
                     self.news = true;
                 }
@@ -681,13 +676,11 @@ impl Core {
         }
     }
 
-    fn set_assignment(&mut self, partitions: Vec<TopicPartition>) {
+    fn set_assignment(&mut self, now: Instant, partitions: Vec<TopicPartition>) {
         let start = if self.settings.group_id.is_some() { Some(Phase::AwaitingCommitted) } else { None };
         let start = start.unwrap_or_else(|| self.reset_phase());
         self.subscription.assign(partitions, &start);
-        for (key, partition) in self.subscription.iter_mut() {
-            partition.leader = self.metadata.leader(&key.topic, key.partition);
-        }
+        self.refresh_leaders(now);
     }
 
     /// What the reset policy makes of a partition without an offset.
@@ -748,11 +741,11 @@ impl Core {
         let mut listed: Option<(i32, Vec<Lookup>)> = None;
         let mut leaderless = false;
         let pause = self.client.retry_backoff;
-        for (key, partition) in self.subscription.iter_mut() {
+        self.subscription.each_unsettled(|key, partition| {
             if partition.asked || !partition.is_due(now) {
-                continue;
+                return;
             }
-            match (&partition.phase, partition.leader) {
+            match (partition.phase(), partition.leader) {
                 (Phase::AwaitingCommitted, _) => {
                     partition.asked = true;
                     committed.push((key.clone(), partition.epoch));
@@ -761,17 +754,17 @@ impl Core {
                     leaderless = true;
                     partition.retry_at = Some(now + pause);
                 }
-                (Phase::AwaitingReset(to), Some((leader, leader_epoch))) => {
+                (&Phase::AwaitingReset(to), Some((leader, leader_epoch))) => {
                     let (broker, lookups) = listed.get_or_insert_with(|| (leader, Vec::new()));
                     if *broker == leader {
                         partition.asked = true;
                         let (epoch, partition) = (partition.epoch, key.clone());
-                        lookups.push(Lookup { partition, epoch, leader_epoch, to: *to });
+                        lookups.push(Lookup { partition, epoch, leader_epoch, to });
                     }
                 }
                 _ => {}
             }
-        }
+        });
         if leaderless {
             self.actions.push_back(Action::RefreshMetadata);
         }
@@ -792,17 +785,9 @@ impl Core {
     }
 
     fn refresh_leaders(&mut self, now: Instant) {
-        let mut unknown = false;
-        for (key, partition) in self.subscription.iter_mut() {
-            let leader = self.metadata.leader(&key.topic, key.partition);
-            if leader != partition.leader {
-                partition.leader = leader;
-                // A new leader is worth asking at once.
-                partition.retry_at = partition.retry_at.map(|at| at.min(now));
-            }
-            unknown |= leader.is_none();
-        }
-        if unknown && self.metadata.version > 0 {
+        let metadata = &self.metadata;
+        let all = self.subscription.set_leaders(now, |key| metadata.leader(&key.topic, key.partition));
+        if !all && self.metadata.version > 0 {
             debug!("a partition has no leader at the moment");
         }
     }

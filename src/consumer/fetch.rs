@@ -3,12 +3,16 @@
 //! Memory is bounded for the whole consumer (as KIP-81 meant it): bytes buffered and bytes asked for together stay
 //! within `fetch.buffer.memory`, but for one oversized batch per broker, which a broker sends whatever it is asked (KIP-74).
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     buffer::Aborted,
     session::{Session, SessionRequest, Wanted},
-    subscription::{Phase, Subscription},
+    subscription::{Partition, Phase, Subscription},
 };
 use crate::{
     batch::{Decompressor, split},
@@ -55,8 +59,6 @@ pub(crate) struct Effects {
 #[derive(Debug)]
 struct InFlight {
     epoch: u64,
-    /// The partition's epoch and the offset asked for.
-    asked: BTreeMap<TopicPartition, (u64, i64)>,
     reserved: usize,
 }
 
@@ -66,6 +68,30 @@ struct BrokerFetch {
     in_flight: Option<InFlight>,
     retry_at: Option<Instant>,
     backoff: Backoff,
+    /// How many partitions it is asked for.
+    wanted: usize,
+    /// How many of its partitions are left out for the moment, and will want data soon.
+    left_out: usize,
+}
+
+impl BrokerFetch {
+    fn is_idle(&self, now: Instant) -> bool {
+        self.in_flight.is_none() && self.retry_at.is_none_or(|at| at <= now)
+    }
+
+    fn count(&mut self, standing: Standing) -> &mut usize {
+        match standing {
+            Standing::Wanted => &mut self.wanted,
+            Standing::LeftOut => &mut self.left_out,
+        }
+    }
+}
+
+/// What a leader is asked of one of its partitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Wanted,
+    LeftOut,
 }
 
 /// The smallest room worth a fetch; below it the consumer waits for a poll.
@@ -86,13 +112,24 @@ mod code {
 pub(crate) struct Fetcher {
     settings: FetchSettings,
     brokers: BTreeMap<i32, BrokerFetch>,
+    /// Where each partition stands, as of the last look at it.
+    standings: BTreeMap<TopicPartition, (i32, Standing)>,
+    /// Left out until a time.
+    waiting: BTreeSet<TopicPartition>,
     next_epoch: u64,
     rng: Rng,
 }
 
 impl Fetcher {
     pub(crate) fn new(settings: FetchSettings, rng: Rng) -> Self {
-        Self { settings, brokers: BTreeMap::new(), next_epoch: 1, rng }
+        Self {
+            settings,
+            brokers: BTreeMap::new(),
+            standings: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            next_epoch: 1,
+            rng,
+        }
     }
 
     /// A partition is fetched on while it has less than this buffered.
@@ -106,11 +143,12 @@ impl Fetcher {
 
     /// The next fetch to send, if any.
     pub(crate) fn poll_action(&mut self, now: Instant, partitions: &mut Subscription) -> Option<FetchAction> {
-        let mut leaders = self.idle_leaders(now, partitions);
-        if leaders.is_empty() {
-            return None;
-        }
-        let share = (self.settings.buffer_memory / self.leader_count(partitions).max(1)).max(LEAST_FETCH);
+        self.look_again(now, partitions);
+        let (&broker, state) =
+            self.brokers.iter().find(|(_, state)| state.wanted > 0 && state.is_idle(now))?;
+        let (wanted, left_out) = (state.wanted, state.left_out > 0);
+        let leaders = self.brokers.values().filter(|state| state.wanted + state.left_out > 0).count();
+        let share = (self.settings.buffer_memory / leaders.max(1)).max(LEAST_FETCH);
         let mut room = self.settings.buffer_memory.saturating_sub(partitions.buffered() + self.reserved());
         if room < LEAST_FETCH.min(self.settings.buffer_memory) {
             partitions.evict_paused();
@@ -119,26 +157,25 @@ impl Fetcher {
                 return None;
             }
         }
-        let (broker, plan) = leaders.pop_first()?;
-        let at_most = plan.wanted.len().saturating_mul(self.refill_below());
+        let at_most = wanted.saturating_mul(self.refill_below());
         let max_bytes = room.min(share).min(at_most).min(self.settings.max_bytes.max(1) as usize);
-        let wait =
-            if plan.left_out { self.settings.max_wait.min(SHORT_WAIT) } else { self.settings.max_wait };
-        Some(self.start(broker, plan, max_bytes, wait))
+        let wait = if left_out { self.settings.max_wait.min(SHORT_WAIT) } else { self.settings.max_wait };
+        Some(self.start(broker, max_bytes, wait))
     }
 
-    /// Brokers that back off, so that the driver wakes for them.
-    pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
-        let waiting = self.brokers.values().filter(|broker| broker.in_flight.is_none());
-        waiting.filter_map(|broker| broker.retry_at).filter(|at| *at > now).min()
+    /// Brokers that back off and partitions that wait, so that the driver wakes for them.
+    pub(crate) fn poll_timeout(&self, now: Instant, partitions: &Subscription) -> Option<Instant> {
+        let idle = self.brokers.values().filter(|broker| broker.in_flight.is_none());
+        let waiting = self.waiting.iter().filter_map(|key| partitions.get(key)?.retry_at);
+        idle.filter_map(|broker| broker.retry_at).chain(waiting).filter(|at| *at > now).min()
     }
 
-    fn start(&mut self, broker: i32, plan: Plan, max_bytes: usize, max_wait: Duration) -> FetchAction {
+    fn start(&mut self, broker: i32, max_bytes: usize, max_wait: Duration) -> FetchAction {
         let epoch = self.next_epoch;
         self.next_epoch += 1;
         let state = self.broker(broker);
-        let request = state.session.request(plan.wanted);
-        state.in_flight = Some(InFlight { epoch, asked: plan.asked, reserved: max_bytes });
+        let request = state.session.request();
+        state.in_flight = Some(InFlight { epoch, reserved: max_bytes });
         state.retry_at = None;
         let max_bytes = i32::try_from(max_bytes).unwrap_or(i32::MAX);
         FetchAction { broker, epoch, request, max_wait, max_bytes }
@@ -151,44 +188,68 @@ impl Fetcher {
             in_flight: None,
             retry_at: None,
             backoff: Backoff::new(backoff.0, backoff.1),
+            wanted: 0,
+            left_out: 0,
         })
     }
 
-    fn is_idle(&self, now: Instant, broker: i32) -> bool {
-        self.brokers
-            .get(&broker)
-            .is_none_or(|state| state.in_flight.is_none() && state.retry_at.is_none_or(|at| at <= now))
-    }
-
-    fn leader_count(&self, partitions: &Subscription) -> usize {
-        let leaders: std::collections::BTreeSet<_> =
-            partitions.iter().filter_map(|(_, partition)| partition.leader).map(|(id, _)| id).collect();
-        leaders.len()
-    }
-
-    /// What each leader without a fetch could be asked for.
-    fn idle_leaders(&self, now: Instant, partitions: &Subscription) -> BTreeMap<i32, Plan> {
-        let mut plans: BTreeMap<i32, Plan> = BTreeMap::new();
-        for (key, partition) in partitions.iter() {
-            let Some((leader, leader_epoch)) = partition.leader else { continue };
-            if partition.paused || !self.is_idle(now, leader) {
-                continue;
-            }
-            let plan = plans.entry(leader).or_default();
-            let Phase::Fetching(position) = &partition.phase else {
-                plan.left_out |= !matches!(partition.phase, Phase::Failed(_));
-                continue;
-            };
-            if !partition.is_due(now) || partition.queue.bytes() >= self.refill_below() {
-                plan.left_out = true;
-                continue;
-            }
-            let max_bytes = self.settings.max_partition_bytes;
-            plan.asked.insert(key.clone(), (partition.epoch, position.fetch));
-            plan.wanted.insert(key.clone(), Wanted { offset: position.fetch, leader_epoch, max_bytes });
+    /// Takes over what has changed of the partitions since the last time, so that a fetch costs by what it brings and not
+    /// by how many partitions there are.
+    fn look_again(&mut self, now: Instant, partitions: &mut Subscription) {
+        for key in std::mem::take(&mut self.waiting) {
+            self.place(now, key, partitions);
         }
-        plans.retain(|_, plan| !plan.wanted.is_empty());
-        plans
+        while let Some(key) = partitions.pop_touched() {
+            self.place(now, key, partitions);
+        }
+    }
+
+    fn place(&mut self, now: Instant, key: TopicPartition, partitions: &Subscription) {
+        let place = partitions.get(&key).and_then(|partition| self.judge(now, partition));
+        let standing = place.map(|(leader, wanted)| match wanted {
+            Some(_) => (leader, Standing::Wanted),
+            None => (leader, Standing::LeftOut),
+        });
+        let before = match standing {
+            Some(standing) => self.standings.insert(key.clone(), standing),
+            None => self.standings.remove(&key),
+        };
+        if before != standing {
+            if let Some((leader, standing)) = before {
+                *self.broker(leader).count(standing) -= 1;
+            }
+            if let Some((leader, standing)) = standing {
+                *self.broker(leader).count(standing) += 1;
+            }
+        }
+        if let Some((leader, Standing::Wanted)) = before
+            && standing != before
+        {
+            self.broker(leader).session.set(key.clone(), None);
+        }
+        match place {
+            Some((leader, Some(wanted))) => self.broker(leader).session.set(key, Some(wanted)),
+            Some((_, None)) if partitions.get(&key).is_some_and(|partition| !partition.is_due(now)) => {
+                self.waiting.insert(key);
+            }
+            _ => {}
+        }
+    }
+
+    /// Whom a partition is fetched from, and what is wanted of it at the moment.
+    fn judge(&self, now: Instant, partition: &Partition) -> Option<(i32, Option<Wanted>)> {
+        let (leader, leader_epoch) = partition.leader?;
+        if partition.paused || matches!(partition.phase(), Phase::Failed(_)) {
+            return None;
+        }
+        let ready = partition.is_due(now) && partition.queue.bytes() < self.refill_below();
+        let wanted = partition.position().filter(|_| ready).map(|position| Wanted {
+            epoch: partition.epoch,
+            offset: position.fetch,
+            leader_epoch,
+            max_bytes: self.settings.max_partition_bytes,
+        });
+        Some((leader, wanted))
     }
 
     /// A broker's answer, or why there is none.
@@ -203,7 +264,9 @@ impl Fetcher {
     ) -> Effects {
         let mut effects = Effects::default();
         let Some(state) = self.brokers.get_mut(&broker) else { return effects };
-        let Some(in_flight) = state.in_flight.take_if(|out| out.epoch == epoch) else { return effects };
+        if state.in_flight.take_if(|out| out.epoch == epoch).is_none() {
+            return effects;
+        }
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
@@ -233,8 +296,9 @@ impl Fetcher {
             let name: Arc<str> = Arc::from(topic.topic.as_str());
             for data in topic.partitions {
                 let key = TopicPartition { topic: Arc::clone(&name), partition: data.partition_index };
-                let Some(asked) = in_flight.asked.get(&key) else { continue };
-                self.on_partition(now, &key, *asked, data, partitions, decompressor, &mut effects);
+                let session = self.brokers.get(&broker).map(|state| &state.session);
+                let Some(&asked) = session.and_then(|session| session.asked(&key)) else { continue };
+                self.on_partition(now, &key, asked, data, partitions, decompressor, &mut effects);
             }
         }
         effects
@@ -248,22 +312,22 @@ impl Fetcher {
         &self,
         now: Instant,
         key: &TopicPartition,
-        asked: (u64, i64),
+        asked: Wanted,
         data: wire::fetch_response::PartitionData,
         partitions: &mut Subscription,
         decompressor: &Decompressor,
         effects: &mut Effects,
     ) {
         let Some(partition) = partitions.get_mut(key) else { return };
-        let Phase::Fetching(position) = &mut partition.phase else { return };
-        if (partition.epoch, position.fetch) != asked {
+        let Some(mut fetch) = partition.position().map(|position| position.fetch) else { return };
+        if (partition.epoch, fetch) != (asked.epoch, asked.offset) {
             return; // it was released or moved while the answer was on its way
         }
         if data.error_code != 0 {
             // While there is something left to hand out nothing is reset, and nothing is asked in vain meanwhile.
             partition.retry_at = Some(now + self.settings.retry_backoff);
             let drained = partition.queue.is_empty();
-            self.on_partition_error(key, data.error_code, asked.1, drained, effects);
+            self.on_partition_error(key, data.error_code, asked.offset, drained, effects);
             return;
         }
         partition.high_watermark = Some(data.high_watermark);
@@ -286,15 +350,18 @@ impl Fetcher {
                     break;
                 }
             };
-            if batch.last_offset < position.fetch {
+            if batch.last_offset < fetch {
                 continue;
             }
             let skip = match &mut aborted {
                 Some(aborted) => aborted.skips(&batch, decompressor),
                 None => batch.is_control,
             };
-            position.fetch = batch.last_offset.saturating_add(1);
+            fetch = batch.last_offset.saturating_add(1);
             partition.queue.push(batch, skip);
+        }
+        if let Some(position) = partition.position_mut() {
+            position.fetch = fetch;
         }
         let added = partition.queue.bytes() - before;
         if added > 0 {
@@ -338,15 +405,6 @@ impl Fetcher {
             _ => effects.errors.push(told()),
         }
     }
-}
-
-/// What one leader could be asked for.
-#[derive(Debug, Default)]
-struct Plan {
-    wanted: BTreeMap<TopicPartition, Wanted>,
-    asked: BTreeMap<TopicPartition, (u64, i64)>,
-    /// A partition of this leader will want data soon: do not let the fetch wait long for the others.
-    left_out: bool,
 }
 
 #[cfg(test)]

@@ -35,11 +35,10 @@ impl Bench {
         };
         let mut partitions = Subscription::default();
         partitions.assign((0..).take(leaders.len()).map(key), &Phase::Fetching(Position::at(0)));
-        for ((_, partition), leader) in partitions.iter_mut().zip(leaders) {
-            partition.leader = Some((*leader, 0));
-        }
+        let now = time::now();
+        partitions.set_leaders(now, |key| Some((leaders[key.partition as usize], 0)));
         let fetcher = Fetcher::new(settings, Rng::new(1));
-        Self { fetcher, partitions, decompressor: Decompressor::new(), now: time::now() }
+        Self { fetcher, partitions, decompressor: Decompressor::new(), now }
     }
 
     fn plan(&mut self) -> Option<FetchAction> {
@@ -327,7 +326,7 @@ fn a_lost_connection_pauses_the_broker_and_opens_a_new_session() {
     let lost = Error::new(crate::error::ErrorKind::Disconnected, "lost");
     assert!(bench.answered(&fetch, Err(lost)).refresh_metadata);
     assert!(bench.plan().is_none());
-    bench.now = bench.fetcher.poll_timeout(bench.now).unwrap();
+    bench.now = bench.fetcher.poll_timeout(bench.now, &bench.partitions).unwrap();
     let fetch = bench.plan().unwrap();
     assert_eq!((fetch.request.epoch, Bench::sent(&fetch)), (0, vec![(0, 0)]));
 }

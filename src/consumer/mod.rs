@@ -346,8 +346,7 @@ impl KafkaConsumer {
 
     /// The partitions that are paused, sorted.
     pub fn paused(&self) -> Vec<TopicPartition> {
-        let core = self.shared.lock();
-        core.subscription.iter().filter(|(_, p)| p.paused).map(|(key, _)| key.clone()).collect()
+        self.shared.lock().subscription.paused().cloned().collect()
     }
 
     /// How many offsets each assigned partition is behind the end of its log, as of the last fetch; partitions that were

@@ -9,6 +9,8 @@ use crate::record::TopicPartition;
 /// What is asked of one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Wanted {
+    /// Of the partition's life in this consumer; not sent.
+    pub(crate) epoch: u64,
     pub(crate) offset: i64,
     /// KIP-320: what we believe the leader's epoch is; -1 where unknown.
     pub(crate) leader_epoch: i32,
@@ -35,27 +37,46 @@ const NO_SESSION: i32 = 0;
 pub(crate) struct Session {
     id: i32,
     epoch: i32,
-    /// What the broker has on its list.
+    /// What the broker has on its list, the last request included.
     known: BTreeMap<TopicPartition, Wanted>,
+    /// What the next request changes.
+    changes: BTreeMap<TopicPartition, Option<Wanted>>,
 }
 
 impl Session {
-    /// The next request for exactly these partitions.
-    pub(crate) fn request(&mut self, wanted: BTreeMap<TopicPartition, Wanted>) -> SessionRequest {
-        let (id, epoch) = (self.id, self.epoch);
-        if epoch == INITIAL_EPOCH {
-            let partitions = wanted.iter().map(|(key, wanted)| (key.clone(), *wanted)).collect();
-            self.known = wanted;
-            return SessionRequest { id, epoch, partitions, forgotten: Vec::new() };
+    /// What is wanted of a partition from the next request on; `None`: nothing.
+    pub(crate) fn set(&mut self, partition: TopicPartition, wanted: Option<Wanted>) {
+        self.changes.insert(partition, wanted);
+    }
+
+    /// What the last request asked of a partition, be it by silence.
+    pub(crate) fn asked(&self, partition: &TopicPartition) -> Option<&Wanted> {
+        self.known.get(partition)
+    }
+
+    /// The next request.
+    pub(crate) fn request(&mut self) -> SessionRequest {
+        if self.epoch == INITIAL_EPOCH {
+            for (key, wanted) in std::mem::take(&mut self.known) {
+                self.changes.entry(key).or_insert(Some(wanted));
+            }
         }
-        let partitions = wanted
-            .iter()
-            .filter(|(key, wanted)| self.known.get(*key) != Some(*wanted))
-            .map(|(key, wanted)| (key.clone(), *wanted))
-            .collect();
-        let forgotten = self.known.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
-        self.known = wanted;
-        SessionRequest { id, epoch, partitions, forgotten }
+        let (mut partitions, mut forgotten) = (Vec::new(), Vec::new());
+        for (key, change) in std::mem::take(&mut self.changes) {
+            match change {
+                Some(wanted) => {
+                    if self.known.insert(key.clone(), wanted) != Some(wanted) {
+                        partitions.push((key, wanted));
+                    }
+                }
+                None => {
+                    if self.known.remove(&key).is_some() {
+                        forgotten.push(key);
+                    }
+                }
+            }
+        }
+        SessionRequest { id: self.id, epoch: self.epoch, partitions, forgotten }
     }
 
     /// The broker answered the last request. False if the answer holds nothing but "begin anew".
@@ -63,7 +84,7 @@ impl Session {
         match error {
             0 if session_id == NO_SESSION => {
                 // The broker has no room for sessions, or is too old for them: every fetch is a full one.
-                *self = Self::default();
+                (self.id, self.epoch) = (NO_SESSION, INITIAL_EPOCH);
                 true
             }
             0 => {
@@ -72,7 +93,7 @@ impl Session {
                 true
             }
             SESSION_ID_NOT_FOUND => {
-                *self = Self::default();
+                (self.id, self.epoch) = (NO_SESSION, INITIAL_EPOCH);
                 false
             }
             _ => {
@@ -85,7 +106,6 @@ impl Session {
     /// No answer, so the broker may or may not have counted the request: replace its session by a new one.
     pub(crate) fn handle_failure(&mut self) {
         self.epoch = INITIAL_EPOCH;
-        self.known.clear();
     }
 }
 
@@ -93,9 +113,16 @@ impl Session {
 mod tests {
     use super::*;
 
-    fn wanted(list: &[(i32, i64)]) -> BTreeMap<TopicPartition, Wanted> {
-        let wanted = |offset| Wanted { offset, leader_epoch: 0, max_bytes: 100 };
-        list.iter().map(|(p, offset)| (TopicPartition::new("t", *p), wanted(*offset))).collect()
+    /// Wants exactly these partitions.
+    fn request(session: &mut Session, list: &[(i32, i64)]) -> SessionRequest {
+        for key in session.known.keys().cloned().collect::<Vec<_>>() {
+            session.set(key, None);
+        }
+        for (partition, offset) in list {
+            let wanted = Wanted { epoch: 1, offset: *offset, leader_epoch: 0, max_bytes: 100 };
+            session.set(TopicPartition::new("t", *partition), Some(wanted));
+        }
+        session.request()
     }
 
     fn shown(request: &SessionRequest) -> (i32, i32, Vec<(i32, i64)>, Vec<i32>) {
@@ -106,23 +133,39 @@ mod tests {
     #[test]
     fn the_first_fetch_is_full_and_later_ones_send_what_changed() {
         let mut session = Session::default();
-        assert_eq!(shown(&session.request(wanted(&[(0, 5), (1, 6)]))), (0, 0, vec![(0, 5), (1, 6)], vec![]));
+        assert_eq!(shown(&request(&mut session, &[(0, 5), (1, 6)])), (0, 0, vec![(0, 5), (1, 6)], vec![]));
         assert!(session.handle_answer(0, 77));
-        assert_eq!(shown(&session.request(wanted(&[(0, 9), (1, 6)]))), (77, 1, vec![(0, 9)], vec![]));
+        assert_eq!(shown(&request(&mut session, &[(0, 9), (1, 6)])), (77, 1, vec![(0, 9)], vec![]));
         assert!(session.handle_answer(0, 77));
-        assert_eq!(shown(&session.request(wanted(&[(1, 6), (2, 0)]))), (77, 2, vec![(2, 0)], vec![0]));
+        assert_eq!(shown(&request(&mut session, &[(1, 6), (2, 0)])), (77, 2, vec![(2, 0)], vec![0]));
         assert!(session.handle_answer(0, 77));
-        assert_eq!(shown(&session.request(wanted(&[(1, 6), (2, 0)]))), (77, 3, vec![], vec![]));
+        assert_eq!(shown(&request(&mut session, &[(1, 6), (2, 0)])), (77, 3, vec![], vec![]));
     }
 
     #[test]
     fn a_partition_that_was_forgotten_is_sent_again_when_it_comes_back() {
         let mut session = Session::default();
-        session.request(wanted(&[(0, 5), (1, 6)]));
+        request(&mut session, &[(0, 5), (1, 6)]);
         session.handle_answer(0, 77);
-        session.request(wanted(&[(0, 5)]));
+        request(&mut session, &[(0, 5)]);
         session.handle_answer(0, 77);
-        assert_eq!(shown(&session.request(wanted(&[(0, 5), (1, 6)]))), (77, 2, vec![(1, 6)], vec![]));
+        assert_eq!(shown(&request(&mut session, &[(0, 5), (1, 6)])), (77, 2, vec![(1, 6)], vec![]));
+    }
+
+    #[test]
+    fn what_was_asked_holds_until_the_next_request_and_a_change_is_sent_once() {
+        let mut session = Session::default();
+        request(&mut session, &[(0, 5)]);
+        session.handle_answer(0, 77);
+        let key = TopicPartition::new("t", 0);
+        let moved = Wanted { epoch: 1, offset: 9, leader_epoch: 0, max_bytes: 100 };
+        session.set(key.clone(), Some(moved));
+        assert_eq!(session.asked(&key).unwrap().offset, 5);
+        assert_eq!(shown(&session.request()), (77, 1, vec![(0, 9)], vec![]));
+        assert_eq!(session.asked(&key), Some(&moved));
+        session.handle_answer(0, 77);
+        session.set(key, Some(moved));
+        assert_eq!(shown(&session.request()), (77, 2, vec![], vec![]));
     }
 
     #[test]
@@ -130,11 +173,11 @@ mod tests {
         // (error, id of the next request): an unknown session is left alone, one out of step is replaced by its id.
         for (error, id) in [(SESSION_ID_NOT_FOUND, 0), (INVALID_SESSION_EPOCH, 77), (-1, 77)] {
             let mut session = Session::default();
-            session.request(wanted(&[(0, 5)]));
+            request(&mut session, &[(0, 5)]);
             session.handle_answer(0, 77);
-            session.request(wanted(&[(0, 6)]));
+            request(&mut session, &[(0, 6)]);
             assert!(!session.handle_answer(error, 0));
-            assert_eq!(shown(&session.request(wanted(&[(0, 6)]))), (id, 0, vec![(0, 6)], vec![]));
+            assert_eq!(shown(&request(&mut session, &[(0, 6)])), (id, 0, vec![(0, 6)], vec![]));
         }
     }
 
@@ -142,14 +185,14 @@ mod tests {
     fn a_broker_without_sessions_gets_full_fetches() {
         let mut session = Session::default();
         for _ in 0..2 {
-            assert_eq!(shown(&session.request(wanted(&[(0, 5)]))), (0, 0, vec![(0, 5)], vec![]));
+            assert_eq!(shown(&request(&mut session, &[(0, 5)])), (0, 0, vec![(0, 5)], vec![]));
             assert!(session.handle_answer(0, 0));
         }
     }
 
     #[test]
     fn the_session_epoch_wraps_to_one_since_zero_opens_a_session() {
-        let mut session = Session { id: 7, epoch: i32::MAX, known: BTreeMap::new() };
+        let mut session = Session { id: 7, epoch: i32::MAX, ..Session::default() };
         session.handle_answer(0, 7);
         assert_eq!(session.epoch, 1);
     }

@@ -3,9 +3,12 @@
 //! Three offsets per partition, always `covered <= next <= fetch`: `fetch` is asked of the broker next, `next` is handed
 //! out next, `covered` is what an automatic commit may commit: records handed out by *earlier* polls. A partition's epoch
 //! changes with every assignment and seek, so that answers and decoded batches of its earlier life are dropped.
+//!
+//! Nothing that happens with every fetch or poll goes over all partitions: those that look for an offset, those that have
+//! failed, and those that the fetcher must look at again are listed apart.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -62,7 +65,7 @@ impl Position {
 pub(crate) struct Partition {
     pub(crate) epoch: u64,
     pub(crate) paused: bool,
-    pub(crate) phase: Phase,
+    phase: Phase,
     pub(crate) queue: Queue,
     /// A look-up of its offset is out.
     pub(crate) asked: bool,
@@ -76,6 +79,8 @@ pub(crate) struct Partition {
     is_ready: bool,
     /// It stands in `Subscription::uncovered`.
     is_uncovered: bool,
+    /// It stands in `Subscription::touched`.
+    is_touched: bool,
 }
 
 impl Partition {
@@ -84,6 +89,17 @@ impl Partition {
             Phase::Fetching(position) => Some(position),
             _ => None,
         }
+    }
+
+    pub(crate) fn position_mut(&mut self) -> Option<&mut Position> {
+        match &mut self.phase {
+            Phase::Fetching(position) => Some(position),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn phase(&self) -> &Phase {
+        &self.phase
     }
 
     pub(crate) fn is_due(&self, now: Instant) -> bool {
@@ -137,6 +153,12 @@ pub(crate) struct Subscription {
     ready: VecDeque<TopicPartition>,
     /// Partitions that handed out records since the last poll began.
     uncovered: Vec<TopicPartition>,
+    /// Partitions whose first offset is being looked for.
+    unsettled: BTreeSet<TopicPartition>,
+    failed: BTreeSet<TopicPartition>,
+    paused: BTreeSet<TopicPartition>,
+    /// Partitions of which the fetcher may want something else than before. Some may not be assigned any more.
+    touched: Vec<TopicPartition>,
     /// Bytes buffered in all queues.
     buffered: usize,
     wants_fetch: bool,
@@ -158,7 +180,9 @@ impl Subscription {
         self.partitions.get(partition)
     }
 
+    /// For the fetcher and for look-ups: the fetcher looks at the partition again.
     pub(crate) fn get_mut(&mut self, partition: &TopicPartition) -> Option<&mut Partition> {
+        self.touch(partition);
         self.partitions.get_mut(partition)
     }
 
@@ -166,8 +190,70 @@ impl Subscription {
         self.partitions.iter()
     }
 
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&TopicPartition, &mut Partition)> {
-        self.partitions.iter_mut()
+    /// Partitions that wait for an offset to start from.
+    pub(crate) fn unsettled(&self) -> impl Iterator<Item = (&TopicPartition, &Partition)> {
+        self.unsettled.iter().filter_map(|key| self.partitions.get_key_value(key))
+    }
+
+    pub(crate) fn each_unsettled(&mut self, mut each: impl FnMut(&TopicPartition, &mut Partition)) {
+        for key in &self.unsettled {
+            if let Some(partition) = self.partitions.get_mut(key) {
+                each(key, partition);
+            }
+        }
+    }
+
+    pub(crate) fn paused(&self) -> impl Iterator<Item = &TopicPartition> {
+        self.paused.iter()
+    }
+
+    /// One of the partitions that changed in what may be fetched of them, each once.
+    pub(crate) fn pop_touched(&mut self) -> Option<TopicPartition> {
+        let key = self.touched.pop()?;
+        if let Some(partition) = self.partitions.get_mut(&key) {
+            partition.is_touched = false;
+        }
+        Some(key)
+    }
+
+    fn touch(&mut self, key: &TopicPartition) {
+        if let Some(partition) = self.partitions.get_mut(key)
+            && !partition.is_touched
+        {
+            partition.is_touched = true;
+            self.touched.push(key.clone());
+        }
+    }
+
+    /// Takes over who leads which partition. A new leader is worth asking at once. True if all have one.
+    pub(crate) fn set_leaders(
+        &mut self,
+        now: Instant,
+        leader: impl Fn(&TopicPartition) -> Option<(i32, i32)>,
+    ) -> bool {
+        let mut all = true;
+        for (key, partition) in &mut self.partitions {
+            let leader = leader(key);
+            all &= leader.is_some();
+            if leader != partition.leader {
+                partition.leader = leader;
+                partition.retry_at = partition.retry_at.map(|at| at.min(now));
+                if !std::mem::replace(&mut partition.is_touched, true) {
+                    self.touched.push(key.clone());
+                }
+            }
+        }
+        all
+    }
+
+    fn set_phase(&mut self, key: &TopicPartition, phase: Phase) {
+        let Some(partition) = self.partitions.get_mut(key) else { return };
+        list(&mut self.unsettled, key, matches!(phase, Phase::AwaitingCommitted | Phase::AwaitingReset(_)));
+        list(&mut self.failed, key, matches!(phase, Phase::Failed(_)));
+        partition.phase = phase;
+        partition.asked = false;
+        partition.retry_at = None;
+        self.touch(key);
     }
 
     pub(crate) fn buffered(&self) -> usize {
@@ -178,13 +264,22 @@ impl Subscription {
     pub(crate) fn assign(&mut self, partitions: impl IntoIterator<Item = TopicPartition>, start: &Phase) {
         let mut before = std::mem::take(&mut self.partitions);
         for key in partitions {
-            let kept = before.remove(&key);
-            let partition = kept.unwrap_or_else(|| self.fresh(start.clone()));
-            self.partitions.insert(key, partition);
+            if let Some(kept) = before.remove(&key) {
+                self.partitions.insert(key, kept);
+            } else {
+                let fresh = self.fresh();
+                self.partitions.insert(key.clone(), fresh);
+                self.set_phase(&key, start.clone());
+            }
         }
+        // The fetcher learns what is gone.
+        self.touched.extend(before.into_keys());
         let partitions = &self.partitions;
         self.ready.retain(|key| partitions.contains_key(key));
         self.uncovered.retain(|key| partitions.contains_key(key));
+        self.unsettled.retain(|key| partitions.contains_key(key));
+        self.failed.retain(|key| partitions.contains_key(key));
+        self.paused.retain(|key| partitions.contains_key(key));
         self.buffered = self.partitions.values().map(|partition| partition.queue.bytes()).sum();
     }
 
@@ -193,11 +288,11 @@ impl Subscription {
         self.assign([], &Phase::AwaitingCommitted);
     }
 
-    fn fresh(&mut self, phase: Phase) -> Partition {
+    fn fresh(&mut self) -> Partition {
         Partition {
             epoch: self.epoch(),
             paused: false,
-            phase,
+            phase: Phase::AwaitingCommitted,
             queue: Queue::default(),
             asked: false,
             retry_at: None,
@@ -207,6 +302,7 @@ impl Subscription {
             committed: None,
             is_ready: false,
             is_uncovered: false,
+            is_touched: false,
         }
     }
 
@@ -223,20 +319,14 @@ impl Subscription {
         self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
         partition.queue = Queue::default();
         partition.epoch = epoch;
-        partition.phase = phase;
-        partition.asked = false;
-        partition.retry_at = None;
+        self.set_phase(key, phase);
         // It stays in `ready` and `uncovered` if it is there; both check before they act.
         true
     }
 
     /// A position found by a look-up, or set by a seek.
     pub(crate) fn set_position(&mut self, key: &TopicPartition, offset: i64) {
-        if let Some(partition) = self.partitions.get_mut(key) {
-            partition.phase = Phase::Fetching(Position::at(offset));
-            partition.asked = false;
-            partition.retry_at = None;
-        }
+        self.set_phase(key, Phase::Fetching(Position::at(offset)));
     }
 
     /// The user seeks: as in Java, the next automatic commit commits the new place.
@@ -270,7 +360,9 @@ impl Subscription {
     pub(crate) fn set_paused(&mut self, key: &TopicPartition, paused: bool) -> bool {
         let Some(partition) = self.partitions.get_mut(key) else { return false };
         partition.paused = paused;
+        list(&mut self.paused, key, paused);
         self.mark_ready(key);
+        self.touch(key);
         true
     }
 
@@ -282,9 +374,10 @@ impl Subscription {
 
     /// Drops what is buffered of paused partitions, to make room for those that are not; it is fetched again.
     pub(crate) fn evict_paused(&mut self) {
-        for partition in self.partitions.values_mut() {
+        for key in &self.paused {
+            let Some(partition) = self.partitions.get_mut(key) else { continue };
             let queue = &partition.queue;
-            if !partition.paused || queue.is_empty() || queue.is_checked_out() {
+            if queue.is_empty() || queue.is_checked_out() {
                 continue;
             }
             if let Phase::Fetching(position) = &mut partition.phase {
@@ -319,6 +412,9 @@ impl Subscription {
             self.buffered = self.buffered.saturating_sub(bytes - partition.queue.bytes());
             if bytes >= refill_below && partition.queue.bytes() < refill_below {
                 self.wants_fetch = true;
+                if !std::mem::replace(&mut partition.is_touched, true) {
+                    self.touched.push(key.clone());
+                }
             }
             match taken {
                 Taken::Chunk(chunk) => {
@@ -409,7 +505,7 @@ impl Subscription {
 
     /// Why the first failed partition failed.
     pub(crate) fn failure(&self) -> Option<Error> {
-        self.partitions.values().find_map(|partition| match &partition.phase {
+        self.failed.iter().find_map(|key| match &self.partitions.get(key)?.phase {
             Phase::Failed(error) => Some(error.clone()),
             _ => None,
         })
@@ -420,5 +516,14 @@ impl Subscription {
         let mut topics: Vec<_> = self.partitions.keys().map(|key| Arc::clone(&key.topic)).collect();
         topics.dedup();
         topics
+    }
+}
+
+/// Whether a partition stands in a list.
+fn list(list: &mut BTreeSet<TopicPartition>, key: &TopicPartition, stands: bool) {
+    if stands {
+        list.insert(key.clone());
+    } else {
+        list.remove(key);
     }
 }
