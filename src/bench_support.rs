@@ -101,7 +101,8 @@ impl Decoder {
 /// The queues of one topic behind their locks, as the producer has them.
 #[derive(Debug)]
 pub struct Accumulator {
-    queues: Vec<Mutex<Queue>>,
+    /// Apart in memory, as the producer has them.
+    queues: Vec<Arc<Mutex<Queue>>>,
     limits: Arc<Limits>,
     memory: Memory,
     compressor: Compressor,
@@ -122,7 +123,8 @@ impl Accumulator {
             idempotent: true,
         });
         let topic: Arc<str> = "orders".into();
-        let queue = |partition| Mutex::new(Queue::new(Arc::clone(&topic), partition, Arc::clone(&limits)));
+        let queue =
+            |partition| Arc::new(Mutex::new(Queue::new(Arc::clone(&topic), partition, Arc::clone(&limits))));
         let queues = (0..partitions).map(queue).collect();
         let compressor = Compressor::new(Compression::None, None)?;
         Ok(Self { queues, limits, memory: Memory::new(BUFFER_MEMORY), compressor })

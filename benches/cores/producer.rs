@@ -11,16 +11,25 @@ const RECORDS: usize = 80_000;
 /// threads. Allocations are those of the first thread. With one partition all threads meet in one lock.
 #[divan::bench(args = [1, 2, 8], consts = [1, 6], sample_size = 1, sample_count = 50)]
 fn append<const PARTITIONS: usize>(bencher: Bencher<'_, '_>, threads: usize) {
-    let accumulator = Accumulator::new(PARTITIONS as i32).unwrap();
+    append_with(bencher, threads, PARTITIONS, |thread, record| (thread + record) % PARTITIONS);
+}
+
+fn append_with(
+    bencher: Bencher<'_, '_>,
+    threads: usize,
+    partitions: usize,
+    choose: impl Fn(usize, usize) -> usize + Copy + Sync,
+) {
+    let accumulator = Accumulator::new(partitions as i32).unwrap();
     let value = crate::value(100);
     let work = |thread: usize| {
         for record in 0..RECORDS / threads {
-            let partition = (thread + record) % PARTITIONS;
+            let partition = choose(thread, record);
             drop(accumulator.append(partition, black_box(KEY), black_box(&value)).unwrap());
         }
     };
     // Buffers of full size for all partitions, as in steady state.
-    work(0);
+    (0..threads).for_each(work);
     bencher.counter(ItemsCount::new(RECORDS)).bench_local(|| {
         std::thread::scope(|scope| {
             for thread in 1..threads {
@@ -29,6 +38,12 @@ fn append<const PARTITIONS: usize>(bencher: Bencher<'_, '_>, threads: usize) {
             work(0);
         });
     });
+}
+
+/// The same with a partition for each thread: what is slower with two threads than with one meets outside of the queues.
+#[divan::bench(args = [1, 2], sample_size = 1, sample_count = 50)]
+fn append_apart(bencher: Bencher<'_, '_>, threads: usize) {
+    append_with(bencher, threads, threads, |thread, _| thread);
 }
 
 /// 1,000 keys of this length.
