@@ -14,6 +14,10 @@ fmt:
 clippy:
     cargo clippy --workspace --all-targets --locked -- -D warnings
 
+# times and allocations of the internals; a name picks some: just bench codecs
+bench *ARGS:
+    cargo bench --locked -p dtkafka --features unstable-benches --bench cores -- {{ ARGS }}
+
 # no crate that needs a C toolchain
 no-c-graph:
     tests/no-c-graph

@@ -55,6 +55,9 @@
 
 mod admin;
 mod batch;
+#[cfg(feature = "unstable-benches")]
+#[doc(hidden)]
+pub mod bench_support;
 mod cluster;
 mod config;
 mod connection;

@@ -4,7 +4,7 @@
 //! The handle mutates the core under its lock and wakes the driver; it sends nothing through channels, so that a dropped
 //! future loses nothing. The lock is never held across an await, nor while records are decoded.
 
-mod assignor;
+pub(crate) mod assignor;
 mod buffer;
 mod core;
 mod fetch;

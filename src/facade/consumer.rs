@@ -88,7 +88,7 @@ pub struct Consumer {
     client: Option<KafkaConsumer>,
     /// For dead letters; made with the first one.
     dead_letters: Option<KafkaProducer>,
-    dispatch: Dispatch,
+    pub(crate) dispatch: Dispatch,
     /// Topics whose missing handler was logged.
     unhandled: BTreeSet<Arc<str>>,
 }
@@ -344,7 +344,10 @@ impl Consumer {
     }
 
     /// Handles what was polled, until `shutdown`, then commits. Returns how many records were handled.
-    async fn dispatch<S: Future<Output = ()>>(&mut self, mut shutdown: Pin<&mut S>) -> Result<usize> {
+    pub(crate) async fn dispatch<S: Future<Output = ()>>(
+        &mut self,
+        mut shutdown: Pin<&mut S>,
+    ) -> Result<usize> {
         let stop = Stop::default();
         let mut count = 0;
         let outcome = loop {

@@ -16,7 +16,7 @@ use crate::record::{ConsumerRecord, TopicPartition};
 pub(super) type Offsets = BTreeMap<TopicPartition, i64>;
 
 #[derive(Debug, Default)]
-pub(super) struct Dispatch {
+pub(crate) struct Dispatch {
     /// Handed out by the client, not yet handled; the first may be in its handlers.
     waiting: VecDeque<ConsumerRecord>,
     /// Handled but not yet committed: the offset after the last record handled.
@@ -25,7 +25,7 @@ pub(super) struct Dispatch {
 
 impl Dispatch {
     /// Takes the records of a poll.
-    pub(super) fn push(&mut self, records: impl IntoIterator<Item = ConsumerRecord>) {
+    pub(crate) fn push(&mut self, records: impl IntoIterator<Item = ConsumerRecord>) {
         self.waiting.extend(records);
     }
 

@@ -4,12 +4,12 @@
 //! Locks, in this order and never across an await: the topic map (read), then one partition's queue. Appending takes
 //! only its partition's lock, so that many threads can append to many partitions.
 
-mod accumulator;
-mod identity;
-mod memory;
-mod outcome;
-mod partitioner;
-mod receipt;
+pub(crate) mod accumulator;
+pub(crate) mod identity;
+pub(crate) mod memory;
+pub(crate) mod outcome;
+pub(crate) mod partitioner;
+pub(crate) mod receipt;
 mod task;
 
 use std::{
