@@ -117,7 +117,7 @@ async fn produce_share(
     task: u64,
     started: Instant,
 ) -> Result<Duration, Failure> {
-    let most = (WINDOW_BYTES / (args.size + 16)).clamp(1, WINDOW_RECORDS);
+    let most = (WINDOW_BYTES / (args.size + 16)).clamp(1, WINDOW_RECORDS).div_ceil(args.tasks as usize);
     let mut window: VecDeque<Delivery> = VecDeque::with_capacity(most);
     let mut first_ack = None;
     let mut json = Vec::new();

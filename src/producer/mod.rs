@@ -1,8 +1,8 @@
 //! The producer's handle: takes records, waits for memory, picks partitions, hands out deliveries.
 //!
 //! One driver task ([`task`]) sends. The handle never talks to a broker itself but for the first look at a topic.
-//! Locks, in this order and never across an await: the topic map (read), then one partition's queue. Appending takes
-//! only its partition's lock, so that many threads can append to many partitions.
+//! Appending takes only its partition's lock, so that many threads can append to many partitions; the topics are a
+//! snapshot, replaced whole. No two locks are held at once but by the making of a snapshot, and none across an await.
 
 pub(crate) mod accumulator;
 pub(crate) mod identity;
@@ -13,13 +13,13 @@ pub(crate) mod receipt;
 mod task;
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     future::IntoFuture,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -63,7 +63,9 @@ struct Shared {
     /// For batches that must be split.
     decompressor: Decompressor,
     memory: Memory,
-    topics: RwLock<BTreeMap<Arc<str>, Arc<TopicQueues>>>,
+    topics: RwLock<Arc<Topics>>,
+    /// That of `topics`, for the path of every record.
+    topics_version: AtomicU64,
     /// Queues with something to send that the task has not seen yet.
     scheduled: Mutex<Vec<Arc<PartitionQueue>>>,
     wake: Notify,
@@ -80,6 +82,20 @@ enum Closing {
     /// Everything leaves at once; what is not delivered by then is given up.
     Draining(Instant),
     Done,
+}
+
+/// The topics in use: a snapshot, replaced whole.
+#[derive(Default)]
+struct Topics {
+    /// No two snapshots of any producers have the same. 0: of none.
+    version: u64,
+    queues: BTreeMap<Arc<str>, Arc<TopicQueues>>,
+}
+
+impl Topics {
+    fn partitions(&self) -> impl Iterator<Item = &Arc<PartitionQueue>> {
+        self.queues.values().flat_map(|topic| &topic.partitions)
+    }
 }
 
 /// A topic's partitions; replaced when the topic gets more of them.
@@ -105,7 +121,12 @@ impl PartitionQueue {
 thread_local! {
     /// JSON is written here before it is copied into its batch, so that sending allocates nothing.
     static JSON: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    /// The topics that this thread has seen last. A reader's lock would be written to with each record, and its memory would
+    /// wander between the cores that send. Kept until the thread uses another producer: some hundred bytes a partition.
+    static TOPICS: RefCell<Arc<Topics>> = RefCell::default();
 }
+
+static NEXT_TOPICS_VERSION: AtomicU64 = AtomicU64::new(1);
 
 impl KafkaProducer {
     /// Starts the driver task and waits for the first answer of a broker.
@@ -125,7 +146,8 @@ impl KafkaProducer {
             memory: Memory::new(settings.buffer_memory),
             cluster,
             limits,
-            topics: RwLock::new(BTreeMap::new()),
+            topics: RwLock::default(),
+            topics_version: AtomicU64::new(0),
             scheduled: Mutex::new(Vec::new()),
             wake: Notify::new(),
             closing: watch::channel(Closing::Open).0,
@@ -188,8 +210,8 @@ impl KafkaProducer {
     pub async fn flush(&self) -> Result<()> {
         let shared = self.shared();
         let mut unresolved = Vec::new();
-        let topics: Vec<Arc<TopicQueues>> = shared.read_topics().values().cloned().collect();
-        for partition in topics.iter().flat_map(|topic| &topic.partitions) {
+        let topics = shared.topics();
+        for partition in topics.partitions() {
             let mut queue = partition.lock();
             queue.close_open();
             unresolved.extend(queue.unresolved().cloned());
@@ -249,7 +271,7 @@ impl KafkaProducer {
     pub async fn partitions_for(&self, topic: &str) -> Result<usize> {
         let shared = self.shared();
         shared.learn_topic(topic, time::now() + shared.settings.max_block).await?;
-        Ok(shared.read_topics().get(topic).map_or(0, |topic| topic.partitions.len()))
+        Ok(shared.topics().queues.get(topic).map_or(0, |topic| topic.partitions.len()))
     }
 
     /// Bytes of `buffer.memory` in use.
@@ -358,23 +380,27 @@ impl Shared {
             return Err(self.fatal_error().unwrap_or_else(|| Error::closed("producer")));
         }
         let parts = self.check(record)?;
-        let topics = self.read_topics();
-        let Some(topic) = topics.get(record.topic) else { return Ok(Attempt::Wait(Wait::Topic)) };
-        let partition = self.choose_partition(topic, record, &parts)?;
-        let mut queue = partition.lock();
-        match queue.append(&parts, time::now, &self.memory, credit) {
-            Appended::Done { delivery, wake, schedule } => {
-                drop(queue);
-                if schedule {
-                    self.scheduled().push(Arc::clone(partition));
-                }
-                if wake {
-                    self.wake.notify_one();
-                }
-                Ok(Attempt::Done(delivery))
+        TOPICS.with_borrow_mut(|topics| {
+            if topics.version != self.topics_version.load(Ordering::Acquire) {
+                *topics = self.topics();
             }
-            Appended::NeedMemory(bytes) => Ok(Attempt::Wait(Wait::Memory(bytes))),
-        }
+            let Some(topic) = topics.queues.get(record.topic) else { return Ok(Attempt::Wait(Wait::Topic)) };
+            let partition = self.choose_partition(topic, record, &parts)?;
+            let mut queue = partition.lock();
+            match queue.append(&parts, time::now, &self.memory, credit) {
+                Appended::Done { delivery, wake, schedule } => {
+                    drop(queue);
+                    if schedule {
+                        self.scheduled().push(Arc::clone(partition));
+                    }
+                    if wake {
+                        self.wake.notify_one();
+                    }
+                    Ok(Attempt::Done(delivery))
+                }
+                Appended::NeedMemory(bytes) => Ok(Attempt::Wait(Wait::Memory(bytes))),
+            }
+        })
     }
 
     /// The slow road: learns the topic or waits for memory, as often as needed.
@@ -459,8 +485,8 @@ impl Shared {
         let Some(known) = metadata.topics.get(name).filter(|topic| !topic.partitions.is_empty()) else {
             return;
         };
-        let mut topics = self.write_topics();
-        let mut partitions = topics.get(name).map_or_else(Vec::new, |topic| topic.partitions.clone());
+        let mut topics = self.topics.write().unwrap_or_else(PoisonError::into_inner);
+        let mut partitions = topics.queues.get(name).map_or_else(Vec::new, |topic| topic.partitions.clone());
         for (index, partition) in known.partitions.iter().enumerate() {
             match partitions.get(index) {
                 Some(queue) => queue.has_leader.store(partition.leader.is_some(), Ordering::Relaxed),
@@ -472,18 +498,21 @@ impl Shared {
                 })),
             }
         }
-        if topics.get(name).is_some_and(|topic| topic.partitions.len() == partitions.len()) {
+        if topics.queues.get(name).is_some_and(|topic| topic.partitions.len() == partitions.len()) {
             return;
         }
         let sticky = Mutex::new(Sticky::new(Rng::from_entropy(), partitions.len()));
-        topics.insert(Arc::clone(name), Arc::new(TopicQueues { name: Arc::clone(name), partitions, sticky }));
+        let mut queues = topics.queues.clone();
+        queues.insert(Arc::clone(name), Arc::new(TopicQueues { name: Arc::clone(name), partitions, sticky }));
+        let version = NEXT_TOPICS_VERSION.fetch_add(1, Ordering::Relaxed);
+        *topics = Arc::new(Topics { version, queues });
+        self.topics_version.store(version, Ordering::Release);
     }
 
     /// Takes over a new snapshot for all topics in use.
     fn update_topics(&self, metadata: &Metadata) {
-        let names: Vec<Arc<str>> = self.read_topics().values().map(|topic| Arc::clone(&topic.name)).collect();
-        for name in names {
-            self.update_topic(&name, metadata);
+        for topic in self.topics().queues.values() {
+            self.update_topic(&topic.name, metadata);
         }
     }
 
@@ -502,9 +531,8 @@ impl Shared {
             }
             change
         });
-        let topics: Vec<Arc<TopicQueues>> = self.read_topics().values().cloned().collect();
         let mut unresolved = Vec::new();
-        for partition in topics.iter().flat_map(|topic| &topic.partitions) {
+        for partition in self.topics().partitions() {
             unresolved.extend(partition.lock().unresolved().cloned());
         }
         self.wake.notify_one();
@@ -525,12 +553,8 @@ impl Shared {
         self.scheduled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read_topics(&self) -> RwLockReadGuard<'_, BTreeMap<Arc<str>, Arc<TopicQueues>>> {
-        self.topics.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write_topics(&self) -> RwLockWriteGuard<'_, BTreeMap<Arc<str>, Arc<TopicQueues>>> {
-        self.topics.write().unwrap_or_else(PoisonError::into_inner)
+    fn topics(&self) -> Arc<Topics> {
+        Arc::clone(&self.topics.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
