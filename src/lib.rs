@@ -64,6 +64,7 @@ mod connection;
 mod consumer;
 mod error;
 mod facade;
+mod flights;
 mod producer;
 mod record;
 mod time;

@@ -7,8 +7,6 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
-
 use super::{
     Shared,
     assignor::{Assignment, Assignor, Subscriber},
@@ -19,11 +17,10 @@ use super::{
 use crate::{
     connection::api::wire,
     error::Result,
+    flights::Flights,
     record::TopicPartition,
     time::{self, Instant},
 };
-
-type Work = std::pin::Pin<Box<dyn Future<Output = Event> + Send>>;
 
 /// What came of an action.
 enum Event {
@@ -42,7 +39,7 @@ pub(super) fn spawn(shared: Arc<Shared>) {
 }
 
 async fn run(shared: Arc<Shared>) {
-    let mut work: FuturesUnordered<Work> = FuturesUnordered::new();
+    let mut work = Flights::new();
     let mut metadata = shared.cluster.subscribe();
     metadata.mark_changed();
     let mut actions = Vec::new();
@@ -58,7 +55,7 @@ async fn run(shared: Arc<Shared>) {
         };
         shared.tell();
         for action in actions.drain(..) {
-            start(&shared, action, &mut work);
+            start(&shared, action, &work);
         }
         if closed {
             // What is still out is dropped: nobody waits for it any more.
@@ -72,7 +69,7 @@ async fn run(shared: Arc<Shared>) {
         };
         tokio::select! {
             biased;
-            Some(event) = work.next() => handle(&shared, event),
+            event = work.next() => handle(&shared, event),
             () = shared.wake.notified() => {}
             Ok(()) = metadata.changed() => {
                 let snapshot = Arc::clone(&metadata.borrow_and_update());
@@ -83,7 +80,7 @@ async fn run(shared: Arc<Shared>) {
     }
 }
 
-fn start(shared: &Arc<Shared>, action: Action, work: &mut FuturesUnordered<Work>) {
+fn start(shared: &Arc<Shared>, action: Action, work: &Flights<Event>) {
     let shared = Arc::clone(shared);
     match action {
         Action::RefreshMetadata => shared.cluster.refresh(),

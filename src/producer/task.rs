@@ -4,8 +4,6 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
-
 use super::{
     Closing, PartitionQueue, Shared,
     accumulator::{Aftermath, Batch, Taken},
@@ -20,10 +18,9 @@ use crate::{
     config::settings::Acks,
     connection::{Connection, api::wire},
     error::{Error, ErrorCode, ErrorKind, Result},
+    flights::{Flight, Flights},
     time::{self, Backoff, Instant, Rng},
 };
-
-type Work = std::pin::Pin<Box<dyn Future<Output = Event> + Send>>;
 
 /// Something the task waited for.
 enum Event {
@@ -57,7 +54,7 @@ struct Task {
     active: Vec<Arc<PartitionQueue>>,
     leaders: BTreeMap<i32, Leader>,
     identity: Identity,
-    work: FuturesUnordered<Work>,
+    work: Flights<Event>,
     backoff: Backoff,
     rng: Rng,
 }
@@ -76,7 +73,7 @@ async fn run(shared: Arc<Shared>) {
         active: Vec::new(),
         leaders: BTreeMap::new(),
         identity: Identity::new(shared.settings.idempotence, backoff.clone()),
-        work: FuturesUnordered::new(),
+        work: Flights::new(),
         backoff,
         rng: Rng::from_entropy(),
         shared: Arc::clone(&shared),
@@ -89,7 +86,7 @@ async fn run(shared: Arc<Shared>) {
         }
         tokio::select! {
             biased;
-            Some(event) = task.work.next(), if !task.work.is_empty() => task.handle(event),
+            event = task.work.next() => task.handle(event),
             () = shared.wake.notified() => {}
             _ = closing.changed() => {}
             Ok(()) = metadata.changed() => {
@@ -240,7 +237,7 @@ impl Task {
                 sent.batch.receipt.acknowledge(Ack { base_offset: -1, log_append_time: -1 });
             }
         }
-        let mut work: Work = Box::pin(async move {
+        let mut work: Flight<Event> = Box::pin(async move {
             let answer = connection.call(request, deadline).await.map_err(|error| error.with_broker(id));
             Event::Answered(Request { leader: id, batches }, answer)
         });
