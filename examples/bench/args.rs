@@ -20,11 +20,15 @@ pub(crate) struct Args {
     pub(crate) rate: f64,
     pub(crate) api: String,
     pub(crate) tasks: u64,
+    pub(crate) in_flight: u64,
+    /// Records sent before the oldest deliveries are awaited; 0: enough for every batch in flight to six partitions.
+    pub(crate) window: usize,
+    pub(crate) consumers: usize,
 }
 
 impl Args {
     pub(crate) fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, Failure> {
-        let mode = words.next().ok_or("say produce, consume, latency or pingpong")?;
+        let mode = words.next().ok_or("say produce, consume, latency, pingpong, members or scaling")?;
         let mut options = BTreeMap::new();
         while let Some(word) = words.next() {
             let name = word.strip_prefix("--").ok_or_else(|| format!("unexpected {word}"))?;
@@ -38,12 +42,14 @@ impl Args {
             let value = options.remove(name).or_else(|| default.map(str::to_owned));
             value.ok_or_else(|| format!("--{name} is required").into())
         };
+        let scaling = mode == "scaling";
+        let reads = matches!(mode.as_str(), "consume" | "members");
         let args = Self {
             brokers: take("brokers", None)?,
-            topic: take("topic", None)?,
-            records: take("records", None)?.parse()?,
-            size: take("size", (mode == "consume").then_some("0"))?.parse()?,
-            group: take("group", (mode != "consume").then_some(""))?,
+            topic: take("topic", scaling.then_some("scaling"))?,
+            records: take("records", scaling.then_some("0"))?.parse()?,
+            size: take("size", (reads || scaling).then_some("0"))?.parse()?,
+            group: take("group", (!reads).then_some(""))?,
             compression: take("compression", Some("none"))?,
             acks: take("acks", Some("all"))?,
             linger_ms: take("linger-ms", Some("5"))?.parse()?,
@@ -51,7 +57,10 @@ impl Args {
             payload: take("payload", Some("")).map(|path| Some(path).filter(|path| !path.is_empty()))?,
             rate: take("rate", (mode != "latency").then_some("0"))?.parse()?,
             api: take("api", Some("bytes"))?,
-            tasks: take("tasks", Some("1"))?.parse()?,
+            tasks: take("tasks", Some("1"))?.parse::<u64>()?.max(1),
+            in_flight: take("in-flight", Some("5"))?.parse()?,
+            window: take("window", Some("0"))?.parse()?,
+            consumers: take("consumers", Some("1"))?.parse::<usize>()?.max(1),
             mode,
         };
         match options.keys().next() {

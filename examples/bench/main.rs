@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! bench produce  --brokers H:P --topic T --records N --size BYTES [--api bytes|json|facade] [--tasks 1] [--compression none|gzip|snappy|lz4|zstd]
-//!                [--acks all|1] [--linger-ms 5] [--batch-bytes 131072] [--payload FILE]
+//!                [--acks all|1] [--linger-ms 5] [--batch-bytes 131072] [--in-flight 5] [--window RECORDS] [--payload FILE]
 //! bench consume  --brokers H:P --topic T --records N --group G [--api bytes|facade]
 //! bench latency  --brokers H:P --topic T --records N --rate R --size BYTES
 //! bench pingpong --brokers H:P --topic T --records N --size BYTES
+//! bench members  --brokers H:P --topic T --records N --group G --consumers 5
+//! bench scaling  --brokers H:P                       tables of all that grows; makes and deletes its topics, takes minutes
 //! ```
 //! `json` writes the facade's value with serde_json and sends the bytes: what the facade is compared with.
 //! The default producer and a group consumer, nothing private: each delivery is awaited and checked, each key and value
@@ -15,8 +17,10 @@
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
 mod args;
+mod members;
 mod modes;
 mod report;
+mod scaling;
 
 #[tokio::main(worker_threads = 2)]
 async fn main() {

@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     args::{Args, Failure, Payload, key},
+    members::members,
     report::{Report, Touch, cpu},
+    scaling::scaling,
 };
 
 /// Bytes sent before the oldest deliveries are awaited: enough for every batch in flight to six partitions.
@@ -21,7 +23,7 @@ const WINDOW_BYTES: usize = 12 << 20;
 /// And records, where they are small.
 const WINDOW_RECORDS: usize = 1 << 15;
 /// Without progress for this long the run has failed.
-const STALL: Duration = Duration::from_secs(60);
+pub(crate) const STALL: Duration = Duration::from_secs(60);
 
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     match args.mode.as_str() {
@@ -29,11 +31,16 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         "consume" => consume(&args).await,
         "latency" => latency(&args).await,
         "pingpong" => pingpong(&args).await,
-        other => Err(format!("unknown mode {other}: say produce, consume, latency or pingpong").into()),
+        "members" => members(&args).await,
+        "scaling" => scaling(&args).await,
+        other => {
+            Err(format!("unknown mode {other}: say produce, consume, latency, pingpong, members or scaling")
+                .into())
+        }
     }
 }
 
-fn kafka(args: &Args) -> Result<KafkaInstance, Failure> {
+pub(crate) fn kafka(args: &Args) -> Result<KafkaInstance, Failure> {
     let mut config = KafkaConfig::new().set_bootstrap_servers(args.brokers.as_str());
     if !args.group.is_empty() {
         config = config.set_group_id(args.group.as_str());
@@ -48,6 +55,7 @@ async fn producer(args: &Args, kafka: &KafkaInstance, linger_ms: u64) -> Result<
             .set("acks", args.acks.as_str())
             .set("linger.ms", linger_ms)
             .set("batch.size", args.batch_bytes)
+            .set("max.in.flight.requests.per.connection", args.in_flight)
             .set("buffer.memory", 64 << 20)
     });
     Ok(producer.await?)
@@ -117,7 +125,10 @@ async fn produce_share(
     task: u64,
     started: Instant,
 ) -> Result<Duration, Failure> {
-    let most = (WINDOW_BYTES / (args.size + 16)).clamp(1, WINDOW_RECORDS).div_ceil(args.tasks as usize);
+    let most = match args.window {
+        0 => (WINDOW_BYTES / (args.size + 16)).clamp(1, WINDOW_RECORDS).div_ceil(args.tasks as usize),
+        window => window,
+    };
     let mut window: VecDeque<Delivery> = VecDeque::with_capacity(most);
     let mut first_ack = None;
     let mut json = Vec::new();

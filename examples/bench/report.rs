@@ -18,7 +18,7 @@ pub(crate) fn cpu() -> Result<(f64, f64), Failure> {
 pub(crate) struct Touch {
     pub(crate) records: u64,
     key_bytes: u64,
-    value_bytes: u64,
+    pub(crate) value_bytes: u64,
     first_bytes: u64,
 }
 
