@@ -95,7 +95,8 @@ overlay! {
         heartbeat_interval => "heartbeat.interval.ms";
         /// `fetch.min.bytes`. Default: 1.
         fetch_min_bytes => "fetch.min.bytes";
-        /// `fetch.max.bytes`: bytes per answer. Default: 52428800.
+        /// `fetch.max.bytes`: bytes per answer. Default: 8388608 (Java 52428800): memory for larger answers comes fresh from
+        /// the system each time, which doubles the CPU per record. Raise it where the way to the broker is long and wide.
         fetch_max_bytes => "fetch.max.bytes";
         /// `fetch.max.wait.ms`: how long a broker waits for `fetch.min.bytes`. Default: 500 ms; below `request.timeout.ms`.
         fetch_max_wait => "fetch.max.wait.ms";

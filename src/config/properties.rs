@@ -141,7 +141,7 @@ pub(crate) static PROPERTIES: &[Property] = &[
     row("session.timeout.ms", &[], Millis(1, INT), Some("45000"), Consumer, "silence after which the coordinator drops the member"),
     row("heartbeat.interval.ms", &[], Millis(1, INT), Some("3000"), Consumer, "pause between heartbeats"),
     row("fetch.min.bytes", &[], Bytes(0, INT), Some("1"), Consumer, "bytes a broker waits for before it answers"),
-    row("fetch.max.bytes", &[], Bytes(0, INT), Some("52428800"), Consumer, "bytes per answer"),
+    row("fetch.max.bytes", &[], Bytes(0, INT), Some("8388608"), Consumer, "bytes per answer; Java 52428800: memory for larger ones comes fresh from the system each time"),
     row("fetch.max.wait.ms", &["fetch.wait.max.ms"], Millis(0, INT), Some("500"), Consumer, "how long a broker waits for fetch.min.bytes"),
     row("max.partition.fetch.bytes", &["fetch.message.max.bytes"], Bytes(0, INT), Some("1048576"), Consumer, "bytes per partition and answer"),
     row("fetch.buffer.memory", &[], Bytes(1, LONG), Some("67108864"), Consumer, "bytes of fetched records that wait to be polled (KIP-81); ours"),

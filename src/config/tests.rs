@@ -60,7 +60,7 @@ fn defaults_are_those_of_java_with_ours_where_documented() {
     assert_eq!((producer.retries, producer.max_in_flight), (2_147_483_647, 5));
     let consumer = local().set_group_id("g").resolve_consumer().unwrap();
     assert!(consumer.enable_auto_commit && consumer.check_crcs);
-    assert_eq!((consumer.max_poll_records, consumer.fetch_max_bytes), (500, 52_428_800));
+    assert_eq!((consumer.max_poll_records, consumer.fetch_max_bytes), (500, 8_388_608));
     assert!(!local().resolve_consumer().unwrap().enable_auto_commit, "nothing to commit without a group");
 }
 
