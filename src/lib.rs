@@ -83,7 +83,7 @@ pub use facade::{
     Consumer, ErrorPolicy, Exhausted, Handler, HandlerError, HandlerResult, KafkaInstance, Message, Producer,
     SendAndWait,
 };
-pub use producer::{Delivery, KafkaProducer, SendJson};
+pub use producer::{Delivery, KafkaProducer, SendJson, Sending};
 pub use record::{ConsumerRecord, Header, ProducerRecord, RecordMetadata, TimestampType, TopicPartition};
 
 /// The iterators over polled records, where one must be named.

@@ -10,13 +10,12 @@ pub(crate) mod memory;
 pub(crate) mod outcome;
 pub(crate) mod partitioner;
 pub(crate) mod receipt;
+mod send;
 mod task;
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     collections::BTreeMap,
-    future::IntoFuture,
-    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -27,18 +26,21 @@ use std::{
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
-pub use self::receipt::Delivery;
 use self::{
     accumulator::{Appended, Limits, Parts, Queue},
     memory::Memory,
     partitioner::{Sticky, partition_of_key},
+};
+pub use self::{
+    receipt::Delivery,
+    send::{SendJson, Sending},
 };
 use crate::{
     batch::{self, Compressor, Decompressor},
     cluster::{Cluster, Metadata},
     config::settings::{Acks, ProducerSettings},
     error::{Error, ErrorKind, Result},
-    record::{Header, ProducerRecord},
+    record::ProducerRecord,
     time::{self, Instant, Rng},
 };
 
@@ -119,8 +121,6 @@ impl PartitionQueue {
 }
 
 thread_local! {
-    /// JSON is written here before it is copied into its batch, so that sending allocates nothing.
-    static JSON: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
     /// The topics that this thread has seen last. A reader's lock would be written to with each record, and its memory would
     /// wander between the cores that send. Kept until the thread uses another producer: some hundred bytes a partition.
     static TOPICS: RefCell<Arc<Topics>> = RefCell::default();
@@ -297,67 +297,6 @@ impl Drop for Handle {
         // Never blocks: the task delivers what is left and ends.
         let deadline = time::now() + self.shared.settings.delivery_timeout;
         self.shared.begin_close(deadline);
-    }
-}
-
-/// A record being put together by [`KafkaProducer::send`]; `.await` it to send.
-#[must_use = "nothing is sent until it is awaited"]
-#[derive(Debug)]
-pub struct SendJson<'a, V: ?Sized> {
-    producer: &'a KafkaProducer,
-    record: ProducerRecord<'a>,
-    headers: Vec<Header>,
-    value: &'a V,
-}
-
-impl<'a, V: Serialize + ?Sized> SendJson<'a, V> {
-    /// The key: decides the partition (murmur2, as in Java) unless one is set.
-    pub fn key(mut self, key: &'a (impl AsRef<[u8]> + ?Sized)) -> Self {
-        self.record = self.record.key(key);
-        self
-    }
-
-    /// The partition to write to, whatever the key.
-    pub fn partition(mut self, partition: i32) -> Self {
-        self.record = self.record.partition(partition);
-        self
-    }
-
-    /// Adds a header; keys may repeat.
-    pub fn header(mut self, key: impl Into<String>, value: impl AsRef<[u8]>) -> Self {
-        self.headers.push(Header::new(key, value.as_ref().to_vec()));
-        self
-    }
-
-    /// The create time in milliseconds since the Unix epoch. Default: the time of sending.
-    pub fn timestamp(mut self, timestamp_ms: i64) -> Self {
-        self.record = self.record.timestamp(timestamp_ms);
-        self
-    }
-
-    async fn send(self) -> Result<Delivery> {
-        let mut json = JSON.take();
-        json.clear();
-        let written = serde_json::to_writer(&mut json, self.value).map_err(|cause| {
-            Error::new(ErrorKind::Json, "the value cannot be written as JSON")
-                .with_topic(self.record.topic)
-                .with_source(cause)
-        });
-        let sent = match written {
-            Ok(()) => self.producer.send_record(self.record.headers(&self.headers).value(&json)).await,
-            Err(error) => Err(error),
-        };
-        JSON.set(json);
-        sent
-    }
-}
-
-impl<'a, V: Serialize + Sync + ?Sized> IntoFuture for SendJson<'a, V> {
-    type Output = Result<Delivery>;
-    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send + 'a>>;
-
-    fn into_future(self) -> Self::IntoFuture {
-        Box::pin(self.send())
     }
 }
 
