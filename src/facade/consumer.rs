@@ -4,24 +4,24 @@
 //! [`Dispatch`]; what happens after a failure is decided by [`ErrorPolicy`]. While a handler runs long, or pauses between
 //! attempts, the member keeps polling with its partitions paused, so that the group does not take it for dead.
 
+mod work;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
 use futures_util::{FutureExt as _, future::FusedFuture as _};
 use serde::de::DeserializeOwned;
-use tokio::sync::Notify;
+use tokio::time::Sleep;
 
+use self::work::{Done, Stop, Work};
 use super::{
     KafkaInstance, Place,
     dispatch::Dispatch,
-    handler::{Decision, ErasedHandler, ErrorPolicy, Handler, HandlerResult, Message, dead_letter_headers},
+    handler::{ErasedHandler, ErrorPolicy, Handler, HandlerResult, Message},
     log, logged,
 };
 use crate::{
@@ -29,7 +29,7 @@ use crate::{
     consumer::KafkaConsumer,
     error::{Error, ErrorKind, Result},
     producer::KafkaProducer,
-    record::{ConsumerRecord, ProducerRecord},
+    record::ConsumerRecord,
     time,
 };
 
@@ -349,15 +349,16 @@ impl Consumer {
         mut shutdown: Pin<&mut S>,
     ) -> Result<usize> {
         let stop = Stop::default();
+        // One for all records, for what counts is the time since the last poll; and one for each would make them dearer.
+        let mut alive = pin!(tokio::time::sleep(self.keep_alive));
         let mut count = 0;
         let outcome = loop {
             if stop.is_set() || shutdown.as_mut().now_or_never().is_some() {
                 break Ok(count);
             }
-            let Some(record) = self.dispatch.head().cloned() else { break Ok(count) };
-            match self.handle(&record, &stop, shutdown.as_mut()).await {
-                Ok(Done::Handled) => count += usize::from(self.dispatch.handled(&record)),
-                Ok(Done::Abandoned) => break Ok(count),
+            match self.handle(&stop, shutdown.as_mut(), alive.as_mut()).await {
+                Ok(Some(Done::Handled)) => count += usize::from(self.dispatch.handled()),
+                Ok(Some(Done::Abandoned) | None) => break Ok(count),
                 Err(error) => break Err(error),
             }
         };
@@ -374,31 +375,37 @@ impl Consumer {
         }
     }
 
-    /// Takes one record through its handlers and the policy, while the member keeps polling.
+    /// Takes the next record, if there is one, through its handlers and the policy, while the member keeps polling whenever
+    /// `alive` rings.
     async fn handle<S: Future<Output = ()>>(
         &mut self,
-        record: &ConsumerRecord,
         stop: &Stop,
         mut shutdown: Pin<&mut S>,
-    ) -> Result<Done> {
+        mut alive: Pin<&mut Sleep>,
+    ) -> Result<Option<Done>> {
         let Self { kafka, handlers, policy, dead_letters, unhandled, dispatch, client, .. } = self;
-        let Some(handlers) = handlers.get(&record.topic) else {
-            if unhandled.insert(Arc::clone(&record.topic)) {
-                tracing::warn!(topic = %record.topic, "no handler is registered; records of the topic are passed over");
+        // Stays where it is until a handler takes it: a record is large, and every move of it costs.
+        let mut record = dispatch.take();
+        let Some(ConsumerRecord { topic, partition, offset, .. }) = &record else { return Ok(None) };
+        let Some((topic, handlers)) = handlers.get_key_value(topic) else {
+            if unhandled.insert(Arc::clone(topic)) {
+                tracing::warn!(%topic, "no handler is registered; records of the topic are passed over");
             }
-            return Ok(Done::Handled);
+            return Ok(Some(Done::Handled));
         };
-        let work = Work { kafka, handlers, policy, dead_letters, record, stop };
+        let (partition, offset) = (*partition, *offset);
+        let record = &mut record;
+        let mut work = Work { kafka, handlers, policy, dead_letters, topic, partition, offset, record, stop };
         let mut work = pin!(work.run());
-        let mut alive = pin!(tokio::time::sleep(self.keep_alive));
         loop {
             tokio::select! {
                 biased;
-                done = &mut work => return done,
+                done = &mut work => return done.map(Some),
                 () = &mut shutdown, if !stop.is_set() => stop.set(),
                 () = &mut alive => {
                     if let Some(client) = client {
-                        keep_alive(client, dispatch, self.auto_commit).await;
+                        // Boxed: it is rare, and its state would make that of every record larger.
+                        Box::pin(keep_alive(client, dispatch, self.auto_commit)).await;
                     }
                     alive.as_mut().reset(time::now() + self.keep_alive);
                 }
@@ -455,88 +462,5 @@ fn is_of_rebalance(error: &Error) -> bool {
     error.code().is_some_and(|code| matches!(code.0, 22 | 25 | 27 | 110 | 113))
 }
 
-/// How a record left its handlers, if not with an error.
-enum Done {
-    Handled,
-    /// The consumer is stopping in the middle of its attempts.
-    Abandoned,
-}
-
-/// Told to stop: no further record is begun, and no further attempt waited for.
-#[derive(Default)]
-struct Stop {
-    flag: AtomicBool,
-    notify: Notify,
-}
-
-impl Stop {
-    fn set(&self) {
-        self.flag.store(true, Ordering::Relaxed);
-        self.notify.notify_one();
-    }
-
-    fn is_set(&self) -> bool {
-        self.flag.load(Ordering::Relaxed)
-    }
-}
-
-/// One record on its way through its handlers.
-struct Work<'a> {
-    kafka: &'a KafkaInstance,
-    handlers: &'a [ErasedHandler],
-    policy: &'a ErrorPolicy,
-    dead_letters: &'a mut Option<KafkaProducer>,
-    record: &'a ConsumerRecord,
-    stop: &'a Stop,
-}
-
-impl Work<'_> {
-    async fn run(mut self) -> Result<Done> {
-        const PLACE: Place = Place { controller: "dtkafka::Consumer::handler", subject: SUBJECT };
-        for handler in self.handlers {
-            let mut attempt = 1;
-            while let Err(failure) = handler.handle(self.record.clone()).await {
-                let decision = self.policy.decide(&failure, attempt);
-                let error = failure.into_error(self.record);
-                match decision {
-                    Decision::Stop => return Err(error),
-                    Decision::RetryAfter(pause) => {
-                        tracing::warn!(attempt, ?pause, %error, "the handler is called again after a pause");
-                        tokio::select! {
-                            biased;
-                            () = self.stop.notify.notified() => return Ok(Done::Abandoned),
-                            () = tokio::time::sleep(pause) => attempt += 1,
-                        }
-                    }
-                    Decision::Skip => {
-                        log(PLACE, &error);
-                        return Ok(Done::Handled);
-                    }
-                    Decision::DeadLetter(topic) => {
-                        log(PLACE, &error);
-                        self.dead_letter(topic, attempt, &error).await?;
-                        return Ok(Done::Handled);
-                    }
-                }
-            }
-        }
-        Ok(Done::Handled)
-    }
-
-    /// Writes the record to the dead letter topic and waits for the acknowledgment.
-    async fn dead_letter(&mut self, topic: &str, attempts: u32, error: &Error) -> Result<()> {
-        let producer = match &*self.dead_letters {
-            Some(producer) => producer,
-            None => self.dead_letters.insert(self.kafka.get_producer_with(|p| p.linger(0)).await?),
-        };
-        let headers = dead_letter_headers(self.record, attempts, error);
-        let mut letter = ProducerRecord::new(topic).headers(&headers);
-        if let Some(key) = &self.record.key {
-            letter = letter.key(key);
-        }
-        if let Some(value) = &self.record.value {
-            letter = letter.value(value);
-        }
-        producer.send_record(letter).await?.await.map(drop)
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -117,9 +117,14 @@ impl ErasedHandler {
         Self(Box::new(move |record| Ok(handler.call(record))))
     }
 
-    pub(super) async fn handle(&self, record: ConsumerRecord) -> std::result::Result<(), Failure> {
-        let running = (self.0)(record).map_err(Failure::Unreadable)?;
-        running.await.map_err(Failure::Handler)
+    /// Calls the handler at once; the future is its own, and holds no second copy of the record.
+    #[inline]
+    pub(super) fn handle(
+        &self,
+        record: ConsumerRecord,
+    ) -> impl Future<Output = std::result::Result<(), Failure>> + Send + use<> {
+        let running = (self.0)(record);
+        async move { running.map_err(Failure::Unreadable)?.await.map_err(Failure::Handler) }
     }
 }
 
@@ -134,13 +139,13 @@ pub(super) enum Failure {
 
 impl Failure {
     /// The error that names the record.
-    pub(super) fn into_error(self, record: &ConsumerRecord) -> Error {
+    pub(super) fn into_error(self, topic: &Arc<str>, partition: i32, offset: i64) -> Error {
         match self {
             Self::Unreadable(error) => error,
             Self::Handler(cause) => Error::new(ErrorKind::Handler, "the handler failed")
-                .with_topic(Arc::clone(&record.topic))
-                .with_partition(record.partition)
-                .with_offset(record.offset)
+                .with_topic(Arc::clone(topic))
+                .with_partition(partition)
+                .with_offset(offset)
                 .with_boxed_source(cause),
         }
     }
@@ -226,6 +231,12 @@ impl ErrorPolicy {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether a record is needed after a handler has failed on it: for another attempt, or as a dead letter.
+    pub(super) fn keeps_records(&self) -> bool {
+        let Self::Retry { attempts, then, .. } = self else { return false };
+        *attempts > 1 || matches!(then, Exhausted::DeadLetter(_))
     }
 
     /// What to do after the `attempt`-th call (from 1) of a handler has failed.
@@ -316,14 +327,17 @@ mod tests {
             (&long, failed(), 4_000_000_000, Decision::RetryAfter(Duration::from_secs(60))),
         ];
         for (policy, failure, attempt, expected) in table {
-            assert_eq!(
-                policy.decide(&failure, attempt),
-                expected,
-                "{policy:?} {failure:?} attempt {attempt}"
-            );
+            let decision = policy.decide(&failure, attempt);
+            assert_eq!(decision, expected, "{policy:?} {failure:?} attempt {attempt}");
+            if matches!(decision, Decision::RetryAfter(_) | Decision::DeadLetter(_)) {
+                assert!(policy.keeps_records(), "{policy:?} needs the record");
+            }
         }
         let skip = ErrorPolicy::Stop.then_skip();
         assert_eq!(skip.decide(&failed(), 1), Decision::Skip, "skipping needs no retry");
+        for policy in [ErrorPolicy::Stop, skip, ErrorPolicy::retry(1, second)] {
+            assert!(!policy.keeps_records(), "{policy:?} has no use for a record that failed");
+        }
     }
 
     #[test]
@@ -343,7 +357,7 @@ mod tests {
     #[test]
     fn a_dead_letter_says_where_it_came_from_and_keeps_its_headers() {
         let record = test_record("orders", 3, 42, "{}");
-        let error = failed().into_error(&record);
+        let error = failed().into_error(&record.topic, record.partition, record.offset);
         let headers = dead_letter_headers(&record, 5, &error);
         let text = |index: usize| String::from_utf8(headers[index].value.clone().unwrap().to_vec()).unwrap();
         let names: Vec<_> = headers.iter().map(|header| header.key.as_str()).collect();

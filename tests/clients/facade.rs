@@ -340,6 +340,31 @@ on_every_backend! {
         consumer.close().await.unwrap();
     }
 
+    async fn many_handlers_that_are_slow_together_keep_their_partitions(backend) {
+        let kafka = backend.instance();
+        let topic = backend.topic("orders", 1).await;
+        produce(&kafka, &topic, 1, 0..12).await;
+        let seen = Seen::default();
+        let log = Arc::clone(&seen);
+        let settings = |c: dtkafka::ConsumerConfig| {
+            c.max_poll_interval(1500).session_timeout(6000).heartbeat_interval(200)
+        };
+        let mut consumer = Consumer::new_with(&kafka, [&topic], settings)
+            .unwrap()
+            .register_handler(&topic, async move |m: Message<u32>| {
+                // Far below the interval, and below the time after which the member polls in between.
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                log.lock().unwrap().push((m.partition, m.value));
+                Ok(())
+            })
+            .unwrap();
+        consume(&mut consumer, 12).await;
+        let seen: Vec<_> = seen.lock().unwrap().iter().map(|(_, value)| *value).collect();
+        assert!(seen.iter().copied().eq(0..12), "each once: the member was never put out: {seen:?}");
+        assert_eq!(committed(backend, &kafka).await, [(0, 12)]);
+        consumer.close().await.unwrap();
+    }
+
     async fn contexts_close_also_when_the_body_fails_or_panics(backend) {
         let kafka = backend.instance();
         let topic = backend.topic("orders", 1).await;

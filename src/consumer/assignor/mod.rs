@@ -60,19 +60,25 @@ impl Assignor {
     pub(crate) fn assign(self, members: &[Subscriber], counts: &BTreeMap<Arc<str>, i32>) -> Assignment {
         let mut sorted: Vec<&Subscriber> = members.iter().collect();
         sorted.sort_by(|a, b| a.order(b));
-        let mut assignment: Assignment =
-            members.iter().map(|member| (member.member_id.clone(), Vec::new())).collect();
+        let mut given: Given = vec![Vec::new(); sorted.len()];
         match self {
-            Self::Range => range::assign(&sorted, counts, &mut assignment),
-            Self::RoundRobin => round_robin::assign(&sorted, counts, &mut assignment),
+            Self::Range => range::assign(&sorted, counts, &mut given),
+            Self::RoundRobin => round_robin::assign(&sorted, counts, &mut given),
+        }
+        let mut assignment = Assignment::new();
+        for (member, mut partitions) in sorted.into_iter().zip(given) {
+            assignment.entry(member.member_id.clone()).or_default().append(&mut partitions);
         }
         assignment
     }
 }
 
-fn give(assignment: &mut Assignment, member: &Subscriber, topic: &Arc<str>, partition: i32) {
-    let partition = TopicPartition { topic: Arc::clone(topic), partition };
-    assignment.entry(member.member_id.clone()).or_default().push(partition);
+/// The partitions of every member, at its place in the sorted list: to look a member up by its id for every partition would
+/// cost more than all the rest.
+type Given = Vec<Vec<TopicPartition>>;
+
+fn partition_of(topic: &Arc<str>, partition: i32) -> TopicPartition {
+    TopicPartition { topic: Arc::clone(topic), partition }
 }
 
 #[cfg(test)]

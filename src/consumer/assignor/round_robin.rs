@@ -3,9 +3,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Assignment, Subscriber, give};
+use super::{Given, Subscriber, partition_of};
 
-pub(super) fn assign(members: &[&Subscriber], counts: &BTreeMap<Arc<str>, i32>, assignment: &mut Assignment) {
+pub(super) fn assign(members: &[&Subscriber], counts: &BTreeMap<Arc<str>, i32>, given: &mut Given) {
     let mut turn = 0;
     for (topic, &count) in counts {
         if !members.iter().any(|member| member.topics.contains(topic)) {
@@ -16,7 +16,7 @@ pub(super) fn assign(members: &[&Subscriber], counts: &BTreeMap<Arc<str>, i32>, 
             while !members[turn % members.len()].topics.contains(topic) {
                 turn += 1;
             }
-            give(assignment, members[turn % members.len()], topic, partition);
+            given[turn % members.len()].push(partition_of(topic, partition));
             turn += 1;
         }
     }
