@@ -18,7 +18,7 @@ use crate::{
     facade::Consumer,
     producer::{
         Delivery,
-        accumulator::{Appended, Limits, Parts, Queue, Taken},
+        accumulator::{Appended, Limits, Pace, Parts, Queue, Taken},
         identity::ProducerIdentity,
         memory::Memory,
         outcome::Decision,
@@ -151,7 +151,7 @@ impl Accumulator {
         let identity = ProducerIdentity { id: 1, epoch: 0 };
         let now = time::now();
         loop {
-            let taken = lock(queue).poll_batch(now, false, Ok(Some(identity)));
+            let taken = lock(queue).poll_batch(now, Pace::Linger, Ok(Some(identity)));
             let Some(Taken::First { open, stamp, order }) = taken else { return Ok(()) };
             let batch =
                 open.seal(stamp, order, &self.limits, &self.compressor).map_err(|(error, ..)| error)?;

@@ -35,6 +35,21 @@ use crate::{
 /// What a batch starts with in memory; it grows by doubling.
 const FIRST_RESERVATION: usize = 4096;
 
+/// What an open batch waits for at least, whatever `linger.ms`, while requests to its leader are in flight: under load records
+/// gather meanwhile, and the broker has a few requests to answer in place of thousands.
+const CROWDED_LINGER: Duration = Duration::from_millis(1);
+
+/// How long an open batch waits for more records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// Not at all: there is a flush, a closing, or too little memory.
+    Hurry,
+    /// For `linger.ms`.
+    Linger,
+    /// Requests to the leader are in flight.
+    Crowded,
+}
+
 /// The settings a partition's queue obeys.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
@@ -254,14 +269,14 @@ impl Queue {
         idle
     }
 
-    /// The next batch that may leave. `hurry`: do not wait for `linger.ms`.
+    /// The next batch that may leave.
     pub(crate) fn poll_batch(
         &mut self,
         now: Instant,
-        hurry: bool,
+        pace: Pace,
         identity: Result<Option<ProducerIdentity>, NotYet>,
     ) -> Option<Taken> {
-        if !self.may_leave(now) || !self.has_ready(now, hurry) {
+        if !self.may_leave(now) || !self.has_ready(now, pace) {
             return None;
         }
         if self.sequences.is_unproven() && !self.in_flight.is_empty() {
@@ -316,8 +331,13 @@ impl Queue {
         !self.recovering && self.not_before.is_none() && self.in_flight.len() < self.limits.max_in_flight
     }
 
-    fn has_ready(&self, now: Instant, hurry: bool) -> bool {
-        let lingered = |open: &OpenBatch| hurry || open.created + self.limits.linger <= now;
+    fn has_ready(&self, now: Instant, pace: Pace) -> bool {
+        let linger = match pace {
+            Pace::Hurry => Duration::ZERO,
+            Pace::Linger => self.limits.linger,
+            Pace::Crowded => self.limits.linger.max(CROWDED_LINGER),
+        };
+        let lingered = |open: &OpenBatch| open.created + linger <= now;
         !self.pending.is_empty() || !self.closed.is_empty() || self.open.as_ref().is_some_and(lingered)
     }
 
@@ -325,8 +345,9 @@ impl Queue {
     pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         let expiry = self.oldest().map(|created| created + self.limits.delivery_timeout);
         let waiting = self.not_before.or_else(|| {
-            let linger = self.open.as_ref().map(|open| open.created + self.limits.linger);
-            linger.filter(|_| self.pending.is_empty() && self.closed.is_empty())
+            let open = self.open.as_ref().filter(|_| self.pending.is_empty() && self.closed.is_empty())?;
+            let lingers = [self.limits.linger, CROWDED_LINGER];
+            lingers.into_iter().map(|linger| open.created + linger).find(|due| *due > now)
         });
         // What could leave now waits for an event, such as a connection, not for a time: one that has passed would make
         // the task spin.

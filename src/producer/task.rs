@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Closing, PartitionQueue, Shared,
-    accumulator::{Aftermath, Batch, Taken},
+    accumulator::{Aftermath, Batch, Pace, Taken},
     identity::{Identity, NotYet, ProducerIdentity},
     outcome::{Decision, decide, leaves_open},
     receipt::Ack,
@@ -157,7 +157,13 @@ impl Task {
                 continue;
             }
             let identity = self.identity.current();
-            let Some(batch) = self.take(&partition, now, hurry, identity) else { continue };
+            let is_crowded = self.leaders.get(&leader).is_some_and(|leader| leader.in_flight > 0);
+            let pace = match (hurry, is_crowded) {
+                (true, _) => Pace::Hurry,
+                (false, true) => Pace::Crowded,
+                (false, false) => Pace::Linger,
+            };
+            let Some(batch) = self.take(&partition, now, pace, identity) else { continue };
             *size += batch.bytes.len();
             batches.push(Sent { partition, batch });
         }
@@ -201,10 +207,10 @@ impl Task {
         &mut self,
         partition: &Arc<PartitionQueue>,
         now: Instant,
-        hurry: bool,
+        pace: Pace,
         identity: Result<Option<ProducerIdentity>, NotYet>,
     ) -> Option<Batch> {
-        let taken = partition.lock().poll_batch(now, hurry, identity)?;
+        let taken = partition.lock().poll_batch(now, pace, identity)?;
         let mut batch = match taken {
             Taken::Again(batch) => batch,
             Taken::First { open, stamp, order } => {

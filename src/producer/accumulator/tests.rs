@@ -58,7 +58,11 @@ impl Rig {
     }
 
     fn poll(&mut self, hurry: bool) -> Option<Batch> {
-        let mut batch = match self.queue.poll_batch(self.now, hurry, Ok(Some(self.identity)))? {
+        self.poll_at(if hurry { Pace::Hurry } else { Pace::Linger })
+    }
+
+    fn poll_at(&mut self, pace: Pace) -> Option<Batch> {
+        let mut batch = match self.queue.poll_batch(self.now, pace, Ok(Some(self.identity)))? {
             Taken::Again(batch) => batch,
             Taken::First { open, stamp, order } => {
                 open.seal(stamp, order, &self.limits, &self.compressor).map_err(|(error, ..)| error).unwrap()
@@ -105,6 +109,24 @@ fn ids(batch: &Bytes) -> Vec<u32> {
 
 fn sequence(batch: &Batch) -> i32 {
     batch::split(batch.bytes.clone()).next().unwrap().unwrap().base_sequence()
+}
+
+#[test]
+fn without_a_linger_records_leave_at_once_but_gather_a_moment_while_requests_are_in_flight() {
+    let mut rig = Rig::new(Limits { linger: Duration::ZERO, ..limits() });
+    rig.introduce();
+    let _first = rig.send(1);
+    let first = rig.poll_at(Pace::Linger).unwrap();
+    let _others = (rig.send(2), rig.send(3));
+    assert!(rig.poll_at(Pace::Crowded).is_none());
+    assert_eq!(rig.queue.poll_timeout(rig.now), Some(rig.now + CROWDED_LINGER), "the task wakes for it");
+    rig.now += CROWDED_LINGER;
+    let second = rig.poll_at(Pace::Crowded).unwrap();
+    assert_eq!((first.count, ids(&second.bytes)), (1, vec![2, 3]));
+    let _more = rig.send(4);
+    rig.acknowledge(first, 1);
+    rig.acknowledge(second, 2);
+    assert_eq!(rig.poll_at(Pace::Linger).unwrap().count, 1, "the way is free again");
 }
 
 #[test]
