@@ -187,6 +187,40 @@ fn an_answer_for_a_partition_that_was_sought_or_released_is_dropped() {
 }
 
 #[test]
+fn a_partition_that_was_released_or_paused_is_forgotten_and_nothing_is_asked_for_nobody() {
+    let mut bench = Bench::new(&[1, 1, 2], 1 << 20);
+    let (first, second) = (bench.plan().unwrap(), bench.plan().unwrap());
+    bench.partitions.assign([key(0)], &Phase::AwaitingCommitted);
+    bench.answer(&first, vec![]);
+    bench.answer(&second, vec![]);
+    let fetch = bench.plan().unwrap();
+    assert_eq!((fetch.broker, &fetch.request.forgotten[..]), (1, &[key(1)][..]));
+    assert!(bench.plan().is_none(), "nothing of broker 2 is left");
+    bench.answer(&fetch, vec![]);
+    bench.partitions.set_paused(&key(0), true);
+    assert!(bench.plan().is_none(), "nor of broker 1");
+}
+
+#[test]
+fn a_partition_moves_with_its_leader_from_one_session_to_another() {
+    let mut bench = Bench::new(&[1, 1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    let moved = |key: &TopicPartition| Some((1 + key.partition, 4));
+    assert!(bench.partitions.set_leaders(bench.now, moved));
+    let other = bench.plan().unwrap();
+    assert_eq!((other.broker, Bench::sent(&other)), (2, vec![(1, 0)]));
+    // What the old leader still sends is as good as any, but for what the new one was asked for meanwhile.
+    bench.answer(&fetch, vec![data(1, batch(0, 10))]);
+    assert_eq!(bench.poll(100), (0..10).collect::<Vec<_>>());
+    bench.answer(&other, vec![data(1, batch(0, 10))]);
+    assert_eq!(bench.poll(100), Vec::<i64>::new(), "no record comes twice");
+    let fetch = bench.plan().unwrap();
+    assert_eq!((fetch.broker, &fetch.request.forgotten[..]), (1, &[key(1)][..]));
+    let other = bench.plan().unwrap();
+    assert_eq!((other.broker, Bench::sent(&other)), (2, vec![(1, 10)]));
+}
+
+#[test]
 fn batches_decoded_while_the_partition_was_sought_are_dropped() {
     let mut bench = Bench::new(&[1], 1 << 20);
     let fetch = bench.plan().unwrap();
