@@ -217,11 +217,8 @@ impl Subscription {
     }
 
     fn touch(&mut self, key: &TopicPartition) {
-        if let Some(partition) = self.partitions.get_mut(key)
-            && !partition.is_touched
-        {
-            partition.is_touched = true;
-            self.touched.push(key.clone());
+        if let Some(partition) = self.partitions.get_mut(key) {
+            mark(&mut partition.is_touched, key, &mut self.touched);
         }
     }
 
@@ -238,9 +235,7 @@ impl Subscription {
             if leader != partition.leader {
                 partition.leader = leader;
                 partition.retry_at = partition.retry_at.map(|at| at.min(now));
-                if !std::mem::replace(&mut partition.is_touched, true) {
-                    self.touched.push(key.clone());
-                }
+                mark(&mut partition.is_touched, key, &mut self.touched);
             }
         }
         all
@@ -412,9 +407,7 @@ impl Subscription {
             self.buffered = self.buffered.saturating_sub(bytes - partition.queue.bytes());
             if bytes >= refill_below && partition.queue.bytes() < refill_below {
                 self.wants_fetch = true;
-                if !std::mem::replace(&mut partition.is_touched, true) {
-                    self.touched.push(key.clone());
-                }
+                mark(&mut partition.is_touched, &key, &mut self.touched);
             }
             match taken {
                 Taken::Chunk(chunk) => {
@@ -516,6 +509,13 @@ impl Subscription {
         let mut topics: Vec<_> = self.partitions.keys().map(|key| Arc::clone(&key.topic)).collect();
         topics.dedup();
         topics
+    }
+}
+
+/// Puts a partition on a list of those whose mark is set.
+fn mark(is_marked: &mut bool, key: &TopicPartition, list: &mut Vec<TopicPartition>) {
+    if !std::mem::replace(is_marked, true) {
+        list.push(key.clone());
     }
 }
 
