@@ -52,6 +52,30 @@ async fn consume(consumer: &mut Consumer, count: usize) {
     assert_eq!(handled, count);
 }
 
+/// Handles so many records with pauses, under a `max.poll.interval.ms` of 1.5 s, and expects each once.
+async fn handle_slowly(backend: &Backend, count: u32, pause: fn(u32) -> Duration) {
+    let kafka = backend.instance();
+    let topic = backend.topic("orders", 1).await;
+    produce(&kafka, &topic, 1, 0..count).await;
+    let seen = Seen::default();
+    let log = Arc::clone(&seen);
+    let settings =
+        |c: dtkafka::ConsumerConfig| c.max_poll_interval(1500).session_timeout(6000).heartbeat_interval(200);
+    let mut consumer = Consumer::new_with(&kafka, [&topic], settings)
+        .unwrap()
+        .register_handler(&topic, async move |m: Message<u32>| {
+            tokio::time::sleep(pause(m.value)).await;
+            log.lock().unwrap().push((m.partition, m.value));
+            Ok(())
+        })
+        .unwrap();
+    consume(&mut consumer, count as usize).await;
+    let seen: Vec<_> = seen.lock().unwrap().iter().map(|(_, value)| *value).collect();
+    assert!(seen.iter().copied().eq(0..count), "each once: the member was never put out: {seen:?}");
+    assert_eq!(committed(backend, &kafka).await, [(0, i64::from(count))]);
+    consumer.close().await.unwrap();
+}
+
 /// Consumes until an error comes.
 async fn consume_until_error(consumer: &mut Consumer) -> dtkafka::Error {
     loop {
@@ -316,53 +340,12 @@ on_every_backend! {
     }
 
     async fn a_handler_slower_than_the_poll_interval_keeps_its_partitions(backend) {
-        let kafka = backend.instance();
-        let topic = backend.topic("orders", 1).await;
-        produce(&kafka, &topic, 1, 0..3).await;
-        let seen = Seen::default();
-        let log = Arc::clone(&seen);
-        let settings = |c: dtkafka::ConsumerConfig| {
-            c.max_poll_interval(1500).session_timeout(6000).heartbeat_interval(200)
-        };
-        let mut consumer = Consumer::new_with(&kafka, [&topic], settings)
-            .unwrap()
-            .register_handler(&topic, async move |m: Message<u32>| {
-                if m.value == 0 {
-                    tokio::time::sleep(Duration::from_secs(4)).await;
-                }
-                log.lock().unwrap().push((m.partition, m.value));
-                Ok(())
-            })
-            .unwrap();
-        consume(&mut consumer, 3).await;
-        assert_eq!(*seen.lock().unwrap(), [(0, 0), (0, 1), (0, 2)], "each once: the member was never put out");
-        assert_eq!(committed(backend, &kafka).await, [(0, 3)]);
-        consumer.close().await.unwrap();
+        handle_slowly(backend, 3, |value| Duration::from_secs(if value == 0 { 4 } else { 0 })).await;
     }
 
     async fn many_handlers_that_are_slow_together_keep_their_partitions(backend) {
-        let kafka = backend.instance();
-        let topic = backend.topic("orders", 1).await;
-        produce(&kafka, &topic, 1, 0..12).await;
-        let seen = Seen::default();
-        let log = Arc::clone(&seen);
-        let settings = |c: dtkafka::ConsumerConfig| {
-            c.max_poll_interval(1500).session_timeout(6000).heartbeat_interval(200)
-        };
-        let mut consumer = Consumer::new_with(&kafka, [&topic], settings)
-            .unwrap()
-            .register_handler(&topic, async move |m: Message<u32>| {
-                // Far below the interval, and below the time after which the member polls in between.
-                tokio::time::sleep(Duration::from_millis(300)).await;
-                log.lock().unwrap().push((m.partition, m.value));
-                Ok(())
-            })
-            .unwrap();
-        consume(&mut consumer, 12).await;
-        let seen: Vec<_> = seen.lock().unwrap().iter().map(|(_, value)| *value).collect();
-        assert!(seen.iter().copied().eq(0..12), "each once: the member was never put out: {seen:?}");
-        assert_eq!(committed(backend, &kafka).await, [(0, 12)]);
-        consumer.close().await.unwrap();
+        // Each far below the interval, and below the time after which the member polls in between.
+        handle_slowly(backend, 12, |_| Duration::from_millis(300)).await;
     }
 
     async fn contexts_close_also_when_the_body_fails_or_panics(backend) {
