@@ -50,6 +50,17 @@ pub(crate) enum Pace {
     Crowded,
 }
 
+impl Pace {
+    /// `in_flight`: requests to the leader.
+    pub(crate) fn new(hurry: bool, in_flight: usize) -> Self {
+        match (hurry, in_flight) {
+            (true, _) => Self::Hurry,
+            (false, 0) => Self::Linger,
+            (false, _) => Self::Crowded,
+        }
+    }
+}
+
 /// The settings a partition's queue obeys.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {

@@ -157,12 +157,7 @@ impl Task {
                 continue;
             }
             let identity = self.identity.current();
-            let is_crowded = self.leaders.get(&leader).is_some_and(|leader| leader.in_flight > 0);
-            let pace = match (hurry, is_crowded) {
-                (true, _) => Pace::Hurry,
-                (false, true) => Pace::Crowded,
-                (false, false) => Pace::Linger,
-            };
+            let pace = Pace::new(hurry, self.leaders.get(&leader).map_or(0, |leader| leader.in_flight));
             let Some(batch) = self.take(&partition, now, pace, identity) else { continue };
             *size += batch.bytes.len();
             batches.push(Sent { partition, batch });

@@ -113,6 +113,10 @@ fn sequence(batch: &Batch) -> i32 {
 
 #[test]
 fn without_a_linger_records_leave_at_once_but_gather_a_moment_while_requests_are_in_flight() {
+    assert_eq!(
+        [Pace::new(false, 0), Pace::new(false, 1), Pace::new(true, 1)],
+        [Pace::Linger, Pace::Crowded, Pace::Hurry]
+    );
     let mut rig = Rig::new(Limits { linger: Duration::ZERO, ..limits() });
     rig.introduce();
     let _first = rig.send(1);
