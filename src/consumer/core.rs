@@ -17,13 +17,14 @@ use super::{
     buffer::Decoded,
     fetch::{Effects, FetchAction, FetchSettings, Fetcher},
     group::{self, Answer, GroupSettings, Identity, Request, classic::Member},
+    lookups::{self, Found, Lookup, Lookups},
     offsets::{CommitAction, Commits, Offsets, Outcome, Ticket, commit_timeout},
-    subscription::{JobKey, Next, Phase, ResetTo, Subscription, Turn},
+    subscription::{JobKey, Next, Phase, Subscription, Turn},
 };
 use crate::{
     batch::Decompressor,
     cluster::Metadata,
-    config::settings::{AutoOffsetReset, ClientSettings, ConsumerSettings, IsolationLevel},
+    config::settings::{ClientSettings, ConsumerSettings, IsolationLevel},
     connection::api::wire,
     error::{Error, ErrorKind, Result},
     record::TopicPartition,
@@ -43,18 +44,6 @@ pub(crate) enum Action {
     ListOffsets { broker: i32, lookups: Vec<Lookup>, deadline: Instant },
     Fetch(FetchAction),
 }
-
-/// One partition whose first or last offset is wanted.
-#[derive(Debug, Clone)]
-pub(crate) struct Lookup {
-    pub(crate) partition: TopicPartition,
-    pub(crate) epoch: u64,
-    pub(crate) leader_epoch: i32,
-    pub(crate) to: ResetTo,
-}
-
-/// The answer for one partition: an offset (below 0: there is none), or the broker's code.
-pub(crate) type Found = BTreeMap<TopicPartition, Result<i64, i16>>;
 
 #[derive(Debug)]
 enum Mode {
@@ -83,10 +72,10 @@ enum Closing {
 }
 
 /// Topics that the metadata must follow.
-#[derive(Debug, Default)]
 struct Interest {
     topics: Vec<Arc<str>>,
     due: Option<Instant>,
+    backoff: Backoff,
 }
 
 pub(crate) struct Core {
@@ -98,6 +87,7 @@ pub(crate) struct Core {
     commits: Commits,
     waiters: BTreeMap<Ticket, oneshot::Sender<Result<()>>>,
     next_ticket: Ticket,
+    lookups: Lookups,
     fetcher: Fetcher,
     metadata: Arc<Metadata>,
     interest: Interest,
@@ -108,7 +98,6 @@ pub(crate) struct Core {
     errors: VecDeque<Error>,
     fatal: Option<Error>,
     actions: VecDeque<Action>,
-    lookup_backoff: Backoff,
     rng: Rng,
     /// Something a waiting poll wants to know has happened.
     news: bool,
@@ -140,9 +129,10 @@ impl Core {
             commits: Commits::new(backoff(), seed()),
             waiters: BTreeMap::new(),
             next_ticket: 1,
+            lookups: Lookups::new(settings.auto_offset_reset, client.retry_backoff, backoff(), seed()),
             fetcher: Fetcher::new(fetch, seed()),
             metadata: Arc::new(Metadata::default()),
-            interest: Interest::default(),
+            interest: Interest { topics: Vec::new(), due: None, backoff: backoff() },
             revoking: None,
             closing: None,
             polls: 0,
@@ -151,7 +141,6 @@ impl Core {
             errors: VecDeque::new(),
             fatal: None,
             actions: VecDeque::new(),
-            lookup_backoff: backoff(),
             rng: seed(),
             news: false,
             settings,
@@ -384,7 +373,7 @@ impl Core {
             return;
         }
         warn!(%error, "a topic of the consumer cannot be used yet");
-        self.interest.due = Some(now + self.lookup_backoff.next(&mut self.rng));
+        self.interest.due = Some(now + self.interest.backoff.next(&mut self.rng));
         if !error.is_retriable() {
             self.fail(error);
         }
@@ -431,46 +420,14 @@ impl Core {
         asked: &[(TopicPartition, u64)],
         answer: Result<Found>,
     ) {
-        let (mut found, error) = split_answer(answer);
-        for (key, epoch) in asked {
-            let Some(partition) = self.awaiting(key, *epoch) else { continue };
-            partition.asked = false;
-            match found.remove(key) {
-                Some(Ok(offset)) if offset >= 0 => {
-                    self.lookup_backoff.reset();
-                    self.subscription.set_position(key, offset);
-                    self.subscription.set_committed(key, offset);
-                    self.news = true;
-                }
-                // No offset committed: the reset policy decides.
-                Some(Ok(_)) => self.reset(key, None),
-                Some(Err(code)) => self.on_lookup_error(now, key, &Error::from_code("OffsetFetch", code)),
-                None => self.on_lookup_error(now, key, &error),
-            }
-        }
+        let effects = self.lookups.handle_committed(now, asked, answer, &mut self.subscription);
+        self.on_lookup(effects);
     }
 
     /// The first or last offsets of the partitions asked about.
     pub(crate) fn handle_listed(&mut self, now: Instant, asked: &[Lookup], answer: Result<Found>) {
-        let (mut found, error) = split_answer(answer);
-        for lookup in asked {
-            let key = &lookup.partition;
-            let Some(partition) = self.awaiting(key, lookup.epoch) else { continue };
-            partition.asked = false;
-            match found.remove(key) {
-                Some(Ok(offset)) if offset >= 0 => {
-                    self.lookup_backoff.reset();
-                    self.subscription.set_position(key, offset);
-                    self.news = true;
-                }
-                Some(Ok(_)) => self.on_lookup_error(now, key, &Error::protocol("the broker knows no offset")),
-                Some(Err(code)) => {
-                    self.actions.push_back(Action::RefreshMetadata);
-                    self.on_lookup_error(now, key, &Error::from_code("ListOffsets", code));
-                }
-                None => self.on_lookup_error(now, key, &error),
-            }
-        }
+        let effects = self.lookups.handle_listed(now, asked, answer, &mut self.subscription);
+        self.on_lookup(effects);
     }
 
     pub(crate) fn handle_fetched(
@@ -491,7 +448,7 @@ impl Core {
         }
         for (key, offset) in out_of_range {
             info!(partition = %key, offset, "the position is outside the log");
-            self.reset(&key, Some(offset));
+            self.news |= self.lookups.handle_out_of_range(&key, offset, &mut self.subscription);
         }
         for error in errors {
             self.fail(error);
@@ -543,7 +500,6 @@ impl Core {
             Some(Revoking::Committing { deadline, .. }) => Some(deadline),
             _ => None,
         };
-        let lookups = self.subscription.unsettled().filter_map(|(_, partition)| partition.retry_at);
         [
             self.member.as_ref().and_then(Member::poll_timeout),
             self.commits.poll_timeout(),
@@ -552,7 +508,7 @@ impl Core {
             self.auto_commit_at,
             closing,
             revoking,
-            lookups.filter(|at| *at > now).min(),
+            Lookups::poll_timeout(now, &self.subscription),
         ]
         .into_iter()
         .flatten()
@@ -678,101 +634,35 @@ impl Core {
 
     fn set_assignment(&mut self, now: Instant, partitions: Vec<TopicPartition>) {
         let start = if self.settings.group_id.is_some() { Some(Phase::AwaitingCommitted) } else { None };
-        let start = start.unwrap_or_else(|| self.reset_phase());
+        let start = start.unwrap_or_else(|| self.lookups.reset_phase());
         self.subscription.assign(partitions, &start);
         self.refresh_leaders(now);
     }
 
-    /// What the reset policy makes of a partition without an offset.
-    fn reset_phase(&self) -> Phase {
-        match self.settings.auto_offset_reset {
-            AutoOffsetReset::Earliest => Phase::AwaitingReset(ResetTo::Earliest),
-            AutoOffsetReset::Latest => Phase::AwaitingReset(ResetTo::Latest),
-            AutoOffsetReset::None => Phase::Failed(
-                Error::new(
-                    ErrorKind::InvalidArgument,
-                    "there is no committed offset to start from, and auto.offset.reset is none",
-                )
-                .with_hint("seek, or set auto.offset.reset to earliest or latest"),
-            ),
+    fn on_lookup(&mut self, effects: lookups::Effects) {
+        if effects.refresh_metadata {
+            self.actions.push_back(Action::RefreshMetadata);
         }
-    }
-
-    fn reset(&mut self, key: &TopicPartition, out_of_range: Option<i64>) {
-        let phase = match (self.reset_phase(), out_of_range) {
-            (Phase::Failed(_), Some(offset)) => Phase::Failed(
-                Error::from_code("Fetch", 1)
-                    .with_offset(offset)
-                    .with_hint("seek, or set auto.offset.reset to earliest or latest"),
-            ),
-            (phase, _) => phase,
-        };
-        let phase = match phase {
-            Phase::Failed(error) => {
-                self.news = true;
-                Phase::Failed(error.with_topic(Arc::clone(&key.topic)).with_partition(key.partition))
-            }
-            phase => phase,
-        };
-        self.subscription.restart(key, phase);
-    }
-
-    fn awaiting(&mut self, key: &TopicPartition, epoch: u64) -> Option<&mut super::subscription::Partition> {
-        self.subscription.get_mut(key).filter(|partition| partition.epoch == epoch && partition.asked)
-    }
-
-    fn on_lookup_error(&mut self, now: Instant, key: &TopicPartition, error: &Error) {
-        let retry_at = now + self.lookup_backoff.next(&mut self.rng);
-        if let Some(partition) = self.subscription.get_mut(key) {
-            partition.retry_at = Some(retry_at);
-        }
-        debug!(%error, partition = %key, "an offset could not be looked up yet");
-        if error.code().is_some_and(|code| matches!(code.0, 15 | 16)) {
+        if effects.forget_coordinator {
             self.actions.push_back(Action::ForgetCoordinator);
         }
-        if !error.is_retriable() {
-            self.fail(error.clone().with_topic(Arc::clone(&key.topic)).with_partition(key.partition));
+        for error in effects.errors {
+            self.fail(error);
         }
+        self.news |= effects.settled;
     }
 
     fn poll_lookup(&mut self, now: Instant) -> Option<Action> {
         let deadline = now + self.client.request_timeout;
-        let mut committed = Vec::new();
-        let mut listed: Option<(i32, Vec<Lookup>)> = None;
-        let mut leaderless = false;
-        let pause = self.client.retry_backoff;
-        self.subscription.each_unsettled(|key, partition| {
-            if partition.asked || !partition.is_due(now) {
-                return;
-            }
-            match (partition.phase(), partition.leader) {
-                (Phase::AwaitingCommitted, _) => {
-                    partition.asked = true;
-                    committed.push((key.clone(), partition.epoch));
-                }
-                (Phase::AwaitingReset(_), None) => {
-                    leaderless = true;
-                    partition.retry_at = Some(now + pause);
-                }
-                (&Phase::AwaitingReset(to), Some((leader, leader_epoch))) => {
-                    let (broker, lookups) = listed.get_or_insert_with(|| (leader, Vec::new()));
-                    if *broker == leader {
-                        partition.asked = true;
-                        let (epoch, partition) = (partition.epoch, key.clone());
-                        lookups.push(Lookup { partition, epoch, leader_epoch, to });
-                    }
-                }
-                _ => {}
-            }
-        });
-        if leaderless {
+        let questions = self.lookups.poll_questions(now, &mut self.subscription);
+        if questions.leaderless {
             self.actions.push_back(Action::RefreshMetadata);
         }
-        if let Some((broker, lookups)) = listed {
+        if let Some((broker, lookups)) = questions.offsets {
             self.actions.push_back(Action::ListOffsets { broker, lookups, deadline });
         }
-        if !committed.is_empty() {
-            self.actions.push_back(Action::FindCommitted { partitions: committed, deadline });
+        if !questions.committed.is_empty() {
+            self.actions.push_back(Action::FindCommitted { partitions: questions.committed, deadline });
         }
         self.actions.pop_front()
     }
@@ -815,13 +705,6 @@ impl Core {
 pub(crate) fn partition_count(metadata: &Metadata, topic: &str) -> Option<i32> {
     let topic = metadata.topics.get(topic).filter(|topic| topic.error.is_none())?;
     i32::try_from(topic.partitions.len()).ok()
-}
-
-fn split_answer(answer: Result<Found>) -> (Found, Error) {
-    match answer {
-        Ok(found) => (found, Error::protocol("the answer left out a partition")),
-        Err(error) => (Found::new(), error),
-    }
 }
 
 fn exclusive() -> Error {

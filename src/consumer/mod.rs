@@ -9,6 +9,7 @@ mod buffer;
 mod core;
 mod fetch;
 mod group;
+mod lookups;
 mod offsets;
 mod records;
 mod requests;
@@ -31,7 +32,8 @@ use tokio::sync::Notify;
 
 pub(crate) use self::group::wire::decode_assignment;
 use self::{
-    core::{Core, Lookup},
+    core::Core,
+    lookups::{Found, Lookup},
     offsets::{Offset, Offsets, commit_timeout},
     subscription::{Next, Phase, Position, ResetTo, Turn},
 };
@@ -626,7 +628,7 @@ impl Drop for Polling<'_> {
 fn all_found(
     api: &'static str,
     partitions: &[TopicPartition],
-    found: &core::Found,
+    found: &Found,
 ) -> Result<BTreeMap<TopicPartition, i64>> {
     let offset = |key: &TopicPartition| match found.get(key) {
         Some(Ok(offset)) => Ok((key.clone(), *offset)),

@@ -11,12 +11,12 @@ use std::{
 use super::{
     Shared,
     assignor::{Assignor, Subscriber},
-    core::{Found, Lookup},
     fetch::FetchAction,
     group::{
         Answer, Request,
         wire::{MemberSubscription, decode_subscription, encode_subscription},
     },
+    lookups::{Found, Lookup},
     offsets::CommitAction,
 };
 use crate::{

@@ -10,8 +10,9 @@ use std::{
 use super::{
     Shared,
     assignor::{Assignment, Assignor, Subscriber},
-    core::{Action, Core, Found, Lookup, partition_count},
+    core::{Action, Core, partition_count},
     group::Answer,
+    lookups::{Found, Lookup},
     requests,
 };
 use crate::{

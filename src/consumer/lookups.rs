@@ -1,0 +1,362 @@
+//! Where a partition without a position begins: at the group's committed offset, or where the reset policy says. Pure.
+//!
+//! It says what to ask and understands the answers. A partition is asked about once at a time, and again after a pause if
+//! that failed; what must happen beyond the partitions is for the core to do.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tracing::debug;
+
+use super::{
+    group::code::{COORDINATOR_NOT_AVAILABLE, NOT_COORDINATOR},
+    subscription::{Partition, Phase, ResetTo, Subscription},
+};
+use crate::{
+    config::settings::AutoOffsetReset,
+    error::{Error, ErrorKind, Result},
+    record::TopicPartition,
+    time::{Backoff, Instant, Rng},
+};
+
+const OFFSET_OUT_OF_RANGE: i16 = 1;
+
+/// One partition whose first or last offset is wanted.
+#[derive(Debug, Clone)]
+pub(crate) struct Lookup {
+    pub(crate) partition: TopicPartition,
+    pub(crate) epoch: u64,
+    pub(crate) leader_epoch: i32,
+    pub(crate) to: ResetTo,
+}
+
+/// The answer for one partition: an offset (below 0: there is none), or the broker's code.
+pub(crate) type Found = BTreeMap<TopicPartition, Result<i64, i16>>;
+
+/// What to ask now.
+#[derive(Debug, Default)]
+pub(crate) struct Questions {
+    /// Of the coordinator, with the epoch of each partition.
+    pub(crate) committed: Vec<(TopicPartition, u64)>,
+    /// Of one leader.
+    pub(crate) offsets: Option<(i32, Vec<Lookup>)>,
+    /// A partition has no leader that could be asked.
+    pub(crate) leaderless: bool,
+}
+
+/// What the core must do after an answer.
+#[derive(Debug, Default)]
+pub(crate) struct Effects {
+    /// A partition has a position now, or has failed.
+    pub(crate) settled: bool,
+    pub(crate) refresh_metadata: bool,
+    pub(crate) forget_coordinator: bool,
+    /// For the user.
+    pub(crate) errors: Vec<Error>,
+}
+
+pub(crate) struct Lookups {
+    policy: AutoOffsetReset,
+    /// Between two looks at a partition without a leader.
+    pause: Duration,
+    backoff: Backoff,
+    rng: Rng,
+}
+
+impl Lookups {
+    pub(crate) fn new(policy: AutoOffsetReset, pause: Duration, backoff: Backoff, rng: Rng) -> Self {
+        Self { policy, pause, backoff, rng }
+    }
+
+    /// What the reset policy makes of a partition without an offset.
+    pub(crate) fn reset_phase(&self) -> Phase {
+        match self.policy {
+            AutoOffsetReset::Earliest => Phase::AwaitingReset(ResetTo::Earliest),
+            AutoOffsetReset::Latest => Phase::AwaitingReset(ResetTo::Latest),
+            AutoOffsetReset::None => Phase::Failed(
+                Error::new(
+                    ErrorKind::InvalidArgument,
+                    "there is no committed offset to start from, and auto.offset.reset is none",
+                )
+                .with_hint("seek, or set auto.offset.reset to earliest or latest"),
+            ),
+        }
+    }
+
+    /// The reset policy decides where a partition goes on whose position is outside the log. True if it fails there.
+    pub(crate) fn handle_out_of_range(
+        &self,
+        key: &TopicPartition,
+        offset: i64,
+        subscription: &mut Subscription,
+    ) -> bool {
+        let phase = match self.reset_phase() {
+            Phase::Failed(_) => Phase::Failed(
+                Error::from_code("Fetch", OFFSET_OUT_OF_RANGE)
+                    .with_offset(offset)
+                    .with_hint("seek, or set auto.offset.reset to earliest or latest"),
+            ),
+            phase => phase,
+        };
+        restart(key, phase, subscription)
+    }
+
+    /// What to ask of whom. Partitions of other leaders than the first's are for the next call.
+    pub(crate) fn poll_questions(&self, now: Instant, subscription: &mut Subscription) -> Questions {
+        let mut questions = Questions::default();
+        subscription.each_unsettled(|key, partition| {
+            if partition.asked || !partition.is_due(now) {
+                return;
+            }
+            match (partition.phase(), partition.leader) {
+                (Phase::AwaitingCommitted, _) => {
+                    partition.asked = true;
+                    questions.committed.push((key.clone(), partition.epoch));
+                }
+                (Phase::AwaitingReset(_), None) => {
+                    questions.leaderless = true;
+                    partition.retry_at = Some(now + self.pause);
+                }
+                (&Phase::AwaitingReset(to), Some((leader, leader_epoch))) => {
+                    let (broker, lookups) = questions.offsets.get_or_insert_with(|| (leader, Vec::new()));
+                    if *broker == leader {
+                        partition.asked = true;
+                        let (epoch, partition) = (partition.epoch, key.clone());
+                        lookups.push(Lookup { partition, epoch, leader_epoch, to });
+                    }
+                }
+                _ => {}
+            }
+        });
+        questions
+    }
+
+    pub(crate) fn poll_timeout(now: Instant, subscription: &Subscription) -> Option<Instant> {
+        subscription.unsettled().filter_map(|(_, partition)| partition.retry_at).filter(|at| *at > now).min()
+    }
+
+    /// The committed offsets of the partitions asked about.
+    pub(crate) fn handle_committed(
+        &mut self,
+        now: Instant,
+        asked: &[(TopicPartition, u64)],
+        answer: Result<Found>,
+        subscription: &mut Subscription,
+    ) -> Effects {
+        let mut effects = Effects::default();
+        let (mut found, missing) = split(answer);
+        for (key, epoch) in asked {
+            let Some(partition) = awaiting(key, *epoch, subscription) else { continue };
+            partition.asked = false;
+            match found.remove(key) {
+                Some(Ok(offset)) if offset >= 0 => {
+                    self.backoff.reset();
+                    subscription.set_position(key, offset);
+                    subscription.set_committed(key, offset);
+                    effects.settled = true;
+                }
+                Some(Ok(_)) => effects.settled |= restart(key, self.reset_phase(), subscription),
+                Some(Err(code)) => {
+                    self.retry(now, key, &Error::from_code("OffsetFetch", code), subscription, &mut effects);
+                }
+                None => self.retry(now, key, &missing, subscription, &mut effects),
+            }
+        }
+        effects
+    }
+
+    /// The first or last offsets of the partitions asked about.
+    pub(crate) fn handle_listed(
+        &mut self,
+        now: Instant,
+        asked: &[Lookup],
+        answer: Result<Found>,
+        subscription: &mut Subscription,
+    ) -> Effects {
+        let mut effects = Effects::default();
+        let (mut found, missing) = split(answer);
+        for lookup in asked {
+            let key = &lookup.partition;
+            let Some(partition) = awaiting(key, lookup.epoch, subscription) else { continue };
+            partition.asked = false;
+            match found.remove(key) {
+                Some(Ok(offset)) if offset >= 0 => {
+                    self.backoff.reset();
+                    subscription.set_position(key, offset);
+                    effects.settled = true;
+                }
+                Some(Ok(_)) => {
+                    let error = Error::protocol("the broker knows no offset");
+                    self.retry(now, key, &error, subscription, &mut effects);
+                }
+                Some(Err(code)) => {
+                    effects.refresh_metadata = true;
+                    self.retry(now, key, &Error::from_code("ListOffsets", code), subscription, &mut effects);
+                }
+                None => self.retry(now, key, &missing, subscription, &mut effects),
+            }
+        }
+        effects
+    }
+
+    /// The partition is asked about again later; the user learns of an error that does not pass by itself.
+    fn retry(
+        &mut self,
+        now: Instant,
+        key: &TopicPartition,
+        error: &Error,
+        subscription: &mut Subscription,
+        effects: &mut Effects,
+    ) {
+        debug!(%error, partition = %key, "an offset could not be looked up yet");
+        let retry_at = now + self.backoff.next(&mut self.rng);
+        if let Some(partition) = subscription.get_mut(key) {
+            partition.retry_at = Some(retry_at);
+        }
+        effects.forget_coordinator |=
+            error.code().is_some_and(|code| matches!(code.0, COORDINATOR_NOT_AVAILABLE | NOT_COORDINATOR));
+        if !error.is_retriable() {
+            let error = error.clone().with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
+            effects.errors.push(error);
+        }
+    }
+}
+
+/// The partition, if it still waits for the answer to this question.
+fn awaiting<'a>(
+    key: &TopicPartition,
+    epoch: u64,
+    subscription: &'a mut Subscription,
+) -> Option<&'a mut Partition> {
+    subscription.get_mut(key).filter(|partition| partition.epoch == epoch && partition.asked)
+}
+
+/// Starts a partition again in this phase. True if that is a failure.
+fn restart(key: &TopicPartition, phase: Phase, subscription: &mut Subscription) -> bool {
+    let phase = match phase {
+        Phase::Failed(error) => {
+            Phase::Failed(error.with_topic(Arc::clone(&key.topic)).with_partition(key.partition))
+        }
+        phase => phase,
+    };
+    let failed = matches!(phase, Phase::Failed(_));
+    subscription.restart(key, phase);
+    failed
+}
+
+/// What was found, and what to say of a partition that was not.
+fn split(answer: Result<Found>) -> (Found, Error) {
+    match answer {
+        Ok(found) => (found, Error::protocol("the answer left out a partition")),
+        Err(error) => (Found::new(), error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time;
+
+    const PAUSE: Duration = Duration::from_millis(100);
+
+    struct Bench {
+        lookups: Lookups,
+        subscription: Subscription,
+        now: Instant,
+    }
+
+    impl Bench {
+        /// Partitions 0 to 3 in this phase; those below 2 are led by broker 7, the rest by nobody.
+        fn new(policy: AutoOffsetReset, start: &Phase) -> Self {
+            let lookups = Lookups::new(policy, PAUSE, Backoff::new(PAUSE, PAUSE * 10), Rng::new(1));
+            let mut subscription = Subscription::default();
+            let now = time::now();
+            subscription.assign((0..4).map(key), start);
+            subscription.set_leaders(now, |key| (key.partition < 2).then_some((7, 3)));
+            Self { lookups, subscription, now }
+        }
+
+        fn questions(&mut self) -> Questions {
+            self.lookups.poll_questions(self.now, &mut self.subscription)
+        }
+
+        fn next(&self, partition: i32) -> Option<i64> {
+            self.subscription.get(&key(partition)).unwrap().position().map(|position| position.next)
+        }
+    }
+
+    fn key(partition: i32) -> TopicPartition {
+        TopicPartition::new("orders", partition)
+    }
+
+    #[test]
+    fn committed_offsets_are_asked_for_once_and_the_policy_decides_where_there_is_none() {
+        let mut bench = Bench::new(AutoOffsetReset::Latest, &Phase::AwaitingCommitted);
+        let asked = bench.questions().committed;
+        assert_eq!(asked.len(), 4);
+        assert!(bench.questions().committed.is_empty(), "the question is out");
+
+        let answer = Found::from([(key(0), Ok(5)), (key(1), Ok(-1)), (key(2), Err(16))]);
+        let effects = bench.lookups.handle_committed(bench.now, &asked, Ok(answer), &mut bench.subscription);
+        assert!(effects.settled && effects.forget_coordinator && !effects.refresh_metadata);
+        assert_eq!(effects.errors.len(), 1, "an answer that leaves a partition out is a broken broker's");
+        assert_eq!(bench.next(0), Some(5));
+
+        let (broker, lookups) = bench.questions().offsets.unwrap();
+        assert_eq!((broker, lookups.len(), lookups[0].partition.partition), (7, 1, 1));
+        assert_eq!((lookups[0].to, lookups[0].leader_epoch), (ResetTo::Latest, 3));
+        bench.now = Lookups::poll_timeout(bench.now, &bench.subscription).unwrap();
+        assert!(!bench.questions().committed.is_empty(), "the rest is asked for again after the back-off");
+    }
+
+    #[test]
+    fn a_partition_without_a_leader_is_looked_at_again_after_a_pause() {
+        let start = Phase::AwaitingReset(ResetTo::Earliest);
+        let mut bench = Bench::new(AutoOffsetReset::Earliest, &start);
+        let questions = bench.questions();
+        assert!(questions.leaderless);
+        assert_eq!(questions.offsets.unwrap().1.len(), 2);
+        assert!(!bench.questions().leaderless);
+        assert_eq!(Lookups::poll_timeout(bench.now, &bench.subscription), Some(bench.now + PAUSE));
+
+        bench.subscription.set_leaders(bench.now, |_| Some((8, 4)));
+        let (broker, lookups) = bench.questions().offsets.unwrap();
+        assert_eq!((broker, lookups.len()), (8, 2), "a new leader is asked at once");
+    }
+
+    #[test]
+    fn an_answer_from_before_a_seek_is_dropped() {
+        let start = Phase::AwaitingReset(ResetTo::Earliest);
+        let mut bench = Bench::new(AutoOffsetReset::Earliest, &start);
+        let (_, asked) = bench.questions().offsets.unwrap();
+        bench.subscription.restart(&key(0), Phase::AwaitingReset(ResetTo::Latest));
+        let answer = Found::from([(key(0), Ok(1)), (key(1), Ok(2))]);
+        let effects = bench.lookups.handle_listed(bench.now, &asked, Ok(answer), &mut bench.subscription);
+        assert!(effects.settled && effects.errors.is_empty());
+        assert_eq!((bench.next(0), bench.next(1)), (None, Some(2)));
+    }
+
+    #[test]
+    fn a_leader_that_has_moved_is_looked_for() {
+        let start = Phase::AwaitingReset(ResetTo::Earliest);
+        let mut bench = Bench::new(AutoOffsetReset::Earliest, &start);
+        let (_, asked) = bench.questions().offsets.unwrap();
+        let answer = Found::from([(key(0), Err(6)), (key(1), Err(29))]);
+        let effects = bench.lookups.handle_listed(bench.now, &asked, Ok(answer), &mut bench.subscription);
+        assert!(effects.refresh_metadata && !effects.settled);
+        let errors: Vec<_> = effects.errors.iter().map(Error::partition).collect();
+        assert_eq!(errors, [Some(1)], "the user learns what will not pass: TopicAuthorizationFailed");
+    }
+
+    #[test]
+    fn a_position_outside_the_log_is_the_policys_to_mend() {
+        for (policy, failed) in [(AutoOffsetReset::Earliest, false), (AutoOffsetReset::None, true)] {
+            let mut bench = Bench::new(policy, &Phase::AwaitingCommitted);
+            let Bench { lookups, subscription, .. } = &mut bench;
+            assert_eq!(lookups.handle_out_of_range(&key(0), 99, subscription), failed);
+            match bench.subscription.get(&key(0)).unwrap().phase() {
+                Phase::Failed(error) => assert_eq!((error.offset(), error.partition()), (Some(99), Some(0))),
+                phase => assert!(matches!(phase, Phase::AwaitingReset(ResetTo::Earliest)), "{phase:?}"),
+            }
+        }
+    }
+}
