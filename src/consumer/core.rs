@@ -175,6 +175,9 @@ impl Core {
             return Err(exclusive());
         }
         let Some(member) = &mut self.member else {
+            if topics.is_empty() {
+                return self.assign(now, Vec::new());
+            }
             return Err(Error::new(ErrorKind::Config, "subscribing needs a consumer group")
                 .with_hint("set group.id, or choose partitions with assign"));
         };
@@ -716,4 +719,34 @@ fn not_assigned(key: &TopicPartition) -> Error {
     Error::new(ErrorKind::InvalidArgument, "the partition is not assigned to this consumer")
         .with_topic(Arc::clone(&key.topic))
         .with_partition(key.partition)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::KafkaConfig, time};
+
+    #[test]
+    fn without_a_group_partitions_can_be_chosen_and_topics_cannot() {
+        let config = KafkaConfig::new().set_bootstrap_servers("localhost:9092");
+        let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
+        let now = time::now();
+        let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1));
+
+        core.subscribe(now, Vec::new()).unwrap();
+        let error = core.subscribe(now, vec!["orders".into()]).unwrap_err();
+        assert!(error.to_string().contains("group.id"), "{error}");
+
+        core.assign(now, vec![TopicPartition::new("orders", 0)]).unwrap();
+        core.handle_poll(now).unwrap();
+        let error = core.commit(None, now).unwrap_err();
+        assert!(error.to_string().contains("group.id"), "{error}");
+
+        core.subscribe(now, Vec::new()).unwrap();
+        assert_eq!(
+            core.handle_poll(now).unwrap_err().kind(),
+            ErrorKind::InvalidArgument,
+            "nothing is left to poll"
+        );
+    }
 }

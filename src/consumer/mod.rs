@@ -129,10 +129,7 @@ impl KafkaConsumer {
     /// # Errors
     /// [`ErrorKind::Closed`] after [`close`](Self::close).
     pub fn unsubscribe(&self) -> Result<()> {
-        self.change(|core, now| match self.shared.settings.group_id {
-            Some(_) => core.subscribe(now, Vec::new()),
-            None => core.assign(now, Vec::new()),
-        })
+        self.change(|core, now| core.subscribe(now, Vec::new()))
     }
 
     /// Reads exactly these partitions, outside any group; a partition that was assigned before keeps its position. With

@@ -140,10 +140,11 @@ impl KafkaInstance {
     }
 
     /// A consumer that is subscribed to these topics, with the settings of the configuration; waits for the first answer of
-    /// a broker. It joins its group with the first poll.
+    /// a broker. It joins its group with the first poll. Without topics it needs no group: choose what it reads with
+    /// [`assign`](KafkaConsumer::assign).
     ///
     /// # Errors
-    /// [`Config`](crate::ErrorKind::Config) without a `group.id`; [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for an empty
+    /// [`Config`](crate::ErrorKind::Config) for topics without a `group.id`; [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for an empty
     /// topic name; [`Connect`](crate::ErrorKind::Connect) with the stage reached, every cause and the setting to change;
     /// [`Timeout`](crate::ErrorKind::Timeout) after `default.api.timeout.ms`. Logged before it is returned.
     ///

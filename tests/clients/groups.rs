@@ -10,8 +10,8 @@ use std::{
 };
 
 use dtkafka::{
-    AutoOffsetReset, Consumer, ConsumerConfig, ErrorKind, KafkaAdmin, KafkaConsumer, KafkaInstance, Message,
-    TopicPartition,
+    AutoOffsetReset, Consumer, ConsumerConfig, ErrorKind, KafkaAdmin, KafkaConfig, KafkaConsumer,
+    KafkaInstance, Message, TopicPartition,
 };
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
@@ -359,6 +359,26 @@ on_every_backend! {
         produce(&kafka, &topic, 1, 10..13).await;
         assert_eq!(read(&latest, 3).await, [10, 11, 12]);
         latest.close(PATIENCE).await.unwrap();
+    }
+
+    async fn a_consumer_without_a_group_reads_the_partitions_it_chose(backend) {
+        let topic = backend.topic("orders", 2).await;
+        produce(&backend.instance(), &topic, 2, 0..20).await;
+        let config = KafkaConfig::new().set_bootstrap_servers(backend.bootstrap_servers());
+        let kafka = KafkaInstance::new(config.set_auto_offset_reset("earliest")).unwrap();
+        let error = kafka.get_consumer([&topic]).await.unwrap_err();
+        assert!(error.to_string().contains("group.id"), "{error}");
+
+        let consumer = kafka.get_consumer([] as [&str; 0]).await.unwrap();
+        consumer.assign([TopicPartition::new(&*topic, 1)]).unwrap();
+        assert!(read(&consumer, 10).await.into_iter().eq((1..20).step_by(2)));
+        let error = consumer.commit().await.unwrap_err();
+        assert!(error.to_string().contains("group.id"), "{error}");
+        consumer.assign([TopicPartition::new(&*topic, 0)]).unwrap();
+        assert!(read(&consumer, 10).await.into_iter().eq((0..20).step_by(2)));
+        consumer.unsubscribe().unwrap();
+        assert!(consumer.assignment().is_empty());
+        consumer.close(PATIENCE).await.unwrap();
     }
 
     async fn an_offset_outside_the_log_is_reset_by_the_policy(backend) {
