@@ -117,7 +117,8 @@ async fn produce(args: &Args) -> Result<(), Failure> {
     Report { records: args.records, value_bytes, elapsed, cpu_before, extra: vec![first_ack] }.print(args)
 }
 
-/// Every `tasks`th record. Returns when the first was acknowledged.
+/// A task's share of the records, in a row: the values of a payload are then read in order, however many tasks there are.
+/// Returns when the first was acknowledged.
 async fn produce_share(
     args: &Args,
     producer: &KafkaProducer,
@@ -132,7 +133,8 @@ async fn produce_share(
     let mut window: VecDeque<Delivery> = VecDeque::with_capacity(most);
     let mut first_ack = None;
     let mut json = Vec::new();
-    for i in (task..args.records).step_by(args.tasks as usize) {
+    let end_of = |task: u64| args.records * task / args.tasks;
+    for i in end_of(task)..end_of(task + 1) {
         let key = key(i);
         let record = ProducerRecord::new(&args.topic).key(&key);
         let delivery = match args.api.as_str() {
