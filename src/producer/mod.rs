@@ -101,9 +101,13 @@ impl Topics {
     }
 }
 
-/// A topic's partitions; replaced when the topic gets more of them.
+/// A topic's partitions; replaced when their number changes.
 struct TopicQueues {
     name: Arc<str>,
+    /// How many the topic has.
+    count: usize,
+    /// More than `count` of a topic that was made again with fewer: what is in those of its earlier life may still be
+    /// waited for.
     partitions: Vec<Arc<PartitionQueue>>,
     sticky: Mutex<Sticky>,
 }
@@ -181,7 +185,8 @@ impl KafkaProducer {
         SendJson { producer: self, record: ProducerRecord::new(topic), headers: Vec::new(), value }
     }
 
-    /// Sends a record of bytes; waits only for the first look at the topic and for buffer memory.
+    /// Sends a record of bytes; waits only for the first look at the topic, for a second one if the record's partition is not
+    /// known, and for buffer memory.
     ///
     /// # Errors
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) for an empty topic name, a partition the topic does not have or a
@@ -272,7 +277,7 @@ impl KafkaProducer {
     pub async fn partitions_for(&self, topic: &str) -> Result<usize> {
         let shared = self.shared();
         shared.learn_topic(topic, time::now() + shared.settings.max_block).await?;
-        Ok(shared.topics().queues.get(topic).map_or(0, |topic| topic.partitions.len()))
+        Ok(shared.topics().queues.get(topic).map_or(0, |topic| topic.count))
     }
 
     /// Bytes of `buffer.memory` in use.
@@ -311,6 +316,8 @@ enum Attempt {
 #[derive(Clone, Copy)]
 enum Wait {
     Topic,
+    /// The record's partition is not one of the topic's, of which so many are known.
+    Partition(usize),
     Memory(usize),
 }
 
@@ -325,7 +332,9 @@ impl Shared {
                 *topics = self.topics();
             }
             let Some(topic) = topics.queues.get(record.topic) else { return Ok(Attempt::Wait(Wait::Topic)) };
-            let partition = self.choose_partition(topic, record, &parts)?;
+            let Some(partition) = self.choose_partition(topic, record, &parts) else {
+                return Ok(Attempt::Wait(Wait::Partition(topic.count)));
+            };
             let mut queue = partition.lock();
             match queue.append(&parts, time::now, &self.memory, credit) {
                 Appended::Done { delivery, wake, schedule } => {
@@ -343,13 +352,19 @@ impl Shared {
         })
     }
 
-    /// The slow road: learns the topic or waits for memory, as often as needed.
+    /// The slow road: learns the topic or waits for memory, as often as needed, and looks once for new partitions.
     async fn append_waiting(&self, record: &ProducerRecord<'_>, mut wait: Wait) -> Result<Delivery> {
         let deadline = time::now() + self.settings.max_block;
         let mut credit = Credit { memory: &self.memory, bytes: 0 };
+        let mut looked = false;
         loop {
             match wait {
                 Wait::Topic => self.learn_topic(record.topic, deadline).await?,
+                Wait::Partition(_) if !looked => {
+                    looked = true;
+                    self.look_again(record.topic, deadline).await;
+                }
+                Wait::Partition(count) => return Err(no_such_partition(record, count)),
                 Wait::Memory(bytes) => {
                     self.wake.notify_one();
                     self.memory
@@ -392,25 +407,19 @@ impl Shared {
         topic: &'a TopicQueues,
         record: &ProducerRecord<'_>,
         parts: &Parts<'_>,
-    ) -> Result<&'a Arc<PartitionQueue>> {
-        let count = topic.partitions.len();
+    ) -> Option<&'a Arc<PartitionQueue>> {
+        let count = topic.count;
         let index = match (record.partition, record.key) {
             (Some(partition), _) => usize::try_from(partition).unwrap_or(usize::MAX),
             (None, Some(key)) if !self.settings.partitioner_ignore_keys => partition_of_key(key, count),
             (None, _) => {
-                let backlog = |index: usize| {
-                    let partition = topic.partitions.get(index)?;
-                    partition.has_leader.load(Ordering::Relaxed).then(|| partition.lock().bytes())
-                };
+                let leads = |index: usize| topic.partitions[index].has_leader.load(Ordering::Relaxed);
+                let backlog = |index: usize| topic.partitions[index].lock().bytes();
                 let mut sticky = topic.sticky.lock().unwrap_or_else(PoisonError::into_inner);
-                sticky.pick(parts.size_bound, self.settings.batch_size, count, backlog)
+                sticky.pick(parts.size_bound, self.settings.batch_size, count, leads, backlog)
             }
         };
-        topic.partitions.get(index).ok_or_else(|| {
-            Error::new(ErrorKind::InvalidArgument, format!("the topic has {count} partitions, from 0"))
-                .with_topic(record.topic)
-                .with_partition(record.partition.unwrap_or_default())
-        })
+        topic.partitions[..count].get(index)
     }
 
     async fn learn_topic(&self, topic: &str, deadline: Instant) -> Result<()> {
@@ -420,7 +429,17 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes or extends the queues of a topic by what the snapshot says.
+    /// Takes over the next snapshot; without one in time the topic stays as it was.
+    async fn look_again(&self, topic: &str, deadline: Instant) {
+        let mut snapshots = self.cluster.subscribe();
+        self.cluster.refresh();
+        if let Ok(Ok(())) = tokio::time::timeout_at(deadline, snapshots.changed()).await {
+            let snapshot = Arc::clone(&snapshots.borrow_and_update());
+            self.update_topic(&topic.into(), &snapshot);
+        }
+    }
+
+    /// Makes, extends or cuts off the queues of a topic by what the snapshot says.
     fn update_topic(&self, name: &Arc<str>, metadata: &Metadata) {
         let Some(known) = metadata.topics.get(name).filter(|topic| !topic.partitions.is_empty()) else {
             return;
@@ -438,12 +457,16 @@ impl Shared {
                 })),
             }
         }
-        if topics.queues.get(name).is_some_and(|topic| topic.partitions.len() == partitions.len()) {
+        let count = known.partitions.len();
+        if topics.queues.get(name).is_some_and(|topic| topic.count == count) {
             return;
         }
-        let sticky = Mutex::new(Sticky::new(Rng::from_entropy(), partitions.len()));
+        let sticky = Mutex::new(Sticky::new(Rng::from_entropy(), count));
         let mut queues = topics.queues.clone();
-        queues.insert(Arc::clone(name), Arc::new(TopicQueues { name: Arc::clone(name), partitions, sticky }));
+        queues.insert(
+            Arc::clone(name),
+            Arc::new(TopicQueues { name: Arc::clone(name), count, partitions, sticky }),
+        );
         let version = NEXT_TOPICS_VERSION.fetch_add(1, Ordering::Relaxed);
         *topics = Arc::new(Topics { version, queues });
         self.topics_version.store(version, Ordering::Release);
@@ -510,6 +533,12 @@ impl Drop for Credit<'_> {
             self.memory.give_back(self.bytes);
         }
     }
+}
+
+fn no_such_partition(record: &ProducerRecord<'_>, count: usize) -> Error {
+    Error::new(ErrorKind::InvalidArgument, format!("the topic has {count} partitions, from 0"))
+        .with_topic(record.topic)
+        .with_partition(record.partition.unwrap_or_default())
 }
 
 /// The wire's value of `acks`. A request with 0 would get no answer, for which the connection below waits: 1 is asked

@@ -47,33 +47,46 @@ impl Sticky {
         Self { current: rng.below(partitions), bytes: 0, rng }
     }
 
-    /// Counts a record of `size` bytes and says where it goes. `backlog` is what waits in a partition, in bytes, and
-    /// `None` for one that has no leader now.
+    /// Counts a record of `size` bytes and says where it goes. `leads`: whether a partition has a leader now; `backlog`:
+    /// what waits in it, in bytes.
     pub(crate) fn pick(
         &mut self,
         size: usize,
         batch_size: usize,
         partitions: usize,
-        backlog: impl Fn(usize) -> Option<usize>,
+        leads: impl Fn(usize) -> bool,
+        backlog: impl Fn(usize) -> usize,
     ) -> usize {
-        let stay = self.current < partitions && self.bytes < batch_size;
+        let stay = self.current < partitions && self.bytes < batch_size && leads(self.current);
         if !stay {
             self.bytes = 0;
-            self.current = self.choose(partitions, backlog);
+            self.current = self.choose(partitions, leads, backlog);
         }
         self.bytes += size;
         self.current
     }
 
     /// KIP-794 prefers short queues; the better of two random ones does nearly as well as weighing all.
-    fn choose(&mut self, partitions: usize, backlog: impl Fn(usize) -> Option<usize>) -> usize {
+    fn choose(
+        &mut self,
+        partitions: usize,
+        leads: impl Fn(usize) -> bool,
+        backlog: impl Fn(usize) -> usize,
+    ) -> usize {
         let mut random = || {
             let start = self.rng.below(partitions);
-            (0..partitions).map(|step| (start + step) % partitions).find_map(|p| Some((backlog(p)?, p)))
+            (0..partitions).map(|step| (start + step) % partitions).find(|partition| leads(*partition))
         };
         match (random(), random()) {
-            (Some(first), Some(second)) => first.min(second).1,
-            // Nobody leads anywhere: wait on any partition for a leader.
+            (Some(first), Some(second)) => {
+                if backlog(second) < backlog(first) {
+                    second
+                } else {
+                    first
+                }
+            }
+            // Nobody leads anywhere: wait for a leader where the records before wait.
+            _ if self.current < partitions => self.current,
             _ => self.rng.below(partitions),
         }
     }
@@ -101,23 +114,35 @@ mod tests {
     #[test]
     fn a_record_without_a_key_stays_until_the_batch_is_full() {
         let mut sticky = Sticky::new(Rng::new(1), 4);
-        let first = sticky.pick(60, 100, 4, |_| Some(0));
-        assert_eq!(sticky.pick(60, 100, 4, |_| Some(0)), first);
+        let first = sticky.pick(60, 100, 4, |_| true, |_| 0);
+        assert_eq!(sticky.pick(60, 100, 4, |_| true, |_| 0), first);
         // 120 of 100 bytes are there: the next may go elsewhere, and over many rounds every partition has its turn.
         let seen: std::collections::BTreeSet<_> =
-            (0..100).map(|_| sticky.pick(100, 100, 4, |_| Some(0))).collect();
+            (0..100).map(|_| sticky.pick(100, 100, 4, |_| true, |_| 0)).collect();
         assert_eq!(seen.len(), 4);
     }
 
     #[test]
     fn partitions_without_a_leader_and_long_queues_are_avoided() {
         let mut sticky = Sticky::new(Rng::new(1), 3);
-        let backlog = |p: usize| [None, Some(5000), Some(0)][p];
         let mut counts = [0; 3];
         for _ in 0..300 {
-            counts[sticky.pick(100, 100, 3, backlog)] += 1;
+            counts[sticky.pick(100, 100, 3, |p| p > 0, |p| [0, 5000, 0][p])] += 1;
         }
-        assert!(counts[0] <= 1 && counts[2] > counts[1], "{counts:?}");
-        assert!(sticky.pick(100, 100, 3, |_| None) < 3);
+        assert!(counts[0] == 0 && counts[2] > counts[1], "{counts:?}");
+    }
+
+    #[test]
+    fn a_partition_that_loses_its_leader_is_left_at_once() {
+        let mut sticky = Sticky::new(Rng::new(1), 2);
+        let first = sticky.pick(1, 1000, 2, |_| true, |_| 0);
+        let other = sticky.pick(1, 1000, 2, |p| p != first, |_| 0);
+        assert_ne!(other, first);
+        assert_eq!(sticky.pick(1, 1000, 2, |_| false, |_| 0), other, "nobody leads: all wait together");
+        assert_eq!(
+            sticky.pick(1, 1000, 1, |_| false, |_| 0),
+            0,
+            "the topic has fewer partitions than before"
+        );
     }
 }

@@ -19,3 +19,4 @@ mod groups;
 mod producer;
 mod security;
 mod seeds;
+mod topics;

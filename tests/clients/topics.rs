@@ -1,0 +1,93 @@
+//! Topics that change under running clients.
+
+use std::time::{Duration, Instant};
+
+use dtkafka::{ErrorKind, KafkaAdmin, NewTopic, TopicPartition};
+
+use crate::on_every_backend;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Deletes a topic and makes it again. Returns how many partitions it has then: a client that looks for it in between may
+/// have had the broker make it first, with the broker's number.
+async fn make_again(admin: &KafkaAdmin, topic: &str, partitions: i32) -> usize {
+    admin.delete_topic(topic).await.unwrap();
+    while admin.describe_topic(topic).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let made = admin.create_topic(NewTopic::new(topic).partitions(partitions).replication_factor(1)).await;
+    assert!(made.as_ref().err().is_none_or(|error| error.to_string().contains("AlreadyExists")), "{made:?}");
+    loop {
+        match admin.describe_topic(topic).await {
+            Ok(described) if described.partitions.iter().all(|p| p.leader.is_some()) => {
+                return described.partitions.len();
+            }
+            _ => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+on_every_backend! {
+    async fn a_topic_made_again_with_fewer_partitions_is_written_and_read(backend) {
+        let (admin, topic) = (backend.admin().await, backend.topic("orders", 4).await);
+        let kafka = backend.instance();
+        let producer = kafka.get_producer_with(|p| p.set("metadata.max.age.ms", 200)).await.unwrap();
+        let consumer = kafka.get_consumer([&topic]).await.unwrap();
+        for number in 0..40 {
+            let delivery = producer.send(&topic, &number).partition(number % 4).await.unwrap();
+            delivery.await.unwrap();
+        }
+        let mut read = 0;
+        while read < 40 {
+            read += consumer.poll(PATIENCE).await.unwrap().records().count();
+        }
+
+        let count = make_again(&admin, &topic, 2).await;
+        assert!((1..4).contains(&count), "{count} partitions");
+        let begun = Instant::now();
+        while producer.partitions_for(&topic).await.unwrap() != count {
+            assert!(begun.elapsed() < PATIENCE, "the producer does not learn of the change");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // The old life's positions are outside the new log as long as it is empty.
+        let first = TopicPartition::new(&*topic, 0);
+        while consumer.assignment().len() != count || consumer.position(&first).await.unwrap() != 0 {
+            assert!(begun.elapsed() < PATIENCE, "the consumer holds on to {:?}", consumer.assignment());
+            assert!(consumer.poll(Duration::from_millis(50)).await.unwrap().is_empty());
+        }
+
+        // With a key and without: none goes to a partition that is gone.
+        for number in 0..40 {
+            let key = number.to_string();
+            let send = producer.send(&topic, &number);
+            let send = if number % 2 == 0 { send.key(&key) } else { send };
+            let metadata = send.await.unwrap().await.unwrap();
+            assert!((0..count as i32).contains(&metadata.partition), "{metadata:?}");
+        }
+        let mut numbers = Vec::new();
+        while numbers.len() < 40 {
+            let records = consumer.poll(PATIENCE).await.unwrap();
+            assert!(!records.is_empty(), "only {numbers:?} came");
+            numbers.extend(records.records().map(|record| record.json::<u32>().unwrap()));
+        }
+        numbers.sort_unstable();
+        assert!(numbers.into_iter().eq(0..40));
+        consumer.close(PATIENCE).await.unwrap();
+        producer.close().await.unwrap();
+    }
+
+    async fn a_record_for_a_partition_that_is_new_is_sent_and_one_for_none_refused(backend) {
+        let (admin, topic) = (backend.admin().await, backend.topic("orders", 1).await);
+        let producer = backend.instance().get_producer().await.unwrap();
+        producer.send(&topic, &1).await.unwrap().await.unwrap();
+
+        assert_eq!(make_again(&admin, &topic, 3).await, 3, "no client has looked for it in between");
+        let metadata = producer.send(&topic, &2).partition(2).await.unwrap().await.unwrap();
+        assert_eq!((metadata.partition, metadata.offset), (2, 0));
+
+        let error = producer.send(&topic, &3).partition(3).await.unwrap_err();
+        assert_eq!((error.kind(), error.partition()), (ErrorKind::InvalidArgument, Some(3)), "{error}");
+        assert!(error.to_string().contains("3 partitions"), "{error}");
+        producer.close().await.unwrap();
+    }
+}
