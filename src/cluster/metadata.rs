@@ -73,6 +73,14 @@ impl Metadata {
             .is_some_and(|topic| topic.error.is_none() && topic.partitions.iter().any(|p| p.leader.is_some()))
     }
 
+    /// Whether brokers say that there is no such partition: the topic was deleted, or made again with fewer.
+    pub(crate) fn is_gone(&self, topic: &str, partition: i32) -> bool {
+        self.topics.get(topic).is_some_and(|topic| match topic.error {
+            None => usize::try_from(partition).is_ok_and(|index| index >= topic.partitions.len()),
+            Some(code) => code.0 == UNKNOWN_TOPIC_OR_PARTITION,
+        })
+    }
+
     /// Why a topic cannot be used, if waiting will not help.
     pub(crate) fn permanent_error(&self, topic: &str) -> Option<Error> {
         let code = self.topics.get(topic)?.error?;
@@ -137,11 +145,15 @@ fn merge_topic(known: Option<&Topic>, answer: wire::metadata_response::MetadataR
     Topic { id, error, partitions }
 }
 
+pub(crate) const UNKNOWN_TOPIC_OR_PARTITION: i16 = 3;
+
 /// The error of a topic in a metadata answer, with the usual remedy.
 pub(crate) fn topic_error(topic: &str, code: ErrorCode) -> Error {
     let error = Error::from_code("Metadata", code.0).with_topic(topic);
     match code.0 {
-        3 => error.with_hint("create the topic, or let brokers create it (auto.create.topics.enable)"),
+        UNKNOWN_TOPIC_OR_PARTITION => {
+            error.with_hint("create the topic, or let brokers create it (auto.create.topics.enable)")
+        }
         17 => error.with_hint("a topic's name has 1 to 249 characters of a-z, A-Z, 0-9, '.', '_' and '-'"),
         29 => error.with_hint("grant the user Describe, and Read or Write, on the topic"),
         _ => error,
@@ -204,6 +216,15 @@ mod tests {
         let first = Metadata::default().merge(answer(both), &[]);
         let second = first.merge(answer(vec![]), &["a".into()]);
         assert!(!second.topics.contains_key("a") && second.is_settled("b"));
+    }
+
+    #[test]
+    fn partitions_of_a_deleted_or_smaller_topic_are_gone_and_those_of_an_unknown_one_are_not() {
+        let mut deleted = topic("deleted", &[]);
+        deleted.error_code = UNKNOWN_TOPIC_OR_PARTITION;
+        let metadata = Metadata::default().merge(answer(vec![topic("a", &[(1, 0)]), deleted]), &[]);
+        assert!(metadata.is_gone("a", 1) && metadata.is_gone("deleted", 0));
+        assert!(!metadata.is_gone("a", 0) && !metadata.is_gone("a", -1) && !metadata.is_gone("unknown", 0));
     }
 
     #[test]

@@ -18,7 +18,10 @@ use std::{
 use tokio::sync::{Notify, watch};
 
 use self::{brokers::Brokers, refresh::Refresh};
-pub(crate) use self::{brokers::Lane, metadata::Metadata};
+pub(crate) use self::{
+    brokers::Lane,
+    metadata::{Metadata, UNKNOWN_TOPIC_OR_PARTITION},
+};
 use crate::{
     config::settings::{Address, ClientSettings},
     connection::{

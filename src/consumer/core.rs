@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     batch::Decompressor,
-    cluster::Metadata,
+    cluster::{Metadata, UNKNOWN_TOPIC_OR_PARTITION},
     config::settings::{ClientSettings, ConsumerSettings, IsolationLevel},
     connection::api::wire,
     error::{Error, ErrorKind, Result},
@@ -409,7 +409,11 @@ impl Core {
         epoch: u64,
         answer: Result<BTreeMap<TopicPartition, i16>>,
     ) {
-        if let Some(outcome) = self.commits.handle_answer(now, epoch, answer) {
+        if answer.as_ref().is_ok_and(|codes| codes.values().any(|code| *code == UNKNOWN_TOPIC_OR_PARTITION)) {
+            self.actions.push_back(Action::RefreshMetadata);
+        }
+        let is_gone = |key: &TopicPartition| self.metadata.is_gone(&key.topic, key.partition);
+        if let Some(outcome) = self.commits.handle_answer(now, epoch, answer, is_gone) {
             self.on_commit(now, outcome);
         }
         self.advance_revocation(now);

@@ -102,7 +102,7 @@ const SHORT_WAIT: Duration = Duration::from_millis(20);
 mod code {
     pub(super) const OFFSET_OUT_OF_RANGE: i16 = 1;
     pub(super) const CORRUPT_MESSAGE: i16 = 2;
-    pub(super) const UNKNOWN_TOPIC_OR_PARTITION: i16 = 3;
+    pub(super) use crate::cluster::UNKNOWN_TOPIC_OR_PARTITION;
     pub(super) const TOPIC_AUTHORIZATION_FAILED: i16 = 29;
     pub(super) const FENCED_LEADER_EPOCH: i16 = 74;
     pub(super) const UNKNOWN_LEADER_EPOCH: i16 = 75;

@@ -43,7 +43,7 @@ pub use self::{
 };
 use crate::{
     batch::Decompressor,
-    cluster::Cluster,
+    cluster::{Cluster, UNKNOWN_TOPIC_OR_PARTITION},
     config::settings::ConsumerSettings,
     error::{Error, ErrorKind, Result},
     record::TopicPartition,
@@ -493,7 +493,6 @@ impl Drop for KafkaConsumer {
 
 /// How long the driver of a dropped consumer tries to leave the group.
 const DROP_PATIENCE: Duration = Duration::from_secs(5);
-const UNKNOWN_TOPIC_OR_PARTITION: i16 = 3;
 
 /// Repeats a look-up until it succeeds, fails for good, or the deadline is near. No async closure is taken: of the futures
 /// of those, the compiler cannot tell that they may cross threads.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::group::{Identity, code};
 use crate::{
+    cluster::UNKNOWN_TOPIC_OR_PARTITION,
     error::{Error, ErrorKind, Result},
     record::TopicPartition,
     time::{Backoff, Instant, Rng},
@@ -56,6 +57,8 @@ struct Pending {
     deadline: Instant,
     /// The generation that the offsets were handed out in: a later one must not commit them.
     identity: Identity,
+    /// A partition of it is gone: what becomes of the commit when the rest is done.
+    gone: Option<Error>,
 }
 
 #[derive(Debug)]
@@ -102,7 +105,7 @@ impl Commits {
         offsets: Offsets,
         deadline: Instant,
     ) {
-        self.queue.push_back(Pending { ticket, offsets, deadline, identity });
+        self.queue.push_back(Pending { ticket, offsets, deadline, identity, gone: None });
     }
 
     pub(crate) fn poll_action(&mut self, now: Instant) -> Option<CommitAction> {
@@ -134,12 +137,14 @@ impl Commits {
     }
 
     /// The coordinator's code for every partition, or why there is no answer. Returns what became of the commit, unless
-    /// it goes on.
+    /// it goes on. `is_gone`: whether the metadata knows that there is no such partition any more. A commit that waited for
+    /// one to come back would hold up all others, and the rebalance that lets go of it.
     pub(crate) fn handle_answer(
         &mut self,
         now: Instant,
         epoch: u64,
         answer: Result<BTreeMap<TopicPartition, i16>>,
+        is_gone: impl Fn(&TopicPartition) -> bool,
     ) -> Option<Outcome> {
         let mut commit = match std::mem::replace(&mut self.state, State::Idle) {
             State::Out { epoch: waited, commit } if waited == epoch => commit,
@@ -169,6 +174,9 @@ impl Commits {
                         Some(0) => {
                             outcome.committed.insert(partition, offset);
                         }
+                        Some(UNKNOWN_TOPIC_OR_PARTITION) if is_gone(&partition) => {
+                            commit.gone = Some(partition_gone(&partition));
+                        }
                         refused => {
                             let error = refusal(&partition, refused, &commit.identity, &mut outcome);
                             // The one that says most: a retriable one only if nothing worse came with it.
@@ -187,6 +195,7 @@ impl Commits {
         };
         let Some(error) = failure else {
             self.backoff.reset();
+            outcome.result = commit.gone.map_or(Ok(()), Err);
             return Some(outcome);
         };
         let again = now + self.backoff.next(&mut self.rng);
@@ -259,6 +268,15 @@ fn refusal(
     error.with_topic(std::sync::Arc::clone(&partition.topic)).with_partition(partition.partition)
 }
 
+fn partition_gone(partition: &TopicPartition) -> Error {
+    Error::from_code("OffsetCommit", UNKNOWN_TOPIC_OR_PARTITION)
+        .with_topic(std::sync::Arc::clone(&partition.topic))
+        .with_partition(partition.partition)
+        .with_hint(
+            "the topic was deleted, or made again with fewer partitions; the other partitions are committed",
+        )
+}
+
 fn generation_over(error: Error) -> Error {
     error.with_hint(
         "the group has given the partitions to another member, which gets these records again; if this happens often, \
@@ -310,7 +328,7 @@ mod tests {
         let first = commits.poll_action(now).unwrap();
         assert_eq!(first.offsets, offsets(&[(0, 10)]));
         assert_eq!(commits.poll_action(now), None);
-        let outcome = commits.handle_answer(now, first.epoch, codes(&[(0, 0)])).unwrap();
+        let outcome = commits.handle_answer(now, first.epoch, codes(&[(0, 0)]), |_| false).unwrap();
         assert_eq!((outcome.ticket, outcome.committed), (Some(1), offsets(&[(0, 10)])));
         assert_eq!(commits.poll_action(now).unwrap().offsets, offsets(&[(0, 20)]));
     }
@@ -322,7 +340,8 @@ mod tests {
         commits.handle_commit(Some(1), member(3), offsets(&[(0, 10)]), deadline);
         commits.handle_commit(Some(2), member(3), offsets(&[(0, 20)]), deadline);
         let first = commits.poll_action(now).unwrap();
-        let told = commits.handle_answer(now, first.epoch, codes(&[(0, code::NOT_COORDINATOR)])).unwrap();
+        let told =
+            commits.handle_answer(now, first.epoch, codes(&[(0, code::NOT_COORDINATOR)]), |_| false).unwrap();
         assert!(told.forget_coordinator && told.ticket.is_none() && told.result.is_ok());
         assert_eq!(commits.poll_action(now), None);
         let again = commits.poll_timeout().unwrap();
@@ -340,12 +359,37 @@ mod tests {
         );
         let first = commits.poll_action(now).unwrap();
         let told = commits
-            .handle_answer(now, first.epoch, codes(&[(0, 0), (1, code::COORDINATOR_LOAD_IN_PROGRESS)]))
+            .handle_answer(
+                now,
+                first.epoch,
+                codes(&[(0, 0), (1, code::COORDINATOR_LOAD_IN_PROGRESS)]),
+                |_| false,
+            )
             .unwrap();
         assert_eq!(told.committed, offsets(&[(0, 10)]));
         let second = commits.poll_action(commits.poll_timeout().unwrap()).unwrap();
         assert_eq!(second.offsets, offsets(&[(1, 11)]));
-        assert!(commits.handle_answer(now, second.epoch, codes(&[(1, 0)])).unwrap().result.is_ok());
+        assert!(
+            commits.handle_answer(now, second.epoch, codes(&[(1, 0)]), |_| false).unwrap().result.is_ok()
+        );
+    }
+
+    #[test]
+    fn a_partition_that_is_gone_holds_nothing_up_and_is_told_of_in_the_end() {
+        let (mut commits, now) = (commits(), time::now());
+        let all = offsets(&[(0, 10), (1, 11), (2, 12)]);
+        commits.handle_commit(Some(1), member(3), all, now + Duration::from_secs(60));
+        let out = commits.poll_action(now).unwrap();
+        let answer = codes(&[(0, 0), (1, UNKNOWN_TOPIC_OR_PARTITION), (2, UNKNOWN_TOPIC_OR_PARTITION)]);
+        let told = commits.handle_answer(now, out.epoch, answer, |key| key.partition == 2).unwrap();
+        assert!(told.ticket.is_none() && told.result.is_ok(), "partition 1 may come back");
+
+        let again = commits.poll_action(commits.poll_timeout().unwrap()).unwrap();
+        assert_eq!(again.offsets, offsets(&[(1, 11)]));
+        let told = commits.handle_answer(now, again.epoch, codes(&[(1, 0)]), |_| false).unwrap();
+        assert_eq!((told.ticket, told.committed), (Some(1), offsets(&[(1, 11)])));
+        assert_eq!(told.result.unwrap_err().partition(), Some(2));
+        assert!(commits.is_idle());
     }
 
     #[test]
@@ -353,7 +397,7 @@ mod tests {
         let (mut commits, now) = (commits(), time::now());
         commits.handle_commit(Some(1), member(3), offsets(&[(0, 10)]), now + Duration::from_secs(60));
         let out = commits.poll_action(now).unwrap();
-        assert!(commits.handle_answer(now, out.epoch + 1, codes(&[(0, 0)])).is_none());
+        assert!(commits.handle_answer(now, out.epoch + 1, codes(&[(0, 0)]), |_| false).is_none());
         assert!(!commits.is_idle());
     }
 
@@ -363,7 +407,7 @@ mod tests {
             let (mut commits, now) = (commits(), time::now());
             commits.handle_commit(Some(1), member(3), offsets(&[(0, 10)]), now + Duration::from_secs(60));
             let out = commits.poll_action(now).unwrap();
-            let outcome = commits.handle_answer(now, out.epoch, codes(&[(0, refused)])).unwrap();
+            let outcome = commits.handle_answer(now, out.epoch, codes(&[(0, refused)]), |_| false).unwrap();
             assert_eq!(outcome.fenced, Some((3, refused)));
             assert!(outcome.result.is_err() && outcome.committed.is_empty());
         }
@@ -379,7 +423,7 @@ mod tests {
             let out = commits.poll_action(now).unwrap();
             tries += 1;
             let lost = Err(Error::new(ErrorKind::Disconnected, "gone"));
-            match commits.handle_answer(now, out.epoch, lost).unwrap() {
+            match commits.handle_answer(now, out.epoch, lost, |_| false).unwrap() {
                 outcome if outcome.result.is_err() => break outcome,
                 _ => now = commits.poll_timeout().unwrap(),
             }
@@ -398,7 +442,7 @@ mod tests {
         let out = commits.poll_action(now).unwrap();
         let lost: Vec<_> = commits.handle_lost().into_iter().map(|outcome| outcome.ticket).collect();
         assert_eq!(lost, [Some(1)]);
-        assert!(commits.handle_answer(now, out.epoch, codes(&[(0, 0)])).is_none());
+        assert!(commits.handle_answer(now, out.epoch, codes(&[(0, 0)]), |_| false).is_none());
         assert_eq!(commits.poll_action(now).unwrap().offsets, offsets(&[(1, 5)]));
     }
 }
