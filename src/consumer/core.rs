@@ -542,9 +542,14 @@ impl Core {
                     self.advance_revocation(now);
                 }
                 group::Action::Lost => {
-                    warn!(
-                        "the consumer is not part of its group any more: its partitions are released uncommitted"
-                    );
+                    // Nothing is assigned any more to a consumer that was closed or has unsubscribed.
+                    let partitions = self.subscription.iter().count();
+                    if partitions > 0 {
+                        warn!(
+                            partitions,
+                            "no longer part of the group: the partitions are released uncommitted"
+                        );
+                    }
                     self.revoking = None;
                     self.subscription.clear();
                     for outcome in self.commits.handle_lost() {

@@ -320,6 +320,37 @@ async fn faults_of_group_and_fetch_are_lived_through() {
 }
 
 #[tokio::test]
+async fn unsubscribing_and_closing_are_nothing_to_warn_of() {
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let (log, bench, topic) = (Log::default(), Bench::start().await, unique("quiet"));
+    bench.topic(&topic, 2).await;
+    bench.produce(&topic, 2, 0, 10).await;
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    // Of this thread, on which everything here runs.
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let consumer = bench.consumer(&bench.config().set_group_id(&topic));
+    consumer.subscribe([&topic]).unwrap();
+    read(&consumer, 10).await;
+    consumer.unsubscribe().unwrap();
+    consumer.subscribe([&topic]).unwrap();
+    read(&consumer, 10).await;
+    consumer.close(WAIT).await.unwrap();
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(log.contains("partitions assigned"), "the log is empty: {log}");
+    assert!(!log.contains("WARN"), "{log}");
+}
+
+#[tokio::test]
 async fn a_member_that_was_expelled_joins_again_and_reads_on_from_the_commit() {
     let bench = Bench::embedded(1).await;
     let topic = unique("expelled");
