@@ -645,8 +645,10 @@ impl Core {
     }
 
     fn set_assignment(&mut self, now: Instant, partitions: Vec<TopicPartition>) {
-        let start = if self.settings.group_id.is_some() { Some(Phase::AwaitingCommitted) } else { None };
-        let start = start.unwrap_or_else(|| self.lookups.reset_phase());
+        let start = match self.settings.group_id {
+            Some(_) => Phase::AwaitingCommitted,
+            None => self.lookups.reset_phase(),
+        };
         self.subscription.assign(partitions, &start);
         self.refresh_leaders(now);
     }

@@ -52,6 +52,8 @@ pub(crate) struct Effects {
     pub(crate) forget_coordinator: bool,
     /// For the user.
     pub(crate) errors: Vec<Error>,
+    /// When to ask again about those of this answer that failed.
+    retry_at: Option<Instant>,
 }
 
 pub(crate) struct Lookups {
@@ -198,7 +200,8 @@ impl Lookups {
         effects
     }
 
-    /// The partition is asked about again later; the user learns of an error that does not pass by itself.
+    /// The partition is asked about again later, with the others of the same answer, which are one failure. The user learns
+    /// of an error that does not pass by itself.
     fn retry(
         &mut self,
         now: Instant,
@@ -208,7 +211,7 @@ impl Lookups {
         effects: &mut Effects,
     ) {
         debug!(%error, partition = %key, "an offset could not be looked up yet");
-        let retry_at = now + self.backoff.next(&mut self.rng);
+        let retry_at = *effects.retry_at.get_or_insert_with(|| now + self.backoff.next(&mut self.rng));
         if let Some(partition) = subscription.get_mut(key) {
             partition.retry_at = Some(retry_at);
         }
@@ -305,7 +308,7 @@ mod tests {
         assert_eq!((broker, lookups.len(), lookups[0].partition.partition), (7, 1, 1));
         assert_eq!((lookups[0].to, lookups[0].leader_epoch), (ResetTo::Latest, 3));
         bench.now = Lookups::poll_timeout(bench.now, &bench.subscription).unwrap();
-        assert!(!bench.questions().committed.is_empty(), "the rest is asked for again after the back-off");
+        assert_eq!(bench.questions().committed.len(), 2, "the rest is asked for again after one back-off");
     }
 
     #[test]
