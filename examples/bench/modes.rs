@@ -133,8 +133,8 @@ async fn produce_share(
     let mut window: VecDeque<Delivery> = VecDeque::with_capacity(most);
     let mut first_ack = None;
     let mut json = Vec::new();
-    let end_of = |task: u64| args.records * task / args.tasks;
-    for i in end_of(task)..end_of(task + 1) {
+    let first_of = |task: u64| args.records * task / args.tasks;
+    for i in first_of(task)..first_of(task + 1) {
         let key = key(i);
         let record = ProducerRecord::new(&args.topic).key(&key);
         let delivery = match args.api.as_str() {

@@ -371,10 +371,10 @@ impl Core {
     }
 
     pub(crate) fn handle_topics(&mut self, now: Instant, topics: &[Arc<str>], result: Result<()>) {
-        let Err(error) = result else { return };
         if self.interest.topics != topics {
             return;
         }
+        let Err(error) = result else { return self.interest.backoff.reset() };
         warn!(%error, "a topic of the consumer cannot be used yet");
         self.interest.due = Some(now + self.interest.backoff.next(&mut self.rng));
         if !error.is_retriable() {
@@ -737,19 +737,43 @@ mod tests {
     use super::*;
     use crate::{config::KafkaConfig, time};
 
+    /// Of a consumer without a group.
+    fn core(now: Instant) -> Core {
+        let config = KafkaConfig::new().set_bootstrap_servers("localhost:9092").set_auto_offset_reset("none");
+        let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
+        Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1))
+    }
+
+    #[test]
+    fn a_topic_that_was_found_is_looked_for_as_soon_as_ever_when_it_is_missed_again() {
+        let now = time::now();
+        let (mut core, topics) = (core(now), [Arc::from("orders")]);
+        core.assign(now, vec![TopicPartition::new("orders", 0)]).unwrap();
+        let mut pause = |result| {
+            core.handle_topics(now, &topics, result);
+            core.interest.due.map(|due| due - now)
+        };
+        let lost = || Err(Error::new(ErrorKind::Disconnected, "gone"));
+        let first = pause(lost());
+        let later = (0..10).map(|_| pause(lost())).last().unwrap();
+        assert!(later > first.map(|first| first * 4), "{first:?}, then {later:?}");
+        pause(Ok(()));
+        // Both have their jitter of 20 %.
+        assert!(pause(lost()) < first.map(|first| first * 2));
+    }
+
     #[test]
     fn without_a_group_partitions_can_be_chosen_and_topics_cannot() {
-        let config = KafkaConfig::new().set_bootstrap_servers("localhost:9092");
-        let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
         let now = time::now();
-        let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1));
-
+        let mut core = core(now);
         core.subscribe(now, Vec::new()).unwrap();
         let error = core.subscribe(now, vec!["orders".into()]).unwrap_err();
         assert!(error.to_string().contains("group.id"), "{error}");
 
         core.assign(now, vec![TopicPartition::new("orders", 0)]).unwrap();
         core.handle_poll(now).unwrap();
+        let error = core.take_failure().unwrap();
+        assert_eq!((error.topic(), error.partition()), (Some("orders"), Some(0)), "{error}");
         let error = core.commit(None, now).unwrap_err();
         assert!(error.to_string().contains("group.id"), "{error}");
 

@@ -99,8 +99,8 @@ const LEAST_FETCH: usize = 64 * 1024;
 /// How long a fetch may wait at the broker while a partition of that broker is left out of it for the moment.
 const SHORT_WAIT: Duration = Duration::from_millis(20);
 
-mod code {
-    pub(super) const OFFSET_OUT_OF_RANGE: i16 = 1;
+pub(super) mod code {
+    pub(crate) const OFFSET_OUT_OF_RANGE: i16 = 1;
     pub(super) const CORRUPT_MESSAGE: i16 = 2;
     pub(super) use crate::cluster::UNKNOWN_TOPIC_OR_PARTITION;
     pub(super) const TOPIC_AUTHORIZATION_FAILED: i16 = 29;

@@ -8,7 +8,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tracing::debug;
 
 use super::{
-    group::code::{COORDINATOR_NOT_AVAILABLE, NOT_COORDINATOR},
+    fetch::code::OFFSET_OUT_OF_RANGE,
+    group::code::is_moved,
     subscription::{Partition, Phase, ResetTo, Subscription},
 };
 use crate::{
@@ -17,8 +18,6 @@ use crate::{
     record::TopicPartition,
     time::{Backoff, Instant, Rng},
 };
-
-const OFFSET_OUT_OF_RANGE: i16 = 1;
 
 /// One partition whose first or last offset is wanted.
 #[derive(Debug, Clone)]
@@ -71,17 +70,10 @@ impl Lookups {
 
     /// What the reset policy makes of a partition without an offset.
     pub(crate) fn reset_phase(&self) -> Phase {
-        match self.policy {
-            AutoOffsetReset::Earliest => Phase::AwaitingReset(ResetTo::Earliest),
-            AutoOffsetReset::Latest => Phase::AwaitingReset(ResetTo::Latest),
-            AutoOffsetReset::None => Phase::Failed(
-                Error::new(
-                    ErrorKind::InvalidArgument,
-                    "there is no committed offset to start from, and auto.offset.reset is none",
-                )
-                .with_hint("seek, or set auto.offset.reset to earliest or latest"),
-            ),
-        }
+        self.reset_or(|| {
+            let text = "there is no committed offset to start from, and auto.offset.reset is none";
+            Error::new(ErrorKind::InvalidArgument, text)
+        })
     }
 
     /// The reset policy decides where a partition goes on whose position is outside the log. True if it fails there.
@@ -91,15 +83,18 @@ impl Lookups {
         offset: i64,
         subscription: &mut Subscription,
     ) -> bool {
-        let phase = match self.reset_phase() {
-            Phase::Failed(_) => Phase::Failed(
-                Error::from_code("Fetch", OFFSET_OUT_OF_RANGE)
-                    .with_offset(offset)
-                    .with_hint("seek, or set auto.offset.reset to earliest or latest"),
-            ),
-            phase => phase,
-        };
+        let phase = self.reset_or(|| Error::from_code("Fetch", OFFSET_OUT_OF_RANGE).with_offset(offset));
         restart(key, phase, subscription)
+    }
+
+    fn reset_or(&self, failure: impl FnOnce() -> Error) -> Phase {
+        match self.policy {
+            AutoOffsetReset::Earliest => Phase::AwaitingReset(ResetTo::Earliest),
+            AutoOffsetReset::Latest => Phase::AwaitingReset(ResetTo::Latest),
+            AutoOffsetReset::None => {
+                Phase::Failed(failure().with_hint("seek, or set auto.offset.reset to earliest or latest"))
+            }
+        }
     }
 
     /// What to ask of whom. Partitions of other leaders than the first's are for the next call.
@@ -215,8 +210,7 @@ impl Lookups {
         if let Some(partition) = subscription.get_mut(key) {
             partition.retry_at = Some(retry_at);
         }
-        effects.forget_coordinator |=
-            error.code().is_some_and(|code| matches!(code.0, COORDINATOR_NOT_AVAILABLE | NOT_COORDINATOR));
+        effects.forget_coordinator |= error.code().is_some_and(|code| is_moved(code.0));
         if !error.is_retriable() {
             let error = error.clone().with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
             effects.errors.push(error);
@@ -235,12 +229,6 @@ fn awaiting<'a>(
 
 /// Starts a partition again in this phase. True if that is a failure.
 fn restart(key: &TopicPartition, phase: Phase, subscription: &mut Subscription) -> bool {
-    let phase = match phase {
-        Phase::Failed(error) => {
-            Phase::Failed(error.with_topic(Arc::clone(&key.topic)).with_partition(key.partition))
-        }
-        phase => phase,
-    };
     let failed = matches!(phase, Phase::Failed(_));
     subscription.restart(key, phase);
     failed

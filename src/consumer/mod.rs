@@ -33,6 +33,7 @@ use tokio::sync::Notify;
 pub(crate) use self::group::wire::decode_assignment;
 use self::{
     core::Core,
+    group::code::is_moved,
     lookups::{Found, Lookup},
     offsets::{Offset, Offsets, commit_timeout},
     subscription::{Next, Phase, Position, ResetTo, Turn},
@@ -516,8 +517,8 @@ impl<'a> Insisting<'a> {
             Err(error) if error.is_retriable() => error,
             done => return Some(done),
         };
-        if let (Some(group), Some(15 | 16)) =
-            (&self.shared.settings.group_id, error.code().map(|code| code.0))
+        if let Some(group) = &self.shared.settings.group_id
+            && error.code().is_some_and(|code| is_moved(code.0))
         {
             let coordinator = self.shared.coordinator.load(Ordering::Relaxed);
             self.shared.cluster.forget_coordinator(group, coordinator);

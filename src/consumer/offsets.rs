@@ -162,7 +162,7 @@ impl Commits {
         };
         let failure = match answer {
             Err(error) => {
-                let lost = error.code().is_none_or(|code| is_moved(code.0));
+                let lost = error.code().is_none_or(|code| code::is_moved(code.0));
                 outcome.forget_coordinator = lost;
                 Some(error)
             }
@@ -233,10 +233,6 @@ impl Commits {
     }
 }
 
-fn is_moved(code: i16) -> bool {
-    matches!(code, code::NOT_COORDINATOR | code::COORDINATOR_NOT_AVAILABLE)
-}
-
 /// Retriable by the protocol guide, yet hopeless until the member has rejoined.
 fn is_final(error: &Error) -> bool {
     error.code().is_some_and(|code| code.0 == code::REBALANCE_IN_PROGRESS)
@@ -251,7 +247,7 @@ fn refusal(
     let error = match refused {
         None => Error::protocol("the coordinator left out a partition").with_api("OffsetCommit"),
         Some(code) => {
-            outcome.forget_coordinator |= is_moved(code);
+            outcome.forget_coordinator |= code::is_moved(code);
             let error = Error::from_code("OffsetCommit", code);
             match code {
                 code::ILLEGAL_GENERATION | code::UNKNOWN_MEMBER_ID | code::FENCED_INSTANCE_ID => {

@@ -243,6 +243,12 @@ impl Subscription {
 
     fn set_phase(&mut self, key: &TopicPartition, phase: Phase) {
         let Some(partition) = self.partitions.get_mut(key) else { return };
+        let phase = match phase {
+            Phase::Failed(error) => {
+                Phase::Failed(error.with_topic(Arc::clone(&key.topic)).with_partition(key.partition))
+            }
+            phase => phase,
+        };
         list(&mut self.unsettled, key, matches!(phase, Phase::AwaitingCommitted | Phase::AwaitingReset(_)));
         list(&mut self.failed, key, matches!(phase, Phase::Failed(_)));
         partition.phase = phase;

@@ -115,6 +115,11 @@ impl GroupSettings {
 
 /// The error codes that a member acts on.
 pub(crate) mod code {
+    /// Another broker coordinates the group, or soon will.
+    pub(crate) fn is_moved(code: i16) -> bool {
+        matches!(code, NOT_COORDINATOR | COORDINATOR_NOT_AVAILABLE)
+    }
+
     pub(crate) const COORDINATOR_LOAD_IN_PROGRESS: i16 = 14;
     pub(crate) const COORDINATOR_NOT_AVAILABLE: i16 = 15;
     pub(crate) const NOT_COORDINATOR: i16 = 16;
