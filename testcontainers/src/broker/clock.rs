@@ -18,11 +18,14 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    /// Starts at zero now.
+    /// Starts at zero now. `wall_ms` is the wall-clock time that belongs to it; the machine's when `None`.
     #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clocks")]
-    pub(super) fn start() -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { start: Instant::now(), start_wall_ms: i64::try_from(wall.as_millis()).unwrap_or(i64::MAX) }
+    pub(super) fn start(wall_ms: Option<i64>) -> Self {
+        let start_wall_ms = wall_ms.unwrap_or_else(|| {
+            let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            i64::try_from(wall.as_millis()).unwrap_or(i64::MAX)
+        });
+        Self { start: Instant::now(), start_wall_ms }
     }
 
     /// Time since the start.

@@ -15,6 +15,8 @@ use super::clock::{Clock, Now};
 use super::control::Faults;
 use super::group::{Answer, Group, Ticket};
 use super::log::PartitionLog;
+use super::network::Links;
+use super::random::Random;
 use super::sasl::Users;
 use super::session::FetchSessions;
 use super::{Listener, topic_config};
@@ -24,6 +26,8 @@ pub(super) struct Shared {
     pub(super) clock: Clock,
     pub(super) users: Users,
     pub(super) faults: Faults,
+    pub(super) links: Links,
+    pub(super) random: Random,
     pub(super) tls: Option<tokio_rustls::TlsAcceptor>,
     /// No sockets: connections come through `serve_stream` only.
     pub(super) in_memory: bool,
@@ -41,11 +45,14 @@ impl Shared {
         users: Users,
         tls: Option<tokio_rustls::TlsAcceptor>,
         in_memory: bool,
+        seed: u64,
     ) -> Arc<Self> {
         Arc::new(Self {
             clock,
             users,
             faults: Faults::default(),
+            links: Links::default(),
+            random: Random::new(seed),
             tls,
             in_memory,
             cluster: Mutex::new(cluster),

@@ -238,6 +238,30 @@ impl FaultControl {
         server::start_node(&self.shared, broker).await
     }
 
+    /// Lets nothing through between the clients called `client` (`None`: all) and `broker` (`None`: all), and tells nobody:
+    /// connections stay open and silent, new ones too, until [`Self::heal`]; what was sent meanwhile then arrives.
+    ///
+    /// A client's name is the one given to [`super::Network::connect`], over TCP its `client.id`.
+    pub fn cut(&self, client: Option<&str>, broker: Option<i32>) {
+        self.shared.links.cut((client.map(str::to_owned), broker));
+    }
+
+    /// Ends the [`Self::cut`] of the same two; [`Self::heal_all`] ends every one.
+    pub fn heal(&self, client: Option<&str>, broker: Option<i32>) {
+        self.shared.links.heal(&(client.map(str::to_owned), broker));
+    }
+
+    /// Ends every [`Self::cut`].
+    pub fn heal_all(&self) {
+        self.shared.links.heal_all();
+    }
+
+    /// The broker forgets the connections of these clients that are open now, as after a failure of a firewall between
+    /// them: they stay open for the client, and nothing is ever answered on them. New connections work.
+    pub fn forget_connections(&self, client: Option<&str>, broker: Option<i32>) {
+        self.shared.links.forget((client.map(str::to_owned), broker));
+    }
+
     fn add(&self, api: ApiKey, topic: Option<&str>, count: usize, action: Action) {
         if count > 0 {
             self.shared.faults.add(api, topic, count, action);

@@ -11,7 +11,9 @@ mod cluster;
 mod control;
 mod group;
 mod log;
+mod network;
 mod producers;
+mod random;
 mod records;
 mod sasl;
 mod server;
@@ -30,6 +32,7 @@ use tokio::task::JoinHandle;
 use self::clock::Clock;
 use self::cluster::{Cluster, Node, Options, Shared};
 pub use self::control::FaultControl;
+pub use self::network::Network;
 use self::session::FetchSessions;
 use self::tls::TlsPem;
 pub use crate::Listener;
@@ -78,6 +81,8 @@ pub struct EmbeddedBrokerBuilder {
     users: sasl::Users,
     tls: Option<TlsPem>,
     in_memory: bool,
+    seed: u64,
+    wall_ms: Option<i64>,
 }
 
 impl EmbeddedBrokerBuilder {
@@ -118,11 +123,27 @@ impl EmbeddedBrokerBuilder {
         self
     }
 
-    /// Opens no sockets: connections come through [`EmbeddedBroker::serve_stream`] only. Brokers are then advertised
+    /// Opens no sockets: connections come through [`EmbeddedBroker::network`] only. Brokers are then advertised
     /// as `broker-ID`, with port 9092 for PLAINTEXT, 9093 SASL_PLAINTEXT, 9094 SSL and 9095 SASL_SSL. Default off.
     #[must_use]
     pub fn in_memory(mut self) -> Self {
         self.in_memory = true;
+        self
+    }
+
+    /// The seed of everything in the broker that is left to chance (faults by probability, SCRAM nonces). Default 0: with
+    /// [`Self::in_memory`], paused time and one thread a run repeats exactly.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// The wall-clock time at the start, in milliseconds since 1970; it moves with tokio's clock from there. Default: the
+    /// machine's.
+    #[must_use]
+    pub fn wall_clock_ms(mut self, start: i64) -> Self {
+        self.wall_ms = Some(start);
         self
     }
 
@@ -149,7 +170,8 @@ impl EmbeddedBrokerBuilder {
         };
         let nodes = (1..=self.brokers).map(|id| (id, node(id))).collect();
         let cluster = Cluster::new(self.options, nodes);
-        let shared = Shared::new(cluster, Clock::start(), self.users, tls, self.in_memory);
+        let shared =
+            Shared::new(cluster, Clock::start(self.wall_ms), self.users, tls, self.in_memory, self.seed);
         let timers = spawn_group_timers(Arc::clone(&shared));
         let broker = EmbeddedBroker { shared, timers };
         for id in 1..=self.brokers {
@@ -197,6 +219,8 @@ impl EmbeddedBroker {
             users: sasl::Users::new(),
             tls: None,
             in_memory: false,
+            seed: 0,
+            wall_ms: None,
         }
     }
 
@@ -223,20 +247,17 @@ impl EmbeddedBroker {
 
     /// Serves a connection to a broker over any stream, such as one half of `tokio::io::duplex`, until it closes or
     /// the broker stops. On TLS listeners the handshake comes first. A stopped or unknown broker drops the stream.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "one task per connection, ended by the broker's running flag"
-    )]
     pub fn serve_stream<S>(&self, broker_id: i32, listener: Listener, stream: S)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let running = self.shared.cluster().nodes.get(&broker_id).map(|node| node.running.subscribe());
-        if let Some(running) = running {
-            let shared = Arc::clone(&self.shared);
-            let host = "/in-memory".to_owned();
-            tokio::spawn(server::serve(shared, broker_id, listener, stream, host, running));
-        }
+        drop(network::serve(&self.shared, "", broker_id, listener, stream));
+    }
+
+    /// Opens in-memory connections to the brokers.
+    #[must_use]
+    pub fn network(&self) -> Network {
+        Network { shared: Arc::clone(&self.shared) }
     }
 
     /// Faults, moves and counters.

@@ -4,7 +4,6 @@
 //! Not a model of how to keep passwords: users and passwords of a test broker are plain text in memory.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, Hasher};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -13,6 +12,7 @@ use hmac::{Hmac, Mac};
 use kafka_protocol::messages::ApiKey;
 use sha2::{Digest, Sha256, Sha512};
 
+use super::random::Random;
 use super::server::Close;
 
 /// User names and their passwords.
@@ -101,7 +101,7 @@ impl Login {
     ///
     /// # Errors
     /// The text for the client; the login has failed.
-    pub(super) fn token(&mut self, users: &Users, token: &[u8]) -> Result<Token, String> {
+    pub(super) fn token(&mut self, users: &Users, random: &Random, token: &[u8]) -> Result<Token, String> {
         let state = std::mem::replace(&mut self.state, State::Failed);
         let State::Tokens { exchange, mechanism, raw } = state else {
             return Err("SaslAuthenticate request received after successful authentication".to_owned());
@@ -114,7 +114,7 @@ impl Login {
         let (reply, next) = match exchange {
             Exchange::Plain => (plain(users, token)?, None),
             Exchange::ScramFirst(hash) => {
-                let (reply, next) = scram_first(users, hash, token, &nonce()).ok_or_else(wrong)?;
+                let (reply, next) = scram_first(users, hash, token, &nonce(random)).ok_or_else(wrong)?;
                 (reply, Some(next))
             }
             Exchange::ScramFinal { hash, salted, client_first, server_first, nonce } => {
@@ -131,8 +131,13 @@ impl Login {
     }
 
     /// A token as a bare frame; there is no way to tell the client why it failed.
-    pub(super) fn raw_token(&mut self, users: &Users, token: &Bytes) -> Result<BytesMut, Close> {
-        let reply = self.token(users, token).map_err(|_| Close)?;
+    pub(super) fn raw_token(
+        &mut self,
+        users: &Users,
+        random: &Random,
+        token: &Bytes,
+    ) -> Result<BytesMut, Close> {
+        let reply = self.token(users, random, token).map_err(|_| Close)?;
         let mut frame = BytesMut::with_capacity(4 + reply.len());
         frame.put_u32(u32::try_from(reply.len()).map_err(|_| Close)?);
         frame.put_slice(&reply);
@@ -241,10 +246,9 @@ fn salt_password(hash: Hash, password: &str, salt: &[u8]) -> Vec<u8> {
     }
 }
 
-/// The standard library's hasher keys are the only randomness at hand, and enough for a test broker.
-fn nonce() -> String {
-    let hash = || std::hash::RandomState::new().build_hasher().finish();
-    format!("{:016x}{:016x}", hash(), hash())
+/// Repeatable with the broker's seed: enough for a test broker.
+fn nonce(random: &Random) -> String {
+    format!("{:016x}{:016x}", random.next(), random.next())
 }
 
 #[cfg(test)]
@@ -271,9 +275,9 @@ mod tests {
     fn scram(mechanism: &str, hash: Hash, password: &str) -> Result<Token, String> {
         let mut login = Login::new(true);
         assert!(login.handshake(mechanism, 1));
-        let first = login.token(&users(), b"n,,n=user,r=abc").unwrap();
+        let first = login.token(&users(), &Random::new(1), b"n,,n=user,r=abc").unwrap();
         let answer = client_final(hash, password, "n=user,r=abc", std::str::from_utf8(&first).unwrap());
-        let done = login.token(&users(), answer.as_bytes());
+        let done = login.token(&users(), &Random::new(1), answer.as_bytes());
         assert_eq!(done.is_ok(), login.allows(ApiKey::Produce));
         assert_eq!(done.is_err(), login.has_failed());
         done
@@ -304,7 +308,7 @@ mod tests {
     fn plain_names_the_failure_and_the_connection_is_lost() {
         let mut login = Login::new(true);
         assert!(login.handshake("PLAIN", 1));
-        let text = login.token(&users(), b"\0user\0wrong").unwrap_err();
+        let text = login.token(&users(), &Random::new(1), b"\0user\0wrong").unwrap_err();
         assert_eq!(text, "Authentication failed: Invalid username or password");
         assert!(login.has_failed());
     }
@@ -315,7 +319,7 @@ mod tests {
         assert!(login.allows(ApiKey::ApiVersions) && !login.allows(ApiKey::Metadata));
         assert!(login.handshake("PLAIN", 1));
         assert!(!login.allows(ApiKey::Metadata) && login.allows(ApiKey::SaslAuthenticate));
-        assert!(login.token(&users(), b"\0user\0pencil").is_ok());
+        assert!(login.token(&users(), &Random::new(1), b"\0user\0pencil").is_ok());
         assert!(login.allows(ApiKey::Metadata));
     }
 
@@ -324,7 +328,7 @@ mod tests {
         for token in ["", "n", "n,,", "p=tls-unique,,n=user,r=a", "n,,n=user", "n,,r=1", "n,,n=nobody,r=1"] {
             let mut login = Login::new(true);
             assert!(login.handshake("SCRAM-SHA-512", 1));
-            assert!(login.token(&users(), token.as_bytes()).is_err(), "{token}");
+            assert!(login.token(&users(), &Random::new(1), token.as_bytes()).is_err(), "{token}");
         }
     }
 }

@@ -26,6 +26,14 @@ const READ_STEP: usize = 1024 * 1024;
 /// Why a connection ends.
 pub(super) struct Close;
 
+/// Who is at the other end.
+#[derive(Debug, Clone)]
+pub(super) struct Peer {
+    /// What the network calls it: given at an in-memory connection, else the `client.id` of its first request.
+    pub(super) name: String,
+    pub(super) host: String,
+}
+
 /// Binds a broker's listeners (the same ports as before, if it had some) and starts to accept.
 pub(super) async fn start_node(shared: &Arc<Shared>, broker: i32) -> Result<(), BrokerError> {
     let (old, ports) = {
@@ -90,8 +98,8 @@ fn spawn_accept(
                     if stream.set_nodelay(true).is_err() {
                         continue;
                     }
-                    let host = format!("/{}", peer.ip());
-                    connections.spawn(serve(Arc::clone(&shared), broker, listener, stream, host, running.clone()));
+                    let peer = Peer { name: String::new(), host: format!("/{}", peer.ip()) };
+                    connections.spawn(serve(Arc::clone(&shared), broker, listener, stream, peer, running.clone()));
                 }
             }
         }
@@ -104,17 +112,18 @@ pub(super) async fn serve<S>(
     broker: i32,
     listener: Listener,
     stream: S,
-    client_host: String,
+    peer: Peer,
     mut running: watch::Receiver<bool>,
 ) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let mut connection = Connection {
         login: Login::new(listener.is_sasl()),
+        mark: shared.links.mark(&peer.name, broker),
         shared: Arc::clone(&shared),
         broker,
         listener,
-        client_host,
+        peer,
     };
     let work = async {
         match (&shared.tls, listener.is_tls()) {
@@ -137,7 +146,9 @@ struct Connection {
     shared: Arc<Shared>,
     broker: i32,
     listener: Listener,
-    client_host: String,
+    peer: Peer,
+    /// What was noted at the start, to see whether the broker forgot this connection since.
+    mark: u64,
     login: Login,
 }
 
@@ -149,6 +160,7 @@ impl Connection {
                 Err(Close) => return,
                 Ok(Some(frame)) => match self.handle(frame).await {
                     Ok(Some(answer)) => {
+                        self.pass().await;
                         if stream.write_all(&answer).await.is_err() || stream.flush().await.is_err() {
                             return;
                         }
@@ -171,10 +183,15 @@ impl Connection {
         }
     }
 
+    /// Waits while the link to the client is cut; for ever once the broker forgot the connection.
+    async fn pass(&self) {
+        self.shared.links.pass(&self.peer.name, self.broker, self.mark).await;
+    }
+
     /// One request in, its answer out (none for acks=0).
     async fn handle(&mut self, frame: Bytes) -> Result<Option<BytesMut>, Close> {
         if self.login.expects_raw_token() {
-            let reply = self.login.raw_token(&self.shared.users, &frame)?;
+            let reply = self.login.raw_token(&self.shared.users, &self.shared.random, &frame)?;
             return Ok(Some(reply));
         }
         if frame.len() < 8 {
@@ -202,6 +219,12 @@ impl Connection {
         let mut body = frame;
         let header =
             RequestHeader::decode(&mut body, api.request_header_version(version)).map_err(|_| Close)?;
+        let client_id = header.client_id.map(|id| id.to_string()).unwrap_or_default();
+        if self.peer.name.is_empty() && !client_id.is_empty() {
+            self.peer.name.clone_from(&client_id);
+            self.mark = self.shared.links.mark(&client_id, self.broker);
+        }
+        self.pass().await;
         let call = Call {
             shared: &self.shared,
             broker: self.broker,
@@ -209,8 +232,8 @@ impl Connection {
             api,
             version,
             correlation,
-            client_id: header.client_id.map(|id| id.to_string()).unwrap_or_default(),
-            client_host: self.client_host.clone(),
+            client_id,
+            client_host: self.peer.host.clone(),
             error: fate.error,
         };
         let answer = api::dispatch(&call, body, &mut self.login).await?;

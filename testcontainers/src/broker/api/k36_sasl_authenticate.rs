@@ -21,7 +21,7 @@ pub(super) fn handle(
             .with_error_code(ResponseError::IllegalSaslState.code())
             .with_error_message(Some(text("SaslAuthenticate request received on a listener without SASL")));
     }
-    match login.token(&call.shared.users, &request.auth_bytes) {
+    match login.token(&call.shared.users, &call.shared.random, &request.auth_bytes) {
         Ok(reply) => response.with_auth_bytes(Bytes::from(reply)),
         Err(message) => response
             .with_error_code(ResponseError::SaslAuthenticationFailed.code())

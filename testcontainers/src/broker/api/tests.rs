@@ -582,3 +582,40 @@ async fn an_incremental_fetch_names_only_partitions_with_news() {
     let stale = client.call(12, &next).await;
     assert_eq!(stale.error_code, ResponseError::InvalidFetchSessionEpoch.code());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_link_is_silent_until_it_heals_and_a_forgotten_connection_for_ever() {
+    let broker =
+        EmbeddedBroker::builder().in_memory().seed(3).wall_clock_ms(1_000_000).start().await.unwrap();
+    broker.create_topic("t", 1).unwrap();
+    let (host, port) = broker.address(1, Listener::Plaintext).unwrap();
+    let connect = |name| Client::over(broker.network().connect(name, &host, port).unwrap());
+    let (mut a, mut b) = (connect("a"), connect("b"));
+    let soon = |client: Client| async move {
+        let mut client = client;
+        let request = MetadataRequest::default().with_topics(None);
+        let answer = client.call(12, &request);
+        let answered = tokio::time::timeout(std::time::Duration::from_secs(60), answer).await.is_ok();
+        (client, answered)
+    };
+    let (back, answered) = soon(a).await;
+    a = back;
+    assert!(answered);
+    broker.control().cut(Some("a"), None);
+    a.send(12, &MetadataRequest::default().with_topics(None)).await;
+    let (_, answered) = soon(b).await;
+    assert!(answered, "another client is not concerned");
+    let (_, answered) = soon(connect("a")).await;
+    assert!(!answered, "a new connection is silent too");
+    broker.control().heal(Some("a"), None);
+    assert!(a.receive::<MetadataRequest>(12).await.is_some(), "what was sent meanwhile arrives");
+    broker.control().forget_connections(None, Some(1));
+    let (_, answered) = soon(a).await;
+    assert!(!answered);
+    b = connect("b");
+    let (_, answered) = soon(b).await;
+    assert!(answered);
+    broker.control().stop_broker(1).unwrap();
+    let refused = broker.network().connect("b", &host, port).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+}
