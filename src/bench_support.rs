@@ -13,9 +13,9 @@ use bytes::{Bytes, BytesMut};
 use crate::{
     batch::{self, BatchBuilder, Compressor, Decompressor, Stamp},
     config::Compression,
-    consumer::assignor::{Assignor, Subscriber},
     error::{Error, ErrorKind, Result},
     facade::Consumer,
+    group::assignor::{Assignor, Subscriber},
     producer::{
         Delivery,
         accumulator::{Appended, Limits, Pace, Parts, Queue, Taken},

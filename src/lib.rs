@@ -65,6 +65,7 @@ mod consumer;
 mod error;
 mod facade;
 mod flights;
+mod group;
 mod producer;
 mod record;
 mod time;

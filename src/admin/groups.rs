@@ -6,8 +6,8 @@ use super::{At, KafkaAdmin, broker_error};
 use crate::{
     cluster::{Lane, kafka_string},
     connection::api::wire,
-    consumer::decode_assignment,
     error::{Error, Result},
+    group::wire::decode_assignment,
     record::TopicPartition,
 };
 

@@ -13,10 +13,8 @@ use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use super::{
-    assignor::{Assignment, Assignor, Subscriber},
     buffer::Decoded,
     fetch::{Effects, FetchAction, FetchSettings, Fetcher},
-    group::{self, Answer, GroupSettings, Identity, Request, classic::Member},
     lookups::{self, Found, Lookup, Lookups},
     offsets::{CommitAction, Commits, Offsets, Outcome, Ticket, commit_timeout},
     subscription::{JobKey, Next, Phase, Subscription, Turn},
@@ -27,6 +25,11 @@ use crate::{
     config::settings::{ClientSettings, ConsumerSettings, IsolationLevel},
     connection::api::wire,
     error::{Error, ErrorKind, Result},
+    group::{
+        self, Answer, GroupSettings, Identity, Request,
+        assignor::{Assignment, Assignor, Subscriber},
+        classic::Member,
+    },
     record::TopicPartition,
     time::{Backoff, Instant, Rng},
 };

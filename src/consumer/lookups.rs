@@ -9,12 +9,12 @@ use tracing::debug;
 
 use super::{
     fetch::code::OFFSET_OUT_OF_RANGE,
-    group::code::is_moved,
     subscription::{Partition, Phase, ResetTo, Subscription},
 };
 use crate::{
     config::settings::AutoOffsetReset,
     error::{Error, ErrorKind, Result},
+    group::code::is_moved,
     record::TopicPartition,
     time::{Backoff, Instant, Rng},
 };

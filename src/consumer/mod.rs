@@ -4,11 +4,9 @@
 //! The handle mutates the core under its lock and wakes the driver; it sends nothing through channels, so that a dropped
 //! future loses nothing. The lock is never held across an await, nor while records are decoded.
 
-pub(crate) mod assignor;
 mod buffer;
 mod core;
 mod fetch;
-mod group;
 mod lookups;
 mod offsets;
 mod records;
@@ -30,10 +28,8 @@ use std::{
 
 use tokio::sync::Notify;
 
-pub(crate) use self::group::wire::decode_assignment;
 use self::{
     core::Core,
-    group::code::is_moved,
     lookups::{Found, Lookup},
     offsets::{Offset, Offsets, commit_timeout},
     subscription::{Next, Phase, Position, ResetTo, Turn},
@@ -47,6 +43,7 @@ use crate::{
     cluster::{Cluster, UNKNOWN_TOPIC_OR_PARTITION},
     config::settings::ConsumerSettings,
     error::{Error, ErrorKind, Result},
+    group::code::is_moved,
     record::TopicPartition,
     time::{self, Backoff, Instant, Rng},
 };

@@ -5,10 +5,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::group::{Identity, code};
 use crate::{
     cluster::UNKNOWN_TOPIC_OR_PARTITION,
     error::{Error, ErrorKind, Result},
+    group::{Identity, code},
     record::TopicPartition,
     time::{Backoff, Instant, Rng},
 };

@@ -10,12 +10,7 @@ use std::{
 
 use super::{
     Shared,
-    assignor::{Assignor, Subscriber},
     fetch::FetchAction,
-    group::{
-        Answer, Request,
-        wire::{MemberSubscription, decode_subscription, encode_subscription},
-    },
     lookups::{Found, Lookup},
     offsets::CommitAction,
 };
@@ -27,6 +22,11 @@ use crate::{
         api::{Api, StrBytes, wire},
     },
     error::{Error, ErrorKind, Result},
+    group::{
+        Answer, Request,
+        assignor::{Assignor, Subscriber},
+        wire::{MemberSubscription, decode_subscription, encode_subscription},
+    },
     record::TopicPartition,
     time::{self, Instant},
 };

@@ -9,9 +9,7 @@ use std::{
 
 use super::{
     Shared,
-    assignor::{Assignment, Assignor, Subscriber},
     core::{Action, Core, partition_count},
-    group::Answer,
     lookups::{Found, Lookup},
     requests,
 };
@@ -19,6 +17,10 @@ use crate::{
     connection::api::wire,
     error::Result,
     flights::Flights,
+    group::{
+        Answer,
+        assignor::{Assignment, Assignor, Subscriber},
+    },
     record::TopicPartition,
     time::{self, Instant},
 };

@@ -3,6 +3,7 @@
 //! A core decides and never does: no I/O, no clock, no lock. Every request carries an epoch; an answer with another epoch
 //! than the one waited for is stale and dropped.
 
+pub(crate) mod assignor;
 pub(crate) mod classic;
 pub(crate) mod wire;
 
@@ -13,7 +14,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use super::assignor::{Assignor, Subscriber};
+use self::assignor::{Assignor, Subscriber};
 use crate::{config::settings::ConsumerSettings, error::Error, record::TopicPartition, time::Instant};
 
 /// What a membership wants done.

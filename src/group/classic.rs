@@ -22,11 +22,12 @@ use std::{
 };
 
 use super::{
-    Action, Answer, GroupSettings, Identity, Request, code,
+    Action, Answer, GroupSettings, Identity, Request,
+    assignor::{Assignment, Assignor, Subscriber},
+    code,
     wire::{decode_assignment, encode_assignment},
 };
 use crate::{
-    consumer::assignor::{Assignment, Assignor, Subscriber},
     error::{Error, ErrorKind},
     time::{Backoff, Instant, Rng},
 };

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::{consumer::group::wire::decode_assignment, error::ErrorKind, record::TopicPartition, time};
+use crate::{error::ErrorKind, group::wire::decode_assignment, record::TopicPartition, time};
 
 const HEARTBEAT: Duration = Duration::from_secs(3);
 const SESSION: Duration = Duration::from_secs(45);

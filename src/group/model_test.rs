@@ -11,9 +11,14 @@ use std::{
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::{Action, Answer, GroupSettings, Request, classic::Member, code, wire::decode_assignment};
+use super::{
+    Action, Answer, GroupSettings, Request,
+    assignor::{Assignor, Subscriber},
+    classic::Member,
+    code,
+    wire::decode_assignment,
+};
 use crate::{
-    consumer::assignor::{Assignor, Subscriber},
     error::{Error, ErrorKind},
     record::TopicPartition,
     time::{self, Instant, Rng},
