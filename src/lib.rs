@@ -78,6 +78,7 @@ pub use config::{
     Acks, AutoOffsetReset, Compression, ConsumerConfig, IsolationLevel, KafkaConfig, ProducerConfig,
     SaslMechanism, SecurityProtocol, SettingValue,
 };
+pub use connection::transport::{Connecting, Transport, TransportStream};
 pub use consumer::{ConsumerRecords, KafkaConsumer, PartitionRecords, RecordRef};
 pub use error::{Error, ErrorCode, ErrorKind, Result, Stage};
 pub use facade::{

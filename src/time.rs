@@ -5,7 +5,9 @@
 #![expect(clippy::disallowed_methods, reason = "this is the one place that reads the clocks")]
 
 use std::{
+    fmt,
     hash::{BuildHasher, RandomState},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -19,7 +21,7 @@ pub(crate) fn now() -> Instant {
 /// Milliseconds since the Unix epoch, as record timestamps want them.
 ///
 /// On Linux the coarse clock: up to one timer tick (1 to 10 ms) behind, and several times cheaper than the exact one.
-pub(crate) fn wall_clock_ms() -> i64 {
+fn wall_clock_ms() -> i64 {
     #[cfg(target_os = "linux")]
     if let Ok(time) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_REALTIME_COARSE) {
         // On 32-bit targets these are `i32`.
@@ -35,6 +37,57 @@ fn exact_wall_clock_ms() -> i64 {
         .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// Where a client's randomness and wall clock come from: the system, or one seed and the runtime's clock.
+///
+/// In a simulation every generator is a child of the seed, in the order in which they are made, and the wall clock moves
+/// with tokio's paused clock. A simulated client uses no thread.
+#[derive(Clone, Default)]
+pub(crate) struct Environment(Option<Arc<Simulated>>);
+
+struct Simulated {
+    seeds: Mutex<Rng>,
+    /// The wall clock at `start`, in milliseconds since the Unix epoch.
+    epoch_ms: i64,
+    start: Instant,
+}
+
+impl Environment {
+    /// A simulated one, whose wall clock shows `epoch_ms` now.
+    pub(crate) fn simulated(seed: u64, epoch_ms: i64) -> Self {
+        Self(Some(Arc::new(Simulated { seeds: Mutex::new(Rng::new(seed)), epoch_ms, start: now() })))
+    }
+
+    pub(crate) fn is_simulated(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// A generator of its own for whoever asks.
+    pub(crate) fn rng(&self) -> Rng {
+        match &self.0 {
+            // A panic elsewhere leaves a number, which is as good as any.
+            Some(world) => Rng::new(world.seeds.lock().unwrap_or_else(PoisonError::into_inner).next_u64()),
+            None => Rng::from_entropy(),
+        }
+    }
+
+    /// [`wall_clock_ms`], or the simulated one.
+    pub(crate) fn wall_clock_ms(&self) -> i64 {
+        match &self.0 {
+            Some(world) => {
+                let since = now().saturating_duration_since(world.start).as_millis();
+                world.epoch_ms.saturating_add(i64::try_from(since).unwrap_or(i64::MAX))
+            }
+            None => wall_clock_ms(),
+        }
+    }
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_simulated() { "simulated" } else { "real" })
+    }
+}
+
 /// A small random generator (SplitMix64): for jitter and for picking a broker or a partition, never for secrets.
 #[derive(Debug, Clone)]
 pub(crate) struct Rng(u64);
@@ -45,7 +98,7 @@ impl Rng {
     }
 
     /// Seeded from the process's own hash keys, so that clients started together spread out.
-    pub(crate) fn from_entropy() -> Self {
+    fn from_entropy() -> Self {
         Self(RandomState::new().hash_one(0x9E37_79B9_7F4A_7C15_u64))
     }
 
@@ -102,6 +155,28 @@ mod tests {
     fn the_coarse_clock_agrees_with_the_exact_one() {
         let apart = exact_wall_clock_ms() - wall_clock_ms();
         assert!((-60_000..60_000).contains(&apart), "{apart} ms apart");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_simulated_wall_clock_moves_with_the_runtimes_clock_alone() {
+        let world = Environment::simulated(1, 1_700_000_000_000);
+        assert_eq!(world.wall_clock_ms(), 1_700_000_000_000);
+        tokio::time::advance(Duration::from_secs(90)).await;
+        assert_eq!(world.wall_clock_ms(), 1_700_000_090_000);
+    }
+
+    #[test]
+    fn one_seed_gives_the_same_generators_in_the_same_order_and_each_is_another() {
+        let draw = |seed| {
+            let world = Environment::simulated(seed, 0);
+            [world.rng().next_u64(), world.clone().rng().next_u64(), world.rng().next_u64()]
+        };
+        assert_eq!(draw(5), draw(5));
+        assert_ne!(draw(5), draw(6));
+        let [first, second, third] = draw(5);
+        assert!(first != second && second != third && first != third);
+        let real = Environment::default();
+        assert_ne!(real.rng().next_u64(), real.rng().next_u64());
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl<'a> Attempts<'a> {
             broker: None,
             deadline: time::now() + settings.default_api_timeout,
             backoff: Backoff::new(settings.retry_backoff, settings.retry_backoff_max),
-            rng: Rng::from_entropy(),
+            rng: settings.environment.rng(),
         }
     }
 

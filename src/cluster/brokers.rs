@@ -14,7 +14,7 @@ use crate::{
     config::settings::{Address, ClientSettings},
     connection::{Connection, Tls},
     error::{Error, ErrorKind, Result},
-    time::{self, Backoff, Instant, Rng},
+    time::{self, Backoff, Instant},
 };
 
 /// What a connection is used for.
@@ -117,7 +117,7 @@ impl Brokers {
                 Ok(connection)
             }
             Err(error) => {
-                let pause = dialing.backoff.next(&mut Rng::from_entropy());
+                let pause = dialing.backoff.next(&mut self.settings.environment.rng());
                 dialing.not_before = Some(time::now() + pause);
                 Err(if id >= 0 { error.with_broker(id) } else { error })
             }

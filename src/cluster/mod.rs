@@ -29,7 +29,7 @@ use crate::{
         api::{Api, wire},
     },
     error::{Error, ErrorKind, Result},
-    time::{self, Backoff, Instant, Rng},
+    time::{self, Backoff, Instant},
 };
 
 /// A client's view of the cluster. Cheap to clone; the driver task ends with the last clone.
@@ -189,7 +189,7 @@ impl Cluster {
     /// The broker's error if waiting will not mend it; otherwise the last cause at the deadline.
     pub(crate) async fn coordinator(&self, group: &str, deadline: Instant) -> Result<i32> {
         let mut backoff = Backoff::new(self.settings().retry_backoff, self.settings().retry_backoff_max);
-        let mut rng = Rng::from_entropy();
+        let mut rng = self.settings().environment.rng();
         loop {
             if let Some(known) = self.shared.coordinators().get(group) {
                 return Ok(*known);
@@ -260,7 +260,7 @@ impl Shared {
     async fn any_connection(&self, deadline: Instant) -> Result<Arc<Connection>> {
         let mut candidates: Vec<i32> = self.snapshot.borrow().brokers.keys().copied().collect();
         if !candidates.is_empty() {
-            let first = Rng::from_entropy().below(candidates.len());
+            let first = self.settings.environment.rng().below(candidates.len());
             candidates.rotate_left(first);
         }
         // KIP-899: the bootstrap addresses stand behind the known brokers.

@@ -28,7 +28,7 @@ impl Drop for Driver {
 }
 
 async fn run(shared: Arc<Shared>) {
-    let mut rng = Rng::from_entropy();
+    let mut rng = shared.settings.environment.rng();
     loop {
         let (ask, timeout) = {
             let mut refresh = shared.refresh();

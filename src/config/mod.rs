@@ -25,6 +25,10 @@ pub use settings::{Acks, AutoOffsetReset, Compression, IsolationLevel, SaslMecha
 pub use value::SettingValue;
 
 use self::properties::Kind;
+use crate::{
+    connection::transport::{Route, Transport},
+    time::Environment,
+};
 
 /// Where a value came from; it decides who wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +73,8 @@ pub struct KafkaConfig {
     entries: BTreeMap<&'static str, Entry>,
     /// What is wrong with names and sources; values are checked later.
     problems: Vec<String>,
+    route: Route,
+    environment: Environment,
     #[cfg(feature = "tls")]
     tls_client_config: Option<Arc<rustls::ClientConfig>>,
     #[cfg(feature = "tls")]
@@ -158,6 +164,24 @@ impl KafkaConfig {
     #[must_use]
     pub fn set_tls_crypto_provider(mut self, provider: Arc<rustls::crypto::CryptoProvider>) -> Self {
         self.tls_crypto_provider = Some(provider);
+        self
+    }
+
+    /// Opens the streams to brokers in another way than TCP: through a proxy or a tunnel, or in memory. TLS and SASL run on
+    /// top of it as configured. See [`Transport`](crate::Transport); `examples/socks5.rs` is one for SOCKS5 proxies.
+    #[must_use]
+    pub fn set_transport(mut self, transport: impl Transport) -> Self {
+        self.route = Route::through(transport);
+        self
+    }
+
+    /// Makes the clients of this configuration deterministic, for the simulation in `tests/sim`: their random numbers are
+    /// children of `seed`, their wall clock shows `wall_clock_ms` now and moves with tokio's paused clock, and they use no
+    /// thread. No part of the API: it may change or go in any version.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn set_simulation(mut self, seed: u64, wall_clock_ms: i64) -> Self {
+        self.environment = Environment::simulated(seed, wall_clock_ms);
         self
     }
 

@@ -178,6 +178,8 @@ impl KafkaConfig {
             default_api_timeout: all.millis("default.api.timeout.ms"),
             allow_auto_create_topics: all.flag("allow.auto.create.topics"),
             receive_message_max_bytes: usize::try_from(largest).unwrap_or(usize::MAX),
+            route: self.route.clone(),
+            environment: self.environment.clone(),
         }
     }
 }

@@ -3,7 +3,11 @@
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use super::value::SettingValue;
-use crate::error::{Error, ErrorKind};
+use crate::{
+    connection::transport::Route,
+    error::{Error, ErrorKind},
+    time::Environment,
+};
 
 /// Gives an enum of settings Java's spellings: `FromStr` (any case), `Display` (the first spelling of each) and the
 /// list of all of them for messages.
@@ -126,6 +130,10 @@ pub(crate) struct ClientSettings {
     pub(crate) allow_auto_create_topics: bool,
     /// The largest answer accepted from a broker, in bytes.
     pub(crate) receive_message_max_bytes: usize,
+    /// How streams to brokers are opened.
+    pub(crate) route: Route,
+    /// Where randomness and wall clock come from.
+    pub(crate) environment: Environment,
 }
 
 /// Where trusted roots come from; several add up.

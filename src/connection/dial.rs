@@ -1,19 +1,18 @@
-//! From an address to a connection: DNS, TCP, TLS, ApiVersions, SASL, one deadline for all, every failure with its stage.
+//! From an address to a connection: transport, TLS, ApiVersions, SASL, one deadline for all, every failure with its stage.
 //!
 //! Names are resolved on every connect (KIP-302: every answer is tried, in order, each with its share of the time left).
 //! Never retries beyond that: pauses and further attempts are the caller's.
 
-use std::{future::Future, net::SocketAddr, sync::Arc, sync::Mutex, time::Duration};
-
-use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use std::{future::Future, sync::Arc, sync::Mutex, time::Duration};
 
 use super::{
     Connection,
     api::{self, Api, Channel, ChannelError, StrBytes, Versions, wire},
     sasl, stranger_error,
-    stream::{Io, Notices, Stream},
+    stream::{Notices, Stream},
     tls::Tls,
     too_large,
+    transport::{Opened, Target, TransportStream},
 };
 use crate::{
     config::settings::{Address, ClientSettings},
@@ -21,7 +20,7 @@ use crate::{
     time::{Instant, now},
 };
 
-const SETUP_HINT: &str = "check that the broker runs and can be reached from here; on a slow network raise \
+pub(super) const SETUP_HINT: &str = "check that the broker runs and can be reached from here; on a slow network raise \
                           socket.connection.setup.timeout.max.ms";
 
 pub(super) async fn dial(
@@ -32,9 +31,11 @@ pub(super) async fn dial(
 ) -> Result<Connection> {
     // KIP-601: no attempt lasts longer than the greatest set-up time.
     let deadline = deadline.min(now() + settings.connection_setup_timeout_max);
-    let answers = resolve(address, deadline).await.map_err(|error| at(error, address))?;
-    let mut failures: Vec<(SocketAddr, Error)> = Vec::new();
-    for (tried, &answer) in answers.iter().enumerate() {
+    let answers = within(Stage::Dns, deadline, settings.route.targets(address))
+        .await
+        .map_err(|error| at(error, address))?;
+    let mut failures: Vec<(String, Error)> = Vec::new();
+    for (tried, answer) in answers.iter().enumerate() {
         let left = deadline.saturating_duration_since(now());
         let share = left / u32::try_from(answers.len() - tried).unwrap_or(u32::MAX);
         // Boxed: a TLS handshake has kilobytes of state, and callers keep this future inside theirs.
@@ -44,7 +45,7 @@ pub(super) async fn dial(
             Err(error) if matches!(error.stage(), Some(Stage::Sasl | Stage::Tls)) => {
                 return Err(at(error, address));
             }
-            Err(error) => failures.push((answer, error)),
+            Err(error) => failures.push((answer.to_string(), error)),
         }
     }
     Err(at(join_failures(failures), address))
@@ -55,7 +56,7 @@ fn at(error: Error, address: &Address) -> Error {
 }
 
 /// One error for all addresses of a name: the first one's kind and hint, every cause in its text.
-fn join_failures(mut failures: Vec<(SocketAddr, Error)>) -> Error {
+fn join_failures(mut failures: Vec<(String, Error)>) -> Error {
     if failures.len() == 1 {
         return failures.remove(0).1;
     }
@@ -95,29 +96,8 @@ fn timed_out(stage: Stage, waited: Duration) -> Error {
     Error::new(ErrorKind::Connect(stage), format!("{what} within {} ms", waited.as_millis())).with_hint(hint)
 }
 
-async fn resolve(address: &Address, deadline: Instant) -> Result<Vec<SocketAddr>> {
-    within(Stage::Dns, deadline, async {
-        let failed = |text: String| {
-            Error::new(ErrorKind::Connect(Stage::Dns), text).with_hint(
-                "check the host name in bootstrap.servers, or what the broker has in advertised.listeners",
-            )
-        };
-        let answers: Vec<_> = lookup_host((address.host.as_str(), address.port))
-            .await
-            .map_err(|error| {
-                failed(format!("the host name {:?} cannot be resolved", address.host)).with_source(error)
-            })?
-            .collect();
-        if answers.is_empty() {
-            return Err(failed(format!("the host name {:?} has no address", address.host)));
-        }
-        Ok(answers)
-    })
-    .await
-}
-
 async fn connect(
-    answer: SocketAddr,
+    answer: &Target,
     address: &Address,
     settings: &ClientSettings,
     tls: Option<&Tls>,
@@ -165,42 +145,41 @@ impl From<Error> for Failure {
 }
 
 async fn attempt(
-    answer: SocketAddr,
+    answer: &Target,
     address: &Address,
     settings: &ClientSettings,
     tls: Option<&Tls>,
     versions_version: i16,
     deadline: Instant,
 ) -> Result<Connection, Failure> {
-    let socket = within(Stage::Tcp, deadline, open(answer)).await?;
+    match within(Stage::Tcp, deadline, answer.open(address)).await? {
+        Opened::Tcp(stream) => secure(stream, address, settings, tls, versions_version, deadline).await,
+        Opened::Custom(stream) => secure(stream, address, settings, tls, versions_version, deadline).await,
+    }
+}
+
+/// TLS, if it is asked for, and what comes on top.
+async fn secure(
+    stream: impl TransportStream,
+    address: &Address,
+    settings: &ClientSettings,
+    tls: Option<&Tls>,
+    versions_version: i16,
+    deadline: Instant,
+) -> Result<Connection, Failure> {
     match (&settings.tls, tls) {
-        (None, _) => set_up(socket, address, settings, versions_version, deadline).await,
+        (None, _) => set_up(stream, address, settings, versions_version, deadline).await,
         (Some(_), Some(tls)) => {
-            let stream = within(Stage::Tls, deadline, tls.connect(socket, address)).await?;
+            let stream = within(Stage::Tls, deadline, tls.connect(stream, address)).await?;
             set_up(stream, address, settings, versions_version, deadline).await
         }
         (Some(_), None) => Err(Error::new(ErrorKind::Config, "TLS is asked for and was not prepared").into()),
     }
 }
 
-async fn open(answer: SocketAddr) -> Result<TcpStream> {
-    let tcp = |text: &str, error: std::io::Error| {
-        Error::new(ErrorKind::Connect(Stage::Tcp), text).with_source(error).with_hint(SETUP_HINT)
-    };
-    let socket = if answer.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
-    let socket = socket.map_err(|error| tcp("no socket could be made", error))?;
-    // A broker that vanished without a word shows even while nothing is asked. Not every system has it.
-    if let Err(error) = socket.set_keepalive(true) {
-        tracing::debug!(%error, "TCP keep-alive is not available");
-    }
-    let stream = socket.connect(answer).await.map_err(|error| tcp("the TCP connection failed", error))?;
-    stream.set_nodelay(true).map_err(|error| tcp("TCP_NODELAY could not be set", error))?;
-    Ok(stream)
-}
-
 /// Makes a connection of an open stream: ApiVersions, then SASL.
 async fn set_up(
-    io: impl Io,
+    io: impl TransportStream,
     address: &Address,
     settings: &ClientSettings,
     versions_version: i16,
@@ -294,7 +273,7 @@ mod tests {
     #[test]
     fn every_address_that_was_tried_is_in_the_error_with_its_cause() {
         let failure = |address: &str, stage, text: &str| {
-            (address.parse().unwrap(), Error::new(ErrorKind::Connect(stage), text))
+            (address.to_owned(), Error::new(ErrorKind::Connect(stage), text))
         };
         let one = join_failures(vec![failure("[::1]:9092", Stage::Tcp, "refused")]);
         assert_eq!(one.to_string(), "refused [stage tcp]");

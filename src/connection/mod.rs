@@ -8,6 +8,7 @@ mod dial;
 mod sasl;
 mod stream;
 mod tls;
+pub(crate) mod transport;
 
 use std::{
     sync::{

@@ -16,10 +16,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What a connection runs on: TCP, TLS, or memory in a test.
-pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+use super::transport::TransportStream;
 
 /// What the stream has noticed, shared with the connection.
 #[derive(Default)]
@@ -56,7 +53,7 @@ const READ_BUFFER: usize = 4096;
 
 /// The stream under the messenger.
 pub(crate) struct Stream {
-    io: Box<dyn Io>,
+    io: Box<dyn TransportStream>,
     notices: Arc<Notices>,
     /// Bytes read but not yet asked for.
     ahead: Box<[u8]>,
@@ -71,7 +68,7 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    pub(crate) fn new(io: impl Io, max_answer: usize) -> (Self, Arc<Notices>) {
+    pub(crate) fn new(io: impl TransportStream, max_answer: usize) -> (Self, Arc<Notices>) {
         let notices = Arc::new(Notices::default());
         let stream = Self {
             io: Box::new(io),

@@ -8,8 +8,12 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
+use super::transport::Route;
 use super::{api::wire, *};
-use crate::config::settings::{SaslMechanism, SaslSettings, Secret};
+use crate::{
+    config::settings::{SaslMechanism, SaslSettings, Secret},
+    time::Environment,
+};
 
 fn settings() -> ClientSettings {
     let second = Duration::from_secs(1);
@@ -30,6 +34,8 @@ fn settings() -> ClientSettings {
         default_api_timeout: second,
         allow_auto_create_topics: true,
         receive_message_max_bytes: 1 << 20,
+        route: Route::default(),
+        environment: Environment::default(),
     }
 }
 

@@ -13,10 +13,9 @@ pub(crate) use without::Tls;
 
 #[cfg(not(feature = "tls"))]
 mod without {
-    use tokio::net::TcpStream;
-
     use crate::{
         config::settings::{Address, TlsSettings},
+        connection::transport::TransportStream,
         error::{Error, ErrorKind, Result},
     };
 
@@ -30,11 +29,11 @@ mod without {
             ))
         }
 
-        pub(in crate::connection) fn connect(
+        pub(in crate::connection) fn connect<S: TransportStream>(
             &self,
-            _: TcpStream,
+            _: S,
             _: &Address,
-        ) -> impl Future<Output = Result<TcpStream>> + Send + use<> {
+        ) -> impl Future<Output = Result<S>> + Send + use<S> {
             match self.0 {}
             #[expect(unreachable_code, reason = "it types the future of a value that does not exist")]
             std::future::pending()
@@ -75,11 +74,11 @@ mod with_rustls {
         crypto::CryptoProvider,
         pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     };
-    use tokio::net::TcpStream;
     use tokio_rustls::{TlsConnector, client::TlsStream};
 
     use crate::{
         config::settings::{Address, PemSource, TlsSettings, TrustRoots},
+        connection::transport::TransportStream,
         error::{Error, ErrorKind, Result, Stage},
     };
 
@@ -138,11 +137,11 @@ mod with_rustls {
         }
 
         /// The TLS handshake on an open socket.
-        pub(in crate::connection) async fn connect(
+        pub(in crate::connection) async fn connect<S: TransportStream>(
             &self,
-            socket: TcpStream,
+            socket: S,
             address: &Address,
-        ) -> Result<TlsStream<TcpStream>> {
+        ) -> Result<TlsStream<S>> {
             let name = server_name(&address.host)?;
             self.0.connect(name, socket).await.map_err(|error| handshake_error(error, &address.host))
         }

@@ -96,7 +96,8 @@ impl KafkaConsumer {
     pub(crate) fn start(cluster: Cluster, settings: ConsumerSettings) -> Self {
         let settings = Arc::new(settings);
         let client = Arc::clone(cluster.settings());
-        let core = Core::new(Arc::clone(&settings), client, time::now(), Rng::from_entropy());
+        let rng = client.environment.rng();
+        let core = Core::new(Arc::clone(&settings), client, time::now(), rng);
         let shared = Arc::new(Shared {
             settings,
             cluster,
@@ -505,7 +506,7 @@ impl<'a> Insisting<'a> {
     fn new(shared: &'a Shared, deadline: Instant) -> Self {
         let settings = shared.cluster.settings();
         let backoff = Backoff::new(settings.retry_backoff, settings.retry_backoff_max);
-        Self { shared, deadline, backoff, rng: Rng::from_entropy() }
+        Self { shared, deadline, backoff, rng: settings.environment.rng() }
     }
 
     /// The outcome of the look-up; `None` after the pause before another attempt.

@@ -91,7 +91,7 @@ impl Bench {
 }
 
 fn unique(name: &str) -> String {
-    format!("{name}-{}", Rng::from_entropy().next_u64())
+    format!("{name}-{}", time::Environment::default().rng().next_u64())
 }
 
 fn number(value: &[u8]) -> i32 {

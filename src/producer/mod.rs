@@ -42,7 +42,7 @@ use crate::{
     config::settings::{Acks, ProducerSettings},
     error::{Error, ErrorKind, Result},
     record::ProducerRecord,
-    time::{self, Instant, Rng},
+    time::{self, Environment, Instant},
 };
 
 /// A producer of one cluster: batches records per partition and delivers them in order, once each by default.
@@ -61,6 +61,8 @@ struct Handle {
 struct Shared {
     cluster: Cluster,
     settings: ProducerSettings,
+    /// The cluster's, near at hand for the path of every record.
+    environment: Environment,
     limits: Arc<Limits>,
     compressor: Compressor,
     /// For batches that must be split.
@@ -149,6 +151,7 @@ impl KafkaProducer {
             compressor: Compressor::new(settings.compression, settings.compression_level)?,
             decompressor: Decompressor::new(),
             memory: Memory::new(settings.buffer_memory),
+            environment: cluster.settings().environment.clone(),
             cluster,
             limits,
             topics: RwLock::default(),
@@ -398,7 +401,7 @@ impl Shared {
             .with_topic(record.topic)
             .with_hint("raise max.request.size, and max.message.bytes of the topic"));
         }
-        let timestamp = record.timestamp.unwrap_or_else(time::wall_clock_ms);
+        let timestamp = record.timestamp.unwrap_or_else(|| self.environment.wall_clock_ms());
         Ok(Parts { key: record.key, value: record.value, headers: record.headers, timestamp, size_bound })
     }
 
@@ -461,7 +464,7 @@ impl Shared {
         if topics.queues.get(name).is_some_and(|topic| topic.count == count) {
             return;
         }
-        let sticky = Mutex::new(Sticky::new(Rng::from_entropy(), count));
+        let sticky = Mutex::new(Sticky::new(self.environment.rng(), count));
         let mut queues = topics.queues.clone();
         queues.insert(
             Arc::clone(name),

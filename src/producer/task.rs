@@ -75,7 +75,7 @@ async fn run(shared: Arc<Shared>) {
         identity: Identity::new(shared.settings.idempotence, backoff.clone()),
         work: Flights::new(),
         backoff,
-        rng: Rng::from_entropy(),
+        rng: settings.environment.rng(),
         shared: Arc::clone(&shared),
     };
     loop {

@@ -20,3 +20,4 @@ mod producer;
 mod security;
 mod seeds;
 mod topics;
+mod transport;

@@ -1,0 +1,170 @@
+//! How a byte stream to a broker is opened: by TCP, or by a [`Transport`] of the user's: a proxy, a tunnel, memory in a test.
+//!
+//! It resolves names and opens sockets, and nothing else does. It knows nothing of TLS, SASL or Kafka, which come on top of
+//! whatever stream it opens, and keeps no deadline of its own: the caller drops an attempt that takes too long.
+
+use std::{fmt, future::Future, io, net::SocketAddr, pin::Pin, sync::Arc};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpSocket, TcpStream, lookup_host},
+};
+
+use crate::{
+    config::settings::Address,
+    error::{Error, ErrorKind, Result, Stage},
+};
+
+/// A stream that a [`Transport`] opens: every type that reads and writes as tokio does and can move between tasks.
+pub trait TransportStream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> TransportStream for T {}
+
+/// What [`Transport::connect`] returns: a boxed future of the stream.
+pub type Connecting<'a> = Pin<Box<dyn Future<Output = io::Result<Box<dyn TransportStream>>> + Send + 'a>>;
+
+/// Opens the byte streams to brokers in place of TCP: through a SOCKS proxy, a tunnel or a Unix socket, or in memory.
+///
+/// Given with [`KafkaConfig::set_transport`](crate::KafkaConfig::set_transport). A closure that takes host and port and
+/// returns a future of the stream is one:
+///
+/// ```
+/// use dtkafka::KafkaConfig;
+/// use tokio::net::TcpStream;
+///
+/// // Every broker is reached through one forwarded port.
+/// let config = KafkaConfig::new()
+///     .set_bootstrap_servers("kafka.internal:9092")
+///     .set_transport(|_host: String, port: u16| TcpStream::connect(("127.0.0.1", port)));
+/// ```
+pub trait Transport: Send + Sync + 'static {
+    /// Opens a stream to a broker.
+    ///
+    /// `host` and `port` are those of `bootstrap.servers` at first, and then those under which the brokers advertise
+    /// themselves (`advertised.listeners`); `host` may be a name, and the client does not resolve it. TLS and SASL run on
+    /// the stream if the configuration asks for them; the name in the broker's certificate is checked against `host`.
+    ///
+    /// Each broker gets up to three streams per client, opened again whenever one is lost. The client closes a stream by
+    /// dropping it.
+    ///
+    /// # Errors
+    /// An error counts as a broker that cannot be reached: it is in the source of the client's error, and the client tries
+    /// again after `reconnect.backoff.ms`.
+    ///
+    /// # Cancel safety
+    /// The client drops the future when the attempt has taken `socket.connection.setup.timeout.ms`; what it had opened
+    /// should close with it. It must not block: resolve names with [`tokio::net::lookup_host`] or on a thread.
+    fn connect<'a>(&'a self, host: &'a str, port: u16) -> Connecting<'a>;
+}
+
+impl<F, Fut, S> Transport for F
+where
+    F: Fn(String, u16) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = io::Result<S>> + Send + 'static,
+    S: TransportStream,
+{
+    fn connect<'a>(&'a self, host: &'a str, port: u16) -> Connecting<'a> {
+        let opening = self(host.to_owned(), port);
+        Box::pin(async move { opening.await.map(|stream| Box::new(stream) as Box<dyn TransportStream>) })
+    }
+}
+
+/// The transport of a configuration: TCP unless the user gave another.
+#[derive(Clone, Default)]
+pub(crate) struct Route(Option<Arc<dyn Transport>>);
+
+/// One way to a broker, to be tried by itself.
+#[derive(Clone)]
+pub(super) enum Target {
+    /// An address that the name has resolved to.
+    Tcp(SocketAddr),
+    /// Whatever the user's transport makes of host and port.
+    Custom(Arc<dyn Transport>),
+}
+
+/// An open stream.
+pub(super) enum Opened {
+    Tcp(TcpStream),
+    Custom(Box<dyn TransportStream>),
+}
+
+impl Route {
+    pub(crate) fn through(transport: impl Transport) -> Self {
+        Self(Some(Arc::new(transport)))
+    }
+
+    /// The ways to an address, in the order of the name server's answer (KIP-302); at least one.
+    pub(super) async fn targets(&self, address: &Address) -> Result<Vec<Target>> {
+        match &self.0 {
+            Some(transport) => Ok(vec![Target::Custom(Arc::clone(transport))]),
+            None => Ok(resolve(address).await?.into_iter().map(Target::Tcp).collect()),
+        }
+    }
+}
+
+impl fmt::Debug for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "the user's transport" } else { "TCP" })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Custom(_) => f.write_str("the transport"),
+        }
+    }
+}
+
+impl Target {
+    pub(super) async fn open(&self, address: &Address) -> Result<Opened> {
+        match self {
+            Self::Tcp(answer) => open_tcp(*answer).await.map(Opened::Tcp),
+            Self::Custom(transport) => {
+                let opened = transport.connect(&address.host, address.port).await;
+                opened.map(Opened::Custom).map_err(|error| {
+                    Error::new(ErrorKind::Connect(Stage::Tcp), "the transport could not connect")
+                        .with_source(error)
+                        .with_hint(
+                            "the stream is opened by what was given to set_transport: check the proxy or tunnel, and \
+                             that it can reach the broker's advertised host and port",
+                        )
+                })
+            }
+        }
+    }
+}
+
+async fn resolve(address: &Address) -> Result<Vec<SocketAddr>> {
+    let failed = |text: String| {
+        Error::new(ErrorKind::Connect(Stage::Dns), text).with_hint(
+            "check the host name in bootstrap.servers, or what the broker has in advertised.listeners",
+        )
+    };
+    let answers: Vec<_> = lookup_host((address.host.as_str(), address.port))
+        .await
+        .map_err(|error| {
+            failed(format!("the host name {:?} cannot be resolved", address.host)).with_source(error)
+        })?
+        .collect();
+    if answers.is_empty() {
+        return Err(failed(format!("the host name {:?} has no address", address.host)));
+    }
+    Ok(answers)
+}
+
+async fn open_tcp(answer: SocketAddr) -> Result<TcpStream> {
+    let tcp = |text: &str, error: io::Error| {
+        Error::new(ErrorKind::Connect(Stage::Tcp), text).with_source(error).with_hint(super::dial::SETUP_HINT)
+    };
+    let socket = if answer.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = socket.map_err(|error| tcp("no socket could be made", error))?;
+    // A broker that vanished without a word shows even while nothing is asked. Not every system has it.
+    if let Err(error) = socket.set_keepalive(true) {
+        tracing::debug!(%error, "TCP keep-alive is not available");
+    }
+    let stream = socket.connect(answer).await.map_err(|error| tcp("the TCP connection failed", error))?;
+    stream.set_nodelay(true).map_err(|error| tcp("TCP_NODELAY could not be set", error))?;
+    Ok(stream)
+}
