@@ -69,6 +69,8 @@ mod group;
 mod producer;
 mod record;
 mod time;
+#[allow(dead_code, unused_imports, reason = "the call sites follow")]
+mod wire;
 
 pub use admin::{
     CommittedOffset, ConfigEntry, GroupDescription, GroupListing, KafkaAdmin, Lag, MemberDescription,

@@ -1,0 +1,129 @@
+//! Kafka's messages as tables: one per API, which read like the protocol guide, and from which both reading and writing are
+//! made. An API costs its table and nothing else.
+//!
+//! No policy: no retries, no choice of version, no IO. Bytes from the network never panic here, and never reserve memory by
+//! an unchecked count (see [`codec`]).
+//!
+//! A table has the API's key, the versions the clients speak out of those it covers, and the first flexible version
+//! (KIP-482). Then come the request, the response, and their structures, one row a field:
+//!
+//! ```text
+//! name: type [versions, nullable versions] = default, ignorable;
+//! 0 => name: type [versions] = default, ignorable;      tagged: 0 is its tag
+//! ```
+//!
+//! Without versions a field is in all of them; an `Option` may be null in all of them. A value that the version has no field
+//! for cannot be written, unless the field is `ignorable`.
+
+pub(crate) mod codec;
+#[allow(
+    dead_code,
+    reason = "the tables are whole: fields and messages that no client uses yet are in them too"
+)]
+mod messages;
+mod types;
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use self::codec::{Field, Reader, Writer};
+pub(crate) use self::{
+    messages::*,
+    types::{Str, Uuid},
+};
+
+/// A request that [`Connection::call`](crate::connection::Connection::call) can send.
+pub(crate) trait Api: Field + Send + 'static {
+    /// The answer.
+    type Response: Field + Send + 'static;
+    /// Kafka's number of the API.
+    const KEY: i16;
+    /// Kafka's name of the API, for errors and logs.
+    const NAME: &'static str;
+    /// The lowest version that the clients speak.
+    const MIN: i16;
+    /// The highest version that the clients speak: what a higher one brings is not handled above.
+    const MAX: i16;
+    /// The versions that the table has.
+    #[cfg(test)]
+    const TABLE: (i16, i16);
+    /// The first version with tagged fields (KIP-482): from there on the request header is version 2 and the response
+    /// header version 1.
+    const FLEXIBLE: i16;
+    /// The same for the response header, which differs for ApiVersions only.
+    const RESPONSE_FLEXIBLE: i16 = Self::FLEXIBLE;
+
+    /// The version an answer is written in, given the version asked for and the bytes of the answer.
+    fn answer_version(asked: i16, _body: &[u8]) -> i16 {
+        asked
+    }
+
+    /// How long the broker asks to be left alone (KIP-219); 0 where its answer does not say.
+    fn throttle_time_ms(answer: &Self::Response) -> i32;
+
+    /// Writes the request, into memory that is reserved once.
+    fn encode(&self, version: i16, out: &mut Vec<u8>) -> Result<(), WireError> {
+        encode(self, version, version >= Self::FLEXIBLE, out)
+    }
+
+    /// Reads an answer to its last byte. Its strings and bytes stay slices of `body`.
+    fn decode(body: Bytes, version: i16) -> Result<Self::Response, WireError> {
+        decode(body, version, version >= Self::FLEXIBLE)
+    }
+
+    /// The bytes of an answer, for peers in tests.
+    #[cfg(test)]
+    fn encode_answer(answer: &Self::Response, version: i16) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode(answer, version, version >= Self::FLEXIBLE, &mut out).unwrap();
+        out
+    }
+
+    /// The request in a peer's hands.
+    #[cfg(test)]
+    fn decode_request(body: Bytes, version: i16) -> Self {
+        decode(body, version, version >= Self::FLEXIBLE).unwrap()
+    }
+}
+
+/// No version of the API has tagged fields.
+pub(crate) const NEVER: i16 = i16::MAX;
+
+/// Bytes that do not follow the protocol, or a message that a version cannot express.
+#[derive(Debug)]
+pub(crate) struct WireError {
+    field: &'static str,
+    text: String,
+}
+
+impl fmt::Display for WireError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.field {
+            "" => f.write_str(&self.text),
+            field => write!(f, "{field}: {}", self.text),
+        }
+    }
+}
+
+impl std::error::Error for WireError {}
+
+fn encode(message: &impl Field, version: i16, flexible: bool, out: &mut Vec<u8>) -> Result<(), WireError> {
+    // Records are copied once, and not again whenever the buffer grows.
+    let mut counter = Writer::new(None, version, flexible);
+    message.write(&mut counter)?;
+    out.reserve(counter.size());
+    message.write(&mut Writer::new(Some(out), version, flexible))
+}
+
+fn decode<T: Field>(bytes: Bytes, version: i16, flexible: bool) -> Result<T, WireError> {
+    let mut reader = Reader::new(bytes, version, flexible);
+    let message = T::read(&mut reader)?;
+    match reader.left() {
+        0 => Ok(message),
+        left => Err(WireError { field: "", text: format!("{left} bytes are left over after the message") }),
+    }
+}
+
+#[cfg(test)]
+mod tests;
