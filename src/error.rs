@@ -107,6 +107,7 @@ struct Inner {
     api: Option<&'static str>,
     hint: Option<String>,
     fatal: bool,
+    permanent: bool,
     possibly_written: bool,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
@@ -169,11 +170,14 @@ impl Error {
     }
 
     /// Whether the same call may succeed later without a change.
+    ///
+    /// The cause decides, not how far a connection came: a broker that closes, resets or keeps silent may be restarting,
+    /// in the middle of a TLS or SASL handshake too. An alert, a certificate that is not trusted, refused credentials or
+    /// another protocol on the port stay until somebody changes a setting.
     pub fn is_retriable(&self) -> bool {
         match self.0.kind {
-            // What is wrong with a TLS or SASL handshake is a setting, not the weather.
-            ErrorKind::Connect(stage) => matches!(stage, Stage::Dns | Stage::Tcp | Stage::Api),
-            ErrorKind::Disconnected | ErrorKind::Timeout => true,
+            _ if self.0.permanent => false,
+            ErrorKind::Connect(_) | ErrorKind::Disconnected | ErrorKind::Timeout => true,
             ErrorKind::Broker(code) => code.is_retriable(),
             _ => false,
         }
@@ -213,6 +217,7 @@ impl Error {
             api: None,
             hint: None,
             fatal: false,
+            permanent: false,
             possibly_written: false,
             source: None,
         }))
@@ -281,6 +286,11 @@ impl Error {
 
     pub(crate) fn with_fatal(self) -> Self {
         self.change(|inner| inner.fatal = true)
+    }
+
+    /// Waiting will not help: a setting, a certificate or the other side must change first.
+    pub(crate) fn with_permanent(self) -> Self {
+        self.change(|inner| inner.permanent = true)
     }
 
     pub(crate) fn with_possibly_written(self, possibly: bool) -> Self {
@@ -360,6 +370,15 @@ mod tests {
              the record may have been written; raise delivery.timeout.ms"
         );
         assert!(error.is_retriable() && error.possibly_written() && !error.is_fatal());
+    }
+
+    #[test]
+    fn a_failed_connection_is_passing_or_permanent_by_its_cause_and_not_by_its_stage() {
+        for stage in [Stage::Dns, Stage::Tcp, Stage::Tls, Stage::Sasl, Stage::Api] {
+            let closed = Error::new(ErrorKind::Connect(stage), "the other side closed");
+            assert!(closed.is_retriable(), "{stage}");
+            assert!(!closed.with_permanent().is_retriable(), "{stage}");
+        }
     }
 
     #[test]

@@ -67,6 +67,7 @@ mod facade;
 mod flights;
 mod group;
 mod producer;
+mod race;
 mod record;
 mod time;
 #[allow(dead_code, unused_imports, reason = "the call sites follow")]

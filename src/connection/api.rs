@@ -66,6 +66,9 @@ pub(crate) trait Api: Encodable + Send + 'static {
     /// The same for the response header, which differs for ApiVersions only.
     const RESPONSE_FLEXIBLE: i16 = Self::FLEXIBLE;
 
+    /// For how many milliseconds the broker wants to be left alone (KIP-219); 0 where the answer cannot say.
+    fn throttle_time_ms(answer: &Self::Response) -> i32;
+
     /// The version an answer is written in, given the version asked for and the bytes of the answer.
     fn answer_version(asked: i16, _body: &[u8]) -> i16 {
         asked
@@ -75,8 +78,18 @@ pub(crate) trait Api: Encodable + Send + 'static {
 /// No version of the API has tagged fields.
 const NEVER: i16 = i16::MAX;
 
+macro_rules! throttle_time {
+    ($answer:ident) => {
+        $answer.throttle_time_ms
+    };
+    ($answer:ident, $none:literal) => {{
+        let _ = $answer;
+        $none
+    }};
+}
+
 macro_rules! apis {
-    ($($name:ident = $key:literal, $min:literal..=$max:literal, flexible $flexible:expr, $request:ident => $response:ident;)*) => {
+    ($($name:ident = $key:literal, $min:literal..=$max:literal, flexible $flexible:expr, $request:ident => $response:ident $(, throttle $none:literal)?;)*) => {
         $(impl Api for wire::$request {
             type Response = wire::$response;
             const KEY: i16 = $key;
@@ -84,6 +97,10 @@ macro_rules! apis {
             const MIN: i16 = $min;
             const MAX: i16 = $max;
             const FLEXIBLE: i16 = $flexible;
+
+            fn throttle_time_ms(answer: &Self::Response) -> i32 {
+                throttle_time!(answer $(, $none)?)
+            }
         })*
 
         /// The name of an API by its key, for logs.
@@ -117,7 +134,7 @@ apis! {
     SyncGroup = 14, 0..=5, flexible 4, SyncGroupRequest => SyncGroupResponse;
     DescribeGroups = 15, 0..=6, flexible 5, DescribeGroupsRequest => DescribeGroupsResponse;
     ListGroups = 16, 0..=5, flexible 3, ListGroupsRequest => ListGroupsResponse;
-    SaslHandshake = 17, 1..=1, flexible NEVER, SaslHandshakeRequest => SaslHandshakeResponse;
+    SaslHandshake = 17, 1..=1, flexible NEVER, SaslHandshakeRequest => SaslHandshakeResponse, throttle 0;
     CreateTopics = 19, 2..=7, flexible 5, CreateTopicsRequest => CreateTopicsResponse;
     // Version 6 has `topics` in place of `topic_names`.
     DeleteTopics = 20, 1..=6, flexible 4, DeleteTopicsRequest => DeleteTopicsResponse;
@@ -132,7 +149,7 @@ apis! {
     // Version 5 adds the offsets to the transaction by itself (KIP-890, part 2).
     TxnOffsetCommit = 28, 0..=4, flexible 3, TxnOffsetCommitRequest => TxnOffsetCommitResponse;
     DescribeConfigs = 32, 1..=4, flexible 4, DescribeConfigsRequest => DescribeConfigsResponse;
-    SaslAuthenticate = 36, 0..=2, flexible 2, SaslAuthenticateRequest => SaslAuthenticateResponse;
+    SaslAuthenticate = 36, 0..=2, flexible 2, SaslAuthenticateRequest => SaslAuthenticateResponse, throttle 0;
     CreatePartitions = 37, 0..=3, flexible 2, CreatePartitionsRequest => CreatePartitionsResponse;
     DeleteGroups = 42, 0..=2, flexible 2, DeleteGroupsRequest => DeleteGroupsResponse;
     IncrementalAlterConfigs = 44, 0..=1, flexible 1, IncrementalAlterConfigsRequest => IncrementalAlterConfigsResponse;
@@ -151,6 +168,10 @@ impl Api for wire::ApiVersionsRequest {
     const FLEXIBLE: i16 = 3;
     // KIP-511: the answer keeps header version 0, so that a client can read it before it knows the broker.
     const RESPONSE_FLEXIBLE: i16 = NEVER;
+
+    fn throttle_time_ms(answer: &Self::Response) -> i32 {
+        answer.throttle_time_ms
+    }
 
     /// KIP-511: a broker that does not know the version answers UNSUPPORTED_VERSION in version 0.
     fn answer_version(asked: i16, body: &[u8]) -> i16 {
@@ -205,8 +226,8 @@ impl Channel {
         self.0.override_version_ranges(ranges);
     }
 
-    /// Sends a request and waits for its answer. The first poll writes the request, or takes its place in the queue of
-    /// writers, which is fair. Dropping the future never leaves half a request on the wire.
+    /// Sends a request and waits for its answer. Dropping the future never leaves half a request on the wire. In which order
+    /// several at once are written is the runtime's; see [`order`](super::order).
     pub(crate) async fn request<R: Api>(&self, request: R) -> Result<R::Response, ChannelError> {
         match self.0.request(Request(request)).await {
             Ok(answer) => Ok(answer.0),

@@ -1,14 +1,17 @@
 //! From an address to a connection: transport, TLS, ApiVersions, SASL, one deadline for all, every failure with its stage.
 //!
-//! Names are resolved on every connect (KIP-302: every answer is tried, in order, each with its share of the time left).
+//! Names are resolved on every connect (KIP-302: every answer is tried; RFC 8305: a silent one holds up the next for a
+//! moment only).
 //! Never retries beyond that: pauses and further attempts are the caller's.
 
-use std::{future::Future, sync::Arc, sync::Mutex, time::Duration};
+use std::{collections::BTreeMap, future::Future, sync::Arc, sync::Mutex, time::Duration};
 
 use super::{
     Connection,
     api::{self, Api, Channel, ChannelError, StrBytes, Versions, wire},
-    sasl, stranger_error,
+    fault_error,
+    order::Order,
+    sasl,
     stream::{Notices, Stream},
     tls::Tls,
     too_large,
@@ -17,6 +20,7 @@ use super::{
 use crate::{
     config::settings::{Address, ClientSettings},
     error::{Error, ErrorKind, Result, Stage},
+    race,
     time::{Instant, now},
 };
 
@@ -34,29 +38,27 @@ pub(super) async fn dial(
     let answers = within(Stage::Dns, deadline, settings.route.targets(address))
         .await
         .map_err(|error| at(error, address))?;
-    let mut failures: Vec<(String, Error)> = Vec::new();
-    for (tried, answer) in answers.iter().enumerate() {
-        let left = deadline.saturating_duration_since(now());
-        let share = left / u32::try_from(answers.len() - tried).unwrap_or(u32::MAX);
+    let attempt = |answer| {
         // Boxed: a TLS handshake has kilobytes of state, and callers keep this future inside theirs.
-        match Box::pin(connect(answer, address, settings, tls, now() + share)).await {
-            Ok(connection) => return Ok(connection),
-            // A refused password or certificate is the same at the next address, and asking again may lock the account.
-            Err(error) if matches!(error.stage(), Some(Stage::Sasl | Stage::Tls)) => {
-                return Err(at(error, address));
-            }
-            Err(error) => failures.push((answer.to_string(), error)),
-        }
-    }
-    Err(at(join_failures(failures), address))
+        Box::pin(connect(answer, address, settings, tls, deadline))
+    };
+    // A refused password or certificate is the same at the next address, and asking again may lock the account.
+    race::run(&answers, attempt, |error| !error.is_retriable())
+        .await
+        .map_err(|failures| at(join_failures(failures), address))
 }
 
 fn at(error: Error, address: &Address) -> Error {
     error.with_address(address.to_string())
 }
 
-/// One error for all addresses of a name: the first one's kind and hint, every cause in its text.
-fn join_failures(mut failures: Vec<(String, Error)>) -> Error {
+/// One error for all addresses of a name: the kind and hint of the telling one, every cause in its text.
+fn join_failures<T: std::fmt::Display>(mut failures: Vec<(T, Error)>) -> Error {
+    // What will not pass ended the race, and is the last.
+    let permanent = failures.pop_if(|(_, error)| !error.is_retriable());
+    if let Some((_, error)) = permanent {
+        return error;
+    }
     if failures.len() == 1 {
         return failures.remove(0).1;
     }
@@ -177,6 +179,9 @@ async fn secure(
     }
 }
 
+/// The largest answer accepted before the broker is known: the list of versions has some hundred bytes.
+const SETUP_MAX_ANSWER: usize = 1 << 20;
+
 /// Makes a connection of an open stream: ApiVersions, then SASL.
 async fn set_up(
     io: impl TransportStream,
@@ -186,26 +191,34 @@ async fn set_up(
     deadline: Instant,
 ) -> Result<Connection, Failure> {
     let max_answer = settings.receive_message_max_bytes;
-    let (stream, notices) = Stream::new(io, max_answer);
+    // Whoever answers is not known yet.
+    let (stream, notices) = Stream::new(io, max_answer.min(SETUP_MAX_ANSWER));
     let mut channel = Channel::new(stream, max_answer, Arc::clone(&settings.client_id));
-    let versions = ask_versions(&mut channel, &notices, settings, versions_version, deadline).await?;
+    let (versions, features) =
+        ask_versions(&mut channel, &notices, settings, versions_version, deadline).await?;
     channel.set_versions(&versions);
     let mut reauthenticate_by = None;
     if let Some(sasl) = &settings.sasl {
         let lifetime = within(Stage::Sasl, deadline, sasl::authenticate(&channel, sasl)).await?;
-        // Java: half way to nine tenths of the session lifetime.
-        reauthenticate_by = lifetime.map(|lifetime| now() + lifetime * 17 / 20);
+        // KIP-368: at a random point, as Java, so that the clients of a cluster do not come back together.
+        let percent = 85 + settings.environment.rng().below(11) as u32;
+        reauthenticate_by = lifetime.map(|lifetime| now() + lifetime.mul_f64(f64::from(percent) / 100.0));
     }
+    notices.set_max_answer(max_answer);
     Ok(Connection {
         channel,
         notices,
+        order: Order::default(),
         address: address.clone(),
         versions,
+        features,
+        pauses: Arc::default(),
         request_timeout: settings.request_timeout,
         max_answer,
         without_sasl: settings.sasl.is_none(),
         reauthenticate_by,
         spent: false.into(),
+        retired: false.into(),
         answered: false.into(),
         in_flight: 0.into(),
         idle_since: Mutex::new(now()),
@@ -219,7 +232,7 @@ async fn ask_versions(
     settings: &ClientSettings,
     version: i16,
     deadline: Instant,
-) -> Result<Versions, Failure> {
+) -> Result<(Versions, BTreeMap<String, i16>), Failure> {
     let mut version = version;
     loop {
         channel.set_versions(&Versions::from([(wire::ApiVersionsRequest::KEY, (version, version))]));
@@ -239,7 +252,13 @@ async fn ask_versions(
             .filter(|(_, (low, high))| low <= high)
             .collect();
         match answer.error_code {
-            0 => return Ok(offered),
+            0 => {
+                let features = answer
+                    .finalized_features
+                    .iter()
+                    .map(|feature| (feature.name.to_string(), feature.max_version_level));
+                return Ok((offered, features.collect()));
+            }
             api::UNSUPPORTED_VERSION if version > 0 => {
                 let common = api::negotiate::<wire::ApiVersionsRequest>(&offered).unwrap_or(0);
                 version = common.min(version - 1);
@@ -250,8 +269,9 @@ async fn ask_versions(
 }
 
 fn versions_error(error: ChannelError, notices: &Notices, settings: &ClientSettings) -> Failure {
-    if let Some(stranger) = notices.stranger() {
-        return stranger_error(stranger, Stage::Api).into();
+    if let Some(fault) = notices.fault() {
+        let limit = settings.receive_message_max_bytes.min(SETUP_MAX_ANSWER);
+        return fault_error(fault, ErrorKind::Connect(Stage::Api), limit).into();
     }
     match error {
         ChannelError::Lost(text) => Failure::ClosedOnVersions(text),
@@ -260,6 +280,7 @@ fn versions_error(error: ChannelError, notices: &Notices, settings: &ClientSetti
             Error::new(ErrorKind::Connect(Stage::Api), format!("what answered does not speak Kafka: {text}"))
                 .with_api(wire::ApiVersionsRequest::NAME)
                 .with_hint("check host and port in bootstrap.servers and security.protocol")
+                .with_permanent()
                 .into()
         }
         ChannelError::NoVersion => Error::protocol("ApiVersions has no version").into(),

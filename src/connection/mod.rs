@@ -1,31 +1,39 @@
 //! One connection to one broker: [`Connection::dial`] makes it, [`Connection::call`] asks and waits, with one deadline.
 //!
 //! It owns the socket, TLS, SASL (KIP-43, KIP-152, KIP-368) and the negotiated versions (KIP-35, KIP-511). It never
-//! retries a call, never chooses a broker and knows nothing of topics.
+//! retries a call, never chooses a broker and knows nothing of topics. Requests leave in the order of their first polls
+//! ([`order`]); a broker that wants to be left alone (KIP-219) is ([`throttle`]).
 
 pub(crate) mod api;
 mod dial;
+mod order;
 mod sasl;
 mod stream;
+mod throttle;
 mod tls;
 pub(crate) mod transport;
 
 use std::{
+    collections::BTreeMap,
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
 pub(crate) use self::tls::Tls;
 use self::{
     api::{Api, Channel, ChannelError, Versions},
-    stream::{Notices, Stranger},
+    order::Order,
+    stream::{Fault, Notices},
+    throttle::Told,
 };
 use crate::{
     config::settings::{Address, ClientSettings},
-    error::{Error, ErrorKind, Result, Stage},
+    error::{Error, ErrorKind, Result},
     time::{Instant, now},
 };
 
@@ -33,19 +41,34 @@ use crate::{
 pub(crate) struct Connection {
     channel: Channel,
     notices: Arc<Notices>,
+    order: Order,
     address: Address,
     versions: Versions,
+    /// The cluster's finalized features (KIP-584) and their levels.
+    features: BTreeMap<String, i16>,
+    pauses: Arc<Pauses>,
     request_timeout: Duration,
     max_answer: usize,
     /// SASL was not asked for: the broker may close the connection because it wants it.
     without_sasl: bool,
     reauthenticate_by: Option<Instant>,
-    /// No further call may use this connection.
+    /// No further call may use this connection: it was lost, or a call went unanswered.
     spent: AtomicBool,
+    /// No further call may use this connection: it is replaced, and closed when its last call has ended.
+    retired: AtomicBool,
     /// Some call got an answer.
     answered: AtomicBool,
     in_flight: AtomicUsize,
     idle_since: Mutex<Instant>,
+}
+
+/// How often and for how long brokers held this client back, over all its connections.
+#[derive(Debug, Default)]
+pub(crate) struct Pauses {
+    /// Answers that asked for a pause.
+    pub(crate) answers: AtomicU64,
+    /// Milliseconds.
+    pub(crate) paused_ms: AtomicU64,
 }
 
 impl Connection {
@@ -67,11 +90,9 @@ impl Connection {
 
     /// Sends a request in the highest version both sides speak, and waits for its answer until `deadline`.
     ///
-    /// The first poll writes the request, or takes its place in the first-in-first-out queue of writers: calls that are
-    /// polled once each, in order, cross the wire in that order.
-    ///
-    /// The messenger below waits for an answer to everything, and a broker sends none to a Produce request with
-    /// `acks=0`: that one is sent with `acks=1`, polled once, and its future kept aside; the caller need not wait.
+    /// The first poll writes the request, or takes its place behind those that were polled before: calls that are polled
+    /// once each, in order, cross the wire in that order. While the broker wants to be left alone nothing is written, and a
+    /// deadline that leaves the whole request time-out does not count that pause.
     ///
     /// # Errors
     /// `Timeout` at the deadline, `Disconnected` when the connection is lost before the answer, `Unsupported` when the
@@ -82,18 +103,135 @@ impl Connection {
     /// Dropping the future leaves the connection usable: a request half written is finished in the background, its
     /// answer, told apart by its correlation id, is dropped. The broker may still act on the request.
     pub(crate) async fn call<R: Api>(&self, request: R, deadline: Instant) -> Result<R::Response> {
+        let started = now();
+        let _in_flight = self.enter::<R>(started)?;
+        let paused = self.order.paused_before();
+        let patient = self.is_patient(started, deadline);
+        let mut request = pin!(self.channel.request(request));
+        let mut turn = self.order.turn(&self.notices);
+        let mut answer = pin!(std::future::poll_fn(|cx| turn.poll(cx, request.as_mut())));
+        let mut until = deadline;
+        loop {
+            match tokio::time::timeout_at(until, answer.as_mut()).await {
+                Ok(Ok(answer)) => {
+                    self.answered.store(true, Ordering::Relaxed);
+                    self.handle_throttle::<R>(R::throttle_time_ms(&answer));
+                    return Ok(answer);
+                }
+                Ok(Err(error)) => return Err(self.call_error::<R>(error)),
+                Err(_) => {
+                    let later = deadline + self.order.paused_in_all().saturating_sub(paused);
+                    if !patient || later <= until {
+                        return Err(self.timed_out::<R>(now() - started, patient));
+                    }
+                    until = later;
+                }
+            }
+        }
+    }
+
+    /// Sends a request that the broker does not answer: a Produce request with `acks=0`. Waits until it is written.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call), but for those of an answer.
+    ///
+    /// # Cancel safety
+    /// As [`call`](Self::call).
+    #[allow(dead_code, reason = "the clients above do not use it yet")]
+    pub(crate) async fn send_unanswered<R: Api>(&self, request: R, deadline: Instant) -> Result<()> {
+        let started = now();
+        let _in_flight = self.enter::<R>(started)?;
+        let mut request = pin!(self.channel.request(request));
+        let mut turn = self.order.turn(&self.notices);
+        let written = std::future::poll_fn(|cx| match turn.poll_unanswered(cx, request.as_mut()) {
+            // The answer that is made up for the messenger cannot be read, and needs not.
+            Poll::Ready(Ok(_) | Err(ChannelError::Decode(_))) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending if turn.has_left() => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+        });
+        match tokio::time::timeout_at(deadline, written).await {
+            Ok(result) => result.map_err(|error| self.call_error::<R>(error)),
+            Err(_) => Err(self.timed_out::<R>(now() - started, self.is_patient(started, deadline))),
+        }
+    }
+
+    /// Begins a call, unless the connection is of no use.
+    fn enter<R: Api>(&self, started: Instant) -> Result<InFlight<'_>> {
+        // A peer that takes nothing for that long is taken for dead, whatever the deadlines of those who call.
+        if self.notices.stalled_since().is_some_and(|since| since + self.request_timeout <= started) {
+            self.end();
+        }
         if self.is_lost() {
             return Err(self.disconnected::<R>("the connection is closed"));
         }
-        let started = now();
-        let _in_flight = InFlight::enter(self);
-        match tokio::time::timeout_at(deadline, self.channel.request(request)).await {
-            Ok(Ok(answer)) => {
-                self.answered.store(true, Ordering::Relaxed);
-                Ok(answer)
-            }
-            Ok(Err(error)) => Err(self.call_error::<R>(error)),
-            Err(_) => Err(self.timed_out::<R>(now() - started)),
+        Ok(InFlight::enter(self))
+    }
+
+    /// Whether the deadline leaves the whole request time-out. The tenth is for callers who compute it before they call.
+    fn is_patient(&self, started: Instant, deadline: Instant) -> bool {
+        deadline.saturating_duration_since(started) + self.request_timeout / 10 >= self.request_timeout
+    }
+
+    fn handle_throttle<R: Api>(&self, ms: i32) {
+        let (grown, told) = self.order.handle_throttle(ms);
+        if ms > 0 {
+            self.pauses.answers.fetch_add(1, Ordering::Relaxed);
+            let grown = u64::try_from(grown.as_millis()).unwrap_or(u64::MAX);
+            self.pauses.paused_ms.fetch_add(grown, Ordering::Relaxed);
+        }
+        match told {
+            None => {}
+            Some(Told::Begins { pause }) => tracing::warn!(
+                address = %self.address,
+                api = R::NAME,
+                pause_ms = pause.as_millis() as u64,
+                "the broker holds this client back, because it is over a quota; see to the quotas of its user and client.id"
+            ),
+            Some(Told::Ends { answers, paused }) => tracing::info!(
+                address = %self.address,
+                answers,
+                paused_ms = paused.as_millis() as u64,
+                "the broker does not hold this client back any more"
+            ),
+        }
+    }
+
+    /// Until when the broker wants nothing sent (KIP-219); `None` if it is free.
+    #[allow(dead_code, reason = "the clients above do not use it yet")]
+    pub(crate) fn held_until(&self) -> Option<Instant> {
+        self.order.held_until()
+    }
+
+    /// Has the pauses of this connection counted there.
+    #[allow(dead_code, reason = "the clients above do not use it yet")]
+    pub(crate) fn with_pauses(mut self, pauses: Arc<Pauses>) -> Self {
+        self.pauses = pauses;
+        self
+    }
+
+    /// The level of a feature of the cluster (KIP-584), such as `transaction.version`; 0 where it is not known.
+    #[allow(dead_code, reason = "the clients above do not use it yet")]
+    pub(crate) fn finalized_feature(&self, name: &str) -> i16 {
+        self.features.get(name).copied().unwrap_or(0)
+    }
+
+    /// Closes the connection at once, with whatever waits to be written.
+    pub(crate) fn end(&self) {
+        self.spent.store(true, Ordering::Release);
+        self.notices.end();
+    }
+
+    /// No further call uses this connection; it is closed when the last one in flight has its answer.
+    #[allow(dead_code, reason = "the clients above do not use it yet")]
+    pub(crate) fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        self.end_if_done();
+    }
+
+    fn end_if_done(&self) {
+        if self.in_flight() == 0 && (self.is_closed() || self.retired.load(Ordering::Acquire)) {
+            self.end();
         }
     }
 
@@ -103,10 +241,12 @@ impl Connection {
     }
 
     /// Whether to dial a new one: the connection is lost, a request on it went unanswered for the whole request timeout,
-    /// or its session ends soon. Calls still in flight get their answers.
+    /// it was retired, or its session ends soon. Calls still in flight get their answers.
     pub(crate) fn is_closed(&self) -> bool {
         // KIP-368: the session is renewed by another connection, before the broker ends it.
-        self.is_lost() || self.reauthenticate_by.is_some_and(|end| end <= now())
+        self.is_lost()
+            || self.retired.load(Ordering::Acquire)
+            || self.reauthenticate_by.is_some_and(|end| end <= now())
     }
 
     fn is_lost(&self) -> bool {
@@ -136,12 +276,17 @@ impl Connection {
                 .with_api(R::NAME)
                 .with_address(self.address.to_string()),
             ChannelError::TooLarge { actual } => {
-                self.spent.store(true, Ordering::Release);
+                self.end();
                 too_large(actual, self.max_answer).with_api(R::NAME).with_address(self.address.to_string())
             }
             ChannelError::Lost(text) => {
-                self.spent.store(true, Ordering::Release);
-                self.disconnected::<R>(&text)
+                self.end();
+                match self.notices.fault() {
+                    Some(fault) => fault_error(fault, ErrorKind::Disconnected, self.max_answer)
+                        .with_api(R::NAME)
+                        .with_address(self.address.to_string()),
+                    None => self.disconnected::<R>(&text),
+                }
             }
         }
     }
@@ -169,16 +314,32 @@ impl Connection {
         error
     }
 
-    fn timed_out<R: Api>(&self, waited: Duration) -> Error {
+    fn timed_out<R: Api>(&self, waited: Duration, patient: bool) -> Error {
         // A peer that leaves a request unanswered for that long is taken for dead, as Java does. A call with a shorter
-        // deadline of its own proves nothing. The tenth is for callers who compute the deadline before they call.
-        if waited + self.request_timeout / 10 >= self.request_timeout {
+        // deadline of its own proves nothing.
+        if patient {
             self.spent.store(true, Ordering::Release);
+            if self.notices.stalled_since().is_some() {
+                // It does not even read: what waits to be written would be kept for it for ever.
+                self.end();
+            }
         }
-        Error::new(ErrorKind::Timeout, format!("no answer within {} ms", waited.as_millis()))
+        let error = Error::new(ErrorKind::Timeout, format!("no answer within {} ms", waited.as_millis()))
             .with_api(R::NAME)
-            .with_address(self.address.to_string())
-            .with_hint("if the broker is only slow, raise request.timeout.ms")
+            .with_address(self.address.to_string());
+        match self.held_until() {
+            Some(_) => error.with_hint(
+                "the broker holds this client back, because it is over a quota: see to the quotas",
+            ),
+            None => error.with_hint("if the broker is only slow, raise request.timeout.ms"),
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // A request that was dropped half written waits in the background, with its bytes, for as long as the socket is open.
+        self.notices.end();
     }
 }
 
@@ -187,24 +348,35 @@ fn too_large(actual: usize, limit: usize) -> Error {
         .with_hint("raise receive.message.max.bytes, or lower fetch.max.bytes")
 }
 
-/// What a peer that is not a Kafka broker, or not on this listener, means for the settings.
-fn stranger_error(stranger: Stranger, stage: Stage) -> Error {
-    let (text, hint) = match stranger {
-        Stranger::Tls => (
+/// Why a peer's bytes ended the connection, and what that means for the settings.
+fn fault_error(fault: Fault, kind: ErrorKind, max_answer: usize) -> Error {
+    const STRANGER: &str = "check host and port in bootstrap.servers and security.protocol; if it is a broker, raise \
+                            receive.message.max.bytes";
+    let permanent = |text: String, hint| Error::new(kind, text).with_hint(hint).with_permanent();
+    match fault {
+        Fault::Tls => permanent(
             "the listener speaks TLS, and this client does not".to_owned(),
             "set security.protocol to SSL, or to SASL_SSL where the listener wants a password too",
         ),
-        Stranger::Http => (
+        Fault::Http => permanent(
             "an HTTP server answered, not a Kafka broker".to_owned(),
             "check host and port in bootstrap.servers (9092 is usual)",
         ),
-        Stranger::Other(bytes) => (
+        Fault::Stranger(bytes) => permanent(
             format!("what answered does not speak Kafka: it sent {:?}", bytes.escape_ascii().to_string()),
-            "check host and port in bootstrap.servers and security.protocol; if it is a broker, raise \
-             receive.message.max.bytes",
+            STRANGER,
         ),
-    };
-    Error::new(ErrorKind::Connect(stage), text).with_hint(hint)
+        Fault::TooLarge(actual) => too_large(actual, max_answer),
+        Fault::Length(length) => {
+            Error::new(kind, format!("the broker announced an answer of {length} bytes"))
+                .with_hint("see to what is between this client and the broker")
+        }
+        Fault::Unasked(id) => Error::new(
+            kind,
+            format!("the broker answered a request that was not asked (correlation id {id})"),
+        )
+        .with_hint("see to what is between this client and the broker"),
+    }
 }
 
 /// Counts a call while it is waited for, also when its future is dropped.
@@ -221,6 +393,7 @@ impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         *self.0.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = now();
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.end_if_done();
     }
 }
 

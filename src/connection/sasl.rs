@@ -66,10 +66,12 @@ async fn handshake(channel: &Channel, mechanism: &'static str) -> Result<()> {
             let enabled =
                 if enabled.is_empty() { "none on this listener".to_owned() } else { enabled.join(", ") };
             Err(sasl_error(format!("the broker does not enable {mechanism}; it enables {enabled}"))
-                .with_hint("set sasl.mechanism to one of these"))
+                .with_hint("set sasl.mechanism to one of these")
+                .with_permanent())
         }
         api::ILLEGAL_SASL_STATE => Err(sasl_error("the listener does not want SASL".to_owned())
-            .with_hint("set security.protocol to PLAINTEXT or SSL, or use the port of a SASL listener")),
+            .with_hint("set security.protocol to PLAINTEXT or SSL, or use the port of a SASL listener")
+            .with_permanent()),
         code => {
             Err(sasl_error(format!("the broker answered {} to the handshake", crate::error::ErrorCode(code))))
         }
@@ -98,7 +100,8 @@ async fn step(
     if rounds > ROUNDS_MAX {
         return Err(sasl_error(format!(
             "the broker asks for {rounds} rounds of {mechanism}; more than {ROUNDS_MAX} are refused"
-        )));
+        ))
+        .with_permanent());
     }
     let run = move || {
         let mut message = Cursor::new(Vec::new());
@@ -116,6 +119,7 @@ async fn step(
         // rsasl's text says which rule was broken. A wrong signature of the server ends here too.
         sasl_error(format!("{mechanism} failed on what the broker sent: {error}"))
             .with_hint("check sasl.username and sasl.password, and that this is the broker it claims to be")
+            .with_permanent()
     })?;
     Ok((session, state, message))
 }
@@ -147,7 +151,9 @@ async fn exchange(
     let text = format!("the broker refused user {user:?} with {mechanism}: {broker_text} ({code})");
     let error = sasl_error(text);
     Err(if answer.error_code == api::SASL_AUTHENTICATION_FAILED {
-        error.with_hint("check sasl.username and sasl.password, and that the user exists for this mechanism")
+        error
+            .with_hint("check sasl.username and sasl.password, and that the user exists for this mechanism")
+            .with_permanent()
     } else {
         error
     })
@@ -162,6 +168,7 @@ fn lost<R: Api>(error: ChannelError) -> Error {
         ChannelError::NoVersion => {
             sasl_error(format!("the broker does not offer {} in a version this client speaks", R::NAME))
                 .with_hint("this needs Kafka 1.0 or newer")
+                .with_permanent()
         }
         ChannelError::Lost(text) => sasl_error(format!(
             "the connection was lost while authenticating: {text}"
@@ -170,6 +177,7 @@ fn lost<R: Api>(error: ChannelError) -> Error {
         ChannelError::TooLarge { actual } => {
             sasl_error(format!("the answer has {actual} bytes, more than the limit"))
                 .with_hint("raise receive.message.max.bytes")
+                .with_permanent()
         }
         ChannelError::Encode(text) | ChannelError::Decode(text) => sasl_error(text),
     }

@@ -1,144 +1,319 @@
 //! The byte stream under the messenger: a socket, plain or TLS, with what the messenger lacks.
 //!
-//! It joins the length prefix with the message into one write, reads small answers with one call, notices that the peer
-//! has gone while nothing is asked, and looks at the first bytes that come back: what is on the other side may be TLS or
-//! HTTP, not Kafka. Never interprets anything after that first length.
+//! It joins the length prefix with the message into one write, and reads small answers with one call. It counts the
+//! frames that have left, on which the order of requests rests (see [`order`](super::order)). It looks at the head of every
+//! answer: what is on the other side may be TLS or HTTP, announce a length that cannot be, or answer what nobody asked; it
+//! says why and ends the connection. It can be ended from outside while a write waits for a peer that does not read.
+//! Never interprets anything after the correlation id.
 
 use std::{
+    collections::VecDeque,
     io::{self, IoSlice},
     pin::Pin,
     sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
 };
 
+use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::transport::TransportStream;
+use crate::time::{self, Instant};
 
-/// What the stream has noticed, shared with the connection.
+/// What the stream has noticed, and what it is told; shared with the connection.
 #[derive(Default)]
 pub(crate) struct Notices {
     lost: AtomicBool,
-    stranger: OnceLock<Stranger>,
+    /// The connection wants it closed.
+    ended: AtomicBool,
+    fault: OnceLock<Fault>,
+    /// Frames of which the first byte, and of which the last one, was written.
+    begun: AtomicU64,
+    left: AtomicU64,
+    /// Since when the peer takes nothing of what is to be written.
+    stalled: Mutex<Option<Instant>>,
+    /// No answer will come to the next frame.
+    next_unanswered: AtomicBool,
+    /// The largest answer accepted now.
+    max_answer: AtomicUsize,
+    reader: AtomicWaker,
+    writer: AtomicWaker,
 }
 
 impl Notices {
     /// Whether the peer has closed the stream, or reading or writing has failed.
     pub(crate) fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::Acquire)
+        self.lost.load(Ordering::Acquire) || self.ended.load(Ordering::Acquire)
     }
 
-    /// What answered in place of a Kafka broker.
-    pub(crate) fn stranger(&self) -> Option<Stranger> {
-        self.stranger.get().copied()
+    /// Why the stream itself ended the connection.
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        self.fault.get().copied()
+    }
+
+    /// Closes the stream, with what waits to be written.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.reader.wake();
+        self.writer.wake();
+    }
+
+    /// Frames that have been begun.
+    pub(super) fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    /// Frames that have left.
+    pub(super) fn left(&self) -> u64 {
+        self.left.load(Ordering::Acquire)
+    }
+
+    /// Since when the peer takes nothing, although there is something to write.
+    pub(crate) fn stalled_since(&self) -> Option<Instant> {
+        *self.stalled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The frame that is written next gets no answer from the broker; an empty one is made up for the messenger.
+    pub(super) fn expect_no_answer(&self) {
+        self.next_unanswered.store(true, Ordering::Release);
+    }
+
+    pub(super) fn expect_an_answer(&self) {
+        self.next_unanswered.store(false, Ordering::Release);
+    }
+
+    pub(crate) fn set_max_answer(&self, bytes: usize) {
+        self.max_answer.store(bytes, Ordering::Release);
+    }
+
+    pub(super) fn count_begun(&self) {
+        self.begun.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn count_left(&self) {
+        self.left.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn set_stalled(&self, stalled: bool) {
+        let mut since = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
+        if !stalled {
+            *since = None;
+        } else if since.is_none() {
+            *since = Some(time::now());
+        }
     }
 }
 
-/// Something that is not a Kafka broker, by its first bytes.
+/// Why a connection was ended from this side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stranger {
-    /// A TLS alert: the listener wants TLS.
+pub(crate) enum Fault {
+    /// The first bytes are a TLS alert: the listener wants TLS.
     Tls,
-    /// An HTTP answer.
+    /// The first bytes are an HTTP answer.
     Http,
-    /// A first length that no Kafka broker sends.
-    Other([u8; 4]),
+    /// The first four bytes are no length of a first answer.
+    Stranger([u8; 4]),
+    /// A later answer's length is none.
+    Length(i32),
+    /// An answer is larger than the limit.
+    TooLarge(usize),
+    /// An answer to a request that was not sent, or was answered before.
+    Unasked(i32),
 }
 
 /// Reads up to this size go through the buffer; larger ones straight to where they are wanted.
 const READ_BUFFER: usize = 4096;
 
+/// Length and correlation id.
+const HEAD: usize = 8;
+
 /// The stream under the messenger.
 pub(crate) struct Stream {
-    io: Box<dyn TransportStream>,
+    /// `None` once the stream has ended: the socket is closed at once, and not when the last handle goes.
+    io: Option<Box<dyn TransportStream>>,
     notices: Arc<Notices>,
     /// Bytes read but not yet asked for.
     ahead: Box<[u8]>,
     ahead_start: usize,
     ahead_end: usize,
-    /// The first four bytes were looked at.
+    /// Bytes of the current answer that were not handed out yet.
+    answer_left: usize,
+    /// The first answer's head was looked at.
     greeted: bool,
-    max_answer: usize,
+    /// Correlation ids of frames that wait for their answer, in the order in which they were written.
+    unanswered: VecDeque<i32>,
+    /// Answers to be made up, and the one that is handed out now: a length of 4 and the correlation id.
+    made_up: VecDeque<i32>,
+    made_up_answer: [u8; HEAD],
+    made_up_start: usize,
     /// A length prefix that waits for its message.
     held: [u8; 4],
     held_start: usize,
+    /// Bytes of the current frame's message that were not written yet.
+    message_left: usize,
+    /// The current message's correlation id was not noted yet.
+    unnamed: bool,
+    /// The current message gets no answer: one is made up as soon as it has left.
+    answer_none: Option<i32>,
+    stalled: bool,
 }
 
 impl Stream {
     pub(crate) fn new(io: impl TransportStream, max_answer: usize) -> (Self, Arc<Notices>) {
         let notices = Arc::new(Notices::default());
+        notices.set_max_answer(max_answer);
         let stream = Self {
-            io: Box::new(io),
+            io: Some(Box::new(io)),
             notices: Arc::clone(&notices),
             ahead: vec![0; READ_BUFFER].into_boxed_slice(),
             ahead_start: 0,
             ahead_end: 0,
+            answer_left: 0,
             greeted: false,
-            max_answer,
+            unanswered: VecDeque::new(),
+            made_up: VecDeque::new(),
+            made_up_answer: [0, 0, 0, 4, 0, 0, 0, 0],
+            made_up_start: HEAD,
+            unnamed: false,
+            answer_none: None,
             held: [0; 4],
             held_start: 4,
+            message_left: 0,
+            stalled: false,
         };
         (stream, notices)
     }
 
-    /// Fills the buffer, which is empty but for a greeting that came in pieces. True at the end of the stream.
+    fn io(&mut self) -> io::Result<&mut Box<dyn TransportStream>> {
+        if self.notices.ended.load(Ordering::Acquire) {
+            self.io = None;
+        }
+        let closed = || io::Error::new(io::ErrorKind::ConnectionAborted, "the connection was ended");
+        self.io.as_mut().ok_or_else(closed)
+    }
+
+    /// Nothing more is read or written. Closes the socket and lets the other half know.
+    fn close(&mut self) {
+        self.io = None;
+        self.notices.lost.store(true, Ordering::Release);
+        self.notices.reader.wake();
+        self.notices.writer.wake();
+    }
+
+    fn fail(&mut self, fault: Fault) -> io::Error {
+        let _ = self.notices.fault.set(fault);
+        if self.greeted {
+            // Nobody may be waiting for an answer who could be told.
+            tracing::warn!(?fault, "a broker does not keep to the protocol: its connection is closed");
+        }
+        self.close();
+        io::Error::new(io::ErrorKind::InvalidData, "what answered does not keep to the protocol")
+    }
+
+    /// Reads more behind what is ahead. True at the end of the stream.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         if self.ahead_start == self.ahead_end {
             (self.ahead_start, self.ahead_end) = (0, 0);
+        } else if self.ahead.len() - self.ahead_start < HEAD {
+            self.ahead.copy_within(self.ahead_start..self.ahead_end, 0);
+            (self.ahead_start, self.ahead_end) = (0, self.ahead_end - self.ahead_start);
         }
+        let Some(io) = self.io.as_mut() else { return Poll::Ready(Ok(true)) };
         let mut buffer = ReadBuf::new(&mut self.ahead[self.ahead_end..]);
-        ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
+        ready!(Pin::new(io).poll_read(cx, &mut buffer))?;
         let read = buffer.filled().len();
         self.ahead_end += read;
         Poll::Ready(Ok(read == 0))
     }
 
-    /// Looks at the first four bytes of the connection, which are the length of the first answer.
-    fn poll_greeting(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.greeted {
-            if let Some(&head) = self.ahead[self.ahead_start..self.ahead_end].first_chunk::<4>() {
-                self.greeted = true;
-                if let Some(stranger) = stranger(head, self.max_answer) {
-                    let _ = self.notices.stranger.set(stranger);
-                    let text = "what answered is not a Kafka broker";
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, text)));
+    /// Looks at the length and the correlation id of the next answer, before any of it is handed out. True at the end of
+    /// the stream.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        loop {
+            let ahead = &self.ahead[self.ahead_start..self.ahead_end];
+            if let Some(&length) = ahead.first_chunk::<4>() {
+                let limit = self.notices.max_answer.load(Ordering::Acquire);
+                let length = match check_length(length, limit, self.greeted) {
+                    Ok(length) => length,
+                    Err(fault) => return Poll::Ready(Err(self.fail(fault))),
+                };
+                if let Some(&id) = ahead[4..].first_chunk::<4>() {
+                    let id = i32::from_be_bytes(id);
+                    let Some(place) = self.unanswered.iter().position(|asked| *asked == id) else {
+                        return Poll::Ready(Err(self.fail(Fault::Unasked(id))));
+                    };
+                    self.unanswered.remove(place);
+                    self.greeted = true;
+                    self.answer_left = HEAD + length;
+                    return Poll::Ready(Ok(false));
                 }
-            } else if ready!(self.poll_fill(cx))? {
-                // Some answer an alert shorter than a length and close.
-                self.greeted = true;
+            }
+            if ready!(self.poll_fill(cx))? {
+                return Poll::Ready(Ok(true));
             }
         }
-        Poll::Ready(Ok(()))
     }
 
     fn poll_read_some(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_greeting(cx))?;
-        if self.ahead_start == self.ahead_end {
-            if out.remaining() >= READ_BUFFER {
-                return Pin::new(&mut self.io).poll_read(cx, out);
+        if self.answer_left == 0 {
+            if self.made_up_start == HEAD
+                && let Some(id) = self.made_up.pop_front()
+            {
+                self.made_up_answer[4..].copy_from_slice(&id.to_be_bytes());
+                self.made_up_start = 0;
             }
-            ready!(self.poll_fill(cx))?;
+            if self.made_up_start < HEAD {
+                self.put_made_up(out);
+                return Poll::Ready(Ok(()));
+            }
+            if ready!(self.poll_head(cx))? {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        if self.ahead_start == self.ahead_end {
+            // Never past the end of the answer, whose successor has a head to be looked at.
+            if (READ_BUFFER..=self.answer_left).contains(&out.remaining()) {
+                let before = out.filled().len();
+                let io = self.io()?;
+                ready!(Pin::new(io).poll_read(cx, out))?;
+                self.answer_left -= out.filled().len() - before;
+                return Poll::Ready(Ok(()));
+            }
+            if ready!(self.poll_fill(cx))? {
+                return Poll::Ready(Ok(()));
+            }
         }
         let ahead = &self.ahead[self.ahead_start..self.ahead_end];
-        let taken = ahead.len().min(out.remaining());
+        let taken = ahead.len().min(out.remaining()).min(self.answer_left);
         out.put_slice(&ahead[..taken]);
         self.ahead_start += taken;
+        self.answer_left -= taken;
         Poll::Ready(Ok(()))
+    }
+
+    /// Hands out an answer of a correlation id alone, for a request that the broker does not answer.
+    fn put_made_up(&mut self, out: &mut ReadBuf<'_>) {
+        let rest = &self.made_up_answer[self.made_up_start..];
+        let taken = rest.len().min(out.remaining());
+        out.put_slice(&rest[..taken]);
+        self.made_up_start += taken;
     }
 
     /// Writes what is held together with `message`; returns how much of `message` was written, 0 only for an empty one.
     fn poll_write_joined(&mut self, cx: &mut Context<'_>, message: &[u8]) -> Poll<io::Result<usize>> {
         while self.held_start < self.held.len() {
-            let held = &self.held[self.held_start..];
-            let held_len = held.len();
+            let held = self.held;
+            let held = &held[self.held_start..];
             let slices = [IoSlice::new(held), IoSlice::new(message)];
-            let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &slices))?;
+            let io = self.io()?;
+            let written = ready!(Pin::new(io).poll_write_vectored(cx, &slices))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            let held_len = held.len();
             self.held_start += written.min(held_len);
             if written > held_len {
                 return Poll::Ready(Ok(written - held_len));
@@ -147,37 +322,86 @@ impl Stream {
         if message.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        Pin::new(&mut self.io).poll_write(cx, message)
+        let io = self.io()?;
+        Pin::new(io).poll_write(cx, message)
     }
 
-    fn note<T>(&self, result: &Poll<io::Result<T>>) {
-        if let Poll::Ready(Err(_)) = result {
-            self.notices.lost.store(true, Ordering::Release);
+    /// Notes who waits for an answer, before the first byte of the request can be on its way.
+    fn name(&mut self, message: &[u8]) {
+        self.unnamed = false;
+        let Some(id) = message.get(4..8).and_then(|id| id.first_chunk::<4>()) else { return };
+        let id = i32::from_be_bytes(*id);
+        if self.notices.next_unanswered.swap(false, Ordering::AcqRel) {
+            self.answer_none = Some(id);
+        } else {
+            self.unanswered.push_back(id);
         }
+    }
+
+    /// The whole frame has left.
+    fn on_left(&mut self) {
+        if self.message_left == 0 && self.notices.left() < self.notices.begun() {
+            self.notices.count_left();
+            if let Some(id) = self.answer_none.take() {
+                self.made_up.push_back(id);
+                self.notices.reader.wake();
+            }
+        }
+    }
+
+    /// Keeps note of a peer that does not take what is written, and of a stream that has failed.
+    fn note<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if result.is_pending() != self.stalled {
+            self.stalled = result.is_pending();
+            self.notices.set_stalled(self.stalled);
+        }
+        match &result {
+            Poll::Ready(Err(_)) => self.close(),
+            Poll::Ready(Ok(_)) => {}
+            Poll::Pending => {
+                self.notices.writer.register(cx.waker());
+                // It may have been ended before the waker was there.
+                if self.notices.ended.load(Ordering::Acquire) {
+                    cx.waker().wake_by_ref();
+                }
+            }
+        }
+        result
     }
 }
 
-fn stranger(head: [u8; 4], max_answer: usize) -> Option<Stranger> {
-    match head {
+/// How much follows the correlation id of an answer of this length.
+fn check_length(bytes: [u8; 4], limit: usize, greeted: bool) -> Result<usize, Fault> {
+    let length = i32::from_be_bytes(bytes);
+    let good = usize::try_from(length).ok().filter(|length| (4..=limit).contains(length));
+    match (good, bytes) {
         // The record type "alert" and the major version of TLS: as a length, 352 million.
-        [0x15, 0x03, ..] => Some(Stranger::Tls),
-        [b'H', b'T', b'T', b'P'] => Some(Stranger::Http),
-        _ => match usize::try_from(i32::from_be_bytes(head)) {
-            // A response is at least its correlation id.
-            Ok(length) if (4..=max_answer).contains(&length) => None,
-            _ => Some(Stranger::Other(head)),
-        },
+        (_, [0x15, 0x03, ..]) if !greeted => Err(Fault::Tls),
+        // An answer is at least its correlation id.
+        (Some(good), _) => Ok(good - 4),
+        (None, [b'H', b'T', b'T', b'P']) if !greeted => Err(Fault::Http),
+        (None, _) if !greeted => Err(Fault::Stranger(bytes)),
+        (None, _) => Err(usize::try_from(length)
+            .ok()
+            .filter(|length| *length > limit)
+            .map_or(Fault::Length(length), Fault::TooLarge)),
     }
 }
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        this.notices.reader.register(cx.waker());
+        if let Err(error) = this.io() {
+            this.close();
+            return Poll::Ready(Err(error));
+        }
         let before = out.filled().len();
         let result = this.poll_read_some(cx, out);
-        this.note(&result);
-        if matches!(result, Poll::Ready(Ok(()))) && out.filled().len() == before && out.remaining() > 0 {
-            this.notices.lost.store(true, Ordering::Release);
+        match result {
+            Poll::Ready(Err(_)) => this.close(),
+            Poll::Ready(Ok(())) if out.filled().len() == before && out.remaining() > 0 => this.close(),
+            Poll::Ready(Ok(())) | Poll::Pending => {}
         }
         result
     }
@@ -187,56 +411,107 @@ impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         // The messenger writes the length by itself; with TCP_NODELAY that would be a packet of its own.
-        // The last four bytes of a message may be held too, if they are written alone: the flush after it writes them.
-        if let Ok(length) = bytes.try_into()
+        if this.message_left == 0
             && this.held_start == this.held.len()
+            && let Ok(length) = bytes.try_into()
         {
             (this.held, this.held_start) = (length, 0);
+            this.message_left = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+            this.unnamed = true;
+            this.notices.count_begun();
             return Poll::Ready(Ok(4));
         }
+        if this.unnamed {
+            this.name(bytes);
+        }
         let result = this.poll_write_joined(cx, bytes);
-        this.note(&result);
-        result
+        if let Poll::Ready(Ok(written)) = result {
+            this.message_left = this.message_left.saturating_sub(written);
+        }
+        this.note(cx, result)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let result = match ready!(this.poll_write_joined(cx, &[])) {
-            Ok(_) => Pin::new(&mut this.io).poll_flush(cx),
-            Err(error) => Poll::Ready(Err(error)),
-        };
-        this.note(&result);
-        result
+        let mut result = this.poll_write_joined(cx, &[]).map_ok(|_| ());
+        if matches!(result, Poll::Ready(Ok(()))) {
+            result = match this.io() {
+                Ok(io) => Pin::new(io).poll_flush(cx),
+                Err(error) => Poll::Ready(Err(error)),
+            };
+        }
+        if matches!(result, Poll::Ready(Ok(()))) {
+            this.on_left();
+        }
+        this.note(cx, result)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        match &mut self.get_mut().io {
+            Some(io) => Pin::new(io).poll_shutdown(cx),
+            None => Poll::Ready(Ok(())),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
     use super::*;
+
+    /// A request with this correlation id, as the messenger writes it.
+    async fn ask(stream: &mut Stream, id: i32, more: &[u8]) -> io::Result<()> {
+        let mut message = vec![0; 4];
+        message.extend(id.to_be_bytes());
+        message.extend(more);
+        stream.write_all(&(message.len() as u32).to_be_bytes()).await?;
+        stream.write_all(&message).await?;
+        stream.flush().await
+    }
+
+    fn answer(id: i32, body: &[u8]) -> Vec<u8> {
+        [&(4 + body.len() as i32).to_be_bytes()[..], &id.to_be_bytes(), body].concat()
+    }
+
+    /// Reads one answer as the messenger does.
+    async fn read(stream: &mut Stream) -> io::Result<(i32, Vec<u8>)> {
+        let length = stream.read_u32().await? as usize;
+        let mut message = vec![0; length];
+        stream.read_exact(&mut message).await?;
+        Ok((i32::from_be_bytes(message[..4].try_into().unwrap()), message[4..].to_vec()))
+    }
+
+    /// A stream that has asked for 0, 1, 2 and 3, and the peer's end behind these requests.
+    async fn asked(max_answer: usize) -> (Stream, Arc<Notices>, DuplexStream) {
+        let (near, mut far) = tokio::io::duplex(1 << 20);
+        let (mut stream, notices) = Stream::new(near, max_answer);
+        for id in 0..4 {
+            ask(&mut stream, id, b"").await.unwrap();
+        }
+        far.read_exact(&mut [0; 4 * 12]).await.unwrap();
+        (stream, notices, far)
+    }
 
     #[tokio::test]
     async fn length_and_message_cross_together_whatever_the_pieces() {
         for capacity in [1, 2, 3, 5, 64] {
             let (near, mut far) = tokio::io::duplex(capacity);
-            let (mut stream, _) = Stream::new(near, 1000);
+            let (mut stream, notices) = Stream::new(near, 1000);
             let write = async {
-                for message in [&b"hello broker"[..], b"abcd", b"x"] {
-                    stream.write_all(&(message.len() as u32).to_be_bytes()).await.unwrap();
-                    stream.write_all(message).await.unwrap();
-                    stream.flush().await.unwrap();
+                for (id, message) in [(7, &b"hello broker"[..]), (8, b""), (9, b"abcd")] {
+                    ask(&mut stream, id, message).await.unwrap();
                 }
                 stream.shutdown().await.unwrap();
             };
             let mut seen = Vec::new();
             let (_, read) = tokio::join!(write, far.read_to_end(&mut seen));
             read.unwrap();
-            assert_eq!(seen, b"\0\0\0\x0chello broker\0\0\0\x04abcd\0\0\0\x01x", "capacity {capacity}");
+            let expected = b"\0\0\0\x14\0\0\0\0\0\0\0\x07hello broker\
+                \0\0\0\x08\0\0\0\0\0\0\0\x08\
+                \0\0\0\x0c\0\0\0\0\0\0\0\x09abcd";
+            assert_eq!(seen, expected, "capacity {capacity}");
+            assert_eq!((notices.begun(), notices.left()), (3, 3));
         }
     }
 
@@ -246,37 +521,98 @@ mod tests {
         for capacity in [1, 3, 100, 1 << 20] {
             let (near, mut far) = tokio::io::duplex(capacity);
             let (mut stream, notices) = Stream::new(near, 1 << 20);
-            let sent = big.clone();
-            let write = async move {
-                far.write_all(&(sent.len() as u32).to_be_bytes()).await.unwrap();
+            let sent = [answer(2, &big), answer(0, b"hello"), answer(1, b"")].concat();
+            let peer = async move {
+                far.read_exact(&mut [0; 3 * 12]).await.unwrap();
                 far.write_all(&sent).await.unwrap();
-                far.write_all(b"\0\0\0\x05hello").await.unwrap();
             };
-            let read = async {
-                let mut seen = vec![0; big.len()];
-                assert_eq!(stream.read_u32().await.unwrap() as usize, big.len());
-                stream.read_exact(&mut seen).await.unwrap();
-                assert_eq!(seen, big);
-                assert_eq!(stream.read_u32().await.unwrap(), 5);
-                let mut hello = [0; 5];
-                stream.read_exact(&mut hello).await.unwrap();
-                assert_eq!(&hello, b"hello");
+            let client = async {
+                for id in 0..3 {
+                    ask(&mut stream, id, b"").await.unwrap();
+                }
+                assert_eq!(read(&mut stream).await.unwrap(), (2, big.clone()));
+                assert_eq!(read(&mut stream).await.unwrap(), (0, b"hello".to_vec()));
+                assert_eq!(read(&mut stream).await.unwrap(), (1, Vec::new()));
                 assert!(!notices.is_lost());
                 assert!(stream.read_u8().await.is_err());
-                assert!(notices.is_lost());
+                assert!(notices.is_lost() && notices.fault().is_none());
             };
-            tokio::join!(write, read);
+            tokio::join!(peer, client);
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_nobody_asked_for_ends_the_stream_before_any_of_it_is_handed_out() {
+        for (sent, id) in [(answer(77, b"x"), 77), ([answer(1, b"x"), answer(1, b"x")].concat(), 1)] {
+            let (mut stream, notices, mut far) = asked(1000).await;
+            far.write_all(&sent).await.unwrap();
+            if id == 1 {
+                read(&mut stream).await.unwrap();
+            }
+            assert!(stream.read_u8().await.is_err());
+            assert_eq!(notices.fault(), Some(Fault::Unasked(id)));
+            assert!(far.write_all(b"more").await.is_err(), "the socket is closed at once");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_length_that_cannot_be_ends_the_stream() {
+        for (length, fault) in [
+            (-1, Fault::Length(-1)),
+            (i32::MIN, Fault::Length(i32::MIN)),
+            (3, Fault::Length(3)),
+            (1001, Fault::TooLarge(1001)),
+            (i32::MAX, Fault::TooLarge(i32::MAX as usize)),
+        ] {
+            let (mut stream, notices, mut far) = asked(1000).await;
+            far.write_all(&answer(0, b"")).await.unwrap();
+            far.write_all(&length.to_be_bytes()).await.unwrap();
+            assert_eq!(read(&mut stream).await.unwrap(), (0, Vec::new()));
+            assert!(stream.read_u8().await.is_err());
+            assert_eq!(notices.fault(), Some(fault));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_write_that_waits_for_its_peer_ends_with_the_stream() {
+        let (near, _far) = tokio::io::duplex(16);
+        let (mut stream, notices) = Stream::new(near, 1000);
+        let end = async {
+            tokio::task::yield_now().await;
+            assert!(notices.stalled_since().is_some());
+            notices.end();
+        };
+        let (written, ()) = tokio::join!(ask(&mut stream, 0, &[7; 1000]), end);
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        assert_eq!((notices.begun(), notices.left()), (1, 0));
+        assert!(stream.read_u8().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_request_without_answer_gets_one_that_is_made_up() {
+        let (near, mut far) = tokio::io::duplex(1 << 20);
+        let (mut stream, notices) = Stream::new(near, 1000);
+        ask(&mut stream, 0, b"").await.unwrap();
+        notices.expect_no_answer();
+        ask(&mut stream, 1, b"").await.unwrap();
+        ask(&mut stream, 2, b"").await.unwrap();
+        assert_eq!(read(&mut stream).await.unwrap(), (1, Vec::new()));
+        far.write_all(&[answer(0, b"x"), answer(2, b"y"), answer(1, b"z")].concat()).await.unwrap();
+        assert_eq!(read(&mut stream).await.unwrap(), (0, b"x".to_vec()));
+        assert_eq!(read(&mut stream).await.unwrap(), (2, b"y".to_vec()));
+        assert!(stream.read_u8().await.is_err());
+        assert_eq!(notices.fault(), Some(Fault::Unasked(1)));
     }
 
     #[test]
     fn first_bytes_of_tls_http_and_nonsense_are_told_apart_from_a_length() {
-        assert_eq!(stranger([0x15, 3, 3, 0], i32::MAX as usize), Some(Stranger::Tls));
-        assert_eq!(stranger(*b"HTTP", 100), Some(Stranger::Http));
-        assert_eq!(stranger(*b"SSH-", 100), Some(Stranger::Other(*b"SSH-")));
-        assert_eq!(stranger([0xff; 4], 100), Some(Stranger::Other([0xff; 4])));
-        assert_eq!(stranger([0, 0, 0, 100], 100), None);
-        assert_eq!(stranger([0, 0, 0, 101], 100), Some(Stranger::Other([0, 0, 0, 101])));
-        assert_eq!(stranger([0, 0, 0, 3], 100), Some(Stranger::Other([0, 0, 0, 3])));
+        let first = |bytes, limit| check_length(bytes, limit, false);
+        assert_eq!(first([0x15, 3, 3, 0], i32::MAX as usize), Err(Fault::Tls));
+        assert_eq!(first(*b"HTTP", 100), Err(Fault::Http));
+        assert_eq!(first(*b"SSH-", 100), Err(Fault::Stranger(*b"SSH-")));
+        assert_eq!(first([0xff; 4], 100), Err(Fault::Stranger([0xff; 4])));
+        assert_eq!(first([0, 0, 0, 100], 100), Ok(96));
+        assert_eq!(first([0, 0, 0, 101], 100), Err(Fault::Stranger([0, 0, 0, 101])));
+        assert_eq!(first([0, 0, 0, 3], 100), Err(Fault::Stranger([0, 0, 0, 3])));
     }
 }

@@ -12,6 +12,7 @@ use super::transport::Route;
 use super::{api::wire, *};
 use crate::{
     config::settings::{SaslMechanism, SaslSettings, Secret},
+    error::Stage,
     time::Environment,
 };
 
@@ -263,7 +264,7 @@ async fn a_connection_whose_session_is_about_to_end_takes_no_further_call() {
     let before = now();
     let connection = authenticate(with_sasl(SaslMechanism::Plain), Default::default(), answer).await.unwrap();
     let by = connection.reauthenticate_by.unwrap();
-    assert!(by >= before + Duration::from_secs(85) && by < now() + Duration::from_secs(86));
+    assert!(by >= before + Duration::from_secs(85) && by < now() + Duration::from_secs(96));
     assert!(!connection.is_closed());
     let answer = wire::SaslAuthenticateResponse::default().with_session_lifetime_ms(10);
     let connection = authenticate(with_sasl(SaslMechanism::Plain), Default::default(), answer).await.unwrap();
@@ -426,6 +427,190 @@ async fn calls_polled_once_in_order_cross_the_wire_in_that_order_and_a_dropped_o
         assert_eq!(beat().await.unwrap().throttle_time_ms, 4);
     };
     against(count_heartbeats(&listener, 0), client).await;
+}
+
+/// A connection whose peer answers the heartbeats with these pauses, one after another, and none afterwards; it notes when
+/// each came.
+async fn pausing(listener: &TcpListener, pauses: &[i32], came: &Mutex<Vec<Instant>>) {
+    let mut peer = accept(listener).await;
+    peer.greet().await;
+    let mut pauses = pauses.iter();
+    while let Some(asked) = peer.asked().await {
+        came.lock().unwrap().push(now());
+        let pause = pauses.next().copied().unwrap_or_default();
+        let answer = wire::HeartbeatResponse::default().with_throttle_time_ms(pause);
+        peer.answer::<wire::HeartbeatRequest>(&asked, &answer).await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_sent_while_the_broker_wants_to_be_left_alone_and_the_pause_is_no_time_out() {
+    let (listener, address) = listen().await;
+    let (pause, came) = (Duration::from_millis(400), Mutex::<Vec<Instant>>::default());
+    let settings = ClientSettings { request_timeout: Duration::from_millis(200), ..settings() };
+    let client = async {
+        let connection = dial(&address, &settings).await.unwrap().with_pauses(Arc::default());
+        let beat = || connection.call(wire::HeartbeatRequest::default(), now() + settings.request_timeout);
+        beat().await.unwrap();
+        let until = connection.held_until().unwrap();
+        // A deadline of its own is kept, and says why.
+        let short = now() + Duration::from_millis(20);
+        let error = connection.call(wire::HeartbeatRequest::default(), short).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Timeout && error.to_string().contains("quota"), "{error}");
+        // The whole request time-out does not count the pause.
+        let (first, second) = tokio::join!(beat(), beat());
+        first.unwrap();
+        second.unwrap();
+        assert!(!connection.is_closed());
+        let came = came.lock().unwrap();
+        assert_eq!(came.len(), 3, "what was given up was not sent");
+        assert!(came[1] >= until && came[2] >= until);
+        assert_eq!(connection.pauses.answers.load(Ordering::Relaxed), 1);
+        assert_eq!(connection.pauses.paused_ms.load(Ordering::Relaxed), 400);
+    };
+    against(pausing(&listener, &[pause.as_millis() as i32], &came), client).await;
+}
+
+#[tokio::test]
+async fn a_pause_that_comes_while_a_call_waits_is_added_to_its_time() {
+    let (listener, address) = listen().await;
+    let server = async {
+        let mut peer = accept(&listener).await;
+        peer.greet().await;
+        let (first, second) = (peer.asked().await.unwrap(), peer.asked().await.unwrap());
+        let answer = wire::HeartbeatResponse::default().with_throttle_time_ms(400);
+        peer.answer::<wire::HeartbeatRequest>(&first, &answer).await;
+        // KIP-219: the broker reads on after the pause.
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        peer.answer::<wire::HeartbeatRequest>(&second, &Default::default()).await;
+        pending::<()>().await;
+    };
+    let settings = ClientSettings { request_timeout: Duration::from_millis(200), ..settings() };
+    let client = async {
+        let connection = dial(&address, &settings).await.unwrap();
+        let beat = || connection.call(wire::HeartbeatRequest::default(), now() + settings.request_timeout);
+        let (first, second) = tokio::join!(beat(), beat());
+        first.unwrap();
+        second.unwrap();
+        assert!(!connection.is_closed());
+    };
+    against(server, client).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_stops_reading_loses_its_connection_with_the_request_time_out() {
+    let (listener, address) = listen().await;
+    let server = async {
+        let mut peer = accept(&listener).await;
+        peer.greet().await;
+        // The socket stays open and is not read.
+        pending::<()>().await;
+    };
+    let settings = ClientSettings { request_timeout: Duration::from_millis(100), ..settings() };
+    let client = async {
+        let connection = dial(&address, &settings).await.unwrap();
+        let records = bytes::Bytes::from(vec![7; 16 << 20]);
+        let data = wire::produce_request::PartitionProduceData::default().with_records(Some(records));
+        let topic = wire::produce_request::TopicProduceData::default().with_partition_data(vec![data]);
+        let request = wire::ProduceRequest::default().with_topic_data(vec![topic]);
+        let deadline = now() + settings.request_timeout;
+        let error = connection.call(request, deadline).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+        assert!(connection.is_lost());
+        // What waited to be written in the background is given back with the socket.
+        while connection.notices.begun() != 2 || Arc::strong_count(&connection.notices) > 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout_at(soon(), against(server, client)).await.unwrap();
+}
+
+#[tokio::test]
+async fn answers_nobody_asked_for_end_the_connection_once_and_for_all() {
+    let (listener, address) = listen().await;
+    let server = async {
+        loop {
+            let mut peer = accept(&listener).await;
+            peer.greet().await;
+            let asked = peer.asked().await.unwrap();
+            let junk = [0u8, 0, 0, 4, 0x7f, 0, 0, 1].repeat(50_000);
+            let _ = peer.0.write_all(&junk).await;
+            let _ = asked;
+        }
+    };
+    let settings = settings();
+    let client = async {
+        let connection = dial(&address, &settings).await.unwrap();
+        let error = connection.call(wire::HeartbeatRequest::default(), soon()).await.unwrap_err();
+        assert!(error.to_string().contains("not asked"), "{error}");
+        assert!(error.is_retriable() && connection.is_closed());
+    };
+    against(server, client).await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_not_answered_returns_when_it_is_written_and_the_connection_goes_on() {
+    let (listener, address) = listen().await;
+    let server = async {
+        let mut peer = accept(&listener).await;
+        peer.greet().await;
+        for key in [0, 0, 12] {
+            let asked = peer.asked().await.unwrap();
+            assert_eq!(asked.key, key);
+            if key == 12 {
+                peer.answer::<wire::HeartbeatRequest>(&asked, &Default::default()).await;
+            }
+        }
+        pending::<()>().await;
+    };
+    let settings = settings();
+    let client = async {
+        let connection = dial(&address, &settings).await.unwrap();
+        connection.send_unanswered(wire::ProduceRequest::default(), soon()).await.unwrap();
+        connection.send_unanswered(wire::ProduceRequest::default(), soon()).await.unwrap();
+        connection.call(wire::HeartbeatRequest::default(), soon()).await.unwrap();
+        assert!(!connection.is_closed());
+        assert_eq!(connection.in_flight(), 0);
+    };
+    against(server, client).await;
+}
+
+#[tokio::test]
+async fn a_retired_connection_takes_no_further_call_and_closes_with_its_last_one() {
+    let (listener, address) = listen().await;
+    let settings = settings();
+    let client = async {
+        let connection = dial(&address, &settings).await.unwrap();
+        let last = connection.call(wire::HeartbeatRequest::default(), soon());
+        let retire = async { connection.retire() };
+        let (answer, ()) = tokio::join!(last, retire);
+        answer.unwrap();
+        assert!(connection.is_closed());
+        let error = connection.call(wire::HeartbeatRequest::default(), soon()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Disconnected);
+    };
+    against(count_heartbeats(&listener, 0), client).await;
+}
+
+#[tokio::test]
+async fn a_silent_address_of_a_name_holds_up_the_next_for_a_moment_only() {
+    // Both are addresses of this machine; the first one accepts and keeps silent.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let Ok(living) = TcpListener::bind(("::1", port)).await else { return };
+    let names: Vec<_> = tokio::net::lookup_host(("localhost", port)).await.unwrap().collect();
+    if names.len() < 2 {
+        return;
+    }
+    let (silent, living) = if names[0].is_ipv4() { (silent, living) } else { (living, silent) };
+    let server = async {
+        let _silent = silent;
+        count_heartbeats(&living, 0).await;
+    };
+    let address = Address { host: "localhost".to_owned(), port };
+    let (settings, started) = (settings(), now());
+    against(server, dial(&address, &settings)).await.unwrap();
+    assert!(now() - started < Duration::from_secs(2));
 }
 
 #[tokio::test]

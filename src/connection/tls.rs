@@ -66,7 +66,8 @@ mod with_rustls {
     use std::{io, net::IpAddr, sync::Arc};
 
     use rustls::{
-        CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+        AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore,
+        SignatureScheme,
         client::{
             WebPkiServerVerifier,
             danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -153,7 +154,9 @@ mod with_rustls {
             return Ok(ServerName::IpAddress(ip.into()));
         }
         ServerName::try_from(host.strip_suffix('.').unwrap_or(host).to_owned()).map_err(|error| {
-            tls_error(format!("{host:?} cannot be a name in a certificate")).with_source(error)
+            tls_error(format!("{host:?} cannot be a name in a certificate"))
+                .with_source(error)
+                .with_permanent()
         })
     }
 
@@ -267,9 +270,11 @@ mod with_rustls {
             .map_err(|error| bad(format!("{setting}: {path} cannot be read")).with_source(error))
     }
 
+    const PLAIN: &str =
+        "if the listener does not use TLS, set security.protocol to PLAINTEXT or SASL_PLAINTEXT";
+
+    /// End of stream, reset and silence pass; what rustls says of the other side does not.
     fn handshake_error(error: io::Error, host: &str) -> Error {
-        const PLAIN: &str =
-            "if the listener does not use TLS, set security.protocol to PLAINTEXT or SASL_PLAINTEXT";
         let rustls_error = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         let Some(cause) = rustls_error else {
             return match error.kind() {
@@ -283,6 +288,20 @@ mod with_rustls {
                 _ => tls_error("the TLS handshake failed").with_source(error),
             };
         };
+        let passing = matches!(
+            cause,
+            rustls::Error::AlertReceived(
+                AlertDescription::CloseNotify
+                    | AlertDescription::UserCanceled
+                    | AlertDescription::InternalError
+            ) | rustls::Error::FailedToGetCurrentTime
+                | rustls::Error::FailedToGetRandomBytes
+        );
+        let error = refused_handshake(cause, host);
+        if passing { error } else { error.with_permanent() }
+    }
+
+    fn refused_handshake(cause: &rustls::Error, host: &str) -> Error {
         match cause {
             rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
