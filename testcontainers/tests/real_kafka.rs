@@ -2,7 +2,7 @@
 //!
 //! Where it cannot run, the tests say why and pass; with `DTKAFKA_REQUIRE_KAFKA` set they fail instead.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use dtkafka_testcontainers::{
@@ -27,8 +27,8 @@ async fn real_kafka_serves_plaintext_and_tls_and_leaves_nothing_behind() {
     let Some(builder) = Kafka::for_tests().unwrap() else { return };
     let kafka = builder.start().await.unwrap();
     let version = kafka.version().to_owned();
-    let pid = kafka.pid();
-    let folder = kafka.folder().to_owned();
+    let pid = kafka.nodes()[0].pid();
+    let folder = kafka.nodes()[0].folder().to_owned();
     eprintln!("Apache Kafka {version}, pid {pid}, {}", kafka.bootstrap_servers());
 
     let plain = probe(&kafka.bootstrap_servers()).await.unwrap();
@@ -51,6 +51,48 @@ async fn real_kafka_serves_plaintext_and_tls_and_leaves_nothing_behind() {
     kafka.stop().await.unwrap();
     assert!(!Path::new(&format!("/proc/{pid}")).exists(), "process {pid} is still there");
     assert!(!folder.exists());
+}
+
+#[tokio::test]
+async fn node_of_a_cluster_can_be_killed_paused_and_started_again() {
+    let Some(builder) = Kafka::for_tests().unwrap() else { return };
+    let mut kafka = builder.nodes(3).heap("256m").start().await.unwrap();
+    let first = kafka.nodes()[0].listener(Listener::Plaintext);
+    let others = [1, 2].map(|node: usize| kafka.nodes()[node].listener(Listener::Plaintext));
+    let pids = [0, 1, 2].map(|node: usize| kafka.nodes()[node].pid());
+    assert_eq!(kafka.bootstrap_servers(), [first.clone(), others.join(",")].join(","));
+    wait_for_brokers(&others[0], 3).await;
+
+    kafka.node(0).unwrap().kill().await.unwrap();
+    assert!(probe(&first).await.is_err());
+    wait_for_brokers(&others[0], 2).await;
+    assert!(kafka.restart(1).await.is_err(), "it still runs");
+    kafka.restart(0).await.unwrap();
+    wait_for_brokers(&others[1], 3).await;
+    assert_ne!(kafka.nodes()[0].pid(), pids[0]);
+
+    let paused = kafka.node(1).unwrap();
+    paused.pause();
+    assert!(!paused.is_running());
+    let silent = tokio::time::timeout(Duration::from_millis(300), probe(&others[0])).await;
+    assert!(silent.is_err(), "a paused process answers nothing");
+    kafka.node(1).unwrap().resume();
+    wait_for_brokers(&others[0], 3).await;
+
+    let last = [0, 1, 2].map(|node: usize| kafka.nodes()[node].pid());
+    kafka.stop().await.unwrap();
+    for pid in last {
+        assert!(!Path::new(&format!("/proc/{pid}")).exists(), "process {pid} is still there");
+    }
+}
+
+async fn wait_for_brokers(address: &str, expected: usize) {
+    let found = async {
+        while probe(address).await.map_or(0, |probe| probe.brokers.len()) != expected {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(60), found).await.is_ok(), "not {expected} brokers");
 }
 
 #[tokio::test]

@@ -13,7 +13,10 @@ use std::{
 
 use tokio::process::Command;
 
-use super::{Error, find_program, random, run};
+use super::{
+    Error,
+    route::{find_program, random, run},
+};
 
 /// Maven may have to fetch a hundred jars over a slow line.
 const MAVEN_DEADLINE: Duration = Duration::from_secs(600);

@@ -1,4 +1,4 @@
-//! Real Apache Kafka by version: a one-node KRaft cluster with four listeners on loopback.
+//! Real Apache Kafka by version: one node or several, with four listeners each, on loopback.
 //!
 //! The broker runs in a JVM from jars that Maven resolves once; where java or mvn is missing and a Docker daemon
 //! answers, in the `apache/kafka` image, through the `docker` command (a Docker client library would bring a C
@@ -16,34 +16,33 @@
 //! ```
 
 mod jars;
+mod node;
 mod probe;
 mod process;
 mod properties;
+mod route;
 
 use std::{
     collections::BTreeMap,
-    env, fs,
-    hash::{BuildHasher, Hasher, RandomState},
-    io,
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    env, io,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     time::Duration,
 };
 
-use base64::Engine as _;
-
-pub use self::probe::{Probe, call, probe, probe_stream};
-use self::{process::Broker, properties::Ports};
+pub use self::{
+    node::Node,
+    probe::{Probe, call, probe, probe_stream},
+};
+use self::{
+    node::Plan,
+    process::Broker,
+    route::{Route, cluster_id, free_ports},
+};
 use crate::{CertificateError, Certificates, Listener, note_backend};
 
 /// Started unless another version is asked for.
 pub const DEFAULT_VERSION: &str = "4.3.1";
 
-/// Formatting starts a JVM of its own.
-const FORMAT_DEADLINE: Duration = Duration::from_secs(60);
-/// Between two looks at a broker that is starting.
-const LOOK: Duration = Duration::from_millis(100);
 /// A port can be taken between our look and the broker's bind.
 const START_ATTEMPTS: u32 = 3;
 
@@ -101,15 +100,15 @@ impl Error {
     }
 }
 
-/// A running broker. Dropping it kills the broker and removes its data; [`Kafka::stop`] ends it in order. A value in a
-/// `static`, which is never dropped, ends with this process.
+/// A running cluster, of one node unless more were asked for. Dropping it kills the nodes and removes their data;
+/// [`Kafka::stop`] ends them in order. A value in a `static`, which is never dropped, ends with this process.
 #[derive(Debug)]
 pub struct Kafka {
-    broker: Broker,
-    ports: Ports,
-    version: String,
+    nodes: Vec<Node>,
+    /// After the nodes, so that it is dropped after them.
+    zookeeper: Option<Broker>,
+    builder: KafkaBuilder,
     certificates: Certificates,
-    grace: Duration,
 }
 
 /// Settings of a broker to start; see [`Kafka::builder`].
@@ -117,6 +116,7 @@ pub struct Kafka {
 #[must_use]
 pub struct KafkaBuilder {
     version: String,
+    nodes: usize,
     heap: String,
     users: BTreeMap<String, String>,
     properties: BTreeMap<String, String>,
@@ -131,6 +131,7 @@ impl Kafka {
     pub fn builder() -> KafkaBuilder {
         KafkaBuilder {
             version: DEFAULT_VERSION.to_owned(),
+            nodes: 1,
             heap: "512m".to_owned(),
             users: BTreeMap::new(),
             properties: BTreeMap::new(),
@@ -175,13 +176,13 @@ impl Kafka {
         }
     }
 
-    /// `host:port` of a listener.
+    /// `host:port` of a listener: of every node, separated by commas.
     #[must_use]
     pub fn listener(&self, listener: Listener) -> String {
-        format!("127.0.0.1:{}", self.ports.of(listener))
+        self.nodes.iter().map(|node| node.listener(listener)).collect::<Vec<_>>().join(",")
     }
 
-    /// `host:port` of the PLAINTEXT listener.
+    /// `host:port` of the PLAINTEXT listener of every node, separated by commas.
     #[must_use]
     pub fn bootstrap_servers(&self) -> String {
         self.listener(Listener::Plaintext)
@@ -196,36 +197,65 @@ impl Kafka {
     /// The version of Apache Kafka.
     #[must_use]
     pub fn version(&self) -> &str {
-        &self.version
+        &self.builder.version
     }
 
-    /// Whether SCRAM users exist: from 3.5 on (KIP-900). PLAIN works on every version.
+    /// Whether SCRAM users exist: not in 3.3 and 3.4, where KRaft has none (KIP-900). PLAIN works on every version.
     #[must_use]
     pub fn has_scram(&self) -> bool {
-        properties::has_scram_bootstrap(&self.version)
+        properties::has_scram(self.version())
     }
 
-    /// The process id of the JVM, or of the docker client in front of the container.
+    /// The nodes; the one at index `i` has the broker id `i + 1`.
     #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.broker.id()
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
     }
 
-    /// The folder with `server.properties`, `broker.log` and `data`.
-    #[must_use]
-    pub fn folder(&self) -> &Path {
-        self.broker.folder()
+    /// A node, to pause, kill or ask it; `None` past the last.
+    pub fn node(&mut self, index: usize) -> Option<&mut Node> {
+        self.nodes.get_mut(index)
     }
 
-    /// Asks the broker to shut down (SIGTERM), kills it after the grace period, and removes its data unless it is kept.
+    /// Starts the process of a node again, after it was killed or shut down, and waits until it serves.
     ///
     /// # Errors
-    /// [`Error::Io`] if the process could not be waited for.
+    /// [`Error::Setting`] if there is no such node or it still runs; [`Error::Start`] if it does not come up.
     ///
     /// # Cancel safety
-    /// A dropped future kills the broker.
-    pub async fn stop(self) -> Result<(), Error> {
-        self.broker.stop(self.grace).await
+    /// A dropped future leaves the node starting.
+    pub async fn restart(&mut self, index: usize) -> Result<(), Error> {
+        let wrong =
+            |reason: &str| Error::Setting { setting: "restart", reason: format!("node {index} {reason}") };
+        let node = self.nodes.get_mut(index).ok_or_else(|| wrong("does not exist"))?;
+        if matches!(node.broker.ended(), Ok(None)) {
+            return Err(wrong("still runs; kill it or shut it down first"));
+        }
+        node.broker.respawn()?;
+        node.wait(&self.builder).await
+    }
+
+    /// Asks every node to shut down (SIGTERM), kills it after the grace period, and removes the data unless it is kept.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a process could not be waited for.
+    ///
+    /// # Cancel safety
+    /// A dropped future kills the nodes.
+    pub async fn stop(mut self) -> Result<(), Error> {
+        // All are asked before one is waited for: the last of a quorum waits in vain for the others.
+        for node in &mut self.nodes {
+            node.resume();
+            node.broker.signal("TERM");
+        }
+        let mut result = Ok(());
+        for node in self.nodes {
+            result = result.and(node.broker.stop(self.builder.stop_grace).await);
+        }
+        if let Some(zookeeper) = self.zookeeper {
+            result = result.and(zookeeper.stop(self.builder.stop_grace).await);
+        }
+        result
     }
 }
 
@@ -233,6 +263,13 @@ impl KafkaBuilder {
     /// The version of Apache Kafka, 2.8 or newer. Default: [`DEFAULT_VERSION`].
     pub fn version(mut self, version: impl Into<String>) -> Self {
         self.version = version.into();
+        self
+    }
+
+    /// How many nodes the cluster has, 1 to 9. Default: 1. With three or more, internal topics are kept three times. More
+    /// than one needs java and mvn.
+    pub fn nodes(mut self, nodes: usize) -> Self {
+        self.nodes = nodes;
         self
     }
 
@@ -278,7 +315,7 @@ impl KafkaBuilder {
         self
     }
 
-    /// Starts the broker and waits until every listener accepts and Metadata lists the broker.
+    /// Starts the cluster and waits until every listener accepts and Metadata lists a broker.
     ///
     /// # Errors
     /// [`Error::Missing`] where no route is open, [`Error::Setting`] for a value that cannot be used, [`Error::Start`] with
@@ -296,6 +333,9 @@ impl KafkaBuilder {
             None => Certificates::generate()?,
         };
         let route = Route::find(Some(&self.version)).map_err(Error::Missing)?;
+        if self.nodes > 1 && !matches!(route, Route::Jvm { .. }) {
+            return Err(Error::Missing("a cluster of several nodes needs java and mvn".to_owned()));
+        }
         let mut attempt = 1;
         loop {
             match self.start_once(&route, &certificates).await {
@@ -309,12 +349,45 @@ impl KafkaBuilder {
         }
     }
 
+    async fn start_once(&self, route: &Route, certificates: &Certificates) -> Result<Kafka, Error> {
+        let ports =
+            free_ports(self.nodes).map_err(|e| Error::io("find free ports on", Path::new("loopback"), e))?;
+        let plan = Plan {
+            builder: self,
+            route,
+            certificates,
+            cluster_id: cluster_id(),
+            voters: (1..).zip(ports).collect(),
+        };
+        let zookeeper = plan.start_zookeeper().await?;
+        let mut nodes = Vec::new();
+        for (id, ports) in &plan.voters {
+            nodes.push(plan.start_node(*id, *ports).await?);
+        }
+        for node in &mut nodes {
+            node.wait(self).await?;
+        }
+        let mode = if zookeeper.is_some() { " with ZooKeeper" } else { "" };
+        note_backend(&format!(
+            "Apache Kafka {} in {}{mode}{}",
+            self.version,
+            route.name(),
+            of_nodes(self.nodes)
+        ));
+        tracing::info!(version = self.version, nodes = self.nodes, "Apache Kafka answers");
+        Ok(Kafka { nodes, zookeeper, builder: self.clone(), certificates: certificates.clone() })
+    }
+
     fn check(&self) -> Result<(), Error> {
         let numbers = self.version.split('.').all(|part| part.parse::<u32>().is_ok());
         if !numbers || properties::release(&self.version) < (2, 8) {
             let reason =
                 format!("{:?} is not a version such as {DEFAULT_VERSION}, 2.8 or newer", self.version);
             return Err(Error::Setting { setting: "version", reason });
+        }
+        if !(1..=9).contains(&self.nodes) {
+            let reason = format!("{} nodes; 1 to 9 can be started", self.nodes);
+            return Err(Error::Setting { setting: "nodes", reason });
         }
         // What the storage tool's parser of every version, and a JVM started in any locale, takes.
         let usable = |text: &str| {
@@ -331,259 +404,23 @@ impl KafkaBuilder {
         }
         Ok(())
     }
-
-    async fn start_once(&self, route: &Route, certificates: &Certificates) -> Result<Kafka, Error> {
-        let folder = env::temp_dir().join(format!("dtkafka-kafka-{}-{:016x}", self.version, random()));
-        fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, e))?;
-        let guard = Folder { path: folder, keep: self.keep_data };
-        let ports = free_ports().map_err(|e| Error::io("find free ports for", &guard.path, e))?;
-        let data = guard.path.join("data");
-        let (bind, data_dir) = match route {
-            Route::Jvm { .. } => ("127.0.0.1", data.to_string_lossy().into_owned()),
-            Route::Docker { .. } => ("0.0.0.0", "/tmp/dtkafka-data".to_owned()),
-        };
-        let text = properties::render(&properties::Node {
-            ports,
-            bind,
-            data_dir: &data_dir,
-            certificates,
-            users: &self.users,
-            overrides: &self.properties,
-        });
-        let file = guard.path.join("server.properties");
-        fs::write(&file, &text).map_err(|e| Error::io("write", &file, e))?;
-        let (command, container) = match route {
-            Route::Jvm { java } => (self.jvm(java, &file).await?, None),
-            Route::Docker { docker } => {
-                let name = format!("dtkafka-{:016x}", random());
-                (self.container(docker, &name, ports, &text), Some((docker.clone(), name)))
-            }
-        };
-        let broker = Broker::spawn(command, guard.release(), self.keep_data, container)?;
-        let certificates = certificates.clone();
-        let mut kafka =
-            Kafka { broker, ports, version: self.version.clone(), certificates, grace: self.stop_grace };
-        self.wait(&mut kafka).await?;
-        note_backend(&format!("Apache Kafka {} in {}", self.version, route.name()));
-        tracing::info!(version = self.version, pid = kafka.pid(), "Apache Kafka answers");
-        Ok(kafka)
-    }
-
-    /// Resolves, formats, and returns the command of the broker itself.
-    async fn jvm(&self, java: &Path, file: &Path) -> Result<Command, Error> {
-        let libs = jars::resolve(&self.version).await?.join("*");
-        let mut format = tokio::process::Command::new(java);
-        format.args(["-Xmx128m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp"]).arg(&libs);
-        format.args(["kafka.tools.StorageTool", "format", "-t", &cluster_id(), "-c"]).arg(file);
-        format.args(properties::scram_arguments(&self.version, &self.users)).stdin(Stdio::null());
-        run(format, "kafka.tools.StorageTool format", FORMAT_DEADLINE).await?;
-        let mut command = Command::new(java);
-        command.arg(format!("-Xmx{}", self.heap)).arg("-XX:+UseG1GC");
-        command.args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp"]).arg(&libs);
-        command.arg("kafka.Kafka").arg(file);
-        Ok(command)
-    }
-
-    /// The same properties in the `apache/kafka` image, handed over in the environment: nothing is mounted.
-    fn container(&self, docker: &Path, name: &str, ports: Ports, properties: &str) -> Command {
-        let mut script = "printf '%s' \"$DTKAFKA_PROPERTIES\" > /tmp/server.properties && \
-            /opt/kafka/bin/kafka-storage.sh format -t \"$DTKAFKA_CLUSTER_ID\" -c /tmp/server.properties"
-            .to_owned();
-        for argument in properties::scram_arguments(&self.version, &self.users) {
-            script.push_str(&format!(" '{}'", argument.replace('\'', "'\\''")));
-        }
-        script.push_str(" && exec /opt/kafka/bin/kafka-server-start.sh /tmp/server.properties");
-        let mut command = Command::new(docker);
-        command.args(["run", "--rm", "--name", name]);
-        for port in [ports.plaintext, ports.sasl_plaintext, ports.ssl, ports.sasl_ssl] {
-            command.args(["-p", &format!("127.0.0.1:{port}:{port}")]);
-        }
-        command.args(["-e", "DTKAFKA_PROPERTIES", "-e", "DTKAFKA_CLUSTER_ID", "-e"]);
-        command.arg(format!("KAFKA_HEAP_OPTS=-Xmx{}", self.heap));
-        command.args(["--entrypoint", "sh", &format!("apache/kafka:{}", self.version), "-c", &script]);
-        command.env("DTKAFKA_PROPERTIES", properties).env("DTKAFKA_CLUSTER_ID", cluster_id());
-        command
-    }
-
-    async fn wait(&self, kafka: &mut Kafka) -> Result<(), Error> {
-        let address = kafka.bootstrap_servers();
-        let mut seen = "it never accepted a connection".to_owned();
-        let answered = tokio::time::timeout(self.start_timeout, async {
-            loop {
-                if let Ok(Some(status)) = kafka.broker.ended() {
-                    return Err(format!("the process ended with {status}"));
-                }
-                match probe(&address).await {
-                    Ok(probe) if probe.brokers.is_empty() => {
-                        seen = "its metadata lists no broker yet".to_owned()
-                    }
-                    Ok(_) if self.all_listen(kafka.ports) => return Ok(()),
-                    Ok(_) => seen = "a listener does not accept connections yet".to_owned(),
-                    Err(error) => seen = format!("{address}: {error}"),
-                }
-                tokio::time::sleep(LOOK).await;
-            }
-        });
-        let reason = match answered.await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(reason)) => reason,
-            Err(_) => format!("no answer within {:?}: {seen}", self.start_timeout),
-        };
-        Err(Error::Start { version: self.version.clone(), reason, log: kafka.broker.log_tail() })
-    }
-
-    /// Blocking connects, on loopback only, to ports that answer or refuse at once. A user who has replaced
-    /// the listeners knows better which there are.
-    fn all_listen(&self, ports: Ports) -> bool {
-        self.properties.contains_key("listeners")
-            || [ports.sasl_plaintext, ports.ssl, ports.sasl_ssl]
-                .iter()
-                .all(|port| TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).is_ok())
-    }
 }
 
-/// How a broker can be run here.
-enum Route {
-    Jvm { java: PathBuf },
-    Docker { docker: PathBuf },
-}
-
-impl Route {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Jvm { .. } => "a JVM",
-            Self::Docker { .. } => "Docker",
-        }
-    }
-
-    /// `version` counts where its jars are cached: then Maven is not needed.
-    fn find(version: Option<&str>) -> Result<Self, String> {
-        let java = env::var_os("JAVA_HOME")
-            .map(|home| PathBuf::from(home).join("bin").join(format!("java{}", env::consts::EXE_SUFFIX)))
-            .filter(|java| java.is_file())
-            .or_else(|| find_program("java"));
-        let resolvable = find_program("mvn").is_some() || version.is_some_and(jars::is_cached);
-        let mut missing = Vec::new();
-        match java {
-            Some(java) if resolvable => return Ok(Self::Jvm { java }),
-            Some(_) => {}
-            None => missing.push("java is not on PATH (Debian: apt-get install default-jre-headless)"),
-        }
-        if !resolvable {
-            missing.push("mvn is not on PATH (Debian: apt-get install maven)");
-        }
-        match find_program("docker") {
-            Some(docker) if succeeds(&docker, &["info"]) => return Ok(Self::Docker { docker }),
-            Some(_) => missing.push("docker is there, but no daemon answers `docker info`"),
-            None => missing.push("docker, the other way, is not on PATH either"),
-        }
-        Err(missing.join("; "))
-    }
-}
-
-/// Removes the folder of a start that failed before a [`Broker`] owned it.
-struct Folder {
-    path: PathBuf,
-    keep: bool,
-}
-
-impl Folder {
-    fn release(mut self) -> PathBuf {
-        self.keep = true;
-        self.path.clone()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if !self.keep {
-            let _ = fs::remove_dir_all(&self.path);
-        }
-    }
-}
-
-/// Runs a command to its end; its output is the error's text.
-async fn run(mut command: tokio::process::Command, what: &str, deadline: Duration) -> Result<(), Error> {
-    let failed = |output: String| Error::Command { what: what.to_owned(), output };
-    let output = tokio::time::timeout(deadline, command.kill_on_drop(true).output())
-        .await
-        .map_err(|_| failed(format!("not finished within {deadline:?}")))?
-        .map_err(|e| failed(e.to_string()))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let text = [output.stdout, output.stderr].concat();
-    let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text.lines().collect();
-    Err(failed(lines.get(lines.len().saturating_sub(20)..).unwrap_or_default().join("\n")))
-}
-
-fn succeeds(program: &Path, arguments: &[&str]) -> bool {
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
-}
-
-fn find_program(name: &str) -> Option<PathBuf> {
-    let file = format!("{name}{}", env::consts::EXE_SUFFIX);
-    env::split_paths(&env::var_os("PATH")?).map(|folder| folder.join(&file)).find(|path| path.is_file())
-}
-
-/// Kafka's form of a UUID: base64url of 16 bytes; the first is small, so that it cannot start with `-`.
-fn cluster_id() -> String {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&random().to_be_bytes());
-    bytes[8..].copy_from_slice(&random().to_be_bytes());
-    bytes[0] &= 0x7f;
-    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
-}
-
-/// Distinct, not secret.
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
-}
-
-/// Ports below those the system gives to outgoing connections, so that nothing takes them before the
-/// broker binds, and held all at once, so that they differ.
-fn free_ports() -> io::Result<Ports> {
-    let mut held = Vec::new();
-    for _ in 0..1000 {
-        let port = u16::try_from(12_000 + random() % 18_000).map_err(io::Error::other)?;
-        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
-            held.push((port, listener));
-        }
-        if let [(plaintext, _), (sasl_plaintext, _), (ssl, _), (sasl_ssl, _), (controller, _)] = held[..] {
-            return Ok(Ports { plaintext, sasl_plaintext, ssl, sasl_ssl, controller });
-        }
-    }
-    Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "no five free ports between 12000 and 30000"))
+fn of_nodes(nodes: usize) -> String {
+    if nodes == 1 { String::new() } else { format!(", {nodes} nodes") }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn cluster_id_is_a_uuid_that_no_option_parser_mistakes() {
-        for _ in 0..64 {
-            let id = cluster_id();
-            assert_eq!(id.len(), 22);
-            assert!(!id.starts_with('-'), "{id}");
-        }
-    }
-
-    #[test]
-    fn free_ports_differ() {
-        let ports = free_ports().unwrap();
-        let all = [ports.plaintext, ports.sasl_plaintext, ports.ssl, ports.sasl_ssl, ports.controller];
-        assert_eq!(std::collections::BTreeSet::from(all).len(), 5);
-    }
-
     #[tokio::test]
     async fn settings_that_cannot_work_are_named_before_anything_starts() {
         for (builder, setting) in [
             (Kafka::builder().version("0.11.0"), "version"),
             (Kafka::builder().version("../4.3.1"), "version"),
+            (Kafka::builder().nodes(0), "nodes"),
+            (Kafka::builder().nodes(10), "nodes"),
             (Kafka::builder().user("alice", "a,b"), "user"),
             (Kafka::builder().user("alice", "a\"b"), "user"),
             (Kafka::builder().user("alice", "ü"), "user"),

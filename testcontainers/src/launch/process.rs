@@ -26,6 +26,8 @@ const WATCHDOG: &str = "read -r _; kill -TERM \"$1\" 2>/dev/null; i=0; \
 
 #[derive(Debug)]
 pub(super) struct Broker {
+    /// How it is started, and started again.
+    command: Command,
     child: Child,
     watchdog: Option<Child>,
     folder: PathBuf,
@@ -42,15 +44,50 @@ impl Broker {
         keep: bool,
         container: Option<(PathBuf, String)>,
     ) -> Result<Self, Error> {
-        let path = folder.join("broker.log");
-        let log = File::create(&path).map_err(|e| Error::io("create", &path, e))?;
-        let errors = log.try_clone().map_err(|e| Error::io("open", &path, e))?;
-        let program = PathBuf::from(command.get_program());
-        command.stdin(Stdio::null()).stdout(log).stderr(errors);
         own_group(&mut command);
-        let child = command.spawn().map_err(|e| Error::io("run", &program, e))?;
+        let child = spawn_logged(&mut command, &folder)?;
         let watchdog = watch(child.id(), if keep { Path::new("") } else { &folder });
-        Ok(Self { child, watchdog, folder, keep, container })
+        Ok(Self { command, child, watchdog, folder, keep, container })
+    }
+
+    /// Starts it again with the same command, in the same folder; the old process must have ended.
+    pub(super) fn respawn(&mut self) -> Result<(), Error> {
+        self.child = spawn_logged(&mut self.command, &self.folder)?;
+        // The new one first, so that the process is never without.
+        let watchdog = watch(self.child.id(), if self.keep { Path::new("") } else { &self.folder });
+        end_watchdog(std::mem::replace(&mut self.watchdog, watchdog));
+        Ok(())
+    }
+
+    /// Sends a signal by its name, such as `STOP`; nothing if the process has ended and was waited for.
+    pub(super) fn signal(&mut self, name: &str) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            signal(self.child.id(), name);
+        }
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub(super) async fn kill(&mut self) -> Result<(), Error> {
+        // A process that has ended already is what was asked for.
+        let _ = self.child.kill();
+        self.wait().await.map_err(|e| Error::io("kill the broker of", &self.folder, e))
+    }
+
+    /// SIGTERM, then SIGKILL after `grace`; the folder stays.
+    pub(super) async fn end(&mut self, grace: Duration) -> Result<(), Error> {
+        self.signal("TERM");
+        let result = match tokio::time::timeout(grace, self.wait()).await {
+            Ok(result) => result,
+            Err(_) => self.child.kill().and_then(|()| self.child.wait().map(drop)),
+        };
+        result.map_err(|e| Error::io("stop the broker of", &self.folder, e))
+    }
+
+    async fn wait(&mut self) -> io::Result<()> {
+        while self.child.try_wait()?.is_none() {
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
     }
 
     pub(super) fn id(&self) -> u32 {
@@ -74,21 +111,28 @@ impl Broker {
         lines.get(lines.len().saturating_sub(30)..).unwrap_or_default().join("\n")
     }
 
-    /// SIGTERM, then SIGKILL after `grace`.
+    /// [`end`](Self::end), and everything of it is removed.
     pub(super) async fn stop(mut self, grace: Duration) -> Result<(), Error> {
-        terminate(self.child.id());
-        let ended = tokio::time::timeout(grace, async {
-            while self.child.try_wait()?.is_none() {
-                tokio::time::sleep(LOOK).await;
-            }
-            Ok::<(), io::Error>(())
-        });
-        let result = match ended.await {
-            Ok(result) => result,
-            Err(_) => self.child.kill().and_then(|()| self.child.wait().map(drop)),
-        };
-        result.map_err(|e| Error::io("stop the broker of", &self.folder, e))
+        self.end(grace).await
         // Drop does the rest, and finds the process gone.
+    }
+}
+
+/// Its output goes to the end of `folder`/broker.log.
+fn spawn_logged(command: &mut Command, folder: &Path) -> Result<Child, Error> {
+    let path = folder.join("broker.log");
+    let log = File::options().create(true).append(true).open(&path);
+    let log = log.map_err(|e| Error::io("create", &path, e))?;
+    let errors = log.try_clone().map_err(|e| Error::io("open", &path, e))?;
+    command.stdin(Stdio::null()).stdout(log).stderr(errors);
+    let program = PathBuf::from(command.get_program());
+    command.spawn().map_err(|e| Error::io("run", &program, e))
+}
+
+fn end_watchdog(watchdog: Option<Child>) {
+    if let Some(mut watchdog) = watchdog {
+        let _ = watchdog.kill();
+        let _ = watchdog.wait();
     }
 }
 
@@ -108,10 +152,7 @@ impl Drop for Broker {
             let _ = remove.args(["rm", "-f", name]).stdout(Stdio::null()).stderr(Stdio::null()).status();
         }
         // Only now: until the broker was gone it was the watchdog's to end.
-        if let Some(watchdog) = &mut self.watchdog {
-            let _ = watchdog.kill();
-            let _ = watchdog.wait();
-        }
+        end_watchdog(self.watchdog.take());
         if !self.keep {
             let _ = fs::remove_dir_all(&self.folder);
         }
@@ -137,11 +178,11 @@ fn own_group(command: &mut Command) {
 #[cfg(not(unix))]
 fn own_group(_: &mut Command) {}
 
-/// std has no SIGTERM; the shell's built-in `kill` needs neither `unsafe` nor a package. Where it fails, the
-/// grace period passes and the process is killed.
-fn terminate(pid: u32) {
+/// std knows no signal but SIGKILL; the shell's built-in `kill` needs neither `unsafe` nor a package. Where SIGTERM
+/// fails, the grace period passes and the process is killed.
+fn signal(pid: u32, name: &str) {
     let mut kill = Command::new("sh");
-    kill.args(["-c", "kill -TERM \"$1\"", "kill", &pid.to_string()]);
+    kill.args(["-c", "kill -\"$1\" \"$2\"", "kill", name, &pid.to_string()]);
     let _ = kill.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
 }
 
@@ -151,7 +192,8 @@ mod tests {
     use super::*;
 
     fn folder() -> PathBuf {
-        let folder = std::env::temp_dir().join(format!("dtkafka-process-{:016x}", super::super::random()));
+        let folder =
+            std::env::temp_dir().join(format!("dtkafka-process-{:016x}", super::super::route::random()));
         fs::create_dir(&folder).unwrap();
         folder
     }
@@ -188,6 +230,25 @@ mod tests {
         assert!(!is_running(pid));
         assert!(folder.exists(), "the folder was asked for");
         fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn killed_broker_starts_again_in_its_folder_and_its_log_goes_on() {
+        let folder = folder();
+        let script = "echo started; exec sleep 600";
+        let mut broker = Broker::spawn(shell(script), folder.clone(), false, None).unwrap();
+        let first = broker.id();
+        broker.kill().await.unwrap();
+        assert!(!is_running(first));
+        broker.respawn().unwrap();
+        let second = broker.id();
+        assert!(is_running(second) && broker.ended().unwrap().is_none());
+        let text = || fs::read_to_string(folder.join("broker.log")).unwrap();
+        while text().lines().count() < 2 {
+            tokio::time::sleep(LOOK).await;
+        }
+        broker.stop(Duration::from_secs(5)).await.unwrap();
+        assert!(!is_running(second) && !folder.exists());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The `server.properties` of a one-node KRaft cluster, as text. Pure: no files, no processes.
+//! The `server.properties` of one node, as text: KRaft, or ZooKeeper before 3.3. Pure: no files, no processes.
 //!
 //! KIP-500 (KRaft), KIP-651 (PEM key and trust stores, so that no keytool is needed), KIP-900 (SCRAM
 //! users at format time).
@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 use crate::{Certificates, Listener};
 
-/// One port per listener, and the controller's.
+/// One port per listener, and the controller's (or ZooKeeper's).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ports {
     pub(super) plaintext: u16,
@@ -18,6 +18,11 @@ pub(super) struct Ports {
 }
 
 impl Ports {
+    pub(super) fn from_five(ports: &[u16]) -> Option<Self> {
+        let &[plaintext, sasl_plaintext, ssl, sasl_ssl, controller] = ports else { return None };
+        Some(Self { plaintext, sasl_plaintext, ssl, sasl_ssl, controller })
+    }
+
     pub(super) fn of(&self, listener: Listener) -> u16 {
         match listener {
             Listener::Plaintext => self.plaintext,
@@ -37,9 +42,30 @@ impl Ports {
     }
 }
 
+/// Who keeps the cluster's metadata.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// The brokers themselves.
+    KRaft,
+    /// A ZooKeeper of its own, before 3.3: KRaft was a preview without producer ids then.
+    ZooKeeper,
+}
+
+impl Mode {
+    pub(super) fn of(version: &str) -> Self {
+        if release(version) >= (3, 3) { Self::KRaft } else { Self::ZooKeeper }
+    }
+}
+
 /// What the properties are made from.
 pub(super) struct Node<'a> {
+    /// Its id, from 1 on.
+    pub(super) id: usize,
     pub(super) ports: Ports,
+    /// Every node of the cluster by id, this one among them.
+    pub(super) voters: &'a [(usize, Ports)],
+    /// Which program keeps the cluster's metadata.
+    pub(super) mode: Mode,
     /// The address the listeners bind to: loopback, or every address inside a container.
     pub(super) bind: &'a str,
     pub(super) data_dir: &'a str,
@@ -56,14 +82,39 @@ pub(super) fn render(node: &Node<'_>) -> String {
     for (key, value) in FIXED {
         properties.insert((*key).to_owned(), (*value).to_owned());
     }
+    // Internal topics are on as many nodes as Kafka's own defaults ask for, if there are so many.
+    let copies = node.voters.len().min(3);
+    for (key, value) in REPLICATED {
+        let value = if key.ends_with("min.isr") { copies.min(*value) } else { copies };
+        properties.insert((*key).to_owned(), value.to_string());
+    }
     let mut set = |key: &str, value: String| properties.insert(key.to_owned(), value);
     let at = |host: &str| {
         let each = node.ports.clients().map(|(name, port)| format!("{name}://{host}:{port}"));
         each.join(",")
     };
     let controller = node.ports.controller;
-    set("controller.quorum.voters", format!("1@127.0.0.1:{controller}"));
-    set("listeners", format!("{},CONTROLLER://127.0.0.1:{controller}", at(node.bind)));
+    let mut protocols =
+        "PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL".to_owned();
+    match node.mode {
+        Mode::KRaft => {
+            let voters = node.voters.iter().map(|(id, ports)| format!("{id}@127.0.0.1:{}", ports.controller));
+            set("process.roles", "broker,controller".to_owned());
+            set("node.id", node.id.to_string());
+            set("controller.listener.names", "CONTROLLER".to_owned());
+            set("controller.quorum.voters", voters.collect::<Vec<_>>().join(","));
+            set("listeners", format!("{},CONTROLLER://127.0.0.1:{controller}", at(node.bind)));
+            protocols.push_str(",CONTROLLER:PLAINTEXT");
+        }
+        Mode::ZooKeeper => {
+            set("broker.id", node.id.to_string());
+            // One ZooKeeper serves all, on the port that is the first node's for a controller.
+            let port = node.voters.first().map_or(controller, |(_, ports)| ports.controller);
+            set("zookeeper.connect", format!("127.0.0.1:{port}"));
+            set("listeners", at(node.bind));
+        }
+    }
+    set("listener.security.protocol.map", protocols);
     set("advertised.listeners", at("127.0.0.1"));
     set("log.dirs", node.data_dir.to_owned());
     set("ssl.keystore.certificate.chain", node.certificates.server().certificate_pem().to_owned());
@@ -104,6 +155,20 @@ pub(super) fn scram_arguments(version: &str, users: &BTreeMap<String, String>) -
     arguments
 }
 
+/// Where and how ZooKeeper keeps what it knows.
+pub(super) fn render_zookeeper(port: u16, data_dir: &str) -> String {
+    format!(
+        "dataDir={}\nclientPort={port}\nclientPortAddress=127.0.0.1\nadmin.enableServer=false\nmaxClientCnxns=0\n\
+         tickTime=500\n",
+        escape(data_dir, false)
+    )
+}
+
+/// Whether SCRAM users exist: ZooKeeper always had them, KRaft from 3.5 on.
+pub(super) fn has_scram(version: &str) -> bool {
+    Mode::of(version) == Mode::ZooKeeper || has_scram_bootstrap(version)
+}
+
 /// KIP-900: SCRAM users when the storage is formatted, from 3.5 on. Before it, KRaft has no SCRAM at all.
 pub(super) fn has_scram_bootstrap(version: &str) -> bool {
     release(version) >= (3, 5)
@@ -115,16 +180,9 @@ pub(super) fn release(version: &str) -> (u32, u32) {
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
-/// The same for every node. Factors of 1 because the node is alone; few partitions, so that it starts fast.
+/// The same for every node; few partitions, so that it starts fast.
 const FIXED: &[(&str, &str)] = &[
-    ("process.roles", "broker,controller"),
-    ("node.id", "1"),
-    ("controller.listener.names", "CONTROLLER"),
     ("inter.broker.listener.name", "PLAINTEXT"),
-    (
-        "listener.security.protocol.map",
-        "PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL,CONTROLLER:PLAINTEXT",
-    ),
     ("sasl.enabled.mechanisms", "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512"),
     ("ssl.keystore.type", "PEM"),
     ("ssl.truststore.type", "PEM"),
@@ -133,13 +191,21 @@ const FIXED: &[(&str, &str)] = &[
     ("num.network.threads", "2"),
     ("num.io.threads", "2"),
     ("group.initial.rebalance.delay.ms", "0"),
-    ("offsets.topic.replication.factor", "1"),
     ("offsets.topic.num.partitions", "4"),
-    ("transaction.state.log.replication.factor", "1"),
-    ("transaction.state.log.min.isr", "1"),
     ("transaction.state.log.num.partitions", "4"),
-    ("share.coordinator.state.topic.replication.factor", "1"),
-    ("share.coordinator.state.topic.min.isr", "1"),
+    // A node that was killed is missed after three seconds and not after Kafka's nine.
+    ("broker.session.timeout.ms", "3000"),
+    ("broker.heartbeat.interval.ms", "500"),
+    ("zookeeper.session.timeout.ms", "3000"),
+];
+
+/// How often internal topics are kept, and how many copies a write must reach on three nodes.
+const REPLICATED: &[(&str, usize)] = &[
+    ("offsets.topic.replication.factor", 3),
+    ("transaction.state.log.replication.factor", 3),
+    ("transaction.state.log.min.isr", 2),
+    ("share.coordinator.state.topic.replication.factor", 3),
+    ("share.coordinator.state.topic.min.isr", 2),
 ];
 
 fn plain_jaas(users: &BTreeMap<String, String>) -> String {
@@ -188,7 +254,10 @@ mod tests {
     fn rendered(overrides: &[(&str, &str)]) -> String {
         let own = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());
         render(&Node {
+            id: 1,
             ports: PORTS,
+            voters: &[(1, PORTS)],
+            mode: Mode::KRaft,
             bind: "127.0.0.1",
             data_dir: "/tmp/data",
             certificates: &Certificates::generate().unwrap(),
@@ -205,6 +274,42 @@ mod tests {
              SASL_SSL://127.0.0.1:1004,CONTROLLER://127.0.0.1:1005\n"
         ));
         assert!(text.starts_with("advertised.listeners=PLAINTEXT://127.0.0.1:1001,"));
+    }
+
+    fn of_three(id: usize, mode: Mode) -> String {
+        let other = |by: u16| Ports { plaintext: 2000 + by, controller: 2005 + by, ..PORTS };
+        render(&Node {
+            id,
+            ports: PORTS,
+            voters: &[(1, PORTS), (2, other(10)), (3, other(20))],
+            mode,
+            bind: "127.0.0.1",
+            data_dir: "/tmp/data",
+            certificates: &Certificates::generate().unwrap(),
+            users: &BTreeMap::new(),
+            overrides: &BTreeMap::new(),
+        })
+    }
+
+    #[test]
+    fn nodes_of_a_cluster_vote_together_and_keep_internal_topics_three_times() {
+        let text = of_three(2, Mode::KRaft);
+        assert!(text.contains("\nnode.id=2\n"));
+        assert!(
+            text.contains("\ncontroller.quorum.voters=1@127.0.0.1:1005,2@127.0.0.1:2015,3@127.0.0.1:2025\n")
+        );
+        assert!(text.contains("\noffsets.topic.replication.factor=3\n"));
+        assert!(text.contains("\ntransaction.state.log.min.isr=2\n"));
+        assert!(rendered(&[]).contains("\ntransaction.state.log.min.isr=1\n"));
+    }
+
+    #[test]
+    fn before_3_3_metadata_lies_in_a_zookeeper() {
+        assert_eq!((Mode::of("2.8.2"), Mode::of("3.2.3")), (Mode::ZooKeeper, Mode::ZooKeeper));
+        assert_eq!((Mode::of("3.3.0"), Mode::of("4.3.1")), (Mode::KRaft, Mode::KRaft));
+        let text = of_three(3, Mode::ZooKeeper);
+        assert!(text.contains("\nbroker.id=3\n") && text.contains("\nzookeeper.connect=127.0.0.1:1005\n"));
+        assert!(!text.contains("process.roles") && !text.contains("CONTROLLER"));
     }
 
     #[test]
