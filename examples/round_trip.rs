@@ -54,7 +54,7 @@ async fn produce(kafka: &KafkaInstance, topic: &str, records: u64) -> Result<(),
     for n in 0..records {
         let value =
             json!({"n": n, "text": "the same words in every record, so that zstd has something to do"});
-        deliveries.push(producer.send(topic, &value).key(&n.to_string()).await?);
+        deliveries.push(producer.send(topic, &value).key(n.to_string()).await?);
     }
     for delivery in deliveries {
         delivery.await?;

@@ -66,6 +66,7 @@ mod error;
 mod facade;
 mod flights;
 mod group;
+mod json;
 mod producer;
 mod race;
 mod record;
@@ -88,8 +89,10 @@ pub use facade::{
     Consumer, ErrorPolicy, Exhausted, Handler, HandlerError, HandlerResult, KafkaInstance, Message, Producer,
     SendAndWait,
 };
-pub use producer::{Delivery, KafkaProducer, SendJson, Sending};
-pub use record::{ConsumerRecord, Header, ProducerRecord, RecordMetadata, TimestampType, TopicPartition};
+pub use producer::{Delivery, IntoKey, KafkaProducer, Key, SendJson, Sending};
+pub use record::{
+    ConsumerRecord, Header, ProducerRecord, RecordMetadata, Timestamp, TimestampType, TopicPartition,
+};
 
 /// The iterators over polled records, where one must be named.
 pub mod iter {

@@ -1,11 +1,35 @@
 //! Records as users see them: what is sent, what is received, and where.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
-use serde::de::DeserializeOwned;
+use serde::{Serialize, Serializer, de::DeserializeOwned};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    json,
+};
+
+/// `Serialize` of structs by their fields, without the derive, which would be a macro package in every build.
+macro_rules! serialize_fields {
+    ($($type:ident { $($field:ident),+ })+) => {$(
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                use serde::ser::SerializeStruct as _;
+                let fields = [$(stringify!($field)),+].len();
+                let mut fields = serializer.serialize_struct(stringify!($type), fields)?;
+                $(fields.serialize_field(stringify!($field), &self.$field)?;)+
+                fields.end()
+            }
+        }
+    )+};
+}
+pub(crate) use serialize_fields;
 
 /// A partition of a topic.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,6 +44,57 @@ impl TopicPartition {
     /// Partition `partition` of `topic`.
     pub fn new(topic: impl Into<Arc<str>>, partition: i32) -> Self {
         Self { topic: topic.into(), partition }
+    }
+}
+
+impl<T: Into<Arc<str>>> From<(T, i32)> for TopicPartition {
+    fn from((topic, partition): (T, i32)) -> Self {
+        Self::new(topic, partition)
+    }
+}
+
+impl FromStr for TopicPartition {
+    type Err = Error;
+
+    /// Reads what [`Display`](fmt::Display) writes: `orders-3`.
+    fn from_str(text: &str) -> Result<Self> {
+        let parts = text.rsplit_once('-').filter(|(topic, _)| !topic.is_empty());
+        match parts.and_then(|(topic, number)| Some((topic, number.parse().ok().filter(|n| *n >= 0)?))) {
+            Some((topic, partition)) => Ok(Self::new(topic, partition)),
+            None => Err(Error::new(ErrorKind::InvalidArgument, "this names no partition of a topic")
+                .with_hint("write it as topic-number, such as orders-3")),
+        }
+    }
+}
+
+/// As text, `orders-3`, so that it can be the key of a map in JSON.
+impl Serialize for TopicPartition {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Milliseconds since the Unix epoch as a point in time; `None` for -1, which stands for no time at all.
+pub(crate) fn time_of(timestamp_ms: i64) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(Duration::from_millis(u64::try_from(timestamp_ms).ok()?))
+}
+
+/// A record's time: milliseconds since the Unix epoch, or a [`SystemTime`].
+///
+/// What lies before 1970 counts as 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timestamp(pub(crate) i64);
+
+impl From<i64> for Timestamp {
+    fn from(milliseconds: i64) -> Self {
+        Self(milliseconds)
+    }
+}
+
+impl From<SystemTime> for Timestamp {
+    fn from(time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
     }
 }
 
@@ -43,6 +118,11 @@ impl Header {
     pub fn new(key: impl Into<String>, value: impl Into<Bytes>) -> Self {
         Self { key: key.into(), value: Some(value.into()) }
     }
+}
+
+/// The value of the last header of this name.
+pub(crate) fn last_header<'a>(headers: &'a [Header], key: &str) -> Option<&'a [u8]> {
+    headers.iter().rev().find(|header| header.key == key)?.value.as_deref()
 }
 
 /// Whether a record's timestamp was set by its producer or by the broker (`message.timestamp.type`).
@@ -100,10 +180,10 @@ impl<'a> ProducerRecord<'a> {
         self
     }
 
-    /// The create time in milliseconds since the Unix epoch. Default: the time of sending.
+    /// The create time: milliseconds since the Unix epoch, or a [`SystemTime`]. Default: the time of sending.
     #[must_use]
-    pub fn timestamp(mut self, timestamp_ms: i64) -> Self {
-        self.timestamp = Some(timestamp_ms);
+    pub fn timestamp(mut self, timestamp: impl Into<Timestamp>) -> Self {
+        self.timestamp = Some(timestamp.into().0);
         self
     }
 }
@@ -120,6 +200,42 @@ pub struct RecordMetadata {
     pub offset: i64,
     /// Milliseconds since the Unix epoch: the record's own time, or the broker's for `LogAppendTime` topics.
     pub timestamp: i64,
+}
+
+impl Serialize for RecordMetadata {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct as _;
+        let mut fields = serializer.serialize_struct("RecordMetadata", 4)?;
+        fields.serialize_field("topic", &*self.topic)?;
+        fields.serialize_field("partition", &self.partition)?;
+        fields.serialize_field("offset", &self.offset)?;
+        fields.serialize_field("timestamp", &self.timestamp)?;
+        fields.end()
+    }
+}
+
+impl RecordMetadata {
+    /// Metadata without a timestamp: for tests of what comes after a delivery.
+    pub fn new(topic: impl Into<Arc<str>>, partition: i32, offset: i64) -> Self {
+        Self { topic: topic.into(), partition, offset, timestamp: -1 }
+    }
+
+    /// The same with a timestamp.
+    #[must_use]
+    pub fn with_timestamp(mut self, timestamp: impl Into<Timestamp>) -> Self {
+        self.timestamp = timestamp.into().0;
+        self
+    }
+
+    /// The partition.
+    pub fn topic_partition(&self) -> TopicPartition {
+        TopicPartition::new(Arc::clone(&self.topic), self.partition)
+    }
+
+    /// The timestamp as a point in time, if there is one.
+    pub fn time(&self) -> Option<SystemTime> {
+        time_of(self.timestamp)
+    }
 }
 
 /// A received record that owns its data: key and value share the buffer of the response they came in.
@@ -149,43 +265,88 @@ pub struct ConsumerRecord {
 }
 
 impl ConsumerRecord {
+    /// A record without key, value, headers and timestamp: for tests of handlers.
+    ///
+    /// ```
+    /// use dtkafka::ConsumerRecord;
+    ///
+    /// let record = ConsumerRecord::new("orders", 0, 42).with_key("id-7").with_value(r#"{"id": 7}"#);
+    /// assert_eq!(record.key_str(), Some("id-7"));
+    /// ```
+    pub fn new(topic: impl Into<Arc<str>>, partition: i32, offset: i64) -> Self {
+        Self {
+            topic: topic.into(),
+            partition,
+            offset,
+            timestamp: -1,
+            timestamp_type: TimestampType::CreateTime,
+            leader_epoch: None,
+            key: None,
+            value: None,
+            headers: Vec::new(),
+        }
+    }
+
+    /// The same with a key.
+    #[must_use]
+    pub fn with_key(mut self, key: impl Into<Bytes>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// The same with a value.
+    #[must_use]
+    pub fn with_value(mut self, value: impl Into<Bytes>) -> Self {
+        self.value = Some(value.into());
+        self
+    }
+
+    /// The same with one more header.
+    #[must_use]
+    pub fn with_header(mut self, key: impl Into<String>, value: impl Into<Bytes>) -> Self {
+        self.headers.push(Header::new(key, value));
+        self
+    }
+
+    /// The same with a timestamp.
+    #[must_use]
+    pub fn with_timestamp(mut self, timestamp: impl Into<Timestamp>) -> Self {
+        self.timestamp = timestamp.into().0;
+        self
+    }
+
+    /// The partition.
+    pub fn topic_partition(&self) -> TopicPartition {
+        TopicPartition::new(Arc::clone(&self.topic), self.partition)
+    }
+
+    /// The key as text, if there is one and it is UTF-8.
+    pub fn key_str(&self) -> Option<&str> {
+        std::str::from_utf8(self.key.as_deref()?).ok()
+    }
+
+    /// The value of the last header of this name; `None` also for one whose value is null.
+    pub fn header(&self, key: &str) -> Option<&[u8]> {
+        last_header(&self.headers, key)
+    }
+
+    /// The same as text, if it is UTF-8.
+    pub fn header_str(&self, key: &str) -> Option<&str> {
+        std::str::from_utf8(self.header(key)?).ok()
+    }
+
+    /// The timestamp as a point in time, if there is one.
+    pub fn time(&self) -> Option<SystemTime> {
+        time_of(self.timestamp)
+    }
+
     /// The value read as JSON; a tombstone reads as `null`.
     ///
     /// # Errors
     /// [`ErrorKind::Json`] naming topic, partition and offset if the value is not JSON of that type.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
-        read_json(self.value.as_deref(), &self.topic, self.partition, self.offset)
+        json::read(self.value.as_deref(), &self.topic, self.partition, self.offset)
     }
-}
-
-/// Reads a record's value as JSON; a tombstone reads as `null`.
-pub(crate) fn read_json<T: DeserializeOwned>(
-    value: Option<&[u8]>,
-    topic: &Arc<str>,
-    partition: i32,
-    offset: i64,
-) -> Result<T> {
-    serde_json::from_slice(value.unwrap_or(b"null")).map_err(|cause| {
-        // serde quotes the value it did not expect, and an error never holds a record's value.
-        let cause = match cause.classify() {
-            serde_json::error::Category::Data if !cause.to_string().starts_with("missing field") => {
-                format!(
-                    "another type of value was expected at line {} column {}",
-                    cause.line(),
-                    cause.column()
-                )
-            }
-            _ => cause.to_string(),
-        };
-        Error::new(ErrorKind::Json, "the record's value is not JSON of the expected type")
-            .with_topic(Arc::clone(topic))
-            .with_partition(partition)
-            .with_offset(offset)
-            .with_boxed_source(cause.into())
-            .with_hint(
-                "read the value as bytes, or choose an error policy that skips or dead-letters the record",
-            )
-    })
 }
 
 #[cfg(test)]
@@ -193,15 +354,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_of_reading_json_says_where_and_never_shows_the_value() {
-        let read = |json: &str| read_json::<u32>(Some(json.as_bytes()), &"orders".into(), 3, 42).unwrap_err();
-        let text = read("\"hunter2\"").to_string();
-        assert!(text.contains("topic orders partition 3, offset 42") && !text.contains("hunter2"), "{text}");
-        assert!(read("").to_string().contains("EOF"), "{}", read(""));
-        assert_eq!(
-            read_json::<Option<u32>>(None, &"orders".into(), 3, 42).unwrap(),
-            None,
-            "a tombstone is null"
-        );
+    fn a_partition_is_read_from_a_pair_and_from_the_text_it_writes() {
+        let partition: TopicPartition = ("orders-eu", 3).into();
+        assert_eq!("orders-eu-3".parse::<TopicPartition>().unwrap(), partition);
+        assert_eq!(serde_json::to_string(&partition).unwrap(), "\"orders-eu-3\"");
+        for bad in ["", "orders", "-3", "orders--", "orders-x", "orders--3-"] {
+            let error = bad.parse::<TopicPartition>().unwrap_err();
+            assert!(error.to_string().contains("orders-3"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn times_go_in_and_come_out_as_points_in_time() {
+        let time = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
+        let record = ConsumerRecord::new("orders", 0, 1).with_timestamp(time);
+        assert_eq!((record.timestamp, record.time()), (1_700_000_000_123, Some(time)));
+        assert_eq!(ConsumerRecord::new("orders", 0, 1).time(), None);
+        assert_eq!(Timestamp::from(UNIX_EPOCH - Duration::from_secs(1)), Timestamp(0));
+        assert_eq!(ProducerRecord::new("orders").timestamp(time).timestamp, Some(1_700_000_000_123));
+        assert_eq!(RecordMetadata::new("orders", 1, 2).with_timestamp(5).time(), time_of(5));
+    }
+
+    #[test]
+    fn keys_and_headers_are_read_as_text() {
+        let record = ConsumerRecord::new("orders", 2, 1)
+            .with_key("id-7")
+            .with_header("trace", "a")
+            .with_header("trace", "b")
+            .with_header("raw", &b"\xff"[..]);
+        assert_eq!((record.key_str(), record.header_str("trace")), (Some("id-7"), Some("b")));
+        assert_eq!((record.header("raw"), record.header_str("raw")), (Some(&b"\xff"[..]), None));
+        assert_eq!(record.topic_partition(), ("orders", 2).into());
+        assert_eq!(record.with_key(&b"\xff"[..]).key_str(), None);
     }
 }

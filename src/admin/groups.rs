@@ -8,7 +8,7 @@ use crate::{
     connection::api::wire,
     error::{Error, Result},
     group::wire::decode_assignment,
-    record::TopicPartition,
+    record::{TopicPartition, serialize_fields},
 };
 
 /// GROUP_ID_NOT_FOUND
@@ -38,6 +38,11 @@ pub struct Lag {
     pub end: i64,
     /// Their difference, never negative. Transaction markers and compaction make it larger than the number of records.
     pub lag: i64,
+}
+
+serialize_fields! {
+    CommittedOffset { offset, leader_epoch, metadata }
+    Lag { committed, end, lag }
 }
 
 /// One group of a cluster.

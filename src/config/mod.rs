@@ -7,6 +7,7 @@ mod env;
 mod jaas;
 mod overlay;
 mod properties;
+mod read;
 mod resolve;
 mod security;
 pub(crate) mod settings;

@@ -11,7 +11,8 @@ use super::buffer::Chunk;
 use crate::{
     batch::{DecodedBatch, RecordSlot},
     error::Result,
-    record::{ConsumerRecord, TimestampType, TopicPartition, read_json},
+    json,
+    record::{ConsumerRecord, TimestampType, TopicPartition},
 };
 
 /// The records of one poll, by partition.
@@ -314,7 +315,7 @@ impl<'a> RecordRef<'a> {
     /// [`ErrorKind::Json`](crate::ErrorKind::Json) naming topic, partition and offset if the value is not JSON of that
     /// type.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
-        read_json(self.value(), &self.partition.topic, self.partition.partition, self.offset())
+        json::read(self.value(), &self.partition.topic, self.partition.partition, self.offset())
     }
 
     /// The record with its data: key and value share the response's buffer, headers are copied.

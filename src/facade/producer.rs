@@ -8,8 +8,8 @@ use super::{KafkaInstance, Place, logged};
 use crate::{
     config::ProducerConfig,
     error::{Error, ErrorKind, Result},
-    producer::{KafkaProducer, SendJson},
-    record::RecordMetadata,
+    producer::{IntoKey, KafkaProducer, SendJson},
+    record::{RecordMetadata, Timestamp},
 };
 
 /// How long [`Producer::send`] waits unless told otherwise.
@@ -107,8 +107,9 @@ pub struct SendAndWait<'a, V: ?Sized> {
 }
 
 impl<'a, V: Serialize + ?Sized> SendAndWait<'a, V> {
-    /// The key: decides the partition (murmur2, as in Java) unless one is set.
-    pub fn key(mut self, key: &'a (impl AsRef<[u8]> + ?Sized)) -> Self {
+    /// The key: text, bytes, an integer, or an option of these; see [`IntoKey`]. It decides the partition (murmur2, as in
+    /// Java) unless one is set.
+    pub fn key(mut self, key: impl IntoKey<'a>) -> Self {
         self.send = self.send.key(key);
         self
     }
@@ -125,9 +126,9 @@ impl<'a, V: Serialize + ?Sized> SendAndWait<'a, V> {
         self
     }
 
-    /// The create time in milliseconds since the Unix epoch. Default: the time of sending.
-    pub fn timestamp(mut self, timestamp_ms: i64) -> Self {
-        self.send = self.send.timestamp(timestamp_ms);
+    /// The create time: milliseconds since the Unix epoch, or a `SystemTime`. Default: the time of sending.
+    pub fn timestamp(mut self, timestamp: impl Into<Timestamp>) -> Self {
+        self.send = self.send.timestamp(timestamp);
         self
     }
 

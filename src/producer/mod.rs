@@ -7,6 +7,7 @@
 
 pub(crate) mod accumulator;
 pub(crate) mod identity;
+mod key;
 pub(crate) mod memory;
 pub(crate) mod outcome;
 pub(crate) mod partitioner;
@@ -33,6 +34,7 @@ use self::{
     partitioner::{Sticky, partition_of_key},
 };
 pub use self::{
+    key::{IntoKey, Key},
     receipt::Delivery,
     send::{SendJson, Sending},
 };
@@ -185,7 +187,7 @@ impl KafkaProducer {
     /// # Cancel safety
     /// As [`send_record`](Self::send_record).
     pub fn send<'a, V: Serialize + ?Sized>(&'a self, topic: &'a str, value: &'a V) -> SendJson<'a, V> {
-        SendJson { producer: self, record: ProducerRecord::new(topic), headers: Vec::new(), value }
+        SendJson { producer: self, record: ProducerRecord::new(topic), key: None, headers: Vec::new(), value }
     }
 
     /// Sends a record of bytes; waits only for the first look at the topic, for a second one if the record's partition is not

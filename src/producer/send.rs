@@ -13,10 +13,14 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Attempt, Delivery, KafkaProducer};
+use super::{
+    Attempt, Delivery, KafkaProducer,
+    key::{IntoKey, Key},
+};
 use crate::{
     error::{Error, ErrorKind, Result},
-    record::{Header, ProducerRecord},
+    json,
+    record::{Header, ProducerRecord, Timestamp},
 };
 
 thread_local! {
@@ -30,14 +34,16 @@ thread_local! {
 pub struct SendJson<'a, V: ?Sized> {
     pub(super) producer: &'a KafkaProducer,
     pub(super) record: ProducerRecord<'a>,
+    pub(super) key: Option<Key<'a>>,
     pub(super) headers: Vec<Header>,
     pub(super) value: &'a V,
 }
 
 impl<'a, V: Serialize + ?Sized> SendJson<'a, V> {
-    /// The key: decides the partition (murmur2, as in Java) unless one is set.
-    pub fn key(mut self, key: &'a (impl AsRef<[u8]> + ?Sized)) -> Self {
-        self.record = self.record.key(key);
+    /// The key: text, bytes, an integer, or an option of these; see [`IntoKey`]. It decides the partition (murmur2, as in
+    /// Java) unless one is set.
+    pub fn key(mut self, key: impl IntoKey<'a>) -> Self {
+        self.key = key.into_key();
         self
     }
 
@@ -53,36 +59,46 @@ impl<'a, V: Serialize + ?Sized> SendJson<'a, V> {
         self
     }
 
-    /// The create time in milliseconds since the Unix epoch. Default: the time of sending.
-    pub fn timestamp(mut self, timestamp_ms: i64) -> Self {
-        self.record = self.record.timestamp(timestamp_ms);
+    /// The create time: milliseconds since the Unix epoch, or a `SystemTime`. Default: the time of sending.
+    pub fn timestamp(mut self, timestamp: impl Into<Timestamp>) -> Self {
+        self.record = self.record.timestamp(timestamp);
         self
     }
 
     /// Writes the JSON and appends the record, or says what there is to wait for.
     fn start(self) -> ControlFlow<Result<Delivery>, Waiting<'a>> {
-        let Self { producer, record, headers, value } = self;
-        let mut json = JSON.take();
-        json.clear();
-        let sent = match serde_json::to_writer(&mut json, value) {
-            Ok(()) => producer.shared().append(&record.headers(&headers).value(&json), &mut 0),
+        let Self { producer, record, key, headers, value } = self;
+        let mut buffer = JSON.take();
+        buffer.clear();
+        let sent = match json::write(&mut buffer, value) {
+            Ok(()) => {
+                producer.shared().append(&with_key(record.headers(&headers).value(&buffer), &key), &mut 0)
+            }
             Err(cause) => Err(Error::new(ErrorKind::Json, "the value cannot be written as JSON")
                 .with_topic(record.topic)
                 .with_source(cause)),
         };
         match sent {
             Ok(Attempt::Wait(wait)) => ControlFlow::Continue(Box::pin(async move {
-                producer.shared().append_waiting(&record.headers(&headers).value(&json), wait).await
+                let record = with_key(record.headers(&headers).value(&buffer), &key);
+                producer.shared().append_waiting(&record, wait).await
             })),
             Ok(Attempt::Done(delivery)) => {
-                JSON.set(json);
+                JSON.set(buffer);
                 ControlFlow::Break(Ok(delivery))
             }
             Err(error) => {
-                JSON.set(json);
+                JSON.set(buffer);
                 ControlFlow::Break(Err(error))
             }
         }
+    }
+}
+
+fn with_key<'k>(record: ProducerRecord<'k>, key: &'k Option<Key<'_>>) -> ProducerRecord<'k> {
+    match key {
+        Some(key) => record.key(key.as_bytes()),
+        None => record,
     }
 }
 
