@@ -55,3 +55,11 @@ check-others:
 # a build without TLS says so when a TLS setting is used
 no-tls:
     cargo test --locked -p dtkafka --lib --no-default-features a_build_without_tls
+
+# three real brokers, one at a time killed, paused or restarted, while producers send and a group reads
+chaos SECONDS="120":
+    DTKAFKA_REQUIRE_KAFKA=${DTKAFKA_REQUIRE_KAFKA:-1} DTKAFKA_CHAOS_SECONDS={{ SECONDS }} cargo test --workspace --test chaos -- --nocapture
+
+# the same with a group of each protocol: eager, cooperative and KIP-848
+soak-groups SECONDS="600":
+    for group in eager cooperative consumer; do DTKAFKA_CHAOS_GROUP=$group just chaos {{ SECONDS }} || exit 1; done

@@ -1,0 +1,241 @@
+//! Three real brokers, one after the other killed, paused or restarted, while producers of every codec send and a group
+//! of members that come and go reads: nothing lost, doubled, reordered, skipped or invented.
+//!
+//! `DTKAFKA_CHAOS_SECONDS` is how long the weather lasts (default 20; 0 leaves the test out), `DTKAFKA_CHAOS_SEED` its
+//! seed, `DTKAFKA_CHAOS_GROUP` the members' protocol: `eager` (default), `cooperative` or `consumer` (KIP-848).
+//! It needs what real Kafka needs; see `tests/run`.
+
+#![allow(missing_docs, reason = "the names of tests are sentences")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test may panic and spawn, and so may what its tests share"
+)]
+
+mod clients;
+mod faults;
+mod judge;
+
+use std::{
+    env,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use dtkafka::{KafkaConfig, KafkaInstance, NewTopic};
+use dtkafka_testcontainers::{Listener, launch::Kafka};
+
+use crate::{
+    clients::{End, Member, World, producer, read_all, watch_commits},
+    faults::{Dice, in_sync, weather},
+};
+
+const GROUP: &str = "chaos";
+const PARTITIONS: i32 = 6;
+const MEMBERS: usize = 3;
+/// Of each producer, in a second.
+const RATE: u64 = 600;
+const CODECS: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
+
+fn number(name: &str) -> Option<u64> {
+    env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+}
+
+/// Half of the clients go through TLS and SCRAM.
+fn config(kafka: &Kafka, secure: bool) -> KafkaConfig {
+    let config = KafkaConfig::new()
+        .set_group_id(GROUP)
+        .set_auto_offset_reset("earliest")
+        .set("session.timeout.ms", 6000)
+        .set("heartbeat.interval.ms", 500)
+        .set("request.timeout.ms", 5000);
+    let config = match env::var("DTKAFKA_CHAOS_GROUP").as_deref() {
+        Ok("cooperative") => config.set("partition.assignment.strategy", "cooperative-sticky"),
+        // The broker keeps the times of these groups (KIP-848).
+        Ok("consumer") => KafkaConfig::new()
+            .set_group_id(GROUP)
+            .set_auto_offset_reset("earliest")
+            .set("request.timeout.ms", 5000)
+            .set("group.protocol", "consumer"),
+        Ok("eager") | Err(_) => config,
+        Ok(other) => panic!("DTKAFKA_CHAOS_GROUP is eager, cooperative or consumer, not {other}"),
+    };
+    if !secure {
+        return config.set_bootstrap_servers(kafka.bootstrap_servers());
+    }
+    config
+        .set_bootstrap_servers(kafka.listener(Listener::SaslSsl))
+        .set_security_protocol("SASL_SSL")
+        .set_sasl_mechanism("SCRAM-SHA-512")
+        .set_sasl_plain_username("alice")
+        .set_sasl_plain_password("alice-secret")
+        .set("ssl.truststore.certificates", kafka.certificates().ca_pem())
+        .set("ssl.truststore.type", "PEM")
+}
+
+#[test]
+fn nothing_is_lost_doubled_reordered_or_skipped_while_brokers_come_and_go() {
+    let seconds = number("DTKAFKA_CHAOS_SECONDS").unwrap_or(20);
+    let Some(builder) = Kafka::for_tests().unwrap().filter(|_| seconds > 0) else { return };
+    let warnings = count_warnings();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(run(builder, Duration::from_secs(seconds), &warnings));
+}
+
+async fn run(
+    builder: dtkafka_testcontainers::launch::KafkaBuilder,
+    length: Duration,
+    warnings: &AtomicUsize,
+) {
+    let seed = number("DTKAFKA_CHAOS_SEED").unwrap_or_else(|| {
+        // Another weather each time.
+        let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        time.subsec_nanos().into()
+    });
+    eprintln!("chaos: DTKAFKA_CHAOS_SEED={seed}");
+    let mut dice = Dice(seed);
+    let mut kafka = builder
+        .nodes(3)
+        .heap("384m")
+        .property("default.replication.factor", "3")
+        .property("min.insync.replicas", "2")
+        .property("group.min.session.timeout.ms", "1000")
+        .property("group.consumer.session.timeout.ms", "6000")
+        .property("group.consumer.min.session.timeout.ms", "1000")
+        .property("group.consumer.heartbeat.interval.ms", "500")
+        .property("group.consumer.min.heartbeat.interval.ms", "500")
+        .start()
+        .await
+        .unwrap();
+    let topics = vec!["chaos-a".to_owned(), "chaos-b".to_owned()];
+    let instance = KafkaInstance::new(config(&kafka, false)).unwrap();
+    let admin = instance.admin().await.unwrap();
+    for topic in &topics {
+        admin.create_topic(NewTopic::new(topic).partitions(PARTITIONS).replication_factor(3)).await.unwrap();
+    }
+    in_sync(&admin, &topics).await;
+
+    let world = World::new(topics.clone());
+    let mut producers = Vec::new();
+    for (number, codec) in (0..).zip(CODECS) {
+        let config = config(&kafka, number % 2 == 1).set("compression.type", codec);
+        producers.push(tokio::spawn(producer(Arc::clone(&world), config, number, RATE)));
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let watching =
+        tokio::spawn(watch_commits(Arc::clone(&world), admin.clone(), GROUP.to_owned(), Arc::clone(&stop)));
+    let churn = std::thread::spawn({
+        let (world, stop) = (Arc::clone(&world), Arc::clone(&stop));
+        let configs = [config(&kafka, false), config(&kafka, true)];
+        let dice = Dice(seed ^ 1);
+        move || members(&world, &configs, dice, &stop)
+    });
+
+    let faults = weather(&mut kafka, &admin, &topics, &mut dice, Instant::now() + length).await;
+    let calm = Instant::now();
+    world.sending.store(false, Ordering::Relaxed);
+    for producer in producers {
+        producer.await.unwrap();
+    }
+    let log = read_all(&world, &instance).await;
+    let caught_up = caught_up(&world, &admin, &log).await;
+    stop.store(true, Ordering::Relaxed);
+    let lives = tokio::task::spawn_blocking(|| churn.join().unwrap()).await.unwrap();
+    watching.await.unwrap();
+    kafka.stop().await.unwrap();
+
+    let mut judge = world.judge();
+    let count = judge.log(&log);
+    let Some(caught_up) = caught_up.map(|at| at - calm) else {
+        panic!("the group is not at the end of the log: {:?}\n{:#?}", judge.frontier(), judge.violations);
+    };
+    eprintln!("chaos: {faults:?} over {length:?}, {lives} lives of members");
+    eprintln!("chaos: {count:?}, handled {} and again {}", judge.handled, judge.handled_again);
+    eprintln!("chaos: lag 0 {caught_up:?} after the calm, {} warnings", warnings.load(Ordering::Relaxed));
+    let shown: Vec<&String> = judge.violations.iter().take(20).collect();
+    assert!(shown.is_empty(), "seed {seed}: {} violations, the first: {shown:#?}", judge.violations.len());
+}
+
+/// Three members, of which one after the other ends in some way and is replaced; the last ones close. Returns how many
+/// there were.
+fn members(world: &Arc<World>, configs: &[KafkaConfig; 2], mut dice: Dice, stop: &AtomicBool) -> usize {
+    let mut lives = 0;
+    let mut start = || {
+        lives += 1;
+        let name = format!("member {lives}");
+        Member::start(Arc::clone(world), configs[lives % 2].clone(), name, lives % 4 < 2)
+    };
+    let mut alive: Vec<Member> = (0..MEMBERS).map(|_| start()).collect();
+    while !stop.load(Ordering::Relaxed) {
+        let until = Instant::now() + Duration::from_millis(3000 + dice.below(5000));
+        while Instant::now() < until && !stop.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        if !world.sending.load(Ordering::Relaxed) {
+            continue;
+        }
+        let index = usize::try_from(dice.below(MEMBERS as u64)).unwrap();
+        let how = [End::Close, End::Drop, End::Die][usize::try_from(dice.below(3)).unwrap()];
+        alive.swap_remove(index).end(how);
+        alive.push(start());
+    }
+    for member in alive {
+        member.end(End::Close);
+    }
+    lives
+}
+
+/// When the group had committed everything; `None` if it never came there.
+async fn caught_up(
+    world: &World,
+    admin: &dtkafka::KafkaAdmin,
+    log: &std::collections::BTreeMap<judge::Place, Vec<(i64, judge::Record)>>,
+) -> Option<Instant> {
+    let ends: Vec<_> =
+        log.iter().filter_map(|(place, records)| Some((*place, records.last()?.0 + 1))).collect();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while Instant::now() < deadline {
+        if let Ok(offsets) = admin.group_offsets(GROUP).await {
+            let at = |place| offsets.get(&world.partition(place)).map_or(0, |offset| offset.offset);
+            if ends.iter().all(|(place, end)| at(*place) == *end) {
+                return Some(Instant::now());
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    None
+}
+
+/// Counts the WARN and ERROR lines of the clients, and prints them where `DTKAFKA_CHAOS_LOG` is set.
+fn count_warnings() -> Arc<AtomicUsize> {
+    let count = Arc::new(AtomicUsize::new(0));
+    let lines = Arc::clone(&count);
+    let shown = env::var_os("DTKAFKA_CHAOS_LOG").is_some();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_ansi(false)
+        .with_writer(move || Lines { count: Arc::clone(&lines), shown })
+        .init();
+    count
+}
+
+struct Lines {
+    count: Arc<AtomicUsize>,
+    shown: bool,
+}
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.count.fetch_add(bytes.iter().filter(|byte| **byte == b'\n').count(), Ordering::Relaxed);
+        if self.shown { std::io::stderr().write(bytes) } else { Ok(bytes.len()) }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
