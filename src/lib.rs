@@ -71,7 +71,6 @@ mod producer;
 mod race;
 mod record;
 mod time;
-#[allow(dead_code, unused_imports, reason = "the call sites follow")]
 mod wire;
 
 pub use admin::{

@@ -102,14 +102,14 @@ impl KafkaAdmin {
             let version = connection.version::<wire::OffsetFetchRequest>();
             // KIP-709: from version 8 on, one request asks about several groups. No topics means all of them.
             let request = if version.is_some_and(|version| version >= 8) {
-                let asked = wire::offset_fetch_request::OffsetFetchRequestGroup::default()
-                    .with_group_id(kafka_string(group).into())
-                    .with_topics(None);
-                wire::OffsetFetchRequest::default().with_groups(vec![asked])
+                let asked = wire::offset_fetch_request::OffsetFetchRequestGroup {
+                    group_id: kafka_string(group),
+                    topics: None,
+                    ..Default::default()
+                };
+                wire::OffsetFetchRequest { groups: vec![asked], ..Default::default() }
             } else {
-                wire::OffsetFetchRequest::default()
-                    .with_group_id(kafka_string(group).into())
-                    .with_topics(None)
+                wire::OffsetFetchRequest { group_id: kafka_string(group), topics: None, ..Default::default() }
             };
             committed_offsets(connection.call(request, until).await?)
         })
@@ -181,7 +181,7 @@ impl KafkaAdmin {
     pub async fn describe_group(&self, group: &str) -> Result<GroupDescription> {
         retry!(self, At::Coordinator(group), |connection, until| {
             let request =
-                wire::DescribeGroupsRequest::default().with_groups(vec![kafka_string(group).into()]);
+                wire::DescribeGroupsRequest { groups: vec![kafka_string(group)], ..Default::default() };
             let mut answer = connection.call(request, until).await?;
             let described = answer
                 .groups
@@ -244,8 +244,8 @@ impl KafkaAdmin {
         for group in groups {
             let group = group.into();
             let outcome = retry!(self, At::Coordinator(&group), |connection, until| {
-                let names = vec![kafka_string(&group).into()];
-                let request = wire::DeleteGroupsRequest::default().with_groups_names(names);
+                let names = vec![kafka_string(&group)];
+                let request = wire::DeleteGroupsRequest { groups_names: names };
                 let mut answer = connection.call(request, until).await?;
                 let result = answer.results.pop();
                 let result =
@@ -310,18 +310,19 @@ fn list_offsets(partitions: &[&TopicPartition]) -> wire::ListOffsetsRequest {
     use wire::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
     let mut topics: BTreeMap<&str, Vec<ListOffsetsPartition>> = BTreeMap::new();
     for partition in partitions {
-        let asked = ListOffsetsPartition::default()
-            .with_partition_index(partition.partition)
-            .with_current_leader_epoch(-1)
-            .with_timestamp(LATEST);
+        let asked = ListOffsetsPartition {
+            partition_index: partition.partition,
+            current_leader_epoch: -1,
+            timestamp: LATEST,
+        };
         topics.entry(&partition.topic).or_default().push(asked);
     }
-    let topic = |(name, partitions): (&str, _)| {
-        ListOffsetsTopic::default().with_name(kafka_string(name).into()).with_partitions(partitions)
-    };
-    wire::ListOffsetsRequest::default()
-        .with_replica_id((-1).into())
-        .with_topics(topics.into_iter().map(topic).collect())
+    let topic = |(name, partitions): (&str, _)| ListOffsetsTopic { name: kafka_string(name), partitions };
+    wire::ListOffsetsRequest {
+        replica_id: -1,
+        topics: topics.into_iter().map(topic).collect(),
+        ..Default::default()
+    }
 }
 
 fn read_list_offsets(
@@ -377,24 +378,30 @@ mod tests {
 
     #[test]
     fn both_layouts_of_committed_offsets_are_read_and_what_was_never_committed_is_left_out() {
-        let name = || kafka_string("orders").into();
-        let old = |partition, offset| {
-            let row = OffsetFetchResponsePartition::default();
-            row.with_partition_index(partition).with_committed_offset(offset).with_committed_leader_epoch(4)
+        let name = || kafka_string("orders");
+        let old = |partition, offset| OffsetFetchResponsePartition {
+            partition_index: partition,
+            committed_offset: offset,
+            committed_leader_epoch: 4,
+            ..Default::default()
         };
-        let topic = OffsetFetchResponseTopic::default()
-            .with_name(name())
-            .with_partitions(vec![old(0, 7), old(1, -1)]);
-        let old = committed_offsets(wire::OffsetFetchResponse::default().with_topics(vec![topic])).unwrap();
-        let new = |partition, offset| {
-            let row = OffsetFetchResponsePartitions::default();
-            row.with_partition_index(partition).with_committed_offset(offset).with_committed_leader_epoch(4)
+        let topic = OffsetFetchResponseTopic { name: name(), partitions: vec![old(0, 7), old(1, -1)] };
+        let old = committed_offsets(wire::OffsetFetchResponse { topics: vec![topic], ..Default::default() })
+            .unwrap();
+        let new = |partition, offset| OffsetFetchResponsePartitions {
+            partition_index: partition,
+            committed_offset: offset,
+            committed_leader_epoch: 4,
+            ..Default::default()
         };
-        let topic = OffsetFetchResponseTopics::default()
-            .with_name(name())
-            .with_partitions(vec![new(0, 7), new(1, -1)]);
-        let group = OffsetFetchResponseGroup::default().with_topics(vec![topic]);
-        let new = committed_offsets(wire::OffsetFetchResponse::default().with_groups(vec![group])).unwrap();
+        let topic = OffsetFetchResponseTopics {
+            name: name(),
+            partitions: vec![new(0, 7), new(1, -1)],
+            ..Default::default()
+        };
+        let group = OffsetFetchResponseGroup { topics: vec![topic], ..Default::default() };
+        let new = committed_offsets(wire::OffsetFetchResponse { groups: vec![group], ..Default::default() })
+            .unwrap();
         assert_eq!(old, new);
         let offset = CommittedOffset { offset: 7, leader_epoch: Some(4), metadata: String::new() };
         assert!(new.into_iter().eq([(TopicPartition::new("orders", 0), offset)]));
@@ -402,15 +409,17 @@ mod tests {
 
     #[test]
     fn an_error_for_the_group_or_for_a_partition_is_an_error() {
-        let group = OffsetFetchResponseGroup::default().with_error_code(16);
+        let group = OffsetFetchResponseGroup { error_code: 16, ..Default::default() };
         let error =
-            committed_offsets(wire::OffsetFetchResponse::default().with_groups(vec![group])).unwrap_err();
+            committed_offsets(wire::OffsetFetchResponse { groups: vec![group], ..Default::default() })
+                .unwrap_err();
         assert!(error.is_retriable(), "{error}");
-        let row = OffsetFetchResponsePartitions::default().with_partition_index(3).with_error_code(29);
-        let topic = OffsetFetchResponseTopics::default().with_partitions(vec![row]);
-        let group = OffsetFetchResponseGroup::default().with_topics(vec![topic]);
+        let row = OffsetFetchResponsePartitions { partition_index: 3, error_code: 29, ..Default::default() };
+        let topic = OffsetFetchResponseTopics { partitions: vec![row], ..Default::default() };
+        let group = OffsetFetchResponseGroup { topics: vec![topic], ..Default::default() };
         let error =
-            committed_offsets(wire::OffsetFetchResponse::default().with_groups(vec![group])).unwrap_err();
+            committed_offsets(wire::OffsetFetchResponse { groups: vec![group], ..Default::default() })
+                .unwrap_err();
         assert_eq!(error.partition(), Some(3));
     }
 }

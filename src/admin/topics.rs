@@ -58,16 +58,17 @@ impl NewTopic {
     }
 
     fn to_wire(&self) -> CreatableTopic {
-        let config = |(name, value): (&String, &String)| {
-            CreatableTopicConfig::default()
-                .with_name(kafka_string(name))
-                .with_value(Some(kafka_string(value)))
+        let config = |(name, value): (&String, &String)| CreatableTopicConfig {
+            name: kafka_string(name),
+            value: Some(kafka_string(value)),
         };
-        CreatableTopic::default()
-            .with_name(kafka_string(&self.name).into())
-            .with_num_partitions(self.partitions)
-            .with_replication_factor(self.replication_factor)
-            .with_configs(self.configs.iter().map(config).collect())
+        CreatableTopic {
+            name: kafka_string(&self.name),
+            num_partitions: self.partitions,
+            replication_factor: self.replication_factor,
+            configs: self.configs.iter().map(config).collect(),
+            ..Default::default()
+        }
     }
 }
 
@@ -141,9 +142,11 @@ impl KafkaAdmin {
             topics.into_iter().map(|topic| (topic.name.clone(), topic)).collect();
         let mut done = BTreeMap::new();
         retry!(self, At::Controller, |connection, until| {
-            let request = wire::CreateTopicsRequest::default()
-                .with_topics(left.values().map(NewTopic::to_wire).collect())
-                .with_timeout_ms(millis(until.saturating_duration_since(time::now())));
+            let request = wire::CreateTopicsRequest {
+                topics: left.values().map(NewTopic::to_wire).collect(),
+                timeout_ms: millis(until.saturating_duration_since(time::now())),
+                ..Default::default()
+            };
             let answer = connection.call(request, until).await?;
             let outcomes = answer.topics.into_iter().map(|topic| {
                 let error = broker_error("CreateTopics", topic.error_code, topic.error_message.as_deref());
@@ -180,18 +183,20 @@ impl KafkaAdmin {
         let mut left: BTreeMap<String, ()> = topics.into_iter().map(|topic| (topic.into(), ())).collect();
         let mut done = BTreeMap::new();
         retry!(self, At::Controller, |connection, until| {
-            let request = wire::DeleteTopicsRequest::default()
-                .with_timeout_ms(millis(until.saturating_duration_since(time::now())));
-            let version = connection.version::<wire::DeleteTopicsRequest>();
-            let request = if version.is_some_and(|version| version >= 6) {
-                let topic = |name: &String| {
-                    wire::delete_topics_request::DeleteTopicState::default()
-                        .with_name(Some(kafka_string(name).into()))
-                };
-                request.with_topics(left.keys().map(topic).collect())
-            } else {
-                request.with_topic_names(left.keys().map(|name| kafka_string(name).into()).collect())
+            let mut request = wire::DeleteTopicsRequest {
+                timeout_ms: millis(until.saturating_duration_since(time::now())),
+                ..Default::default()
             };
+            let version = connection.version::<wire::DeleteTopicsRequest>();
+            if version.is_some_and(|version| version >= 6) {
+                let topic = |name: &String| wire::delete_topics_request::DeleteTopicState {
+                    name: Some(kafka_string(name)),
+                    ..Default::default()
+                };
+                request.topics = left.keys().map(topic).collect();
+            } else {
+                request.topic_names = left.keys().map(|name| kafka_string(name)).collect();
+            }
             let answer = connection.call(request, until).await?;
             let outcomes = answer.responses.into_iter().filter_map(|topic| {
                 let error = broker_error("DeleteTopics", topic.error_code, topic.error_message.as_deref());
@@ -225,7 +230,8 @@ impl KafkaAdmin {
         &self,
         topics: impl IntoIterator<Item = impl AsRef<str>>,
     ) -> Result<BTreeMap<String, Result<TopicDescription>>> {
-        let topic = |name: &str| MetadataRequestTopic::default().with_name(Some(kafka_string(name).into()));
+        let topic =
+            |name: &str| MetadataRequestTopic { name: Some(kafka_string(name)), ..Default::default() };
         let topics: Vec<_> = topics.into_iter().map(|name| topic(name.as_ref())).collect();
         if topics.is_empty() {
             // An empty list means every topic to brokers that speak version 0.
@@ -254,11 +260,12 @@ impl KafkaAdmin {
     /// Can be dropped at any time.
     pub async fn describe_topic_configs(&self, topic: &str) -> Result<BTreeMap<String, ConfigEntry>> {
         retry!(self, At::Any, |connection, until| {
-            let resource = DescribeConfigsResource::default()
-                .with_resource_type(TOPIC_RESOURCE)
-                .with_resource_name(kafka_string(topic))
-                .with_configuration_keys(None);
-            let request = wire::DescribeConfigsRequest::default().with_resources(vec![resource]);
+            let resource = DescribeConfigsResource {
+                resource_type: TOPIC_RESOURCE,
+                resource_name: kafka_string(topic),
+                configuration_keys: None,
+            };
+            let request = wire::DescribeConfigsRequest { resources: vec![resource], ..Default::default() };
             let mut answer = connection.call(request, until).await?;
             let result = answer
                 .results
@@ -286,9 +293,11 @@ impl KafkaAdmin {
         topics: Option<Vec<MetadataRequestTopic>>,
     ) -> Result<BTreeMap<String, Result<TopicDescription>>> {
         retry!(self, At::Any, |connection, until| {
-            let request = wire::MetadataRequest::default()
-                .with_topics(topics.clone())
-                .with_allow_auto_topic_creation(false);
+            let request = wire::MetadataRequest {
+                topics: topics.clone(),
+                allow_auto_topic_creation: false,
+                ..Default::default()
+            };
             let answer = connection.call(request, until).await?;
             let named = answer.topics.into_iter().filter_map(|topic| {
                 let name = topic.name.as_ref()?.to_string();
@@ -309,10 +318,10 @@ fn description(name: &str, topic: wire::metadata_response::MetadataResponseTopic
         .into_iter()
         .map(|partition| PartitionDescription {
             partition: partition.partition_index,
-            leader: (partition.leader_id.0 >= 0).then_some(partition.leader_id.0),
+            leader: (partition.leader_id >= 0).then_some(partition.leader_id),
             leader_epoch: (partition.leader_epoch >= 0).then_some(partition.leader_epoch),
-            replicas: partition.replica_nodes.into_iter().map(|id| id.0).collect(),
-            in_sync_replicas: partition.isr_nodes.into_iter().map(|id| id.0).collect(),
+            replicas: partition.replica_nodes,
+            in_sync_replicas: partition.isr_nodes,
         })
         .collect();
     partitions.sort_by_key(|partition| partition.partition);
@@ -395,10 +404,15 @@ mod tests {
     #[test]
     fn partitions_are_described_in_order_and_without_a_leader_that_is_not_there() {
         use wire::metadata_response::{MetadataResponsePartition, MetadataResponseTopic};
-        let partition = |index: i32, leader: i32| {
-            MetadataResponsePartition::default().with_partition_index(index).with_leader_id(leader.into())
+        let partition = |index: i32, leader: i32| MetadataResponsePartition {
+            partition_index: index,
+            leader_id: leader,
+            ..Default::default()
         };
-        let topic = MetadataResponseTopic::default().with_partitions(vec![partition(1, 7), partition(0, -1)]);
+        let topic = MetadataResponseTopic {
+            partitions: vec![partition(1, 7), partition(0, -1)],
+            ..Default::default()
+        };
         let description = description("orders", topic);
         let leaders: Vec<_> = description.partitions.iter().map(|p| (p.partition, p.leader)).collect();
         assert_eq!(leaders, [(0, None), (1, Some(7))]);

@@ -5,10 +5,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+pub(crate) use crate::error::code::UNKNOWN_TOPIC_OR_PARTITION;
 use crate::{
     config::settings::Address,
-    connection::api::{error_is_retriable, wire},
     error::{Error, ErrorCode},
+    wire,
 };
 
 /// What a client knows of the cluster at one moment.
@@ -84,7 +85,7 @@ impl Metadata {
     /// Why a topic cannot be used, if waiting will not help.
     pub(crate) fn permanent_error(&self, topic: &str) -> Option<Error> {
         let code = self.topics.get(topic)?.error?;
-        (!error_is_retriable(code.0)).then(|| topic_error(topic, code))
+        (!code.is_retriable()).then(|| topic_error(topic, code))
     }
 
     /// The snapshot after an answer about the topics `asked`.
@@ -95,7 +96,7 @@ impl Metadata {
             .map(|broker| {
                 let port = u16::try_from(broker.port).unwrap_or_default();
                 let address = Address { host: broker.host.to_string(), port };
-                (broker.node_id.0, Broker { address, rack: broker.rack.map(|rack| rack.to_string()) })
+                (broker.node_id, Broker { address, rack: broker.rack.map(|rack| rack.to_string()) })
             })
             .collect();
         // What nobody asked about this time stays as it was.
@@ -111,7 +112,7 @@ impl Metadata {
         Self {
             version: self.version + 1,
             cluster_id: answer.cluster_id.map(|id| id.to_string()),
-            controller: (answer.controller_id.0 >= 0).then_some(answer.controller_id.0),
+            controller: (answer.controller_id >= 0).then_some(answer.controller_id),
             brokers,
             topics,
         }
@@ -119,7 +120,7 @@ impl Metadata {
 }
 
 fn merge_topic(known: Option<&Topic>, answer: wire::metadata_response::MetadataResponseTopic) -> Topic {
-    let id = answer.topic_id.into_bytes();
+    let id = answer.topic_id.0;
     // KIP-516: epochs compare only within one life of the topic.
     let known = known.filter(|known| known.id == id);
     // A topic has fewer partitions than the answer has bytes, so this cannot grow by an unchecked number.
@@ -130,10 +131,10 @@ fn merge_topic(known: Option<&Topic>, answer: wire::metadata_response::MetadataR
             continue;
         };
         let fresh = Partition {
-            leader: (partition.leader_id.0 >= 0).then_some(partition.leader_id.0),
+            leader: (partition.leader_id >= 0).then_some(partition.leader_id),
             leader_epoch: partition.leader_epoch,
-            replicas: partition.replica_nodes.into_iter().map(|id| id.0).collect(),
-            in_sync_replicas: partition.isr_nodes.into_iter().map(|id| id.0).collect(),
+            replicas: partition.replica_nodes,
+            in_sync_replicas: partition.isr_nodes,
         };
         let newer = known
             .and_then(|known| known.partitions.get(index))
@@ -144,8 +145,6 @@ fn merge_topic(known: Option<&Topic>, answer: wire::metadata_response::MetadataR
     let error = (answer.error_code != 0).then_some(ErrorCode(answer.error_code));
     Topic { id, error, partitions }
 }
-
-pub(crate) const UNKNOWN_TOPIC_OR_PARTITION: i16 = 3;
 
 /// The error of a topic in a metadata answer, with the usual remedy.
 pub(crate) fn topic_error(topic: &str, code: ErrorCode) -> Error {
@@ -162,33 +161,34 @@ pub(crate) fn topic_error(topic: &str, code: ErrorCode) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use kafka_protocol::{
-        messages::metadata_response::{
-            MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
-        },
-        protocol::StrBytes,
+    use super::*;
+    use crate::wire::metadata_response::{
+        MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
     };
 
-    use super::*;
-
     fn topic(name: &str, leaders: &[(i32, i32)]) -> MetadataResponseTopic {
-        let partitions = leaders.iter().enumerate().map(|(index, (leader, epoch))| {
-            MetadataResponsePartition::default()
-                .with_partition_index(index as i32)
-                .with_leader_id((*leader).into())
-                .with_leader_epoch(*epoch)
-        });
-        MetadataResponseTopic::default()
-            .with_name(Some(StrBytes::from_string(name.to_owned()).into()))
-            .with_partitions(partitions.collect())
+        let partitions =
+            leaders.iter().enumerate().map(|(index, (leader, epoch))| MetadataResponsePartition {
+                partition_index: index as i32,
+                leader_id: *leader,
+                leader_epoch: *epoch,
+                ..Default::default()
+            });
+        MetadataResponseTopic {
+            name: Some(name.into()),
+            partitions: partitions.collect(),
+            ..Default::default()
+        }
     }
 
     fn answer(topics: Vec<MetadataResponseTopic>) -> wire::MetadataResponse {
-        let broker = MetadataResponseBroker::default()
-            .with_node_id(1.into())
-            .with_host(StrBytes::from_static_str("b1"))
-            .with_port(9092);
-        wire::MetadataResponse::default().with_brokers(vec![broker]).with_topics(topics)
+        let broker = MetadataResponseBroker {
+            node_id: 1,
+            host: wire::Str::from_static("b1"),
+            port: 9092,
+            ..Default::default()
+        };
+        wire::MetadataResponse { brokers: vec![broker], topics, ..Default::default() }
     }
 
     #[test]
@@ -204,8 +204,7 @@ mod tests {
     fn a_topic_made_again_starts_its_epochs_again() {
         let first = Metadata::default().merge(answer(vec![topic("orders", &[(2, 5)])]), &[]);
         let mut again = topic("orders", &[(1, 0)]);
-        // The wire type's own UUID, without naming its crate.
-        again.topic_id = "09090909-0909-0909-0909-090909090909".parse().unwrap();
+        again.topic_id = wire::Uuid([9; 16]);
         let second = first.merge(answer(vec![again]), &[]);
         assert_eq!(second.leader("orders", 0), Some((1, 0)));
     }

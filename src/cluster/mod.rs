@@ -223,15 +223,15 @@ impl Cluster {
         let key = kafka_string(group);
         // KIP-699: from version 4 on, one request asks for several keys.
         let request = if connection.version::<wire::FindCoordinatorRequest>().is_some_and(|v| v >= 4) {
-            wire::FindCoordinatorRequest::default().with_coordinator_keys(vec![key])
+            wire::FindCoordinatorRequest { coordinator_keys: vec![key], ..Default::default() }
         } else {
-            wire::FindCoordinatorRequest::default().with_key(key)
+            wire::FindCoordinatorRequest { key, ..Default::default() }
         };
         let deadline = deadline.min(time::now() + self.settings().request_timeout);
         let mut answer = connection.call(request, deadline).await?;
         let (code, id, host, port) = match answer.coordinators.pop() {
-            Some(found) => (found.error_code, found.node_id.0, found.host, found.port),
-            None => (answer.error_code, answer.node_id.0, answer.host, answer.port),
+            Some(found) => (found.error_code, found.node_id, found.host, found.port),
+            None => (answer.error_code, answer.node_id, answer.host, answer.port),
         };
         if code != 0 {
             let error = Error::from_code("FindCoordinator", code);
@@ -306,8 +306,8 @@ fn missing_topic(metadata: &Metadata, topic: &Arc<str>, cause: Option<Error>) ->
 }
 
 /// A string for the wire.
-pub(crate) fn kafka_string(text: &str) -> kafka_protocol::protocol::StrBytes {
-    kafka_protocol::protocol::StrBytes::from_string(text.to_owned())
+pub(crate) fn kafka_string(text: &str) -> wire::Str {
+    text.into()
 }
 
 /// Kafka counts time-outs in `i32` milliseconds.

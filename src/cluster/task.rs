@@ -55,14 +55,17 @@ async fn fetch(shared: &Shared, ask: &Ask) -> Result<wire::MetadataResponse> {
     let deadline = time::now() + shared.settings.request_timeout;
     let connection = shared.any_connection(deadline).await?;
     let topics = {
-        let topic = |name: &Arc<str>| {
-            wire::metadata_request::MetadataRequestTopic::default().with_name(Some(kafka_string(name).into()))
+        let topic = |name: &Arc<str>| wire::metadata_request::MetadataRequestTopic {
+            name: Some(kafka_string(name)),
+            ..Default::default()
         };
         ask.topics.iter().map(topic).collect()
     };
-    let request = wire::MetadataRequest::default()
-        .with_topics(Some(topics))
-        .with_allow_auto_topic_creation(shared.settings.allow_auto_create_topics);
+    let request = wire::MetadataRequest {
+        topics: Some(topics),
+        allow_auto_topic_creation: shared.settings.allow_auto_create_topics,
+        ..Default::default()
+    };
     connection.call(request, deadline).await
 }
 

@@ -1,16 +1,12 @@
-//! The one file that names `kafka-protocol` and rskafka's messenger: one table row per API, and the bridge between the two.
+//! The one file that names rskafka's messenger: the bridge from the messages of [`wire`] to it.
 //!
-//! Requests and answers are `kafka-protocol`'s generated types ([`wire`]); framing and correlation are rskafka's. Answers
-//! are decoded from one shared buffer, so the record bytes of a fetch are slices of it and are never copied.
+//! Framing and correlation are rskafka's. Answers are decoded from one shared buffer, so the record bytes of a fetch are
+//! slices of it and are never copied.
 //! Never put policy here: no retries, no deadlines, no choice of broker.
 
 use std::{collections::HashMap, io::Cursor, marker::PhantomData, sync::Arc};
 
 use bytes::{Buf, Bytes};
-use kafka_protocol::{
-    ResponseError,
-    protocol::{Decodable, Encodable},
-};
 use rskafka::{
     messenger::{Messenger, RequestError},
     protocol::{
@@ -25,159 +21,8 @@ use rskafka::{
     },
 };
 
-pub(crate) use kafka_protocol::{messages as wire, protocol::StrBytes};
-
 use super::stream::Stream;
-
-/// The broker's error codes that this layer acts on itself.
-pub(crate) const UNSUPPORTED_VERSION: i16 = 35;
-pub(crate) const SASL_AUTHENTICATION_FAILED: i16 = 58;
-pub(crate) const ILLEGAL_SASL_STATE: i16 = 34;
-pub(crate) const UNSUPPORTED_SASL_MECHANISM: i16 = 33;
-
-/// Kafka's name of an error code.
-pub(crate) fn error_name(code: i16) -> String {
-    match ResponseError::try_from_code(code) {
-        None => "None".to_owned(),
-        Some(error) => format!("{error:?}"),
-    }
-}
-
-/// Whether the protocol guide calls an error code retriable.
-pub(crate) fn error_is_retriable(code: i16) -> bool {
-    ResponseError::try_from_code(code).is_some_and(|error| error.is_retriable())
-}
-
-/// A request that [`Connection::call`](super::Connection::call) can send, in the versions this crate speaks.
-pub(crate) trait Api: Encodable + Send + 'static {
-    /// The answer.
-    type Response: Decodable + Send + 'static;
-    /// Kafka's number of the API.
-    const KEY: i16;
-    /// Kafka's name of the API, for errors and logs.
-    const NAME: &'static str;
-    /// The lowest version this crate speaks.
-    const MIN: i16;
-    /// The highest version this crate speaks.
-    const MAX: i16;
-    /// The first version with tagged fields (KIP-482): from there on the request header is version 2 and the response
-    /// header version 1.
-    const FLEXIBLE: i16;
-    /// The same for the response header, which differs for ApiVersions only.
-    const RESPONSE_FLEXIBLE: i16 = Self::FLEXIBLE;
-
-    /// For how many milliseconds the broker wants to be left alone (KIP-219); 0 where the answer cannot say.
-    fn throttle_time_ms(answer: &Self::Response) -> i32;
-
-    /// The version an answer is written in, given the version asked for and the bytes of the answer.
-    fn answer_version(asked: i16, _body: &[u8]) -> i16 {
-        asked
-    }
-}
-
-/// No version of the API has tagged fields.
-const NEVER: i16 = i16::MAX;
-
-macro_rules! throttle_time {
-    ($answer:ident) => {
-        $answer.throttle_time_ms
-    };
-    ($answer:ident, $none:literal) => {{
-        let _ = $answer;
-        $none
-    }};
-}
-
-macro_rules! apis {
-    ($($name:ident = $key:literal, $min:literal..=$max:literal, flexible $flexible:expr, $request:ident => $response:ident $(, throttle $none:literal)?;)*) => {
-        $(impl Api for wire::$request {
-            type Response = wire::$response;
-            const KEY: i16 = $key;
-            const NAME: &'static str = stringify!($name);
-            const MIN: i16 = $min;
-            const MAX: i16 = $max;
-            const FLEXIBLE: i16 = $flexible;
-
-            fn throttle_time_ms(answer: &Self::Response) -> i32 {
-                throttle_time!(answer $(, $none)?)
-            }
-        })*
-
-        /// The name of an API by its key, for logs.
-        #[cfg(test)]
-        pub(crate) const NAMES: &[(i16, &str)] = &[$(($key, stringify!($name)),)* (18, "ApiVersions")];
-
-        #[cfg(test)]
-        fn check_rows(check: &mut impl tests::Check) {
-            $(check.row::<wire::$request>();)*
-            check.row::<wire::ApiVersionsRequest>();
-        }
-    };
-}
-
-apis! {
-    // Version 13 names topics by id alone.
-    Produce = 0, 3..=12, flexible 9, ProduceRequest => ProduceResponse;
-    // Versions from 13 on name topics by id alone, and a topic made anew would need its own handling in the session.
-    Fetch = 1, 4..=12, flexible 12, FetchRequest => FetchResponse;
-    ListOffsets = 2, 1..=10, flexible 6, ListOffsetsRequest => ListOffsetsResponse;
-    Metadata = 3, 0..=13, flexible 9, MetadataRequest => MetadataResponse;
-    // Version 10 names topics by id.
-    OffsetCommit = 8, 2..=9, flexible 8, OffsetCommitRequest => OffsetCommitResponse;
-    // Version 8 asks for several groups at once: another layout.
-    OffsetFetch = 9, 1..=9, flexible 6, OffsetFetchRequest => OffsetFetchResponse;
-    // Version 4 asks for several keys at once: another layout.
-    FindCoordinator = 10, 0..=6, flexible 3, FindCoordinatorRequest => FindCoordinatorResponse;
-    JoinGroup = 11, 0..=9, flexible 6, JoinGroupRequest => JoinGroupResponse;
-    Heartbeat = 12, 0..=4, flexible 4, HeartbeatRequest => HeartbeatResponse;
-    LeaveGroup = 13, 0..=5, flexible 4, LeaveGroupRequest => LeaveGroupResponse;
-    SyncGroup = 14, 0..=5, flexible 4, SyncGroupRequest => SyncGroupResponse;
-    DescribeGroups = 15, 0..=6, flexible 5, DescribeGroupsRequest => DescribeGroupsResponse;
-    ListGroups = 16, 0..=5, flexible 3, ListGroupsRequest => ListGroupsResponse;
-    SaslHandshake = 17, 1..=1, flexible NEVER, SaslHandshakeRequest => SaslHandshakeResponse, throttle 0;
-    CreateTopics = 19, 2..=7, flexible 5, CreateTopicsRequest => CreateTopicsResponse;
-    // Version 6 has `topics` in place of `topic_names`.
-    DeleteTopics = 20, 1..=6, flexible 4, DeleteTopicsRequest => DeleteTopicsResponse;
-    DeleteRecords = 21, 0..=2, flexible 2, DeleteRecordsRequest => DeleteRecordsResponse;
-    InitProducerId = 22, 0..=5, flexible 2, InitProducerIdRequest => InitProducerIdResponse;
-    OffsetForLeaderEpoch = 23, 2..=4, flexible 4, OffsetForLeaderEpochRequest => OffsetForLeaderEpochResponse;
-    // Version 4 is the brokers' own.
-    AddPartitionsToTxn = 24, 0..=3, flexible 3, AddPartitionsToTxnRequest => AddPartitionsToTxnResponse;
-    AddOffsetsToTxn = 25, 0..=4, flexible 3, AddOffsetsToTxnRequest => AddOffsetsToTxnResponse;
-    // Version 5 bumps the epoch with every transaction (KIP-890, part 2), and needs a producer that follows it.
-    EndTxn = 26, 0..=4, flexible 3, EndTxnRequest => EndTxnResponse;
-    // Version 5 adds the offsets to the transaction by itself (KIP-890, part 2).
-    TxnOffsetCommit = 28, 0..=4, flexible 3, TxnOffsetCommitRequest => TxnOffsetCommitResponse;
-    DescribeConfigs = 32, 1..=4, flexible 4, DescribeConfigsRequest => DescribeConfigsResponse;
-    SaslAuthenticate = 36, 0..=2, flexible 2, SaslAuthenticateRequest => SaslAuthenticateResponse, throttle 0;
-    CreatePartitions = 37, 0..=3, flexible 2, CreatePartitionsRequest => CreatePartitionsResponse;
-    DeleteGroups = 42, 0..=2, flexible 2, DeleteGroupsRequest => DeleteGroupsResponse;
-    IncrementalAlterConfigs = 44, 0..=1, flexible 1, IncrementalAlterConfigsRequest => IncrementalAlterConfigsResponse;
-    OffsetDelete = 47, 0..=0, flexible NEVER, OffsetDeleteRequest => OffsetDeleteResponse;
-    DescribeCluster = 60, 0..=2, flexible 0, DescribeClusterRequest => DescribeClusterResponse;
-    ConsumerGroupHeartbeat = 68, 0..=1, flexible 0, ConsumerGroupHeartbeatRequest => ConsumerGroupHeartbeatResponse;
-}
-
-impl Api for wire::ApiVersionsRequest {
-    type Response = wire::ApiVersionsResponse;
-    const KEY: i16 = 18;
-    const NAME: &'static str = "ApiVersions";
-    const MIN: i16 = 0;
-    // Version 4 (Kafka 3.8) only lets a feature's minimum be 0, and costs a round trip on every older broker.
-    const MAX: i16 = 3;
-    const FLEXIBLE: i16 = 3;
-    // KIP-511: the answer keeps header version 0, so that a client can read it before it knows the broker.
-    const RESPONSE_FLEXIBLE: i16 = NEVER;
-
-    fn throttle_time_ms(answer: &Self::Response) -> i32 {
-        answer.throttle_time_ms
-    }
-
-    /// KIP-511: a broker that does not know the version answers UNSUPPORTED_VERSION in version 0.
-    fn answer_version(asked: i16, body: &[u8]) -> i16 {
-        if body.starts_with(&UNSUPPORTED_VERSION.to_be_bytes()) { 0 } else { asked }
-    }
-}
+pub(crate) use crate::wire::{self, Api};
 
 /// The versions a broker offers: `(lowest, highest)` by API key.
 pub(crate) type Versions = std::collections::BTreeMap<i16, (i16, i16)>;
@@ -229,7 +74,15 @@ impl Channel {
     /// Sends a request and waits for its answer. Dropping the future never leaves half a request on the wire. In which order
     /// several at once are written is the runtime's; see [`order`](super::order).
     pub(crate) async fn request<R: Api>(&self, request: R) -> Result<R::Response, ChannelError> {
-        match self.0.request(Request(request)).await {
+        self.request_up_to::<{ i16::MAX }, R>(request).await
+    }
+
+    /// As [`request`](Self::request), in version `MAX` at most.
+    pub(crate) async fn request_up_to<const MAX: i16, R: Api>(
+        &self,
+        request: R,
+    ) -> Result<R::Response, ChannelError> {
+        match self.0.request(Request::<MAX, R>(request)).await {
             Ok(answer) => Ok(answer.0),
             Err(error) => Err(channel_error(&error)),
         }
@@ -266,25 +119,23 @@ fn channel_error(error: &RequestError) -> ChannelError {
 }
 
 /// A wire request as rskafka wants it.
-struct Request<R>(R);
+struct Request<const MAX: i16, R>(R);
 
 /// A wire answer as rskafka wants it.
 struct Answer<R: Api>(R::Response, PhantomData<fn() -> R>);
 
-impl<R: Api> RequestBody for Request<R> {
+impl<const MAX: i16, R: Api> RequestBody for Request<MAX, R> {
     type ResponseBody = Answer<R>;
     const API_KEY: ApiKey = ApiKey::Unknown(Int16(R::KEY));
-    const API_VERSION_RANGE: ApiVersionRange = ApiVersionRange::new(version(R::MIN), version(R::MAX));
+    const API_VERSION_RANGE: ApiVersionRange =
+        ApiVersionRange::new(version(R::MIN), version(if MAX < R::MAX { MAX } else { R::MAX }));
     const FIRST_TAGGED_FIELD_IN_REQUEST_VERSION: ApiVersion = version(R::FLEXIBLE);
     const FIRST_TAGGED_FIELD_IN_RESPONSE_VERSION: ApiVersion = version(R::RESPONSE_FLEXIBLE);
 }
 
-impl<R: Api> WriteVersionedType<Vec<u8>> for Request<R> {
+impl<const MAX: i16, R: Api> WriteVersionedType<Vec<u8>> for Request<MAX, R> {
     fn write_versioned(&self, writer: &mut Vec<u8>, version: ApiVersion) -> Result<(), WriteVersionedError> {
-        let version = version.0.0;
-        let size = self.0.compute_size(version).map_err(malformed_write)?;
-        writer.reserve(size);
-        self.0.encode(writer, version).map_err(malformed_write)
+        self.0.encode(version.0.0, writer).map_err(malformed_write)
     }
 }
 
@@ -300,12 +151,8 @@ impl<R: Api> ReadVersionedType<Cursor<Vec<u8>>> for Answer<R> {
         }
         body.advance(start);
         let version = R::answer_version(version.0.0, &body);
-        let answer = R::Response::decode(&mut body, version)
+        let answer = R::decode(body, version)
             .map_err(|error| malformed_read(format!("version {version}: {error}").into()))?;
-        if !body.is_empty() {
-            let text = format!("version {version}: {} bytes are left over after the answer", body.len());
-            return Err(malformed_read(text.into()));
-        }
         Ok(Self(answer, PhantomData))
     }
 }
@@ -320,43 +167,8 @@ fn malformed_read(error: Box<dyn std::error::Error + Send + Sync>) -> ReadVersio
 
 #[cfg(test)]
 mod tests {
-    use kafka_protocol::protocol::{HeaderVersion, Message, Request as KafkaRequest};
-
     use super::*;
-
-    pub(super) trait Check {
-        fn row<R: Api + KafkaRequest + HeaderVersion + Message>(&mut self)
-        where
-            <R as Api>::Response: HeaderVersion;
-    }
-
-    struct Rows(Vec<&'static str>);
-
-    impl Check for Rows {
-        fn row<R: Api + KafkaRequest + HeaderVersion + Message>(&mut self)
-        where
-            <R as Api>::Response: HeaderVersion,
-        {
-            let name = <R as Api>::NAME;
-            assert_eq!(<R as Api>::KEY, <R as KafkaRequest>::KEY, "key of {name}");
-            assert!(R::VERSIONS.min <= R::MIN && R::MAX <= R::VERSIONS.max, "versions of {name}");
-            for version in R::MIN..=R::MAX {
-                let request = if version >= R::FLEXIBLE { 2 } else { 1 };
-                assert_eq!(R::header_version(version), request, "request header of {name} version {version}");
-                let response = i16::from(version >= R::RESPONSE_FLEXIBLE);
-                let expected = <R as Api>::Response::header_version(version);
-                assert_eq!(expected, response, "response header of {name} version {version}");
-            }
-            self.0.push(name);
-        }
-    }
-
-    #[test]
-    fn every_row_has_the_key_versions_and_header_versions_of_the_protocol() {
-        let mut rows = Rows(Vec::new());
-        check_rows(&mut rows);
-        assert_eq!(rows.0, NAMES.iter().map(|(_, name)| *name).collect::<Vec<_>>());
-    }
+    use crate::error::code::UNSUPPORTED_VERSION;
 
     #[test]
     fn the_highest_common_version_is_used_and_none_where_there_is_none() {
@@ -378,11 +190,17 @@ mod tests {
 
     #[test]
     fn records_of_an_answer_are_a_slice_of_the_answers_own_buffer() {
-        let records = Bytes::from(vec![7u8; 1000]);
-        let partition = wire::fetch_response::PartitionData::default().with_records(Some(records));
-        let topic = wire::fetch_response::FetchableTopicResponse::default().with_partitions(vec![partition]);
+        let partition = wire::fetch_response::PartitionData {
+            records: Some(Bytes::from(vec![7u8; 1000])),
+            ..Default::default()
+        };
+        let topic = wire::fetch_response::FetchableTopicResponse {
+            partitions: vec![partition],
+            ..Default::default()
+        };
+        let answer = wire::FetchResponse { responses: vec![topic], ..Default::default() };
         let mut bytes = vec![0u8; 5];
-        wire::FetchResponse::default().with_responses(vec![topic]).encode(&mut bytes, 12).unwrap();
+        bytes.append(&mut wire::FetchRequest::encode_answer(&answer, 12));
         let range = bytes.as_ptr_range();
         let answer = read::<wire::FetchRequest>(12, 5, bytes).unwrap();
         let records = answer.responses[0].partitions[0].records.clone().unwrap();
@@ -392,8 +210,7 @@ mod tests {
 
     #[test]
     fn leftover_and_missing_bytes_are_protocol_errors() {
-        let mut bytes = Vec::new();
-        wire::HeartbeatResponse::default().encode(&mut bytes, 4).unwrap();
+        let mut bytes = wire::HeartbeatRequest::encode_answer(&Default::default(), 4);
         assert!(read::<wire::HeartbeatRequest>(4, 0, bytes.clone()).is_ok());
         bytes.push(0);
         let error = read::<wire::HeartbeatRequest>(4, 0, bytes.clone()).unwrap_err();
@@ -405,12 +222,14 @@ mod tests {
 
     #[test]
     fn an_unsupported_version_answer_is_read_in_version_0() {
-        let mut bytes = Vec::new();
-        let key = wire::api_versions_response::ApiVersion::default().with_api_key(18).with_max_version(2);
-        let answer = wire::ApiVersionsResponse::default()
-            .with_error_code(UNSUPPORTED_VERSION)
-            .with_api_keys(vec![key]);
-        answer.encode(&mut bytes, 0).unwrap();
+        let key =
+            wire::api_versions_response::ApiVersion { api_key: 18, max_version: 2, ..Default::default() };
+        let answer = wire::ApiVersionsResponse {
+            error_code: UNSUPPORTED_VERSION,
+            api_keys: vec![key],
+            ..Default::default()
+        };
+        let bytes = wire::ApiVersionsRequest::encode_answer(&answer, 0);
         let answer = read::<wire::ApiVersionsRequest>(3, 0, bytes).unwrap();
         assert_eq!((answer.error_code, answer.api_keys[0].max_version), (35, 2));
     }

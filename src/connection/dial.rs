@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, future::Future, sync::Arc, sync::Mutex, time::D
 
 use super::{
     Connection,
-    api::{self, Api, Channel, ChannelError, StrBytes, Versions, wire},
+    api::{self, Api, Channel, ChannelError, Versions, wire},
     fault_error,
     order::Order,
     sasl,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     config::settings::{Address, ClientSettings},
-    error::{Error, ErrorKind, Result, Stage},
+    error::{Error, ErrorKind, Result, Stage, code},
     race,
     time::{Instant, now},
 };
@@ -237,9 +237,11 @@ async fn ask_versions(
     loop {
         channel.set_versions(&Versions::from([(wire::ApiVersionsRequest::KEY, (version, version))]));
         let request = if version >= 3 {
-            wire::ApiVersionsRequest::default()
-                .with_client_software_name(StrBytes::from_static_str(env!("CARGO_PKG_NAME")))
-                .with_client_software_version(StrBytes::from_static_str(env!("CARGO_PKG_VERSION")))
+            wire::ApiVersionsRequest {
+                client_software_name: wire::Str::from_static(env!("CARGO_PKG_NAME")),
+                client_software_version: wire::Str::from_static(env!("CARGO_PKG_VERSION")),
+                ..Default::default()
+            }
         } else {
             wire::ApiVersionsRequest::default()
         };
@@ -259,7 +261,7 @@ async fn ask_versions(
                     .map(|feature| (feature.name.to_string(), feature.max_version_level));
                 return Ok((offered, features.collect()));
             }
-            api::UNSUPPORTED_VERSION if version > 0 => {
+            code::UNSUPPORTED_VERSION if version > 0 => {
                 let common = api::negotiate::<wire::ApiVersionsRequest>(&offered).unwrap_or(0);
                 version = common.min(version - 1);
             }

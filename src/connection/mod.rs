@@ -103,11 +103,26 @@ impl Connection {
     /// Dropping the future leaves the connection usable: a request half written is finished in the background, its
     /// answer, told apart by its correlation id, is dropped. The broker may still act on the request.
     pub(crate) async fn call<R: Api>(&self, request: R, deadline: Instant) -> Result<R::Response> {
+        self.call_up_to::<{ i16::MAX }, R>(request, deadline).await
+    }
+
+    /// As [`call`](Self::call), in version `MAX` at most: for a request that means something else in higher ones.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    ///
+    /// # Cancel safety
+    /// As [`call`](Self::call).
+    pub(crate) async fn call_up_to<const MAX: i16, R: Api>(
+        &self,
+        request: R,
+        deadline: Instant,
+    ) -> Result<R::Response> {
         let started = now();
         let _in_flight = self.enter::<R>(started)?;
         let paused = self.order.paused_before();
         let patient = self.is_patient(started, deadline);
-        let mut request = pin!(self.channel.request(request));
+        let mut request = pin!(self.channel.request_up_to::<MAX, R>(request));
         let mut turn = self.order.turn(&self.notices);
         let mut answer = pin!(std::future::poll_fn(|cx| turn.poll(cx, request.as_mut())));
         let mut until = deadline;

@@ -8,10 +8,10 @@ use std::{io::Cursor, time::Duration};
 use bytes::Bytes;
 use rsasl::prelude::{Mechname, MessageSent, SASLClient, SASLConfig, Session, State};
 
-use super::api::{self, Api, Channel, ChannelError, StrBytes, wire};
+use super::api::{Api, Channel, ChannelError, wire};
 use crate::{
     config::settings::{SaslMechanism, SaslSettings},
-    error::{Error, ErrorKind, Result, Stage},
+    error::{Error, ErrorKind, Result, Stage, code},
 };
 
 /// SCRAM rounds up to which the key is derived where the connection is made; beyond, a thread for blocking work does it.
@@ -57,11 +57,11 @@ fn mechanism_name(mechanism: SaslMechanism) -> &'static str {
 }
 
 async fn handshake(channel: &Channel, mechanism: &'static str) -> Result<()> {
-    let request = wire::SaslHandshakeRequest::default().with_mechanism(StrBytes::from_static_str(mechanism));
+    let request = wire::SaslHandshakeRequest { mechanism: wire::Str::from_static(mechanism) };
     let answer = channel.request(request).await.map_err(lost::<wire::SaslHandshakeRequest>)?;
     match answer.error_code {
         0 => Ok(()),
-        api::UNSUPPORTED_SASL_MECHANISM => {
+        code::UNSUPPORTED_SASL_MECHANISM => {
             let enabled: Vec<&str> = answer.mechanisms.iter().map(|name| &**name).collect();
             let enabled =
                 if enabled.is_empty() { "none on this listener".to_owned() } else { enabled.join(", ") };
@@ -69,7 +69,7 @@ async fn handshake(channel: &Channel, mechanism: &'static str) -> Result<()> {
                 .with_hint("set sasl.mechanism to one of these")
                 .with_permanent())
         }
-        api::ILLEGAL_SASL_STATE => Err(sasl_error("the listener does not want SASL".to_owned())
+        code::ILLEGAL_SASL_STATE => Err(sasl_error("the listener does not want SASL".to_owned())
             .with_hint("set security.protocol to PLAINTEXT or SSL, or use the port of a SASL listener")
             .with_permanent()),
         code => {
@@ -139,7 +139,7 @@ async fn exchange(
     message: Vec<u8>,
     settings: &SaslSettings,
 ) -> Result<wire::SaslAuthenticateResponse> {
-    let request = wire::SaslAuthenticateRequest::default().with_auth_bytes(Bytes::from(message));
+    let request = wire::SaslAuthenticateRequest { auth_bytes: Bytes::from(message) };
     let answer = channel.request(request).await.map_err(lost::<wire::SaslAuthenticateRequest>)?;
     if answer.error_code == 0 {
         return Ok(answer);
@@ -150,7 +150,7 @@ async fn exchange(
     let user = &settings.username;
     let text = format!("the broker refused user {user:?} with {mechanism}: {broker_text} ({code})");
     let error = sasl_error(text);
-    Err(if answer.error_code == api::SASL_AUTHENTICATION_FAILED {
+    Err(if answer.error_code == code::SASL_AUTHENTICATION_FAILED {
         error
             .with_hint("check sasl.username and sasl.password, and that the user exists for this mechanism")
             .with_permanent()

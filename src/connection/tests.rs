@@ -2,17 +2,15 @@
 
 use std::{future::pending, pin::pin, task::Poll};
 
-use kafka_protocol::protocol::Encodable;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
 
-use super::transport::Route;
-use super::{api::wire, *};
+use super::{api::wire, transport::Route, *};
 use crate::{
     config::settings::{SaslMechanism, SaslSettings, Secret},
-    error::Stage,
+    error::{Stage, code},
     time::Environment,
 };
 
@@ -87,22 +85,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         Some(Asked { key: number(0), version: number(2), correlation: frame[4..8].try_into().unwrap() })
     }
 
-    async fn answer<R: Api<Response: Encodable>>(&mut self, asked: &Asked, answer: &R::Response) {
+    async fn answer<R: Api>(&mut self, asked: &Asked, answer: &R::Response) {
         self.answer_in::<R>(asked, asked.version, answer).await;
     }
 
-    async fn answer_in<R: Api<Response: Encodable>>(
-        &mut self,
-        asked: &Asked,
-        version: i16,
-        answer: &R::Response,
-    ) {
+    async fn answer_in<R: Api>(&mut self, asked: &Asked, version: i16, answer: &R::Response) {
         assert_eq!(asked.key, R::KEY);
         let mut frame = asked.correlation.to_vec();
         if version >= R::RESPONSE_FLEXIBLE {
             frame.push(0);
         }
-        answer.encode(&mut frame, version).unwrap();
+        frame.append(&mut R::encode_answer(answer, version));
         self.0.write_u32(frame.len() as u32).await.unwrap();
         self.0.write_all(&frame).await.unwrap();
     }
@@ -115,11 +108,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
 }
 
 fn offers() -> wire::ApiVersionsResponse {
-    let key = |key: i16| {
-        wire::api_versions_response::ApiVersion::default().with_api_key(key).with_max_version(i16::MAX)
+    let key = |key: i16| wire::api_versions_response::ApiVersion {
+        api_key: key,
+        max_version: i16::MAX,
+        ..Default::default()
     };
-    let keys = api::NAMES.iter().map(|(number, _)| key(*number)).collect();
-    wire::ApiVersionsResponse::default().with_api_keys(keys)
+    let keys = wire::keys().into_iter().map(key).collect();
+    wire::ApiVersionsResponse { api_keys: keys, ..Default::default() }
 }
 
 async fn accept(listener: &TcpListener) -> Peer<TcpStream> {
@@ -235,9 +230,11 @@ async fn authenticate(
 
 #[tokio::test]
 async fn a_wrong_password_comes_with_the_brokers_own_text_and_never_with_the_password() {
-    let refusal = wire::SaslAuthenticateResponse::default()
-        .with_error_code(api::SASL_AUTHENTICATION_FAILED)
-        .with_error_message(Some("Invalid username or password".into()));
+    let refusal = wire::SaslAuthenticateResponse {
+        error_code: code::SASL_AUTHENTICATION_FAILED,
+        error_message: Some("Invalid username or password".into()),
+        ..Default::default()
+    };
     let error =
         authenticate(with_sasl(SaslMechanism::Plain), Default::default(), refusal).await.err().unwrap();
     assert_says(
@@ -250,9 +247,10 @@ async fn a_wrong_password_comes_with_the_brokers_own_text_and_never_with_the_pas
 
 #[tokio::test]
 async fn a_mechanism_the_broker_does_not_enable_lists_those_it_does() {
-    let refusal = wire::SaslHandshakeResponse::default()
-        .with_error_code(api::UNSUPPORTED_SASL_MECHANISM)
-        .with_mechanisms(vec!["PLAIN".into(), "GSSAPI".into()]);
+    let refusal = wire::SaslHandshakeResponse {
+        error_code: code::UNSUPPORTED_SASL_MECHANISM,
+        mechanisms: vec!["PLAIN".into(), "GSSAPI".into()],
+    };
     let settings = with_sasl(SaslMechanism::ScramSha512);
     let error = authenticate(settings, refusal, Default::default()).await.err().unwrap();
     assert_says(&error, Stage::Sasl, &["SCRAM-SHA-512", "it enables PLAIN, GSSAPI", "sasl.mechanism"]);
@@ -260,13 +258,13 @@ async fn a_mechanism_the_broker_does_not_enable_lists_those_it_does() {
 
 #[tokio::test]
 async fn a_connection_whose_session_is_about_to_end_takes_no_further_call() {
-    let answer = wire::SaslAuthenticateResponse::default().with_session_lifetime_ms(100_000);
+    let answer = wire::SaslAuthenticateResponse { session_lifetime_ms: 100_000, ..Default::default() };
     let before = now();
     let connection = authenticate(with_sasl(SaslMechanism::Plain), Default::default(), answer).await.unwrap();
     let by = connection.reauthenticate_by.unwrap();
     assert!(by >= before + Duration::from_secs(85) && by < now() + Duration::from_secs(96));
     assert!(!connection.is_closed());
-    let answer = wire::SaslAuthenticateResponse::default().with_session_lifetime_ms(10);
+    let answer = wire::SaslAuthenticateResponse { session_lifetime_ms: 10, ..Default::default() };
     let connection = authenticate(with_sasl(SaslMechanism::Plain), Default::default(), answer).await.unwrap();
     tokio::time::sleep_until(connection.reauthenticate_by.unwrap()).await;
     assert!(connection.is_closed());
@@ -298,16 +296,21 @@ async fn an_unsupported_version_answer_leads_to_the_version_it_offers() {
     let server = async {
         let mut peer = accept(&listener).await;
         let asked = peer.asked().await.unwrap();
-        let own = wire::api_versions_response::ApiVersion::default().with_api_key(18).with_max_version(2);
-        let refusal = wire::ApiVersionsResponse::default()
-            .with_error_code(api::UNSUPPORTED_VERSION)
-            .with_api_keys(vec![own]);
+        let own =
+            wire::api_versions_response::ApiVersion { api_key: 18, max_version: 2, ..Default::default() };
+        let refusal = wire::ApiVersionsResponse {
+            error_code: code::UNSUPPORTED_VERSION,
+            api_keys: vec![own],
+            ..Default::default()
+        };
         peer.answer_in::<wire::ApiVersionsRequest>(&asked, 0, &refusal).await;
         let asked = peer.asked().await.unwrap();
         assert_eq!(asked.version, 2);
-        let fetch = wire::api_versions_response::ApiVersion::default().with_api_key(1).with_max_version(6);
-        let upside_down = fetch.clone().with_api_key(0).with_min_version(9);
-        let answer = wire::ApiVersionsResponse::default().with_api_keys(vec![fetch, upside_down]);
+        let fetch =
+            wire::api_versions_response::ApiVersion { api_key: 1, max_version: 6, ..Default::default() };
+        let upside_down =
+            wire::api_versions_response::ApiVersion { api_key: 0, min_version: 9, ..fetch.clone() };
+        let answer = wire::ApiVersionsResponse { api_keys: vec![fetch, upside_down], ..Default::default() };
         peer.answer::<wire::ApiVersionsRequest>(&asked, &answer).await;
         pending::<()>().await;
     };
@@ -357,7 +360,7 @@ async fn count_heartbeats(listener: &TcpListener, silent: i32) {
     let mut late = None;
     while let Some(asked) = peer.asked().await {
         heard += 1;
-        let answer = wire::HeartbeatResponse::default().with_throttle_time_ms(heard);
+        let answer = wire::HeartbeatResponse { throttle_time_ms: heard, ..Default::default() };
         if heard == silent {
             late = Some((asked, answer));
             continue;
@@ -438,7 +441,7 @@ async fn pausing(listener: &TcpListener, pauses: &[i32], came: &Mutex<Vec<Instan
     while let Some(asked) = peer.asked().await {
         came.lock().unwrap().push(now());
         let pause = pauses.next().copied().unwrap_or_default();
-        let answer = wire::HeartbeatResponse::default().with_throttle_time_ms(pause);
+        let answer = wire::HeartbeatResponse { throttle_time_ms: pause, ..Default::default() };
         peer.answer::<wire::HeartbeatRequest>(&asked, &answer).await;
     }
 }
@@ -478,7 +481,7 @@ async fn a_pause_that_comes_while_a_call_waits_is_added_to_its_time() {
         let mut peer = accept(&listener).await;
         peer.greet().await;
         let (first, second) = (peer.asked().await.unwrap(), peer.asked().await.unwrap());
-        let answer = wire::HeartbeatResponse::default().with_throttle_time_ms(400);
+        let answer = wire::HeartbeatResponse { throttle_time_ms: 400, ..Default::default() };
         peer.answer::<wire::HeartbeatRequest>(&first, &answer).await;
         // KIP-219: the broker reads on after the pause.
         tokio::time::sleep(Duration::from_millis(400)).await;
@@ -510,9 +513,11 @@ async fn a_peer_that_stops_reading_loses_its_connection_with_the_request_time_ou
     let client = async {
         let connection = dial(&address, &settings).await.unwrap();
         let records = bytes::Bytes::from(vec![7; 16 << 20]);
-        let data = wire::produce_request::PartitionProduceData::default().with_records(Some(records));
-        let topic = wire::produce_request::TopicProduceData::default().with_partition_data(vec![data]);
-        let request = wire::ProduceRequest::default().with_topic_data(vec![topic]);
+        let data =
+            wire::produce_request::PartitionProduceData { records: Some(records), ..Default::default() };
+        let topic =
+            wire::produce_request::TopicProduceData { partition_data: vec![data], ..Default::default() };
+        let request = wire::ProduceRequest { topic_data: vec![topic], ..Default::default() };
         let deadline = now() + settings.request_timeout;
         let error = connection.call(request, deadline).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");

@@ -99,14 +99,7 @@ const LEAST_FETCH: usize = 64 * 1024;
 /// How long a fetch may wait at the broker while a partition of that broker is left out of it for the moment.
 const SHORT_WAIT: Duration = Duration::from_millis(20);
 
-pub(super) mod code {
-    pub(crate) const OFFSET_OUT_OF_RANGE: i16 = 1;
-    pub(super) const CORRUPT_MESSAGE: i16 = 2;
-    pub(super) use crate::cluster::UNKNOWN_TOPIC_OR_PARTITION;
-    pub(super) const TOPIC_AUTHORIZATION_FAILED: i16 = 29;
-    pub(super) const FENCED_LEADER_EPOCH: i16 = 74;
-    pub(super) const UNKNOWN_LEADER_EPOCH: i16 = 75;
-}
+pub(super) use crate::error::code;
 
 #[derive(Debug)]
 pub(crate) struct Fetcher {
@@ -334,9 +327,7 @@ impl Fetcher {
         let Some(records) = data.records.filter(|records| !records.is_empty()) else { return };
         let mut aborted = self.settings.read_committed.then(|| {
             let transactions = data.aborted_transactions.unwrap_or_default();
-            Aborted::new(
-                transactions.into_iter().map(|aborted| (aborted.first_offset, aborted.producer_id.0)),
-            )
+            Aborted::new(transactions.into_iter().map(|aborted| (aborted.first_offset, aborted.producer_id)))
         });
         let before = partition.queue.bytes();
         let mut batches = split(records);

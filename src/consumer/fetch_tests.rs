@@ -50,10 +50,12 @@ impl Bench {
     }
 
     fn answer(&mut self, action: &FetchAction, data: Vec<wire::fetch_response::PartitionData>) -> Effects {
-        let topic = wire::fetch_response::FetchableTopicResponse::default()
-            .with_topic(wire::TopicName(crate::cluster::kafka_string("t")))
-            .with_partitions(data);
-        let answer = wire::FetchResponse::default().with_session_id(9).with_responses(vec![topic]);
+        let topic = wire::fetch_response::FetchableTopicResponse {
+            topic: crate::cluster::kafka_string("t"),
+            partitions: data,
+            ..Default::default()
+        };
+        let answer = wire::FetchResponse { session_id: 9, responses: vec![topic], ..Default::default() };
         self.answered(action, Ok(answer))
     }
 
@@ -105,14 +107,20 @@ fn batch(base_offset: i64, size: usize) -> Vec<u8> {
 }
 
 fn data(partition: i32, records: Vec<u8>) -> wire::fetch_response::PartitionData {
-    wire::fetch_response::PartitionData::default()
-        .with_partition_index(partition)
-        .with_high_watermark(1_000)
-        .with_records(Some(records.into()))
+    wire::fetch_response::PartitionData {
+        partition_index: partition,
+        high_watermark: 1_000,
+        records: Some(records.into()),
+        ..Default::default()
+    }
 }
 
 fn refused(partition: i32, error: i16) -> wire::fetch_response::PartitionData {
-    wire::fetch_response::PartitionData::default().with_partition_index(partition).with_error_code(error)
+    wire::fetch_response::PartitionData {
+        partition_index: partition,
+        error_code: error,
+        ..Default::default()
+    }
 }
 
 #[test]
@@ -301,16 +309,17 @@ fn markers_and_aborted_records_are_stepped_over_and_committed_past() {
         transactional(marker, (1 << 4) | (1 << 5)), // its marker
         transactional(batch(11, 1), 1 << 4),        // the next transaction of the same producer
     ];
-    let aborted = wire::fetch_response::AbortedTransaction::default()
-        .with_producer_id(wire::ProducerId(5))
-        .with_first_offset(0);
-    let answer = data(0, records.concat()).with_aborted_transactions(Some(vec![aborted.clone()]));
+    let aborted = wire::fetch_response::AbortedTransaction { producer_id: 5, first_offset: 0 };
+    let mut answer = data(0, records.concat());
+    answer.aborted_transactions = Some(vec![aborted.clone()]);
     bench.answer(&fetch, vec![answer]);
     assert_eq!(bench.poll(100), (11..21).collect::<Vec<_>>());
     // Alone, they move the position without anything to wait for.
     let fetch = bench.plan().unwrap();
-    let answer = data(0, transactional(batch(21, 1), 1 << 4));
-    bench.answer(&fetch, vec![answer.with_aborted_transactions(Some(vec![aborted.with_first_offset(21)]))]);
+    let mut answer = data(0, transactional(batch(21, 1), 1 << 4));
+    answer.aborted_transactions =
+        Some(vec![wire::fetch_response::AbortedTransaction { first_offset: 21, ..aborted }]);
+    bench.answer(&fetch, vec![answer]);
     bench.partitions.cover();
     assert_eq!(bench.poll(100), [0i64; 0]);
     assert!(!bench.partitions.has_uncovered());

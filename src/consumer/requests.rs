@@ -19,7 +19,7 @@ use crate::{
     config::settings::IsolationLevel,
     connection::{
         Connection,
-        api::{Api, StrBytes, wire},
+        api::{Api, wire},
     },
     error::{Error, ErrorKind, Result},
     group::{
@@ -37,7 +37,7 @@ const CONSUMER: &str = "consumer";
 /// One request of a membership to its coordinator.
 pub(super) async fn group(shared: &Shared, request: Request, deadline: Instant) -> Result<Answer> {
     let consumer = &shared.settings;
-    let group = wire::GroupId(kafka_string(group_id(shared)?));
+    let group = kafka_string(group_id(shared)?);
     let instance = consumer.group_instance_id.as_deref().map(kafka_string);
     match request {
         Request::Join { member_id, topics } => {
@@ -47,44 +47,46 @@ pub(super) async fn group(shared: &Shared, request: Request, deadline: Instant) 
                 generation: -1,
                 rack: consumer.client_rack.clone(),
             });
-            let protocol = |assignor: Assignor| {
-                wire::join_group_request::JoinGroupRequestProtocol::default()
-                    .with_name(StrBytes::from_static_str(assignor.name()))
-                    .with_metadata(metadata.clone())
+            let protocol = |assignor: Assignor| wire::join_group_request::JoinGroupRequestProtocol {
+                name: wire::Str::from_static(assignor.name()),
+                metadata: metadata.clone(),
             };
-            let request = wire::JoinGroupRequest::default()
-                .with_group_id(group)
-                .with_session_timeout_ms(millis(consumer.session_timeout))
-                .with_rebalance_timeout_ms(millis(consumer.max_poll_interval))
-                .with_member_id(kafka_string(&member_id))
-                .with_group_instance_id(instance)
-                .with_protocol_type(StrBytes::from_static_str(CONSUMER))
-                .with_protocols(Assignor::ALL.into_iter().map(protocol).collect());
+            let request = wire::JoinGroupRequest {
+                group_id: group,
+                session_timeout_ms: millis(consumer.session_timeout),
+                rebalance_timeout_ms: millis(consumer.max_poll_interval),
+                member_id: kafka_string(&member_id),
+                group_instance_id: instance,
+                protocol_type: wire::Str::from_static(CONSUMER),
+                protocols: Assignor::ALL.into_iter().map(protocol).collect(),
+                ..Default::default()
+            };
             joined(to_coordinator(shared, Lane::Group, request, deadline).await?)
         }
         Request::Sync { member_id, generation, assignor, assignments } => {
-            let assignment = |(member, assignment)| {
-                wire::sync_group_request::SyncGroupRequestAssignment::default()
-                    .with_member_id(StrBytes::from_string(member))
-                    .with_assignment(assignment)
+            let assignment = |(member, assignment)| wire::sync_group_request::SyncGroupRequestAssignment {
+                member_id: wire::Str::from(member),
+                assignment,
             };
-            let request = wire::SyncGroupRequest::default()
-                .with_group_id(group)
-                .with_generation_id(generation)
-                .with_member_id(kafka_string(&member_id))
-                .with_group_instance_id(instance)
-                .with_protocol_type(Some(StrBytes::from_static_str(CONSUMER)))
-                .with_protocol_name(Some(StrBytes::from_static_str(assignor.name())))
-                .with_assignments(assignments.into_iter().map(assignment).collect());
+            let request = wire::SyncGroupRequest {
+                group_id: group,
+                generation_id: generation,
+                member_id: kafka_string(&member_id),
+                group_instance_id: instance,
+                protocol_type: Some(wire::Str::from_static(CONSUMER)),
+                protocol_name: Some(wire::Str::from_static(assignor.name())),
+                assignments: assignments.into_iter().map(assignment).collect(),
+            };
             let answer = to_coordinator(shared, Lane::Group, request, deadline).await?;
             Ok(Answer::Sync { error: answer.error_code, assignment: answer.assignment })
         }
         Request::Heartbeat { member_id, generation } => {
-            let request = wire::HeartbeatRequest::default()
-                .with_group_id(group)
-                .with_generation_id(generation)
-                .with_member_id(kafka_string(&member_id))
-                .with_group_instance_id(instance);
+            let request = wire::HeartbeatRequest {
+                group_id: group,
+                generation_id: generation,
+                member_id: kafka_string(&member_id),
+                group_instance_id: instance,
+            };
             let answer = to_coordinator(shared, Lane::Group, request, deadline).await?;
             Ok(Answer::Heartbeat { error: answer.error_code })
         }
@@ -95,23 +97,25 @@ pub(super) async fn group(shared: &Shared, request: Request, deadline: Instant) 
 /// On the main lane: a join may be waiting on the group's, and would hold the leave back.
 async fn leave(
     shared: &Shared,
-    group: wire::GroupId,
+    group: wire::Str,
     member_id: &str,
     reason: &'static str,
     deadline: Instant,
 ) -> Result<Answer> {
     let (_, connection) = coordinator(shared, Lane::Main, deadline).await?;
     let version = connection.version::<wire::LeaveGroupRequest>().unwrap_or_default();
-    let mut request = wire::LeaveGroupRequest::default().with_group_id(group);
+    let mut request = wire::LeaveGroupRequest { group_id: group, ..Default::default() };
     if version < 3 {
-        request = request.with_member_id(kafka_string(member_id));
+        request.member_id = kafka_string(member_id);
     } else {
-        let mut member =
-            wire::leave_group_request::MemberIdentity::default().with_member_id(kafka_string(member_id));
+        let mut member = wire::leave_group_request::MemberIdentity {
+            member_id: kafka_string(member_id),
+            ..Default::default()
+        };
         if version >= 5 {
-            member = member.with_reason(Some(StrBytes::from_static_str(reason)));
+            member.reason = Some(wire::Str::from_static(reason));
         }
-        request = request.with_members(vec![member]);
+        request.members = vec![member];
     }
     Ok(Answer::Leave { error: connection.call(request, deadline).await?.error_code })
 }
@@ -141,24 +145,22 @@ pub(super) async fn commit(shared: &Shared, commit: &CommitAction) -> Result<BTr
     let topics = by_topic(
         commit.offsets.iter(),
         |(key, _)| key,
-        |(key, offset)| {
-            OffsetCommitRequestPartition::default()
-                .with_partition_index(key.partition)
-                .with_committed_offset(offset.offset)
-                .with_committed_leader_epoch(offset.leader_epoch)
-                .with_committed_metadata(Some(kafka_string(&offset.metadata)))
+        |(key, offset)| OffsetCommitRequestPartition {
+            partition_index: key.partition,
+            committed_offset: offset.offset,
+            committed_leader_epoch: offset.leader_epoch,
+            committed_metadata: Some(kafka_string(&offset.metadata)),
         },
     );
-    let topic = |(name, partitions)| {
-        OffsetCommitRequestTopic::default().with_name(wire::TopicName(name)).with_partitions(partitions)
+    let topic = |(name, partitions)| OffsetCommitRequestTopic { name, partitions, ..Default::default() };
+    let request = wire::OffsetCommitRequest {
+        group_id: kafka_string(group_id(shared)?),
+        generation_id_or_member_epoch: commit.identity.generation,
+        member_id: kafka_string(&commit.identity.member_id),
+        group_instance_id: commit.identity.instance_id.as_deref().map(kafka_string),
+        retention_time_ms: -1,
+        topics: topics.into_iter().map(topic).collect(),
     };
-    let request = wire::OffsetCommitRequest::default()
-        .with_group_id(wire::GroupId(kafka_string(group_id(shared)?)))
-        .with_generation_id_or_member_epoch(commit.identity.generation)
-        .with_member_id(kafka_string(&commit.identity.member_id))
-        .with_group_instance_id(commit.identity.instance_id.as_deref().map(kafka_string))
-        .with_retention_time_ms(-1)
-        .with_topics(topics.into_iter().map(topic).collect());
     let deadline = commit.deadline.min(time::now() + shared.cluster.settings().request_timeout);
     let answer = to_coordinator(shared, Lane::Main, request, deadline).await?;
     let mut codes = BTreeMap::new();
@@ -183,32 +185,30 @@ pub(super) async fn find_committed(
     };
     let (broker, connection) = coordinator(shared, Lane::Main, deadline).await?;
     let version = connection.version::<wire::OffsetFetchRequest>().unwrap_or_default();
-    let group = wire::GroupId(kafka_string(group_id(shared)?));
+    let group = kafka_string(group_id(shared)?);
     let topics = by_topic(partitions.iter(), |key| key, |key| key.partition);
     let mut request = wire::OffsetFetchRequest::default();
     if version >= 8 {
-        let topic = |(name, partitions)| {
-            OffsetFetchRequestTopics::default()
-                .with_name(wire::TopicName(name))
-                .with_partition_indexes(partitions)
+        let topic = |(name, partitions)| OffsetFetchRequestTopics {
+            name,
+            partition_indexes: partitions,
+            ..Default::default()
         };
-        let group = OffsetFetchRequestGroup::default()
-            .with_group_id(group)
-            .with_member_epoch(-1)
-            .with_topics(Some(topics.into_iter().map(topic).collect()));
-        request = request.with_groups(vec![group]);
+        let group = OffsetFetchRequestGroup {
+            group_id: group,
+            member_epoch: -1,
+            topics: Some(topics.into_iter().map(topic).collect()),
+            ..Default::default()
+        };
+        request.groups = vec![group];
     } else {
-        let topic = |(name, partitions)| {
-            OffsetFetchRequestTopic::default()
-                .with_name(wire::TopicName(name))
-                .with_partition_indexes(partitions)
-        };
-        request = request.with_group_id(group).with_topics(Some(topics.into_iter().map(topic).collect()));
+        let topic = |(name, partitions)| OffsetFetchRequestTopic { name, partition_indexes: partitions };
+        request.group_id = group;
+        request.topics = Some(topics.into_iter().map(topic).collect());
     }
     // KIP-447: offsets of an open transaction are waited for, so that a restarted processor does not read twice.
     if version >= 7 {
-        request =
-            request.with_require_stable(shared.settings.isolation_level == IsolationLevel::ReadCommitted);
+        request.require_stable = shared.settings.isolation_level == IsolationLevel::ReadCommitted;
     }
     let answer = noted(shared, broker, connection.call(request, deadline).await)?;
     let mut found = Found::new();
@@ -246,21 +246,19 @@ pub(super) async fn list_offsets(
     let topics = by_topic(
         lookups.iter(),
         |lookup| &lookup.partition,
-        |lookup| {
-            ListOffsetsPartition::default()
-                .with_partition_index(lookup.partition.partition)
-                .with_current_leader_epoch(lookup.leader_epoch)
-                .with_timestamp(lookup.to.timestamp())
+        |lookup| ListOffsetsPartition {
+            partition_index: lookup.partition.partition,
+            current_leader_epoch: lookup.leader_epoch,
+            timestamp: lookup.to.timestamp(),
         },
     );
-    let topic = |(name, partitions)| {
-        ListOffsetsTopic::default().with_name(wire::TopicName(name)).with_partitions(partitions)
+    let topic = |(name, partitions)| ListOffsetsTopic { name, partitions };
+    let request = wire::ListOffsetsRequest {
+        replica_id: -1,
+        isolation_level: isolation(shared),
+        timeout_ms: millis(deadline - time::now()),
+        topics: topics.into_iter().map(topic).collect(),
     };
-    let request = wire::ListOffsetsRequest::default()
-        .with_replica_id(wire::BrokerId(-1))
-        .with_isolation_level(isolation(shared))
-        .with_timeout_ms(millis(deadline - time::now()))
-        .with_topics(topics.into_iter().map(topic).collect());
     let answer = shared.cluster.call(broker, Lane::Main, request, deadline).await?;
     let mut found = Found::new();
     for topic in answer.topics {
@@ -280,30 +278,28 @@ pub(super) async fn fetch(shared: &Shared, action: FetchAction) -> Result<wire::
     let topics = by_topic(
         session.partitions.iter(),
         |(key, _)| key,
-        |(key, wanted)| {
-            FetchPartition::default()
-                .with_partition(key.partition)
-                .with_current_leader_epoch(wanted.leader_epoch)
-                .with_fetch_offset(wanted.offset)
-                .with_partition_max_bytes(wanted.max_bytes)
+        |(key, wanted)| FetchPartition {
+            partition: key.partition,
+            current_leader_epoch: wanted.leader_epoch,
+            fetch_offset: wanted.offset,
+            partition_max_bytes: wanted.max_bytes,
+            ..Default::default()
         },
     );
-    let topic = |(name, partitions)| {
-        FetchTopic::default().with_topic(wire::TopicName(name)).with_partitions(partitions)
-    };
+    let topic = |(name, partitions)| FetchTopic { topic: name, partitions, ..Default::default() };
     let forgotten = by_topic(session.forgotten.iter(), |key| key, |key| key.partition);
-    let forget = |(name, partitions)| {
-        ForgottenTopic::default().with_topic(wire::TopicName(name)).with_partitions(partitions)
+    let forget = |(name, partitions)| ForgottenTopic { topic: name, partitions, ..Default::default() };
+    let request = wire::FetchRequest {
+        max_wait_ms: millis(action.max_wait),
+        min_bytes: shared.settings.fetch_min_bytes,
+        max_bytes: action.max_bytes,
+        isolation_level: isolation(shared),
+        session_id: session.id,
+        session_epoch: session.epoch,
+        topics: topics.into_iter().map(topic).collect(),
+        forgotten_topics_data: forgotten.into_iter().map(forget).collect(),
+        ..Default::default()
     };
-    let request = wire::FetchRequest::default()
-        .with_max_wait_ms(millis(action.max_wait))
-        .with_min_bytes(shared.settings.fetch_min_bytes)
-        .with_max_bytes(action.max_bytes)
-        .with_isolation_level(isolation(shared))
-        .with_session_id(session.id)
-        .with_session_epoch(session.epoch)
-        .with_topics(topics.into_iter().map(topic).collect())
-        .with_forgotten_topics_data(forgotten.into_iter().map(forget).collect());
     let deadline = time::now() + action.max_wait + shared.cluster.settings().request_timeout;
     shared.cluster.call(action.broker, Lane::Fetch, request, deadline).await
 }
@@ -353,11 +349,11 @@ fn by_topic<'a, T, U>(
     items: impl Iterator<Item = T>,
     key: impl Fn(&T) -> &'a TopicPartition,
     item: impl Fn(T) -> U,
-) -> Vec<(StrBytes, Vec<U>)>
+) -> Vec<(wire::Str, Vec<U>)>
 where
     T: 'a,
 {
-    let mut topics: Vec<(StrBytes, Vec<U>)> = Vec::new();
+    let mut topics: Vec<(wire::Str, Vec<U>)> = Vec::new();
     for each in items {
         let topic = &key(&each).topic;
         if topics.last().is_none_or(|(name, _)| name.as_str() != &**topic) {

@@ -66,11 +66,14 @@ impl Bench {
     async fn topic(&self, name: &str, partitions: i32) {
         let cluster = self.cluster();
         let deadline = time::now() + WAIT;
-        let topic = wire::create_topics_request::CreatableTopic::default()
-            .with_name(wire::TopicName(kafka_string(name)))
-            .with_num_partitions(partitions)
-            .with_replication_factor(1);
-        let request = wire::CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(10_000);
+        let topic = wire::create_topics_request::CreatableTopic {
+            name: kafka_string(name),
+            num_partitions: partitions,
+            replication_factor: 1,
+            ..Default::default()
+        };
+        let request =
+            wire::CreateTopicsRequest { topics: vec![topic], timeout_ms: 10_000, ..Default::default() };
         cluster.connect(deadline).await.unwrap();
         let controller = cluster.metadata().controller.unwrap();
         let answer = cluster.call(controller, Lane::Main, request, deadline).await.unwrap();

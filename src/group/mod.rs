@@ -116,21 +116,10 @@ impl GroupSettings {
 
 /// The error codes that a member acts on.
 pub(crate) mod code {
+    pub(crate) use crate::error::code::*;
+
     /// Another broker coordinates the group, or soon will.
     pub(crate) fn is_moved(code: i16) -> bool {
         matches!(code, NOT_COORDINATOR | COORDINATOR_NOT_AVAILABLE)
     }
-
-    pub(crate) const COORDINATOR_LOAD_IN_PROGRESS: i16 = 14;
-    pub(crate) const COORDINATOR_NOT_AVAILABLE: i16 = 15;
-    pub(crate) const NOT_COORDINATOR: i16 = 16;
-    pub(crate) const ILLEGAL_GENERATION: i16 = 22;
-    pub(crate) const INCONSISTENT_GROUP_PROTOCOL: i16 = 23;
-    pub(crate) const UNKNOWN_MEMBER_ID: i16 = 25;
-    pub(crate) const INVALID_SESSION_TIMEOUT: i16 = 26;
-    pub(crate) const REBALANCE_IN_PROGRESS: i16 = 27;
-    pub(crate) const GROUP_AUTHORIZATION_FAILED: i16 = 30;
-    pub(crate) const MEMBER_ID_REQUIRED: i16 = 79;
-    pub(crate) const GROUP_MAX_SIZE_REACHED: i16 = 81;
-    pub(crate) const FENCED_INSTANCE_ID: i16 = 82;
 }

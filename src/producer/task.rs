@@ -254,19 +254,22 @@ impl Task {
         let mut places: BTreeMap<&str, usize> = BTreeMap::new();
         for sent in batches {
             let place = *places.entry(&sent.partition.topic).or_insert_with(|| {
-                let name = kafka_string(&sent.partition.topic).into();
-                topics.push(wire::produce_request::TopicProduceData::default().with_name(name));
+                let name = kafka_string(&sent.partition.topic);
+                topics.push(wire::produce_request::TopicProduceData { name, ..Default::default() });
                 topics.len() - 1
             });
-            let data = wire::produce_request::PartitionProduceData::default()
-                .with_index(sent.partition.partition)
-                .with_records(Some(sent.batch.bytes.clone()));
+            let data = wire::produce_request::PartitionProduceData {
+                index: sent.partition.partition,
+                records: Some(sent.batch.bytes.clone()),
+            };
             topics[place].partition_data.push(data);
         }
-        wire::ProduceRequest::default()
-            .with_acks(wire_acks(self.shared.settings.acks))
-            .with_timeout_ms(millis(self.shared.cluster.settings().request_timeout))
-            .with_topic_data(topics)
+        wire::ProduceRequest {
+            acks: wire_acks(self.shared.settings.acks),
+            timeout_ms: millis(self.shared.cluster.settings().request_timeout),
+            topic_data: topics,
+            ..Default::default()
+        }
     }
 
     fn handle(&mut self, event: Event) {
@@ -440,12 +443,14 @@ impl Task {
             let deadline = time::now() + cluster.settings().request_timeout;
             let identify = async {
                 let connection = cluster.any_connection(deadline).await?;
-                let request = wire::InitProducerIdRequest::default()
-                    .with_transactional_id(None)
-                    .with_transaction_timeout_ms(i32::MAX);
+                let request = wire::InitProducerIdRequest {
+                    transactional_id: None,
+                    transaction_timeout_ms: i32::MAX,
+                    ..Default::default()
+                };
                 let answer = connection.call(request, deadline).await?;
                 match answer.error_code {
-                    0 => Ok(ProducerIdentity { id: answer.producer_id.0, epoch: answer.producer_epoch }),
+                    0 => Ok(ProducerIdentity { id: answer.producer_id, epoch: answer.producer_epoch }),
                     code => Err(Error::from_code("InitProducerId", code)),
                 }
             };

@@ -79,16 +79,73 @@ pub(crate) trait Api: Field + Send + 'static {
         encode(answer, version, version >= Self::FLEXIBLE, &mut out).unwrap();
         out
     }
-
-    /// The request in a peer's hands.
-    #[cfg(test)]
-    fn decode_request(body: Bytes, version: i16) -> Self {
-        decode(body, version, version >= Self::FLEXIBLE).unwrap()
-    }
 }
 
 /// No version of the API has tagged fields.
 pub(crate) const NEVER: i16 = i16::MAX;
+
+/// Something that is done for every API.
+#[cfg(any(test, feature = "unstable-benches"))]
+pub(crate) trait Visitor {
+    fn visit<A: Api>(&mut self);
+}
+
+/// The keys of every API.
+#[cfg(test)]
+pub(crate) fn keys() -> Vec<i16> {
+    struct Keys(Vec<i16>);
+    impl Visitor for Keys {
+        fn visit<A: Api>(&mut self) {
+            self.0.push(A::KEY);
+        }
+    }
+    let mut keys = Keys(Vec::new());
+    visit_all(&mut keys);
+    keys.0
+}
+
+/// Shows every API to a visitor.
+#[cfg(any(test, feature = "unstable-benches"))]
+pub(crate) fn visit_all(visitor: &mut impl Visitor) {
+    visitor.visit::<ProduceRequest>();
+    visitor.visit::<FetchRequest>();
+    visitor.visit::<ListOffsetsRequest>();
+    visitor.visit::<MetadataRequest>();
+    visitor.visit::<OffsetCommitRequest>();
+    visitor.visit::<OffsetFetchRequest>();
+    visitor.visit::<FindCoordinatorRequest>();
+    visitor.visit::<JoinGroupRequest>();
+    visitor.visit::<HeartbeatRequest>();
+    visitor.visit::<LeaveGroupRequest>();
+    visitor.visit::<SyncGroupRequest>();
+    visitor.visit::<DescribeGroupsRequest>();
+    visitor.visit::<ListGroupsRequest>();
+    visitor.visit::<SaslHandshakeRequest>();
+    visitor.visit::<ApiVersionsRequest>();
+    visitor.visit::<CreateTopicsRequest>();
+    visitor.visit::<DeleteTopicsRequest>();
+    visitor.visit::<DeleteRecordsRequest>();
+    visitor.visit::<InitProducerIdRequest>();
+    visitor.visit::<OffsetForLeaderEpochRequest>();
+    visitor.visit::<AddPartitionsToTxnRequest>();
+    visitor.visit::<AddOffsetsToTxnRequest>();
+    visitor.visit::<EndTxnRequest>();
+    visitor.visit::<TxnOffsetCommitRequest>();
+    visitor.visit::<DescribeConfigsRequest>();
+    visitor.visit::<SaslAuthenticateRequest>();
+    visitor.visit::<CreatePartitionsRequest>();
+    visitor.visit::<DeleteGroupsRequest>();
+    visitor.visit::<IncrementalAlterConfigsRequest>();
+    visitor.visit::<OffsetDeleteRequest>();
+    visitor.visit::<DescribeClusterRequest>();
+    visitor.visit::<DescribeProducersRequest>();
+    visitor.visit::<DescribeTransactionsRequest>();
+    visitor.visit::<ListTransactionsRequest>();
+    visitor.visit::<ConsumerGroupHeartbeatRequest>();
+    visitor.visit::<ConsumerGroupDescribeRequest>();
+    visitor.visit::<GetTelemetrySubscriptionsRequest>();
+    visitor.visit::<PushTelemetryRequest>();
+}
 
 /// Bytes that do not follow the protocol, or a message that a version cannot express.
 #[derive(Debug)]

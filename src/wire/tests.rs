@@ -66,6 +66,7 @@ impl Samples {
 /// Runs a check for every API: its types here, and those of kafka-protocol. `untagged`: no version of it has tagged fields.
 macro_rules! every_api {
     ($check:ident: $($request:ident => $response:ident $([$none:ident])?,)*) => {$(
+        assert_eq!($request::KEY, <kafka_protocol::messages::$request as kafka_protocol::protocol::Request>::KEY);
         $check::<$request, $request, kafka_protocol::messages::$request>(stringify!($request), every_api!($($none)?));
         $check::<$request, $response, kafka_protocol::messages::$response>(stringify!($response), every_api!($($none)?));
     )*};
@@ -100,6 +101,7 @@ fn every_message_of_every_version_has_the_bytes_that_kafka_protocol_writes() {
         K: kafka_protocol::protocol::Encodable
             + kafka_protocol::protocol::Decodable
             + kafka_protocol::protocol::Message
+            + kafka_protocol::protocol::HeaderVersion
             + Clone,
     {
         let (low, high) = A::TABLE;
@@ -110,6 +112,12 @@ fn every_message_of_every_version_has_the_bytes_that_kafka_protocol_writes() {
         assert!(A::MIN >= low && A::MAX <= high, "{name} speaks what its table lacks");
         for version in low..=theirs {
             let flexible = version >= A::FLEXIBLE;
+            let header = if name.ends_with("Request") {
+                1 + i16::from(flexible)
+            } else {
+                i16::from(version >= A::RESPONSE_FLEXIBLE)
+            };
+            assert_eq!(K::header_version(version), header, "header of {name} version {version}");
             for seed in 0..60 {
                 let place = format!("{name} version {version}, seed {seed}");
                 let ours = if seed == 0 {

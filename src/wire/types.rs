@@ -77,12 +77,6 @@ impl fmt::Display for Str {
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Uuid(pub(crate) [u8; 16]);
 
-impl Uuid {
-    pub(crate) fn is_nil(self) -> bool {
-        self.0 == [0; 16]
-    }
-}
-
 /// As Kafka shows it: base64 for URLs, without padding.
 impl fmt::Display for Uuid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

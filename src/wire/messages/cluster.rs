@@ -1,6 +1,6 @@
 //! Who is there, who leads, who coordinates, and which versions they speak. KIP-35, KIP-511, KIP-699, KIP-700.
 
-use crate::{connection::api::UNSUPPORTED_VERSION, wire::NEVER};
+use crate::{error::code::UNSUPPORTED_VERSION, wire::NEVER};
 
 api! {
     // Version 4 (Kafka 3.8) only lets a feature's minimum be 0, and costs a round trip on every older broker.

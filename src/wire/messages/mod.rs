@@ -185,6 +185,7 @@ mod telemetry;
 mod topics;
 mod transactions;
 
+#[allow(unused_imports, reason = "of some APIs only the tests make use yet")]
 pub(crate) use self::{
     cluster::*, configs::*, fetch::*, group::*, group_admin::*, group_offsets::*, offsets::*, produce::*,
     sasl::*, telemetry::*, topics::*, transactions::*,

@@ -2,6 +2,8 @@
 //!
 //! Never put a password, token or record value into an error.
 
+pub(crate) mod code;
+
 use std::{error::Error as StdError, fmt, sync::Arc};
 
 /// The result of every fallible call of this crate.
@@ -70,12 +72,12 @@ pub struct ErrorCode(pub i16);
 impl ErrorCode {
     /// Kafka's name of the code, such as `NotLeaderOrFollower`.
     pub fn name(self) -> String {
-        crate::connection::api::error_name(self.0)
+        code::lookup(self.0).map_or_else(|| format!("Unknown({})", self.0), |(name, _)| name.to_owned())
     }
 
     /// Whether the protocol guide calls the code retriable.
     pub fn is_retriable(self) -> bool {
-        crate::connection::api::error_is_retriable(self.0)
+        code::lookup(self.0).is_some_and(|(_, retriable)| retriable)
     }
 }
 
