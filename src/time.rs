@@ -18,6 +18,14 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
+/// The longest time that anything waits for: 30 years. Sums with it never overflow.
+const FAR_AWAY: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
+/// The deadline after a time that a user has named, which may be `Duration::MAX` for "as long as it takes".
+pub(crate) fn after(duration: Duration) -> Instant {
+    now() + duration.min(FAR_AWAY)
+}
+
 /// Milliseconds since the Unix epoch, as record timestamps want them.
 ///
 /// On Linux the coarse clock: up to one timer tick (1 to 10 ms) behind, and several times cheaper than the exact one.
@@ -177,6 +185,14 @@ mod tests {
         assert!(first != second && second != third && first != third);
         let real = Environment::default();
         assert_ne!(real.rng().next_u64(), real.rng().next_u64());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_after_any_time_is_one_that_can_be_waited_for() {
+        assert_eq!(after(Duration::from_secs(5)), now() + Duration::from_secs(5));
+        let deadline = after(Duration::MAX) + Duration::from_secs(60);
+        assert!(tokio::time::timeout_at(deadline, std::future::ready(())).await.is_ok());
+        assert!(tokio::time::timeout_at(deadline, std::future::pending::<()>()).await.is_err(), "it comes");
     }
 
     #[test]

@@ -161,7 +161,7 @@ impl KafkaConsumer {
             // Before anything is taken: a poll dropped here loses nothing.
             tokio::task::yield_now().await;
         }
-        let deadline = time::now() + timeout;
+        let deadline = time::after(timeout);
         let polling = Polling::begin(shared)?;
         let records = polling.take(shared.settings.max_poll_records)?;
         if !records.is_empty() {
@@ -444,7 +444,7 @@ impl KafkaConsumer {
     /// # Cancel safety
     /// Dropped, it goes on closing in the background.
     pub async fn close(&self, deadline: Duration) -> Result<()> {
-        let deadline = time::now() + deadline;
+        let deadline = time::after(deadline);
         let shared = &*self.shared;
         shared.lock().begin_close(time::now(), deadline);
         shared.changed.notify_waiters();

@@ -298,7 +298,7 @@ impl Consumer {
     /// As [`close`](Self::close).
     pub async fn close_within(&mut self, limit: Duration) -> Result<()> {
         const PLACE: Place = Place { controller: "dtkafka::Consumer::close", subject: SUBJECT };
-        let deadline = time::now() + limit;
+        let deadline = time::after(limit);
         let committed = match self.auto_commit {
             true => tokio::time::timeout_at(deadline, self.commit_handled()).await,
             false => Ok(Ok(())),

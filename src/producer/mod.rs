@@ -258,7 +258,7 @@ impl KafkaProducer {
     pub async fn close_within(&self, deadline: Duration) -> Result<()> {
         let shared = self.shared();
         let mut closing = shared.closing.subscribe();
-        let unresolved = shared.begin_close(time::now() + deadline);
+        let unresolved = shared.begin_close(time::after(deadline));
         // The task itself ends by the deadline: nothing here can wait longer.
         let _ = closing.wait_for(|closing| *closing == Closing::Done).await;
         let given_up = unresolved.iter().filter(|receipt| receipt.was_closed()).count();

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use dtkafka::{
-    Error, ErrorCode, ErrorKind, KafkaConfig, KafkaInstance, SaslMechanism, SecurityProtocol, Stage,
+    Consumer, Error, ErrorCode, ErrorKind, KafkaConfig, KafkaInstance, SaslMechanism, SecurityProtocol, Stage,
 };
 use dtkafka_testcontainers::Listener;
 use tokio::{
@@ -72,6 +72,21 @@ async fn wrong_password(backend: &Backend, mechanism: SaslMechanism, name: &str)
             config = config.set("ssl.truststore.certificates", backend.ca_pem());
         }
         refused(config, Stage::Sasl, &address, &parts).await;
+    }
+}
+
+on_every_backend! {
+    async fn as_long_as_it_takes_is_a_time_that_can_be_waited(backend) {
+        let (kafka, topic) = (backend.instance(), backend.topic("patient", 1).await);
+        let producer = kafka.get_producer().await.unwrap();
+        producer.send(&topic, &1).await.unwrap().await.unwrap();
+        producer.close_within(Duration::MAX).await.unwrap();
+        let consumer = kafka.get_consumer([&topic]).await.unwrap();
+        assert_eq!(consumer.poll(Duration::MAX).await.unwrap().len(), 1);
+        consumer.close(Duration::MAX).await.unwrap();
+        let mut consumer = Consumer::new(&kafka, [&topic]).unwrap();
+        consumer.consume(Duration::from_millis(1)).await.unwrap();
+        consumer.close_within(Duration::MAX).await.unwrap();
     }
 }
 
