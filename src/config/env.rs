@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use super::{KafkaConfig, properties};
+use super::{KafkaConfig, properties, secrecy};
 
 impl KafkaConfig {
     /// `set_from_env` with the variables passed in.
@@ -42,10 +42,61 @@ pub(super) fn near_miss(name: &str) -> Option<&'static str> {
     (apart <= 2 && apart * 4 <= name.len()).then_some(nearest)
 }
 
-/// The pairs of a `.properties` file, in order. A line that cannot be read is a problem, named by its number.
-pub(super) fn read_properties(text: &str) -> Vec<Result<(String, String), String>> {
+/// Takes every pair of a `.properties` file, in order. What cannot be read is a problem, named by its line alone: it may
+/// be a part of a key whose lines were not joined.
+pub(super) fn take_properties(config: &mut KafkaConfig, text: &str) {
+    // First and last of neighbouring lines without a known name.
+    let mut strangers: Option<(usize, usize)> = None;
+    for (line, pair) in read_properties(text) {
+        let stranger = match pair {
+            Ok((name, value)) => {
+                let known = config.take(&name, value);
+                match secrecy::name(&name) {
+                    Some(name) if !known => {
+                        let nearest = properties::nearest(name).0;
+                        config.problems.push(format!(
+                            "line {line} of the properties: {name:?} is not a known property; the nearest known one is \
+                             {nearest}"
+                        ));
+                        false
+                    }
+                    _ => !known,
+                }
+            }
+            Err(problem) => {
+                config.problems.push(problem);
+                false
+            }
+        };
+        strangers = match (stranger, strangers) {
+            (true, Some((first, _))) => Some((first, line)),
+            (true, None) => Some((line, line)),
+            (false, Some(lines)) => {
+                config.problems.push(strange_lines(lines));
+                None
+            }
+            (false, None) => None,
+        };
+    }
+    config.problems.extend(strangers.map(strange_lines));
+}
+
+fn strange_lines((first, last): (usize, usize)) -> String {
+    let lines = if first == last { format!("line {first}") } else { format!("lines {first} to {last}") };
+    format!(
+        "{lines} of the properties: no known property is named there (not repeated: it may be a part of a secret); a value \
+         goes on in the next line only after a \\ at the end, and a key can be written in one line with \\n"
+    )
+}
+
+/// A property's name and value, or what is wrong.
+type Pair = Result<(String, String), String>;
+
+/// The pairs of a `.properties` file, in order, each with the number of its first line.
+pub(super) fn read_properties(text: &str) -> Vec<(usize, Pair)> {
     let mut pairs = Vec::new();
-    let mut lines = text.lines().zip(1..);
+    // Editors put a byte order mark in front.
+    let mut lines = text.strip_prefix('\u{feff}').unwrap_or(text).lines().zip(1..);
     while let Some((line, number)) = lines.next() {
         let mut line = line.trim_start().to_owned();
         if line.is_empty() || line.starts_with(['#', '!']) {
@@ -56,9 +107,9 @@ pub(super) fn read_properties(text: &str) -> Vec<Result<(String, String), String
             let Some((more, _)) = lines.next() else { break };
             line.push_str(more.trim_start());
         }
-        pairs.push(
-            split_pair(&line).ok_or_else(|| format!("line {number} of the properties has a bad \\u escape")),
-        );
+        let pair =
+            split_pair(&line).ok_or_else(|| format!("line {number} of the properties has a bad \\u escape"));
+        pairs.push((number, pair));
     }
     pairs
 }

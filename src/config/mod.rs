@@ -9,6 +9,7 @@ mod overlay;
 mod properties;
 mod read;
 mod resolve;
+pub(crate) mod secrecy;
 mod security;
 pub(crate) mod settings;
 mod url;
@@ -25,7 +26,7 @@ pub use overlay::{ConsumerConfig, ProducerConfig};
 pub use settings::{Acks, AutoOffsetReset, Compression, IsolationLevel, SaslMechanism, SecurityProtocol};
 pub use value::SettingValue;
 
-use self::properties::Kind;
+use self::{properties::Kind, secrecy::Secrets};
 use crate::{
     connection::transport::{Route, Transport},
     time::Environment,
@@ -143,10 +144,13 @@ impl KafkaConfig {
         set_ssl_client_certificate_pem => "ssl.keystore.certificate.chain";
         /// A PEM file with the client's certificate chain.
         set_ssl_client_certificate_file => "ssl.certificate.location";
-        /// The client's private key as unencrypted PEM text (`ssl.keystore.key`, KIP-651). It is never shown.
+        /// The client's private key as PEM text (`ssl.keystore.key`, KIP-651): PKCS#8, PKCS#1 or SEC1. It is never shown.
         set_ssl_key_pem => "ssl.keystore.key";
-        /// A PEM file with the client's unencrypted private key.
+        /// A PEM file with the client's private key.
         set_ssl_key_file => "ssl.key.location";
+        /// The password of the private key (`ssl.key.password`), where it is encrypted: PKCS#8 with PBES2, which is what
+        /// `openssl pkcs8 -topk8` writes. It is never shown.
+        set_ssl_key_password => "ssl.key.password";
         /// Whether the certificate's host name is checked (`ssl.endpoint.identification.algorithm`). Default: true. The chain is
         /// always checked.
         set_ssl_check_hostname => "ssl.check.hostname";
@@ -193,21 +197,25 @@ impl KafkaConfig {
     #[must_use]
     pub fn set(mut self, name: impl AsRef<str>, value: impl Into<SettingValue>) -> Self {
         let name = name.as_ref();
-        let value = value.into().into_text();
-        match properties::find(name) {
-            Some(found) => {
-                self.entries.insert(found.name(), Entry { value, origin: Origin::Set });
-            }
-            // The value stays out: under a misspelt name it may be a password.
-            None => {
-                let nearest = properties::nearest(name).0;
-                self.problems.push(format!(
-                    "{:?} is not a known property; the nearest known one is {nearest}",
-                    url::clipped(name)
-                ));
-            }
+        if !self.take(name, value) {
+            // The value stays out: under a misspelt name it may be a password. So does a name that may be a part of one.
+            let nearest = properties::nearest(name).0;
+            self.problems.push(match secrecy::name(name) {
+                Some(name) => format!("{name:?} is not a known property; the nearest known one is {nearest}"),
+                None => format!(
+                    "a property name {} is not known; the nearest known one is {nearest}",
+                    secrecy::name_or_length(name)
+                ),
+            });
         }
         self
+    }
+
+    /// Sets a property; false for an unknown name.
+    fn take(&mut self, name: &str, value: impl Into<SettingValue>) -> bool {
+        let Some(found) = properties::find(name) else { return false };
+        self.entries.insert(found.name(), Entry { value: value.into().into_text(), origin: Origin::Set });
+        true
     }
 
     /// Many properties, as [`set`](Self::set) takes them.
@@ -229,12 +237,7 @@ impl KafkaConfig {
     /// The text of a Java `.properties` file: comments, continued lines and escapes as Java reads them.
     #[must_use]
     pub fn set_properties_text(mut self, text: &str) -> Self {
-        for line in env::read_properties(text) {
-            match line {
-                Ok((name, value)) => self = self.set(name, value),
-                Err(problem) => self.problems.push(problem),
-            }
-        }
+        env::take_properties(&mut self, text);
         self
     }
 
@@ -269,10 +272,11 @@ impl KafkaConfig {
     /// Every property this crate knows, one per line: name, value or default, which client reads it, meaning. Secrets are hidden.
     pub fn describe(&self) -> String {
         let effective = self.effective();
+        let secrets = self.secrets();
         let mut text = String::new();
         for property in properties::PROPERTIES {
             let value = match (effective.entries.get(property.name), property.default) {
-                (Some(entry), _) => properties::shown(property.kind, &entry.value),
+                (Some(entry), _) => secrets.shown(property.kind, &entry.value),
                 (None, Some(default)) => format!("{default} (default)"),
                 (None, None) => "(not set)".to_owned(),
             };
@@ -285,12 +289,18 @@ impl KafkaConfig {
     }
 }
 
+impl KafkaConfig {
+    fn secrets(&self) -> Secrets {
+        Secrets::of(self.entries.iter())
+    }
+}
+
 impl fmt::Debug for KafkaConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut map = f.debug_map();
+        let (mut map, secrets) = (f.debug_map(), self.secrets());
         for (name, entry) in &self.entries {
             let kind = properties::find(name).map_or(Kind::Secret, properties::Found::kind);
-            map.entry(name, &properties::shown(kind, &entry.value));
+            map.entry(name, &secrets.shown(kind, &entry.value));
         }
         if !self.problems.is_empty() {
             map.entry(&"problems", &self.problems);

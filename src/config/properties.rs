@@ -3,6 +3,7 @@
 //! Names are Java's where Java has one, librdkafka's or our own otherwise. Nothing else in the crate may hold a default.
 
 use super::{
+    secrecy::{self, HIDDEN},
     settings::{Acks, AutoOffsetReset, Compression, IsolationLevel, SaslMechanism, SecurityProtocol},
     url,
 };
@@ -51,6 +52,8 @@ pub(crate) struct Property {
     pub(crate) doc: &'static str,
 }
 
+/// The longest text that a request holds.
+const LONGEST_TEXT: usize = i16::MAX as usize;
 const INT: i64 = i32::MAX as i64;
 const LONG: i64 = i64::MAX;
 /// Java lets these be `Long.MAX_VALUE`; the longest pause kept is 24 days, so that deadlines never overflow.
@@ -94,7 +97,7 @@ pub(crate) static PROPERTIES: &[Property] = &[
     row("ssl.keystore.key", &["ssl.key.pem"], Secret, None, Every, "the client's private key, PEM text (KIP-651)"),
     row("ssl.key.location", &["ssl.keyfile", "ssl.key.file"], Text, None, Every, "PEM file with the client's private key"),
     row("ssl.keystore.type", &[], Choice(&["PEM"]), Some("PEM"), Every, "only PEM is read"),
-    row("ssl.key.password", &["ssl.keystore.password", "ssl.password"], Refused("encrypted private keys are not read: decrypt the key first, for example with `openssl pkey`"), None, Every, "not supported"),
+    row("ssl.key.password", &["ssl.keystore.password", "ssl.password"], Secret, None, Every, "password of an encrypted private key (PKCS#8)"),
     row("ssl.endpoint.identification.algorithm", &[], Choice(&["https", "", "none"]), Some("https"), Every, "empty or none: the certificate's host name is not checked (its chain always is)"),
     row("ssl.check.hostname", &[], Flag, None, Every, "false: as an empty ssl.endpoint.identification.algorithm"),
     row("enable.ssl.certificate.verification", &[], Choice(&["true"]), Some("true"), Every, "the chain is always checked; trust a private authority with ssl.truststore.location"),
@@ -244,8 +247,15 @@ pub(crate) fn nearest(name: &str) -> (&'static str, usize) {
     best
 }
 
+/// Every name there is.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    let ours =
+        PROPERTIES.iter().flat_map(|known| std::iter::once(known.name).chain(known.aliases.iter().copied()));
+    ours.chain(IGNORED.iter().copied())
+}
+
 /// Levenshtein: insertions, deletions and replacements that turn one text into the other.
-fn edit_distance(left: &str, right: &str) -> usize {
+pub(super) fn edit_distance(left: &str, right: &str) -> usize {
     let right: Vec<char> = right.chars().collect();
     let mut row: Vec<usize> = (0..=right.len()).collect();
     for (i, l) in left.chars().enumerate() {
@@ -266,6 +276,8 @@ pub(crate) fn check(kind: Kind, value: &str) -> Result<(), String> {
     let trimmed = value.trim();
     match kind {
         Text | Secret | Pem if trimmed.is_empty() => Err("it must not be empty".to_owned()),
+        // The protocol's strings have a length of 16 bits.
+        Text if value.len() > LONGEST_TEXT => Err(format!("accepted: at most {LONGEST_TEXT} bytes")),
         Text | Secret | Pem | Ignored => Ok(()),
         Flag if parse_flag(trimmed).is_some() => Ok(()),
         Flag => Err("accepted: true, false".to_owned()),
@@ -315,14 +327,20 @@ pub(crate) fn parse_flag(text: &str) -> Option<bool> {
 
 /// The value as messages, `Debug` and `get` may show it.
 pub(crate) fn shown(kind: Kind, value: &str) -> String {
-    const HIDDEN: &str = "[hidden]";
     match kind {
         Secret | Refused(_) | Ignored => HIDDEN.to_owned(),
+        Pem => "[PEM]".to_owned(),
         Url => url::redacted(value),
         // A list that cannot be read may be a URL with a password in it.
         Addresses if url::parse_addresses(value).is_err() => HIDDEN.to_owned(),
-        _ if value.contains("-----BEGIN") => "[PEM]".to_owned(),
-        _ if value.chars().count() > 200 => format!("{}...", value.chars().take(200).collect::<String>()),
-        _ => value.to_owned(),
+        // Another property's value may have got here.
+        Choice(list) | Choices(list) if check(kind, value).is_err() => {
+            secrecy::refused(value, list).into_owned()
+        }
+        Flag if check(kind, value).is_err() => secrecy::refused(value, &["true", "false"]).into_owned(),
+        Int(..) | Millis(..) | Bytes(..) if check(kind, value).is_err() => {
+            secrecy::refused_number(value).into_owned()
+        }
+        _ => secrecy::text(value).into_owned(),
     }
 }

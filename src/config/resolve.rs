@@ -11,9 +11,11 @@ use std::{
 use super::{
     Entry, KafkaConfig, Origin,
     properties::{self, Found, Kind, LONGEST_MS},
+    secrecy::{self, Secrets},
     security,
     settings::{
         Acks, ClientSettings, Compression, ConsumerSettings, ProducerSettings, Secret, SecurityProtocol,
+        TlsSettings,
     },
     url::{self, KafkaUrl},
 };
@@ -29,10 +31,16 @@ pub(super) struct Effective {
 }
 
 impl KafkaConfig {
-    /// Checks everything at once, and logs what has no effect.
+    /// Checks everything at once but the contents of files, and logs what has no effect.
     pub(crate) fn validate(&self) -> Result<()> {
+        self.validate_with(|_| Vec::new())
+    }
+
+    /// [`validate`](Self::validate); `files` reads what the TLS settings name, and says what is wrong with it.
+    pub(crate) fn validate_with(&self, files: impl FnOnce(&TlsSettings) -> Vec<String>) -> Result<()> {
         let mut all = self.checked();
-        self.client(&mut all);
+        let client = self.client(&mut all);
+        all.problems.extend(client.tls.as_ref().map(files).unwrap_or_default());
         producer(&mut all);
         consumer(&mut all);
         for note in &all.notes {
@@ -93,8 +101,8 @@ impl KafkaConfig {
                 }
                 Some(said) if entry.origin == Origin::Set && !same(&said.value, &entry.value) => {
                     let kind = properties::find(name).map_or(Kind::Secret, Found::kind);
-                    let (there, here) =
-                        (properties::shown(kind, &said.value), properties::shown(kind, &entry.value));
+                    let secrets = Secrets::of(self.entries.iter());
+                    let (there, here) = (secrets.shown(kind, &said.value), secrets.shown(kind, &entry.value));
                     all.problems.push(format!(
                         "{name} is {there:?} in kafka.url and {here:?} outside of it: keep one of them"
                     ));
@@ -268,6 +276,7 @@ fn compression_level(all: &mut Effective, compression: Compression) -> Option<i3
     let level = all.text("compression.level")?;
     let kind = properties::find(name).map_or(Kind::Text, Found::kind);
     if let Err(why) = properties::check(kind, &level) {
+        let level = secrecy::refused_number(&level);
         all.problems.push(format!("compression.level = {level:?} is no level of {compression}: {why}"));
     }
     level.trim().parse().ok()
@@ -371,7 +380,7 @@ impl Effective {
         let why = properties::check(kind, &entry.value).err()?;
         Some(match kind {
             Kind::Refused(_) => format!("{name}: {why}"),
-            _ => format!("{name} = {:?}: {why}", properties::shown(kind, &entry.value)),
+            _ => format!("{name} = {:?}: {why}", Secrets::of(self.entries.iter()).shown(kind, &entry.value)),
         })
     }
 
@@ -424,8 +433,9 @@ impl Effective {
         let lower = file.to_ascii_lowercase();
         if [".jks", ".p12", ".pfx"].iter().any(|ending| lower.ends_with(ending)) {
             self.problems.push(format!(
-                "{name} = {file:?} is a Java key store: accepted is a PEM file (`keytool -exportcert -rfc` or \
-                 `openssl pkcs12` write one)"
+                "{name} = {} is a Java key store: accepted is a PEM file (`keytool -exportcert -rfc` or \
+                 `openssl pkcs12` write one)",
+                secrecy::path(&file)
             ));
         }
         Some(file)

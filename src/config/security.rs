@@ -41,6 +41,7 @@ impl KafkaConfig {
             roots: trust_roots(all),
             client_certificate,
             client_key,
+            key_password: all.secret("ssl.key.password").map(Secret::new),
             verify_host_name: check_name,
             #[cfg(feature = "tls")]
             client_config: self.tls_client_config.clone(),

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
-use super::value::SettingValue;
+use super::{secrecy, value::SettingValue};
 use crate::{
     connection::transport::Route,
     error::{Error, ErrorKind},
@@ -34,7 +34,11 @@ macro_rules! spellings {
                 })+
                 Err(Error::new(
                     ErrorKind::Config,
-                    format!(concat!("{:?} is no ", $property, "; accepted: {}"), text, Self::ACCEPTED.join(", ")),
+                    format!(
+                        concat!("{:?} is no ", $property, "; accepted: {}"),
+                        secrecy::refused(text, Self::ACCEPTED),
+                        Self::ACCEPTED.join(", ")
+                    ),
                 ))
             }
         }
@@ -136,8 +140,8 @@ pub(crate) struct ClientSettings {
     pub(crate) environment: Environment,
 }
 
-/// Where trusted roots come from; several add up.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Where trusted roots come from; several add up. Text and names may be a key that was given to the wrong setter.
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) enum TrustRoots {
     /// The Mozilla set compiled in.
     Mozilla,
@@ -150,12 +154,15 @@ pub(crate) enum TrustRoots {
 }
 
 #[derive(Clone)]
+#[cfg_attr(test, derive(Default))]
 pub(crate) struct TlsSettings {
     /// Empty means: the Mozilla set and the system's store.
     pub(crate) roots: Vec<TrustRoots>,
     /// Client certificate chain and key, PEM text (files are read when the TLS configuration is built).
     pub(crate) client_certificate: Option<PemSource>,
     pub(crate) client_key: Option<PemSource>,
+    /// `ssl.key.password`
+    pub(crate) key_password: Option<Secret>,
     /// `ssl.endpoint.identification.algorithm`: false switches the host-name check off, never the chain check.
     pub(crate) verify_host_name: bool,
     /// A configuration of the user's own replaces all of the above.
@@ -176,10 +183,37 @@ impl fmt::Debug for TlsSettings {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl fmt::Debug for TrustRoots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mozilla => f.write_str("Mozilla"),
+            Self::System => f.write_str("System"),
+            Self::Pem(_) => f.write_str("[PEM]"),
+            Self::PemFile(path) => f.write_str(&secrecy::path(path)),
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) enum PemSource {
     Text(Secret),
     File(String),
+}
+
+#[cfg(feature = "tls")]
+impl PemSource {
+    pub(crate) fn is_file(&self) -> bool {
+        matches!(self, Self::File(_))
+    }
+}
+
+impl fmt::Debug for PemSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(_) => f.write_str("[PEM]"),
+            Self::File(path) => f.write_str(&secrecy::path(path)),
+        }
+    }
 }
 
 /// How clients talk to brokers (`security.protocol`): encrypted or not, authenticated or not.
@@ -221,11 +255,18 @@ pub enum SaslMechanism {
     ScramSha512,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct SaslSettings {
     pub(crate) mechanism: SaslMechanism,
     pub(crate) username: String,
     pub(crate) password: Secret,
+}
+
+impl fmt::Debug for SaslSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the user name either: people mix up the two.
+        f.debug_struct("SaslSettings").field("mechanism", &self.mechanism).finish_non_exhaustive()
+    }
 }
 
 /// How many replicas must have a record before the broker acknowledges it (`acks`).

@@ -166,6 +166,9 @@ fn a_bad_url_is_refused_with_its_reason_and_without_its_password() {
         ("kafka://u:hunter2-Zq9@h/orders", "has a path"),
         ("kafka://u:hunter2-Zq9@h?grup_id=x", "nearest known one is group.id"),
         ("kafka://h?group_id", "has no `=`"),
+        ("kafkas://h?sasl_password=hunt&hunter2-Zq9=1", "unknown name of 11 characters (not repeated"),
+        ("kafkas://h?sasl_password=hunt&er2-Zq9", "with & inside a value written as %26"),
+        ("kafka://u:p@h1,u:hunter2-Zq9@h2", "stand once, before the first host"),
         ("kafka://h?group_id=a&group.id=b", "sets group.id twice"),
         ("kafka://h?bootstrap_servers=b", "name the hosts before it"),
         ("kafkas://h?security_protocol=PLAINTEXT", "kafkas:// (TLS), but security.protocol is PLAINTEXT"),
@@ -226,6 +229,11 @@ fn every_bad_value_is_named_with_what_is_accepted() {
         assert!(error.contains(reason), "{name}: {error}");
         all = all.set(name, value);
     }
+    for name in ["client.id", "client.rack", "group.id", "group.instance.id", "sasl.username"] {
+        assert!(properties::check(properties::Kind::Text, &"x".repeat(32_767)).is_ok());
+        let error = refusal(&local().set(name, "x".repeat(32_768)));
+        assert!(error.contains("accepted: at most 32767 bytes") && error.len() < 1000, "{name}: {error}");
+    }
     let error = refusal(&all);
     for (name, _, reason) in table {
         assert!(error.contains(reason), "{name} is missing from {error}");
@@ -254,7 +262,6 @@ fn combinations_that_cannot_work_are_refused() {
         (&[("ssl_cafile", "/ca.pem")], "set security.protocol to SSL"),
         (&[("security.protocol", "SSL"), ("ssl.certfile", "/c.pem")], "without its key"),
         (&[("security.protocol", "SSL"), ("ssl.keyfile", "/k.pem")], "without its certificate"),
-        (&[("security.protocol", "SSL"), ("ssl.key.password", "x")], "decrypt the key first"),
         (&[("security.protocol", "SSL"), ("ssl.truststore.location", "/a.JKS")], "is a Java key store"),
         (&[("receive.message.max.bytes", "2000")], "cannot hold an answer"),
         (&[("compression.type", "gzip"), ("compression.level", "15")], "is no level of gzip"),
@@ -330,6 +337,9 @@ fn an_unknown_name_is_refused_with_the_nearest_known_one_and_never_shows_its_val
         );
         assert!(!error.contains(PASSWORD) && !format!("{config:?}").contains(PASSWORD));
     }
+    let error = refusal(&local().set(PASSWORD, 1).set(format!("sasl.password={PASSWORD}"), 1));
+    assert!(error.contains("a property name of 11 characters (not repeated"), "{error}");
+    assert!(!error.contains(PASSWORD), "{error}");
     assert_eq!(local().get("no.such.name"), None);
     assert!(refusal(&ProducerConfig::new().set("lingerms", 1).merged(&local())).contains("linger.ms"));
 }
@@ -454,7 +464,7 @@ fn the_environment_gives_known_names_only_and_empty_variables_count_as_unset() {
 fn a_properties_file_reads_as_java_reads_it() {
     let text = "# comment\n! another\n\n  bootstrap.servers = h1:9092,\\\n      h2:9092\ngroup.id:bil\\u006cing\n\
                 client.id my\\ client\r\nsasl.password=a\\=b\\\\\n";
-    let pairs: Vec<_> = env::read_properties(text).into_iter().map(Result::unwrap).collect();
+    let pairs: Vec<_> = env::read_properties(text).into_iter().map(|(_, pair)| pair.unwrap()).collect();
     let expected = [
         ("bootstrap.servers", "h1:9092,h2:9092"),
         ("group.id", "billing"),
@@ -463,6 +473,15 @@ fn a_properties_file_reads_as_java_reads_it() {
     ];
     assert_eq!(pairs, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
     assert!(refusal(&local().set_properties_text("a=b\nc=\\u12")).contains("line 2"));
+    assert_eq!(KafkaConfig::from_properties_text("\u{feff}group.id=g").get("group_id").as_deref(), Some("g"));
+    let key = "group.id=g\nssl.keystore.key=-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49\nZq9=\n-----END PRIVATE KEY-----";
+    let error = refusal(&local().set_properties_text(key));
+    assert!(error.contains("lines 3 to 5 of the properties: no known property"), "{error}");
+    assert!(!error.contains("MIGHAgE"), "{error}");
+    assert!(
+        refusal(&local().set_properties_text("\ngroup.di=g"))
+            .contains("line 2 of the properties: \"group.di\"")
+    );
     assert_eq!(KafkaConfig::from_properties_text(text).get("group_id").as_deref(), Some("billing"));
 }
 

@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, net::Ipv6Addr};
 
 use super::{
     properties::{self, Kind},
+    secrecy,
     settings::{Address, Secret},
 };
 
@@ -62,6 +63,10 @@ pub(crate) fn parse(text: &str) -> Result<KafkaUrl, String> {
         None => (None, authority),
     };
     let (username, password) = match user_info {
+        Some(user_info) if user_info.split_once('@').is_some_and(|(_, rest)| rest.contains(',')) => {
+            return Err("user and password stand once, before the first host; write @ and , inside them as %40 and %2C"
+                .to_owned());
+        }
         Some(user_info) => parse_user_info(user_info)?,
         None => (None, None),
     };
@@ -92,13 +97,17 @@ fn parse_query(query: &str) -> Result<Vec<(&'static str, Secret)>, String> {
     let mut seen = BTreeSet::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let Some((name, value)) = pair.split_once('=') else {
-            return Err("a part of its query has no `=`: accepted is name=value&name=value".to_owned());
+            return Err(
+                "a part of its query has no `=`: accepted is name=value&name=value, with & inside a value \
+                        written as %26"
+                    .to_owned(),
+            );
         };
         let name = decode(name).ok_or("a name in its query is not percent-encoded UTF-8")?;
         let Some(found) = properties::find(&name) else {
             return Err(format!(
-                "its query has the unknown name {:?}; the nearest known one is {}",
-                clipped(&name),
+                "its query has an unknown name {}; the nearest known one is {} (write & inside a value as %26)",
+                secrecy::name_or_length(&name),
                 properties::nearest(&name).0
             ));
         };
@@ -114,11 +123,6 @@ fn parse_query(query: &str) -> Result<Vec<(&'static str, Secret)>, String> {
         parameters.push((name, Secret::new(value)));
     }
     Ok(parameters)
-}
-
-/// A name as a message may repeat it.
-pub(crate) fn clipped(name: &str) -> String {
-    name.chars().take(60).collect()
 }
 
 /// Reads `host:port` items separated by commas. Empty items are skipped, as Java does.

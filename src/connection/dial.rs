@@ -199,7 +199,8 @@ async fn set_up(
     channel.set_versions(&versions);
     let mut reauthenticate_by = None;
     if let Some(sasl) = &settings.sasl {
-        let lifetime = within(Stage::Sasl, deadline, sasl::authenticate(&channel, sasl)).await?;
+        let lifetime =
+            within(Stage::Sasl, deadline, sasl::authenticate(&channel, sasl, &settings.environment)).await?;
         // KIP-368: at a random point, as Java, so that the clients of a cluster do not come back together.
         let percent = 85 + settings.environment.rng().below(11) as u32;
         reauthenticate_by = lifetime.map(|lifetime| now() + lifetime.mul_f64(f64::from(percent) / 100.0));

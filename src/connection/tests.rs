@@ -70,6 +70,7 @@ struct Asked {
     key: i16,
     version: i16,
     correlation: [u8; 4],
+    frame: Vec<u8>,
 }
 
 /// The broker's side of a connection.
@@ -82,7 +83,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         let mut frame = vec![0; length as usize];
         self.0.read_exact(&mut frame).await.ok()?;
         let number = |at: usize| i16::from_be_bytes([frame[at], frame[at + 1]]);
-        Some(Asked { key: number(0), version: number(2), correlation: frame[4..8].try_into().unwrap() })
+        Some(Asked {
+            key: number(0),
+            version: number(2),
+            correlation: frame[4..8].try_into().unwrap(),
+            frame: frame.clone(),
+        })
     }
 
     async fn answer<R: Api>(&mut self, asked: &Asked, answer: &R::Response) {
@@ -254,6 +260,72 @@ async fn a_mechanism_the_broker_does_not_enable_lists_those_it_does() {
     let settings = with_sasl(SaslMechanism::ScramSha512);
     let error = authenticate(settings, refusal, Default::default()).await.err().unwrap();
     assert_says(&error, Stage::Sasl, &["SCRAM-SHA-512", "it enables PLAIN, GSSAPI", "sasl.mechanism"]);
+}
+
+#[tokio::test]
+async fn a_broker_that_repeats_the_password_does_not_get_it_into_the_error() {
+    let failed = code::SASL_AUTHENTICATION_FAILED;
+    let refusal = wire::SaslAuthenticateResponse {
+        error_code: failed,
+        error_message: Some("no: alice tiger-7 \u{1b}[31m".into()),
+        ..Default::default()
+    };
+    let error =
+        authenticate(with_sasl(SaslMechanism::Plain), Default::default(), refusal).await.err().unwrap();
+    assert_says(&error, Stage::Sasl, &["no: alice [hidden] ?[31m"]);
+    // User and password changed places.
+    let mut settings = with_sasl(SaslMechanism::Plain);
+    settings.sasl.as_mut().unwrap().username = "tiger-7".to_owned();
+    let refusal = wire::SaslAuthenticateResponse { error_code: failed, ..Default::default() };
+    let error = authenticate(settings, Default::default(), refusal).await.err().unwrap();
+    assert!(!error.to_string().contains("tiger-7"), "{error}");
+}
+
+/// What a dial with SCRAM ends in: after the client's nonce the server says `tail`, and in the end `last`, which is
+/// `None` where it closes instead.
+async fn scram(tail: &str, last: Option<&[u8]>) -> Result<Connection> {
+    let (listener, address) = listen().await;
+    let server = async {
+        let mut peer = accept(&listener).await;
+        peer.greet().await;
+        let asked = peer.asked().await.unwrap();
+        peer.answer::<wire::SaslHandshakeRequest>(&asked, &Default::default()).await;
+        let asked = peer.asked().await.unwrap();
+        let text = String::from_utf8_lossy(&asked.frame).into_owned();
+        let nonce: String =
+            text.split("r=").nth(1).unwrap().chars().take_while(char::is_ascii_graphic).collect();
+        let first = format!("r={nonce}{tail}").into_bytes();
+        let answer = |bytes: Vec<u8>| wire::SaslAuthenticateResponse {
+            auth_bytes: bytes.into(),
+            ..Default::default()
+        };
+        peer.answer::<wire::SaslAuthenticateRequest>(&asked, &answer(first)).await;
+        if let (Some(asked), Some(last)) = (peer.asked().await, last) {
+            peer.answer::<wire::SaslAuthenticateRequest>(&asked, &answer(last.to_vec())).await;
+            pending::<()>().await;
+        }
+    };
+    let settings = with_sasl(SaslMechanism::ScramSha256);
+    against(server, dial(&address, &settings)).await
+}
+
+#[tokio::test]
+async fn whatever_a_scram_server_says_is_an_error_that_names_the_step() {
+    const GOOD: &str = "x,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096";
+    for tail in ["", ",", "x,", "x,s=", "x,s=*,i=4096", "x,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=1"] {
+        let error = scram(tail, None).await.err().unwrap();
+        assert_says(&error, Stage::Sasl, &["SCRAM-SHA-256 failed at the server's first message"]);
+    }
+    // The broker says that the password is right, and does not show that it knows it.
+    let forged = b"v=rmF9pqV8S7suAoZWja4dJRkFsKQAAAAAAAAAAAAAAAA=";
+    for last in [&b""[..], b"v", b"v=", b"x", b"\xff", b"e=no", forged] {
+        let error = scram(GOOD, Some(last)).await.err().unwrap();
+        assert_says(&error, Stage::Sasl, &["SCRAM-SHA-256 failed at the server's final message"]);
+        assert!(!format!("{error:?}").contains("tiger-7"));
+    }
+    // The key is derived on a thread for blocking work here.
+    let error = scram("x,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=8193", Some(forged)).await.err().unwrap();
+    assert_says(&error, Stage::Sasl, &["signature is wrong"]);
 }
 
 #[tokio::test]
@@ -670,6 +742,7 @@ mod tls {
             roots: vec![root],
             client_certificate: None,
             client_key: None,
+            key_password: None,
             verify_host_name: true,
             client_config: None,
             crypto_provider: None,
@@ -727,6 +800,44 @@ mod tls {
             let tls = TlsSettings { verify_host_name, ..trusting(TrustRoots::Mozilla) };
             let error = dial_tls("127.0.0.1", CHAIN, tls).await.err().unwrap();
             assert_says(&error, Stage::Tls, &["not signed by a CA", "ssl.truststore.location"]);
+        }
+    }
+
+    /// A server with a good chain and the key of somebody else.
+    fn impostor(version: &'static rustls::SupportedProtocolVersion) -> TlsAcceptor {
+        const OTHER_KEY: &str = include_str!("test_certs/keys/other.pem");
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(CHAIN.as_bytes()).collect();
+        let provider = provider(&own_ca()).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(OTHER_KEY.as_bytes()).unwrap();
+        let key = provider.key_provider.load_private_key(key).unwrap();
+        let certified = rustls::sign::CertifiedKey::new(chain.unwrap(), key);
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified)));
+        TlsAcceptor::from(Arc::new(config))
+    }
+
+    #[tokio::test]
+    async fn a_server_without_the_key_of_its_certificate_is_refused_with_and_without_the_name_check() {
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            for verify_host_name in [true, false] {
+                let (listener, address) = listen().await;
+                let address = Address { host: "localhost".to_owned(), ..address };
+                let tls = TlsSettings { verify_host_name, ..own_ca() };
+                let shared = Tls::new(&tls).unwrap();
+                let settings = ClientSettings { tls: Some(tls), ..settings() };
+                let server = async {
+                    let socket = accept(&listener).await.0;
+                    if let Ok(stream) = Box::pin(impostor(version).accept(socket)).await {
+                        Peer(stream).greet().await;
+                    }
+                };
+                let client = Connection::dial(&address, &settings, Some(&shared), soon());
+                let error = against(server, client).await.err().unwrap();
+                assert_says(&error, Stage::Tls, &["not signed by a CA"]);
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use crate::{
     admin::KafkaAdmin,
     cluster::Cluster,
     config::{ConsumerConfig, KafkaConfig, ProducerConfig},
+    connection::Tls,
     consumer::KafkaConsumer,
     error::Result,
     producer::KafkaProducer,
@@ -46,15 +47,15 @@ pub struct KafkaInstance {
 }
 
 impl KafkaInstance {
-    /// Checks the whole configuration; nothing connects yet.
+    /// Checks the whole configuration, and reads the certificate and key files it names; nothing connects yet.
     ///
     /// # Errors
     /// [`ErrorKind::Config`](crate::ErrorKind::Config) naming every value that is wrong and what is accepted, also where no
-    /// broker is named at all.
+    /// broker is named at all, and what is wrong with a file.
     pub fn new(config: KafkaConfig) -> Result<Self> {
         const PLACE: Place =
             Place { controller: "dtkafka::KafkaInstance::new", subject: "Kafka configuration" };
-        logged(PLACE, config.validate())?;
+        logged(PLACE, config.validate_with(Tls::problems))?;
         Ok(Self { config: Arc::new(config) })
     }
 
