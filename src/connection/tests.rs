@@ -603,6 +603,58 @@ async fn a_peer_that_stops_reading_loses_its_connection_with_the_request_time_ou
 }
 
 #[tokio::test]
+async fn an_answer_of_eleven_bytes_that_announces_billions_of_elements_is_an_error_before_anyone_authenticated()
+ {
+    let (listener, address) = listen().await;
+    let server = async {
+        let mut peer = accept(&listener).await;
+        let asked = peer.asked().await.unwrap();
+        // No error, then 4,294,967,294 versions of APIs.
+        let body = [0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f];
+        peer.0.write_u32(4 + body.len() as u32).await.unwrap();
+        peer.0.write_all(&asked.correlation).await.unwrap();
+        peer.0.write_all(&body).await.unwrap();
+        pending::<()>().await;
+    };
+    let settings = settings();
+    let error = against(server, dial(&address, &settings)).await.err().unwrap();
+    assert_says(&error, Stage::Api, &["4294967294 elements", "0 bytes are left"]);
+}
+
+#[tokio::test]
+async fn an_answer_that_announces_billions_of_elements_leaves_the_connection_usable() {
+    let (listener, address) = listen().await;
+    let server = async {
+        let mut peer = accept(&listener).await;
+        peer.greet().await;
+        for body in
+            [&[0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f][..], &[0, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0x7f]]
+        {
+            let asked = peer.asked().await.unwrap();
+            assert_eq!(asked.key, wire::MetadataRequest::KEY);
+            let mut frame = asked.correlation.to_vec();
+            frame.push(0);
+            frame.extend_from_slice(body);
+            peer.0.write_u32(frame.len() as u32).await.unwrap();
+            peer.0.write_all(&frame).await.unwrap();
+        }
+        let asked = peer.asked().await.unwrap();
+        peer.answer::<wire::HeartbeatRequest>(&asked, &Default::default()).await;
+        pending::<()>().await;
+    };
+    let settings = settings();
+    let client = async {
+        let connection = dial(&address, &settings).await.unwrap();
+        for _ in 0..2 {
+            let error = connection.call(wire::MetadataRequest::default(), soon()).await.unwrap_err();
+            assert_eq!((error.kind(), error.api()), (ErrorKind::Protocol, Some("Metadata")), "{error}");
+        }
+        connection.call(wire::HeartbeatRequest::default(), soon()).await.unwrap();
+    };
+    against(server, client).await;
+}
+
+#[tokio::test]
 async fn answers_nobody_asked_for_end_the_connection_once_and_for_all() {
     let (listener, address) = listen().await;
     let server = async {

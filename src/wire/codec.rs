@@ -472,7 +472,7 @@ impl Field for Bytes {
 
     #[cfg(test)]
     fn json(&self, _version: i16) -> serde_json::Value {
-        serde_json::Value::String(self.iter().map(|byte| format!("{byte:02x}")).collect())
+        super::tests::base64(self).into()
     }
 }
 

@@ -13,23 +13,27 @@ pub(crate) struct Samples {
     pub(crate) flexible: bool,
     /// Whether the field that is made may be null.
     pub(crate) nullable: bool,
-    empty: bool,
+    mode: Mode,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    /// Null where there may be null, else empty, else 0.
+    Empty,
+    /// Every field has a value, and every array one element.
+    Full,
+    Random,
 }
 
 impl Samples {
     fn new(seed: u64, version: i16, flexible: bool) -> Self {
         let state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d;
-        Self { state, version, flexible, nullable: true, empty: false }
-    }
-
-    /// Null where there may be null, else empty, else 0.
-    fn empty(version: i16, flexible: bool) -> Self {
-        Self { empty: true, ..Self::new(0, version, flexible) }
+        Self { state, version, flexible, nullable: true, mode: Mode::Random }
     }
 
     /// SplitMix64; often small.
     pub(crate) fn number(&mut self) -> u64 {
-        if self.empty {
+        if self.mode == Mode::Empty {
             return 0;
         }
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -37,6 +41,9 @@ impl Samples {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^= mixed >> 31;
+        if self.mode == Mode::Full {
+            return 1 + mixed % 100;
+        }
         match mixed % 4 {
             0 => mixed >> 2,
             1 => (mixed >> 2) % 1000,
@@ -46,15 +53,16 @@ impl Samples {
     }
 
     pub(crate) fn null(&mut self) -> bool {
-        self.nullable && self.number().is_multiple_of(3)
+        self.nullable && self.mode != Mode::Full && self.number().is_multiple_of(3)
     }
 
     pub(crate) fn count(&mut self) -> u64 {
-        self.number() % 4
+        if self.mode == Mode::Full { 1 } else { self.number() % 4 }
     }
 
     pub(crate) fn text(&mut self) -> String {
         match self.number() % 8 {
+            number if self.mode == Mode::Full => format!("t{number}"),
             0 => String::new(),
             1 => "é€😀".repeat(1 + (self.number() % 40) as usize),
             2 => "long".repeat(70),
@@ -120,11 +128,13 @@ fn every_message_of_every_version_has_the_bytes_that_kafka_protocol_writes() {
             assert_eq!(K::header_version(version), header, "header of {name} version {version}");
             for seed in 0..60 {
                 let place = format!("{name} version {version}, seed {seed}");
-                let ours = if seed == 0 {
-                    T::sample(&mut Samples::empty(version, flexible))
-                } else {
-                    T::sample(&mut Samples::new(seed, version, flexible))
+                let mut samples = Samples::new(seed, version, flexible);
+                samples.mode = match seed {
+                    0 => Mode::Empty,
+                    1 => Mode::Full,
+                    _ => Mode::Random,
                 };
+                let ours = T::sample(&mut samples);
                 let mut bytes = Vec::new();
                 encode(&ours, version, flexible, &mut bytes)
                     .unwrap_or_else(|error| panic!("{place}: {error}"));
@@ -402,4 +412,141 @@ fn ids_show_as_kafka_shows_them() {
     assert_eq!(Uuid([0xff; 16]).to_string(), "_____________________w");
     let id = Uuid(std::array::from_fn(|place| place as u8 * 17));
     assert_eq!(id.to_string(), "ABEiM0RVZneImaq7zN3u_w");
+}
+
+/// As Kafka's own classes show bytes.
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let group =
+            chunk.iter().chain([0, 0].iter()).take(3).fold(0usize, |all, byte| all << 8 | usize::from(*byte));
+        for place in 0..4 {
+            let digit = char::from(ALPHABET[(group >> (18 - 6 * place)) & 63]);
+            text.push(if place <= chunk.len() { digit } else { '=' });
+        }
+    }
+    text
+}
+
+/// Kafka's own classes call the fields as here, in camel case.
+fn camel(json: &serde_json::Value) -> serde_json::Value {
+    match json {
+        serde_json::Value::Object(fields) => fields
+            .iter()
+            .map(|(name, value)| {
+                let mut words = name.split('_');
+                let first = words.next().unwrap_or_default().to_owned();
+                let name = words.fold(first, |name, word| name + &word[..1].to_uppercase() + &word[1..]);
+                (name, camel(value))
+            })
+            .collect::<serde_json::Map<_, _>>()
+            .into(),
+        serde_json::Value::Array(elements) => elements.iter().map(camel).collect(),
+        other => other.clone(),
+    }
+}
+
+/// A message of Kafka's classes: its bytes, and what they say it is.
+struct Fixture<'a> {
+    name: &'a str,
+    version: i16,
+    bytes: Bytes,
+    json: &'a str,
+    checked: bool,
+}
+
+impl Visitor for Fixture<'_> {
+    fn visit<A: Api>(&mut self) {
+        if self.name.strip_suffix("Request") == Some(A::NAME) {
+            self.check::<A, A>();
+        } else if self.name.strip_suffix("Response") == Some(A::NAME) {
+            self.check::<A, A::Response>();
+        }
+    }
+}
+
+impl Fixture<'_> {
+    fn check<A: Api, T: Field>(&mut self) {
+        let place = format!("{} version {}", self.name, self.version);
+        let flexible = self.version >= A::FLEXIBLE;
+        let message: T = decode(self.bytes.clone(), self.version, flexible)
+            .unwrap_or_else(|error| panic!("{place}: {error}"));
+        let expected: serde_json::Value = serde_json::from_str(self.json).unwrap();
+        assert_eq!(camel(&message.json(self.version)), expected, "{place}");
+        let mut bytes = Vec::new();
+        encode(&message, self.version, flexible, &mut bytes).unwrap();
+        assert_eq!(bytes, self.bytes, "{place}");
+        self.checked = true;
+    }
+}
+
+#[test]
+fn messages_have_the_names_and_the_bytes_of_kafkas_own_classes() {
+    // `MESSAGES_FROM_JAVA` names a larger file than the one in the repository.
+    let path = std::env::var("MESSAGES_FROM_JAVA")
+        .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/messages.txt").to_owned());
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    for line in text.lines() {
+        let [name, version, hex, json] = line.splitn(4, ' ').collect::<Vec<_>>().try_into().unwrap();
+        let bytes: Vec<u8> = hex
+            .as_bytes()
+            .chunks(2)
+            .map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap())
+            .collect();
+        let version = version.parse().unwrap();
+        let mut fixture = Fixture { name, version, bytes: bytes.into(), json, checked: false };
+        visit_all(&mut fixture);
+        assert!(fixture.checked, "{name}");
+        seen.insert((name, version));
+    }
+    // Where kafka-protocol cannot say, Kafka must.
+    for (name, first, last) in JAVA_ONLY {
+        for version in *first..=*last {
+            for kind in ["Request", "Response"] {
+                assert!(
+                    seen.contains(&(format!("{name}{kind}").as_str(), version)),
+                    "{name}{kind} {version}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "writes the input of tests/fixtures/GenerateMessages.java"]
+fn writes_messages_for_java_to_encode() {
+    struct Lines {
+        out: String,
+        seeds: u64,
+    }
+    impl Visitor for Lines {
+        fn visit<A: Api>(&mut self) {
+            let (low, high) = A::TABLE;
+            let java_only = JAVA_ONLY.iter().find(|row| row.0 == A::NAME).map_or(i16::MAX, |row| row.1);
+            for version in low..=high {
+                let flexible = version >= A::FLEXIBLE;
+                let few = [low, high, A::FLEXIBLE].contains(&version) || version >= java_only;
+                for seed in 0..self.seeds {
+                    let mut samples = Samples::new(seed, version, flexible);
+                    samples.mode = match seed {
+                        0 => Mode::Full,
+                        1 => Mode::Empty,
+                        _ => Mode::Random,
+                    };
+                    let request = A::sample(&mut samples).json(version);
+                    let answer = A::Response::sample(&mut samples).json(version);
+                    if few || self.seeds > 1 {
+                        self.out += &format!("{}Request {version} {}\n", A::NAME, camel(&request));
+                        self.out += &format!("{}Response {version} {}\n", A::NAME, camel(&answer));
+                    }
+                }
+            }
+        }
+    }
+    let seeds = std::env::var("MESSAGES_SEEDS").map_or(1, |seeds| seeds.parse().unwrap());
+    let mut lines = Lines { out: String::new(), seeds };
+    visit_all(&mut lines);
+    std::fs::write(std::env::var("MESSAGES").unwrap(), lines.out).unwrap();
 }
