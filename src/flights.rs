@@ -1,8 +1,29 @@
-//! The calls that a driver task has in flight. Nothing here knows what they are.
+//! The calls that a driver task has in flight, and the tokens that tell them apart. Nothing here knows what they are.
 
 use std::{future::Future, pin::Pin};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
+
+/// Names an action that is out; an answer with another token than the one waited for is stale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Token(u64);
+
+#[cfg(test)]
+impl Token {
+    /// One that nobody waits for.
+    pub(crate) const STRANGER: Self = Self(u64::MAX);
+}
+
+/// Gives out tokens; none is given twice.
+#[derive(Debug, Default)]
+pub(crate) struct Tokens(u64);
+
+impl Tokens {
+    pub(crate) fn next(&mut self) -> Token {
+        self.0 += 1;
+        Token(self.0)
+    }
+}
 
 /// Something in flight, on the heap.
 pub(crate) type Flight<T> = Pin<Box<dyn Future<Output = T> + Send>>;

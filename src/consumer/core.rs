@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::sync::oneshot;
@@ -15,9 +16,10 @@ use tracing::{debug, info, warn};
 use super::{
     buffer::Decoded,
     fetch::{Effects, FetchAction, FetchSettings, Fetcher},
+    ledger::Life,
     lookups::{self, Found, Lookup, Lookups},
-    offsets::{CommitAction, Commits, Offsets, Outcome, Ticket, commit_timeout},
-    subscription::{JobKey, Next, Phase, Subscription, Turn},
+    offsets::{self, CommitAction, Commits, Offsets, Outcome, Ticket, commit_timeout, over},
+    partitions::{JobKey, Next, Partitions, Phase, Turn},
 };
 use crate::{
     batch::Decompressor,
@@ -25,6 +27,7 @@ use crate::{
     config::settings::{ClientSettings, ConsumerSettings, IsolationLevel},
     connection::api::wire,
     error::{Error, ErrorKind, Result},
+    flights::Token,
     group::{
         self, Answer, GroupSettings, Identity, Request,
         assignor::{Assignment, Assignor, Subscriber},
@@ -40,10 +43,10 @@ pub(crate) enum Action {
     RequireTopics { topics: Vec<Arc<str>>, deadline: Instant },
     RefreshMetadata,
     ForgetCoordinator,
-    Group { epoch: u64, request: Request, deadline: Instant },
-    Plan { epoch: u64, assignor: Assignor, members: Vec<Subscriber>, deadline: Instant },
+    Group { token: Token, request: Request, deadline: Instant },
+    Plan { token: Token, assignor: Assignor, members: Vec<Subscriber>, deadline: Instant },
     Commit(CommitAction),
-    FindCommitted { partitions: Vec<(TopicPartition, u64)>, deadline: Instant },
+    FindCommitted { partitions: Vec<(TopicPartition, Life)>, deadline: Instant },
     ListOffsets { broker: i32, lookups: Vec<Lookup>, deadline: Instant },
     Fetch(FetchAction),
 }
@@ -55,16 +58,35 @@ enum Mode {
     Manual,
 }
 
+/// Partitions that are being given up.
 #[derive(Debug)]
-enum Revoking {
-    /// The user may be at work on records handed out: its next poll says that they are done.
-    AwaitingPoll {
-        epoch: u64,
+struct Revoking {
+    token: Token,
+    partitions: Vec<TopicPartition>,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    /// The user may be at work on records of them. The coordinator waits no longer than until then.
+    Working {
+        until: Instant,
     },
     Committing {
-        epoch: u64,
         deadline: Instant,
     },
+}
+
+/// What has happened to the assignment, with the lives of the partitions: for who acknowledges records one by one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
+    Assigned(Vec<(TopicPartition, Life)>),
+    /// Nothing more is handed out of them, and what is outstanding is waited for.
+    Revoking(Vec<(TopicPartition, Life)>),
+    /// They were given up; what was done is committed.
+    Revoked(Vec<(TopicPartition, Life)>),
+    /// They were taken away.
+    Lost(Vec<(TopicPartition, Life)>),
 }
 
 #[derive(Debug)]
@@ -85,7 +107,7 @@ pub(crate) struct Core {
     settings: Arc<ConsumerSettings>,
     client: Arc<ClientSettings>,
     mode: Mode,
-    pub(crate) subscription: Subscription,
+    pub(crate) partitions: Partitions,
     member: Option<Member>,
     commits: Commits,
     waiters: BTreeMap<Ticket, oneshot::Sender<Result<()>>>,
@@ -95,6 +117,10 @@ pub(crate) struct Core {
     metadata: Arc<Metadata>,
     interest: Interest,
     revoking: Option<Revoking>,
+    /// Kept only for who acknowledges records one by one.
+    changes: Vec<Change>,
+    /// Records were handed out of partitions that were taken away before they were committed: the next commit says so.
+    lost: bool,
     closing: Option<Closing>,
     polls: usize,
     auto_commit_at: Option<Instant>,
@@ -127,7 +153,7 @@ impl Core {
         let has_group = settings.group_id.is_some();
         Self {
             mode: Mode::None,
-            subscription: Subscription::default(),
+            partitions: Partitions::default(),
             member: has_group.then(|| Member::new(GroupSettings::new(&settings, &client), now, seed())),
             commits: Commits::new(backoff(), seed()),
             waiters: BTreeMap::new(),
@@ -137,6 +163,8 @@ impl Core {
             metadata: Arc::new(Metadata::default()),
             interest: Interest { topics: Vec::new(), due: None, backoff: backoff() },
             revoking: None,
+            changes: Vec::new(),
+            lost: false,
             closing: None,
             polls: 0,
             auto_commit_at: (has_group && settings.enable_auto_commit)
@@ -187,7 +215,7 @@ impl Core {
         member.handle_subscription(now, topics.clone());
         self.follow(now, topics.clone());
         if topics.is_empty() {
-            self.subscription.clear();
+            self.partitions.clear();
             self.mode = Mode::None;
         } else {
             self.mode = Mode::Topics;
@@ -206,8 +234,9 @@ impl Core {
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
         self.mode = if partitions.is_empty() { Mode::None } else { Mode::Manual };
-        self.set_assignment(now, partitions);
-        self.follow(now, self.subscription.topics());
+        self.partitions.assign(partitions, &self.start_phase());
+        self.refresh_leaders(now);
+        self.follow(now, self.partitions.topics());
         Ok(())
     }
 
@@ -219,7 +248,9 @@ impl Core {
             return Err(Error::new(ErrorKind::InvalidArgument, "the consumer has nothing to poll")
                 .with_hint("call subscribe or assign first"));
         }
-        self.subscription.cover();
+        if !self.partitions.is_by_each() {
+            self.partitions.cover();
+        }
         self.polls += 1;
         if let (Some(member), Mode::Topics) = (&mut self.member, &self.mode) {
             member.handle_poll(now);
@@ -238,16 +269,70 @@ impl Core {
         }
     }
 
+    /// From now on records are acknowledged one by one, and not by the next poll.
+    pub(crate) fn acknowledge_each(&mut self) {
+        self.partitions.acknowledge_each();
+    }
+
+    /// The user is alive, and says nothing of what is done.
+    pub(crate) fn handle_alive(&mut self, now: Instant) -> Result<()> {
+        self.check_open()?;
+        if let Some(member) = &mut self.member {
+            member.handle_alive(now);
+        }
+        Ok(())
+    }
+
+    /// A poll waits that may never be looked after again.
+    pub(crate) fn handle_loose_poll(&mut self, now: Instant) {
+        if let Some(member) = &mut self.member {
+            member.handle_loose_poll(now);
+        }
+    }
+
+    /// A record is done. False if the life it was handed out in is over.
+    pub(crate) fn handle_done(&mut self, key: &TopicPartition, life: Life, offset: i64) -> bool {
+        self.partitions.done(key, life, offset)
+    }
+
+    /// A record comes back unhandled. False if the life it was handed out in is over.
+    pub(crate) fn hand_back(&mut self, key: &TopicPartition, life: Life, offset: i64) -> bool {
+        self.partitions.hand_back(key, life, offset)
+    }
+
+    /// Hands out again from the first record that is not done, if that life is not over.
+    pub(crate) fn rewind(&mut self, now: Instant, key: &TopicPartition, life: Life) -> Result<()> {
+        self.check_open()?;
+        if self.partitions.rewind(key, life) {
+            self.refresh_leaders(now);
+        }
+        Ok(())
+    }
+
+    /// Whether partitions are being given up, so that the driver must look at what is done.
+    pub(crate) fn is_revoking(&self) -> bool {
+        self.revoking.is_some()
+    }
+
+    /// What has happened to the assignment since this was last asked.
+    pub(crate) fn take_changes(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.changes)
+    }
+
+    pub(crate) fn has_changes(&self) -> bool {
+        !self.changes.is_empty()
+    }
+
     /// The next records to hand out.
     pub(crate) fn next_chunk(&mut self, max: usize, turn: Turn) -> Next {
-        if self.revoking.is_some() || self.closing.is_some() {
+        if self.closing.is_some() {
             return Next::Nothing;
         }
-        self.subscription.next_chunk(max, turn, self.fetcher.refill_below())
+        self.partitions.next_chunk(max, turn, self.fetcher.refill_below())
     }
 
     pub(crate) fn check_in(&mut self, job: JobKey, decoded: Decoded, damaged: bool) {
-        self.subscription.check_in(job, decoded, damaged);
+        self.partitions.check_in(job, decoded, damaged);
     }
 
     /// What the user must know before any more records.
@@ -260,7 +345,7 @@ impl Core {
 
     /// Why there are no records, if that is because a partition cannot go on.
     pub(crate) fn take_failure(&mut self) -> Option<Error> {
-        self.subscription.failure()
+        self.partitions.failure()
     }
 
     /// Commits these offsets, or all positions. `None` if there is nothing to commit.
@@ -271,22 +356,69 @@ impl Core {
     ) -> Result<Option<oneshot::Receiver<Result<()>>>> {
         self.check_open()?;
         let identity = self.identity()?;
-        let offsets = offsets.unwrap_or_else(|| self.subscription.positions());
-        if offsets.is_empty() {
-            return Ok(None);
+        if std::mem::take(&mut self.lost) {
+            return Err(over());
         }
-        let Some(identity) = identity else {
+        if identity.is_none() {
             return Err(Error::from_code("OffsetCommit", group::code::REBALANCE_IN_PROGRESS).with_hint(
                 "the consumer is not part of the group at the moment: keep polling; what was not committed is handed out again",
             ));
+        }
+        let offsets = match offsets {
+            Some(mut offsets) => {
+                self.check_tenure(&mut offsets)?;
+                offsets
+            }
+            None if self.partitions.is_by_each() => self.partitions.covered(),
+            None => self.partitions.positions(),
         };
-        self.subscription.cover_explicit(&offsets);
+        if offsets.is_empty() {
+            return Ok(None);
+        }
+        self.partitions.cover_explicit(&offsets);
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         let (sender, receiver) = oneshot::channel();
         self.waiters.insert(ticket, sender);
-        self.commits.handle_commit(Some(ticket), identity, offsets, deadline);
+        self.commits.handle_commit(Some(ticket), offsets, deadline);
         Ok(Some(receiver))
+    }
+
+    /// Binds offsets that the user names to the assignment. A member commits what is its own, and nothing from before its
+    /// assignment began: another member may have committed beyond that.
+    fn check_tenure(&self, offsets: &mut Offsets) -> Result<()> {
+        if !matches!(self.mode, Mode::Topics) {
+            return Ok(());
+        }
+        for (key, offset) in offsets {
+            let place = |error: Error| {
+                error
+                    .with_topic(Arc::clone(&key.topic))
+                    .with_partition(key.partition)
+                    .with_offset(offset.offset)
+            };
+            let Some(partition) = self.partitions.get(key) else { return Err(place(over())) };
+            match partition.account.begun() {
+                Some(begun) if begun <= offset.offset => {}
+                Some(begun) => {
+                    let hint = format!(
+                        "this assignment of the partition began at offset {begun}: what was read before belongs to an \
+                         earlier one, and another member may have gone on from there; to go back on purpose, seek first"
+                    );
+                    return Err(place(
+                        Error::from_code("OffsetCommit", group::code::ILLEGAL_GENERATION).with_hint(hint),
+                    ));
+                }
+                None => {
+                    let early = Error::from_code("OffsetCommit", group::code::REBALANCE_IN_PROGRESS);
+                    return Err(place(early.with_hint(
+                        "the partition has just been assigned and has no position yet: keep polling",
+                    )));
+                }
+            }
+            offset.tenure = Some(partition.account.tenure());
+        }
+        Ok(())
     }
 
     /// Who commits; `None` between generations.
@@ -303,19 +435,14 @@ impl Core {
 
     pub(crate) fn seek(&mut self, now: Instant, key: &TopicPartition, phase: Phase) -> Result<()> {
         self.check_open()?;
-        let offset = match phase {
-            Phase::Fetching(position) if position.next < 0 => {
-                return Err(Error::new(ErrorKind::InvalidArgument, "an offset cannot be negative")
-                    .with_offset(position.next));
-            }
-            Phase::Fetching(position) => Some(position.next),
-            _ => None,
-        };
-        if !self.subscription.restart(key, phase) {
-            return Err(not_assigned(key));
+        if let Phase::Fetching(position) = phase
+            && position.next < 0
+        {
+            return Err(Error::new(ErrorKind::InvalidArgument, "an offset cannot be negative")
+                .with_offset(position.next));
         }
-        if let Some(offset) = offset {
-            self.subscription.cover_seek(key, offset);
+        if !self.partitions.restart(key, phase) {
+            return Err(not_assigned(key));
         }
         self.refresh_leaders(now);
         Ok(())
@@ -324,7 +451,7 @@ impl Core {
     /// The offset handed out next, once it is known.
     pub(crate) fn position(&self, key: &TopicPartition) -> Result<Option<i64>> {
         self.check_open()?;
-        let partition = self.subscription.get(key).ok_or_else(|| not_assigned(key))?;
+        let partition = self.partitions.get(key).ok_or_else(|| not_assigned(key))?;
         match partition.phase() {
             Phase::Fetching(position) => Ok(Some(position.next)),
             Phase::Failed(error) => Err(error.clone()),
@@ -334,11 +461,11 @@ impl Core {
 
     pub(crate) fn set_paused(&mut self, partitions: &[TopicPartition], paused: bool) -> Result<()> {
         self.check_open()?;
-        if let Some(missing) = partitions.iter().find(|key| self.subscription.get(key).is_none()) {
+        if let Some(missing) = partitions.iter().find(|key| self.partitions.get(key).is_none()) {
             return Err(not_assigned(missing));
         }
         for key in partitions {
-            self.subscription.set_paused(key, paused);
+            self.partitions.set_paused(key, paused);
         }
         self.news |= !paused;
         Ok(())
@@ -385,9 +512,9 @@ impl Core {
         }
     }
 
-    pub(crate) fn handle_group(&mut self, now: Instant, epoch: u64, answer: Result<Answer>) {
+    pub(crate) fn handle_group(&mut self, now: Instant, token: Token, answer: Result<Answer>) {
         if let Some(member) = &mut self.member {
-            member.handle_answer(now, epoch, answer);
+            member.handle_answer(now, token, answer);
         }
         self.run_member(now);
     }
@@ -395,13 +522,13 @@ impl Core {
     pub(crate) fn handle_plan(
         &mut self,
         now: Instant,
-        epoch: u64,
+        token: Token,
         assignor: Assignor,
         counts: BTreeMap<Arc<str>, i32>,
         plan: &Assignment,
     ) {
         if let Some(member) = &mut self.member {
-            member.handle_plan(now, epoch, assignor, counts, plan);
+            member.handle_plan(now, token, assignor, counts, plan);
         }
         self.run_member(now);
     }
@@ -409,14 +536,14 @@ impl Core {
     pub(crate) fn handle_commit(
         &mut self,
         now: Instant,
-        epoch: u64,
+        token: Token,
         answer: Result<BTreeMap<TopicPartition, i16>>,
     ) {
         if answer.as_ref().is_ok_and(|codes| codes.values().any(|code| *code == UNKNOWN_TOPIC_OR_PARTITION)) {
             self.actions.push_back(Action::RefreshMetadata);
         }
         let is_gone = |key: &TopicPartition| self.metadata.is_gone(&key.topic, key.partition);
-        if let Some(outcome) = self.commits.handle_answer(now, epoch, answer, is_gone) {
+        if let Some(outcome) = self.commits.handle_answer(now, token, answer, is_gone) {
             self.on_commit(now, outcome);
         }
         self.advance_revocation(now);
@@ -427,16 +554,16 @@ impl Core {
     pub(crate) fn handle_found_committed(
         &mut self,
         now: Instant,
-        asked: &[(TopicPartition, u64)],
+        asked: &[(TopicPartition, Life)],
         answer: Result<Found>,
     ) {
-        let effects = self.lookups.handle_committed(now, asked, answer, &mut self.subscription);
+        let effects = self.lookups.handle_committed(now, asked, answer, &mut self.partitions);
         self.on_lookup(effects);
     }
 
     /// The first or last offsets of the partitions asked about.
     pub(crate) fn handle_listed(&mut self, now: Instant, asked: &[Lookup], answer: Result<Found>) {
-        let effects = self.lookups.handle_listed(now, asked, answer, &mut self.subscription);
+        let effects = self.lookups.handle_listed(now, asked, answer, &mut self.partitions);
         self.on_lookup(effects);
     }
 
@@ -444,7 +571,7 @@ impl Core {
         &mut self,
         now: Instant,
         broker: i32,
-        epoch: u64,
+        token: Token,
         answer: Result<wire::FetchResponse>,
         decompressor: &Decompressor,
     ) {
@@ -452,13 +579,13 @@ impl Core {
             debug!(%error, broker, "a fetch failed");
         }
         let Effects { refresh_metadata, out_of_range, errors, buffered } =
-            self.fetcher.handle_answer(now, broker, epoch, answer, &mut self.subscription, decompressor);
+            self.fetcher.handle_answer(now, broker, token, answer, &mut self.partitions, decompressor);
         if refresh_metadata {
             self.actions.push_back(Action::RefreshMetadata);
         }
         for (key, offset) in out_of_range {
             info!(partition = %key, offset, "the position is outside the log");
-            self.news |= self.lookups.handle_out_of_range(&key, offset, &mut self.subscription);
+            self.news |= self.lookups.handle_out_of_range(&key, offset, &mut self.partitions);
         }
         for error in errors {
             self.fail(error);
@@ -486,7 +613,7 @@ impl Core {
         if let Some(action) = self.actions.pop_front() {
             return Some(action);
         }
-        if let Some(commit) = self.commits.poll_action(now) {
+        if let Some(commit) = self.poll_commit(now) {
             return Some(Action::Commit(commit));
         }
         if self.closing.is_some() {
@@ -498,7 +625,7 @@ impl Core {
             return Some(Action::RequireTopics { topics: self.interest.topics.clone(), deadline });
         }
         self.poll_lookup(now)
-            .or_else(|| self.fetcher.poll_action(now, &mut self.subscription).map(Action::Fetch))
+            .or_else(|| self.fetcher.poll_action(now, &mut self.partitions).map(Action::Fetch))
     }
 
     pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
@@ -506,19 +633,19 @@ impl Core {
             Some(Closing::Committing { deadline } | Closing::Leaving { deadline }) => Some(deadline),
             _ => None,
         };
-        let revoking = match self.revoking {
-            Some(Revoking::Committing { deadline, .. }) => Some(deadline),
-            _ => None,
-        };
+        let revoking = self.revoking.as_ref().map(|revoking| match revoking.stage {
+            Stage::Working { until } => until,
+            Stage::Committing { deadline } => deadline,
+        });
         [
             self.member.as_ref().and_then(Member::poll_timeout),
             self.commits.poll_timeout(),
-            self.fetcher.poll_timeout(now, &self.subscription),
+            self.fetcher.poll_timeout(now, &self.partitions),
             self.interest.due,
             self.auto_commit_at,
             closing,
             revoking,
-            Lookups::poll_timeout(now, &self.subscription),
+            Lookups::poll_timeout(now, &self.partitions),
         ]
         .into_iter()
         .flatten()
@@ -531,37 +658,21 @@ impl Core {
     fn run_member(&mut self, now: Instant) {
         while let Some(action) = self.member.as_mut().and_then(Member::poll_action) {
             match action {
-                group::Action::Send { epoch, request, deadline } => {
-                    self.actions.push_back(Action::Group { epoch, request, deadline });
+                group::Action::Send { token, request, deadline } => {
+                    self.actions.push_back(Action::Group { token, request, deadline });
                 }
                 group::Action::ForgetCoordinator => self.actions.push_back(Action::ForgetCoordinator),
-                group::Action::Plan { epoch, assignor, members } => {
+                group::Action::Plan { token, assignor, members } => {
                     let deadline = now + self.settings.session_timeout / 2;
-                    self.actions.push_back(Action::Plan { epoch, assignor, members, deadline });
+                    self.actions.push_back(Action::Plan { token, assignor, members, deadline });
                 }
-                group::Action::Revoke { epoch } => {
-                    debug!(partitions = self.subscription.iter().count(), "the group rebalances");
-                    self.revoking = Some(Revoking::AwaitingPoll { epoch });
-                    self.advance_revocation(now);
-                }
-                group::Action::Lost => {
-                    // Nothing is assigned any more to a consumer that was closed or has unsubscribed.
-                    let partitions = self.subscription.iter().count();
-                    if partitions > 0 {
-                        warn!(
-                            partitions,
-                            "no longer part of the group: the partitions are released uncommitted"
-                        );
-                    }
-                    self.revoking = None;
-                    self.subscription.clear();
-                    for outcome in self.commits.handle_lost() {
-                        self.on_commit(now, outcome);
-                    }
-                }
-                group::Action::Assign { partitions } => {
-                    info!(?partitions, "partitions assigned");
-                    self.set_assignment(now, partitions);
+                group::Action::Revoke { token, partitions } => self.begin_revocation(now, token, partitions),
+                group::Action::Lost { partitions } => self.on_lost(now, &partitions),
+                group::Action::Assign { added } => {
+                    info!(partitions = ?added, "partitions assigned");
+                    self.partitions.add(added.iter().cloned(), &self.start_phase());
+                    self.refresh_leaders(now);
+                    self.note(Change::Assigned, &added);
                     self.tell_member_counts(now);
                     self.news = true;
                 }
@@ -571,26 +682,101 @@ impl Core {
         self.advance_close(now);
     }
 
-    /// A revocation goes on as soon as nothing is in the user's hands, and ends when every commit has.
+    fn begin_revocation(&mut self, now: Instant, token: Token, partitions: Vec<TopicPartition>) {
+        debug!(partitions = partitions.len(), "the group rebalances");
+        self.partitions.set_revoking(&partitions, true);
+        // The coordinator waits for the rebalance time-out, which is the poll interval. What is acknowledged record by record
+        // keeps a rest of it to commit what is done.
+        let patience = self.settings.max_poll_interval;
+        let rest =
+            if self.partitions.is_by_each() { (patience / 5).min(COMMIT_REST) } else { Duration::ZERO };
+        self.note(Change::Revoking, &partitions);
+        self.revoking =
+            Some(Revoking { token, partitions, stage: Stage::Working { until: now + (patience - rest) } });
+        self.news = true;
+        self.advance_revocation(now);
+    }
+
+    /// A revocation goes on as soon as nothing of its partitions is in the user's hands, and ends when every commit has.
     fn advance_revocation(&mut self, now: Instant) {
-        if let Some(Revoking::AwaitingPoll { epoch }) = self.revoking
-            && !self.subscription.has_uncovered()
-        {
+        let Some(revoking) = &self.revoking else { return };
+        if let Stage::Working { until } = revoking.stage {
+            if self.partitions.is_outstanding(&revoking.partitions) && now < until {
+                return;
+            }
             let deadline = now + self.client.request_timeout;
             if self.settings.enable_auto_commit {
                 self.commit_covered(deadline);
             }
-            self.revoking = Some(Revoking::Committing { epoch, deadline });
+            if let Some(revoking) = &mut self.revoking {
+                revoking.stage = Stage::Committing { deadline };
+            }
         }
-        if let Some(Revoking::Committing { epoch, deadline }) = self.revoking
-            && (self.commits.is_idle() || deadline <= now)
-        {
-            self.revoking = None;
-            self.subscription.clear();
+        let is_over = |revoking: &mut Revoking| match revoking.stage {
+            Stage::Working { .. } => false,
+            Stage::Committing { deadline } => self.commits.is_idle() || deadline <= now,
+        };
+        if let Some(Revoking { token, partitions, .. }) = self.revoking.take_if(is_over) {
+            self.note_unfinished(&partitions);
+            self.note(Change::Revoked, &partitions);
+            self.partitions.release(&partitions);
+            self.news = true;
             if let Some(member) = &mut self.member {
-                member.handle_revoked(now, epoch);
+                member.handle_revoked(now, token);
             }
             self.run_member(now);
+        }
+    }
+
+    /// The partitions are another member's already.
+    fn on_lost(&mut self, now: Instant, partitions: &[TopicPartition]) {
+        // Of a consumer that was closed or has unsubscribed nothing is left to lose.
+        let lost: Vec<_> =
+            partitions.iter().filter(|key| self.partitions.get(key).is_some()).cloned().collect();
+        if !lost.is_empty() {
+            warn!(
+                partitions = lost.len(),
+                "no longer part of the group: the partitions are released uncommitted"
+            );
+            self.note_unfinished(&lost);
+            self.note(Change::Lost, &lost);
+            self.news = true;
+        }
+        self.revoking = None;
+        self.partitions.release(&lost);
+        for outcome in self.commits.handle_lost() {
+            self.on_commit(now, outcome);
+        }
+    }
+
+    /// Remembers, for the next commit, that something of these partitions was handed out and is not committed.
+    fn note_unfinished(&mut self, partitions: &[TopicPartition]) {
+        let by_each = self.partitions.is_by_each();
+        let mut assigned = partitions.iter().filter_map(|key| self.partitions.get(key));
+        self.lost |= assigned.any(|partition| {
+            let position = partition.position();
+            position.is_some_and(|position| partition.account.is_uncommitted(position.next, by_each))
+        });
+    }
+
+    fn note(&mut self, change: fn(Vec<(TopicPartition, Life)>) -> Change, partitions: &[TopicPartition]) {
+        if self.partitions.is_by_each() {
+            let life = |key: &TopicPartition| Some((key.clone(), self.partitions.get(key)?.life()));
+            self.changes.push(change(partitions.iter().filter_map(life).collect()));
+        }
+    }
+
+    fn poll_commit(&mut self, now: Instant) -> Option<CommitAction> {
+        loop {
+            let identity = self.identity().ok().flatten();
+            let partitions = &self.partitions;
+            let is_ours = |key: &TopicPartition, tenure: Life| {
+                partitions.get(key).is_some_and(|partition| partition.account.tenure() == tenure)
+            };
+            match self.commits.poll_action(now, identity.as_ref(), is_ours)? {
+                offsets::Next::Send(commit) => return Some(commit),
+                offsets::Next::Dropped(outcome) => self.on_commit(now, outcome),
+            }
         }
     }
 
@@ -600,7 +786,7 @@ impl Core {
         {
             self.closing = Some(Closing::Leaving { deadline });
             self.revoking = None;
-            self.subscription.clear();
+            self.partitions.clear();
             if let Some(member) = &mut self.member {
                 member.handle_close(now);
             }
@@ -618,16 +804,16 @@ impl Core {
     }
 
     fn commit_covered(&mut self, deadline: Instant) {
-        let Ok(Some(identity)) = self.identity() else { return };
-        let offsets = self.subscription.covered();
+        let Ok(Some(_)) = self.identity() else { return };
+        let offsets = self.partitions.covered();
         if !offsets.is_empty() {
-            self.commits.handle_commit(None, identity, offsets, deadline);
+            self.commits.handle_commit(None, offsets, deadline);
         }
     }
 
     fn on_commit(&mut self, now: Instant, outcome: Outcome) {
         for (key, offset) in &outcome.committed {
-            self.subscription.set_committed(key, offset.offset);
+            self.partitions.set_committed(key, offset.offset);
         }
         if outcome.forget_coordinator {
             self.actions.push_back(Action::ForgetCoordinator);
@@ -647,13 +833,11 @@ impl Core {
         }
     }
 
-    fn set_assignment(&mut self, now: Instant, partitions: Vec<TopicPartition>) {
-        let start = match self.settings.group_id {
+    fn start_phase(&self) -> Phase {
+        match self.settings.group_id {
             Some(_) => Phase::AwaitingCommitted,
             None => self.lookups.reset_phase(),
-        };
-        self.subscription.assign(partitions, &start);
-        self.refresh_leaders(now);
+        }
     }
 
     fn on_lookup(&mut self, effects: lookups::Effects) {
@@ -671,7 +855,7 @@ impl Core {
 
     fn poll_lookup(&mut self, now: Instant) -> Option<Action> {
         let deadline = now + self.client.request_timeout;
-        let questions = self.lookups.poll_questions(now, &mut self.subscription);
+        let questions = self.lookups.poll_questions(now, &mut self.partitions);
         if questions.leaderless {
             self.actions.push_back(Action::RefreshMetadata);
         }
@@ -693,7 +877,7 @@ impl Core {
 
     fn refresh_leaders(&mut self, now: Instant) {
         let metadata = &self.metadata;
-        let all = self.subscription.set_leaders(now, |key| metadata.leader(&key.topic, key.partition));
+        let all = self.partitions.set_leaders(now, |key| metadata.leader(&key.topic, key.partition));
         if !all && self.metadata.version > 0 {
             debug!("a partition has no leader at the moment");
         }
@@ -702,7 +886,7 @@ impl Core {
     fn tell_member_counts(&mut self, now: Instant) {
         if let Some(member) = &mut self.member {
             let metadata = &self.metadata;
-            member.handle_metadata(|topic| partition_count(metadata, topic));
+            member.handle_metadata(now, |topic| partition_count(metadata, topic));
         }
         self.run_member(now);
     }
@@ -717,6 +901,9 @@ impl Core {
         }
     }
 }
+
+/// What of the rebalance time-out is kept to commit in.
+const COMMIT_REST: Duration = Duration::from_secs(5);
 
 /// Partitions of a topic that can be used.
 pub(crate) fn partition_count(metadata: &Metadata, topic: &str) -> Option<i32> {

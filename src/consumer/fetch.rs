@@ -11,22 +11,23 @@ use std::{
 
 use super::{
     buffer::Aborted,
+    partitions::{Partition, Partitions, Phase},
     session::{Session, SessionRequest, Wanted},
-    subscription::{Partition, Phase, Subscription},
 };
 use crate::{
     batch::{Decompressor, split},
     connection::api::wire,
     error::{Error, Result},
+    flights::{Token, Tokens},
     record::TopicPartition,
     time::{Backoff, Instant, Rng},
 };
 
-/// A fetch to send; its answer goes to `handle_answer` with the same epoch.
+/// A fetch to send; its answer goes to `handle_answer` with the same token.
 #[derive(Debug)]
 pub(crate) struct FetchAction {
     pub(crate) broker: i32,
-    pub(crate) epoch: u64,
+    pub(crate) token: Token,
     pub(crate) request: SessionRequest,
     pub(crate) max_wait: Duration,
     pub(crate) max_bytes: i32,
@@ -58,7 +59,7 @@ pub(crate) struct Effects {
 
 #[derive(Debug)]
 struct InFlight {
-    epoch: u64,
+    token: Token,
     reserved: usize,
 }
 
@@ -109,7 +110,7 @@ pub(crate) struct Fetcher {
     standings: BTreeMap<TopicPartition, (i32, Standing)>,
     /// Left out until a time.
     waiting: BTreeSet<TopicPartition>,
-    next_epoch: u64,
+    tokens: Tokens,
     rng: Rng,
 }
 
@@ -120,7 +121,7 @@ impl Fetcher {
             brokers: BTreeMap::new(),
             standings: BTreeMap::new(),
             waiting: BTreeSet::new(),
-            next_epoch: 1,
+            tokens: Tokens::default(),
             rng,
         }
     }
@@ -135,7 +136,7 @@ impl Fetcher {
     }
 
     /// The next fetch to send, if any.
-    pub(crate) fn poll_action(&mut self, now: Instant, partitions: &mut Subscription) -> Option<FetchAction> {
+    pub(crate) fn poll_action(&mut self, now: Instant, partitions: &mut Partitions) -> Option<FetchAction> {
         self.look_again(now, partitions);
         let (&broker, state) =
             self.brokers.iter().find(|(_, state)| state.wanted > 0 && state.is_idle(now))?;
@@ -157,21 +158,20 @@ impl Fetcher {
     }
 
     /// Brokers that back off and partitions that wait, so that the driver wakes for them.
-    pub(crate) fn poll_timeout(&self, now: Instant, partitions: &Subscription) -> Option<Instant> {
+    pub(crate) fn poll_timeout(&self, now: Instant, partitions: &Partitions) -> Option<Instant> {
         let idle = self.brokers.values().filter(|broker| broker.in_flight.is_none());
         let waiting = self.waiting.iter().filter_map(|key| partitions.get(key)?.retry_at);
         idle.filter_map(|broker| broker.retry_at).chain(waiting).filter(|at| *at > now).min()
     }
 
     fn start(&mut self, broker: i32, max_bytes: usize, max_wait: Duration) -> FetchAction {
-        let epoch = self.next_epoch;
-        self.next_epoch += 1;
+        let token = self.tokens.next();
         let state = self.broker(broker);
         let request = state.session.request();
-        state.in_flight = Some(InFlight { epoch, reserved: max_bytes });
+        state.in_flight = Some(InFlight { token, reserved: max_bytes });
         state.retry_at = None;
         let max_bytes = i32::try_from(max_bytes).unwrap_or(i32::MAX);
-        FetchAction { broker, epoch, request, max_wait, max_bytes }
+        FetchAction { broker, token, request, max_wait, max_bytes }
     }
 
     fn broker(&mut self, broker: i32) -> &mut BrokerFetch {
@@ -188,7 +188,7 @@ impl Fetcher {
 
     /// Takes over what has changed of the partitions since the last time, so that a fetch costs by what it brings and not
     /// by how many partitions there are.
-    fn look_again(&mut self, now: Instant, partitions: &mut Subscription) {
+    fn look_again(&mut self, now: Instant, partitions: &mut Partitions) {
         for key in std::mem::take(&mut self.waiting) {
             self.place(now, key, partitions);
         }
@@ -197,7 +197,7 @@ impl Fetcher {
         }
     }
 
-    fn place(&mut self, now: Instant, key: TopicPartition, partitions: &Subscription) {
+    fn place(&mut self, now: Instant, key: TopicPartition, partitions: &Partitions) {
         let place = partitions.get(&key).and_then(|partition| self.judge(now, partition));
         let standing = place.map(|(leader, wanted)| match wanted {
             Some(_) => (leader, Standing::Wanted),
@@ -237,7 +237,7 @@ impl Fetcher {
         }
         let ready = partition.is_due(now) && partition.queue.bytes() < self.refill_below();
         let wanted = partition.position().filter(|_| ready).map(|position| Wanted {
-            epoch: partition.epoch,
+            life: partition.life(),
             offset: position.fetch,
             leader_epoch,
             max_bytes: self.settings.max_partition_bytes,
@@ -250,14 +250,14 @@ impl Fetcher {
         &mut self,
         now: Instant,
         broker: i32,
-        epoch: u64,
+        token: Token,
         answer: Result<wire::FetchResponse>,
-        partitions: &mut Subscription,
+        partitions: &mut Partitions,
         decompressor: &Decompressor,
     ) -> Effects {
         let mut effects = Effects::default();
         let Some(state) = self.brokers.get_mut(&broker) else { return effects };
-        if state.in_flight.take_if(|out| out.epoch == epoch).is_none() {
+        if state.in_flight.take_if(|out| out.token == token).is_none() {
             return effects;
         }
         let answer = match answer {
@@ -307,13 +307,13 @@ impl Fetcher {
         key: &TopicPartition,
         asked: Wanted,
         data: wire::fetch_response::PartitionData,
-        partitions: &mut Subscription,
+        partitions: &mut Partitions,
         decompressor: &Decompressor,
         effects: &mut Effects,
     ) {
         let Some(partition) = partitions.get_mut(key) else { return };
         let Some(mut fetch) = partition.position().map(|position| position.fetch) else { return };
-        if (partition.epoch, fetch) != (asked.epoch, asked.offset) {
+        if (partition.life(), fetch) != (asked.life, asked.offset) {
             return; // it was released or moved while the answer was on its way
         }
         if data.error_code != 0 {
@@ -323,7 +323,10 @@ impl Fetcher {
             self.on_partition_error(key, data.error_code, asked.offset, drained, effects);
             return;
         }
-        partition.high_watermark = Some(data.high_watermark);
+        partition.end = Some(match self.settings.read_committed && data.last_stable_offset >= 0 {
+            true => data.last_stable_offset,
+            false => data.high_watermark,
+        });
         let Some(records) = data.records.filter(|records| !records.is_empty()) else { return };
         let mut aborted = self.settings.read_committed.then(|| {
             let transactions = data.aborted_transactions.unwrap_or_default();

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     batch::{BatchBuilder, Compressor, Stamp},
     config::settings::Compression,
-    consumer::subscription::{Next, Position, Turn},
+    consumer::partitions::{Next, Position, Turn},
     time,
 };
 
@@ -12,7 +12,7 @@ const REFILL: i32 = 1_000;
 
 struct Bench {
     fetcher: Fetcher,
-    partitions: Subscription,
+    partitions: Partitions,
     decompressor: Decompressor,
     now: Instant,
 }
@@ -33,7 +33,7 @@ impl Bench {
             retry_backoff: Duration::from_millis(100),
             retry_backoff_max: Duration::from_secs(1),
         };
-        let mut partitions = Subscription::default();
+        let mut partitions = Partitions::default();
         partitions.assign((0..).take(leaders.len()).map(key), &Phase::Fetching(Position::at(0)));
         let now = time::now();
         partitions.set_leaders(now, |key| Some((leaders[key.partition as usize], 0)));
@@ -60,8 +60,8 @@ impl Bench {
     }
 
     fn answered(&mut self, action: &FetchAction, answer: Result<wire::FetchResponse>) -> Effects {
-        let (broker, epoch) = (action.broker, action.epoch);
-        self.fetcher.handle_answer(self.now, broker, epoch, answer, &mut self.partitions, &self.decompressor)
+        let (broker, token) = (action.broker, action.token);
+        self.fetcher.handle_answer(self.now, broker, token, answer, &mut self.partitions, &self.decompressor)
     }
 
     /// Takes records as a poll does; their offsets.
@@ -69,7 +69,7 @@ impl Bench {
         let (mut offsets, mut left) = (Vec::new(), max);
         while left > 0 {
             match self.partitions.next_chunk(left, Turn::Poll, REFILL as usize) {
-                Next::Chunk(_, chunk) => {
+                Next::Chunk(_, _, chunk) => {
                     left -= chunk.range.len();
                     offsets
                         .extend(chunk.batch.slots[chunk.range].iter().map(|slot| chunk.batch.offset(slot)));
@@ -262,9 +262,9 @@ fn automatic_commits_never_pass_what_an_earlier_poll_handed_out() {
     bench.answer(&fetch, vec![data(0, batch(0, 10))]);
     assert_eq!(bench.covered(0), None);
     bench.poll(4);
-    assert!(bench.partitions.covered().is_empty() && bench.partitions.has_uncovered());
+    assert!(bench.partitions.covered().is_empty() && bench.partitions.is_outstanding(&[key(0)]));
     assert_eq!(bench.covered(0), Some(4));
-    assert!(!bench.partitions.has_uncovered());
+    assert!(!bench.partitions.is_outstanding(&[key(0)]));
     bench.poll(100);
     assert_eq!(bench.partitions.covered()[&key(0)].offset, 4);
     assert_eq!(bench.partitions.positions()[&key(0)].offset, 10);
@@ -322,7 +322,7 @@ fn markers_and_aborted_records_are_stepped_over_and_committed_past() {
     bench.answer(&fetch, vec![answer]);
     bench.partitions.cover();
     assert_eq!(bench.poll(100), [0i64; 0]);
-    assert!(!bench.partitions.has_uncovered());
+    assert!(!bench.partitions.is_outstanding(&[key(0)]));
     assert_eq!(bench.partitions.covered()[&key(0)].offset, 31);
 }
 
@@ -365,20 +365,20 @@ fn a_lost_connection_pauses_the_broker_and_opens_a_new_session() {
     let fetch = bench.plan().unwrap();
     bench.answer(&fetch, vec![]);
     let fetch = bench.plan().unwrap();
-    assert_eq!((fetch.request.id, fetch.request.epoch), (9, 1));
+    assert_eq!((fetch.request.id, fetch.request.epoch.0), (9, 1));
     let lost = Error::new(crate::error::ErrorKind::Disconnected, "lost");
     assert!(bench.answered(&fetch, Err(lost)).refresh_metadata);
     assert!(bench.plan().is_none());
     bench.now = bench.fetcher.poll_timeout(bench.now, &bench.partitions).unwrap();
     let fetch = bench.plan().unwrap();
-    assert_eq!((fetch.request.epoch, Bench::sent(&fetch)), (0, vec![(0, 0)]));
+    assert_eq!((fetch.request.epoch.0, Bench::sent(&fetch)), (0, vec![(0, 0)]));
 }
 
 #[test]
 fn a_stale_answer_of_a_broker_is_dropped() {
     let mut bench = Bench::new(&[1], 1 << 20);
     let fetch = bench.plan().unwrap();
-    let stale = FetchAction { epoch: fetch.epoch + 1, request: fetch.request.clone(), ..fetch };
+    let stale = FetchAction { token: Token::STRANGER, request: fetch.request.clone(), ..fetch };
     assert!(!bench.answer(&stale, vec![data(0, batch(0, 10))]).buffered);
     assert!(bench.plan().is_none(), "the fetch is still out");
 }

@@ -9,7 +9,8 @@ use tracing::debug;
 
 use super::{
     fetch::code::OFFSET_OUT_OF_RANGE,
-    subscription::{Partition, Phase, ResetTo, Subscription},
+    ledger::Life,
+    partitions::{Partition, Partitions, Phase, ResetTo},
 };
 use crate::{
     config::settings::AutoOffsetReset,
@@ -23,7 +24,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(crate) struct Lookup {
     pub(crate) partition: TopicPartition,
-    pub(crate) epoch: u64,
+    pub(crate) life: Life,
     pub(crate) leader_epoch: i32,
     pub(crate) to: ResetTo,
 }
@@ -34,8 +35,8 @@ pub(crate) type Found = BTreeMap<TopicPartition, Result<i64, i16>>;
 /// What to ask now.
 #[derive(Debug, Default)]
 pub(crate) struct Questions {
-    /// Of the coordinator, with the epoch of each partition.
-    pub(crate) committed: Vec<(TopicPartition, u64)>,
+    /// Of the coordinator, with the life of each partition.
+    pub(crate) committed: Vec<(TopicPartition, Life)>,
     /// Of one leader.
     pub(crate) offsets: Option<(i32, Vec<Lookup>)>,
     /// A partition has no leader that could be asked.
@@ -81,10 +82,10 @@ impl Lookups {
         &self,
         key: &TopicPartition,
         offset: i64,
-        subscription: &mut Subscription,
+        partitions: &mut Partitions,
     ) -> bool {
         let phase = self.reset_or(|| Error::from_code("Fetch", OFFSET_OUT_OF_RANGE).with_offset(offset));
-        restart(key, phase, subscription)
+        restart(key, phase, partitions)
     }
 
     fn reset_or(&self, failure: impl FnOnce() -> Error) -> Phase {
@@ -98,16 +99,16 @@ impl Lookups {
     }
 
     /// What to ask of whom. Partitions of other leaders than the first's are for the next call.
-    pub(crate) fn poll_questions(&self, now: Instant, subscription: &mut Subscription) -> Questions {
+    pub(crate) fn poll_questions(&self, now: Instant, partitions: &mut Partitions) -> Questions {
         let mut questions = Questions::default();
-        subscription.each_unsettled(|key, partition| {
+        partitions.each_unsettled(|key, partition| {
             if partition.asked || !partition.is_due(now) {
                 return;
             }
             match (partition.phase(), partition.leader) {
                 (Phase::AwaitingCommitted, _) => {
                     partition.asked = true;
-                    questions.committed.push((key.clone(), partition.epoch));
+                    questions.committed.push((key.clone(), partition.life()));
                 }
                 (Phase::AwaitingReset(_), None) => {
                     questions.leaderless = true;
@@ -117,8 +118,8 @@ impl Lookups {
                     let (broker, lookups) = questions.offsets.get_or_insert_with(|| (leader, Vec::new()));
                     if *broker == leader {
                         partition.asked = true;
-                        let (epoch, partition) = (partition.epoch, key.clone());
-                        lookups.push(Lookup { partition, epoch, leader_epoch, to });
+                        let (life, partition) = (partition.life(), key.clone());
+                        lookups.push(Lookup { partition, life, leader_epoch, to });
                     }
                 }
                 _ => {}
@@ -127,35 +128,35 @@ impl Lookups {
         questions
     }
 
-    pub(crate) fn poll_timeout(now: Instant, subscription: &Subscription) -> Option<Instant> {
-        subscription.unsettled().filter_map(|(_, partition)| partition.retry_at).filter(|at| *at > now).min()
+    pub(crate) fn poll_timeout(now: Instant, partitions: &Partitions) -> Option<Instant> {
+        partitions.unsettled().filter_map(|(_, partition)| partition.retry_at).filter(|at| *at > now).min()
     }
 
     /// The committed offsets of the partitions asked about.
     pub(crate) fn handle_committed(
         &mut self,
         now: Instant,
-        asked: &[(TopicPartition, u64)],
+        asked: &[(TopicPartition, Life)],
         answer: Result<Found>,
-        subscription: &mut Subscription,
+        partitions: &mut Partitions,
     ) -> Effects {
         let mut effects = Effects::default();
         let (mut found, missing) = split(answer);
-        for (key, epoch) in asked {
-            let Some(partition) = awaiting(key, *epoch, subscription) else { continue };
+        for (key, life) in asked {
+            let Some(partition) = awaiting(key, *life, partitions) else { continue };
             partition.asked = false;
             match found.remove(key) {
                 Some(Ok(offset)) if offset >= 0 => {
                     self.backoff.reset();
-                    subscription.set_position(key, offset);
-                    subscription.set_committed(key, offset);
+                    partitions.set_position(key, offset);
+                    partitions.set_committed(key, offset);
                     effects.settled = true;
                 }
-                Some(Ok(_)) => effects.settled |= restart(key, self.reset_phase(), subscription),
+                Some(Ok(_)) => effects.settled |= restart(key, self.reset_phase(), partitions),
                 Some(Err(code)) => {
-                    self.retry(now, key, &Error::from_code("OffsetFetch", code), subscription, &mut effects);
+                    self.retry(now, key, &Error::from_code("OffsetFetch", code), partitions, &mut effects);
                 }
-                None => self.retry(now, key, &missing, subscription, &mut effects),
+                None => self.retry(now, key, &missing, partitions, &mut effects),
             }
         }
         effects
@@ -167,29 +168,29 @@ impl Lookups {
         now: Instant,
         asked: &[Lookup],
         answer: Result<Found>,
-        subscription: &mut Subscription,
+        partitions: &mut Partitions,
     ) -> Effects {
         let mut effects = Effects::default();
         let (mut found, missing) = split(answer);
         for lookup in asked {
             let key = &lookup.partition;
-            let Some(partition) = awaiting(key, lookup.epoch, subscription) else { continue };
+            let Some(partition) = awaiting(key, lookup.life, partitions) else { continue };
             partition.asked = false;
             match found.remove(key) {
                 Some(Ok(offset)) if offset >= 0 => {
                     self.backoff.reset();
-                    subscription.set_position(key, offset);
+                    partitions.set_position(key, offset);
                     effects.settled = true;
                 }
                 Some(Ok(_)) => {
                     let error = Error::protocol("the broker knows no offset");
-                    self.retry(now, key, &error, subscription, &mut effects);
+                    self.retry(now, key, &error, partitions, &mut effects);
                 }
                 Some(Err(code)) => {
                     effects.refresh_metadata = true;
-                    self.retry(now, key, &Error::from_code("ListOffsets", code), subscription, &mut effects);
+                    self.retry(now, key, &Error::from_code("ListOffsets", code), partitions, &mut effects);
                 }
-                None => self.retry(now, key, &missing, subscription, &mut effects),
+                None => self.retry(now, key, &missing, partitions, &mut effects),
             }
         }
         effects
@@ -202,12 +203,12 @@ impl Lookups {
         now: Instant,
         key: &TopicPartition,
         error: &Error,
-        subscription: &mut Subscription,
+        partitions: &mut Partitions,
         effects: &mut Effects,
     ) {
         debug!(%error, partition = %key, "an offset could not be looked up yet");
         let retry_at = *effects.retry_at.get_or_insert_with(|| now + self.backoff.next(&mut self.rng));
-        if let Some(partition) = subscription.get_mut(key) {
+        if let Some(partition) = partitions.get_mut(key) {
             partition.retry_at = Some(retry_at);
         }
         effects.forget_coordinator |= error.code().is_some_and(|code| is_moved(code.0));
@@ -221,16 +222,16 @@ impl Lookups {
 /// The partition, if it still waits for the answer to this question.
 fn awaiting<'a>(
     key: &TopicPartition,
-    epoch: u64,
-    subscription: &'a mut Subscription,
+    life: Life,
+    partitions: &'a mut Partitions,
 ) -> Option<&'a mut Partition> {
-    subscription.get_mut(key).filter(|partition| partition.epoch == epoch && partition.asked)
+    partitions.get_mut(key).filter(|partition| partition.life() == life && partition.asked)
 }
 
 /// Starts a partition again in this phase. True if that is a failure.
-fn restart(key: &TopicPartition, phase: Phase, subscription: &mut Subscription) -> bool {
+fn restart(key: &TopicPartition, phase: Phase, partitions: &mut Partitions) -> bool {
     let failed = matches!(phase, Phase::Failed(_));
-    subscription.restart(key, phase);
+    partitions.restart(key, phase);
     failed
 }
 
@@ -251,7 +252,7 @@ mod tests {
 
     struct Bench {
         lookups: Lookups,
-        subscription: Subscription,
+        partitions: Partitions,
         now: Instant,
     }
 
@@ -259,19 +260,19 @@ mod tests {
         /// Partitions 0 to 3 in this phase; those below 2 are led by broker 7, the rest by nobody.
         fn new(policy: AutoOffsetReset, start: &Phase) -> Self {
             let lookups = Lookups::new(policy, PAUSE, Backoff::new(PAUSE, PAUSE * 10), Rng::new(1));
-            let mut subscription = Subscription::default();
+            let mut partitions = Partitions::default();
             let now = time::now();
-            subscription.assign((0..4).map(key), start);
-            subscription.set_leaders(now, |key| (key.partition < 2).then_some((7, 3)));
-            Self { lookups, subscription, now }
+            partitions.assign((0..4).map(key), start);
+            partitions.set_leaders(now, |key| (key.partition < 2).then_some((7, 3)));
+            Self { lookups, partitions, now }
         }
 
         fn questions(&mut self) -> Questions {
-            self.lookups.poll_questions(self.now, &mut self.subscription)
+            self.lookups.poll_questions(self.now, &mut self.partitions)
         }
 
         fn next(&self, partition: i32) -> Option<i64> {
-            self.subscription.get(&key(partition)).unwrap().position().map(|position| position.next)
+            self.partitions.get(&key(partition)).unwrap().position().map(|position| position.next)
         }
     }
 
@@ -287,7 +288,7 @@ mod tests {
         assert!(bench.questions().committed.is_empty(), "the question is out");
 
         let answer = Found::from([(key(0), Ok(5)), (key(1), Ok(-1)), (key(2), Err(16))]);
-        let effects = bench.lookups.handle_committed(bench.now, &asked, Ok(answer), &mut bench.subscription);
+        let effects = bench.lookups.handle_committed(bench.now, &asked, Ok(answer), &mut bench.partitions);
         assert!(effects.settled && effects.forget_coordinator && !effects.refresh_metadata);
         assert_eq!(effects.errors.len(), 1, "an answer that leaves a partition out is a broken broker's");
         assert_eq!(bench.next(0), Some(5));
@@ -295,7 +296,7 @@ mod tests {
         let (broker, lookups) = bench.questions().offsets.unwrap();
         assert_eq!((broker, lookups.len(), lookups[0].partition.partition), (7, 1, 1));
         assert_eq!((lookups[0].to, lookups[0].leader_epoch), (ResetTo::Latest, 3));
-        bench.now = Lookups::poll_timeout(bench.now, &bench.subscription).unwrap();
+        bench.now = Lookups::poll_timeout(bench.now, &bench.partitions).unwrap();
         assert_eq!(bench.questions().committed.len(), 2, "the rest is asked for again after one back-off");
     }
 
@@ -307,9 +308,9 @@ mod tests {
         assert!(questions.leaderless);
         assert_eq!(questions.offsets.unwrap().1.len(), 2);
         assert!(!bench.questions().leaderless);
-        assert_eq!(Lookups::poll_timeout(bench.now, &bench.subscription), Some(bench.now + PAUSE));
+        assert_eq!(Lookups::poll_timeout(bench.now, &bench.partitions), Some(bench.now + PAUSE));
 
-        bench.subscription.set_leaders(bench.now, |_| Some((8, 4)));
+        bench.partitions.set_leaders(bench.now, |_| Some((8, 4)));
         let (broker, lookups) = bench.questions().offsets.unwrap();
         assert_eq!((broker, lookups.len()), (8, 2), "a new leader is asked at once");
     }
@@ -319,9 +320,9 @@ mod tests {
         let start = Phase::AwaitingReset(ResetTo::Earliest);
         let mut bench = Bench::new(AutoOffsetReset::Earliest, &start);
         let (_, asked) = bench.questions().offsets.unwrap();
-        bench.subscription.restart(&key(0), Phase::AwaitingReset(ResetTo::Latest));
+        bench.partitions.restart(&key(0), Phase::AwaitingReset(ResetTo::Latest));
         let answer = Found::from([(key(0), Ok(1)), (key(1), Ok(2))]);
-        let effects = bench.lookups.handle_listed(bench.now, &asked, Ok(answer), &mut bench.subscription);
+        let effects = bench.lookups.handle_listed(bench.now, &asked, Ok(answer), &mut bench.partitions);
         assert!(effects.settled && effects.errors.is_empty());
         assert_eq!((bench.next(0), bench.next(1)), (None, Some(2)));
     }
@@ -332,7 +333,7 @@ mod tests {
         let mut bench = Bench::new(AutoOffsetReset::Earliest, &start);
         let (_, asked) = bench.questions().offsets.unwrap();
         let answer = Found::from([(key(0), Err(6)), (key(1), Err(29))]);
-        let effects = bench.lookups.handle_listed(bench.now, &asked, Ok(answer), &mut bench.subscription);
+        let effects = bench.lookups.handle_listed(bench.now, &asked, Ok(answer), &mut bench.partitions);
         assert!(effects.refresh_metadata && !effects.settled);
         let errors: Vec<_> = effects.errors.iter().map(Error::partition).collect();
         assert_eq!(errors, [Some(1)], "the user learns what will not pass: TopicAuthorizationFailed");
@@ -342,9 +343,9 @@ mod tests {
     fn a_position_outside_the_log_is_the_policys_to_mend() {
         for (policy, failed) in [(AutoOffsetReset::Earliest, false), (AutoOffsetReset::None, true)] {
             let mut bench = Bench::new(policy, &Phase::AwaitingCommitted);
-            let Bench { lookups, subscription, .. } = &mut bench;
-            assert_eq!(lookups.handle_out_of_range(&key(0), 99, subscription), failed);
-            match bench.subscription.get(&key(0)).unwrap().phase() {
+            let Bench { lookups, partitions, .. } = &mut bench;
+            assert_eq!(lookups.handle_out_of_range(&key(0), 99, partitions), failed);
+            match bench.partitions.get(&key(0)).unwrap().phase() {
                 Phase::Failed(error) => assert_eq!((error.offset(), error.partition()), (Some(99), Some(0))),
                 phase => assert!(matches!(phase, Phase::AwaitingReset(ResetTo::Earliest)), "{phase:?}"),
             }

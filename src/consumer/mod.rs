@@ -4,16 +4,18 @@
 //! The handle mutates the core under its lock and wakes the driver; it sends nothing through channels, so that a dropped
 //! future loses nothing. The lock is never held across an await, nor while records are decoded.
 
+pub(crate) mod acknowledge;
 mod buffer;
 mod core;
 mod fetch;
+mod ledger;
 mod lookups;
 mod offsets;
+mod partitions;
 mod records;
 mod requests;
 mod session;
 mod stream;
-mod subscription;
 mod task;
 
 use std::{
@@ -30,9 +32,10 @@ use tokio::sync::Notify;
 
 use self::{
     core::Core,
+    ledger::Life,
     lookups::{Found, Lookup},
     offsets::{Offset, Offsets, commit_timeout},
-    subscription::{Next, Phase, Position, ResetTo, Turn},
+    partitions::{Next, Phase, Position, ResetTo, Turn},
 };
 pub use self::{
     records::{ConsumerRecords, IntoIter, Iter, OwnedRecords, PartitionRecords, RecordRef, RecordRefs},
@@ -143,7 +146,7 @@ impl KafkaConsumer {
 
     /// The partitions this consumer has now, sorted.
     pub fn assignment(&self) -> Vec<TopicPartition> {
-        self.shared.lock().subscription.iter().map(|(key, _)| key.clone()).collect()
+        self.shared.lock().partitions.iter().map(|(key, _)| key.clone()).collect()
     }
 
     /// The next records: at once if any are buffered, otherwise as soon as some arrive, and none after `timeout`. At most
@@ -156,6 +159,10 @@ impl KafkaConsumer {
     /// # Cancel safety
     /// Cancel safe: a dropped poll has handed out nothing and loses nothing.
     pub async fn poll(&self, timeout: Duration) -> Result<ConsumerRecords> {
+        self.poll_up_to(self.shared.settings.max_poll_records, timeout).await
+    }
+
+    async fn poll_up_to(&self, max: usize, timeout: Duration) -> Result<ConsumerRecords> {
         let shared = &*self.shared;
         if shared.yields.swap(false, Ordering::Relaxed) {
             // Before anything is taken: a poll dropped here loses nothing.
@@ -163,7 +170,7 @@ impl KafkaConsumer {
         }
         let deadline = time::after(timeout);
         let polling = Polling::begin(shared)?;
-        let records = polling.take(shared.settings.max_poll_records)?;
+        let records = polling.take(max)?;
         if !records.is_empty() {
             return Ok(records);
         }
@@ -171,7 +178,7 @@ impl KafkaConsumer {
             let changed = shared.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let records = polling.take(shared.settings.max_poll_records)?;
+            let records = polling.take(max)?;
             if !records.is_empty() || tokio::time::timeout_at(deadline, changed).await.is_err() {
                 return Ok(records);
             }
@@ -215,7 +222,7 @@ impl KafkaConsumer {
                     .with_partition(key.partition)
                     .with_offset(offset));
             }
-            checked.insert(key, Offset { offset, leader_epoch: -1, metadata: String::new() });
+            checked.insert(key, Offset { offset, leader_epoch: -1, metadata: String::new(), tenure: None });
         }
         self.commit_inner(Some(checked)).await
     }
@@ -344,15 +351,16 @@ impl KafkaConsumer {
 
     /// The partitions that are paused, sorted.
     pub fn paused(&self) -> Vec<TopicPartition> {
-        self.shared.lock().subscription.paused().cloned().collect()
+        self.shared.lock().partitions.paused().cloned().collect()
     }
 
-    /// How many offsets each assigned partition is behind the end of its log, as of the last fetch; partitions that were
+    /// How many offsets each assigned partition is behind the end of its log, as of the last fetch (with `read_committed`:
+    /// the last stable offset); partitions that were
     /// not fetched yet are left out. Costs no request.
     pub fn lag(&self) -> BTreeMap<TopicPartition, i64> {
         let core = self.shared.lock();
-        let lags = core.subscription.iter().filter_map(|(key, partition)| {
-            let lag = partition.high_watermark?.saturating_sub(partition.position()?.next);
+        let lags = core.partitions.iter().filter_map(|(key, partition)| {
+            let lag = partition.end?.saturating_sub(partition.position()?.next);
             Some((key.clone(), lag.max(0)))
         });
         lags.collect()
@@ -360,7 +368,7 @@ impl KafkaConsumer {
 
     /// Bytes of fetched records that wait to be polled; bounded by `fetch.buffer.memory`.
     pub fn buffered_bytes(&self) -> usize {
-        self.shared.lock().subscription.buffered()
+        self.shared.lock().partitions.buffered()
     }
 
     /// The offsets of the first records still in the logs.
@@ -425,7 +433,7 @@ impl KafkaConsumer {
                     .with_topic(Arc::clone(&key.topic))
                     .with_partition(key.partition));
             };
-            let lookup = Lookup { partition: key.clone(), epoch: 0, leader_epoch, to };
+            let lookup = Lookup { partition: key.clone(), life: Life::NONE, leader_epoch, to };
             leaders.entry(leader).or_default().push(lookup);
         }
         let mut found = BTreeMap::new();
@@ -550,7 +558,9 @@ impl<'a> Polling<'a> {
     /// What can be handed out now, at most `max` records.
     fn take(&self, max: usize) -> Result<ConsumerRecords> {
         let mut records = ConsumerRecords::default();
-        self.take_each(max, Turn::Poll, &mut |partition, chunk| records.push(partition, chunk))?;
+        self.take_each(max, Turn::Poll, &mut |partition, life, chunk| {
+            records.push(partition, life, chunk);
+        })?;
         Ok(records)
     }
 
@@ -559,7 +569,7 @@ impl<'a> Polling<'a> {
         &self,
         max: usize,
         turn: Turn,
-        hand_out: &mut dyn FnMut(TopicPartition, buffer::Chunk),
+        hand_out: &mut dyn FnMut(TopicPartition, Life, buffer::Chunk),
     ) -> Result<()> {
         let shared = self.shared;
         let mut left = max;
@@ -576,9 +586,9 @@ impl<'a> Polling<'a> {
                 let mut job = None;
                 while left > 0 && failure.is_none() {
                     match core.next_chunk(left, turn) {
-                        Next::Chunk(partition, chunk) => {
+                        Next::Chunk(partition, life, chunk) => {
                             left = left.saturating_sub(chunk.range.len());
-                            hand_out(partition, chunk);
+                            hand_out(partition, life, chunk);
                         }
                         Next::Decode(next) => {
                             job = Some(next);
@@ -587,7 +597,7 @@ impl<'a> Polling<'a> {
                         Next::Nothing => break,
                     }
                 }
-                if core.subscription.take_wants_fetch() {
+                if core.partitions.take_wants_fetch() {
                     shared.yields.store(true, Ordering::Relaxed);
                     shared.wake.notify_one();
                 }

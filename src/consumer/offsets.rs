@@ -1,13 +1,17 @@
 //! Commits: their order, their retries, and who waits for them. Pure.
 //!
 //! One commit is out at a time and the next waits for its answer, so that an older position can never overwrite a newer
-//! one. What may be committed is decided elsewhere (`subscription.rs`): this file must never raise an offset.
+//! one. A commit carries the tenure of each partition: what belongs to an earlier assignment is dropped, and never sent
+//! under a later generation, since another member may have gone on from there. What may be committed is decided elsewhere
+//! (`ledger.rs`): this file must never raise an offset.
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::ledger::Life;
 use crate::{
     cluster::UNKNOWN_TOPIC_OR_PARTITION,
     error::{Error, ErrorKind, Result},
+    flights::{Token, Tokens},
     group::{Identity, code},
     record::TopicPartition,
     time::{Backoff, Instant, Rng},
@@ -20,6 +24,8 @@ pub(crate) struct Offset {
     /// KIP-320; -1 where unknown.
     pub(crate) leader_epoch: i32,
     pub(crate) metadata: String,
+    /// The assignment it belongs to; `None` outside a group, where nobody else owns the partition.
+    pub(crate) tenure: Option<Life>,
 }
 
 pub(crate) type Offsets = BTreeMap<TopicPartition, Offset>;
@@ -27,10 +33,18 @@ pub(crate) type Offsets = BTreeMap<TopicPartition, Offset>;
 /// Names a commit that somebody waits for.
 pub(crate) type Ticket = u64;
 
-/// A commit to send; its answer goes to `handle_answer` with the same epoch.
+/// What [`Commits::poll_action`] found.
+#[derive(Debug)]
+pub(crate) enum Next {
+    Send(CommitAction),
+    /// Nothing of a commit is ours to commit any more.
+    Dropped(Outcome),
+}
+
+/// A commit to send; its answer goes to `handle_answer` with the same token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CommitAction {
-    pub(crate) epoch: u64,
+    pub(crate) token: Token,
     pub(crate) identity: Identity,
     pub(crate) offsets: Offsets,
     pub(crate) deadline: Instant,
@@ -55,16 +69,14 @@ struct Pending {
     ticket: Option<Ticket>,
     offsets: Offsets,
     deadline: Instant,
-    /// The generation that the offsets were handed out in: a later one must not commit them.
-    identity: Identity,
-    /// A partition of it is gone: what becomes of the commit when the rest is done.
+    /// A partition of it is gone, or another member's: what becomes of the commit when the rest is done.
     gone: Option<Error>,
 }
 
 #[derive(Debug)]
 enum State {
     Idle,
-    Out { epoch: u64, commit: Pending },
+    Out { token: Token, generation: i32, commit: Pending },
     BackingOff { until: Instant, commit: Pending },
 }
 
@@ -73,14 +85,14 @@ enum State {
 pub(crate) struct Commits {
     queue: VecDeque<Pending>,
     state: State,
-    next_epoch: u64,
+    tokens: Tokens,
     backoff: Backoff,
     rng: Rng,
 }
 
 impl Commits {
     pub(crate) fn new(backoff: Backoff, rng: Rng) -> Self {
-        Self { queue: VecDeque::new(), state: State::Idle, next_epoch: 1, backoff, rng }
+        Self { queue: VecDeque::new(), state: State::Idle, tokens: Tokens::default(), backoff, rng }
     }
 
     /// Nothing is out or queued.
@@ -98,18 +110,18 @@ impl Commits {
     }
 
     /// Queues a commit. The deadline bounds its retries.
-    pub(crate) fn handle_commit(
-        &mut self,
-        ticket: Option<Ticket>,
-        identity: Identity,
-        offsets: Offsets,
-        deadline: Instant,
-    ) {
-        self.queue.push_back(Pending { ticket, offsets, deadline, identity, gone: None });
+    pub(crate) fn handle_commit(&mut self, ticket: Option<Ticket>, offsets: Offsets, deadline: Instant) {
+        self.queue.push_back(Pending { ticket, offsets, deadline, gone: None });
     }
 
-    pub(crate) fn poll_action(&mut self, now: Instant) -> Option<CommitAction> {
-        let commit = match std::mem::replace(&mut self.state, State::Idle) {
+    /// The next commit to send, in the name of `identity`. `is_ours`: whether a partition is still of that assignment.
+    pub(crate) fn poll_action(
+        &mut self,
+        now: Instant,
+        identity: Option<&Identity>,
+        is_ours: impl Fn(&TopicPartition, Life) -> bool,
+    ) -> Option<Next> {
+        let mut commit = match std::mem::replace(&mut self.state, State::Idle) {
             State::Idle => self.queue.pop_front()?,
             State::BackingOff { until, commit } if until <= now => commit,
             waiting => {
@@ -117,16 +129,19 @@ impl Commits {
                 return None;
             }
         };
-        let epoch = self.next_epoch;
-        self.next_epoch += 1;
-        let action = CommitAction {
-            epoch,
-            identity: commit.identity.clone(),
-            offsets: commit.offsets.clone(),
-            deadline: commit.deadline,
+        let before = commit.offsets.len();
+        commit.offsets.retain(|key, offset| offset.tenure.is_none_or(|tenure| is_ours(key, tenure)));
+        if commit.offsets.len() < before {
+            commit.gone.get_or_insert_with(over);
+        }
+        let identity = match identity {
+            Some(identity) if !commit.offsets.is_empty() => identity.clone(),
+            _ => return Some(Next::Dropped(failed(commit))),
         };
-        self.state = State::Out { epoch, commit };
-        Some(action)
+        let token = self.tokens.next();
+        let (offsets, deadline) = (commit.offsets.clone(), commit.deadline);
+        self.state = State::Out { token, generation: identity.generation, commit };
+        Some(Next::Send(CommitAction { token, identity, offsets, deadline }))
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
@@ -142,12 +157,12 @@ impl Commits {
     pub(crate) fn handle_answer(
         &mut self,
         now: Instant,
-        epoch: u64,
+        token: Token,
         answer: Result<BTreeMap<TopicPartition, i16>>,
         is_gone: impl Fn(&TopicPartition) -> bool,
     ) -> Option<Outcome> {
-        let mut commit = match std::mem::replace(&mut self.state, State::Idle) {
-            State::Out { epoch: waited, commit } if waited == epoch => commit,
+        let (mut commit, generation) = match std::mem::replace(&mut self.state, State::Idle) {
+            State::Out { token: waited, generation, commit } if waited == token => (commit, generation),
             other => {
                 self.state = other;
                 return None;
@@ -178,7 +193,7 @@ impl Commits {
                             commit.gone = Some(partition_gone(&partition));
                         }
                         refused => {
-                            let error = refusal(&partition, refused, &commit.identity, &mut outcome);
+                            let error = refusal(&partition, refused, generation, &mut outcome);
                             // The one that says most: a retriable one only if nothing worse came with it.
                             if failure
                                 .as_ref()
@@ -217,20 +232,28 @@ impl Commits {
             State::Idle => None,
             State::Out { commit, .. } | State::BackingOff { commit, .. } => Some(commit),
         };
-        let failed = |commit: Pending| Outcome {
-            ticket: commit.ticket,
-            committed: Offsets::new(),
-            result: Err(generation_over(Error::from_code("OffsetCommit", code::UNKNOWN_MEMBER_ID))),
-            forget_coordinator: false,
-            fenced: None,
-        };
         let (standing, lost) = current
             .into_iter()
             .chain(self.queue.drain(..))
-            .partition::<Vec<_>, _>(|commit| commit.identity.generation < 0);
+            .partition::<Vec<_>, _>(|commit| commit.offsets.values().all(|offset| offset.tenure.is_none()));
         self.queue = standing.into();
         lost.into_iter().map(failed).collect()
     }
+}
+
+fn failed(commit: Pending) -> Outcome {
+    Outcome {
+        ticket: commit.ticket,
+        committed: Offsets::new(),
+        result: Err(commit.gone.unwrap_or_else(over)),
+        forget_coordinator: false,
+        fenced: None,
+    }
+}
+
+/// Why nothing was committed: the assignment that it belongs to is over.
+pub(crate) fn over() -> Error {
+    generation_over(Error::from_code("OffsetCommit", code::UNKNOWN_MEMBER_ID))
 }
 
 /// Retriable by the protocol guide, yet hopeless until the member has rejoined.
@@ -241,7 +264,7 @@ fn is_final(error: &Error) -> bool {
 fn refusal(
     partition: &TopicPartition,
     refused: Option<i16>,
-    identity: &Identity,
+    generation: i32,
     outcome: &mut Outcome,
 ) -> Error {
     let error = match refused {
@@ -251,7 +274,7 @@ fn refusal(
             let error = Error::from_code("OffsetCommit", code);
             match code {
                 code::ILLEGAL_GENERATION | code::UNKNOWN_MEMBER_ID | code::FENCED_INSTANCE_ID => {
-                    outcome.fenced = Some((identity.generation, code));
+                    outcome.fenced = Some((generation, code));
                     generation_over(error)
                 }
                 code::REBALANCE_IN_PROGRESS => error.with_hint(
@@ -292,6 +315,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::consumer::ledger::Lives;
     use crate::time;
 
     fn commits() -> Commits {
@@ -305,10 +329,23 @@ mod tests {
     fn offsets(list: &[(i32, i64)]) -> Offsets {
         list.iter()
             .map(|(partition, offset)| {
-                let offset = Offset { offset: *offset, leader_epoch: -1, metadata: String::new() };
+                let offset =
+                    Offset { offset: *offset, leader_epoch: -1, metadata: String::new(), tenure: None };
                 (TopicPartition::new("t", *partition), offset)
             })
             .collect()
+    }
+
+    fn sent(commits: &mut Commits, now: Instant) -> CommitAction {
+        match commits.poll_action(now, Some(&member(3)), |_, _| true) {
+            Some(Next::Send(commit)) => commit,
+            other => panic!("nothing is sent but {other:?}"),
+        }
+    }
+
+    fn later(commits: &mut Commits) -> CommitAction {
+        let at = commits.poll_timeout().unwrap();
+        sent(commits, at)
     }
 
     fn codes(list: &[(i32, i16)]) -> Result<BTreeMap<TopicPartition, i16>> {
@@ -319,54 +356,49 @@ mod tests {
     fn commits_are_sent_one_at_a_time_in_the_order_they_were_made() {
         let (mut commits, now) = (commits(), time::now());
         let deadline = now + Duration::from_secs(60);
-        commits.handle_commit(Some(1), member(3), offsets(&[(0, 10)]), deadline);
-        commits.handle_commit(Some(2), member(3), offsets(&[(0, 20)]), deadline);
-        let first = commits.poll_action(now).unwrap();
+        commits.handle_commit(Some(1), offsets(&[(0, 10)]), deadline);
+        commits.handle_commit(Some(2), offsets(&[(0, 20)]), deadline);
+        let first = sent(&mut commits, now);
         assert_eq!(first.offsets, offsets(&[(0, 10)]));
-        assert_eq!(commits.poll_action(now), None);
-        let outcome = commits.handle_answer(now, first.epoch, codes(&[(0, 0)]), |_| false).unwrap();
+        assert!(commits.poll_action(now, Some(&member(3)), |_, _| true).is_none());
+        let outcome = commits.handle_answer(now, first.token, codes(&[(0, 0)]), |_| false).unwrap();
         assert_eq!((outcome.ticket, outcome.committed), (Some(1), offsets(&[(0, 10)])));
-        assert_eq!(commits.poll_action(now).unwrap().offsets, offsets(&[(0, 20)]));
+        assert_eq!(sent(&mut commits, now).offsets, offsets(&[(0, 20)]));
     }
 
     #[test]
     fn a_retry_keeps_its_place_before_later_commits() {
         let (mut commits, now) = (commits(), time::now());
         let deadline = now + Duration::from_secs(60);
-        commits.handle_commit(Some(1), member(3), offsets(&[(0, 10)]), deadline);
-        commits.handle_commit(Some(2), member(3), offsets(&[(0, 20)]), deadline);
-        let first = commits.poll_action(now).unwrap();
+        commits.handle_commit(Some(1), offsets(&[(0, 10)]), deadline);
+        commits.handle_commit(Some(2), offsets(&[(0, 20)]), deadline);
+        let first = sent(&mut commits, now);
         let told =
-            commits.handle_answer(now, first.epoch, codes(&[(0, code::NOT_COORDINATOR)]), |_| false).unwrap();
+            commits.handle_answer(now, first.token, codes(&[(0, code::NOT_COORDINATOR)]), |_| false).unwrap();
         assert!(told.forget_coordinator && told.ticket.is_none() && told.result.is_ok());
-        assert_eq!(commits.poll_action(now), None);
+        assert!(commits.poll_action(now, Some(&member(3)), |_, _| true).is_none());
         let again = commits.poll_timeout().unwrap();
-        assert_eq!(commits.poll_action(again).unwrap().offsets, offsets(&[(0, 10)]));
+        assert_eq!(sent(&mut commits, again).offsets, offsets(&[(0, 10)]));
     }
 
     #[test]
     fn only_what_failed_is_sent_again() {
         let (mut commits, now) = (commits(), time::now());
-        commits.handle_commit(
-            Some(1),
-            member(3),
-            offsets(&[(0, 10), (1, 11)]),
-            now + Duration::from_secs(60),
-        );
-        let first = commits.poll_action(now).unwrap();
+        commits.handle_commit(Some(1), offsets(&[(0, 10), (1, 11)]), now + Duration::from_secs(60));
+        let first = sent(&mut commits, now);
         let told = commits
             .handle_answer(
                 now,
-                first.epoch,
+                first.token,
                 codes(&[(0, 0), (1, code::COORDINATOR_LOAD_IN_PROGRESS)]),
                 |_| false,
             )
             .unwrap();
         assert_eq!(told.committed, offsets(&[(0, 10)]));
-        let second = commits.poll_action(commits.poll_timeout().unwrap()).unwrap();
+        let second = later(&mut commits);
         assert_eq!(second.offsets, offsets(&[(1, 11)]));
         assert!(
-            commits.handle_answer(now, second.epoch, codes(&[(1, 0)]), |_| false).unwrap().result.is_ok()
+            commits.handle_answer(now, second.token, codes(&[(1, 0)]), |_| false).unwrap().result.is_ok()
         );
     }
 
@@ -374,15 +406,15 @@ mod tests {
     fn a_partition_that_is_gone_holds_nothing_up_and_is_told_of_in_the_end() {
         let (mut commits, now) = (commits(), time::now());
         let all = offsets(&[(0, 10), (1, 11), (2, 12)]);
-        commits.handle_commit(Some(1), member(3), all, now + Duration::from_secs(60));
-        let out = commits.poll_action(now).unwrap();
+        commits.handle_commit(Some(1), all, now + Duration::from_secs(60));
+        let out = sent(&mut commits, now);
         let answer = codes(&[(0, 0), (1, UNKNOWN_TOPIC_OR_PARTITION), (2, UNKNOWN_TOPIC_OR_PARTITION)]);
-        let told = commits.handle_answer(now, out.epoch, answer, |key| key.partition == 2).unwrap();
+        let told = commits.handle_answer(now, out.token, answer, |key| key.partition == 2).unwrap();
         assert!(told.ticket.is_none() && told.result.is_ok(), "partition 1 may come back");
 
-        let again = commits.poll_action(commits.poll_timeout().unwrap()).unwrap();
+        let again = later(&mut commits);
         assert_eq!(again.offsets, offsets(&[(1, 11)]));
-        let told = commits.handle_answer(now, again.epoch, codes(&[(1, 0)]), |_| false).unwrap();
+        let told = commits.handle_answer(now, again.token, codes(&[(1, 0)]), |_| false).unwrap();
         assert_eq!((told.ticket, told.committed), (Some(1), offsets(&[(1, 11)])));
         assert_eq!(told.result.unwrap_err().partition(), Some(2));
         assert!(commits.is_idle());
@@ -391,9 +423,9 @@ mod tests {
     #[test]
     fn a_stale_answer_is_dropped() {
         let (mut commits, now) = (commits(), time::now());
-        commits.handle_commit(Some(1), member(3), offsets(&[(0, 10)]), now + Duration::from_secs(60));
-        let out = commits.poll_action(now).unwrap();
-        assert!(commits.handle_answer(now, out.epoch + 1, codes(&[(0, 0)]), |_| false).is_none());
+        commits.handle_commit(Some(1), offsets(&[(0, 10)]), now + Duration::from_secs(60));
+        sent(&mut commits, now);
+        assert!(commits.handle_answer(now, Token::STRANGER, codes(&[(0, 0)]), |_| false).is_none());
         assert!(!commits.is_idle());
     }
 
@@ -401,9 +433,9 @@ mod tests {
     fn a_commit_of_an_old_generation_fails_and_tells_the_membership() {
         for refused in [code::ILLEGAL_GENERATION, code::UNKNOWN_MEMBER_ID, code::FENCED_INSTANCE_ID] {
             let (mut commits, now) = (commits(), time::now());
-            commits.handle_commit(Some(1), member(3), offsets(&[(0, 10)]), now + Duration::from_secs(60));
-            let out = commits.poll_action(now).unwrap();
-            let outcome = commits.handle_answer(now, out.epoch, codes(&[(0, refused)]), |_| false).unwrap();
+            commits.handle_commit(Some(1), offsets(&[(0, 10)]), now + Duration::from_secs(60));
+            let out = sent(&mut commits, now);
+            let outcome = commits.handle_answer(now, out.token, codes(&[(0, refused)]), |_| false).unwrap();
             assert_eq!(outcome.fenced, Some((3, refused)));
             assert!(outcome.result.is_err() && outcome.committed.is_empty());
         }
@@ -413,13 +445,13 @@ mod tests {
     fn retries_end_at_the_deadline_with_the_last_cause() {
         let (mut commits, mut now) = (commits(), time::now());
         let deadline = now + Duration::from_secs(2);
-        commits.handle_commit(Some(1), member(3), offsets(&[(0, 10)]), deadline);
+        commits.handle_commit(Some(1), offsets(&[(0, 10)]), deadline);
         let mut tries = 0;
         let outcome = loop {
-            let out = commits.poll_action(now).unwrap();
+            let out = sent(&mut commits, now);
             tries += 1;
             let lost = Err(Error::new(ErrorKind::Disconnected, "gone"));
-            match commits.handle_answer(now, out.epoch, lost, |_| false).unwrap() {
+            match commits.handle_answer(now, out.token, lost, |_| false).unwrap() {
                 outcome if outcome.result.is_err() => break outcome,
                 _ => now = commits.poll_timeout().unwrap(),
             }
@@ -433,12 +465,37 @@ mod tests {
     fn lost_partitions_fail_every_waiting_commit_but_those_outside_the_group() {
         let (mut commits, now) = (commits(), time::now());
         let deadline = now + Duration::from_secs(60);
-        commits.handle_commit(Some(1), member(3), offsets(&[(0, 10)]), deadline);
-        commits.handle_commit(Some(2), Identity::standalone(), offsets(&[(1, 5)]), deadline);
-        let out = commits.poll_action(now).unwrap();
+        let tenure = Lives::default().begin();
+        let mut of_group = offsets(&[(0, 10)]);
+        of_group.values_mut().for_each(|offset| offset.tenure = Some(tenure));
+        commits.handle_commit(Some(1), of_group, deadline);
+        commits.handle_commit(Some(2), offsets(&[(1, 5)]), deadline);
+        let out = sent(&mut commits, now);
         let lost: Vec<_> = commits.handle_lost().into_iter().map(|outcome| outcome.ticket).collect();
         assert_eq!(lost, [Some(1)]);
-        assert!(commits.handle_answer(now, out.epoch, codes(&[(0, 0)]), |_| false).is_none());
-        assert_eq!(commits.poll_action(now).unwrap().offsets, offsets(&[(1, 5)]));
+        assert!(commits.handle_answer(now, out.token, codes(&[(0, 0)]), |_| false).is_none());
+        assert_eq!(sent(&mut commits, now).offsets, offsets(&[(1, 5)]));
+    }
+
+    #[test]
+    fn what_belongs_to_an_earlier_assignment_is_dropped_and_the_rest_is_sent() {
+        let (mut commits, now) = (commits(), time::now());
+        let mut lives = Lives::default();
+        let (before, current) = (lives.begin(), lives.begin());
+        let mut both = offsets(&[(0, 10), (1, 20)]);
+        both.get_mut(&TopicPartition::new("t", 0)).unwrap().tenure = Some(before);
+        both.get_mut(&TopicPartition::new("t", 1)).unwrap().tenure = Some(current);
+        commits.handle_commit(Some(1), both.clone(), now + Duration::from_secs(60));
+        let is_ours = |_: &TopicPartition, tenure| tenure == current;
+        let Some(Next::Send(out)) = commits.poll_action(now, Some(&member(4)), is_ours) else { panic!() };
+        assert_eq!(out.offsets.keys().map(|key| key.partition).collect::<Vec<_>>(), [1]);
+        let outcome = commits.handle_answer(now, out.token, codes(&[(1, 0)]), |_| false).unwrap();
+        assert_eq!(outcome.committed.len(), 1);
+        assert_eq!(outcome.result.unwrap_err().code().map(|code| code.0), Some(code::UNKNOWN_MEMBER_ID));
+
+        commits.handle_commit(Some(2), both, now + Duration::from_secs(60));
+        let dropped = commits.poll_action(now, Some(&member(5)), |_, _| false);
+        let Some(Next::Dropped(outcome)) = dropped else { panic!("{dropped:?}") };
+        assert!(outcome.ticket == Some(2) && outcome.result.is_err() && commits.is_idle());
     }
 }

@@ -7,7 +7,7 @@ use std::{borrow::Cow, fmt, slice, vec};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
-use super::buffer::Chunk;
+use super::{buffer::Chunk, ledger::Life};
 use crate::{
     batch::{DecodedBatch, RecordSlot},
     error::Result,
@@ -58,16 +58,21 @@ impl ConsumerRecords {
         Iter(self.partitions.iter())
     }
 
-    pub(crate) fn push(&mut self, partition: TopicPartition, chunk: Chunk) {
+    pub(crate) fn push(&mut self, partition: TopicPartition, life: Life, chunk: Chunk) {
         let count = chunk.range.len();
         self.count += count;
         // A partition's chunks come one after the other, but for a poll that had to decode in between.
-        match self.partitions.iter_mut().rev().find(|records| records.partition == partition) {
+        match self
+            .partitions
+            .iter_mut()
+            .rev()
+            .find(|records| records.partition == partition && records.life == life)
+        {
             Some(records) => {
                 records.count += count;
                 records.chunks.push(chunk);
             }
-            None => self.partitions.push(PartitionRecords { partition, chunks: vec![chunk], count }),
+            None => self.partitions.push(PartitionRecords { partition, life, chunks: vec![chunk], count }),
         }
     }
 }
@@ -129,6 +134,8 @@ impl<'a> Iterator for Iter<'a> {
 #[derive(Debug, Clone)]
 pub struct PartitionRecords {
     partition: TopicPartition,
+    /// Of the partition in its consumer.
+    life: Life,
     /// Never empty, and no chunk is.
     chunks: Vec<Chunk>,
     count: usize,
@@ -148,6 +155,11 @@ impl PartitionRecords {
     /// Never true for what a poll hands out.
     pub fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// The life of the partition that the records belong to.
+    pub(crate) fn life(&self) -> Life {
+        self.life
     }
 
     /// The records, borrowed.

@@ -295,7 +295,7 @@ pub(super) async fn fetch(shared: &Shared, action: FetchAction) -> Result<wire::
         max_bytes: action.max_bytes,
         isolation_level: isolation(shared),
         session_id: session.id,
-        session_epoch: session.epoch,
+        session_epoch: session.epoch.0,
         topics: topics.into_iter().map(topic).collect(),
         forgotten_topics_data: forgotten.into_iter().map(forget).collect(),
         ..Default::default()

@@ -4,13 +4,14 @@
 
 use std::collections::BTreeMap;
 
+use super::ledger::Life;
 use crate::record::TopicPartition;
 
 /// What is asked of one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Wanted {
-    /// Of the partition's life in this consumer; not sent.
-    pub(crate) epoch: u64,
+    /// Not sent.
+    pub(crate) life: Life,
     pub(crate) offset: i64,
     /// KIP-320: what we believe the leader's epoch is; -1 where unknown.
     pub(crate) leader_epoch: i32,
@@ -21,7 +22,7 @@ pub(crate) struct Wanted {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SessionRequest {
     pub(crate) id: i32,
-    pub(crate) epoch: i32,
+    pub(crate) epoch: SessionEpoch,
     pub(crate) partitions: Vec<(TopicPartition, Wanted)>,
     pub(crate) forgotten: Vec<TopicPartition>,
 }
@@ -29,14 +30,26 @@ pub(crate) struct SessionRequest {
 pub(crate) const SESSION_ID_NOT_FOUND: i16 = 70;
 pub(crate) const INVALID_SESSION_EPOCH: i16 = 71;
 
-/// The epoch of a full fetch, which opens a session, or replaces the one of its id.
-const INITIAL_EPOCH: i32 = 0;
+/// Counts the fetches of a session (KIP-227); not Kafka's leader epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct SessionEpoch(pub(crate) i32);
+
+impl SessionEpoch {
+    /// A full fetch, which opens a session, or replaces the one of its id.
+    pub(crate) const INITIAL: Self = Self(0);
+
+    /// Wraps to one, since zero opens a session.
+    fn next(self) -> Self {
+        Self(if self.0 == i32::MAX { 1 } else { self.0 + 1 })
+    }
+}
+
 const NO_SESSION: i32 = 0;
 
 #[derive(Debug, Default)]
 pub(crate) struct Session {
     id: i32,
-    epoch: i32,
+    epoch: SessionEpoch,
     /// What the broker has on its list, the last request included.
     known: BTreeMap<TopicPartition, Wanted>,
     /// What the next request changes.
@@ -56,7 +69,7 @@ impl Session {
 
     /// The next request.
     pub(crate) fn request(&mut self) -> SessionRequest {
-        if self.epoch == INITIAL_EPOCH {
+        if self.epoch == SessionEpoch::INITIAL {
             for (key, wanted) in std::mem::take(&mut self.known) {
                 self.changes.entry(key).or_insert(Some(wanted));
             }
@@ -84,16 +97,16 @@ impl Session {
         match error {
             0 if session_id == NO_SESSION => {
                 // The broker has no room for sessions, or is too old for them: every fetch is a full one.
-                (self.id, self.epoch) = (NO_SESSION, INITIAL_EPOCH);
+                (self.id, self.epoch) = (NO_SESSION, SessionEpoch::INITIAL);
                 true
             }
             0 => {
                 self.id = session_id;
-                self.epoch = if self.epoch == i32::MAX { 1 } else { self.epoch + 1 };
+                self.epoch = self.epoch.next();
                 true
             }
             SESSION_ID_NOT_FOUND => {
-                (self.id, self.epoch) = (NO_SESSION, INITIAL_EPOCH);
+                (self.id, self.epoch) = (NO_SESSION, SessionEpoch::INITIAL);
                 false
             }
             _ => {
@@ -105,13 +118,17 @@ impl Session {
 
     /// No answer, so the broker may or may not have counted the request: replace its session by a new one.
     pub(crate) fn handle_failure(&mut self) {
-        self.epoch = INITIAL_EPOCH;
+        self.epoch = SessionEpoch::INITIAL;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::ledger::Lives, *};
+
+    fn life() -> Life {
+        Lives::default().begin()
+    }
 
     /// Wants exactly these partitions.
     fn request(session: &mut Session, list: &[(i32, i64)]) -> SessionRequest {
@@ -119,7 +136,7 @@ mod tests {
             session.set(key, None);
         }
         for (partition, offset) in list {
-            let wanted = Wanted { epoch: 1, offset: *offset, leader_epoch: 0, max_bytes: 100 };
+            let wanted = Wanted { life: life(), offset: *offset, leader_epoch: 0, max_bytes: 100 };
             session.set(TopicPartition::new("t", *partition), Some(wanted));
         }
         session.request()
@@ -127,7 +144,7 @@ mod tests {
 
     fn shown(request: &SessionRequest) -> (i32, i32, Vec<(i32, i64)>, Vec<i32>) {
         let sent = request.partitions.iter().map(|(key, wanted)| (key.partition, wanted.offset)).collect();
-        (request.id, request.epoch, sent, request.forgotten.iter().map(|key| key.partition).collect())
+        (request.id, request.epoch.0, sent, request.forgotten.iter().map(|key| key.partition).collect())
     }
 
     #[test]
@@ -158,7 +175,7 @@ mod tests {
         request(&mut session, &[(0, 5)]);
         session.handle_answer(0, 77);
         let key = TopicPartition::new("t", 0);
-        let moved = Wanted { epoch: 1, offset: 9, leader_epoch: 0, max_bytes: 100 };
+        let moved = Wanted { life: life(), offset: 9, leader_epoch: 0, max_bytes: 100 };
         session.set(key.clone(), Some(moved));
         assert_eq!(session.asked(&key).unwrap().offset, 5);
         assert_eq!(shown(&session.request()), (77, 1, vec![(0, 9)], vec![]));
@@ -192,8 +209,8 @@ mod tests {
 
     #[test]
     fn the_session_epoch_wraps_to_one_since_zero_opens_a_session() {
-        let mut session = Session { id: 7, epoch: i32::MAX, ..Session::default() };
+        let mut session = Session { id: 7, epoch: SessionEpoch(i32::MAX), ..Session::default() };
         session.handle_answer(0, 7);
-        assert_eq!(session.epoch, 1);
+        assert_eq!(session.epoch, SessionEpoch(1));
     }
 }

@@ -8,10 +8,10 @@ use std::{
 };
 
 use futures_core::Stream;
-use tokio::sync::futures::Notified;
+use tokio::{sync::futures::Notified, time::Sleep};
 
-use super::{Polling, Shared, records::ConsumerRecords, subscription::Turn};
-use crate::{error::Result, record::ConsumerRecord};
+use super::{Polling, Shared, partitions::Turn, records::ConsumerRecords};
+use crate::{error::Result, record::ConsumerRecord, time};
 
 /// The stream of [`KafkaConsumer::stream`](super::KafkaConsumer::stream). Ends after the consumer was closed.
 pub struct RecordStream<'a> {
@@ -24,6 +24,9 @@ pub struct RecordStream<'a> {
 struct Waiting<'a> {
     polling: Polling<'a>,
     changed: Pin<Box<Notified<'a>>>,
+    /// Rings well within the poll interval. A task that waits is woken by it and says so; a stream that is kept and never
+    /// looked at again says nothing, and the group takes its partitions in the end.
+    alive: Pin<Box<Sleep>>,
 }
 
 impl fmt::Debug for RecordStream<'_> {
@@ -66,8 +69,11 @@ impl Stream for RecordStream<'_> {
                 return Poll::Ready(Some(item));
             }
             let changed = self.listen();
-            self.waiting = Some(Waiting { polling, changed });
+            let alive = Box::pin(tokio::time::sleep(self.shared.settings.max_poll_interval / 3));
+            self.shared.lock().handle_loose_poll(time::now());
+            self.waiting = Some(Waiting { polling, changed, alive });
         }
+        let shared = self.shared;
         loop {
             let Some(waiting) = &mut self.waiting else { return Poll::Pending };
             // Listening began before this look, so nothing that happens after it is missed.
@@ -75,6 +81,12 @@ impl Stream for RecordStream<'_> {
                 self.waiting = None;
                 budget.made_progress();
                 return Poll::Ready(Some(item));
+            }
+            if waiting.alive.as_mut().poll(context).is_ready() {
+                let now = time::now();
+                waiting.alive.as_mut().reset(now + shared.settings.max_poll_interval / 3);
+                shared.lock().handle_loose_poll(now);
+                continue;
             }
             ready!(waiting.changed.as_mut().poll(context));
             let changed = self.listen();
@@ -87,6 +99,6 @@ impl Stream for RecordStream<'_> {
 
 fn take_one(polling: &Polling<'_>) -> Result<Option<ConsumerRecord>> {
     let mut one = ConsumerRecords::default();
-    polling.take_each(1, Turn::Stream, &mut |partition, chunk| one.push(partition, chunk))?;
+    polling.take_each(1, Turn::Stream, &mut |partition, life, chunk| one.push(partition, life, chunk))?;
     Ok(one.into_iter().next().and_then(|(_, records)| records.into_iter().next()))
 }

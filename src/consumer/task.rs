@@ -10,13 +10,14 @@ use std::{
 use super::{
     Shared,
     core::{Action, Core, partition_count},
+    ledger::Life,
     lookups::{Found, Lookup},
     requests,
 };
 use crate::{
     connection::api::wire,
     error::Result,
-    flights::Flights,
+    flights::{Flights, Token},
     group::{
         Answer,
         assignor::{Assignment, Assignor, Subscriber},
@@ -28,12 +29,12 @@ use crate::{
 /// What came of an action.
 enum Event {
     Topics(Vec<Arc<str>>, Result<()>),
-    Group(u64, Result<Answer>),
-    Plan(u64, Assignor, BTreeMap<Arc<str>, i32>, Assignment),
-    Commit(u64, Result<BTreeMap<TopicPartition, i16>>),
-    Committed(Vec<(TopicPartition, u64)>, Result<Found>),
+    Group(Token, Result<Answer>),
+    Plan(Token, Assignor, BTreeMap<Arc<str>, i32>, Assignment),
+    Commit(Token, Result<BTreeMap<TopicPartition, i16>>),
+    Committed(Vec<(TopicPartition, Life)>, Result<Found>),
     Listed(Vec<Lookup>, Result<Found>),
-    Fetched(i32, u64, Result<wire::FetchResponse>),
+    Fetched(i32, Token, Result<wire::FetchResponse>),
 }
 
 pub(super) fn spawn(shared: Arc<Shared>) {
@@ -96,15 +97,15 @@ fn start(shared: &Arc<Shared>, action: Action, work: &Flights<Event>) {
             let result = shared.cluster.require_topics(&topics, deadline).await;
             Event::Topics(topics, result.map(drop))
         })),
-        Action::Group { epoch, request, deadline } => work.push(Box::pin(async move {
-            Event::Group(epoch, requests::group(&shared, request, deadline).await)
+        Action::Group { token, request, deadline } => work.push(Box::pin(async move {
+            Event::Group(token, requests::group(&shared, request, deadline).await)
         })),
-        Action::Plan { epoch, assignor, members, deadline } => work.push(Box::pin(async move {
+        Action::Plan { token, assignor, members, deadline } => work.push(Box::pin(async move {
             let (counts, plan) = plan(&shared, assignor, &members, deadline).await;
-            Event::Plan(epoch, assignor, counts, plan)
+            Event::Plan(token, assignor, counts, plan)
         })),
         Action::Commit(commit) => work.push(Box::pin(async move {
-            Event::Commit(commit.epoch, requests::commit(&shared, &commit).await)
+            Event::Commit(commit.token, requests::commit(&shared, &commit).await)
         })),
         Action::FindCommitted { partitions, deadline } => work.push(Box::pin(async move {
             let keys: Vec<_> = partitions.iter().map(|(key, _)| key.clone()).collect();
@@ -116,8 +117,8 @@ fn start(shared: &Arc<Shared>, action: Action, work: &Flights<Event>) {
             Event::Listed(lookups, found)
         })),
         Action::Fetch(fetch) => work.push(Box::pin(async move {
-            let (broker, epoch) = (fetch.broker, fetch.epoch);
-            Event::Fetched(broker, epoch, requests::fetch(&shared, fetch).await)
+            let (broker, token) = (fetch.broker, fetch.token);
+            Event::Fetched(broker, token, requests::fetch(&shared, fetch).await)
         })),
     }
 }
@@ -127,13 +128,13 @@ fn handle(shared: &Shared, event: Event) {
     let now = time::now();
     match event {
         Event::Topics(topics, result) => core.handle_topics(now, &topics, result),
-        Event::Group(epoch, answer) => core.handle_group(now, epoch, answer),
-        Event::Plan(epoch, assignor, counts, plan) => core.handle_plan(now, epoch, assignor, counts, &plan),
-        Event::Commit(epoch, answer) => core.handle_commit(now, epoch, answer),
+        Event::Group(token, answer) => core.handle_group(now, token, answer),
+        Event::Plan(token, assignor, counts, plan) => core.handle_plan(now, token, assignor, counts, &plan),
+        Event::Commit(token, answer) => core.handle_commit(now, token, answer),
         Event::Committed(asked, found) => core.handle_found_committed(now, &asked, found),
         Event::Listed(asked, found) => core.handle_listed(now, &asked, found),
-        Event::Fetched(broker, epoch, answer) => {
-            core.handle_fetched(now, broker, epoch, answer, &shared.decompressor);
+        Event::Fetched(broker, token, answer) => {
+            core.handle_fetched(now, broker, token, answer, &shared.decompressor);
         }
     }
 }

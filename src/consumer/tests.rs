@@ -484,3 +484,277 @@ fn every_call_may_be_made_in_a_spawned_task(consumer: &KafkaConsumer, partition:
     sends(consumer.end_offsets([partition.clone()]));
     sends(consumer.close(WAIT));
 }
+
+// What a member leaves behind, and what it may not.
+
+/// Polls until something is assigned.
+async fn joined(consumer: &KafkaConsumer) {
+    let deadline = time::now() + WAIT;
+    while consumer.assignment().is_empty() {
+        assert!(time::now() < deadline);
+        consumer.poll(Duration::from_millis(20)).await.unwrap();
+    }
+}
+
+/// A member that the group forgets soon.
+fn brief(bench: &Bench) -> KafkaConfig {
+    bench.config().set("heartbeat.interval.ms", 50).set("session.timeout.ms", 800)
+}
+
+#[tokio::test]
+async fn a_position_that_was_only_looked_up_is_committed_so_that_the_next_member_skips_nothing() {
+    for how in ["interval", "commit", "close"] {
+        let bench = Bench::embedded(1).await;
+        bench.topic("t", 1).await;
+        let config = bench.config().set_auto_offset_reset("latest").set_enable_auto_commit(how != "commit");
+        let interval = if how == "interval" { 50 } else { 60_000 };
+        let config = config.set("auto.commit.interval.ms", interval);
+        let first = bench.consumer(&config);
+        first.subscribe(["t"]).unwrap();
+        joined(&first).await;
+        assert_eq!(first.position(&TopicPartition::new("t", 0)).await.unwrap(), 0);
+        if how == "commit" {
+            first.commit().await.unwrap();
+        }
+        let committed = || bench.broker.as_ref().unwrap().committed("group", "t", 0);
+        while how == "interval" && committed() != Some(0) {
+            first.poll(Duration::from_millis(20)).await.unwrap();
+        }
+        bench.produce("t", 1, 0, 10).await;
+        first.close(WAIT).await.unwrap();
+        assert_eq!(committed(), Some(0), "{how}");
+        let next = bench.consumer(&config);
+        next.subscribe(["t"]).unwrap();
+        assert_eq!(read(&next, 10).await.len(), 10, "{how}");
+    }
+}
+
+#[tokio::test]
+async fn the_place_of_a_seek_to_the_end_is_committed_by_the_close() {
+    let bench = Bench::embedded(1).await;
+    bench.topic("t", 1).await;
+    bench.produce("t", 1, 0, 10).await;
+    let consumer = bench.consumer(&bench.config().set_enable_auto_commit(true));
+    consumer.subscribe(["t"]).unwrap();
+    read(&consumer, 10).await;
+    bench.produce("t", 1, 10, 90).await;
+    let key = TopicPartition::new("t", 0);
+    consumer.seek_to_end([&key]).unwrap();
+    assert_eq!(consumer.position(&key).await.unwrap(), 100);
+    consumer.close(WAIT).await.unwrap();
+    assert_eq!(bench.broker.as_ref().unwrap().committed("group", "t", 0), Some(100));
+}
+
+#[tokio::test]
+async fn after_a_loss_a_commit_says_so_and_nothing_of_the_earlier_life_is_committed() {
+    let bench = Bench::embedded(1).await;
+    let committed = || bench.broker.as_ref().unwrap().committed("group", "t", 0);
+    bench.topic("t", 1).await;
+    bench.produce("t", 1, 0, 100).await;
+    let key = TopicPartition::new("t", 0);
+    let config = brief(&bench).set("max.poll.records", 50);
+    let first = bench.consumer(&config);
+    first.subscribe(["t"]).unwrap();
+    read(&first, 50).await;
+    bench.control().fail(ApiKey::Heartbeat, 1, ResponseError::UnknownMemberId);
+    while !first.assignment().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    // It is not in the group, and does not come back by itself.
+    let joins = bench.control().requests(ApiKey::JoinGroup);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(bench.control().requests(ApiKey::JoinGroup), joins);
+    for error in [first.commit().await, first.commit().await] {
+        error.unwrap_err();
+    }
+    first.commit_offsets([(key.clone(), 50)]).await.unwrap_err();
+    assert_eq!(committed(), None);
+
+    // Another member goes on and leaves; the first takes the partition again.
+    let second = bench.consumer(&config.clone().set("max.poll.records", 500));
+    second.subscribe(["t"]).unwrap();
+    read(&second, 100).await;
+    second.commit().await.unwrap();
+    second.close(WAIT).await.unwrap();
+    joined(&first).await;
+    assert_eq!(first.position(&key).await.unwrap(), 100);
+    let error = first.commit_offsets([(key.clone(), 50)]).await.unwrap_err();
+    assert!(error.to_string().contains("seek"), "{error}");
+    assert_eq!(committed(), Some(100));
+    // Who goes back on purpose may.
+    first.seek(&key, 50).unwrap();
+    first.commit().await.unwrap();
+    assert_eq!(committed(), Some(50));
+}
+
+#[tokio::test]
+async fn records_of_a_lost_life_are_told_of_also_when_the_next_poll_came_first() {
+    let bench = Bench::embedded(1).await;
+    bench.topic("t", 1).await;
+    bench.produce("t", 1, 0, 10).await;
+    let consumer = bench.consumer(&brief(&bench));
+    consumer.subscribe(["t"]).unwrap();
+    read(&consumer, 10).await;
+    bench.control().fail(ApiKey::Heartbeat, 1, ResponseError::UnknownMemberId);
+    while !consumer.assignment().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    joined(&consumer).await;
+    consumer.commit().await.unwrap_err();
+    consumer.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_that_is_kept_and_not_polled_gives_its_partitions_up() {
+    let bench = Bench::embedded(1).await;
+    bench.topic("t", 1).await;
+    let config = bench.config().set("max.poll.interval.ms", 600).set("heartbeat.interval.ms", 50);
+    let consumer = bench.consumer(&config);
+    consumer.subscribe(["t"]).unwrap();
+    joined(&consumer).await;
+    let mut stream = consumer.stream();
+    // Waited for, it keeps the partitions however long nothing comes.
+    let waited = tokio::time::timeout(Duration::from_millis(1500), stream.next()).await;
+    assert!(waited.is_err() && !consumer.assignment().is_empty());
+    tokio::time::timeout(WAIT, async {
+        while !consumer.assignment().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap();
+    drop(stream);
+}
+
+// Records acknowledged one by one.
+
+mod acknowledged {
+    use super::{
+        super::acknowledge::{Change, Taken},
+        *,
+    };
+
+    async fn take(consumer: &KafkaConsumer, count: usize) -> Vec<Taken> {
+        let deadline = time::now() + WAIT;
+        let mut all = Vec::new();
+        while all.iter().map(|taken: &Taken| taken.records.len()).sum::<usize>() < count {
+            assert!(time::now() < deadline);
+            all.extend(consumer.take(500, Duration::from_millis(100)).await.unwrap());
+        }
+        all
+    }
+
+    async fn change(consumer: &KafkaConsumer) -> Vec<Change> {
+        tokio::time::timeout(WAIT, consumer.changed()).await.unwrap();
+        consumer.take_changes()
+    }
+
+    fn config(bench: &Bench) -> KafkaConfig {
+        bench.config().set("heartbeat.interval.ms", 50).set("max.poll.interval.ms", 2_000)
+    }
+
+    #[tokio::test]
+    async fn a_poll_claims_nothing_and_the_frontier_alone_is_committed() {
+        let bench = Bench::embedded(1).await;
+        bench.topic("t", 1).await;
+        bench.produce("t", 1, 0, 10).await;
+        let consumer = bench.consumer(&config(&bench).set_enable_auto_commit(true));
+        consumer.acknowledge_each();
+        consumer.subscribe(["t"]).unwrap();
+        let taken = take(&consumer, 10).await;
+        let (key, life) = (taken[0].partition.clone(), taken[0].life);
+        assert!(consumer.take(500, Duration::from_millis(50)).await.unwrap().is_empty());
+        assert_eq!(consumer.outstanding(), 10);
+        assert_eq!(consumer.done_all([(&key, life, 4), (&key, life, 1), (&key, life, 0)]), 3);
+        consumer.commit_done().await.unwrap();
+        let committed = || bench.broker.as_ref().unwrap().committed("group", "t", 0);
+        assert_eq!(committed(), Some(2));
+
+        consumer.rewind(&key, life).unwrap();
+        assert!(!consumer.is_live(&key, life) && !consumer.done(&key, life, 2));
+        let again = take(&consumer, 8).await;
+        assert_eq!(again[0].records.iter().next().unwrap().offset(), 2);
+        let life = again[0].life;
+        (2..10).for_each(|offset| assert!(consumer.done(&key, life, offset)));
+        consumer.close(WAIT).await.unwrap();
+        assert_eq!(committed(), Some(10));
+    }
+
+    #[tokio::test]
+    async fn a_revocation_waits_for_what_is_outstanding_however_alive_the_user_is() {
+        let bench = Bench::embedded(1).await;
+        bench.topic("t", 2).await;
+        bench.produce("t", 2, 0, 20).await;
+        let config = config(&bench).set_enable_auto_commit(true).set("max.poll.interval.ms", 20_000);
+        let first = bench.consumer(&config);
+        first.acknowledge_each();
+        first.subscribe(["t"]).unwrap();
+        let taken = take(&first, 20).await;
+        assert!(matches!(&change(&first).await[..], [Change::Assigned(partitions)] if partitions.len() == 2));
+
+        let second = bench.consumer(&config);
+        second.subscribe(["t"]).unwrap();
+        assert!(matches!(&change_after_join(&first, &second).await[..], [Change::Revoking(_)]));
+        for _ in 0..5 {
+            first.keep_alive().unwrap();
+            assert!(first.take(500, Duration::from_millis(50)).await.unwrap().is_empty());
+            assert_eq!(first.assignment().len(), 2, "it waits");
+        }
+        for taken in &taken {
+            for record in &taken.records {
+                // The first half is done, the rest comes back.
+                match record.offset() < 5 {
+                    true => assert!(first.done(&taken.partition, taken.life, record.offset())),
+                    false => assert!(first.hand_back(&taken.partition, taken.life, record.offset())),
+                }
+            }
+        }
+        let revoked = change(&first).await;
+        assert!(matches!(&revoked[..], [Change::Revoked(_), ..]), "{revoked:?}");
+        for partition in 0..2 {
+            let committed = bench.broker.as_ref().unwrap().committed("group", "t", partition);
+            assert_eq!(committed, Some(5), "what was done, and nothing that came back");
+        }
+    }
+
+    async fn change_after_join(first: &KafkaConsumer, second: &KafkaConsumer) -> Vec<Change> {
+        tokio::select! {
+            changes = change(first) => changes,
+            () = async { loop { second.poll(Duration::from_millis(20)).await.unwrap(); } } => Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_revocation_ends_with_the_time_of_the_rebalance_and_what_comes_too_late_counts_nothing() {
+        let bench = Bench::embedded(1).await;
+        bench.topic("t", 1).await;
+        bench.produce("t", 1, 0, 10).await;
+        let config = config(&bench).set_enable_auto_commit(true);
+        let first = bench.consumer(&config);
+        first.acknowledge_each();
+        first.subscribe(["t"]).unwrap();
+        let taken = take(&first, 10).await;
+        let (key, life) = (&taken[0].partition, taken[0].life);
+        assert!(first.done(key, life, 0));
+        let second = bench.consumer(&config);
+        second.subscribe(["t"]).unwrap();
+        let polling = async {
+            loop {
+                second.poll(Duration::from_millis(20)).await.unwrap();
+            }
+        };
+        let stuck = async {
+            while first.is_live(key, life) {
+                first.keep_alive().unwrap();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            () = stuck => {}
+            () = polling => {}
+            () = tokio::time::sleep(WAIT) => panic!("the revocation waits for ever"),
+        }
+        assert!(!first.done(key, life, 1));
+        assert_eq!(bench.broker.as_ref().unwrap().committed("group", "t", 0), Some(1));
+    }
+}

@@ -29,6 +29,8 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind},
+    flights::{Token, Tokens},
+    record::TopicPartition,
     time::{Backoff, Instant, Rng},
 };
 
@@ -36,7 +38,7 @@ use crate::{
 #[derive(Debug, Clone, Copy)]
 enum Exchange {
     Due(Instant),
-    Out { epoch: u64 },
+    Out { token: Token },
 }
 
 impl Exchange {
@@ -47,8 +49,8 @@ impl Exchange {
         }
     }
 
-    fn is(self, epoch: u64) -> bool {
-        matches!(self, Self::Out { epoch: out } if out == epoch)
+    fn is(self, token: Token) -> bool {
+        matches!(self, Self::Out { token: out } if out == token)
     }
 }
 
@@ -62,9 +64,10 @@ struct Heart {
 
 #[derive(Debug)]
 enum State {
-    /// Not in the group. `rejoin` says whether the next poll joins.
+    /// Not in the group. `rejoin` says whether the next poll joins, and not before when.
     Idle {
         rejoin: bool,
+        not_before: Instant,
     },
     Joining {
         exchange: Exchange,
@@ -72,7 +75,7 @@ enum State {
     /// The leader works out who gets what.
     Planning {
         generation: i32,
-        epoch: u64,
+        token: Token,
     },
     Syncing {
         generation: i32,
@@ -88,10 +91,10 @@ enum State {
     Revoking {
         generation: i32,
         heart: Heart,
-        epoch: u64,
+        token: Token,
     },
     Leaving {
-        epoch: u64,
+        token: Token,
     },
     /// Fenced: another member has our instance id.
     Fatal,
@@ -105,13 +108,17 @@ pub(crate) struct Member {
     /// Empty until the coordinator gives one; outlives generations.
     member_id: String,
     topics: Vec<Arc<str>>,
+    /// What is ours, sorted.
+    owned: Vec<TopicPartition>,
     /// Partition counts that the assignment was planned with, if this member leads the group.
     planned: Option<BTreeMap<Arc<str>, i32>>,
     /// Something changed while a join or sync was out: join again after it.
     stale: bool,
+    /// Somebody is in a poll.
+    is_polled: bool,
     /// `None` while a poll waits: only time away from poll counts (KIP-62).
     away_since: Option<Instant>,
-    next_epoch: u64,
+    tokens: Tokens,
     backoff: Backoff,
     rng: Rng,
     actions: VecDeque<Action>,
@@ -122,13 +129,15 @@ impl Member {
         let backoff = Backoff::new(settings.retry_backoff, settings.retry_backoff_max);
         Self {
             settings,
-            state: State::Idle { rejoin: false },
+            state: State::Idle { rejoin: false, not_before: now },
             member_id: String::new(),
             topics: Vec::new(),
+            owned: Vec::new(),
             planned: None,
             stale: false,
+            is_polled: false,
             away_since: Some(now),
-            next_epoch: 1,
+            tokens: Tokens::default(),
             backoff,
             rng,
             actions: VecDeque::new(),
@@ -164,34 +173,49 @@ impl Member {
             return self.leave(now, "the consumer unsubscribed");
         }
         match &self.state {
-            State::Idle { .. } => self.state = State::Idle { rejoin: true },
-            State::Stable { .. } => self.revoke(),
+            State::Idle { .. } => self.state = State::Idle { rejoin: true, not_before: now },
+            State::Stable { .. } => self.rebalance(now),
             State::Revoking { .. } | State::Fatal => {}
             State::Joining { exchange: Exchange::Due(_) } => {}
             _ => self.stale = true,
         }
-        if self.away_since.is_none() {
-            self.join_if_idle(now);
-        }
+        self.join_if_idle(now);
     }
 
-    /// The user polls: proof of life, and what makes an idle member join.
+    /// The user polls: proof of life, and the only thing that makes an idle member join. What was lost in the meantime was
+    /// lost before the user could know; what it still commits of it must not go out under a new generation.
     pub(crate) fn handle_poll(&mut self, now: Instant) {
+        self.is_polled = true;
         self.away_since = None;
         self.join_if_idle(now);
     }
 
     /// The last waiting poll has returned: the poll interval runs from here.
     pub(crate) fn handle_poll_end(&mut self, now: Instant) {
+        self.is_polled = false;
         self.away_since = Some(now);
     }
 
+    /// The user is alive: the poll interval begins again. Not a poll.
+    pub(crate) fn handle_alive(&mut self, now: Instant) {
+        if self.away_since.is_some() {
+            self.away_since = Some(now);
+        }
+    }
+
+    /// Somebody waits in a poll that may never be looked after again: the poll interval runs although it has not ended.
+    pub(crate) fn handle_loose_poll(&mut self, now: Instant) {
+        if self.is_polled {
+            self.away_since = Some(now);
+        }
+    }
+
     /// The partition counts of the cluster. The leader calls for a rebalance when its topics have others than planned.
-    pub(crate) fn handle_metadata(&mut self, counts: impl Fn(&str) -> Option<i32>) {
+    pub(crate) fn handle_metadata(&mut self, now: Instant, counts: impl Fn(&str) -> Option<i32>) {
         let State::Stable { .. } = self.state else { return };
         let Some(planned) = &self.planned else { return };
-        if planned.iter().any(|(topic, count)| counts(topic).is_some_and(|now| now != *count)) {
-            self.revoke();
+        if planned.iter().any(|(topic, count)| counts(topic).is_some_and(|current| current != *count)) {
+            self.rebalance(now);
         }
     }
 
@@ -199,13 +223,13 @@ impl Member {
     pub(crate) fn handle_plan(
         &mut self,
         now: Instant,
-        epoch: u64,
+        token: Token,
         assignor: Assignor,
         counts: BTreeMap<Arc<str>, i32>,
         plan: &Assignment,
     ) {
-        let State::Planning { generation, epoch: waited } = self.state else { return };
-        if waited != epoch {
+        let State::Planning { generation, token: waited } = self.state else { return };
+        if waited != token {
             return;
         }
         self.planned = Some(counts);
@@ -214,9 +238,10 @@ impl Member {
         self.sync(now, generation, assignor, assignments);
     }
 
-    /// Every partition has been released.
-    pub(crate) fn handle_revoked(&mut self, now: Instant, epoch: u64) {
-        if matches!(self.state, State::Revoking { epoch: waited, .. } if waited == epoch) {
+    /// The partitions of the `Revoke` have been released.
+    pub(crate) fn handle_revoked(&mut self, now: Instant, token: Token) {
+        if matches!(self.state, State::Revoking { token: waited, .. } if waited == token) {
+            self.owned.clear();
             self.join(now);
         }
     }
@@ -237,11 +262,11 @@ impl Member {
     }
 
     /// The answer to a request, or why there is none.
-    pub(crate) fn handle_answer(&mut self, now: Instant, epoch: u64, answer: Result<Answer, Error>) {
+    pub(crate) fn handle_answer(&mut self, now: Instant, token: Token, answer: Result<Answer, Error>) {
         let waited = match &self.state {
-            State::Joining { exchange } | State::Syncing { exchange, .. } => exchange.is(epoch),
-            State::Stable { heart, .. } | State::Revoking { heart, .. } => heart.beat.is(epoch),
-            State::Leaving { epoch: waited } => *waited == epoch,
+            State::Joining { exchange } | State::Syncing { exchange, .. } => exchange.is(token),
+            State::Stable { heart, .. } | State::Revoking { heart, .. } => heart.beat.is(token),
+            State::Leaving { token: waited } => *waited == token,
             State::Idle { .. } | State::Planning { .. } | State::Fatal => false,
         };
         if !waited {
@@ -291,6 +316,9 @@ impl Member {
             State::Stable { heart, .. } | State::Revoking { heart, .. } => {
                 Some(heart.beat.due().map_or(heart.session_ends, |due| due.min(heart.session_ends)))
             }
+            State::Idle { rejoin: true, not_before } if self.is_polled && !self.topics.is_empty() => {
+                Some(*not_before)
+            }
             _ => None,
         };
         due.into_iter().chain(self.poll_interval_ends()).min()
@@ -299,22 +327,24 @@ impl Member {
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         if self.poll_interval_ends().is_some_and(|ends| ends <= now) {
             // KIP-62: a member that does not poll gives its partitions to those that do, and joins again when it polls.
+            self.is_polled = false;
             self.leave(now, "max.poll.interval.ms passed without a poll");
             return;
         }
+        self.join_if_idle(now);
         match &mut self.state {
             State::Joining { exchange } if exchange.due().is_some_and(|due| due <= now) => {
                 let request =
                     Request::Join { member_id: self.member_id.clone(), topics: self.topics.clone() };
                 // Java: the coordinator holds the answer back for as long as other members may take.
                 let patience = self.settings.max_poll_interval + std::time::Duration::from_secs(5);
-                let epoch = send(
-                    &mut self.next_epoch,
+                let token = send(
+                    &mut self.tokens,
                     &mut self.actions,
                     request,
                     now + patience.max(self.settings.request_timeout),
                 );
-                *exchange = Exchange::Out { epoch };
+                *exchange = Exchange::Out { token };
                 self.stale = false;
             }
             State::Syncing { generation, assignor, assignments, exchange }
@@ -328,8 +358,8 @@ impl Member {
                 };
                 // The coordinator waits for the leader's plan, as long as for a join.
                 let patience = self.settings.max_poll_interval.max(self.settings.request_timeout);
-                let epoch = send(&mut self.next_epoch, &mut self.actions, request, now + patience);
-                *exchange = Exchange::Out { epoch };
+                let token = send(&mut self.tokens, &mut self.actions, request, now + patience);
+                *exchange = Exchange::Out { token };
             }
             State::Stable { generation, heart } | State::Revoking { generation, heart, .. } => {
                 if heart.session_ends <= now {
@@ -339,9 +369,11 @@ impl Member {
                 if heart.beat.due().is_some_and(|due| due <= now) {
                     let request =
                         Request::Heartbeat { member_id: self.member_id.clone(), generation: *generation };
-                    let deadline = heart.session_ends.min(now + self.settings.request_timeout);
-                    let epoch = send(&mut self.next_epoch, &mut self.actions, request, deadline);
-                    heart.beat = Exchange::Out { epoch };
+                    // A coordinator that hangs is given up while another attempt can still save the session.
+                    let patience = self.settings.request_timeout.min(self.settings.session_timeout / 2);
+                    let deadline = heart.session_ends.min(now + patience);
+                    let token = send(&mut self.tokens, &mut self.actions, request, deadline);
+                    heart.beat = Exchange::Out { token };
                 }
             }
             _ => {}
@@ -355,13 +387,9 @@ impl Member {
         }
     }
 
-    fn epoch(&mut self) -> u64 {
-        self.next_epoch += 1;
-        self.next_epoch - 1
-    }
-
     fn join_if_idle(&mut self, now: Instant) {
-        if matches!(self.state, State::Idle { rejoin: true }) && !self.topics.is_empty() {
+        let State::Idle { rejoin: true, not_before } = self.state else { return };
+        if self.is_polled && not_before <= now && !self.topics.is_empty() {
             self.join(now);
         }
     }
@@ -397,13 +425,13 @@ impl Member {
                 "the group uses the assignor '{protocol}', which this member did not offer"
             ))
             .with_api("JoinGroup");
-            return self.stop(error);
+            return self.stop(now, error);
         };
         match members {
             Some(members) if !skip_assignment => {
-                let epoch = self.epoch();
-                self.state = State::Planning { generation, epoch };
-                self.actions.push_back(Action::Plan { epoch, assignor, members });
+                let token = self.tokens.next();
+                self.state = State::Planning { generation, token };
+                self.actions.push_back(Action::Plan { token, assignor, members });
             }
             // KIP-814: the coordinator still has the assignment of the leader's earlier life.
             _ => self.sync(now, generation, assignor, Vec::new()),
@@ -418,14 +446,15 @@ impl Member {
         }
         let partitions = match decode_assignment(assignment) {
             Ok(partitions) => partitions,
-            Err(error) => return self.stop(error),
+            Err(error) => return self.stop(now, error),
         };
         let heart = Heart {
             beat: Exchange::Due(now + self.settings.heartbeat_interval),
             session_ends: now + self.settings.session_timeout,
         };
         self.state = State::Stable { generation, heart };
-        self.actions.push_back(Action::Assign { partitions });
+        self.owned.clone_from(&partitions);
+        self.actions.push_back(Action::Assign { added: partitions });
     }
 
     fn on_beat(&mut self, now: Instant) {
@@ -436,11 +465,15 @@ impl Member {
         }
     }
 
-    fn revoke(&mut self) {
+    /// Joins again, once what must be given up for it is released.
+    fn rebalance(&mut self, now: Instant) {
         let State::Stable { generation, heart } = self.state else { return };
-        let epoch = self.epoch();
-        self.state = State::Revoking { generation, heart, epoch };
-        self.actions.push_back(Action::Revoke { epoch });
+        if self.owned.is_empty() {
+            return self.join(now);
+        }
+        let token = self.tokens.next();
+        self.state = State::Revoking { generation, heart, token };
+        self.actions.push_back(Action::Revoke { token, partitions: self.owned.clone() });
     }
 
     /// The coordinator has given our partitions away, or may have.
@@ -450,20 +483,22 @@ impl Member {
             return self.retry(now);
         }
         self.drop_assignment();
-        self.join(now);
+        self.state = State::Idle { rejoin: true, not_before: now };
+        self.join_if_idle(now);
     }
 
     fn drop_assignment(&mut self) {
-        if matches!(self.state, State::Stable { .. } | State::Revoking { .. }) {
-            self.actions.push_back(Action::Lost);
+        let partitions = std::mem::take(&mut self.owned);
+        if !partitions.is_empty() {
+            self.actions.push_back(Action::Lost { partitions });
         }
         self.planned = None;
     }
 
-    /// Gives up until the user polls again.
-    fn stop(&mut self, error: Error) {
+    /// Gives up until the user polls again, and for a pause: a poll that finds the same again must not flood the group.
+    fn stop(&mut self, now: Instant, error: Error) {
         self.drop_assignment();
-        self.state = State::Idle { rejoin: true };
+        self.state = State::Idle { rejoin: true, not_before: now + self.backoff.next(&mut self.rng) };
         self.actions.push_back(Action::Fail(error));
     }
 
@@ -476,8 +511,8 @@ impl Member {
             _ if known => {
                 let request = Request::Leave { member_id: std::mem::take(&mut self.member_id), reason };
                 let deadline = now + self.settings.request_timeout;
-                let epoch = send(&mut self.next_epoch, &mut self.actions, request, deadline);
-                self.state = State::Leaving { epoch };
+                let token = send(&mut self.tokens, &mut self.actions, request, deadline);
+                self.state = State::Leaving { token };
             }
             _ => self.on_left(now),
         }
@@ -485,10 +520,8 @@ impl Member {
 
     fn on_left(&mut self, now: Instant) {
         self.stale = false;
-        self.state = State::Idle { rejoin: !self.topics.is_empty() };
-        if self.away_since.is_none() {
-            self.join_if_idle(now);
-        }
+        self.state = State::Idle { rejoin: !self.topics.is_empty(), not_before: now };
+        self.join_if_idle(now);
     }
 
     /// No answer came: the connection was lost, the deadline passed, or the coordinator is not known.
@@ -499,7 +532,7 @@ impl Member {
                 self.actions.push_back(Action::ForgetCoordinator);
                 self.retry(now);
             }
-            None => self.stop(error),
+            None => self.stop(now, error),
         }
     }
 
@@ -513,7 +546,7 @@ impl Member {
             code::REBALANCE_IN_PROGRESS => match self.state {
                 State::Stable { .. } => {
                     self.on_beat(now);
-                    self.revoke();
+                    self.rebalance(now);
                 }
                 State::Revoking { .. } => self.on_beat(now),
                 // The coordinator holds a join back until the rebalance is under way, so this does not spin.
@@ -534,7 +567,7 @@ impl Member {
                 self.state = State::Fatal;
             }
             _ if Error::from_code(api, error).is_retriable() => self.retry(now),
-            _ => self.stop(explain(api, error)),
+            _ => self.stop(now, explain(api, error)),
         }
     }
 
@@ -549,11 +582,10 @@ impl Member {
     }
 }
 
-fn send(next_epoch: &mut u64, actions: &mut VecDeque<Action>, request: Request, deadline: Instant) -> u64 {
-    let epoch = *next_epoch;
-    *next_epoch += 1;
-    actions.push_back(Action::Send { epoch, request, deadline });
-    epoch
+fn send(tokens: &mut Tokens, actions: &mut VecDeque<Action>, request: Request, deadline: Instant) -> Token {
+    let token = tokens.next();
+    actions.push_back(Action::Send { token, request, deadline });
+    token
 }
 
 /// What a user can do about a refusal.

@@ -54,15 +54,15 @@ impl Bench {
         self.member.handle_poll_end(self.now);
     }
 
-    fn sent(&mut self) -> (u64, Request) {
+    fn sent(&mut self) -> (Token, Request) {
         match self.member.poll_action() {
-            Some(Action::Send { epoch, request, .. }) => (epoch, request),
+            Some(Action::Send { token, request, .. }) => (token, request),
             other => panic!("no request but {other:?}"),
         }
     }
 
-    fn answer(&mut self, epoch: u64, answer: Answer) {
-        self.member.handle_answer(self.now, epoch, Ok(answer));
+    fn answer(&mut self, token: Token, answer: Answer) {
+        self.member.handle_answer(self.now, token, Ok(answer));
     }
 
     fn nothing(&mut self) {
@@ -70,11 +70,11 @@ impl Bench {
         assert!(action.is_none(), "unexpected {action:?}");
     }
 
-    fn join_answer(&mut self, epoch: u64, generation: i32, leader: &str) {
+    fn join_answer(&mut self, token: Token, generation: i32, leader: &str) {
         let members =
             vec![Subscriber { member_id: "me".into(), instance_id: None, topics: vec!["t".into()] }];
         self.answer(
-            epoch,
+            token,
             Answer::Join {
                 error: 0,
                 generation,
@@ -96,33 +96,33 @@ impl Bench {
         let mut bench = Self::with(edit);
         bench.subscribe(&["t"]);
         bench.poll();
-        let (epoch, _) = bench.sent();
-        bench.join_answer(epoch, 5, "other");
-        let (epoch, _) = bench.sent();
+        let (token, _) = bench.sent();
+        bench.join_answer(token, 5, "other");
+        let (token, _) = bench.sent();
         let assignment = encode_assignment(&[TopicPartition::new("t", 0)]);
-        bench.answer(epoch, Answer::Sync { error: 0, assignment });
+        bench.answer(token, Answer::Sync { error: 0, assignment });
         assert!(matches!(bench.member.poll_action(), Some(Action::Assign { .. })));
         bench
     }
 
-    fn heartbeat(&mut self) -> u64 {
+    fn heartbeat(&mut self) -> Token {
         self.pass(HEARTBEAT);
         match self.sent() {
-            (epoch, Request::Heartbeat { .. }) => epoch,
+            (token, Request::Heartbeat { .. }) => token,
             other => panic!("no heartbeat but {other:?}"),
         }
     }
 
-    fn revoke_epoch(&mut self) -> u64 {
+    fn revoke_epoch(&mut self) -> Token {
         match self.member.poll_action() {
-            Some(Action::Revoke { epoch }) => epoch,
+            Some(Action::Revoke { token, .. }) => token,
             other => panic!("no revocation but {other:?}"),
         }
     }
 
-    fn joins(&mut self) -> (u64, String) {
+    fn joins(&mut self) -> (Token, String) {
         match self.sent() {
-            (epoch, Request::Join { member_id, .. }) => (epoch, member_id),
+            (token, Request::Join { member_id, .. }) => (token, member_id),
             other => panic!("no join but {other:?}"),
         }
     }
@@ -159,8 +159,8 @@ fn a_member_id_that_is_required_is_sent_back_at_once() {
     let mut bench = Bench::new();
     bench.subscribe(&["t"]);
     bench.poll();
-    let (epoch, _) = bench.joins();
-    bench.answer(epoch, join_error(code::MEMBER_ID_REQUIRED, "given"));
+    let (token, _) = bench.joins();
+    bench.answer(token, join_error(code::MEMBER_ID_REQUIRED, "given"));
     assert_eq!(bench.joins().1, "given");
 }
 
@@ -169,25 +169,27 @@ fn the_leader_plans_and_its_plan_is_synced() {
     let mut bench = Bench::new();
     bench.subscribe(&["t"]);
     bench.poll();
-    let (epoch, _) = bench.joins();
-    bench.join_answer(epoch, 7, "me");
-    let Some(Action::Plan { epoch, assignor: Assignor::Range, members }) = bench.member.poll_action() else {
+    let (token, _) = bench.joins();
+    bench.join_answer(token, 7, "me");
+    let Some(Action::Plan { token, assignor: Assignor::Range, members }) = bench.member.poll_action() else {
         panic!("the leader does not plan")
     };
     let counts: BTreeMap<Arc<str>, i32> = [(Arc::from("t"), 2)].into();
     let plan = Assignor::Range.assign(&members, &counts);
-    bench.member.handle_plan(bench.now, epoch + 1, Assignor::Range, counts.clone(), &plan);
-    bench.nothing(); // another epoch: a plan of another generation
-    bench.member.handle_plan(bench.now, epoch, Assignor::Range, counts, &plan);
-    let (epoch, Request::Sync { generation: 7, assignments, .. }) = bench.sent() else { panic!("no sync") };
+    bench.member.handle_plan(bench.now, Token::STRANGER, Assignor::Range, counts.clone(), &plan);
+    bench.nothing(); // another token: a plan of another generation
+    bench.member.handle_plan(bench.now, token, Assignor::Range, counts, &plan);
+    let (token, Request::Sync { generation: 7, assignments, .. }) = bench.sent() else { panic!("no sync") };
     assert_eq!(decode_assignment(&assignments[0].1).unwrap().len(), 2);
-    bench.answer(epoch, Answer::Sync { error: 0, assignment: assignments[0].1.clone() });
-    let Some(Action::Assign { partitions }) = bench.member.poll_action() else { panic!("no assignment") };
+    bench.answer(token, Answer::Sync { error: 0, assignment: assignments[0].1.clone() });
+    let Some(Action::Assign { added: partitions }) = bench.member.poll_action() else {
+        panic!("no assignment")
+    };
     assert_eq!(partitions, [TopicPartition::new("t", 0), TopicPartition::new("t", 1)]);
     // More partitions than planned with: the leader calls for a rebalance.
-    bench.member.handle_metadata(|_| Some(2));
+    bench.member.handle_metadata(bench.now, |_| Some(2));
     bench.nothing();
-    bench.member.handle_metadata(|_| Some(3));
+    bench.member.handle_metadata(bench.now, |_| Some(3));
     bench.revoke_epoch();
 }
 
@@ -195,10 +197,10 @@ fn the_leader_plans_and_its_plan_is_synced() {
 fn heartbeats_follow_each_other_at_the_interval() {
     let mut bench = Bench::stable();
     for _ in 0..3 {
-        let epoch = bench.heartbeat();
+        let token = bench.heartbeat();
         bench.pass(HEARTBEAT * 2);
         bench.nothing(); // one at a time
-        bench.answer(epoch, Answer::Heartbeat { error: 0 });
+        bench.answer(token, Answer::Heartbeat { error: 0 });
         bench.poll();
     }
     assert!(bench.member.is_stable());
@@ -207,9 +209,9 @@ fn heartbeats_follow_each_other_at_the_interval() {
 #[test]
 fn stale_heartbeat_answer_is_dropped() {
     let mut bench = Bench::stable();
-    let epoch = bench.heartbeat();
-    bench.answer(epoch - 1, Answer::Heartbeat { error: code::UNKNOWN_MEMBER_ID });
-    bench.answer(epoch + 1, Answer::Heartbeat { error: code::UNKNOWN_MEMBER_ID });
+    bench.heartbeat();
+    bench.answer(Token::STRANGER, Answer::Heartbeat { error: code::UNKNOWN_MEMBER_ID });
+    bench.answer(Token::STRANGER, Answer::Heartbeat { error: code::UNKNOWN_MEMBER_ID });
     bench.nothing();
     assert!(bench.member.is_stable());
 }
@@ -218,10 +220,10 @@ fn stale_heartbeat_answer_is_dropped() {
 fn a_heartbeat_answer_of_the_last_generation_is_dropped() {
     let mut bench = Bench::stable();
     bench.subscribe(&["t", "u"]);
-    let epoch = bench.revoke_epoch();
+    let token = bench.revoke_epoch();
     bench.pass(HEARTBEAT);
     let (beat, Request::Heartbeat { .. }) = bench.sent() else { panic!("a revoking member must beat") };
-    bench.member.handle_revoked(bench.now, epoch);
+    bench.member.handle_revoked(bench.now, token);
     let _ = bench.joins();
     bench.answer(beat, Answer::Heartbeat { error: code::UNKNOWN_MEMBER_ID });
     bench.nothing();
@@ -232,15 +234,15 @@ fn a_rebalance_revokes_first_and_joins_only_then() {
     let mut bench = Bench::stable();
     let beat = bench.heartbeat();
     bench.answer(beat, Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS });
-    let epoch = bench.revoke_epoch();
+    let token = bench.revoke_epoch();
     assert_eq!(bench.member.identity().unwrap().generation, 5, "what is done must still be committable");
     // The user is slow: the member stays alive meanwhile, and does not revoke twice.
     let beat = bench.heartbeat();
     bench.answer(beat, Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS });
     bench.nothing();
-    bench.member.handle_revoked(bench.now, epoch + 1);
+    bench.member.handle_revoked(bench.now, Token::STRANGER);
     bench.nothing();
-    bench.member.handle_revoked(bench.now, epoch);
+    bench.member.handle_revoked(bench.now, token);
     assert_eq!(bench.joins().1, "me");
     assert_eq!(bench.member.identity(), None);
 }
@@ -250,21 +252,25 @@ fn a_rebalance_while_syncing_joins_again_without_a_pause() {
     let mut bench = Bench::new();
     bench.subscribe(&["t"]);
     bench.poll();
-    let (epoch, _) = bench.joins();
-    bench.join_answer(epoch, 5, "other");
-    let (epoch, _) = bench.sent();
-    bench.answer(epoch, Answer::Sync { error: code::REBALANCE_IN_PROGRESS, assignment: bytes::Bytes::new() });
+    let (token, _) = bench.joins();
+    bench.join_answer(token, 5, "other");
+    let (token, _) = bench.sent();
+    bench.answer(token, Answer::Sync { error: code::REBALANCE_IN_PROGRESS, assignment: bytes::Bytes::new() });
     assert_eq!(bench.joins().1, "me");
 }
 
 #[test]
-fn lost_partitions_are_released_before_the_member_joins_again() {
+fn lost_partitions_are_released_and_the_member_joins_again_in_a_poll_alone() {
     // (code, the member id of the next join)
     for (error, id) in [(code::UNKNOWN_MEMBER_ID, ""), (code::ILLEGAL_GENERATION, "me")] {
         let mut bench = Bench::stable();
         let beat = bench.heartbeat();
         bench.answer(beat, Answer::Heartbeat { error });
-        assert!(matches!(bench.member.poll_action(), Some(Action::Lost)));
+        assert!(matches!(bench.member.poll_action(), Some(Action::Lost { .. })));
+        assert!(bench.member.identity().is_none());
+        bench.pass(SESSION * 2);
+        bench.nothing();
+        bench.poll();
         assert_eq!(bench.joins().1, id);
     }
 }
@@ -275,7 +281,81 @@ fn a_commit_that_was_fenced_ends_the_generation_it_was_made_in_and_no_later_one(
     bench.member.handle_fenced_commit(bench.now, 4, code::ILLEGAL_GENERATION);
     bench.nothing();
     bench.member.handle_fenced_commit(bench.now, 5, code::ILLEGAL_GENERATION);
-    assert!(matches!(bench.member.poll_action(), Some(Action::Lost)));
+    assert!(matches!(bench.member.poll_action(), Some(Action::Lost { .. })));
+    bench.poll();
+    bench.joins();
+}
+
+#[test]
+fn a_poll_that_waits_joins_again_at_once() {
+    let mut bench = Bench::stable();
+    bench.member.handle_poll(bench.now);
+    let beat = bench.heartbeat();
+    bench.answer(beat, Answer::Heartbeat { error: code::ILLEGAL_GENERATION });
+    assert!(matches!(bench.member.poll_action(), Some(Action::Lost { .. })));
+    bench.joins();
+}
+
+#[test]
+fn a_refused_join_is_not_repeated_before_a_pause_however_often_the_user_polls() {
+    let mut bench = Bench::new();
+    bench.subscribe(&["t"]);
+    let (mut joins, until) = (0, bench.now + Duration::from_secs(10));
+    while bench.now < until {
+        bench.pass(Duration::from_millis(1));
+        bench.poll();
+        while let Some(action) = bench.member.poll_action() {
+            if let Action::Send { token, .. } = action {
+                joins += 1;
+                let unreadable = Error::protocol("a group member's subscription cannot be read");
+                bench.member.handle_answer(bench.now, token, Err(unreadable));
+            }
+        }
+    }
+    assert!((5..20).contains(&joins), "{joins} joins in 10 s");
+}
+
+#[test]
+fn a_poll_that_nobody_looks_after_does_not_keep_the_member() {
+    let mut bench = Bench::stable();
+    bench.member.handle_poll(bench.now);
+    bench.member.handle_loose_poll(bench.now);
+    let mut is_lost = false;
+    for _ in 0..200 {
+        bench.pass_to_timeout();
+        while let Some(action) = bench.member.poll_action() {
+            match action {
+                Action::Send { token, request: Request::Heartbeat { .. }, .. } => {
+                    bench.answer(token, Answer::Heartbeat { error: 0 });
+                }
+                Action::Lost { .. } => is_lost = true,
+                _ => {}
+            }
+        }
+        if is_lost {
+            break;
+        }
+    }
+    assert!(is_lost);
+    bench.pass(SESSION);
+    bench.nothing();
+}
+
+#[test]
+fn proof_of_life_between_polls_keeps_the_member_without_being_a_poll() {
+    let mut bench = Bench::stable();
+    for _ in 0..10 {
+        for _ in 0..(POLL_INTERVAL.as_secs() * 2 / 3 / HEARTBEAT.as_secs()) {
+            let beat = bench.heartbeat();
+            bench.answer(beat, Answer::Heartbeat { error: 0 });
+        }
+        bench.member.handle_alive(bench.now);
+    }
+    let beat = bench.heartbeat();
+    bench.answer(beat, Answer::Heartbeat { error: code::UNKNOWN_MEMBER_ID });
+    assert!(matches!(bench.member.poll_action(), Some(Action::Lost { .. })));
+    bench.member.handle_alive(bench.now);
+    bench.nothing();
 }
 
 #[test]
@@ -283,7 +363,7 @@ fn a_fenced_static_member_stops_for_ever() {
     let mut bench = Bench::stable_with(|settings| settings.instance_id = Some("i".into()));
     let beat = bench.heartbeat();
     bench.answer(beat, Answer::Heartbeat { error: code::FENCED_INSTANCE_ID });
-    assert!(matches!(bench.member.poll_action(), Some(Action::Lost)));
+    assert!(matches!(bench.member.poll_action(), Some(Action::Lost { .. })));
     let Some(Action::Fail(error)) = bench.member.poll_action() else { panic!("the user must know") };
     assert!(error.is_fatal());
     bench.poll();
@@ -308,8 +388,8 @@ fn a_coordinator_that_moved_is_looked_up_and_asked_again_after_a_pause() {
         let before = bench.now;
         bench.pass_to_timeout();
         assert!(bench.now > before && bench.now < before + Duration::from_secs(1));
-        let (epoch, Request::Heartbeat { generation: 5, .. }) = bench.sent() else { panic!("no heartbeat") };
-        bench.answer(epoch, Answer::Heartbeat { error: 0 });
+        let (token, Request::Heartbeat { generation: 5, .. }) = bench.sent() else { panic!("no heartbeat") };
+        bench.answer(token, Answer::Heartbeat { error: 0 });
         assert!(bench.member.is_stable());
     }
 }
@@ -319,8 +399,8 @@ fn a_loading_coordinator_is_asked_again_without_a_new_look_up() {
     let mut bench = Bench::new();
     bench.subscribe(&["t"]);
     bench.poll();
-    let (epoch, _) = bench.joins();
-    bench.answer(epoch, join_error(code::COORDINATOR_LOAD_IN_PROGRESS, ""));
+    let (token, _) = bench.joins();
+    bench.answer(token, join_error(code::COORDINATOR_LOAD_IN_PROGRESS, ""));
     bench.nothing();
     bench.pass_to_timeout();
     bench.joins();
@@ -332,7 +412,8 @@ fn a_session_without_an_answer_ends_with_the_partitions_released() {
     bench.heartbeat();
     bench.pass(SESSION);
     assert!(matches!(bench.member.poll_action(), Some(Action::ForgetCoordinator)));
-    assert!(matches!(bench.member.poll_action(), Some(Action::Lost)));
+    assert!(matches!(bench.member.poll_action(), Some(Action::Lost { .. })));
+    bench.poll();
     assert_eq!(bench.joins().1, "me");
 }
 
@@ -342,16 +423,16 @@ fn a_member_that_does_not_poll_leaves_and_joins_again_when_it_does() {
     loop {
         bench.pass_to_timeout();
         match bench.member.poll_action() {
-            Some(Action::Send { epoch, request: Request::Heartbeat { .. }, .. }) => {
-                bench.answer(epoch, Answer::Heartbeat { error: 0 });
+            Some(Action::Send { token, request: Request::Heartbeat { .. }, .. }) => {
+                bench.answer(token, Answer::Heartbeat { error: 0 });
             }
-            Some(Action::Lost) => break,
+            Some(Action::Lost { .. }) => break,
             other => panic!("unexpected {other:?}"),
         }
     }
-    let (epoch, Request::Leave { member_id, .. }) = bench.sent() else { panic!("it must leave") };
+    let (token, Request::Leave { member_id, .. }) = bench.sent() else { panic!("it must leave") };
     assert_eq!(member_id, "me");
-    bench.answer(epoch, Answer::Leave { error: 0 });
+    bench.answer(token, Answer::Leave { error: 0 });
     bench.pass(Duration::from_secs(3600));
     bench.nothing();
     bench.poll();
@@ -373,13 +454,13 @@ fn a_poll_that_waits_is_no_absence() {
 fn a_closing_member_leaves_even_while_it_joins() {
     let mut bench = Bench::stable();
     bench.subscribe(&["t", "u"]);
-    let epoch = bench.revoke_epoch();
-    bench.member.handle_revoked(bench.now, epoch);
+    let token = bench.revoke_epoch();
+    bench.member.handle_revoked(bench.now, token);
     bench.joins();
     bench.member.handle_close(bench.now);
-    let (epoch, Request::Leave { .. }) = bench.sent() else { panic!("it must leave") };
+    let (token, Request::Leave { .. }) = bench.sent() else { panic!("it must leave") };
     assert!(!bench.member.is_idle());
-    bench.member.handle_answer(bench.now, epoch, Err(disconnected()));
+    bench.member.handle_answer(bench.now, token, Err(disconnected()));
     assert!(bench.member.is_idle());
 }
 
@@ -387,7 +468,7 @@ fn a_closing_member_leaves_even_while_it_joins() {
 fn a_static_member_closes_without_leaving() {
     let mut bench = Bench::stable_with(|settings| settings.instance_id = Some("i".into()));
     bench.member.handle_close(bench.now);
-    assert!(matches!(bench.member.poll_action(), Some(Action::Lost)));
+    assert!(matches!(bench.member.poll_action(), Some(Action::Lost { .. })));
     bench.nothing();
     assert!(bench.member.is_idle());
 }
@@ -397,12 +478,12 @@ fn another_subscription_while_joining_is_joined_with_afterwards() {
     let mut bench = Bench::new();
     bench.subscribe(&["t"]);
     bench.poll();
-    let (epoch, _) = bench.joins();
+    let (token, _) = bench.joins();
     bench.subscribe(&["u"]);
-    bench.join_answer(epoch, 5, "other");
-    let (epoch, _) = bench.sent();
+    bench.join_answer(token, 5, "other");
+    let (token, _) = bench.sent();
     let assignment = encode_assignment(&[TopicPartition::new("t", 0)]);
-    bench.answer(epoch, Answer::Sync { error: 0, assignment });
+    bench.answer(token, Answer::Sync { error: 0, assignment });
     let (_, Request::Join { topics, .. }) = bench.sent() else { panic!("it must join again") };
     assert_eq!(topics, [Arc::from("u")]);
 }
@@ -418,8 +499,8 @@ fn what_the_user_must_mend_is_told_and_tried_again_by_the_next_poll() {
         let mut bench = Bench::new();
         bench.subscribe(&["t"]);
         bench.poll();
-        let (epoch, _) = bench.joins();
-        bench.answer(epoch, join_error(error, ""));
+        let (token, _) = bench.joins();
+        bench.answer(token, join_error(error, ""));
         let Some(Action::Fail(told)) = bench.member.poll_action() else { panic!("{error} is not told") };
         assert!(told.hint().is_some() && !told.is_fatal(), "{told}");
         bench.pass(Duration::from_secs(60));
@@ -442,8 +523,8 @@ fn refusals_of_a_join_never_come_back_without_a_pause() {
         let mut bench = Bench::new();
         bench.subscribe(&["t"]);
         bench.poll();
-        let (epoch, _) = bench.joins();
-        bench.answer(epoch, join_error(error, ""));
+        let (token, _) = bench.joins();
+        bench.answer(token, join_error(error, ""));
         while let Some(action) = bench.member.poll_action() {
             assert!(!matches!(action, Action::Send { .. }), "{error} is asked again at once");
         }
@@ -457,12 +538,12 @@ fn stale_join_and_sync_answers_are_dropped() {
     let mut bench = Bench::new();
     bench.subscribe(&["t"]);
     bench.poll();
-    let (epoch, _) = bench.joins();
-    bench.join_answer(epoch + 1, 4, "other");
+    let (token, _) = bench.joins();
+    bench.join_answer(Token::STRANGER, 4, "other");
     bench.nothing();
-    bench.join_answer(epoch, 5, "other");
+    bench.join_answer(token, 5, "other");
     let (sync, Request::Sync { generation: 5, .. }) = bench.sent() else { panic!("no sync") };
-    bench.answer(epoch, Answer::Sync { error: 0, assignment: bytes::Bytes::new() });
+    bench.answer(token, Answer::Sync { error: 0, assignment: bytes::Bytes::new() });
     bench.nothing();
     bench.answer(sync, Answer::Sync { error: 0, assignment: bytes::Bytes::new() });
     assert!(bench.member.is_stable());

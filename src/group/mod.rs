@@ -1,6 +1,6 @@
 //! Membership of a consumer group: what a membership core asks for ([`Action`]) and what it is told ([`Answer`]).
 //!
-//! A core decides and never does: no I/O, no clock, no lock. Every request carries an epoch; an answer with another epoch
+//! A core decides and never does: no I/O, no clock, no lock. Every request carries a token; an answer with another token
 //! than the one waited for is stale and dropped.
 
 pub(crate) mod assignor;
@@ -15,23 +15,26 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 
 use self::assignor::{Assignor, Subscriber};
-use crate::{config::settings::ConsumerSettings, error::Error, record::TopicPartition, time::Instant};
+use crate::{
+    config::settings::ConsumerSettings, error::Error, flights::Token, record::TopicPartition, time::Instant,
+};
 
 /// What a membership wants done.
 #[derive(Debug)]
 pub(crate) enum Action {
-    /// Ask the group's coordinator; its answer goes to `handle_answer` with the same epoch.
-    Send { epoch: u64, request: Request, deadline: Instant },
+    /// Ask the group's coordinator; its answer goes to `handle_answer` with the same token.
+    Send { token: Token, request: Request, deadline: Instant },
     /// The coordinator that was asked is not it any more: look it up again before the next request.
     ForgetCoordinator,
-    /// As leader: deal out the partitions; the result goes to `handle_plan` with the same epoch.
-    Plan { epoch: u64, assignor: Assignor, members: Vec<Subscriber> },
-    /// Stop handing out records, commit what is done, release every partition; then `handle_revoked` with the same epoch.
-    Revoke { epoch: u64 },
-    /// The partitions are somebody else's already: release them, commit nothing.
-    Lost,
-    /// These partitions are ours until the next `Revoke` or `Lost`.
-    Assign { partitions: Vec<TopicPartition> },
+    /// As leader: deal out the partitions; the result goes to `handle_plan` with the same token.
+    Plan { token: Token, assignor: Assignor, members: Vec<Subscriber> },
+    /// Stop handing out records of these partitions, commit what is done, release them; then `handle_revoked` with the
+    /// same token.
+    Revoke { token: Token, partitions: Vec<TopicPartition> },
+    /// These partitions are somebody else's already: release them, commit nothing. The next poll joins again.
+    Lost { partitions: Vec<TopicPartition> },
+    /// These partitions are ours, beside those that are already, until a `Revoke` or `Lost` names them.
+    Assign { added: Vec<TopicPartition> },
     /// Nothing more happens by itself: hand the error to the user. Unless it is fatal the next poll tries again.
     Fail(Error),
 }

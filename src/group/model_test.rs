@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind},
+    flights::Token,
     record::TopicPartition,
     time::{self, Instant, Rng},
 };
@@ -40,9 +41,9 @@ enum Phase {
 struct Known {
     expires: Instant,
     topics: Vec<Arc<str>>,
-    /// Who waits for the answer to a join, and its epoch.
-    joining: Option<(usize, u64)>,
-    syncing: Option<(usize, u64)>,
+    /// Who waits for the answer to a join, and its token.
+    joining: Option<(usize, Token)>,
+    syncing: Option<(usize, Token)>,
     assignment: Bytes,
 }
 
@@ -54,7 +55,7 @@ struct Coordinator {
     members: BTreeMap<String, Known>,
     pending_ids: BTreeSet<String>,
     next_id: u32,
-    answers: Vec<(usize, u64, Answer)>,
+    answers: Vec<(usize, Token, Answer)>,
 }
 
 impl Coordinator {
@@ -70,11 +71,11 @@ impl Coordinator {
         }
     }
 
-    fn handle(&mut self, now: Instant, who: usize, epoch: u64, request: Request) {
+    fn handle(&mut self, now: Instant, who: usize, token: Token, request: Request) {
         match request {
-            Request::Join { member_id, topics } => self.join(now, who, epoch, member_id, topics),
+            Request::Join { member_id, topics } => self.join(now, who, token, member_id, topics),
             Request::Sync { member_id, generation, assignments, .. } => {
-                self.sync(now, who, epoch, &member_id, generation, assignments);
+                self.sync(now, who, token, &member_id, generation, assignments);
             }
             Request::Heartbeat { member_id, generation } => {
                 let error = match self.members.get_mut(&member_id) {
@@ -89,16 +90,16 @@ impl Coordinator {
                         }
                     }
                 };
-                self.answers.push((who, epoch, Answer::Heartbeat { error }));
+                self.answers.push((who, token, Answer::Heartbeat { error }));
             }
             Request::Leave { member_id, .. } => {
                 self.remove(now, &member_id);
-                self.answers.push((who, epoch, Answer::Leave { error: 0 }));
+                self.answers.push((who, token, Answer::Leave { error: 0 }));
             }
         }
     }
 
-    fn refuse_join(&mut self, who: usize, epoch: u64, error: i16, member_id: String) {
+    fn refuse_join(&mut self, who: usize, token: Token, error: i16, member_id: String) {
         let (leader, protocol) = (String::new(), String::new());
         let answer = Answer::Join {
             error,
@@ -109,18 +110,18 @@ impl Coordinator {
             members: Vec::new(),
             skip_assignment: false,
         };
-        self.answers.push((who, epoch, answer));
+        self.answers.push((who, token, answer));
     }
 
-    fn join(&mut self, now: Instant, who: usize, epoch: u64, member_id: String, topics: Vec<Arc<str>>) {
+    fn join(&mut self, now: Instant, who: usize, token: Token, member_id: String, topics: Vec<Arc<str>>) {
         if member_id.is_empty() {
             self.next_id += 1;
             let id = format!("member-{}", self.next_id);
             self.pending_ids.insert(id.clone());
-            return self.refuse_join(who, epoch, code::MEMBER_ID_REQUIRED, id);
+            return self.refuse_join(who, token, code::MEMBER_ID_REQUIRED, id);
         }
         if !self.members.contains_key(&member_id) && !self.pending_ids.remove(&member_id) {
-            return self.refuse_join(who, epoch, code::UNKNOWN_MEMBER_ID, member_id);
+            return self.refuse_join(who, token, code::UNKNOWN_MEMBER_ID, member_id);
         }
         let expires = now + SESSION;
         let known = self.members.entry(member_id).or_insert_with(|| Known {
@@ -130,7 +131,7 @@ impl Coordinator {
             syncing: None,
             assignment: Bytes::new(),
         });
-        (known.expires, known.topics, known.joining) = (expires, topics, Some((who, epoch)));
+        (known.expires, known.topics, known.joining) = (expires, topics, Some((who, token)));
         self.rebalance(now);
         self.complete(now);
     }
@@ -141,9 +142,9 @@ impl Coordinator {
         }
         self.phase = Phase::Preparing { until: now + REBALANCE };
         for known in self.members.values_mut() {
-            if let Some((who, epoch)) = known.syncing.take() {
+            if let Some((who, token)) = known.syncing.take() {
                 let answer = Answer::Sync { error: code::REBALANCE_IN_PROGRESS, assignment: Bytes::new() };
-                self.answers.push((who, epoch, answer));
+                self.answers.push((who, token, answer));
             }
         }
     }
@@ -185,7 +186,7 @@ impl Coordinator {
             })
             .collect();
         for (id, known) in &mut self.members {
-            let (who, epoch) = known.joining.take().unwrap();
+            let (who, token) = known.joining.take().unwrap();
             known.expires = now + SESSION;
             known.assignment = Bytes::new();
             let answer = Answer::Join {
@@ -197,7 +198,7 @@ impl Coordinator {
                 members: if *id == self.leader { all.clone() } else { Vec::new() },
                 skip_assignment: false,
             };
-            self.answers.push((who, epoch, answer));
+            self.answers.push((who, token, answer));
         }
     }
 
@@ -205,7 +206,7 @@ impl Coordinator {
         &mut self,
         now: Instant,
         who: usize,
-        epoch: u64,
+        token: Token,
         member_id: &str,
         generation: i32,
         assignments: Vec<(String, Bytes)>,
@@ -218,11 +219,11 @@ impl Coordinator {
             Some(_) => 0,
         };
         if error != 0 {
-            return self.answers.push((who, epoch, Answer::Sync { error, assignment: Bytes::new() }));
+            return self.answers.push((who, token, Answer::Sync { error, assignment: Bytes::new() }));
         }
         let known = self.members.get_mut(member_id).unwrap();
         known.expires = now + SESSION;
-        known.syncing = Some((who, epoch));
+        known.syncing = Some((who, token));
         if self.phase == Phase::Completing && member_id == self.leader {
             for (id, assignment) in assignments {
                 if let Some(known) = self.members.get_mut(&id) {
@@ -233,9 +234,9 @@ impl Coordinator {
         }
         if self.phase == Phase::Stable {
             for known in self.members.values_mut() {
-                if let Some((who, epoch)) = known.syncing.take() {
+                if let Some((who, token)) = known.syncing.take() {
                     let assignment = known.assignment.clone();
-                    self.answers.push((who, epoch, Answer::Sync { error: 0, assignment }));
+                    self.answers.push((who, token, Answer::Sync { error: 0, assignment }));
                 }
             }
         }
@@ -273,9 +274,9 @@ struct Client {
 
 #[derive(Debug)]
 enum Event {
-    Request(usize, u64, Request),
-    Answer(usize, u64, Result<Answer, Error>),
-    Revoked(usize, u64),
+    Request(usize, Token, Request),
+    Answer(usize, Token, Result<Answer, Error>),
+    Revoked(usize, Token),
     Poll(usize),
     PollEnd(usize),
     Start,
@@ -366,25 +367,25 @@ impl World {
     fn handle(&mut self, event: Event) {
         let now = self.now;
         match event {
-            Event::Request(who, epoch, request) => {
+            Event::Request(who, token, request) => {
                 if self.chance(3) {
                     let moved = match request {
                         Request::Heartbeat { .. } => Answer::Heartbeat { error: code::NOT_COORDINATOR },
-                        _ => return self.fail(who, epoch),
+                        _ => return self.fail(who, token),
                     };
                     let delay = self.delay();
-                    return self.after(delay, Event::Answer(who, epoch, Ok(moved)));
+                    return self.after(delay, Event::Answer(who, token, Ok(moved)));
                 }
-                self.coordinator.handle(now, who, epoch, request);
+                self.coordinator.handle(now, who, token, request);
             }
-            Event::Answer(who, epoch, answer) => {
+            Event::Answer(who, token, answer) => {
                 if self.clients[who].alive {
-                    self.clients[who].member.handle_answer(now, epoch, answer);
+                    self.clients[who].member.handle_answer(now, token, answer);
                 }
             }
-            Event::Revoked(who, epoch) => {
+            Event::Revoked(who, token) => {
                 self.clients[who].owned.clear();
-                self.clients[who].member.handle_revoked(now, epoch);
+                self.clients[who].member.handle_revoked(now, token);
             }
             Event::Poll(who) if self.clients[who].alive => {
                 self.clients[who].member.handle_poll(now);
@@ -414,10 +415,10 @@ impl World {
         }
     }
 
-    fn fail(&mut self, who: usize, epoch: u64) {
+    fn fail(&mut self, who: usize, token: Token) {
         let delay = self.delay();
         let lost = Error::new(ErrorKind::Disconnected, "lost");
-        self.after(delay, Event::Answer(who, epoch, Err(lost)));
+        self.after(delay, Event::Answer(who, token, Err(lost)));
     }
 
     fn start(&mut self) {
@@ -452,40 +453,40 @@ impl World {
                 }
             }
         }
-        for (who, epoch, answer) in std::mem::take(&mut self.coordinator.answers) {
+        for (who, token, answer) in std::mem::take(&mut self.coordinator.answers) {
             if self.chance(3) {
-                self.fail(who, epoch);
+                self.fail(who, token);
             } else {
                 let delay = self.delay();
-                self.after(delay, Event::Answer(who, epoch, Ok(answer)));
+                self.after(delay, Event::Answer(who, token, Ok(answer)));
             }
         }
     }
 
     fn act(&mut self, who: usize, action: Action) {
         match action {
-            Action::Send { epoch, request, deadline } => {
+            Action::Send { token, request, deadline } => {
                 let late = Error::new(ErrorKind::Timeout, "late");
-                self.after(deadline - self.now, Event::Answer(who, epoch, Err(late)));
+                self.after(deadline - self.now, Event::Answer(who, token, Err(late)));
                 if self.chance(3) {
-                    self.fail(who, epoch);
+                    self.fail(who, token);
                 } else {
                     let delay = self.delay();
-                    self.after(delay, Event::Request(who, epoch, request));
+                    self.after(delay, Event::Request(who, token, request));
                 }
             }
-            Action::Plan { epoch, assignor, members } => {
+            Action::Plan { token, assignor, members } => {
                 let counts: BTreeMap<Arc<str>, i32> = [(Arc::from("t"), PARTITIONS)].into();
                 let plan = assignor.assign(&members, &counts);
                 assert_eq!(assignor, Assignor::Range);
-                self.clients[who].member.handle_plan(self.now, epoch, assignor, counts, &plan);
+                self.clients[who].member.handle_plan(self.now, token, assignor, counts, &plan);
             }
-            Action::Revoke { epoch } => {
+            Action::Revoke { token, .. } => {
                 let busy = Duration::from_millis(self.rng.below(2_000) as u64);
-                self.after(busy, Event::Revoked(who, epoch));
+                self.after(busy, Event::Revoked(who, token));
             }
-            Action::Lost => self.clients[who].owned.clear(),
-            Action::Assign { partitions } => {
+            Action::Lost { .. } => self.clients[who].owned.clear(),
+            Action::Assign { added: partitions } => {
                 let generation = self.clients[who].member.identity().unwrap().generation;
                 assert!(self.clients[who].owned.is_empty(), "assigned before the old ones were released");
                 for partition in &partitions {

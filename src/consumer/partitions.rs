@@ -1,8 +1,8 @@
 //! What is assigned, and where each partition stands: looking for its first offset, fetching, paused. Pure.
 //!
-//! Three offsets per partition, always `covered <= next <= fetch`: `fetch` is asked of the broker next, `next` is handed
-//! out next, `covered` is what an automatic commit may commit: records handed out by *earlier* polls. A partition's epoch
-//! changes with every assignment and seek, so that answers and decoded batches of its earlier life are dropped.
+//! Two positions per partition, always `next <= fetch`: `fetch` is asked of the broker next, `next` is handed out next. What
+//! of that is done, and may be committed, is the ledger's ([`Account`]). A partition's life changes with every assignment
+//! and seek, so that answers and decoded batches of its earlier life are dropped.
 //!
 //! Nothing that happens with every fetch or poll goes over all partitions: those that look for an offset, those that have
 //! failed, and those that the fetcher must look at again are listed apart.
@@ -14,6 +14,7 @@ use std::{
 
 use super::{
     buffer::{Chunk, Decoded, Decoding, Queue, Taken},
+    ledger::{Account, Life, Lives, Mark},
     offsets::{Offset, Offsets},
 };
 use crate::{error::Error, record::TopicPartition, time::Instant};
@@ -58,13 +59,19 @@ impl Position {
     pub(crate) fn at(offset: i64) -> Self {
         Self { next: offset, fetch: offset, leader_epoch: -1 }
     }
+
+    fn mark(self) -> Mark {
+        Mark { offset: self.next, leader_epoch: self.leader_epoch }
+    }
 }
 
 /// One assigned partition.
 #[derive(Debug)]
 pub(crate) struct Partition {
-    pub(crate) epoch: u64,
+    pub(crate) account: Account,
     pub(crate) paused: bool,
+    /// It is being given up: nothing more is handed out of it.
+    is_revoking: bool,
     phase: Phase,
     pub(crate) queue: Queue,
     /// A look-up of its offset is out.
@@ -72,18 +79,19 @@ pub(crate) struct Partition {
     /// Not to be asked about or fetched before.
     pub(crate) retry_at: Option<Instant>,
     pub(crate) leader: Option<(i32, i32)>,
-    pub(crate) high_watermark: Option<i64>,
-    covered: Option<(i64, i32)>,
-    committed: Option<i64>,
-    /// It stands in `Subscription::ready`.
+    /// The end of what can be read, as of the last fetch: the high watermark, or with read_committed the last stable offset.
+    pub(crate) end: Option<i64>,
+    /// It stands in `Partitions::ready`.
     is_ready: bool,
-    /// It stands in `Subscription::uncovered`.
-    is_uncovered: bool,
-    /// It stands in `Subscription::touched`.
+    /// It stands in `Partitions::touched`.
     is_touched: bool,
 }
 
 impl Partition {
+    pub(crate) fn life(&self) -> Life {
+        self.account.life()
+    }
+
     pub(crate) fn position(&self) -> Option<Position> {
         match self.phase {
             Phase::Fetching(position) => Some(position),
@@ -116,10 +124,10 @@ pub(crate) enum Turn {
     Stream,
 }
 
-/// What [`Subscription::next_chunk`] found.
+/// What [`Partitions::next_chunk`] found.
 #[derive(Debug)]
 pub(crate) enum Next {
-    Chunk(TopicPartition, Chunk),
+    Chunk(TopicPartition, Life, Chunk),
     Decode(Job),
     Nothing,
 }
@@ -128,7 +136,7 @@ pub(crate) enum Next {
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) partition: TopicPartition,
-    epoch: u64,
+    life: Life,
     pub(crate) decoding: Decoding,
 }
 
@@ -136,18 +144,18 @@ pub(crate) struct Job {
 #[derive(Debug)]
 pub(crate) struct JobKey {
     pub(crate) partition: TopicPartition,
-    epoch: u64,
+    life: Life,
 }
 
 impl Job {
     pub(crate) fn split(self) -> (JobKey, Decoding) {
-        (JobKey { partition: self.partition, epoch: self.epoch }, self.decoding)
+        (JobKey { partition: self.partition, life: self.life }, self.decoding)
     }
 }
 
 /// All assigned partitions.
 #[derive(Debug, Default)]
-pub(crate) struct Subscription {
+pub(crate) struct Partitions {
     partitions: BTreeMap<TopicPartition, Partition>,
     /// Partitions that may have records to hand out, whose turn is next first.
     ready: VecDeque<TopicPartition>,
@@ -162,18 +170,35 @@ pub(crate) struct Subscription {
     /// Bytes buffered in all queues.
     buffered: usize,
     wants_fetch: bool,
-    next_epoch: u64,
+    lives: Lives,
+    /// Records are acknowledged one by one, and not by the next poll.
+    by_each: bool,
 }
 
-impl Subscription {
+impl Partitions {
     /// Whether a partition has become fetchable since this was last asked.
     pub(crate) fn take_wants_fetch(&mut self) -> bool {
         std::mem::take(&mut self.wants_fetch)
     }
 
-    /// Whether records were handed out that no later poll has covered: the user may be at work on them.
-    pub(crate) fn has_uncovered(&self) -> bool {
-        !self.uncovered.is_empty()
+    /// From now on records are acknowledged one by one.
+    pub(crate) fn acknowledge_each(&mut self) {
+        self.by_each = true;
+    }
+
+    pub(crate) fn is_by_each(&self) -> bool {
+        self.by_each
+    }
+
+    /// Whether the user may be at work on records of these partitions.
+    pub(crate) fn is_outstanding(&self, partitions: &[TopicPartition]) -> bool {
+        let mut assigned = partitions.iter().filter_map(|key| self.partitions.get(key));
+        assigned.any(|partition| partition.account.is_outstanding())
+    }
+
+    /// Records that are acknowledged one by one, and are not yet.
+    pub(crate) fn outstanding(&self) -> usize {
+        self.partitions.values().map(|partition| partition.account.outstanding()).sum()
     }
 
     pub(crate) fn get(&self, partition: &TopicPartition) -> Option<&Partition> {
@@ -268,13 +293,40 @@ impl Subscription {
             if let Some(kept) = before.remove(&key) {
                 self.partitions.insert(key, kept);
             } else {
-                let fresh = self.fresh();
-                self.partitions.insert(key.clone(), fresh);
-                self.set_phase(&key, start.clone());
+                self.open(key, start);
             }
         }
         // The fetcher learns what is gone.
         self.touched.extend(before.into_keys());
+        self.forget_released();
+    }
+
+    /// Takes partitions on beside those there are.
+    pub(crate) fn add(&mut self, partitions: impl IntoIterator<Item = TopicPartition>, start: &Phase) {
+        for key in partitions {
+            if !self.partitions.contains_key(&key) {
+                self.open(key, start);
+            }
+        }
+    }
+
+    /// Lets go of partitions.
+    pub(crate) fn release(&mut self, partitions: &[TopicPartition]) {
+        for key in partitions {
+            if self.partitions.remove(key).is_some() {
+                self.touched.push(key.clone());
+            }
+        }
+        self.forget_released();
+    }
+
+    fn open(&mut self, key: TopicPartition, start: &Phase) {
+        let fresh = self.fresh();
+        self.partitions.insert(key.clone(), fresh);
+        self.set_phase(&key, start.clone());
+    }
+
+    fn forget_released(&mut self) {
         let partitions = &self.partitions;
         self.ready.retain(|key| partitions.contains_key(key));
         self.uncovered.retain(|key| partitions.contains_key(key));
@@ -291,51 +343,80 @@ impl Subscription {
 
     fn fresh(&mut self) -> Partition {
         Partition {
-            epoch: self.epoch(),
+            account: Account::open(self.lives.begin()),
             paused: false,
+            is_revoking: false,
             phase: Phase::AwaitingCommitted,
             queue: Queue::default(),
             asked: false,
             retry_at: None,
             leader: None,
-            high_watermark: None,
-            covered: None,
-            committed: None,
+            end: None,
             is_ready: false,
-            is_uncovered: false,
             is_touched: false,
         }
-    }
-
-    fn epoch(&mut self) -> u64 {
-        self.next_epoch += 1;
-        self.next_epoch
     }
 
     /// Starts a partition again from somewhere else: what is buffered or on its way of it is dropped. False if it is
     /// not assigned. What was covered stays covered unless the user seeks, who then means the new place.
     pub(crate) fn restart(&mut self, key: &TopicPartition, phase: Phase) -> bool {
-        let epoch = self.epoch();
         let Some(partition) = self.partitions.get_mut(key) else { return false };
         self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
         partition.queue = Queue::default();
-        partition.epoch = epoch;
+        partition.account.restart(self.lives.begin());
+        self.uncovered.retain(|uncovered| uncovered != key);
+        let position = match &phase {
+            Phase::Fetching(position) => Some(position.mark()),
+            _ => None,
+        };
+        if let Some(mark) = position {
+            // The user seeks: as in Java, the next automatic commit commits the new place.
+            partition.account.begin_at(mark);
+        }
         self.set_phase(key, phase);
-        // It stays in `ready` and `uncovered` if it is there; both check before they act.
+        // It stays in `ready` if it is there, which checks before it acts.
         true
     }
 
-    /// A position found by a look-up, or set by a seek.
+    /// A position found by a look-up. It is covered from the start: who comes after this member goes on from there, also
+    /// when nothing was handed out.
     pub(crate) fn set_position(&mut self, key: &TopicPartition, offset: i64) {
+        if let Some(partition) = self.partitions.get_mut(key) {
+            partition.account.begin_at(Mark { offset, leader_epoch: -1 });
+        }
         self.set_phase(key, Phase::Fetching(Position::at(offset)));
     }
 
-    /// The user seeks: as in Java, the next automatic commit commits the new place.
-    pub(crate) fn cover_seek(&mut self, key: &TopicPartition, offset: i64) {
-        if let Some(partition) = self.partitions.get_mut(key) {
-            partition.covered = Some((offset, -1));
-            partition.is_uncovered = false;
-            self.uncovered.retain(|uncovered| uncovered != key);
+    /// Begins another life at the first record that is not done; false if that life is over.
+    pub(crate) fn rewind(&mut self, key: &TopicPartition, life: Life) -> bool {
+        let Some(partition) = self.partitions.get(key).filter(|partition| partition.life() == life) else {
+            return false;
+        };
+        match (partition.account.first_not_done(), partition.position()) {
+            (Some(first), _) => self.restart(key, Phase::Fetching(Position::at(first))),
+            _ => true,
+        }
+    }
+
+    /// One record is done. False if the life it was handed out in is over.
+    pub(crate) fn done(&mut self, key: &TopicPartition, life: Life, offset: i64) -> bool {
+        let Some(partition) = self.partitions.get_mut(key) else { return false };
+        let position = partition.position().map(Position::mark);
+        partition.account.done(life, offset, position)
+    }
+
+    /// One record comes back unhandled.
+    pub(crate) fn hand_back(&mut self, key: &TopicPartition, life: Life, offset: i64) -> bool {
+        self.partitions.get_mut(key).is_some_and(|partition| partition.account.hand_back(life, offset))
+    }
+
+    /// These partitions are being given up: nothing more is handed out of them.
+    pub(crate) fn set_revoking(&mut self, partitions: &[TopicPartition], is_revoking: bool) {
+        for key in partitions {
+            if let Some(partition) = self.partitions.get_mut(key) {
+                partition.is_revoking = is_revoking;
+                self.mark_ready(key);
+            }
         }
     }
 
@@ -344,17 +425,15 @@ impl Subscription {
     pub(crate) fn cover_explicit(&mut self, offsets: &Offsets) {
         for (key, offset) in offsets {
             let Some(partition) = self.partitions.get_mut(key) else { continue };
-            let handed_out = partition.position().is_some_and(|position| offset.offset <= position.next);
-            if handed_out && partition.covered.is_none_or(|(covered, _)| covered < offset.offset) {
-                partition.covered = Some((offset.offset, offset.leader_epoch));
-            }
+            let mark = Mark { offset: offset.offset, leader_epoch: offset.leader_epoch };
+            partition.account.cover_explicit(mark, partition.position().map(|position| position.next));
         }
     }
 
     /// The group has this offset committed.
     pub(crate) fn set_committed(&mut self, key: &TopicPartition, offset: i64) {
         if let Some(partition) = self.partitions.get_mut(key) {
-            partition.committed = Some(offset);
+            partition.account.set_committed(offset);
         }
     }
 
@@ -391,7 +470,7 @@ impl Subscription {
 
     fn mark_ready(&mut self, key: &TopicPartition) {
         let Some(partition) = self.partitions.get_mut(key) else { return };
-        if !partition.is_ready && !partition.paused && !partition.queue.is_empty() {
+        if !partition.is_ready && !partition.paused && !partition.is_revoking && !partition.queue.is_empty() {
             partition.is_ready = true;
             self.ready.push_back(key.clone());
         }
@@ -404,10 +483,11 @@ impl Subscription {
             let Some(partition) = self.partitions.get_mut(&key) else { continue };
             partition.is_ready = false;
             let Phase::Fetching(position) = &mut partition.phase else { continue };
-            if partition.paused || partition.queue.is_checked_out() {
+            if partition.paused || partition.is_revoking || partition.queue.is_checked_out() {
                 // Resuming, or the poll that decodes, puts it back.
                 continue;
             }
+            let life = partition.account.life();
             let (bytes, next) = (partition.queue.bytes(), position.next);
             let taken = partition.queue.take(max, &mut position.next, &mut position.leader_epoch);
             self.buffered = self.buffered.saturating_sub(bytes - partition.queue.bytes());
@@ -417,8 +497,11 @@ impl Subscription {
             }
             match taken {
                 Taken::Chunk(chunk) => {
-                    if !partition.is_uncovered {
-                        partition.is_uncovered = true;
+                    if self.by_each {
+                        let slots = chunk.batch.slots.get(chunk.range.clone()).unwrap_or_default();
+                        let offsets = slots.iter().map(|slot| chunk.batch.offset(slot));
+                        partition.account.hand_out_each(offsets, position.leader_epoch);
+                    } else if partition.account.hand_out() {
                         self.uncovered.push(key.clone());
                     }
                     let ended = chunk.range.end == chunk.batch.slots.len();
@@ -432,16 +515,16 @@ impl Subscription {
                         (true, false) => self.ready.push_back(key.clone()),
                         (false, _) => {}
                     }
-                    return Next::Chunk(key, chunk);
+                    return Next::Chunk(key, life, chunk);
                 }
                 Taken::NeedsDecoding => {
                     let decoding = partition.queue.check_out(max);
-                    return Next::Decode(Job { partition: key, epoch: partition.epoch, decoding });
+                    return Next::Decode(Job { partition: key, life, decoding });
                 }
                 Taken::Nothing => {
                     // Only markers were stepped over: there is nothing to wait for before they are committed.
-                    if position.next > next && !partition.is_uncovered {
-                        partition.covered = Some((position.next, position.leader_epoch));
+                    if position.next > next {
+                        partition.account.step_over(position.mark());
                     }
                 }
             }
@@ -453,12 +536,12 @@ impl Subscription {
     /// the row, so that the others are served first.
     pub(crate) fn check_in(&mut self, job: JobKey, decoded: Decoded, damaged: bool) {
         let Some(partition) = self.partitions.get_mut(&job.partition) else { return };
-        if partition.epoch != job.epoch {
+        if partition.life() != job.life {
             return;
         }
         let Some(position) = partition.position() else { return };
         partition.queue.check_in(decoded, position.next);
-        if !partition.is_ready && !partition.paused {
+        if !partition.is_ready && !partition.paused && !partition.is_revoking {
             partition.is_ready = true;
             if damaged {
                 self.ready.push_back(job.partition);
@@ -472,32 +555,27 @@ impl Subscription {
     pub(crate) fn cover(&mut self) {
         for key in self.uncovered.drain(..) {
             let Some(partition) = self.partitions.get_mut(&key) else { continue };
-            partition.is_uncovered = false;
-            if let Phase::Fetching(position) = partition.phase {
-                partition.covered = Some((position.next, position.leader_epoch));
-            }
+            let position = partition.position().map(Position::mark);
+            partition.account.cover(position);
         }
     }
 
     /// What an automatic commit commits: covered, and not committed yet.
     pub(crate) fn covered(&self) -> Offsets {
-        self.offsets(|partition| partition.covered)
+        self.offsets(|partition| partition.account.frontier())
     }
 
     /// What an explicit commit commits: everything handed out so far.
     pub(crate) fn positions(&self) -> Offsets {
-        self.offsets(|partition| {
-            let position = partition.position()?;
-            let moved = partition.is_uncovered || partition.covered.is_some();
-            moved.then_some((position.next, position.leader_epoch))
-        })
+        self.offsets(|partition| partition.position().map(Position::mark))
     }
 
-    fn offsets(&self, of: impl Fn(&Partition) -> Option<(i64, i32)>) -> Offsets {
+    fn offsets(&self, of: impl Fn(&Partition) -> Option<Mark>) -> Offsets {
         let pairs = self.partitions.iter().filter_map(|(key, partition)| {
-            let (offset, leader_epoch) = of(partition)?;
-            let new = partition.committed != Some(offset);
-            new.then(|| (key.clone(), Offset { offset, leader_epoch, metadata: String::new() }))
+            let Mark { offset, leader_epoch } = of(partition)?;
+            let new = partition.account.committed() != Some(offset);
+            let tenure = Some(partition.account.tenure());
+            new.then(|| (key.clone(), Offset { offset, leader_epoch, metadata: String::new(), tenure }))
         });
         pairs.collect()
     }

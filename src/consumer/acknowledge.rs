@@ -1,0 +1,137 @@
+//! Records acknowledged one by one: what a dispatcher needs that works on many records at once, and knows itself what is
+//! done. A poll claims nothing here; a revocation waits for what is outstanding in the partitions that go.
+//!
+//! Lives tell what belongs together: an acknowledgment of an earlier life is refused, and never counts for a later one.
+
+#![allow(dead_code, reason = "what the dispatcher of the facade does not need yet")]
+
+use std::time::Duration;
+
+use super::{KafkaConsumer, records::PartitionRecords};
+pub(crate) use super::{core::Change, ledger::Life};
+use crate::{error::Result, record::TopicPartition, time};
+
+/// Records of one partition, in one life of it.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) partition: TopicPartition,
+    pub(crate) life: Life,
+    pub(crate) records: PartitionRecords,
+}
+
+impl KafkaConsumer {
+    /// Has records acknowledged one by one from now on, by [`done`](Self::done), and not by the next poll. To be called
+    /// once, before the first poll. Automatic commits commit the frontier: by interval, before a revocation, at the close.
+    pub(crate) fn acknowledge_each(&self) {
+        self.shared.lock().acknowledge_each();
+    }
+
+    /// As [`poll`](Self::poll), which it is for the group, but says nothing of the records before it. `max` records at
+    /// most.
+    ///
+    /// # Cancel safety
+    /// A dropped call has handed out nothing.
+    pub(crate) async fn take(&self, max: usize, timeout: Duration) -> Result<Vec<Taken>> {
+        let records = self.poll_up_to(max, timeout).await?;
+        let core = self.shared.lock();
+        let taken = records.into_iter().filter_map(|(partition, records)| {
+            let life = records.life();
+            let is_live = core.partitions.get(&partition).is_some_and(|partition| partition.life() == life);
+            is_live.then_some(Taken { partition, life, records })
+        });
+        Ok(taken.collect())
+    }
+
+    /// Proof of life: the poll interval begins again. Hands out nothing, says nothing of what is done, joins nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) after a close.
+    pub(crate) fn keep_alive(&self) -> Result<()> {
+        self.shared.lock().handle_alive(time::now())
+    }
+
+    /// A record is done. False if the life it was handed out in is over.
+    pub(crate) fn done(&self, partition: &TopicPartition, life: Life, offset: i64) -> bool {
+        self.done_all([(partition, life, offset)]) == 1
+    }
+
+    /// Many records are done. How many of them belong to a life that is not over.
+    pub(crate) fn done_all<'a>(
+        &self,
+        records: impl IntoIterator<Item = (&'a TopicPartition, Life, i64)>,
+    ) -> usize {
+        let mut core = self.shared.lock();
+        let mut counted = 0;
+        for (partition, life, offset) in records {
+            counted += usize::from(core.handle_done(partition, life, offset));
+        }
+        let is_awaited = core.is_revoking();
+        drop(core);
+        if is_awaited {
+            self.shared.wake.notify_one();
+        }
+        counted
+    }
+
+    /// A record comes back unhandled: nobody works on it, and the frontier stays before it in this life.
+    pub(crate) fn hand_back(&self, partition: &TopicPartition, life: Life, offset: i64) -> bool {
+        let mut core = self.shared.lock();
+        let was_out = core.hand_back(partition, life, offset);
+        let is_awaited = core.is_revoking();
+        drop(core);
+        if is_awaited {
+            self.shared.wake.notify_one();
+        }
+        was_out
+    }
+
+    /// Hands out again from the first record that is not done, in a new life. Nothing to do if the life is over.
+    pub(crate) fn rewind(&self, partition: &TopicPartition, life: Life) -> Result<()> {
+        self.change(|core, now| core.rewind(now, partition, life))
+    }
+
+    /// Records that were taken and are neither done nor handed back.
+    pub(crate) fn outstanding(&self) -> usize {
+        self.shared.lock().partitions.outstanding()
+    }
+
+    /// Whether what was handed out in this life still counts.
+    pub(crate) fn is_live(&self, partition: &TopicPartition, life: Life) -> bool {
+        self.shared.lock().partitions.get(partition).is_some_and(|partition| partition.life() == life)
+    }
+
+    /// Commits the frontier of every partition.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    ///
+    /// # Cancel safety
+    /// A dropped commit is still sent; only its result is lost.
+    pub(crate) async fn commit_done(&self) -> Result<()> {
+        self.commit_inner(None).await
+    }
+
+    /// What has happened to the assignment since this was last asked, in order.
+    pub(crate) fn take_changes(&self) -> Vec<Change> {
+        self.shared.lock().take_changes()
+    }
+
+    /// Waits until [`take_changes`](Self::take_changes) has something, or the consumer is closed.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) async fn changed(&self) {
+        loop {
+            let changed = self.shared.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let core = self.shared.lock();
+                if core.has_changes() || core.check_open().is_err() {
+                    return;
+                }
+            }
+            changed.await;
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! The ledger of one partition: what one life of it has handed out, what of that is done, and what is committed. Pure.
+//!
+//! A **life** is one assignment, or one seek within it; a **tenure** is the assignment alone, and outlives seeks. Nothing
+//! of an earlier life is ever counted as done, and nothing of an earlier tenure is committed: another member may have
+//! gone on from there. The frontier, which is what may be committed, is the lowest record that is not done; where all
+//! is done it is the position, so that markers and compacted records do not hold it back. A position that was looked up
+//! or set is covered from the start: a member that ends before its first record has still said where the group stands.
+//!
+//! Records are done in one of two ways. By default the next poll says so of everything before it ([`Account::cover`]);
+//! where each is acknowledged by itself, with gaps, they are counted one by one ([`Account::done`]).
+
+use std::collections::VecDeque;
+
+/// One assignment of a partition, or one seek: what was handed out, asked or buffered in another life is stale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Life(u64);
+
+impl Life {
+    /// Of what is asked for by somebody else than an assigned partition.
+    pub(crate) const NONE: Self = Self(0);
+}
+
+/// Gives out lives; none is given twice.
+#[derive(Debug, Default)]
+pub(crate) struct Lives(u64);
+
+impl Lives {
+    pub(crate) fn begin(&mut self) -> Life {
+        self.0 += 1;
+        Life(self.0)
+    }
+}
+
+/// A place in a log that may be committed: the offset of the next record, and the leader epoch of the one before it
+/// (KIP-320; -1 where unknown).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) offset: i64,
+    pub(crate) leader_epoch: i32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// In the user's hands.
+    Out,
+    Done,
+    /// Given back unhandled: nobody works on it, and the frontier stays before it.
+    Back,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct HandedOut {
+    offset: i64,
+    leader_epoch: i32,
+    state: State,
+}
+
+/// What is known of one partition.
+#[derive(Debug)]
+pub(crate) struct Account {
+    life: Life,
+    tenure: Life,
+    /// The lowest place of this tenure: it has handed out nothing below.
+    begun: Option<i64>,
+    /// Everything before it is done.
+    covered: Option<Mark>,
+    /// The group's offset, as far as this member knows.
+    committed: Option<i64>,
+    /// Records were handed out since the last poll.
+    is_uncovered: bool,
+    /// Where each record is acknowledged by itself: those handed out from the frontier on, by offset.
+    window: VecDeque<HandedOut>,
+    out: usize,
+}
+
+impl Account {
+    /// A partition that has just been assigned.
+    pub(crate) fn open(life: Life) -> Self {
+        Self {
+            life,
+            tenure: life,
+            begun: None,
+            covered: None,
+            committed: None,
+            is_uncovered: false,
+            window: VecDeque::new(),
+            out: 0,
+        }
+    }
+
+    pub(crate) fn life(&self) -> Life {
+        self.life
+    }
+
+    pub(crate) fn tenure(&self) -> Life {
+        self.tenure
+    }
+
+    /// Another life under the same tenure. What was covered stays so until the new life has its place.
+    pub(crate) fn restart(&mut self, life: Life) {
+        self.life = life;
+        self.is_uncovered = false;
+        self.window.clear();
+        self.out = 0;
+    }
+
+    /// The life has its place: found by a look-up, or set by the user.
+    pub(crate) fn begin_at(&mut self, mark: Mark) {
+        self.begun = Some(self.begun.map_or(mark.offset, |begun| begun.min(mark.offset)));
+        self.covered = Some(mark);
+    }
+
+    /// The lowest place of this assignment, once it has one.
+    pub(crate) fn begun(&self) -> Option<i64> {
+        self.begun
+    }
+
+    /// The group has this offset.
+    pub(crate) fn set_committed(&mut self, offset: i64) {
+        self.committed = Some(offset);
+    }
+
+    pub(crate) fn committed(&self) -> Option<i64> {
+        self.committed
+    }
+
+    /// Records were handed out that the next poll covers. True if none were before.
+    pub(crate) fn hand_out(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_uncovered, true)
+    }
+
+    /// Records were handed out that are acknowledged one by one.
+    pub(crate) fn hand_out_each(&mut self, offsets: impl Iterator<Item = i64>, leader_epoch: i32) {
+        let before = self.window.len();
+        self.window.extend(offsets.map(|offset| HandedOut { offset, leader_epoch, state: State::Out }));
+        self.out += self.window.len() - before;
+    }
+
+    /// The position has moved over what is not for the user. Nothing is waited for before that is committed.
+    pub(crate) fn step_over(&mut self, position: Mark) {
+        if !self.is_uncovered && self.window.is_empty() {
+            self.covered = Some(position);
+        }
+    }
+
+    /// A poll begins: all that was handed out is done.
+    pub(crate) fn cover(&mut self, position: Option<Mark>) {
+        self.is_uncovered = false;
+        if self.window.is_empty() {
+            self.covered = position.or(self.covered);
+        }
+    }
+
+    /// The user has committed this place: an automatic commit must not fall behind it. `position` bounds it.
+    pub(crate) fn cover_explicit(&mut self, mark: Mark, position: Option<i64>) {
+        let handed_out = position.is_some_and(|position| mark.offset <= position);
+        if handed_out && self.covered.is_none_or(|covered| covered.offset < mark.offset) {
+            self.covered = Some(mark);
+        }
+    }
+
+    /// One record is done. False if it is not out in this life.
+    pub(crate) fn done(&mut self, life: Life, offset: i64, position: Option<Mark>) -> bool {
+        if !self.settle(life, offset, State::Done) {
+            return false;
+        }
+        let mut last = None;
+        while let Some(front) = self.window.front().filter(|front| front.state == State::Done) {
+            last = Some(front.leader_epoch);
+            self.window.pop_front();
+        }
+        if let Some(leader_epoch) = last {
+            let next = self.window.front().map(|front| front.offset);
+            let offset = next.or_else(|| position.map(|position| position.offset));
+            self.covered = offset.map(|offset| Mark { offset, leader_epoch }).or(self.covered);
+        }
+        true
+    }
+
+    /// One record comes back unhandled. False if it is not out in this life.
+    pub(crate) fn hand_back(&mut self, life: Life, offset: i64) -> bool {
+        self.settle(life, offset, State::Back)
+    }
+
+    fn settle(&mut self, life: Life, offset: i64, state: State) -> bool {
+        if life != self.life {
+            return false;
+        }
+        // Mostly the first: what works in order asks for no search.
+        let index = match self.window.front() {
+            Some(front) if front.offset == offset => Ok(0),
+            _ => self.window.binary_search_by_key(&offset, |handed_out| handed_out.offset),
+        };
+        let Ok(index) = index else { return false };
+        let Some(found) = self.window.get_mut(index).filter(|found| found.state == State::Out) else {
+            return false;
+        };
+        found.state = state;
+        self.out -= 1;
+        true
+    }
+
+    /// Records that are acknowledged one by one, and are not yet.
+    pub(crate) fn outstanding(&self) -> usize {
+        self.out
+    }
+
+    /// Whether the user may be at work on something.
+    pub(crate) fn is_outstanding(&self) -> bool {
+        self.is_uncovered || self.out > 0
+    }
+
+    /// What may be committed.
+    pub(crate) fn frontier(&self) -> Option<Mark> {
+        self.covered
+    }
+
+    /// Whether something was handed out that the group does not know of. `position`: of the next record to hand out.
+    pub(crate) fn is_uncommitted(&self, position: i64, by_each: bool) -> bool {
+        let handed_out = if by_each { self.covered.map(|covered| covered.offset) } else { Some(position) };
+        let moved = self.begun.is_some_and(|begun| handed_out.is_some_and(|offset| offset > begun));
+        moved && self.committed != handed_out
+    }
+
+    /// The first record that is not done, where each is acknowledged by itself.
+    pub(crate) fn first_not_done(&self) -> Option<i64> {
+        self.window.front().map(|front| front.offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark(offset: i64) -> Mark {
+        Mark { offset, leader_epoch: 3 }
+    }
+
+    fn account() -> Account {
+        let mut account = Account::open(Lives::default().begin());
+        account.begin_at(mark(10));
+        account
+    }
+
+    #[test]
+    fn a_position_that_was_found_is_covered_before_anything_is_handed_out() {
+        let mut account = Account::open(Lives::default().begin());
+        assert_eq!(account.frontier(), None);
+        account.begin_at(mark(10));
+        assert_eq!(account.frontier(), Some(mark(10)));
+        assert!(!account.is_outstanding());
+    }
+
+    #[test]
+    fn the_frontier_is_the_lowest_record_not_done_whatever_is_done_behind_it() {
+        let mut account = account();
+        let life = account.life();
+        account.hand_out_each([10, 11, 15, 16].into_iter(), 3);
+        let position = Some(mark(20));
+        assert!(account.done(life, 15, position) && account.done(life, 11, position));
+        assert_eq!((account.frontier(), account.outstanding()), (Some(mark(10)), 2));
+        assert!(account.done(life, 10, position));
+        assert_eq!(account.frontier(), Some(mark(16)), "compacted offsets are passed");
+        assert!(account.done(life, 16, position));
+        assert_eq!((account.frontier(), account.outstanding()), (Some(mark(20)), 0), "the position, not 17");
+        assert!(!account.done(life, 16, position), "once");
+    }
+
+    #[test]
+    fn what_comes_back_is_not_waited_for_and_never_passed() {
+        let mut account = account();
+        let life = account.life();
+        account.hand_out_each(10..14, 3);
+        assert!(account.hand_back(life, 11) && account.hand_back(life, 13));
+        assert!(account.done(life, 12, Some(mark(14))));
+        assert!(account.done(life, 10, Some(mark(14))));
+        assert!(!account.is_outstanding());
+        assert_eq!((account.frontier(), account.first_not_done()), (Some(mark(11)), Some(11)));
+    }
+
+    #[test]
+    fn nothing_of_an_earlier_life_is_done_in_a_later_one() {
+        let mut lives = Lives::default();
+        let first = lives.begin();
+        let mut account = Account::open(first);
+        account.begin_at(mark(10));
+        account.hand_out_each(10..12, 3);
+        account.restart(lives.begin());
+        account.begin_at(mark(10));
+        account.hand_out_each(10..12, 3);
+        assert!(!account.done(first, 10, Some(mark(12))));
+        assert_eq!((account.frontier(), account.outstanding()), (Some(mark(10)), 2));
+        assert_eq!(account.tenure(), first, "a seek does not end the assignment");
+    }
+
+    #[test]
+    fn a_poll_covers_what_earlier_polls_handed_out() {
+        let mut account = account();
+        assert!(account.hand_out() && !account.hand_out());
+        account.step_over(mark(30));
+        assert_eq!(account.frontier(), Some(mark(10)), "the records before the marker are not done");
+        account.cover(Some(mark(30)));
+        assert_eq!(account.frontier(), Some(mark(30)));
+        account.step_over(mark(31));
+        assert_eq!(account.frontier(), Some(mark(31)));
+    }
+}
