@@ -139,8 +139,14 @@ impl Backoff {
 
     /// The pause before the next attempt; doubles with each call up to the maximum.
     pub(crate) fn next(&mut self, rng: &mut Rng) -> Duration {
-        let doubled = self.initial.saturating_mul(1u32.checked_shl(self.failures.min(20)).unwrap_or(1 << 20));
+        let pause = self.after(self.failures, rng);
         self.failures = self.failures.saturating_add(1);
+        pause
+    }
+
+    /// The pause after so many failures, for those who count by themselves.
+    pub(crate) fn after(&self, failures: u32, rng: &mut Rng) -> Duration {
+        let doubled = self.initial.saturating_mul(1u32.checked_shl(failures.min(20)).unwrap_or(1 << 20));
         // KIP-580: the pause is spread over 80 % to 120 %, so that clients do not come back in step.
         let percent = 80 + rng.below(41) as u32;
         doubled.min(self.max).saturating_mul(percent) / 100

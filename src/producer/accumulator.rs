@@ -1,32 +1,17 @@
-//! One partition's records on their way: the open batch, full ones, and those to be sent again. Pure but for the count
-//! of memory; the task takes batches out, sends them, and reports back.
+//! One partition's records before they are sent: the open batch and the full ones. Pure but for the count of memory.
 //!
-//! ```text
-//!  append ─> open ──(full, lingered, flushed)──> closed ──stamp──> in flight ──ack──> receipt
-//!                                                                   │    ▲
-//!                                         retry, same stamp ────────▼    │
-//!                                         restamp, split ────────> pending
-//! ```
-//! Order: batches leave in the order of their `order` number. After any answer but an acknowledgment nothing leaves
-//! until all that is in flight has landed; then `pending` goes first. So a partition's records are never reordered
-//! while idempotence is on (KIP-98 allows five in flight).
+//! Appending is the path of every record: one lock, no allocation but the batch's own buffer as it grows. Nothing here
+//! wakes a task or resolves a receipt; the queue around it hands that out, to be done outside the lock.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
-
-use bytes::Bytes;
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::{
-    identity::{NotYet, ProducerIdentity, Sequences},
     memory::Memory,
-    outcome::{Context, Decision},
+    queue::{Batch, Order},
     receipt::{Delivery, Receipt},
 };
 use crate::{
-    batch::{self, BatchBuilder, Compressor, EncodedBatch, Stamp},
+    batch::{self, BatchBuilder, Compressor, Stamp},
     error::{Error, Result},
     record::Header,
     time::Instant,
@@ -37,7 +22,7 @@ const FIRST_RESERVATION: usize = 4096;
 
 /// What an open batch waits for at least, whatever `linger.ms`, while requests to its leader are in flight: under load records
 /// gather meanwhile, and the broker has a few requests to answer in place of thousands.
-const CROWDED_LINGER: Duration = Duration::from_millis(1);
+pub(super) const CROWDED_LINGER: Duration = Duration::from_millis(1);
 
 /// How long an open batch waits for more records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +55,8 @@ pub(crate) struct Limits {
     pub(crate) max_in_flight: usize,
     pub(crate) retries: u32,
     pub(crate) idempotent: bool,
+    /// Batches belong to transactions.
+    pub(crate) transactional: bool,
 }
 
 /// The parts of a record that go into a batch.
@@ -90,109 +77,53 @@ pub(crate) enum Appended {
     Done { delivery: Delivery, wake: bool, schedule: bool },
     /// So many more bytes of memory must be taken first.
     NeedMemory(usize),
-}
-
-/// A batch's place in its partition: its number, and behind a split the first of its records in the batch it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Order {
-    batch: u64,
-    record: i32,
+    /// The producer has ended: nothing would ever send the record.
+    Ended,
 }
 
 #[derive(Debug)]
 pub(crate) struct OpenBatch {
     builder: BatchBuilder,
-    receipt: Arc<Receipt>,
+    pub(super) receipt: Arc<Receipt>,
     created: Instant,
-    reserved: usize,
-}
-
-/// A batch with its stamp, as it goes over the wire.
-#[derive(Debug)]
-pub(crate) struct Batch {
-    pub(crate) bytes: Bytes,
-    pub(crate) receipt: Arc<Receipt>,
-    pub(crate) count: i32,
-    /// When `delivery.timeout.ms` ends.
-    pub(crate) deadline: Instant,
-    pub(crate) possibly_written: bool,
-    created: Instant,
-    order: Order,
-    /// `None` once the stamp is of no more use.
-    stamp: Option<Stamp>,
-    reserved: usize,
-    attempts: u32,
-}
-
-/// A batch that may leave now.
-#[derive(Debug)]
-pub(crate) enum Taken {
-    /// For the first time: to be sealed outside the lock.
-    First {
-        open: OpenBatch,
-        stamp: Stamp,
-        order: Order,
-    },
-    Again(Batch),
-}
-
-/// What the task must do after it reported an answer.
-#[derive(Debug, Default)]
-pub(crate) struct Aftermath {
-    /// Bytes of memory that are free again.
-    pub(crate) freed: usize,
-    /// A buffer that can be used again.
-    pub(crate) buffer: Option<Bytes>,
-    /// The identity that is of no more use.
-    pub(crate) broken: Option<ProducerIdentity>,
+    pub(super) reserved: usize,
 }
 
 #[derive(Debug)]
-pub(crate) struct Queue {
+pub(super) struct Accumulator {
     topic: Arc<str>,
     partition: i32,
     limits: Arc<Limits>,
     open: Option<OpenBatch>,
     closed: VecDeque<OpenBatch>,
-    /// Sorted by `order`.
-    pending: VecDeque<Batch>,
-    /// The orders of the batches in flight.
-    in_flight: BTreeSet<Order>,
-    next_order: u64,
-    sequences: Sequences,
-    /// Something went wrong: nothing leaves until the flight has landed.
-    recovering: bool,
-    not_before: Option<Instant>,
     /// Receipts without an answer, oldest first; answered ones are dropped when a batch is opened.
     unresolved: VecDeque<Arc<Receipt>>,
     /// The task knows that there is something here.
     scheduled: bool,
-    bytes: usize,
+    /// Nothing is taken any more.
+    ended: bool,
+    /// Bytes of memory held by batches of the partition, those in flight included.
+    pub(super) bytes: usize,
 }
 
-impl Queue {
-    pub(crate) fn new(topic: Arc<str>, partition: i32, limits: Arc<Limits>) -> Self {
+impl Accumulator {
+    pub(super) fn new(topic: Arc<str>, partition: i32, limits: Arc<Limits>) -> Self {
         Self {
             topic,
             partition,
             limits,
             open: None,
             closed: VecDeque::new(),
-            pending: VecDeque::new(),
-            in_flight: BTreeSet::new(),
-            next_order: 0,
-            sequences: Sequences::default(),
-            recovering: false,
-            not_before: None,
             unresolved: VecDeque::new(),
             scheduled: false,
+            ended: false,
             bytes: 0,
         }
     }
 
     /// Encodes a record into the open batch. `credit`: bytes the caller has already waited for.
     #[inline]
-    pub(crate) fn append(
+    pub(super) fn append(
         &mut self,
         parts: &Parts<'_>,
         now: impl FnOnce() -> Instant,
@@ -226,6 +157,10 @@ impl Queue {
         memory: &Memory,
         credit: &mut usize,
     ) -> Appended {
+        // Said under the lock under which the end fails what is here: what comes later is refused, and nothing in between.
+        if self.ended {
+            return Appended::Ended;
+        }
         let needed = batch::BATCH_HEADER_LEN + parts.size_bound;
         let reserved = match reserve(memory, credit, needed, 0, self.limits.batch_size) {
             Ok(reserved) => reserved,
@@ -252,287 +187,75 @@ impl Queue {
     }
 
     /// Closes the open batch, so that it leaves as soon as it can.
-    pub(crate) fn close_open(&mut self) {
+    pub(super) fn close_open(&mut self) {
         self.closed.extend(self.open.take());
     }
 
     /// Receipts whose batches have no answer yet.
-    pub(crate) fn unresolved(&self) -> impl Iterator<Item = &Arc<Receipt>> {
+    pub(super) fn unresolved(&self) -> impl Iterator<Item = &Arc<Receipt>> {
         self.unresolved.iter().filter(|receipt| !receipt.is_resolved())
     }
 
-    /// Bytes of memory held by batches here, in flight included.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_none() && self.closed.is_empty()
     }
 
-    /// Whether there is nothing to send and nothing in flight.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.open.is_none() && self.closed.is_empty() && self.pending.is_empty() && self.in_flight.is_empty()
+    pub(super) fn unschedule(&mut self) {
+        self.scheduled = false;
     }
 
-    /// The task forgets this queue if nothing is left; the next append schedules it again.
-    pub(crate) fn unschedule_if_idle(&mut self) -> bool {
-        let idle = self.is_idle();
-        if idle {
-            self.scheduled = false;
-        }
-        idle
-    }
-
-    /// The next batch that may leave.
-    pub(crate) fn poll_batch(
-        &mut self,
-        now: Instant,
-        pace: Pace,
-        identity: Result<Option<ProducerIdentity>, NotYet>,
-    ) -> Option<Taken> {
-        if !self.may_leave(now) || !self.has_ready(now, pace) {
-            return None;
-        }
-        if self.sequences.is_unproven() && !self.in_flight.is_empty() {
-            return None;
-        }
-        let identity = identity.ok()?;
-        if let Some(batch) = self.pending.pop_front() {
-            return self.poll_pending(batch, identity);
-        }
-        if self.closed.is_empty() {
-            self.close_open();
-        }
-        let count = self.closed.front()?.builder.count();
-        let stamp = self.sequences.stamp(identity, count, self.in_flight.is_empty())?;
-        let open = self.closed.pop_front()?;
-        let order = Order { batch: self.next_order, record: 0 };
-        self.next_order += 1;
-        self.in_flight.insert(order);
-        Some(Taken::First { open, stamp, order })
-    }
-
-    fn poll_pending(&mut self, mut batch: Batch, identity: Option<ProducerIdentity>) -> Option<Taken> {
-        let idle = self.in_flight.is_empty();
-        if batch.stamp.is_none() && idle {
-            batch.stamp = self.sequences.stamp(identity, batch.count, idle);
-            if let Some(stamp) = batch.stamp {
-                batch.bytes = batch::restamp(std::mem::take(&mut batch.bytes), stamp);
-            }
-        }
-        let fits = batch.stamp.as_ref().map(|stamp| self.sequences.fits(stamp));
-        match fits {
-            Some(true) => {}
-            // Stamped under an identity that has been left: it is in the log already, or will be refused and stamped
-            // anew. Until that is known nothing may pass it.
-            Some(false) if idle => self.recovering = true,
-            Some(false) | None => {
-                self.pending.push_front(batch);
-                return None;
-            }
-        }
-        self.in_flight.insert(batch.order);
-        Some(Taken::Again(batch))
-    }
-
-    fn may_leave(&mut self, now: Instant) -> bool {
-        if self.recovering && self.in_flight.is_empty() {
-            self.recovering = false;
-        }
-        if self.not_before.is_some_and(|time| time <= now) {
-            self.not_before = None;
-        }
-        !self.recovering && self.not_before.is_none() && self.in_flight.len() < self.limits.max_in_flight
-    }
-
-    fn has_ready(&self, now: Instant, pace: Pace) -> bool {
+    /// Whether a batch is full, was flushed, or has waited long enough.
+    pub(super) fn has_ready(&self, now: Instant, pace: Pace) -> bool {
         let linger = match pace {
             Pace::Hurry => Duration::ZERO,
             Pace::Linger => self.limits.linger,
             Pace::Crowded => self.limits.linger.max(CROWDED_LINGER),
         };
-        let lingered = |open: &OpenBatch| open.created + linger <= now;
-        !self.pending.is_empty() || !self.closed.is_empty() || self.open.as_ref().is_some_and(lingered)
+        !self.closed.is_empty() || self.open.as_ref().is_some_and(|open| open.created + linger <= now)
     }
 
-    /// When to look again if nothing happens before: the end of `linger.ms`, of a back-off, or of the oldest batch.
-    pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
-        let expiry = self.oldest().map(|created| created + self.limits.delivery_timeout);
-        let waiting = self.not_before.or_else(|| {
-            let open = self.open.as_ref().filter(|_| self.pending.is_empty() && self.closed.is_empty())?;
-            let lingers = [self.limits.linger, CROWDED_LINGER];
-            lingers.into_iter().map(|linger| open.created + linger).find(|due| *due > now)
-        });
-        // What could leave now waits for an event, such as a connection, not for a time: one that has passed would make
-        // the task spin.
-        let waiting = waiting.filter(|due| *due > now);
-        expiry.into_iter().chain(waiting).min()
+    /// When the open batch has lingered, if it is all there is.
+    pub(super) fn lingers_until(&self, now: Instant) -> Option<Instant> {
+        let open = self.open.as_ref().filter(|_| self.closed.is_empty())?;
+        let lingers = [self.limits.linger, CROWDED_LINGER];
+        lingers.into_iter().map(|linger| open.created + linger).find(|due| *due > now)
     }
 
-    fn oldest(&self) -> Option<Instant> {
-        let waiting = self.closed.front().or(self.open.as_ref()).map(|open| open.created);
-        self.pending.iter().map(|batch| batch.created).chain(waiting).min()
-    }
-
-    /// Gives up batches whose time is over; those in flight end with their request.
-    pub(crate) fn expire(&mut self, now: Instant, error: impl Fn() -> Error) -> Vec<Aftermath> {
-        let timeout = self.limits.delivery_timeout;
-        let too_old = |created: Instant| created + timeout <= now;
-        let mut given_up = Vec::new();
-        if !self.oldest().is_some_and(too_old) {
-            return given_up;
+    /// Records of the oldest batch, which is closed by this.
+    pub(super) fn first_count(&mut self) -> Option<i32> {
+        if self.closed.is_empty() {
+            self.close_open();
         }
-        for batch in std::mem::take(&mut self.pending) {
-            if too_old(batch.created) {
-                batch.receipt.fail(error().with_possibly_written(batch.possibly_written));
-                let broken = self.sequences.break_off();
-                given_up.push(self.release(batch.reserved, Some(batch.bytes), broken));
-            } else {
-                self.pending.push_back(batch);
-            }
+        self.closed.front().map(|open| open.builder.count())
+    }
+
+    pub(super) fn take_first(&mut self) -> Option<OpenBatch> {
+        self.closed.pop_front()
+    }
+
+    /// When `delivery.timeout.ms` of the oldest batch ends.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.closed.front().or(self.open.as_ref()).map(|open| open.created + self.limits.delivery_timeout)
+    }
+
+    /// The oldest batch if its time is over.
+    pub(super) fn take_expired(&mut self, now: Instant) -> Option<OpenBatch> {
+        if self.deadline().is_some_and(|deadline| deadline <= now) {
+            return self.closed.pop_front().or_else(|| self.open.take());
         }
-        while self.closed.front().or(self.open.as_ref()).is_some_and(|open| too_old(open.created)) {
-            let Some(open) = self.closed.pop_front().or_else(|| self.open.take()) else { break };
-            open.receipt.fail(error());
-            given_up.push(self.release(open.reserved, None, None));
-        }
-        given_up
+        None
     }
 
-    /// What is known of a batch in flight besides its answer.
-    pub(crate) fn context(&self, batch: &Batch) -> Context {
-        let first_in_flight = self.in_flight.first().copied();
-        let first_pending = self.pending.front().map(|batch| batch.order);
-        let predecessors_pending =
-            first_in_flight.into_iter().chain(first_pending).any(|order| order < batch.order);
-        Context {
-            idempotent: self.limits.idempotent,
-            count: batch.count,
-            possibly_written: batch.possibly_written,
-            predecessors_pending,
-        }
+    /// Everything, oldest first.
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = OpenBatch> + use<'_> {
+        let open = self.open.take();
+        self.closed.drain(..).chain(open)
     }
 
-    /// Carries out a decision on a batch that was in flight. The receipt of an acknowledged batch is the caller's to
-    /// resolve, outside the lock.
-    pub(crate) fn handle_decision(
-        &mut self,
-        mut batch: Batch,
-        decision: Decision,
-        not_before: Option<Instant>,
-        error: impl FnOnce() -> Error,
-    ) -> Aftermath {
-        self.in_flight.remove(&batch.order);
-        let broken = match decision {
-            Decision::Acknowledge => {
-                if let Some(stamp) = &batch.stamp {
-                    self.sequences.handle_acknowledged(stamp);
-                }
-                return self.release(batch.reserved, Some(batch.bytes), None);
-            }
-            Decision::Retry { .. } if batch.attempts <= self.limits.retries => {
-                self.recover(not_before);
-                self.put_back(batch);
-                return Aftermath::default();
-            }
-            Decision::Restamp => {
-                batch.stamp = None;
-                self.recover(not_before);
-                self.put_back(batch);
-                let broken = self.sequences.break_off();
-                return Aftermath { broken, ..Aftermath::default() };
-            }
-            // The task makes the halves and calls `handle_split`; without them there is nothing left to try.
-            Decision::Split => {
-                batch.receipt.fail(error());
-                self.sequences.break_off()
-            }
-            Decision::Retry { .. } => {
-                let error = error().with_hint("raise retries");
-                batch.receipt.fail(error.with_possibly_written(batch.possibly_written));
-                self.sequences.break_off()
-            }
-            Decision::Fail { possibly_written } => {
-                batch.receipt.fail(error().with_possibly_written(possibly_written));
-                self.sequences.break_off()
-            }
-            Decision::Fatal => {
-                batch.receipt.fail(error().with_fatal());
-                self.sequences.break_off()
-            }
-        };
-        self.recover(not_before);
-        self.release(batch.reserved, Some(batch.bytes), broken)
-    }
-
-    /// Two halves in place of a batch the broker finds too large (`max.message.bytes`).
-    pub(crate) fn handle_split(&mut self, batch: Batch, halves: [EncodedBatch; 2]) -> Aftermath {
-        self.in_flight.remove(&batch.order);
-        self.recover(None);
-        let broken = self.sequences.break_off();
-        let mut parts = Vec::with_capacity(2);
-        let mut first = 0;
-        // The memory stays taken until the first half has its answer.
-        for (half, reserved) in halves.into_iter().zip([batch.reserved, 0]) {
-            let receipt = Receipt::new(Arc::clone(&self.topic), self.partition);
-            parts.push((first as u32, Arc::clone(&receipt)));
-            let count = half.count;
-            self.put_back(Batch {
-                bytes: half.bytes,
-                receipt,
-                count,
-                deadline: batch.deadline,
-                possibly_written: false,
-                created: batch.created,
-                order: Order { record: batch.order.record + first, ..batch.order },
-                stamp: None,
-                reserved,
-                attempts: batch.attempts,
-            });
-            first += count;
-        }
-        batch.receipt.split(parts);
-        Aftermath { broken, ..Aftermath::default() }
-    }
-
-    /// A batch that was taken could not even be sealed.
-    pub(crate) fn abandon(&mut self, order: Order, reserved: usize) -> Aftermath {
-        self.in_flight.remove(&order);
-        self.recover(None);
-        let broken = self.sequences.break_off();
-        self.release(reserved, None, broken)
-    }
-
-    /// Fails everything that has no answer. Nothing leaves afterwards.
-    pub(crate) fn fail_all(&mut self, error: impl Fn() -> Error) -> usize {
-        for batch in self.pending.drain(..) {
-            batch.receipt.fail(error().with_possibly_written(batch.possibly_written));
-        }
-        for open in self.closed.drain(..).chain(self.open.take()) {
-            open.receipt.fail(error());
-        }
-        for receipt in self.unresolved.drain(..).filter(|receipt| !receipt.is_resolved()) {
-            receipt.fail(error().with_possibly_written(true));
-        }
-        self.in_flight.clear();
-        std::mem::take(&mut self.bytes)
-    }
-
-    fn recover(&mut self, not_before: Option<Instant>) {
-        self.recovering = true;
-        self.not_before = self.not_before.max(not_before);
-    }
-
-    fn put_back(&mut self, batch: Batch) {
-        let place = self.pending.partition_point(|other| other.order < batch.order);
-        self.pending.insert(place, batch);
-    }
-
-    fn release(
-        &mut self,
-        reserved: usize,
-        buffer: Option<Bytes>,
-        broken: Option<ProducerIdentity>,
-    ) -> Aftermath {
-        self.bytes = self.bytes.saturating_sub(reserved);
-        Aftermath { freed: reserved, buffer, broken }
+    /// Nothing is appended from now on. Returns the receipts that have no answer.
+    pub(super) fn end(&mut self) -> Vec<Arc<Receipt>> {
+        self.ended = true;
+        self.unresolved.drain(..).filter(|receipt| !receipt.is_resolved()).collect()
     }
 }
 
@@ -541,7 +264,7 @@ impl OpenBatch {
     ///
     /// # Errors
     /// The codec's error with the receipt and the memory of the batch, which cannot be sent.
-    pub(crate) fn seal(
+    pub(super) fn seal(
         self,
         stamp: Stamp,
         order: Order,
@@ -550,27 +273,18 @@ impl OpenBatch {
     ) -> Result<Batch, (Error, Arc<Receipt>, usize)> {
         let Self { builder, receipt, created, reserved } = self;
         match builder.finish(stamp, compressor) {
-            Ok(encoded) => Ok(Batch {
-                bytes: encoded.bytes,
-                receipt,
-                count: encoded.count,
-                deadline: created + limits.delivery_timeout,
-                possibly_written: false,
-                created,
-                order,
-                stamp: Some(stamp),
-                reserved,
-                attempts: 0,
-            }),
+            Ok(encoded) => {
+                let stamp = limits.idempotent.then_some(stamp);
+                let deadline = created + limits.delivery_timeout;
+                Ok(Batch::new(encoded, receipt, deadline, order, stamp, reserved))
+            }
             Err(error) => Err((error, receipt, reserved)),
         }
     }
-}
 
-impl Batch {
-    /// The batch is being sent (again).
-    pub(crate) fn count_attempt(&mut self) {
-        self.attempts = self.attempts.saturating_add(1);
+    /// When `delivery.timeout.ms` ends.
+    pub(super) fn deadline(&self, limits: &Limits) -> Instant {
+        self.created + limits.delivery_timeout
     }
 }
 
@@ -597,6 +311,3 @@ fn reserve(
     }
     Err(exact - *credit)
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,12 +1,14 @@
-//! Who the producer is to the brokers, and the sequence numbers of each partition (KIP-98). Pure.
+//! Who the producer is to the brokers, and the sequence numbers of each partition (KIP-98, KIP-360). Pure.
 //!
 //! ```text
-//!   Unknown ──poll_ask──> Asking ──answer──> Known ──renew──> Unknown …
-//!                           └──failure──> BackingOff ──(time)──> Asking
+//!   Wanted ──poll_ask──> Asking ──answer──> Known ──bump──> Known (epoch + 1) … until the epochs are used up
+//!     ▲                    │                  │
+//!     └──(back-off)────────┴─────renew────────┘
 //! ```
-//! A partition whose sequences broke (a batch given up in the middle, a log that lost records) goes on under a new
-//! producer id, from sequence 0, once nothing of the old one is in flight there. Other partitions keep theirs.
+//! One identity serves the whole producer. A partition takes a newer one over when nothing of the older one is unanswered
+//! there; until then it goes on under the one it has. A new epoch costs no request: brokers take any higher one.
 
+use super::queue::Order;
 use crate::{
     batch::Stamp,
     time::{Backoff, Instant, Rng},
@@ -23,30 +25,29 @@ pub(crate) struct ProducerIdentity {
 pub(crate) struct Identity {
     state: State,
     backoff: Backoff,
+    /// Nothing was acknowledged under the identity yet: should it be refused at once, the next one is waited for.
+    unproven: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Idempotence is off.
+    /// Idempotence is off, or a transaction says who the producer is.
     Off,
-    Unknown,
+    /// To be asked for, not before that time.
+    Wanted(Option<Instant>),
     Asking,
-    BackingOff(Instant),
     Known(ProducerIdentity),
 }
 
 impl Identity {
     pub(crate) fn new(idempotent: bool, backoff: Backoff) -> Self {
-        Self { state: if idempotent { State::Unknown } else { State::Off }, backoff }
+        let state = if idempotent { State::Wanted(None) } else { State::Off };
+        Self { state, backoff, unproven: true }
     }
 
     /// Whether an InitProducerId request is due.
     pub(crate) fn poll_ask(&mut self, now: Instant) -> bool {
-        let due = match self.state {
-            State::Unknown => true,
-            State::BackingOff(until) => until <= now,
-            State::Off | State::Asking | State::Known(_) => false,
-        };
+        let due = matches!(self.state, State::Wanted(time) if time.is_none_or(|time| time <= now));
         if due {
             self.state = State::Asking;
         }
@@ -55,24 +56,46 @@ impl Identity {
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
-            State::BackingOff(until) => Some(until),
+            State::Wanted(time) => time,
             _ => None,
         }
     }
 
     pub(crate) fn handle_answer(&mut self, identity: ProducerIdentity) {
-        self.backoff.reset();
+        self.unproven = true;
         self.state = State::Known(identity);
     }
 
     pub(crate) fn handle_failure(&mut self, now: Instant, rng: &mut Rng) {
-        self.state = State::BackingOff(now + self.backoff.next(rng));
+        self.state = State::Wanted(Some(now + self.backoff.next(rng)));
     }
 
-    /// `broken` is of no more use to some partition. Many partitions may say so; one new identity serves all.
-    pub(crate) fn renew(&mut self, broken: ProducerIdentity) {
-        if self.state == State::Known(broken) {
-            self.state = State::Unknown;
+    /// A broker has acknowledged something under this identity.
+    pub(crate) fn handle_proven(&mut self) {
+        if std::mem::take(&mut self.unproven) {
+            self.backoff.reset();
+        }
+    }
+
+    /// Some partition can prove nothing more under `broken`. Many may say so; one new epoch serves all.
+    pub(crate) fn bump(&mut self, broken: ProducerIdentity, now: Instant, rng: &mut Rng) {
+        if self.state != State::Known(broken) {
+            return;
+        }
+        // Java: TransactionManager.bumpIdempotentProducerEpoch. The highest epoch is never used, so that none overflows.
+        match broken.epoch.checked_add(1).filter(|epoch| *epoch < i16::MAX) {
+            Some(epoch) => self.state = State::Known(ProducerIdentity { epoch, ..broken }),
+            None => self.renew(broken, now, rng),
+        }
+    }
+
+    /// A broker refuses this producer id altogether: another one is needed. One that never served is replaced only after a
+    /// pause, which doubles each time.
+    pub(crate) fn renew(&mut self, refused: ProducerIdentity, now: Instant, rng: &mut Rng) {
+        let same = matches!(self.state, State::Known(known) if known.id == refused.id);
+        if same {
+            let pause = self.unproven.then(|| now + self.backoff.next(rng));
+            self.state = State::Wanted(pause);
         }
     }
 
@@ -81,59 +104,80 @@ impl Identity {
         match self.state {
             State::Off => Ok(None),
             State::Known(identity) => Ok(Some(identity)),
-            State::Unknown | State::Asking | State::BackingOff(_) => Err(NotYet),
+            State::Wanted(_) | State::Asking => Err(NotYet),
         }
     }
 }
 
 /// No producer id has come yet.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NotYet;
+
+/// Whether a partition's sequence numbers still match its log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+enum Match {
+    #[default]
+    Intact,
+    /// A batch that is certainly not in the log was taken out: what follows gets new numbers under the same epoch.
+    Gap,
+    /// Nobody knows how far the log is: only a newer identity can go on.
+    Broken,
+}
 
 /// One partition's sequence numbers.
 #[derive(Debug, Default)]
 pub(crate) struct Sequences {
     identity: Option<ProducerIdentity>,
+    /// Of the next new batch.
     next: i32,
-    broken: bool,
+    /// What the log expects, as far as it was acknowledged.
+    acknowledged: i32,
+    /// The last batch that was: answers may come in another order than batches are in the log.
+    last_acknowledged: Option<Order>,
+    state: Match,
     /// The broker has acknowledged something under this identity.
     proven: bool,
 }
 
 impl Sequences {
-    /// The stamp of the next `count` records. `current` is the producer's identity; a partition takes a new one over
-    /// only when it is `idle`: with nothing of the old one unanswered.
-    pub(crate) fn stamp(
-        &mut self,
-        current: Option<ProducerIdentity>,
-        count: i32,
-        idle: bool,
-    ) -> Option<Stamp> {
-        let Some(current) = current else { return Some(Stamp::NONE) };
-        if self.identity != Some(current) {
-            if !idle {
-                // A healthy partition simply goes on under the identity it has.
-                let old = self.identity.filter(|_| !self.broken)?;
-                return Some(self.take(old, count));
-            }
-            self.identity = Some(current);
-            self.next = 0;
-            self.broken = false;
-            self.proven = false;
-        }
-        if self.broken { None } else { Some(self.take(current, count)) }
+    /// Whether what is stamped fits what is in the log and in flight.
+    pub(crate) fn is_intact(&self) -> bool {
+        self.state == Match::Intact
     }
 
-    fn take(&mut self, identity: ProducerIdentity, count: i32) -> Stamp {
-        let base_sequence = self.next;
-        // Java: DefaultRecordBatch.incrementSequence wraps from i32::MAX to 0.
-        self.next = (i64::from(base_sequence) + i64::from(count)).rem_euclid(1 << 31) as i32;
-        Stamp {
-            producer_id: identity.id,
-            producer_epoch: identity.epoch,
-            base_sequence,
-            transactional: false,
+    /// Whether a batch was taken out in front of those that were sent after it.
+    pub(crate) fn has_gap(&self) -> bool {
+        self.state == Match::Gap
+    }
+
+    pub(crate) fn identity(&self) -> Option<ProducerIdentity> {
+        self.identity
+    }
+
+    /// The partition goes on under `current`. Nothing may be in flight, and nothing stamped under an older identity may be
+    /// kept. True if stamps given before are of no more use.
+    pub(crate) fn settle(&mut self, current: ProducerIdentity) -> Settled {
+        if self.identity != Some(current) {
+            *self = Self { identity: Some(current), ..Self::default() };
+            return Settled::Renumber;
         }
+        match self.state {
+            Match::Intact => Settled::Unchanged,
+            Match::Gap => {
+                self.next = self.acknowledged;
+                self.state = Match::Intact;
+                Settled::Renumber
+            }
+            Match::Broken => Settled::Wait,
+        }
+    }
+
+    /// The stamp of the next `count` records; `None` where [`settle`](Self::settle) must come first.
+    pub(crate) fn stamp(&mut self, count: i32, transactional: bool) -> Option<Stamp> {
+        let identity = self.identity.filter(|_| self.is_intact())?;
+        let base_sequence = self.next;
+        self.next = sequence_after(base_sequence, count);
+        Some(Stamp { producer_id: identity.id, producer_epoch: identity.epoch, base_sequence, transactional })
     }
 
     /// Whether the broker may not know the identity yet. It then takes any sequence for the first (KIP-360), also that of
@@ -142,26 +186,47 @@ impl Sequences {
         self.identity.is_some() && !self.proven
     }
 
-    /// A batch stamped so is in the log.
-    pub(crate) fn handle_acknowledged(&mut self, stamp: &Stamp) {
-        if self.identity.is_some_and(|identity| identity.id == stamp.producer_id) {
-            self.proven = true;
+    /// A batch of `count` records stamped so is in the log.
+    pub(crate) fn handle_acknowledged(&mut self, stamp: &Stamp, order: Order, count: i32) {
+        if !self.is_own(stamp) {
+            return;
+        }
+        self.proven = true;
+        if self.last_acknowledged < Some(order) {
+            self.last_acknowledged = Some(order);
+            self.acknowledged = sequence_after(stamp.base_sequence, count);
         }
     }
 
-    /// Whether what was stamped so still fits the log: its identity is the partition's own, and unbroken.
-    pub(crate) fn fits(&self, stamp: &Stamp) -> bool {
-        match self.identity {
-            None => true,
-            Some(identity) => !self.broken && identity.id == stamp.producer_id,
-        }
+    pub(crate) fn is_own(&self, stamp: &Stamp) -> bool {
+        self.identity.is_some_and(|own| own.id == stamp.producer_id && own.epoch == stamp.producer_epoch)
     }
 
-    /// Sequences no longer match the log: nothing new goes out under this identity. Returns it, to be renewed.
+    /// A stamped batch was taken out that is certainly not in the log.
+    pub(crate) fn leave_gap(&mut self) {
+        self.state = self.state.max(Match::Gap);
+    }
+
+    /// Nothing more can be proved under this identity. Returns it, to be replaced.
     pub(crate) fn break_off(&mut self) -> Option<ProducerIdentity> {
-        self.broken = self.identity.is_some();
+        self.state = Match::Broken;
         self.identity
     }
+}
+
+/// What [`Sequences::settle`] came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Settled {
+    Unchanged,
+    /// Stamps given before are of no more use.
+    Renumber,
+    /// A newer identity is needed.
+    Wait,
+}
+
+/// Java: `DefaultRecordBatch.incrementSequence` wraps from `i32::MAX` to 0.
+pub(crate) fn sequence_after(base: i32, count: i32) -> i32 {
+    (i64::from(base) + i64::from(count)).rem_euclid(1 << 31) as i32
 }
 
 #[cfg(test)]
@@ -171,10 +236,18 @@ mod tests {
     use super::*;
 
     const FIRST: ProducerIdentity = ProducerIdentity { id: 7, epoch: 0 };
+    const BUMPED: ProducerIdentity = ProducerIdentity { id: 7, epoch: 1 };
     const SECOND: ProducerIdentity = ProducerIdentity { id: 8, epoch: 0 };
 
     fn identity() -> Identity {
         Identity::new(true, Backoff::new(Duration::from_millis(100), Duration::from_secs(1)))
+    }
+
+    fn known(now: Instant) -> Identity {
+        let mut identity = identity();
+        assert!(identity.poll_ask(now));
+        identity.handle_answer(FIRST);
+        identity
     }
 
     #[test]
@@ -192,56 +265,109 @@ mod tests {
     }
 
     #[test]
-    fn one_new_identity_serves_all_partitions_that_broke() {
-        let now = crate::time::now();
-        let mut identity = identity();
-        identity.poll_ask(now);
-        identity.handle_answer(FIRST);
-        identity.renew(FIRST);
-        assert!(identity.poll_ask(now));
-        identity.renew(FIRST);
-        identity.handle_answer(SECOND);
-        identity.renew(FIRST);
+    fn one_new_epoch_serves_all_partitions_that_broke_and_asks_nobody() {
+        let (now, mut rng) = (crate::time::now(), Rng::new(1));
+        let mut identity = known(now);
+        identity.bump(FIRST, now, &mut rng);
+        assert_eq!(identity.current(), Ok(Some(BUMPED)));
+        identity.bump(FIRST, now, &mut rng);
         assert_eq!(
             identity.current(),
-            Ok(Some(SECOND)),
+            Ok(Some(BUMPED)),
             "a late complaint about the old one changes nothing"
         );
+        assert!(!identity.poll_ask(now));
+    }
+
+    #[test]
+    fn when_the_epochs_are_used_up_another_id_is_asked_for() {
+        let (now, mut rng) = (crate::time::now(), Rng::new(1));
+        let mut identity = known(now);
+        identity.handle_proven();
+        let mut last = FIRST;
+        while let Ok(Some(current)) = identity.current() {
+            last = current;
+            identity.bump(current, now, &mut rng);
+        }
+        assert_eq!(last.epoch, i16::MAX - 1);
+        assert!(identity.poll_ask(now));
+    }
+
+    #[test]
+    fn an_id_that_is_refused_before_it_served_is_replaced_with_longer_and_longer_pauses() {
+        let (mut now, mut rng) = (crate::time::now(), Rng::new(1));
+        let mut identity = known(now);
+        let mut asked = 0;
+        let end = now + Duration::from_secs(60);
+        while now < end {
+            if identity.poll_ask(now) {
+                asked += 1;
+                identity.handle_answer(ProducerIdentity { id: 100 + asked, epoch: 0 });
+            }
+            if let Ok(Some(current)) = identity.current() {
+                identity.renew(current, now, &mut rng);
+            }
+            now += Duration::from_millis(1);
+        }
+        assert!((50..100).contains(&asked), "{asked} requests in a minute");
+        // One that served is replaced at once, and the pauses start again.
+        let due = identity.poll_timeout().unwrap();
+        assert!(identity.poll_ask(due));
+        identity.handle_answer(SECOND);
+        identity.handle_proven();
+        identity.renew(SECOND, due, &mut rng);
+        assert!(identity.poll_ask(due));
     }
 
     #[test]
     fn sequences_count_records_and_wrap() {
         let mut sequences = Sequences::default();
-        assert_eq!(sequences.stamp(Some(FIRST), 10, true).unwrap().base_sequence, 0);
-        assert_eq!(sequences.stamp(Some(FIRST), 5, false).unwrap().base_sequence, 10);
+        assert_eq!(sequences.settle(FIRST), Settled::Renumber);
+        assert_eq!(sequences.stamp(10, false).unwrap().base_sequence, 0);
+        assert_eq!(sequences.stamp(5, false).unwrap().base_sequence, 10);
         sequences.next = i32::MAX - 1;
-        assert_eq!(sequences.stamp(Some(FIRST), 3, false).unwrap().base_sequence, i32::MAX - 1);
-        assert_eq!(sequences.stamp(Some(FIRST), 1, false).unwrap().base_sequence, 1);
+        assert_eq!(sequences.stamp(3, false).unwrap().base_sequence, i32::MAX - 1);
+        assert_eq!(sequences.stamp(1, false).unwrap().base_sequence, 1);
     }
 
     #[test]
-    fn a_broken_partition_waits_for_its_flight_to_land_and_for_a_new_identity() {
+    fn behind_a_gap_numbers_go_on_where_the_log_is() {
         let mut sequences = Sequences::default();
-        sequences.stamp(Some(FIRST), 10, true);
+        sequences.settle(FIRST);
+        let first = sequences.stamp(10, false).unwrap();
+        sequences.stamp(5, false);
+        sequences.stamp(5, false);
+        let third = sequences.stamp(5, false).unwrap();
+        sequences.handle_acknowledged(&third, Order::test(3), 5);
+        // An answer that was lost and asked for again: the log is not where this batch ends.
+        sequences.handle_acknowledged(&first, Order::test(0), 10);
+        sequences.leave_gap();
+        assert_eq!(sequences.stamp(1, false), None, "what is in flight must land first");
+        assert_eq!(sequences.settle(FIRST), Settled::Renumber);
+        assert_eq!(sequences.stamp(1, false).unwrap().base_sequence, 25);
+    }
+
+    #[test]
+    fn a_broken_partition_waits_for_a_newer_identity_and_a_gap_does_not_mend_it() {
+        let mut sequences = Sequences::default();
+        sequences.settle(FIRST);
+        sequences.stamp(10, false);
         assert_eq!(sequences.break_off(), Some(FIRST));
-        assert_eq!(sequences.stamp(Some(FIRST), 1, true), None, "the old identity is of no use");
-        assert_eq!(sequences.stamp(Some(SECOND), 1, false), None, "old batches are still in flight");
-        let stamp = sequences.stamp(Some(SECOND), 1, true).unwrap();
-        assert_eq!((stamp.producer_id, stamp.base_sequence), (8, 0));
+        sequences.leave_gap();
+        assert_eq!(sequences.settle(FIRST), Settled::Wait);
+        assert_eq!(sequences.stamp(1, false), None);
+        assert_eq!(sequences.settle(BUMPED), Settled::Renumber);
+        let stamp = sequences.stamp(1, false).unwrap();
+        assert_eq!((stamp.producer_epoch, stamp.base_sequence), (1, 0));
     }
 
     #[test]
-    fn a_healthy_partition_keeps_its_identity_while_it_has_batches_in_flight() {
+    fn an_acknowledgment_of_an_older_identity_proves_nothing() {
         let mut sequences = Sequences::default();
-        sequences.stamp(Some(FIRST), 10, true);
-        let stamp = sequences.stamp(Some(SECOND), 1, false).unwrap();
-        assert_eq!((stamp.producer_id, stamp.base_sequence), (7, 10));
-        let stamp = sequences.stamp(Some(SECOND), 1, true).unwrap();
-        assert_eq!((stamp.producer_id, stamp.base_sequence), (8, 0));
-    }
-
-    #[test]
-    fn without_idempotence_there_is_no_stamp() {
-        assert_eq!(Sequences::default().stamp(None, 10, false), Some(Stamp::NONE));
+        sequences.settle(FIRST);
+        let old = sequences.stamp(10, false).unwrap();
+        sequences.settle(BUMPED);
+        sequences.handle_acknowledged(&old, Order::test(0), 10);
+        assert!(sequences.is_unproven());
     }
 }

@@ -2,25 +2,26 @@
 //!
 //! One driver task ([`task`]) sends. The handle never talks to a broker itself but for the first look at a topic.
 //! Appending takes only its partition's lock, so that many threads can append to many partitions; the topics are a
-//! snapshot, replaced whole. Two locks are held at once only by the sticky partitioner, which looks at the queues to choose
+//! snapshot ([`topics`]), replaced whole. Two locks are held at once only by the sticky partitioner, which looks at the queues to choose
 //! among them; none is held across an await.
 
 pub(crate) mod accumulator;
+pub(crate) mod decision;
 pub(crate) mod identity;
 mod key;
 pub(crate) mod memory;
-pub(crate) mod outcome;
 pub(crate) mod partitioner;
+pub(crate) mod queue;
 pub(crate) mod receipt;
 mod send;
+pub(crate) mod sender;
 mod task;
+mod topics;
 
 use std::{
-    cell::RefCell,
-    collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -29,9 +30,11 @@ use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
 use self::{
-    accumulator::{Appended, Limits, Parts, Queue},
+    accumulator::{Appended, Limits, Parts},
     memory::Memory,
-    partitioner::{Sticky, partition_of_key},
+    partitioner::partition_of_key,
+    queue::Aftermath,
+    topics::{PartitionQueue, TopicQueues, TopicTable},
 };
 pub use self::{
     key::{IntoKey, Key},
@@ -39,8 +42,8 @@ pub use self::{
     send::{SendJson, Sending},
 };
 use crate::{
-    batch::{self, Compressor, Decompressor},
-    cluster::{Cluster, Metadata},
+    batch,
+    cluster::Cluster,
     config::settings::{Acks, ProducerSettings},
     error::{Error, ErrorKind, Result},
     record::ProducerRecord,
@@ -66,13 +69,8 @@ struct Shared {
     /// The cluster's, near at hand for the path of every record.
     environment: Environment,
     limits: Arc<Limits>,
-    compressor: Compressor,
-    /// For batches that must be split.
-    decompressor: Decompressor,
     memory: Memory,
-    topics: RwLock<Arc<Topics>>,
-    /// That of `topics`, for the path of every record.
-    topics_version: AtomicU64,
+    topics: TopicTable,
     /// Queues with something to send that the task has not seen yet.
     scheduled: Mutex<Vec<Arc<PartitionQueue>>>,
     wake: Notify,
@@ -91,52 +89,6 @@ enum Closing {
     Done,
 }
 
-/// The topics in use: a snapshot, replaced whole.
-#[derive(Default)]
-struct Topics {
-    /// No two snapshots of any producers have the same. 0: of none.
-    version: u64,
-    queues: BTreeMap<Arc<str>, Arc<TopicQueues>>,
-}
-
-impl Topics {
-    fn partitions(&self) -> impl Iterator<Item = &Arc<PartitionQueue>> {
-        self.queues.values().flat_map(|topic| &topic.partitions)
-    }
-}
-
-/// A topic's partitions; replaced when their number changes.
-struct TopicQueues {
-    name: Arc<str>,
-    /// How many the topic has.
-    count: usize,
-    /// More than `count` of a topic that was made again with fewer: what is in those of its earlier life may still be
-    /// waited for.
-    partitions: Vec<Arc<PartitionQueue>>,
-    sticky: Mutex<Sticky>,
-}
-
-pub(crate) struct PartitionQueue {
-    topic: Arc<str>,
-    partition: i32,
-    queue: Mutex<Queue>,
-    has_leader: AtomicBool,
-}
-
-impl PartitionQueue {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-thread_local! {
-    /// The topics that this thread has seen last. A reader's lock would be written to with each record, and its memory would
-    /// wander between the cores that send. Kept until the thread uses another producer: some hundred bytes a partition.
-    static TOPICS: RefCell<Arc<Topics>> = RefCell::default();
-}
-
-static NEXT_TOPICS_VERSION: AtomicU64 = AtomicU64::new(1);
-
 impl KafkaProducer {
     /// Starts the driver task and waits for the first answer of a broker.
     pub(crate) async fn start(cluster: Cluster, settings: ProducerSettings) -> Result<Self> {
@@ -148,16 +100,14 @@ impl KafkaProducer {
             max_in_flight: settings.max_in_flight.max(1),
             retries: settings.retries,
             idempotent: settings.idempotence,
+            transactional: false,
         });
         let shared = Arc::new(Shared {
-            compressor: Compressor::new(settings.compression, settings.compression_level)?,
-            decompressor: Decompressor::new(),
-            memory: Memory::new(settings.buffer_memory),
+            memory: Memory::new(settings.buffer_memory, settings.batch_size),
             environment: cluster.settings().environment.clone(),
             cluster,
             limits,
-            topics: RwLock::default(),
-            topics_version: AtomicU64::new(0),
+            topics: TopicTable::default(),
             scheduled: Mutex::new(Vec::new()),
             wake: Notify::new(),
             closing: watch::channel(Closing::Open).0,
@@ -165,7 +115,7 @@ impl KafkaProducer {
             fatal: Mutex::new(None),
             settings,
         });
-        task::spawn(Arc::clone(&shared));
+        task::spawn(Arc::clone(&shared))?;
         Ok(Self { handle: Arc::new(Handle { shared }) })
     }
 
@@ -221,7 +171,7 @@ impl KafkaProducer {
     pub async fn flush(&self) -> Result<()> {
         let shared = self.shared();
         let mut unresolved = Vec::new();
-        let topics = shared.topics();
+        let topics = shared.topics.snapshot();
         for partition in topics.partitions() {
             let mut queue = partition.lock();
             queue.close_open();
@@ -282,7 +232,7 @@ impl KafkaProducer {
     pub async fn partitions_for(&self, topic: &str) -> Result<usize> {
         let shared = self.shared();
         shared.learn_topic(topic, time::now() + shared.settings.max_block).await?;
-        Ok(shared.topics().queues.get(topic).map_or(0, |topic| topic.count))
+        Ok(shared.topics.snapshot().queues.get(topic).map_or(0, |topic| topic.count))
     }
 
     /// Bytes of `buffer.memory` in use.
@@ -306,8 +256,7 @@ impl std::fmt::Debug for KafkaProducer {
 impl Drop for Handle {
     fn drop(&mut self) {
         // Never blocks: the task delivers what is left and ends.
-        let deadline = time::now() + self.shared.settings.delivery_timeout;
-        self.shared.begin_close(deadline);
+        self.shared.begin_close(time::after(self.shared.settings.delivery_timeout));
     }
 }
 
@@ -332,10 +281,7 @@ impl Shared {
             return Err(self.fatal_error().unwrap_or_else(|| Error::closed("producer")));
         }
         let parts = self.check(record)?;
-        TOPICS.with_borrow_mut(|topics| {
-            if topics.version != self.topics_version.load(Ordering::Acquire) {
-                *topics = self.topics();
-            }
+        self.topics.with(|topics| {
             let Some(topic) = topics.queues.get(record.topic) else { return Ok(Attempt::Wait(Wait::Topic)) };
             let Some(partition) = self.choose_partition(topic, record, &parts) else {
                 return Ok(Attempt::Wait(Wait::Partition(topic.count)));
@@ -353,6 +299,10 @@ impl Shared {
                     Ok(Attempt::Done(delivery))
                 }
                 Appended::NeedMemory(bytes) => Ok(Attempt::Wait(Wait::Memory(bytes))),
+                Appended::Ended => {
+                    drop(queue);
+                    Err(self.fatal_error().unwrap_or_else(|| Error::closed("producer")))
+                }
             }
         })
     }
@@ -365,15 +315,15 @@ impl Shared {
         loop {
             match wait {
                 Wait::Topic => self.learn_topic(record.topic, deadline).await?,
-                Wait::Partition(_) if !looked => {
+                Wait::Partition(_) if !looked && record.partition.is_none_or(|number| number >= 0) => {
                     looked = true;
                     self.look_again(record.topic, deadline).await;
                 }
                 Wait::Partition(count) => return Err(no_such_partition(record, count)),
                 Wait::Memory(bytes) => {
-                    self.wake.notify_one();
+                    // Who is woken must see that somebody waits, or a long linger would outlast the shortage.
                     self.memory
-                        .take(bytes, deadline)
+                        .take(bytes, deadline, || self.wake.notify_one())
                         .await
                         .map_err(|error| error.with_topic(record.topic))?;
                     credit.bytes += bytes;
@@ -403,7 +353,19 @@ impl Shared {
             .with_topic(record.topic)
             .with_hint("raise max.request.size, and max.message.bytes of the topic"));
         }
-        let timestamp = record.timestamp.unwrap_or_else(|| self.environment.wall_clock_ms());
+        let timestamp = match record.timestamp {
+            // Brokers take -1 for "none" and store other negative times, which no look-up by time ever finds.
+            Some(timestamp) if timestamp < 0 => {
+                return Err(Error::new(
+                    ErrorKind::InvalidArgument,
+                    format!("the timestamp {timestamp} is negative"),
+                )
+                .with_topic(record.topic)
+                .with_hint("timestamps are milliseconds since 1970; leave it out for the time of sending"));
+            }
+            Some(timestamp) => timestamp,
+            None => self.environment.wall_clock_ms(),
+        };
         Ok(Parts { key: record.key, value: record.value, headers: record.headers, timestamp, size_bound })
     }
 
@@ -418,7 +380,7 @@ impl Shared {
             (Some(partition), _) => usize::try_from(partition).unwrap_or(usize::MAX),
             (None, Some(key)) if !self.settings.partitioner_ignore_keys => partition_of_key(key, count),
             (None, _) => {
-                let leads = |index: usize| topic.partitions[index].has_leader.load(Ordering::Relaxed);
+                let leads = |index: usize| topic.partitions[index].has_leader();
                 let backlog = |index: usize| topic.partitions[index].lock().bytes();
                 let mut sticky = topic.sticky.lock().unwrap_or_else(PoisonError::into_inner);
                 sticky.pick(parts.size_bound, self.settings.batch_size, count, leads, backlog)
@@ -430,7 +392,7 @@ impl Shared {
     async fn learn_topic(&self, topic: &str, deadline: Instant) -> Result<()> {
         let name: Arc<str> = topic.into();
         let metadata = self.cluster.require_topics(std::slice::from_ref(&name), deadline).await?;
-        self.update_topic(&name, &metadata);
+        self.topics.update(&name, &metadata, &self.limits, &self.environment);
         Ok(())
     }
 
@@ -440,47 +402,7 @@ impl Shared {
         self.cluster.refresh();
         if let Ok(Ok(())) = tokio::time::timeout_at(deadline, snapshots.changed()).await {
             let snapshot = Arc::clone(&snapshots.borrow_and_update());
-            self.update_topic(&topic.into(), &snapshot);
-        }
-    }
-
-    /// Makes, extends or cuts off the queues of a topic by what the snapshot says.
-    fn update_topic(&self, name: &Arc<str>, metadata: &Metadata) {
-        let Some(known) = metadata.topics.get(name).filter(|topic| !topic.partitions.is_empty()) else {
-            return;
-        };
-        let mut topics = self.topics.write().unwrap_or_else(PoisonError::into_inner);
-        let mut partitions = topics.queues.get(name).map_or_else(Vec::new, |topic| topic.partitions.clone());
-        for (index, partition) in known.partitions.iter().enumerate() {
-            match partitions.get(index) {
-                Some(queue) => queue.has_leader.store(partition.leader.is_some(), Ordering::Relaxed),
-                None => partitions.push(Arc::new(PartitionQueue {
-                    topic: Arc::clone(name),
-                    partition: index as i32,
-                    queue: Mutex::new(Queue::new(Arc::clone(name), index as i32, Arc::clone(&self.limits))),
-                    has_leader: AtomicBool::new(partition.leader.is_some()),
-                })),
-            }
-        }
-        let count = known.partitions.len();
-        if topics.queues.get(name).is_some_and(|topic| topic.count == count) {
-            return;
-        }
-        let sticky = Mutex::new(Sticky::new(self.environment.rng(), count));
-        let mut queues = topics.queues.clone();
-        queues.insert(
-            Arc::clone(name),
-            Arc::new(TopicQueues { name: Arc::clone(name), count, partitions, sticky }),
-        );
-        let version = NEXT_TOPICS_VERSION.fetch_add(1, Ordering::Relaxed);
-        *topics = Arc::new(Topics { version, queues });
-        self.topics_version.store(version, Ordering::Release);
-    }
-
-    /// Takes over a new snapshot for all topics in use.
-    fn update_topics(&self, metadata: &Metadata) {
-        for topic in self.topics().queues.values() {
-            self.update_topic(&topic.name, metadata);
+            self.topics.update(&topic.into(), &snapshot, &self.limits, &self.environment);
         }
     }
 
@@ -500,7 +422,7 @@ impl Shared {
             change
         });
         let mut unresolved = Vec::new();
-        for partition in self.topics().partitions() {
+        for partition in self.topics.snapshot().partitions() {
             unresolved.extend(partition.lock().unresolved().cloned());
         }
         self.wake.notify_one();
@@ -521,8 +443,14 @@ impl Shared {
         self.scheduled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn topics(&self) -> Arc<Topics> {
-        Arc::clone(&self.topics.read().unwrap_or_else(PoisonError::into_inner))
+    /// Nothing is sent any more: every record without an answer gets this one, and none is taken.
+    fn end(&self, error: &Error) {
+        self.is_closing.store(true, Ordering::Relaxed);
+        self.memory.close();
+        let mut aftermath = Aftermath::default();
+        self.topics.end(error, &mut aftermath);
+        self.settle(aftermath);
+        self.closing.send_replace(Closing::Done);
     }
 }
 

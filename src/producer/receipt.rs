@@ -23,12 +23,23 @@ pub(crate) struct Ack {
     pub(crate) log_append_time: i64,
 }
 
+/// What became of a batch.
 #[derive(Debug)]
-enum Outcome {
+pub(crate) enum Outcome {
     Acknowledged(Ack),
     Failed(Error),
-    /// The batch was too large and went on in parts, each with the index of its first record.
-    Split(Vec<(u32, Arc<Receipt>)>),
+    /// The batch was too large, or had bad records in it, and went on in parts, sorted by `first`.
+    Split(Vec<Part>),
+}
+
+/// Some records of a batch that went on in another one.
+#[derive(Debug)]
+pub(crate) struct Part {
+    /// The first of these records in the batch they were in. They end where the next part begins.
+    pub(crate) first: u32,
+    /// Its place in the batch it is in now.
+    pub(crate) index: u32,
+    pub(crate) receipt: Arc<Receipt>,
 }
 
 /// The fate of one batch.
@@ -45,25 +56,27 @@ impl Receipt {
         Arc::new(Self { topic, partition, outcome: OnceLock::new(), waiting: Mutex::new(Vec::new()) })
     }
 
-    pub(crate) fn acknowledge(&self, ack: Ack) {
-        self.resolve(Outcome::Acknowledged(ack));
-    }
-
-    pub(crate) fn fail(&self, error: Error) {
-        self.resolve(Outcome::Failed(
-            error.with_topic(Arc::clone(&self.topic)).with_partition(self.partition),
-        ));
-    }
-
-    pub(crate) fn split(&self, parts: Vec<(u32, Arc<Self>)>) {
-        self.resolve(Outcome::Split(parts));
+    /// Tells all who wait. Never call it under a lock: it wakes tasks. The first outcome stands.
+    pub(crate) fn resolve(&self, outcome: Outcome) {
+        let outcome = match outcome {
+            Outcome::Failed(error) => {
+                Outcome::Failed(error.with_topic(Arc::clone(&self.topic)).with_partition(self.partition))
+            }
+            outcome => outcome,
+        };
+        // A batch whose time was over, or failed by `close`, may be answered later.
+        let _ = self.outcome.set(outcome);
+        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        for waker in waiting {
+            waker.wake();
+        }
     }
 
     /// Whether every record of the batch has its answer.
     pub(crate) fn is_resolved(&self) -> bool {
         match self.outcome.get() {
             None => false,
-            Some(Outcome::Split(parts)) => parts.iter().all(|(_, part)| part.is_resolved()),
+            Some(Outcome::Split(parts)) => parts.iter().all(|part| part.receipt.is_resolved()),
             Some(_) => true,
         }
     }
@@ -72,7 +85,7 @@ impl Receipt {
     pub(crate) fn was_closed(&self) -> bool {
         match self.outcome.get() {
             Some(Outcome::Failed(error)) => error.kind() == ErrorKind::Closed,
-            Some(Outcome::Split(parts)) => parts.iter().any(|(_, part)| part.was_closed()),
+            Some(Outcome::Split(parts)) => parts.iter().any(|part| part.receipt.was_closed()),
             Some(Outcome::Acknowledged(_)) | None => false,
         }
     }
@@ -83,17 +96,8 @@ impl Receipt {
         while let Some(receipt) = waiting.pop() {
             let last = std::future::poll_fn(|context| receipt.poll(context)).await;
             if let Outcome::Split(parts) = last {
-                waiting.extend(parts.iter().map(|(_, part)| Arc::clone(part)));
+                waiting.extend(parts.iter().map(|part| Arc::clone(&part.receipt)));
             }
-        }
-    }
-
-    fn resolve(&self, outcome: Outcome) {
-        // The first outcome stands: a batch failed by `close` may be answered later.
-        let _ = self.outcome.set(outcome);
-        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-        for waker in waiting {
-            waker.wake();
         }
     }
 
@@ -158,12 +162,13 @@ impl Future for Delivery {
                 Poll::Ready(Outcome::Failed(error)) => return Poll::Ready(Err(error.clone())),
                 Poll::Ready(Outcome::Acknowledged(ack)) => *ack,
                 Poll::Ready(Outcome::Split(parts)) => {
-                    let later = parts.iter().rev().find(|(first, _)| *first <= this.index);
-                    let Some((first, part)) = later else {
+                    // Batches can be split again and again: the last part that begins at or before the record.
+                    let after = parts.partition_point(|part| part.first <= this.index);
+                    let Some(part) = after.checked_sub(1).and_then(|last| parts.get(last)) else {
                         return Poll::Ready(Err(Error::protocol("a split batch lost a record")));
                     };
-                    this.index -= first;
-                    this.receipt = Arc::clone(part);
+                    let (index, receipt) = (this.index - part.first + part.index, Arc::clone(&part.receipt));
+                    (this.index, this.receipt) = (index, receipt);
                     continue;
                 }
             };
@@ -183,13 +188,37 @@ impl Future for Delivery {
 mod tests {
     use super::*;
 
+    fn acknowledged(base_offset: i64) -> Outcome {
+        Outcome::Acknowledged(Ack { base_offset, log_append_time: -1 })
+    }
+
+    #[tokio::test]
+    async fn records_beside_a_bad_one_find_their_place_in_the_batch_without_it() {
+        let (receipt, kept, bad) = (
+            Receipt::new("orders".into(), 0),
+            Receipt::new("orders".into(), 0),
+            Receipt::new("orders".into(), 0),
+        );
+        let deliveries: Vec<_> = (0..4).map(|i| Delivery::new(Arc::clone(&receipt), i, 0)).collect();
+        let part = |first, index, receipt: &Arc<Receipt>| Part { first, index, receipt: Arc::clone(receipt) };
+        receipt.resolve(Outcome::Split(vec![part(0, 0, &kept), part(1, 0, &bad), part(2, 1, &kept)]));
+        bad.resolve(Outcome::Failed(Error::from_code("Produce", 87)));
+        kept.resolve(acknowledged(50));
+        let mut outcomes = Vec::new();
+        for delivery in deliveries {
+            outcomes.push(delivery.await.map(|metadata| metadata.offset).map_err(|error| error.code()));
+        }
+        let code = Some(crate::error::ErrorCode(87));
+        assert_eq!(outcomes, [Ok(50), Err(code), Ok(51), Ok(52)]);
+    }
+
     #[tokio::test]
     async fn every_record_of_a_batch_learns_its_own_offset() {
         let receipt = Receipt::new("orders".into(), 3);
         let (first, third) =
             (Delivery::new(Arc::clone(&receipt), 0, 7), Delivery::new(Arc::clone(&receipt), 2, 9));
         assert!(!receipt.is_resolved());
-        receipt.acknowledge(Ack { base_offset: 40, log_append_time: -1 });
+        receipt.resolve(acknowledged(40));
         assert_eq!(first.await.unwrap().offset, 40);
         let third = third.await.unwrap();
         assert_eq!((third.offset, third.timestamp, third.partition), (42, 9, 3));
@@ -200,10 +229,11 @@ mod tests {
         let receipt = Receipt::new("orders".into(), 0);
         let parts = [Receipt::new("orders".into(), 0), Receipt::new("orders".into(), 0)];
         let deliveries: Vec<_> = (0..4).map(|i| Delivery::new(Arc::clone(&receipt), i, 0)).collect();
-        receipt.split(vec![(0, Arc::clone(&parts[0])), (3, Arc::clone(&parts[1]))]);
+        let part = |first, receipt: &Arc<Receipt>| Part { first, index: 0, receipt: Arc::clone(receipt) };
+        receipt.resolve(Outcome::Split(vec![part(0, &parts[0]), part(3, &parts[1])]));
         assert!(!receipt.is_resolved());
-        parts[0].acknowledge(Ack { base_offset: 10, log_append_time: -1 });
-        parts[1].acknowledge(Ack { base_offset: 20, log_append_time: 5 });
+        parts[0].resolve(acknowledged(10));
+        parts[1].resolve(acknowledged(20));
         assert!(receipt.is_resolved());
         let mut offsets = Vec::new();
         for delivery in deliveries {
@@ -215,8 +245,8 @@ mod tests {
     #[tokio::test]
     async fn the_first_outcome_stands() {
         let receipt = Receipt::new("orders".into(), 0);
-        receipt.fail(Error::closed("producer"));
-        receipt.acknowledge(Ack { base_offset: 1, log_append_time: -1 });
+        receipt.resolve(Outcome::Failed(Error::closed("producer")));
+        receipt.resolve(acknowledged(1));
         let error = Delivery::new(receipt, 0, 0).await.unwrap_err();
         assert_eq!(error.to_string(), "the producer is closed [topic orders partition 0]");
     }
@@ -227,7 +257,7 @@ mod tests {
         let delivery = Delivery::new(Arc::clone(&receipt), 0, 0);
         let (metadata, ()) = tokio::join!(delivery, async {
             tokio::task::yield_now().await;
-            receipt.acknowledge(Ack { base_offset: 1, log_append_time: -1 });
+            receipt.resolve(acknowledged(1));
         });
         assert_eq!(metadata.unwrap().offset, 1);
     }

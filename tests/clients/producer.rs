@@ -353,6 +353,135 @@ async fn close_within_says_that_a_record_without_an_answer_may_be_written() {
 }
 
 #[tokio::test]
+async fn refused_records_cost_no_identity_and_do_not_slow_a_neighbour() {
+    let broker = cluster(1).await;
+    broker.create_topic("good", 1).unwrap();
+    let producer = producer_with(&broker, |p| p.set("linger.ms", 0)).await;
+    producer.send("good", &0).await.unwrap().await.unwrap();
+    broker.control().delay(ApiKey::InitProducerId, PATIENCE);
+    broker.control().fail_topic(ApiKey::Produce, TOPIC, 1000, ResponseError::InvalidRecord);
+    let asked = broker.control().requests(ApiKey::InitProducerId);
+    for round in 1..100 {
+        let bad = producer.send(TOPIC, &round).partition(0).await.unwrap();
+        let good = producer.send("good", &round).await.unwrap();
+        let offset = tokio::time::timeout(PATIENCE, good).await.expect("the neighbour waits").unwrap().offset;
+        assert_eq!(offset, round);
+        assert!(!failure(bad).await.possibly_written());
+    }
+    assert_eq!(broker.control().requests(ApiKey::InitProducerId), asked);
+}
+
+#[tokio::test]
+async fn a_split_with_five_in_flight_costs_no_identity() {
+    let broker = cluster(1).await;
+    let producer = producer_with(&broker, |p| p.set("batch.size", 400)).await;
+    acknowledged(send(&producer, 0, 0..1).await, 0).await;
+    broker.control().delay(ApiKey::InitProducerId, PATIENCE);
+    let asked = broker.control().requests(ApiKey::InitProducerId);
+    broker.control().fail_topic(ApiKey::Produce, TOPIC, 2, ResponseError::MessageTooLarge);
+    acknowledged(send(&producer, 0, 1..500).await, 1).await;
+    assert_log(&broker, 0, 0..500);
+    assert_eq!(broker.control().requests(ApiKey::InitProducerId), asked);
+}
+
+#[test]
+fn sends_that_race_with_close_are_refused_or_answered() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let broker = cluster(1).await;
+        for round in 0..200_u64 {
+            let producer = producer_with(&broker, |p| p.set("linger.ms", 0)).await;
+            let senders: Vec<_> = (0..4)
+                .map(|_| {
+                    let (producer, handle) = (producer.clone(), tokio::runtime::Handle::current());
+                    std::thread::spawn(move || {
+                        let _runtime = handle.enter();
+                        let mut deliveries = Vec::new();
+                        while deliveries.len() < 5000 {
+                            let sent = producer.send(TOPIC, &1).partition(0).into_future().now_or_never();
+                            let Some(Ok(delivery)) = sent else { break };
+                            deliveries.push(delivery);
+                        }
+                        deliveries
+                    })
+                })
+                .collect();
+            tokio::time::sleep(Duration::from_micros(100 + round % 20 * 50)).await;
+            let limit = if round % 2 == 0 { Duration::ZERO } else { PATIENCE };
+            let _ = tokio::time::timeout(PATIENCE, producer.close_within(limit)).await.expect("close hangs");
+            for sender in senders {
+                for delivery in sender.join().unwrap() {
+                    let _ =
+                        tokio::time::timeout(PATIENCE, delivery).await.expect("accepted and never answered");
+                }
+            }
+            let _ = tokio::time::timeout(PATIENCE, producer.flush()).await.expect("flush hangs");
+        }
+    });
+}
+
+#[test]
+fn when_the_runtime_of_its_driver_ends_everybody_is_told() {
+    let (keep, own) = (tokio::runtime::Runtime::new().unwrap(), tokio::runtime::Runtime::new().unwrap());
+    let broker = keep.block_on(cluster(1));
+    let (producer, waiting) = own.block_on(async {
+        let producer = producer_with(&broker, |p| p.set("linger.ms", 0)).await;
+        acknowledged(send(&producer, 0, 0..1).await, 0).await;
+        broker.control().hold(ApiKey::Produce);
+        let waiting = send(&producer, 0, 1..2).await.remove(0);
+        (producer, waiting)
+    });
+    drop(own);
+    keep.block_on(async {
+        let told = failure(waiting).await;
+        assert!(told.kind() == ErrorKind::Closed && told.to_string().contains("runtime"), "{told}");
+        assert_eq!(producer.send(TOPIC, &2).await.unwrap_err().kind(), ErrorKind::Closed);
+        tokio::time::timeout(PATIENCE, producer.close_within(Duration::MAX))
+            .await
+            .expect("close hangs")
+            .unwrap();
+    });
+}
+
+#[tokio::test]
+async fn short_memory_is_stronger_than_a_long_linger() {
+    let broker = cluster(1).await;
+    let settings = |p: ProducerConfig| {
+        p.set("linger.ms", 3_600_000)
+            .set("delivery.timeout.ms", 7_200_000)
+            .set("buffer.memory", 16_384)
+            .set("batch.size", 4096)
+            .set("max.block.ms", 20_000)
+    };
+    let producer = producer_with(&broker, settings).await;
+    let value = "x".repeat(1000);
+    let mut deliveries = Vec::new();
+    for number in 0..100 {
+        let record = ProducerRecord::new(TOPIC).value(&value).partition(number % 3);
+        deliveries.push(producer.send_record(record).await.unwrap());
+    }
+    producer.flush().await.unwrap();
+    assert_eq!(producer.buffered_bytes(), 0);
+    for delivery in deliveries {
+        delivery.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn negative_timestamps_are_refused() {
+    let broker = cluster(1).await;
+    let producer = producer_with(&broker, |p| p).await;
+    for timestamp in [-1, -5, i64::MIN] {
+        let told = producer.send(TOPIC, &1).timestamp(timestamp).await.unwrap_err();
+        assert!(
+            told.kind() == ErrorKind::InvalidArgument && told.to_string().contains("timestamp"),
+            "{told}"
+        );
+    }
+    producer.send(TOPIC, &1).timestamp(0).await.unwrap().await.unwrap();
+}
+
+#[tokio::test]
 async fn flush_sends_what_lingers_and_waits_for_it() {
     let broker = cluster(1).await;
     let producer = producer_with(&broker, |p| p.linger(Duration::from_secs(60))).await;

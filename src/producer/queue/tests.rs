@@ -1,14 +1,16 @@
-//! A partition's queue against a model of a broker's log, in virtual time.
+//! A partition's queue in virtual time. What it does together with others is the sender's test.
 
-use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::*;
 use crate::{
-    batch::Decompressor,
+    batch::{Compressor, Decompressor},
     config::Compression,
-    error::{ErrorCode, ErrorKind},
-    producer::{outcome::decide, receipt::Ack},
-    time::Rng,
+    error::ErrorKind,
+    producer::{
+        accumulator::CROWDED_LINGER,
+        receipt::{Ack, Delivery},
+    },
 };
 
 const ME: ProducerIdentity = ProducerIdentity { id: 1, epoch: 0 };
@@ -21,6 +23,7 @@ fn limits() -> Limits {
         max_in_flight: 5,
         retries: u32::MAX,
         idempotent: true,
+        transactional: false,
     }
 }
 
@@ -39,7 +42,7 @@ impl Rig {
         Self {
             queue: Queue::new("orders".into(), 0, Arc::clone(&limits)),
             limits,
-            memory: Memory::new(1 << 20),
+            memory: Memory::new(1 << 20, 400),
             compressor: Compressor::new(Compression::None, None).unwrap(),
             now: crate::time::now(),
             identity: ME,
@@ -53,7 +56,7 @@ impl Rig {
         let parts = Parts { key: None, value: Some(&value), headers: &[], timestamp: 1, size_bound };
         match self.queue.append(&parts, || self.now, &self.memory, &mut 0) {
             Appended::Done { delivery, .. } => delivery,
-            Appended::NeedMemory(bytes) => panic!("{bytes} bytes missing"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -68,22 +71,24 @@ impl Rig {
                 open.seal(stamp, order, &self.limits, &self.compressor).map_err(|(error, ..)| error).unwrap()
             }
         };
-        batch.count_attempt();
+        batch.prepare();
         Some(batch)
     }
 
     fn settle(&mut self, batch: Batch, decision: Decision) {
-        let aftermath = match decision {
-            Decision::Split => {
-                let halves =
-                    batch::split_in_two(&batch.bytes, &self.compressor, &Decompressor::new()).unwrap();
-                self.queue.handle_split(batch, halves)
-            }
-            _ => self.queue.handle_decision(batch, decision, None, || Error::closed("test")),
-        };
+        let mut aftermath = Aftermath::default();
+        let error = Error::closed("test");
+        self.queue.handle_refused(batch, decision, self.now, error, &mut aftermath);
+        self.tell(aftermath);
+    }
+
+    fn tell(&mut self, aftermath: Aftermath) {
+        for (receipt, outcome) in aftermath.resolved {
+            receipt.resolve(outcome);
+        }
         self.memory.give_back(aftermath.freed);
-        if aftermath.broken == Some(self.identity) {
-            self.identity.id += 1;
+        if aftermath.bump == Some(self.identity) {
+            self.identity.epoch += 1;
         }
     }
 
@@ -95,8 +100,9 @@ impl Rig {
     }
 
     fn acknowledge(&mut self, batch: Batch, base_offset: i64) {
-        batch.receipt.acknowledge(Ack { base_offset, log_append_time: -1 });
-        self.settle(batch, Decision::Acknowledge);
+        let mut aftermath = Aftermath::default();
+        self.queue.handle_acknowledged(batch, Ack { base_offset, log_append_time: -1 }, &mut aftermath);
+        self.tell(aftermath);
     }
 }
 
@@ -202,9 +208,10 @@ fn what_could_leave_now_sets_no_timer() {
     let _delivery = rig.send(0);
     let expiry = rig.now + Duration::from_secs(120);
     let batch = rig.poll(true).unwrap();
+    assert_eq!(rig.queue.poll_timeout(rig.now), Some(expiry), "a batch in flight ends in time as well");
     let not_before = rig.now + Duration::from_millis(100);
     let retry = Decision::Retry { stale_leader: true };
-    rig.queue.handle_decision(batch, retry, Some(not_before), || Error::closed("test"));
+    rig.queue.handle_refused(batch, retry, not_before, Error::closed("test"), &mut Aftermath::default());
     assert_eq!(rig.queue.poll_timeout(rig.now), Some(not_before));
     // The back-off is over, and the leader is away: nobody asks for the batch.
     assert_eq!(rig.queue.poll_timeout(not_before), Some(expiry));
@@ -236,9 +243,9 @@ fn an_old_batch_is_given_up_and_says_whether_it_may_be_written() {
     rig.settle(batch, Decision::Retry { stale_leader: true });
     let waiting = rig.send(1);
     rig.now += Duration::from_secs(120);
-    for aftermath in rig.queue.expire(rig.now, || Error::new(ErrorKind::Timeout, "late")) {
-        rig.memory.give_back(aftermath.freed);
-    }
+    let mut aftermath = Aftermath::default();
+    rig.queue.expire(rig.now, &mut aftermath);
+    rig.tell(aftermath);
     let error = |delivery: Delivery| futures_util::FutureExt::now_or_never(delivery).unwrap().unwrap_err();
     assert!(error(sent).possibly_written() && !error(waiting).possibly_written());
     assert_eq!((rig.memory.used(), rig.queue.is_idle()), (0, true));
@@ -247,7 +254,7 @@ fn an_old_batch_is_given_up_and_says_whether_it_may_be_written() {
 #[test]
 fn memory_is_asked_for_when_there_is_none() {
     let mut rig = Rig::new(limits());
-    rig.memory = Memory::new(250);
+    rig.memory = Memory::new(250, 400);
     let value = [0; 90];
     let size_bound = batch::record_size_bound(0, value.len(), &[]);
     let parts = Parts { key: None, value: Some(&value), headers: &[], timestamp: 1, size_bound };
@@ -259,148 +266,39 @@ fn memory_is_asked_for_when_there_is_none() {
     assert_eq!(credit, 0);
 }
 
-/// What Kafka's log does with an idempotent producer's batches.
-#[derive(Default)]
-struct Log {
-    ids: Vec<u32>,
-    /// By producer id: the last five batches as (base sequence, count, base offset).
-    producers: BTreeMap<i64, VecDeque<(i32, i32, i64)>>,
-}
-
-impl Log {
-    fn append(&mut self, bytes: &Bytes) -> (i16, i64) {
-        let raw = batch::split(bytes.clone()).next().unwrap().unwrap();
-        let known = self.producers.entry(raw.producer_id).or_default();
-        if let Some((.., offset)) =
-            known.iter().find(|(base, count, _)| (*base, *count) == (raw.base_sequence(), raw.count))
-        {
-            return (0, *offset);
-        }
-        // KIP-360: of a producer it does not know, the broker takes any sequence for the first.
-        let expected = known.back().map_or_else(|| raw.base_sequence(), |(base, count, _)| base + count);
-        if raw.base_sequence() != expected {
-            return (if raw.base_sequence() < expected { 46 } else { 45 }, -1);
-        }
-        let offset = self.ids.len() as i64;
-        known.push_back((raw.base_sequence(), raw.count, offset));
-        if known.len() > 5 {
-            known.pop_front();
-        }
-        self.ids.extend(ids(bytes));
-        (0, offset)
-    }
-}
-
-/// One run: records sent while requests are answered, refused, lost before or after they were applied.
-fn run(seed: u64, faults: usize) {
-    let mut rng = Rng::new(seed);
+#[test]
+fn when_it_has_ended_every_record_has_an_answer_and_none_is_taken() {
     let mut rig = Rig::new(limits());
-    let mut log = Log::default();
-    let mut wire: VecDeque<Batch> = VecDeque::new();
-    let mut deliveries = Vec::new();
-    let mut faults = faults;
-    loop {
-        if deliveries.len() < 200 && rng.below(3) > 0 {
-            deliveries.push(rig.send(deliveries.len() as u32));
-        }
-        if let Some(batch) = rig.poll(rng.below(4) == 0) {
-            wire.push_back(batch);
-        }
-        rig.now += Duration::from_millis(rng.below(4) as u64);
-        if rng.below(3) == 0 && !wire.is_empty() {
-            if faults > 0 && rng.below(4) == 0 {
-                faults -= 1;
-                fault(&mut rig, &mut log, &mut wire, &mut rng);
-            } else {
-                let batch = wire.pop_front().unwrap();
-                answer(&mut rig, &mut log, batch);
-            }
-        }
-        if deliveries.len() == 200 && rig.queue.is_idle() {
-            break;
-        }
-    }
-    check(seed, &log, deliveries);
-    assert_eq!(rig.memory.used(), 0, "seed {seed}");
-}
-
-fn answer(rig: &mut Rig, log: &mut Log, batch: Batch) {
-    let (code, offset) = log.append(&batch.bytes);
-    let decision = decide(ErrorCode(code), rig.queue.context(&batch));
-    match decision {
-        Decision::Acknowledge => rig.acknowledge(batch, offset),
-        _ => rig.settle(batch, decision),
-    }
-}
-
-fn fault(rig: &mut Rig, log: &mut Log, wire: &mut VecDeque<Batch>, rng: &mut Rng) {
-    match rng.below(6) {
-        // One batch is refused for a while, and those behind it are not.
-        5 => {
-            let batch = wire.pop_front().unwrap();
-            rig.settle(batch, Decision::Retry { stale_leader: false });
-        }
-        // The leader moved: nothing in flight is taken.
-        0 => {
-            for batch in wire.drain(..) {
-                rig.settle(batch, Decision::Retry { stale_leader: true });
-            }
-        }
-        // The connection broke: some of what is in flight was applied, and nobody knows how much.
-        1 | 2 => {
-            let applied = rng.below(wire.len() + 1);
-            for (place, mut batch) in wire.drain(..).enumerate() {
-                if place < applied {
-                    log.append(&batch.bytes);
-                }
-                batch.possibly_written = true;
-                rig.settle(batch, Decision::Retry { stale_leader: true });
-            }
-        }
-        // One batch is refused for good, or found too large.
-        3 => {
-            let batch = wire.pop_front().unwrap();
-            let possibly_written = batch.possibly_written;
-            rig.settle(batch, Decision::Fail { possibly_written });
-        }
-        _ => {
-            let batch = wire.pop_front().unwrap();
-            let decision = decide(ErrorCode(10), rig.queue.context(&batch));
-            // A batch that was applied is a duplicate to the broker, not too large.
-            if batch.possibly_written { wire.push_front(batch) } else { rig.settle(batch, decision) }
-        }
-    }
-}
-
-fn check(seed: u64, log: &Log, deliveries: Vec<Delivery>) {
-    for (id, delivery) in deliveries.into_iter().enumerate() {
-        let copies = log.ids.iter().filter(|logged| **logged == id as u32).count();
-        match futures_util::FutureExt::now_or_never(delivery) {
-            Some(Ok(metadata)) => {
-                assert_eq!(copies, 1, "seed {seed}: acknowledged record {id} is in the log {copies} times");
-                if metadata.offset >= 0 {
-                    assert_eq!(
-                        log.ids[metadata.offset as usize], id as u32,
-                        "seed {seed}: offset of record {id}"
-                    );
-                }
-            }
-            Some(Err(error)) => {
-                let allowed = usize::from(error.possibly_written());
-                assert!(
-                    copies <= allowed,
-                    "seed {seed}: record {id} failed ({error}) and is there {copies} times"
-                );
-            }
-            None => panic!("seed {seed}: record {id} has no answer"),
-        }
-    }
-    assert!(log.ids.is_sorted(), "seed {seed}: the log's order is {:?}", log.ids);
+    let flying = rig.send(0);
+    let _batch = rig.poll(true).unwrap();
+    let waiting = rig.send(1);
+    let mut aftermath = Aftermath::default();
+    rig.queue.end(&Error::closed("producer"), &mut aftermath);
+    rig.tell(aftermath);
+    let error = |delivery: Delivery| futures_util::FutureExt::now_or_never(delivery).unwrap().unwrap_err();
+    let (flying, waiting) = (error(flying), error(waiting));
+    assert!(flying.possibly_written() && !waiting.possibly_written());
+    assert_eq!((flying.kind(), rig.memory.available()), (ErrorKind::Closed, 1 << 20));
+    let parts = Parts { key: None, value: None, headers: &[], timestamp: 1, size_bound: 40 };
+    let appended = rig.queue.append(&parts, || rig.now, &rig.memory, &mut 0);
+    assert!(matches!(appended, Appended::Ended));
 }
 
 #[test]
-fn every_acknowledged_record_is_in_the_log_once_and_in_order_whatever_the_network_does() {
-    for seed in 0..2000 {
-        run(seed, 20);
-    }
+fn what_is_discarded_is_not_sent_again_and_what_is_in_flight_keeps_its_answer() {
+    let mut rig = Rig::new(limits());
+    rig.introduce();
+    let [first, second] = [1, 2].map(|id| {
+        let delivery = rig.send(id);
+        (delivery, rig.poll(true).unwrap())
+    });
+    let waiting = rig.send(3);
+    let mut aftermath = Aftermath::default();
+    rig.queue.discard(&Error::closed("transaction"), &mut aftermath);
+    rig.tell(aftermath);
+    rig.acknowledge(first.1, 1);
+    rig.settle(second.1, Decision::Retry { stale_leader: false });
+    let outcome = |delivery: Delivery| futures_util::FutureExt::now_or_never(delivery).unwrap().is_ok();
+    assert_eq!((outcome(first.0), outcome(second.0), outcome(waiting)), (true, false, false));
+    assert_eq!((rig.queue.is_idle(), rig.memory.available()), (true, 1 << 20));
 }

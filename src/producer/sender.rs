@@ -1,0 +1,692 @@
+//! What is sent to whom and when: leaders, one request per leader and round, back-off, identity. Pure but for the partitions'
+//! locks, which appending shares.
+//!
+//! It decides nothing about a batch's fate: [`decision`](super::decision) does, and the partition's queue carries it out. It
+//! never waits, connects or reads a clock: the task does what [`poll_action`](Sender::poll_action) says, and feeds back what
+//! came of it. What must not happen under a lock (waking who waits, giving memory back) is left in the [`Aftermath`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    accumulator::{Limits, Pace},
+    decision::{Decision, decide, leaves_open},
+    identity::{Identity, NotYet, ProducerIdentity},
+    queue::{Aftermath, Batch, Taken},
+    receipt::{Ack, Outcome, Part, Receipt},
+    topics::PartitionQueue,
+};
+use crate::{
+    batch::{self, Compressor, Decompressor},
+    cluster::Metadata,
+    error::{Error, ErrorCode, ErrorKind},
+    time::{Backoff, Instant, Rng},
+};
+
+/// A batch may lose bad records so many times; then the rest fails with them.
+const MOST_PURGES: u32 = 8;
+
+/// The settings of the sender.
+#[derive(Debug, Clone)]
+pub(crate) struct SenderSettings {
+    pub(crate) idempotent: bool,
+    /// Somebody else says who the producer is.
+    pub(crate) transactional: bool,
+    /// Requests per leader.
+    pub(crate) max_in_flight: usize,
+    pub(crate) max_request_size: usize,
+    pub(crate) retry_backoff: Duration,
+    pub(crate) retry_backoff_max: Duration,
+}
+
+/// Something to do.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Reach this broker; then call `handle_connected`.
+    Connect(i32),
+    /// Ask for a producer id; then call `handle_identity`.
+    AskIdentity,
+    /// Send this in the order of the actions; then call `handle_answers` or `handle_request_error`.
+    Send(Request),
+}
+
+/// A produce request.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) leader: i32,
+    pub(crate) batches: Vec<Sent>,
+}
+
+/// A batch on its way.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    pub(crate) partition: Arc<PartitionQueue>,
+    pub(crate) batch: Batch,
+}
+
+/// What a broker says about one batch.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Answer {
+    pub(crate) code: i16,
+    pub(crate) base_offset: i64,
+    /// -1 unless the topic's timestamps are the broker's.
+    pub(crate) log_append_time: i64,
+    pub(crate) message: Option<String>,
+    /// The records that were refused, by their place in the batch (KIP-467).
+    pub(crate) record_errors: Vec<(i32, Option<String>)>,
+}
+
+/// Under which identity batches may leave, and which partitions' may.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Permit<'a> {
+    pub(crate) identity: Result<Option<ProducerIdentity>, NotYet>,
+    /// The partitions that the coordinator knows to be in the transaction; all, if there is no such list.
+    pub(crate) partitions: Option<&'a BTreeSet<(Arc<str>, i32)>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    Down,
+    Connecting,
+    BackingOff(Instant),
+    Up,
+}
+
+#[derive(Debug)]
+struct Leader {
+    link: Link,
+    in_flight: usize,
+    backoff: Backoff,
+}
+
+/// Counts of what the sender has done, for the statistics.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Counts {
+    pub(crate) requests: u64,
+    pub(crate) batches: u64,
+    pub(crate) records: u64,
+    pub(crate) bytes: u64,
+    pub(crate) retries: u64,
+    pub(crate) splits: u64,
+    pub(crate) failed_batches: u64,
+}
+
+pub(crate) struct Sender {
+    settings: SenderSettings,
+    limits: Arc<Limits>,
+    /// Queues that have something to send or in flight.
+    active: Vec<Arc<PartitionQueue>>,
+    leaders: BTreeMap<i32, Leader>,
+    identity: Identity,
+    actions: VecDeque<Action>,
+    compressor: Compressor,
+    /// For batches that must be taken apart.
+    decompressor: Decompressor,
+    backoff: Backoff,
+    rng: Rng,
+    wants_metadata: bool,
+    /// Partitions with something to send that are not in the transaction yet.
+    wanted: BTreeSet<(Arc<str>, i32)>,
+    aftermath: Aftermath,
+    fatal: Option<Error>,
+    /// The first failure that a transaction must know of.
+    failure: Option<Error>,
+    counts: Counts,
+}
+
+impl Sender {
+    pub(crate) fn new(
+        settings: SenderSettings,
+        limits: Arc<Limits>,
+        compressor: Compressor,
+        rng: Rng,
+    ) -> Self {
+        let backoff = Backoff::new(settings.retry_backoff, settings.retry_backoff_max);
+        Self {
+            identity: Identity::new(settings.idempotent && !settings.transactional, backoff.clone()),
+            settings,
+            limits,
+            active: Vec::new(),
+            leaders: BTreeMap::new(),
+            actions: VecDeque::new(),
+            compressor,
+            decompressor: Decompressor::new(),
+            backoff,
+            rng,
+            wants_metadata: false,
+            wanted: BTreeSet::new(),
+            aftermath: Aftermath::default(),
+            fatal: None,
+            failure: None,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Queues that have got something to send.
+    pub(crate) fn handle_scheduled(&mut self, queues: &mut Vec<Arc<PartitionQueue>>) {
+        self.active.append(queues);
+    }
+
+    /// Gives up what is too old, and plans what can be sent now. `hurry`: nothing lingers.
+    pub(crate) fn handle_tick(
+        &mut self,
+        now: Instant,
+        metadata: &Metadata,
+        hurry: bool,
+        permit: Option<Permit<'_>>,
+    ) {
+        self.expire(now);
+        self.wanted.clear();
+        let permit = permit.unwrap_or_else(|| Permit { identity: self.identity.current(), partitions: None });
+        while self.plan_round(now, metadata, hurry, &permit) {}
+        if self.identity.poll_ask(now) {
+            self.actions.push_back(Action::AskIdentity);
+        }
+    }
+
+    /// The next thing to do.
+    pub(crate) fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Whether the snapshot of the cluster is stale.
+    pub(crate) fn poll_metadata(&mut self) -> bool {
+        std::mem::take(&mut self.wants_metadata)
+    }
+
+    /// What has become of batches meanwhile; to be dealt with outside every lock.
+    pub(crate) fn poll_aftermath(&mut self) -> Aftermath {
+        std::mem::take(&mut self.aftermath)
+    }
+
+    /// An error after which nothing can be sent any more.
+    pub(crate) fn poll_fatal(&mut self) -> Option<Error> {
+        self.fatal.take()
+    }
+
+    /// A failure for which the transaction must be aborted.
+    #[allow(dead_code, reason = "transactions stand on it")]
+    pub(crate) fn poll_failure(&mut self) -> Option<Error> {
+        self.failure.take()
+    }
+
+    /// Partitions that must be in the transaction before what they have can leave.
+    #[allow(dead_code, reason = "transactions stand on it")]
+    pub(crate) fn wanted(&self) -> &BTreeSet<(Arc<str>, i32)> {
+        &self.wanted
+    }
+
+    /// When to look again. Forgets queues that have nothing left.
+    pub(crate) fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
+        let mut timeout = self.identity.poll_timeout();
+        for leader in self.leaders.values() {
+            if let Link::BackingOff(until) = leader.link {
+                timeout = earlier(timeout, Some(until).filter(|until| *until > now));
+            }
+        }
+        self.active.retain(|partition| {
+            let mut queue = partition.lock();
+            timeout = earlier(timeout, queue.poll_timeout(now));
+            !queue.unschedule_if_idle()
+        });
+        timeout
+    }
+
+    /// Whether nothing is left to send and nothing in flight.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.active.is_empty()
+    }
+
+    /// Batches in flight.
+    #[allow(dead_code, reason = "transactions stand on it")]
+    pub(crate) fn in_flight(&self) -> usize {
+        self.active.iter().map(|partition| partition.lock().in_flight()).sum()
+    }
+
+    #[allow(dead_code, reason = "the statistics stand on it")]
+    pub(crate) fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// One request to each leader that has room, with one batch of each of its partitions. False when nothing is left.
+    fn plan_round(&mut self, now: Instant, metadata: &Metadata, hurry: bool, permit: &Permit<'_>) -> bool {
+        let mut requests: BTreeMap<i32, (Vec<Sent>, usize)> = BTreeMap::new();
+        // Another partition is first each time, so that a request that is full starves nobody.
+        if !self.active.is_empty() {
+            let first = self.rng.below(self.active.len());
+            self.active.rotate_left(first);
+        }
+        for index in 0..self.active.len() {
+            let partition = Arc::clone(&self.active[index]);
+            let Some((leader, _)) = metadata.leader(&partition.topic, partition.partition) else {
+                self.wants_metadata = true;
+                continue;
+            };
+            if !self.is_up(leader, now) {
+                continue;
+            }
+            let (batches, size) = requests.entry(leader).or_default();
+            if *size >= self.settings.max_request_size {
+                continue;
+            }
+            let pace = Pace::new(hurry, self.leaders.get(&leader).map_or(0, |leader| leader.in_flight));
+            if !self.is_permitted(&partition, now, pace, permit) {
+                continue;
+            }
+            let Some(batch) = self.take(&partition, now, pace, permit.identity) else { continue };
+            *size += batch.bytes.len();
+            batches.push(Sent { partition, batch });
+        }
+        let mut planned = false;
+        for (leader, (batches, size)) in requests {
+            if batches.is_empty() {
+                continue;
+            }
+            planned = true;
+            if let Some(leader) = self.leaders.get_mut(&leader) {
+                leader.in_flight += 1;
+            }
+            self.counts.requests += 1;
+            self.counts.batches += batches.len() as u64;
+            self.counts.bytes += size as u64;
+            self.actions.push_back(Action::Send(Request { leader, batches }));
+        }
+        planned
+    }
+
+    fn is_permitted(
+        &mut self,
+        partition: &Arc<PartitionQueue>,
+        now: Instant,
+        pace: Pace,
+        permit: &Permit<'_>,
+    ) -> bool {
+        let Some(partitions) = permit.partitions else { return true };
+        let key = (Arc::clone(&partition.topic), partition.partition);
+        if partitions.contains(&key) {
+            return true;
+        }
+        if partition.lock().is_ready(now, pace) {
+            self.wanted.insert(key);
+        }
+        false
+    }
+
+    /// Whether a request can go to this broker now; has it connected to if not.
+    fn is_up(&mut self, id: i32, now: Instant) -> bool {
+        let backoff = &self.backoff;
+        let leader = self.leaders.entry(id).or_insert_with(|| Leader {
+            link: Link::Down,
+            in_flight: 0,
+            backoff: backoff.clone(),
+        });
+        let due = match leader.link {
+            Link::Up => return leader.in_flight < self.settings.max_in_flight,
+            Link::Connecting => false,
+            Link::Down => true,
+            Link::BackingOff(until) => until <= now,
+        };
+        if due {
+            leader.link = Link::Connecting;
+            self.actions.push_back(Action::Connect(id));
+        }
+        false
+    }
+
+    fn take(
+        &mut self,
+        partition: &Arc<PartitionQueue>,
+        now: Instant,
+        pace: Pace,
+        identity: Result<Option<ProducerIdentity>, NotYet>,
+    ) -> Option<Batch> {
+        let taken = partition.lock().poll_batch(now, pace, identity)?;
+        let mut batch = match taken {
+            Taken::Again(batch) => {
+                self.counts.retries += 1;
+                batch
+            }
+            Taken::First { open, stamp, order } => {
+                // Compressing and summing happen here, outside the partition's lock.
+                match open.seal(stamp, order, &self.limits, &self.compressor) {
+                    Ok(batch) => batch,
+                    Err((error, receipt, reserved)) => {
+                        let mut queue = partition.lock();
+                        queue.abandon(order, receipt, reserved, error, &mut self.aftermath);
+                        return None;
+                    }
+                }
+            }
+        };
+        batch.prepare();
+        Some(batch)
+    }
+
+    /// A broker was reached, or not.
+    pub(crate) fn handle_connected(&mut self, now: Instant, id: i32, reached: bool) {
+        let Some(leader) = self.leaders.get_mut(&id) else { return };
+        if reached {
+            leader.link = Link::Up;
+            leader.backoff.reset();
+        } else {
+            leader.link = Link::BackingOff(now + leader.backoff.next(&mut self.rng));
+        }
+    }
+
+    /// The connection to a broker is of no more use. Answers that are still out come all the same.
+    pub(crate) fn handle_disconnected(&mut self, id: i32) {
+        if let Some(leader) = self.leaders.get_mut(&id)
+            && leader.link == Link::Up
+        {
+            leader.link = Link::Down;
+        }
+    }
+
+    /// A producer id, or why there is none.
+    pub(crate) fn handle_identity(&mut self, now: Instant, result: Result<ProducerIdentity, Error>) {
+        match result {
+            Ok(identity) => self.identity.handle_answer(identity),
+            Err(error) if error.is_retriable() => {
+                tracing::warn!(%error, "no producer id yet");
+                self.identity.handle_failure(now, &mut self.rng);
+            }
+            Err(error) => {
+                tracing::error!(%error, "no producer id can be had");
+                self.fatal.get_or_insert_with(|| not_idempotent(error));
+            }
+        }
+    }
+
+    /// The broker's answers to the batches of a request.
+    pub(crate) fn handle_answers(
+        &mut self,
+        now: Instant,
+        request: Request,
+        answers: &BTreeMap<(&str, i32), Answer>,
+    ) {
+        self.landed(request.leader);
+        for Sent { partition, mut batch } in request.batches {
+            let Some(answer) = answers.get(&(&*partition.topic, partition.partition)) else {
+                let error = Error::protocol("the broker's answer lacks a partition")
+                    .with_api("Produce")
+                    .with_broker(request.leader);
+                batch.possibly_written = true;
+                self.refuse(now, &partition, batch, Decision::Fail { possibly_written: true }, error);
+                continue;
+            };
+            let code = ErrorCode(answer.code);
+            batch.possibly_written |= leaves_open(code);
+            let context = partition.lock().context(&batch);
+            match decide(code, context) {
+                Decision::Acknowledge => self.acknowledge(&partition, batch, answer),
+                decision => {
+                    self.handle_refusal(now, request.leader, &partition, batch, decision, answer);
+                }
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, partition: &PartitionQueue, batch: Batch, answer: &Answer) {
+        self.counts.records += batch.count.unsigned_abs() as u64;
+        // The broker knows a duplicate to be one, and not always where it is.
+        let base_offset = if answer.code == 0 { answer.base_offset } else { -1 };
+        let ack = Ack { base_offset, log_append_time: answer.log_append_time };
+        partition.lock().handle_acknowledged(batch, ack, &mut self.aftermath);
+        if std::mem::take(&mut self.aftermath.proven) {
+            self.identity.handle_proven();
+        }
+    }
+
+    fn handle_refusal(
+        &mut self,
+        now: Instant,
+        leader: i32,
+        partition: &Arc<PartitionQueue>,
+        batch: Batch,
+        decision: Decision,
+        answer: &Answer,
+    ) {
+        let error = broker_error(answer, leader);
+        tracing::debug!(topic = %partition.topic, partition = partition.partition, %error, ?decision, "a batch was refused");
+        self.wants_metadata |= matches!(decision, Decision::Retry { stale_leader: true });
+        let given_up = partition.lock().is_given_up(&batch);
+        match decision {
+            Decision::Split if !given_up => self.split(now, partition, batch, error),
+            Decision::Fail { possibly_written: false } if !given_up && !answer.record_errors.is_empty() => {
+                self.purge(now, partition, batch, answer, error);
+            }
+            Decision::Fatal => {
+                let error = not_idempotent(error);
+                self.fatal.get_or_insert_with(|| error.clone());
+                self.refuse(now, partition, batch, decision, error);
+            }
+            _ => self.refuse(now, partition, batch, decision, error),
+        }
+    }
+
+    /// The request was never sent: its connection had gone.
+    pub(crate) fn handle_not_sent(&mut self, now: Instant, request: Request, error: &Error) {
+        self.landed(request.leader);
+        self.handle_disconnected(request.leader);
+        for Sent { partition, batch } in request.batches {
+            self.refuse(now, &partition, batch, Decision::Retry { stale_leader: true }, error.clone());
+        }
+    }
+
+    /// The request as a whole failed: its answer was lost, or it was never sent.
+    pub(crate) fn handle_request_error(&mut self, now: Instant, request: Request, error: &Error) {
+        self.landed(request.leader);
+        // An answer that did not come says nothing; one that cannot be read says the same.
+        let unknown =
+            matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Disconnected | ErrorKind::Protocol);
+        self.handle_disconnected(request.leader);
+        self.wants_metadata = true;
+        let decision = match unknown || error.is_retriable() {
+            true => Decision::Retry { stale_leader: true },
+            false => Decision::Fail { possibly_written: false },
+        };
+        for Sent { partition, mut batch } in request.batches {
+            batch.possibly_written |= unknown;
+            self.refuse(now, &partition, batch, decision, error.clone());
+        }
+    }
+
+    /// A request with `acks=0` has left: nobody will say more.
+    pub(crate) fn handle_written(&mut self, request: Request) {
+        self.landed(request.leader);
+        for Sent { partition, batch } in request.batches {
+            self.acknowledge(
+                &partition,
+                batch,
+                &Answer { base_offset: -1, log_append_time: -1, ..Answer::default() },
+            );
+        }
+    }
+
+    /// Fails what was not sent, and sends nothing of what is in flight again.
+    #[allow(dead_code, reason = "transactions stand on it")]
+    pub(crate) fn discard(&mut self, error: &Error) {
+        for partition in &self.active {
+            partition.lock().discard(error, &mut self.aftermath);
+        }
+        self.settle_verdicts(None);
+    }
+
+    fn landed(&mut self, leader: i32) {
+        if let Some(leader) = self.leaders.get_mut(&leader) {
+            leader.in_flight = leader.in_flight.saturating_sub(1);
+        }
+    }
+
+    fn refuse(
+        &mut self,
+        now: Instant,
+        partition: &PartitionQueue,
+        batch: Batch,
+        decision: Decision,
+        error: Error,
+    ) {
+        // KIP-580: each batch has a back-off of its own.
+        let pause = self.backoff.after(batch.attempts.saturating_sub(1), &mut self.rng);
+        let told = self.aftermath.resolved.len();
+        partition.lock().handle_refused(batch, decision, now + pause, error, &mut self.aftermath);
+        self.note_failures(told);
+        self.settle_verdicts(Some(now));
+    }
+
+    fn split(&mut self, now: Instant, partition: &PartitionQueue, batch: Batch, error: Error) {
+        match batch::split_in_two(&batch.bytes, &self.compressor, &self.decompressor) {
+            Ok(halves) => {
+                self.counts.splits += 1;
+                partition.lock().handle_split(batch, halves, &mut self.aftermath);
+            }
+            Err(cause) => {
+                let decision = Decision::Fail { possibly_written: false };
+                self.refuse(now, partition, batch, decision, error.with_source(cause));
+            }
+        }
+    }
+
+    /// The broker has named the records that it does not take, and has taken none: they fail, each with what was said of it, and
+    /// the others go again without them.
+    fn purge(
+        &mut self,
+        now: Instant,
+        partition: &Arc<PartitionQueue>,
+        batch: Batch,
+        answer: &Answer,
+        error: Error,
+    ) {
+        let bad: BTreeMap<usize, Option<&str>> = answer
+            .record_errors
+            .iter()
+            .filter(|(index, _)| (0..batch.count).contains(index))
+            .map(|(index, message)| (*index as usize, message.as_deref()))
+            .collect();
+        let fail = Decision::Fail { possibly_written: false };
+        let all = bad.len() == batch.count as usize;
+        if bad.is_empty() || (all && batch.count == 1) {
+            let error = match bad.values().next() {
+                Some(Some(text)) => error.with_message(text),
+                _ => error,
+            };
+            return self.refuse(now, partition, batch, fail, error);
+        }
+        let kept = match all || batch.purges >= MOST_PURGES {
+            true => None,
+            false => {
+                let drop = |place: usize| bad.contains_key(&place);
+                batch::without(&batch.bytes, drop, &self.compressor, &self.decompressor).ok()
+            }
+        };
+        let told = self.aftermath.resolved.len();
+        let beside = || {
+            Error::new(error.kind(), "the batch was refused for other records in it, which the broker named")
+                .with_api("Produce")
+        };
+        let new = || Receipt::new(Arc::clone(&partition.topic), partition.partition);
+        let rest = new();
+        let mut parts = Vec::new();
+        let mut kept_so_far = 0;
+        for place in 0..batch.count as usize {
+            let first = place as u32;
+            match bad.get(&place) {
+                Some(message) => {
+                    let receipt = new();
+                    let error =
+                        message.map_or_else(|| error.clone(), |text| error.clone().with_message(text));
+                    self.aftermath.resolved.push((Arc::clone(&receipt), Outcome::Failed(error)));
+                    parts.push(Part { first, index: 0, receipt });
+                }
+                None => {
+                    if place == 0 || bad.contains_key(&(place - 1)) {
+                        parts.push(Part { first, index: kept_so_far, receipt: Arc::clone(&rest) });
+                    }
+                    kept_so_far += 1;
+                }
+            }
+        }
+        match kept {
+            Some(kept) => partition.lock().handle_purged(batch, kept, rest, parts, &mut self.aftermath),
+            None => {
+                self.aftermath.resolved.push((rest, Outcome::Failed(beside())));
+                partition.lock().handle_taken_apart(batch, parts, &mut self.aftermath);
+            }
+        }
+        self.note_failures(told);
+        self.settle_verdicts(Some(now));
+    }
+
+    fn expire(&mut self, now: Instant) {
+        let told = self.aftermath.resolved.len();
+        for partition in &self.active {
+            partition.lock().expire(now, &mut self.aftermath);
+        }
+        self.note_failures(told);
+        self.settle_verdicts(Some(now));
+    }
+
+    /// Failures told since `told`: a transaction they belong to must be aborted.
+    fn note_failures(&mut self, told: usize) {
+        for (_, outcome) in self.aftermath.resolved.iter().skip(told) {
+            if let Outcome::Failed(error) = outcome {
+                self.counts.failed_batches += 1;
+                self.failure.get_or_insert_with(|| error.clone());
+            }
+        }
+    }
+
+    fn settle_verdicts(&mut self, now: Option<Instant>) {
+        let (bump, renew) = (self.aftermath.bump.take(), self.aftermath.renew.take());
+        let Some(now) = now else { return };
+        if let Some(broken) = bump {
+            self.identity.bump(broken, now, &mut self.rng);
+        }
+        if let Some(refused) = renew {
+            self.identity.renew(refused, now, &mut self.rng);
+        }
+    }
+}
+
+pub(super) fn earlier(first: Option<Instant>, second: Option<Instant>) -> Option<Instant> {
+    first.into_iter().chain(second).min()
+}
+
+fn not_idempotent(error: Error) -> Error {
+    error.with_fatal().with_hint("grant IdempotentWrite, or set enable.idempotence=false")
+}
+
+fn broker_error(answer: &Answer, leader: i32) -> Error {
+    let error = Error::from_code("Produce", answer.code).with_broker(leader);
+    let error = match &answer.message {
+        Some(text) => error.with_message(text),
+        None => error,
+    };
+    match answer.code {
+        2 => error.with_hint("the batch was damaged on its way: see to the network and the broker's disks"),
+        3 => error.with_hint("create the topic, or let brokers create it (auto.create.topics.enable)"),
+        10 | 18 => error.with_hint(
+            "raise max.message.bytes of the topic (message.max.bytes of the brokers), or send smaller records",
+        ),
+        17 => error.with_hint("a topic's name has 1 to 249 characters of a-z, A-Z, 0-9, '.', '_' and '-'"),
+        19 | 20 => error.with_hint(
+            "fewer replicas are in sync than min.insync.replicas of the topic: see to the brokers, or lower it",
+        ),
+        21 => error.with_hint("set acks to all, 1 or 0"),
+        29 => error.with_hint("grant the user Write on the topic"),
+        32 => error.with_hint(
+            "send timestamps within message.timestamp.before.max.ms and message.timestamp.after.max.ms of the topic",
+        ),
+        43 => error.with_hint("the topic's message format is too old for these records"),
+        44 => error.with_hint("the topic's policy refuses the records: ask whoever runs the cluster"),
+        76 => error.with_hint("the broker or the topic does not take this codec: set another compression.type"),
+        87 => error.with_hint("a compacted topic needs a key on every record"),
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests;
