@@ -238,15 +238,20 @@ mod tests {
         let script = "echo started; exec sleep 600";
         let mut broker = Broker::spawn(shell(script), folder.clone(), false, None).unwrap();
         let first = broker.id();
+        // One that is killed before it has written anything would leave a line out for ever.
+        let log = folder.join("broker.log");
+        let lines = async |count: usize| {
+            while fs::read_to_string(&log).unwrap_or_default().lines().count() < count {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        lines(1).await;
         broker.kill().await.unwrap();
         assert!(!is_running(first));
         broker.respawn().unwrap();
         let second = broker.id();
         assert!(is_running(second) && broker.ended().unwrap().is_none());
-        let text = || fs::read_to_string(folder.join("broker.log")).unwrap();
-        while text().lines().count() < 2 {
-            tokio::time::sleep(LOOK).await;
-        }
+        lines(2).await;
         broker.stop(Duration::from_secs(5)).await.unwrap();
         assert!(!is_running(second) && !folder.exists());
     }
