@@ -62,6 +62,7 @@ mod cluster;
 mod config;
 mod connection;
 mod consumer;
+mod driver;
 mod error;
 mod facade;
 mod flights;

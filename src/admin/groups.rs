@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{At, KafkaAdmin, broker_error};
 use crate::{
-    cluster::{Lane, kafka_string},
+    cluster::{Create, Lane, kafka_string},
     connection::api::wire,
     error::{Error, Result},
     group::wire::decode_assignment,
@@ -150,7 +150,7 @@ impl KafkaAdmin {
         topics.dedup();
         let mut found = BTreeMap::new();
         retry!(self, At::Any, |_, until| {
-            let metadata = self.cluster.require_topics(&topics, until).await?;
+            let metadata = self.cluster.require_topics(&topics, Create::Never, until).await?;
             let mut by_leader: BTreeMap<i32, Vec<&TopicPartition>> = BTreeMap::new();
             for partition in partitions.iter().filter(|partition| !found.contains_key(*partition)) {
                 let (leader, _) =

@@ -32,7 +32,7 @@ pub use self::{
     topics::{ConfigEntry, NewTopic, PartitionDescription, TopicDescription},
 };
 use crate::{
-    cluster::{Cluster, Lane},
+    cluster::{Cluster, CoordinatorKind, Lane},
     connection::Connection,
     error::{Error, ErrorKind, Result},
     time::{self, Backoff, Instant, Rng},
@@ -101,7 +101,9 @@ impl KafkaAdmin {
             At::Broker(id) => Some(id),
             // KIP-590: without a controller of its own name, any KRaft broker forwards.
             At::Controller => self.cluster.metadata().controller,
-            At::Coordinator(group) => Some(self.cluster.coordinator(group, deadline).await?),
+            At::Coordinator(group) => {
+                Some(self.cluster.coordinator(CoordinatorKind::Group, group, deadline).await?)
+            }
         };
         let connection = match id {
             Some(id) => self.cluster.connection(id, Lane::Main, deadline).await?,
@@ -151,7 +153,7 @@ impl<'a> Attempts<'a> {
         };
         let cluster = &self.admin.cluster;
         if let (At::Coordinator(group), Some(broker)) = (self.at, self.broker) {
-            cluster.forget_coordinator(group, broker);
+            cluster.forget_coordinator(CoordinatorKind::Group, group, broker);
         }
         let next = time::now() + self.backoff.next(&mut self.rng);
         if next >= self.deadline {

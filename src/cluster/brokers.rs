@@ -2,17 +2,22 @@
 //!
 //! A lane keeps requests apart that would wait for each other on one connection: a long-polling fetch, or a JoinGroup
 //! that the coordinator answers only when the whole group has come, must not hold back a produce request.
-//! Implements KIP-144 (reconnect back-off per broker) and KIP-601 (connection set-up time-out).
+//! Implements KIP-144 (reconnect back-off per broker) and KIP-601 (set-up time-outs that grow with each failure). Why a
+//! broker cannot be reached is kept, and logged once per change of state.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
+use super::{candidates::Candidate, causes::Causes};
 use crate::{
     cluster::metadata::Metadata,
     config::settings::{Address, ClientSettings},
-    connection::{Connection, Tls},
+    connection::{Connection, Pauses, Tls},
     error::{Error, ErrorKind, Result},
     time::{self, Backoff, Instant},
 };
@@ -32,17 +37,23 @@ pub(crate) struct Brokers {
     settings: Arc<ClientSettings>,
     tls: Option<Tls>,
     inner: Mutex<Inner>,
+    causes: Mutex<Causes<i32>>,
+    pauses: Arc<Pauses>,
 }
 
 #[derive(Default)]
 struct Inner {
     /// Bootstrap addresses have the ids -1, -2, …
     addresses: BTreeMap<i32, Address>,
+    /// Brokers that were told of by other answers than those about metadata since the last of these.
+    told_apart: BTreeSet<i32>,
     slots: BTreeMap<(i32, Lane), Arc<Slot>>,
 }
 
 struct Slot {
     connection: Mutex<Option<Arc<Connection>>>,
+    /// Attempts that failed or were overtaken since the last that succeeded.
+    failures: AtomicU32,
     /// Held while dialing, so that all who wait for a broker share one attempt. An async mutex: it is meant to be held
     /// across the dial.
     dialing: tokio::sync::Mutex<Dialing>,
@@ -50,6 +61,8 @@ struct Slot {
 
 struct Dialing {
     backoff: Backoff,
+    /// KIP-601.
+    setup: Backoff,
     not_before: Option<Instant>,
 }
 
@@ -57,27 +70,74 @@ impl Brokers {
     pub(crate) fn new(settings: Arc<ClientSettings>) -> Result<Self> {
         let tls = settings.tls.as_ref().map(Tls::new).transpose()?;
         let addresses = (1..).zip(&settings.bootstrap).map(|(n, address)| (-n, address.clone())).collect();
-        let inner = Mutex::new(Inner { addresses, slots: BTreeMap::new() });
-        Ok(Self { settings, tls, inner })
+        let inner = Mutex::new(Inner { addresses, ..Inner::default() });
+        Ok(Self { settings, tls, inner, causes: Mutex::default(), pauses: Arc::default() })
     }
 
-    /// The ids under which the bootstrap addresses can be reached.
-    pub(crate) fn bootstrap_ids(&self) -> Vec<i32> {
-        lock(&self.inner).addresses.keys().copied().filter(|id| *id < 0).collect()
+    /// Who can be asked what any broker can answer: those of the snapshot and the bootstrap addresses.
+    pub(crate) fn candidates(&self, snapshot: &Metadata, rebootstrap: bool) -> Vec<Candidate> {
+        let with_bootstrap = self.settings.rebootstrap || snapshot.brokers.is_empty();
+        let slots: Vec<(i32, Option<Arc<Slot>>)> = {
+            let inner = lock(&self.inner);
+            let known = snapshot.brokers.keys().copied().filter(|_| !rebootstrap);
+            let bootstrap = inner.addresses.keys().copied().filter(|id| *id < 0 && with_bootstrap);
+            let ids = known.chain(bootstrap).filter(|id| inner.addresses.contains_key(id));
+            ids.map(|id| (id, inner.slots.get(&(id, Lane::Main)).cloned())).collect()
+        };
+        slots.into_iter().map(|(id, slot)| candidate(id, slot.as_deref())).collect()
     }
 
-    /// Takes over the addresses of a snapshot. A broker that moved gets new connections.
-    pub(crate) fn learn(&self, metadata: &Metadata) {
-        let mut inner = lock(&self.inner);
-        for (id, broker) in &metadata.brokers {
-            inner.set_address(*id, broker.address.clone());
+    /// Another broker answered before this one did.
+    pub(crate) fn handle_overtaken(&self, id: i32) {
+        if let Some(slot) = lock(&self.inner).slots.get(&(id, Lane::Main)) {
+            slot.failures.fetch_add(1, Ordering::Relaxed);
         }
-        inner.adopt_bootstrap_connections();
+    }
+
+    /// A broker was connected to, and did not answer: others come first for a while, and its connection goes.
+    pub(crate) fn handle_unanswered(&self, id: i32) {
+        self.handle_overtaken(id);
+    }
+
+    /// Takes over the addresses of a snapshot. A broker that moved gets new connections, one that is gone is forgotten.
+    pub(crate) fn learn(&self, metadata: &Metadata) {
+        let (left, known): (Vec<_>, BTreeSet<i32>) = {
+            let mut inner = lock(&self.inner);
+            let mut left = Vec::new();
+            for (id, broker) in &metadata.brokers {
+                left.append(&mut inner.set_address(*id, broker.address.clone()));
+            }
+            let told_apart = std::mem::take(&mut inner.told_apart);
+            let gone = |id: i32| id >= 0 && !metadata.brokers.contains_key(&id) && !told_apart.contains(&id);
+            let ids: Vec<i32> = inner.addresses.keys().copied().filter(|id| gone(*id)).collect();
+            for id in ids {
+                left.append(&mut inner.forget(id));
+            }
+            inner.adopt_bootstrap_connections();
+            (left, inner.addresses.keys().copied().collect())
+        };
+        left.iter().for_each(|slot| slot.retire());
+        lock(&self.causes).retain(|id| known.contains(&id));
     }
 
     /// Takes over one address, such as the one in a FindCoordinator answer.
     pub(crate) fn learn_one(&self, id: i32, address: Address) {
-        lock(&self.inner).set_address(id, address);
+        let left = {
+            let mut inner = lock(&self.inner);
+            inner.told_apart.insert(id);
+            inner.set_address(id, address)
+        };
+        left.iter().for_each(|slot| slot.retire());
+    }
+
+    /// Why a broker cannot be reached, if the last attempt failed.
+    pub(crate) fn why(&self, id: i32) -> Option<Error> {
+        lock(&self.causes).why(id).cloned()
+    }
+
+    /// How often and for how long brokers have held this client back.
+    pub(crate) fn pauses(&self) -> &Pauses {
+        &self.pauses
     }
 
     /// The connection to a broker: the open one, or a new one.
@@ -89,17 +149,21 @@ impl Brokers {
     /// A dropped call ends its own attempt at most; the next caller dials again.
     pub(crate) async fn connection(&self, id: i32, lane: Lane, deadline: Instant) -> Result<Arc<Connection>> {
         let (slot, address) = self.slot(id, lane)?;
-        if let Some(open) = slot.open(self.settings.connections_max_idle) {
+        if let Some(open) = slot.open() {
             return Ok(open);
         }
         let late = || {
-            Error::new(ErrorKind::Timeout, "no connection to the broker in time")
+            let error = Error::new(ErrorKind::Timeout, "no connection to the broker in time")
                 .with_broker(id)
-                .with_address(address.to_string())
+                .with_address(address.to_string());
+            match self.why(id) {
+                Some(cause) => error.with_source(cause),
+                None => error,
+            }
         };
         let mut dialing =
             tokio::time::timeout_at(deadline, slot.dialing.lock()).await.map_err(|_elapsed| late())?;
-        if let Some(open) = slot.open(self.settings.connections_max_idle) {
+        if let Some(open) = slot.open() {
             return Ok(open);
         }
         if let Some(not_before) = dialing.not_before {
@@ -108,20 +172,75 @@ impl Brokers {
             }
             tokio::time::sleep_until(not_before).await;
         }
-        match Connection::dial(&address, &self.settings, self.tls.as_ref(), deadline).await {
+        let setup = match slot.failures.load(Ordering::Relaxed) {
+            0 => self.settings.connection_setup_timeout,
+            _ => dialing.setup.clone().next(&mut self.settings.environment.rng()),
+        };
+        let until = deadline.min(time::now() + setup);
+        match Connection::dial(&address, &self.settings, self.tls.as_ref(), until).await {
             Ok(connection) => {
-                let connection = Arc::new(connection);
+                let connection = Arc::new(connection.with_pauses(Arc::clone(&self.pauses)));
                 dialing.backoff.reset();
+                dialing.setup.reset();
                 dialing.not_before = None;
-                *lock(&slot.connection) = Some(Arc::clone(&connection));
+                slot.failures.store(0, Ordering::Relaxed);
+                self.handle_reached(id, &address);
+                self.keep(id, lane, &slot, &address, &connection);
                 Ok(connection)
             }
             Err(error) => {
-                let pause = dialing.backoff.next(&mut self.settings.environment.rng());
-                dialing.not_before = Some(time::now() + pause);
-                Err(if id >= 0 { error.with_broker(id) } else { error })
+                let mut rng = self.settings.environment.rng();
+                dialing.not_before = Some(time::now() + dialing.backoff.next(&mut rng));
+                // The time-out of the next attempt is longer.
+                let _ = dialing.setup.next(&mut rng);
+                slot.failures.fetch_add(1, Ordering::Relaxed);
+                let error = if id >= 0 { error.with_broker(id) } else { error };
+                self.handle_unreachable(id, &error);
+                Err(error)
             }
         }
+    }
+
+    /// Keeps a connection for the next, unless the broker moved while it was made.
+    fn keep(&self, id: i32, lane: Lane, slot: &Arc<Slot>, address: &Address, connection: &Arc<Connection>) {
+        *lock(&slot.connection) = Some(Arc::clone(connection));
+        let is_current = {
+            let inner = lock(&self.inner);
+            let current = inner.slots.get(&(id, lane)).is_some_and(|current| Arc::ptr_eq(current, slot));
+            // The slot of a bootstrap address may have become that of the broker behind it.
+            let adopted = id < 0 && inner.slots.values().any(|other| Arc::ptr_eq(other, slot));
+            adopted || (current && inner.addresses.get(&id) == Some(address))
+        };
+        if !is_current {
+            slot.retire();
+        }
+    }
+
+    fn handle_reached(&self, id: i32, address: &Address) {
+        let over = lock(&self.causes).handle_success(time::now(), id);
+        if let Some(over) = over {
+            tracing::info!(
+                broker = id,
+                %address,
+                failures = over.failures,
+                lasted_ms = over.lasted.as_millis() as u64,
+                "a broker can be reached again"
+            );
+        }
+    }
+
+    fn handle_unreachable(&self, id: i32, error: &Error) {
+        if lock(&self.causes).handle_failure(time::now(), id, error) {
+            tracing::warn!(broker = id, %error, "a broker cannot be reached; further failures are counted, not logged");
+        } else {
+            tracing::debug!(broker = id, %error, "a broker can still not be reached");
+        }
+    }
+
+    /// Closes connections that were lost, or idle for too long. Returns when the next one will be.
+    pub(crate) fn close_idle(&self, now: Instant) -> Option<Instant> {
+        let slots: Vec<Arc<Slot>> = lock(&self.inner).slots.values().cloned().collect();
+        slots.iter().filter_map(|slot| slot.close_idle(now, self.settings.connections_max_idle)).min()
     }
 
     fn slot(&self, id: i32, lane: Lane) -> Result<(Arc<Slot>, Address)> {
@@ -130,49 +249,98 @@ impl Brokers {
             Error::new(ErrorKind::Disconnected, "the broker's address is not known").with_broker(id)
         })?;
         let slot = inner.slots.entry((id, lane)).or_insert_with(|| {
-            let backoff = Backoff::new(self.settings.reconnect_backoff, self.settings.reconnect_backoff_max);
-            let dialing = tokio::sync::Mutex::new(Dialing { backoff, not_before: None });
-            Arc::new(Slot { connection: Mutex::new(None), dialing })
+            let settings = &self.settings;
+            let mut setup =
+                Backoff::new(settings.connection_setup_timeout, settings.connection_setup_timeout_max);
+            // The first attempt has the time that is set; this is for those after it.
+            let _ = setup.next(&mut settings.environment.rng());
+            let dialing = tokio::sync::Mutex::new(Dialing {
+                backoff: Backoff::new(settings.reconnect_backoff, settings.reconnect_backoff_max),
+                setup,
+                not_before: None,
+            });
+            Arc::new(Slot { connection: Mutex::new(None), failures: AtomicU32::new(0), dialing })
         });
         Ok((Arc::clone(slot), address))
     }
 }
 
 impl Slot {
-    /// The open connection; one that was lost, or idle for so long that something on the way may have dropped it, is
-    /// let go.
-    fn open(&self, max_idle: std::time::Duration) -> Option<Arc<Connection>> {
+    /// The open connection; one that was lost is let go.
+    fn open(&self) -> Option<Arc<Connection>> {
         let mut connection = lock(&self.connection);
         let open = connection.as_ref()?;
-        if open.is_closed() || (open.in_flight() == 0 && open.idle_since() + max_idle < time::now()) {
+        if open.is_closed() {
+            open.retire();
             *connection = None;
             return None;
         }
         Some(Arc::clone(open))
     }
+
+    fn retire(&self) {
+        if let Some(connection) = lock(&self.connection).take() {
+            connection.retire();
+        }
+    }
+
+    /// Something on the way may drop what is idle for long, without a word.
+    fn close_idle(&self, now: Instant, max_idle: std::time::Duration) -> Option<Instant> {
+        let open = self.open()?;
+        if open.in_flight() > 0 {
+            return Some(now + max_idle);
+        }
+        let end = open.idle_since() + max_idle;
+        if end > now {
+            return Some(end);
+        }
+        tracing::debug!("an idle connection is closed");
+        self.retire();
+        None
+    }
 }
 
 impl Inner {
-    fn set_address(&mut self, id: i32, address: Address) {
-        if self.addresses.get(&id) != Some(&address) {
-            for lane in [Lane::Main, Lane::Fetch, Lane::Group] {
-                self.slots.remove(&(id, lane));
-            }
-            self.addresses.insert(id, address);
+    /// Returns the slots of the broker's old address, to be retired.
+    fn set_address(&mut self, id: i32, address: Address) -> Vec<Arc<Slot>> {
+        if self.addresses.get(&id) == Some(&address) {
+            return Vec::new();
         }
+        let left = self.forget(id);
+        self.addresses.insert(id, address);
+        left
+    }
+
+    fn forget(&mut self, id: i32) -> Vec<Arc<Slot>> {
+        self.addresses.remove(&id);
+        let lanes = [Lane::Main, Lane::Fetch, Lane::Group];
+        lanes.into_iter().filter_map(|lane| self.slots.remove(&(id, lane))).collect()
     }
 
     /// The connection that asked for the first metadata goes on as the main lane of the broker behind it.
     fn adopt_bootstrap_connections(&mut self) {
         let bootstrap: Vec<i32> = self.addresses.keys().copied().filter(|id| *id < 0).collect();
         for id in bootstrap {
-            let Some(slot) = self.slots.remove(&(id, Lane::Main)) else { continue };
             let Some(address) = self.addresses.get(&id) else { continue };
-            let broker = self.addresses.iter().find(|(id, known)| **id >= 0 && *known == address);
-            if let Some((broker, _)) = broker {
-                self.slots.entry((*broker, Lane::Main)).or_insert(slot);
+            let Some(broker) =
+                self.addresses.iter().find(|(id, known)| **id >= 0 && *known == address).map(|(id, _)| *id)
+            else {
+                continue;
+            };
+            if let Some(slot) = self.slots.remove(&(id, Lane::Main)) {
+                self.slots.entry((broker, Lane::Main)).or_insert(slot);
             }
         }
+    }
+}
+
+fn candidate(id: i32, slot: Option<&Slot>) -> Candidate {
+    let open = slot.and_then(Slot::open);
+    Candidate {
+        id,
+        // One that wants to be left alone comes after the others.
+        load: open.filter(|open| open.held_until().is_none()).map(|open| open.in_flight()),
+        failures: slot.map_or(0, |slot| slot.failures.load(Ordering::Relaxed)),
     }
 }
 

@@ -1,20 +1,23 @@
 //! The cluster as one immutable snapshot: brokers, topics, leaders. Pure; replaced whole, never edited in place.
 //!
 //! Rules: KIP-320 (a leader of an older epoch never replaces a newer one), KIP-516 (a topic that was deleted and made
-//! again has another id, and its epochs start again).
+//! again has another id, and its epochs start again). What cannot be (negative ids, ports, numbers twice) is passed over.
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use super::refresh::Found;
 pub(crate) use crate::error::code::UNKNOWN_TOPIC_OR_PARTITION;
 use crate::{
     config::settings::Address,
-    error::{Error, ErrorCode},
+    error::{Error, ErrorCode, ErrorKind, code::LEADER_NOT_AVAILABLE},
     wire,
 };
 
 /// What a client knows of the cluster at one moment.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Metadata {
+    /// Names of topics by their id (KIP-516).
+    names: BTreeMap<TopicId, Arc<str>>,
     /// 0 before the first answer; grows by one with each.
     pub(crate) version: u64,
     pub(crate) cluster_id: Option<String>,
@@ -29,10 +32,14 @@ pub(crate) struct Broker {
     pub(crate) rack: Option<String>,
 }
 
+/// All zeros from brokers older than 2.8.
+pub(crate) type TopicId = [u8; 16];
+
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Topic {
-    /// All zeros from brokers older than 2.8.
-    pub(crate) id: [u8; 16],
+    pub(crate) id: TopicId,
+    /// The version of the snapshot that asked about it last.
+    pub(crate) told_in: u64,
     pub(crate) error: Option<ErrorCode>,
     /// The index is the partition's number.
     pub(crate) partitions: Vec<Partition>,
@@ -60,11 +67,78 @@ impl Metadata {
         Some((partition.leader?, partition.leader_epoch))
     }
 
-    /// Whether a topic is known with all its partitions' leaders.
-    pub(crate) fn is_settled(&self, topic: &str) -> bool {
-        self.topics
-            .get(topic)
-            .is_some_and(|topic| topic.error.is_none() && topic.partitions.iter().all(|p| p.leader.is_some()))
+    /// The name of the topic with this id.
+    #[allow(dead_code, reason = "fetches and commits by topic id will ask")]
+    pub(crate) fn topic_name(&self, id: &TopicId) -> Option<&Arc<str>> {
+        self.names.get(id)
+    }
+
+    /// What is known of a topic.
+    pub(crate) fn found(&self, topic: &str) -> Found {
+        match self.topics.get(topic) {
+            None => Found::Missing,
+            Some(Topic { error: Some(code), .. })
+                if code.is_retriable() && code.0 != UNKNOWN_TOPIC_OR_PARTITION =>
+            {
+                Found::Unsettled
+            }
+            Some(Topic { error: Some(_), .. }) => Found::Missing,
+            // A topic that is being made may be listed before its partitions are.
+            Some(topic) if topic.partitions.is_empty() => Found::Unsettled,
+            Some(topic) if topic.partitions.iter().all(|partition| partition.leader.is_some()) => {
+                Found::Settled
+            }
+            Some(_) => Found::Unsettled,
+        }
+    }
+
+    /// Whether it says the same of brokers and topics.
+    pub(crate) fn agrees_with(&self, other: &Self) -> bool {
+        let same = |(name, topic): (&Arc<str>, &Topic)| {
+            other.topics.get(name).is_some_and(|known| {
+                (topic.id, topic.error, &topic.partitions) == (known.id, known.error, &known.partitions)
+            })
+        };
+        self.brokers == other.brokers
+            && self.topics.len() == other.topics.len()
+            && self.topics.iter().all(same)
+    }
+
+    /// Why a partition cannot be used, as far as the snapshot says.
+    pub(crate) fn why(&self, topic: &str, partition: Option<i32>) -> Option<Error> {
+        let Some(known) = self.topics.get(topic) else {
+            let text = "no broker has told about the topic yet";
+            return Some(Error::new(ErrorKind::Timeout, text).with_topic(topic));
+        };
+        if let Some(code) = known.error {
+            return Some(topic_error(topic, code));
+        }
+        let count = known.partitions.len();
+        if count == 0 {
+            return Some(
+                Error::from_code("Metadata", LEADER_NOT_AVAILABLE)
+                    .with_message("the topic is listed without partitions")
+                    .with_topic(topic),
+            );
+        }
+        let partition = partition?;
+        match usize::try_from(partition).ok().and_then(|index| known.partitions.get(index)) {
+            None => Some(
+                Error::from_code("Metadata", UNKNOWN_TOPIC_OR_PARTITION)
+                    .with_message(&format!("the topic has {count} partitions, from 0"))
+                    .with_topic(topic)
+                    .with_partition(partition)
+                    .with_hint("name a partition that the topic has, or add partitions to it"),
+            ),
+            Some(Partition { leader: None, replicas, .. }) => Some(
+                Error::from_code("Metadata", LEADER_NOT_AVAILABLE)
+                    .with_message(&format!("the partition has no leader; its replicas are on {replicas:?}"))
+                    .with_topic(topic)
+                    .with_partition(partition)
+                    .with_hint("see to the brokers of its replicas"),
+            ),
+            Some(_) => None,
+        }
     }
 
     /// Whether a topic can be used: it is there, and has at least one leader.
@@ -88,29 +162,37 @@ impl Metadata {
         (!code.is_retriable()).then(|| topic_error(topic, code))
     }
 
-    /// The snapshot after an answer about the topics `asked`.
-    pub(crate) fn merge(&self, answer: wire::MetadataResponse, asked: &[Arc<str>]) -> Self {
-        let brokers = answer
-            .brokers
-            .into_iter()
-            .map(|broker| {
-                let port = u16::try_from(broker.port).unwrap_or_default();
-                let address = Address { host: broker.host.to_string(), port };
-                (broker.node_id, Broker { address, rack: broker.rack.map(|rack| rack.to_string()) })
-            })
-            .collect();
+    /// The snapshot after an answer about the topics `asked`. Topics that are not to be kept are forgotten.
+    pub(crate) fn merge(
+        &self,
+        answer: wire::MetadataResponse,
+        asked: &[Arc<str>],
+        keep: impl Fn(&str) -> bool,
+    ) -> Self {
+        let version = self.version + 1;
+        let mut brokers = BTreeMap::new();
+        for broker in answer.brokers {
+            let Some(address) = address(broker.node_id, &broker.host, broker.port) else { continue };
+            let rack = broker.rack.map(|rack| rack.to_string());
+            // Of a broker that is listed twice the first counts.
+            brokers.entry(broker.node_id).or_insert(Broker { address, rack });
+        }
         // What nobody asked about this time stays as it was.
         let mut topics = self.topics.clone();
-        topics.retain(|name, _| !asked.contains(name));
+        topics.retain(|name, _| !asked.contains(name) && keep(name));
         for topic in answer.topics {
             let Some(name) = topic.name.as_ref().map(|name| Arc::<str>::from(name.as_str())) else {
                 continue;
             };
-            let merged = merge_topic(self.topics.get(&name), topic);
-            topics.insert(name, merged);
+            if keep(&name) {
+                let merged = merge_topic(version, self.topics.get(&name), topic);
+                topics.insert(name, merged);
+            }
         }
+        let names = topics.iter().filter(|(_, topic)| topic.id != TopicId::default());
         Self {
-            version: self.version + 1,
+            version,
+            names: names.map(|(name, topic)| (topic.id, Arc::clone(name))).collect(),
             cluster_id: answer.cluster_id.map(|id| id.to_string()),
             controller: (answer.controller_id >= 0).then_some(answer.controller_id),
             brokers,
@@ -119,23 +201,45 @@ impl Metadata {
     }
 }
 
-fn merge_topic(known: Option<&Topic>, answer: wire::metadata_response::MetadataResponseTopic) -> Topic {
+/// A broker's address as it was told; `None` if there can be no such broker. Negative ids are ours, of the bootstrap
+/// addresses.
+pub(super) fn address(id: i32, host: &str, port: i32) -> Option<Address> {
+    match u16::try_from(port) {
+        Ok(port) if id >= 0 && port > 0 && !host.is_empty() => Some(Address { host: host.to_owned(), port }),
+        _ => {
+            tracing::debug!(id, host, port, "there can be no such broker; it is passed over");
+            None
+        }
+    }
+}
+
+fn merge_topic(
+    version: u64,
+    known: Option<&Topic>,
+    answer: wire::metadata_response::MetadataResponseTopic,
+) -> Topic {
     let id = answer.topic_id.0;
     // KIP-516: epochs compare only within one life of the topic.
     let known = known.filter(|known| known.id == id);
-    // A topic has fewer partitions than the answer has bytes, so this cannot grow by an unchecked number.
-    let mut partitions = vec![Partition::UNKNOWN; answer.partitions.len()];
+    // A topic has no more partitions than the answer lists, so this cannot grow by an unchecked number.
+    let listed = answer.partitions.len();
+    let mut fresh = BTreeMap::new();
     for partition in answer.partitions {
-        let Some(index) = usize::try_from(partition.partition_index).ok().filter(|i| *i < partitions.len())
+        let Some(index) = usize::try_from(partition.partition_index).ok().filter(|index| *index < listed)
         else {
             continue;
         };
-        let fresh = Partition {
+        // Of a partition that is listed twice the first counts.
+        fresh.entry(index).or_insert_with(|| Partition {
             leader: (partition.leader_id >= 0).then_some(partition.leader_id),
             leader_epoch: partition.leader_epoch,
             replicas: partition.replica_nodes,
             in_sync_replicas: partition.isr_nodes,
-        };
+        });
+    }
+    let count = fresh.last_key_value().map_or(0, |(last, _)| last + 1);
+    let mut partitions = vec![Partition::UNKNOWN; count];
+    for (index, fresh) in fresh {
         let newer = known
             .and_then(|known| known.partitions.get(index))
             .filter(|known| fresh.leader_epoch >= 0 && known.leader_epoch > fresh.leader_epoch);
@@ -143,7 +247,7 @@ fn merge_topic(known: Option<&Topic>, answer: wire::metadata_response::MetadataR
         partitions[index] = newer.cloned().unwrap_or(fresh);
     }
     let error = (answer.error_code != 0).then_some(ErrorCode(answer.error_code));
-    Topic { id, error, partitions }
+    Topic { id, told_in: version, error, partitions }
 }
 
 /// The error of a topic in a metadata answer, with the usual remedy.
@@ -191,37 +295,41 @@ mod tests {
         wire::MetadataResponse { brokers: vec![broker], topics, ..Default::default() }
     }
 
+    fn all(_: &str) -> bool {
+        true
+    }
+
     #[test]
     fn a_leader_of_an_older_epoch_does_not_replace_a_newer_one() {
-        let first = Metadata::default().merge(answer(vec![topic("orders", &[(2, 5)])]), &[]);
-        let second = first.merge(answer(vec![topic("orders", &[(1, 4)])]), &[]);
+        let first = Metadata::default().merge(answer(vec![topic("orders", &[(2, 5)])]), &[], all);
+        let second = first.merge(answer(vec![topic("orders", &[(1, 4)])]), &[], all);
         assert_eq!(second.leader("orders", 0), Some((2, 5)));
-        let third = second.merge(answer(vec![topic("orders", &[(3, 6)])]), &[]);
+        let third = second.merge(answer(vec![topic("orders", &[(3, 6)])]), &[], all);
         assert_eq!(third.leader("orders", 0), Some((3, 6)));
     }
 
     #[test]
     fn a_topic_made_again_starts_its_epochs_again() {
-        let first = Metadata::default().merge(answer(vec![topic("orders", &[(2, 5)])]), &[]);
+        let first = Metadata::default().merge(answer(vec![topic("orders", &[(2, 5)])]), &[], all);
         let mut again = topic("orders", &[(1, 0)]);
         again.topic_id = wire::Uuid([9; 16]);
-        let second = first.merge(answer(vec![again]), &[]);
+        let second = first.merge(answer(vec![again]), &[], all);
         assert_eq!(second.leader("orders", 0), Some((1, 0)));
     }
 
     #[test]
     fn topics_not_asked_for_are_kept_and_deleted_ones_are_forgotten() {
         let both = vec![topic("a", &[(1, 0)]), topic("b", &[(1, 0)])];
-        let first = Metadata::default().merge(answer(both), &[]);
-        let second = first.merge(answer(vec![]), &["a".into()]);
-        assert!(!second.topics.contains_key("a") && second.is_settled("b"));
+        let first = Metadata::default().merge(answer(both), &[], all);
+        let second = first.merge(answer(vec![]), &["a".into()], all);
+        assert!(!second.topics.contains_key("a") && second.found("b") == Found::Settled);
     }
 
     #[test]
     fn partitions_of_a_deleted_or_smaller_topic_are_gone_and_those_of_an_unknown_one_are_not() {
         let mut deleted = topic("deleted", &[]);
         deleted.error_code = UNKNOWN_TOPIC_OR_PARTITION;
-        let metadata = Metadata::default().merge(answer(vec![topic("a", &[(1, 0)]), deleted]), &[]);
+        let metadata = Metadata::default().merge(answer(vec![topic("a", &[(1, 0)]), deleted]), &[], all);
         assert!(metadata.is_gone("a", 1) && metadata.is_gone("deleted", 0));
         assert!(!metadata.is_gone("a", 0) && !metadata.is_gone("a", -1) && !metadata.is_gone("unknown", 0));
     }
@@ -230,10 +338,106 @@ mod tests {
     fn absurd_partition_numbers_are_ignored() {
         let mut odd = topic("a", &[(1, 0), (1, 0)]);
         odd.partitions[1].partition_index = i32::MAX;
-        let metadata = Metadata::default().merge(answer(vec![odd]), &[]);
+        let metadata = Metadata::default().merge(answer(vec![odd]), &[], all);
         assert_eq!(metadata.leader("a", 0), Some((1, 0)));
         assert_eq!(metadata.leader("a", 1), None);
         assert_eq!(metadata.leader("a", i32::MAX), None);
         assert_eq!(metadata.leader("a", -1), None);
+    }
+
+    #[test]
+    fn a_topic_without_partitions_is_not_settled_and_one_that_is_refused_or_unknown_is_missing() {
+        let with_error = |name: &str, code| {
+            let mut topic = topic(name, &[]);
+            topic.error_code = code;
+            topic
+        };
+        let topics = vec![
+            topic("empty", &[]),
+            topic("good", &[(1, 0)]),
+            topic("leaderless", &[(1, 0), (-1, 0)]),
+            with_error("starting", LEADER_NOT_AVAILABLE),
+            with_error("refused", 29),
+            with_error("unknown", UNKNOWN_TOPIC_OR_PARTITION),
+        ];
+        let metadata = Metadata::default().merge(answer(topics), &[], all);
+        for (name, found) in [
+            ("empty", Found::Unsettled),
+            ("good", Found::Settled),
+            ("leaderless", Found::Unsettled),
+            ("starting", Found::Unsettled),
+            ("refused", Found::Missing),
+            ("unknown", Found::Missing),
+            ("never heard of", Found::Missing),
+        ] {
+            assert_eq!(metadata.found(name), found, "{name}");
+        }
+    }
+
+    #[test]
+    fn brokers_that_cannot_be_and_what_is_listed_twice_are_passed_over() {
+        let broker = |id: i32, host: &str, port| MetadataResponseBroker {
+            node_id: id,
+            host: host.into(),
+            port,
+            ..Default::default()
+        };
+        let brokers = vec![
+            broker(-1, "evil", 9092),
+            broker(i32::MIN, "evil", 9092),
+            broker(2, "b2", -1),
+            broker(3, "b3", 65_536),
+            broker(4, "", 9092),
+            broker(5, "b5", 0),
+            broker(6, "b6", 9092),
+            broker(6, "evil", 9092),
+        ];
+        let mut twice = topic("a", &[(6, 0), (7, 9), (8, 9)]);
+        twice.partitions[1].partition_index = 0;
+        twice.partitions[2].partition_index = -3;
+        let answer = wire::MetadataResponse { brokers, topics: vec![twice], ..Default::default() };
+        let metadata = Metadata::default().merge(answer, &[], all);
+        assert_eq!(metadata.brokers.keys().collect::<Vec<_>>(), [&6]);
+        assert_eq!(metadata.brokers[&6].address.host, "b6");
+        assert_eq!(metadata.topics["a"].partitions.len(), 1);
+        assert_eq!(metadata.leader("a", 0), Some((6, 0)));
+    }
+
+    #[test]
+    fn a_topic_of_no_interest_is_not_taken_over_and_a_known_one_is_forgotten() {
+        let both = || answer(vec![topic("a", &[(1, 0)]), topic("b", &[(1, 0)])]);
+        let first = Metadata::default().merge(both(), &[], all);
+        let second = first.merge(both(), &[], |name| name == "b");
+        assert_eq!(second.topics.keys().map(|name| &**name).collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[test]
+    fn why_a_partition_cannot_be_used_names_it_and_the_reason() {
+        let mut refused = topic("refused", &[]);
+        refused.error_code = 29;
+        let topics = vec![topic("a", &[(1, 0), (-1, 0)]), topic("empty", &[]), refused];
+        let metadata = Metadata::default().merge(answer(topics), &[], all);
+        let why = |topic, partition| metadata.why(topic, partition).map(|error| error.to_string());
+        assert_eq!(why("a", Some(0)), None);
+        assert_eq!(why("a", None), None);
+        for (topic, partition, text) in [
+            ("a", Some(1), "has no leader"),
+            ("a", Some(2), "the topic has 2 partitions, from 0"),
+            ("empty", Some(0), "listed without partitions"),
+            ("refused", Some(0), "TopicAuthorizationFailed"),
+            ("unheard", None, "no broker has told"),
+        ] {
+            let why = why(topic, partition).unwrap();
+            assert!(why.contains(text) && why.contains(topic), "{why}");
+        }
+    }
+
+    #[test]
+    fn topics_are_found_by_their_id() {
+        let mut with_id = topic("a", &[(1, 0)]);
+        with_id.topic_id = wire::Uuid([9; 16]);
+        let metadata = Metadata::default().merge(answer(vec![with_id, topic("b", &[(1, 0)])]), &[], all);
+        assert_eq!(metadata.topic_name(&[9; 16]).map(|name| &**name), Some("a"));
+        assert_eq!(metadata.topic_name(&[0; 16]), None, "older brokers have none");
     }
 }

@@ -2,34 +2,42 @@
 //!
 //! Handle of the pattern "one handle, one driver task": [`Cluster`] answers from the snapshot and wakes the task, which
 //! alone replaces the snapshot. Implements KIP-899 and KIP-1102 (back to the bootstrap addresses when no known broker
-//! answers).
+//! answers). It knows why something cannot be reached ([`Cluster::why`]) and is the one that logs it.
 
 mod brokers;
+mod candidates;
+mod causes;
+mod coordinators;
 pub(crate) mod metadata;
 mod refresh;
 mod task;
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
 use tokio::sync::{Notify, watch};
 
-use self::{brokers::Brokers, refresh::Refresh};
+use self::{
+    brokers::Brokers,
+    coordinators::Coordinators,
+    refresh::{Limits, Refresh},
+};
 pub(crate) use self::{
     brokers::Lane,
+    coordinators::CoordinatorKind,
     metadata::{Metadata, UNKNOWN_TOPIC_OR_PARTITION},
+    refresh::Create,
 };
 use crate::{
-    config::settings::{Address, ClientSettings},
-    connection::{
-        Connection,
-        api::{Api, wire},
-    },
+    config::settings::ClientSettings,
+    connection::{Connection, Pauses},
+    driver,
     error::{Error, ErrorKind, Result},
+    race,
     time::{self, Backoff, Instant},
+    wire::{self, Api},
 };
 
 /// A client's view of the cluster. Cheap to clone; the driver task ends with the last clone.
@@ -47,7 +55,9 @@ struct Shared {
     snapshot: watch::Sender<Arc<Metadata>>,
     /// How the last attempts to refresh went.
     health: watch::Sender<Health>,
-    coordinators: Mutex<BTreeMap<String, i32>>,
+    coordinators: Mutex<Coordinators>,
+    /// Why the driver ended before its time.
+    ended: OnceLock<Error>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -62,19 +72,26 @@ impl Cluster {
     /// Starts the driver task; connects when something is first asked.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] if the TLS settings cannot be used.
+    /// [`ErrorKind::Config`] if the TLS settings cannot be used, and outside a tokio runtime.
     pub(crate) fn start(settings: Arc<ClientSettings>) -> Result<Self> {
+        driver::check_runtime()?;
         let backoff = Backoff::new(settings.retry_backoff, settings.retry_backoff_max);
+        let limits = Limits {
+            max_age: settings.metadata_max_age,
+            max_idle: settings.metadata_max_idle,
+            rebootstrap_after: settings.rebootstrap.then_some(settings.rebootstrap_after),
+        };
         let shared = Arc::new(Shared {
             brokers: Brokers::new(Arc::clone(&settings))?,
-            refresh: Mutex::new(Refresh::new(time::now(), settings.metadata_max_age, backoff)),
+            refresh: Mutex::new(Refresh::new(time::now(), limits, backoff)),
             wake: Notify::new(),
             snapshot: watch::channel(Arc::new(Metadata::default())).0,
             health: watch::channel(Health::default()).0,
-            coordinators: Mutex::new(BTreeMap::new()),
+            coordinators: Mutex::default(),
+            ended: OnceLock::new(),
             settings,
         });
-        let driver = Arc::new(task::Driver::start(Arc::clone(&shared)));
+        let driver = Arc::new(task::Driver::start(Arc::clone(&shared))?);
         Ok(Self { shared, _driver: driver })
     }
 
@@ -96,48 +113,89 @@ impl Cluster {
         self.shared.wake.notify_one();
     }
 
+    /// Exactly these topics are subscribed to from now on.
+    pub(crate) fn follow(&self, topics: &[Arc<str>]) {
+        self.shared.refresh().follow(time::now(), topics);
+        self.shared.wake.notify_one();
+    }
+
+    /// Records wait for a topic that the snapshot does not lead to.
+    #[allow(dead_code, reason = "the producer's sender will ask")]
+    pub(crate) fn want_topic(&self, topic: &Arc<str>) {
+        self.shared.refresh().want_topics(time::now(), [topic], Create::IfAllowed);
+        self.shared.wake.notify_one();
+    }
+
+    /// These topics are in use: they are followed for another `metadata.max.idle.ms`.
+    #[allow(dead_code, reason = "the producer's sender will say so")]
+    pub(crate) fn touch_topics<'a>(&self, topics: impl IntoIterator<Item = &'a Arc<str>>) {
+        self.shared.refresh().touch(time::now(), topics);
+    }
+
     /// Waits for the first answer of any broker.
     ///
     /// # Errors
-    /// If no bootstrap address answers: one error with the cause of each.
+    /// The cause at once where waiting will not help (a setting), and the last one at the deadline.
     pub(crate) async fn connect(&self, deadline: Instant) -> Result<()> {
+        let started = time::now();
         let mut health = self.shared.health.subscribe();
-        let first = health.wait_for(|health| health.attempts > 0);
-        let health = tokio::time::timeout_at(deadline, first).await;
-        match health {
-            Ok(Ok(health)) => match &health.error {
-                Some(error) if self.metadata().version == 0 => Err(error.clone()),
-                _ => Ok(()),
-            },
-            Ok(Err(_)) => Err(Error::closed("client")),
-            Err(_elapsed) => Err(Error::new(ErrorKind::Timeout, "no broker answered in time")),
+        loop {
+            let (attempts, cause) = {
+                let health = health.borrow_and_update();
+                (health.attempts, health.error.clone())
+            };
+            self.shared.check_driver()?;
+            if self.metadata().version > 0 {
+                return Ok(());
+            }
+            if let Some(error) = cause.as_ref().filter(|error| attempts > 0 && !error.is_retriable()) {
+                return Err(error.clone());
+            }
+            match tokio::time::timeout_at(deadline, health.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(Error::closed("client")),
+                Err(_elapsed) => return Err(not_connected(cause, time::now() - started)),
+            }
         }
     }
 
-    /// Has topics followed from now on, and waits until each can be used.
+    /// Has topics followed for `metadata.max.idle.ms`, and waits until each can be used.
     ///
     /// # Errors
-    /// The broker's error for a topic that waiting will not mend, one of TLS or SASL at once, and
-    /// [`ErrorKind::Timeout`] with the last cause at the deadline.
+    /// The broker's error for a topic that waiting will not mend, asked for again before it is believed; a setting that is
+    /// wrong at once; and [`ErrorKind::Timeout`] with the last cause at the deadline.
     pub(crate) async fn require_topics(
         &self,
         topics: &[Arc<str>],
+        create: Create,
         deadline: Instant,
     ) -> Result<Arc<Metadata>> {
-        self.shared.refresh().add_topics(topics);
         let mut health = self.shared.health.subscribe();
+        let (begun, known) = (health.borrow().attempts, self.metadata().version);
+        self.shared.refresh().touch(time::now(), topics);
         loop {
+            let (attempts, cause) = {
+                let health = health.borrow_and_update();
+                (health.attempts, health.error.clone())
+            };
+            self.shared.check_driver()?;
             let metadata = self.metadata();
             let Some(missing) = topics.iter().find(|topic| !metadata.is_usable(topic)) else {
                 return Ok(metadata);
             };
-            if let Some(error) = topics.iter().find_map(|topic| metadata.permanent_error(topic)) {
+            // What was said before may be long over: a topic that was refused, a password that was wrong.
+            let is_news =
+                |topic: &&Arc<str>| metadata.topics.get(*topic).is_some_and(|topic| topic.told_in > known);
+            if let Some(error) =
+                topics.iter().filter(is_news).find_map(|topic| metadata.permanent_error(topic))
+            {
                 return Err(error);
             }
-            let cause = health.borrow_and_update().error.clone();
-            if let Some(error) = cause.as_ref().filter(|error| !error.is_retriable()) {
+            if let Some(error) = cause.as_ref().filter(|error| attempts > begun && !error.is_retriable()) {
                 return Err(error.clone());
             }
+            let unusable = topics.iter().filter(|topic| !metadata.is_usable(topic));
+            self.shared.refresh().want_topics(time::now(), unusable, create);
             self.shared.wake.notify_one();
             match tokio::time::timeout_at(deadline, health.changed()).await {
                 Ok(Ok(())) => {}
@@ -147,6 +205,39 @@ impl Cluster {
         }
     }
 
+    /// Why a broker cannot be reached, if the last attempt failed.
+    pub(crate) fn why(&self, broker: i32) -> Option<Error> {
+        self.shared.brokers.why(broker)
+    }
+
+    /// Why nothing can be written to, or read from, a topic or one of its partitions, as far as is known: the source of a
+    /// time-out of who waited for it.
+    #[allow(dead_code, reason = "the clients above do not ask yet")]
+    pub(crate) fn why_topic(&self, topic: &str, partition: Option<i32>) -> Option<Error> {
+        if let Some(ended) = self.shared.ended.get() {
+            return Some(ended.clone());
+        }
+        let metadata = self.metadata();
+        let unreachable = || self.shared.health.borrow().error.clone();
+        if let Some(why) = metadata.why(topic, partition) {
+            return Some(match (unreachable(), metadata.topics.contains_key(topic)) {
+                (Some(cause), false) => why.with_source(cause),
+                _ => why,
+            });
+        }
+        let leader = match partition {
+            Some(partition) => metadata.leader(topic, partition).map(|(leader, _)| leader),
+            None => metadata.topics.get(topic)?.partitions.iter().find_map(|partition| partition.leader),
+        };
+        leader.and_then(|leader| self.why(leader)).or_else(unreachable)
+    }
+
+    /// How often and for how long brokers have held this client back (KIP-219).
+    #[allow(dead_code, reason = "the counters do not show it yet")]
+    pub(crate) fn pauses(&self) -> &Pauses {
+        self.shared.brokers.pauses()
+    }
+
     /// The open connection to a broker, or a new one.
     pub(crate) async fn connection(
         &self,
@@ -154,10 +245,12 @@ impl Cluster {
         lane: Lane,
         deadline: Instant,
     ) -> Result<Arc<Connection>> {
+        self.shared.check_driver()?;
         let connection = self.shared.brokers.connection(broker, lane, deadline).await;
-        if connection.is_err() {
-            // The broker may have moved; the snapshot may know better soon.
-            self.refresh();
+        // The idle timer has one more to look at. Or the broker may have moved, and the snapshot know better soon.
+        match &connection {
+            Ok(_) => self.shared.wake.notify_one(),
+            Err(_) => self.refresh(),
         }
         connection
     }
@@ -178,72 +271,10 @@ impl Cluster {
         answer
     }
 
-    /// A connection to any broker that answers, known ones first.
+    /// A connection to any broker that answers: an open one, else the first that can be made.
     pub(crate) async fn any_connection(&self, deadline: Instant) -> Result<Arc<Connection>> {
-        self.shared.any_connection(deadline).await
-    }
-
-    /// The broker that coordinates a group; asked once, then remembered until [`Self::forget_coordinator`].
-    ///
-    /// # Errors
-    /// The broker's error if waiting will not mend it; otherwise the last cause at the deadline.
-    pub(crate) async fn coordinator(&self, group: &str, deadline: Instant) -> Result<i32> {
-        let mut backoff = Backoff::new(self.settings().retry_backoff, self.settings().retry_backoff_max);
-        let mut rng = self.settings().environment.rng();
-        loop {
-            if let Some(known) = self.shared.coordinators().get(group) {
-                return Ok(*known);
-            }
-            match self.find_coordinator(group, deadline).await {
-                Ok(broker) => {
-                    self.shared.coordinators().insert(group.to_owned(), broker);
-                    return Ok(broker);
-                }
-                Err(error) => {
-                    let next = time::now() + backoff.next(&mut rng);
-                    if !error.is_retriable() || next >= deadline {
-                        return Err(error);
-                    }
-                    tokio::time::sleep_until(next).await;
-                }
-            }
-        }
-    }
-
-    /// The group's coordinator is not (or no longer) `broker`.
-    pub(crate) fn forget_coordinator(&self, group: &str, broker: i32) {
-        let mut coordinators = self.shared.coordinators();
-        if coordinators.get(group) == Some(&broker) {
-            coordinators.remove(group);
-        }
-    }
-
-    async fn find_coordinator(&self, group: &str, deadline: Instant) -> Result<i32> {
-        let connection = self.any_connection(deadline).await?;
-        let key = kafka_string(group);
-        // KIP-699: from version 4 on, one request asks for several keys.
-        let request = if connection.version::<wire::FindCoordinatorRequest>().is_some_and(|v| v >= 4) {
-            wire::FindCoordinatorRequest { coordinator_keys: vec![key], ..Default::default() }
-        } else {
-            wire::FindCoordinatorRequest { key, ..Default::default() }
-        };
-        let deadline = deadline.min(time::now() + self.settings().request_timeout);
-        let mut answer = connection.call(request, deadline).await?;
-        let (code, id, host, port) = match answer.coordinators.pop() {
-            Some(found) => (found.error_code, found.node_id, found.host, found.port),
-            None => (answer.error_code, answer.node_id, answer.host, answer.port),
-        };
-        if code != 0 {
-            let error = Error::from_code("FindCoordinator", code);
-            return Err(match code {
-                30 => error.with_hint(format!("grant the user Read on the group {group}")),
-                _ => error,
-            });
-        }
-        let port =
-            u16::try_from(port).map_err(|_| Error::protocol("a coordinator's port is out of range"))?;
-        self.shared.brokers.learn_one(id, Address { host: host.to_string(), port });
-        Ok(id)
+        self.shared.check_driver()?;
+        self.shared.any_connection(false, deadline).await.map(|(_, connection)| connection)
     }
 }
 
@@ -252,32 +283,50 @@ impl Shared {
         self.refresh.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn coordinators(&self) -> MutexGuard<'_, BTreeMap<String, i32>> {
+    fn coordinators(&self) -> MutexGuard<'_, Coordinators> {
         self.coordinators.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Known brokers from a random one on, then the bootstrap addresses; the first that can be connected to.
-    async fn any_connection(&self, deadline: Instant) -> Result<Arc<Connection>> {
-        let mut candidates: Vec<i32> = self.snapshot.borrow().brokers.keys().copied().collect();
-        if !candidates.is_empty() {
-            let first = self.settings.environment.rng().below(candidates.len());
-            candidates.rotate_left(first);
-        }
-        // KIP-899: the bootstrap addresses stand behind the known brokers.
-        candidates.extend(self.brokers.bootstrap_ids());
-        let mut errors: Vec<Error> = Vec::new();
-        for id in candidates {
-            let attempt = deadline.min(time::now() + self.settings.connection_setup_timeout);
-            match self.brokers.connection(id, Lane::Main, attempt).await {
-                Ok(connection) => return Ok(connection),
-                Err(error) => errors.push(error),
+    /// The driver ended before its time: whoever waits for it is told.
+    fn handle_end(&self, error: Error) {
+        let _ = self.ended.set(error.clone());
+        self.health
+            .send_modify(|health| *health = Health { attempts: health.attempts + 1, error: Some(error) });
+    }
+
+    fn check_driver(&self) -> Result<()> {
+        self.ended.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    /// The candidates race: a silent one holds up the next for a moment only.
+    async fn any_connection(&self, rebootstrap: bool, deadline: Instant) -> Result<(i32, Arc<Connection>)> {
+        let candidates = self.brokers.candidates(&self.metadata(), rebootstrap);
+        let order = candidates::order(candidates, &mut self.settings.environment.rng());
+        let tried = Mutex::new(Vec::new());
+        let attempt = |id| {
+            tried.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+            async move { Ok((id, self.brokers.connection(id, Lane::Main, deadline).await?)) }
+        };
+        let won = race::run(order, attempt, |_| false).await;
+        let won = won.map_err(|failures| no_broker(failures.into_iter().map(|(_, error)| error).collect()));
+        if let Ok((winner, _)) = &won {
+            for id in tried.into_inner().unwrap_or_else(PoisonError::into_inner) {
+                if id != *winner {
+                    self.brokers.handle_overtaken(id);
+                }
             }
+            self.wake.notify_one();
         }
-        Err(no_broker(errors))
+        won
+    }
+
+    fn metadata(&self) -> Arc<Metadata> {
+        Arc::clone(&self.snapshot.borrow())
     }
 }
 
-/// One error out of those of every broker tried: the kind of the one that names a setting, if there is one.
+/// One error out of those of every broker tried. It is permanent only if all of them are: while one may come back,
+/// waiting may help.
 fn no_broker(errors: Vec<Error>) -> Error {
     let telling = errors.iter().find(|error| !error.is_retriable()).or_else(|| errors.first());
     match (telling, errors.len()) {
@@ -285,11 +334,21 @@ fn no_broker(errors: Vec<Error>) -> Error {
         (Some(only), 1) => only.clone(),
         (Some(telling), _) => {
             let causes: Vec<String> = errors.iter().map(|error| format!("({error})")).collect();
-            Error::new(
-                telling.kind(),
-                format!("none of {} brokers could be reached: {}", causes.len(), causes.join(", ")),
-            )
+            let text = format!("none of {} brokers could be reached: {}", causes.len(), causes.join(", "));
+            let error = Error::new(telling.kind(), text);
+            if errors.iter().any(Error::is_retriable) { error } else { error.with_permanent() }
         }
+    }
+}
+
+/// No broker answered within the time to connect.
+fn not_connected(cause: Option<Error>, waited: Duration) -> Error {
+    let text = format!("no broker answered within {} ms", waited.as_millis());
+    match cause {
+        // As it is: kind, address and hint say how far the attempts came, and what to change.
+        Some(cause) => cause.with_message(&text),
+        None => Error::new(ErrorKind::Timeout, text)
+            .with_hint("check bootstrap.servers, and that the brokers run and can be reached from here"),
     }
 }
 
@@ -300,7 +359,13 @@ fn missing_topic(metadata: &Metadata, topic: &Arc<str>, cause: Option<Error>) ->
             Error::new(ErrorKind::Timeout, "no broker told about the topic in time").with_source(cause)
         }
         (None, Some(code)) => metadata::topic_error(topic, code),
-        (None, None) => Error::new(ErrorKind::Timeout, "the topic has no leader yet"),
+        (None, None) => {
+            let error = Error::new(ErrorKind::Timeout, "the topic has no leader yet");
+            match metadata.why(topic, Some(0)) {
+                Some(why) => error.with_source(why),
+                None => error,
+            }
+        }
     };
     error.with_topic(Arc::clone(topic))
 }

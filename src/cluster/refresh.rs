@@ -1,65 +1,161 @@
 //! When to ask for metadata, and about which topics. Pure: the task asks and reports back.
 //!
 //! ```text
-//!   Idle ──(wanted, too old, new topic)──> Asking ──ok──────────────> Idle
-//!                                            │ failed, or incomplete
+//!   Idle ──(wanted, too old, new topic)──> Asking ──ok──> Idle
+//!                                            │ failed
 //!                                            └──> BackingOff ──(time)──> Asking
 //! ```
-//! Never asks twice at once, and never again sooner than `retry.backoff.ms` but for a new topic.
+//! A topic is followed while somebody subscribes to it, and for `metadata.max.idle.ms` after it was last used; then it is
+//! forgotten. Brokers may create a topic only where somebody asks for it who wants that: no refresh ever does.
+//! Never asks twice at once. Who complains or waits is served after `retry.backoff.ms` at first, and less often while the
+//! answers stay the same (KIP-580); a topic that nobody has asked about yet does not wait.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::time::{Backoff, Instant, Rng};
 
-/// The question to put to some broker: these topics.
+/// The question to put to some broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ask {
     pub(crate) topics: Vec<Arc<str>>,
+    /// Brokers may create what does not exist.
+    pub(crate) create: bool,
+    /// Only the bootstrap addresses are asked (KIP-1102): no known broker has told anything for long.
+    pub(crate) rebootstrap: bool,
 }
+
+/// Whether brokers may create a topic that does not exist (where `auto.create.topics.enable` lets them).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Create {
+    Never,
+    /// If `allow.auto.create.topics` allows it.
+    IfAllowed,
+}
+
+/// What an answer says about a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// It has partitions, and each has a leader.
+    Settled,
+    /// A partition has no leader at the moment, or the topic no partition yet.
+    Unsettled,
+    /// There is none, or it may not be seen.
+    Missing,
+}
+
+/// How often an unsettled topic is looked at that nobody waits for.
+const UNHURRIED: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Refresh {
-    topics: BTreeSet<Arc<str>>,
+    topics: BTreeMap<Arc<str>, Interest>,
     state: State,
     /// Someone saw that the snapshot is stale.
     wanted: bool,
-    /// A topic nobody has asked about yet.
-    new_topic: bool,
-    max_age: Duration,
+    /// The question that is out came of a complaint or of somebody who waits.
+    hurried: bool,
+    pause: Duration,
+    /// Since when no answer came at all.
+    failing_since: Option<Instant>,
+    misled: bool,
+    limits: Limits,
     backoff: Backoff,
+}
+
+/// Settings.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) max_age: Duration,
+    pub(crate) max_idle: Duration,
+    /// `None`: a client that knows brokers never goes back to the bootstrap addresses alone.
+    pub(crate) rebootstrap_after: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Interest {
+    used: Instant,
+    /// Subscribed to: never idle.
+    followed: bool,
+    /// Somebody waits for it.
+    awaited: bool,
+    /// Nobody has asked about it yet: it need not wait.
+    new: bool,
+    create: bool,
+    unsettled: bool,
 }
 
 #[derive(Debug)]
 enum State {
-    Idle {
-        since: Instant,
-    },
+    Idle { since: Instant },
     Asking,
-    /// `reachable`: brokers answer, but a topic is not complete yet.
-    BackingOff {
-        since: Instant,
-        until: Instant,
-        reachable: bool,
-    },
+    BackingOff { until: Instant },
 }
 
 impl Refresh {
-    pub(crate) fn new(now: Instant, max_age: Duration, backoff: Backoff) -> Self {
+    pub(crate) fn new(now: Instant, limits: Limits, backoff: Backoff) -> Self {
         Self {
-            topics: BTreeSet::new(),
-            state: State::BackingOff { since: now, until: now, reachable: false },
-            wanted: true,
-            new_topic: false,
-            max_age,
+            topics: BTreeMap::new(),
+            state: State::BackingOff { until: now },
+            wanted: false,
+            hurried: false,
+            pause: backoff.initial(),
+            failing_since: None,
+            misled: false,
+            limits,
             backoff,
         }
     }
 
-    /// Adds topics to what is asked about from now on.
-    pub(crate) fn add_topics(&mut self, topics: &[Arc<str>]) {
+    /// Somebody waits for these topics, or has records for them.
+    pub(crate) fn want_topics<'a>(
+        &mut self,
+        now: Instant,
+        topics: impl IntoIterator<Item = &'a Arc<str>>,
+        create: Create,
+    ) {
         for topic in topics {
-            self.new_topic |= self.topics.insert(Arc::clone(topic));
+            let interest = self.interest(now, topic);
+            interest.used = now;
+            interest.awaited = true;
+            interest.create |= create == Create::IfAllowed;
         }
+    }
+
+    /// These topics are in use.
+    pub(crate) fn touch<'a>(&mut self, now: Instant, topics: impl IntoIterator<Item = &'a Arc<str>>) {
+        for topic in topics {
+            self.interest(now, topic).used = now;
+        }
+    }
+
+    /// From now on exactly these topics are subscribed to.
+    pub(crate) fn follow(&mut self, now: Instant, topics: &[Arc<str>]) {
+        let topics: BTreeSet<&Arc<str>> = topics.iter().collect();
+        for (topic, interest) in &mut self.topics {
+            if interest.followed && !topics.contains(topic) {
+                interest.followed = false;
+                // Given up: whoever else uses it says so.
+                interest.used = now.checked_sub(self.limits.max_idle).unwrap_or(now);
+            }
+        }
+        for topic in topics {
+            self.interest(now, topic).followed = true;
+        }
+    }
+
+    fn interest(&mut self, now: Instant, topic: &Arc<str>) -> &mut Interest {
+        self.topics.entry(Arc::clone(topic)).or_insert(Interest {
+            used: now,
+            followed: false,
+            awaited: false,
+            new: true,
+            create: false,
+            unsettled: false,
+        })
     }
 
     /// The snapshot is known to be stale.
@@ -67,15 +163,44 @@ impl Refresh {
         self.wanted = true;
     }
 
+    /// Whether a topic is still of interest: what is not is dropped from the snapshot.
+    pub(crate) fn knows(&self, topic: &str) -> bool {
+        self.topics.contains_key(topic)
+    }
+
     /// The question that is due now; call it until it returns `None`.
     pub(crate) fn poll_ask(&mut self, now: Instant) -> Option<Ask> {
         if self.due().is_none_or(|due| due > now) {
             return None;
         }
+        if let State::Idle { since } = self.state
+            && now.saturating_duration_since(since) > self.pause * 4
+        {
+            // Complaints that are far apart do not slow each other down.
+            self.backoff.reset();
+        }
+        let idle = self.limits.max_idle;
+        self.topics.retain(|_, topic| {
+            topic.followed || topic.awaited || now.saturating_duration_since(topic.used) < idle
+        });
+        let failing = self.failing_since.map(|since| now.saturating_duration_since(since));
+        let rebootstrap = match (self.limits.rebootstrap_after, failing) {
+            (Some(after), Some(failing)) => self.misled || failing >= after,
+            _ => false,
+        };
+        self.hurried = self.wanted || self.topics.values().any(|topic| topic.awaited && !topic.new);
         self.state = State::Asking;
-        self.wanted = false;
-        self.new_topic = false;
-        Some(Ask { topics: self.topics.iter().cloned().collect() })
+        // Those that may be created are asked about by themselves, so that nothing else comes back by it.
+        let create = self.topics.values().any(|topic| topic.create);
+        if !create {
+            self.wanted = false;
+        }
+        let asked = self.topics.iter_mut().filter(|(_, topic)| !create || topic.create);
+        let topics = asked.map(|(name, topic)| {
+            (topic.new, topic.awaited) = (false, false);
+            Arc::clone(name)
+        });
+        Some(Ask { topics: topics.collect(), create, rebootstrap })
     }
 
     /// When to call [`Self::poll_ask`] again, if nothing happens before.
@@ -83,35 +208,73 @@ impl Refresh {
         self.due()
     }
 
-    /// An answer has come. `complete`: every topic asked about has its leaders.
-    pub(crate) fn handle_answer(&mut self, now: Instant, complete: bool, rng: &mut Rng) {
-        if complete {
-            self.backoff.reset();
-            self.state = State::Idle { since: now };
-        } else {
-            // A topic is being created or has no leader yet: look again soon.
-            self.wanted = true;
-            self.state =
-                State::BackingOff { since: now, until: now + self.backoff.next(rng), reachable: true };
+    /// An answer has come. `changed`: it says something new.
+    pub(crate) fn handle_answer(
+        &mut self,
+        now: Instant,
+        ask: &Ask,
+        changed: bool,
+        found: impl Fn(&str) -> Found,
+        rng: &mut Rng,
+    ) {
+        self.failing_since = None;
+        self.misled = false;
+        for name in &ask.topics {
+            let Some(topic) = self.topics.get_mut(name) else { continue };
+            if ask.create {
+                topic.create = false;
+            }
+            topic.unsettled = match found(name) {
+                Found::Settled => false,
+                Found::Unsettled => true,
+                // Whoever waits for it asks again; nobody else needs to know.
+                Found::Missing => topic.followed,
+            };
+            topic.awaited |= topic.unsettled && topic.followed;
         }
+        if changed || !self.hurried {
+            self.backoff.reset();
+            self.pause = self.backoff.initial();
+        } else {
+            self.pause = self.backoff.next(rng);
+        }
+        self.state = State::Idle { since: now };
+    }
+
+    /// The broker that was asked says that it is not of this cluster (KIP-1102).
+    pub(crate) fn rebootstrap(&mut self) {
+        self.misled = true;
     }
 
     /// No broker could be asked.
-    pub(crate) fn handle_failure(&mut self, now: Instant, rng: &mut Rng) {
+    pub(crate) fn handle_failure(&mut self, now: Instant, ask: &Ask, rng: &mut Rng) {
+        self.failing_since.get_or_insert(now);
         self.wanted = true;
-        self.state = State::BackingOff { since: now, until: now + self.backoff.next(rng), reachable: false };
+        for name in &ask.topics {
+            if let Some(topic) = self.topics.get_mut(name) {
+                topic.create |= ask.create;
+            }
+        }
+        self.state = State::BackingOff { until: now + self.backoff.next(rng) };
     }
 
     fn due(&self) -> Option<Instant> {
-        match self.state {
-            State::Asking => None,
-            State::Idle { since } | State::BackingOff { since, reachable: true, .. } if self.new_topic => {
-                Some(since)
-            }
-            State::BackingOff { until, .. } => Some(until),
-            State::Idle { since } if self.wanted => Some(since + self.backoff.initial()),
-            State::Idle { since } => Some(since + self.max_age),
-        }
+        let since = match self.state {
+            State::Asking => return None,
+            State::BackingOff { until } => return Some(until),
+            State::Idle { since } => since,
+        };
+        let any = |holds: fn(&Interest) -> bool| self.topics.values().any(holds);
+        let wait = if any(|topic| topic.new) {
+            Duration::ZERO
+        } else if self.wanted || any(|topic| topic.awaited || topic.create) {
+            self.pause
+        } else if any(|topic| topic.unsettled) {
+            UNHURRIED.min(self.limits.max_age)
+        } else {
+            self.limits.max_age
+        };
+        Some(since + wait)
     }
 }
 
@@ -120,18 +283,45 @@ mod tests {
     use super::*;
 
     const MAX_AGE: Duration = Duration::from_secs(300);
+    const MAX_IDLE: Duration = Duration::from_secs(60);
+    const BACKOFF: Duration = Duration::from_millis(100);
 
     fn refresh(now: Instant) -> Refresh {
-        Refresh::new(now, MAX_AGE, Backoff::new(Duration::from_millis(100), Duration::from_secs(1)))
+        let limits = Limits {
+            max_age: MAX_AGE,
+            max_idle: MAX_IDLE,
+            rebootstrap_after: Some(Duration::from_secs(300)),
+        };
+        Refresh::new(now, limits, Backoff::new(BACKOFF, Duration::from_secs(1)))
+    }
+
+    /// One that has had its first answer.
+    fn settled(now: Instant) -> Refresh {
+        let mut refresh = refresh(now);
+        answer(&mut refresh, now, Found::Settled);
+        refresh
+    }
+
+    /// Asks, and answers with the same for every topic; returns what was asked.
+    fn answer(refresh: &mut Refresh, now: Instant, found: Found) -> Ask {
+        let ask = refresh.poll_ask(now).expect("a question is due");
+        assert_eq!(refresh.poll_ask(now), None, "one question at a time");
+        refresh.handle_answer(now, &ask, false, |_| found, &mut Rng::new(1));
+        ask
+    }
+
+    fn topics(names: &[&str]) -> Vec<Arc<str>> {
+        names.iter().map(|name| Arc::from(*name)).collect()
+    }
+
+    fn waits(refresh: &Refresh, now: Instant) -> Duration {
+        refresh.poll_timeout().unwrap() - now
     }
 
     #[test]
     fn asks_at_once_then_only_when_too_old() {
         let now = crate::time::now();
-        let mut refresh = refresh(now);
-        assert_eq!(refresh.poll_ask(now), Some(Ask { topics: vec![] }));
-        assert_eq!(refresh.poll_ask(now), None, "one question at a time");
-        refresh.handle_answer(now, true, &mut Rng::new(1));
+        let mut refresh = settled(now);
         assert_eq!(refresh.poll_timeout(), Some(now + MAX_AGE));
         assert_eq!(refresh.poll_ask(now + MAX_AGE - Duration::from_millis(1)), None);
         assert!(refresh.poll_ask(now + MAX_AGE).is_some());
@@ -140,54 +330,147 @@ mod tests {
     #[test]
     fn a_burst_of_complaints_is_one_question_after_the_back_off() {
         let now = crate::time::now();
-        let mut refresh = refresh(now);
-        refresh.poll_ask(now);
-        refresh.handle_answer(now, true, &mut Rng::new(1));
+        let mut refresh = settled(now);
         for _ in 0..100 {
             refresh.want();
         }
         assert_eq!(refresh.poll_ask(now), None);
-        let later = now + Duration::from_millis(100);
-        assert!(refresh.poll_ask(later).is_some());
-        refresh.handle_answer(later, true, &mut Rng::new(1));
-        assert_eq!(refresh.poll_ask(later + Duration::from_millis(100)), None);
+        answer(&mut refresh, now + BACKOFF, Found::Settled);
+        assert_eq!(refresh.poll_ask(now + 2 * BACKOFF), None);
+    }
+
+    #[test]
+    fn complaints_that_change_nothing_are_served_less_and_less_often_and_news_end_that() {
+        let mut now = crate::time::now();
+        let mut refresh = settled(now);
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            refresh.want();
+            pauses.push(waits(&refresh, now));
+            now += waits(&refresh, now);
+            answer(&mut refresh, now, Found::Settled);
+        }
+        assert!(pauses[5] > 5 * pauses[0], "{pauses:?}");
+        refresh.want();
+        now += waits(&refresh, now);
+        let ask = refresh.poll_ask(now).unwrap();
+        refresh.handle_answer(now, &ask, true, |_| Found::Settled, &mut Rng::new(1));
+        refresh.want();
+        assert_eq!(waits(&refresh, now), BACKOFF);
     }
 
     #[test]
     fn a_complaint_during_a_question_is_not_lost() {
         let now = crate::time::now();
         let mut refresh = refresh(now);
-        refresh.poll_ask(now);
+        let ask = refresh.poll_ask(now).unwrap();
         refresh.want();
-        refresh.handle_answer(now, true, &mut Rng::new(1));
-        assert!(refresh.poll_ask(now + Duration::from_millis(100)).is_some());
+        refresh.handle_answer(now, &ask, false, |_| Found::Settled, &mut Rng::new(1));
+        assert!(refresh.poll_ask(now + 2 * BACKOFF).is_some());
     }
 
     #[test]
     fn a_new_topic_does_not_wait_but_a_broken_cluster_makes_it_wait() {
         let now = crate::time::now();
-        let mut refresh = refresh(now);
-        refresh.poll_ask(now);
-        refresh.handle_answer(now, true, &mut Rng::new(1));
-        refresh.add_topics(&["orders".into()]);
-        assert_eq!(refresh.poll_ask(now), Some(Ask { topics: vec!["orders".into()] }));
-        refresh.handle_failure(now, &mut Rng::new(1));
-        refresh.add_topics(&["more".into()]);
+        let mut refresh = settled(now);
+        refresh.want_topics(now, &topics(&["orders"]), Create::Never);
+        let ask = refresh.poll_ask(now).unwrap();
+        assert_eq!((ask.topics.len(), ask.create), (1, false));
+        refresh.handle_failure(now, &ask, &mut Rng::new(1));
+        refresh.want_topics(now, &topics(&["more"]), Create::Never);
         assert_eq!(refresh.poll_ask(now), None);
-        assert!(refresh.poll_ask(now + Duration::from_millis(120)).is_some());
+        assert!(refresh.poll_ask(now + 2 * BACKOFF).is_some());
     }
 
     #[test]
-    fn an_incomplete_answer_is_asked_again_with_growing_pauses() {
+    fn a_missing_topic_is_looked_for_as_long_as_somebody_waits_and_then_no_more() {
+        let mut now = crate::time::now();
+        let mut refresh = settled(now);
+        for _ in 0..10 {
+            refresh.want_topics(now, &topics(&["orders"]), Create::Never);
+            assert!(waits(&refresh, now) <= Duration::from_millis(1200));
+            now += waits(&refresh, now);
+            answer(&mut refresh, now, Found::Missing);
+        }
+        assert_eq!(waits(&refresh, now), MAX_AGE);
+    }
+
+    #[test]
+    fn a_topic_without_partitions_or_leaders_is_looked_at_again_unasked() {
+        let mut now = crate::time::now();
+        let mut refresh = settled(now);
+        refresh.touch(now, &topics(&["used"]));
+        answer(&mut refresh, now, Found::Unsettled);
+        assert_eq!(waits(&refresh, now), UNHURRIED);
+        refresh.follow(now, &topics(&["followed"]));
+        answer(&mut refresh, now, Found::Missing);
+        for _ in 0..5 {
+            let pause = waits(&refresh, now);
+            assert!(pause <= Duration::from_millis(1200), "{pause:?}");
+            now += pause;
+            answer(&mut refresh, now, Found::Missing);
+        }
+        now += waits(&refresh, now);
+        answer(&mut refresh, now, Found::Settled);
+        assert_eq!(waits(&refresh, now), MAX_AGE);
+    }
+
+    #[test]
+    fn brokers_may_create_only_what_is_wanted_by_name_and_no_refresh_brings_a_topic_back() {
         let now = crate::time::now();
-        let mut refresh = refresh(now);
-        let mut rng = Rng::new(1);
-        refresh.poll_ask(now);
-        refresh.handle_answer(now, false, &mut rng);
-        let first = refresh.poll_timeout().unwrap() - now;
-        refresh.poll_ask(now + first);
-        refresh.handle_answer(now + first, false, &mut rng);
-        let second = refresh.poll_timeout().unwrap() - (now + first);
-        assert!(second > first, "{first:?} then {second:?}");
+        let mut refresh = settled(now);
+        refresh.touch(now, &topics(&["old"]));
+        answer(&mut refresh, now, Found::Settled);
+        refresh.want_topics(now, &topics(&["new"]), Create::IfAllowed);
+        let ask = answer(&mut refresh, now, Found::Unsettled);
+        assert_eq!(ask, Ask { topics: topics(&["new"]), create: true, rebootstrap: false });
+        refresh.want();
+        let ask = answer(&mut refresh, now + 2 * BACKOFF, Found::Settled);
+        assert_eq!(ask, Ask { topics: topics(&["new", "old"]), create: false, rebootstrap: false });
+    }
+
+    #[test]
+    fn a_question_that_may_create_is_put_again_when_it_was_lost() {
+        let now = crate::time::now();
+        let mut refresh = settled(now);
+        refresh.want_topics(now, &topics(&["new"]), Create::IfAllowed);
+        let ask = refresh.poll_ask(now).unwrap();
+        refresh.handle_failure(now, &ask, &mut Rng::new(1));
+        assert_eq!(refresh.poll_ask(now + 2 * BACKOFF), Some(ask));
+    }
+
+    #[test]
+    fn a_topic_is_forgotten_when_it_is_idle_or_not_subscribed_to_any_more() {
+        let now = crate::time::now();
+        let mut refresh = settled(now);
+        refresh.touch(now, &topics(&["idle", "used"]));
+        refresh.follow(now, &topics(&["followed", "left"]));
+        answer(&mut refresh, now, Found::Settled);
+        let later = now + MAX_IDLE;
+        refresh.touch(later, &topics(&["used"]));
+        refresh.follow(later, &topics(&["followed"]));
+        refresh.want();
+        let ask = answer(&mut refresh, later, Found::Settled);
+        assert_eq!(ask.topics, topics(&["followed", "used"]));
+        assert!(refresh.knows("used") && !refresh.knows("idle") && !refresh.knows("left"));
+    }
+
+    #[test]
+    fn who_gets_no_answer_for_long_goes_back_to_the_bootstrap_addresses_alone() {
+        let mut now = crate::time::now();
+        let start = now;
+        let mut refresh = settled(now);
+        refresh.want();
+        now += BACKOFF;
+        loop {
+            let ask = refresh.poll_ask(now).unwrap();
+            if ask.rebootstrap {
+                break;
+            }
+            refresh.handle_failure(now, &ask, &mut Rng::new(1));
+            now = refresh.poll_timeout().unwrap();
+        }
+        let took = now - start;
+        assert!((300..303).contains(&took.as_secs()), "{took:?}");
     }
 }

@@ -1,23 +1,25 @@
-//! The driver that keeps the snapshot fresh: asks when [`Refresh`](super::refresh::Refresh) says so, publishes answers.
+//! The driver that keeps the snapshot fresh: asks when [`Refresh`](super::refresh::Refresh) says so, publishes answers. It
+//! also closes connections that are idle for too long.
 
 use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
-use super::{Health, Shared, kafka_string, refresh::Ask};
+use super::{Health, Shared, causes::Causes, kafka_string, refresh::Ask};
 use crate::{
-    connection::api::wire,
-    error::Result,
-    time::{self, Rng},
+    driver,
+    error::{Error, Result, code::REBOOTSTRAP_REQUIRED},
+    time::{self, Instant, Rng},
+    wire,
 };
 
 /// Ends the task when the last handle goes.
 pub(crate) struct Driver(JoinHandle<()>);
 
 impl Driver {
-    pub(crate) fn start(shared: Arc<Shared>) -> Self {
-        #[expect(clippy::disallowed_methods, reason = "the one driver task of a cluster view")]
-        Self(tokio::spawn(run(shared)))
+    pub(crate) fn start(shared: Arc<Shared>) -> Result<Self> {
+        let ended = Arc::clone(&shared);
+        driver::spawn("client", move |error| ended.handle_end(error), run(shared)).map(Self)
     }
 }
 
@@ -29,64 +31,98 @@ impl Drop for Driver {
 
 async fn run(shared: Arc<Shared>) {
     let mut rng = shared.settings.environment.rng();
+    let mut causes = Causes::default();
     loop {
+        let now = time::now();
+        let idle = shared.brokers.close_idle(now);
         let (ask, timeout) = {
             let mut refresh = shared.refresh();
-            (refresh.poll_ask(time::now()), refresh.poll_timeout())
+            (refresh.poll_ask(now), refresh.poll_timeout())
         };
         if let Some(ask) = ask {
             let answer = fetch(&shared, &ask).await;
-            publish(&shared, &ask, answer, &mut rng);
+            publish(&shared, &ask, answer, &mut causes, &mut rng);
             continue;
         }
-        let Some(timeout) = timeout else {
-            shared.wake.notified().await;
-            continue;
-        };
         tokio::select! {
             biased;
             () = shared.wake.notified() => {}
-            () = tokio::time::sleep_until(timeout) => {}
+            () = sleep_until(timeout.into_iter().chain(idle).min()) => {}
         }
     }
 }
 
-async fn fetch(shared: &Shared, ask: &Ask) -> Result<wire::MetadataResponse> {
-    let deadline = time::now() + shared.settings.request_timeout;
-    let connection = shared.any_connection(deadline).await?;
-    let topics = {
-        let topic = |name: &Arc<str>| wire::metadata_request::MetadataRequestTopic {
-            name: Some(kafka_string(name)),
-            ..Default::default()
-        };
-        ask.topics.iter().map(topic).collect()
-    };
-    let request = wire::MetadataRequest {
-        topics: Some(topics),
-        allow_auto_topic_creation: shared.settings.allow_auto_create_topics,
-        ..Default::default()
-    };
-    connection.call(request, deadline).await
+async fn sleep_until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
 }
 
-fn publish(shared: &Shared, ask: &Ask, answer: Result<wire::MetadataResponse>, rng: &mut Rng) {
+async fn fetch(shared: &Shared, ask: &Ask) -> Result<wire::MetadataResponse> {
+    let timeout = shared.settings.request_timeout;
+    let (id, connection) = shared.any_connection(ask.rebootstrap, time::now() + timeout).await?;
+    let answer = connection.call(request(shared, ask), time::now() + timeout).await;
+    let answer = answer.and_then(|answer| match answer.error_code {
+        0 if answer.brokers.is_empty() => {
+            Err(Error::protocol("the answer names no broker").with_api("Metadata"))
+        }
+        0 => Ok(answer),
+        code => Err(Error::from_code("Metadata", code)),
+    });
+    if let Err(error) = &answer {
+        shared.brokers.handle_unanswered(id);
+        // KIP-1102: the broker is not, or no longer, of the client's cluster.
+        if error.code().is_some_and(|code| code.0 == REBOOTSTRAP_REQUIRED) {
+            shared.refresh().rebootstrap();
+        }
+    }
+    answer
+}
+
+fn request(shared: &Shared, ask: &Ask) -> wire::MetadataRequest {
+    let topic = |name: &Arc<str>| wire::metadata_request::MetadataRequestTopic {
+        name: Some(kafka_string(name)),
+        ..Default::default()
+    };
+    wire::MetadataRequest {
+        topics: Some(ask.topics.iter().map(topic).collect()),
+        allow_auto_topic_creation: ask.create && shared.settings.allow_auto_create_topics,
+        ..Default::default()
+    }
+}
+
+fn publish(
+    shared: &Shared,
+    ask: &Ask,
+    answer: Result<wire::MetadataResponse>,
+    causes: &mut Causes<()>,
+    rng: &mut Rng,
+) {
     let now = time::now();
     let error = match answer {
         Ok(answer) => {
             let old = Arc::clone(&shared.snapshot.borrow());
-            let new = Arc::new(old.merge(answer, &ask.topics));
-            let complete = ask.topics.iter().all(|topic| {
-                // What waiting will not mend needs no second question.
-                new.is_settled(topic) || new.permanent_error(topic).is_some()
-            });
+            let new = {
+                let mut refresh = shared.refresh();
+                let new = Arc::new(old.merge(answer, &ask.topics, |topic| refresh.knows(topic)));
+                let changed = !new.agrees_with(&old);
+                refresh.handle_answer(now, ask, changed, |topic| new.found(topic), rng);
+                new
+            };
             shared.brokers.learn(&new);
-            shared.refresh().handle_answer(now, complete, rng);
             shared.snapshot.send_replace(new);
+            if let Some(over) = causes.handle_success(now, ()) {
+                let lasted_ms = over.lasted.as_millis() as u64;
+                tracing::info!(failures = over.failures, lasted_ms, "brokers tell about the cluster again");
+            }
             None
         }
         Err(error) => {
-            tracing::warn!(%error, "metadata could not be refreshed");
-            shared.refresh().handle_failure(now, rng);
+            if causes.handle_failure(now, (), &error) {
+                tracing::warn!(%error, "no broker tells about the cluster; further failures are counted, not logged");
+            }
+            shared.refresh().handle_failure(now, ask, rng);
             Some(error)
         }
     };

@@ -182,6 +182,11 @@ impl KafkaConfig {
             retry_backoff: all.millis("retry.backoff.ms"),
             retry_backoff_max: all.millis("retry.backoff.max.ms").max(all.millis("retry.backoff.ms")),
             metadata_max_age: all.millis("metadata.max.age.ms"),
+            metadata_max_idle: all.millis("metadata.max.idle.ms"),
+            rebootstrap: all
+                .text("metadata.recovery.strategy")
+                .is_none_or(|text| !text.trim().eq_ignore_ascii_case("none")),
+            rebootstrap_after: all.millis("metadata.recovery.rebootstrap.trigger.ms"),
             connections_max_idle: all.millis("connections.max.idle.ms"),
             default_api_timeout: all.millis("default.api.timeout.ms"),
             allow_auto_create_topics: all.flag("allow.auto.create.topics"),

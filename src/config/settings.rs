@@ -126,6 +126,12 @@ pub(crate) struct ClientSettings {
     pub(crate) retry_backoff_max: Duration,
     /// `metadata.max.age.ms`
     pub(crate) metadata_max_age: Duration,
+    /// `metadata.max.idle.ms`: how long a topic that is not used is followed.
+    pub(crate) metadata_max_idle: Duration,
+    /// `metadata.recovery.strategy` (KIP-899): whether the bootstrap addresses are asked again.
+    pub(crate) rebootstrap: bool,
+    /// `metadata.recovery.rebootstrap.trigger.ms` (KIP-1102)
+    pub(crate) rebootstrap_after: Duration,
     /// `connections.max.idle.ms`
     pub(crate) connections_max_idle: Duration,
     /// `default.api.timeout.ms`: bounds admin calls, commits, position look-ups.

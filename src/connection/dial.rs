@@ -277,6 +277,9 @@ fn versions_error(error: ChannelError, notices: &Notices, settings: &ClientSetti
         return fault_error(fault, ErrorKind::Connect(Stage::Api), limit).into();
     }
     match error {
+        ChannelError::Lost(text) if notices.was_refused() => {
+            closed_on_versions(&text, settings).with_permanent().into()
+        }
         ChannelError::Lost(text) => Failure::ClosedOnVersions(text),
         ChannelError::TooLarge { actual } => too_large(actual, settings.receive_message_max_bytes).into(),
         ChannelError::Encode(text) | ChannelError::Decode(text) => {

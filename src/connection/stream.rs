@@ -20,7 +20,7 @@ use std::{
 use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::transport::TransportStream;
+use super::{tls::is_refusal, transport::TransportStream};
 use crate::time::{self, Instant};
 
 /// What the stream has noticed, and what it is told; shared with the connection.
@@ -30,6 +30,8 @@ pub(crate) struct Notices {
     /// The connection wants it closed.
     ended: AtomicBool,
     fault: OnceLock<Fault>,
+    /// The other side of TLS refused what it was shown.
+    refused: AtomicBool,
     /// Frames of which the first byte, and of which the last one, was written.
     begun: AtomicU64,
     left: AtomicU64,
@@ -52,6 +54,11 @@ impl Notices {
     /// Why the stream itself ended the connection.
     pub(crate) fn fault(&self) -> Option<Fault> {
         self.fault.get().copied()
+    }
+
+    /// Whether the other side of TLS refused what it was shown, which it may do after the handshake.
+    pub(crate) fn was_refused(&self) -> bool {
+        self.refused.load(Ordering::Acquire)
     }
 
     /// Closes the stream, with what waits to be written.
@@ -398,8 +405,11 @@ impl AsyncRead for Stream {
         }
         let before = out.filled().len();
         let result = this.poll_read_some(cx, out);
-        match result {
-            Poll::Ready(Err(_)) => this.close(),
+        match &result {
+            Poll::Ready(Err(error)) => {
+                this.notices.refused.fetch_or(is_refusal(error), Ordering::AcqRel);
+                this.close();
+            }
             Poll::Ready(Ok(())) if out.filled().len() == before && out.remaining() > 0 => this.close(),
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }

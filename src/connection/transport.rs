@@ -3,8 +3,9 @@
 //! It resolves names and opens sockets, and nothing else does. It knows nothing of TLS, SASL or Kafka, which come on top of
 //! whatever stream it opens, and keeps no deadline of its own: the caller drops an attempt that takes too long.
 
-use std::{fmt, future::Future, io, net::SocketAddr, pin::Pin, sync::Arc};
+use std::{fmt, future::Future, io, net::SocketAddr, panic::AssertUnwindSafe, pin::Pin, sync::Arc};
 
+use futures_util::FutureExt;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpSocket, TcpStream, lookup_host},
@@ -164,7 +165,12 @@ async fn open_tcp(answer: SocketAddr) -> Result<TcpStream> {
     if let Err(error) = socket.set_keepalive(true) {
         tracing::debug!(%error, "TCP keep-alive is not available");
     }
-    let stream = socket.connect(answer).await.map_err(|error| tcp("the TCP connection failed", error))?;
+    // It panics where the runtime was built without IO, which nothing tells beforehand.
+    let connecting = AssertUnwindSafe(socket.connect(answer)).catch_unwind().await.map_err(|_| {
+        Error::new(ErrorKind::Config, "the tokio runtime has no IO")
+            .with_hint("build it with enable_all(), or with enable_time() and enable_io()")
+    })?;
+    let stream = connecting.map_err(|error| tcp("the TCP connection failed", error))?;
     stream.set_nodelay(true).map_err(|error| tcp("TCP_NODELAY could not be set", error))?;
     Ok(stream)
 }

@@ -40,14 +40,35 @@ use crate::{
 /// What the driver is to do; answers come back through the `handle_*` method of the same noun.
 #[derive(Debug)]
 pub(crate) enum Action {
-    RequireTopics { topics: Vec<Arc<str>>, deadline: Instant },
+    RequireTopics {
+        topics: Vec<Arc<str>>,
+        deadline: Instant,
+    },
     RefreshMetadata,
+    /// Exactly these topics are of interest from now on.
+    Follow(Vec<Arc<str>>),
     ForgetCoordinator,
-    Group { token: Token, request: Request, deadline: Instant },
-    Plan { token: Token, assignor: Assignor, members: Vec<Subscriber>, deadline: Instant },
+    Group {
+        token: Token,
+        request: Request,
+        deadline: Instant,
+    },
+    Plan {
+        token: Token,
+        assignor: Assignor,
+        members: Vec<Subscriber>,
+        deadline: Instant,
+    },
     Commit(CommitAction),
-    FindCommitted { partitions: Vec<(TopicPartition, Life)>, deadline: Instant },
-    ListOffsets { broker: i32, lookups: Vec<Lookup>, deadline: Instant },
+    FindCommitted {
+        partitions: Vec<(TopicPartition, Life)>,
+        deadline: Instant,
+    },
+    ListOffsets {
+        broker: i32,
+        lookups: Vec<Lookup>,
+        deadline: Instant,
+    },
     Fetch(FetchAction),
 }
 
@@ -126,6 +147,8 @@ pub(crate) struct Core {
     auto_commit_at: Option<Instant>,
     errors: VecDeque<Error>,
     fatal: Option<Error>,
+    /// Why the driver ended before its time.
+    ended: Option<Error>,
     actions: VecDeque<Action>,
     rng: Rng,
     /// Something a waiting poll wants to know has happened.
@@ -171,6 +194,7 @@ impl Core {
                 .then(|| now + settings.auto_commit_interval),
             errors: VecDeque::new(),
             fatal: None,
+            ended: None,
             actions: VecDeque::new(),
             rng: seed(),
             news: false,
@@ -188,8 +212,17 @@ impl Core {
         matches!(self.closing, Some(Closing::Closed))
     }
 
+    /// Why the driver ended before its time.
+    pub(crate) fn ended(&self) -> Option<Error> {
+        self.ended.clone()
+    }
+
     pub(crate) fn check_open(&self) -> Result<()> {
-        if self.closing.is_some() { Err(Error::closed("consumer")) } else { Ok(()) }
+        match (&self.ended, &self.closing) {
+            (Some(error), _) => Err(error.clone()),
+            (None, Some(_)) => Err(Error::closed("consumer")),
+            (None, None) => Ok(()),
+        }
     }
 
     // What users ask for.
@@ -337,8 +370,8 @@ impl Core {
 
     /// What the user must know before any more records.
     pub(crate) fn take_error(&mut self) -> Option<Error> {
-        if self.closing.is_some() {
-            return Some(Error::closed("consumer"));
+        if let Err(closed) = self.check_open() {
+            return Some(closed);
         }
         self.fatal.clone().or_else(|| self.errors.pop_front())
     }
@@ -469,6 +502,16 @@ impl Core {
         }
         self.news |= !paused;
         Ok(())
+    }
+
+    /// The driver ended before its time: nothing more will happen.
+    pub(crate) fn handle_end(&mut self, error: Error) {
+        for (_, waiter) in std::mem::take(&mut self.waiters) {
+            let _ = waiter.send(Err(error.clone()));
+        }
+        self.closing = Some(Closing::Closed);
+        self.ended = Some(error);
+        self.news = true;
     }
 
     /// Commits what is done, leaves the group, and is closed by the deadline at the latest.
@@ -871,6 +914,7 @@ impl Core {
     fn follow(&mut self, now: Instant, topics: Vec<Arc<str>>) {
         if self.interest.topics != topics {
             self.interest.due = (!topics.is_empty()).then_some(now);
+            self.actions.push_back(Action::Follow(topics.clone()));
             self.interest.topics = topics;
         }
     }
@@ -879,7 +923,9 @@ impl Core {
         let metadata = &self.metadata;
         let all = self.partitions.set_leaders(now, |key| metadata.leader(&key.topic, key.partition));
         if !all && self.metadata.version > 0 {
-            debug!("a partition has no leader at the moment");
+            debug!("a partition has no leader at the moment, or is not known");
+            // It is looked for until it is there: less and less often while nothing changes.
+            self.actions.push_back(Action::RefreshMetadata);
         }
     }
 

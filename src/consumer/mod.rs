@@ -43,7 +43,7 @@ pub use self::{
 };
 use crate::{
     batch::Decompressor,
-    cluster::{Cluster, UNKNOWN_TOPIC_OR_PARTITION},
+    cluster::{Cluster, CoordinatorKind, Create, UNKNOWN_TOPIC_OR_PARTITION},
     config::settings::ConsumerSettings,
     error::{Error, ErrorKind, Result},
     group::code::is_moved,
@@ -96,7 +96,7 @@ impl fmt::Debug for KafkaConsumer {
 
 impl KafkaConsumer {
     /// Starts the driver task; nothing is sent before there is something to fetch. Must be called in a tokio runtime.
-    pub(crate) fn start(cluster: Cluster, settings: ConsumerSettings) -> Self {
+    pub(crate) fn start(cluster: Cluster, settings: ConsumerSettings) -> Result<Self> {
         let settings = Arc::new(settings);
         let client = Arc::clone(cluster.settings());
         let rng = client.environment.rng();
@@ -111,8 +111,8 @@ impl KafkaConsumer {
             coordinator: AtomicI32::new(-1),
             yields: AtomicBool::new(false),
         });
-        task::spawn(Arc::clone(&shared));
-        Self { shared }
+        task::spawn(Arc::clone(&shared))?;
+        Ok(Self { shared })
     }
 
     /// Joins the group for these topics, in place of those subscribed to before; none at all unsubscribes. The group is
@@ -425,7 +425,7 @@ impl KafkaConsumer {
         to: ResetTo,
         deadline: Instant,
     ) -> Result<BTreeMap<TopicPartition, i64>> {
-        let metadata = self.shared.cluster.require_topics(topics, deadline).await?;
+        let metadata = self.shared.cluster.require_topics(topics, Create::Never, deadline).await?;
         let mut leaders: BTreeMap<i32, Vec<Lookup>> = BTreeMap::new();
         for key in partitions {
             let Some((leader, leader_epoch)) = metadata.leader(&key.topic, key.partition) else {
@@ -461,6 +461,9 @@ impl KafkaConsumer {
             let changed = shared.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
+            if let Some(ended) = shared.lock().ended() {
+                return Err(ended);
+            }
             if shared.lock().is_closed() {
                 return if time::now() < deadline { Ok(()) } else { Err(close_timeout()) };
             }
@@ -527,7 +530,7 @@ impl<'a> Insisting<'a> {
             && error.code().is_some_and(|code| is_moved(code.0))
         {
             let coordinator = self.shared.coordinator.load(Ordering::Relaxed);
-            self.shared.cluster.forget_coordinator(group, coordinator);
+            self.shared.cluster.forget_coordinator(CoordinatorKind::Group, group, coordinator);
         }
         self.shared.cluster.refresh();
         let next = time::now() + self.backoff.next(&mut self.rng);

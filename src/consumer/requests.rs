@@ -15,7 +15,7 @@ use super::{
     offsets::CommitAction,
 };
 use crate::{
-    cluster::{Lane, kafka_string, millis},
+    cluster::{CoordinatorKind, Lane, kafka_string, millis},
     config::settings::IsolationLevel,
     connection::{
         Connection,
@@ -317,7 +317,7 @@ fn group_id(shared: &Shared) -> Result<&str> {
 async fn coordinator(shared: &Shared, lane: Lane, deadline: Instant) -> Result<(i32, Arc<Connection>)> {
     let group = group_id(shared)?;
     let deadline = deadline.min(time::now() + shared.cluster.settings().request_timeout);
-    let broker = shared.cluster.coordinator(group, deadline).await?;
+    let broker = shared.cluster.coordinator(CoordinatorKind::Group, group, deadline).await?;
     shared.coordinator.store(broker, Ordering::Relaxed);
     let connection = noted(shared, broker, shared.cluster.connection(broker, lane, deadline).await)?;
     Ok((broker, connection))
@@ -339,7 +339,7 @@ fn noted<T>(shared: &Shared, broker: i32, result: Result<T>) -> Result<T> {
         && error.code().is_none()
         && error.is_retriable()
     {
-        shared.cluster.forget_coordinator(group, broker);
+        shared.cluster.forget_coordinator(CoordinatorKind::Group, group, broker);
     }
     result
 }

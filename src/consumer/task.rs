@@ -15,7 +15,9 @@ use super::{
     requests,
 };
 use crate::{
+    cluster::{CoordinatorKind, Create},
     connection::api::wire,
+    driver,
     error::Result,
     flights::{Flights, Token},
     group::{
@@ -37,9 +39,13 @@ enum Event {
     Fetched(i32, Token, Result<wire::FetchResponse>),
 }
 
-pub(super) fn spawn(shared: Arc<Shared>) {
-    #[expect(clippy::disallowed_methods, reason = "the one driver task of a consumer")]
-    tokio::spawn(run(shared));
+pub(super) fn spawn(shared: Arc<Shared>) -> Result<()> {
+    let ended = Arc::clone(&shared);
+    let on_end = move |error| {
+        ended.lock().handle_end(error);
+        ended.changed.notify_waiters();
+    };
+    driver::spawn("consumer", on_end, run(shared)).map(drop)
 }
 
 async fn run(shared: Arc<Shared>) {
@@ -88,13 +94,15 @@ fn start(shared: &Arc<Shared>, action: Action, work: &Flights<Event>) {
     let shared = Arc::clone(shared);
     match action {
         Action::RefreshMetadata => shared.cluster.refresh(),
+        Action::Follow(topics) => shared.cluster.follow(&topics),
         Action::ForgetCoordinator => {
             if let Some(group) = &shared.settings.group_id {
-                shared.cluster.forget_coordinator(group, shared.coordinator.load(Ordering::Relaxed));
+                let coordinator = shared.coordinator.load(Ordering::Relaxed);
+                shared.cluster.forget_coordinator(CoordinatorKind::Group, group, coordinator);
             }
         }
         Action::RequireTopics { topics, deadline } => work.push(Box::pin(async move {
-            let result = shared.cluster.require_topics(&topics, deadline).await;
+            let result = shared.cluster.require_topics(&topics, Create::IfAllowed, deadline).await;
             Event::Topics(topics, result.map(drop))
         })),
         Action::Group { token, request, deadline } => work.push(Box::pin(async move {
@@ -150,8 +158,10 @@ async fn plan(
     let mut topics: Vec<Arc<str>> = members.iter().flat_map(|member| member.topics.iter().cloned()).collect();
     topics.sort();
     topics.dedup();
+    // The leader sees to it that new partitions of all the group's topics are given to somebody.
+    shared.cluster.follow(&topics);
     let short = deadline.min(time::now() + shared.cluster.settings().request_timeout.min(PLAN_PATIENCE));
-    if let Err(error) = shared.cluster.require_topics(&topics, short).await {
+    if let Err(error) = shared.cluster.require_topics(&topics, Create::Never, short).await {
         tracing::warn!(%error, "the group is planned without a topic");
     }
     let metadata = shared.cluster.metadata();

@@ -60,7 +60,7 @@ impl Bench {
     }
 
     fn consumer(&self, config: &KafkaConfig) -> KafkaConsumer {
-        KafkaConsumer::start(self.cluster(), config.resolve_consumer().unwrap())
+        KafkaConsumer::start(self.cluster(), config.resolve_consumer().unwrap()).unwrap()
     }
 
     async fn topic(&self, name: &str, partitions: i32) {

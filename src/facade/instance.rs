@@ -64,11 +64,13 @@ impl KafkaInstance {
         &self.config
     }
 
-    /// A producer with the settings of the configuration; waits for the first answer of a broker.
+    /// A producer with the settings of the configuration; waits for the first answer of a broker, for at most
+    /// `max.block.ms`. Why there is none yet is logged once.
     ///
     /// # Errors
-    /// [`Connect`](crate::ErrorKind::Connect) with the stage reached, every cause and the setting to change;
-    /// [`Timeout`](crate::ErrorKind::Timeout) after `max.block.ms`. Logged before it is returned.
+    /// [`Connect`](crate::ErrorKind::Connect) with the stage reached, every cause and the setting to change: at once for
+    /// what waiting does not mend (a refused password, a certificate), after `max.block.ms` otherwise;
+    /// [`Config`](crate::ErrorKind::Config) outside a tokio runtime. Logged before it is returned.
     ///
     /// # Cancel safety
     /// Dropped, no client is left behind.
@@ -146,8 +148,7 @@ impl KafkaInstance {
     ///
     /// # Errors
     /// [`Config`](crate::ErrorKind::Config) for topics without a `group.id`; [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for an empty
-    /// topic name; [`Connect`](crate::ErrorKind::Connect) with the stage reached, every cause and the setting to change;
-    /// [`Timeout`](crate::ErrorKind::Timeout) after `default.api.timeout.ms`. Logged before it is returned.
+    /// topic name; as [`get_producer`](Self::get_producer), after `default.api.timeout.ms`. Logged before it is returned.
     ///
     /// # Cancel safety
     /// Dropped, no client is left behind.
@@ -238,7 +239,7 @@ impl KafkaInstance {
         // Of the merged configuration: its fetch sizes decide how large an answer may be.
         let cluster = Cluster::start(Arc::new(config.resolve_client()?))?;
         cluster.connect(time::now() + cluster.settings().default_api_timeout).await?;
-        let consumer = KafkaConsumer::start(cluster, settings);
+        let consumer = KafkaConsumer::start(cluster, settings)?;
         consumer.subscribe(topics)?;
         Ok(consumer)
     }
@@ -273,8 +274,10 @@ mod tests {
 
     fn nobody_listens() -> KafkaInstance {
         // Port 1 of loopback: refused at once.
-        let config =
-            KafkaConfig::new().set_bootstrap_servers("127.0.0.1:1").set("default.api.timeout.ms", 2000);
+        let config = KafkaConfig::new()
+            .set_bootstrap_servers("127.0.0.1:1")
+            .set("default.api.timeout.ms", 500)
+            .set("max.block.ms", 500);
         KafkaInstance::new(config).unwrap()
     }
 

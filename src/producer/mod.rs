@@ -43,7 +43,7 @@ pub use self::{
 };
 use crate::{
     batch,
-    cluster::Cluster,
+    cluster::{Cluster, Create},
     config::settings::{Acks, ProducerSettings},
     error::{Error, ErrorKind, Result},
     record::ProducerRecord,
@@ -391,7 +391,8 @@ impl Shared {
 
     async fn learn_topic(&self, topic: &str, deadline: Instant) -> Result<()> {
         let name: Arc<str> = topic.into();
-        let metadata = self.cluster.require_topics(std::slice::from_ref(&name), deadline).await?;
+        let metadata =
+            self.cluster.require_topics(std::slice::from_ref(&name), Create::IfAllowed, deadline).await?;
         self.topics.update(&name, &metadata, &self.limits, &self.environment);
         Ok(())
     }

@@ -524,7 +524,8 @@ fn errors_are_logged_with_controller_subject_and_payload() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             // Nobody listens on port 1.
-            let config = KafkaConfig::new().set_kafka_url("kafka://user:hunter2@127.0.0.1:1");
+            let config =
+                KafkaConfig::new().set_kafka_url("kafka://user:hunter2@127.0.0.1:1").set("max.block.ms", 300);
             let kafka_instance = KafkaInstance::new(config).unwrap();
             kafka_instance.get_producer().await.unwrap_err()
         })

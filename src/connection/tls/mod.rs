@@ -16,10 +16,14 @@ mod pem;
 
 #[cfg(feature = "tls")]
 pub(crate) use with_rustls::Tls;
+#[cfg(feature = "tls")]
+pub(super) use with_rustls::is_refusal;
 #[cfg(all(test, any(feature = "tls-graviola", feature = "tls-rustcrypto")))]
 pub(super) use with_rustls::provider;
 #[cfg(not(feature = "tls"))]
 pub(crate) use without::Tls;
+#[cfg(not(feature = "tls"))]
+pub(super) use without::is_refusal;
 
 #[cfg(not(feature = "tls"))]
 mod without {
@@ -28,6 +32,11 @@ mod without {
         connection::transport::TransportStream,
         error::{Error, ErrorKind, Result},
     };
+
+    /// Nothing here shows anything to be refused.
+    pub(in crate::connection) fn is_refusal(_: &std::io::Error) -> bool {
+        false
+    }
 
     /// Cannot be made: this build has no TLS.
     pub(crate) struct Tls(std::convert::Infallible);
@@ -341,7 +350,19 @@ mod with_rustls {
                 _ => tls_error("the TLS handshake failed").with_source(error),
             };
         };
-        let passing = matches!(
+        let error = refused_handshake(cause, host);
+        if passes(cause) { error } else { error.with_permanent() }
+    }
+
+    /// Whether a read failed because the other side refused what it was shown: with TLS 1.3 its verdict on the client's
+    /// certificate comes after the client has ended its handshake.
+    pub(in crate::connection) fn is_refusal(error: &io::Error) -> bool {
+        let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        cause.is_some_and(|cause| !passes(cause))
+    }
+
+    fn passes(cause: &rustls::Error) -> bool {
+        matches!(
             cause,
             rustls::Error::AlertReceived(
                 AlertDescription::CloseNotify
@@ -349,9 +370,7 @@ mod with_rustls {
                     | AlertDescription::InternalError
             ) | rustls::Error::FailedToGetCurrentTime
                 | rustls::Error::FailedToGetRandomBytes
-        );
-        let error = refused_handshake(cause, host);
-        if passing { error } else { error.with_permanent() }
+        )
     }
 
     fn refused_handshake(cause: &rustls::Error, host: &str) -> Error {

@@ -162,7 +162,7 @@ impl World {
             in_sync_replicas: Vec::new(),
         };
         let partitions = self.leaders.iter().map(leader).collect();
-        let topic = metadata::Topic { id: [0; 16], error: None, partitions };
+        let topic = metadata::Topic { partitions, ..Default::default() };
         self.snapshot.topics = BTreeMap::from([("orders".into(), topic)]);
     }
 

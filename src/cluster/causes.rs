@@ -1,0 +1,87 @@
+//! Why brokers cannot be reached, and what of it is worth a line in the log. Pure.
+//!
+//! A line per change of state, with a count when it ends: an outage of two minutes is two lines per broker, not hundreds.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::{error::Error, time::Instant};
+
+/// The last cause of each thing that fails now.
+#[derive(Debug, Default)]
+pub(crate) struct Causes<K>(BTreeMap<K, Cause>);
+
+#[derive(Debug)]
+struct Cause {
+    error: Error,
+    since: Instant,
+    failures: u64,
+}
+
+/// What a success ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Over {
+    pub(crate) failures: u64,
+    pub(crate) lasted: Duration,
+}
+
+impl<K: Ord + Copy> Causes<K> {
+    /// True if it is news: the first failure, or one of another nature (a setting where it was the weather).
+    pub(crate) fn handle_failure(&mut self, now: Instant, key: K, error: &Error) -> bool {
+        match self.0.get_mut(&key) {
+            None => {
+                self.0.insert(key, Cause { error: error.clone(), since: now, failures: 1 });
+                true
+            }
+            Some(cause) => {
+                cause.failures += 1;
+                let news = cause.error.is_retriable() != error.is_retriable();
+                cause.error = error.clone();
+                news
+            }
+        }
+    }
+
+    /// What is over by this success.
+    pub(crate) fn handle_success(&mut self, now: Instant, key: K) -> Option<Over> {
+        let cause = self.0.remove(&key)?;
+        Some(Over { failures: cause.failures, lasted: now.saturating_duration_since(cause.since) })
+    }
+
+    /// Why it fails, if it does.
+    pub(crate) fn why(&self, key: K) -> Option<&Error> {
+        self.0.get(&key).map(|cause| &cause.error)
+    }
+
+    /// Forgets what is not there any more.
+    pub(crate) fn retain(&mut self, keep: impl Fn(K) -> bool) {
+        self.0.retain(|key, _| keep(*key));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{ErrorKind, Stage};
+
+    #[test]
+    fn an_outage_is_told_when_it_begins_and_when_it_ends_with_its_count() {
+        let start = crate::time::now();
+        let mut causes = Causes::default();
+        let error = |stage| Error::new(ErrorKind::Connect(stage), stage.to_string());
+        assert_eq!(causes.handle_success(start, 1), None);
+        assert!(causes.handle_failure(start, 1, &error(Stage::Tcp)));
+        for stage in [Stage::Tcp, Stage::Api, Stage::Tls, Stage::Tcp] {
+            assert!(!causes.handle_failure(start, 1, &error(stage)));
+        }
+        assert!(causes.handle_failure(start, 2, &error(Stage::Dns)), "another broker");
+        assert_eq!(causes.why(1).map(|error| error.stage()), Some(Some(Stage::Tcp)));
+        assert!(causes.handle_failure(start, 1, &error(Stage::Sasl).with_permanent()), "now it is a setting");
+        let later = start + Duration::from_secs(9);
+        let over = Over { failures: 6, lasted: Duration::from_secs(9) };
+        assert_eq!(causes.handle_success(later, 1), Some(over));
+        assert!(causes.why(1).is_none());
+        assert!(causes.handle_failure(later, 1, &error(Stage::Tcp)), "a new outage");
+        causes.retain(|key| key == 1);
+        assert!(causes.why(1).is_some() && causes.why(2).is_none());
+    }
+}

@@ -1,0 +1,122 @@
+//! Who coordinates a group or a transactional id: asked once, then remembered until it proves wrong.
+
+use std::collections::BTreeMap;
+
+use super::{Cluster, kafka_string, metadata};
+use crate::{
+    connection::Connection,
+    error::{
+        Error, Result,
+        code::{GROUP_AUTHORIZATION_FAILED, TRANSACTIONAL_ID_AUTHORIZATION_FAILED},
+    },
+    time::{self, Backoff, Instant},
+    wire,
+};
+
+/// What is coordinated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum CoordinatorKind {
+    /// A consumer group.
+    Group,
+    /// A transactional id (KIP-98).
+    #[allow(dead_code, reason = "transactions will ask")]
+    Transaction,
+}
+
+impl CoordinatorKind {
+    fn key_type(self) -> i8 {
+        match self {
+            Self::Group => 0,
+            Self::Transaction => 1,
+        }
+    }
+}
+
+pub(super) type Coordinators = BTreeMap<(CoordinatorKind, String), i32>;
+
+impl Cluster {
+    /// The broker that coordinates a group or a transactional id; asked once, then remembered until
+    /// [`Self::forget_coordinator`].
+    ///
+    /// # Errors
+    /// The broker's error if waiting will not mend it; otherwise the last cause at the deadline.
+    pub(crate) async fn coordinator(
+        &self,
+        kind: CoordinatorKind,
+        key: &str,
+        deadline: Instant,
+    ) -> Result<i32> {
+        let mut backoff = Backoff::new(self.settings().retry_backoff, self.settings().retry_backoff_max);
+        let mut rng = self.settings().environment.rng();
+        let place = (kind, key.to_owned());
+        loop {
+            if let Some(known) = self.shared.coordinators().get(&place) {
+                return Ok(*known);
+            }
+            match self.find_coordinator(kind, key, deadline).await {
+                Ok(broker) => {
+                    self.shared.coordinators().insert(place, broker);
+                    return Ok(broker);
+                }
+                Err(error) => {
+                    let next = time::now() + backoff.next(&mut rng);
+                    if !error.is_retriable() || next >= deadline {
+                        return Err(error);
+                    }
+                    tokio::time::sleep_until(next).await;
+                }
+            }
+        }
+    }
+
+    /// The coordinator is not (or no longer) `broker`.
+    pub(crate) fn forget_coordinator(&self, kind: CoordinatorKind, key: &str, broker: i32) {
+        let mut coordinators = self.shared.coordinators();
+        let place = (kind, key.to_owned());
+        if coordinators.get(&place) == Some(&broker) {
+            coordinators.remove(&place);
+        }
+    }
+
+    async fn find_coordinator(&self, kind: CoordinatorKind, key: &str, deadline: Instant) -> Result<i32> {
+        let connection = self.any_connection(deadline).await?;
+        let deadline = deadline.min(time::now() + self.settings().request_timeout);
+        let mut answer = connection.call(request(&connection, kind, key), deadline).await?;
+        let (code, id, host, port) = match answer.coordinators.pop() {
+            Some(found) => (found.error_code, found.node_id, found.host, found.port),
+            None => (answer.error_code, answer.node_id, answer.host, answer.port),
+        };
+        if code != 0 {
+            let error = Error::from_code("FindCoordinator", code);
+            return Err(match code {
+                GROUP_AUTHORIZATION_FAILED => {
+                    error.with_hint(format!("grant the user Read on the group {key}"))
+                }
+                TRANSACTIONAL_ID_AUTHORIZATION_FAILED => {
+                    error.with_hint(format!("grant the user Write on the transactional id {key}"))
+                }
+                _ => error,
+            });
+        }
+        let Some(address) = metadata::address(id, &host, port) else {
+            return Err(Error::protocol(format!("there can be no coordinator {id} at {host:?} port {port}"))
+                .with_api("FindCoordinator"));
+        };
+        self.shared.brokers.learn_one(id, address);
+        Ok(id)
+    }
+}
+
+fn request(connection: &Connection, kind: CoordinatorKind, key: &str) -> wire::FindCoordinatorRequest {
+    let key_type = kind.key_type();
+    // KIP-699: from version 4 on, one request asks for several keys.
+    if connection.version::<wire::FindCoordinatorRequest>().is_some_and(|version| version >= 4) {
+        wire::FindCoordinatorRequest {
+            coordinator_keys: vec![kafka_string(key)],
+            key_type,
+            ..Default::default()
+        }
+    } else {
+        wire::FindCoordinatorRequest { key: kafka_string(key), key_type, ..Default::default() }
+    }
+}

@@ -1,0 +1,139 @@
+//! The driver task of a client: started with an error where there is no runtime, and seen when it ends before its time.
+//!
+//! A driver ends early when its runtime ends (a client in a static that several tests share is enough) or when it panics.
+//! Whoever waits for it would wait for ever, so its end is told to the client, which ends every waiter.
+
+use std::{future::Future, time::Duration};
+
+use tokio::{runtime::Handle, task::JoinHandle};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Starts a client's driver on the current runtime. `on_end` is told why, if the driver ends before it returns.
+///
+/// # Errors
+/// As [`check_runtime`]; `on_end` is told then too.
+pub(crate) fn spawn(
+    what: &'static str,
+    on_end: impl FnOnce(Error) + Send + 'static,
+    driver: impl Future<Output = ()> + Send + 'static,
+) -> Result<JoinHandle<()>> {
+    // Made before the task, so that it is dropped also with a task that was never polled.
+    let guard = EndGuard { what, on_end: Some(on_end) };
+    check_runtime()?;
+    #[expect(clippy::disallowed_methods, reason = "the one place where drivers are started")]
+    Ok(tokio::spawn(async move {
+        let mut guard = guard;
+        driver.await;
+        guard.on_end = None;
+    }))
+}
+
+/// Whether the caller is in a tokio runtime that can wait.
+///
+/// # Errors
+/// [`ErrorKind::Config`] outside a runtime, or in one without timers.
+pub(crate) fn check_runtime() -> Result<()> {
+    if Handle::try_current().is_err() {
+        return Err(Error::new(ErrorKind::Config, "called outside a tokio runtime").with_hint(
+            "call it from a task of a tokio runtime (#[tokio::main], Runtime::block_on), or use dtkafka::blocking",
+        ));
+    }
+    // Nothing else tells whether a runtime has timers: making one panics where it has none.
+    std::panic::catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).map_err(|_| {
+        Error::new(ErrorKind::Config, "the tokio runtime has no timers")
+            .with_hint("build it with enable_all(), or with enable_time() and enable_io()")
+    })
+}
+
+/// Ends a client's waiters when its driver is dropped before it returned.
+struct EndGuard<F: FnOnce(Error)> {
+    what: &'static str,
+    on_end: Option<F>,
+}
+
+impl<F: FnOnce(Error)> Drop for EndGuard<F> {
+    fn drop(&mut self) {
+        let Some(on_end) = self.on_end.take() else { return };
+        let why = if std::thread::panicking() {
+            "its driver task has panicked"
+        } else {
+            "its runtime has ended, and with it what sends and receives for it"
+        };
+        on_end(
+            Error::new(ErrorKind::Closed, format!("the {} is closed: {why}", self.what))
+                .with_fatal()
+                .with_hint("make a client in each runtime, and keep the runtime for as long as the client"),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::pending,
+        sync::{Arc, Mutex},
+    };
+
+    use super::*;
+
+    type Told = Arc<Mutex<Option<String>>>;
+
+    fn told() -> (Told, impl FnOnce(Error) + Send + 'static) {
+        let told = Told::default();
+        let on_end = {
+            let told = Arc::clone(&told);
+            move |error: Error| *told.lock().unwrap() = Some(error.to_string())
+        };
+        (told, on_end)
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    #[test]
+    fn a_driver_whose_runtime_ends_is_told_of_whether_it_ran_or_not() {
+        for runs in [false, true] {
+            let (told, on_end) = told();
+            let runtime = runtime();
+            runtime.block_on(async {
+                spawn("producer", on_end, pending()).unwrap();
+                if runs {
+                    tokio::task::yield_now().await;
+                }
+            });
+            assert!(told.lock().unwrap().is_none());
+            drop(runtime);
+            let text = told.lock().unwrap().take().unwrap();
+            assert!(text.contains("the producer is closed: its runtime has ended"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_driver_that_panics_is_told_of_and_one_that_returns_is_not() {
+        let runtime = runtime();
+        runtime.block_on(async {
+            let (panicked, on_end) = told();
+            let driver = spawn("consumer", on_end, async { panic!("a bug") }).unwrap();
+            assert!(driver.await.is_err());
+            let text = panicked.lock().unwrap().take().unwrap();
+            assert!(text.contains("has panicked"), "{text}");
+            let (returned, on_end) = told();
+            spawn("consumer", on_end, async {}).unwrap().await.unwrap();
+            assert!(returned.lock().unwrap().is_none());
+        });
+    }
+
+    #[test]
+    fn without_a_runtime_or_without_timers_it_is_an_error_and_not_a_panic() {
+        let (outside, on_end) = told();
+        let error = spawn("producer", on_end, pending()).unwrap_err();
+        assert!(error.to_string().contains("outside a tokio runtime"), "{error}");
+        assert!(outside.lock().unwrap().is_some());
+        let bare = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let error = bare.block_on(async { check_runtime() }).unwrap_err();
+        assert!(error.to_string().contains("enable_all()"), "{error}");
+        runtime().block_on(async { check_runtime() }).unwrap();
+    }
+}
