@@ -71,6 +71,7 @@ mod json;
 mod producer;
 mod race;
 mod record;
+mod telemetry;
 mod time;
 mod wire;
 
@@ -85,14 +86,18 @@ pub use config::{
 pub use connection::transport::{Connecting, Transport, TransportStream};
 pub use consumer::{ConsumerRecords, KafkaConsumer, PartitionRecords, RecordRef};
 pub use error::{Error, ErrorCode, ErrorKind, Result, Stage};
+#[doc(hidden)]
+pub use facade::ErasedHandler;
 pub use facade::{
-    Consumer, ErrorPolicy, Exhausted, Handler, HandlerError, HandlerResult, KafkaInstance, Message, Producer,
-    SendAndWait,
+    Batch, CancellationToken, Codec, Consumer, ConsumerHandle, DeadLetter, ErrorPolicy, FailedAt, Handler,
+    HandlerArgument, HandlerError, HandlerOutput, HandlerResult, Json, KafkaInstance, Message, Ordering,
+    Producer, Rebalance, Replay, Replayed, SendAndWait, Topics,
 };
 pub use producer::{Delivery, IntoKey, KafkaProducer, Key, SendJson, Sending};
 pub use record::{
     ConsumerRecord, Header, ProducerRecord, RecordMetadata, Timestamp, TimestampType, TopicPartition,
 };
+pub use telemetry::{ConsumerMetrics, HistogramSnapshot};
 
 /// The iterators over polled records, where one must be named.
 pub mod iter {

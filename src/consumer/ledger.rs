@@ -20,6 +20,14 @@ impl Life {
     pub(crate) const NONE: Self = Self(0);
 }
 
+#[cfg(test)]
+impl Life {
+    /// One that no client has given out.
+    pub(crate) fn of_tests() -> Self {
+        Self(0)
+    }
+}
+
 /// Gives out lives; none is given twice.
 #[derive(Debug, Default)]
 pub(crate) struct Lives(u64);

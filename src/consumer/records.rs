@@ -152,6 +152,13 @@ impl PartitionRecords {
         self.count
     }
 
+    /// Bytes of the batches they stand in, in proportion.
+    pub(crate) fn bytes(&self) -> usize {
+        let share =
+            |chunk: &Chunk| chunk.batch.data.len() * chunk.range.len() / chunk.batch.slots.len().max(1);
+        self.chunks.iter().map(share).sum()
+    }
+
     /// Never true for what a poll hands out.
     pub fn is_empty(&self) -> bool {
         self.count == 0

@@ -1,20 +1,35 @@
 //! The facade: JSON values, one configuration, handlers per topic. Built on the clients' public handles alone.
 //!
-//! [`instance`] makes clients, [`producer`] sends and waits, [`consumer`] polls and dispatches, [`handler`] decides what
-//! happens to a record. Errors are logged here, with the fields `controller`, `subject` and `payload`, before they are
+//! [`instance`] makes clients, [`producer`] sends and waits, [`consumer`] polls and dispatches, [`policy`] decides what
+//! happens to a record that its handlers do not take. Errors are logged here, with the fields `controller`, `subject` and `payload`, before they are
 //! returned. Never logs a password, a key or a value.
 
+mod codec;
 mod consumer;
 mod dispatch;
 mod handler;
 mod instance;
+mod letters;
+mod message;
+mod outbox;
+mod policy;
 mod producer;
+mod replay;
+mod routes;
 
+#[doc(hidden)]
+pub use self::handler::ErasedHandler;
 pub use self::{
-    consumer::Consumer,
-    handler::{ErrorPolicy, Exhausted, Handler, HandlerError, HandlerResult, Message},
+    codec::{Codec, Json},
+    consumer::{Consumer, ConsumerHandle, Rebalance},
+    dispatch::lanes::Ordering,
+    handler::{Handler, HandlerArgument, HandlerError, HandlerOutput, HandlerResult},
     instance::KafkaInstance,
+    message::{Batch, CancellationToken, FailedAt, Message},
+    policy::ErrorPolicy,
     producer::{Producer, SendAndWait},
+    replay::{DeadLetter, Replay, Replayed},
+    routes::Topics,
 };
 use crate::error::{Error, Result};
 

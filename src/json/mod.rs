@@ -25,6 +25,11 @@ pub(crate) fn read<T: DeserializeOwned>(
         .map_err(|cause| unreadable(explain::<T>(value, &cause), topic, partition, offset))
 }
 
+/// Reads a value as JSON; the error is a text that names no value.
+pub(crate) fn read_text<T: DeserializeOwned>(value: &[u8]) -> std::result::Result<T, String> {
+    serde_json::from_slice(value).map_err(|cause| explain::<T>(value, &cause).0)
+}
+
 /// Writes a value as JSON; NaN and the infinities, which JSON does not have, are an error.
 #[inline]
 pub(crate) fn write<V: Serialize + ?Sized>(

@@ -16,6 +16,7 @@ mod errors;
 mod facade;
 mod faults;
 mod groups;
+mod lanes;
 mod producer;
 mod security;
 mod seeds;

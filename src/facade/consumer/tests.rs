@@ -1,37 +1,110 @@
-//! The dispatch of records to handlers, of a consumer that is not connected.
+//! Runs of lanes with handlers of every kind, against a ledger that only counts.
 
 use std::{
-    future::{pending, poll_fn},
-    pin::pin,
+    collections::BTreeSet,
+    future::pending,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    task::Poll,
     time::Duration,
 };
 
-use futures_util::FutureExt as _;
-
-use super::Consumer;
+use super::{
+    lane::{self, Ended, Kit, Ledger, Outcome},
+    load::Chunk,
+    *,
+};
 use crate::{
     config::KafkaConfig,
-    error::ErrorKind,
+    consumer::acknowledge::Life,
     facade::{
-        KafkaInstance,
-        handler::{ErrorPolicy, Message, test_record},
+        CancellationToken, FailedAt, HandlerResult, Message,
+        dispatch::lanes::{Lanes, Run},
+        message::Batch,
     },
-    record::{ConsumerRecord, TopicPartition},
+    record::ConsumerRecord,
+    time::Environment,
 };
 
-fn consumer() -> Consumer {
-    let config = KafkaConfig::new().set_kafka_url("kafka://localhost:9092?group_id=g");
-    Consumer::new(&KafkaInstance::new(config).unwrap(), ["orders"]).unwrap()
+/// What was said, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Said {
+    Done(Vec<i64>),
+    Back(Vec<i64>),
 }
 
-fn push(consumer: &mut Consumer, offsets: impl IntoIterator<Item = i64>) {
-    let record = |offset: i64| test_record("orders", 0, offset, &offset.to_string());
-    consumer.dispatch.push(offsets.into_iter().map(record));
+#[derive(Default)]
+struct Book {
+    said: Mutex<Vec<Said>>,
+    is_over: std::sync::atomic::AtomicBool,
+}
+
+impl Book {
+    fn done(&self) -> BTreeSet<i64> {
+        let said = self.said.lock().unwrap();
+        said.iter().flat_map(|said| if let Said::Done(done) = said { done.clone() } else { vec![] }).collect()
+    }
+
+    fn said(&self) -> Vec<Said> {
+        self.said.lock().unwrap().clone()
+    }
+}
+
+impl Ledger for Book {
+    fn done(&self, _: &TopicPartition, _: Life, offsets: &[i64]) -> bool {
+        self.said.lock().unwrap().push(Said::Done(offsets.to_vec()));
+        !self.is_over.load(Relaxed)
+    }
+
+    fn hand_back(&self, _: &TopicPartition, _: Life, offsets: &[i64]) {
+        self.said.lock().unwrap().push(Said::Back(offsets.to_vec()));
+    }
+}
+
+fn instance() -> KafkaInstance {
+    KafkaInstance::new(KafkaConfig::new().set_kafka_url("kafka://localhost:9092?group_id=g")).unwrap()
+}
+
+fn consumer() -> Consumer {
+    Consumer::new(&instance(), ["orders"]).unwrap()
+}
+
+fn record(offset: i64) -> ConsumerRecord {
+    ConsumerRecord::new("orders", 0, offset)
+        .with_key("k")
+        .with_value(offset.to_string())
+        .with_header("trace", "t1")
+}
+
+/// Puts these records through the lane of their partition.
+async fn run(consumer: &Consumer, book: &Arc<Book>, records: Vec<ConsumerRecord>) -> Ended {
+    run_with(consumer, book, records, CancellationToken::new()).await
+}
+
+async fn run_with(
+    consumer: &Consumer,
+    book: &Arc<Book>,
+    records: Vec<ConsumerRecord>,
+    token: CancellationToken,
+) -> Ended {
+    let life = crate::consumer::acknowledge::Life::of_tests();
+    let bounds = Bounds { runs: 1, records: 100, bytes: 1 << 20, span: 1000 };
+    let mut lanes = Lanes::new(Ordering::Partition, bounds);
+    let partition = TopicPartition::new("orders", 0);
+    for record in records {
+        lanes.push(time::now(), &partition, life, Chunk::One(Box::new(record)), None).unwrap();
+    }
+    let whole: Run<Chunk, Life> = lanes.poll_run(time::now()).unwrap();
+    let kit = Kit {
+        ledger: Arc::clone(book) as Arc<dyn Ledger>,
+        outbox: Outbox::new(instance()),
+        counters: Arc::clone(&consumer.shared.counters),
+        rng: Mutex::new(Environment::default().rng()),
+        environment: Environment::default(),
+    };
+    let route = consumer.routes.of(&consumer.topics, &"orders".into());
+    lane::run(Arc::new(kit), route, whole, token).await
 }
 
 type Seen = Arc<Mutex<Vec<(usize, ConsumerRecord)>>>;
@@ -45,8 +118,7 @@ fn seeing(policy: ErrorPolicy, failures: &[usize]) -> (Consumer, Seen) {
         consumer = consumer
             .register_raw_handler("orders", async move |record: ConsumerRecord| {
                 seen.lock().unwrap().push((index, record));
-                let fails =
-                    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+                let fails = left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
                 if fails.is_ok() { Err("not yet".into()) } else { Ok(()) }
             })
             .unwrap();
@@ -62,72 +134,232 @@ async fn every_handler_gets_the_whole_record_and_gets_it_again_after_a_failure()
         (ErrorPolicy::Stop, vec![0, 0, 0], vec![0, 1, 2]),
         (retry.clone(), vec![0, 2, 1], vec![0, 1, 1, 1, 2, 2]),
         (retry.clone().then_skip(), vec![3, 0], vec![0, 0, 0]),
-        (ErrorPolicy::Stop.then_skip(), vec![0, 1], vec![0, 1]),
+        (ErrorPolicy::Skip, vec![0, 1], vec![0, 1]),
     ] {
-        let (mut consumer, seen) = seeing(policy, &failures);
-        push(&mut consumer, [7]);
-        assert_eq!(consumer.dispatch(pin!(pending())).await.unwrap(), 1);
-        let expected: Vec<_> =
-            calls.into_iter().map(|index| (index, test_record("orders", 0, 7, "7"))).collect();
+        let (consumer, seen) = seeing(policy, &failures);
+        let book = Arc::new(Book::default());
+        let ended = run(&consumer, &book, vec![record(7)]).await;
+        assert!(matches!(ended.outcome, Outcome::Done), "{ended:?}");
+        assert_eq!((ended.handled, book.done()), (1, [7].into()));
+        let expected: Vec<_> = calls.into_iter().map(|index| (index, record(7))).collect();
         assert_eq!(*seen.lock().unwrap(), expected, "failures {failures:?}");
     }
 }
 
 #[tokio::test]
 async fn an_error_names_the_record_that_its_handler_has_taken_and_nothing_passes_it() {
-    let (mut consumer, seen) = seeing(ErrorPolicy::Stop, &[1]);
-    push(&mut consumer, [7, 8]);
-    let error = consumer.dispatch(pin!(pending())).await.unwrap_err();
+    let (consumer, seen) = seeing(ErrorPolicy::Stop, &[1]);
+    let book = Arc::new(Book::default());
+    let ended = run(&consumer, &book, vec![record(7), record(8)]).await;
+    let Outcome::Failed(error) = ended.outcome else { panic!("{ended:?}") };
     assert_eq!((error.kind(), error.topic()), (ErrorKind::Handler, Some("orders")));
     assert_eq!((error.partition(), error.offset()), (Some(0), Some(7)));
-    assert_eq!(
-        consumer.dispatch(pin!(pending())).await.unwrap(),
-        0,
-        "before a rewind there is nothing to do"
-    );
     assert_eq!(seen.lock().unwrap().len(), 1);
-    assert_eq!(consumer.dispatch.rewind(), [(TopicPartition::new("orders", 0), 7)].into());
+    assert_eq!(book.said(), [Said::Back(vec![7, 8])]);
 }
 
 #[tokio::test]
-async fn a_dispatch_dropped_with_its_handler_leaves_the_record_to_come_again() {
-    let mut consumer = consumer()
+async fn what_is_done_is_told_before_a_handler_waits() {
+    let consumer = consumer()
         .register_handler("orders", async |order: Message<i64>| {
-            if order.value == 8 {
+            if order.value == 9 {
                 pending::<()>().await;
             }
             Ok(())
         })
         .unwrap();
-    push(&mut consumer, [7, 8, 9]);
-    assert!(consumer.dispatch(pin!(pending())).now_or_never().is_none());
-    let partition = TopicPartition::new("orders", 0);
-    assert_eq!(*consumer.dispatch.frontier(), [(partition.clone(), 8)].into());
-    assert_eq!(consumer.dispatch.rewind(), [(partition, 8)].into());
+    let book = Arc::new(Book::default());
+    let ended = run(&consumer, &book, (7..11).map(record).collect()).now_or_never();
+    assert!(ended.is_none());
+    assert_eq!(book.said(), [Said::Done(vec![7, 8])]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn panics_and_deadlines_are_failures_that_name_the_record() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&calls);
+    let policy = ErrorPolicy::retry(2, Duration::from_secs(1)).deadline(Duration::from_secs(10));
+    let consumer = consumer()
+        .register_handler("orders", async move |order: Message<i64>| {
+            count.fetch_add(1, Relaxed);
+            match (order.value, order.attempt) {
+                (7, 1) => panic!("burst at {}", order.attempt),
+                (8, 1) => pending().await,
+                (9, _) => panic!("always"),
+                _ => {}
+            }
+            Ok(())
+        })
+        .unwrap()
+        .error_policy(policy)
+        .unwrap();
+    let book = Arc::new(Book::default());
+    let begun = time::now();
+    let ended = run(&consumer, &book, (7..11).map(record).collect()).await;
+    let Outcome::Failed(error) = ended.outcome else { panic!("{ended:?}") };
+    assert!(error.to_string().contains("the handler panicked: always"), "{error}");
+    assert_eq!((error.topic(), error.partition(), error.offset()), (Some("orders"), Some(0), Some(9)));
+    assert_eq!((book.done(), calls.load(Relaxed)), ([7, 8].into(), 6));
+    assert_eq!((time::now() - begun).as_secs(), 1 + 11 + 1);
+    let metrics = consumer.metrics();
+    assert_eq!((metrics.handled, metrics.failed, metrics.retried), (2, 4, 3));
 }
 
 #[tokio::test]
-async fn a_handler_that_yields_lets_others_run() {
-    let polls = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&polls);
-    let mut consumer = consumer()
-        .register_raw_handler("orders", move |_: ConsumerRecord| {
-            let (count, mut has_yielded) = (Arc::clone(&count), false);
-            poll_fn(move |context| {
-                count.fetch_add(1, Ordering::Relaxed);
-                if std::mem::replace(&mut has_yielded, true) {
-                    return Poll::Ready(Ok(()));
-                }
-                context.waker().wake_by_ref();
-                Poll::Pending
-            })
+async fn a_panic_before_the_first_await_and_in_a_closure_is_caught_as_well() {
+    let consumer = consumer()
+        .register_raw_handler("orders", |_: ConsumerRecord| -> std::future::Ready<HandlerResult> {
+            panic!("at once")
+        })
+        .unwrap()
+        .error_policy(ErrorPolicy::Skip)
+        .unwrap();
+    let book = Arc::new(Book::default());
+    run(&consumer, &book, vec![record(7)]).await;
+    assert_eq!(book.done(), [7].into());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_that_is_cancelled_gives_up_its_pause_and_hands_back_the_rest() {
+    let (consumer, seen) = seeing(ErrorPolicy::retry(9, Duration::from_secs(60)), &[9]);
+    let book = Arc::new(Book::default());
+    let token = CancellationToken::new();
+    let cancel = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        token.cancel();
+    };
+    let begun = time::now();
+    let (ended, ()) =
+        tokio::join!(run_with(&consumer, &book, vec![record(7), record(8)], token.clone()), cancel);
+    assert!(matches!(ended.outcome, Outcome::Abandoned), "{ended:?}");
+    assert_eq!((time::now() - begun).as_secs(), 5, "the pause of a minute was not waited for");
+    assert_eq!((seen.lock().unwrap().len(), book.said()), (1, vec![Said::Back(vec![7, 8])]));
+}
+
+#[tokio::test]
+async fn a_handler_sees_that_it_should_give_up() {
+    let consumer = consumer()
+        .register_handler("orders", async |order: Message<i64>| {
+            order.cancellation().cancelled().await;
+            Ok(())
         })
         .unwrap();
-    push(&mut consumer, [7]);
-    let mut shutdown = pin!(pending());
-    let mut dispatch = pin!(consumer.dispatch(shutdown.as_mut()));
-    let first = poll_fn(|context| Poll::Ready(dispatch.as_mut().poll(context))).await;
-    assert!(first.is_pending(), "it is not polled again at once");
-    assert_eq!(polls.load(Ordering::Relaxed), 1);
-    assert_eq!(dispatch.await.unwrap(), 1);
+    let (book, token) = (Arc::new(Book::default()), CancellationToken::new());
+    let cancel = async {
+        tokio::task::yield_now().await;
+        token.cancel();
+    };
+    let (ended, ()) =
+        tokio::join!(run_with(&consumer, &book, vec![record(7), record(8)], token.clone()), cancel);
+    assert_eq!(ended.handled, 1, "what it has finished counts: {ended:?}");
+    assert_eq!(book.said(), [Said::Done(vec![7]), Said::Back(vec![8])]);
+}
+
+#[tokio::test]
+async fn nothing_more_is_begun_in_a_life_that_is_over() {
+    let (consumer, seen) = seeing(ErrorPolicy::Skip, &[1]);
+    let book = Arc::new(Book::default());
+    book.is_over.store(true, Relaxed);
+    // The failure makes it tell what is done before it decides.
+    let ended = run(&consumer, &book, vec![record(7), record(8), record(9)]).await;
+    assert!(matches!(ended.outcome, Outcome::Abandoned), "{ended:?}");
+    assert_eq!((ended.handled, seen.lock().unwrap().len()), (0, 3), "no handler waited, so none could know");
+}
+
+/// What a batch handler was given.
+type Batches = Arc<Mutex<Vec<Vec<i64>>>>;
+
+fn batching(
+    policy: ErrorPolicy,
+    fail: impl Fn(&Batch<i64>) -> HandlerResult + Clone + Send + Sync + 'static,
+) -> (Consumer, Batches) {
+    let batches = Batches::default();
+    let log = Arc::clone(&batches);
+    let consumer = consumer()
+        .register_batch_handler("orders", 4, Duration::ZERO, async move |batch: Batch<i64>| {
+            log.lock().unwrap().push(batch.values().copied().collect());
+            fail(&batch)
+        })
+        .unwrap()
+        .error_policy(policy)
+        .unwrap();
+    (consumer, batches)
+}
+
+#[tokio::test]
+async fn batches_have_at_most_the_size_asked_for_and_keep_their_order() {
+    let (consumer, batches) = batching(ErrorPolicy::Stop, |_| Ok(()));
+    let book = Arc::new(Book::default());
+    let ended = run(&consumer, &book, (0..10).map(record).collect()).await;
+    assert_eq!(*batches.lock().unwrap(), [vec![0, 1, 2, 3], vec![4, 5, 6, 7], vec![8, 9]]);
+    assert_eq!((ended.handled, book.done()), (10, (0..10).collect()));
+}
+
+#[tokio::test]
+async fn those_before_the_message_at_which_a_batch_failed_are_done() {
+    let at_two = |batch: &Batch<i64>| match batch.iter().find(|message| message.value == 2) {
+        Some(message) => Err(FailedAt::new(message, "two").into()),
+        None => Ok(()),
+    };
+    let (consumer, batches) = batching(ErrorPolicy::Stop, at_two);
+    let book = Arc::new(Book::default());
+    let ended = run(&consumer, &book, (0..6).map(record).collect()).await;
+    let Outcome::Failed(error) = ended.outcome else { panic!("{ended:?}") };
+    assert_eq!((error.offset(), book.done()), (Some(2), [0, 1].into()), "{error}");
+
+    let (consumer, again) = batching(ErrorPolicy::retry(2, Duration::ZERO).then_skip(), at_two);
+    let book = Arc::new(Book::default());
+    let ended = run(&consumer, &book, (0..6).map(record).collect()).await;
+    assert!(matches!(ended.outcome, Outcome::Done), "{ended:?}");
+    assert_eq!(*again.lock().unwrap(), [vec![0, 1, 2, 3], vec![2, 3], vec![3], vec![4, 5]]);
+    assert_eq!((book.done(), consumer.metrics().skipped), ((0..6).collect(), 1));
+    assert_eq!(batches.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_batch_that_fails_as_a_whole_is_dealt_with_as_a_whole() {
+    let never =
+        |batch: &Batch<i64>| if batch.values().any(|value| *value < 4) { Err("down".into()) } else { Ok(()) };
+    let (consumer, batches) = batching(ErrorPolicy::retry(2, Duration::ZERO).then_skip(), never);
+    let book = Arc::new(Book::default());
+    run(&consumer, &book, (0..6).map(record).collect()).await;
+    assert_eq!(*batches.lock().unwrap(), [vec![0, 1, 2, 3], vec![0, 1, 2, 3], vec![4, 5]]);
+    assert_eq!((book.done(), consumer.metrics().skipped), ((0..6).collect(), 4));
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_leaves_its_batch_alone() {
+    for (policy, done, skipped) in [(ErrorPolicy::Skip, 6, 1), (ErrorPolicy::Stop, 2, 0)] {
+        let (consumer, batches) = batching(policy, |_| Ok(()));
+        let book = Arc::new(Book::default());
+        let mut records: Vec<_> = (0..6).map(record).collect();
+        records[2] = record(2).with_value("{nope");
+        let ended = run(&consumer, &book, records).await;
+        assert_eq!(batches.lock().unwrap()[0], [0, 1], "those before it come first");
+        assert_eq!((book.done().len(), consumer.metrics().skipped), (done, skipped));
+        if let Outcome::Failed(error) = ended.outcome {
+            assert_eq!((error.kind(), error.offset()), (ErrorKind::Json, Some(2)));
+        }
+    }
+}
+
+#[test]
+fn handlers_can_be_added_to_a_finished_consumer() {
+    let mut consumer = consumer();
+    async fn on_order(_: Message<u32>) -> std::result::Result<(), std::io::Error> {
+        Ok(())
+    }
+    consumer.add_handler("orders", on_order).unwrap().add_handler(Topics::others(), on_order).unwrap();
+    let error = consumer.add_handler("payments", on_order).unwrap_err();
+    assert!(error.to_string().contains("its topics are orders"), "{error}");
+}
+
+#[test]
+fn a_consumer_that_runs_may_cross_threads() {
+    fn sends<T: Send>(_: &T) {}
+    let mut consumer = consumer();
+    sends(&consumer.handle());
+    sends(&consumer.run_until_signal());
+    sends(&consumer.consume(Duration::ZERO));
+    sends(&consumer);
 }

@@ -1,0 +1,209 @@
+//! What can be asked of a [`Consumer`](super::Consumer) while it runs: lag, assignment, numbers, pause, stop. A handle that
+//! shares a little state with it, and owns nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use crate::{
+    consumer::{
+        KafkaConsumer,
+        acknowledge::{Change, Life},
+    },
+    error::{Error, ErrorKind, Result},
+    facade::message::CancellationToken,
+    record::TopicPartition,
+    telemetry::{ConsumerCounters, ConsumerMetrics},
+};
+
+/// What has happened to a consumer's partitions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Rebalance {
+    /// They are the consumer's now.
+    Assigned(Vec<TopicPartition>),
+    /// They are about to go: nothing more is begun in them, and what is at work is waited for.
+    Revoking(Vec<TopicPartition>),
+    /// They are gone; what was done is committed.
+    Revoked(Vec<TopicPartition>),
+    /// They were taken away: what was not committed comes again at another member.
+    Lost(Vec<TopicPartition>),
+}
+
+type Listener = Arc<dyn Fn(&Rebalance) + Send + Sync>;
+
+/// What a consumer shares with its handles.
+#[derive(Default)]
+pub(super) struct Shared {
+    pub(super) counters: Arc<ConsumerCounters>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    client: Weak<KafkaConsumer>,
+    /// Cancelled by a handle: `run` ends.
+    stop: CancellationToken,
+    /// By the user; the lanes pause and resume others.
+    paused: BTreeSet<TopicPartition>,
+    listeners: Vec<Listener>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn connect(&self, client: &Arc<KafkaConsumer>) {
+        self.lock().client = Arc::downgrade(client);
+    }
+
+    pub(super) fn stop_token(&self) -> CancellationToken {
+        self.lock().stop.clone()
+    }
+
+    /// The next `run` is not ended by what ended this one.
+    pub(super) fn renew_stop(&self) {
+        self.lock().stop = CancellationToken::new();
+    }
+
+    pub(super) fn listen(&self, listener: Listener) {
+        self.lock().listeners.push(listener);
+    }
+
+    pub(super) fn is_paused(&self, partition: &TopicPartition) -> bool {
+        self.lock().paused.contains(partition)
+    }
+
+    pub(super) fn tell(&self, change: &Change) {
+        let names = |partitions: &[(TopicPartition, Life)]| {
+            partitions.iter().map(|(partition, _)| partition.clone()).collect::<Vec<_>>()
+        };
+        let rebalance = match change {
+            Change::Assigned(partitions) => Rebalance::Assigned(names(partitions)),
+            Change::Revoking(partitions) => Rebalance::Revoking(names(partitions)),
+            Change::Revoked(partitions) => Rebalance::Revoked(names(partitions)),
+            Change::Lost(partitions) => Rebalance::Lost(names(partitions)),
+        };
+        let listeners = {
+            let mut state = self.lock();
+            if let Rebalance::Revoked(gone) | Rebalance::Lost(gone) = &rebalance {
+                for partition in gone {
+                    state.paused.remove(partition);
+                }
+            }
+            state.listeners.clone()
+        };
+        for listener in listeners {
+            listener(&rebalance);
+        }
+    }
+
+    pub(super) fn metrics(&self) -> ConsumerMetrics {
+        let mut metrics = self.counters.snapshot();
+        if let Some(client) = self.client() {
+            metrics.in_work = client.outstanding() as u64;
+            metrics.lag = Some(client.lag().values().sum());
+        }
+        metrics
+    }
+
+    fn client(&self) -> Option<Arc<KafkaConsumer>> {
+        self.lock().client.upgrade()
+    }
+
+    fn change(
+        &self,
+        partitions: Vec<TopicPartition>,
+        change: impl FnOnce(&KafkaConsumer, Vec<TopicPartition>) -> Result<()>,
+        note: impl Fn(&mut BTreeSet<TopicPartition>, TopicPartition),
+    ) -> Result<()> {
+        let Some(client) = self.client() else {
+            return Err(Error::new(ErrorKind::InvalidArgument, "the consumer has no partitions yet")
+                .with_hint("it connects and joins its group when it first consumes"));
+        };
+        change(&client, partitions.clone())?;
+        let mut state = self.lock();
+        for partition in partitions {
+            note(&mut state.paused, partition);
+        }
+        Ok(())
+    }
+}
+
+/// Looks at a [`Consumer`](crate::Consumer) and steers it while it runs. Cheap to clone, usable from any task.
+///
+/// ```no_run
+/// # async fn example(mut consumer: dtkafka::Consumer) -> dtkafka::Result<()> {
+/// let handle = consumer.handle();
+/// let running = consumer.run(std::future::pending::<()>());
+/// # let elsewhere = async {
+/// println!("{} records behind", handle.lag().values().sum::<i64>());
+/// handle.stop();
+/// # };
+/// # let (ended, ()) = futures_util::future::join(running, elsewhere).await;
+/// # ended
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct ConsumerHandle {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl ConsumerHandle {
+    /// Ends [`run`](crate::Consumer::run) as its `shutdown` does: what is at work ends, is committed, and the group is left.
+    pub fn stop(&self) {
+        self.shared.stop_token().cancel();
+    }
+
+    /// The partitions it has, sorted; none while it is not connected.
+    pub fn assignment(&self) -> Vec<TopicPartition> {
+        self.shared.client().map_or_else(Vec::new, |client| client.assignment())
+    }
+
+    /// How far each of its partitions is behind, as of the last fetch. Costs no request.
+    pub fn lag(&self) -> BTreeMap<TopicPartition, i64> {
+        self.shared.client().map_or_else(BTreeMap::new, |client| client.lag())
+    }
+
+    /// What the consumer has done since it was made.
+    pub fn metrics(&self) -> ConsumerMetrics {
+        self.shared.metrics()
+    }
+
+    /// Takes no more records of these partitions until [`resume`](Self::resume) or until they go to another member. What
+    /// was taken is still handled.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if a partition is not assigned; none is paused then.
+    pub fn pause(&self, partitions: impl IntoIterator<Item = TopicPartition>) -> Result<()> {
+        let partitions = partitions.into_iter().collect();
+        self.shared.change(partitions, KafkaConsumer::pause, |paused, partition| {
+            paused.insert(partition);
+        })
+    }
+
+    /// Takes records of these partitions again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if a partition is not assigned; none is resumed then.
+    pub fn resume(&self, partitions: impl IntoIterator<Item = TopicPartition>) -> Result<()> {
+        let partitions = partitions.into_iter().collect();
+        self.shared.change(partitions, KafkaConsumer::resume, |paused, partition| {
+            paused.remove(&partition);
+        })
+    }
+
+    /// The partitions paused by [`pause`](Self::pause), sorted.
+    pub fn paused(&self) -> Vec<TopicPartition> {
+        self.shared.lock().paused.iter().cloned().collect()
+    }
+}
+
+impl fmt::Debug for ConsumerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConsumerHandle").field("assignment", &self.assignment().len()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,481 @@
+//! A connected [`Consumer`](super::Consumer): takes records, puts them into lanes, runs the lanes as tasks, and follows the
+//! group. Which lane runs when is `dispatch/lanes.rs`'s, what is committed the ledger's of the client.
+//!
+//! Whatever ends early leaves nothing behind: what was taken and is not done is handed out again by
+//! [`rewind`](Engine::rewind), and no task goes on that a dropped future has started.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::FutureExt as _;
+use tokio::{
+    task::{AbortHandle, JoinSet},
+    time::Instant,
+};
+
+use super::{
+    control::Shared,
+    lane::{self, Ended, Kit, Ledger, Outcome},
+    load::Chunk,
+};
+use crate::{
+    consumer::{
+        KafkaConsumer,
+        acknowledge::{Change, Life, Taken},
+    },
+    error::{Error, Result},
+    facade::{
+        dispatch::lanes::{Bounds, LaneId, Lanes, Ordering, Pause},
+        message::CancellationToken,
+        outbox::Outbox,
+        routes::Routes,
+    },
+    record::TopicPartition,
+    time::{self, Environment},
+};
+
+/// How long handlers that were dropped may take to end, which they do at their next await.
+const LOOK_AROUND: Duration = Duration::from_secs(1);
+
+impl Ledger for KafkaConsumer {
+    fn done(&self, partition: &TopicPartition, life: Life, offsets: &[i64]) -> bool {
+        self.done_all(offsets.iter().map(|offset| (partition, life, *offset))) == offsets.len()
+    }
+
+    fn hand_back(&self, partition: &TopicPartition, life: Life, offsets: &[i64]) {
+        for offset in offsets {
+            Self::hand_back(self, partition, life, *offset);
+        }
+    }
+}
+
+/// What an engine is made of.
+pub(super) struct Plan {
+    pub(super) topics: Arc<[Arc<str>]>,
+    pub(super) routes: Arc<Routes>,
+    pub(super) ordering: Ordering,
+    pub(super) bounds: Bounds,
+    /// Records of one take.
+    pub(super) take: usize,
+    /// How often the member says that it is alive while handlers run.
+    pub(super) keep_alive: Duration,
+}
+
+/// A run that is out.
+struct Running {
+    abort: AbortHandle,
+    token: CancellationToken,
+    partition: TopicPartition,
+}
+
+pub(super) struct Engine {
+    pub(super) client: Arc<KafkaConsumer>,
+    plan: Plan,
+    kit: Arc<Kit>,
+    lanes: Lanes<Chunk, Life>,
+    tasks: JoinSet<Ended>,
+    running: BTreeMap<LaneId, Running>,
+    /// Told to all runs at once.
+    stop: CancellationToken,
+    /// Partitions with records that were taken and given up.
+    left: BTreeSet<(TopicPartition, Life)>,
+    /// The first error that ends the dispatch.
+    failure: Option<Error>,
+    /// Records done since this was last asked.
+    handled: usize,
+    alive_at: Instant,
+    shared: Arc<Shared>,
+    unhandled: BTreeSet<Arc<str>>,
+}
+
+impl Engine {
+    pub(super) fn new(
+        client: Arc<KafkaConsumer>,
+        plan: Plan,
+        outbox: Outbox,
+        shared: Arc<Shared>,
+        environment: Environment,
+    ) -> Self {
+        client.acknowledge_each();
+        let kit = Arc::new(Kit {
+            ledger: Arc::clone(&client) as Arc<dyn Ledger>,
+            outbox,
+            counters: Arc::clone(&shared.counters),
+            rng: Mutex::new(environment.rng()),
+            environment,
+        });
+        Self {
+            lanes: Lanes::new(plan.ordering, plan.bounds),
+            alive_at: time::after(plan.keep_alive),
+            client,
+            plan,
+            kit,
+            tasks: JoinSet::new(),
+            running: BTreeMap::new(),
+            stop: CancellationToken::new(),
+            left: BTreeSet::new(),
+            failure: None,
+            handled: 0,
+            shared,
+            unhandled: BTreeSet::new(),
+        }
+    }
+
+    /// Handlers and bounds may have changed since the last call.
+    pub(super) fn follow_plan(&mut self, plan: Plan) {
+        if self.lanes.is_empty() {
+            self.lanes = Lanes::new(plan.ordering, plan.bounds);
+        }
+        self.plan = plan;
+    }
+
+    /// Ends what a dropped call has left, and goes back to what it did not handle.
+    pub(super) async fn recover(&mut self) {
+        self.halt().await;
+        self.settle();
+    }
+
+    /// Ends every run where it stands.
+    pub(super) async fn halt(&mut self) {
+        self.abort_all();
+        // A task ends at its next await; one that blocks its thread does not, and is not waited for.
+        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(LOOK_AROUND, ended).await.is_err() {
+            tracing::warn!(handlers = self.tasks.len(), "handlers that block their thread are left alone");
+            self.tasks.detach_all();
+        }
+        self.running.clear();
+    }
+
+    /// Takes no more of anything: for a future that is dropped.
+    pub(super) fn abort_all(&mut self) {
+        self.stop.cancel();
+        self.tasks.abort_all();
+    }
+
+    /// When no run is out any more: whatever was taken and is not done comes again.
+    fn settle(&mut self) {
+        let paused: Vec<_> = self.lanes.paused().cloned().collect();
+        for (partition, life, waiting) in self.lanes.revoke_all() {
+            drop(waiting);
+            self.left.insert((partition, life));
+        }
+        for partition in paused.into_iter().filter(|partition| !self.shared.is_paused(partition)) {
+            if let Err(error) = self.client.resume([partition]) {
+                tracing::debug!(%error, "the partition is gone");
+            }
+        }
+        self.lanes = Lanes::new(self.plan.ordering, self.plan.bounds);
+        self.rewind();
+        self.stop = CancellationToken::new();
+    }
+
+    fn rewind(&mut self) {
+        for (partition, life) in std::mem::take(&mut self.left) {
+            // Of a life that is over this does nothing: its records are another's, or come anyway.
+            if let Err(error) = self.client.rewind(&partition, life) {
+                tracing::debug!(%partition, %error, "the partition is gone");
+            }
+        }
+    }
+
+    /// Records done since this was last asked.
+    pub(super) fn take_handled(&mut self) -> usize {
+        std::mem::take(&mut self.handled)
+    }
+
+    /// The next records, put into their lanes.
+    pub(super) async fn take(&mut self, timeout: Duration) -> Result<()> {
+        let taken = self.client.take(self.plan.take, timeout).await;
+        self.put(taken)
+    }
+
+    fn put(&mut self, taken: Result<Vec<Taken>>) -> Result<()> {
+        self.alive_at = time::after(self.plan.keep_alive);
+        for Taken { partition, life, records } in taken? {
+            let chunk = Chunk::Polled(records);
+            let gather = self.plan.routes.of(&self.plan.topics, &partition.topic).gather();
+            if let Err(refused) = self.lanes.push(time::now(), &partition, life, chunk, gather) {
+                self.hand_back(&partition, life, [refused]);
+            }
+        }
+        self.follow_pauses();
+        Ok(())
+    }
+
+    fn hand_back(&self, partition: &TopicPartition, life: Life, loads: impl IntoIterator<Item = Chunk>) {
+        let mut offsets = Vec::new();
+        for load in loads {
+            load.offsets(&mut |offset| offsets.push(offset));
+        }
+        Ledger::hand_back(&*self.client, partition, life, &offsets);
+    }
+
+    fn follow_pauses(&mut self) {
+        while let Some(pause) = self.lanes.poll_pause() {
+            let outcome = match pause {
+                Pause::Pause(partition) => self.client.pause([partition]),
+                Pause::Resume(partition) if self.shared.is_paused(&partition) => Ok(()),
+                Pause::Resume(partition) => self.client.resume([partition]),
+            };
+            if let Err(error) = outcome {
+                tracing::debug!(%error, "the partition is gone");
+            }
+        }
+    }
+
+    /// Starts every run that may start.
+    fn start(&mut self) {
+        if self.stop.is_cancelled() {
+            return;
+        }
+        while let Some(run) = self.lanes.poll_run(time::now()) {
+            let route = self.plan.routes.of(&self.plan.topics, &run.partition.topic);
+            if route.is_unhandled() && self.unhandled.insert(Arc::clone(&run.partition.topic)) {
+                tracing::warn!(topic = %run.partition.topic, "no handler is registered; records of the topic are passed over");
+            }
+            let (lane, partition) = (run.lane, run.partition.clone());
+            let token = self.stop.child();
+            let running = lane::run(Arc::clone(&self.kit), route, run, token.clone());
+            let abort = self.tasks.spawn(running);
+            self.running.insert(lane, Running { abort, token, partition });
+        }
+    }
+
+    /// A run has ended.
+    fn on_end(&mut self, ended: Ended) {
+        self.running.remove(&ended.lane);
+        self.lanes.handle_end(ended.lane);
+        self.handled += ended.handled;
+        match ended.outcome {
+            Outcome::Done => {}
+            // Where it was its partition's alone, what is left was handed back.
+            Outcome::Abandoned if !self.stop.is_cancelled() => {}
+            Outcome::Abandoned => drop(self.left.insert((ended.partition, ended.life))),
+            Outcome::Failed(error) => {
+                self.left.insert((ended.partition, ended.life));
+                self.stop.cancel();
+                match &self.failure {
+                    None => self.failure = Some(error),
+                    Some(_) => tracing::error!(%error, "another record failed at the same time"),
+                }
+            }
+        }
+        self.follow_pauses();
+    }
+
+    /// What has happened to the assignment.
+    fn follow_group(&mut self) {
+        for change in self.client.take_changes() {
+            match &change {
+                Change::Assigned(partitions) => {
+                    self.shared.counters.rebalanced();
+                    tracing::info!(partitions = %list(partitions), "partitions assigned");
+                }
+                Change::Revoking(partitions) => {
+                    tracing::info!(partitions = %list(partitions), "partitions are being revoked");
+                    self.revoke(partitions, false);
+                }
+                Change::Revoked(partitions) => {
+                    tracing::info!(partitions = %list(partitions), "partitions revoked");
+                    self.revoke(partitions, true);
+                }
+                Change::Lost(partitions) => {
+                    tracing::warn!(partitions = %list(partitions), "partitions lost; their records come again elsewhere");
+                    self.revoke(partitions, true);
+                }
+            }
+            self.shared.tell(&change);
+        }
+    }
+
+    /// Begins nothing more in these partitions, and ends what runs there if they are gone.
+    fn revoke(&mut self, partitions: &[(TopicPartition, Life)], are_gone: bool) {
+        for (partition, _) in partitions {
+            for (life, waiting) in self.lanes.revoke(partition) {
+                self.hand_back(partition, life, waiting);
+            }
+        }
+        let gone: BTreeSet<&TopicPartition> = partitions.iter().map(|(partition, _)| partition).collect();
+        for running in self.running.values().filter(|running| gone.contains(&running.partition)) {
+            // Told to give up; what is at work may end first, until the partitions are gone.
+            running.token.cancel();
+            if are_gone {
+                running.abort.abort();
+            }
+        }
+    }
+
+    /// Whether anything waits or runs.
+    pub(super) fn is_idle(&self) -> bool {
+        self.lanes.is_empty() && self.tasks.is_empty()
+    }
+
+    /// Waits for the next thing that happens to the runs or the group.
+    async fn event(&mut self) {
+        let wake_at = self.wake_at();
+        tokio::select! {
+            biased;
+            Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.on_join(ended),
+            () = self.client.changed() => {}
+            () = tokio::time::sleep_until(wake_at) => self.look_around(),
+        }
+        self.follow();
+    }
+
+    /// What there is to see to without waiting.
+    fn follow(&mut self) {
+        while let Some(ended) = self.tasks.try_join_next_with_id() {
+            self.on_join(ended);
+        }
+        self.follow_group();
+    }
+
+    fn on_join(&mut self, ended: std::result::Result<(tokio::task::Id, Ended), tokio::task::JoinError>) {
+        match ended {
+            Ok((_, ended)) => self.on_end(ended),
+            // Aborted with its partition; or the consumer's own code has panicked.
+            Err(gone) => {
+                let lane = self.running.iter().find(|(_, running)| running.abort.id() == gone.id());
+                let Some(lane) = lane.map(|(lane, _)| *lane) else { return };
+                if let Some(running) = self.running.remove(&lane)
+                    && !gone.is_cancelled()
+                {
+                    tracing::error!(partition = %running.partition, error = %gone, "a lane ended by itself");
+                }
+                self.lanes.handle_end(lane);
+            }
+        }
+    }
+
+    /// When there is something to do that nothing else will tell.
+    fn wake_at(&self) -> Instant {
+        self.lanes.poll_timeout().map_or(self.alive_at, |at| at.min(self.alive_at))
+    }
+
+    fn look_around(&mut self) {
+        if time::now() < self.alive_at {
+            return;
+        }
+        if let Err(error) = self.client.keep_alive() {
+            tracing::debug!(%error, "the consumer is closed");
+        }
+        self.alive_at = time::after(self.plan.keep_alive);
+    }
+
+    /// Runs everything that was taken until it is done, `shutdown` comes, or something fails; then nothing runs any more.
+    /// After a `shutdown`, what is at work has so long to end.
+    pub(super) async fn drain<S: Future<Output = ()>>(
+        &mut self,
+        mut shutdown: Pin<&mut S>,
+        limit: Duration,
+    ) -> Result<()> {
+        self.follow_group();
+        while !self.is_idle() {
+            if shutdown.as_mut().now_or_never().is_some() {
+                self.stop.cancel();
+            }
+            if self.stop.is_cancelled() {
+                break;
+            }
+            self.start();
+            tokio::select! {
+                biased;
+                () = shutdown.as_mut() => self.stop.cancel(),
+                () = self.event() => {}
+            }
+        }
+        self.finish(limit).await
+    }
+
+    /// Lets what is at work end, begins nothing more, and says where to go on. The failure, if there was one.
+    pub(super) async fn finish(&mut self, limit: Duration) -> Result<()> {
+        if !self.is_idle() {
+            self.stop.cancel();
+            let deadline = time::after(limit);
+            while !self.tasks.is_empty() {
+                if tokio::time::timeout_at(deadline, self.event()).await.is_err() {
+                    tracing::warn!(
+                        handlers = self.tasks.len(),
+                        ?limit,
+                        "handlers that do not end are dropped"
+                    );
+                    break;
+                }
+            }
+            self.halt().await;
+        }
+        if self.stop.is_cancelled() {
+            self.settle();
+        }
+        self.failure.take().map_or(Ok(()), Err)
+    }
+
+    /// Takes and runs until `shutdown` completes or something fails. A retriable error of taking is logged by `log`.
+    pub(super) async fn run<S: Future<Output = ()>>(
+        &mut self,
+        mut shutdown: Pin<&mut S>,
+        wait: Duration,
+        pause: Duration,
+        log: impl Fn(&Error),
+    ) -> Result<()> {
+        let mut not_before: Option<Instant> = None;
+        loop {
+            self.follow();
+            if let Some(error) = self.failure.take() {
+                return Err(error);
+            }
+            self.start();
+            let client = Arc::clone(&self.client);
+            let take = self.plan.take;
+            let taking = async {
+                if let Some(at) = not_before {
+                    tokio::time::sleep_until(at).await;
+                }
+                client.take(take, wait).await
+            };
+            let wake_at = self.wake_at();
+            tokio::select! {
+                biased;
+                () = shutdown.as_mut() => return Ok(()),
+                Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.on_join(ended),
+                () = self.client.changed() => {}
+                taken = taking => {
+                    not_before = None;
+                    match self.put(taken) {
+                        Ok(()) => {}
+                        Err(error) if error.is_retriable() => {
+                            log(&error);
+                            not_before = Some(time::after(pause));
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+                () = tokio::time::sleep_until(wake_at) => self.look_around(),
+            }
+        }
+    }
+
+    /// Commits what is done.
+    pub(super) async fn commit(&self) -> Result<()> {
+        let begun = time::now();
+        let committed = self.client.commit_done().await;
+        if committed.is_ok() {
+            self.kit.counters.committed(time::now() - begun);
+        }
+        committed
+    }
+
+    pub(super) async fn close_outbox(&self, limit: Duration) {
+        self.kit.outbox.close(limit).await;
+    }
+}
+
+fn list(partitions: &[(TopicPartition, Life)]) -> String {
+    let names: Vec<_> = partitions.iter().map(|(partition, _)| partition.to_string()).collect();
+    names.join(", ")
+}

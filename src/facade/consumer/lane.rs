@@ -1,0 +1,604 @@
+//! One run of a lane: takes its records through their handlers one after the other, and does what the
+//! [`ErrorPolicy`](crate::ErrorPolicy) says after a failure. Knows nothing of polls and commits: it tells the ledger what is
+//! done, before it waits for anything and when it ends.
+
+use std::{
+    any::Any,
+    future::poll_fn,
+    panic::AssertUnwindSafe,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::FutureExt as _;
+
+use super::{SUBJECT, load::Chunk};
+use crate::{
+    consumer::acknowledge::Life,
+    error::Error,
+    facade::{
+        Place,
+        dispatch::lanes::{LaneId, Run},
+        handler::{CallBatch, CallEach},
+        letters, log,
+        message::{CancellationToken, FailedAt},
+        outbox::Outbox,
+        policy::{Decision, Failure, causes},
+        routes::{Handlers, Route},
+    },
+    record::{ConsumerRecord, TopicPartition},
+    telemetry::ConsumerCounters,
+    time::{self, Environment, Rng},
+};
+
+const PLACE: Place = Place { controller: "dtkafka::Consumer::handler", subject: SUBJECT };
+/// How long a letter that is on its way may still take when the consumer stops.
+const GRACE: Duration = Duration::from_millis(500);
+/// A lane lets others run after so many records whose handlers did not wait.
+const STRIDE: u32 = 32;
+
+/// Who counts what is done.
+pub(super) trait Ledger: Send + Sync {
+    /// These records of one life are done. False if the life is over.
+    fn done(&self, partition: &TopicPartition, life: Life, offsets: &[i64]) -> bool;
+    /// These come again: nobody works on them any more.
+    fn hand_back(&self, partition: &TopicPartition, life: Life, offsets: &[i64]);
+}
+
+/// What all runs share.
+pub(super) struct Kit {
+    pub(super) ledger: Arc<dyn Ledger>,
+    pub(super) outbox: Outbox,
+    pub(super) counters: Arc<ConsumerCounters>,
+    pub(super) rng: Mutex<Rng>,
+    pub(super) environment: Environment,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Done,
+    /// Told to give up; what is left comes again, here or at another member.
+    Abandoned,
+    Failed(Error),
+}
+
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) lane: LaneId,
+    pub(super) partition: TopicPartition,
+    pub(super) life: Life,
+    /// Records that are done.
+    pub(super) handled: usize,
+    pub(super) outcome: Outcome,
+}
+
+/// What became of a record that is not an error of the whole run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    Handled,
+    Abandoned,
+}
+
+/// A record on its way, and what the ledger knows it by.
+struct Item {
+    offset: i64,
+    /// How often its handlers were called before it waited in a retry topic.
+    before: u32,
+    record: ConsumerRecord,
+}
+
+struct Lane {
+    kit: Arc<Kit>,
+    route: Arc<Route>,
+    partition: TopicPartition,
+    life: Life,
+    token: CancellationToken,
+    /// Done, and not yet told.
+    done: Vec<i64>,
+    handled: usize,
+    /// The ledger says that the life is over.
+    is_over: bool,
+    /// In handlers and pauses.
+    waited: Duration,
+    /// Calls of handlers that did not wait.
+    prompt: u32,
+}
+
+/// Runs a lane to its end.
+pub(super) async fn run(
+    kit: Arc<Kit>,
+    route: Arc<Route>,
+    run: Run<Chunk, Life>,
+    token: CancellationToken,
+) -> Ended {
+    let Run { lane: id, partition, life, loads } = run;
+    let begun = time::now();
+    let mut lane = Lane {
+        kit,
+        route,
+        partition,
+        life,
+        token: token.clone(),
+        done: Vec::new(),
+        handled: 0,
+        is_over: false,
+        waited: Duration::ZERO,
+        prompt: 0,
+    };
+    let flow = token.scope(lane.run(loads)).await;
+    lane.tell();
+    lane.count_prompt(begun);
+    let outcome = match flow {
+        Ok(Flow::Handled) if !lane.is_over => Outcome::Done,
+        Ok(_) => Outcome::Abandoned,
+        Err(error) => Outcome::Failed(error),
+    };
+    Ended { lane: id, partition: lane.partition, life, handled: lane.handled, outcome }
+}
+
+impl Lane {
+    async fn run(&mut self, loads: Vec<Chunk>) -> Result<Flow, Error> {
+        let route = Arc::clone(&self.route);
+        match &route.handlers {
+            Handlers::None => {
+                for load in loads {
+                    load.offsets(&mut |offset| self.done.push(offset));
+                }
+                Ok(Flow::Handled)
+            }
+            Handlers::Each(handlers) => {
+                let mut stride = 0;
+                let mut records = loads.into_iter().flat_map(Chunk::records);
+                while let Some(record) = records.next() {
+                    let offset = record.offset;
+                    let flow = match self.is_ending() {
+                        true => Ok(Flow::Abandoned),
+                        false => self.each(handlers, record).await,
+                    };
+                    if let Ok(Flow::Handled) = flow {
+                        self.done.push(offset);
+                    } else {
+                        self.give_back([offset].into_iter().chain(records.map(|record| record.offset)));
+                        return flow;
+                    }
+                    stride += 1;
+                    if stride == STRIDE {
+                        stride = 0;
+                        tokio::task::yield_now().await;
+                    }
+                }
+                Ok(Flow::Handled)
+            }
+            Handlers::Batch(size, call) => {
+                let mut items: Vec<_> = loads.into_iter().flat_map(Chunk::records).map(Item::of).collect();
+                let all: Vec<i64> = items.iter().map(|item| item.offset).collect();
+                while !items.is_empty() {
+                    let rest = items.split_off(items.len().min(size.records));
+                    let flow = self.batch(call, items).await;
+                    if !matches!(flow, Ok(Flow::Handled)) {
+                        // Those that are done are refused, as they are not out any more.
+                        self.tell();
+                        self.give_back(all.into_iter());
+                        return flow;
+                    }
+                    items = rest;
+                }
+                Ok(Flow::Handled)
+            }
+        }
+    }
+
+    /// These are not at work any more: a revocation need not wait for them.
+    fn give_back(&mut self, offsets: impl Iterator<Item = i64>) {
+        self.tell();
+        let offsets: Vec<_> = offsets.collect();
+        self.kit.ledger.hand_back(&self.partition, self.life, &offsets);
+    }
+
+    fn is_ending(&self) -> bool {
+        self.is_over || self.token.is_cancelled()
+    }
+
+    /// Tells the ledger what is done.
+    fn tell(&mut self) {
+        if !self.done.is_empty() {
+            if self.kit.ledger.done(&self.partition, self.life, &self.done) {
+                self.handled += self.done.len();
+            } else {
+                self.is_over = true;
+            }
+            self.kit.counters.handled(self.done.len());
+            self.done.clear();
+        }
+    }
+
+    /// One record through all handlers of its topic.
+    async fn each(&mut self, handlers: &[Arc<CallEach>], record: ConsumerRecord) -> Result<Flow, Error> {
+        if self.route.level > 0 {
+            // Boxed, as all that is rare: its state would make that of every record larger.
+            return Box::pin(self.each_waited(handlers, record)).await;
+        }
+        self.call_all(handlers, Item { offset: record.offset, before: 0, record }).await
+    }
+
+    /// One record of a retry topic, when its pause is over.
+    async fn each_waited(
+        &mut self,
+        handlers: &[Arc<CallEach>],
+        record: ConsumerRecord,
+    ) -> Result<Flow, Error> {
+        let (item, due) = Item::waited(record);
+        if self.wait_until(due).await == Flow::Abandoned {
+            return Ok(Flow::Abandoned);
+        }
+        self.call_all(handlers, item).await
+    }
+
+    async fn call_all(&mut self, handlers: &[Arc<CallEach>], item: Item) -> Result<Flow, Error> {
+        let Item { before, record, .. } = item;
+        let (topic, partition, offset) = (Arc::clone(&record.topic), record.partition, record.offset);
+        let mut record = Some(record);
+        for (number, handler) in (1..).zip(handlers) {
+            // The last handler is given the record itself, if nobody needs it afterwards.
+            let is_needed = number < handlers.len() || self.route.policy.keeps_records();
+            let given = if is_needed { record.clone() } else { record.take() };
+            let Some(given) = given else { break };
+            if let Err(failure) = self.call(handler, given, before + 1).await {
+                let place = (&topic, partition, offset);
+                let flow =
+                    Box::pin(self.after_failure(handler, failure, place, before, record.as_ref())).await?;
+                match flow {
+                    After::Taken => {}
+                    After::Dealt => return Ok(Flow::Handled),
+                    After::Abandoned => return Ok(Flow::Abandoned),
+                }
+            }
+        }
+        Ok(Flow::Handled)
+    }
+
+    /// Calls a handler again that has failed, or deals with the record for good.
+    async fn after_failure(
+        &mut self,
+        handler: &Arc<CallEach>,
+        mut failure: Failure,
+        (topic, partition, offset): (&Arc<str>, i32, i64),
+        before: u32,
+        record: Option<&ConsumerRecord>,
+    ) -> Result<After, Error> {
+        self.tell();
+        let mut attempt = 1;
+        loop {
+            self.kit.counters.failed();
+            let decision = self.decide(&failure, attempt);
+            let error = failure.into_error(topic, partition, offset);
+            match (decision, record) {
+                (Decision::RetryAfter(pause), Some(record)) => {
+                    tracing::warn!(attempt, ?pause, %error, "the handler is called again after a pause");
+                    if self.pause(pause).await == Flow::Abandoned {
+                        return Ok(After::Abandoned);
+                    }
+                    attempt += 1;
+                    self.kit.counters.retried();
+                    match self.call(handler, record.clone(), before + attempt).await {
+                        Ok(()) => return Ok(After::Taken),
+                        Err(again) => failure = again,
+                    }
+                }
+                (decision, record) => {
+                    return match self.deal(decision, record, before + attempt, error).await? {
+                        Flow::Handled => Ok(After::Dealt),
+                        Flow::Abandoned => Ok(After::Abandoned),
+                    };
+                }
+            }
+        }
+    }
+
+    fn decide(&self, failure: &Failure, attempt: u32) -> Decision {
+        let random = self.kit.rng.lock().unwrap_or_else(PoisonError::into_inner).next_u64();
+        self.route.policy.decide(failure, attempt, self.route.level, random)
+    }
+
+    /// Deals with a record for good: it is handled afterwards, or the run ends.
+    async fn deal(
+        &mut self,
+        decision: Decision,
+        record: Option<&ConsumerRecord>,
+        attempts: u32,
+        error: Error,
+    ) -> Result<Flow, Error> {
+        let route = Arc::clone(&self.route);
+        match (decision, record) {
+            (Decision::Skip, _) => {
+                log(PLACE, &error);
+                self.kit.counters.skipped();
+                Ok(Flow::Handled)
+            }
+            (Decision::DeadLetter, Some(record)) => {
+                let Some(topic) = route.policy.dead_letter_topic(record, &error) else { return Err(error) };
+                let headers = letters::dead_letter_headers(record, attempts, &error);
+                let Some(written) = self.send(&topic, record, &headers).await? else {
+                    return Ok(Flow::Abandoned);
+                };
+                tracing::warn!(
+                    attempts, %error, dead_letter_topic = %topic, dead_letter_partition = written.0,
+                    dead_letter_offset = written.1, "the record was written to the dead letter topic"
+                );
+                self.kit.counters.dead_lettered();
+                Ok(Flow::Handled)
+            }
+            (Decision::RetryTopic(level), Some(record)) => {
+                let Some((topic, pause)) = route.retry_topics.get(level) else { return Err(error) };
+                let due = letters::due(self.kit.environment.wall_clock_ms(), *pause);
+                let headers = letters::retry_headers(record, attempts, &error, due);
+                if self.send(topic, record, &headers).await?.is_none() {
+                    return Ok(Flow::Abandoned);
+                }
+                tracing::warn!(attempts, ?pause, %error, retry_topic = %topic, "the record waits in a retry topic");
+                self.kit.counters.retried();
+                Ok(Flow::Handled)
+            }
+            // The policy keeps every record that it tries again or sends away; without it, it comes again.
+            (
+                Decision::Stop | Decision::RetryAfter(_) | Decision::DeadLetter | Decision::RetryTopic(_),
+                _,
+            ) => Err(error),
+        }
+    }
+
+    /// Partition and offset of the letter when it is acknowledged; `None` if the consumer stops before.
+    async fn send(
+        &mut self,
+        topic: &Arc<str>,
+        record: &ConsumerRecord,
+        headers: &[crate::record::Header],
+    ) -> Result<Option<(i32, i64)>, Error> {
+        self.tell();
+        let kit = Arc::clone(&self.kit);
+        let mut sending = pin!(kit.outbox.send(topic, record, headers));
+        let sent = tokio::select! {
+            biased;
+            sent = &mut sending => sent,
+            () = self.token.cancelled() => match tokio::time::timeout(GRACE, sending).await {
+                Ok(sent) => sent,
+                Err(_elapsed) => return Ok(None),
+            },
+        };
+        sent.map(|metadata| Some((metadata.partition, metadata.offset)))
+    }
+
+    /// Waits, unless told to give up.
+    async fn pause(&mut self, pause: Duration) -> Flow {
+        self.tell();
+        self.waited += pause;
+        tokio::select! {
+            biased;
+            () = self.token.cancelled() => Flow::Abandoned,
+            () = tokio::time::sleep(pause) => Flow::Handled,
+        }
+    }
+
+    /// Waits until this time (milliseconds since the Unix epoch).
+    async fn wait_until(&mut self, due: i64) -> Flow {
+        let left = due.saturating_sub(self.kit.environment.wall_clock_ms());
+        match u64::try_from(left) {
+            Ok(left) if left > 0 => self.pause(Duration::from_millis(left)).await,
+            _ if self.is_ending() => Flow::Abandoned,
+            _ => Flow::Handled,
+        }
+    }
+
+    /// Calls a handler once; a panic and a deadline are failures like any other.
+    async fn call(
+        &mut self,
+        handler: &Arc<CallEach>,
+        record: ConsumerRecord,
+        attempt: u32,
+    ) -> Result<(), Failure> {
+        let running = async {
+            // The call itself reads the value and runs the closure up to its first await: it may panic as well.
+            handler(record, attempt).map_err(Failure::Unreadable)?.await.map_err(Failure::Handler)
+        };
+        self.guard(running).await.unwrap_or_else(Err)
+    }
+
+    /// Runs a handler to its end, its panic or its deadline. Before it waits, what was done before is told.
+    async fn guard<T>(&mut self, running: impl Future<Output = T>) -> Result<T, Failure> {
+        let running = AssertUnwindSafe(running).catch_unwind();
+        let ended = match self.route.policy.limit() {
+            None => self.telling(running).await,
+            Some(limit) => {
+                let token = self.token.child();
+                let running = token.clone().scope(running);
+                match tokio::time::timeout(limit, self.telling(running)).await {
+                    Ok(ended) => ended,
+                    Err(_elapsed) => {
+                        // A blocking handler is still running, and may look at it.
+                        token.cancel();
+                        return Err(Failure::Deadline(limit));
+                    }
+                }
+            }
+        };
+        ended.map_err(|panic| Failure::Panic(text_of(&*panic)))
+    }
+
+    async fn telling<T>(&mut self, running: impl Future<Output = T>) -> T {
+        let mut running = pin!(running);
+        // A handler that does not wait is not timed by itself: two looks at the clock would cost more than it does.
+        let mut waits_since = None;
+        let ended = poll_fn(|context| {
+            let polled = running.as_mut().poll(context);
+            if polled.is_pending() && waits_since.is_none() {
+                waits_since = Some(time::now());
+                self.tell();
+            }
+            polled
+        })
+        .await;
+        match waits_since {
+            Some(since) => {
+                let took = time::now() - since;
+                self.waited += took;
+                self.kit.counters.took(took, 1);
+            }
+            None => self.prompt += 1,
+        }
+        ended
+    }
+
+    /// Handlers that did not wait share the time that is left.
+    fn count_prompt(&self, begun: time::Instant) {
+        if self.prompt > 0 {
+            let left = (time::now() - begun).saturating_sub(self.waited);
+            self.kit.counters.took(left / self.prompt, u64::from(self.prompt));
+        }
+    }
+
+    /// A batch of records through its handler.
+    async fn batch(&mut self, call: &Arc<CallBatch>, mut items: Vec<Item>) -> Result<Flow, Error> {
+        if self.route.level > 0 {
+            let mut due = 0;
+            for item in &mut items {
+                let waited = letters::restore(&mut item.record);
+                item.before = waited.attempts;
+                due = waited.due.max(due);
+            }
+            if self.wait_until(due).await == Flow::Abandoned {
+                return Ok(Flow::Abandoned);
+            }
+        }
+        let mut attempt = 1;
+        while let Some(first) = items.first() {
+            if self.is_ending() {
+                return Ok(Flow::Abandoned);
+            }
+            let number = first.before + attempt;
+            let given = items.iter().map(|item| item.record.clone()).collect();
+            let running = async { call(given, number)?.await.map_err(BatchFailure::Handler) };
+            let failure = match self.guard(running).await {
+                Ok(Ok(())) => {
+                    self.finish(items.drain(..));
+                    continue;
+                }
+                Ok(Err(BatchFailure::Unreadable(0, error))) => {
+                    let flow =
+                        self.deal_with_each(&mut items, 1, Failure::Unreadable(error), attempt).await?;
+                    if flow == Flow::Abandoned {
+                        return Ok(flow);
+                    }
+                    attempt = 1;
+                    continue;
+                }
+                Ok(Err(BatchFailure::Unreadable(index, _))) => {
+                    // Those before it first; it is then the first of the rest.
+                    let rest = items.split_off(index);
+                    if Box::pin(self.batch_of_level(call, items)).await? == Flow::Abandoned {
+                        return Ok(Flow::Abandoned);
+                    }
+                    items = rest;
+                    continue;
+                }
+                Ok(Err(BatchFailure::Handler(cause))) => Failure::Handler(cause),
+                Err(failure) => failure,
+            };
+            self.kit.counters.failed();
+            let place =
+                failed_at(&failure).and_then(|at| items.iter().position(|item| item.record.offset == at));
+            self.finish(items.drain(..place.unwrap_or(0)));
+            if let Decision::RetryAfter(pause) = self.decide(&failure, attempt) {
+                tracing::warn!(attempt, ?pause, topic = %self.partition.topic, "the handler of a batch is called again after a pause");
+                if self.pause(pause).await == Flow::Abandoned {
+                    return Ok(Flow::Abandoned);
+                }
+                attempt += 1;
+                self.kit.counters.retried();
+                continue;
+            }
+            let count = if place.is_some() { 1 } else { items.len() };
+            if self.deal_with_each(&mut items, count, failure, attempt).await? == Flow::Abandoned {
+                return Ok(Flow::Abandoned);
+            }
+            attempt = 1;
+        }
+        Ok(Flow::Handled)
+    }
+
+    /// A part of a batch that has waited already.
+    async fn batch_of_level(&mut self, call: &Arc<CallBatch>, items: Vec<Item>) -> Result<Flow, Error> {
+        // Restoring again what was restored changes nothing, and what is due is due.
+        self.batch(call, items).await
+    }
+
+    /// Deals with the first `count` records for good, one after the other.
+    async fn deal_with_each(
+        &mut self,
+        items: &mut Vec<Item>,
+        count: usize,
+        failure: Failure,
+        attempt: u32,
+    ) -> Result<Flow, Error> {
+        let decision = self.decide(&failure, u32::MAX);
+        let Some(first) = items.first() else { return Ok(Flow::Handled) };
+        let error = failure.into_error(&first.record.topic, first.record.partition, first.record.offset);
+        for item in items.drain(..count.min(items.len())).collect::<Vec<_>>() {
+            let error = error.clone().with_offset(item.record.offset);
+            let dealt = self.deal(decision, Some(&item.record), item.before + attempt, error).await?;
+            if dealt == Flow::Abandoned {
+                return Ok(Flow::Abandoned);
+            }
+            self.done.push(item.offset);
+        }
+        Ok(Flow::Handled)
+    }
+
+    fn finish(&mut self, items: impl Iterator<Item = Item>) {
+        self.done.extend(items.map(|item| item.offset));
+    }
+}
+
+enum After {
+    /// The handler took it in the end.
+    Taken,
+    Dealt,
+    Abandoned,
+}
+
+enum BatchFailure {
+    Unreadable(usize, Error),
+    Handler(crate::facade::HandlerError),
+}
+
+impl From<(usize, Error)> for BatchFailure {
+    fn from((index, error): (usize, Error)) -> Self {
+        Self::Unreadable(index, error)
+    }
+}
+
+impl Item {
+    fn of(record: ConsumerRecord) -> Self {
+        Self { offset: record.offset, before: 0, record }
+    }
+
+    fn waited(mut record: ConsumerRecord) -> (Self, i64) {
+        let offset = record.offset;
+        let waited = letters::restore(&mut record);
+        (Self { offset, before: waited.attempts, record }, waited.due)
+    }
+}
+
+/// The offset at which the handler of a batch says it failed.
+fn failed_at(failure: &Failure) -> Option<i64> {
+    let Failure::Handler(error) = failure else { return None };
+    causes(error.as_ref()).find_map(|cause| cause.downcast_ref::<FailedAt>()).map(|at| at.offset)
+}
+
+/// What a panic said.
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let owned = || panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(owned).unwrap_or("without a text").to_owned()
+}

@@ -1,0 +1,60 @@
+//! Records as they stand in lanes: whole parts of a poll, or one by one.
+
+use std::hash::{DefaultHasher, Hasher as _};
+
+use crate::{consumer::PartitionRecords, facade::dispatch::lanes::Load, record::ConsumerRecord};
+
+/// Records of one partition in the order of their offsets.
+#[derive(Debug)]
+pub(super) enum Chunk {
+    /// As they were polled; each becomes a record when its turn comes.
+    Polled(PartitionRecords),
+    One(Box<ConsumerRecord>),
+}
+
+impl Chunk {
+    /// The records, each made when it is asked for.
+    pub(super) fn records(self) -> impl Iterator<Item = ConsumerRecord> + Send {
+        let (polled, one) = match self {
+            Self::Polled(records) => (Some(records), None),
+            Self::One(record) => (None, Some(*record)),
+        };
+        polled.into_iter().flatten().chain(one)
+    }
+
+    /// The offsets alone.
+    pub(super) fn offsets(&self, hand_out: &mut dyn FnMut(i64)) {
+        match self {
+            Self::Polled(records) => records.iter().for_each(|record| hand_out(record.offset())),
+            Self::One(record) => hand_out(record.offset),
+        }
+    }
+}
+
+impl Load for Chunk {
+    fn len(&self) -> usize {
+        match self {
+            Self::Polled(records) => records.len(),
+            Self::One(_) => 1,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Polled(records) => records.bytes(),
+            Self::One(record) => record.value.as_ref().map_or(0, |value| value.len()) + 200,
+        }
+    }
+
+    fn each(self, hand_out: &mut dyn FnMut(Option<u64>, Self)) {
+        for record in self.records() {
+            // Without a secret: the same key has the same lane in every process, as it has the same partition.
+            let hash = record.key.as_deref().map(|key| {
+                let mut hasher = DefaultHasher::new();
+                hasher.write(key);
+                hasher.finish()
+            });
+            hand_out(hash, Self::One(Box::new(record)));
+        }
+    }
+}

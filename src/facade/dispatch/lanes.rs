@@ -1,0 +1,643 @@
+//! Which records may be handled beside each other, and which one after the other. Pure: no handler, no clock, no socket.
+//!
+//! ```text
+//!   taken ──push──> lane's queue ──poll_run──> running ──handle_end──> (forgotten, or the lane's turn comes again)
+//!                       │                         │
+//!                       └──────── revoke ─────────┘ (running ones end by themselves)
+//! ```
+//! A lane has one run at a time; what a run holds is handled in order. A lane is a partition, a key of a partition, or a
+//! single record, as the [`Ordering`] says; it exists while it has records. Lanes take their turn as they became ready.
+//! What is done, and what may be committed, is not known here: the consumer's ledger counts it.
+//!
+//! A partition with too much in its lanes is paused alone, so that a lane that is stuck holds up no other partition.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use crate::{record::TopicPartition, time::Instant};
+
+/// Which records of a [`Consumer`](crate::Consumer) are handled one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Ordering {
+    /// Those of a partition; partitions run beside each other (the default).
+    #[default]
+    Partition,
+    /// Those of a partition with the same key; others run beside each other, up to
+    /// [`concurrency`](crate::Consumer::concurrency). Records without a key have no order.
+    Key,
+    /// None: all run beside each other, up to [`concurrency`](crate::Consumer::concurrency).
+    Unordered,
+}
+
+/// How much may wait in lanes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Runs at once.
+    pub(crate) runs: usize,
+    /// Records of a partition that wait. More than that come only with one take.
+    pub(crate) records: usize,
+    /// Bytes that wait, of all partitions together.
+    pub(crate) bytes: usize,
+    /// Records of a partition between the first that is not done and the last that was taken.
+    pub(crate) span: u64,
+}
+
+/// A lane of a topic whose handler takes many at once waits for so many records, or so long after the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gather {
+    pub(crate) records: usize,
+    pub(crate) wait: Duration,
+}
+
+/// Records as they are put into lanes.
+pub(crate) trait Load: Sized {
+    fn len(&self) -> usize;
+    fn bytes(&self) -> usize;
+    /// Record by record, each with the hash of its key.
+    fn each(self, hand_out: &mut dyn FnMut(Option<u64>, Self));
+}
+
+/// Names a lane; smaller numbers are older.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct LaneId {
+    /// That of one life of a partition.
+    home: u64,
+    slot: Slot,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Slot {
+    Whole,
+    Key(u64),
+    Record(u64),
+}
+
+/// What is to be handled now, in order.
+#[derive(Debug)]
+pub(crate) struct Run<W, L> {
+    pub(crate) lane: LaneId,
+    pub(crate) partition: TopicPartition,
+    pub(crate) life: L,
+    pub(crate) loads: Vec<W>,
+}
+
+/// Partitions to be paused or resumed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Pause {
+    Pause(TopicPartition),
+    Resume(TopicPartition),
+}
+
+#[derive(Debug)]
+struct Lane<W> {
+    queue: VecDeque<(u64, W)>,
+    /// It may start no sooner, unless it has enough.
+    not_before: Option<Instant>,
+    running: Option<Out>,
+}
+
+impl<W: Load> Lane<W> {
+    fn waiting(&self) -> usize {
+        self.queue.iter().map(|(_, load)| load.len()).sum()
+    }
+}
+
+/// What runs: the numbers of its loads, and how much they are.
+#[derive(Debug)]
+struct Out {
+    numbers: Vec<u64>,
+    records: usize,
+    bytes: usize,
+}
+
+/// One life of a partition: from its assignment, or a seek, to the next.
+#[derive(Debug)]
+struct Home<L> {
+    partition: TopicPartition,
+    life: L,
+    /// Waiting or running.
+    records: usize,
+    bytes: usize,
+    /// How many records were pushed.
+    pushed: u64,
+    /// Numbers of loads that are not done.
+    unfinished: BTreeSet<u64>,
+    gather: Option<Gather>,
+    paused: bool,
+    revoked: bool,
+}
+
+pub(crate) struct Lanes<W, L> {
+    ordering: Ordering,
+    bounds: Bounds,
+    homes: BTreeMap<u64, Home<L>>,
+    /// That of the present life of each partition.
+    by_partition: BTreeMap<TopicPartition, u64>,
+    lanes: BTreeMap<LaneId, Lane<W>>,
+    ready: VecDeque<LaneId>,
+    /// Lanes that wait for more, by when they wait no longer.
+    gathering: BTreeSet<(Instant, LaneId)>,
+    running: usize,
+    next_home: u64,
+    pauses: VecDeque<Pause>,
+}
+
+impl<W: Load, L: Copy + Eq> Lanes<W, L> {
+    pub(crate) fn new(ordering: Ordering, bounds: Bounds) -> Self {
+        Self {
+            ordering,
+            bounds,
+            homes: BTreeMap::new(),
+            by_partition: BTreeMap::new(),
+            lanes: BTreeMap::new(),
+            ready: VecDeque::new(),
+            gathering: BTreeSet::new(),
+            running: 0,
+            next_home: 0,
+            pauses: VecDeque::new(),
+        }
+    }
+
+    /// Whether nothing waits and nothing runs.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lanes.is_empty()
+    }
+
+    /// Takes records of a partition, which stand behind those it has. Records of a life that was revoked are refused.
+    pub(crate) fn push(
+        &mut self,
+        now: Instant,
+        partition: &TopicPartition,
+        life: L,
+        load: W,
+        gather: Option<Gather>,
+    ) -> Result<(), W> {
+        let home_id = self.home_of(partition, life, gather);
+        let Some(home) = self.homes.get_mut(&home_id).filter(|home| !home.revoked) else { return Err(load) };
+        home.records += load.len();
+        // Many at once are of one lane, or there would be nothing to gather.
+        let whole = self.ordering == Ordering::Partition
+            || (self.ordering == Ordering::Unordered && gather.is_some());
+        if whole {
+            let number = home.pushed;
+            home.pushed += load.len() as u64;
+            home.bytes += load.bytes();
+            home.unfinished.insert(number);
+            self.queue(now, LaneId { home: home_id, slot: Slot::Whole }, number, load, gather);
+        } else {
+            let by_key = self.ordering == Ordering::Key;
+            let mut ones = Vec::with_capacity(load.len());
+            load.each(&mut |hash, one| ones.push((hash, one)));
+            for (hash, one) in ones {
+                let Some(home) = self.homes.get_mut(&home_id) else { break };
+                let number = home.pushed;
+                home.pushed += 1;
+                home.bytes += one.bytes();
+                home.unfinished.insert(number);
+                let slot = hash.filter(|_| by_key).map_or(Slot::Record(number), Slot::Key);
+                self.queue(now, LaneId { home: home_id, slot }, number, one, gather);
+            }
+        }
+        self.weigh(home_id);
+        Ok(())
+    }
+
+    /// That of this life; an earlier one of the partition counts as revoked.
+    fn home_of(&mut self, partition: &TopicPartition, life: L, gather: Option<Gather>) -> u64 {
+        if let Some(id) = self.by_partition.get(partition)
+            && self.homes.get(id).is_some_and(|home| home.life == life)
+        {
+            return *id;
+        }
+        let id = self.next_home;
+        self.next_home += 1;
+        let home = Home {
+            partition: partition.clone(),
+            life,
+            records: 0,
+            bytes: 0,
+            pushed: 0,
+            unfinished: BTreeSet::new(),
+            gather,
+            paused: false,
+            revoked: false,
+        };
+        self.homes.insert(id, home);
+        if let Some(earlier) = self.by_partition.insert(partition.clone(), id)
+            && let Some(home) = self.homes.get_mut(&earlier)
+        {
+            home.revoked = true;
+        }
+        id
+    }
+
+    fn queue(&mut self, now: Instant, id: LaneId, number: u64, load: W, gather: Option<Gather>) {
+        let lane = self.lanes.entry(id).or_insert_with(|| Lane {
+            queue: VecDeque::new(),
+            not_before: None,
+            running: None,
+        });
+        let was_idle = lane.queue.is_empty() && lane.running.is_none();
+        if lane.queue.is_empty() {
+            lane.not_before = gather.filter(|gather| !gather.wait.is_zero()).map(|gather| now + gather.wait);
+        }
+        lane.queue.push_back((number, load));
+        if was_idle {
+            self.ready.push_back(id);
+        } else if let Some(until) = lane.not_before
+            && gather.is_some_and(|gather| lane.waiting() >= gather.records)
+            && self.gathering.remove(&(until, id))
+        {
+            self.ready.push_back(id);
+        }
+    }
+
+    /// The next run that may start.
+    pub(crate) fn poll_run(&mut self, now: Instant) -> Option<Run<W, L>> {
+        while let Some(&(until, id)) = self.gathering.first().filter(|(until, _)| *until <= now) {
+            self.gathering.remove(&(until, id));
+            self.ready.push_back(id);
+        }
+        while self.ordering == Ordering::Partition || self.running < self.bounds.runs {
+            let id = self.ready.pop_front()?;
+            let Some(lane) = self.lanes.get_mut(&id) else { continue };
+            let Some(home) = self.homes.get(&id.home) else { continue };
+            if let (Some(until), Some(gather)) = (lane.not_before, home.gather)
+                && until > now
+                && lane.waiting() < gather.records
+            {
+                self.gathering.insert((until, id));
+                continue;
+            }
+            // A partition's lane takes all it has; a key's takes one, so that no key holds a place for long.
+            let takes_all = id.slot == Slot::Whole || home.gather.is_some();
+            let count = if takes_all { lane.queue.len() } else { 1.min(lane.queue.len()) };
+            if count == 0 {
+                continue;
+            }
+            let numbers: Vec<u64> = lane.queue.iter().take(count).map(|(number, _)| *number).collect();
+            let loads: Vec<W> = lane.queue.drain(..count).map(|(_, load)| load).collect();
+            let records = loads.iter().map(Load::len).sum();
+            let bytes = loads.iter().map(Load::bytes).sum();
+            lane.running = Some(Out { numbers, records, bytes });
+            self.running += 1;
+            return Some(Run { lane: id, partition: home.partition.clone(), life: home.life, loads });
+        }
+        None
+    }
+
+    /// When a lane waits no longer for more records.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.gathering.first().map(|(until, _)| *until)
+    }
+
+    /// A run has ended, whether all of it was done or not.
+    pub(crate) fn handle_end(&mut self, id: LaneId) {
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        let Some(Out { numbers, records, bytes }) = lane.running.take() else { return };
+        self.running -= 1;
+        if let Some(home) = self.homes.get_mut(&id.home) {
+            home.records -= records;
+            home.bytes -= bytes;
+            for number in numbers {
+                home.unfinished.remove(&number);
+            }
+        }
+        match lane.queue.is_empty() {
+            true => drop(self.lanes.remove(&id)),
+            false => self.ready.push_back(id),
+        }
+        self.weigh(id.home);
+        self.forget_if_over(id.home);
+    }
+
+    /// Starts nothing more of a partition, and gives back what waits there, by life. What runs ends by itself.
+    pub(crate) fn revoke(&mut self, partition: &TopicPartition) -> Vec<(L, Vec<W>)> {
+        let homes = self.homes.iter().filter(|(_, home)| home.partition == *partition);
+        let homes: Vec<_> = homes.map(|(id, home)| (*id, home.life)).collect();
+        homes.into_iter().map(|(id, life)| (life, self.empty(id))).collect()
+    }
+
+    /// As [`revoke`](Self::revoke), of every partition that has something waiting or running.
+    pub(crate) fn revoke_all(&mut self) -> Vec<(TopicPartition, L, Vec<W>)> {
+        let homes = self.homes.iter().filter(|(_, home)| home.records > 0);
+        let homes: Vec<_> = homes.map(|(id, home)| (*id, home.partition.clone(), home.life)).collect();
+        homes.into_iter().map(|(id, partition, life)| (partition, life, self.empty(id))).collect()
+    }
+
+    fn empty(&mut self, id: u64) -> Vec<W> {
+        let Some(home) = self.homes.get_mut(&id) else { return Vec::new() };
+        home.revoked = true;
+        let all = LaneId { home: id, slot: Slot::Whole }..=LaneId { home: id, slot: Slot::Record(u64::MAX) };
+        let mut waiting = Vec::new();
+        let mut over = Vec::new();
+        for (lane_id, lane) in self.lanes.range_mut(all) {
+            waiting.extend(lane.queue.drain(..));
+            if lane.running.is_none() {
+                over.push(*lane_id);
+            }
+        }
+        for lane in over {
+            self.lanes.remove(&lane);
+            self.gathering.retain(|(_, gathering)| *gathering != lane);
+        }
+        // In the order they were taken, whatever lane they stood in.
+        waiting.sort_by_key(|(number, _)| *number);
+        for (number, load) in &waiting {
+            home.records -= load.len();
+            home.bytes -= load.bytes();
+            home.unfinished.remove(number);
+        }
+        self.forget_if_over(id);
+        waiting.into_iter().map(|(_, load)| load).collect()
+    }
+
+    fn forget_if_over(&mut self, id: u64) {
+        let Some(home) = self.homes.get(&id).filter(|home| home.revoked && home.records == 0) else { return };
+        if self.by_partition.get(&home.partition) == Some(&id) {
+            self.by_partition.remove(&home.partition);
+        }
+        self.homes.remove(&id);
+    }
+
+    /// Pauses or resumes a partition by what waits in it.
+    fn weigh(&mut self, id: u64) {
+        // Each has its share of the bytes, so that one that is stuck cannot have all.
+        let share = (self.bounds.bytes / self.by_partition.len().max(1)).max(1);
+        let Some(home) = self.homes.get_mut(&id) else { return };
+        let span = home.pushed - home.unfinished.first().copied().unwrap_or(home.pushed);
+        let is_full = |part: usize| home.records >= self.bounds.records / part || home.bytes >= share / part;
+        let pause = match home.paused {
+            false => is_full(1) || span >= self.bounds.span,
+            // Not at once, or each record that is done would change it.
+            true => is_full(2) || span >= self.bounds.span,
+        };
+        if pause != home.paused && !home.revoked {
+            home.paused = pause;
+            let partition = home.partition.clone();
+            self.pauses.push_back(if pause { Pause::Pause(partition) } else { Pause::Resume(partition) });
+        }
+    }
+
+    /// The partitions that were paused and not resumed.
+    pub(crate) fn paused(&self) -> impl Iterator<Item = &TopicPartition> {
+        self.homes.values().filter(|home| home.paused).map(|home| &home.partition)
+    }
+
+    /// What is to be paused or resumed.
+    pub(crate) fn poll_pause(&mut self) -> Option<Pause> {
+        self.pauses.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::{Rng, now};
+
+    /// Records as offset and key.
+    type Records = Vec<(i64, Option<u64>)>;
+
+    impl Load for Records {
+        fn len(&self) -> usize {
+            Self::len(self)
+        }
+
+        /// What stands together is counted otherwise than one by one, as parts of a batch are.
+        fn bytes(&self) -> usize {
+            70 * Self::len(self) + 30
+        }
+
+        fn each(self, hand_out: &mut dyn FnMut(Option<u64>, Self)) {
+            for record in self {
+                hand_out(record.1, vec![record]);
+            }
+        }
+    }
+
+    fn bounds(runs: usize) -> Bounds {
+        Bounds { runs, records: 100, bytes: 1 << 20, span: 1000 }
+    }
+
+    fn partition(number: i32) -> TopicPartition {
+        TopicPartition::new("orders", number)
+    }
+
+    fn records(offsets: std::ops::Range<i64>, keys: u64) -> Records {
+        offsets.map(|offset| (offset, (keys > 0).then(|| offset as u64 % keys.max(1)))).collect()
+    }
+
+    #[test]
+    fn partitions_run_beside_each_other_and_each_in_order() {
+        let mut lanes = Lanes::new(Ordering::Partition, bounds(1));
+        lanes.push(now(), &partition(0), 1, records(0..3, 0), None).unwrap();
+        lanes.push(now(), &partition(1), 1, records(0..2, 0), None).unwrap();
+        let first = lanes.poll_run(now()).unwrap();
+        let second = lanes.poll_run(now()).unwrap();
+        assert_eq!((first.partition.partition, second.partition.partition), (0, 1));
+        lanes.push(now(), &partition(0), 1, records(3..4, 0), None).unwrap();
+        assert!(lanes.poll_run(now()).is_none(), "what comes later waits for what runs");
+        lanes.handle_end(first.lane);
+        assert_eq!(lanes.poll_run(now()).unwrap().loads, [records(3..4, 0)]);
+    }
+
+    #[test]
+    fn a_key_has_one_run_and_others_go_on() {
+        let mut lanes = Lanes::new(Ordering::Key, bounds(3));
+        lanes.push(now(), &partition(0), 1, records(0..6, 2), None).unwrap();
+        let (a, b) = (lanes.poll_run(now()).unwrap(), lanes.poll_run(now()).unwrap());
+        assert_eq!((a.loads[0][0].0, b.loads[0][0].0), (0, 1));
+        assert!(lanes.poll_run(now()).is_none(), "both keys run");
+        lanes.handle_end(b.lane);
+        assert_eq!(lanes.poll_run(now()).unwrap().loads[0][0].0, 3, "the next of its key");
+        assert_eq!(lanes.running, 2);
+    }
+
+    #[test]
+    fn records_without_a_key_have_no_order() {
+        for (ordering, keys) in [(Ordering::Key, 0), (Ordering::Unordered, 1)] {
+            let mut lanes = Lanes::new(ordering, bounds(3));
+            lanes.push(now(), &partition(0), 1, records(0..5, keys), None).unwrap();
+            let runs: Vec<_> = std::iter::from_fn(|| lanes.poll_run(now())).collect();
+            assert_eq!(runs.len(), 3, "as many as may run at once");
+        }
+    }
+
+    #[test]
+    fn a_partition_that_is_stuck_is_paused_alone() {
+        let mut lanes = Lanes::new(Ordering::Partition, bounds(1));
+        lanes.push(now(), &partition(0), 1, records(0..60, 0), None).unwrap();
+        lanes.push(now(), &partition(1), 1, records(0..60, 0), None).unwrap();
+        let (_stuck, other) = (lanes.poll_run(now()).unwrap(), lanes.poll_run(now()).unwrap());
+        assert_eq!(lanes.poll_pause(), None);
+        lanes.push(now(), &partition(0), 1, records(60..120, 0), None).unwrap();
+        lanes.push(now(), &partition(1), 1, records(60..100, 0), None).unwrap();
+        assert_eq!(lanes.poll_pause(), Some(Pause::Pause(partition(0))));
+        assert_eq!(lanes.poll_pause(), Some(Pause::Pause(partition(1))));
+        lanes.handle_end(other.lane);
+        assert_eq!(lanes.poll_pause(), Some(Pause::Resume(partition(1))));
+        assert_eq!(lanes.poll_pause(), None);
+    }
+
+    #[test]
+    fn a_key_that_is_stuck_pauses_its_partition_before_too_much_is_done_behind_it() {
+        let mut lanes = Lanes::new(Ordering::Key, Bounds { span: 50, ..bounds(4) });
+        let mut offset = 0;
+        lanes.push(now(), &partition(0), 1, vec![(-1, Some(999))], None).unwrap();
+        let stuck = lanes.poll_run(now()).unwrap();
+        let paused = loop {
+            lanes.push(now(), &partition(0), 1, records(offset..offset + 1, 7), None).unwrap();
+            offset += 1;
+            let run = lanes.poll_run(now()).unwrap();
+            lanes.handle_end(run.lane);
+            if let Some(pause) = lanes.poll_pause() {
+                break pause;
+            }
+        };
+        assert_eq!((paused, offset), (Pause::Pause(partition(0)), 49));
+        lanes.handle_end(stuck.lane);
+        assert_eq!(lanes.poll_pause(), Some(Pause::Resume(partition(0))));
+        assert!(lanes.is_empty());
+    }
+
+    #[test]
+    fn nothing_starts_in_a_partition_that_is_revoked_and_what_waits_is_given_back_in_order() {
+        let mut lanes = Lanes::new(Ordering::Key, bounds(1));
+        lanes.push(now(), &partition(0), 1, records(0..5, 2), None).unwrap();
+        lanes.push(now(), &partition(1), 1, records(0..1, 2), None).unwrap();
+        let run = lanes.poll_run(now()).unwrap();
+        let waiting: Vec<_> = lanes
+            .revoke(&partition(0))
+            .into_iter()
+            .flat_map(|(_, back)| back)
+            .map(|load| load[0].0)
+            .collect();
+        assert_eq!(waiting, [1, 2, 3, 4]);
+        assert!(lanes.push(now(), &partition(0), 1, records(5..6, 2), None).is_err());
+        lanes.handle_end(run.lane);
+        // The partition comes back in another life.
+        lanes.push(now(), &partition(0), 2, records(0..1, 2), None).unwrap();
+        let next = lanes.poll_run(now()).unwrap();
+        assert_eq!((next.partition, next.life), (partition(1), 1));
+        lanes.handle_end(next.lane);
+        assert_eq!(lanes.poll_run(now()).unwrap().life, 2);
+    }
+
+    #[test]
+    fn a_lane_that_gathers_waits_for_enough_records_or_long_enough() {
+        let (begin, wait) = (now(), Duration::from_secs(1));
+        let gather = Some(Gather { records: 10, wait });
+        let mut lanes = Lanes::new(Ordering::Partition, bounds(1));
+        lanes.push(begin, &partition(0), 1, records(0..4, 0), gather).unwrap();
+        assert!(lanes.poll_run(begin).is_none());
+        assert_eq!(lanes.poll_timeout(), Some(begin + wait));
+        lanes.push(begin + wait / 2, &partition(0), 1, records(4..8, 0), gather).unwrap();
+        assert!(lanes.poll_run(begin + wait / 2).is_none());
+        let run = lanes.poll_run(begin + wait).unwrap();
+        assert_eq!((run.loads.len(), lanes.poll_timeout()), (2, None));
+        lanes.handle_end(run.lane);
+        lanes.push(begin, &partition(0), 1, records(8..12, 0), gather).unwrap();
+        assert!(lanes.poll_run(begin).is_none());
+        lanes.push(begin, &partition(0), 1, records(12..18, 0), gather).unwrap();
+        let run = lanes.poll_run(begin).unwrap();
+        lanes.push(begin, &partition(0), 1, records(18..19, 0), gather).unwrap();
+        lanes.handle_end(run.lane);
+        assert!(lanes.poll_run(begin).is_none(), "what came while it ran waits as well");
+        assert!(lanes.poll_run(begin + wait).is_some());
+    }
+
+    #[test]
+    fn an_earlier_life_that_still_runs_does_not_hold_up_the_next() {
+        let mut lanes = Lanes::new(Ordering::Partition, bounds(1));
+        lanes.push(now(), &partition(0), 1, records(0..2, 0), None).unwrap();
+        let old = lanes.poll_run(now()).unwrap();
+        lanes.push(now(), &partition(0), 2, records(0..2, 0), None).unwrap();
+        let new = lanes.poll_run(now()).unwrap();
+        assert_eq!(new.life, 2);
+        lanes.handle_end(old.lane);
+        lanes.handle_end(new.lane);
+        assert!(lanes.is_empty() && lanes.running == 0);
+    }
+
+    /// Random pushes, runs, ends and revocations: each record runs at most once, none is lost, order is kept, and what runs
+    /// at once has no order among itself.
+    #[test]
+    fn whatever_happens_every_record_runs_once_or_is_given_back_and_order_is_kept() {
+        for seed in 0..200 {
+            let mut rng = Rng::new(seed);
+            let ordering = [Ordering::Partition, Ordering::Key, Ordering::Unordered][seed as usize % 3];
+            let limit = 1 + rng.below(5);
+            let mut lanes = Lanes::new(ordering, Bounds { records: 20, span: 60, ..bounds(limit) });
+            let (mut lives, mut next, mut paused) = ([0u64; 3], [0i64; 3], [false; 3]);
+            let mut runs: Vec<Run<Records, u64>> = Vec::new();
+            // By partition, life and key: the last offset that began.
+            let mut begun: BTreeMap<(i32, u64, Option<u64>), i64> = BTreeMap::new();
+            let (mut pushed, mut ended, mut given_back) = (0, 0, 0);
+            for _ in 0..400 {
+                let number = rng.below(3);
+                match rng.below(10) {
+                    0..=3 if !paused[number] => {
+                        let count = 1 + rng.below(8) as i64;
+                        let load: Records = (next[number]..next[number] + count)
+                            .map(|offset| (offset, (offset % 5 > 0).then(|| rng.next_u64() % 4)))
+                            .collect();
+                        next[number] += count;
+                        pushed += load.len();
+                        lanes.push(now(), &partition(number as i32), lives[number], load, None).unwrap();
+                    }
+                    4..=6 if !runs.is_empty() => {
+                        let run = runs.swap_remove(rng.below(runs.len()));
+                        ended += run.loads.iter().map(Vec::len).sum::<usize>();
+                        lanes.handle_end(run.lane);
+                    }
+                    7 if rng.below(6) == 0 => {
+                        let back = lanes.revoke(&partition(number as i32));
+                        given_back += back.iter().flat_map(|(_, back)| back).map(Vec::len).sum::<usize>();
+                        lives[number] += 1;
+                        (next[number], paused[number]) = (0, false);
+                    }
+                    _ => {
+                        if let Some(run) = lanes.poll_run(now()) {
+                            for (offset, key) in run.loads.iter().flatten() {
+                                let order = match ordering {
+                                    Ordering::Partition => None,
+                                    Ordering::Key if key.is_some() => *key,
+                                    _ => continue,
+                                };
+                                let last = begun.insert((run.partition.partition, run.life, order), *offset);
+                                assert!(last < Some(*offset), "seed {seed}: {last:?} before {offset}");
+                            }
+                            if ordering != Ordering::Unordered {
+                                let twice = runs.iter().any(|other| other.lane == run.lane);
+                                assert!(!twice, "seed {seed}: a lane has one run");
+                            }
+                            runs.push(run);
+                        }
+                    }
+                }
+                while let Some(pause) = lanes.poll_pause() {
+                    match pause {
+                        Pause::Pause(key) => paused[key.partition as usize] = true,
+                        Pause::Resume(key) => paused[key.partition as usize] = false,
+                    }
+                }
+                if ordering != Ordering::Partition {
+                    assert!(runs.len() <= limit, "seed {seed}");
+                }
+            }
+            loop {
+                while let Some(run) = lanes.poll_run(now()) {
+                    runs.push(run);
+                }
+                let Some(run) = runs.pop() else { break };
+                ended += run.loads.iter().map(Vec::len).sum::<usize>();
+                lanes.handle_end(run.lane);
+            }
+            assert_eq!(pushed, ended + given_back, "seed {seed}");
+            assert!(lanes.is_empty(), "seed {seed}");
+        }
+    }
+}

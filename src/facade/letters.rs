@@ -1,0 +1,187 @@
+//! What a record looks like that leaves its partition: as a dead letter, or to wait in a retry topic, and how one that has
+//! waited is read again. Pure.
+
+use std::{sync::Arc, time::Duration};
+
+use super::policy::causes;
+use crate::{
+    error::Error,
+    record::{ConsumerRecord, Header, ProducerRecord},
+};
+
+/// Of dead letters.
+pub(super) const DEAD: &str = "dtkafka-dead-letter-";
+/// Of records that wait in a retry topic.
+const RETRY: &str = "dtkafka-retry-";
+
+/// Where a record came from, what was tried, and why it failed.
+fn origin(prefix: &str, record: &ConsumerRecord, attempts: u32, error: &Error) -> Vec<Header> {
+    let headers = [
+        ("topic", record.topic.to_string()),
+        ("partition", record.partition.to_string()),
+        ("offset", record.offset.to_string()),
+        ("timestamp", record.timestamp.to_string()),
+        ("attempts", attempts.to_string()),
+        ("error", chain(error)),
+    ];
+    headers.into_iter().map(|(name, text)| Header::new(format!("{prefix}{name}"), text)).collect()
+}
+
+/// The error's text and that of every cause it does not name itself.
+pub(super) fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    for cause in causes(error).skip(1) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+/// The headers of a dead letter: the record's own, then what happened to it.
+pub(super) fn dead_letter_headers(record: &ConsumerRecord, attempts: u32, error: &Error) -> Vec<Header> {
+    let own = record.headers.iter().filter(|header| !header.key.starts_with(RETRY));
+    own.cloned().chain(origin(DEAD, record, attempts, error)).collect()
+}
+
+/// The headers of a record that waits in a retry topic until `due` (milliseconds since the Unix epoch).
+pub(super) fn retry_headers(record: &ConsumerRecord, attempts: u32, error: &Error, due: i64) -> Vec<Header> {
+    let own = record.headers.iter().filter(|header| !header.key.starts_with(RETRY));
+    let due = Header::new(format!("{RETRY}due"), due.to_string());
+    own.cloned().chain(origin(RETRY, record, attempts, error)).chain([due]).collect()
+}
+
+/// The record with these headers, on its way to another topic.
+pub(super) fn forwarded<'a>(
+    topic: &'a str,
+    record: &'a ConsumerRecord,
+    headers: &'a [Header],
+) -> ProducerRecord<'a> {
+    let mut letter = ProducerRecord::new(topic).headers(headers);
+    if let Some(key) = &record.key {
+        letter = letter.key(key);
+    }
+    if let Some(value) = &record.value {
+        letter = letter.value(value);
+    }
+    if record.timestamp >= 0 {
+        letter = letter.timestamp(record.timestamp);
+    }
+    letter
+}
+
+/// What was tried with a record of a retry topic before, and when its pause is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Waited {
+    pub(super) attempts: u32,
+    /// Milliseconds since the Unix epoch.
+    pub(super) due: i64,
+}
+
+/// Gives a record of a retry topic its first place, time and headers back. One that somebody else has written there is due
+/// at once.
+pub(super) fn restore(record: &mut ConsumerRecord) -> Waited {
+    let number = |name: &str| -> Option<i64> {
+        let name = format!("{RETRY}{name}");
+        let value = crate::record::last_header(&record.headers, &name)?;
+        std::str::from_utf8(value).ok()?.parse().ok()
+    };
+    let waited = Waited {
+        attempts: number("attempts").and_then(|attempts| u32::try_from(attempts).ok()).unwrap_or(0),
+        due: number("due").unwrap_or(0),
+    };
+    let (partition, offset) = (number("partition"), number("offset"));
+    let topic = record.header_str(&format!("{RETRY}topic")).map(Arc::from);
+    record.topic = topic.unwrap_or_else(|| Arc::clone(&record.topic));
+    record.partition = partition.and_then(|number| i32::try_from(number).ok()).unwrap_or(record.partition);
+    record.offset = offset.unwrap_or(record.offset);
+    record.headers.retain(|header| !header.key.starts_with(RETRY));
+    waited
+}
+
+/// When a pause that begins now is over.
+pub(super) fn due(now_ms: i64, pause: Duration) -> i64 {
+    now_ms.saturating_add(i64::try_from(pause.as_millis()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    fn record() -> ConsumerRecord {
+        ConsumerRecord::new("orders", 3, 42)
+            .with_key("k")
+            .with_value("{}")
+            .with_header("trace", "t1")
+            .with_timestamp(1_700_000_000_000)
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("could not store")]
+    struct Store(#[source] std::io::Error);
+
+    fn failed() -> Error {
+        let cause = Store(std::io::Error::other("disk full"));
+        Error::new(ErrorKind::Handler, "the handler failed").with_boxed_source(cause.into())
+    }
+
+    fn text<'a>(headers: &'a [Header], name: &str) -> &'a str {
+        std::str::from_utf8(crate::record::last_header(headers, name).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_dead_letter_says_where_it_came_from_and_keeps_its_headers() {
+        let headers = dead_letter_headers(&record(), 5, &failed());
+        assert_eq!(headers[0], Header::new("trace", "t1"));
+        for (name, value) in [
+            ("topic", "orders"),
+            ("partition", "3"),
+            ("offset", "42"),
+            ("timestamp", "1700000000000"),
+            ("attempts", "5"),
+            ("error", "the handler failed: could not store: disk full"),
+        ] {
+            assert_eq!(text(&headers, &format!("{DEAD}{name}")), value, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_letter_keeps_key_value_and_timestamp_and_a_tombstone_stays_one() {
+        let record = record();
+        let letter = forwarded("dead", &record, &[]);
+        assert_eq!((letter.key, letter.value), (Some(&b"k"[..]), Some(&b"{}"[..])));
+        assert_eq!((letter.topic, letter.timestamp), ("dead", Some(1_700_000_000_000)));
+        let tombstone = ConsumerRecord::new("orders", 0, 0);
+        let letter = forwarded("dead", &tombstone, &[]);
+        assert_eq!((letter.key, letter.value, letter.timestamp), (None, None, None));
+    }
+
+    #[test]
+    fn a_record_that_has_waited_is_again_what_it_was() {
+        let mut waiting = record();
+        waiting.headers = retry_headers(&record(), 3, &failed(), 1_700_000_060_000);
+        (waiting.topic, waiting.partition, waiting.offset) = ("orders-retry-1m".into(), 0, 7);
+        // A second pause replaces what the first has noted.
+        let mut again = waiting.clone();
+        assert_eq!(restore(&mut waiting), Waited { attempts: 3, due: 1_700_000_060_000 });
+        assert_eq!(waiting, record());
+        again.headers = retry_headers(&again, 6, &failed(), 1);
+        assert_eq!(again.headers.iter().filter(|header| header.key == "dtkafka-retry-due").count(), 1);
+        let headers = dead_letter_headers(&again, 9, &failed());
+        assert!(!headers.iter().any(|header| header.key.starts_with(RETRY)), "{headers:?}");
+    }
+
+    #[test]
+    fn what_somebody_else_wrote_into_a_retry_topic_is_due_at_once() {
+        let mut foreign = record();
+        assert_eq!(restore(&mut foreign), Waited { attempts: 0, due: 0 });
+        assert_eq!(foreign, record());
+        foreign.headers =
+            vec![Header::new("dtkafka-retry-due", "soon"), Header::new("dtkafka-retry-partition", "x")];
+        assert_eq!(restore(&mut foreign).due, 0);
+        assert_eq!(foreign.partition, 3);
+    }
+}

@@ -1,0 +1,534 @@
+//! What happens to a record that its handlers do not take: [`ErrorPolicy`], and the one function that decides. Pure: no
+//! clock, no handler, no socket; random numbers come as an argument.
+
+use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+
+use super::HandlerError;
+use crate::{
+    error::{Error, ErrorKind, Result},
+    record::ConsumerRecord,
+};
+
+/// The longest pause between two attempts unless [`ErrorPolicy::max`] says otherwise.
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+/// Why a record was not handled.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Its value is not what the handler takes.
+    Unreadable(Error),
+    /// The handler's own error.
+    Handler(HandlerError),
+    /// The handler panicked with this text.
+    Panic(String),
+    /// The handler was not done within its deadline.
+    Deadline(Duration),
+}
+
+impl Failure {
+    /// The error that names the record.
+    pub(super) fn into_error(self, topic: &Arc<str>, partition: i32, offset: i64) -> Error {
+        let (text, hint) = match self {
+            Self::Unreadable(error) => return error,
+            Self::Handler(cause) => {
+                return at(Error::new(ErrorKind::Handler, "the handler failed"), topic, partition, offset)
+                    .with_boxed_source(cause);
+            }
+            Self::Panic(text) => (format!("the handler panicked: {text}"), None),
+            Self::Deadline(limit) => (
+                format!("the handler was not done within {limit:?}"),
+                Some("give the error policy's deadline more time, or look for what the handler waits for"),
+            ),
+        };
+        let error = at(Error::new(ErrorKind::Handler, text), topic, partition, offset);
+        match hint {
+            Some(hint) => error.with_hint(hint),
+            None => error,
+        }
+    }
+}
+
+fn at(error: Error, topic: &Arc<str>, partition: i32, offset: i64) -> Error {
+    error.with_topic(Arc::clone(topic)).with_partition(partition).with_offset(offset)
+}
+
+/// What may be asked about an error: any of its causes.
+type Cause<'a> = &'a (dyn StdError + 'static);
+
+#[derive(Clone)]
+enum Condition {
+    /// Retried only where it says so.
+    If(Arc<dyn Fn(Cause<'_>) -> bool + Send + Sync>),
+    /// Not retried where the error or one of its causes is one of these.
+    Never(fn(Cause<'_>) -> bool),
+}
+
+#[derive(Clone)]
+enum Last {
+    Stop,
+    Skip,
+    DeadLetter(Topic),
+}
+
+#[derive(Clone)]
+enum Topic {
+    Named(Arc<str>),
+    Chosen(Arc<Choose>),
+}
+
+type Choose = dyn Fn(&ConsumerRecord, &Error) -> String + Send + Sync;
+
+/// What a [`Consumer`](crate::Consumer) does with a record that its handlers do not take: one returned an error, panicked or
+/// ran into its deadline, or the value cannot be read.
+///
+/// A failing handler is called again as [`retry`](Self::retry) says; handlers of the record that succeeded are not. Then,
+/// or at once without a retry, the record is dealt with for good: the consumer stops (the default), skips it, or writes it
+/// to a dead letter topic. A value that cannot be read will not get better: it is dealt with at once.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use dtkafka::ErrorPolicy;
+///
+/// let policy = ErrorPolicy::retry(5, Duration::from_millis(200))
+///     .max(Duration::from_secs(10))
+///     .jitter()
+///     .never_retry::<std::num::ParseIntError>()
+///     .deadline(Duration::from_secs(30))
+///     .then_dead_letter("orders-dead");
+/// # let _ = policy;
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct ErrorPolicy {
+    attempts: u32,
+    backoff: Duration,
+    max: Option<Duration>,
+    jitter: bool,
+    deadline: Option<Duration>,
+    conditions: Vec<Condition>,
+    retry_topics: Vec<Duration>,
+    last: Last,
+}
+
+/// The policies without a retry have the names of values.
+#[expect(non_upper_case_globals, reason = "they read as the variants they once were")]
+impl ErrorPolicy {
+    /// `consume` and `run` return the error. The record and those behind it are not committed, and come again (the default).
+    pub const Stop: Self = Self::at_once(Last::Stop);
+    /// The record is logged and counts as handled: **it is lost to the handlers**.
+    pub const Skip: Self = Self::at_once(Last::Skip);
+}
+
+impl Default for ErrorPolicy {
+    fn default() -> Self {
+        Self::Stop
+    }
+}
+
+impl ErrorPolicy {
+    const fn at_once(last: Last) -> Self {
+        Self {
+            attempts: 1,
+            backoff: Duration::ZERO,
+            max: None,
+            jitter: false,
+            deadline: None,
+            conditions: Vec::new(),
+            retry_topics: Vec::new(),
+            last,
+        }
+    }
+
+    /// Calls a failing handler up to `attempts` times in all (1 or more), then stops. The pause before the second call is
+    /// `backoff`; it doubles with each further one, up to [`max`](Self::max). Only the record's lane waits; the member
+    /// stays in its group.
+    pub fn retry(attempts: u32, backoff: Duration) -> Self {
+        Self { attempts, backoff, ..Self::Stop }
+    }
+
+    /// Writes the record to this topic at once; see [`then_dead_letter`](Self::then_dead_letter).
+    pub fn dead_letter(topic: impl Into<String>) -> Self {
+        Self::Stop.then_dead_letter(topic)
+    }
+
+    /// The longest pause between two attempts. Default: a minute, or the first pause where that is longer.
+    pub fn max(mut self, max: Duration) -> Self {
+        self.max = Some(max);
+        self
+    }
+
+    /// Shortens each pause at random, to as little as half, so that what failed together does not come back together.
+    pub fn jitter(mut self) -> Self {
+        self.jitter = true;
+        self
+    }
+
+    /// Tries again only where `is_passing` says so of the handler's error. Panics and deadlines are tried again all the same.
+    ///
+    /// Of several conditions all must agree.
+    pub fn retry_if(
+        mut self,
+        is_passing: impl Fn(&(dyn StdError + 'static)) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.conditions.push(Condition::If(Arc::new(is_passing)));
+        self
+    }
+
+    /// Does not try again where the handler's error, or one of its causes, is an `E`.
+    ///
+    /// `anyhow` hides the outermost error's type when it becomes a boxed error: with it, give the error a `context`, or use
+    /// [`retry_if`](Self::retry_if) on its text.
+    pub fn never_retry<E: StdError + 'static>(mut self) -> Self {
+        self.conditions.push(Condition::Never(|cause| cause.is::<E>()));
+        self
+    }
+
+    /// How long one call of a handler may take. It is dropped then, which counts as a failure; a blocking handler cannot be
+    /// stopped, and is left to run out. Default: no limit.
+    pub fn deadline(mut self, limit: Duration) -> Self {
+        self.deadline = Some(limit);
+        self
+    }
+
+    /// After the last attempt, the record goes on to topics named after its own and the pauses, such as `orders-retry-1m`,
+    /// one after the other; the consumer reads them as well, and calls the handlers again when the pause is over. So it
+    /// waits without holding up those behind it, which **overtake it**. The topics must exist, or be created by the brokers.
+    pub fn retry_topics(mut self, pauses: impl IntoIterator<Item = Duration>) -> Self {
+        self.retry_topics = pauses.into_iter().collect();
+        self
+    }
+
+    /// In the end the consumer stops with the error (the default).
+    pub fn then_stop(mut self) -> Self {
+        self.last = Last::Stop;
+        self
+    }
+
+    /// In the end the record is logged and counts as handled. **It is lost to the handlers.**
+    pub fn then_skip(mut self) -> Self {
+        self.last = Last::Skip;
+        self
+    }
+
+    /// In the end the record is written to this topic, and counts as handled when the broker has acknowledged it.
+    ///
+    /// Key, value, headers and timestamp are the original ones; the headers `dtkafka-dead-letter-topic`, `-partition`,
+    /// `-offset`, `-timestamp`, `-attempts` and `-error` (with all causes) are added, each as text.
+    pub fn then_dead_letter(mut self, topic: impl Into<String>) -> Self {
+        self.last = Last::DeadLetter(Topic::Named(topic.into().into()));
+        self
+    }
+
+    /// As [`then_dead_letter`](Self::then_dead_letter), to the topic that `choose` names.
+    ///
+    /// ```
+    /// # use dtkafka::ErrorPolicy;
+    /// ErrorPolicy::Stop.then_dead_letter_by(|record, _error| format!("{}-dead", record.topic));
+    /// ```
+    pub fn then_dead_letter_by(
+        mut self,
+        choose: impl Fn(&ConsumerRecord, &Error) -> String + Send + Sync + 'static,
+    ) -> Self {
+        self.last = Last::DeadLetter(Topic::Chosen(Arc::new(choose)));
+        self
+    }
+
+    /// What is wrong with the policy of a consumer of `topics`.
+    pub(super) fn check(&self, topics: &[Arc<str>]) -> Result<()> {
+        let bad = |text: String| {
+            Err(Error::new(ErrorKind::Config, format!("the error policy cannot be used: {text}")))
+        };
+        if self.attempts == 0 {
+            return bad("attempts is 0; accepted: 1 (no retry) or more".to_owned());
+        }
+        if self.deadline.is_some_and(|limit| limit.is_zero()) {
+            return bad("the deadline is 0; leave it out for no limit".to_owned());
+        }
+        if self.retry_topics.iter().any(Duration::is_zero) {
+            return bad("the pause of a retry topic is 0; use retry instead".to_owned());
+        }
+        match &self.last {
+            Last::DeadLetter(Topic::Named(topic)) if topic.trim().is_empty() => {
+                bad("the dead letter topic's name is empty".to_owned())
+            }
+            Last::DeadLetter(Topic::Named(topic)) if topics.contains(topic) => bad(format!(
+                "the dead letter topic {topic} is one of the topics consumed, and would feed itself"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The topics where records of `topic` wait, with their pauses.
+    pub(super) fn retry_topics_of(&self, topic: &str) -> impl Iterator<Item = (Arc<str>, Duration)> {
+        self.retry_topics
+            .iter()
+            .map(move |pause| (format!("{topic}-retry-{}", in_words(*pause)).into(), *pause))
+    }
+
+    pub(super) fn limit(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    /// Whether a record is needed after a handler has failed on it: for another attempt, or as a dead letter.
+    pub(super) fn keeps_records(&self) -> bool {
+        self.attempts > 1 || !self.retry_topics.is_empty() || matches!(self.last, Last::DeadLetter(_))
+    }
+
+    /// What to do after the `attempt`-th call (from 1) of a handler has failed. `level`: how many retry topics the record
+    /// has been through. `random` spreads the pauses.
+    pub(super) fn decide(&self, failure: &Failure, attempt: u32, level: usize, random: u64) -> Decision {
+        if self.is_worth_another_try(failure) {
+            if attempt < self.attempts {
+                return Decision::RetryAfter(self.pause(attempt, random));
+            }
+            if level < self.retry_topics.len() {
+                return Decision::RetryTopic(level);
+            }
+        }
+        match &self.last {
+            Last::Stop => Decision::Stop,
+            Last::Skip => Decision::Skip,
+            Last::DeadLetter(_) => Decision::DeadLetter,
+        }
+    }
+
+    fn is_worth_another_try(&self, failure: &Failure) -> bool {
+        match failure {
+            Failure::Unreadable(_) => false,
+            Failure::Panic(_) | Failure::Deadline(_) => true,
+            Failure::Handler(error) => {
+                let error: Cause<'_> = error.as_ref();
+                self.conditions.iter().all(|condition| match condition {
+                    Condition::If(is_passing) => is_passing(error),
+                    Condition::Never(is_one) => !causes(error).any(is_one),
+                })
+            }
+        }
+    }
+
+    fn pause(&self, attempt: u32, random: u64) -> Duration {
+        let doublings = attempt.saturating_sub(1);
+        let doubled = self.backoff.saturating_mul(1u32.checked_shl(doublings).unwrap_or(u32::MAX));
+        let pause = doubled.min(self.max.unwrap_or_else(|| MAX_BACKOFF.max(self.backoff)));
+        if self.jitter { pause - pause / 2 * u32::try_from(random % 101).unwrap_or(0) / 100 } else { pause }
+    }
+
+    /// Where a dead letter goes.
+    pub(super) fn dead_letter_topic(&self, record: &ConsumerRecord, error: &Error) -> Option<Arc<str>> {
+        match &self.last {
+            Last::DeadLetter(Topic::Named(topic)) => Some(Arc::clone(topic)),
+            Last::DeadLetter(Topic::Chosen(choose)) => Some(choose(record, error).into()),
+            Last::Stop | Last::Skip => None,
+        }
+    }
+}
+
+impl fmt::Debug for ErrorPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut policy = f.debug_struct("ErrorPolicy");
+        policy.field("attempts", &self.attempts).field("backoff", &self.backoff).field("max", &self.max);
+        policy.field("jitter", &self.jitter).field("deadline", &self.deadline);
+        policy.field("conditions", &self.conditions.len()).field("retry_topics", &self.retry_topics);
+        match &self.last {
+            Last::Stop => policy.field("then", &"stop"),
+            Last::Skip => policy.field("then", &"skip"),
+            Last::DeadLetter(Topic::Named(topic)) => policy.field("then_dead_letter", topic),
+            Last::DeadLetter(Topic::Chosen(_)) => policy.field("then_dead_letter", &"chosen by record"),
+        };
+        policy.finish()
+    }
+}
+
+/// The error and all its causes.
+pub(super) fn causes<'a>(error: Cause<'a>) -> impl Iterator<Item = Cause<'a>> {
+    std::iter::successors(Some(error), |error: &Cause<'a>| (*error).source())
+}
+
+/// `90s`, `1m`, `500ms`: as short as it can be said exactly.
+fn in_words(pause: Duration) -> String {
+    let ms = pause.as_millis();
+    match () {
+        () if ms.is_multiple_of(3_600_000) => format!("{}h", ms / 3_600_000),
+        () if ms.is_multiple_of(60_000) => format!("{}m", ms / 60_000),
+        () if ms.is_multiple_of(1000) => format!("{}s", ms / 1000),
+        () => format!("{ms}ms"),
+    }
+}
+
+/// What to do with a record after a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Decision {
+    RetryAfter(Duration),
+    /// It waits in the retry topic of this number.
+    RetryTopic(usize),
+    Stop,
+    Skip,
+    DeadLetter,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed() -> Failure {
+        Failure::Handler("out of stock".into())
+    }
+
+    fn unreadable() -> Failure {
+        Failure::Unreadable(Error::new(ErrorKind::Json, "not JSON"))
+    }
+
+    fn panicked() -> Failure {
+        Failure::Panic("index out of bounds".to_owned())
+    }
+
+    fn late() -> Failure {
+        Failure::Deadline(Duration::from_secs(1))
+    }
+
+    #[test]
+    fn every_policy_decides_by_attempt_level_and_kind_of_failure() {
+        use Decision::{DeadLetter, RetryAfter, RetryTopic, Skip, Stop};
+        let second = Duration::from_secs(1);
+        let retry = ErrorPolicy::retry(3, second);
+        let dead = retry.clone().then_dead_letter("dead");
+        let long = ErrorPolicy::retry(u32::MAX, second);
+        let short = long.clone().max(Duration::from_secs(3));
+        let topics = dead.clone().retry_topics([second, 60 * second]);
+        let table = [
+            (&ErrorPolicy::Stop, failed(), 1, 0, Stop),
+            (&ErrorPolicy::Stop, unreadable(), 1, 0, Stop),
+            (&ErrorPolicy::Stop, panicked(), 1, 0, Stop),
+            (&ErrorPolicy::Skip, failed(), 1, 0, Skip),
+            (&retry, failed(), 1, 0, RetryAfter(second)),
+            (&retry, failed(), 2, 0, RetryAfter(2 * second)),
+            (&retry, failed(), 3, 0, Stop),
+            (&retry, unreadable(), 1, 0, Stop),
+            (&retry, panicked(), 1, 0, RetryAfter(second)),
+            (&retry, late(), 2, 0, RetryAfter(2 * second)),
+            (&dead, failed(), 2, 0, RetryAfter(2 * second)),
+            (&dead, failed(), 3, 0, DeadLetter),
+            (&dead, unreadable(), 1, 0, DeadLetter),
+            (&dead, late(), 3, 0, DeadLetter),
+            (&topics, failed(), 2, 0, RetryAfter(2 * second)),
+            (&topics, failed(), 3, 0, RetryTopic(0)),
+            (&topics, failed(), 3, 1, RetryTopic(1)),
+            (&topics, failed(), 3, 2, DeadLetter),
+            (&topics, unreadable(), 1, 0, DeadLetter),
+            (&long, failed(), 7, 0, RetryAfter(Duration::from_secs(60))),
+            (&long, failed(), 4_000_000_000, 0, RetryAfter(Duration::from_secs(60))),
+            (&short, failed(), 2, 0, RetryAfter(2 * second)),
+            (&short, failed(), 3, 0, RetryAfter(3 * second)),
+        ];
+        for (policy, failure, attempt, level, expected) in table {
+            let decision = policy.decide(&failure, attempt, level, 0);
+            assert_eq!(decision, expected, "{policy:?} {failure:?} attempt {attempt} level {level}");
+            if matches!(decision, RetryAfter(_) | RetryTopic(_) | DeadLetter) {
+                assert!(policy.keeps_records(), "{policy:?} needs the record");
+            }
+        }
+        for policy in [ErrorPolicy::Stop, ErrorPolicy::Skip, ErrorPolicy::retry(1, second)] {
+            assert!(!policy.keeps_records(), "{policy:?} has no use for a record that failed");
+        }
+    }
+
+    #[test]
+    fn a_first_pause_longer_than_a_minute_is_kept() {
+        let policy = ErrorPolicy::retry(3, Duration::from_secs(300));
+        assert_eq!(policy.decide(&failed(), 1, 0, 0), Decision::RetryAfter(Duration::from_secs(300)));
+    }
+
+    #[test]
+    fn jitter_shortens_a_pause_by_half_at_most() {
+        let policy = ErrorPolicy::retry(3, Duration::from_secs(10)).jitter();
+        let pauses: Vec<_> = (0..1000)
+            .map(|random| match policy.decide(&failed(), 1, 0, random) {
+                Decision::RetryAfter(pause) => pause,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(pauses.iter().min(), Some(&Duration::from_secs(5)));
+        assert_eq!(pauses.iter().max(), Some(&Duration::from_secs(10)));
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("not valid")]
+    struct Invalid;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("could not store")]
+    struct Store(#[source] std::io::Error);
+
+    #[test]
+    fn some_errors_are_not_tried_again() {
+        let retry = ErrorPolicy::retry(9, Duration::ZERO).then_skip();
+        let never = retry.clone().never_retry::<Invalid>().never_retry::<std::io::Error>();
+        let only = retry.clone().retry_if(|error| error.is::<Store>());
+        let both = only.clone().never_retry::<std::io::Error>();
+        let store = || Failure::Handler(Store(std::io::Error::other("disk")).into());
+        let invalid = || Failure::Handler(Invalid.into());
+        let again = Decision::RetryAfter(Duration::ZERO);
+        for (policy, failure, expected) in [
+            (&retry, invalid(), again),
+            (&never, invalid(), Decision::Skip),
+            (&never, store(), Decision::Skip),
+            (&never, failed(), again),
+            (&never, panicked(), again),
+            (&only, store(), again),
+            (&only, invalid(), Decision::Skip),
+            (&only, late(), again),
+            (&both, store(), Decision::Skip),
+        ] {
+            assert_eq!(policy.decide(&failure, 1, 0, 0), expected, "{policy:?} {failure:?}");
+        }
+    }
+
+    #[test]
+    fn policies_that_cannot_work_are_refused() {
+        let topics = ["orders".into()];
+        let bad = [
+            ErrorPolicy::retry(0, Duration::ZERO),
+            ErrorPolicy::Stop.then_dead_letter(""),
+            ErrorPolicy::Stop.then_dead_letter("orders"),
+            ErrorPolicy::Stop.deadline(Duration::ZERO),
+            ErrorPolicy::Stop.retry_topics([Duration::ZERO]),
+        ];
+        for policy in bad {
+            assert_eq!(policy.check(&topics).unwrap_err().kind(), ErrorKind::Config, "{policy:?}");
+        }
+        ErrorPolicy::retry(1, Duration::ZERO).then_dead_letter("orders-dead").check(&topics).unwrap();
+    }
+
+    #[test]
+    fn retry_topics_are_named_after_their_pause() {
+        let pauses = [1, 1000, 90_000, 60_000, 7_200_000].map(Duration::from_millis);
+        let policy = ErrorPolicy::Stop.retry_topics(pauses);
+        let names: Vec<_> = policy.retry_topics_of("orders").map(|(name, _)| name.to_string()).collect();
+        let expected = ["1ms", "1s", "90s", "1m", "2h"].map(|pause| format!("orders-retry-{pause}"));
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn the_error_of_a_failure_names_the_record() {
+        for (failure, text) in [
+            (failed(), "out of stock"),
+            (panicked(), "panicked: index out of bounds"),
+            (late(), "not done within 1s"),
+        ] {
+            let error = failure.into_error(&"orders".into(), 3, 42);
+            assert_eq!((error.kind(), error.offset()), (ErrorKind::Handler, Some(42)));
+            assert!(error.to_string().contains(text) && error.to_string().contains("orders"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_dead_letter_goes_where_the_policy_says() {
+        let record = ConsumerRecord::new("orders", 0, 1);
+        let error = Error::closed("x");
+        let by = ErrorPolicy::Stop.then_dead_letter_by(|record, _| format!("{}-dead", record.topic));
+        assert_eq!(by.dead_letter_topic(&record, &error).as_deref(), Some("orders-dead"));
+        assert_eq!(ErrorPolicy::dead_letter("d").dead_letter_topic(&record, &error).as_deref(), Some("d"));
+        assert_eq!(ErrorPolicy::Skip.dead_letter_topic(&record, &error), None);
+    }
+}

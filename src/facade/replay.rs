@@ -1,0 +1,266 @@
+//! [`Replay`]: sends dead letters back to where they came from. Reads a topic from its beginning, or from where a group
+//! stands, to what was its end when it began; never commits a letter whose record is not acknowledged.
+
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use super::{KafkaInstance, Place, letters, logged};
+use crate::{
+    consumer::KafkaConsumer,
+    error::Result,
+    producer::{Delivery, KafkaProducer},
+    record::{ConsumerRecord, TopicPartition},
+};
+
+/// How long one poll waits for letters.
+const POLL: Duration = Duration::from_secs(1);
+/// Records that are sent before their acknowledgments are awaited.
+const WINDOW: usize = 1000;
+/// How long it takes to leave at most.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A record of a dead letter topic, as [`ErrorPolicy`](crate::ErrorPolicy) writes them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeadLetter {
+    /// The record as it was: topic, partition, offset, key, value, headers, timestamp. Where a letter does not say where it
+    /// comes from, these are its own.
+    pub record: ConsumerRecord,
+    /// Whether it says where it comes from.
+    pub has_origin: bool,
+    /// How often its handlers were called.
+    pub attempts: u32,
+    /// Why they failed, with all causes.
+    pub error: String,
+    /// The letter's own partition.
+    pub letter_partition: i32,
+    /// The letter's own offset.
+    pub letter_offset: i64,
+}
+
+impl DeadLetter {
+    /// Reads a record of a dead letter topic.
+    pub fn read(mut record: ConsumerRecord) -> Self {
+        let (letter_partition, letter_offset) = (record.partition, record.offset);
+        let text = |record: &ConsumerRecord, name: &str| {
+            record.header_str(&format!("{}{name}", letters::DEAD)).map(str::to_owned)
+        };
+        let number = |name: &str| text(&record, name).and_then(|text| text.parse::<i64>().ok());
+        let topic = text(&record, "topic").filter(|topic| !topic.is_empty());
+        let attempts = number("attempts").and_then(|number| u32::try_from(number).ok()).unwrap_or(0);
+        let (partition, offset) = (number("partition"), number("offset"));
+        let error = text(&record, "error").unwrap_or_default();
+        let has_origin = topic.is_some();
+        if let Some(topic) = topic {
+            record.topic = topic.into();
+            record.partition = partition.and_then(|number| i32::try_from(number).ok()).unwrap_or(-1);
+            record.offset = offset.unwrap_or(-1);
+        }
+        record.headers.retain(|header| !header.key.starts_with(letters::DEAD));
+        Self { record, has_origin, attempts, error, letter_partition, letter_offset }
+    }
+}
+
+type Filter = Arc<dyn Fn(&DeadLetter) -> bool + Send + Sync>;
+
+/// Sends the records of a dead letter topic back to the topics they came from, with their keys, values and headers.
+///
+/// ```no_run
+/// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {
+/// use dtkafka::Replay;
+///
+/// let replayed = Replay::from_dead_letters(&kafka, "orders-dead")
+///     .filter(|letter| letter.error.contains("timed out"))
+///     .run()
+///     .await?;
+/// println!("{} of {} letters were sent back", replayed.sent, replayed.read);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+#[must_use = "nothing is sent before it runs"]
+pub struct Replay {
+    kafka: KafkaInstance,
+    letters: String,
+    to: Option<String>,
+    group: Option<String>,
+    filter: Option<Filter>,
+}
+
+/// What a [`Replay`] has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Replayed {
+    /// Letters that were read.
+    pub read: u64,
+    /// Those that were sent back, and acknowledged.
+    pub sent: u64,
+    /// Those that stayed: the filter refuses them, or they do not say where they come from.
+    pub left: u64,
+}
+
+impl Replay {
+    /// The letters of this topic.
+    pub fn from_dead_letters(kafka: &KafkaInstance, topic: impl Into<String>) -> Self {
+        Self { kafka: kafka.clone(), letters: topic.into(), to: None, group: None, filter: None }
+    }
+
+    /// Sends back only what `chosen` takes. Default: all.
+    pub fn filter(mut self, chosen: impl Fn(&DeadLetter) -> bool + Send + Sync + 'static) -> Self {
+        self.filter = Some(Arc::new(chosen));
+        self
+    }
+
+    /// Sends to this topic, and not to those they came from.
+    pub fn to(mut self, topic: impl Into<String>) -> Self {
+        self.to = Some(topic.into());
+        self
+    }
+
+    /// Goes on where this group stands, and commits how far it came: no letter is looked at twice, whatever the filter says
+    /// of it. Default: all letters, each time.
+    pub fn group(mut self, group: impl Into<String>) -> Self {
+        self.group = Some(group.into());
+        self
+    }
+
+    /// Reads what is there now and sends it back; returns when all is acknowledged.
+    ///
+    /// # Errors
+    /// Those of reading and sending. What was sent before stays sent, and with a [`group`](Self::group) is committed only
+    /// together with all that was read. Logged before it is returned.
+    ///
+    /// # Cancel safety
+    /// Dropped, what was sent stays sent.
+    pub async fn run(self) -> Result<Replayed> {
+        const PLACE: Place = Place { controller: "dtkafka::Replay::run", subject: "Kafka Replay" };
+        logged(PLACE, self.replay().await)
+    }
+
+    async fn replay(self) -> Result<Replayed> {
+        let none: [&str; 0] = [];
+        let producer = self.kafka.get_producer().await?;
+        let group = self.group.clone();
+        let consumer = self
+            .kafka
+            .get_consumer_with(none, |settings| {
+                let settings = settings.enable_auto_commit(false).auto_offset_reset("earliest");
+                match group {
+                    Some(group) => settings.group_id(group),
+                    None => settings,
+                }
+            })
+            .await?;
+        let outcome = self.send_back(&consumer, &producer).await;
+        let closed = producer.close().await;
+        let left = consumer.close(CLOSE_TIMEOUT).await;
+        let replayed = outcome?;
+        closed.and(left).map(|()| replayed)
+    }
+
+    async fn send_back(&self, consumer: &KafkaConsumer, producer: &KafkaProducer) -> Result<Replayed> {
+        let count = i32::try_from(producer.partitions_for(&self.letters).await?).unwrap_or(i32::MAX);
+        let topic: Arc<str> = self.letters.as_str().into();
+        let partitions: Vec<_> =
+            (0..count).map(|partition| TopicPartition::new(Arc::clone(&topic), partition)).collect();
+        let ends = consumer.end_offsets(partitions.iter().cloned()).await?;
+        consumer.assign(partitions.iter().cloned())?;
+        if self.group.is_none() {
+            consumer.seek_to_beginning(&partitions)?;
+        }
+        let mut replayed = Replayed::default();
+        let mut deliveries = Vec::new();
+        while !self.is_at(consumer, &ends).await? {
+            for record in consumer.poll(POLL).await?.into_iter().flat_map(|(_, records)| records) {
+                let partition = record.topic_partition();
+                if ends.get(&partition).is_none_or(|end| record.offset >= *end) {
+                    continue;
+                }
+                replayed.read += 1;
+                match self.send(producer, record).await? {
+                    Some(delivery) => deliveries.push(delivery),
+                    None => replayed.left += 1,
+                }
+                if deliveries.len() >= WINDOW {
+                    replayed.sent += acknowledged(&mut deliveries).await?;
+                }
+            }
+        }
+        replayed.sent += acknowledged(&mut deliveries).await?;
+        if self.group.is_some() {
+            consumer.commit_offsets(ends).await?;
+        }
+        Ok(replayed)
+    }
+
+    async fn is_at(&self, consumer: &KafkaConsumer, ends: &BTreeMap<TopicPartition, i64>) -> Result<bool> {
+        for (partition, end) in ends {
+            if consumer.position(partition).await? < *end {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn send(&self, producer: &KafkaProducer, record: ConsumerRecord) -> Result<Option<Delivery>> {
+        let letter = DeadLetter::read(record);
+        let is_chosen = self.filter.as_ref().is_none_or(|chosen| chosen(&letter));
+        let to = match &self.to {
+            Some(topic) => Some(topic.as_str()),
+            None if letter.has_origin => Some(&*letter.record.topic),
+            None => None,
+        };
+        let Some(topic) = to.filter(|_| is_chosen) else { return Ok(None) };
+        let record = letters::forwarded(topic, &letter.record, &letter.record.headers);
+        producer.send_record(record).await.map(Some)
+    }
+}
+
+async fn acknowledged(deliveries: &mut Vec<Delivery>) -> Result<u64> {
+    let mut count = 0;
+    for delivery in deliveries.drain(..) {
+        delivery.await?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+impl fmt::Debug for Replay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replay")
+            .field("letters", &self.letters)
+            .field("to", &self.to)
+            .field("group", &self.group)
+            .field("filtered", &self.filter.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{Error, ErrorKind};
+
+    #[test]
+    fn a_letter_reads_as_the_record_it_was() {
+        let record = ConsumerRecord::new("orders", 3, 42)
+            .with_key("k")
+            .with_value("{}")
+            .with_header("trace", "t1")
+            .with_timestamp(1_700_000_000_000);
+        let error = Error::new(ErrorKind::Handler, "out of stock");
+        let headers = letters::dead_letter_headers(&record, 5, &error);
+        let mut written = ConsumerRecord::new("orders-dead", 0, 7).with_key("k").with_value("{}");
+        (written.headers, written.timestamp) = (headers, record.timestamp);
+        let letter = DeadLetter::read(written);
+        assert_eq!((&letter.record, letter.attempts, letter.has_origin), (&record, 5, true));
+        assert_eq!((letter.letter_partition, letter.letter_offset), (0, 7));
+        assert_eq!(letter.error, "out of stock");
+    }
+
+    #[test]
+    fn a_letter_of_somebody_else_keeps_its_own_place() {
+        let letter = DeadLetter::read(ConsumerRecord::new("orders-dead", 1, 7).with_header("x", "y"));
+        assert!(!letter.has_origin);
+        assert_eq!((&*letter.record.topic, letter.record.offset, letter.attempts), ("orders-dead", 7, 0));
+        assert_eq!(letter.record.headers.len(), 1);
+    }
+}

@@ -1,0 +1,359 @@
+//! Which handlers and which policy a topic has. Pure.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use super::{
+    dispatch::lanes::Gather,
+    handler::{BatchSize, CallBatch, CallEach, ErasedHandler, Kind},
+    policy::ErrorPolicy,
+};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The topics a handler or a policy is for: one by its name, those that match a pattern, or all that no other handler takes.
+///
+/// ```
+/// use dtkafka::Topics;
+///
+/// let one: Topics = "orders".into();
+/// let some = Topics::matching("orders-*");
+/// let rest = Topics::others();
+/// # let _ = (one, some, rest);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Topics(Selector);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Selector {
+    Named(Arc<str>),
+    Matching(Arc<str>),
+    Others,
+}
+
+impl Topics {
+    /// Those whose whole name matches: `*` stands for any characters, `?` for one.
+    pub fn matching(pattern: &str) -> Self {
+        Self(Selector::Matching(pattern.into()))
+    }
+
+    /// Those that no other handler takes.
+    pub fn others() -> Self {
+        Self(Selector::Others)
+    }
+
+    fn is_others(&self) -> bool {
+        self.0 == Selector::Others
+    }
+
+    /// Whether it names this topic, and not just takes what is left.
+    fn names(&self, topic: &str) -> bool {
+        match &self.0 {
+            Selector::Named(name) => **name == *topic,
+            Selector::Matching(pattern) => matches(pattern.as_bytes(), topic.as_bytes()),
+            Selector::Others => false,
+        }
+    }
+}
+
+impl<T: AsRef<str> + ?Sized> From<&T> for Topics {
+    fn from(name: &T) -> Self {
+        Self(Selector::Named(name.as_ref().into()))
+    }
+}
+
+impl From<String> for Topics {
+    fn from(name: String) -> Self {
+        Self(Selector::Named(name.into()))
+    }
+}
+
+impl fmt::Display for Topics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Selector::Named(name) | Selector::Matching(name) => f.write_str(name),
+            Selector::Others => f.write_str("all other topics"),
+        }
+    }
+}
+
+/// `*` and `?`, without recursion: the last star takes one more character whenever what follows it does not fit.
+fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while t < text.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                star = Some((p, t));
+                p += 1;
+            }
+            Some(b'?') => (p, t) = (p + 1, t + 1),
+            Some(byte) if *byte == text[t] => (p, t) = (p + 1, t + 1),
+            _ => match star {
+                Some((at, taken)) => {
+                    star = Some((at, taken + 1));
+                    (p, t) = (at + 1, taken + 1);
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|byte| *byte == b'*')
+}
+
+/// What a topic's records are handled with.
+#[derive(Clone)]
+pub(super) enum Handlers {
+    None,
+    Each(Vec<Arc<CallEach>>),
+    Batch(BatchSize, Arc<CallBatch>),
+}
+
+/// The road of a topic's records.
+pub(super) struct Route {
+    pub(super) handlers: Handlers,
+    pub(super) policy: ErrorPolicy,
+    /// How many retry topics its records have been through.
+    pub(super) level: usize,
+    /// The topics of the next levels with their pauses.
+    pub(super) retry_topics: Vec<(Arc<str>, Duration)>,
+}
+
+impl Route {
+    pub(super) fn is_unhandled(&self) -> bool {
+        matches!(self.handlers, Handlers::None)
+    }
+
+    /// How many records its lanes wait for, if its handler takes many.
+    pub(super) fn gather(&self) -> Option<Gather> {
+        match self.handlers {
+            Handlers::Batch(BatchSize { records, wait }, _) => Some(Gather { records, wait }),
+            Handlers::None | Handlers::Each(_) => None,
+        }
+    }
+}
+
+impl Clone for Routes {
+    fn clone(&self) -> Self {
+        Self { handlers: self.handlers.clone(), policies: self.policies.clone(), known: Mutex::default() }
+    }
+}
+
+/// Handlers and policies as they were registered.
+#[derive(Default)]
+pub(super) struct Routes {
+    handlers: Vec<(Topics, ErasedHandler)>,
+    policies: Vec<(Topics, ErrorPolicy)>,
+    /// Those that were asked for.
+    known: Mutex<BTreeMap<Arc<str>, Arc<Route>>>,
+}
+
+impl Routes {
+    /// Adds a handler for some of `topics`.
+    pub(super) fn add(&mut self, own: &[Arc<str>], topics: Topics, handler: ErasedHandler) -> Result<()> {
+        if !topics.is_others() && !own.iter().any(|topic| topics.names(topic)) {
+            let what = match &topics.0 {
+                Selector::Matching(_) => "the consumer consumes no topic that matches the pattern",
+                _ => "the consumer does not consume this topic",
+            };
+            return Err(Error::new(ErrorKind::InvalidArgument, what)
+                .with_topic(topics.to_string())
+                .with_hint(format!("its topics are {}", own.join(", "))));
+        }
+        self.handlers.push((topics, handler));
+        for topic in own {
+            let count = |is_batch: bool| {
+                self.handlers_of(topic).filter(|h| matches!(h.0, Kind::Batch(..)) == is_batch).count()
+            };
+            if count(true) > 1 || (count(true) == 1 && count(false) > 0) {
+                self.handlers.pop();
+                return Err(Error::new(
+                    ErrorKind::InvalidArgument,
+                    "a topic has either one handler of batches or handlers of single records",
+                )
+                .with_topic(Arc::clone(topic))
+                .with_hint("do in one batch handler what both would do"));
+            }
+        }
+        self.forget();
+        Ok(())
+    }
+
+    /// Sets the policy of some topics; the last one that names a topic is its own.
+    pub(super) fn set_policy(&mut self, topics: Topics, policy: ErrorPolicy) {
+        self.policies.push((topics, policy));
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        self.known.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn handlers_of(&self, topic: &str) -> impl Iterator<Item = &ErasedHandler> {
+        let is_named = self.handlers.iter().any(|(topics, _)| topics.names(topic));
+        let topic = topic.to_owned();
+        self.handlers
+            .iter()
+            .filter(move |(topics, _)| if is_named { topics.names(&topic) } else { topics.is_others() })
+            .map(|(_, handler)| handler)
+    }
+
+    fn policy_of(&self, topic: &str) -> ErrorPolicy {
+        let named = self.policies.iter().rev().find(|(topics, _)| topics.names(topic));
+        let others = || self.policies.iter().rev().find(|(topics, _)| topics.is_others());
+        named.or_else(others).map(|(_, policy)| policy.clone()).unwrap_or_default()
+    }
+
+    /// The retry topics that records of these topics may wait in.
+    pub(super) fn retry_topics(&self, own: &[Arc<str>]) -> Vec<Arc<str>> {
+        own.iter()
+            .flat_map(|topic| {
+                self.policy_of(topic).retry_topics_of(topic).map(|(name, _)| name).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// The road of a topic's records. `own`: the topics consumed, whose retry topics it may be.
+    pub(super) fn of(&self, own: &[Arc<str>], topic: &Arc<str>) -> Arc<Route> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(route) = known.get(topic) {
+            return Arc::clone(route);
+        }
+        let waits = |origin: &Arc<str>| {
+            let mut names =
+                self.policy_of(origin).retry_topics_of(origin).map(|(name, _)| name).collect::<Vec<_>>();
+            names.iter_mut().position(|name| name == topic).map(|level| (Arc::clone(origin), level + 1))
+        };
+        let (origin, level) = match own.contains(topic) {
+            true => (Arc::clone(topic), 0),
+            false => own.iter().find_map(waits).unwrap_or_else(|| (Arc::clone(topic), 0)),
+        };
+        let policy = self.policy_of(&origin);
+        let mut each = Vec::new();
+        let mut batch = None;
+        for handler in self.handlers_of(&origin) {
+            match &handler.0 {
+                Kind::Each(call) => each.push(Arc::clone(call)),
+                Kind::Batch(size, call) => batch = Some((*size, Arc::clone(call))),
+            }
+        }
+        let handlers = match batch {
+            Some((size, call)) => Handlers::Batch(size, call),
+            None if each.is_empty() => Handlers::None,
+            None => Handlers::Each(each),
+        };
+        let retry_topics = policy.retry_topics_of(&origin).collect();
+        let route = Arc::new(Route { handlers, policy, level, retry_topics });
+        known.insert(Arc::clone(topic), Arc::clone(&route));
+        route
+    }
+}
+
+impl fmt::Debug for Routes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Routes").field("handlers", &self.handlers.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        facade::{HandlerResult, handler::HandlerArgument, message::Batch},
+        record::ConsumerRecord,
+    };
+
+    fn each() -> ErasedHandler {
+        ConsumerRecord::erase(async |_: ConsumerRecord| -> HandlerResult { Ok(()) })
+    }
+
+    fn batch() -> ErasedHandler {
+        <Batch<u32>>::erase(async |_: Batch<u32>| -> HandlerResult { Ok(()) })
+    }
+
+    fn own() -> Vec<Arc<str>> {
+        ["orders", "orders-eu", "audit"].map(Arc::from).to_vec()
+    }
+
+    fn count(routes: &Routes, topic: &str) -> usize {
+        match &routes.of(&own(), &topic.into()).handlers {
+            Handlers::None => 0,
+            Handlers::Each(each) => each.len(),
+            Handlers::Batch(..) => 100,
+        }
+    }
+
+    #[test]
+    fn patterns_match_whole_names() {
+        for (pattern, name, expected) in [
+            ("orders-*", "orders-eu", true),
+            ("orders-*", "orders-", true),
+            ("orders-*", "my-orders-eu", false),
+            ("*", "", true),
+            ("*-eu", "orders-eu-eu", true),
+            ("o?ders", "orders", true),
+            ("o?ders", "oders", false),
+            ("a*b*c", "aXXbYbZc", true),
+            ("a*b*c", "aXXbYbZ", false),
+            ("orders", "orders", true),
+            ("orders", "orders2", false),
+        ] {
+            assert_eq!(matches(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn a_topic_has_every_handler_that_names_it_and_else_those_for_the_others() {
+        let mut routes = Routes::default();
+        routes.add(&own(), "orders".into(), each()).unwrap();
+        routes.add(&own(), Topics::matching("orders*"), each()).unwrap();
+        assert_eq!(
+            (count(&routes, "orders"), count(&routes, "orders-eu"), count(&routes, "audit")),
+            (2, 1, 0)
+        );
+        routes.add(&own(), Topics::others(), each()).unwrap();
+        assert_eq!((count(&routes, "orders"), count(&routes, "audit")), (2, 1));
+        assert_eq!(count(&routes, "found-by-pattern"), 1);
+    }
+
+    #[test]
+    fn handlers_that_could_never_run_or_not_together_are_refused() {
+        let mut routes = Routes::default();
+        for topics in [Topics::from("payments"), Topics::matching("p*")] {
+            let error = routes.add(&own(), topics, each()).unwrap_err();
+            assert!(error.to_string().contains("orders, orders-eu, audit"), "{error}");
+        }
+        routes.add(&own(), "orders".into(), batch()).unwrap();
+        for handler in [each(), batch()] {
+            let error = routes.add(&own(), Topics::matching("orders*"), handler).unwrap_err();
+            assert_eq!(error.topic(), Some("orders"), "{error}");
+        }
+        assert_eq!((count(&routes, "orders"), count(&routes, "orders-eu")), (100, 0));
+    }
+
+    #[test]
+    fn the_last_policy_that_names_a_topic_is_its_own() {
+        let mut routes = Routes::default();
+        let says = |routes: &Routes, topic: &str| format!("{:?}", routes.of(&own(), &topic.into()).policy);
+        routes.set_policy(Topics::others(), ErrorPolicy::Skip);
+        routes.set_policy("orders".into(), ErrorPolicy::dead_letter("dead"));
+        assert!(says(&routes, "orders").contains("dead") && says(&routes, "audit").contains("skip"));
+        routes.set_policy(Topics::matching("*"), ErrorPolicy::Stop);
+        assert!(says(&routes, "orders").contains("stop") && says(&routes, "audit").contains("stop"));
+    }
+
+    #[test]
+    fn a_retry_topic_has_the_handlers_of_the_topic_it_waits_for() {
+        let mut routes = Routes::default();
+        routes.add(&own(), "orders".into(), each()).unwrap();
+        let pauses = [Duration::from_secs(1), Duration::from_secs(60)];
+        routes.set_policy("orders".into(), ErrorPolicy::Stop.retry_topics(pauses));
+        assert_eq!(routes.retry_topics(&own()), ["orders-retry-1s", "orders-retry-1m"].map(Arc::from));
+        let route = routes.of(&own(), &"orders-retry-1m".into());
+        assert_eq!((route.level, count(&routes, "orders-retry-1m")), (2, 1));
+        assert_eq!(routes.of(&own(), &"orders".into()).level, 0);
+    }
+}

@@ -1,0 +1,182 @@
+//! What is counted: numbers that cost one atomic addition each, read as a snapshot, as Prometheus text, or through the
+//! `metrics` facade where that feature is on. Nothing here decides anything, and nothing per record takes a lock.
+
+mod histogram;
+
+use std::{
+    fmt::Write as _,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use histogram::Histogram;
+pub use histogram::HistogramSnapshot;
+
+/// What one [`Consumer`](crate::Consumer) has done.
+#[derive(Debug, Default)]
+pub(crate) struct ConsumerCounters {
+    handled: AtomicU64,
+    failed: AtomicU64,
+    retried: AtomicU64,
+    skipped: AtomicU64,
+    dead_lettered: AtomicU64,
+    rebalances: AtomicU64,
+    latency: Histogram,
+    commit_latency: Histogram,
+}
+
+impl ConsumerCounters {
+    pub(crate) fn handled(&self, count: usize) {
+        self.handled.fetch_add(count as u64, Relaxed);
+    }
+
+    pub(crate) fn failed(&self) {
+        self.failed.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn retried(&self) {
+        self.retried.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn skipped(&self) {
+        self.skipped.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn dead_lettered(&self) {
+        self.dead_lettered.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn rebalanced(&self) {
+        self.rebalances.fetch_add(1, Relaxed);
+    }
+
+    /// `count` calls of handlers took so long each.
+    pub(crate) fn took(&self, each: Duration, count: u64) {
+        self.latency.record(each, count);
+    }
+
+    pub(crate) fn committed(&self, took: Duration) {
+        self.commit_latency.record(took, 1);
+    }
+
+    pub(crate) fn snapshot(&self) -> ConsumerMetrics {
+        ConsumerMetrics {
+            handled: self.handled.load(Relaxed),
+            failed: self.failed.load(Relaxed),
+            retried: self.retried.load(Relaxed),
+            skipped: self.skipped.load(Relaxed),
+            dead_lettered: self.dead_lettered.load(Relaxed),
+            rebalances: self.rebalances.load(Relaxed),
+            in_work: 0,
+            lag: None,
+            handler_latency: self.latency.snapshot(),
+            commit_latency: self.commit_latency.snapshot(),
+        }
+    }
+}
+
+/// What a [`Consumer`](crate::Consumer) has done since it was made: a snapshot.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct ConsumerMetrics {
+    /// Records that are done: handled, skipped or dead-lettered.
+    pub handled: u64,
+    /// Calls of handlers that failed, and values that could not be read.
+    pub failed: u64,
+    /// Calls of handlers after a failure, and records sent to retry topics.
+    pub retried: u64,
+    /// Records skipped by the error policy.
+    pub skipped: u64,
+    /// Records written to dead letter topics.
+    pub dead_lettered: u64,
+    /// Assignments that were made.
+    pub rebalances: u64,
+    /// Records taken and not done: waiting for their handlers or in them.
+    pub in_work: u64,
+    /// Records between the consumer's positions and the ends of its partitions, as of the last fetch; `None` while it is not
+    /// connected.
+    pub lag: Option<i64>,
+    /// How long calls of handlers took.
+    pub handler_latency: HistogramSnapshot,
+    /// How long commits took.
+    pub commit_latency: HistogramSnapshot,
+}
+
+impl ConsumerMetrics {
+    /// The numbers as Prometheus reads them, named by OpenTelemetry's conventions for messaging; `labels` are added to
+    /// each, such as `[("group", "billing")]`.
+    pub fn to_prometheus(&self, labels: &[(&str, &str)]) -> String {
+        let labels = labels
+            .iter()
+            .map(|(name, value)| {
+                format!(
+                    "{name}=\"{}\"",
+                    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+                )
+            })
+            .collect::<Vec<_>>()
+            .join(",");
+        let mut text = String::new();
+        for (name, help, value) in [
+            ("messaging_client_consumed_messages_total", "Records done.", self.handled),
+            (
+                "dtkafka_consumer_failed_total",
+                "Failed handler calls and values that could not be read.",
+                self.failed,
+            ),
+            ("dtkafka_consumer_retried_total", "Handler calls after a failure.", self.retried),
+            ("dtkafka_consumer_skipped_total", "Records skipped by policy.", self.skipped),
+            (
+                "dtkafka_consumer_dead_lettered_total",
+                "Records written to dead letter topics.",
+                self.dead_lettered,
+            ),
+            ("dtkafka_consumer_rebalances_total", "Assignments made.", self.rebalances),
+        ] {
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter\n{name}{{{labels}}} {value}");
+        }
+        let gauges = [
+            ("dtkafka_consumer_in_work", "Records taken and not done.", Some(self.in_work as i64)),
+            ("dtkafka_consumer_lag", "Records to the ends of the partitions.", self.lag),
+        ];
+        for (name, help, value) in gauges {
+            if let Some(value) = value {
+                let _ =
+                    writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name}{{{labels}}} {value}");
+            }
+        }
+        for (name, help, histogram) in [
+            ("messaging_process_duration_seconds", "Duration of handler calls.", &self.handler_latency),
+            ("dtkafka_consumer_commit_duration_seconds", "Duration of commits.", &self.commit_latency),
+        ] {
+            histogram.write_prometheus(&mut text, name, help, &labels);
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_reads_as_prometheus_text() {
+        let counters = ConsumerCounters::default();
+        counters.handled(7);
+        counters.failed();
+        counters.took(Duration::from_millis(3), 6);
+        counters.took(Duration::from_secs(2), 1);
+        let text = counters.snapshot().to_prometheus(&[("group", "a\"b")]);
+        for line in [
+            "# TYPE messaging_client_consumed_messages_total counter",
+            r#"messaging_client_consumed_messages_total{group="a\"b"} 7"#,
+            r#"dtkafka_consumer_failed_total{group="a\"b"} 1"#,
+            r#"messaging_process_duration_seconds_bucket{group="a\"b",le="0.005"} 6"#,
+            r#"messaging_process_duration_seconds_bucket{group="a\"b",le="+Inf"} 7"#,
+            r#"messaging_process_duration_seconds_count{group="a\"b"} 7"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        assert!(!text.contains("dtkafka_consumer_lag"), "not known is not 0");
+    }
+}

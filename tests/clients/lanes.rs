@@ -1,0 +1,422 @@
+//! Handlers beside each other, retry topics, replays and shutdowns, on a broker of each test's own: what is done is
+//! committed, and nothing else is, whatever the handlers do.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use dtkafka::{
+    Batch, Consumer, ConsumerConfig, ConsumerRecord, ErrorPolicy, HandlerResult, KafkaConfig, KafkaInstance,
+    Message, Ordering, ProducerRecord, Rebalance, Replay, Topics,
+};
+use dtkafka_testcontainers::{EmbeddedBroker, broker::ApiKey};
+use tokio::sync::Notify;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+type Seen = Arc<Mutex<Vec<u32>>>;
+
+async fn broker(topics: &[(&str, i32)]) -> (EmbeddedBroker, KafkaInstance) {
+    let broker = EmbeddedBroker::builder().start().await.unwrap();
+    for (topic, partitions) in topics {
+        broker.create_topic(topic, *partitions).unwrap();
+    }
+    let config = KafkaConfig::new()
+        .set_bootstrap_servers(broker.bootstrap_servers())
+        .set_group_id("g")
+        .set_auto_offset_reset("earliest");
+    (broker, KafkaInstance::new(config).unwrap())
+}
+
+/// Sends numbers, each to the partition `number % partitions` with the key `number % keys`.
+async fn produce(
+    kafka: &KafkaInstance,
+    topic: &str,
+    partitions: u32,
+    keys: u32,
+    numbers: std::ops::Range<u32>,
+) {
+    let producer = kafka.get_producer().await.unwrap();
+    for number in numbers {
+        let key = format!("k{}", number % keys);
+        let send = producer.send(topic, &number).key(&key).partition((number % partitions) as i32);
+        let _flushed = send.await.unwrap();
+    }
+    producer.close().await.unwrap();
+}
+
+async fn until(mut is_so: impl FnMut() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.expect("it never came to be");
+}
+
+/// A consumer at work, that can be stopped.
+struct Running {
+    handle: dtkafka::ConsumerHandle,
+    task: tokio::task::JoinHandle<(Consumer, dtkafka::Result<()>)>,
+}
+
+fn run(mut consumer: Consumer) -> Running {
+    let handle = consumer.handle();
+    let task = tokio::spawn(async move {
+        let outcome = consumer.run(std::future::pending::<()>()).await;
+        (consumer, outcome)
+    });
+    Running { handle, task }
+}
+
+impl Running {
+    async fn stop(self) -> (Consumer, dtkafka::Result<()>) {
+        self.handle.stop();
+        tokio::time::timeout(PATIENCE, self.task).await.expect("it does not stop").unwrap()
+    }
+}
+
+#[tokio::test]
+async fn partitions_run_beside_each_other_by_default() {
+    let (_broker, kafka) = broker(&[("orders", 3)]).await;
+    produce(&kafka, "orders", 3, 3, 0..12).await;
+    let mut consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_handler("orders", async |_: Message<u32>| {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            Ok(())
+        })
+        .unwrap();
+    let mut handled = consumer.consume(PATIENCE).await.unwrap();
+    let begun = Instant::now();
+    while handled < 12 {
+        handled += consumer.consume(PATIENCE).await.unwrap();
+    }
+    // Four after the other in each of three, some of which the first poll may have brought alone.
+    assert!(begun.elapsed() < Duration::from_millis(1700), "{:?}", begun.elapsed());
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn keys_run_beside_each_other_each_in_order_up_to_the_concurrency() {
+    let (broker, kafka) = broker(&[("orders", 2)]).await;
+    produce(&kafka, "orders", 2, 10, 0..200).await;
+    let (seen, now, most) = (Seen::default(), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (log, count, max) = (Arc::clone(&seen), Arc::clone(&now), Arc::clone(&most));
+    let consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .ordering(Ordering::Key)
+        .concurrency(5)
+        .register_handler("orders", async move |m: Message<u32>| {
+            max.fetch_max(count.fetch_add(1, Relaxed) + 1, Relaxed);
+            tokio::time::sleep(Duration::from_millis(u64::from(m.value % 7))).await;
+            count.fetch_sub(1, Relaxed);
+            log.lock().unwrap().push(m.value);
+            Ok(())
+        })
+        .unwrap();
+    let running = run(consumer);
+    until(|| seen.lock().unwrap().len() == 200).await;
+    running.stop().await.1.unwrap();
+    assert_eq!(most.load(Relaxed), 5);
+    let mut by_key: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for value in seen.lock().unwrap().iter() {
+        by_key.entry(value % 10).or_default().push(*value);
+    }
+    assert!(by_key.len() == 10 && by_key.values().all(|values| values.is_sorted()), "{by_key:?}");
+    assert_eq!([0, 1].map(|p| broker.committed("g", "orders", p)), [Some(100), Some(100)]);
+}
+
+#[tokio::test]
+async fn a_stuck_handler_holds_up_its_partition_alone_and_keeps_its_membership() {
+    let (broker, kafka) = broker(&[("orders", 3)]).await;
+    produce(&kafka, "orders", 3, 3, 0..300).await;
+    let (seen, release) = (Seen::default(), Arc::new(Notify::new()));
+    let (log, wait) = (Arc::clone(&seen), Arc::clone(&release));
+    let settings = |c: ConsumerConfig| {
+        c.max_poll_interval(1000).session_timeout(6000).heartbeat_interval(100).auto_commit_interval(100)
+    };
+    let rebalances = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&rebalances);
+    let consumer = Consumer::new_with(&kafka, ["orders"], settings)
+        .unwrap()
+        .on_rebalance(move |rebalance| heard.lock().unwrap().push(rebalance.clone()))
+        .register_handler("orders", async move |m: Message<u32>| {
+            if m.value == 30 {
+                wait.notified().await;
+            }
+            log.lock().unwrap().push(m.value);
+            Ok(())
+        })
+        .unwrap();
+    let running = run(consumer);
+    until(|| seen.lock().unwrap().len() == 210).await;
+    produce(&kafka, "orders", 3, 3, 300..600).await;
+    until(|| seen.lock().unwrap().len() == 410).await;
+    // Longer than the poll interval: the member is not put out.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    until(|| broker.committed("g", "orders", 1) == Some(200)).await;
+    assert_eq!(broker.committed("g", "orders", 0), Some(10), "before the record at work");
+    release.notify_one();
+    until(|| seen.lock().unwrap().len() == 600).await;
+    running.stop().await.1.unwrap();
+    assert_eq!([0, 1, 2].map(|p| broker.committed("g", "orders", p)), [Some(200); 3]);
+    let rebalances = rebalances.lock().unwrap();
+    let assigned = rebalances.iter().filter(|r| matches!(r, Rebalance::Assigned(_))).count();
+    assert_eq!(assigned, 1, "{rebalances:?}");
+}
+
+#[tokio::test]
+async fn a_handler_that_blocks_runs_on_the_threads_for_that() {
+    let (broker, kafka) = broker(&[("orders", 2)]).await;
+    produce(&kafka, "orders", 2, 2, 0..8).await;
+    let seen = Seen::default();
+    let log = Arc::clone(&seen);
+    let mut consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_blocking_handler("orders", move |m: Message<u32>| {
+            std::thread::sleep(Duration::from_millis(50));
+            if m.value == 7 && m.attempt == 1 {
+                panic!("once");
+            }
+            log.lock().unwrap().push(m.value);
+            Ok(())
+        })
+        .unwrap()
+        .error_policy(ErrorPolicy::retry(2, Duration::ZERO))
+        .unwrap();
+    let mut handled = 0;
+    while handled < 8 {
+        handled += consumer.consume(PATIENCE).await.unwrap();
+    }
+    assert_eq!([0, 1].map(|p| broker.committed("g", "orders", p)), [Some(4), Some(4)]);
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_acknowledged_before_its_record_is_committed() {
+    let (broker, kafka) = broker(&[("orders", 1), ("dead", 1)]).await;
+    produce(&kafka, "orders", 1, 1, 0..3).await;
+    let mut consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_handler(
+            "orders",
+            async |m: Message<u32>| {
+                if m.value == 1 { Err("never".into()) } else { Ok(()) }
+            },
+        )
+        .unwrap()
+        .error_policy(ErrorPolicy::dead_letter("dead"))
+        .unwrap();
+    let control = broker.control();
+    control.hold(ApiKey::Produce);
+    let consuming = tokio::spawn(async move {
+        let handled = consumer.consume(PATIENCE).await;
+        (consumer, handled)
+    });
+    let before = control.requests(ApiKey::Produce);
+    until(|| control.requests(ApiKey::Produce) > before || consuming.is_finished()).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!consuming.is_finished(), "the letter is not acknowledged yet");
+    assert!(broker.committed("g", "orders", 0).is_none_or(|offset| offset <= 1));
+    control.release(ApiKey::Produce);
+    let (mut consumer, handled) = consuming.await.unwrap();
+    assert_eq!((handled.unwrap(), broker.committed("g", "orders", 0)), (3, Some(3)));
+    assert_eq!(broker.records("dead", 0).unwrap().len(), 1);
+    assert_eq!(consumer.metrics().dead_lettered, 1);
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_run_that_is_told_to_stop_while_a_letter_is_on_its_way_stops() {
+    let (broker, kafka) = broker(&[("orders", 1), ("dead", 1)]).await;
+    produce(&kafka, "orders", 1, 1, 0..3).await;
+    let consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_handler("orders", async |_: Message<u32>| Err("never".into()))
+        .unwrap()
+        .error_policy(ErrorPolicy::dead_letter("dead"))
+        .unwrap();
+    let control = broker.control();
+    control.hold(ApiKey::Produce);
+    let before = control.requests(ApiKey::Produce);
+    let running = run(consumer);
+    until(|| control.requests(ApiKey::Produce) > before).await;
+    let begun = Instant::now();
+    let (_consumer, outcome) = running.stop().await;
+    outcome.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(broker.committed("g", "orders", 0).is_none_or(|offset| offset == 0), "it comes again");
+    control.release(ApiKey::Produce);
+}
+
+#[tokio::test]
+async fn a_record_waits_in_a_retry_topic_without_holding_up_those_behind_it() {
+    let retry = "orders-retry-300ms";
+    let (broker, kafka) = broker(&[("orders", 1), (retry, 1), ("dead", 1)]).await;
+    produce(&kafka, "orders", 1, 1, 0..4).await;
+    let seen: Arc<Mutex<Vec<(u32, u32, i64)>>> = Arc::default();
+    let log = Arc::clone(&seen);
+    let consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_handler("orders", async move |m: Message<u32>| {
+            assert_eq!(&*m.topic, "orders", "the topic it came from first");
+            log.lock().unwrap().push((m.value, m.attempt, m.offset));
+            match m.value {
+                1 if m.attempt == 1 => Err("not yet".into()),
+                2 => Err("never".into()),
+                _ => Ok(()),
+            }
+        })
+        .unwrap()
+        .error_policy(ErrorPolicy::Stop.retry_topics([Duration::from_millis(300)]).then_dead_letter("dead"))
+        .unwrap();
+    let running = run(consumer);
+    until(|| seen.lock().unwrap().len() == 6).await;
+    let (consumer, outcome) = running.stop().await;
+    outcome.unwrap();
+    let expected = [(0, 1, 0), (1, 1, 1), (2, 1, 2), (3, 1, 3), (1, 2, 1), (2, 2, 2)];
+    assert_eq!(*seen.lock().unwrap(), expected);
+    assert_eq!(broker.committed("g", "orders", 0), Some(4));
+    let dead = broker.records("dead", 0).unwrap();
+    assert_eq!(dead.len(), 1);
+    assert_eq!((consumer.metrics().dead_lettered, consumer.metrics().handled), (1, 6));
+}
+
+#[tokio::test]
+async fn dead_letters_are_sent_back_by_a_filter_and_by_a_group_once() {
+    let (broker, kafka) = broker(&[("orders", 1), ("dead", 2)]).await;
+    let producer = kafka.get_producer().await.unwrap();
+    for number in 0..6_u32 {
+        let value = number.to_string();
+        let header = [dtkafka::Header::new("trace", format!("t{number}"))];
+        let record = ProducerRecord::new("orders").key("k").value(&value).headers(&header);
+        producer.send_record(record).await.unwrap().await.unwrap();
+    }
+    producer.close().await.unwrap();
+    let is_mended = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (seen, mended) = (Seen::default(), Arc::clone(&is_mended));
+    let log = Arc::clone(&seen);
+    let mut consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_handler("orders", async move |m: Message<u32>| {
+            if m.value % 2 == 1 && !mended.load(Relaxed) {
+                return Err(format!("odd {}", m.value).into());
+            }
+            assert_eq!(m.header_str("trace"), Some(format!("t{}", m.value).as_str()));
+            assert!(!m.headers.iter().any(|header| header.key.starts_with("dtkafka")));
+            log.lock().unwrap().push(m.value);
+            Ok(())
+        })
+        .unwrap()
+        .error_policy(ErrorPolicy::Stop.then_dead_letter_by(|_, _| "dead".to_owned()))
+        .unwrap();
+    let mut handled = 0;
+    while handled < 6 {
+        handled += consumer.consume(PATIENCE).await.unwrap();
+    }
+    is_mended.store(true, Relaxed);
+    let replay = Replay::from_dead_letters(&kafka, "dead");
+    let some = replay.clone().filter(|letter| letter.error.contains("odd 3")).run().await.unwrap();
+    assert_eq!((some.read, some.sent, some.left), (3, 1, 2));
+    let all = replay.clone().group("replay").run().await.unwrap();
+    assert_eq!((all.read, all.sent), (3, 3));
+    let none = replay.group("replay").run().await.unwrap();
+    assert_eq!((none.read, none.sent), (0, 0), "the group has seen them");
+    while handled < 10 {
+        handled += consumer.consume(PATIENCE).await.unwrap();
+    }
+    let mut seen = seen.lock().unwrap().clone();
+    seen.sort_unstable();
+    assert_eq!(seen, [0, 1, 2, 3, 3, 4, 5]);
+    assert_eq!(broker.committed("g", "orders", 0), Some(10));
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn when_a_second_member_joins_no_record_is_handled_twice_and_none_is_left_out() {
+    let (broker, kafka) = broker(&[("orders", 4)]).await;
+    produce(&kafka, "orders", 4, 40, 0..2000).await;
+    let seen = Seen::default();
+    let member = |ordering| {
+        let log = Arc::clone(&seen);
+        let settings = |c: ConsumerConfig| {
+            c.session_timeout(6000).heartbeat_interval(100).max_poll_records(50).auto_commit_interval(50)
+        };
+        Consumer::new_with(&kafka, ["orders"], settings)
+            .unwrap()
+            .ordering(ordering)
+            .concurrency(8)
+            .register_handler("orders", async move |m: Message<u32>| {
+                tokio::time::sleep(Duration::from_millis(u64::from(m.value % 4))).await;
+                log.lock().unwrap().push(m.value);
+                Ok(())
+            })
+            .unwrap()
+    };
+    let first = run(member(Ordering::Key));
+    until(|| seen.lock().unwrap().len() > 200).await;
+    let second = run(member(Ordering::Partition));
+    until(|| !second.handle.assignment().is_empty()).await;
+    let third = run(member(Ordering::Unordered));
+    until(|| !third.handle.assignment().is_empty()).await;
+    first.stop().await.1.unwrap();
+    until(|| seen.lock().unwrap().len() >= 2000).await;
+    for running in [second, third] {
+        running.stop().await.1.unwrap();
+    }
+    let mut seen = seen.lock().unwrap().clone();
+    seen.sort_unstable();
+    let before = seen.len();
+    seen.dedup();
+    assert_eq!((seen.len(), before), (2000, 2000), "each once: rebalances wait for what is at work");
+    assert_eq!([0, 1, 2, 3].map(|p| broker.committed("g", "orders", p)), [Some(500); 4]);
+}
+
+#[tokio::test]
+async fn batches_patterns_and_the_rest_have_their_handlers() {
+    let (broker, kafka) = broker(&[("orders-eu", 1), ("orders-us", 1), ("audit", 1)]).await;
+    for topic in ["orders-eu", "orders-us", "audit"] {
+        produce(&kafka, topic, 1, 1, 0..25).await;
+    }
+    let sizes: Arc<Mutex<Vec<usize>>> = Arc::default();
+    let rest = Arc::new(AtomicUsize::new(0));
+    let (log, count) = (Arc::clone(&sizes), Arc::clone(&rest));
+    async fn audited(_: ConsumerRecord) -> Result<(), std::io::Error> {
+        Ok(())
+    }
+    let mut consumer = Consumer::new(&kafka, ["orders-eu", "orders-us", "audit"])
+        .unwrap()
+        .register_batch_handler(
+            Topics::matching("orders-*"),
+            10,
+            Duration::from_millis(200),
+            async move |batch: Batch<u32>| {
+                log.lock().unwrap().push(batch.len());
+                Ok(())
+            },
+        )
+        .unwrap()
+        .register_raw_handler(Topics::others(), async move |_: ConsumerRecord| -> HandlerResult {
+            count.fetch_add(1, Relaxed);
+            Ok(())
+        })
+        .unwrap();
+    consumer.add_handler("audit", audited).unwrap();
+    let mut handled = 0;
+    while handled < 75 {
+        handled += consumer.consume(PATIENCE).await.unwrap();
+    }
+    let sizes = sizes.lock().unwrap().clone();
+    assert!(sizes.iter().all(|size| (1..=10).contains(size)), "{sizes:?}");
+    assert_eq!((sizes.iter().sum::<usize>(), rest.load(Relaxed)), (50, 0), "audit has one of its own now");
+    for topic in ["orders-eu", "orders-us", "audit"] {
+        assert_eq!(broker.committed("g", topic, 0), Some(25), "{topic}");
+    }
+    consumer.close().await.unwrap();
+}
