@@ -18,6 +18,10 @@ clippy:
 bench *ARGS:
     cargo bench --locked -p dtkafka --features unstable-benches --bench cores -- {{ ARGS }}
 
+# mutates the corpus of every reader of foreign bytes for so long, each target in turn: just fuzz 60 answers
+fuzz SECONDS="60" TARGET="":
+    DTKAFKA_FUZZ_SECONDS={{ SECONDS }} {{ if TARGET == "" { "" } else { "DTKAFKA_FUZZ_TARGET=" + TARGET } }} cargo test --locked --release -p dtkafka --lib fuzz::tests::no_input -- --nocapture
+
 # no crate that needs a C toolchain
 no-c-graph:
     tests/no-c-graph

@@ -66,6 +66,9 @@ mod driver;
 mod error;
 mod facade;
 mod flights;
+#[cfg(any(test, feature = "unstable-fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod group;
 mod json;
 mod producer;

@@ -4,7 +4,7 @@
 //! reaches `Debug`, `get`, an error or a log line.
 
 mod env;
-mod jaas;
+pub(crate) mod jaas;
 mod overlay;
 mod properties;
 mod read;
@@ -12,7 +12,7 @@ mod resolve;
 pub(crate) mod secrecy;
 mod security;
 pub(crate) mod settings;
-mod url;
+pub(crate) mod url;
 mod value;
 
 #[cfg(test)]

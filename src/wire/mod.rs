@@ -36,7 +36,7 @@ pub(crate) use self::{
 /// A request that [`Connection::call`](crate::connection::Connection::call) can send.
 pub(crate) trait Api: Field + Send + 'static {
     /// The answer.
-    type Response: Field + Send + 'static;
+    type Response: Field + PartialEq + Send + 'static;
     /// Kafka's number of the API.
     const KEY: i16;
     /// Kafka's name of the API, for errors and logs.
@@ -46,7 +46,7 @@ pub(crate) trait Api: Field + Send + 'static {
     /// The highest version that the clients speak: what a higher one brings is not handled above.
     const MAX: i16;
     /// The versions that the table has.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "unstable-fuzzing"))]
     const TABLE: (i16, i16);
     /// The first version with tagged fields (KIP-482): from there on the request header is version 2 and the response
     /// header version 1.
@@ -73,10 +73,11 @@ pub(crate) trait Api: Field + Send + 'static {
     }
 
     /// The bytes of an answer, for peers in tests.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "unstable-fuzzing"))]
     fn encode_answer(answer: &Self::Response, version: i16) -> Vec<u8> {
         let mut out = Vec::new();
-        encode(answer, version, version >= Self::FLEXIBLE, &mut out).unwrap();
+        let written = encode(answer, version, version >= Self::FLEXIBLE, &mut out);
+        assert!(written.is_ok(), "{} version {version}: {written:?}", Self::NAME);
         out
     }
 }
@@ -85,7 +86,7 @@ pub(crate) trait Api: Field + Send + 'static {
 pub(crate) const NEVER: i16 = i16::MAX;
 
 /// Something that is done for every API.
-#[cfg(any(test, feature = "unstable-benches"))]
+#[cfg(any(test, feature = "unstable-fuzzing"))]
 pub(crate) trait Visitor {
     fn visit<A: Api>(&mut self);
 }
@@ -105,7 +106,7 @@ pub(crate) fn keys() -> Vec<i16> {
 }
 
 /// Shows every API to a visitor.
-#[cfg(any(test, feature = "unstable-benches"))]
+#[cfg(any(test, feature = "unstable-fuzzing"))]
 pub(crate) fn visit_all(visitor: &mut impl Visitor) {
     visitor.visit::<ProduceRequest>();
     visitor.visit::<FetchRequest>();

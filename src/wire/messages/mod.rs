@@ -31,7 +31,7 @@ macro_rules! api {
             const NAME: &'static str = stringify!($api);
             const MIN: i16 = $min;
             const MAX: i16 = $max;
-            #[cfg(test)]
+            #[cfg(any(test, feature = "unstable-fuzzing"))]
             const TABLE: (i16, i16) = ($low, $high);
             const FLEXIBLE: i16 = $flexible;
             $($($special)*)?
