@@ -34,6 +34,10 @@ embedded:
 kafka VERSION="4.3.1":
     DTKAFKA_REQUIRE_KAFKA={{ VERSION }} tests/run
 
+# whole clients against the embedded broker in memory, with faults and paused time: just sim 10000
+sim SEEDS="1000" FROM="0":
+    DTKAFKA_SIM_SEEDS={{ SEEDS }} DTKAFKA_SIM_FROM={{ FROM }} cargo test --workspace --test sim
+
 # every test on every backend this machine has
 test:
     tests/run

@@ -90,7 +90,7 @@ impl Order {
 
     /// A place in the order; the first poll takes it.
     pub(super) fn turn<'a>(&'a self, notices: &'a Notices) -> Turn<'a> {
-        Turn { order: self, notices, state: Place::New, pause: None }
+        Turn { order: self, notices, state: Place::New, pause: None, awaits: None }
     }
 }
 
@@ -100,6 +100,8 @@ pub(super) struct Turn<'a> {
     notices: &'a Notices,
     state: Place,
     pause: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// The ticket under which it waits for its answer.
+    awaits: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -119,10 +121,17 @@ impl Turn<'_> {
     pub(super) fn poll<F: Future>(&mut self, cx: &mut Context<'_>, request: Pin<&mut F>) -> Poll<F::Output> {
         ready!(self.poll_turn(cx));
         let polled = request.poll(cx);
-        if let Place::Writing { frame, .. } = self.state
+        if let Place::Writing { frame, ticket } = self.state
             && (polled.is_ready() || self.notices.left() >= frame)
         {
             self.leave();
+            self.awaits = Some(ticket);
+        }
+        if let Some(ticket) = self.awaits {
+            match polled.is_ready() {
+                true => self.end_wait(),
+                false => self.notices.wait(ticket, cx.waker()),
+            }
         }
         polled
     }
@@ -174,6 +183,12 @@ impl Turn<'_> {
         }
     }
 
+    fn end_wait(&mut self) {
+        if let Some(ticket) = self.awaits.take() {
+            self.notices.forget(ticket);
+        }
+    }
+
     fn leave(&mut self) {
         let (Place::InLine(ticket) | Place::Writing { ticket, .. }) = self.state else { return };
         if let Place::Writing { frame, .. } = self.state
@@ -192,6 +207,7 @@ impl Turn<'_> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
+        self.end_wait();
         self.leave();
     }
 }

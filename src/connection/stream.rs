@@ -7,14 +7,14 @@
 //! Never interprets anything after the correlation id.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque, btree_map::Entry},
     io::{self, IoSlice},
     pin::Pin,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use futures_util::task::AtomicWaker;
@@ -43,6 +43,8 @@ pub(crate) struct Notices {
     max_answer: AtomicUsize,
     reader: AtomicWaker,
     writer: AtomicWaker,
+    /// Who waits for an answer, by ticket: the messenger keeps them in no order, and would end them in any.
+    waiting: Mutex<BTreeMap<u64, Waker>>,
 }
 
 impl Notices {
@@ -66,6 +68,32 @@ impl Notices {
         self.ended.store(true, Ordering::Release);
         self.reader.wake();
         self.writer.wake();
+    }
+
+    /// A request waits for its answer.
+    pub(super) fn wait(&self, ticket: u64, waker: &Waker) {
+        match self.waiting().entry(ticket) {
+            Entry::Occupied(mut known) => known.get_mut().clone_from(waker),
+            Entry::Vacant(place) => {
+                place.insert(waker.clone());
+            }
+        }
+    }
+
+    /// A request waits no longer.
+    pub(super) fn forget(&self, ticket: u64) {
+        self.waiting().remove(&ticket);
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, BTreeMap<u64, Waker>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes who waits for an answer, in the order of their tickets, before the messenger does so in any.
+    fn wake_waiting(&self) {
+        for waker in std::mem::take(&mut *self.waiting()).into_values() {
+            waker.wake();
+        }
     }
 
     /// Frames that have been begun.
@@ -206,6 +234,7 @@ impl Stream {
     fn close(&mut self) {
         self.io = None;
         self.notices.lost.store(true, Ordering::Release);
+        self.notices.wake_waiting();
         self.notices.reader.wake();
         self.notices.writer.wake();
     }

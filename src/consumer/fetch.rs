@@ -73,6 +73,9 @@ struct BrokerFetch {
     wanted: usize,
     /// How many of its partitions are left out for the moment, and will want data soon.
     left_out: usize,
+    /// The token of its last fetch: who was asked least recently comes next, or where the buffer has no room for a fetch
+    /// to every leader, those with the lowest ids would take it again and again.
+    last: Option<Token>,
 }
 
 impl BrokerFetch {
@@ -138,8 +141,8 @@ impl Fetcher {
     /// The next fetch to send, if any.
     pub(crate) fn poll_action(&mut self, now: Instant, partitions: &mut Partitions) -> Option<FetchAction> {
         self.look_again(now, partitions);
-        let (&broker, state) =
-            self.brokers.iter().find(|(_, state)| state.wanted > 0 && state.is_idle(now))?;
+        let idle = self.brokers.iter().filter(|(_, state)| state.wanted > 0 && state.is_idle(now));
+        let (&broker, state) = idle.min_by_key(|(_, state)| state.last)?;
         let (wanted, left_out) = (state.wanted, state.left_out > 0);
         let leaders = self.brokers.values().filter(|state| state.wanted + state.left_out > 0).count();
         let share = (self.settings.buffer_memory / leaders.max(1)).max(LEAST_FETCH);
@@ -170,6 +173,7 @@ impl Fetcher {
         let request = state.session.request();
         state.in_flight = Some(InFlight { token, reserved: max_bytes });
         state.retry_at = None;
+        state.last = Some(token);
         let max_bytes = i32::try_from(max_bytes).unwrap_or(i32::MAX);
         FetchAction { broker, token, request, max_wait, max_bytes }
     }
@@ -183,6 +187,7 @@ impl Fetcher {
             backoff: Backoff::new(backoff.0, backoff.1),
             wanted: 0,
             left_out: 0,
+            last: None,
         })
     }
 

@@ -398,3 +398,16 @@ fn the_codes_are_the_protocols() {
         assert_eq!(ErrorCode(code).name(), name);
     }
 }
+
+#[test]
+fn every_leader_has_its_turn_where_the_buffer_has_room_for_one_fetch_only() {
+    let mut bench = Bench::new(&[1, 2, 3], 1000);
+    let mut asked = Vec::new();
+    for _ in 0..6 {
+        let action = bench.plan().unwrap();
+        assert!(bench.plan().is_none(), "there is no room for a second one");
+        asked.push(action.broker);
+        bench.answer(&action, Vec::new());
+    }
+    assert_eq!(asked, [1, 2, 3, 1, 2, 3]);
+}

@@ -28,6 +28,11 @@ impl Clock {
         Self { start: Instant::now(), start_wall_ms }
     }
 
+    /// The time on tokio's clock.
+    pub(super) fn instant_now(&self) -> Instant {
+        self.instant(self.now())
+    }
+
     /// Time since the start.
     pub(super) fn now(&self) -> Now {
         self.start.elapsed()

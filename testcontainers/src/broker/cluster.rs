@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kafka_protocol::ResponseError;
 use kafka_protocol::protocol::StrBytes;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 use uuid::Uuid;
 
 use super::clock::{Clock, Now};
+use super::commits::Commits;
 use super::control::Faults;
 use super::group::{Answer, Group, Ticket};
 use super::log::PartitionLog;
@@ -19,6 +20,7 @@ use super::network::Links;
 use super::random::Random;
 use super::sasl::Users;
 use super::session::FetchSessions;
+use super::watch;
 use super::{Listener, topic_config};
 
 /// What the broker, its connections and its control handle share.
@@ -27,6 +29,7 @@ pub(super) struct Shared {
     pub(super) users: Users,
     pub(super) faults: Faults,
     pub(super) links: Links,
+    pub(super) commits: Commits,
     pub(super) random: Random,
     pub(super) tls: Option<tokio_rustls::TlsAcceptor>,
     /// No sockets: connections come through `serve_stream` only.
@@ -52,6 +55,7 @@ impl Shared {
             users,
             faults: Faults::default(),
             links: Links::default(),
+            commits: Commits::default(),
             random: Random::new(seed),
             tls,
             in_memory,

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::ApiKey;
-use tokio::sync::watch;
 
 use super::cluster::Shared;
-use super::{BrokerError, server};
+use super::watch;
+use super::{BrokerError, Commit, server};
 
 #[derive(Debug, Clone, PartialEq)]
 enum Action {
@@ -93,7 +93,7 @@ impl Faults {
     pub(super) async fn wait_while_held(&self, api: i16) {
         let mut held = self.held.subscribe();
         // The sender lives as long as the faults: this ends only when the API is released.
-        drop(held.wait_for(|held| !held.contains(&api)).await);
+        held.wait_for(|held| !held.contains(&api)).await;
     }
 }
 
@@ -178,6 +178,23 @@ impl FaultControl {
     #[must_use]
     pub fn requests(&self, api: ApiKey) -> u64 {
         self.shared.faults.rules().requests.get(&(api as i16)).copied().unwrap_or(0)
+    }
+
+    /// Keeps every commit that is accepted from now on, for [`Self::take_commits`].
+    pub fn record_commits(&self) {
+        self.shared.commits.record();
+    }
+
+    /// The commits that were accepted since the last call, in order; none before [`Self::record_commits`].
+    #[must_use]
+    pub fn take_commits(&self) -> Vec<Commit> {
+        self.shared.commits.take()
+    }
+
+    /// How many requests all brokers have received so far, failed ones included.
+    #[must_use]
+    pub fn total_requests(&self) -> u64 {
+        self.shared.faults.rules().requests.values().sum()
     }
 
     /// Makes `broker` the leader of a partition, under the next leader epoch. Fetches that wait are woken.

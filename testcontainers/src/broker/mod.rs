@@ -8,6 +8,7 @@
 mod api;
 mod clock;
 mod cluster;
+mod commits;
 mod control;
 mod group;
 mod log;
@@ -20,17 +21,18 @@ mod server;
 mod session;
 mod tls;
 mod topic_config;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kafka_protocol::records::Record;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::clock::Clock;
 use self::cluster::{Cluster, Node, Options, Shared};
+pub use self::commits::Commit;
 pub use self::control::FaultControl;
 pub use self::network::Network;
 use self::session::FetchSessions;

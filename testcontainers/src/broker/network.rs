@@ -7,10 +7,9 @@ use std::io;
 use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
-use tokio::sync::watch;
 
 use super::cluster::Shared;
-use super::{Listener, server};
+use super::{Listener, server, watch};
 
 /// What one side of an in-memory connection may write before the other reads.
 const BUFFER: usize = 64 * 1024;
@@ -83,7 +82,7 @@ impl Links {
         let mut state = self.state.subscribe();
         let open = |s: &State| !s.is_cut(client, broker) && s.forgotten(client, broker) == mark;
         // The sender lives as long as the broker: an error cannot come.
-        drop(state.wait_for(open).await);
+        state.wait_for(open).await;
     }
 }
 

@@ -10,12 +10,12 @@ use kafka_protocol::messages::{ApiKey, RequestHeader};
 use kafka_protocol::protocol::Decodable;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::api::{self, Call};
 use super::cluster::Shared;
 use super::sasl::Login;
+use super::watch;
 use super::{BrokerError, Listener};
 
 /// Apache Kafka's `socket.request.max.bytes`.
@@ -91,7 +91,7 @@ fn spawn_accept(
         loop {
             tokio::select! {
                 biased;
-                _ = stop.wait_for(|running| !running) => return,
+                () = stop.wait_for(|running| !running) => return,
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
                 accepted = socket.accept() => {
                     let Ok((stream, peer)) = accepted else { continue };
@@ -137,7 +137,7 @@ pub(super) async fn serve<S>(
     };
     tokio::select! {
         biased;
-        _ = running.wait_for(|running| !running) => {}
+        () = running.wait_for(|running| !running) => {}
         () = Box::pin(work) => {}
     }
 }

@@ -7,6 +7,7 @@ use kafka_protocol::messages::offset_commit_response::{
 use kafka_protocol::messages::{OffsetCommitRequest, OffsetCommitResponse};
 
 use super::super::cluster::{Cluster, Committed};
+use super::super::commits::Commit;
 use super::super::group::Caller;
 use super::Call;
 
@@ -26,6 +27,15 @@ pub(super) fn handle(call: &Call<'_>, request: OffsetCommitRequest) -> OffsetCom
                     leader_epoch: if call.version >= 6 { p.committed_leader_epoch } else { -1 },
                     metadata: p.committed_metadata,
                 };
+                call.shared.commits.add(|| Commit {
+                    at: call.shared.clock.instant_now(),
+                    group: request.group_id.to_string(),
+                    topic: topic.name.to_string(),
+                    partition: p.partition_index,
+                    offset: p.committed_offset,
+                    member: request.member_id.to_string(),
+                    generation: request.generation_id_or_member_epoch,
+                });
                 let key = (topic.name.to_string(), p.partition_index);
                 cluster.group_mut(&request.group_id).offsets.insert(key, committed);
             }

@@ -1,0 +1,128 @@
+//! Whole clients against a whole broker in one process: streams in memory, paused time, and one seed for everything.
+//!
+//! `DTKAFKA_SIM_SEEDS=n` says how many seeds are tried (from `DTKAFKA_SIM_FROM` on, default 0); `DTKAFKA_SIM_SEED=s` replays
+//! one and prints its history, with the client's log at the level of `DTKAFKA_SIM_LOG`. See `just sim`.
+
+#![allow(missing_docs, reason = "the names of tests are sentences")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test may panic and spawn, and so may what its tests share"
+)]
+
+mod checker;
+mod history;
+mod members;
+mod nemesis;
+mod network;
+mod producers;
+mod rng;
+mod world;
+
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use world::Report;
+
+/// Seeds that found a defect once, and what it was.
+const FOUND: &[(u64, &str)] = &[];
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.trim().parse().unwrap_or_else(|_| panic!("{variable} = {text:?} is no number")))
+}
+
+/// Prints what there is to say about a seed that broke a rule.
+fn tell(report: &Report, with_history: bool) {
+    eprintln!("seed {}: {}", report.seed, report.world);
+    for line in report.history.iter().filter(|_| with_history) {
+        eprintln!("  {line}");
+    }
+    eprintln!("seed {} broke {} rules:", report.seed, report.violations.len());
+    for violation in report.violations.iter().take(20) {
+        eprintln!("  {violation}");
+    }
+    eprintln!("replay it with DTKAFKA_SIM_SEED={} cargo test --test sim seeds", report.seed);
+}
+
+/// Runs seeds on all cores; returns the reports of those that broke a rule.
+fn run_all(seeds: &[u64]) -> Vec<Report> {
+    let next = AtomicU64::new(0);
+    let broken = Mutex::new(Vec::new());
+    let stop_at = usize::try_from(number("DTKAFKA_SIM_STOP_AFTER").unwrap_or(3)).unwrap();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(seeds.len().max(1));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while broken.lock().unwrap().len() < stop_at {
+                    let index = next.fetch_add(1, Ordering::Relaxed) as usize;
+                    let Some(&seed) = seeds.get(index) else { return };
+                    let report = world::run(seed);
+                    if !report.violations.is_empty() {
+                        broken.lock().unwrap().push(report);
+                    }
+                }
+            });
+        }
+    });
+    broken.into_inner().unwrap()
+}
+
+#[test]
+fn no_seed_breaks_a_rule() {
+    if let Some(seed) = number("DTKAFKA_SIM_SEED") {
+        world::log_to_stderr();
+        let report = world::run(seed);
+        tell(&report, true);
+        assert!(report.violations.is_empty());
+        return;
+    }
+    let count = number("DTKAFKA_SIM_SEEDS").unwrap_or(50);
+    let from = number("DTKAFKA_SIM_FROM").unwrap_or(0);
+    let seeds: Vec<u64> = (from..from + count).collect();
+    let started = Instant::now();
+    let broken = run_all(&seeds);
+    let seconds = started.elapsed().as_secs_f64();
+    eprintln!("{count} seeds from {from} on in {seconds:.1} s, {:.0} a second", count as f64 / seconds);
+    for (index, report) in broken.iter().enumerate() {
+        tell(report, index == 0 && number("DTKAFKA_SIM_BRIEF").is_none());
+    }
+    let names: Vec<u64> = broken.iter().map(|report| report.seed).collect();
+    assert!(broken.is_empty(), "seeds {names:?} broke a rule");
+}
+
+#[test]
+fn seeds_that_found_a_defect_once_find_none_any_more() {
+    let seeds: Vec<u64> = FOUND.iter().map(|(seed, _)| *seed).collect();
+    let broken = run_all(&seeds);
+    for report in &broken {
+        let what = FOUND.iter().find(|(seed, _)| *seed == report.seed).map_or("", |(_, what)| what);
+        eprintln!("once found: {what}");
+        tell(report, true);
+    }
+    assert!(broken.is_empty());
+}
+
+#[test]
+fn the_same_seed_gives_the_same_history_to_the_byte() {
+    for seed in 1000..1008 {
+        let (first, second) = (world::run(seed), world::run(seed));
+        let apart = first.history.iter().zip(&second.history).position(|(left, right)| left != right);
+        if let Some(line) = apart {
+            panic!(
+                "seed {seed} differs in line {line}:\n  {}\n  {}",
+                first.history[line], second.history[line]
+            );
+        }
+        assert_eq!(first.history.len(), second.history.len(), "seed {seed}");
+        assert!(first.history.len() > 20, "seed {seed} does next to nothing");
+        assert_ne!(first.history, world::run(seed + 5000).history, "the seed matters");
+    }
+}

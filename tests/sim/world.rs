@@ -1,0 +1,274 @@
+//! A world: a cluster, its clients and what happens to them, all drawn from one seed. Runs under paused time.
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use dtkafka::KafkaConfig;
+use dtkafka_testcontainers::{EmbeddedBroker, FaultControl};
+use tokio::{task::JoinSet, time::Instant};
+
+use crate::{
+    checker::{self, Facts},
+    history::History,
+    members, nemesis,
+    network::{Air, Conditions, Wire},
+    producers,
+    rng::Rng,
+};
+
+/// The wall clock at the beginning of every world.
+const WALL_CLOCK_MS: i64 = 1_700_000_000_000;
+/// After the calm, everything is delivered and committed within this.
+const CALM: Duration = Duration::from_secs(400);
+
+/// What everybody in a world shares.
+pub(crate) struct World {
+    pub(crate) history: History,
+    pub(crate) control: FaultControl,
+    pub(crate) broker: EmbeddedBroker,
+    pub(crate) air: Arc<Air>,
+    pub(crate) brokers: u32,
+    pub(crate) topics: Vec<Arc<str>>,
+    pub(crate) groups: Vec<Arc<str>>,
+    partitions: Mutex<BTreeMap<Arc<str>, u64>>,
+    /// Settings that all clients have.
+    settings: Vec<(&'static str, String)>,
+    calm: AtomicBool,
+    stopped: AtomicBool,
+}
+
+impl World {
+    /// The configuration of one client.
+    pub(crate) fn config(
+        &self,
+        name: &str,
+        settings: &[(&'static str, String)],
+        rng: &mut Rng,
+    ) -> KafkaConfig {
+        config(&self.broker, &self.air, name, &self.settings, self.wall_clock(), rng)
+            .set_properties(settings.iter().map(|(name, value)| (*name, value.as_str())))
+    }
+
+    fn wall_clock(&self) -> i64 {
+        WALL_CLOCK_MS + (self.history.seconds(Instant::now()) * 1000.0) as i64
+    }
+
+    pub(crate) fn partitions(&self, topic: &str) -> u64 {
+        self.partitions.lock().unwrap()[topic]
+    }
+
+    /// Nothing goes wrong any more.
+    pub(crate) fn is_calm(&self) -> bool {
+        self.calm.load(Ordering::Relaxed)
+    }
+
+    /// Everybody ends.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+}
+
+fn config(
+    broker: &EmbeddedBroker,
+    air: &Arc<Air>,
+    name: &str,
+    settings: &[(&'static str, String)],
+    wall_clock: i64,
+    rng: &mut Rng,
+) -> KafkaConfig {
+    KafkaConfig::new()
+        .set_bootstrap_servers(broker.bootstrap_servers())
+        .set_client_id(name)
+        .set_transport(Wire { air: Arc::clone(air), client: name.into() })
+        .set_simulation(rng.next(), wall_clock)
+        .set_properties(settings.iter().map(|(name, value)| (*name, value.as_str())))
+}
+
+/// What came of a seed.
+pub(crate) struct Report {
+    pub(crate) seed: u64,
+    pub(crate) world: String,
+    pub(crate) history: Vec<String>,
+    pub(crate) violations: Vec<String>,
+}
+
+thread_local! {
+    /// Panics on this thread that nobody has planned.
+    static PANICS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Counts panics instead of printing those that are planned.
+fn watch_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANICS.set(PANICS.get() + 1);
+            before(info);
+        }));
+    });
+}
+
+/// The client's log, for a seed that is replayed.
+pub(crate) fn log_to_stderr() {
+    let Ok(level) = std::env::var("DTKAFKA_SIM_LOG") else { return };
+    let level: tracing_subscriber::filter::LevelFilter = level.parse().unwrap();
+    tracing_subscriber::fmt().with_max_level(level).without_time().with_writer(std::io::stderr).init();
+}
+
+/// Runs the world of a seed to its end.
+pub(crate) fn run(seed: u64) -> Report {
+    watch_panics();
+    let panics = PANICS.get();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let mut report = runtime.block_on(live(seed));
+    drop(runtime);
+    if PANICS.get() > panics {
+        report.violations.push(format!("{} panics that were not planned", PANICS.get() - panics));
+    }
+    report
+}
+
+async fn live(seed: u64) -> Report {
+    let mut rng = Rng::new(seed);
+    let brokers = rng.range(1, 3) as u32;
+    let broker = EmbeddedBroker::builder()
+        .brokers(brokers as i32)
+        .in_memory()
+        .seed(rng.next())
+        .wall_clock_ms(WALL_CLOCK_MS)
+        .start()
+        .await
+        .unwrap();
+    let control = broker.control();
+    control.record_commits();
+    let conditions = Conditions {
+        latency: *rng.pick(&[(0, 1), (0, 3), (1, 40), (0, 300)]),
+        breaks: *rng.pick(&[0, 0, 10, 100]),
+        splits: *rng.pick(&[0, 10, 50]),
+    };
+    let air = Air::new(broker.network(), conditions, rng.child());
+    let topics: Vec<Arc<str>> = (0..rng.range(1, 2)).map(|n| format!("t{n}").into()).collect();
+    let mut partitions = BTreeMap::new();
+    for topic in &topics {
+        let count = *rng.pick(&[1, 1, 2, 3, 5]);
+        broker.create_topic(topic, count).unwrap();
+        partitions.insert(Arc::clone(topic), count as u64);
+    }
+    broker.create_topic(members::DEAD, 1).unwrap();
+    let settings = vec![
+        ("metadata.max.age.ms", rng.pick(&["500", "5000", "300000"]).to_string()),
+        ("retry.backoff.ms", rng.pick(&["10", "100"]).to_string()),
+        ("retry.backoff.max.ms", "1000".to_owned()),
+        ("reconnect.backoff.ms", rng.pick(&["10", "50"]).to_string()),
+        ("reconnect.backoff.max.ms", "1000".to_owned()),
+        ("connections.max.idle.ms", rng.pick(&["1000", "540000"]).to_string()),
+        ("socket.connection.setup.timeout.ms", rng.pick(&["1000", "10000"]).to_string()),
+    ];
+    let groups: Vec<Arc<str>> = (0..rng.range(0, 2)).map(|n| format!("g{n}").into()).collect();
+    let world = Arc::new(World {
+        history: History::begin(),
+        control,
+        broker,
+        air,
+        brokers,
+        topics,
+        groups,
+        partitions: Mutex::new(partitions),
+        settings,
+        calm: false.into(),
+        stopped: false.into(),
+    });
+    let facts = play(&world, &mut rng).await;
+    checker::check(&world, &facts);
+    let world_line = format!(
+        "{brokers} brokers, {conditions:?}, {} topics, {} groups",
+        world.topics.len(),
+        world.groups.len()
+    );
+    Report { seed, world: world_line, history: world.history.lines(), violations: world.history.violations() }
+}
+
+/// Lets everybody live, brings the calm, and waits for the end.
+async fn play(world: &Arc<World>, rng: &mut Rng) -> Facts {
+    let mut facts = Facts::default();
+    let mut actors = JoinSet::new();
+    let mut producing = JoinSet::new();
+    for number in 0..rng.range(1, 3) as u32 {
+        let plan = producers::Plan::draw(number, rng);
+        world.history.note(format!("{plan:?}"));
+        facts.producers.push(plan.clone());
+        producing.spawn(producers::run(Arc::clone(world), plan, rng.child()));
+    }
+    for group in &world.groups {
+        let shared = vec![
+            ("auto.offset.reset", if rng.percent(85) { "earliest" } else { "latest" }.to_owned()),
+            ("session.timeout.ms", rng.pick(&["6000", "10000", "45000"]).to_string()),
+            ("heartbeat.interval.ms", rng.pick(&["300", "1000", "3000"]).to_string()),
+            ("max.poll.interval.ms", rng.pick(&["5000", "30000", "300000"]).to_string()),
+            ("isolation.level", rng.pick(&["read_uncommitted", "read_committed"]).to_string()),
+        ];
+        let facade = rng.percent(40);
+        for number in 0..rng.range(1, 3) as u32 {
+            let plan = members::Plan::draw(group, number, &world.topics, &shared, facade, rng);
+            world.history.note(format!("{plan:?}"));
+            actors.spawn(members::run(Arc::clone(world), plan, rng.child()));
+        }
+        facts.groups.insert(Arc::clone(group), shared);
+    }
+    let watcher = tokio::spawn(checker::watch_requests(Arc::clone(world)));
+    // Slow answers are trouble enough for who repeats a request without idempotence.
+    facts.peaceful = rng.percent(15) && world.air.is_fast();
+    let lasting = rng.millis(1000, 40_000);
+    if facts.peaceful {
+        tokio::time::sleep(lasting).await;
+    } else {
+        nemesis::run(Arc::clone(world), lasting, rng.child()).await;
+    }
+    calm(world).await;
+    within_the_calm(world, "the producers end", async {
+        while let Some(ended) = producing.join_next().await {
+            ended.unwrap();
+        }
+    })
+    .await;
+    within_the_calm(world, "everything is committed", checker::lag_is_gone(Arc::clone(world))).await;
+    for behind in checker::lagging(world) {
+        world.history.note(behind);
+    }
+    world.history.note("the world stops");
+    world.stopped.store(true, Ordering::Relaxed);
+    within_the_calm(world, "the members end", async {
+        while let Some(ended) = actors.join_next().await {
+            ended.unwrap();
+        }
+    })
+    .await;
+    watcher.abort();
+    facts
+}
+
+async fn calm(world: &World) {
+    world.history.note("calm");
+    world.calm.store(true, Ordering::Relaxed);
+    world.control.clear();
+    world.control.heal_all();
+    for broker in 1..=world.brokers as i32 {
+        world.control.start_broker(broker).await.unwrap();
+    }
+    world.air.calm();
+}
+
+async fn within_the_calm(world: &World, what: &str, end: impl Future<Output = ()>) {
+    if tokio::time::timeout(CALM, end).await.is_err() {
+        world.history.violation(format!("{what}: not within {CALM:?} of calm"));
+    }
+}
