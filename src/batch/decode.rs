@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::{
     ATTRIBUTES, BASE_OFFSET, BASE_TIMESTAMP, BATCH_HEADER_LEN, BATCH_LENGTH, CODEC_MASK, CONTROL, CRC,
     CRC_COVERS_FROM, Decompressor, LAST_OFFSET_DELTA, LEADER_EPOCH, LOG_APPEND_TIME, LOG_OVERHEAD, MAGIC_AT,
-    MAX_TIMESTAMP, PRODUCER_ID, RECORD_COUNT, TRANSACTIONAL, legacy,
+    MAX_TIMESTAMP, PRODUCER_ID, RECORD_COUNT, TRANSACTIONAL, compression::TOO_LARGE_HINT, legacy,
 };
 use crate::{
     error::{Error, Result},
@@ -28,13 +28,40 @@ pub(crate) fn split(records: Bytes) -> Batches {
     Batches { rest: records }
 }
 
-/// The iterator of [`split`]. It ends at the first error, and before a batch that the response holds only in part.
+/// The iterator of [`split`]. It ends at the first error, and before a batch that the response holds only in part, which
+/// [`incomplete`](Self::incomplete) then tells of.
 #[derive(Debug)]
 pub(crate) struct Batches {
     rest: Bytes,
 }
 
+/// The start of a batch whose end a response does not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Incomplete {
+    /// Where it begins; `None` where not even that is there.
+    pub(crate) base_offset: Option<i64>,
+    /// Bytes of the whole batch, as it claims; `None` where that is not there. Never use it to reserve memory.
+    pub(crate) needed: Option<u64>,
+    /// Bytes that are there; at least one.
+    pub(crate) got: usize,
+}
+
 impl Batches {
+    /// What is left once the walk has ended, but not by an error. Brokers cut a response anywhere, so that this is usual
+    /// behind other batches; since KIP-74 they send the first batch whole, however large, so that it is none with nothing
+    /// before it: asking the same again makes no progress.
+    pub(crate) fn incomplete(&self) -> Option<Incomplete> {
+        let rest = &self.rest;
+        let has = |end: usize| (rest.len() >= end).then_some(());
+        (!rest.is_empty()).then(|| Incomplete {
+            base_offset: has(BASE_OFFSET.end).map(|()| i64_at(rest, BASE_OFFSET.start)),
+            needed: has(BATCH_LENGTH.end)
+                .and_then(|()| u64::try_from(i32_at(rest, BATCH_LENGTH.start)).ok())
+                .map(|length| length + LOG_OVERHEAD as u64),
+            got: rest.len(),
+        })
+    }
+
     fn next_batch(&mut self) -> Result<Option<RawBatch>> {
         let Some(head) = self.rest.get(..=MAGIC_AT) else { return Ok(None) };
         let base_offset = i64_at(head, BASE_OFFSET.start);
@@ -114,7 +141,8 @@ impl RawBatch {
         };
         // The division keeps a forged count from making anyone reserve memory. Compressed records are checked later.
         if count < 0 || (attributes & CODEC_MASK == 0 && !fits(count, bytes.len() - BATCH_HEADER_LEN)) {
-            return Err(wrong_count(base_offset, count, bytes.len() - BATCH_HEADER_LEN));
+            let error = wrong_count(base_offset, count, bytes.len() - BATCH_HEADER_LEN);
+            return Err(error.with_last_offset(last_offset));
         }
         Ok(Self {
             magic: 2,
@@ -148,12 +176,23 @@ impl RawBatch {
         self.attributes & CODEC_MASK != 0
     }
 
-    /// Checks, decompresses and finds the records. No more than `max_decompressed` bytes come out of the decompression.
+    /// Checks, decompresses and finds the records. What comes out of the decompression and the slots of its records take no
+    /// more than `max_decompressed` bytes together.
     ///
     /// # Errors
-    /// [`crate::error::ErrorKind::Protocol`] with the offset, if the CRC (where checked), the compressed data or a
-    /// record is wrong, or the number of records is not what the header says.
+    /// [`crate::error::ErrorKind::Protocol`] with the first and the last offset, if the CRC (where checked), the compressed
+    /// data or a record is wrong, or the number of records is not what the header says.
     pub(crate) fn decode(
+        &self,
+        check_crc: bool,
+        decompressor: &Decompressor,
+        max_decompressed: usize,
+    ) -> Result<DecodedBatch> {
+        self.try_decode(check_crc, decompressor, max_decompressed)
+            .map_err(|error| error.with_offset(self.base_offset).with_last_offset(self.last_offset))
+    }
+
+    fn try_decode(
         &self,
         check_crc: bool,
         decompressor: &Decompressor,
@@ -171,12 +210,11 @@ impl RawBatch {
             }
         }
         let records = self.bytes.slice(BATCH_HEADER_LEN..);
-        let data = decompressor
-            .decompress(self.attributes & CODEC_MASK, records, max_decompressed)
-            .map_err(|error| error.with_offset(self.base_offset))?;
+        let data = decompressor.decompress(self.attributes & CODEC_MASK, records, max_decompressed)?;
         if !fits(self.count, data.len()) {
             return Err(wrong_count(self.base_offset, self.count, data.len()));
         }
+        check_slots(self.count as usize, self.decompressed_len(&data), max_decompressed)?;
         self.read_records(&data, &mut slots)?;
         Ok(DecodedBatch {
             base_offset: self.base_offset,
@@ -189,6 +227,10 @@ impl RawBatch {
             decompressed: self.is_compressed(),
             home: decompressor.clone(),
         })
+    }
+
+    fn decompressed_len(&self, data: &Bytes) -> usize {
+        if self.is_compressed() { data.len() } else { 0 }
     }
 
     fn read_records(&self, data: &[u8], slots: &mut Vec<RecordSlot>) -> Result<()> {
@@ -270,6 +312,12 @@ impl Drop for DecodedBatch {
 }
 
 impl DecodedBatch {
+    /// Bytes of memory that it takes besides the response's own.
+    pub(crate) fn memory(&self) -> usize {
+        let data = if self.decompressed { self.data.len() } else { 0 };
+        data + self.slots.len() * size_of::<RecordSlot>()
+    }
+
     #[inline]
     pub(crate) fn offset(&self, slot: &RecordSlot) -> i64 {
         self.base_offset.wrapping_add(i64::from(slot.offset_delta))
@@ -457,6 +505,18 @@ impl<'a> Reader<'a> {
         }
         None
     }
+}
+
+/// Tiny records take more memory for their slots than for themselves.
+pub(super) fn check_slots(count: usize, decompressed: usize, max: usize) -> Result<()> {
+    let needed = count.saturating_mul(size_of::<RecordSlot>()).saturating_add(decompressed);
+    if needed <= max {
+        return Ok(());
+    }
+    Err(Error::protocol(format!(
+        "the {count} records of a batch need {needed} bytes of memory, more than the {max} of max.decompressed.bytes"
+    ))
+    .with_hint(TOO_LARGE_HINT))
 }
 
 /// Whether `count` records can be in `len` bytes, and their places in the 32 bits of a slot.

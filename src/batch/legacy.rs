@@ -9,7 +9,8 @@ use flate2::Crc;
 use super::{
     BASE_OFFSET, BATCH_LENGTH, CODEC_MASK, Decompressor, LOG_OVERHEAD, MAGIC_AT,
     decode::{
-        DecodedBatch, RawBatch, RecordSlot, corrupt, i32_at, i64_at, timestamp_type, u32_at, wrong_crc,
+        DecodedBatch, RawBatch, RecordSlot, check_slots, corrupt, i32_at, i64_at, timestamp_type, u32_at,
+        wrong_crc,
     },
 };
 use crate::{error::Result, record::TimestampType};
@@ -61,10 +62,13 @@ pub(super) fn decode(
     }
     let (base_offset, data) = if batch.is_compressed() {
         let value = batch.bytes.get(message.value()).unwrap_or_default();
-        let data = decompressor
-            .decompress_legacy(batch.attributes & CODEC_MASK, batch.bytes.slice_ref(value), max_decompressed)
-            .map_err(|error| error.with_offset(batch.last_offset))?;
-        (read_inner(batch, &data, check_crc, &mut slots)?, data)
+        let data = decompressor.decompress_legacy(
+            batch.attributes & CODEC_MASK,
+            batch.bytes.slice_ref(value),
+            max_decompressed,
+        )?;
+        let base_offset = read_inner(batch, &data, check_crc, max_decompressed, &mut slots)?;
+        (base_offset, data)
     } else {
         slots.push(message.slot);
         (batch.base_offset, batch.bytes.clone())
@@ -83,7 +87,13 @@ pub(super) fn decode(
 }
 
 /// Finds the messages inside a wrapper and returns the first one's offset.
-fn read_inner(wrapper: &RawBatch, data: &[u8], check_crc: bool, slots: &mut Vec<RecordSlot>) -> Result<i64> {
+fn read_inner(
+    wrapper: &RawBatch,
+    data: &[u8],
+    check_crc: bool,
+    max_decompressed: usize,
+    slots: &mut Vec<RecordSlot>,
+) -> Result<i64> {
     let wrong = |what: &str| corrupt(wrapper.last_offset, format!("a compressed message set {what}"));
     if i32::try_from(data.len()).is_err() {
         return Err(wrong("is longer than 2 GiB"));
@@ -114,6 +124,7 @@ fn read_inner(wrapper: &RawBatch, data: &[u8], check_crc: bool, slots: &mut Vec<
             last.checked_sub(first).and_then(|delta| i32::try_from(delta).ok()).filter(|delta| *delta >= 0);
         message.slot.offset_delta = delta.ok_or_else(|| wrong("is not in the order of its offsets"))?;
         message.slot.timestamp = broker_time.unwrap_or(message.slot.timestamp);
+        check_slots(slots.len() + 1, data.len(), max_decompressed)?;
         slots.push(message.slot);
         at += size;
     }

@@ -12,7 +12,7 @@ mod halve;
 mod legacy;
 
 pub(crate) use compression::{Compressor, Decompressor};
-pub(crate) use decode::{ControlType, DecodedBatch, RawBatch, RecordSlot, split};
+pub(crate) use decode::{ControlType, DecodedBatch, Incomplete, RawBatch, RecordSlot, split};
 pub(crate) use encode::{BatchBuilder, EncodedBatch, Stamp, record_size_bound, recycle, restamp};
 pub(crate) use halve::{split_in_two, without};
 

@@ -233,14 +233,39 @@ fn an_empty_batch_is_refused() {
 }
 
 #[test]
-fn a_partial_last_batch_ends_the_walk() {
-    let batch = encode(&expected(true), Stamp::NONE, Compression::None, None).bytes;
-    for cut in [1, 16, 17, 61, batch.len() - 1] {
+fn a_partial_last_batch_ends_the_walk_and_is_told_of() {
+    let mut batch = BytesMut::from(&encode(&expected(true), Stamp::NONE, Compression::None, None).bytes[..]);
+    batch[BASE_OFFSET].copy_from_slice(&70_i64.to_be_bytes());
+    let batch = batch.freeze();
+    let whole = Some(batch.len() as u64);
+    for (cut, base_offset, needed) in [
+        (1, None, None),
+        (8, Some(70), None),
+        (12, Some(70), whole),
+        (16, Some(70), whole),
+        (17, Some(70), whole),
+        (61, Some(70), whole),
+        (batch.len() - 1, Some(70), whole),
+    ] {
+        let incomplete = Some(Incomplete { base_offset, needed, got: cut });
         let mut batches = split([&batch[..], &batch[..cut]].concat().into());
         assert!(batches.next().unwrap().is_ok());
         assert!(batches.next().is_none());
         assert!(batches.next().is_none());
+        assert_eq!(batches.incomplete(), incomplete);
+        // Alone it is what a consumer would ask for again and again.
+        let mut batches = split(batch.slice(..cut));
+        assert!(batches.next().is_none());
+        assert_eq!(batches.incomplete(), incomplete);
     }
+    let mut batches = split(batch.clone());
+    assert!(batches.by_ref().all(|batch| batch.is_ok()));
+    assert_eq!(batches.incomplete(), None);
+    assert_eq!(split(Bytes::new()).incomplete(), None);
+    // An error is told of by itself.
+    let mut batches = split([&[0; 16][..], &[9], &[0; 70]].concat().into());
+    assert!(batches.next().unwrap().is_err());
+    assert_eq!(batches.incomplete(), None);
 }
 
 #[test]
@@ -281,15 +306,111 @@ fn a_record_count_other_than_the_records_is_an_error_with_every_codec() {
     }
 }
 
+/// The batch at another offset; neither is covered by the CRC.
+fn moved(batch: &Bytes, offset: i64) -> Bytes {
+    let mut bytes = BytesMut::from(&batch[..]);
+    bytes[BASE_OFFSET].copy_from_slice(&offset.to_be_bytes());
+    bytes.freeze()
+}
+
 #[test]
-fn a_bomb_is_refused_at_the_cap_by_every_codec() {
+fn a_bomb_is_refused_at_the_cap_by_every_codec_with_its_sizes_and_its_place() {
     let bomb = [Plain { timestamp: 1, key: None, value: Some(vec![0; 8 << 20]), headers: vec![] }];
     for codec in CODECS.into_iter().skip(1) {
-        let bytes = encode(&bomb, Stamp::NONE, codec, None).bytes;
+        let bytes = moved(&encode(&bomb, Stamp::NONE, codec, None).bytes, 40);
+        let compressed = bytes.len() - BATCH_HEADER_LEN;
         let raw = split(bytes).next().unwrap().unwrap();
-        let error = raw.decode(true, &Decompressor::new(), 1 << 20).unwrap_err();
-        assert!(error.to_string().contains("max.decompressed.bytes"), "{codec:?}: {error}");
+        // Also where the limit falls within what a codec does in one go.
+        for max in [0, 1, 1000, 65_536, 131_072, 131_073, 1 << 20, 5_000_000, (8 << 20) - 1] {
+            let error = raw.decode(true, &Decompressor::new(), max).unwrap_err();
+            let text = error.to_string();
+            for part in [
+                &format!("{compressed} bytes of"),
+                &format!("the {max} bytes of max.decompressed.bytes"),
+                "raise",
+            ] {
+                assert!(text.contains(part), "{codec:?} {max}: {part:?} is not in {text}");
+            }
+            assert_eq!((error.offset(), error.last_offset()), (Some(40), Some(40)));
+            if codec != Compression::Lz4 {
+                assert!(text.contains("by their own account"), "{codec:?}: {text}");
+            }
+        }
         assert_eq!(raw.decode(true, &Decompressor::new(), 9 << 20).unwrap().slots.len(), 1);
+    }
+}
+
+#[test]
+fn a_zstd_bomb_that_does_not_say_its_length_is_no_damage() {
+    let frame = zrip::compress(&vec![0; 40 << 20], 1).unwrap();
+    // A single segment with a length of four bytes, made a frame with a window and no length, as Java writes it.
+    assert_eq!(frame[4] >> 5, 0b101);
+    let frame = Bytes::from([&frame[..4], &[frame[4] & 0b100, 0x80], &frame[9..]].concat());
+    for max in [100_000, 131_072, 1 << 20, (1 << 20) + 1, 32 << 20] {
+        let error = Decompressor::new().decompress(4, frame.clone(), max).unwrap_err();
+        assert!(error.to_string().contains("decompress to more than"), "{max}: {error}");
+    }
+    assert_eq!(Decompressor::new().decompress(4, frame, 40 << 20).unwrap().len(), 40 << 20);
+}
+
+#[test]
+fn a_forged_record_count_reserves_no_memory_with_any_codec() {
+    for codec in CODECS {
+        for forged in [1_000_000, i32::MAX] {
+            let batch = moved(&encode(&expected(true), Stamp::NONE, codec, None).bytes, 5);
+            let mut bytes = BytesMut::from(&batch[..]);
+            bytes[RECORD_COUNT].copy_from_slice(&forged.to_be_bytes());
+            let error = split(bytes.freeze())
+                .next()
+                .unwrap()
+                .and_then(|raw| raw.decode(false, &Decompressor::new(), CAP))
+                .unwrap_err();
+            assert!(error.to_string().contains(&format!("claims {forged} records")), "{codec:?}: {error}");
+            assert_eq!((error.offset(), error.last_offset()), (Some(5), Some(63)), "{codec:?}");
+        }
+    }
+}
+
+#[test]
+fn records_too_small_for_the_memory_of_their_slots_count_by_it() {
+    let tiny = vec![Plain { timestamp: 1, key: None, value: None, headers: vec![] }; 100_000];
+    for codec in [Compression::None, Compression::Zstd] {
+        let raw = split(encode(&tiny, Stamp::NONE, codec, None).bytes).next().unwrap().unwrap();
+        let error = raw.decode(true, &Decompressor::new(), 2 << 20).unwrap_err();
+        assert!(error.to_string().contains("the 100000 records of a batch need"), "{codec:?}: {error}");
+        assert_eq!(error.last_offset(), Some(99_999));
+        let batch = raw.decode(true, &Decompressor::new(), 8 << 20).unwrap();
+        assert!((3 << 20..8 << 20).contains(&batch.memory()), "{}", batch.memory());
+    }
+}
+
+#[test]
+fn message_sets_keep_to_the_cap_too() {
+    for magic in [0, 1] {
+        for codec in ["snappy", "gzip-6", "lz4-9"] {
+            let raw = split(fixture(&format!("v{magic}-{codec}.bin"))).next().unwrap().unwrap();
+            for max in [1000, 100_000] {
+                let error = raw.decode(true, &Decompressor::new(), max).unwrap_err();
+                assert!(error.to_string().contains("max.decompressed.bytes"), "v{magic} {codec}: {error}");
+                assert_eq!(error.last_offset(), Some(100));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_error_of_a_batch_tells_where_to_go_on_behind_it() {
+    for codec in CODECS {
+        let good = moved(&encode(&expected(true), Stamp::NONE, codec, None).bytes, 1000);
+        let last = good.len() - 1;
+        let mut bytes = BytesMut::from(&good[..]);
+        bytes[last] ^= 0x55;
+        bytes[BATCH_HEADER_LEN + 2] ^= 0x55;
+        let raw = split(bytes.freeze()).next().unwrap().unwrap();
+        for check_crc in [true, codec == Compression::None] {
+            let error = raw.decode(check_crc, &Decompressor::new(), CAP).unwrap_err();
+            assert_eq!((error.offset(), error.last_offset()), (Some(1000), Some(1058)), "{codec:?}: {error}");
+        }
     }
 }
 

@@ -16,6 +16,8 @@ pub(crate) mod url;
 mod value;
 
 #[cfg(test)]
+mod canary_tests;
+#[cfg(test)]
 mod tests;
 
 #[cfg(feature = "tls")]

@@ -105,6 +105,9 @@ overlay! {
         max_partition_fetch_bytes => "max.partition.fetch.bytes";
         /// Bytes of fetched records that wait to be polled, for the whole consumer (KIP-81). Default: 67108864.
         fetch_buffer_memory => "fetch.buffer.memory";
+        /// `max.decompressed.bytes`: memory that the records of one batch may decompress to, so that a batch forged or made to
+        /// blow up ends in an error. Default: 32 MiB, or four times the larger fetch size. Java has no limit.
+        max_decompressed_bytes => "max.decompressed.bytes";
         /// `isolation.level`: `read_uncommitted` (default), `read_committed`, or an [`IsolationLevel`](super::IsolationLevel).
         isolation_level => "isolation.level";
         /// `check.crcs`: check every batch's CRC-32C. Default: true.

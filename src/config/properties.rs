@@ -26,6 +26,8 @@ pub(crate) enum Kind {
     Addresses,
     Url,
     Secret,
+    /// The name of a file.
+    Path,
     /// PEM text that is no secret.
     Pem,
     /// Known to Java or librdkafka, without meaning here.
@@ -70,7 +72,9 @@ const fn row(
     Property { name, aliases, kind, default, used_by, doc }
 }
 
-use Kind::{Addresses, Bytes, Choice, Choices, Flag, Ignored, Int, Millis, Pem, Refused, Secret, Text, Url};
+use Kind::{
+    Addresses, Bytes, Choice, Choices, Flag, Ignored, Int, Millis, Path, Pem, Refused, Secret, Text, Url,
+};
 use UsedBy::{Consumer, Every, Producer};
 
 /// Every known property. Aliases are librdkafka's names and kafka-python's where underscores for dots do not suffice.
@@ -87,15 +91,15 @@ pub(crate) static PROPERTIES: &[Property] = &[
     row("sasl.plain.username", &["sasl.username"], Text, None, Every, "user name, for every mechanism"),
     row("sasl.plain.password", &["sasl.password"], Secret, None, Every, "password, for every mechanism"),
     row("sasl.jaas.config", &[], Secret, None, Every, "Java's login string: PlainLoginModule or ScramLoginModule with username and password"),
-    row("ssl.truststore.location", &["ssl.ca.location", "ssl.cafile", "ssl.ca.file"], Text, None, Every, "PEM file of the authorities to trust"),
+    row("ssl.truststore.location", &["ssl.ca.location", "ssl.cafile", "ssl.ca.file"], Path, None, Every, "PEM file of the authorities to trust"),
     row("ssl.truststore.certificates", &["ssl.ca.pem"], Pem, None, Every, "the authorities to trust, PEM text (KIP-651)"),
     row("ssl.truststore.type", &[], Choice(&["PEM"]), Some("PEM"), Every, "only PEM is read"),
     row("ssl.trust.roots", &[], Choices(&["mozilla", "system"]), None, Every, "sets of public authorities to trust besides the above; both if no authority is named at all"),
-    row("ssl.keystore.location", &[], Text, None, Every, "PEM file with the client's certificate chain and key"),
+    row("ssl.keystore.location", &[], Path, None, Every, "PEM file with the client's certificate chain and key"),
     row("ssl.keystore.certificate.chain", &["ssl.certificate.pem", "ssl.client.certificate.pem"], Pem, None, Every, "the client's certificate chain, PEM text (KIP-651)"),
-    row("ssl.certificate.location", &["ssl.certfile", "ssl.client.certificate.file"], Text, None, Every, "PEM file with the client's certificate chain"),
+    row("ssl.certificate.location", &["ssl.certfile", "ssl.client.certificate.file"], Path, None, Every, "PEM file with the client's certificate chain"),
     row("ssl.keystore.key", &["ssl.key.pem"], Secret, None, Every, "the client's private key, PEM text (KIP-651)"),
-    row("ssl.key.location", &["ssl.keyfile", "ssl.key.file"], Text, None, Every, "PEM file with the client's private key"),
+    row("ssl.key.location", &["ssl.keyfile", "ssl.key.file"], Path, None, Every, "PEM file with the client's private key"),
     row("ssl.keystore.type", &[], Choice(&["PEM"]), Some("PEM"), Every, "only PEM is read"),
     row("ssl.key.password", &["ssl.keystore.password", "ssl.password"], Secret, None, Every, "password of an encrypted private key (PKCS#8)"),
     row("ssl.endpoint.identification.algorithm", &[], Choice(&["https", "", "none"]), Some("https"), Every, "empty or none: the certificate's host name is not checked (its chain always is)"),
@@ -152,6 +156,7 @@ pub(crate) static PROPERTIES: &[Property] = &[
     row("max.partition.fetch.bytes", &["fetch.message.max.bytes"], Bytes(0, INT), Some("1048576"), Consumer, "bytes per partition and answer"),
     row("fetch.buffer.memory", &[], Bytes(1, LONG), Some("67108864"), Consumer, "bytes of fetched records that wait to be polled (KIP-81); ours"),
     row("isolation.level", &[], Choice(IsolationLevel::ACCEPTED), Some("read_uncommitted"), Consumer, "whether records of open and aborted transactions are handed out"),
+    row("max.decompressed.bytes", &[], Bytes(1, INT), None, Consumer, "memory that the records of one batch may decompress to; 32 MiB, or four times fetch.max.bytes or max.partition.fetch.bytes where that is more; Java has no limit"),
     row("check.crcs", &[], Flag, Some("true"), Consumer, "check every batch's CRC-32C"),
 ];
 
@@ -275,10 +280,10 @@ pub(super) fn edit_distance(left: &str, right: &str) -> usize {
 pub(crate) fn check(kind: Kind, value: &str) -> Result<(), String> {
     let trimmed = value.trim();
     match kind {
-        Text | Secret | Pem if trimmed.is_empty() => Err("it must not be empty".to_owned()),
+        Text | Path | Secret | Pem if trimmed.is_empty() => Err("it must not be empty".to_owned()),
         // The protocol's strings have a length of 16 bits.
         Text if value.len() > LONGEST_TEXT => Err(format!("accepted: at most {LONGEST_TEXT} bytes")),
-        Text | Secret | Pem | Ignored => Ok(()),
+        Text | Path | Secret | Pem | Ignored => Ok(()),
         Flag if parse_flag(trimmed).is_some() => Ok(()),
         Flag => Err("accepted: true, false".to_owned()),
         Int(low, high) | Millis(low, high) | Bytes(low, high) => match trimmed.parse::<i64>() {
@@ -330,9 +335,11 @@ pub(crate) fn shown(kind: Kind, value: &str) -> String {
     match kind {
         Secret | Refused(_) | Ignored => HIDDEN.to_owned(),
         Pem => "[PEM]".to_owned(),
-        Url => url::redacted(value),
+        Path => secrecy::file(value).unwrap_or(HIDDEN).to_owned(),
+        Url => secrecy::hosts(url::redacted(value)),
         // A list that cannot be read may be a URL with a password in it.
         Addresses if url::parse_addresses(value).is_err() => HIDDEN.to_owned(),
+        Addresses => secrecy::hosts(value.to_owned()),
         // Another property's value may have got here.
         Choice(list) | Choices(list) if check(kind, value).is_err() => {
             secrecy::refused(value, list).into_owned()

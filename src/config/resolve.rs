@@ -322,10 +322,20 @@ fn consumer(all: &mut Effective) -> ConsumerSettings {
         fetch_max_wait,
         max_partition_fetch_bytes: bytes(all, "max.partition.fetch.bytes"),
         fetch_buffer_memory: all.size("fetch.buffer.memory"),
+        max_decompressed_bytes: max_decompressed(all),
         check_crcs: all.flag("check.crcs"),
         isolation_level: all.choice("isolation.level"),
         client_rack: all.text("client.rack"),
     }
+}
+
+/// What is fetched shrank on the way; a batch that was a hundred times as large is a mistake or an attack.
+fn max_decompressed(all: &Effective) -> usize {
+    if all.is_set("max.decompressed.bytes") {
+        return all.size("max.decompressed.bytes");
+    }
+    let fetch = all.number("fetch.max.bytes").max(all.number("max.partition.fetch.bytes"));
+    usize::try_from(fetch.saturating_mul(4).clamp(32 << 20, i64::from(i32::MAX))).unwrap_or(usize::MAX)
 }
 
 impl Effective {

@@ -207,13 +207,18 @@ fn looks_secret(value: &str) -> bool {
         || longest_run(value) > LONGEST_RUN
 }
 
+/// A list of hosts, in which no name is as long as a key.
+pub(crate) fn hosts(value: String) -> String {
+    if longest_run(&value) > LONGEST_RUN { HIDDEN.to_owned() } else { value }
+}
+
 fn longest_run(value: &str) -> usize {
     let base64 = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=');
     value.split(|c| !base64(c)).map(str::len).max().unwrap_or(0)
 }
 
-/// A file's name, quoted, where it has the form of one: people give the text of a key to the setter of its file.
-pub(crate) fn path(path: &str) -> String {
+/// A file's name, where it has the form of one: people give the text of a key to the setter of its file.
+pub(crate) fn file(path: &str) -> Option<&str> {
     const ENDINGS: [&str; 12] =
         ["pem", "crt", "cer", "cert", "key", "p8", "pk8", "jks", "p12", "pfx", "txt", "properties"];
     let drive = || {
@@ -226,18 +231,23 @@ pub(crate) fn path(path: &str) -> String {
     let begins = ["/", "./", "../", "~"].iter().any(|start| path.starts_with(start));
     // A path's parts are short; base64 has a slash now and then.
     let parts = || path.split(['/', '\\', '.', '-', '_', ' ']).all(|part| part.len() <= LONGEST_RUN);
-    if (begins || ending || drive())
-        && parts()
-        && !path.contains("-----")
-        && !path.chars().any(char::is_control)
-    {
-        format!("{path:?}")
-    } else {
-        format!(
+    let named = begins || ending || drive();
+    (named && parts() && !looks_secret_at_all(path)).then_some(path)
+}
+
+fn looks_secret_at_all(value: &str) -> bool {
+    value.contains("-----") || value.contains("://") || value.chars().any(char::is_control)
+}
+
+/// A file's name as a message says it.
+pub(crate) fn path(path: &str) -> String {
+    match file(path) {
+        Some(path) => format!("{path:?}"),
+        None => format!(
             "a file whose name of {} characters is not repeated, since it does not look like one (text goes into the setting \
              for text)",
             path.chars().count()
-        )
+        ),
     }
 }
 
@@ -280,10 +290,8 @@ impl Secrets {
 
     /// The value as a message may show it, whatever property it was given to.
     pub(super) fn shown(&self, kind: Kind, value: &str) -> String {
-        if matches!(kind, Kind::Text | Kind::Addresses | Kind::Pem) && self.are_in(value) {
-            return HIDDEN.to_owned();
-        }
-        properties::shown(kind, value)
+        let shown = properties::shown(kind, value);
+        if self.are_in(&shown) { HIDDEN.to_owned() } else { shown }
     }
 
     /// Whether a text has enough of a secret in it to give it away.

@@ -107,7 +107,7 @@ impl fmt::Debug for Secret {
 }
 
 /// Everything a connection and the cluster view need.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct ClientSettings {
     pub(crate) bootstrap: Vec<Address>,
     pub(crate) client_id: Arc<str>,
@@ -145,6 +145,18 @@ pub(crate) struct ClientSettings {
     /// Where randomness and wall clock come from.
     pub(crate) environment: Environment,
 }
+
+/// Names may be a secret in the wrong place.
+macro_rules! opaque {
+    ($($type:ident),+) => {
+        $(impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($type)).finish_non_exhaustive()
+            }
+        })+
+    };
+}
+opaque!(ClientSettings, ConsumerSettings);
 
 /// Where trusted roots come from; several add up. Text and names may be a key that was given to the wrong setter.
 #[derive(Clone, PartialEq, Eq)]
@@ -353,7 +365,7 @@ pub(crate) struct ProducerSettings {
     pub(crate) partitioner_ignore_keys: bool,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct ConsumerSettings {
     pub(crate) group_id: Option<Arc<str>>,
     pub(crate) group_instance_id: Option<String>,
@@ -370,6 +382,8 @@ pub(crate) struct ConsumerSettings {
     pub(crate) max_partition_fetch_bytes: i32,
     /// `fetch.buffer.memory`: bytes of responses that wait to be polled, for the whole consumer (KIP-81).
     pub(crate) fetch_buffer_memory: usize,
+    /// `max.decompressed.bytes`
+    pub(crate) max_decompressed_bytes: usize,
     pub(crate) check_crcs: bool,
     pub(crate) isolation_level: IsolationLevel,
     pub(crate) client_rack: Option<String>,

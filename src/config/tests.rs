@@ -290,6 +290,11 @@ fn dependent_defaults_follow_the_values_that_were_set() {
     assert_eq!(config.resolve_consumer().unwrap().fetch_max_wait, Duration::from_millis(200));
     let config = local().set("fetch.max.bytes", 300 << 20);
     assert_eq!(config.resolve_client().unwrap().receive_message_max_bytes, 301 << 20);
+    let consumer = |config: KafkaConfig| config.resolve_consumer().unwrap().max_decompressed_bytes;
+    assert_eq!(consumer(local()), 32 << 20);
+    assert_eq!(consumer(local().set("fetch.max.bytes", 50 << 20)), 200 << 20);
+    assert_eq!(consumer(local().set("max.partition.fetch.bytes", 10 << 20)), 40 << 20);
+    assert_eq!(consumer(local().set("max.decompressed.bytes", 5000).set("fetch.max.bytes", 50 << 20)), 5000);
     let config = local().set("max.block.ms", i64::MAX).set("max.request.size", 1000);
     let producer = config.resolve_producer().unwrap();
     assert_eq!((producer.max_block.as_millis(), producer.batch_size), (i32::MAX as u128, 1000));

@@ -15,6 +15,9 @@ use crate::{
     error::Result,
 };
 
+/// Batches beyond this are decoded when these are handed out: small batches that decompress to much must not add up.
+pub(super) const DECODED_AT_ONCE: usize = 16 << 20;
+
 /// Records of one batch: what a poll hands out without copying.
 #[derive(Debug, Clone)]
 pub(crate) struct Chunk {
@@ -62,7 +65,8 @@ pub(crate) struct Decoded {
 }
 
 impl Decoding {
-    /// The slow part of a poll: checks, decompresses and finds the records. Stops at the first batch that is damaged.
+    /// The slow part of a poll: checks, decompresses and finds the records. Stops at the first batch that is damaged, and
+    /// when the decoded ones take much memory: the rest stay as they came.
     pub(crate) fn run(
         self,
         check_crcs: bool,
@@ -70,10 +74,15 @@ impl Decoding {
         max_decompressed: usize,
     ) -> (Decoded, Result<()>) {
         let mut decoded = Decoded { done: Vec::with_capacity(self.raw.len()), rest: Vec::new() };
-        let mut raw = self.raw.into_iter();
-        while let Some(batch) = raw.next() {
+        let (mut raw, mut memory) = (self.raw.into_iter(), 0_usize);
+        while memory < DECODED_AT_ONCE
+            && let Some(batch) = raw.next()
+        {
             match batch.decode(check_crcs, decompressor, max_decompressed) {
-                Ok(done) => decoded.done.push((Arc::new(done), batch.bytes.len())),
+                Ok(done) => {
+                    memory = memory.saturating_add(done.memory());
+                    decoded.done.push((Arc::new(done), batch.bytes.len()));
+                }
                 Err(error) => {
                     decoded.rest.push(batch);
                     decoded.rest.extend(raw);
@@ -81,6 +90,7 @@ impl Decoding {
                 }
             }
         }
+        decoded.rest.extend(raw);
         (decoded, Ok(()))
     }
 }
@@ -222,5 +232,65 @@ impl Aborted {
             return true;
         }
         batch.is_transactional && self.open.contains(&batch.producer_id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::{Bytes, BytesMut};
+
+    use super::*;
+    use crate::{
+        batch::{BatchBuilder, Compressor, Stamp, split},
+        config::Compression,
+    };
+
+    fn batch(value: &[u8], codec: Compression) -> Bytes {
+        let mut builder = BatchBuilder::new(BytesMut::new());
+        builder.append(1, None, Some(value), &[]);
+        builder.finish(Stamp::NONE, &Compressor::new(codec, None).unwrap()).unwrap().bytes
+    }
+
+    fn queue(batches: &[Bytes]) -> Queue {
+        let mut queue = Queue::default();
+        for (batch, offset) in batches.iter().zip(0_i64..) {
+            let mut batch = BytesMut::from(&batch[..]);
+            batch[..8].copy_from_slice(&offset.to_be_bytes());
+            queue.push(split(batch.freeze()).next().unwrap().unwrap(), false);
+        }
+        queue
+    }
+
+    #[test]
+    fn a_changed_byte_is_an_error_where_the_crc_is_asked_for() {
+        let mut bytes = BytesMut::from(&batch(b"value", Compression::None)[..]);
+        let last = bytes.len() - 2;
+        bytes[last] ^= 1;
+        let bytes = bytes.freeze();
+        let run = |check| {
+            queue(std::slice::from_ref(&bytes)).check_out(1).run(check, &Decompressor::new(), 1 << 20).1
+        };
+        let error = run(true).unwrap_err();
+        assert!(error.to_string().contains("its CRC is"), "{error}");
+        assert!(run(false).is_ok());
+    }
+
+    #[test]
+    fn small_batches_that_decompress_to_much_are_decoded_a_few_at_a_time() {
+        let mut queue = queue(&vec![batch(&vec![0; 6 << 20], Compression::Zstd); 8]);
+        let (mut handed_out, mut next, mut epoch) = (0, 0, 0);
+        loop {
+            match queue.take(500, &mut next, &mut epoch) {
+                Taken::Chunk(_) => handed_out += 1,
+                Taken::NeedsDecoding => {
+                    let (decoded, result) = queue.check_out(500).run(true, &Decompressor::new(), 32 << 20);
+                    result.unwrap();
+                    assert!((1..=3).contains(&decoded.done.len()), "{}", decoded.done.len());
+                    queue.check_in(decoded, next);
+                }
+                Taken::Nothing => break,
+            }
+        }
+        assert_eq!(handed_out, 8);
     }
 }

@@ -15,7 +15,7 @@ use super::{
     session::{Session, SessionRequest, Wanted},
 };
 use crate::{
-    batch::{Decompressor, split},
+    batch::{Decompressor, Incomplete, split},
     connection::api::wire,
     error::{Error, Result},
     flights::{Token, Tokens},
@@ -359,6 +359,12 @@ impl Fetcher {
             fetch = batch.last_offset.saturating_add(1);
             partition.queue.push(batch, skip);
         }
+        if fetch == asked.offset
+            && let Some(incomplete) = batches.incomplete()
+        {
+            effects.errors.push(self.no_progress(key, fetch, incomplete));
+            partition.retry_at = Some(now + self.settings.retry_backoff_max);
+        }
         if let Some(position) = partition.position_mut() {
             position.fetch = fetch;
         }
@@ -367,6 +373,22 @@ impl Fetcher {
             effects.buffered = true;
             partitions.add_buffered(key, added);
         }
+    }
+
+    /// KIP-74: a broker sends the first batch whole, however large. One that does not would be asked for ever.
+    fn no_progress(&self, key: &TopicPartition, offset: i64, incomplete: Incomplete) -> Error {
+        let Incomplete { needed, got, .. } = incomplete;
+        let whole = needed.map_or(String::new(), |needed| format!(", which claims {needed} bytes"));
+        Error::protocol(format!("the broker sent {got} bytes, only the start of a record batch{whole}"))
+            .with_api("Fetch")
+            .with_topic(Arc::clone(&key.topic))
+            .with_partition(key.partition)
+            .with_offset(offset)
+            .with_hint(format!(
+                "if the batch is really that large, raise max.partition.fetch.bytes ({} now) and fetch.max.bytes above it; \
+                 else the log is damaged here: seek past the batch",
+                self.settings.max_partition_bytes
+            ))
     }
 
     fn on_partition_error(

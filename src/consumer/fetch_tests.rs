@@ -289,6 +289,30 @@ fn a_damaged_batch_ends_a_poll_after_what_came_before_it_and_others_go_on() {
 }
 
 #[test]
+fn an_answer_with_only_the_start_of_a_batch_is_an_error_with_a_back_off() {
+    let whole = batch(0, 100);
+    for cut in [1, 11, 16, 61, whole.len() - 1] {
+        let mut bench = Bench::new(&[1], 1 << 20);
+        let action = bench.plan().unwrap();
+        let effects = bench.answer(&action, vec![data(0, whole[..cut].to_vec())]);
+        let [error] = &effects.errors[..] else { panic!("{cut}: {:?}", effects.errors) };
+        assert_eq!((error.topic(), error.partition(), error.offset()), (Some("t"), Some(0), Some(0)));
+        let text = error.to_string();
+        assert!(text.contains(&format!("{cut} bytes, only the start")), "{text}");
+        assert_eq!(text.contains(&format!("claims {} bytes", whole.len())), cut >= 12, "{text}");
+        assert!(text.contains("max.partition.fetch.bytes") && text.contains("seek past"), "{text}");
+        assert!(bench.plan().is_none(), "nothing is asked in vain meanwhile");
+        bench.now += Duration::from_secs(1);
+        assert!(bench.plan().is_some(), "it is asked again");
+    }
+    // Behind a whole batch it is usual.
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let action = bench.plan().unwrap();
+    let effects = bench.answer(&action, vec![data(0, [&whole[..], &whole[..70]].concat())]);
+    assert!(effects.errors.is_empty() && effects.buffered);
+}
+
+#[test]
 fn markers_and_aborted_records_are_stepped_over_and_committed_past() {
     let mut bench = Bench::new(&[1], 1 << 20);
     let fetch = bench.plan().unwrap();

@@ -51,10 +51,6 @@ use crate::{
     time::{self, Backoff, Instant, Rng},
 };
 
-/// A batch never decompresses to more than this many bytes: far above any broker's `message.max.bytes`, far below what
-/// a forged batch could ask for.
-const MAX_DECOMPRESSED: usize = 256 * 1024 * 1024;
-
 /// A consumer of topics, alone or as a member of a group. Shared between tasks by reference: every method takes `&self`.
 ///
 /// **At-least-once by rule.** A record is *covered* once the next `poll` is called; automatic commits, those before a
@@ -575,7 +571,7 @@ impl<'a> Polling<'a> {
         hand_out: &mut dyn FnMut(TopicPartition, Life, buffer::Chunk),
     ) -> Result<()> {
         let shared = self.shared;
-        let mut left = max;
+        let (mut left, mut memory) = (max, 0_usize);
         let mut returned = None;
         let mut failure: Option<Error> = None;
         loop {
@@ -587,10 +583,12 @@ impl<'a> Polling<'a> {
                     return Err(error);
                 }
                 let mut job = None;
-                while left > 0 && failure.is_none() {
+                // A poll hands out no more than the memory that is decoded at once, and a batch.
+                while left > 0 && memory < buffer::DECODED_AT_ONCE && failure.is_none() {
                     match core.next_chunk(left, turn) {
                         Next::Chunk(partition, life, chunk) => {
                             left = left.saturating_sub(chunk.range.len());
+                            memory = memory.saturating_add(chunk.batch.memory());
                             hand_out(partition, life, chunk);
                         }
                         Next::Decode(next) => {
@@ -609,8 +607,11 @@ impl<'a> Polling<'a> {
             let Some(job) = job else { break };
             let partition = job.partition.clone();
             let (key, decoding) = job.split();
-            let (decoded, result) =
-                decoding.run(shared.settings.check_crcs, &shared.decompressor, MAX_DECOMPRESSED);
+            let (decoded, result) = decoding.run(
+                shared.settings.check_crcs,
+                &shared.decompressor,
+                shared.settings.max_decompressed_bytes,
+            );
             failure = result
                 .err()
                 .map(|error| error.with_topic(partition.topic).with_partition(partition.partition));

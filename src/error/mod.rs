@@ -104,6 +104,7 @@ struct Inner {
     topic: Option<Arc<str>>,
     partition: Option<i32>,
     offset: Option<i64>,
+    last_offset: Option<i64>,
     broker: Option<i32>,
     address: Option<String>,
     api: Option<&'static str>,
@@ -146,9 +147,15 @@ impl Error {
         self.0.partition
     }
 
-    /// The offset of the record concerned.
+    /// The offset of the record concerned, or the first offset of the batch concerned.
     pub fn offset(&self) -> Option<i64> {
         self.0.offset
+    }
+
+    /// The last offset of the batch concerned, where the failure is one of a whole batch that tells it. A consumer goes on
+    /// behind what it cannot read with a `seek` to the offset after it.
+    pub fn last_offset(&self) -> Option<i64> {
+        self.0.last_offset
     }
 
     /// The id of the broker concerned.
@@ -214,6 +221,7 @@ impl Error {
             topic: None,
             partition: None,
             offset: None,
+            last_offset: None,
             broker: None,
             address: None,
             api: None,
@@ -259,6 +267,10 @@ impl Error {
 
     pub(crate) fn with_offset(self, offset: i64) -> Self {
         self.change(|inner| inner.offset = Some(offset))
+    }
+
+    pub(crate) fn with_last_offset(self, offset: i64) -> Self {
+        self.change(|inner| inner.last_offset = Some(offset))
     }
 
     pub(crate) fn with_broker(self, broker: i32) -> Self {
@@ -316,8 +328,10 @@ impl fmt::Display for Error {
             (Some(topic), None) => places.push(format!("topic {topic}")),
             _ => {}
         }
-        if let Some(offset) = inner.offset {
-            places.push(format!("offset {offset}"));
+        match (inner.offset, inner.last_offset) {
+            (Some(first), Some(last)) if first != last => places.push(format!("offsets {first} to {last}")),
+            (Some(offset), _) | (None, Some(offset)) => places.push(format!("offset {offset}")),
+            (None, None) => {}
         }
         if let Some(broker) = inner.broker {
             places.push(format!("broker {broker}"));
@@ -381,6 +395,14 @@ mod tests {
             assert!(closed.is_retriable(), "{stage}");
             assert!(!closed.with_permanent().is_retriable(), "{stage}");
         }
+    }
+
+    #[test]
+    fn a_batch_is_named_by_its_first_and_its_last_offset() {
+        let error = Error::protocol("damaged").with_offset(7).with_last_offset(12);
+        assert_eq!((error.offset(), error.last_offset()), (Some(7), Some(12)));
+        assert_eq!(error.to_string(), "damaged [offsets 7 to 12]");
+        assert_eq!(error.with_last_offset(7).to_string(), "damaged [offset 7]");
     }
 
     #[test]

@@ -59,15 +59,19 @@ impl Decoder {
     }
 
     /// Every member of `input`, as Java reads them.
-    pub(super) fn decompress(&mut self, mut input: &[u8], output: &mut Vec<u8>, max: usize) -> Result<()> {
+    pub(super) fn decompress(&mut self, whole: &[u8], output: &mut Vec<u8>, max: usize) -> Result<()> {
         output.clear();
+        let mut input = whole;
         // The last member's own length is a good guess; what a forged one can reserve is bounded by the input.
         let claimed = input.last_chunk().map_or(0, |tail| u32::from_le_bytes(*tail) as usize);
         output.reserve(claimed.min(input.len().saturating_mul(32)).min(max) + 64);
         loop {
             input = skip_header(input).ok_or_else(|| damaged(CODEC, "its header is not gzip's"))?;
             let start = output.len();
-            let read = self.member(input, output, max)?;
+            let Some(read) = self.member(input, output, max)? else {
+                let claimed = whole.last_chunk().map(|tail| u64::from(u32::from_le_bytes(*tail)));
+                return Err(too_large(CODEC, whole.len(), claimed, max));
+            };
             let trailer = input.get(read..read + TRAILER_LEN).ok_or_else(truncated)?;
             let body = &output[start..];
             let sum = [crc(body).to_le_bytes(), (body.len() as u32).to_le_bytes()].concat();
@@ -81,11 +85,14 @@ impl Decoder {
         }
     }
 
-    fn member(&mut self, input: &[u8], output: &mut Vec<u8>, max: usize) -> Result<usize> {
+    /// How much of the input the member takes; `None` if it is beyond `max`.
+    fn member(&mut self, input: &[u8], output: &mut Vec<u8>, max: usize) -> Result<Option<usize>> {
         self.0.reset(false);
         loop {
             if output.len() == output.capacity() {
-                output.reserve(output.len().max(4096));
+                // Doubled, but no further than a byte beyond the limit.
+                let left = max.saturating_sub(output.len()).saturating_add(1);
+                output.reserve_exact(output.len().max(4096).min(left));
             }
             let before = (self.0.total_in(), self.0.total_out());
             let status = self
@@ -93,10 +100,10 @@ impl Decoder {
                 .decompress_vec(&input[before.0 as usize..], output, FlushDecompress::None)
                 .map_err(|cause| damaged(CODEC, cause))?;
             if output.len() > max {
-                return Err(too_large(CODEC, max));
+                return Ok(None);
             }
             if status == Status::StreamEnd {
-                return Ok(self.0.total_in() as usize);
+                return Ok(Some(self.0.total_in() as usize));
             }
             // Room was left and nothing moved: the input ends too early.
             if before == (self.0.total_in(), self.0.total_out()) && output.len() < output.capacity() {

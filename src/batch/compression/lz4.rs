@@ -83,7 +83,9 @@ fn frame(
     max: usize,
     check: bool,
 ) -> Result<usize> {
+    let input_len = cursor.0.len();
     let descriptor = read_descriptor(cursor, check)?;
+    let too_large = || too_large(CODEC, input_len, descriptor.content_len, max);
     let mut end = start;
     loop {
         let word = cursor.u32()?;
@@ -94,11 +96,12 @@ fn frame(
         if descriptor.block_checksums && cursor.u32()? != XxHash32::oneshot(0, block) {
             return Err(damaged(CODEC, "a block's checksum is wrong"));
         }
-        end = if word & STORED == 0 {
+        let done = if word & STORED == 0 {
             compressed_block(block, output, start, end, max, &descriptor)?
         } else {
             stored_block(block, output, end, max, &descriptor)?
         };
+        end = done.ok_or_else(too_large)?;
     }
     if descriptor.content_checksum && cursor.u32()? != XxHash32::oneshot(0, &output[start..end]) {
         return Err(damaged(CODEC, "its checksum is wrong"));
@@ -137,6 +140,7 @@ fn read_descriptor(cursor: &mut Cursor<'_>, check: bool) -> Result<Descriptor> {
     })
 }
 
+/// Where the block ends in the output; `None` if that is beyond `max`.
 fn compressed_block(
     block: &[u8],
     output: &mut Vec<u8>,
@@ -144,7 +148,7 @@ fn compressed_block(
     end: usize,
     max: usize,
     descriptor: &Descriptor,
-) -> Result<usize> {
+) -> Result<Option<usize>> {
     let left = max.saturating_sub(end);
     let most = descriptor.block_max.min(block.len().saturating_mul(MAX_RATIO));
     // A block may hold 4 MiB and mostly holds little: zeroing room for all of it cost more than decompressing.
@@ -159,34 +163,35 @@ fn compressed_block(
             decompress_into(block, &mut after[..room])
         };
         match result {
-            Ok(len) => return Ok(end + len),
+            Ok(len) => return Ok(Some(end + len)),
             Err(lz4_flex::block::DecompressError::OutputTooSmall { .. }) if room < most.min(left) => {
                 room = room.saturating_mul(4).min(most).min(left);
             }
             Err(lz4_flex::block::DecompressError::OutputTooSmall { .. }) if left < most => {
-                return Err(too_large(CODEC, max));
+                return Ok(None);
             }
             Err(cause) => return Err(damaged(CODEC, cause)),
         }
     }
 }
 
+/// As [`compressed_block`].
 fn stored_block(
     block: &[u8],
     output: &mut Vec<u8>,
     end: usize,
     max: usize,
     descriptor: &Descriptor,
-) -> Result<usize> {
+) -> Result<Option<usize>> {
     if block.len() > descriptor.block_max {
         return Err(damaged(CODEC, "a block is longer than its header allows"));
     }
     if block.len() > max.saturating_sub(end) {
-        return Err(too_large(CODEC, max));
+        return Ok(None);
     }
     grow(output, end + block.len());
     output[end..end + block.len()].copy_from_slice(block);
-    Ok(end + block.len())
+    Ok(Some(end + block.len()))
 }
 
 fn header_checksum(descriptor: &[u8]) -> u8 {

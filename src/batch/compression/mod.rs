@@ -208,7 +208,9 @@ impl Decompressor {
     /// effect while anybody holds a part of it.
     pub(super) fn recycle(&self, mut slots: Vec<RecordSlot>, decompressed: Option<Bytes>) {
         slots.clear();
-        self.0.slots.put(slots);
+        if slots.capacity().saturating_mul(size_of::<RecordSlot>()) <= POOLED_BUFFER_LEN {
+            self.0.slots.put(slots);
+        }
         if let Some(Ok(buffer)) = decompressed.map(Bytes::try_into_mut)
             && buffer.capacity() <= POOLED_BUFFER_LEN
         {
@@ -262,9 +264,20 @@ fn grow(buffer: &mut Vec<u8>, len: usize) {
     }
 }
 
-fn too_large(codec: &str, max: usize) -> Error {
-    Error::protocol(format!("the {codec} records of a batch decompress to more than {max} bytes"))
-        .with_hint("raise max.decompressed.bytes if such batches are expected")
+pub(super) const TOO_LARGE_HINT: &str =
+    "raise max.decompressed.bytes if such batches are expected, or seek behind the batch to go on without it";
+
+/// `claimed` is what the records say of themselves.
+fn too_large(codec: &str, compressed: usize, claimed: Option<u64>, max: usize) -> Error {
+    let claimed = match claimed.filter(|claimed| *claimed > max as u64) {
+        Some(claimed) => format!(" ({claimed} by their own account)"),
+        None => String::new(),
+    };
+    Error::protocol(format!(
+        "the records of a batch, {compressed} bytes of {codec}, decompress to more than the {max} bytes of \
+         max.decompressed.bytes{claimed}"
+    ))
+    .with_hint(TOO_LARGE_HINT)
 }
 
 fn damaged(codec: &str, what: impl fmt::Display) -> Error {

@@ -40,7 +40,8 @@ impl Encoder {
 pub(super) fn decompress(input: &[u8], output: &mut Vec<u8>, max: usize) -> Result<()> {
     let mut end = 0;
     if !input.starts_with(&MAGIC) {
-        end = block(input, output, end, max)?;
+        end = block(input, output, end, max)?
+            .ok_or_else(|| too_large(CODEC, input.len(), claimed(input), max))?;
         output.truncate(end);
         return Ok(());
     }
@@ -55,26 +56,46 @@ pub(super) fn decompress(input: &[u8], output: &mut Vec<u8>, max: usize) -> Resu
             .split_first_chunk::<4>()
             .and_then(|(len, after)| after.split_at_checked(usize::try_from(u32::from_be_bytes(*len)).ok()?));
         let (chunk, after) = chunk.ok_or_else(|| damaged(CODEC, "a chunk is cut off"))?;
-        end = block(chunk, output, end, max)?;
+        end = block(chunk, output, end, max)?
+            .ok_or_else(|| too_large(CODEC, input.len(), claimed(input), max))?;
         rest = after;
     }
     output.truncate(end);
     Ok(())
 }
 
-/// Decompresses one block to `output` from `at` on and says where it ends.
-fn block(input: &[u8], output: &mut Vec<u8>, at: usize, max: usize) -> Result<usize> {
+/// What all blocks say that they hold, as far as they can be walked.
+fn claimed(input: &[u8]) -> Option<u64> {
+    let len = |block: &[u8]| snap::raw::decompress_len(block).ok().map(|len| len as u64);
+    if !input.starts_with(&MAGIC) {
+        return len(input);
+    }
+    let (mut sum, mut rest) = (0_u64, input.get(HEADER_LEN..)?);
+    while let Some((chunk_len, after)) = rest.split_first_chunk::<4>() {
+        if rest.starts_with(&MAGIC) {
+            rest = rest.get(HEADER_LEN..)?;
+            continue;
+        }
+        let (chunk, after) = after.split_at_checked(u32::from_be_bytes(*chunk_len) as usize)?;
+        sum = sum.saturating_add(len(chunk)?);
+        rest = after;
+    }
+    Some(sum)
+}
+
+/// Decompresses one block to `output` from `at` on and says where it ends; `None` if that is beyond `max`.
+fn block(input: &[u8], output: &mut Vec<u8>, at: usize, max: usize) -> Result<Option<usize>> {
     let len = snap::raw::decompress_len(input).map_err(|cause| damaged(CODEC, cause))?;
     // The claim is checked before memory is reserved for it.
     if len > input.len().saturating_mul(MAX_RATIO) {
         return Err(damaged(CODEC, format_args!("{} bytes cannot hold {len}", input.len())));
     }
     if len > max.saturating_sub(at) {
-        return Err(too_large(CODEC, max));
+        return Ok(None);
     }
     grow(output, at + len);
     let len = snap::raw::Decoder::new()
         .decompress(input, &mut output[at..at + len])
         .map_err(|cause| damaged(CODEC, cause))?;
-    Ok(at + len)
+    Ok(Some(at + len))
 }

@@ -6,6 +6,8 @@ use super::{damaged, encoding_failed, grow, too_large};
 use crate::error::Result;
 
 const CODEC: &str = "zstd";
+/// No block holds more.
+const MAX_BLOCK_LEN: usize = 128 * 1024;
 
 /// The level to run for Kafka's `level`; `None` outside Java's range.
 pub(super) fn level(level: i32) -> Option<i32> {
@@ -47,9 +49,14 @@ impl Decoder {
         if usize::BITS < 64 && has_overflowing_frame(input) {
             return Err(damaged(CODEC, "a skippable frame is longer than the batch"));
         }
-        match self.0.decompress_into_with_limit(input, output, max) {
+        let too_large = || too_large(CODEC, input.len(), content_len(input), max);
+        // Within a block the library takes its limit for damage. With a block of room beyond ours it meets its own only
+        // once ours is passed.
+        match self.0.decompress_into_with_limit(input, output, max.saturating_add(MAX_BLOCK_LEN)) {
+            Ok(_) if output.len() > max => Err(too_large()),
             Ok(_) => Ok(()),
-            Err(DecompressError::OutputTooSmall) => Err(too_large(CODEC, max)),
+            Err(DecompressError::OutputTooSmall) => Err(too_large()),
+            Err(_) if output.len() > max => Err(too_large()),
             Err(cause) => Err(damaged(CODEC, cause)),
         }
     }
@@ -64,9 +71,37 @@ fn has_overflowing_frame(input: &[u8]) -> bool {
     })
 }
 
+/// What the first frame says that it holds (RFC 8878, section 3.1.1.1).
+fn content_len(input: &[u8]) -> Option<u64> {
+    let rest = input.strip_prefix(&0xFD2F_B528_u32.to_le_bytes())?;
+    let (&descriptor, rest) = rest.split_first()?;
+    let single_segment = descriptor & 0b10_0000 != 0;
+    let dictionary = [0, 1, 2, 4][usize::from(descriptor & 0b11)];
+    let rest = rest.get(usize::from(!single_segment) + dictionary..)?;
+    let bytes =
+        |len: usize| rest.get(..len).map(|bytes| bytes.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b)));
+    match descriptor >> 6 {
+        0 if single_segment => bytes(1),
+        0 => None,
+        1 => bytes(2).map(|len| len + 256),
+        2 => bytes(4),
+        _ => bytes(8),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_frame_tells_what_it_holds() {
+        for len in [0, 1, 255, 256, 257, 65_791, 65_792, 1 << 20] {
+            let frame = zrip::compress(&vec![7; len], 1).unwrap();
+            assert_eq!(content_len(&frame), Some(len as u64));
+        }
+        assert_eq!(content_len(b""), None);
+        assert_eq!(content_len(&0xFD2F_B528_u32.to_le_bytes()), None);
+    }
 
     #[test]
     fn a_skippable_frame_whose_length_overflows_32_bits_is_seen_before_the_library_sees_it() {
