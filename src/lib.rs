@@ -96,9 +96,12 @@ pub use facade::{
     HandlerArgument, HandlerError, HandlerOutput, HandlerResult, Json, KafkaInstance, Message, Ordering,
     Producer, Rebalance, Replay, Replayed, SendAndWait, Topics,
 };
-pub use producer::{Delivery, IntoKey, KafkaProducer, Key, SendJson, Sending};
+pub use producer::{
+    Delivery, IntoKey, KafkaProducer, Key, SendJson, Sending, Transaction, TransactionalProducer,
+};
 pub use record::{
-    ConsumerRecord, Header, ProducerRecord, RecordMetadata, Timestamp, TimestampType, TopicPartition,
+    ConsumerGroupMetadata, ConsumerRecord, Header, ProducerRecord, RecordMetadata, Timestamp, TimestampType,
+    TopicPartition,
 };
 pub use telemetry::{ConsumerMetrics, HistogramSnapshot};
 

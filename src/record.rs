@@ -238,6 +238,48 @@ impl RecordMetadata {
     }
 }
 
+/// What a group's coordinator knows a member by, at one moment: for offsets that are committed in a transaction (KIP-447).
+///
+/// Take it before the records are processed: a member that has lost its partitions meanwhile is then refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsumerGroupMetadata {
+    pub(crate) group_id: Arc<str>,
+    pub(crate) generation_or_member_epoch: i32,
+    pub(crate) member_id: String,
+    pub(crate) group_instance_id: Option<String>,
+}
+
+impl ConsumerGroupMetadata {
+    pub(crate) fn new(
+        group_id: Arc<str>,
+        generation_or_member_epoch: i32,
+        member_id: String,
+        group_instance_id: Option<String>,
+    ) -> Self {
+        Self { group_id, generation_or_member_epoch, member_id, group_instance_id }
+    }
+
+    /// The group without a member: for offsets of partitions that were assigned by hand. Nothing fences others then.
+    pub fn of_group(group_id: impl Into<Arc<str>>) -> Self {
+        Self::new(group_id.into(), -1, String::new(), None)
+    }
+
+    /// The `group.id`.
+    pub fn group_id(&self) -> &str {
+        &self.group_id
+    }
+
+    /// The generation (classic groups) or the member's epoch (KIP-848); -1 without membership.
+    pub fn generation_or_member_epoch(&self) -> i32 {
+        self.generation_or_member_epoch
+    }
+
+    /// The member's id; empty without membership.
+    pub fn member_id(&self) -> &str {
+        &self.member_id
+    }
+}
+
 /// A received record that owns its data: key and value share the buffer of the response they came in.
 ///
 /// Holding one record keeps that buffer (at most `fetch.max.bytes`) in memory; copy the parts to keep for long.

@@ -239,6 +239,8 @@ fn producer(all: &mut Effective) -> ProducerSettings {
         compression,
         compression_level: compression_level(all, compression),
         partitioner_ignore_keys: all.flag("partitioner.ignore.keys"),
+        transactional_id: all.text("transactional.id").map(Into::into),
+        transaction_timeout: all.millis("transaction.timeout.ms"),
     }
 }
 

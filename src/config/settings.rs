@@ -363,6 +363,9 @@ pub(crate) struct ProducerSettings {
     pub(crate) compression_level: Option<i32>,
     /// `partitioner.ignore.keys`
     pub(crate) partitioner_ignore_keys: bool,
+    pub(crate) transactional_id: Option<Arc<str>>,
+    /// `transaction.timeout.ms`
+    pub(crate) transaction_timeout: Duration,
 }
 
 #[derive(Clone)]

@@ -455,7 +455,7 @@ impl Core {
     }
 
     /// Who commits; `None` between generations.
-    fn identity(&self) -> Result<Option<Identity>> {
+    pub(crate) fn identity(&self) -> Result<Option<Identity>> {
         let Some(member) = &self.member else {
             return Err(Error::new(ErrorKind::Config, "committing needs a consumer group")
                 .with_hint("set group.id; without a group positions live in the program alone"));

@@ -47,7 +47,7 @@ use crate::{
     config::settings::ConsumerSettings,
     error::{Error, ErrorKind, Result},
     group::code::is_moved,
-    record::TopicPartition,
+    record::{ConsumerGroupMetadata, TopicPartition},
     time::{self, Backoff, Instant, Rng},
 };
 
@@ -143,6 +143,21 @@ impl KafkaConsumer {
     /// The partitions this consumer has now, sorted.
     pub fn assignment(&self) -> Vec<TopicPartition> {
         self.shared.lock().partitions.iter().map(|(key, _)| key.clone()).collect()
+    }
+
+    /// What the group's coordinator knows this consumer by now: for
+    /// [`Transaction::send_offsets`](crate::Transaction::send_offsets) (KIP-447). Take it before the records are processed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] without a `group.id`; `RebalanceInProgress` while the member has no place in the group.
+    pub fn group_metadata(&self) -> Result<ConsumerGroupMetadata> {
+        let group = self.shared.settings.group_id.clone();
+        let identity = self.shared.lock().identity()?;
+        let (Some(identity), Some(group)) = (identity, group) else {
+            return Err(Error::from_code("JoinGroup", crate::error::code::REBALANCE_IN_PROGRESS)
+                .with_hint("the group is being rebalanced: poll, and process what comes then"));
+        };
+        Ok(ConsumerGroupMetadata::new(group, identity.generation, identity.member_id, identity.instance_id))
     }
 
     /// The next records: at once if any are buffered, otherwise as soon as some arrive, and none after `timeout`. At most

@@ -110,6 +110,7 @@ struct Inner {
     api: Option<&'static str>,
     hint: Option<String>,
     fatal: bool,
+    requires_abort: bool,
     permanent: bool,
     possibly_written: bool,
     source: Option<Arc<dyn StdError + Send + Sync>>,
@@ -197,9 +198,18 @@ impl Error {
         self.0.fatal
     }
 
-    /// Whether the open transaction can only be aborted. Always false outside a transaction.
+    /// Whether the open transaction can only be aborted; the producer can go on with another one. Always false outside a
+    /// transaction (KIP-691).
     pub fn requires_abort(&self) -> bool {
-        false
+        self.0.requires_abort && !self.0.fatal
+    }
+
+    /// Whether another producer with the same `transactional.id` has taken over: this one can do nothing more.
+    pub fn is_fenced(&self) -> bool {
+        self.0.fatal
+            && self
+                .code()
+                .is_some_and(|told| matches!(told.0, code::PRODUCER_FENCED | code::INVALID_PRODUCER_EPOCH))
     }
 
     /// Whether a record that failed with this error may be in the log all the same: a request was sent, and its answer
@@ -227,6 +237,7 @@ impl Error {
             api: None,
             hint: None,
             fatal: false,
+            requires_abort: false,
             permanent: false,
             possibly_written: false,
             source: None,
@@ -305,6 +316,11 @@ impl Error {
     /// Waiting will not help: a setting, a certificate or the other side must change first.
     pub(crate) fn with_permanent(self) -> Self {
         self.change(|inner| inner.permanent = true)
+    }
+
+    /// The open transaction can only be aborted.
+    pub(crate) fn with_requires_abort(self) -> Self {
+        self.change(|inner| inner.requires_abort = true)
     }
 
     pub(crate) fn with_possibly_written(self, possibly: bool) -> Self {

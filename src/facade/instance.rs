@@ -15,7 +15,7 @@ use crate::{
     connection::Tls,
     consumer::KafkaConsumer,
     error::Result,
-    producer::KafkaProducer,
+    producer::{KafkaProducer, Transaction, TransactionalProducer},
     time,
 };
 
@@ -101,6 +101,71 @@ impl KafkaInstance {
             Place { controller: "dtkafka::KafkaInstance::get_producer", subject: "Kafka Producer" };
         let config = overrides(ProducerConfig::new()).merged(&self.config);
         logged(PLACE, start_producer(&config).await)
+    }
+
+    /// A producer of transactions with the `transactional.id` of the configuration: fences others of that id and ends what they
+    /// left open.
+    ///
+    /// # Errors
+    /// As [`get_producer`](Self::get_producer); [`Config`](crate::ErrorKind::Config) without a `transactional.id`; the
+    /// coordinator's refusal.
+    ///
+    /// # Cancel safety
+    /// Dropped, no client is left behind.
+    pub async fn get_transactional_producer(&self) -> Result<TransactionalProducer> {
+        self.get_transactional_producer_with(|producer| producer).await
+    }
+
+    /// A producer of transactions with settings of its own, which win over those of the configuration.
+    ///
+    /// # Errors
+    /// As [`get_transactional_producer`](Self::get_transactional_producer).
+    ///
+    /// # Cancel safety
+    /// Dropped, no client is left behind.
+    pub async fn get_transactional_producer_with(
+        &self,
+        overrides: impl FnOnce(ProducerConfig) -> ProducerConfig,
+    ) -> Result<TransactionalProducer> {
+        const PLACE: Place = Place {
+            controller: "dtkafka::KafkaInstance::get_transactional_producer",
+            subject: "Kafka Producer",
+        };
+        let config = overrides(ProducerConfig::new()).merged(&self.config);
+        let start = async {
+            let settings = config.resolve_producer()?;
+            let cluster = Cluster::start(Arc::new(config.resolve_client()?))?;
+            TransactionalProducer::start(cluster, settings).await
+        };
+        logged(PLACE, start.await)
+    }
+
+    /// Runs `body` in one transaction of a producer with the configuration's `transactional.id`: commits when it returns `Ok`,
+    /// aborts when it returns an error, panics or is dropped, and runs it again when the transaction could only be aborted for
+    /// a reason that passes. For many transactions make one producer and use [`TransactionalProducer::run`].
+    ///
+    /// ```no_run
+    /// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {
+    /// kafka
+    ///     .transaction(async |transaction| {
+    ///         transaction.send("orders", &7).await?;
+    ///         transaction.send("invoices", &7).await?;
+    ///         Ok(())
+    ///     })
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// The body's error, or that of the transaction; as [`get_transactional_producer`](Self::get_transactional_producer).
+    ///
+    /// # Cancel safety
+    /// Dropping it aborts, unless brokers were asked to commit already.
+    pub async fn transaction<T>(&self, body: impl AsyncFnMut(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let mut producer = self.get_transactional_producer().await?;
+        let outcome = producer.run(body).await;
+        let closed = producer.close().await;
+        outcome.and_then(|value| closed.map(|()| value))
     }
 
     /// Runs `body` with a producer that is flushed and closed afterwards, also when the body fails or panics.

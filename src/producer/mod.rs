@@ -6,6 +6,7 @@
 //! among them; none is held across an await.
 
 pub(crate) mod accumulator;
+mod coordinator;
 pub(crate) mod decision;
 pub(crate) mod identity;
 mod key;
@@ -17,6 +18,8 @@ mod send;
 pub(crate) mod sender;
 mod task;
 mod topics;
+pub(crate) mod transaction;
+mod transactional;
 
 use std::{
     sync::{
@@ -35,11 +38,13 @@ use self::{
     partitioner::partition_of_key,
     queue::Aftermath,
     topics::{PartitionQueue, TopicQueues, TopicTable},
+    transactional::Transactions,
 };
 pub use self::{
     key::{IntoKey, Key},
     receipt::Delivery,
     send::{SendJson, Sending},
+    transactional::{Transaction, TransactionalProducer},
 };
 use crate::{
     batch,
@@ -47,7 +52,7 @@ use crate::{
     config::settings::{Acks, ProducerSettings},
     error::{Error, ErrorKind, Result},
     record::ProducerRecord,
-    time::{self, Environment, Instant},
+    time::{self, Backoff, Environment, Instant},
 };
 
 /// A producer of one cluster: batches records per partition and delivers them in order, once each by default.
@@ -78,6 +83,8 @@ struct Shared {
     /// Set with `closing`, for the path of every record.
     is_closing: AtomicBool,
     fatal: Mutex<Option<Error>>,
+    /// What a producer of transactions has more.
+    transactions: Option<Transactions>,
 }
 
 /// How far the end of the producer has come.
@@ -92,6 +99,39 @@ enum Closing {
 impl KafkaProducer {
     /// Starts the driver task and waits for the first answer of a broker.
     pub(crate) async fn start(cluster: Cluster, settings: ProducerSettings) -> Result<Self> {
+        if settings.transactional_id.is_some() {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "transactional.id is set, and a plain producer writes outside of transactions",
+            )
+            .with_hint("use get_transactional_producer, or leave transactional.id out"));
+        }
+        Self::start_with(cluster, settings, None).await
+    }
+
+    /// As [`start`](Self::start), for transactions; nothing leaves before one is begun.
+    pub(crate) async fn start_transactional(cluster: Cluster, settings: ProducerSettings) -> Result<Self> {
+        let config = |text: &str, hint: &str| Error::new(ErrorKind::Config, text).with_hint(hint);
+        let Some(id) = settings.transactional_id.clone() else {
+            return Err(config("a producer of transactions has no name", "set transactional.id"));
+        };
+        if !settings.idempotence {
+            return Err(config(
+                "transactions need an idempotent producer",
+                "leave enable.idempotence, acks, retries and max.in.flight.requests.per.connection at their defaults",
+            ));
+        }
+        let client = cluster.settings();
+        let backoff = Backoff::new(client.retry_backoff, client.retry_backoff_max);
+        let transactions = Transactions::new(id, settings.transaction_timeout, backoff);
+        Self::start_with(cluster, settings, Some(transactions)).await
+    }
+
+    async fn start_with(
+        cluster: Cluster,
+        settings: ProducerSettings,
+        transactions: Option<Transactions>,
+    ) -> Result<Self> {
         cluster.connect(time::now() + settings.max_block).await?;
         let limits = Arc::new(Limits {
             batch_size: settings.batch_size.max(1),
@@ -100,7 +140,7 @@ impl KafkaProducer {
             max_in_flight: settings.max_in_flight.max(1),
             retries: settings.retries,
             idempotent: settings.idempotence,
-            transactional: false,
+            transactional: transactions.is_some(),
         });
         let shared = Arc::new(Shared {
             memory: Memory::new(settings.buffer_memory, settings.batch_size),
@@ -111,8 +151,9 @@ impl KafkaProducer {
             scheduled: Mutex::new(Vec::new()),
             wake: Notify::new(),
             closing: watch::channel(Closing::Open).0,
-            is_closing: AtomicBool::new(false),
+            is_closing: AtomicBool::new(transactions.is_some()),
             fatal: Mutex::new(None),
+            transactions,
             settings,
         });
         task::spawn(Arc::clone(&shared))?;
@@ -278,7 +319,7 @@ enum Wait {
 impl Shared {
     fn append(&self, record: &ProducerRecord<'_>, credit: &mut usize) -> Result<Attempt> {
         if self.is_closing.load(Ordering::Relaxed) {
-            return Err(self.fatal_error().unwrap_or_else(|| Error::closed("producer")));
+            return Err(self.refusal());
         }
         let parts = self.check(record)?;
         self.topics.with(|topics| {
@@ -301,7 +342,7 @@ impl Shared {
                 Appended::NeedMemory(bytes) => Ok(Attempt::Wait(Wait::Memory(bytes))),
                 Appended::Ended => {
                     drop(queue);
-                    Err(self.fatal_error().unwrap_or_else(|| Error::closed("producer")))
+                    Err(self.refusal())
                 }
             }
         })
@@ -409,9 +450,9 @@ impl Shared {
 
     /// Refuses new records and has the task drain the rest. Returns what has no answer yet.
     fn begin_close(&self, deadline: Instant) -> Vec<Arc<receipt::Receipt>> {
-        self.is_closing.store(true, Ordering::Relaxed);
         self.memory.close();
         self.closing.send_if_modified(|closing| {
+            self.is_closing.store(true, Ordering::Relaxed);
             let change = match *closing {
                 Closing::Open => true,
                 Closing::Draining(earlier) => deadline < earlier,
@@ -436,6 +477,32 @@ impl Shared {
         self.begin_close(time::now());
     }
 
+    /// Why no record is taken now.
+    fn refusal(&self) -> Error {
+        let transaction =
+            || self.transactions.as_ref().and_then(|transactions| transactions.lock().refusal());
+        let open = *self.closing.borrow() == Closing::Open;
+        self.fatal_error()
+            .or_else(|| open.then(transaction).flatten())
+            .unwrap_or_else(|| Error::closed("producer"))
+    }
+
+    /// A transaction has begun.
+    fn accept_records(&self) {
+        // Under the lock of `closing`, so that an end that comes meanwhile is not forgotten.
+        self.closing.send_if_modified(|closing| {
+            if *closing == Closing::Open {
+                self.is_closing.store(false, Ordering::Relaxed);
+            }
+            false
+        });
+    }
+
+    /// The transaction is over, or has failed.
+    fn refuse_records(&self) {
+        self.is_closing.store(true, Ordering::Relaxed);
+    }
+
     fn fatal_error(&self) -> Option<Error> {
         self.fatal.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -452,6 +519,10 @@ impl Shared {
         self.topics.end(error, &mut aftermath);
         self.settle(aftermath);
         self.closing.send_replace(Closing::Done);
+        if let Some(transactions) = &self.transactions {
+            transactions.lock().handle_fatal(error.clone().with_fatal());
+            transactions.notify();
+        }
     }
 }
 

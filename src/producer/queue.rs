@@ -209,7 +209,6 @@ impl Queue {
     }
 
     /// Batches in flight.
-    #[allow(dead_code, reason = "transactions stand on it")]
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.len()
     }
@@ -538,7 +537,6 @@ impl Queue {
     }
 
     /// Fails what was not sent, and sends nothing of what is in flight again: the transaction is over.
-    #[allow(dead_code, reason = "transactions stand on it")]
     pub(crate) fn discard(&mut self, error: &Error, aftermath: &mut Aftermath) {
         for flying in self.in_flight.values_mut() {
             flying.given_up = true;

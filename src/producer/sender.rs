@@ -134,6 +134,8 @@ pub(crate) struct Sender {
     fatal: Option<Error>,
     /// The first failure that a transaction must know of.
     failure: Option<Error>,
+    /// Some attempt of what failed may be in the log, or come there late.
+    open_attempts: bool,
     counts: Counts,
 }
 
@@ -161,6 +163,7 @@ impl Sender {
             aftermath: Aftermath::default(),
             fatal: None,
             failure: None,
+            open_attempts: false,
             counts: Counts::default(),
         }
     }
@@ -207,14 +210,13 @@ impl Sender {
         self.fatal.take()
     }
 
-    /// A failure for which the transaction must be aborted.
-    #[allow(dead_code, reason = "transactions stand on it")]
-    pub(crate) fn poll_failure(&mut self) -> Option<Error> {
-        self.failure.take()
+    /// A failure for which the transaction must be aborted, and whether some attempt may still come in late.
+    pub(crate) fn poll_failure(&mut self) -> Option<(Error, bool)> {
+        let open = std::mem::take(&mut self.open_attempts);
+        self.failure.take().map(|error| (error, open))
     }
 
     /// Partitions that must be in the transaction before what they have can leave.
-    #[allow(dead_code, reason = "transactions stand on it")]
     pub(crate) fn wanted(&self) -> &BTreeSet<(Arc<str>, i32)> {
         &self.wanted
     }
@@ -241,7 +243,6 @@ impl Sender {
     }
 
     /// Batches in flight.
-    #[allow(dead_code, reason = "transactions stand on it")]
     pub(crate) fn in_flight(&self) -> usize {
         self.active.iter().map(|partition| partition.lock().in_flight()).sum()
     }
@@ -507,11 +508,12 @@ impl Sender {
     }
 
     /// Fails what was not sent, and sends nothing of what is in flight again.
-    #[allow(dead_code, reason = "transactions stand on it")]
     pub(crate) fn discard(&mut self, error: &Error) {
+        let told = self.aftermath.resolved.len();
         for partition in &self.active {
             partition.lock().discard(error, &mut self.aftermath);
         }
+        self.note_failures(told);
         self.settle_verdicts(None);
     }
 
@@ -634,6 +636,7 @@ impl Sender {
         for (_, outcome) in self.aftermath.resolved.iter().skip(told) {
             if let Outcome::Failed(error) = outcome {
                 self.counts.failed_batches += 1;
+                self.open_attempts |= error.possibly_written();
                 self.failure.get_or_insert_with(|| error.clone());
             }
         }
@@ -641,6 +644,7 @@ impl Sender {
 
     fn settle_verdicts(&mut self, now: Option<Instant>) {
         let (bump, renew) = (self.aftermath.bump.take(), self.aftermath.renew.take());
+        self.open_attempts |= bump.is_some();
         let Some(now) = now else { return };
         if let Some(broken) = bump {
             self.identity.bump(broken, now, &mut self.rng);

@@ -6,10 +6,12 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Closing, Shared,
-    identity::ProducerIdentity,
+    coordinator::Caller,
+    identity::{NotYet, ProducerIdentity},
     queue::Aftermath,
     receipt::{Ack, Outcome},
-    sender::{Action, Answer, Request, Sender, SenderSettings, earlier},
+    sender::{Action, Answer, Permit, Request, Sender, SenderSettings, earlier},
+    transaction::{Call, Outstanding, Reply},
     wire_acks,
 };
 use crate::{
@@ -17,9 +19,10 @@ use crate::{
     cluster::{Lane, kafka_string, millis},
     config::settings::Acks,
     connection::{Connection, api::wire},
-    error::{Error, ErrorKind, Result},
+    driver,
+    error::{Error, ErrorKind, Result, code},
     flights::{Flight, Flights},
-    time::{self, Instant},
+    time::{self, Instant, Rng},
 };
 
 /// Something the task waited for.
@@ -27,6 +30,7 @@ enum Event {
     Connected(i32, Result<Arc<Connection>>),
     Identified(Result<ProducerIdentity>),
     Answered(Request, Result<wire::ProduceResponse>),
+    Replied(Call, Result<Reply>),
 }
 
 struct Task {
@@ -34,13 +38,15 @@ struct Task {
     sender: Sender,
     connections: BTreeMap<i32, Arc<Connection>>,
     work: Flights<Event>,
+    rng: Rng,
 }
 
 pub(super) fn spawn(shared: Arc<Shared>) -> Result<()> {
     let sender = new_sender(&shared)?;
-    let task = Task { sender, connections: BTreeMap::new(), work: Flights::new(), shared };
-    #[expect(clippy::disallowed_methods, reason = "the one driver task of a producer")]
-    tokio::spawn(task.run());
+    let rng = shared.environment.rng();
+    let task = Task { sender, connections: BTreeMap::new(), work: Flights::new(), rng, shared };
+    let ended = Arc::clone(&task.shared);
+    driver::spawn("producer", move |error| ended.end(&error), task.run())?;
     Ok(())
 }
 
@@ -88,6 +94,7 @@ impl Task {
                 () = sleep_until(timeout) => {}
             }
         }
+        shared.end(&shared.fatal_error().unwrap_or_else(|| Error::closed("producer")));
     }
 
     /// Starts everything that can be started now. Returns when to look again.
@@ -97,7 +104,20 @@ impl Task {
         self.drop_spent_connections(now);
         let hurry = closing != Closing::Open || self.shared.memory.is_short();
         let metadata = self.shared.cluster.metadata();
-        self.sender.handle_tick(now, &metadata, hurry, None);
+        self.discard_aborted();
+        match &self.shared.transactions {
+            None => self.sender.handle_tick(now, &metadata, hurry, None),
+            Some(transactions) => {
+                let (identity, partitions, ending) = {
+                    let core = transactions.lock();
+                    (core.identity(), core.permitted(), core.is_ending())
+                };
+                let identity = identity.map_or(Err(NotYet), |identity| Ok(Some(identity)));
+                let permit = Permit { identity, partitions: partitions.as_deref() };
+                self.sender.handle_tick(now, &metadata, hurry || ending, Some(permit));
+                transactions.lock().handle_wanted(self.sender.wanted());
+            }
+        }
         while let Some(action) = self.sender.poll_action() {
             match action {
                 Action::Connect(id) => self.connect(id, now),
@@ -110,8 +130,47 @@ impl Task {
         }
         self.settle();
         let mut timeout = self.sender.poll_timeout(now);
+        timeout = earlier(timeout, self.step_transaction(now));
         if let Closing::Draining(deadline) = closing {
             timeout = earlier(timeout, Some(deadline));
+        }
+        timeout
+    }
+
+    /// Throws away what belongs to a transaction that is over.
+    fn discard_aborted(&mut self) {
+        let Some(transactions) = &self.shared.transactions else { return };
+        let discard = transactions.lock().poll_discard();
+        if let Some(error) = discard {
+            self.shared.refuse_records();
+            self.sender.discard(&error);
+            self.settle();
+        }
+    }
+
+    /// Asks the coordinator for what is due. Returns when to look again.
+    fn step_transaction(&mut self, now: Instant) -> Option<Instant> {
+        let shared = Arc::clone(&self.shared);
+        let transactions = shared.transactions.as_ref()?;
+        let records = !self.sender.is_idle() || !shared.scheduled().is_empty();
+        let outstanding = Outstanding { records, in_flight: self.sender.in_flight() > 0 };
+        let mut core = transactions.lock();
+        let call = core.poll_call(now, outstanding);
+        let (version2, timeout) = (core.is_version2(), core.poll_timeout());
+        drop(core);
+        // A transaction of nothing ends without a call.
+        transactions.notify();
+        if let Some(call) = call {
+            let caller = Caller {
+                cluster: shared.cluster.clone(),
+                id: Arc::clone(&transactions.id),
+                timeout: transactions.timeout,
+                version2,
+            };
+            self.work.push(Box::pin(async move {
+                let reply = caller.execute(&call).await;
+                Event::Replied(call, reply)
+            }));
         }
         timeout
     }
@@ -155,9 +214,21 @@ impl Task {
                 sent.batch.receipt().resolve(Outcome::Acknowledged(ack));
             }
         }
+        let version1 = match &self.shared.transactions {
+            Some(transactions) => {
+                let mut core = transactions.lock();
+                core.handle_sent();
+                !core.is_version2()
+            }
+            None => false,
+        };
         let mut work: Flight<Event> = Box::pin(async move {
-            let answer = connection.call(wire_request, deadline).await.map_err(|error| error.with_broker(id));
-            Event::Answered(request, answer)
+            // From version 12 on a partition joins the transaction by being written to (KIP-890).
+            let answer = match version1 {
+                true => connection.call_up_to::<11, _>(wire_request, deadline).await,
+                false => connection.call(wire_request, deadline).await,
+            };
+            Event::Answered(request, answer.map_err(|error| error.with_broker(id)))
         });
         // The first poll writes the request: requests leave in the order of these polls, which keeps sequences in order.
         match std::future::poll_fn(|context| std::task::Poll::Ready(work.as_mut().poll(context))).await {
@@ -182,6 +253,11 @@ impl Task {
             topics[place].partition_data.push(data);
         }
         wire::ProduceRequest {
+            transactional_id: self
+                .shared
+                .transactions
+                .as_ref()
+                .map(|transactions| kafka_string(&transactions.id)),
             acks: wire_acks(self.shared.settings.acks),
             timeout_ms: millis(self.shared.cluster.settings().request_timeout),
             topic_data: topics,
@@ -199,6 +275,14 @@ impl Task {
             Event::Connected(id, Err(error)) => {
                 tracing::warn!(broker = id, %error, "the leader cannot be reached");
                 self.sender.handle_connected(now, id, false);
+            }
+            Event::Replied(call, reply) => {
+                if let Some(transactions) = &self.shared.transactions {
+                    let mut core = transactions.lock();
+                    core.handle_reply(now, &call, reply, &mut self.rng);
+                    drop(core);
+                    transactions.notify();
+                }
             }
             Event::Identified(result) => self.sender.handle_identity(now, result),
             Event::Answered(request, _) if self.shared.settings.acks == Acks::None => {
@@ -219,6 +303,18 @@ impl Task {
     /// Does what must not be done under a partition's lock.
     fn settle(&mut self) {
         self.shared.settle(self.sender.poll_aftermath());
+        if let Some(transactions) = &self.shared.transactions
+            && let Some((error, open)) = self.sender.poll_failure()
+        {
+            let fatal = error.code().is_some_and(|told| told.0 == code::PRODUCER_FENCED);
+            let mut core = transactions.lock();
+            match fatal {
+                true => core.handle_fatal(error.with_fatal()),
+                false => core.handle_failure(error, open),
+            }
+            drop(core);
+            transactions.notify();
+        }
         if let Some(error) = self.sender.poll_fatal() {
             self.shared.fail_for_good(&error);
         }
@@ -250,24 +346,12 @@ impl Task {
             Closing::Open => false,
             Closing::Done => true,
             Closing::Draining(deadline) => {
-                time::now() >= deadline || (self.sender.is_idle() && self.shared.scheduled().is_empty())
+                let transactions = self.shared.transactions.as_ref();
+                let settled = transactions.is_none_or(|transactions| transactions.lock().is_settled());
+                let idle = settled && self.sender.is_idle() && self.shared.scheduled().is_empty();
+                time::now() >= deadline || idle
             }
         }
-    }
-}
-
-impl Drop for Task {
-    /// The end of the task, by closing, by a panic, or because its runtime has ended: nobody waits for an answer any more.
-    fn drop(&mut self) {
-        let open = *self.shared.closing.borrow() == Closing::Open;
-        let error = match self.shared.fatal_error() {
-            Some(error) => error,
-            None if open => Error::closed("producer").with_hint(
-                "its driver task has ended, most likely with the runtime it was started on: keep that runtime",
-            ),
-            None => Error::closed("producer"),
-        };
-        self.shared.end(&error);
     }
 }
 
@@ -296,6 +380,12 @@ impl Shared {
     /// Does what must not be done under a partition's lock: tells those who wait, and gives memory back.
     pub(super) fn settle(&self, aftermath: Aftermath) {
         for (receipt, outcome) in aftermath.resolved {
+            let outcome = match outcome {
+                Outcome::Failed(error) if self.transactions.is_some() => {
+                    Outcome::Failed(error.with_requires_abort())
+                }
+                outcome => outcome,
+            };
             receipt.resolve(outcome);
         }
         for buffer in aftermath.buffers.into_iter().filter_map(batch::recycle) {

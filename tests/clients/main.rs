@@ -21,4 +21,5 @@ mod producer;
 mod security;
 mod seeds;
 mod topics;
+mod transactions;
 mod transport;

@@ -1,0 +1,257 @@
+//! Carries out the calls of a transaction: finds the coordinator, asks, and turns the answer into a reply or an error. It decides
+//! nothing; codes are `transaction.rs`'s to judge.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use super::{
+    identity::ProducerIdentity,
+    transaction::{Call, Offsets, Partitions, Reply},
+};
+use crate::{
+    cluster::{Cluster, CoordinatorKind, Lane, kafka_string, millis},
+    connection::Connection,
+    error::{Error, Result, code},
+    time::{self, Instant},
+    wire,
+};
+
+/// The level of the feature `transaction.version` from which on the epoch grows with every end (KIP-890).
+const EPOCH_PER_TRANSACTION: i16 = 2;
+
+/// Who asks, and how.
+#[derive(Clone)]
+pub(super) struct Caller {
+    pub(super) cluster: Cluster,
+    pub(super) id: Arc<str>,
+    /// `transaction.timeout.ms`
+    pub(super) timeout: Duration,
+    pub(super) version2: bool,
+}
+
+impl Caller {
+    pub(super) async fn execute(&self, call: &Call) -> Result<Reply> {
+        let deadline = time::now() + self.cluster.settings().request_timeout;
+        let (kind, key) = match call {
+            Call::CommitOffsets(_, offsets) => (CoordinatorKind::Group, &offsets.group.group_id),
+            _ => (CoordinatorKind::Transaction, &self.id),
+        };
+        let broker = self.cluster.coordinator(kind, key, deadline).await?;
+        let reply = self.ask(broker, call, deadline).await;
+        if let Err(error) = &reply {
+            let moved = match error.code() {
+                Some(told) => matches!(told.0, code::NOT_COORDINATOR | code::COORDINATOR_NOT_AVAILABLE),
+                None => true,
+            };
+            if moved {
+                self.cluster.forget_coordinator(kind, key, broker);
+            }
+        }
+        reply.map_err(|error| error.with_broker(broker))
+    }
+
+    async fn ask(&self, broker: i32, call: &Call, deadline: Instant) -> Result<Reply> {
+        let connection = self.cluster.connection(broker, Lane::Main, deadline).await?;
+        match call {
+            Call::Init(known) => self.init(&connection, *known, deadline).await,
+            Call::AddPartitions(identity, partitions) => {
+                self.add_partitions(&connection, *identity, partitions, deadline).await
+            }
+            Call::AddOffsets(identity, group) => {
+                self.add_offsets(&connection, *identity, group, deadline).await
+            }
+            Call::CommitOffsets(identity, offsets) => {
+                self.commit_offsets(&connection, *identity, offsets, deadline).await
+            }
+            Call::End { identity, commit } => self.end(&connection, *identity, *commit, deadline).await,
+        }
+    }
+
+    async fn init(
+        &self,
+        connection: &Connection,
+        known: Option<ProducerIdentity>,
+        deadline: Instant,
+    ) -> Result<Reply> {
+        let known = known.unwrap_or(ProducerIdentity { id: -1, epoch: -1 });
+        let request = wire::InitProducerIdRequest {
+            transactional_id: Some(kafka_string(&self.id)),
+            transaction_timeout_ms: millis(self.timeout),
+            producer_id: known.id,
+            producer_epoch: known.epoch,
+            ..Default::default()
+        };
+        let answer = connection.call(request, deadline).await?;
+        check("InitProducerId", answer.error_code)?;
+        let level = connection.finalized_feature("transaction.version");
+        Ok(Reply::Initialized {
+            identity: ProducerIdentity { id: answer.producer_id, epoch: answer.producer_epoch },
+            version2: level >= EPOCH_PER_TRANSACTION,
+        })
+    }
+
+    async fn add_partitions(
+        &self,
+        connection: &Connection,
+        identity: ProducerIdentity,
+        partitions: &Partitions,
+        deadline: Instant,
+    ) -> Result<Reply> {
+        let mut topics: BTreeMap<&str, Vec<i32>> = BTreeMap::new();
+        for (topic, partition) in partitions {
+            topics.entry(topic).or_default().push(*partition);
+        }
+        let topics = topics.into_iter().map(|(name, partitions)| {
+            wire::add_partitions_to_txn_request::AddPartitionsToTxnTopic {
+                name: kafka_string(name),
+                partitions,
+            }
+        });
+        let request = wire::AddPartitionsToTxnRequest {
+            v3_and_below_transactional_id: kafka_string(&self.id),
+            v3_and_below_producer_id: identity.id,
+            v3_and_below_producer_epoch: identity.epoch,
+            v3_and_below_topics: topics.collect(),
+            ..Default::default()
+        };
+        let answer = connection.call(request, deadline).await?;
+        check("AddPartitionsToTxn", answer.error_code)?;
+        // Of several errors the one that says most: others were only not attempted because of it.
+        let mut worst: Option<Error> = None;
+        for topic in &answer.results_by_topic_v3_and_below {
+            for partition in &topic.results_by_partition {
+                let told = partition.partition_error_code;
+                if told == 0 || (told == code::OPERATION_NOT_ATTEMPTED && worst.is_some()) {
+                    continue;
+                }
+                let error = coordinator_error("AddPartitionsToTxn", told)
+                    .with_topic(topic.name.as_str())
+                    .with_partition(partition.partition_index);
+                let passing = error.is_retriable();
+                let skipped =
+                    |known: &Error| known.code().is_some_and(|told| told.0 == code::OPERATION_NOT_ATTEMPTED);
+                match &worst {
+                    Some(known) if passing && !known.is_retriable() && !skipped(known) => {}
+                    _ => worst = Some(error),
+                }
+            }
+        }
+        worst.map_or(Ok(Reply::Done), Err)
+    }
+
+    async fn add_offsets(
+        &self,
+        connection: &Connection,
+        identity: ProducerIdentity,
+        group: &str,
+        deadline: Instant,
+    ) -> Result<Reply> {
+        let request = wire::AddOffsetsToTxnRequest {
+            transactional_id: kafka_string(&self.id),
+            producer_id: identity.id,
+            producer_epoch: identity.epoch,
+            group_id: kafka_string(group),
+        };
+        let answer = connection.call(request, deadline).await?;
+        check("AddOffsetsToTxn", answer.error_code).map(|()| Reply::Done)
+    }
+
+    async fn commit_offsets(
+        &self,
+        connection: &Connection,
+        identity: ProducerIdentity,
+        offsets: &Offsets,
+        deadline: Instant,
+    ) -> Result<Reply> {
+        let mut topics: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+        for (partition, offset) in &offsets.offsets {
+            topics.entry(&partition.topic).or_default().push(
+                wire::txn_offset_commit_request::TxnOffsetCommitRequestPartition {
+                    partition_index: partition.partition,
+                    committed_offset: *offset,
+                    committed_metadata: Some(kafka_string("")),
+                    ..Default::default()
+                },
+            );
+        }
+        let topics = topics.into_iter().map(|(name, partitions)| {
+            wire::txn_offset_commit_request::TxnOffsetCommitRequestTopic {
+                name: kafka_string(name),
+                partitions,
+                ..Default::default()
+            }
+        });
+        let group = &offsets.group;
+        let request = wire::TxnOffsetCommitRequest {
+            transactional_id: kafka_string(&self.id),
+            group_id: kafka_string(&group.group_id),
+            producer_id: identity.id,
+            producer_epoch: identity.epoch,
+            generation_id_or_member_epoch: group.generation_or_member_epoch,
+            member_id: kafka_string(&group.member_id),
+            group_instance_id: group.group_instance_id.as_deref().map(kafka_string),
+            topics: topics.collect(),
+        };
+        // From version 5 on, the group's coordinator adds itself to the transaction (KIP-890).
+        let answer = match self.version2 {
+            true => connection.call(request, deadline).await?,
+            false => connection.call_up_to::<4, _>(request, deadline).await?,
+        };
+        for topic in &answer.topics {
+            for partition in &topic.partitions {
+                if partition.error_code != 0 {
+                    return Err(coordinator_error("TxnOffsetCommit", partition.error_code)
+                        .with_topic(topic.name.as_str())
+                        .with_partition(partition.partition_index));
+                }
+            }
+        }
+        Ok(Reply::Done)
+    }
+
+    async fn end(
+        &self,
+        connection: &Connection,
+        identity: ProducerIdentity,
+        committed: bool,
+        deadline: Instant,
+    ) -> Result<Reply> {
+        let request = wire::EndTxnRequest {
+            transactional_id: kafka_string(&self.id),
+            producer_id: identity.id,
+            producer_epoch: identity.epoch,
+            committed,
+        };
+        let answer = match self.version2 {
+            true => connection.call(request, deadline).await?,
+            false => connection.call_up_to::<4, _>(request, deadline).await?,
+        };
+        check("EndTxn", answer.error_code)?;
+        let next = ProducerIdentity { id: answer.producer_id, epoch: answer.producer_epoch };
+        Ok(Reply::Ended((self.version2 && next.id >= 0).then_some(next)))
+    }
+}
+
+fn check(api: &'static str, told: i16) -> Result<()> {
+    if told == 0 { Ok(()) } else { Err(coordinator_error(api, told)) }
+}
+
+fn coordinator_error(api: &'static str, told: i16) -> Error {
+    let error = Error::from_code(api, told);
+    match told {
+        code::TRANSACTIONAL_ID_AUTHORIZATION_FAILED => {
+            error.with_hint("grant the user Write and Describe on the transactional.id")
+        }
+        code::TOPIC_AUTHORIZATION_FAILED => error.with_hint("grant the user Write on the topic"),
+        code::GROUP_AUTHORIZATION_FAILED => error.with_hint("grant the user Read on the group"),
+        code::INVALID_TRANSACTION_TIMEOUT => {
+            error.with_hint("lower transaction.timeout.ms to the brokers' transaction.max.timeout.ms")
+        }
+        code::INVALID_PRODUCER_ID_MAPPING => {
+            error.with_hint("the brokers have forgotten the transactional.id (transactional.id.expiration.ms): make a new producer")
+        }
+        code::ILLEGAL_GENERATION | code::UNKNOWN_MEMBER_ID | code::STALE_MEMBER_EPOCH => error.with_hint(
+            "the group was rebalanced: abort, and process the records again from the committed offsets",
+        ),
+        _ => error,
+    }
+}

@@ -1,0 +1,516 @@
+//! One producer's transactions as a state machine. Pure.
+//!
+//! ```text
+//!            ┌───────────────────── init ──────────────────────┐
+//!            ▼                                                  │
+//!   New ─> Initializing ─> Ready ─begin─> Open ─commit─> Committing ─> Ready
+//!                            ▲             │ │failure        │failure
+//!                            │             │ ▼               ▼
+//!                            │             │ Failed <────────┘
+//!                            │       abort │   │ abort
+//!                            └── (bump) ── Aborting <┘             any ─> Fatal
+//! ```
+//! One request to a coordinator is out at a time. Before the end of a transaction everything that belongs to it has been
+//! answered. Nothing of a failed transaction is sent any more.
+//!
+//! KIP-98, KIP-447 (offsets with the group's metadata), KIP-360 (a new epoch after a failure), KIP-691 (abortable, fenced and
+//! fatal errors), KIP-890 (`transaction.version` 2: partitions join by being written to, the epoch grows with every end).
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use super::identity::ProducerIdentity;
+use crate::{
+    error::{Error, ErrorKind, Result, code},
+    record::{ConsumerGroupMetadata, TopicPartition},
+    time::{Backoff, Instant, Rng},
+};
+
+/// Partitions of a transaction.
+pub(crate) type Partitions = BTreeSet<(Arc<str>, i32)>;
+
+/// Offsets that become part of a transaction.
+#[derive(Debug, Clone)]
+pub(crate) struct Offsets {
+    pub(crate) group: ConsumerGroupMetadata,
+    pub(crate) offsets: Vec<(TopicPartition, i64)>,
+}
+
+/// A request to a coordinator.
+#[derive(Debug, Clone)]
+pub(crate) enum Call {
+    /// InitProducerId: fences other producers of the id and ends what they left open. With an identity: a new epoch of it.
+    Init(Option<ProducerIdentity>),
+    AddPartitions(ProducerIdentity, Arc<Partitions>),
+    AddOffsets(ProducerIdentity, Arc<str>),
+    CommitOffsets(ProducerIdentity, Arc<Offsets>),
+    End {
+        identity: ProducerIdentity,
+        commit: bool,
+    },
+}
+
+/// What came of a call.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    /// `version2`: the cluster has `transaction.version` 2.
+    Initialized {
+        identity: ProducerIdentity,
+        version2: bool,
+    },
+    Done,
+    /// The identity of the next transaction, where it changes with every end.
+    Ended(Option<ProducerIdentity>),
+}
+
+/// What is still to be sent or answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Outstanding {
+    /// Records wait to be sent, or have no answer.
+    pub(crate) records: bool,
+    pub(crate) in_flight: bool,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    New,
+    Initializing,
+    Ready,
+    Open,
+    Committing,
+    /// The transaction can only be aborted.
+    Failed(Error),
+    Aborting,
+    Fatal(Error),
+}
+
+/// Where an offsets job stands.
+#[derive(Debug)]
+struct Job {
+    offsets: Arc<Offsets>,
+    /// The coordinator knows that the group's offsets belong to the transaction (version 1).
+    group_added: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Core {
+    state: State,
+    identity: Option<ProducerIdentity>,
+    version2: bool,
+    /// The partitions that the coordinator knows (version 1).
+    added: Arc<Partitions>,
+    wanted: Partitions,
+    jobs: VecDeque<Job>,
+    /// Jobs that were accepted and done, in all transactions.
+    accepted_jobs: u64,
+    done_jobs: u64,
+    /// Brokers may know of the transaction: it must be ended there.
+    begun: bool,
+    /// The coordinator was asked to commit: it may have, and nothing else can be asked for.
+    commit_sent: bool,
+    /// An answer is missing of what belongs to a transaction that is over: only a new epoch keeps it out of the next.
+    needs_bump: bool,
+    /// What waits in the queues is to be thrown away.
+    discard: Option<Error>,
+    out: bool,
+    not_before: Option<Instant>,
+    backoff: Backoff,
+    /// Grows with each transaction, so that a guard ends its own alone.
+    number: u64,
+}
+
+impl Core {
+    pub(crate) fn new(backoff: Backoff) -> Self {
+        Self {
+            state: State::New,
+            identity: None,
+            version2: false,
+            added: Arc::default(),
+            wanted: Partitions::new(),
+            jobs: VecDeque::new(),
+            accepted_jobs: 0,
+            done_jobs: 0,
+            begun: false,
+            commit_sent: false,
+            needs_bump: false,
+            discard: None,
+            out: false,
+            not_before: None,
+            backoff,
+            number: 0,
+        }
+    }
+
+    /// The first call: fences other producers of the id.
+    pub(crate) fn handle_init(&mut self) {
+        if matches!(self.state, State::New) {
+            self.state = State::Initializing;
+        }
+    }
+
+    /// Begins a transaction; `None` while the one before is being ended.
+    pub(crate) fn handle_begin(&mut self) -> Option<Result<u64>> {
+        match &self.state {
+            State::Ready => {
+                self.state = State::Open;
+                self.number += 1;
+                Some(Ok(self.number))
+            }
+            State::Fatal(error) => Some(Err(error.clone())),
+            // Left open by a caller who has forgotten its guard.
+            State::Open | State::Failed(_) => {
+                self.handle_abort();
+                None
+            }
+            State::New | State::Initializing | State::Committing | State::Aborting => None,
+        }
+    }
+
+    pub(crate) fn handle_commit(&mut self) -> Result<()> {
+        match &self.state {
+            State::Open => {
+                self.state = State::Committing;
+                Ok(())
+            }
+            State::Failed(error) | State::Fatal(error) => Err(error.clone()),
+            _ => Err(not_open()),
+        }
+    }
+
+    /// Ends a transaction that is open or has failed, without its records. One that the coordinator was asked to commit is
+    /// committed all the same.
+    pub(crate) fn handle_abort(&mut self) {
+        if self.commit_sent {
+            return;
+        }
+        if matches!(self.state, State::Open | State::Failed(_) | State::Committing) {
+            self.discard = Some(aborted());
+            self.state = State::Aborting;
+            self.jobs.clear();
+            self.done_jobs = self.accepted_jobs;
+        }
+    }
+
+    /// Offsets to be committed with the transaction. Returns the number to wait for with [`is_job_done`](Self::is_job_done).
+    pub(crate) fn handle_offsets(&mut self, offsets: Offsets) -> Result<u64> {
+        match &self.state {
+            State::Open => {
+                self.accepted_jobs += 1;
+                self.jobs.push_back(Job { offsets: Arc::new(offsets), group_added: self.version2 });
+                Ok(self.accepted_jobs)
+            }
+            State::Failed(error) | State::Fatal(error) => Err(error.clone()),
+            _ => Err(not_open()),
+        }
+    }
+
+    /// Whether the offsets are part of the transaction; `None`: not yet.
+    pub(crate) fn is_job_done(&self, job: u64) -> Option<Result<()>> {
+        match &self.state {
+            State::Failed(error) | State::Fatal(error) => Some(Err(error.clone())),
+            _ => (self.done_jobs >= job).then_some(Ok(())),
+        }
+    }
+
+    /// Partitions that something waits to be sent to.
+    pub(crate) fn handle_wanted(&mut self, wanted: &Partitions) {
+        if self.version2 || !matches!(self.state, State::Open | State::Committing) {
+            return;
+        }
+        for partition in wanted {
+            if !self.added.contains(partition) {
+                self.wanted.insert(partition.clone());
+            }
+        }
+    }
+
+    /// Something was sent under the transaction.
+    pub(crate) fn handle_sent(&mut self) {
+        self.begun = true;
+    }
+
+    /// A record of the transaction failed. `open`: it may be in the log, and its attempt may come in late.
+    pub(crate) fn handle_failure(&mut self, error: Error, open: bool) {
+        self.needs_bump |= open;
+        if matches!(self.state, State::Open | State::Committing) {
+            self.fail(error);
+        }
+    }
+
+    /// Under which identity records may leave now.
+    pub(crate) fn identity(&self) -> Option<ProducerIdentity> {
+        match self.state {
+            State::Open | State::Committing => self.identity,
+            _ => None,
+        }
+    }
+
+    /// The partitions whose records may leave; all with version 2.
+    pub(crate) fn permitted(&self) -> Option<Arc<Partitions>> {
+        (!self.version2).then(|| Arc::clone(&self.added))
+    }
+
+    pub(crate) fn is_version2(&self) -> bool {
+        self.version2
+    }
+
+    /// Everything leaves at once: the transaction is about to end.
+    pub(crate) fn is_ending(&self) -> bool {
+        matches!(self.state, State::Committing | State::Aborting)
+    }
+
+    /// Whether no transaction is open or being ended.
+    pub(crate) fn is_settled(&self) -> bool {
+        matches!(self.state, State::New | State::Ready | State::Fatal(_))
+    }
+
+    /// Whether records are refused at once, and why.
+    pub(crate) fn refusal(&self) -> Option<Error> {
+        match &self.state {
+            State::Failed(error) | State::Fatal(error) => Some(error.clone()),
+            State::Open | State::Committing => None,
+            _ => Some(not_open()),
+        }
+    }
+
+    /// How the transaction of that number ended; `None` while it has not. Aborted ones are `Ok(false)`.
+    pub(crate) fn outcome(&self, number: u64) -> Option<Result<()>> {
+        match &self.state {
+            State::Fatal(error) => Some(Err(error.clone())),
+            State::Failed(error) if number == self.number => Some(Err(error.clone())),
+            State::Ready => Some(Ok(())),
+            _ if number < self.number => Some(Ok(())),
+            _ => None,
+        }
+    }
+
+    /// Whether the coordinator was asked to commit, and has not answered.
+    pub(crate) fn is_commit_sent(&self) -> bool {
+        self.commit_sent
+    }
+
+    /// Whether the first call has been answered.
+    pub(crate) fn is_initialized(&self) -> Option<Result<()>> {
+        match &self.state {
+            State::New | State::Initializing => None,
+            State::Fatal(error) => Some(Err(error.clone())),
+            _ => Some(Ok(())),
+        }
+    }
+
+    /// What waits in the queues is to be failed with this.
+    pub(crate) fn poll_discard(&mut self) -> Option<Error> {
+        self.discard.take()
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.not_before.filter(|_| !self.out)
+    }
+
+    /// The next request to a coordinator.
+    pub(crate) fn poll_call(&mut self, now: Instant, outstanding: Outstanding) -> Option<Call> {
+        if self.out || self.discard.is_some() || self.not_before.is_some_and(|time| time > now) {
+            return None;
+        }
+        self.not_before = None;
+        let call = match self.state {
+            State::Initializing => Some(Call::Init(None)),
+            State::Open => self.next_of_open(),
+            // Asked for once, nothing else comes before it.
+            State::Committing if self.commit_sent => self.end(true),
+            State::Committing => match self.next_of_open() {
+                None if !outstanding.records => self.end(true),
+                next => next,
+            },
+            State::Aborting if !outstanding.in_flight => self.end(false),
+            State::New | State::Ready | State::Failed(_) | State::Aborting | State::Fatal(_) => None,
+        };
+        self.out = call.is_some();
+        call
+    }
+
+    fn next_of_open(&mut self) -> Option<Call> {
+        let identity = self.identity?;
+        if !self.wanted.is_empty() {
+            self.begun = true;
+            return Some(Call::AddPartitions(identity, Arc::new(self.wanted.clone())));
+        }
+        let job = self.jobs.front()?;
+        self.begun = true;
+        if !job.group_added {
+            return Some(Call::AddOffsets(identity, Arc::clone(&job.offsets.group.group_id)));
+        }
+        Some(Call::CommitOffsets(identity, Arc::clone(&job.offsets)))
+    }
+
+    fn end(&mut self, commit: bool) -> Option<Call> {
+        let identity = self.identity?;
+        if self.begun {
+            self.commit_sent = commit;
+            return Some(Call::End { identity, commit });
+        }
+        if self.needs_bump {
+            return Some(Call::Init(Some(identity)));
+        }
+        self.finish();
+        None
+    }
+
+    fn finish(&mut self) {
+        self.state = State::Ready;
+        self.added = Arc::default();
+        self.wanted.clear();
+        self.begun = false;
+        self.commit_sent = false;
+    }
+
+    /// The answer to the call that is out.
+    pub(crate) fn handle_reply(&mut self, now: Instant, call: &Call, reply: Result<Reply>, rng: &mut Rng) {
+        self.out = false;
+        match reply {
+            Ok(reply) => {
+                self.backoff.reset();
+                self.handle_done(call, reply);
+            }
+            Err(error) => match verdict(call, &error) {
+                Verdict::Again => self.not_before = Some(now + self.backoff.next(rng)),
+                Verdict::Abort => self.handle_abortable(call, error),
+                Verdict::Fenced => self.handle_fatal(error.with_fatal().with_hint(
+                    "another producer with this transactional.id has taken over: give each its own, and make this one anew",
+                )),
+                Verdict::Fatal => self.handle_fatal(error.with_fatal()),
+            },
+        }
+    }
+
+    fn handle_done(&mut self, call: &Call, reply: Reply) {
+        match (call, reply) {
+            (Call::Init(_), Reply::Initialized { identity, version2 }) => {
+                self.identity = Some(identity);
+                self.version2 = version2;
+                self.needs_bump = false;
+                self.finish();
+            }
+            (Call::AddPartitions(_, partitions), _) => {
+                let mut added = (*self.added).clone();
+                added.extend(partitions.iter().cloned());
+                self.added = Arc::new(added);
+                self.wanted.retain(|partition| !partitions.contains(partition));
+            }
+            (Call::AddOffsets(..), _) => {
+                if let Some(job) = self.jobs.front_mut() {
+                    job.group_added = true;
+                }
+            }
+            (Call::CommitOffsets(..), _) => {
+                if self.jobs.pop_front().is_some() {
+                    self.done_jobs += 1;
+                }
+            }
+            (Call::End { .. }, Reply::Ended(identity)) => {
+                self.begun = false;
+                self.commit_sent = false;
+                if let Some(identity) = identity {
+                    // KIP-890: what was out under the old epoch is refused from now on.
+                    self.identity = Some(identity);
+                    self.needs_bump = false;
+                }
+                // Else `poll_call` asks for a new epoch, and the next transaction waits for it.
+                self.state = State::Aborting;
+                if !self.needs_bump {
+                    self.finish();
+                }
+            }
+            (Call::Init(_) | Call::End { .. }, _) => {
+                self.handle_fatal(
+                    Error::protocol("the coordinator's answer does not fit the request").with_fatal(),
+                );
+            }
+        }
+    }
+
+    /// Sets the transaction to fail; a new epoch is due when nobody knows what brokers have taken.
+    fn fail(&mut self, error: Error) {
+        self.discard = Some(error.clone());
+        self.jobs.clear();
+        self.done_jobs = self.accepted_jobs;
+        self.wanted.clear();
+        self.commit_sent = false;
+        self.state = State::Failed(error.with_requires_abort());
+    }
+
+    fn handle_abortable(&mut self, call: &Call, error: Error) {
+        match self.state {
+            State::Open | State::Committing => self.fail(error),
+            // The transaction is over already as far as the caller is concerned; what cannot even be aborted is fatal.
+            _ if matches!(call, Call::Init(_) | Call::End { .. }) => self.handle_fatal(error.with_fatal()),
+            _ => {}
+        }
+    }
+
+    /// Nothing can be sent under this id any more.
+    pub(crate) fn handle_fatal(&mut self, error: Error) {
+        if !matches!(self.state, State::Fatal(_)) {
+            self.discard = Some(error.clone());
+            self.jobs.clear();
+            self.done_jobs = self.accepted_jobs;
+            self.state = State::Fatal(error);
+        }
+    }
+}
+
+/// What an error of a coordinator means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Again,
+    Abort,
+    Fenced,
+    Fatal,
+}
+
+fn verdict(call: &Call, error: &Error) -> Verdict {
+    let Some(answered) = error.code() else {
+        // The answer was lost: every one of these calls may be repeated.
+        return if error.is_retriable() { Verdict::Again } else { Verdict::Fatal };
+    };
+    match answered.0 {
+        code::PRODUCER_FENCED | code::INVALID_PRODUCER_EPOCH => Verdict::Fenced,
+        // The coordinator is still at the end of the transaction before, is not the coordinator, or loads.
+        code::CONCURRENT_TRANSACTIONS
+        | code::COORDINATOR_LOAD_IN_PROGRESS
+        | code::COORDINATOR_NOT_AVAILABLE
+        | code::NOT_COORDINATOR => Verdict::Again,
+        // The transaction cannot be committed, but the producer can go on.
+        code::TRANSACTION_ABORTABLE
+        | code::TOPIC_AUTHORIZATION_FAILED
+        | code::GROUP_AUTHORIZATION_FAILED
+        | code::OPERATION_NOT_ATTEMPTED
+        | code::INVALID_TOPIC_EXCEPTION
+        | code::ILLEGAL_GENERATION
+        | code::UNKNOWN_MEMBER_ID
+        | code::REBALANCE_IN_PROGRESS
+        | code::FENCED_INSTANCE_ID
+        | code::FENCED_MEMBER_EPOCH
+        | code::STALE_MEMBER_EPOCH
+        | code::OFFSET_METADATA_TOO_LARGE
+            if !matches!(call, Call::Init(_)) =>
+        {
+            Verdict::Abort
+        }
+        _ if answered.is_retriable() => Verdict::Again,
+        _ => Verdict::Fatal,
+    }
+}
+
+fn not_open() -> Error {
+    Error::new(ErrorKind::InvalidArgument, "no transaction is open").with_hint("call begin first")
+}
+
+fn aborted() -> Error {
+    Error::new(ErrorKind::Closed, "the transaction was aborted, and this record with it")
+}
+
+#[cfg(test)]
+mod tests;

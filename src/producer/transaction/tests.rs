@@ -1,0 +1,365 @@
+//! Tables of what the core does, and seeds against a model of a coordinator.
+
+use std::time::Duration;
+
+use super::*;
+use crate::error::ErrorCode;
+
+const FIRST: ProducerIdentity = ProducerIdentity { id: 7, epoch: 0 };
+
+fn idle() -> Outstanding {
+    Outstanding { records: false, in_flight: false }
+}
+
+fn core() -> Core {
+    Core::new(Backoff::new(Duration::from_millis(100), Duration::from_secs(1)))
+}
+
+struct Rig {
+    core: Core,
+    now: Instant,
+    rng: Rng,
+}
+
+impl Rig {
+    fn ready(version2: bool) -> Self {
+        let mut rig = Self { core: core(), now: crate::time::now(), rng: Rng::new(1) };
+        rig.core.handle_init();
+        let call = rig.call(idle()).unwrap();
+        assert!(matches!(call, Call::Init(None)));
+        rig.reply(&call, Ok(Reply::Initialized { identity: FIRST, version2 }));
+        rig
+    }
+
+    fn open(version2: bool) -> Self {
+        let mut rig = Self::ready(version2);
+        assert_eq!(rig.core.handle_begin().unwrap().unwrap(), 1);
+        rig
+    }
+
+    fn call(&mut self, outstanding: Outstanding) -> Option<Call> {
+        self.core.poll_discard();
+        self.core.poll_call(self.now, outstanding)
+    }
+
+    fn reply(&mut self, call: &Call, reply: Result<Reply>) {
+        self.core.handle_reply(self.now, call, reply, &mut self.rng);
+    }
+
+    fn wants(&mut self, partition: i32) {
+        self.core.handle_wanted(&Partitions::from([("orders".into(), partition)]));
+    }
+}
+
+fn broker(told: i16) -> Error {
+    Error::from_code("EndTxn", told)
+}
+
+fn offsets() -> Offsets {
+    let group = ConsumerGroupMetadata::new("billing".into(), 3, "me".into(), None);
+    Offsets { group, offsets: vec![(TopicPartition::new("in", 0), 5)] }
+}
+
+#[test]
+fn version_1_adds_partitions_before_their_records_leave_and_ends_when_all_is_answered() {
+    let mut rig = Rig::open(false);
+    assert_eq!(rig.core.identity(), Some(FIRST));
+    assert!(rig.core.permitted().unwrap().is_empty());
+    rig.wants(0);
+    let Some(call @ Call::AddPartitions(..)) = rig.call(idle()) else { panic!("not added") };
+    assert!(rig.call(idle()).is_none(), "one request at a time");
+    rig.wants(1);
+    rig.reply(&call, Ok(Reply::Done));
+    assert_eq!(rig.core.permitted().unwrap().len(), 1);
+    rig.core.handle_commit().unwrap();
+    let call = rig.call(Outstanding { records: true, in_flight: true }).unwrap();
+    assert!(matches!(&call, Call::AddPartitions(_, partitions) if partitions.len() == 1), "{call:?}");
+    rig.reply(&call, Ok(Reply::Done));
+    assert!(rig.call(Outstanding { records: true, in_flight: false }).is_none());
+    let call = rig.call(idle()).unwrap();
+    assert!(matches!(call, Call::End { identity: FIRST, commit: true }));
+    assert!(rig.core.outcome(1).is_none());
+    rig.reply(&call, Ok(Reply::Ended(None)));
+    assert!(rig.core.outcome(1).unwrap().is_ok() && rig.core.is_settled());
+    rig.core.handle_begin().unwrap().unwrap();
+    assert!(rig.core.permitted().unwrap().is_empty(), "each transaction adds its own");
+}
+
+#[test]
+fn version_2_adds_nothing_and_takes_the_next_epoch_from_every_end() {
+    let mut rig = Rig::open(true);
+    rig.wants(0);
+    assert!(rig.core.permitted().is_none() && rig.call(idle()).is_none());
+    rig.core.handle_sent();
+    rig.core.handle_commit().unwrap();
+    let call = rig.call(idle()).unwrap();
+    let next = ProducerIdentity { id: 7, epoch: 1 };
+    rig.reply(&call, Ok(Reply::Ended(Some(next))));
+    rig.core.handle_begin().unwrap().unwrap();
+    assert_eq!(rig.core.identity(), Some(next));
+}
+
+#[test]
+fn offsets_are_added_and_committed_before_the_end() {
+    for version2 in [false, true] {
+        let mut rig = Rig::open(version2);
+        let job = rig.core.handle_offsets(offsets()).unwrap();
+        rig.core.handle_commit().unwrap();
+        if !version2 {
+            let call = rig.call(idle()).unwrap();
+            assert!(matches!(&call, Call::AddOffsets(FIRST, group) if &**group == "billing"));
+            rig.reply(&call, Ok(Reply::Done));
+        }
+        let call = rig.call(idle()).unwrap();
+        assert!(matches!(call, Call::CommitOffsets(..)) && rig.core.is_job_done(job).is_none());
+        rig.reply(&call, Ok(Reply::Done));
+        assert!(rig.core.is_job_done(job).unwrap().is_ok());
+        assert!(matches!(rig.call(idle()), Some(Call::End { commit: true, .. })));
+    }
+}
+
+#[test]
+fn a_transaction_of_nothing_asks_nobody() {
+    for commit in [true, false] {
+        let mut rig = Rig::open(true);
+        match commit {
+            true => rig.core.handle_commit().unwrap(),
+            false => rig.core.handle_abort(),
+        }
+        assert!(rig.call(idle()).is_none() && rig.core.outcome(1).unwrap().is_ok());
+    }
+}
+
+#[test]
+fn a_failed_record_leaves_only_the_abort() {
+    let mut rig = Rig::open(false);
+    rig.wants(0);
+    let call = rig.call(idle()).unwrap();
+    rig.reply(&call, Ok(Reply::Done));
+    rig.core.handle_failure(broker(code::TOPIC_AUTHORIZATION_FAILED), false);
+    assert!(rig.core.identity().is_none() && rig.core.poll_discard().is_some());
+    let error = rig.core.handle_commit().unwrap_err();
+    assert!(error.requires_abort() && !error.is_fatal(), "{error}");
+    assert!(rig.call(idle()).is_none(), "the caller decides");
+    rig.core.handle_abort();
+    assert!(rig.call(Outstanding { records: true, in_flight: true }).is_none(), "what is out lands first");
+    let call = rig.call(idle()).unwrap();
+    assert!(matches!(call, Call::End { commit: false, .. }));
+    rig.reply(&call, Ok(Reply::Ended(None)));
+    assert!(rig.core.outcome(1).unwrap().is_ok());
+    assert!(rig.core.handle_begin().unwrap().is_ok());
+}
+
+#[test]
+fn what_may_come_in_late_is_kept_out_by_a_new_epoch_before_the_next_transaction() {
+    let mut rig = Rig::open(false);
+    rig.core.handle_sent();
+    rig.core.handle_failure(Error::new(ErrorKind::Timeout, "late"), true);
+    rig.core.handle_abort();
+    let call = rig.call(idle()).unwrap();
+    rig.reply(&call, Ok(Reply::Ended(None)));
+    assert!(rig.core.handle_begin().is_none(), "not yet");
+    let call = rig.call(idle()).unwrap();
+    assert!(matches!(call, Call::Init(Some(FIRST))));
+    let next = ProducerIdentity { id: 7, epoch: 1 };
+    rig.reply(&call, Ok(Reply::Initialized { identity: next, version2: false }));
+    rig.core.handle_begin().unwrap().unwrap();
+    assert_eq!(rig.core.identity(), Some(next));
+}
+
+#[test]
+fn a_commit_that_was_asked_for_cannot_be_aborted_any_more() {
+    let mut rig = Rig::open(true);
+    rig.core.handle_sent();
+    rig.core.handle_commit().unwrap();
+    let call = rig.call(idle()).unwrap();
+    rig.core.handle_abort();
+    rig.reply(&call, Err(Error::new(ErrorKind::Disconnected, "lost")));
+    rig.core.handle_abort();
+    rig.now += Duration::from_secs(1);
+    let call = rig.call(idle()).unwrap();
+    assert!(matches!(call, Call::End { commit: true, .. }), "the same question again");
+    rig.reply(&call, Ok(Reply::Ended(Some(ProducerIdentity { id: 7, epoch: 1 }))));
+    assert!(rig.core.outcome(1).unwrap().is_ok());
+}
+
+#[test]
+fn every_error_code_of_every_call_has_its_verdict() {
+    let calls = [
+        Call::Init(None),
+        Call::AddPartitions(FIRST, Arc::default()),
+        Call::AddOffsets(FIRST, "billing".into()),
+        Call::CommitOffsets(FIRST, Arc::new(offsets())),
+        Call::End { identity: FIRST, commit: true },
+    ];
+    let abortable = [12, 17, 22, 25, 27, 29, 30, 55, 82, 110, 113, 120];
+    for call in &calls {
+        for told in (-1..140).filter(|told| *told != 0) {
+            let expected = match told {
+                47 | 90 => Verdict::Fenced,
+                14 | 15 | 16 | 51 => Verdict::Again,
+                _ if abortable.contains(&told) && !matches!(call, Call::Init(_)) => Verdict::Abort,
+                _ if ErrorCode(told).is_retriable() => Verdict::Again,
+                _ => Verdict::Fatal,
+            };
+            assert_eq!(verdict(call, &broker(told)), expected, "{call:?} {}", ErrorCode(told));
+        }
+        assert_eq!(verdict(call, &Error::new(ErrorKind::Disconnected, "lost")), Verdict::Again);
+        assert_eq!(verdict(call, &Error::new(ErrorKind::Unsupported, "old")), Verdict::Fatal);
+    }
+}
+
+#[test]
+fn a_fenced_producer_says_so_for_good() {
+    let mut rig = Rig::open(false);
+    rig.wants(0);
+    let call = rig.call(idle()).unwrap();
+    rig.reply(&call, Err(broker(code::PRODUCER_FENCED)));
+    for error in [
+        rig.core.handle_commit().unwrap_err(),
+        rig.core.outcome(1).unwrap().unwrap_err(),
+        rig.core.refusal().unwrap(),
+    ] {
+        assert!(error.is_fenced() && error.is_fatal() && !error.requires_abort(), "{error}");
+        assert!(error.to_string().contains("transactional.id"), "{error}");
+    }
+    rig.core.handle_abort();
+    assert!(rig.core.handle_begin().unwrap().unwrap_err().is_fatal() && rig.call(idle()).is_none());
+}
+
+/// What a coordinator holds of one transactional id.
+#[derive(Default)]
+struct Coordinator {
+    epoch: i16,
+    ongoing: bool,
+    /// The end that was written under the epoch before: asked again, it is answered again.
+    last_end: Option<(i16, bool)>,
+    committed: Vec<u64>,
+}
+
+impl Coordinator {
+    fn answer(&mut self, call: &Call, version2: bool, number: u64) -> Result<Reply> {
+        let identity = |epoch| ProducerIdentity { id: 7, epoch };
+        match call {
+            Call::Init(_) => {
+                self.ongoing = false;
+                self.epoch += 1;
+                Ok(Reply::Initialized { identity: identity(self.epoch), version2 })
+            }
+            Call::AddPartitions(from, _) | Call::AddOffsets(from, _) | Call::CommitOffsets(from, _) => {
+                assert_eq!(from.epoch, self.epoch, "an old epoch is used");
+                self.ongoing = true;
+                Ok(Reply::Done)
+            }
+            Call::End { identity: from, commit } => {
+                let ended = |epoch| Reply::Ended(version2.then(|| identity(epoch)));
+                if self.last_end == Some((from.epoch, *commit)) && !self.ongoing {
+                    return Ok(ended(self.epoch));
+                }
+                assert_eq!(from.epoch, self.epoch, "an old epoch is used");
+                self.ongoing = false;
+                if *commit {
+                    self.committed.push(number);
+                }
+                self.last_end = Some((self.epoch, *commit));
+                self.epoch += i16::from(version2);
+                Ok(ended(self.epoch))
+            }
+        }
+    }
+}
+
+fn run(seed: u64) {
+    let mut random = Rng::new(seed);
+    let version2 = random.below(2) == 0;
+    let mut rig = Rig { core: core(), now: crate::time::now(), rng: Rng::new(seed) };
+    let mut coordinator = Coordinator::default();
+    rig.core.handle_init();
+    let mut out: Option<Call> = None;
+    let mut number = 0;
+    let mut wanted_commit = Vec::new();
+    let mut told_committed = Vec::new();
+    let mut committing = false;
+    for step in 0..600 {
+        let calm = step > 500;
+        match random.below(8) {
+            0 if !calm => {
+                if let Some(begun) = rig.core.handle_begin() {
+                    number = begun.unwrap();
+                    committing = false;
+                }
+            }
+            1 if rig.core.identity().is_some() && !rig.core.is_commit_sent() => rig.wants(random.below(3) as i32),
+            2 if rig.core.identity().is_some() && version2 && !rig.core.is_commit_sent() => {
+                coordinator.ongoing = true;
+                rig.core.handle_sent();
+            }
+            3 => committing |= rig.core.handle_commit().is_ok(),
+            4 if !calm => rig.core.handle_abort(),
+            5 if !calm => {
+                rig.core.handle_failure(Error::new(ErrorKind::Timeout, "late"), random.below(2) == 0)
+            }
+            6 => drop(rig.core.handle_offsets(offsets())),
+            _ => {}
+        }
+        if rig.core.is_settled() && number > 0 && committing {
+            assert!(rig.core.outcome(number).unwrap().is_ok());
+            committing = false;
+        }
+        if out.is_none() {
+            let busy = !calm && random.below(2) == 0;
+            out = rig.call(Outstanding { records: busy, in_flight: busy });
+            if let Some(Call::End { commit: true, .. }) = out {
+                wanted_commit.push(number);
+            }
+        }
+        if let Some(call) = &out
+            && random.below(2) == 0
+        {
+            let reply = match if calm { 9 } else { random.below(10) } {
+                0 => Err(Error::new(ErrorKind::Disconnected, "lost before")),
+                1 => {
+                    coordinator.answer(call, version2, number).unwrap();
+                    Err(Error::new(ErrorKind::Disconnected, "lost after"))
+                }
+                2 => Err(broker([14, 15, 16, 51][random.below(4)])),
+                3 if !matches!(call, Call::Init(_) | Call::End { .. }) => Err(broker(120)),
+                _ => coordinator.answer(call, version2, number),
+            };
+            if reply.is_ok() && matches!(call, Call::End { commit: true, .. }) {
+                told_committed.push(number);
+            }
+            rig.core.handle_reply(rig.now, call, reply, &mut rig.rng);
+            out = None;
+        }
+        rig.now += Duration::from_millis(if calm { 1500 } else { 60 });
+    }
+    if !rig.core.is_settled() {
+        rig.core.handle_abort();
+    }
+    for _ in 0..20 {
+        if let Some(call) = out.take().or_else(|| rig.call(idle())) {
+            let reply = coordinator.answer(&call, version2, number);
+            rig.core.handle_reply(rig.now, &call, reply, &mut rig.rng);
+        }
+        rig.now += Duration::from_secs(2);
+    }
+    assert!(rig.core.is_settled(), "seed {seed}: {:?}", rig.core.state);
+    assert!(!coordinator.ongoing, "seed {seed}: a transaction stays open");
+    for number in &told_committed {
+        assert!(
+            coordinator.committed.contains(number),
+            "seed {seed}: {number} was told and is not committed"
+        );
+    }
+    for number in &coordinator.committed {
+        assert!(wanted_commit.contains(number), "seed {seed}: {number} was committed and nobody asked");
+    }
+}
+
+#[test]
+fn nothing_stays_open_and_what_is_told_is_so_whatever_gets_lost() {
+    for seed in 0..2000 {
+        run(seed);
+    }
+}

@@ -1,0 +1,371 @@
+//! The handles of transactions: [`TransactionalProducer`] and the [`Transaction`] it begins. A record is sent through a
+//! transaction only, so that a send outside one does not compile.
+//!
+//! The handles change the core ([`transaction`](super::transaction)) and wait for what becomes of it; the producer's driver does
+//! the rest, so that a dropped future or handle loses nothing and leaves nothing open.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::{
+    Delivery, KafkaProducer, SendJson, Shared,
+    transaction::{Core, Offsets},
+};
+use crate::{
+    cluster::Cluster,
+    config::settings::ProducerSettings,
+    error::{Error, ErrorKind, Result, code},
+    record::{ConsumerGroupMetadata, ProducerRecord, TopicPartition},
+    time::{self, Backoff, Instant},
+};
+
+/// [`TransactionalProducer::run`] gives up after so many aborted attempts.
+const MOST_ATTEMPTS: u32 = 10;
+
+/// The state of a producer's transactions, shared by its handles and its driver.
+pub(super) struct Transactions {
+    pub(super) id: Arc<str>,
+    /// `transaction.timeout.ms`
+    pub(super) timeout: Duration,
+    core: Mutex<Core>,
+    changed: watch::Sender<()>,
+}
+
+impl Transactions {
+    pub(super) fn new(id: Arc<str>, timeout: Duration, backoff: Backoff) -> Self {
+        Self { id, timeout, core: Mutex::new(Core::new(backoff)), changed: watch::channel(()).0 }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the handles that wait for the core.
+    pub(super) fn notify(&self) {
+        self.changed.send_replace(());
+    }
+}
+
+/// A producer whose records are written in transactions: all of one are seen by `read_committed` consumers, or none.
+///
+/// Made by [`KafkaInstance::get_transactional_producer`](crate::KafkaInstance::get_transactional_producer) with a
+/// `transactional.id` of its own. A second producer of the same id fences the first: what that one does from then on fails
+/// with an error for which [`Error::is_fenced`] is true.
+///
+/// ```no_run
+/// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {
+/// let mut producer =
+///     kafka.get_transactional_producer_with(|p| p.set("transactional.id", "billing-1")).await?;
+/// let transaction = producer.begin().await?;
+/// transaction.send("orders", &7).await?;
+/// transaction.send("invoices", &7).await?;
+/// transaction.commit().await?;
+/// # Ok(()) }
+/// ```
+///
+/// When it is dropped with a transaction open, the driver aborts that in the background while the runtime runs.
+#[derive(Debug)]
+pub struct TransactionalProducer {
+    producer: KafkaProducer,
+}
+
+impl TransactionalProducer {
+    /// Starts the producer and fences others of its id.
+    pub(crate) async fn start(cluster: Cluster, settings: ProducerSettings) -> Result<Self> {
+        let limit = settings.max_block;
+        let producer = KafkaProducer::start_transactional(cluster, settings).await?;
+        let this = Self { producer };
+        this.transactions()?.lock().handle_init();
+        this.shared().wake.notify_one();
+        this.wait(time::after(limit), "the producer could not be initialized", Core::is_initialized).await?;
+        Ok(this)
+    }
+
+    /// The `transactional.id`.
+    pub fn transactional_id(&self) -> &str {
+        self.shared().transactions.as_ref().map_or("", |transactions| &transactions.id)
+    }
+
+    /// Begins a transaction, once the one before has ended.
+    ///
+    /// # Errors
+    /// A fatal error, after which a new producer must be made; [`ErrorKind::Timeout`] when the end of the one before takes
+    /// longer than `max.block.ms`.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returned, nothing was begun that stays open: the next `begin` sees to it.
+    pub async fn begin(&mut self) -> Result<Transaction<'_>> {
+        let deadline = time::after(self.shared().settings.max_block);
+        let mut changed = self.transactions()?.changed.subscribe();
+        let number = loop {
+            changed.borrow_and_update();
+            let begun = self.transactions()?.lock().handle_begin();
+            if let Some(begun) = begun {
+                break begun?;
+            }
+            self.shared().wake.notify_one();
+            wait_for(&mut changed, deadline, "the transaction before has not ended").await?;
+        };
+        self.shared().accept_records();
+        Ok(Transaction { producer: self, number, ended: false })
+    }
+
+    /// Runs `body` in a transaction: commits when it returns `Ok`, aborts when it returns an error, panics or is dropped, and
+    /// runs it again when the transaction could only be aborted for a reason that passes (at most ten times).
+    ///
+    /// Records and offsets of aborted attempts are not seen by `read_committed` consumers; whatever else `body` does happens
+    /// again with each attempt.
+    ///
+    /// # Errors
+    /// The body's error, or that of the transaction.
+    ///
+    /// # Cancel safety
+    /// Dropping it aborts, unless brokers were asked to commit already.
+    pub async fn run<T>(&mut self, mut body: impl AsyncFnMut(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let client = Arc::clone(self.shared().cluster.settings());
+        let mut backoff = Backoff::new(client.retry_backoff, client.retry_backoff_max);
+        let mut rng = client.environment.rng();
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let transaction = self.begin().await?;
+            let error = match body(&transaction).await {
+                Ok(value) => match transaction.commit().await {
+                    Ok(()) => return Ok(value),
+                    Err(error) => error,
+                },
+                Err(error) => {
+                    // The cause of a failed delivery is the transaction's failure, if it has one.
+                    let error = transaction.failure().unwrap_or(error);
+                    transaction.abort().await?;
+                    error
+                }
+            };
+            if !may_pass(&error) || attempts >= MOST_ATTEMPTS {
+                return Err(error);
+            }
+            tracing::warn!(%error, attempts, "the transaction was aborted and is tried again");
+            tokio::time::sleep(backoff.next(&mut rng)).await;
+        }
+    }
+
+    /// Aborts a transaction left open, and ends the producer.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Timeout`] if it was not over by `limit`.
+    ///
+    /// # Cancel safety
+    /// Dropping it does not stop the closing.
+    pub async fn close_within(self, limit: Duration) -> Result<()> {
+        if let Some(transactions) = &self.shared().transactions {
+            transactions.lock().handle_abort();
+        }
+        self.producer.close_within(limit).await
+    }
+
+    /// As [`close_within`](Self::close_within) `max.block.ms`.
+    ///
+    /// # Errors
+    /// As [`close_within`](Self::close_within).
+    ///
+    /// # Cancel safety
+    /// Dropping it does not stop the closing.
+    pub async fn close(self) -> Result<()> {
+        let limit = self.shared().settings.max_block;
+        self.close_within(limit).await
+    }
+
+    fn shared(&self) -> &Shared {
+        self.producer.shared()
+    }
+
+    fn transactions(&self) -> Result<&Transactions> {
+        self.shared().transactions.as_ref().ok_or_else(|| Error::closed("producer"))
+    }
+
+    /// Waits until the core has an answer.
+    async fn wait<T>(
+        &self,
+        deadline: Instant,
+        what: &str,
+        mut look: impl FnMut(&Core) -> Option<Result<T>>,
+    ) -> Result<T> {
+        let transactions = self.transactions()?;
+        let mut changed = transactions.changed.subscribe();
+        loop {
+            changed.borrow_and_update();
+            let seen = look(&transactions.lock());
+            if let Some(seen) = seen {
+                return seen;
+            }
+            if *self.shared().closing.borrow() == super::Closing::Done {
+                return Err(self.shared().fatal_error().unwrap_or_else(|| Error::closed("producer")));
+            }
+            wait_for(&mut changed, deadline, what).await?;
+        }
+    }
+}
+
+/// Whether a transaction that failed so may succeed when it is tried again.
+fn may_pass(error: &Error) -> bool {
+    let refused = error.code().is_some_and(|told| {
+        matches!(
+            told.0,
+            code::TOPIC_AUTHORIZATION_FAILED
+                | code::GROUP_AUTHORIZATION_FAILED
+                | code::INVALID_RECORD
+                | code::INVALID_TIMESTAMP
+                | code::MESSAGE_TOO_LARGE
+                | code::RECORD_LIST_TOO_LARGE
+                | code::INVALID_TOPIC_EXCEPTION
+                | code::POLICY_VIOLATION
+        )
+    });
+    error.requires_abort() && !error.is_fatal() && !refused
+}
+
+async fn wait_for(changed: &mut watch::Receiver<()>, deadline: Instant, what: &str) -> Result<()> {
+    match tokio::time::timeout_at(deadline, changed.changed()).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Error::closed("producer")),
+        Err(_elapsed) => Err(Error::new(ErrorKind::Timeout, format!("{what} within max.block.ms"))
+            .with_hint("see to the transaction coordinator, or raise max.block.ms")),
+    }
+}
+
+/// An open transaction. Several tasks may send through it at once.
+///
+/// Dropping it aborts it in the background; the next [`begin`](TransactionalProducer::begin) waits for that.
+#[must_use = "a transaction that is dropped is aborted"]
+#[derive(Debug)]
+pub struct Transaction<'p> {
+    producer: &'p mut TransactionalProducer,
+    number: u64,
+    ended: bool,
+}
+
+impl Transaction<'_> {
+    /// Sends `value` as JSON, as [`KafkaProducer::send`] does. The record is seen by `read_committed` consumers once the
+    /// transaction is committed; its [`Delivery`] says only that it was written, and need not be awaited.
+    ///
+    /// # Errors
+    /// As [`KafkaProducer::send_record`]; also the error of a transaction that can only be aborted, for which
+    /// [`Error::requires_abort`] is true.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returned, nothing was sent.
+    pub fn send<'a, V: Serialize + ?Sized>(&'a self, topic: &'a str, value: &'a V) -> SendJson<'a, V> {
+        self.producer.producer.send(topic, value)
+    }
+
+    /// Sends a record of bytes; as [`send`](Self::send).
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    ///
+    /// # Cancel safety
+    /// Dropped before it returned, nothing was sent.
+    pub async fn send_record(&self, record: ProducerRecord<'_>) -> Result<Delivery> {
+        self.producer.producer.send_record(record).await
+    }
+
+    /// Makes a consumer's offsets part of the transaction: they are committed with it, or not at all (KIP-447). Each offset
+    /// is that of the next record to be read. `group`: of
+    /// [`KafkaConsumer::group_metadata`](crate::KafkaConsumer::group_metadata), taken before the records were processed, so
+    /// that a member that has lost its partitions meanwhile is refused.
+    ///
+    /// # Errors
+    /// An error that [requires to abort](Error::requires_abort), such as that of a group that was rebalanced;
+    /// [`ErrorKind::Timeout`] after `max.block.ms`.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returned, the offsets may or may not be part of the transaction: abort it.
+    pub async fn send_offsets(
+        &self,
+        group: &ConsumerGroupMetadata,
+        offsets: impl IntoIterator<Item = (TopicPartition, i64)>,
+    ) -> Result<()> {
+        let offsets: Vec<_> = offsets.into_iter().collect();
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        if let Some((partition, offset)) = offsets.iter().find(|(_, offset)| *offset < 0) {
+            return Err(Error::new(ErrorKind::InvalidArgument, format!("{offset} is no offset"))
+                .with_topic(Arc::clone(&partition.topic))
+                .with_partition(partition.partition));
+        }
+        let offsets = Offsets { group: group.clone(), offsets };
+        let job = self.producer.transactions()?.lock().handle_offsets(offsets)?;
+        self.producer.shared().wake.notify_one();
+        let deadline = time::after(self.producer.shared().settings.max_block);
+        let look = |core: &Core| core.is_job_done(job);
+        self.producer.wait(deadline, "the offsets did not become part of the transaction", look).await
+    }
+
+    /// Delivers everything that was sent, and commits.
+    ///
+    /// # Errors
+    /// One that [requires to abort](Error::requires_abort): nothing was committed, and the transaction is being aborted. One
+    /// that is [fatal](Error::is_fatal), such as that of a producer that was [fenced](Error::is_fenced): make a new producer.
+    /// [`ErrorKind::Timeout`] after `max.block.ms`: [`Error::possibly_written`] says whether brokers were asked to commit; if
+    /// they were, the driver goes on asking, and the next [`begin`](TransactionalProducer::begin) waits for it.
+    ///
+    /// # Cancel safety
+    /// Dropping it aborts, unless brokers were asked to commit already.
+    pub async fn commit(mut self) -> Result<()> {
+        self.producer.transactions()?.lock().handle_commit()?;
+        self.producer.shared().wake.notify_one();
+        let committed = self.outcome("the transaction was not committed").await;
+        let asked = self.producer.transactions()?.lock().is_commit_sent();
+        self.ended = committed.is_ok();
+        committed.map_err(|error| match error.kind() {
+            ErrorKind::Timeout => error.with_possibly_written(asked),
+            _ => error,
+        })
+    }
+
+    /// Throws away what was not sent, and has brokers mark what was as aborted.
+    ///
+    /// # Errors
+    /// A fatal error; [`ErrorKind::Timeout`] after `max.block.ms`, while the driver goes on.
+    ///
+    /// # Cancel safety
+    /// Dropping it does not stop the aborting.
+    pub async fn abort(mut self) -> Result<()> {
+        self.begin_abort();
+        self.ended = true;
+        self.outcome("the transaction was not aborted").await
+    }
+
+    /// Why the transaction can only be aborted, if so.
+    pub fn failure(&self) -> Option<Error> {
+        self.producer.transactions().ok()?.lock().refusal()
+    }
+
+    async fn outcome(&self, what: &str) -> Result<()> {
+        let deadline = time::after(self.producer.shared().settings.max_block);
+        let number = self.number;
+        self.producer.wait(deadline, what, |core| core.outcome(number)).await
+    }
+
+    fn begin_abort(&self) {
+        if let Ok(transactions) = self.producer.transactions() {
+            transactions.lock().handle_abort();
+            self.producer.shared().wake.notify_one();
+        }
+    }
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        self.producer.shared().refuse_records();
+        if !self.ended {
+            self.begin_abort();
+        }
+    }
+}

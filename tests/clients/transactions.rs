@@ -1,0 +1,190 @@
+//! Transactions: all of one is seen or none, whoever fails, and nothing stays open.
+
+use std::time::Duration;
+
+use dtkafka::{
+    ConsumerGroupMetadata, Error, ErrorKind, IsolationLevel, KafkaConsumer, KafkaInstance, TopicPartition,
+    TransactionalProducer,
+};
+
+use crate::{
+    backend::{Backend, unique},
+    on_every_backend,
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn producer(backend: &Backend, id: &str) -> TransactionalProducer {
+    let settings = |p: dtkafka::ProducerConfig| p.set("transactional.id", id).set("batch.size", 500);
+    backend.instance().get_transactional_producer_with(settings).await.unwrap()
+}
+
+/// What a consumer sees of a topic with one partition, up to its end.
+async fn seen(kafka: &KafkaInstance, topic: &str, isolation: IsolationLevel) -> Vec<i64> {
+    let consumer = kafka
+        .get_consumer_with(Vec::<String>::new(), |c| {
+            c.set("isolation.level", isolation).set("enable.auto.commit", false)
+        })
+        .await
+        .unwrap();
+    let partition = TopicPartition::new(topic, 0);
+    consumer.assign([partition.clone()]).unwrap();
+    let end = consumer.end_offsets([partition.clone()]).await.unwrap()[&partition];
+    let mut values = Vec::new();
+    let started = tokio::time::Instant::now();
+    while consumer.position(&partition).await.unwrap() < end {
+        assert!(started.elapsed() < PATIENCE, "the reader is stuck before {end}: {values:?}");
+        for record in consumer.poll(Duration::from_millis(200)).await.unwrap().records() {
+            values.push(record.json::<i64>().unwrap());
+        }
+    }
+    consumer.close(PATIENCE).await.unwrap();
+    values
+}
+
+async fn committed_offset(kafka: &KafkaInstance, group: &str, topic: &str) -> Option<i64> {
+    let offsets = kafka.admin().await.unwrap().list_group_offsets(group).await.unwrap();
+    offsets.get(&TopicPartition::new(topic, 0)).map(|committed| committed.offset)
+}
+
+fn fenced<T: std::fmt::Debug>(outcome: Result<T, Error>) {
+    let error = outcome.unwrap_err();
+    assert!(error.is_fenced() && error.is_fatal() && !error.requires_abort(), "{error}");
+}
+
+async fn group_of(consumer: &KafkaConsumer) -> ConsumerGroupMetadata {
+    loop {
+        match consumer.group_metadata() {
+            Ok(metadata) => return metadata,
+            Err(_) => drop(consumer.poll(Duration::from_millis(50)).await.unwrap()),
+        }
+    }
+}
+
+on_every_backend! {
+    async fn committed_records_are_seen_and_aborted_ones_are_not(backend) {
+        let (topic, kafka) = (backend.topic("transactions", 1).await, backend.instance());
+        let mut producer = producer(backend, &unique("id")).await;
+        let mut expected = Vec::new();
+        for round in 0..20 {
+            let transaction = producer.begin().await.unwrap();
+            for number in 0..30 {
+                transaction.send(&topic, &(round * 100 + number)).await.unwrap();
+            }
+            match round % 4 {
+                0 | 1 => {
+                    transaction.commit().await.unwrap();
+                    expected.extend((0..30).map(|number| round * 100 + number));
+                }
+                2 => transaction.abort().await.unwrap(),
+                _ => drop(transaction),
+            }
+        }
+        // One of nothing, either way.
+        producer.begin().await.unwrap().commit().await.unwrap();
+        producer.begin().await.unwrap().abort().await.unwrap();
+        producer.close().await.unwrap();
+        assert_eq!(seen(&kafka, &topic, IsolationLevel::ReadCommitted).await, expected);
+    }
+
+    async fn a_second_producer_of_the_id_fences_the_first_and_ends_what_it_left_open(backend) {
+        let (topic, kafka, id) = (backend.topic("fenced", 1).await, backend.instance(), unique("id"));
+        let mut zombie = producer(backend, &id).await;
+        let left_open = zombie.begin().await.unwrap();
+        let written = left_open.send(&topic, &1).await.unwrap();
+        written.await.unwrap();
+        let mut heir = producer(backend, &id).await;
+        let transaction = heir.begin().await.unwrap();
+        transaction.send(&topic, &2).await.unwrap();
+        transaction.commit().await.unwrap();
+        let late = left_open.send(&topic, &3).await;
+        if let Ok(late) = late {
+            late.await.unwrap_err();
+        }
+        let outcome = left_open.commit().await;
+        match outcome {
+            Err(error) if error.requires_abort() => fenced(zombie.begin().await),
+            outcome => fenced(outcome),
+        }
+        fenced(zombie.begin().await);
+        heir.close().await.unwrap();
+        assert_eq!(seen(&kafka, &topic, IsolationLevel::ReadCommitted).await, [2]);
+    }
+
+    async fn offsets_are_committed_with_the_transaction_or_not_at_all(backend) {
+        let (source, target) = (backend.topic("source", 1).await, backend.topic("target", 1).await);
+        let (kafka, group) = (backend.instance(), unique("copiers"));
+        let plain = kafka.get_producer().await.unwrap();
+        for number in 0..10 {
+            plain.send(&source, &number).await.unwrap();
+        }
+        plain.close().await.unwrap();
+        let mut producer = producer(backend, &unique("id")).await;
+        let consumer = kafka
+            .get_consumer_with([&source], |c| c.group_id(&group).set("enable.auto.commit", false))
+            .await
+            .unwrap();
+        let metadata = group_of(&consumer).await;
+        for (offset, commit) in [(3, true), (7, false)] {
+            let transaction = producer.begin().await.unwrap();
+            transaction.send(&target, &offset).await.unwrap();
+            transaction.send_offsets(&metadata, [(TopicPartition::new(&*source, 0), offset)]).await.unwrap();
+            match commit {
+                true => transaction.commit().await.unwrap(),
+                false => transaction.abort().await.unwrap(),
+            }
+        }
+        // The end of the second is only marked some time after it was answered.
+        let mut ended = producer.begin().await.unwrap();
+        ended.send(&target, &100).await.unwrap();
+        ended.commit().await.unwrap();
+        assert_eq!(committed_offset(&kafka, &group, &source).await, Some(3));
+        // A member that the group has expelled cannot commit: another generation took its place.
+        consumer.close(PATIENCE).await.unwrap();
+        ended = producer.begin().await.unwrap();
+        let error = ended.send_offsets(&metadata, [(TopicPartition::new(&*source, 0), 9)]).await.unwrap_err();
+        assert!(error.requires_abort() && !error.is_fatal(), "{error}");
+        ended.abort().await.unwrap();
+        assert_eq!(committed_offset(&kafka, &group, &source).await, Some(3));
+        producer.close().await.unwrap();
+        assert_eq!(seen(&kafka, &target, IsolationLevel::ReadCommitted).await, [3, 100]);
+    }
+
+    async fn a_body_that_fails_aborts_and_one_that_returns_commits(backend) {
+        let (topic, kafka) = (backend.topic("bodies", 1).await, backend.instance());
+        let mut producer = producer(backend, &unique("id")).await;
+        let committed = producer.run(async |transaction| {
+            transaction.send(&topic, &1).await?;
+            Ok("done")
+        });
+        assert_eq!(committed.await.unwrap(), "done");
+        let mut attempts = 0;
+        let failed = producer.run(async |transaction| {
+            attempts += 1;
+            transaction.send(&topic, &2).await?;
+            Err::<(), _>(Error::other("no"))
+        });
+        assert_eq!(failed.await.unwrap_err().kind(), ErrorKind::Handler);
+        assert_eq!(attempts, 1, "an error of the body's own is not tried again");
+        let cancelled = producer.run(async |transaction| {
+            transaction.send(&topic, &3).await?;
+            std::future::pending::<()>().await;
+            Ok(())
+        });
+        assert!(tokio::time::timeout(Duration::from_millis(200), cancelled).await.is_err());
+        producer
+            .run(async |transaction| transaction.send(&topic, &4).await.map(drop))
+            .await
+            .unwrap();
+        producer.close().await.unwrap();
+        assert_eq!(seen(&kafka, &topic, IsolationLevel::ReadCommitted).await, [1, 4]);
+    }
+
+    async fn a_plain_producer_with_a_transactional_id_is_refused(backend) {
+        let kafka = KafkaInstance::new(backend.config().set("transactional.id", "id")).unwrap();
+        let error = kafka.get_producer().await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Config && error.to_string().contains("get_transactional_producer"), "{error}");
+        let error = backend.instance().get_transactional_producer().await.unwrap_err();
+        assert!(error.to_string().contains("transactional.id"), "{error}");
+    }
+}
