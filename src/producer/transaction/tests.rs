@@ -289,7 +289,9 @@ fn run(seed: u64) {
                     committing = false;
                 }
             }
-            1 if rig.core.identity().is_some() && !rig.core.is_commit_sent() => rig.wants(random.below(3) as i32),
+            1 if rig.core.identity().is_some() && !rig.core.is_commit_sent() => {
+                rig.wants(random.below(3) as i32)
+            }
             2 if rig.core.identity().is_some() && version2 && !rig.core.is_commit_sent() => {
                 coordinator.ongoing = true;
                 rig.core.handle_sent();
