@@ -261,7 +261,6 @@ impl Task {
             acks: wire_acks(self.shared.settings.acks),
             timeout_ms: millis(self.shared.cluster.settings().request_timeout),
             topic_data: topics,
-            ..Default::default()
         }
     }
 

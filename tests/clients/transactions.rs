@@ -69,7 +69,7 @@ on_every_backend! {
         for round in 0..20 {
             let transaction = producer.begin().await.unwrap();
             for number in 0..30 {
-                let _ = transaction.send(&topic, &(round * 100 + number)).await.unwrap();
+                let _delivery = transaction.send(&topic, &(round * 100 + number)).await.unwrap();
             }
             match round % 4 {
                 0 | 1 => {
@@ -95,7 +95,7 @@ on_every_backend! {
         written.await.unwrap();
         let mut heir = producer(backend, &id).await;
         let transaction = heir.begin().await.unwrap();
-        let _ = transaction.send(&topic, &2).await.unwrap();
+        let _delivery = transaction.send(&topic, &2).await.unwrap();
         transaction.commit().await.unwrap();
         let late = left_open.send(&topic, &3).await;
         if let Ok(late) = late {
@@ -116,7 +116,7 @@ on_every_backend! {
         let (kafka, group) = (backend.instance(), unique("copiers"));
         let plain = kafka.get_producer().await.unwrap();
         for number in 0..10 {
-            let _ = plain.send(&source, &number).await.unwrap();
+            let _delivery = plain.send(&source, &number).await.unwrap();
         }
         plain.close().await.unwrap();
         let mut producer = producer(backend, &unique("id")).await;
@@ -127,7 +127,7 @@ on_every_backend! {
         let metadata = group_of(&consumer).await;
         for (offset, commit) in [(3, true), (7, false)] {
             let transaction = producer.begin().await.unwrap();
-            let _ = transaction.send(&target, &offset).await.unwrap();
+            let _delivery = transaction.send(&target, &offset).await.unwrap();
             transaction.send_offsets(&metadata, [(TopicPartition::new(&*source, 0), offset)]).await.unwrap();
             match commit {
                 true => transaction.commit().await.unwrap(),
@@ -136,7 +136,7 @@ on_every_backend! {
         }
         // The end of the second is only marked some time after it was answered.
         let mut ended = producer.begin().await.unwrap();
-        let _ = ended.send(&target, &100).await.unwrap();
+        let _delivery = ended.send(&target, &100).await.unwrap();
         ended.commit().await.unwrap();
         assert_eq!(committed_offset(&kafka, &group, &source).await, Some(3));
         // A member that the group has expelled cannot commit: another generation took its place.
@@ -154,20 +154,20 @@ on_every_backend! {
         let (topic, kafka) = (backend.topic("bodies", 1).await, backend.instance());
         let mut producer = producer(backend, &unique("id")).await;
         let committed = producer.run(async |transaction| {
-            let _ = transaction.send(&topic, &1).await?;
+            let _delivery = transaction.send(&topic, &1).await?;
             Ok("done")
         });
         assert_eq!(committed.await.unwrap(), "done");
         let mut attempts = 0;
         let failed = producer.run(async |transaction| {
             attempts += 1;
-            let _ = transaction.send(&topic, &2).await?;
+            let _delivery = transaction.send(&topic, &2).await?;
             Err::<(), _>(Error::other("no"))
         });
         assert_eq!(failed.await.unwrap_err().kind(), ErrorKind::Handler);
         assert_eq!(attempts, 1, "an error of the body's own is not tried again");
         let cancelled = producer.run(async |transaction| {
-            let _ = transaction.send(&topic, &3).await?;
+            let _delivery = transaction.send(&topic, &3).await?;
             std::future::pending::<()>().await;
             Ok(())
         });
