@@ -217,7 +217,7 @@ fn every_bad_value_is_named_with_what_is_accepted() {
         ("security_protocol", "TLS", "accepted: PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL"),
         ("ssl.trust.roots", "mine", "accepted: one or several of mozilla, system"),
         ("group.id", " ", "group.id = \" \": it must not be empty"),
-        ("transactional.id", "t", "transactional.id: transactions are not supported"),
+        ("transaction.timeout.ms", "0", "transaction.timeout.ms"),
         ("group.protocol", "consumer", "accepted: classic"),
         ("ssl.truststore.type", "JKS", "accepted: PEM"),
         ("enable.ssl.certificate.verification", "false", "accepted: true"),

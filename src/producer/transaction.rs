@@ -153,6 +153,11 @@ impl Core {
     /// Begins a transaction; `None` while the one before is being ended.
     pub(crate) fn handle_begin(&mut self) -> Option<Result<u64>> {
         match &self.state {
+            // Something that is over was found to be open late: the new epoch comes first.
+            State::Ready if self.needs_bump => {
+                self.state = State::Aborting;
+                None
+            }
             State::Ready => {
                 self.state = State::Open;
                 self.number += 1;
@@ -234,7 +239,8 @@ impl Core {
     /// A record of the transaction failed. `open`: it may be in the log, and its attempt may come in late.
     pub(crate) fn handle_failure(&mut self, error: Error, open: bool) {
         self.needs_bump |= open;
-        if matches!(self.state, State::Open | State::Committing) {
+        // Once the coordinator was asked to commit, every record has had its answer.
+        if matches!(self.state, State::Open | State::Committing) && !self.commit_sent {
             self.fail(error);
         }
     }
@@ -351,7 +357,7 @@ impl Core {
             self.commit_sent = commit;
             return Some(Call::End { identity, commit });
         }
-        if self.needs_bump {
+        if self.needs_bump && !commit {
             return Some(Call::Init(Some(identity)));
         }
         self.finish();
