@@ -24,7 +24,11 @@ use std::{
     time::Duration,
 };
 
+#[cfg(any(test, feature = "unstable-fuzzing"))]
+pub(crate) use self::sasl::fuzz as fuzz_scram;
 pub(crate) use self::tls::Tls;
+#[cfg(all(feature = "tls", any(test, feature = "unstable-fuzzing")))]
+pub(crate) use self::tls::fuzz as fuzz_pem;
 use self::{
     api::{Api, Channel, ChannelError, Versions},
     order::Order,

@@ -10,6 +10,7 @@ use crate::{
     KafkaConfig,
     batch::{self, Decompressor},
     config::{jaas, url},
+    connection,
     group::wire::{decode_assignment, decode_subscription, encode_assignment, encode_subscription},
     wire::{self, Api, Visitor},
 };
@@ -58,6 +59,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "url", memory: usize::MAX, run: urls },
     Target { name: "properties", memory: usize::MAX, run: properties },
     Target { name: "jaas", memory: 64 << 10, run: jaas_text },
+    Target { name: "scram", memory: 64 << 10, run: connection::fuzz_scram },
+    #[cfg(feature = "tls")]
+    Target { name: "pem", memory: usize::MAX, run: pem },
 ];
 
 /// The first byte is the API, the second the version, the rest the answer. What can be read can be written, and reads the same.
@@ -146,6 +150,20 @@ fn properties(input: &[u8]) {
 
 fn jaas_text(input: &[u8]) {
     let _ = jaas::parse(&String::from_utf8_lossy(input));
+}
+
+/// A text as all that TLS reads: roots, certificate and key. Encrypted keys are left to their tests: opening one is work on
+/// purpose.
+#[cfg(feature = "tls")]
+fn pem(input: &[u8]) {
+    use crate::config::settings::{PemSource, Secret, TlsSettings, TrustRoots};
+    let text = String::from_utf8_lossy(input).into_owned();
+    connection::fuzz_pem(&TlsSettings {
+        roots: vec![TrustRoots::Pem(text.clone())],
+        client_certificate: Some(PemSource::Text(Secret::new(text.clone()))),
+        client_key: Some(PemSource::Text(Secret::new(text))),
+        ..TlsSettings::default()
+    });
 }
 
 #[cfg(test)]

@@ -66,10 +66,14 @@ impl Reader {
         self.end - self.at
     }
 
+    #[cold]
+    #[inline(never)]
     pub(crate) fn error(&self, text: impl Into<String>) -> WireError {
-        WireError { field: self.field, text: text.into() }
+        WireError::new(self.field, text)
     }
 
+    #[cold]
+    #[inline(never)]
     pub(crate) fn null(&self) -> WireError {
         self.error("null where a value is required")
     }
@@ -77,6 +81,14 @@ impl Reader {
     #[cold]
     fn short(&self, wanted: usize) -> WireError {
         self.error(format!("{wanted} bytes are wanted, {} are left", self.left()))
+    }
+
+    /// Reads a field. One call a field keeps the tables' code small.
+    #[inline(never)]
+    pub(crate) fn get<T: Field>(&mut self, name: &'static str, field: &mut T) -> Result<(), WireError> {
+        self.field = name;
+        *field = T::read(self)?;
+        Ok(())
     }
 
     /// Moves on by `length` bytes; where they begin.
@@ -205,20 +217,26 @@ impl<'a> Writer<'a> {
         self.size
     }
 
+    #[cold]
+    #[inline(never)]
     pub(crate) fn error(&self, text: impl Into<String>) -> WireError {
-        WireError { field: self.field, text: text.into() }
+        WireError::new(self.field, text)
     }
 
     /// A field that the version does not have, and that has a value which the broker must see.
     #[cold]
+    #[inline(never)]
     pub(crate) fn absent(&self, field: &'static str) -> WireError {
-        WireError { field, text: format!("version {} has no such field, and it has a value", self.version) }
+        WireError::new(field, format!("version {} has no such field, and it has a value", self.version))
     }
 
+    #[cold]
+    #[inline(never)]
     pub(crate) fn null(&self, field: &'static str) -> WireError {
-        WireError { field, text: format!("version {} allows no null", self.version) }
+        WireError::new(field, format!("version {} allows no null", self.version))
     }
 
+    #[inline(never)]
     fn put(&mut self, bytes: &[u8]) {
         self.size += bytes.len();
         if let Some(out) = &mut self.out {
@@ -255,6 +273,13 @@ impl<'a> Writer<'a> {
         } else {
             self.put(&length.to_be_bytes());
         }
+    }
+
+    /// Writes a field. One call a field keeps the tables' code small.
+    #[inline(never)]
+    pub(crate) fn give<T: Field>(&mut self, name: &'static str, field: &T) -> Result<(), WireError> {
+        self.field = name;
+        field.write(self)
     }
 
     /// How many tagged fields follow.
@@ -433,6 +458,7 @@ impl Field for Str {
 }
 
 impl Nullable for Str {
+    #[inline(never)]
     fn read_nullable(reader: &mut Reader) -> Result<Option<Self>, WireError> {
         let Some(length) = reader.length(1, |reader| i16::read(reader).map(i32::from))? else {
             return Ok(None);
@@ -477,6 +503,7 @@ impl Field for Bytes {
 }
 
 impl Nullable for Bytes {
+    #[inline(never)]
     fn read_nullable(reader: &mut Reader) -> Result<Option<Self>, WireError> {
         let Some(length) = reader.length(1, i32::read)? else { return Ok(None) };
         reader.slice(length).map(Some)

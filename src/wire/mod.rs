@@ -150,16 +150,22 @@ pub(crate) fn visit_all(visitor: &mut impl Visitor) {
 
 /// Bytes that do not follow the protocol, or a message that a version cannot express.
 #[derive(Debug)]
-pub(crate) struct WireError {
-    field: &'static str,
-    text: String,
+pub(crate) struct WireError(Box<(&'static str, String)>);
+
+impl WireError {
+    #[cold]
+    #[inline(never)]
+    fn new(field: &'static str, text: impl Into<String>) -> Self {
+        Self(Box::new((field, text.into())))
+    }
 }
 
 impl fmt::Display for WireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.field {
-            "" => f.write_str(&self.text),
-            field => write!(f, "{field}: {}", self.text),
+        let (field, text) = &*self.0;
+        match *field {
+            "" => f.write_str(text),
+            field => write!(f, "{field}: {text}"),
         }
     }
 }
@@ -179,7 +185,7 @@ fn decode<T: Field>(bytes: Bytes, version: i16, flexible: bool) -> Result<T, Wir
     let message = T::read(&mut reader)?;
     match reader.left() {
         0 => Ok(message),
-        left => Err(WireError { field: "", text: format!("{left} bytes are left over after the message") }),
+        left => Err(WireError::new("", format!("{left} bytes are left over after the message"))),
     }
 }
 

@@ -8,6 +8,9 @@
 mod plain;
 mod scram;
 
+#[cfg(any(test, feature = "unstable-fuzzing"))]
+pub(crate) use self::scram::fuzz;
+
 use std::time::Duration;
 
 use bytes::Bytes;

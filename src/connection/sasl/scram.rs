@@ -230,6 +230,22 @@ impl Proven {
     }
 }
 
+/// Reads a server's two messages, with line feeds between them, without the rounds: they are work and nothing else.
+#[cfg(any(test, feature = "unstable-fuzzing"))]
+pub(crate) fn fuzz(input: &[u8]) {
+    let mut messages = input.split(|byte| *byte == b'\n');
+    let nonce = "fyko+d2lbbFgONRv9qkxdawL".to_owned();
+    let (opened, _) = start(Hash::Sha256, "user", Secret::new("pencil"), nonce);
+    if let Ok(challenge) = opened.handle_server_first(messages.next().unwrap_or_default()) {
+        assert!((ROUNDS_MIN..=ROUNDS_MAX).contains(&challenge.rounds) && !challenge.salt.is_empty());
+    }
+    let proven = Proven { hash: Hash::Sha256, server_key: vec![7; 32], signed: String::new() };
+    assert!(
+        proven.handle_server_final(messages.next().unwrap_or_default()).is_err(),
+        "nobody knows that key"
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

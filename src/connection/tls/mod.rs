@@ -79,6 +79,12 @@ mod without {
     }
 }
 
+/// Reads roots, certificates and key of settings that name no file.
+#[cfg(all(feature = "tls", any(test, feature = "unstable-fuzzing")))]
+pub(crate) fn fuzz(settings: &crate::config::settings::TlsSettings) {
+    let _ = material::Material::new(settings, &material::Files::read(settings));
+}
+
 #[cfg(feature = "tls")]
 mod with_rustls {
     use std::{

@@ -56,6 +56,7 @@ macro_rules! message {
         }
 
         impl Default for $name {
+            #[inline]
             fn default() -> Self {
                 Self {
                     $($field: default!($($default)?),)*
@@ -67,11 +68,11 @@ macro_rules! message {
         impl Field for $name {
             const MIN_SIZE: usize = at_least_one(0 $(+ min_size!($type $([$versions])?))*);
 
+            #[inline]
             fn read(reader: &mut Reader) -> Result<Self, WireError> {
                 let mut message = Self::default();
                 $(if true $(&& matches!(reader.version, $versions))? {
-                    reader.field = stringify!($field);
-                    message.$field = Field::read(reader)?;
+                    reader.get(stringify!($field), &mut message.$field)?;
                     $($(if message.$field.is_none() && !matches!(reader.version, $nullable) {
                         return Err(reader.null());
                     })?)?
@@ -79,8 +80,7 @@ macro_rules! message {
                 reader.tags(&mut |_reader, tag| {
                     match tag {
                         $($tag if true $(&& matches!(_reader.version, $tagged_versions))? => {
-                            _reader.field = stringify!($tagged);
-                            message.$tagged = Field::read(_reader)?;
+                            _reader.get(stringify!($tagged), &mut message.$tagged)?;
                         })*
                         _ => return Ok(false),
                     }
@@ -90,13 +90,13 @@ macro_rules! message {
                 Ok(message)
             }
 
+            #[inline]
             fn write(&self, writer: &mut Writer<'_>) -> Result<(), WireError> {
                 $(if true $(&& matches!(writer.version, $versions))? {
-                    writer.field = stringify!($field);
                     $($(if self.$field.is_none() && !matches!(writer.version, $nullable) {
                         return Err(writer.null(stringify!($field)));
                     })?)?
-                    self.$field.write(writer)?;
+                    writer.give(stringify!($field), &self.$field)?;
                 } else if !(false $(|| $ignorable)?) && !same(&self.$field, &default!($($default)?)) {
                     return Err(writer.absent(stringify!($field)));
                 })*
