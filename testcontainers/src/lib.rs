@@ -9,6 +9,9 @@ pub mod launch;
 mod listener;
 
 pub use backends::note_backend;
-pub use broker::{EmbeddedBroker, EmbeddedBrokerBuilder, FaultControl};
+pub use broker::{
+    Effect, EmbeddedBroker, EmbeddedBrokerBuilder, Fault, FaultControl, FaultId, Network, Operation, Profile,
+    Quota, Resource,
+};
 pub use certificates::{CertificateError, Certificates, CertificatesBuilder, Identity};
 pub use listener::Listener;

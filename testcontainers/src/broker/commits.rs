@@ -20,7 +20,7 @@ pub struct Commit {
     pub partition: i32,
     /// The offset: that of the next record to read.
     pub offset: i64,
-    /// The member's id; empty for a client that assigns partitions by itself.
+    /// The member's id; empty for a client that assigns partitions by itself, and for offsets of a transaction.
     pub member: String,
     /// The generation or member epoch; -1 for a client that assigns partitions by itself.
     pub generation: i32,

@@ -1,119 +1,24 @@
-//! Faults on demand: what tests do to the broker, and the counters they read.
+//! What tests do to the broker: faults, moves, stops, and the counters they read.
 //!
-//! Rules are consulted once per request. Nothing here touches the cluster's data except [`FaultControl`]'s moves,
-//! which go through the same doors as the protocol.
+//! Everything that touches the cluster's data goes through the same doors as the protocol.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::ApiKey;
 
-use super::cluster::Shared;
-use super::watch;
+use super::acls::{Operation, Resource};
+use super::cluster::{Kind, Shared};
+use super::faults::{Effect, Fault, FaultId};
+use super::partition::Partition;
+use super::quotas::Quota;
 use super::{BrokerError, Commit, server};
-
-#[derive(Debug, Clone, PartialEq)]
-enum Action {
-    Fail(ResponseError),
-    DisconnectBefore,
-    DisconnectAfter,
-}
-
-#[derive(Debug)]
-struct Rule {
-    api: i16,
-    topic: Option<String>,
-    left: usize,
-    action: Action,
-}
-
-#[derive(Debug, Default)]
-struct Rules {
-    rules: Vec<Rule>,
-    delays: BTreeMap<i16, Duration>,
-    requests: BTreeMap<i16, u64>,
-}
-
-/// What the faults do to one request.
-#[derive(Debug, Default, Clone)]
-pub(super) struct Fate {
-    pub(super) disconnect_before: bool,
-    pub(super) disconnect_after: bool,
-    pub(super) error: Option<ResponseError>,
-    pub(super) delay: Option<Duration>,
-}
-
-/// The rules that are in force.
-#[derive(Debug)]
-pub(super) struct Faults {
-    rules: Mutex<Rules>,
-    held: watch::Sender<BTreeSet<i16>>,
-}
-
-impl Default for Faults {
-    fn default() -> Self {
-        Self { rules: Mutex::default(), held: watch::Sender::new(BTreeSet::new()) }
-    }
-}
-
-impl Faults {
-    fn rules(&self) -> MutexGuard<'_, Rules> {
-        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn add(&self, api: ApiKey, topic: Option<&str>, left: usize, action: Action) {
-        self.rules().rules.push(Rule { api: api as i16, topic: topic.map(str::to_owned), left, action });
-    }
-
-    /// Counts the request and takes the oldest rule for its API that names no topic.
-    pub(super) fn fate(&self, api: i16) -> Fate {
-        let mut rules = self.rules();
-        *rules.requests.entry(api).or_default() += 1;
-        let mut fate = Fate { delay: rules.delays.get(&api).copied(), ..Fate::default() };
-        match rules.take(|r| r.api == api && r.topic.is_none()) {
-            Some(Action::Fail(error)) => fate.error = Some(error),
-            Some(Action::DisconnectBefore) => fate.disconnect_before = true,
-            Some(Action::DisconnectAfter) => fate.disconnect_after = true,
-            None => {}
-        }
-        fate
-    }
-
-    /// Takes the oldest rule for this API and topic.
-    pub(super) fn topic_error(&self, api: i16, topic: &str) -> Option<ResponseError> {
-        match self.rules().take(|r| r.api == api && r.topic.as_deref() == Some(topic)) {
-            Some(Action::Fail(error)) => Some(error),
-            _ => None,
-        }
-    }
-
-    /// Waits while this API's answers are held.
-    pub(super) async fn wait_while_held(&self, api: i16) {
-        let mut held = self.held.subscribe();
-        // The sender lives as long as the faults: this ends only when the API is released.
-        held.wait_for(|held| !held.contains(&api)).await;
-    }
-}
-
-impl Rules {
-    fn take(&mut self, fits: impl Fn(&Rule) -> bool) -> Option<Action> {
-        let at = self.rules.iter().position(fits)?;
-        let rule = &mut self.rules[at];
-        rule.left -= 1;
-        let action = rule.action.clone();
-        if rule.left == 0 {
-            self.rules.remove(at);
-        }
-        Some(action)
-    }
-}
 
 /// Makes the embedded broker misbehave, and counts what it was asked. Cheap to clone; valid as long as the broker.
 ///
-/// Rules queue up: for one API the oldest rule with requests left applies. A request of a held or delayed API keeps
-/// the requests behind it on the same connection waiting, as in Apache Kafka.
+/// [`Self::inject`] takes rules for everything; the shorter methods are for the usual ones. A request of a held or delayed
+/// API keeps the requests behind it on the same connection waiting, as in Apache Kafka.
 #[derive(Clone)]
 pub struct FaultControl {
     pub(super) shared: Arc<Shared>,
@@ -122,62 +27,62 @@ pub struct FaultControl {
 impl FaultControl {
     /// The next `count` requests of `api` are answered with `error`, without effect.
     pub fn fail(&self, api: ApiKey, count: usize, error: ResponseError) {
-        self.add(api, None, count, Action::Fail(error));
+        self.next(Fault::on(api), count, Effect::Error(error));
     }
 
     /// The next `count` requests of `api` that name `topic` get `error` for that topic, without effect on it; their
     /// other topics are served.
     pub fn fail_topic(&self, api: ApiKey, topic: &str, count: usize, error: ResponseError) {
-        self.add(api, Some(topic), count, Action::Fail(error));
+        self.next(Fault::on(api).topic(topic), count, Effect::Error(error));
     }
 
     /// The next `count` requests of `api` are not applied: the connection closes instead.
     pub fn disconnect_before(&self, api: ApiKey, count: usize) {
-        self.add(api, None, count, Action::DisconnectBefore);
+        self.next(Fault::on(api), count, Effect::DisconnectBefore);
     }
 
     /// The next `count` requests of `api` are applied, and then the connection closes without the answer.
     pub fn disconnect_after(&self, api: ApiKey, count: usize) {
-        self.add(api, None, count, Action::DisconnectAfter);
+        self.next(Fault::on(api), count, Effect::DisconnectAfter);
     }
 
     /// Every answer of `api` is sent this much later (tokio's clock), until set to zero.
     pub fn delay(&self, api: ApiKey, delay: Duration) {
-        let mut rules = self.shared.faults.rules();
-        if delay.is_zero() {
-            rules.delays.remove(&(api as i16));
-        } else {
-            rules.delays.insert(api as i16, delay);
+        self.shared.faults.withdraw_delay(api);
+        if !delay.is_zero() {
+            self.inject(Fault::on(api).effect(Effect::Delay(delay)));
         }
     }
 
     /// Requests of `api` are applied, but their answers wait for [`Self::release`].
     pub fn hold(&self, api: ApiKey) {
-        self.shared.faults.held.send_modify(|held| {
-            held.insert(api as i16);
-        });
+        self.shared.faults.hold(api);
     }
 
     /// Sends the answers that [`Self::hold`] kept back, and holds no more of them.
     pub fn release(&self, api: ApiKey) {
-        self.shared.faults.held.send_modify(|held| {
-            held.remove(&(api as i16));
-        });
+        self.shared.faults.release(api);
     }
 
-    /// Forgets every failure, disconnection, delay and hold; the counters stay.
+    /// Puts a rule in force. The oldest rule that strikes a request decides; delays, slow answers and throttles add to it.
+    pub fn inject(&self, fault: Fault) -> FaultId {
+        self.shared.faults.inject(fault)
+    }
+
+    /// Takes a rule out of force.
+    pub fn withdraw(&self, fault: FaultId) {
+        self.shared.faults.withdraw(|id, _| id == fault);
+    }
+
+    /// Forgets every rule and hold; the counters stay, and so do cut links and what was moved or stopped.
     pub fn clear(&self) {
-        let mut rules = self.shared.faults.rules();
-        rules.rules.clear();
-        rules.delays.clear();
-        drop(rules);
-        self.shared.faults.held.send_modify(BTreeSet::clear);
+        self.shared.faults.clear();
     }
 
     /// How many requests of `api` all brokers have received so far, failed ones included.
     #[must_use]
     pub fn requests(&self, api: ApiKey) -> u64 {
-        self.shared.faults.rules().requests.get(&(api as i16)).copied().unwrap_or(0)
+        self.shared.faults.requests(api)
     }
 
     /// Keeps every commit that is accepted from now on, for [`Self::take_commits`].
@@ -194,10 +99,14 @@ impl FaultControl {
     /// How many requests all brokers have received so far, failed ones included.
     #[must_use]
     pub fn total_requests(&self) -> u64 {
-        self.shared.faults.rules().requests.values().sum()
+        self.shared.faults.total_requests()
     }
 
     /// Makes `broker` the leader of a partition, under the next leader epoch. Fetches that wait are woken.
+    ///
+    /// What the broker does not have is lost: nothing, unless it [lags](Self::lag). A lagging replica that is in sync loses
+    /// what was not acknowledged to `acks=all`; one [out of sync](Self::shrink_isr) (an unclean election) acknowledged
+    /// records too, and consumers find their positions truncated.
     ///
     /// # Errors
     /// The partition or the broker does not exist.
@@ -212,6 +121,124 @@ impl FaultControl {
         moved.map_err(|_| BrokerError::NoSuchPartition(topic.to_owned(), partition))
     }
 
+    /// A follower stops to copy the leader. It counts as in sync, so the high watermark stands still, and `acks=all`
+    /// ends in REQUEST_TIMED_OUT, until [`Self::shrink_isr`] or [`Self::catch_up`].
+    ///
+    /// # Errors
+    /// The partition does not exist.
+    pub fn lag(&self, topic: &str, partition: i32, broker: i32) -> Result<(), BrokerError> {
+        self.partition(topic, partition, |p| p.lag(broker))
+    }
+
+    /// A follower stops to copy the leader and leaves the in-sync replicas.
+    ///
+    /// # Errors
+    /// The partition does not exist.
+    pub fn shrink_isr(&self, topic: &str, partition: i32, broker: i32) -> Result<(), BrokerError> {
+        self.partition(topic, partition, |p| p.shrink(broker))
+    }
+
+    /// A follower has everything again, and is in sync.
+    ///
+    /// # Errors
+    /// The partition does not exist.
+    pub fn catch_up(&self, topic: &str, partition: i32, broker: i32) -> Result<(), BrokerError> {
+        self.partition(topic, partition, |p| p.catch_up(broker))
+    }
+
+    /// Cuts a partition's log off at `offset` under a new leader epoch, as if every replica had lost the rest.
+    ///
+    /// # Errors
+    /// The partition does not exist.
+    pub fn truncate(&self, topic: &str, partition: i32, offset: i64) -> Result<(), BrokerError> {
+        self.partition(topic, partition, |p| p.truncate(offset))
+    }
+
+    /// Compacts a partition: of each key the newest record stays, the others leave gaps in the offsets, and batches without
+    /// records go. Transactional batches stay as they are.
+    ///
+    /// # Errors
+    /// The partition does not exist, or a batch cannot be decoded.
+    pub fn compact(&self, topic: &str, partition: i32) -> Result<(), BrokerError> {
+        let mut done = Ok(());
+        self.partition(topic, partition, |p| done = super::compaction::compact(&mut p.log))?;
+        done.map_err(BrokerError::Batch)
+    }
+
+    /// Applies the topic's `retention.ms` now: batches whose newest record is older go, from the start of the log on.
+    ///
+    /// # Errors
+    /// The partition does not exist.
+    pub fn retain(&self, topic: &str, partition: i32) -> Result<(), BrokerError> {
+        let now = self.shared.clock.wall_ms();
+        let age = {
+            let cluster = self.shared.cluster();
+            let config = cluster.topics.get(topic).and_then(|t| t.config("retention.ms"));
+            config.and_then(|v| v.parse::<i64>().ok()).filter(|age| *age >= 0)
+        };
+        self.partition(topic, partition, |p| {
+            if let Some(age) = age {
+                p.log.retain_since(now.saturating_sub(age));
+            }
+        })
+    }
+
+    /// Forgets what a partition knows of idempotent producers, as retention and expiry do
+    /// (`producer.id.expiration.ms`). Whoever goes on may do so with any sequence.
+    ///
+    /// # Errors
+    /// The partition does not exist.
+    pub fn forget_producers(&self, topic: &str, partition: i32) -> Result<(), BrokerError> {
+        self.partition(topic, partition, |p| p.log.producers_mut().clear())
+    }
+
+    /// Limits what clients do per second (`client`: one `client.id`, `None`: each that has no limit of its own); `None` lifts
+    /// it. Whoever exceeds it is told `throttle_time_ms`, and not read from for as long (KIP-219).
+    pub fn quota(&self, quota: Quota, client: Option<&str>, per_second: Option<u64>) {
+        self.shared.quotas.lock().unwrap_or_else(PoisonError::into_inner).set(quota, client, per_second);
+    }
+
+    /// Denies a user an operation; `*` means everybody, and a resource named `*` all of its kind. The answers are those of
+    /// a cluster with an authorizer. Everything else is allowed.
+    pub fn deny(&self, user: &str, resource: Resource, operation: Operation) {
+        self.shared.acls.lock().unwrap_or_else(PoisonError::into_inner).deny(user, resource, operation);
+    }
+
+    /// Takes every [`Self::deny`] back.
+    pub fn allow_all(&self) {
+        self.shared.acls.lock().unwrap_or_else(PoisonError::into_inner).allow_all();
+    }
+
+    /// A broker forgets its fetch sessions: clients hear FETCH_SESSION_ID_NOT_FOUND and begin anew (KIP-227).
+    ///
+    /// # Errors
+    /// The broker does not exist.
+    pub fn forget_fetch_sessions(&self, broker: i32) -> Result<(), BrokerError> {
+        let mut cluster = self.shared.cluster();
+        let node = cluster.nodes.get_mut(&broker).ok_or(BrokerError::NoSuchBroker(broker))?;
+        node.sessions = super::session::FetchSessions::default();
+        Ok(())
+    }
+
+    /// How long the coordinator takes to write the markers of a transaction that ended; until then its producer hears
+    /// CONCURRENT_TRANSACTIONS. Default 0.
+    pub fn delay_markers(&self, delay: Duration) {
+        self.shared.cluster().transactions.marker_delay = delay;
+    }
+
+    /// Makes `broker` the coordinator of a transactional id.
+    ///
+    /// # Errors
+    /// The broker does not exist.
+    pub fn move_transaction_coordinator(&self, id: &str, broker: i32) -> Result<(), BrokerError> {
+        let mut cluster = self.shared.cluster();
+        if !cluster.nodes.contains_key(&broker) {
+            return Err(BrokerError::NoSuchBroker(broker));
+        }
+        cluster.move_coordinator(Kind::Transaction, id, broker, self.shared.clock.now());
+        Ok(())
+    }
+
     /// Makes `broker` the coordinator of a group. Members that wait in a join or a sync get NOT_COORDINATOR.
     ///
     /// # Errors
@@ -221,30 +248,48 @@ impl FaultControl {
         if !cluster.nodes.contains_key(&broker) {
             return Err(BrokerError::NoSuchBroker(broker));
         }
-        cluster.move_coordinator(group, broker, self.shared.clock.now());
+        cluster.move_coordinator(Kind::Group, group, broker, self.shared.clock.now());
         Ok(())
     }
 
-    /// Closes the listeners and connections of a broker. Its partitions and groups move to the brokers that still run;
-    /// with none left they wait for it. Nothing that was acknowledged is lost.
+    /// Stops a broker in an orderly way: its connections close, its partitions and groups move to in-sync replicas that
+    /// run; without one they wait for it. Started again it remembers only the last batch of each idempotent producer, as
+    /// from Apache Kafka's snapshot. Nothing that was acknowledged is lost, but to the topic configuration
+    /// `unclean.leader.election.enable=true`.
     ///
     /// # Errors
     /// The broker does not exist.
     pub fn stop_broker(&self, broker: i32) -> Result<(), BrokerError> {
+        self.end_broker(broker, true)
+    }
+
+    /// Like [`Self::stop_broker`], by a crash: started again it reads its logs, and remembers the last five batches of each
+    /// idempotent producer.
+    ///
+    /// # Errors
+    /// The broker does not exist.
+    pub fn kill_broker(&self, broker: i32) -> Result<(), BrokerError> {
+        self.end_broker(broker, false)
+    }
+
+    fn end_broker(&self, broker: i32, clean: bool) -> Result<(), BrokerError> {
         let mut cluster = self.shared.cluster();
         let Some(node) = cluster.nodes.get_mut(&broker) else {
             return Err(BrokerError::NoSuchBroker(broker));
         };
+        let was_running = *node.running.borrow();
         node.running.send_replace(false);
-        node.sessions = super::session::FetchSessions::default();
-        cluster.broker_stopped(broker, self.shared.clock.now());
+        if was_running {
+            node.sessions = super::session::FetchSessions::default();
+            cluster.broker_stopped(broker, clean, self.shared.clock.now());
+        }
         drop(cluster);
         self.shared.appended.notify_waiters();
         Ok(())
     }
 
-    /// Starts a stopped broker again at the same ports. It leads nothing until something is moved to it, unless it
-    /// was the last one.
+    /// Starts a stopped broker again at the same ports. Its replicas are in sync at once; it leads only what nobody took
+    /// over, until something is moved to it.
     ///
     /// # Errors
     /// The broker does not exist, or one of its ports is taken.
@@ -279,9 +324,21 @@ impl FaultControl {
         self.shared.links.forget((client.map(str::to_owned), broker));
     }
 
-    fn add(&self, api: ApiKey, topic: Option<&str>, count: usize, action: Action) {
-        if count > 0 {
-            self.shared.faults.add(api, topic, count, action);
-        }
+    fn next(&self, fault: Fault, count: usize, effect: Effect) {
+        self.inject(fault.times(count as u64).effect(effect));
+    }
+
+    fn partition(
+        &self,
+        topic: &str,
+        partition: i32,
+        change: impl FnOnce(&mut Partition),
+    ) -> Result<(), BrokerError> {
+        let mut cluster = self.shared.cluster();
+        let found = cluster.partition_mut(topic, partition);
+        let done = found.map(change).map_err(|_| BrokerError::NoSuchPartition(topic.to_owned(), partition));
+        drop(cluster);
+        self.shared.appended.notify_waiters();
+        done
     }
 }

@@ -134,6 +134,12 @@ pub(super) struct Group {
 
 type Refusal = ResponseError;
 
+impl Default for Group {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Group {
     pub(super) fn new() -> Self {
         Self {
@@ -567,7 +573,13 @@ impl Group {
     }
 
     /// May this caller commit offsets? A negative generation is a client that assigns partitions by itself.
-    pub(super) fn handle_commit(&mut self, now: Now, caller: &Caller) -> Result<(), Refusal> {
+    /// In a transaction it may do so between two generations too.
+    pub(super) fn handle_commit(
+        &mut self,
+        now: Now,
+        caller: &Caller,
+        in_transaction: bool,
+    ) -> Result<(), Refusal> {
         if caller.generation < 0 && self.state == State::Empty {
             return Ok(());
         }
@@ -577,7 +589,7 @@ impl Group {
         self.check_generation(caller)?;
         self.touch(now, &caller.member_id);
         match self.state {
-            State::Completing { .. } => Err(ResponseError::RebalanceInProgress),
+            State::Completing { .. } if !in_transaction => Err(ResponseError::RebalanceInProgress),
             _ => Ok(()),
         }
     }

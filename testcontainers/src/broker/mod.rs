@@ -2,18 +2,24 @@
 //!
 //! Good enough that foreign clients produce to it and consume through a group, and made for tests: [`FaultControl`]
 //! breaks it on purpose, [`EmbeddedBroker::records`] and [`EmbeddedBroker::committed`] look inside. Data lives in
-//! memory; a "cluster" of several brokers shares it, so replication never lags. No transactions, no KIP-848 groups.
-//! It shares no code with the client it tests. Not for hostile networks.
+//! memory; a cluster of several brokers shares it, and a replica lags only when it is told to. It shares no code with the client it tests. Not for hostile networks.
 
+mod acls;
 mod api;
 mod clock;
 mod cluster;
 mod commits;
+mod compaction;
+mod consumer_group;
 mod control;
+mod faults;
 mod group;
 mod log;
 mod network;
+mod partition;
 mod producers;
+mod profile;
+mod quotas;
 mod random;
 mod records;
 mod sasl;
@@ -21,20 +27,27 @@ mod server;
 mod session;
 mod tls;
 mod topic_config;
+mod transactions;
 mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kafka_protocol::records::Record;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 
+pub use self::acls::{Operation, Resource};
 use self::clock::Clock;
-use self::cluster::{Cluster, Node, Options, Shared};
+use self::cluster::{Cluster, Node, Options, Placement, Shared};
 pub use self::commits::Commit;
+use self::consumer_group::Times;
 pub use self::control::FaultControl;
+pub use self::faults::{Effect, Fault, FaultId};
 pub use self::network::Network;
+pub use self::profile::Profile;
+pub use self::quotas::Quota;
 use self::session::FetchSessions;
 use self::tls::TlsPem;
 pub use crate::Listener;
@@ -109,6 +122,52 @@ impl EmbeddedBrokerBuilder {
         self
     }
 
+    /// Replicas of a topic that is created without saying how many (`default.replication.factor`). Default: one on each
+    /// broker, three at most.
+    #[must_use]
+    pub fn default_replication(mut self, replicas: i16) -> Self {
+        self.options.default_replication = replicas;
+        self
+    }
+
+    /// How long an idempotent producer is remembered that writes nothing (`producer.id.expiration.ms`; looked at every ten
+    /// minutes). Default one day.
+    #[must_use]
+    pub fn producer_id_expiration(mut self, age: Duration) -> Self {
+        self.options.producer_expiration = age;
+        self
+    }
+
+    /// Which broker this one looks like. Default: everything it can do.
+    #[must_use]
+    pub fn profile(mut self, profile: Profile) -> Self {
+        self.options.profile = profile;
+        self
+    }
+
+    /// Times of KIP-848 groups: when a silent member is out (`group.consumer.session.timeout.ms`, default 45 s), and how
+    /// often members are told to send heartbeats (`group.consumer.heartbeat.interval.ms`, default 5 s).
+    #[must_use]
+    pub fn consumer_group_times(mut self, session: Duration, heartbeat: Duration) -> Self {
+        self.options.consumer_group = Times { session, heartbeat };
+        self
+    }
+
+    /// How many fetch sessions a broker keeps (`max.incremental.fetch.session.cache.slots`). A client that finds the cache
+    /// full gets none, and fetches without. Default 1000.
+    #[must_use]
+    pub fn fetch_sessions(mut self, slots: usize) -> Self {
+        self.options.fetch_sessions = slots;
+        self
+    }
+
+    /// How long the offsets of a group without members are kept (`offsets.retention.minutes`). Default seven days.
+    #[must_use]
+    pub fn offsets_retention(mut self, age: Duration) -> Self {
+        self.options.offsets_retention = age;
+        self
+    }
+
     /// A user who may log in at the SASL listeners, with PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512. Call it once per user.
     #[must_use]
     pub fn user(mut self, name: &str, password: &str) -> Self {
@@ -169,12 +228,17 @@ impl EmbeddedBrokerBuilder {
             running: watch::Sender::new(false),
             accepting: Vec::new(),
             sessions: FetchSessions::default(),
+            stopped_cleanly: true,
         };
         let nodes = (1..=self.brokers).map(|id| (id, node(id))).collect();
-        let cluster = Cluster::new(self.options, nodes);
+        let mut options = self.options;
+        if options.default_replication < 1 {
+            options.default_replication = i16::try_from(self.brokers.min(3)).unwrap_or(3);
+        }
+        let cluster = Cluster::new(options, nodes);
         let shared =
             Shared::new(cluster, Clock::start(self.wall_ms), self.users, tls, self.in_memory, self.seed);
-        let timers = spawn_group_timers(Arc::clone(&shared));
+        let timers = spawn_timers(Arc::clone(&shared));
         let broker = EmbeddedBroker { shared, timers };
         for id in 1..=self.brokers {
             server::start_node(&broker.shared, id).await?;
@@ -183,13 +247,13 @@ impl EmbeddedBrokerBuilder {
     }
 }
 
-/// One task per cluster ends sessions and rebalances in time.
+/// One task per cluster ends sessions, rebalances and transactions in time.
 #[expect(clippy::disallowed_methods, reason = "the cluster's one timer task; the handle aborts it")]
-fn spawn_group_timers(shared: Arc<Shared>) -> JoinHandle<()> {
+fn spawn_timers(shared: Arc<Shared>) -> JoinHandle<()> {
     tokio::spawn(async move {
         loop {
-            let changed = shared.group_timer.notified();
-            let next = shared.cluster().next_group_timeout();
+            let changed = shared.timer.notified();
+            let next = shared.cluster().next_timeout();
             let due = async {
                 match next {
                     Some(at) => tokio::time::sleep_until(shared.clock.instant(at)).await,
@@ -199,7 +263,13 @@ fn spawn_group_timers(shared: Arc<Shared>) -> JoinHandle<()> {
             tokio::select! {
                 biased;
                 () = changed => {}
-                () = due => shared.cluster().handle_group_timeouts(shared.clock.now()),
+                () = due => {
+                    let mut cluster = shared.cluster();
+                    cluster.handle_group_timeouts(shared.clock.now());
+                    cluster.settle_transactions(&shared.clock, &shared.commits);
+                    drop(cluster);
+                    shared.appended.notify_waiters();
+                }
             }
         }
     })
@@ -217,7 +287,17 @@ impl EmbeddedBroker {
     pub fn builder() -> EmbeddedBrokerBuilder {
         EmbeddedBrokerBuilder {
             brokers: 1,
-            options: Options { default_partitions: 1, auto_create_topics: true },
+            options: Options {
+                default_partitions: 1,
+                auto_create_topics: true,
+                default_replication: -1,
+                producer_expiration: Duration::from_secs(86_400),
+                max_transaction_timeout: Duration::from_secs(900),
+                offsets_retention: Duration::from_secs(7 * 86_400),
+                consumer_group: Times { session: Duration::from_secs(45), heartbeat: Duration::from_secs(5) },
+                profile: Profile::Latest,
+                fetch_sessions: 1000,
+            },
             users: sasl::Users::new(),
             tls: None,
             in_memory: false,
@@ -273,7 +353,7 @@ impl EmbeddedBroker {
     /// # Errors
     /// The name is not legal, the topic exists, or `partitions` is not within 1 to 10,000.
     pub fn create_topic(&self, name: &str, partitions: i32) -> Result<(), BrokerError> {
-        let made = self.shared.cluster().create_topic(name, partitions, &BTreeMap::new(), BTreeMap::new());
+        let made = self.shared.cluster().create_topic(name, partitions, &Placement::usual(), BTreeMap::new());
         made.map(drop).map_err(|error| BrokerError::Topic(name.to_owned(), error))
     }
 
@@ -291,7 +371,7 @@ impl EmbeddedBroker {
         };
         let (start, batches) = batches;
         let mut all = Vec::new();
-        for batch in &batches {
+        for batch in batches.iter().filter(|b| !b.is_control()) {
             let records = records::decode(batch).map_err(BrokerError::Batch)?;
             all.extend(records.into_iter().filter(|r| r.offset >= start));
         }

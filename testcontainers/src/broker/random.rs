@@ -22,6 +22,20 @@ impl Random {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
+
+    /// Below `bound`; 0 for a bound of 0.
+    pub(super) fn below(&self, bound: u64) -> u64 {
+        self.next().checked_rem(bound).unwrap_or(0)
+    }
+
+    /// True with this probability (0 to 1). Certainties draw nothing.
+    pub(super) fn happens(&self, probability: f64) -> bool {
+        if probability >= 1.0 {
+            return true;
+        }
+        // 53 bits, the precision of a double.
+        probability > 0.0 && ((self.next() >> 11) as f64) < probability * (1u64 << 53) as f64
+    }
 }
 
 #[cfg(test)]
@@ -36,5 +50,13 @@ mod tests {
         };
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
+    }
+
+    #[test]
+    fn chances_come_about_as_often_as_asked() {
+        let random = Random::new(1);
+        let hits = (0..10_000).filter(|_| random.happens(0.25)).count();
+        assert!((2_300..2_700).contains(&hits), "{hits}");
+        assert!(!random.happens(0.0) && random.happens(1.0));
     }
 }

@@ -21,6 +21,19 @@ pub(super) fn decode(batch: &Batch) -> Result<Vec<Record>, String> {
     Ok(set.records)
 }
 
+/// Decompresses by the codec's number in a batch's attributes.
+pub(super) fn unpack(packed: &Bytes, codec: i16) -> std::io::Result<Bytes> {
+    let how = match codec {
+        0 => Compression::None,
+        1 => Compression::Gzip,
+        2 => Compression::Snappy,
+        3 => Compression::Lz4,
+        4 => Compression::Zstd,
+        _ => return Err(std::io::Error::other(format!("codec {codec}"))),
+    };
+    decompress(packed, how)
+}
+
 fn decompress(packed: &Bytes, how: Compression) -> std::io::Result<Bytes> {
     let all = |reader: &mut dyn Read| -> std::io::Result<Bytes> {
         let mut out = Vec::new();

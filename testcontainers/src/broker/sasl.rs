@@ -53,6 +53,7 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Login {
     state: State,
+    user: String,
 }
 
 /// A token that was accepted: what to answer.
@@ -60,7 +61,7 @@ pub(super) type Token = Vec<u8>;
 
 impl Login {
     pub(super) fn new(needed: bool) -> Self {
-        Self { state: if needed { State::Handshake } else { State::Open } }
+        Self { state: if needed { State::Handshake } else { State::Open }, user: String::new() }
     }
 
     /// Before the login only these three are heard; anything else closes the connection, as in Apache Kafka.
@@ -71,6 +72,11 @@ impl Login {
                 | (State::Handshake, ApiKey::ApiVersions | ApiKey::SaslHandshake)
                 | (State::Tokens { .. }, ApiKey::SaslAuthenticate)
         )
+    }
+
+    /// Who has logged in; empty before, and without a login.
+    pub(super) fn user(&self) -> &str {
+        &self.user
     }
 
     pub(super) fn has_failed(&self) -> bool {
@@ -112,7 +118,12 @@ impl Login {
             )
         };
         let (reply, next) = match exchange {
-            Exchange::Plain => (plain(users, token)?, None),
+            Exchange::Plain => {
+                let reply = plain(users, token)?;
+                let name = token.split(|b| *b == 0).nth(1).unwrap_or_default();
+                self.user = String::from_utf8_lossy(name).into_owned();
+                (reply, None)
+            }
             Exchange::ScramFirst(hash) => {
                 let (reply, next) = scram_first(users, hash, token, &nonce(random)).ok_or_else(wrong)?;
                 (reply, Some(next))
@@ -120,7 +131,9 @@ impl Login {
             Exchange::ScramFinal { hash, salted, client_first, server_first, nonce } => {
                 let text = std::str::from_utf8(token).map_err(|_| wrong())?;
                 let reply = scram_final(hash, &salted, &client_first, &server_first, &nonce, text);
-                (reply.ok_or_else(wrong)?, None)
+                let reply = reply.ok_or_else(wrong)?;
+                self.user = attribute(&client_first, "n=").unwrap_or_default().to_owned();
+                (reply, None)
             }
         };
         self.state = match next {

@@ -3,7 +3,8 @@
 //! A connection serves one request at a time, as Apache Kafka does: pipelined requests wait in the socket. What a
 //! request means is in `api`; who may ask is in `sasl`.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use kafka_protocol::messages::{ApiKey, RequestHeader};
@@ -14,6 +15,8 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::api::{self, Call};
 use super::cluster::Shared;
+use super::faults::{Asked, Effect};
+use super::random::Random;
 use super::sasl::Login;
 use super::watch;
 use super::{BrokerError, Listener};
@@ -60,6 +63,13 @@ pub(super) async fn start_node(shared: &Arc<Shared>, broker: i32) -> Result<(), 
     let mut cluster = shared.cluster();
     let Some(node) = cluster.nodes.get_mut(&broker) else { return Err(BrokerError::NoSuchBroker(broker)) };
     node.running = watch::Sender::new(true);
+    let node = {
+        cluster.broker_started(broker);
+        let Some(node) = cluster.nodes.get_mut(&broker) else {
+            return Err(BrokerError::NoSuchBroker(broker));
+        };
+        node
+    };
     for (listener, socket) in bound {
         let port = socket.local_addr().map_err(BrokerError::Listen)?.port();
         node.ports.insert(listener, port);
@@ -142,6 +152,45 @@ pub(super) async fn serve<S>(
     }
 }
 
+/// What goes back for one request, and how.
+struct Answer {
+    frame: BytesMut,
+    /// The connection closes behind it.
+    close: bool,
+    /// In pieces of so many bytes, with this pause after each.
+    trickle: Option<(usize, Duration)>,
+    /// The broker reads nothing for so long (KIP-219).
+    mute: Duration,
+}
+
+impl Answer {
+    fn plain(frame: BytesMut) -> Self {
+        Self { frame, close: false, trickle: None, mute: Duration::ZERO }
+    }
+
+    async fn write<S: AsyncWrite + Unpin>(&self, stream: &mut S) -> std::io::Result<()> {
+        let (size, pause) = self.trickle.unwrap_or_else(|| (self.frame.len().max(1), Duration::ZERO));
+        for piece in self.frame.chunks(size) {
+            stream.write_all(piece).await?;
+            stream.flush().await?;
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Turns one bit over, behind the frame's length and the correlation id.
+fn corrupt(frame: &mut BytesMut, random: &Random) {
+    let body = frame.len().saturating_sub(8) as u64;
+    let bit = random.below(body * 8);
+    let at = usize::try_from(bit / 8).unwrap_or(0) + 8;
+    if let Some(byte) = frame.get_mut(at) {
+        *byte ^= 1 << (bit % 8);
+    }
+}
+
 struct Connection {
     shared: Arc<Shared>,
     broker: i32,
@@ -161,12 +210,15 @@ impl Connection {
                 Ok(Some(frame)) => match self.handle(frame).await {
                     Ok(Some(answer)) => {
                         self.pass().await;
-                        if stream.write_all(&answer).await.is_err() || stream.flush().await.is_err() {
+                        if answer.write(&mut stream).await.is_err() {
                             return;
                         }
-                        if self.login.has_failed() {
+                        if self.login.has_failed() || answer.close {
                             drop(stream.shutdown().await);
                             return;
+                        }
+                        if !answer.mute.is_zero() {
+                            tokio::time::sleep(answer.mute).await;
                         }
                     }
                     Ok(None) => {}
@@ -189,10 +241,10 @@ impl Connection {
     }
 
     /// One request in, its answer out (none for acks=0).
-    async fn handle(&mut self, frame: Bytes) -> Result<Option<BytesMut>, Close> {
+    async fn handle(&mut self, frame: Bytes) -> Result<Option<Answer>, Close> {
         if self.login.expects_raw_token() {
             let reply = self.login.raw_token(&self.shared.users, &self.shared.random, &frame)?;
-            return Ok(Some(reply));
+            return Ok(Some(Answer::plain(reply)));
         }
         if frame.len() < 8 {
             return Err(Close);
@@ -200,14 +252,11 @@ impl Connection {
         let mut peek = &frame[..];
         let (key, version, correlation) = (peek.get_i16(), peek.get_i16(), peek.get_i32());
         let api = ApiKey::try_from(key).map_err(|()| Close)?;
-        let fate = self.shared.faults.fate(key);
-        if fate.disconnect_before {
-            return Err(Close);
-        }
-        if !api::is_supported(api, version) {
+        let profile = self.shared.profile;
+        if !api::is_supported(profile, api, version) {
             // Only ApiVersions answers a version from the future, in version 0 (KIP-511).
-            if api == ApiKey::ApiVersions {
-                return api::unsupported_api_versions(correlation).map(Some);
+            if api == ApiKey::ApiVersions && profile.answers_future_versions() {
+                return api::unsupported_api_versions(profile, correlation).map(Answer::plain).map(Some);
             }
             tracing::debug!(?api, version, "unsupported version");
             return Err(Close);
@@ -216,6 +265,7 @@ impl Connection {
             tracing::debug!(?api, "request before authentication");
             return Err(Close);
         }
+        let size = frame.len();
         let mut body = frame;
         let header =
             RequestHeader::decode(&mut body, api.request_header_version(version)).map_err(|_| Close)?;
@@ -225,6 +275,14 @@ impl Connection {
             self.mark = self.shared.links.mark(&client_id, self.broker);
         }
         self.pass().await;
+        let asked = Asked { api: key, broker: self.broker, client: &client_id };
+        let fate = self.shared.faults.fate(asked, &self.shared.random);
+        let error = match fate.effect {
+            Some(Effect::DisconnectBefore) => return Err(Close),
+            Some(Effect::Silence) => std::future::pending().await,
+            Some(Effect::Error(error)) => Some(error),
+            _ => None,
+        };
         let call = Call {
             shared: &self.shared,
             broker: self.broker,
@@ -232,19 +290,32 @@ impl Connection {
             api,
             version,
             correlation,
+            size,
             client_id,
             client_host: self.peer.host.clone(),
-            error: fate.error,
+            user: self.login.user().to_owned(),
+            error,
+            fate: Mutex::new(fate),
         };
         let answer = api::dispatch(&call, body, &mut self.login).await?;
-        if fate.disconnect_after {
-            return Err(Close);
-        }
+        let fate = call.fate.into_inner().unwrap_or_else(PoisonError::into_inner);
         self.shared.faults.wait_while_held(key).await;
-        if let Some(delay) = fate.delay {
-            tokio::time::sleep(delay).await;
+        if !fate.delay.is_zero() {
+            tokio::time::sleep(fate.delay).await;
         }
-        Ok(answer)
+        let Some(mut frame) = answer else { return Ok(None) };
+        let mut close = false;
+        match fate.effect {
+            Some(Effect::DisconnectBefore | Effect::DisconnectAfter) => return Err(Close),
+            Some(Effect::Silence | Effect::SilenceAfter) => std::future::pending().await,
+            Some(Effect::Truncate(bytes)) => {
+                frame.truncate(bytes);
+                close = true;
+            }
+            Some(Effect::Corrupt) => corrupt(&mut frame, &self.shared.random),
+            _ => {}
+        }
+        Ok(Some(Answer { frame, close, trickle: fate.trickle, mute: fate.throttle }))
     }
 }
 

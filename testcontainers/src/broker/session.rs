@@ -1,13 +1,17 @@
 //! Fetch sessions of one broker (KIP-227): which partitions a client fetches and what it was last told of them.
 //!
-//! Pure: no clock, no I/O. The cache is bounded; the oldest session goes first, and its client starts a new one.
+//! Pure: no clock, no I/O. The cache is bounded; idle sessions make room, and their clients start new ones.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use kafka_protocol::ResponseError;
 use uuid::Uuid;
 
-const MAX_SESSIONS: usize = 1000;
+use super::clock::Now;
+
+/// A session that was idle for so long makes room for another (`min.incremental.fetch.session.eviction.ms`).
+const IDLE: Duration = Duration::from_secs(120);
 
 /// A partition as the client names it: by name before version 13, by topic id since (KIP-516).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,8 +29,8 @@ pub(super) struct Wanted {
     pub(super) leader_epoch: i32,
 }
 
-/// High watermark and log start as last told.
-pub(super) type Told = Option<(i64, i64)>;
+/// High watermark, log start and last stable offset as last told.
+pub(super) type Told = Option<(i64, i64, i64)>;
 
 #[derive(Debug)]
 struct Session {
@@ -34,6 +38,7 @@ struct Session {
     partitions: BTreeMap<Key, (Wanted, Told)>,
     /// Where the next answer begins, so that a full answer does not starve the partitions at the end.
     next: usize,
+    used: Now,
 }
 
 /// What one fetch has to look at.
@@ -55,8 +60,12 @@ pub(super) struct FetchSessions {
 
 impl FetchSessions {
     /// Takes the session fields of a fetch request and says what to read.
+    ///
+    /// With `slots` sessions in use the client gets none (KIP-227).
     pub(super) fn plan(
         &mut self,
+        now: Now,
+        slots: usize,
         id: i32,
         epoch: i32,
         wanted: Vec<(Key, Wanted)>,
@@ -64,7 +73,7 @@ impl FetchSessions {
     ) -> Result<Plan, ResponseError> {
         if epoch <= 0 {
             self.sessions.remove(&id);
-            let session_id = if epoch == 0 { self.open(&wanted) } else { 0 };
+            let session_id = if epoch == 0 { self.open(now, slots, &wanted) } else { 0 };
             let partitions = wanted.into_iter().map(|(k, w)| (k, w, None)).collect();
             return Ok(Plan { session_id, incremental: false, partitions });
         }
@@ -72,6 +81,7 @@ impl FetchSessions {
         if session.epoch != epoch {
             return Err(ResponseError::InvalidFetchSessionEpoch);
         }
+        session.used = now;
         session.epoch = if epoch == i32::MAX { 1 } else { epoch + 1 };
         for key in forgotten {
             session.partitions.remove(key);
@@ -87,16 +97,20 @@ impl FetchSessions {
         Ok(Plan { session_id: id, incremental: true, partitions })
     }
 
-    fn open(&mut self, wanted: &[(Key, Wanted)]) -> i32 {
+    fn open(&mut self, now: Now, slots: usize, wanted: &[(Key, Wanted)]) -> i32 {
         if wanted.is_empty() {
             return 0;
         }
-        if self.sessions.len() >= MAX_SESSIONS {
-            self.sessions.pop_first();
+        if self.sessions.len() >= slots {
+            let oldest = self.sessions.iter().min_by_key(|(_, s)| s.used).map(|(id, s)| (*id, s.used));
+            match oldest.filter(|(_, used)| now.saturating_sub(*used) > IDLE) {
+                Some((id, _)) => self.sessions.remove(&id),
+                None => return 0,
+            };
         }
         self.given = self.given.checked_add(1).unwrap_or(1);
         let partitions = wanted.iter().map(|(k, w)| (k.clone(), (w.clone(), None))).collect();
-        self.sessions.insert(self.given, Session { epoch: 1, partitions, next: 0 });
+        self.sessions.insert(self.given, Session { epoch: 1, partitions, next: 0, used: now });
         self.given
     }
 
@@ -123,36 +137,58 @@ mod tests {
     #[test]
     fn an_incremental_fetch_keeps_what_it_does_not_name() {
         let mut sessions = FetchSessions::default();
-        let id = sessions.plan(0, 0, vec![want(0, 0), want(1, 0)], &[]).unwrap().session_id;
-        let plan = sessions.plan(id, 1, vec![want(1, 7)], &[]).unwrap();
+        let id = sessions.plan(Now::ZERO, 9, 0, 0, vec![want(0, 0), want(1, 0)], &[]).unwrap().session_id;
+        let plan = sessions.plan(Now::ZERO, 9, id, 1, vec![want(1, 7)], &[]).unwrap();
         let offsets: Vec<i64> = plan.partitions.iter().map(|p| p.1.offset).collect();
         assert_eq!(offsets, [0, 7]);
-        let plan = sessions.plan(id, 2, vec![], &[key(0)]).unwrap();
+        let plan = sessions.plan(Now::ZERO, 9, id, 2, vec![], &[key(0)]).unwrap();
         assert_eq!(plan.partitions.len(), 1);
     }
 
     #[test]
     fn a_wrong_epoch_and_an_unknown_session_are_refused() {
         let mut sessions = FetchSessions::default();
-        let id = sessions.plan(0, 0, vec![want(0, 0)], &[]).unwrap().session_id;
-        assert_eq!(sessions.plan(id, 2, vec![], &[]).unwrap_err(), ResponseError::InvalidFetchSessionEpoch);
-        assert_eq!(sessions.plan(99, 1, vec![], &[]).unwrap_err(), ResponseError::FetchSessionIdNotFound);
+        let id = sessions.plan(Now::ZERO, 9, 0, 0, vec![want(0, 0)], &[]).unwrap().session_id;
+        assert_eq!(
+            sessions.plan(Now::ZERO, 9, id, 2, vec![], &[]).unwrap_err(),
+            ResponseError::InvalidFetchSessionEpoch
+        );
+        assert_eq!(
+            sessions.plan(Now::ZERO, 9, 99, 1, vec![], &[]).unwrap_err(),
+            ResponseError::FetchSessionIdNotFound
+        );
     }
 
     #[test]
     fn the_final_epoch_closes_the_session() {
         let mut sessions = FetchSessions::default();
-        let id = sessions.plan(0, 0, vec![want(0, 0)], &[]).unwrap().session_id;
-        assert_eq!(sessions.plan(id, -1, vec![], &[]).unwrap().session_id, 0);
-        assert_eq!(sessions.plan(id, 1, vec![], &[]).unwrap_err(), ResponseError::FetchSessionIdNotFound);
+        let id = sessions.plan(Now::ZERO, 9, 0, 0, vec![want(0, 0)], &[]).unwrap().session_id;
+        assert_eq!(sessions.plan(Now::ZERO, 9, id, -1, vec![], &[]).unwrap().session_id, 0);
+        assert_eq!(
+            sessions.plan(Now::ZERO, 9, id, 1, vec![], &[]).unwrap_err(),
+            ResponseError::FetchSessionIdNotFound
+        );
     }
 
     #[test]
     fn the_answers_begin_at_another_partition_each_time() {
         let mut sessions = FetchSessions::default();
-        let id = sessions.plan(0, 0, vec![want(0, 0), want(1, 0)], &[]).unwrap().session_id;
+        let id = sessions.plan(Now::ZERO, 9, 0, 0, vec![want(0, 0), want(1, 0)], &[]).unwrap().session_id;
         let first = |plan: Plan| plan.partitions[0].0.partition;
-        assert_eq!(first(sessions.plan(id, 1, vec![], &[]).unwrap()), 0);
-        assert_eq!(first(sessions.plan(id, 2, vec![], &[]).unwrap()), 1);
+        assert_eq!(first(sessions.plan(Now::ZERO, 9, id, 1, vec![], &[]).unwrap()), 0);
+        assert_eq!(first(sessions.plan(Now::ZERO, 9, id, 2, vec![], &[]).unwrap()), 1);
+    }
+
+    #[test]
+    fn a_full_cache_gives_no_session_until_one_is_idle() {
+        let mut sessions = FetchSessions::default();
+        let mut open = |at| sessions.plan(at, 1, 0, 0, vec![want(0, 0)], &[]).unwrap().session_id;
+        assert_eq!(open(Now::ZERO), 1);
+        assert_eq!(open(IDLE), 0);
+        assert_eq!(open(IDLE + Duration::from_secs(1)), 2);
+        assert_eq!(
+            sessions.plan(Now::ZERO, 1, 1, 1, vec![], &[]).unwrap_err(),
+            ResponseError::FetchSessionIdNotFound
+        );
     }
 }

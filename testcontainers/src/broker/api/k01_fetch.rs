@@ -9,11 +9,13 @@ use std::time::Duration;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::fetch_request::FetchTopic;
 use kafka_protocol::messages::fetch_response::{
-    FetchableTopicResponse, LeaderIdAndEpoch, NodeEndpoint, PartitionData,
+    AbortedTransaction, FetchableTopicResponse, LeaderIdAndEpoch, NodeEndpoint, PartitionData,
 };
 use kafka_protocol::messages::{FetchRequest, FetchResponse};
 
-use super::super::cluster::{Cluster, Partition};
+use super::super::cluster::Cluster;
+use super::super::log::{Aborted, Isolation, PartitionLog};
+use super::super::partition::Partition;
 use super::super::session::{Key, Plan, Wanted};
 use super::{Call, text, topic_name};
 
@@ -34,7 +36,10 @@ pub(super) async fn handle(call: &Call<'_>, request: FetchRequest) -> FetchRespo
         plan,
         injected,
         max_bytes: usize::try_from(request.max_bytes).unwrap_or(0),
-        read_committed: request.isolation_level == 1,
+        isolation: match request.isolation_level {
+            1 => Isolation::Committed,
+            _ => Isolation::Uncommitted,
+        },
     };
     let enough = usize::try_from(request.min_bytes).unwrap_or(0);
     let wait = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0));
@@ -76,8 +81,9 @@ fn plan(call: &Call<'_>, request: &FetchRequest) -> Result<Plan, ResponseError> 
         forgotten.extend(topic.partitions.iter().map(|p| key(&name, topic.topic_id, *p)));
     }
     let (id, epoch) = if call.version >= 7 { (request.session_id, request.session_epoch) } else { (0, -1) };
+    let slots = cluster.options.fetch_sessions;
     let node = cluster.nodes.get_mut(&call.broker).ok_or(ResponseError::BrokerNotAvailable)?;
-    node.sessions.plan(id, epoch, wanted, &forgotten)
+    node.sessions.plan(call.shared.clock.now(), slots, id, epoch, wanted, &forgotten)
 }
 
 struct Read<'a> {
@@ -85,7 +91,7 @@ struct Read<'a> {
     plan: Plan,
     injected: BTreeMap<String, Option<ResponseError>>,
     max_bytes: usize,
-    read_committed: bool,
+    isolation: Isolation,
 }
 
 impl Read<'_> {
@@ -116,7 +122,11 @@ impl Read<'_> {
             match self.find(&cluster, key, want) {
                 Err(_) => return true,
                 Ok(partition) => {
-                    bytes += partition.log.readable(want.offset, enough.saturating_sub(bytes).max(1))
+                    bytes += partition.log.readable(
+                        want.offset,
+                        self.isolation,
+                        enough.saturating_sub(bytes).max(1),
+                    );
                 }
             }
         }
@@ -139,15 +149,16 @@ impl Read<'_> {
                 Ok(partition) => {
                     let log = &partition.log;
                     let limit = left.min(usize::try_from(want.max_bytes).unwrap_or(0));
-                    let records = log.read(want.offset, limit, !any);
+                    let (records, next) = log.read(want.offset, self.isolation, limit, !any);
                     any |= !records.is_empty();
                     left = left.saturating_sub(records.len());
-                    now = Some((log.end(), log.start()));
+                    let (high, stable) = (log.high_watermark(), log.last_stable_offset());
+                    now = Some((high, log.start(), stable));
                     data = data
-                        .with_high_watermark(log.end())
-                        .with_last_stable_offset(log.end())
+                        .with_high_watermark(high)
+                        .with_last_stable_offset(stable)
                         .with_log_start_offset(log.start())
-                        .with_aborted_transactions(self.read_committed.then(Vec::new))
+                        .with_aborted_transactions(self.aborted(log, want.offset, next))
                         .with_records(Some(records));
                 }
             }
@@ -166,6 +177,17 @@ impl Read<'_> {
             response.node_endpoints = endpoints(self.call, &cluster, &response);
         }
         response
+    }
+
+    /// The aborted transactions that meet what is handed out; only readers of committed records are told.
+    fn aborted(&self, log: &PartitionLog, from: i64, to: i64) -> Option<Vec<AbortedTransaction>> {
+        let told = |a: Aborted| {
+            AbortedTransaction::default()
+                .with_producer_id(a.producer_id.into())
+                .with_first_offset(a.first_offset)
+        };
+        let committed = self.isolation == Isolation::Committed;
+        committed.then(|| log.aborted(from, to).into_iter().map(told).collect())
     }
 
     fn refuse(&self, cluster: &Cluster, key: &Key, error: ResponseError, data: &mut PartitionData) {

@@ -7,7 +7,7 @@ use kafka_protocol::messages::list_offsets_response::{
 use kafka_protocol::messages::{ListOffsetsRequest, ListOffsetsResponse};
 use kafka_protocol::{ResponseError, records::TimestampType};
 
-use super::super::log::{Batch, PartitionLog};
+use super::super::log::{Batch, Isolation, PartitionLog};
 use super::super::records;
 use super::Call;
 
@@ -18,6 +18,10 @@ const EARLIEST_LOCAL: i64 = -4;
 
 pub(super) fn handle(call: &Call<'_>, request: ListOffsetsRequest) -> ListOffsetsResponse {
     let mut response = ListOffsetsResponse::default();
+    let isolation = match request.isolation_level {
+        1 => Isolation::Committed,
+        _ => Isolation::Uncommitted,
+    };
     for topic in request.topics {
         let injected = call.error_for(&topic.name);
         let look = |p: &ListOffsetsPartition| {
@@ -25,7 +29,7 @@ pub(super) fn handle(call: &Call<'_>, request: ListOffsetsRequest) -> ListOffset
                 .with_partition_index(p.partition_index)
                 .with_timestamp(-1)
                 .with_offset(-1);
-            match injected.map_or_else(|| find(call, &topic.name, p), Err) {
+            match injected.map_or_else(|| find(call, &topic.name, p, isolation), Err) {
                 Err(error) => answer.error_code = error.code(),
                 Ok((timestamp, offset, epoch)) => {
                     (answer.timestamp, answer.offset) = (timestamp, offset);
@@ -44,20 +48,27 @@ pub(super) fn handle(call: &Call<'_>, request: ListOffsetsRequest) -> ListOffset
     response
 }
 
-fn find(call: &Call<'_>, topic: &str, p: &ListOffsetsPartition) -> Result<(i64, i64, i32), ResponseError> {
+fn find(
+    call: &Call<'_>,
+    topic: &str,
+    p: &ListOffsetsPartition,
+    isolation: Isolation,
+) -> Result<(i64, i64, i32), ResponseError> {
     let cluster = call.cluster();
     let epoch = if call.version >= 4 { p.current_leader_epoch } else { -1 };
     let log = &cluster.led_partition(call.broker, topic, p.partition_index, epoch)?.log;
     let epoch = log.leader_epoch();
+    let end = log.readable_end(isolation);
+    let readable = || log.batches_from(0).iter().filter(|b| !b.is_control() && b.base_offset < end);
     Ok(match p.timestamp {
-        LATEST => (-1, log.end(), epoch),
+        LATEST => (-1, log.readable_end(isolation), epoch),
         EARLIEST | EARLIEST_LOCAL => (-1, log.start(), epoch),
         MAX_TIMESTAMP => {
-            let newest = log.batches_from(0).iter().max_by_key(|b| (b.max_timestamp, -b.base_offset));
+            let newest = readable().max_by_key(|b| (b.max_timestamp, -b.base_offset));
             found(newest.and_then(|b| first_at(log, b, b.max_timestamp)), epoch)
         }
         time if time >= 0 => {
-            let mut batches = log.batches_from(0).iter().filter(|b| b.max_timestamp >= time);
+            let mut batches = readable().filter(|b| b.max_timestamp >= time);
             found(batches.find_map(|b| first_at(log, b, time)), epoch)
         }
         _ => (-1, -1, -1),

@@ -7,9 +7,11 @@ use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
 };
-use kafka_protocol::messages::{MetadataRequest, MetadataResponse};
+use kafka_protocol::messages::{BrokerId, MetadataRequest, MetadataResponse};
 
-use super::super::cluster::{Cluster, Topic};
+use super::super::acls::{Operation, Resource};
+use super::super::cluster::{Cluster, Placement, Topic};
+use super::super::partition::Partition;
 use super::{Call, text, topic_name};
 
 pub(super) fn handle(call: &Call<'_>, request: MetadataRequest) -> MetadataResponse {
@@ -34,8 +36,9 @@ pub(super) fn handle(call: &Call<'_>, request: MetadataRequest) -> MetadataRespo
             topics.iter().map(|asked| look_up(call, &mut cluster, asked, create)).collect()
         }
         _ => {
-            let describe = |(name, topic): (&String, &Topic)| describe(call, &cluster, name, topic);
-            cluster.topics.iter().map(describe).collect()
+            let seen = |name: &str| !call.denies(&Resource::Topic(name.to_owned()), Operation::Describe);
+            let topics = cluster.topics.iter().filter(|(name, _)| seen(name));
+            topics.map(|(name, topic)| describe(call, &cluster, name, topic)).collect()
         }
     };
     response
@@ -74,7 +77,7 @@ fn look_up(
             return refuse(ResponseError::UnknownTopicOrPartition);
         }
         let partitions = cluster.options.default_partitions;
-        if let Err(error) = cluster.create_topic(&name, partitions, &BTreeMap::new(), BTreeMap::new()) {
+        if let Err(error) = cluster.create_topic(&name, partitions, &Placement::usual(), BTreeMap::new()) {
             return refuse(error);
         }
     }
@@ -85,16 +88,21 @@ fn look_up(
 }
 
 fn describe(call: &Call<'_>, cluster: &Cluster, name: &str, topic: &Topic) -> MetadataResponseTopic {
-    let partition = |(index, p): (usize, &super::super::cluster::Partition)| {
-        let up = cluster.nodes.get(&p.leader).is_some_and(|n| *n.running.borrow());
+    let partition = |(index, p): (usize, &Partition)| {
+        let up = cluster.runs(p.leader);
+        let brokers = |ids: &mut dyn Iterator<Item = i32>| ids.map(BrokerId).collect::<Vec<_>>();
         let error = if up { 0 } else { ResponseError::LeaderNotAvailable.code() };
         MetadataResponsePartition::default()
             .with_error_code(error)
             .with_partition_index(i32::try_from(index).unwrap_or(i32::MAX))
             .with_leader_id(if up { p.leader } else { -1 }.into())
             .with_leader_epoch(if call.version >= 7 { p.log.leader_epoch() } else { -1 })
-            .with_replica_nodes(vec![p.leader.into()])
-            .with_isr_nodes(vec![p.leader.into()])
+            .with_replica_nodes(brokers(&mut p.replicas.iter().copied()))
+            .with_isr_nodes(brokers(&mut p.isr.iter().copied()))
+            .with_offline_replicas(match call.version {
+                5.. => brokers(&mut p.replicas.iter().copied().filter(|r| !cluster.runs(*r))),
+                _ => Vec::new(),
+            })
     };
     MetadataResponseTopic::default()
         .with_name(Some(topic_name(name)))

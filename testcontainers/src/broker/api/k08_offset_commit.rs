@@ -26,6 +26,7 @@ pub(super) fn handle(call: &Call<'_>, request: OffsetCommitRequest) -> OffsetCom
                     offset: p.committed_offset,
                     leader_epoch: if call.version >= 6 { p.committed_leader_epoch } else { -1 },
                     metadata: p.committed_metadata,
+                    committed_ms: call.shared.clock.wall_ms(),
                 };
                 call.shared.commits.add(|| Commit {
                     at: call.shared.clock.instant_now(),
@@ -39,6 +40,7 @@ pub(super) fn handle(call: &Call<'_>, request: OffsetCommitRequest) -> OffsetCom
                 let key = (topic.name.to_string(), p.partition_index);
                 cluster.group_mut(&request.group_id).offsets.insert(key, committed);
             }
+            let result = call.error_after(&topic.name).map_or(result, |error| result.and(Err(error)));
             let partition = OffsetCommitResponsePartition::default()
                 .with_partition_index(p.partition_index)
                 .with_error_code(super::code(&result));
@@ -47,7 +49,7 @@ pub(super) fn handle(call: &Call<'_>, request: OffsetCommitRequest) -> OffsetCom
         response.topics.push(answer);
     }
     drop(cluster);
-    call.shared.group_timer.notify_one();
+    call.shared.timer.notify_one();
     response
 }
 
@@ -58,9 +60,5 @@ fn allow(call: &Call<'_>, cluster: &mut Cluster, request: &OffsetCommitRequest) 
         instance_id: request.group_instance_id.as_ref().map(ToString::to_string),
         generation: request.generation_id_or_member_epoch,
     };
-    match cluster.groups.get_mut(&*request.group_id.0) {
-        Some(entry) => entry.group.handle_commit(call.shared.clock.now(), &caller),
-        None if caller.generation < 0 => Ok(()),
-        None => Err(ResponseError::IllegalGeneration),
-    }
+    cluster.check_commit(call.shared.clock.now(), &request.group_id, &caller, false)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use kafka_protocol::ResponseError;
 use kafka_protocol::messages::offset_fetch_response::{
     OffsetFetchResponseGroup, OffsetFetchResponsePartition, OffsetFetchResponsePartitions,
     OffsetFetchResponseTopic, OffsetFetchResponseTopics,
@@ -16,12 +17,15 @@ use super::{Call, topic_name};
 type Found = BTreeMap<String, Vec<(i32, Option<Committed>)>>;
 
 pub(super) fn handle(call: &Call<'_>, request: OffsetFetchRequest) -> OffsetFetchResponse {
-    let cluster = call.cluster();
+    let mut cluster = call.cluster();
     let mut response = OffsetFetchResponse::default();
+    let now_ms = call.shared.clock.wall_ms();
+    let stable = call.version >= 7 && request.require_stable;
     if call.version < 8 {
         let topics = request.topics.map(|topics| {
             topics.into_iter().map(|t| (t.name.to_string(), t.partition_indexes)).collect::<Vec<_>>()
         });
+        cluster.expire_offsets(&request.group_id, now_ms);
         let allowed = call.check_group(&cluster, &request.group_id);
         if let Err(error) = allowed {
             response.error_code = error.code();
@@ -30,7 +34,9 @@ pub(super) fn handle(call: &Call<'_>, request: OffsetFetchRequest) -> OffsetFetc
             // Version 1 has no field for the group's error: it stands at every partition.
             let code = if call.version < 2 { super::code(&allowed) } else { 0 };
             let one = |(index, committed): (i32, Option<Committed>)| {
-                let (offset, epoch, metadata) = fields(committed);
+                let unstable = stable && is_pending(&cluster, &request.group_id, &topic, index);
+                let (offset, epoch, metadata) = fields(committed.filter(|_| !unstable));
+                let code = if unstable { ResponseError::UnstableOffsetCommit.code() } else { code };
                 OffsetFetchResponsePartition::default()
                     .with_partition_index(index)
                     .with_committed_offset(offset)
@@ -49,14 +55,26 @@ pub(super) fn handle(call: &Call<'_>, request: OffsetFetchRequest) -> OffsetFetc
         let topics = group.topics.map(|topics| {
             topics.into_iter().map(|t| (t.name.to_string(), t.partition_indexes)).collect::<Vec<_>>()
         });
+        cluster.expire_offsets(&group.group_id, now_ms);
         // Member and epoch are for KIP-848 groups; classic ones do not look at them, though franz-go sends them.
-        let allowed = call.check_group(&cluster, &group.group_id);
+        let member = group.member_id.as_deref().unwrap_or_default();
+        let allowed = call.check_group(&cluster, &group.group_id).and_then(|()| {
+            match cluster.groups.get(&*group.group_id.0).and_then(|e| e.consumer.as_ref()) {
+                Some(consumer) if call.version >= 9 && !member.is_empty() => {
+                    consumer.check_offsets(member, group.member_epoch, false)
+                }
+                _ => Ok(()),
+            }
+        });
         let mut answer = OffsetFetchResponseGroup::default().with_error_code(super::code(&allowed));
         if allowed.is_ok() {
             for (topic, partitions) in find(&cluster, &group.group_id, topics, true) {
                 let one = |(index, committed): (i32, Option<Committed>)| {
-                    let (offset, epoch, metadata) = fields(committed);
+                    let unstable = stable && is_pending(&cluster, &group.group_id, &topic, index);
+                    let (offset, epoch, metadata) = fields(committed.filter(|_| !unstable));
+                    let code = if unstable { ResponseError::UnstableOffsetCommit.code() } else { 0 };
                     OffsetFetchResponsePartitions::default()
+                        .with_error_code(code)
                         .with_partition_index(index)
                         .with_committed_offset(offset)
                         .with_committed_leader_epoch(epoch)
@@ -71,6 +89,12 @@ pub(super) fn handle(call: &Call<'_>, request: OffsetFetchRequest) -> OffsetFetc
         response.groups.push(answer);
     }
     response
+}
+
+/// Does an open transaction hold an offset of this partition (KIP-447)?
+fn is_pending(cluster: &Cluster, group: &str, topic: &str, partition: i32) -> bool {
+    let Some(entry) = cluster.groups.get(group) else { return false };
+    entry.pending.values().any(|offsets| offsets.contains_key(&(topic.to_owned(), partition)))
 }
 
 /// What is committed for the partitions asked for, or for all (`None`).

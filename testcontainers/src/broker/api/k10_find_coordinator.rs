@@ -4,7 +4,8 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::find_coordinator_response::Coordinator;
 use kafka_protocol::messages::{FindCoordinatorRequest, FindCoordinatorResponse};
 
-use super::super::cluster::Cluster;
+use super::super::acls::{Operation, Resource};
+use super::super::cluster::{Cluster, Kind};
 use super::{Call, text};
 
 pub(super) fn handle(call: &Call<'_>, request: FindCoordinatorRequest) -> FindCoordinatorResponse {
@@ -43,12 +44,22 @@ fn find(
     if let Some(error) = call.error {
         return Err(error);
     }
-    match key_type {
+    let kind = match key_type {
         0 if key.is_empty() => return Err(ResponseError::InvalidGroupId),
-        0 | 1 => {}
+        0 => Kind::Group,
+        1 => Kind::Transaction,
         _ => return Err(ResponseError::InvalidRequest),
+    };
+    let (resource, denied) = match kind {
+        Kind::Group => (Resource::Group(key.to_owned()), ResponseError::GroupAuthorizationFailed),
+        Kind::Transaction => {
+            (Resource::TransactionalId(key.to_owned()), ResponseError::TransactionalIdAuthorizationFailed)
+        }
+    };
+    if call.denies(&resource, Operation::Describe) {
+        return Err(denied);
     }
-    let id = cluster.running_coordinator(key, call.shared.clock.now());
+    let id = cluster.running_coordinator(kind, key, call.shared.clock.now());
     let (host, port) = cluster.address(id, call.listener).ok_or(ResponseError::CoordinatorNotAvailable)?;
     Ok((id, host, port))
 }

@@ -42,6 +42,10 @@ fn park(call: &Call<'_>, request: JoinGroupRequest) -> Result<Receiver, Response
     if !request.member_id.is_empty() && !cluster.groups.contains_key(&*request.group_id.0) {
         return Err(ResponseError::UnknownMemberId);
     }
+    let consumer = cluster.groups.get(&*request.group_id.0).and_then(|e| e.consumer.as_ref());
+    if consumer.is_some_and(|c| !c.is_empty()) {
+        return Err(ResponseError::InconsistentGroupProtocol);
+    }
     let millis = |ms: i32| Duration::from_millis(u64::try_from(ms).unwrap_or(0));
     let rebalance = if call.version == 0 { request.session_timeout_ms } else { request.rebalance_timeout_ms };
     let join = Join {
@@ -59,7 +63,7 @@ fn park(call: &Call<'_>, request: JoinGroupRequest) -> Result<Receiver, Response
     cluster.group_mut(&request.group_id).group.handle_join(call.shared.clock.now(), ticket, join);
     cluster.deliver(&request.group_id);
     drop(cluster);
-    call.shared.group_timer.notify_one();
+    call.shared.timer.notify_one();
     Ok(receiver)
 }
 

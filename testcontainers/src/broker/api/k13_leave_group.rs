@@ -16,7 +16,10 @@ pub(super) fn handle(call: &Call<'_>, request: LeaveGroupRequest) -> LeaveGroupR
     let now = call.shared.clock.now();
     let mut leave = |member: &str, instance: Option<&str>| {
         let entry = cluster.groups.get_mut(&*request.group_id.0).ok_or(ResponseError::UnknownMemberId)?;
-        entry.group.handle_leave(now, member, instance)
+        match &mut entry.consumer {
+            Some(consumer) if !consumer.is_empty() => consumer.handle_removal(member, instance),
+            _ => entry.group.handle_leave(now, member, instance),
+        }
     };
     if call.version < 3 {
         response.error_code = super::code(&leave(&request.member_id, None));
@@ -32,6 +35,6 @@ pub(super) fn handle(call: &Call<'_>, request: LeaveGroupRequest) -> LeaveGroupR
     }
     cluster.deliver(&request.group_id);
     drop(cluster);
-    call.shared.group_timer.notify_one();
+    call.shared.timer.notify_one();
     response
 }

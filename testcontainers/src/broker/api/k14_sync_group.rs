@@ -50,6 +50,6 @@ fn park(
     cluster.group_mut(&request.group_id).group.handle_sync(call.shared.clock.now(), ticket, sync);
     cluster.deliver(&request.group_id);
     drop(cluster);
-    call.shared.group_timer.notify_one();
+    call.shared.timer.notify_one();
     Ok(receiver)
 }

@@ -20,7 +20,7 @@ fn describe(call: &Call<'_>, cluster: &Cluster, id: GroupId) -> DescribedGroup {
     if let Err(error) = call.check_group(cluster, &id) {
         return answer.with_error_code(error.code());
     }
-    let Some(entry) = cluster.groups.get(&*id.0) else {
+    let Some(entry) = cluster.groups.get(&*id.0).filter(|entry| !entry.is_consumer()) else {
         let answer = answer.with_group_state(text("Dead"));
         // KIP-1043: since version 6 a group that does not exist is an error.
         return match call.version {

@@ -3,6 +3,7 @@
 use kafka_protocol::messages::list_groups_response::ListedGroup;
 use kafka_protocol::messages::{GroupId, ListGroupsRequest, ListGroupsResponse};
 
+use super::super::cluster::Kind;
 use super::{Call, text};
 
 pub(super) fn handle(call: &Call<'_>, request: ListGroupsRequest) -> ListGroupsResponse {
@@ -15,21 +16,26 @@ pub(super) fn handle(call: &Call<'_>, request: ListGroupsRequest) -> ListGroupsR
     };
     let cluster = call.cluster();
     for (id, entry) in &cluster.groups {
-        let state = entry.group.state.name();
-        if cluster.coordinator(id) != call.broker
+        let (state, kind) = match &entry.consumer {
+            Some(consumer) if entry.is_consumer() => (consumer.state(), "consumer"),
+            _ => (entry.group.state.name(), "classic"),
+        };
+        if cluster.coordinator(Kind::Group, id) != call.broker
             || !wanted(&request.states_filter, state)
-            || !wanted(&request.types_filter, "classic")
+            || !wanted(&request.types_filter, kind)
         {
             continue;
         }
-        let mut group = ListedGroup::default()
-            .with_group_id(GroupId(text(id)))
-            .with_protocol_type(text(entry.group.protocol_type.as_deref().unwrap_or_default()));
+        let mut group =
+            ListedGroup::default().with_group_id(GroupId(text(id))).with_protocol_type(text(match kind {
+                "consumer" => kind,
+                _ => entry.group.protocol_type.as_deref().unwrap_or_default(),
+            }));
         if call.version >= 4 {
             group.group_state = text(state);
         }
         if call.version >= 5 {
-            group.group_type = text("classic");
+            group.group_type = text(kind);
         }
         response.groups.push(group);
     }

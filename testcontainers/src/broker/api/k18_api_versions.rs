@@ -2,34 +2,53 @@
 
 use bytes::BytesMut;
 use kafka_protocol::ResponseError;
-use kafka_protocol::messages::api_versions_response::ApiVersion;
+use kafka_protocol::messages::api_versions_response::{ApiVersion, FinalizedFeatureKey, SupportedFeatureKey};
 use kafka_protocol::messages::{ApiKey, ApiVersionsResponse};
 
+use super::super::profile::Profile;
 use super::super::server::Close;
-use super::{Call, SUPPORTED, encode};
+use super::{Call, encode, supported, text};
 
 pub(super) fn handle(call: &Call<'_>) -> ApiVersionsResponse {
-    let mut response = ApiVersionsResponse::default().with_api_keys(versions());
+    let mut response = ApiVersionsResponse::default().with_api_keys(versions(call.shared.profile));
+    if call.version >= 3 {
+        let features = call.shared.profile.features().iter();
+        response.supported_features = features.clone().map(supports).collect();
+        response.finalized_features_epoch = 0;
+        response.finalized_features = features.map(finalized).collect();
+    }
     if let Some(error) = call.error {
         response.error_code = error.code();
     }
     response
 }
 
+fn supports((name, level): &(&str, i16)) -> SupportedFeatureKey {
+    // A minimum of 0 would have to be left out before version 4.
+    SupportedFeatureKey::default().with_name(text(name)).with_min_version(1).with_max_version(*level)
+}
+
+fn finalized((name, level): &(&str, i16)) -> FinalizedFeatureKey {
+    FinalizedFeatureKey::default()
+        .with_name(text(name))
+        .with_min_version_level(*level)
+        .with_max_version_level(*level)
+}
+
 /// The answer in version 0 to a request of a version that is not supported.
-pub(in super::super) fn unsupported(correlation: i32) -> Result<BytesMut, Close> {
+pub(in super::super) fn unsupported(profile: Profile, correlation: i32) -> Result<BytesMut, Close> {
     let response = ApiVersionsResponse::default()
         .with_error_code(ResponseError::UnsupportedVersion.code())
-        .with_api_keys(versions());
+        .with_api_keys(versions(profile));
     encode(ApiKey::ApiVersions, 0, correlation, &response)
 }
 
-fn versions() -> Vec<ApiVersion> {
+fn versions(profile: Profile) -> Vec<ApiVersion> {
     let version = |(api, min, max): (ApiKey, i16, i16)| {
         // KAFKA-18659: librdkafka takes a broker without Produce 0 for one that knows no record batches, so Apache
         // Kafka names it too and does not answer it.
         let min = if api == ApiKey::Produce { 0 } else { min };
         ApiVersion::default().with_api_key(api as i16).with_min_version(min).with_max_version(max)
     };
-    SUPPORTED.into_iter().map(version).collect()
+    supported(profile).map(version).collect()
 }

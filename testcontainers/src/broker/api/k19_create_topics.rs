@@ -7,7 +7,7 @@ use kafka_protocol::messages::create_topics_request::CreatableTopic;
 use kafka_protocol::messages::create_topics_response::{CreatableTopicConfigs, CreatableTopicResult};
 use kafka_protocol::messages::{CreateTopicsRequest, CreateTopicsResponse};
 
-use super::super::cluster::{Cluster, check_topic_name};
+use super::super::cluster::{Cluster, Placement, check_topic_name};
 use super::super::topic_config;
 use super::{Call, text};
 
@@ -48,16 +48,16 @@ fn create(cluster: &mut Cluster, topic: &CreatableTopic, validate_only: bool) ->
         topic_config::check(&config.name, value).map_err(|why| (ResponseError::InvalidConfig, why))?;
         configs.insert(config.name.to_string(), value.to_owned());
     }
-    let mut leaders = BTreeMap::new();
+    let mut replicas = BTreeMap::new();
     for assignment in &topic.assignments {
         let known = assignment.broker_ids.iter().all(|id| cluster.nodes.contains_key(&id.0));
-        let Some(first) = assignment.broker_ids.first().filter(|_| known) else {
+        if !known || assignment.broker_ids.is_empty() {
             let text = "Invalid replica assignment.".to_owned();
             return Err((ResponseError::InvalidReplicaAssignment, text));
         };
-        leaders.insert(assignment.partition_index, first.0);
+        replicas.insert(assignment.partition_index, assignment.broker_ids.iter().map(|id| id.0).collect());
     }
-    let partitions = match (leaders.len(), topic.num_partitions) {
+    let partitions = match (replicas.len(), topic.num_partitions) {
         (0, -1) => cluster.options.default_partitions,
         (0, asked) => asked,
         (assigned, _) => i32::try_from(assigned).unwrap_or(i32::MAX),
@@ -68,7 +68,7 @@ fn create(cluster: &mut Cluster, topic: &CreatableTopic, validate_only: bool) ->
     }
     let brokers = cluster.running().count();
     let factor = topic.replication_factor;
-    if leaders.is_empty()
+    if replicas.is_empty()
         && (factor == 0 || factor < -1 || usize::try_from(factor).is_ok_and(|f| f > brokers))
     {
         let text =
@@ -76,7 +76,8 @@ fn create(cluster: &mut Cluster, topic: &CreatableTopic, validate_only: bool) ->
         return Err((ResponseError::InvalidReplicationFactor, text));
     }
     if !validate_only {
-        cluster.create_topic(name, partitions, &leaders, configs).map_err(|e| (e, e.to_string()))?;
+        let placement = Placement { factor, replicas };
+        cluster.create_topic(name, partitions, &placement, configs).map_err(|e| (e, e.to_string()))?;
     }
     Ok(partitions)
 }
@@ -98,7 +99,10 @@ fn describe(
         return;
     }
     answer.num_partitions = partitions;
-    answer.replication_factor = 1;
+    answer.replication_factor = match made.and_then(|t| t.partitions.first()) {
+        Some(first) => i16::try_from(first.replicas.len()).unwrap_or(i16::MAX),
+        None => topic.replication_factor,
+    };
     let config = |(name, default, _): &(&str, &str, i8)| {
         let own = made.and_then(|t| t.configs.get(*name));
         CreatableTopicConfigs::default()

@@ -4,7 +4,7 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::delete_groups_response::DeletableGroupResult;
 use kafka_protocol::messages::{DeleteGroupsRequest, DeleteGroupsResponse};
 
-use super::super::group::State;
+use super::super::cluster::GroupEntry;
 use super::Call;
 
 pub(super) fn handle(call: &Call<'_>, request: DeleteGroupsRequest) -> DeleteGroupsResponse {
@@ -12,13 +12,13 @@ pub(super) fn handle(call: &Call<'_>, request: DeleteGroupsRequest) -> DeleteGro
     let mut response = DeleteGroupsResponse::default();
     for group in request.groups_names {
         let allowed = call.check_group(&cluster, &group);
-        let result = allowed.and_then(|()| match cluster.groups.get(&*group.0).map(|e| e.group.state) {
+        let result = allowed.and_then(|()| match cluster.groups.get(&*group.0).map(GroupEntry::is_empty) {
             None => Err(ResponseError::GroupIdNotFound),
-            Some(State::Empty) => {
+            Some(true) => {
                 cluster.groups.remove(&*group.0);
                 Ok(())
             }
-            Some(_) => Err(ResponseError::NonEmptyGroup),
+            Some(false) => Err(ResponseError::NonEmptyGroup),
         });
         let answer =
             DeletableGroupResult::default().with_group_id(group).with_error_code(super::code(&result));

@@ -185,8 +185,11 @@ fn generation_and_member_are_checked() {
     assert_eq!(error(&play.answers()[&sync]), ResponseError::IllegalGeneration);
     let join = play.join("stranger");
     assert_eq!(error(&play.answers()[&join]), ResponseError::UnknownMemberId);
-    assert_eq!(play.group.handle_commit(play.now, &caller(&a, 1)), Err(ResponseError::IllegalGeneration));
-    assert_eq!(play.group.handle_commit(play.now, &caller(&a, 2)), Ok(()));
+    assert_eq!(
+        play.group.handle_commit(play.now, &caller(&a, 1), false),
+        Err(ResponseError::IllegalGeneration)
+    );
+    assert_eq!(play.group.handle_commit(play.now, &caller(&a, 2), false), Ok(()));
 }
 
 #[test]
@@ -209,9 +212,15 @@ fn commits_wait_for_the_sync_phase_to_end() {
     let mut play = Play::new();
     let ticket = play.join("");
     let a = joined(&play.answers()[&ticket]).member_id.clone();
-    assert_eq!(play.group.handle_commit(play.now, &caller(&a, 1)), Err(ResponseError::RebalanceInProgress));
-    assert_eq!(play.group.handle_commit(play.now, &caller("", -1)), Err(ResponseError::UnknownMemberId));
-    assert_eq!(Group::new().handle_commit(play.now, &caller("", -1)), Ok(()));
+    assert_eq!(
+        play.group.handle_commit(play.now, &caller(&a, 1), false),
+        Err(ResponseError::RebalanceInProgress)
+    );
+    assert_eq!(
+        play.group.handle_commit(play.now, &caller("", -1), false),
+        Err(ResponseError::UnknownMemberId)
+    );
+    assert_eq!(Group::new().handle_commit(play.now, &caller("", -1), false), Ok(()));
 }
 
 #[test]

@@ -15,6 +15,10 @@ use super::super::log::tests::batch;
 use super::super::{EmbeddedBroker, Listener};
 use super::*;
 
+mod groups;
+mod transactions;
+mod weather;
+
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 

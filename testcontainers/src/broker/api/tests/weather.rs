@@ -1,0 +1,94 @@
+//! Faults, lagging replicas and crashes over the wire.
+
+use std::time::Duration;
+
+use super::super::super::{Effect, Fault};
+use super::*;
+
+async fn in_memory(brokers: i32) -> EmbeddedBroker {
+    let broker = EmbeddedBroker::builder().in_memory().brokers(brokers).start().await.unwrap();
+    broker.create_topic("t", 1).unwrap();
+    broker
+}
+
+fn connect(broker: &EmbeddedBroker, id: i32) -> Client {
+    Client::over(broker.network().connect_to("c", id, Listener::Plaintext).unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn acks_all_waits_for_the_in_sync_replicas_and_was_written_when_it_times_out() {
+    let broker = in_memory(2).await;
+    let control = broker.control();
+    let mut client = connect(&broker, 1);
+    control.lag("t", 0, 2).unwrap();
+    let (code, _) = produced(&mut client, 9, batch(&["a"], None)).await;
+    assert_eq!(code, ResponseError::RequestTimedOut.code());
+    assert_eq!(broker.records("t", 0).unwrap().len(), 1);
+    let read = client.call(12, &fetch(0).with_max_wait_ms(0)).await;
+    assert_eq!(read.responses[0].partitions[0].high_watermark, 0, "not yet readable");
+    control.shrink_isr("t", 0, 2).unwrap();
+    let read = client.call(12, &fetch(0).with_max_wait_ms(0)).await;
+    assert_eq!(read.responses[0].partitions[0].high_watermark, 1);
+    control.move_leader("t", 0, 2).unwrap();
+    assert_eq!(broker.records("t", 0).unwrap().len(), 0, "the new leader never had it");
+    let mut other = connect(&broker, 2);
+    let read = other.call(12, &fetch(1).with_max_wait_ms(0)).await;
+    assert_eq!(read.responses[0].partitions[0].error_code, ResponseError::OffsetOutOfRange.code());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_answered_and_how_follows_the_rules() {
+    let broker = in_memory(1).await;
+    let control = broker.control();
+    let mut client = connect(&broker, 1);
+    let timed_out = ResponseError::RequestTimedOut;
+    control.inject(Fault::on(ApiKey::Produce).topic("t").times(1).effect(Effect::ErrorAfter(timed_out)));
+    let (code, _) = produced(&mut client, 9, batch(&["a"], None)).await;
+    assert_eq!(code, timed_out.code());
+    assert_eq!(broker.records("t", 0).unwrap().len(), 1);
+
+    let pause = Duration::from_secs(1);
+    let slow = control.inject(Fault::anywhere().effect(Effect::Trickle(1, pause)));
+    let request = produce("t", batch(&["b"], None));
+    let mut answer = Box::pin(client.call(9, &request));
+    let early = tokio::time::timeout(pause * 20, &mut answer).await;
+    assert!(early.is_err(), "it comes byte by byte");
+    answer.await;
+    control.withdraw(slow);
+
+    control.inject(Fault::on(ApiKey::Produce).times(1).effect(Effect::Truncate(9)));
+    client.send(9, &produce("t", batch(&["c"], None))).await;
+    let mut got = Vec::new();
+    client.stream.read_to_end(&mut got).await.unwrap();
+    assert_eq!(got.len(), 9);
+
+    let mut client = connect(&broker, 1);
+    control.inject(Fault::on(ApiKey::Produce).times(1).effect(Effect::Silence));
+    client.send(9, &produce("t", batch(&["d"], None))).await;
+    let answer = tokio::time::timeout(pause * 60, client.receive::<ProduceRequest>(9)).await;
+    assert!(answer.is_err());
+    assert_eq!(broker.records("t", 0).unwrap().len(), 3, "c was written, d was not");
+}
+
+#[tokio::test]
+async fn a_crash_leaves_five_batches_of_a_producer_known_and_a_clean_stop_one() {
+    let broker = EmbeddedBroker::builder().start().await.unwrap();
+    broker.create_topic("t", 1).unwrap();
+    let address = broker.bootstrap_servers();
+    let control = broker.control();
+    let mut client = Client::connect(&address).await;
+    for sequence in 0..3 {
+        let (code, offset) = produced(&mut client, 9, batch(&["x"], Some((9, 0, sequence)))).await;
+        assert_eq!((code, offset), (0, i64::from(sequence)));
+    }
+    control.kill_broker(1).unwrap();
+    control.start_broker(1).await.unwrap();
+    let mut client = Client::connect(&address).await;
+    assert_eq!(produced(&mut client, 9, batch(&["x"], Some((9, 0, 0)))).await, (0, 0));
+    control.stop_broker(1).unwrap();
+    control.start_broker(1).await.unwrap();
+    let mut client = Client::connect(&address).await;
+    let out_of_order = ResponseError::OutOfOrderSequenceNumber.code();
+    assert_eq!(produced(&mut client, 9, batch(&["x"], Some((9, 0, 0)))).await, (out_of_order, -1));
+    assert_eq!(produced(&mut client, 9, batch(&["x"], Some((9, 0, 2)))).await, (0, 2));
+}
