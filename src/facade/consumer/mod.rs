@@ -365,12 +365,14 @@ impl Consumer {
     }
 
     /// [`run`](Self::run) until the process is told to end: by SIGTERM, SIGINT (ctrl-c), or what the system has in their place.
+    /// Needs the feature `signal`, which is on by default.
     ///
     /// # Errors
     /// As [`run`](Self::run); also if no signal can be listened for.
     ///
     /// # Cancel safety
     /// As [`run`](Self::run).
+    #[cfg(feature = "signal")]
     pub async fn run_until_signal(&mut self) -> Result<()> {
         let failed = |cause: std::io::Error| {
             Error::new(ErrorKind::InvalidArgument, "signals cannot be listened for").with_source(cause)

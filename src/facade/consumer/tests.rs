@@ -359,6 +359,7 @@ fn a_consumer_that_runs_may_cross_threads() {
     fn sends<T: Send>(_: &T) {}
     let mut consumer = consumer();
     sends(&consumer.handle());
+    #[cfg(feature = "signal")]
     sends(&consumer.run_until_signal());
     sends(&consumer.consume(Duration::ZERO));
     sends(&consumer);
