@@ -162,7 +162,10 @@ fn pem(input: &[u8]) {
         roots: vec![TrustRoots::Pem(text.clone())],
         client_certificate: Some(PemSource::Text(Secret::new(text.clone()))),
         client_key: Some(PemSource::Text(Secret::new(text))),
-        ..TlsSettings::default()
+        key_password: None,
+        verify_host_name: true,
+        client_config: None,
+        crypto_provider: None,
     });
 }
 
