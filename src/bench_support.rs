@@ -2,8 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    future::pending,
-    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -18,11 +16,11 @@ use crate::{
     group::assignor::{Assignor, Subscriber},
     producer::{
         Delivery,
-        accumulator::{Appended, Limits, Pace, Parts, Queue, Taken},
+        accumulator::{Appended, Limits, Pace, Parts},
         identity::ProducerIdentity,
         memory::Memory,
-        outcome::Decision,
         partitioner,
+        queue::{Aftermath, Queue, Taken},
         receipt::Ack,
     },
     record::{ConsumerRecord, TimestampType, TopicPartition},
@@ -121,13 +119,14 @@ impl Accumulator {
             max_in_flight: 5,
             retries: u32::MAX,
             idempotent: true,
+            transactional: false,
         });
         let topic: Arc<str> = "orders".into();
         let queue =
             |partition| Arc::new(Mutex::new(Queue::new(Arc::clone(&topic), partition, Arc::clone(&limits))));
         let queues = (0..partitions).map(queue).collect();
         let compressor = Compressor::new(Compression::None, None)?;
-        Ok(Self { queues, limits, memory: Memory::new(BUFFER_MEMORY), compressor })
+        Ok(Self { queues, limits, memory: Memory::new(BUFFER_MEMORY, BATCH_SIZE), compressor })
     }
 
     /// Appends a record. Whoever fills a batch does the driver task's part for it: seals it and takes its acknowledgment.
@@ -144,6 +143,7 @@ impl Accumulator {
             Appended::Done { delivery, wake: false, .. } => Ok(delivery),
             Appended::Done { delivery, .. } => self.deliver_full(queue).map(|()| delivery),
             Appended::NeedMemory(_) => Err(refused("the memory is full")),
+            Appended::Ended => Err(refused("the queue has ended")),
         }
     }
 
@@ -155,11 +155,14 @@ impl Accumulator {
             let Some(Taken::First { open, stamp, order }) = taken else { return Ok(()) };
             let batch =
                 open.seal(stamp, order, &self.limits, &self.compressor).map_err(|(error, ..)| error)?;
-            batch.receipt.acknowledge(Ack { base_offset: 0, log_append_time: -1 });
-            let done =
-                lock(queue).handle_decision(batch, Decision::Acknowledge, None, || refused("acknowledged"));
+            let mut done = Aftermath::default();
+            let ack = Ack { base_offset: 0, log_append_time: -1 };
+            lock(queue).handle_acknowledged(batch, ack, &mut done);
+            for (receipt, outcome) in done.resolved {
+                receipt.resolve(outcome);
+            }
             self.memory.give_back(done.freed);
-            if let Some(buffer) = done.buffer.and_then(batch::recycle) {
+            for buffer in done.buffers.into_iter().filter_map(batch::recycle) {
                 self.memory.recycle(buffer);
             }
         }
@@ -235,8 +238,7 @@ pub fn records(topic: &str, key: &[u8], values: &[Vec<u8>]) -> Result<Vec<Consum
 /// # Errors
 /// That of a handler, or of reading a value.
 pub async fn dispatch(consumer: &mut Consumer, records: Vec<ConsumerRecord>) -> Result<usize> {
-    consumer.dispatch.push(records);
-    consumer.dispatch(pin!(pending::<()>())).await
+    consumer.bench_dispatch(records).await
 }
 
 fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {

@@ -20,7 +20,7 @@ impl Life {
     pub(crate) const NONE: Self = Self(0);
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "unstable-benches"))]
 impl Life {
     /// One that no client has given out.
     pub(crate) fn of_tests() -> Self {

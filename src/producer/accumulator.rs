@@ -264,7 +264,7 @@ impl OpenBatch {
     ///
     /// # Errors
     /// The codec's error with the receipt and the memory of the batch, which cannot be sent.
-    pub(super) fn seal(
+    pub(crate) fn seal(
         self,
         stamp: Stamp,
         order: Order,

@@ -4,6 +4,8 @@
 //! The builder and the calls of users; [`engine`] does the work while it is connected, [`lane`] takes a record through its
 //! handlers. A dropped call leaves no task behind: [`Working`] ends them.
 
+#[cfg(feature = "unstable-benches")]
+mod bench;
 mod control;
 mod engine;
 mod lane;
