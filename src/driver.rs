@@ -3,9 +3,15 @@
 //! A driver ends early when its runtime ends (a client in a static that several tests share is enough) or when it panics.
 //! Whoever waits for it would wait for ever, so its end is told to the client, which ends every waiter.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use tokio::{runtime::Handle, task::JoinHandle};
+use tokio::{runtime::Handle, sync::Notify, task::JoinHandle};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -44,6 +50,63 @@ pub(crate) fn check_runtime() -> Result<()> {
         Error::new(ErrorKind::Config, "the tokio runtime has no timers")
             .with_hint("build it with enable_all(), or with enable_time() and enable_io()")
     })
+}
+
+/// A thread with a runtime of its own, for a client that must stay alive while the user's code does not yield. It ends when
+/// this is dropped, and drops what still runs on it.
+#[derive(Debug)]
+pub(crate) struct Home {
+    runtime: Handle,
+    end: Arc<Notify>,
+}
+
+impl Home {
+    /// # Errors
+    /// [`ErrorKind::Config`] where the system gives no thread.
+    pub(crate) fn start(name: &str) -> Result<Self> {
+        let refused = |error: std::io::Error| {
+            Error::new(ErrorKind::Config, "the thread that keeps the client alive could not be started")
+                .with_source(error)
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(refused)?;
+        let home = Self { runtime: runtime.handle().clone(), end: Arc::new(Notify::new()) };
+        let end = Arc::clone(&home.end);
+        let live = move || runtime.block_on(end.notified());
+        std::thread::Builder::new().name(name.to_owned()).spawn(live).map_err(refused)?;
+        Ok(home)
+    }
+
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        // The permit is kept, should the thread not wait yet.
+        self.end.notify_one();
+    }
+}
+
+/// A future whose sockets, timers and tasks belong to a runtime other than that of who polls it.
+pub(crate) struct Within<'a, F> {
+    runtime: &'a Handle,
+    future: Pin<Box<F>>,
+}
+
+impl<'a, F: Future> Within<'a, F> {
+    pub(crate) fn new(runtime: &'a Handle, future: F) -> Self {
+        Self { runtime, future: Box::pin(future) }
+    }
+}
+
+impl<F: Future> Future for Within<'_, F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let _within = self.runtime.enter();
+        self.future.as_mut().poll(context)
+    }
 }
 
 /// Ends a client's waiters when its driver is dropped before it returned.

@@ -13,11 +13,14 @@ use std::{
     },
 };
 
+use tokio::runtime::Handle;
+
 use super::{candidates::Candidate, causes::Causes};
 use crate::{
     cluster::metadata::Metadata,
     config::settings::{Address, ClientSettings},
     connection::{Connection, Pauses, Tls},
+    driver::Within,
     error::{Error, ErrorKind, Result},
     time::{self, Backoff, Instant},
 };
@@ -35,6 +38,8 @@ pub(crate) enum Lane {
 
 pub(crate) struct Brokers {
     settings: Arc<ClientSettings>,
+    /// Where connections live, if not with who asks for them.
+    home: Option<Handle>,
     tls: Option<Tls>,
     inner: Mutex<Inner>,
     causes: Mutex<Causes<i32>>,
@@ -67,11 +72,11 @@ struct Dialing {
 }
 
 impl Brokers {
-    pub(crate) fn new(settings: Arc<ClientSettings>) -> Result<Self> {
+    pub(crate) fn new(settings: Arc<ClientSettings>, home: Option<Handle>) -> Result<Self> {
         let tls = settings.tls.as_ref().map(Tls::new).transpose()?;
         let addresses = (1..).zip(&settings.bootstrap).map(|(n, address)| (-n, address.clone())).collect();
         let inner = Mutex::new(Inner { addresses, ..Inner::default() });
-        Ok(Self { settings, tls, inner, causes: Mutex::default(), pauses: Arc::default() })
+        Ok(Self { settings, home, tls, inner, causes: Mutex::default(), pauses: Arc::default() })
     }
 
     /// Who can be asked what any broker can answer: those of the snapshot and the bootstrap addresses.
@@ -177,7 +182,12 @@ impl Brokers {
             _ => dialing.setup.clone().next(&mut self.settings.environment.rng()),
         };
         let until = deadline.min(time::now() + setup);
-        match Connection::dial(&address, &self.settings, self.tls.as_ref(), until).await {
+        let dial = Connection::dial(&address, &self.settings, self.tls.as_ref(), until);
+        let dialed = match &self.home {
+            Some(home) => Within::new(home, dial).await,
+            None => dial.await,
+        };
+        match dialed {
             Ok(connection) => {
                 let connection = Arc::new(connection.with_pauses(Arc::clone(&self.pauses)));
                 dialing.backoff.reset();

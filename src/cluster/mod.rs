@@ -17,7 +17,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Notify, watch};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, watch},
+};
 
 use self::{
     brokers::Brokers,
@@ -74,6 +77,11 @@ impl Cluster {
     /// # Errors
     /// [`ErrorKind::Config`] if the TLS settings cannot be used, and outside a tokio runtime.
     pub(crate) fn start(settings: Arc<ClientSettings>) -> Result<Self> {
+        Self::start_in(settings, None)
+    }
+
+    /// [`start`](Self::start), with its driver and all connections at home on a runtime of their own. To be called in it.
+    pub(crate) fn start_in(settings: Arc<ClientSettings>, home: Option<Handle>) -> Result<Self> {
         driver::check_runtime()?;
         let backoff = Backoff::new(settings.retry_backoff, settings.retry_backoff_max);
         let limits = Limits {
@@ -82,7 +90,7 @@ impl Cluster {
             rebootstrap_after: settings.rebootstrap.then_some(settings.rebootstrap_after),
         };
         let shared = Arc::new(Shared {
-            brokers: Brokers::new(Arc::clone(&settings))?,
+            brokers: Brokers::new(Arc::clone(&settings), home)?,
             refresh: Mutex::new(Refresh::new(time::now(), limits, backoff)),
             wake: Notify::new(),
             snapshot: watch::channel(Arc::new(Metadata::default())).0,

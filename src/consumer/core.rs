@@ -389,13 +389,10 @@ impl Core {
     ) -> Result<Option<oneshot::Receiver<Result<()>>>> {
         self.check_open()?;
         let identity = self.identity()?;
-        if std::mem::take(&mut self.lost) {
+        if self.lost {
+            // Told of once by a member that is back, and for as long as it is not.
+            self.lost = identity.is_none();
             return Err(over());
-        }
-        if identity.is_none() {
-            return Err(Error::from_code("OffsetCommit", group::code::REBALANCE_IN_PROGRESS).with_hint(
-                "the consumer is not part of the group at the moment: keep polling; what was not committed is handed out again",
-            ));
         }
         let offsets = match offsets {
             Some(mut offsets) => {
@@ -406,7 +403,13 @@ impl Core {
             None => self.partitions.positions(),
         };
         if offsets.is_empty() {
+            // In whatever state of the group: what is gone uncommitted was told of above.
             return Ok(None);
+        }
+        if identity.is_none() {
+            return Err(Error::from_code("OffsetCommit", group::code::REBALANCE_IN_PROGRESS).with_hint(
+                "the consumer is not part of the group at the moment: keep polling; what was not committed is handed out again",
+            ));
         }
         self.partitions.cover_explicit(&offsets);
         let ticket = self.next_ticket;
@@ -827,7 +830,8 @@ impl Core {
         if let Some(Closing::Committing { deadline }) = self.closing
             && (self.commits.is_idle() || deadline <= now)
         {
-            self.closing = Some(Closing::Leaving { deadline });
+            // Past its deadline too a member that is gone should say so: the group would miss it for the session time-out.
+            self.closing = Some(Closing::Leaving { deadline: deadline.max(now + LEAVE_PATIENCE) });
             self.revoking = None;
             self.partitions.clear();
             if let Some(member) = &mut self.member {
@@ -948,6 +952,9 @@ impl Core {
     }
 }
 
+/// How long a consumer that has closed too late goes on leaving its group, in the background.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// What of the rebalance time-out is kept to commit in.
 const COMMIT_REST: Duration = Duration::from_secs(5);
 
@@ -996,6 +1003,23 @@ mod tests {
         pause(Ok(()));
         // Both have their jitter of 20 %.
         assert!(pause(lost()) < first.map(|first| first * 2));
+    }
+
+    #[test]
+    fn with_nothing_to_commit_a_commit_is_done_in_whatever_state_of_the_group() {
+        let now = time::now();
+        let config = KafkaConfig::new().set_bootstrap_servers("localhost:9092").set_group_id("g");
+        let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
+        let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1));
+        core.subscribe(now, vec!["orders".into()]).unwrap();
+        assert!(core.commit(None, now).unwrap().is_none(), "before the first join");
+        core.handle_poll(now).unwrap();
+        core.handle_poll_end(now);
+        assert!(core.identity().unwrap().is_none(), "it is joining");
+        assert!(core.commit(None, now).unwrap().is_none());
+        core.lost = true;
+        core.commit(None, now).unwrap_err();
+        core.commit(None, now).unwrap_err();
     }
 
     #[test]

@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use tracing::warn;
+
 use super::{
     buffer::Aborted,
     partitions::{Partition, Partitions, Phase},
@@ -31,6 +33,8 @@ pub(crate) struct FetchAction {
     pub(crate) request: SessionRequest,
     pub(crate) max_wait: Duration,
     pub(crate) max_bytes: i32,
+    /// It goes beside a fetch that waits at the same broker, and must not wait behind it.
+    pub(crate) is_aside: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -61,12 +65,24 @@ pub(crate) struct Effects {
 struct InFlight {
     token: Token,
     reserved: usize,
+    since: Instant,
+}
+
+/// A fetch of a few partitions outside the session, while the session's fetch waits at the broker for others: after a seek,
+/// for a partition that has just come, or one that was full and is not any more.
+#[derive(Debug)]
+struct Aside {
+    out: InFlight,
+    asked: BTreeMap<TopicPartition, Wanted>,
 }
 
 #[derive(Debug)]
 struct BrokerFetch {
     session: Session,
     in_flight: Option<InFlight>,
+    aside: Option<Aside>,
+    /// What was asked aside since the session's fetch left: once is enough.
+    asked_aside: BTreeMap<TopicPartition, Wanted>,
     retry_at: Option<Instant>,
     backoff: Backoff,
     /// How many partitions it is asked for.
@@ -81,6 +97,17 @@ struct BrokerFetch {
 impl BrokerFetch {
     fn is_idle(&self, now: Instant) -> bool {
         self.in_flight.is_none() && self.retry_at.is_none_or(|at| at <= now)
+    }
+
+    /// When something can be asked aside, if anything waits for it.
+    fn aside_at(&self) -> Option<Instant> {
+        let out = self.in_flight.as_ref().filter(|_| self.aside.is_none())?;
+        self.fresh().next()?;
+        Some(out.since + SHORT_WAIT)
+    }
+
+    fn fresh(&self) -> impl Iterator<Item = (&TopicPartition, Wanted)> {
+        self.session.fresh().filter(|(key, wanted)| self.asked_aside.get(*key) != Some(wanted))
     }
 
     fn count(&mut self, standing: Standing) -> &mut usize {
@@ -98,9 +125,15 @@ enum Standing {
     LeftOut,
 }
 
+/// Whether asking again may help: what the broker says so of, and what it cannot explain itself, which Java asks again too.
+pub(super) fn is_passing(error: &Error) -> bool {
+    error.is_retriable()
+        || error.code().is_some_and(|code| code.0 == crate::error::code::UNKNOWN_SERVER_ERROR)
+}
+
 /// The smallest room worth a fetch; below it the consumer waits for a poll.
 const LEAST_FETCH: usize = 64 * 1024;
-/// How long a fetch may wait at the broker while a partition of that broker is left out of it for the moment.
+/// How long a fetch is out before it is taken to wait at the broker, so that what it does not ask for is asked aside.
 const SHORT_WAIT: Duration = Duration::from_millis(20);
 
 pub(super) use crate::error::code;
@@ -135,47 +168,82 @@ impl Fetcher {
     }
 
     fn reserved(&self) -> usize {
-        self.brokers.values().filter_map(|broker| broker.in_flight.as_ref()).map(|out| out.reserved).sum()
+        let sessions = self.brokers.values().filter_map(|broker| broker.in_flight.as_ref());
+        let asides = self.brokers.values().filter_map(|broker| broker.aside.as_ref()).map(|aside| &aside.out);
+        sessions.chain(asides).map(|out| out.reserved).sum()
     }
 
     /// The next fetch to send, if any.
     pub(crate) fn poll_action(&mut self, now: Instant, partitions: &mut Partitions) -> Option<FetchAction> {
         self.look_again(now, partitions);
+        // Whoever was asked longest ago: where the memory has room for some leaders only, all get their turn.
         let idle = self.brokers.iter().filter(|(_, state)| state.wanted > 0 && state.is_idle(now));
-        let (&broker, state) = idle.min_by_key(|(_, state)| state.last)?;
-        let (wanted, left_out) = (state.wanted, state.left_out > 0);
+        let Some((broker, wanted)) =
+            idle.min_by_key(|(_, state)| state.last).map(|(id, state)| (*id, state.wanted))
+        else {
+            return self.poll_aside(now, partitions);
+        };
+        let max_bytes = self.room(wanted, partitions)?;
+        Some(self.start(now, broker, max_bytes))
+    }
+
+    /// What is wanted since the fetch left that waits at the broker.
+    fn poll_aside(&mut self, now: Instant, partitions: &mut Partitions) -> Option<FetchAction> {
+        let due = |state: &BrokerFetch| state.aside_at().is_some_and(|at| at <= now);
+        let broker = self.brokers.iter().find(|(_, state)| due(state)).map(|(id, _)| *id)?;
+        let fresh: Vec<_> = self.broker(broker).fresh().map(|(key, wanted)| (key.clone(), wanted)).collect();
+        let max_bytes = self.room(fresh.len(), partitions)?;
+        let token = self.tokens.next();
+        let state = self.broker(broker);
+        let out = InFlight { token, reserved: max_bytes, since: now };
+        state.asked_aside.extend(fresh.iter().cloned());
+        state.aside = Some(Aside { out, asked: fresh.iter().cloned().collect() });
+        Some(FetchAction {
+            broker,
+            token,
+            request: SessionRequest::alone(fresh),
+            max_wait: Duration::ZERO,
+            max_bytes: i32::try_from(max_bytes).unwrap_or(i32::MAX),
+            is_aside: true,
+        })
+    }
+
+    /// How many bytes may be asked of a broker for so many partitions.
+    fn room(&self, wanted: usize, partitions: &mut Partitions) -> Option<usize> {
+        let memory = self.settings.buffer_memory;
         let leaders = self.brokers.values().filter(|state| state.wanted + state.left_out > 0).count();
-        let share = (self.settings.buffer_memory / leaders.max(1)).max(LEAST_FETCH);
-        let mut room = self.settings.buffer_memory.saturating_sub(partitions.buffered() + self.reserved());
-        if room < LEAST_FETCH.min(self.settings.buffer_memory) {
+        let share = (memory / leaders.max(1)).max(LEAST_FETCH);
+        let mut room = memory.saturating_sub(partitions.buffered() + self.reserved());
+        if room < LEAST_FETCH.min(memory) {
             partitions.evict_paused();
-            room = self.settings.buffer_memory.saturating_sub(partitions.buffered() + self.reserved());
-            if room < LEAST_FETCH.min(self.settings.buffer_memory) {
+            room = memory.saturating_sub(partitions.buffered() + self.reserved());
+            if room < LEAST_FETCH.min(memory) {
                 return None;
             }
         }
         let at_most = wanted.saturating_mul(self.refill_below());
-        let max_bytes = room.min(share).min(at_most).min(self.settings.max_bytes.max(1) as usize);
-        let wait = if left_out { self.settings.max_wait.min(SHORT_WAIT) } else { self.settings.max_wait };
-        Some(self.start(broker, max_bytes, wait))
+        Some(room.min(share).min(at_most).min(self.settings.max_bytes.max(1) as usize))
     }
 
     /// Brokers that back off and partitions that wait, so that the driver wakes for them.
     pub(crate) fn poll_timeout(&self, now: Instant, partitions: &Partitions) -> Option<Instant> {
         let idle = self.brokers.values().filter(|broker| broker.in_flight.is_none());
         let waiting = self.waiting.iter().filter_map(|key| partitions.get(key)?.retry_at);
-        idle.filter_map(|broker| broker.retry_at).chain(waiting).filter(|at| *at > now).min()
+        let aside = self.brokers.values().filter_map(BrokerFetch::aside_at);
+        idle.filter_map(|broker| broker.retry_at).chain(waiting).chain(aside).filter(|at| *at > now).min()
     }
 
-    fn start(&mut self, broker: i32, max_bytes: usize, max_wait: Duration) -> FetchAction {
+    fn start(&mut self, now: Instant, broker: i32, max_bytes: usize) -> FetchAction {
         let token = self.tokens.next();
+        let max_wait = self.settings.max_wait;
         let state = self.broker(broker);
         let request = state.session.request();
-        state.in_flight = Some(InFlight { token, reserved: max_bytes });
+        state.in_flight = Some(InFlight { token, reserved: max_bytes, since: now });
+        state.asked_aside.clear();
         state.retry_at = None;
         state.last = Some(token);
         let max_bytes = i32::try_from(max_bytes).unwrap_or(i32::MAX);
-        FetchAction { broker, token, request, max_wait, max_bytes }
+        FetchAction { broker, token, request, max_wait, max_bytes, is_aside: false }
     }
 
     fn broker(&mut self, broker: i32) -> &mut BrokerFetch {
@@ -183,6 +251,8 @@ impl Fetcher {
         self.brokers.entry(broker).or_insert_with(|| BrokerFetch {
             session: Session::default(),
             in_flight: None,
+            aside: None,
+            asked_aside: BTreeMap::new(),
             retry_at: None,
             backoff: Backoff::new(backoff.0, backoff.1),
             wanted: 0,
@@ -262,6 +332,20 @@ impl Fetcher {
     ) -> Effects {
         let mut effects = Effects::default();
         let Some(state) = self.brokers.get_mut(&broker) else { return effects };
+        if let Some(Aside { asked, .. }) = state.aside.take_if(|aside| aside.out.token == token) {
+            // What goes wrong here the session's fetch meets as well, and deals with.
+            if let Some(answer) = answer.ok().filter(|answer| answer.error_code == 0) {
+                self.on_answer(
+                    now,
+                    answer,
+                    |_, key| asked.get(key).copied(),
+                    partitions,
+                    decompressor,
+                    &mut effects,
+                );
+            }
+            return effects;
+        }
         if state.in_flight.take_if(|out| out.token == token).is_none() {
             return effects;
         }
@@ -283,23 +367,46 @@ impl Fetcher {
                 state.retry_at = Some(now + state.backoff.next(&mut self.rng));
                 let error = Error::from_code("Fetch", answer.error_code).with_broker(broker);
                 effects.refresh_metadata = true;
-                if !error.is_retriable() {
+                if !is_passing(&error) {
                     effects.errors.push(error);
                 }
             }
             return effects;
         }
         state.backoff.reset();
+        let brought = |data: &wire::fetch_response::PartitionData| {
+            data.records.as_ref().is_some_and(|records| !records.is_empty())
+        };
+        let unordered = if answer.session_id == 0 { &answer.responses[..] } else { &[] };
+        for topic in unordered {
+            for data in topic.partitions.iter().filter(|data| brought(data)) {
+                let topic = Arc::from(topic.topic.as_str());
+                state.session.handle_served(&TopicPartition { topic, partition: data.partition_index });
+            }
+        }
+        let asked =
+            |fetcher: &Self, key: &TopicPartition| fetcher.brokers.get(&broker)?.session.asked(key).copied();
+        self.on_answer(now, answer, asked, partitions, decompressor, &mut effects);
+        effects
+    }
+
+    fn on_answer(
+        &self,
+        now: Instant,
+        answer: wire::FetchResponse,
+        asked: impl Fn(&Self, &TopicPartition) -> Option<Wanted>,
+        partitions: &mut Partitions,
+        decompressor: &Decompressor,
+        effects: &mut Effects,
+    ) {
         for topic in answer.responses {
             let name: Arc<str> = Arc::from(topic.topic.as_str());
             for data in topic.partitions {
                 let key = TopicPartition { topic: Arc::clone(&name), partition: data.partition_index };
-                let session = self.brokers.get(&broker).map(|state| &state.session);
-                let Some(&asked) = session.and_then(|session| session.asked(&key)) else { continue };
-                self.on_partition(now, &key, asked, data, partitions, decompressor, &mut effects);
+                let Some(asked) = asked(self, &key) else { continue };
+                self.on_partition(now, &key, asked, data, partitions, decompressor, effects);
             }
         }
-        effects
     }
 
     #[expect(
@@ -339,10 +446,12 @@ impl Fetcher {
         });
         let before = partition.queue.bytes();
         let mut batches = split(records);
+        let mut is_damaged = false;
         for batch in &mut batches {
             let batch = match batch {
                 Ok(batch) => batch,
                 Err(error) => {
+                    is_damaged = true;
                     let error = error.with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
                     effects.errors.push(error);
                     partition.retry_at = Some(now + self.settings.retry_backoff_max);
@@ -359,10 +468,20 @@ impl Fetcher {
             fetch = batch.last_offset.saturating_add(1);
             partition.queue.push(batch, skip);
         }
-        if fetch == asked.offset
-            && let Some(incomplete) = batches.incomplete()
-        {
-            effects.errors.push(self.no_progress(key, fetch, incomplete));
+        if fetch == asked.offset && !is_damaged {
+            // To ask again at once would bring the same again, for ever.
+            let error = match batches.incomplete() {
+                Some(incomplete) => self.no_progress(key, fetch, incomplete),
+                None => Error::protocol(
+                    "the broker answered with batches that all lie before the offset asked for",
+                )
+                .with_api("Fetch")
+                .with_topic(Arc::clone(&key.topic))
+                .with_partition(key.partition)
+                .with_offset(fetch)
+                .with_hint("seek past the offset to go on"),
+            };
+            effects.errors.push(error);
             partition.retry_at = Some(now + self.settings.retry_backoff_max);
         }
         if let Some(position) = partition.position_mut() {
@@ -422,7 +541,10 @@ impl Fetcher {
             code::UNKNOWN_TOPIC_OR_PARTITION | code::FENCED_LEADER_EPOCH | code::UNKNOWN_LEADER_EPOCH => {
                 effects.refresh_metadata = true;
             }
-            _ if told().is_retriable() => effects.refresh_metadata = true,
+            _ if is_passing(&told()) => {
+                warn!(error = %told(), "a fetch is refused for now");
+                effects.refresh_metadata = true;
+            }
             _ => effects.errors.push(told()),
         }
     }

@@ -145,11 +145,13 @@ fn a_full_partition_is_left_out_until_a_poll_makes_room() {
     bench.answer(&fetch, vec![data(0, batch(0, 200))]);
     let fetch = bench.plan().unwrap();
     assert_eq!(fetch.request.forgotten, [key(0)]);
-    assert!(fetch.max_wait < Duration::from_millis(100), "partition 0 must not wait for partition 1");
+    assert_eq!(fetch.max_wait, Duration::from_millis(500), "nobody waits for it as long as nobody polls");
     assert_eq!(bench.poll(100).len(), 10);
     assert!(bench.partitions.take_wants_fetch());
-    bench.answer(&fetch, vec![]);
-    assert_eq!(Bench::sent(&bench.plan().unwrap()), [(0, 10)]);
+    assert!(bench.plan().is_none());
+    bench.now += SHORT_WAIT;
+    let aside = bench.plan().unwrap();
+    assert!(aside.is_aside && Bench::sent(&aside) == [(0, 10)], "it must not wait for partition 1");
 }
 
 #[test]
@@ -434,4 +436,175 @@ fn every_leader_has_its_turn_where_the_buffer_has_room_for_one_fetch_only() {
         bench.answer(&action, Vec::new());
     }
     assert_eq!(asked, [1, 2, 3, 1, 2, 3]);
+}
+
+/// The batch with a last offset so much higher, as after a compaction that took its last records.
+fn compacted(mut batch: Vec<u8>, by: i32) -> Vec<u8> {
+    let delta = i32::from_be_bytes(batch[23..27].try_into().unwrap()) + by;
+    batch[23..27].copy_from_slice(&delta.to_be_bytes());
+    let crc = crc32c::crc32c(&batch[21..]);
+    batch[17..21].copy_from_slice(&crc.to_be_bytes());
+    batch
+}
+
+#[test]
+fn offsets_that_compaction_took_are_passed_by_the_next_fetch_and_by_the_commit() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    bench.answer(&fetch, vec![data(0, compacted(batch(0, 10), 5))]);
+    assert_eq!(bench.poll(100), (0..10).collect::<Vec<_>>());
+    assert_eq!(bench.covered(0), Some(15));
+    assert_eq!(Bench::sent(&bench.plan().unwrap()), [(0, 15)]);
+}
+
+#[test]
+fn an_answer_from_before_a_seek_backwards_is_dropped() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    bench.partitions.restart(&key(0), Phase::Fetching(Position::at(10)));
+    let fetch = bench.plan().unwrap();
+    assert_eq!(Bench::sent(&fetch), [(0, 10)]);
+    for place in [0, 10] {
+        bench.partitions.restart(&key(0), Phase::Fetching(Position::at(place)));
+        assert!(!bench.answer(&fetch, vec![data(0, batch(10, 10))]).buffered, "sought to {place}");
+        assert_eq!(bench.poll(100), [0i64; 0]);
+        let again = bench.plan().unwrap();
+        assert!(!bench.answer(&again, vec![]).buffered);
+    }
+}
+
+#[test]
+fn control_batches_are_stepped_over_at_either_isolation() {
+    for read_committed in [true, false] {
+        let mut bench = Bench::new(&[1], 1 << 20);
+        bench.fetcher.settings.read_committed = read_committed;
+        let fetch = bench.plan().unwrap();
+        let mut marker = batch(10, 10);
+        marker[22] |= 0x20; // the control bit of the attributes
+        let marker = compacted(marker, 0);
+        bench.answer(&fetch, vec![data(0, [batch(0, 10), marker, batch(20, 10)].concat())]);
+        assert_eq!(bench.poll(100), (0..10).chain(20..30).collect::<Vec<_>>());
+        assert_eq!(bench.covered(0), Some(30));
+    }
+}
+
+#[test]
+fn a_checksum_is_checked_when_it_is_asked_for_and_not_otherwise() {
+    for checked in [true, false] {
+        let mut bench = Bench::new(&[1], 1 << 20);
+        let fetch = bench.plan().unwrap();
+        let mut damaged = batch(0, 10);
+        damaged[17] ^= 1;
+        bench.answer(&fetch, vec![data(0, damaged)]);
+        let Next::Decode(job) = bench.partitions.next_chunk(5, Turn::Poll, 1) else { panic!() };
+        let (_, result) = job.split().1.run(checked, &bench.decompressor, 1 << 20);
+        assert_eq!(result.is_err(), checked);
+    }
+}
+
+#[test]
+fn an_answer_without_progress_is_an_error_with_place_and_is_not_asked_for_again_at_once() {
+    let cut = |from: usize, to: usize| batch(0, 10)[from..to].to_vec();
+    let mut announced = batch(0, 10);
+    announced[8..12].copy_from_slice(&1_000_000i32.to_be_bytes());
+    for records in [cut(0, 1), cut(0, 11), cut(0, 40), cut(0, batch(0, 10).len() - 1), announced] {
+        let mut bench = Bench::new(&[1], 1 << 20);
+        let fetch = bench.plan().unwrap();
+        let effects = bench.answer(&fetch, vec![data(0, records)]);
+        let error = effects.errors.first().expect("nobody is told");
+        assert_eq!((error.topic(), error.partition(), error.offset()), (Some("t"), Some(0), Some(0)));
+        assert!(bench.plan().is_none());
+        let again = bench.fetcher.poll_timeout(bench.now, &bench.partitions).unwrap();
+        assert!(again - bench.now >= Duration::from_secs(1));
+        // A seek passes it at once.
+        bench.partitions.restart(&key(0), Phase::Fetching(Position::at(10)));
+        assert_eq!(Bench::sent(&bench.plan().unwrap()), [(0, 10)]);
+    }
+    // A batch that lies before what was asked for moves nothing either.
+    let mut bench = Bench::new(&[1], 1 << 20);
+    bench.partitions.restart(&key(0), Phase::Fetching(Position::at(10)));
+    let fetch = bench.plan().unwrap();
+    assert_eq!(bench.answer(&fetch, vec![data(0, batch(0, 10))]).errors.len(), 1);
+}
+
+#[test]
+fn what_the_broker_cannot_explain_is_asked_again_and_is_no_error_of_the_user() {
+    let unknown = crate::error::code::UNKNOWN_SERVER_ERROR;
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    let effects = bench.answer(&fetch, vec![refused(0, unknown)]);
+    assert!(effects.errors.is_empty() && effects.refresh_metadata);
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    let whole = wire::FetchResponse { error_code: unknown, ..Default::default() };
+    let effects = bench.answered(&fetch, Ok(whole));
+    assert!(effects.errors.is_empty());
+    assert!(bench.plan().is_none(), "not at once");
+}
+
+#[test]
+fn without_a_session_every_partition_gets_its_turn() {
+    // The broker has room for 8 of 20 partitions in an answer, and fills it in the order of the request.
+    let mut bench = Bench::new(&[1; 20], 1 << 20);
+    let mut got = [0; 20];
+    for _ in 0..200 {
+        let action = bench.plan().unwrap();
+        let asked = Bench::sent(&action);
+        assert_eq!(asked.len(), 20, "every fetch is a full one");
+        let rows = asked.iter().take(8).map(|(partition, offset)| {
+            got[*partition as usize] += 1;
+            data(*partition, batch(*offset, 10))
+        });
+        let topic = wire::fetch_response::FetchableTopicResponse {
+            topic: "t".into(),
+            partitions: rows.collect(),
+            ..Default::default()
+        };
+        let answer = wire::FetchResponse { session_id: 0, responses: vec![topic], ..Default::default() };
+        bench.answered(&action, Ok(answer));
+        bench.poll(10_000);
+    }
+    assert!(got.iter().all(|turns| *turns == 80), "{got:?}");
+}
+
+#[test]
+fn what_is_sought_while_a_fetch_waits_is_asked_for_aside_and_once() {
+    let mut bench = Bench::new(&[1, 1], 1 << 20);
+    let parked = bench.plan().unwrap();
+    bench.partitions.restart(&key(0), Phase::Fetching(Position::at(100)));
+    assert!(bench.plan().is_none(), "the answer may be on its way");
+    bench.now = bench.fetcher.poll_timeout(bench.now, &bench.partitions).unwrap();
+    let aside = bench.plan().unwrap();
+    assert!(aside.is_aside && aside.max_wait.is_zero());
+    assert_eq!((Bench::sent(&aside), aside.request.epoch.0), (vec![(0, 100)], -1));
+    assert!(bench.plan().is_none());
+    assert!(bench.answer(&aside, vec![data(0, batch(100, 10))]).buffered);
+    assert_eq!(bench.poll(100), (100..110).collect::<Vec<_>>());
+    // The next place is asked for aside as well; when nothing is there, the session's fetch has it.
+    bench.now += SHORT_WAIT;
+    let aside = bench.plan().unwrap();
+    assert_eq!(Bench::sent(&aside), [(0, 110)]);
+    bench.answer(&aside, vec![]);
+    bench.now += SHORT_WAIT * 100;
+    assert!(bench.plan().is_none());
+    assert!(!bench.answer(&parked, vec![data(0, batch(0, 10))]).buffered, "it was asked before the seek");
+    assert_eq!(Bench::sent(&bench.plan().unwrap()), [(0, 110)]);
+}
+
+#[test]
+fn a_partition_that_is_full_for_long_costs_no_fetch() {
+    let mut bench = Bench::new(&[1, 1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    bench.answer(&fetch, vec![data(1, batch(0, 200))]);
+    let (mut fetches, until) = (0, bench.now + Duration::from_secs(5));
+    while bench.now < until {
+        match bench.plan() {
+            Some(fetch) => {
+                fetches += 1;
+                bench.now += fetch.max_wait;
+                bench.answer(&fetch, vec![]);
+            }
+            None => bench.now = bench.fetcher.poll_timeout(bench.now, &bench.partitions).unwrap_or(until),
+        }
+    }
+    assert!(fetches <= 11, "{fetches} fetches in 5 s");
 }

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tracing::debug;
 
 use super::{
-    fetch::code::OFFSET_OUT_OF_RANGE,
+    fetch::{code::OFFSET_OUT_OF_RANGE, is_passing},
     ledger::Life,
     partitions::{Partition, Partitions, Phase, ResetTo},
 };
@@ -212,7 +212,7 @@ impl Lookups {
             partition.retry_at = Some(retry_at);
         }
         effects.forget_coordinator |= error.code().is_some_and(|code| is_moved(code.0));
-        if !error.is_retriable() {
+        if !error.is_retriable() && !is_passing(error) {
             let error = error.clone().with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
             effects.errors.push(error);
         }

@@ -44,7 +44,8 @@ pub use self::{
 use crate::{
     batch::Decompressor,
     cluster::{Cluster, CoordinatorKind, Create, UNKNOWN_TOPIC_OR_PARTITION},
-    config::settings::ConsumerSettings,
+    config::settings::{ClientSettings, ConsumerSettings},
+    driver::{self, Home},
     error::{Error, ErrorKind, Result},
     group::code::is_moved,
     record::{ConsumerGroupMetadata, TopicPartition},
@@ -80,6 +81,8 @@ struct Shared {
     coordinator: AtomicI32,
     /// The driver has a fetch to send: on a runtime of one thread a poll must let it.
     yields: AtomicBool,
+    /// The last to go: the cluster and its connections live there.
+    _home: Option<Home>,
 }
 
 impl fmt::Debug for KafkaConsumer {
@@ -91,8 +94,21 @@ impl fmt::Debug for KafkaConsumer {
 }
 
 impl KafkaConsumer {
-    /// Starts the driver task; nothing is sent before there is something to fetch. Must be called in a tokio runtime.
-    pub(crate) fn start(cluster: Cluster, settings: ConsumerSettings) -> Result<Self> {
+    /// Starts the driver; nothing is sent but for metadata before there is something to fetch. Must be called in a tokio
+    /// runtime. A member of a group lives in a thread of its own: its heartbeats and commits must not depend on the user's
+    /// code yielding.
+    pub(crate) fn start(client: Arc<ClientSettings>, settings: ConsumerSettings) -> Result<Self> {
+        driver::check_runtime()?;
+        if settings.group_id.is_none() || client.environment.is_simulated() {
+            return Self::start_on(Cluster::start(client)?, settings, None);
+        }
+        let home = Home::start("dtkafka-consumer")?;
+        let runtime = home.runtime().clone();
+        let _within = runtime.enter();
+        Self::start_on(Cluster::start_in(client, Some(runtime.clone()))?, settings, Some(home))
+    }
+
+    fn start_on(cluster: Cluster, settings: ConsumerSettings, home: Option<Home>) -> Result<Self> {
         let settings = Arc::new(settings);
         let client = Arc::clone(cluster.settings());
         let rng = client.environment.rng();
@@ -106,9 +122,15 @@ impl KafkaConsumer {
             decompressor: Decompressor::new(),
             coordinator: AtomicI32::new(-1),
             yields: AtomicBool::new(false),
+            _home: home,
         });
         task::spawn(Arc::clone(&shared))?;
         Ok(Self { shared })
+    }
+
+    /// Waits for the first answer of a broker.
+    pub(crate) async fn connect(&self) -> Result<()> {
+        self.shared.cluster.connect(self.api_deadline()).await
     }
 
     /// Joins the group for these topics, in place of those subscribed to before; none at all unsubscribes. The group is

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::ledger::Life;
+use super::{fetch::is_passing, ledger::Life};
 use crate::{
     cluster::UNKNOWN_TOPIC_OR_PARTITION,
     error::{Error, ErrorKind, Result},
@@ -214,7 +214,7 @@ impl Commits {
             return Some(outcome);
         };
         let again = now + self.backoff.next(&mut self.rng);
-        if error.is_retriable() && outcome.fenced.is_none() && again < commit.deadline && !is_final(&error) {
+        if is_passing(&error) && outcome.fenced.is_none() && again < commit.deadline && !is_final(&error) {
             self.state = State::BackingOff { until: again, commit };
             // What is committed already must count even if the rest never succeeds.
             let told = !outcome.committed.is_empty() || outcome.forget_coordinator;

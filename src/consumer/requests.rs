@@ -121,12 +121,18 @@ async fn leave(
 }
 
 fn joined(answer: wire::JoinGroupResponse) -> Result<Answer> {
-    let member = |member: wire::join_group_response::JoinGroupResponseMember| -> Result<Subscriber> {
-        Ok(Subscriber {
-            topics: decode_subscription(&member.metadata)?.topics,
+    // A member that cannot be understood gets nothing; it must not stop those that can.
+    let member = |member: wire::join_group_response::JoinGroupResponseMember| {
+        let topics = decode_subscription(&member.metadata).map(|subscription| subscription.topics);
+        let topics = topics.unwrap_or_else(|error| {
+            tracing::warn!(member = %member.member_id.as_str(), %error, "a member of the group is left out");
+            Vec::new()
+        });
+        Subscriber {
+            topics,
             member_id: member.member_id.to_string(),
             instance_id: member.group_instance_id.map(|id| id.to_string()),
-        })
+        }
     };
     Ok(Answer::Join {
         error: answer.error_code,
@@ -134,7 +140,7 @@ fn joined(answer: wire::JoinGroupResponse) -> Result<Answer> {
         member_id: answer.member_id.to_string(),
         leader: answer.leader.to_string(),
         protocol: answer.protocol_name.map(|name| name.to_string()).unwrap_or_default(),
-        members: answer.members.into_iter().map(member).collect::<Result<_>>()?,
+        members: answer.members.into_iter().map(member).collect(),
         skip_assignment: answer.skip_assignment,
     })
 }
@@ -301,7 +307,8 @@ pub(super) async fn fetch(shared: &Shared, action: FetchAction) -> Result<wire::
         ..Default::default()
     };
     let deadline = time::now() + action.max_wait + shared.cluster.settings().request_timeout;
-    shared.cluster.call(action.broker, Lane::Fetch, request, deadline).await
+    let lane = if action.is_aside { Lane::Main } else { Lane::Fetch };
+    shared.cluster.call(action.broker, lane, request, deadline).await
 }
 
 fn isolation(shared: &Shared) -> i8 {
@@ -330,7 +337,12 @@ async fn to_coordinator<R: Api>(
     deadline: Instant,
 ) -> Result<R::Response> {
     let (broker, connection) = coordinator(shared, lane, deadline).await?;
-    noted(shared, broker, connection.call(request, deadline).await.map_err(|error| error.with_broker(broker)))
+    let answer = connection.call(request, deadline).await;
+    if lane == Lane::Group && answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Timeout) {
+        // Whatever is asked next would wait behind this, for as long as the poll interval.
+        connection.end();
+    }
+    noted(shared, broker, answer.map_err(|error| error.with_broker(broker)))
 }
 
 /// A coordinator that cannot be reached may have moved.

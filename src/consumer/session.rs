@@ -18,6 +18,13 @@ pub(crate) struct Wanted {
     pub(crate) max_bytes: i32,
 }
 
+impl SessionRequest {
+    /// A fetch of these partitions alone, outside any session.
+    pub(crate) fn alone(partitions: Vec<(TopicPartition, Wanted)>) -> Self {
+        Self { id: NO_SESSION, epoch: SessionEpoch::NONE, partitions, forgotten: Vec::new() }
+    }
+}
+
 /// The part of a fetch request that the session decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SessionRequest {
@@ -37,6 +44,8 @@ pub(crate) struct SessionEpoch(pub(crate) i32);
 impl SessionEpoch {
     /// A full fetch, which opens a session, or replaces the one of its id.
     pub(crate) const INITIAL: Self = Self(0);
+    /// Outside any session.
+    pub(crate) const NONE: Self = Self(-1);
 
     /// Wraps to one, since zero opens a session.
     fn next(self) -> Self {
@@ -54,6 +63,10 @@ pub(crate) struct Session {
     known: BTreeMap<TopicPartition, Wanted>,
     /// What the next request changes.
     changes: BTreeMap<TopicPartition, Option<Wanted>>,
+    /// When each partition has last brought something, counted in such events: without a session the order is ours to keep
+    /// fair, for a broker fills its answer in the order of the request.
+    served: BTreeMap<TopicPartition, u64>,
+    turns: u64,
 }
 
 impl Session {
@@ -65,6 +78,24 @@ impl Session {
     /// What the last request asked of a partition, be it by silence.
     pub(crate) fn asked(&self, partition: &TopicPartition) -> Option<&Wanted> {
         self.known.get(partition)
+    }
+
+    /// A partition has brought records: others come before it in the next full fetch.
+    pub(crate) fn handle_served(&mut self, partition: &TopicPartition) {
+        if self.id == NO_SESSION {
+            self.turns += 1;
+            self.served.insert(partition.clone(), self.turns);
+        } else if !self.served.is_empty() {
+            self.served.clear();
+        }
+    }
+
+    /// What is wanted now and was not asked for by the request that is out.
+    pub(crate) fn fresh(&self) -> impl Iterator<Item = (&TopicPartition, Wanted)> {
+        self.changes.iter().filter_map(|(key, change)| {
+            let wanted = (*change)?;
+            (self.known.get(key) != Some(&wanted)).then_some((key, wanted))
+        })
     }
 
     /// The next request.
@@ -83,11 +114,15 @@ impl Session {
                     }
                 }
                 None => {
+                    self.served.remove(&key);
                     if self.known.remove(&key).is_some() {
                         forgotten.push(key);
                     }
                 }
             }
+        }
+        if !self.served.is_empty() {
+            partitions.sort_by_cached_key(|(key, _)| self.served.get(key).copied());
         }
         SessionRequest { id: self.id, epoch: self.epoch, partitions, forgotten }
     }

@@ -60,7 +60,8 @@ impl Bench {
     }
 
     fn consumer(&self, config: &KafkaConfig) -> KafkaConsumer {
-        KafkaConsumer::start(self.cluster(), config.resolve_consumer().unwrap()).unwrap()
+        let client = Arc::new(self.config().resolve_client().unwrap());
+        KafkaConsumer::start(client, config.resolve_consumer().unwrap()).unwrap()
     }
 
     async fn topic(&self, name: &str, partitions: i32) {
@@ -341,7 +342,8 @@ async fn unsubscribing_and_closing_are_nothing_to_warn_of() {
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     // Of this thread, on which everything here runs.
     let _guard = tracing::subscriber::set_default(subscriber);
-    let consumer = bench.consumer(&bench.config().set_group_id(&topic));
+    let settings = bench.config().set_group_id(&topic).resolve_consumer().unwrap();
+    let consumer = KafkaConsumer::start_on(bench.cluster(), settings, None).unwrap();
     consumer.subscribe([&topic]).unwrap();
     read(&consumer, 10).await;
     consumer.unsubscribe().unwrap();
@@ -624,6 +626,99 @@ async fn a_stream_that_is_kept_and_not_polled_gives_its_partitions_up() {
     .await
     .unwrap();
     drop(stream);
+}
+
+#[tokio::test]
+async fn a_coordinator_that_hangs_is_asked_over_another_connection() {
+    let bench = Bench::embedded(1).await;
+    bench.topic("t", 1).await;
+    let consumer = bench.consumer(&brief(&bench));
+    consumer.subscribe(["t"]).unwrap();
+    joined(&consumer).await;
+    let joins = bench.control().requests(ApiKey::JoinGroup);
+    bench.control().hold(ApiKey::Heartbeat);
+    let deadline = time::now() + Duration::from_secs(10);
+    while bench.control().requests(ApiKey::JoinGroup) == joins {
+        assert!(time::now() < deadline, "the join waits behind the heartbeat that hangs");
+        consumer.poll(Duration::from_millis(20)).await.unwrap();
+    }
+    bench.control().clear();
+    joined(&consumer).await;
+}
+
+#[tokio::test]
+async fn a_close_that_is_too_late_leaves_the_group_all_the_same() {
+    for hung in [false, true] {
+        let bench = Bench::embedded(1).await;
+        bench.topic("t", 1).await;
+        bench.produce("t", 1, 0, 10).await;
+        let consumer = bench.consumer(&bench.config().set_enable_auto_commit(true));
+        consumer.subscribe(["t"]).unwrap();
+        read(&consumer, 10).await;
+        consumer.poll(Duration::ZERO).await.unwrap();
+        if hung {
+            bench.control().hold(ApiKey::OffsetCommit);
+        }
+        let within = Duration::from_millis(if hung { 200 } else { 0 });
+        let error = consumer.close(within).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        drop(consumer);
+        bench.control().clear();
+        let deadline = time::now() + Duration::from_secs(10);
+        while bench.control().requests(ApiKey::LeaveGroup) == 0 {
+            assert!(time::now() < deadline, "hung {hung}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_commits_after_every_poll_sees_no_error_while_others_come_and_go() {
+    let bench = Bench::embedded(1).await;
+    bench.topic("t", 4).await;
+    bench.produce("t", 4, 0, 40).await;
+    let config = bench.config().set("heartbeat.interval.ms", 20).set("max.poll.records", 3);
+    let stays = bench.consumer(&config);
+    stays.subscribe(["t"]).unwrap();
+    let polling = async {
+        loop {
+            stays.poll(Duration::from_millis(10)).await.unwrap();
+            stays.commit().await.unwrap();
+        }
+    };
+    let coming_and_going = async {
+        for _ in 0..5 {
+            let comes = bench.consumer(&config);
+            comes.subscribe(["t"]).unwrap();
+            joined(&comes).await;
+            comes.commit().await.unwrap();
+            comes.close(WAIT).await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = polling => {}
+        () = coming_and_going => {}
+    }
+}
+
+#[test]
+fn heartbeats_go_on_while_the_users_only_thread_is_blocked() {
+    let theirs = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let bench = theirs.block_on(Bench::embedded(1));
+    theirs.block_on(bench.topic("t", 1));
+    theirs.block_on(bench.produce("t", 1, 0, 10));
+    let ours = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    ours.block_on(async {
+        let consumer = bench.consumer(&brief(&bench));
+        consumer.subscribe(["t"]).unwrap();
+        read(&consumer, 10).await;
+        let before = bench.control().requests(ApiKey::Heartbeat);
+        // Three sessions long.
+        std::thread::sleep(Duration::from_millis(2_400));
+        assert!(bench.control().requests(ApiKey::Heartbeat) >= before + 10);
+        consumer.commit().await.unwrap();
+        assert_eq!(consumer.assignment().len(), 1);
+    });
 }
 
 // Records acknowledged one by one.

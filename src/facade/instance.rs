@@ -16,7 +16,6 @@ use crate::{
     consumer::KafkaConsumer,
     error::Result,
     producer::{KafkaProducer, Transaction, TransactionalProducer},
-    time,
 };
 
 /// How long a consumer context tries to commit and to leave its group, as in Java.
@@ -302,9 +301,8 @@ impl KafkaInstance {
         let config = overrides.merged(&self.config);
         let settings = config.resolve_consumer()?;
         // Of the merged configuration: its fetch sizes decide how large an answer may be.
-        let cluster = Cluster::start(Arc::new(config.resolve_client()?))?;
-        cluster.connect(time::now() + cluster.settings().default_api_timeout).await?;
-        let consumer = KafkaConsumer::start(cluster, settings)?;
+        let consumer = KafkaConsumer::start(Arc::new(config.resolve_client()?), settings)?;
+        consumer.connect().await?;
         consumer.subscribe(topics)?;
         Ok(consumer)
     }

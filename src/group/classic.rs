@@ -76,6 +76,8 @@ enum State {
     Planning {
         generation: i32,
         token: Token,
+        /// KIP-814: the coordinator keeps the assignment it has; the plan only shows whether that still fits.
+        keeps: bool,
     },
     Syncing {
         generation: i32,
@@ -112,6 +114,8 @@ pub(crate) struct Member {
     owned: Vec<TopicPartition>,
     /// Partition counts that the assignment was planned with, if this member leads the group.
     planned: Option<BTreeMap<Arc<str>, i32>>,
+    /// What a leader that came back would have got by a new plan.
+    expected: Option<Vec<TopicPartition>>,
     /// Something changed while a join or sync was out: join again after it.
     stale: bool,
     /// Somebody is in a poll.
@@ -134,6 +138,7 @@ impl Member {
             topics: Vec::new(),
             owned: Vec::new(),
             planned: None,
+            expected: None,
             stale: false,
             is_polled: false,
             away_since: Some(now),
@@ -228,11 +233,15 @@ impl Member {
         counts: BTreeMap<Arc<str>, i32>,
         plan: &Assignment,
     ) {
-        let State::Planning { generation, token: waited } = self.state else { return };
+        let State::Planning { generation, token: waited, keeps } = self.state else { return };
         if waited != token {
             return;
         }
         self.planned = Some(counts);
+        self.expected = if keeps { plan.get(&self.member_id).cloned() } else { None };
+        if keeps {
+            return self.sync(now, generation, assignor, Vec::new());
+        }
         let assignments =
             plan.iter().map(|(member, partitions)| (member.clone(), encode_assignment(partitions))).collect();
         self.sync(now, generation, assignor, assignments);
@@ -428,13 +437,14 @@ impl Member {
             return self.stop(now, error);
         };
         match members {
-            Some(members) if !skip_assignment => {
+            // KIP-814: of a leader that came back the coordinator still has the assignment of its earlier life. It leads all
+            // the same, and must see when its topics change.
+            Some(members) => {
                 let token = self.tokens.next();
-                self.state = State::Planning { generation, token };
+                self.state = State::Planning { generation, token, keeps: skip_assignment };
                 self.actions.push_back(Action::Plan { token, assignor, members });
             }
-            // KIP-814: the coordinator still has the assignment of the leader's earlier life.
-            _ => self.sync(now, generation, assignor, Vec::new()),
+            None => self.sync(now, generation, assignor, Vec::new()),
         }
     }
 
@@ -455,6 +465,12 @@ impl Member {
         self.state = State::Stable { generation, heart };
         self.owned.clone_from(&partitions);
         self.actions.push_back(Action::Assign { added: partitions });
+        if self.expected.take().is_some_and(|mut expected| {
+            expected.sort();
+            expected != self.owned
+        }) {
+            self.rebalance(now);
+        }
     }
 
     fn on_beat(&mut self, now: Instant) {
@@ -542,7 +558,7 @@ impl Member {
                 self.actions.push_back(Action::ForgetCoordinator);
                 self.retry(now);
             }
-            code::COORDINATOR_LOAD_IN_PROGRESS => self.retry(now),
+            code::COORDINATOR_LOAD_IN_PROGRESS | code::UNKNOWN_SERVER_ERROR => self.retry(now),
             code::REBALANCE_IN_PROGRESS => match self.state {
                 State::Stable { .. } => {
                     self.on_beat(now);

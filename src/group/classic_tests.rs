@@ -113,7 +113,7 @@ impl Bench {
         }
     }
 
-    fn revoke_epoch(&mut self) -> Token {
+    fn revocation(&mut self) -> Token {
         match self.member.poll_action() {
             Some(Action::Revoke { token, .. }) => token,
             other => panic!("no revocation but {other:?}"),
@@ -190,7 +190,7 @@ fn the_leader_plans_and_its_plan_is_synced() {
     bench.member.handle_metadata(bench.now, |_| Some(2));
     bench.nothing();
     bench.member.handle_metadata(bench.now, |_| Some(3));
-    bench.revoke_epoch();
+    bench.revocation();
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn stale_heartbeat_answer_is_dropped() {
 fn a_heartbeat_answer_of_the_last_generation_is_dropped() {
     let mut bench = Bench::stable();
     bench.subscribe(&["t", "u"]);
-    let token = bench.revoke_epoch();
+    let token = bench.revocation();
     bench.pass(HEARTBEAT);
     let (beat, Request::Heartbeat { .. }) = bench.sent() else { panic!("a revoking member must beat") };
     bench.member.handle_revoked(bench.now, token);
@@ -234,7 +234,7 @@ fn a_rebalance_revokes_first_and_joins_only_then() {
     let mut bench = Bench::stable();
     let beat = bench.heartbeat();
     bench.answer(beat, Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS });
-    let token = bench.revoke_epoch();
+    let token = bench.revocation();
     assert_eq!(bench.member.identity().unwrap().generation, 5, "what is done must still be committable");
     // The user is slow: the member stays alive meanwhile, and does not revoke twice.
     let beat = bench.heartbeat();
@@ -454,7 +454,7 @@ fn a_poll_that_waits_is_no_absence() {
 fn a_closing_member_leaves_even_while_it_joins() {
     let mut bench = Bench::stable();
     bench.subscribe(&["t", "u"]);
-    let token = bench.revoke_epoch();
+    let token = bench.revocation();
     bench.member.handle_revoked(bench.now, token);
     bench.joins();
     bench.member.handle_close(bench.now);
@@ -547,4 +547,78 @@ fn stale_join_and_sync_answers_are_dropped() {
     bench.nothing();
     bench.answer(sync, Answer::Sync { error: 0, assignment: bytes::Bytes::new() });
     assert!(bench.member.is_stable());
+}
+
+/// A static leader that joined again; the coordinator keeps the assignment it has (KIP-814).
+fn returned(counts: i32, kept: &[i32]) -> Bench {
+    let mut bench = Bench::with(|settings| settings.instance_id = Some("a".to_owned()));
+    bench.subscribe(&["t"]);
+    bench.poll();
+    let (token, _) = bench.joins();
+    let me = Subscriber { member_id: "me".into(), instance_id: Some("a".into()), topics: vec!["t".into()] };
+    bench.answer(
+        token,
+        Answer::Join {
+            error: 0,
+            generation: 3,
+            member_id: "me".into(),
+            leader: "me".into(),
+            protocol: "range".into(),
+            members: vec![me],
+            skip_assignment: true,
+        },
+    );
+    let Some(Action::Plan { token, assignor, members }) = bench.member.poll_action() else {
+        panic!("no plan")
+    };
+    let counts: BTreeMap<Arc<str>, i32> = [(Arc::from("t"), counts)].into();
+    let plan = assignor.assign(&members, &counts);
+    bench.member.handle_plan(bench.now, token, assignor, counts, &plan);
+    let (token, Request::Sync { assignments, .. }) = bench.sent() else { panic!("no sync") };
+    assert!(assignments.is_empty(), "the coordinator's stands");
+    let kept: Vec<_> = kept.iter().map(|partition| TopicPartition::new("t", *partition)).collect();
+    bench.answer(token, Answer::Sync { error: 0, assignment: encode_assignment(&kept) });
+    assert!(matches!(bench.member.poll_action(), Some(Action::Assign { .. })));
+    bench
+}
+
+#[test]
+fn a_static_leader_that_came_back_sees_new_partitions() {
+    let mut bench = returned(1, &[0]);
+    bench.nothing();
+    bench.member.handle_metadata(bench.now, |_| Some(1));
+    bench.nothing();
+    bench.member.handle_metadata(bench.now, |_| Some(3));
+    bench.revocation();
+    // Those that came while it was away as well.
+    returned(3, &[0]).revocation();
+}
+
+#[test]
+fn a_coordinator_that_cannot_explain_itself_is_asked_again() {
+    let mut bench = Bench::stable();
+    let beat = bench.heartbeat();
+    bench.answer(beat, Answer::Heartbeat { error: code::UNKNOWN_SERVER_ERROR });
+    bench.pass_to_timeout();
+    assert!(matches!(bench.sent(), (_, Request::Heartbeat { .. })));
+}
+
+#[test]
+fn a_heartbeat_that_hangs_is_given_up_while_another_can_still_save_the_session() {
+    for session in [3, 45, 600] {
+        let mut bench =
+            Bench::stable_with(|settings| settings.session_timeout = Duration::from_secs(session));
+        bench.pass(HEARTBEAT.min(Duration::from_secs(session / 3)));
+        while bench.member.poll_timeout().is_some_and(|at| at <= bench.now) {
+            bench.pass(Duration::ZERO);
+        }
+        let mut sent = bench.member.poll_action();
+        while sent.is_none() {
+            bench.pass_to_timeout();
+            sent = bench.member.poll_action();
+        }
+        let Some(Action::Send { deadline, request: Request::Heartbeat { .. }, .. }) = sent else { return };
+        assert!(deadline - bench.now <= Duration::from_secs(session) / 2);
+        assert!(deadline - bench.now <= Duration::from_secs(30));
+    }
 }

@@ -56,11 +56,25 @@ pub(crate) fn decode_subscription(bytes: &[u8]) -> Result<MemberSubscription> {
     let mut topics = input.list(|input| input.string())?;
     topics.sort();
     topics.dedup();
+    let mut subscription = MemberSubscription { topics, generation: -1, ..Default::default() };
+    // Some clients announce version 1 and end before its fields (kafka-go, sarama): what is not there, or cannot be read,
+    // is as if it had not been said. The topics alone are needed.
+    let _ = read_rest(&mut input, version, &mut subscription);
+    Ok(subscription)
+}
+
+fn read_rest(input: &mut Input<'_>, version: i16, subscription: &mut MemberSubscription) -> Result<()> {
     input.skip_bytes()?; // user data
-    let owned = if version >= 1 { input.partitions()? } else { Vec::new() };
-    let generation = if version >= 2 { input.int32()? } else { -1 };
-    let rack = if version >= 3 { input.nullable_string()?.map(|rack| rack.to_string()) } else { None };
-    Ok(MemberSubscription { topics, owned, generation, rack })
+    if version >= 1 {
+        subscription.owned = input.partitions()?;
+    }
+    if version >= 2 {
+        subscription.generation = input.int32()?;
+    }
+    if version >= 3 {
+        subscription.rack = input.nullable_string()?.map(|rack| rack.to_string());
+    }
+    Ok(())
 }
 
 pub(crate) fn encode_assignment(partitions: &[TopicPartition]) -> Bytes {
@@ -226,6 +240,30 @@ mod tests {
     }
 
     #[test]
+    fn a_version_that_ends_before_its_later_fields_is_read_as_far_as_it_goes() {
+        // (what a foreign client writes, what is read of it beside the topics)
+        type Owned = &'static [(&'static str, i32)];
+        let cases: [(&[u8], Owned); 6] = [
+            (b"\0\x01\0\0\0\x01\0\x01t\xff\xff\xff\xff", &[]),
+            (b"\0\x01\0\0\0\x01\0\x01t\0\0\0\0", &[]),
+            (b"\0\x01\0\0\0\x01\0\x01t", &[]),
+            (b"\0\x03\0\0\0\x01\0\x01t\xff\xff\xff\xff\0\0\0\x01\0\x01t\0\0\0\x01\0\0\0\x05", &[("t", 5)]),
+            (b"\0\x02\0\0\0\x01\0\x01t\xff\xff\xff\xff\xff\xff\xff\xff\0\0", &[]),
+            (b"\0\x01\0\0\0\x01\0\x01t\x7f\xff\xff\xff", &[]),
+        ];
+        for (bytes, owned) in cases {
+            let read = decode_subscription(bytes).unwrap();
+            let expected = MemberSubscription {
+                topics: vec!["t".into()],
+                owned: partitions(owned),
+                generation: -1,
+                rack: None,
+            };
+            assert_eq!(read, expected, "{bytes:?}");
+        }
+    }
+
+    #[test]
     fn every_cut_and_every_wild_length_is_an_error_and_never_a_panic() {
         let subscription = encode_subscription(&MemberSubscription {
             topics: vec!["topic".into()],
@@ -233,8 +271,13 @@ mod tests {
             generation: 1,
             rack: Some("rack".to_owned()),
         });
+        let topics_end = 2 + 4 + 2 + "topic".len();
         for cut in 0..subscription.len() {
-            assert!(decode_subscription(&subscription[..cut]).is_err(), "cut at {cut}");
+            let read = decode_subscription(&subscription[..cut]);
+            match cut < topics_end {
+                true => assert!(read.is_err(), "cut at {cut}"),
+                false => assert_eq!(read.unwrap().topics, [Arc::<str>::from("topic")], "cut at {cut}"),
+            }
         }
         for at in 0..subscription.len() {
             let mut wild = subscription.to_vec();
