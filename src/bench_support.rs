@@ -191,6 +191,8 @@ impl Group {
             member_id: format!("consumer-billing-{index:04}-0f8fad5b-d9cb-469f-a165-70867728950e"),
             instance_id: None,
             topics: names(),
+            owned: Vec::new(),
+            generation: -1,
         };
         Self {
             members: (0..members).map(member).collect(),

@@ -19,7 +19,10 @@ use super::{
     },
     url::{self, KafkaUrl},
 };
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    group::assignor::Assignor,
+};
 
 /// Every source merged, and what is wrong with it.
 #[derive(Default)]
@@ -328,6 +331,7 @@ fn consumer(all: &mut Effective) -> ConsumerSettings {
         check_crcs: all.flag("check.crcs"),
         isolation_level: all.choice("isolation.level"),
         client_rack: all.text("client.rack"),
+        assignors: assignors(all),
     }
 }
 
@@ -338,6 +342,34 @@ fn max_decompressed(all: &Effective) -> usize {
     }
     let fetch = all.number("fetch.max.bytes").max(all.number("max.partition.fetch.bytes"));
     usize::try_from(fetch.saturating_mul(4).clamp(32 << 20, i64::from(i32::MAX))).unwrap_or(usize::MAX)
+}
+
+/// The assignors named, by Kafka's name or Java's class; what is none of them is a problem.
+fn assignors(all: &mut Effective) -> Vec<Assignor> {
+    const NAME: &str = "partition.assignment.strategy";
+    let text = all.text(NAME).unwrap_or_default();
+    let mut assignors = Vec::new();
+    for name in text.split([',', ';']).map(str::trim).filter(|name| !name.is_empty()) {
+        let class = name.rsplit('.').next().unwrap_or(name);
+        let plain = match class {
+            "RangeAssignor" | "RangePartitionAssignor" => "range",
+            "RoundRobinAssignor" | "RoundRobinPartitionAssignor" => "roundrobin",
+            "StickyAssignor" | "StickyPartitionAssignor" => "sticky",
+            "CooperativeStickyAssignor" => "cooperative-sticky",
+            other => other,
+        };
+        match Assignor::named(&plain.to_ascii_lowercase()) {
+            Some(assignor) if !assignors.contains(&assignor) => assignors.push(assignor),
+            Some(_) => {}
+            None => all.problems.push(format!(
+                "{NAME} has '{name}', accepted: range, roundrobin, sticky, cooperative-sticky"
+            )),
+        }
+    }
+    if assignors.is_empty() {
+        assignors.extend([Assignor::Range, Assignor::RoundRobin]);
+    }
+    assignors
 }
 
 impl Effective {

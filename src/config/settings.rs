@@ -6,6 +6,7 @@ use super::{secrecy, value::SettingValue};
 use crate::{
     connection::transport::Route,
     error::{Error, ErrorKind},
+    group::assignor::Assignor,
     time::Environment,
 };
 
@@ -390,4 +391,6 @@ pub(crate) struct ConsumerSettings {
     pub(crate) check_crcs: bool,
     pub(crate) isolation_level: IsolationLevel,
     pub(crate) client_rack: Option<String>,
+    /// In order of preference; never empty.
+    pub(crate) assignors: Vec<Assignor>,
 }

@@ -214,7 +214,7 @@ impl Commits {
             return Some(outcome);
         };
         let again = now + self.backoff.next(&mut self.rng);
-        if is_passing(&error) && outcome.fenced.is_none() && again < commit.deadline && !is_final(&error) {
+        if is_passing(&error) && outcome.fenced.is_none() && again < commit.deadline {
             self.state = State::BackingOff { until: again, commit };
             // What is committed already must count even if the rest never succeeds.
             let told = !outcome.committed.is_empty() || outcome.forget_coordinator;
@@ -254,11 +254,6 @@ fn failed(commit: Pending) -> Outcome {
 /// Why nothing was committed: the assignment that it belongs to is over.
 pub(crate) fn over() -> Error {
     generation_over(Error::from_code("OffsetCommit", code::UNKNOWN_MEMBER_ID))
-}
-
-/// Retriable by the protocol guide, yet hopeless until the member has rejoined.
-fn is_final(error: &Error) -> bool {
-    error.code().is_some_and(|code| code.0 == code::REBALANCE_IN_PROGRESS)
 }
 
 fn refusal(

@@ -25,7 +25,10 @@ use crate::{
     group::{
         Answer, Request,
         assignor::{Assignor, Subscriber},
-        wire::{MemberSubscription, decode_subscription, encode_subscription},
+        wire::{
+            MemberSubscription, decode_generation, decode_sticky, decode_subscription, encode_generation,
+            encode_sticky, encode_subscription,
+        },
     },
     record::TopicPartition,
     time::{self, Instant},
@@ -40,16 +43,22 @@ pub(super) async fn group(shared: &Shared, request: Request, deadline: Instant) 
     let group = kafka_string(group_id(shared)?);
     let instance = consumer.group_instance_id.as_deref().map(kafka_string);
     match request {
-        Request::Join { member_id, topics } => {
-            let metadata = encode_subscription(&MemberSubscription {
-                topics,
-                owned: Vec::new(),
-                generation: -1,
-                rack: consumer.client_rack.clone(),
-            });
-            let protocol = |assignor: Assignor| wire::join_group_request::JoinGroupRequestProtocol {
+        Request::Join { member_id, topics, claim, generation } => {
+            let cooperative = consumer.assignors.iter().all(|assignor| assignor.is_cooperative());
+            let metadata = |assignor: Assignor| {
+                let user_data = match assignor {
+                    Assignor::Range | Assignor::RoundRobin => None,
+                    Assignor::Sticky => Some(encode_sticky(&claim, generation)),
+                    Assignor::CooperativeSticky => Some(encode_generation(generation)),
+                };
+                // With eager rebalancing everything was given up before.
+                let owned = if cooperative { claim.clone() } else { Vec::new() };
+                let (topics, rack) = (topics.clone(), consumer.client_rack.clone());
+                encode_subscription(&MemberSubscription { topics, owned, generation, rack, user_data })
+            };
+            let protocol = |assignor: &Assignor| wire::join_group_request::JoinGroupRequestProtocol {
                 name: wire::Str::from_static(assignor.name()),
-                metadata: metadata.clone(),
+                metadata: metadata(*assignor),
             };
             let request = wire::JoinGroupRequest {
                 group_id: group,
@@ -58,7 +67,7 @@ pub(super) async fn group(shared: &Shared, request: Request, deadline: Instant) 
                 member_id: kafka_string(&member_id),
                 group_instance_id: instance,
                 protocol_type: wire::Str::from_static(CONSUMER),
-                protocols: Assignor::ALL.into_iter().map(protocol).collect(),
+                protocols: consumer.assignors.iter().map(protocol).collect(),
                 ..Default::default()
             };
             joined(to_coordinator(shared, Lane::Group, request, deadline).await?)
@@ -122,14 +131,25 @@ async fn leave(
 
 fn joined(answer: wire::JoinGroupResponse) -> Result<Answer> {
     // A member that cannot be understood gets nothing; it must not stop those that can.
+    let sticky = answer.protocol_name.as_ref().is_some_and(|name| name.as_str() == Assignor::Sticky.name());
+    // A member that cannot be understood gets nothing; it must not stop those that can.
     let member = |member: wire::join_group_response::JoinGroupResponseMember| {
-        let topics = decode_subscription(&member.metadata).map(|subscription| subscription.topics);
-        let topics = topics.unwrap_or_else(|error| {
+        let MemberSubscription { topics, owned, generation, user_data, .. } = decode_subscription(
+            &member.metadata,
+        )
+        .unwrap_or_else(|error| {
             tracing::warn!(member = %member.member_id.as_str(), %error, "a member of the group is left out");
-            Vec::new()
+            MemberSubscription::default()
         });
+        let (owned, generation) = match user_data {
+            Some(data) if sticky => decode_sticky(&data),
+            Some(data) if generation < 0 => (owned, decode_generation(&data)),
+            _ => (owned, generation),
+        };
         Subscriber {
             topics,
+            owned,
+            generation,
             member_id: member.member_id.to_string(),
             instance_id: member.group_instance_id.map(|id| id.to_string()),
         }

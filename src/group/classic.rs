@@ -1,4 +1,5 @@
-//! A member of a classic consumer group (eager rebalancing), as a pure state machine.
+//! A member of a classic consumer group, as a pure state machine. With eager rebalancing all partitions are given up before
+//! it joins again; with cooperative (KIP-429) those alone that another member is to have, in a rebalance of their own.
 //!
 //! It decides when to join, sync, beat, revoke and leave. It never awaits, never reads a clock, never touches offsets:
 //! what a revocation commits is the consumer's business, which answers `handle_revoked` when it is done.
@@ -112,6 +113,12 @@ pub(crate) struct Member {
     topics: Vec<Arc<str>>,
     /// What is ours, sorted.
     owned: Vec<TopicPartition>,
+    /// What of it is being given up.
+    revoking: Vec<TopicPartition>,
+    /// What was ours in `generation`: what sticky assignors go by.
+    claim: Vec<TopicPartition>,
+    /// The last one joined; -1 before, and after a loss.
+    generation: i32,
     /// Partition counts that the assignment was planned with, if this member leads the group.
     planned: Option<BTreeMap<Arc<str>, i32>>,
     /// What a leader that came back would have got by a new plan.
@@ -137,6 +144,9 @@ impl Member {
             member_id: String::new(),
             topics: Vec::new(),
             owned: Vec::new(),
+            revoking: Vec::new(),
+            claim: Vec::new(),
+            generation: -1,
             planned: None,
             expected: None,
             stale: false,
@@ -151,8 +161,15 @@ impl Member {
 
     /// Who commits, or `None` while the member has no generation of its own.
     pub(crate) fn identity(&self) -> Option<Identity> {
-        let (State::Stable { generation, .. } | State::Revoking { generation, .. }) = self.state else {
-            return None;
+        let generation = match self.state {
+            State::Stable { generation, .. } | State::Revoking { generation, .. } => generation,
+            // What is kept through a cooperative rebalance is committed meanwhile.
+            State::Joining { .. } | State::Planning { .. } | State::Syncing { .. }
+                if !self.owned.is_empty() =>
+            {
+                self.generation
+            }
+            _ => return None,
         };
         let instance_id = self.settings.instance_id.clone();
         Some(Identity { member_id: self.member_id.clone(), generation, instance_id })
@@ -238,7 +255,8 @@ impl Member {
             return;
         }
         self.planned = Some(counts);
-        self.expected = if keeps { plan.get(&self.member_id).cloned() } else { None };
+        let is_plain = matches!(assignor, Assignor::Range | Assignor::RoundRobin);
+        self.expected = if keeps && is_plain { plan.get(&self.member_id).cloned() } else { None };
         if keeps {
             return self.sync(now, generation, assignor, Vec::new());
         }
@@ -250,15 +268,20 @@ impl Member {
     /// The partitions of the `Revoke` have been released.
     pub(crate) fn handle_revoked(&mut self, now: Instant, token: Token) {
         if matches!(self.state, State::Revoking { token: waited, .. } if waited == token) {
-            self.owned.clear();
+            let revoked = std::mem::take(&mut self.revoking);
+            self.owned.retain(|key| revoked.binary_search(key).is_err());
             self.join(now);
         }
     }
 
     /// A commit was refused because the generation is over.
     pub(crate) fn handle_fenced_commit(&mut self, now: Instant, generation: i32, error: i16) {
-        let Some(identity) = self.identity() else { return };
-        if identity.generation == generation {
+        let (State::Stable { generation: current, .. } | State::Revoking { generation: current, .. }) =
+            self.state
+        else {
+            return;
+        };
+        if current == generation {
             self.on_error(now, "OffsetCommit", error);
         }
     }
@@ -343,8 +366,12 @@ impl Member {
         self.join_if_idle(now);
         match &mut self.state {
             State::Joining { exchange } if exchange.due().is_some_and(|due| due <= now) => {
-                let request =
-                    Request::Join { member_id: self.member_id.clone(), topics: self.topics.clone() };
+                let request = Request::Join {
+                    member_id: self.member_id.clone(),
+                    topics: self.topics.clone(),
+                    claim: self.claim.clone(),
+                    generation: self.generation,
+                };
                 // Java: the coordinator holds the answer back for as long as other members may take.
                 let patience = self.settings.max_poll_interval + std::time::Duration::from_secs(5);
                 let token = send(
@@ -405,6 +432,9 @@ impl Member {
 
     fn join(&mut self, now: Instant) {
         self.planned = None;
+        if self.settings.cooperative {
+            self.claim.clone_from(&self.owned);
+        }
         self.state = State::Joining { exchange: Exchange::Due(now) };
         self.handle_timeout(now);
     }
@@ -436,6 +466,7 @@ impl Member {
             .with_api("JoinGroup");
             return self.stop(now, error);
         };
+        self.generation = generation;
         match members {
             // KIP-814: of a leader that came back the coordinator still has the assignment of its earlier life. It leads all
             // the same, and must see when its topics change.
@@ -463,8 +494,18 @@ impl Member {
             session_ends: now + self.settings.session_timeout,
         };
         self.state = State::Stable { generation, heart };
-        self.owned.clone_from(&partitions);
-        self.actions.push_back(Action::Assign { added: partitions });
+        let revoked: Vec<_> =
+            self.owned.iter().filter(|key| partitions.binary_search(key).is_err()).cloned().collect();
+        let added: Vec<_> =
+            partitions.iter().filter(|key| self.owned.binary_search(key).is_err()).cloned().collect();
+        self.claim.clone_from(&partitions);
+        self.owned.extend(added.iter().cloned());
+        self.owned.sort();
+        self.actions.push_back(Action::Assign { added });
+        if !revoked.is_empty() {
+            // Another member gets them in the rebalance after this.
+            return self.revoke(generation, heart, revoked);
+        }
         if self.expected.take().is_some_and(|mut expected| {
             expected.sort();
             expected != self.owned
@@ -484,18 +525,27 @@ impl Member {
     /// Joins again, once what must be given up for it is released.
     fn rebalance(&mut self, now: Instant) {
         let State::Stable { generation, heart } = self.state else { return };
-        if self.owned.is_empty() {
+        // With cooperative rebalancing only what is not wanted any more.
+        let is_wanted = |key: &&TopicPartition| self.settings.cooperative && self.topics.contains(&key.topic);
+        let revoked: Vec<_> = self.owned.iter().filter(|key| !is_wanted(key)).cloned().collect();
+        if revoked.is_empty() {
             return self.join(now);
         }
+        self.revoke(generation, heart, revoked);
+    }
+
+    fn revoke(&mut self, generation: i32, heart: Heart, partitions: Vec<TopicPartition>) {
         let token = self.tokens.next();
         self.state = State::Revoking { generation, heart, token };
-        self.actions.push_back(Action::Revoke { token, partitions: self.owned.clone() });
+        self.revoking.clone_from(&partitions);
+        self.actions.push_back(Action::Revoke { token, partitions });
     }
 
     /// The coordinator has given our partitions away, or may have.
     fn lose(&mut self, now: Instant) {
         if matches!(self.state, State::Joining { .. }) {
-            // Nothing is lost yet, and a coordinator that says so again and again must not be asked without a pause.
+            // A coordinator that says so again and again must not be asked without a pause.
+            self.drop_assignment();
             return self.retry(now);
         }
         self.drop_assignment();
@@ -505,6 +555,9 @@ impl Member {
 
     fn drop_assignment(&mut self) {
         let partitions = std::mem::take(&mut self.owned);
+        self.revoking.clear();
+        self.claim.clear();
+        self.generation = -1;
         if !partitions.is_empty() {
             self.actions.push_back(Action::Lost { partitions });
         }
@@ -616,7 +669,7 @@ fn explain(api: &'static str, error: i16) -> Error {
     match error {
         code::GROUP_AUTHORIZATION_FAILED => refused.with_hint("grant the user Read on the group (group.id)"),
         code::INCONSISTENT_GROUP_PROTOCOL => refused.with_hint(
-            "the other members of the group use another protocol or none of the assignors range and roundrobin: \
+            "the other members of the group use another protocol or none of the assignors of this one: \
              use another group.id, or change partition.assignment.strategy of the others",
         ),
         code::INVALID_SESSION_TIMEOUT => refused.with_hint(

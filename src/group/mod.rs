@@ -42,10 +42,27 @@ pub(crate) enum Action {
 /// A request to the coordinator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Request {
-    Join { member_id: String, topics: Vec<Arc<str>> },
-    Sync { member_id: String, generation: i32, assignor: Assignor, assignments: Vec<(String, Bytes)> },
-    Heartbeat { member_id: String, generation: i32 },
-    Leave { member_id: String, reason: &'static str },
+    Join {
+        member_id: String,
+        topics: Vec<Arc<str>>,
+        /// What the member has, or with eager rebalancing had last, and of which generation.
+        claim: Vec<TopicPartition>,
+        generation: i32,
+    },
+    Sync {
+        member_id: String,
+        generation: i32,
+        assignor: Assignor,
+        assignments: Vec<(String, Bytes)>,
+    },
+    Heartbeat {
+        member_id: String,
+        generation: i32,
+    },
+    Leave {
+        member_id: String,
+        reason: &'static str,
+    },
 }
 
 /// The coordinator's answer; `error` is its code, 0 for none.
@@ -95,6 +112,8 @@ impl Identity {
 pub(crate) struct GroupSettings {
     /// `group.instance.id` (KIP-345): a static member, which does not leave when it closes.
     pub(crate) instance_id: Option<String>,
+    /// Every assignor offered is cooperative: partitions that stay are kept through a rebalance (KIP-429).
+    pub(crate) cooperative: bool,
     pub(crate) session_timeout: Duration,
     pub(crate) heartbeat_interval: Duration,
     pub(crate) max_poll_interval: Duration,
@@ -107,6 +126,7 @@ impl GroupSettings {
     pub(crate) fn new(consumer: &ConsumerSettings, client: &crate::config::settings::ClientSettings) -> Self {
         Self {
             instance_id: consumer.group_instance_id.clone(),
+            cooperative: consumer.assignors.iter().all(|assignor| assignor.is_cooperative()),
             session_timeout: consumer.session_timeout,
             heartbeat_interval: consumer.heartbeat_interval,
             max_poll_interval: consumer.max_poll_interval,

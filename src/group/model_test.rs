@@ -41,6 +41,8 @@ enum Phase {
 struct Known {
     expires: Instant,
     topics: Vec<Arc<str>>,
+    /// What it claims to own, and of which generation.
+    claim: (Vec<TopicPartition>, i32),
     /// Who waits for the answer to a join, and its token.
     joining: Option<(usize, Token)>,
     syncing: Option<(usize, Token)>,
@@ -49,6 +51,7 @@ struct Known {
 
 /// The classic coordinator, as the broker has it.
 struct Coordinator {
+    assignor: Assignor,
     phase: Phase,
     generation: i32,
     leader: String,
@@ -59,8 +62,9 @@ struct Coordinator {
 }
 
 impl Coordinator {
-    fn new() -> Self {
+    fn new(assignor: Assignor) -> Self {
         Self {
+            assignor,
             phase: Phase::Empty,
             generation: 0,
             leader: String::new(),
@@ -73,7 +77,9 @@ impl Coordinator {
 
     fn handle(&mut self, now: Instant, who: usize, token: Token, request: Request) {
         match request {
-            Request::Join { member_id, topics } => self.join(now, who, token, member_id, topics),
+            Request::Join { member_id, topics, claim, generation } => {
+                self.join(now, who, token, member_id, topics, (claim, generation));
+            }
             Request::Sync { member_id, generation, assignments, .. } => {
                 self.sync(now, who, token, &member_id, generation, assignments);
             }
@@ -113,7 +119,15 @@ impl Coordinator {
         self.answers.push((who, token, answer));
     }
 
-    fn join(&mut self, now: Instant, who: usize, token: Token, member_id: String, topics: Vec<Arc<str>>) {
+    fn join(
+        &mut self,
+        now: Instant,
+        who: usize,
+        token: Token,
+        member_id: String,
+        topics: Vec<Arc<str>>,
+        claim: (Vec<TopicPartition>, i32),
+    ) {
         if member_id.is_empty() {
             self.next_id += 1;
             let id = format!("member-{}", self.next_id);
@@ -127,11 +141,13 @@ impl Coordinator {
         let known = self.members.entry(member_id).or_insert_with(|| Known {
             expires,
             topics: Vec::new(),
+            claim: (Vec::new(), -1),
             joining: None,
             syncing: None,
             assignment: Bytes::new(),
         });
         (known.expires, known.topics, known.joining) = (expires, topics, Some((who, token)));
+        known.claim = claim;
         self.rebalance(now);
         self.complete(now);
     }
@@ -183,6 +199,8 @@ impl Coordinator {
                 member_id: id.clone(),
                 instance_id: None,
                 topics: known.topics.clone(),
+                owned: known.claim.0.clone(),
+                generation: known.claim.1,
             })
             .collect();
         for (id, known) in &mut self.members {
@@ -194,7 +212,7 @@ impl Coordinator {
                 generation: self.generation,
                 member_id: id.clone(),
                 leader: self.leader.clone(),
-                protocol: "range".to_owned(),
+                protocol: self.assignor.name().to_owned(),
                 members: if *id == self.leader { all.clone() } else { Vec::new() },
                 skip_assignment: false,
             };
@@ -276,7 +294,7 @@ struct Client {
 enum Event {
     Request(usize, Token, Request),
     Answer(usize, Token, Result<Answer, Error>),
-    Revoked(usize, Token),
+    Revoked(usize, Token, Vec<TopicPartition>),
     Poll(usize),
     PollEnd(usize),
     Start,
@@ -300,12 +318,12 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, assignor: Assignor) -> Self {
         let now = time::now();
         let mut world = Self {
             now,
             rng: Rng::new(seed),
-            coordinator: Coordinator::new(),
+            coordinator: Coordinator::new(assignor),
             clients: Vec::new(),
             queue: BinaryHeap::new(),
             events: Vec::new(),
@@ -383,8 +401,8 @@ impl World {
                     self.clients[who].member.handle_answer(now, token, answer);
                 }
             }
-            Event::Revoked(who, token) => {
-                self.clients[who].owned.clear();
+            Event::Revoked(who, token, partitions) => {
+                self.clients[who].owned.retain(|key| !partitions.contains(key));
                 self.clients[who].member.handle_revoked(now, token);
             }
             Event::Poll(who) if self.clients[who].alive => {
@@ -424,6 +442,7 @@ impl World {
     fn start(&mut self) {
         let settings = GroupSettings {
             instance_id: None,
+            cooperative: self.coordinator.assignor.is_cooperative(),
             session_timeout: SESSION,
             heartbeat_interval: Duration::from_secs(1),
             max_poll_interval: Duration::from_secs(30),
@@ -478,17 +497,21 @@ impl World {
             Action::Plan { token, assignor, members } => {
                 let counts: BTreeMap<Arc<str>, i32> = [(Arc::from("t"), PARTITIONS)].into();
                 let plan = assignor.assign(&members, &counts);
-                assert_eq!(assignor, Assignor::Range);
+                assert_eq!(assignor, self.coordinator.assignor);
                 self.clients[who].member.handle_plan(self.now, token, assignor, counts, &plan);
             }
-            Action::Revoke { token, .. } => {
+            Action::Revoke { token, partitions } => {
                 let busy = Duration::from_millis(self.rng.below(2_000) as u64);
-                self.after(busy, Event::Revoked(who, token));
+                self.after(busy, Event::Revoked(who, token, partitions));
             }
             Action::Lost { .. } => self.clients[who].owned.clear(),
             Action::Assign { added: partitions } => {
                 let generation = self.clients[who].member.identity().unwrap().generation;
-                assert!(self.clients[who].owned.is_empty(), "assigned before the old ones were released");
+                let cooperative = self.coordinator.assignor.is_cooperative();
+                assert!(
+                    cooperative || self.clients[who].owned.is_empty(),
+                    "assigned before the old were released"
+                );
                 for partition in &partitions {
                     let before = self.owners.insert((generation, partition.clone()), who);
                     assert!(
@@ -496,7 +519,7 @@ impl World {
                         "{partition} of {generation} has two owners"
                     );
                 }
-                self.clients[who].owned = partitions;
+                self.clients[who].owned.extend(partitions);
             }
             Action::ForgetCoordinator => {}
             Action::Fail(error) => panic!("nothing here is the user's to mend: {error}"),
@@ -526,8 +549,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn every_partition_has_one_owner_per_generation_and_everyone_ends_stable(seed in any::<u64>()) {
-        let mut world = World::new(seed);
+    fn every_partition_has_one_owner_per_generation_and_everyone_ends_stable(
+        seed in any::<u64>(),
+        assignor in proptest::sample::select(vec![Assignor::Range, Assignor::Sticky, Assignor::CooperativeSticky]),
+    ) {
+        let mut world = World::new(seed, assignor);
         let end = world.quiet_from + Duration::from_secs(240);
         world.run(end);
         world.check_end();

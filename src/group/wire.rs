@@ -24,6 +24,8 @@ pub(crate) struct MemberSubscription {
     pub(crate) generation: i32,
     /// Version 3.
     pub(crate) rack: Option<String>,
+    /// What the assignor adds.
+    pub(crate) user_data: Option<Bytes>,
 }
 
 /// The version written: understood by every client, since readers take the fields they know of any higher version.
@@ -37,7 +39,13 @@ pub(crate) fn encode_subscription(subscription: &MemberSubscription) -> Bytes {
     for topic in &subscription.topics {
         put_string(&mut out, topic);
     }
-    out.put_i32(-1); // user data: none
+    match &subscription.user_data {
+        Some(data) => {
+            out.put_i32(length(data.len()));
+            out.put_slice(data);
+        }
+        None => out.put_i32(-1),
+    }
     put_partitions(&mut out, &subscription.owned);
     out.put_i32(subscription.generation);
     match &subscription.rack {
@@ -64,7 +72,9 @@ pub(crate) fn decode_subscription(bytes: &[u8]) -> Result<MemberSubscription> {
 }
 
 fn read_rest(input: &mut Input<'_>, version: i16, subscription: &mut MemberSubscription) -> Result<()> {
-    input.skip_bytes()?; // user data
+    if let Ok(length @ 1..) = usize::try_from(input.int32()?) {
+        subscription.user_data = Some(Bytes::copy_from_slice(input.take(length)?));
+    }
     if version >= 1 {
         subscription.owned = input.partitions()?;
     }
@@ -75,6 +85,30 @@ fn read_rest(input: &mut Input<'_>, version: i16, subscription: &mut MemberSubsc
         subscription.rack = input.nullable_string()?.map(|rack| rack.to_string());
     }
     Ok(())
+}
+
+/// What a member of Java's `StickyAssignor` says of itself: what it had, and of which generation.
+pub(crate) fn encode_sticky(owned: &[TopicPartition], generation: i32) -> Bytes {
+    let mut out = BytesMut::new();
+    put_partitions(&mut out, owned);
+    out.put_i32(generation);
+    out.freeze()
+}
+
+/// The same, as far as it can be read: older members leave out the generation.
+pub(crate) fn decode_sticky(data: &[u8]) -> (Vec<TopicPartition>, i32) {
+    let mut input = Input { left: data, what: "subscription" };
+    let owned = input.partitions().unwrap_or_default();
+    (owned, input.int32().unwrap_or(-1))
+}
+
+/// What a member of Java's `CooperativeStickyAssignor` adds: its generation alone.
+pub(crate) fn encode_generation(generation: i32) -> Bytes {
+    Bytes::copy_from_slice(&generation.to_be_bytes())
+}
+
+pub(crate) fn decode_generation(data: &[u8]) -> i32 {
+    Input { left: data, what: "subscription" }.int32().unwrap_or(-1)
 }
 
 pub(crate) fn encode_assignment(partitions: &[TopicPartition]) -> Bytes {
@@ -165,13 +199,6 @@ impl<'a> Input<'a> {
         self.nullable_string()?.ok_or_else(|| self.bad("a name is null"))
     }
 
-    fn skip_bytes(&mut self) -> Result<()> {
-        if let Ok(length) = usize::try_from(self.int32()?) {
-            self.take(length)?;
-        }
-        Ok(())
-    }
-
     /// Each item takes at least one byte, so the list ends with the input however long it claims to be.
     fn list<T>(&mut self, mut item: impl FnMut(&mut Self) -> Result<T>) -> Result<Vec<T>> {
         let length = self.int32()?;
@@ -210,6 +237,7 @@ mod tests {
             owned: partitions(&[("a", 0), ("a", 3), ("b", 1)]),
             generation: 7,
             rack: Some("r1".to_owned()),
+            user_data: Some(Bytes::from_static(b"xy")),
         };
         assert_eq!(decode_subscription(&encode_subscription(&subscription)).unwrap(), subscription);
     }
@@ -228,7 +256,12 @@ mod tests {
         let v0 = b"\0\0\0\0\0\x01\0\x01t\0\0\0\x02xy";
         assert_eq!(
             decode_subscription(v0).unwrap(),
-            MemberSubscription { topics: vec!["t".into()], generation: -1, ..Default::default() }
+            MemberSubscription {
+                topics: vec!["t".into()],
+                generation: -1,
+                user_data: Some(Bytes::from_static(b"xy")),
+                ..Default::default()
+            }
         );
         // A version to come: the fields known today, then something else.
         let mut newer =
@@ -258,6 +291,7 @@ mod tests {
                 owned: partitions(owned),
                 generation: -1,
                 rack: None,
+                user_data: None,
             };
             assert_eq!(read, expected, "{bytes:?}");
         }
@@ -270,6 +304,7 @@ mod tests {
             owned: partitions(&[("topic", 1)]),
             generation: 1,
             rack: Some("rack".to_owned()),
+            user_data: None,
         });
         let topics_end = 2 + 4 + 2 + "topic".len();
         for cut in 0..subscription.len() {

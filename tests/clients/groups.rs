@@ -150,7 +150,7 @@ on_every_backend! {
         let ledger = Arc::new(Mutex::new(Ledger::default()));
         let (kill, done) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
 
-        // A runtime of its own: when that is gone, nobody is left to send a LeaveGroup.
+        // A runtime of its own: when that is gone, its consumer is dropped in the middle of its work, without a commit.
         let doomed = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let tell = Arc::clone(&kill);
         let instance = KafkaInstance::new(kafka.config().clone()).unwrap();
@@ -202,8 +202,6 @@ on_every_backend! {
         doomed.shutdown_background();
         let dead = victim.await;
         assert!(dead.is_err_and(|error| error.is_cancelled()), "the victim ended by itself");
-        let members = kafka.admin().await.unwrap().describe_group(&group).await.unwrap().members;
-        assert_eq!(members.len(), 3, "the coordinator does not know yet: nobody has left");
         producing.await.unwrap();
         for survivor in survivors {
             survivor.await.unwrap();

@@ -4,6 +4,7 @@
 
 mod range;
 mod round_robin;
+mod sticky;
 
 use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 
@@ -16,6 +17,9 @@ pub(crate) struct Subscriber {
     /// `group.instance.id` of a static member (KIP-345).
     pub(crate) instance_id: Option<String>,
     pub(crate) topics: Vec<Arc<str>>,
+    /// What it says it owns, and of which generation: for sticky assignors.
+    pub(crate) owned: Vec<TopicPartition>,
+    pub(crate) generation: i32,
 }
 
 impl Subscriber {
@@ -38,22 +42,37 @@ pub(crate) type Assignment = BTreeMap<String, Vec<TopicPartition>>;
 pub(crate) enum Assignor {
     Range,
     RoundRobin,
+    Sticky,
+    CooperativeSticky,
 }
 
 impl Assignor {
-    /// In order of preference: the coordinator picks the first one that every member offers.
-    pub(crate) const ALL: [Self; 2] = [Self::Range, Self::RoundRobin];
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 4] = [Self::Range, Self::RoundRobin, Self::Sticky, Self::CooperativeSticky];
+
+    /// Whether members keep their partitions while the group rebalances (KIP-429).
+    pub(crate) fn is_cooperative(self) -> bool {
+        self == Self::CooperativeSticky
+    }
 
     /// The name on the wire.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Range => "range",
             Self::RoundRobin => "roundrobin",
+            Self::Sticky => "sticky",
+            Self::CooperativeSticky => "cooperative-sticky",
         }
     }
 
     pub(crate) fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|assignor| assignor.name() == name)
+        Some(match name {
+            "range" => Self::Range,
+            "roundrobin" => Self::RoundRobin,
+            "sticky" => Self::Sticky,
+            "cooperative-sticky" => Self::CooperativeSticky,
+            _ => return None,
+        })
     }
 
     /// Deals out the partitions of every topic in `counts` among the members subscribed to it.
@@ -64,6 +83,8 @@ impl Assignor {
         match self {
             Self::Range => range::assign(&sorted, counts, &mut given),
             Self::RoundRobin => round_robin::assign(&sorted, counts, &mut given),
+            Self::Sticky => sticky::assign(&sorted, counts, false, &mut given),
+            Self::CooperativeSticky => sticky::assign(&sorted, counts, true, &mut given),
         }
         let mut assignment = Assignment::new();
         for (member, mut partitions) in sorted.into_iter().zip(given) {
@@ -89,7 +110,7 @@ mod tests {
 
     pub(super) fn member(id: &str, topics: &[&str]) -> Subscriber {
         let topics = topics.iter().map(|topic| Arc::from(*topic)).collect();
-        Subscriber { member_id: id.to_owned(), instance_id: None, topics }
+        Subscriber { member_id: id.to_owned(), instance_id: None, topics, owned: Vec::new(), generation: -1 }
     }
 
     pub(super) fn counts(topics: &[(&str, i32)]) -> BTreeMap<Arc<str>, i32> {
