@@ -361,8 +361,9 @@ fn assignors(all: &mut Effective) -> Vec<Assignor> {
         match Assignor::named(&plain.to_ascii_lowercase()) {
             Some(assignor) if !assignors.contains(&assignor) => assignors.push(assignor),
             Some(_) => {}
+            // Not shown: who knows what was put there by mistake.
             None => all.problems.push(format!(
-                "{NAME} has '{name}', accepted: range, roundrobin, sticky, cooperative-sticky"
+                "{NAME} names an assignor that is not known, accepted: range, roundrobin, sticky, cooperative-sticky"
             )),
         }
     }

@@ -500,7 +500,7 @@ async fn joined(consumer: &KafkaConsumer) {
 
 /// A member that the group forgets soon.
 fn brief(bench: &Bench) -> KafkaConfig {
-    bench.config().set("heartbeat.interval.ms", 50).set("session.timeout.ms", 800)
+    bench.config().set("heartbeat.interval.ms", 50).set("session.timeout.ms", 3_000)
 }
 
 #[tokio::test]
@@ -580,6 +580,7 @@ async fn after_a_loss_a_commit_says_so_and_nothing_of_the_earlier_life_is_commit
     second.close(WAIT).await.unwrap();
     joined(&first).await;
     assert_eq!(first.position(&key).await.unwrap(), 100);
+    first.commit().await.expect_err("the member that is back is told once");
     let error = first.commit_offsets([(key.clone(), 50)]).await.unwrap_err();
     assert!(error.to_string().contains("seek"), "{error}");
     assert_eq!(committed(), Some(100));
@@ -637,7 +638,7 @@ async fn a_coordinator_that_hangs_is_asked_over_another_connection() {
     joined(&consumer).await;
     let joins = bench.control().requests(ApiKey::JoinGroup);
     bench.control().hold(ApiKey::Heartbeat);
-    let deadline = time::now() + Duration::from_secs(10);
+    let deadline = time::now() + WAIT;
     while bench.control().requests(ApiKey::JoinGroup) == joins {
         assert!(time::now() < deadline, "the join waits behind the heartbeat that hangs");
         consumer.poll(Duration::from_millis(20)).await.unwrap();
@@ -664,7 +665,7 @@ async fn a_close_that_is_too_late_leaves_the_group_all_the_same() {
         assert_eq!(error.kind(), ErrorKind::Timeout);
         drop(consumer);
         bench.control().clear();
-        let deadline = time::now() + Duration::from_secs(10);
+        let deadline = time::now() + WAIT;
         while bench.control().requests(ApiKey::LeaveGroup) == 0 {
             assert!(time::now() < deadline, "hung {hung}");
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -713,8 +714,7 @@ fn heartbeats_go_on_while_the_users_only_thread_is_blocked() {
         consumer.subscribe(["t"]).unwrap();
         read(&consumer, 10).await;
         let before = bench.control().requests(ApiKey::Heartbeat);
-        // Three sessions long.
-        std::thread::sleep(Duration::from_millis(2_400));
+        std::thread::sleep(Duration::from_secs(5));
         assert!(bench.control().requests(ApiKey::Heartbeat) >= before + 10);
         consumer.commit().await.unwrap();
         assert_eq!(consumer.assignment().len(), 1);
