@@ -16,6 +16,7 @@ mod errors;
 mod facade;
 mod faults;
 mod groups;
+mod kit;
 mod lanes;
 mod producer;
 mod security;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::log::PartitionLog;
+use super::log::{Incoming, PartitionLog};
 use super::records;
 
 /// One record as it stands in its batch, and its key.
@@ -45,6 +45,13 @@ pub(super) fn compact(log: &mut PartitionLog) -> Result<(), String> {
     Ok(())
 }
 
+/// The records without a key, by their place in the batch: a compacted topic takes none (KIP-467 names them).
+pub(super) fn without_key(batch: &Incoming) -> Vec<i32> {
+    let (packed, codec) = batch.payload();
+    let raw = records::unpack(&packed, codec).ok().and_then(|payload| split(&payload, 0)).unwrap_or_default();
+    (0..).zip(raw).filter(|(_, record)| record.key.is_none()).map(|(index, _)| index).collect()
+}
+
 /// Cuts an uncompressed payload into its records.
 fn split(payload: &Bytes, base_offset: i64) -> Option<Vec<Raw>> {
     let mut records = Vec::new();
@@ -68,7 +75,7 @@ fn split(payload: &Bytes, base_offset: i64) -> Option<Vec<Raw>> {
 }
 
 /// A zigzag varint, and where it ends.
-fn varint(bytes: &[u8], mut at: usize) -> Option<(i64, usize)> {
+pub(super) fn varint(bytes: &[u8], mut at: usize) -> Option<(i64, usize)> {
     let (mut value, mut shift) = (0u64, 0);
     loop {
         let byte = *bytes.get(at)?;
@@ -83,7 +90,7 @@ fn varint(bytes: &[u8], mut at: usize) -> Option<(i64, usize)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::log::{Incoming, Isolation, tests::keyed};
+    use super::super::log::{Isolation, tests::keyed};
     use super::*;
 
     #[test]

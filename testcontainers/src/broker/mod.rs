@@ -1,7 +1,8 @@
 //! The embedded broker: Kafka's protocol in process, over TCP or in-memory streams, in pure Rust.
 //!
 //! Good enough that foreign clients produce to it and consume through a group, and made for tests: [`FaultControl`]
-//! breaks it on purpose, [`EmbeddedBroker::records`] and [`EmbeddedBroker::committed`] look inside. Data lives in
+//! breaks it on purpose, [`EmbeddedBroker::feed`] writes, [`EmbeddedBroker::records`] and
+//! [`EmbeddedBroker::committed`] look inside, and two waits end when a program has done its work. Data lives in
 //! memory; a cluster of several brokers shares it, and a replica lags only when it is told to. It shares no code with the client it tests. Not for hostile networks.
 
 mod acls;
@@ -25,16 +26,17 @@ mod records;
 mod sasl;
 mod server;
 mod session;
+mod stored;
 mod tls;
 mod topic_config;
 mod transactions;
+mod user;
 mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kafka_protocol::records::Record;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 
@@ -49,7 +51,9 @@ pub use self::network::Network;
 pub use self::profile::Profile;
 pub use self::quotas::Quota;
 use self::session::FetchSessions;
+pub use self::stored::StoredRecord;
 use self::tls::TlsPem;
+pub use self::user::NewRecord;
 pub use crate::Listener;
 pub use kafka_protocol::ResponseError;
 pub use kafka_protocol::messages::ApiKey;
@@ -83,10 +87,16 @@ pub enum BrokerError {
     /// The topic was not created.
     #[error("topic {0} was not created: {1}")]
     Topic(String, ResponseError),
+    /// What a test waited for did not come in time.
+    #[error("it did not come in time: {0}")]
+    TimedOut(String),
     /// A stored batch could not be read.
     #[error("a stored batch cannot be read: {0}")]
     Batch(String),
 }
+
+/// Records by partition.
+pub type Partitioned = BTreeMap<i32, Vec<StoredRecord>>;
 
 /// Settings of an [`EmbeddedBroker`]; made by [`EmbeddedBroker::builder`].
 #[derive(Debug, Clone)]
@@ -269,6 +279,7 @@ fn spawn_timers(shared: Arc<Shared>) -> JoinHandle<()> {
                     cluster.settle_transactions(&shared.clock, &shared.commits);
                     drop(cluster);
                     shared.appended.notify_waiters();
+                    shared.committed.notify_waiters();
                 }
             }
         }
@@ -282,6 +293,17 @@ pub struct EmbeddedBroker {
 }
 
 impl EmbeddedBroker {
+    /// Starts one broker with default settings on ephemeral ports of 127.0.0.1.
+    ///
+    /// # Errors
+    /// A port cannot be opened.
+    ///
+    /// # Cancel safety
+    /// A dropped call closes what it had opened.
+    pub async fn start() -> Result<Self, BrokerError> {
+        Self::builder().start().await
+    }
+
     /// The settings to start one with.
     #[must_use]
     pub fn builder() -> EmbeddedBrokerBuilder {
@@ -355,27 +377,6 @@ impl EmbeddedBroker {
     pub fn create_topic(&self, name: &str, partitions: i32) -> Result<(), BrokerError> {
         let made = self.shared.cluster().create_topic(name, partitions, &Placement::usual(), BTreeMap::new());
         made.map(drop).map_err(|error| BrokerError::Topic(name.to_owned(), error))
-    }
-
-    /// Every record of a partition from its log start, decoded and decompressed. Duplicate header names are lost.
-    ///
-    /// # Errors
-    /// The partition does not exist, or a batch cannot be decoded.
-    pub fn records(&self, topic: &str, partition: i32) -> Result<Vec<Record>, BrokerError> {
-        let batches = {
-            let cluster = self.shared.cluster();
-            let found = cluster
-                .partition(topic, partition)
-                .map_err(|_| BrokerError::NoSuchPartition(topic.to_owned(), partition))?;
-            (found.log.start(), found.log.batches_from(0).to_vec())
-        };
-        let (start, batches) = batches;
-        let mut all = Vec::new();
-        for batch in batches.iter().filter(|b| !b.is_control()) {
-            let records = records::decode(batch).map_err(BrokerError::Batch)?;
-            all.extend(records.into_iter().filter(|r| r.offset >= start));
-        }
-        Ok(all)
     }
 
     /// The offset that a group has committed for a partition.

@@ -3,16 +3,18 @@
 //! Idempotence is in `producers`, the checks of a batch in `log`. Since version 12 a transactional batch takes its
 //! partition into the transaction (KIP-890), since version 13 topics come by id (KIP-516).
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::produce_request::PartitionProduceData;
 use kafka_protocol::messages::produce_response::{
-    LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse, TopicProduceResponse,
+    BatchIndexAndErrorMessage, LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse, TopicProduceResponse,
 };
 use kafka_protocol::messages::{ProduceRequest, ProduceResponse};
 
 use super::super::cluster::Cluster;
+use super::super::compaction;
 use super::super::log::{Append, Incoming};
 use super::super::server::Close;
 use super::super::transactions::{Part, Who};
@@ -54,7 +56,8 @@ pub(super) async fn handle(
                 (None, _) => Err(ResponseError::InvalidRecord),
             };
             let mut cluster = call.cluster();
-            let target = Target { id: transactional_id.as_deref(), acks: request.acks, data };
+            let target =
+                Target { id: transactional_id.as_deref(), acks: request.acks, data, bad: RefCell::default() };
             let result = match (injected, name.as_deref()) {
                 (Some(error), _) => Err(error),
                 (None, None) => Err(ResponseError::UnknownTopicId),
@@ -74,7 +77,11 @@ pub(super) async fn handle(
             }
             let result = after.map_or(result, |error| result.and(Err(error)));
             failed |= result.is_err();
-            partitions.push(answer(call, &cluster, name, data.index, result));
+            let mut told = answer(call, &cluster, name, data.index, result);
+            if call.version >= 8 && !target.bad.borrow().is_empty() {
+                name_records(&mut told, &target.bad.borrow());
+            }
+            partitions.push(told);
         }
         let answer = TopicProduceResponse::default()
             .with_name(topic.name)
@@ -159,6 +166,8 @@ struct Target<'a> {
     id: Option<&'a str>,
     acks: i16,
     data: &'a PartitionProduceData,
+    /// Records that the topic does not take, by their place in the batch.
+    bad: RefCell<Vec<i32>>,
 }
 
 impl Target<'_> {
@@ -182,6 +191,12 @@ impl Target<'_> {
             return Err(ResponseError::MessageTooLarge);
         }
         let batch = parsed?;
+        if config("cleanup.policy").is_some_and(|policy| policy.contains("compact")) {
+            *self.bad.borrow_mut() = compaction::without_key(&batch);
+            if !self.bad.borrow().is_empty() {
+                return Err(ResponseError::InvalidRecord);
+            }
+        }
         self.join_transaction(call, cluster, topic, &batch)?;
         let now_ms = call.shared.clock.wall_ms();
         cluster.expire_producers(now_ms);
@@ -220,6 +235,18 @@ impl Target<'_> {
             (error, _) => error,
         })
     }
+}
+
+/// KIP-467: which records of the batch are to blame.
+fn name_records(answer: &mut PartitionProduceResponse, bad: &[i32]) {
+    const WHY: &str = "Compacted topic cannot accept message without key.";
+    let one = |index: &i32| {
+        BatchIndexAndErrorMessage::default()
+            .with_batch_index(*index)
+            .with_batch_index_error_message(Some(text(WHY)))
+    };
+    answer.record_errors = bad.iter().map(one).collect();
+    answer.error_message = Some(text("One or more records have been rejected."));
 }
 
 fn answer(

@@ -9,17 +9,23 @@ use kafka_protocol::messages::{OffsetCommitRequest, OffsetCommitResponse};
 use super::super::cluster::{Cluster, Committed};
 use super::super::commits::Commit;
 use super::super::group::Caller;
-use super::Call;
+use super::{Call, by_id};
 
 pub(super) fn handle(call: &Call<'_>, request: OffsetCommitRequest) -> OffsetCommitResponse {
     let mut cluster = call.cluster();
     let allowed = allow(call, &mut cluster, &request);
     let mut response = OffsetCommitResponse::default();
     for topic in request.topics {
-        let injected = call.error_for(&topic.name);
-        let mut answer = OffsetCommitResponseTopic::default().with_name(topic.name.clone());
+        let name = match call.version {
+            by_id::VERSION.. => cluster.topic_name(topic.topic_id).map(str::to_owned),
+            _ => Some(topic.name.to_string()),
+        };
+        let injected = name.as_deref().and_then(|name| call.error_for(name));
+        let mut answer =
+            OffsetCommitResponseTopic::default().with_name(topic.name.clone()).with_topic_id(topic.topic_id);
         for p in topic.partitions {
-            let known = cluster.partition(&topic.name, p.partition_index).map(drop);
+            let known = name.as_deref().ok_or(ResponseError::UnknownTopicId);
+            let known = known.and_then(|name| cluster.partition(name, p.partition_index)).map(drop);
             let result = injected.map_or(Ok(()), Err).and(allowed).and(known);
             if result.is_ok() {
                 let committed = Committed {
@@ -31,16 +37,18 @@ pub(super) fn handle(call: &Call<'_>, request: OffsetCommitRequest) -> OffsetCom
                 call.shared.commits.add(|| Commit {
                     at: call.shared.clock.instant_now(),
                     group: request.group_id.to_string(),
-                    topic: topic.name.to_string(),
+                    topic: name.clone().unwrap_or_default(),
                     partition: p.partition_index,
                     offset: p.committed_offset,
                     member: request.member_id.to_string(),
                     generation: request.generation_id_or_member_epoch,
                 });
-                let key = (topic.name.to_string(), p.partition_index);
+                let key = (name.clone().unwrap_or_default(), p.partition_index);
                 cluster.group_mut(&request.group_id).offsets.insert(key, committed);
             }
-            let result = call.error_after(&topic.name).map_or(result, |error| result.and(Err(error)));
+            let result = call
+                .error_after(name.as_deref().unwrap_or_default())
+                .map_or(result, |error| result.and(Err(error)));
             let partition = OffsetCommitResponsePartition::default()
                 .with_partition_index(p.partition_index)
                 .with_error_code(super::code(&result));
@@ -49,6 +57,7 @@ pub(super) fn handle(call: &Call<'_>, request: OffsetCommitRequest) -> OffsetCom
         response.topics.push(answer);
     }
     drop(cluster);
+    call.shared.committed.notify_waiters();
     call.shared.timer.notify_one();
     response
 }

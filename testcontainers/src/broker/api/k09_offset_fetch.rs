@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kafka_protocol::ResponseError;
+use kafka_protocol::messages::offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics};
 use kafka_protocol::messages::offset_fetch_response::{
     OffsetFetchResponseGroup, OffsetFetchResponsePartition, OffsetFetchResponsePartitions,
     OffsetFetchResponseTopic, OffsetFetchResponseTopics,
@@ -11,7 +12,7 @@ use kafka_protocol::messages::{OffsetFetchRequest, OffsetFetchResponse};
 use kafka_protocol::protocol::StrBytes;
 
 use super::super::cluster::{Cluster, Committed};
-use super::{Call, topic_name};
+use super::{Call, by_id, topic_name};
 
 /// Topic by topic: partition and what is committed for it.
 type Found = BTreeMap<String, Vec<(i32, Option<Committed>)>>;
@@ -52,43 +53,82 @@ pub(super) fn handle(call: &Call<'_>, request: OffsetFetchRequest) -> OffsetFetc
         return response;
     }
     for group in request.groups {
-        let topics = group.topics.map(|topics| {
-            topics.into_iter().map(|t| (t.name.to_string(), t.partition_indexes)).collect::<Vec<_>>()
-        });
         cluster.expire_offsets(&group.group_id, now_ms);
-        // Member and epoch are for KIP-848 groups; classic ones do not look at them, though franz-go sends them.
-        let member = group.member_id.as_deref().unwrap_or_default();
-        let allowed = call.check_group(&cluster, &group.group_id).and_then(|()| {
-            match cluster.groups.get(&*group.group_id.0).and_then(|e| e.consumer.as_ref()) {
-                Some(consumer) if call.version >= 9 && !member.is_empty() => {
-                    consumer.check_offsets(member, group.member_epoch, false)
-                }
-                _ => Ok(()),
-            }
-        });
-        let mut answer = OffsetFetchResponseGroup::default().with_error_code(super::code(&allowed));
-        if allowed.is_ok() {
-            for (topic, partitions) in find(&cluster, &group.group_id, topics, true) {
-                let one = |(index, committed): (i32, Option<Committed>)| {
-                    let unstable = stable && is_pending(&cluster, &group.group_id, &topic, index);
-                    let (offset, epoch, metadata) = fields(committed.filter(|_| !unstable));
-                    let code = if unstable { ResponseError::UnstableOffsetCommit.code() } else { 0 };
-                    OffsetFetchResponsePartitions::default()
-                        .with_error_code(code)
-                        .with_partition_index(index)
-                        .with_committed_offset(offset)
-                        .with_committed_leader_epoch(epoch)
-                        .with_metadata(metadata)
-                };
-                let partitions = partitions.into_iter().map(one).collect();
-                let topic = OffsetFetchResponseTopics::default().with_name(topic_name(&topic));
-                answer.topics.push(topic.with_partitions(partitions));
-            }
-        }
-        answer.group_id = group.group_id;
+        let answer = of_group(call, &cluster, group, stable);
         response.groups.push(answer);
     }
     response
+}
+
+fn of_group(
+    call: &Call<'_>,
+    cluster: &Cluster,
+    group: OffsetFetchRequestGroup,
+    stable: bool,
+) -> OffsetFetchResponseGroup {
+    // Member and epoch are for KIP-848 groups; classic ones do not look at them, though franz-go sends them.
+    let member = group.member_id.as_deref().unwrap_or_default();
+    let allowed = call.check_group(cluster, &group.group_id).and_then(|()| {
+        match cluster.groups.get(&*group.group_id.0).and_then(|e| e.consumer.as_ref()) {
+            Some(consumer) if call.version >= 9 && !member.is_empty() => {
+                consumer.check_offsets(member, group.member_epoch, false)
+            }
+            _ => Ok(()),
+        }
+    });
+    let mut answer = OffsetFetchResponseGroup::default()
+        .with_group_id(group.group_id.clone())
+        .with_error_code(super::code(&allowed));
+    if allowed.is_err() {
+        return answer;
+    }
+    let by_id = call.version >= by_id::VERSION;
+    let mut asked = group.topics.as_ref().map(|_| Vec::new());
+    for topic in group.topics.into_iter().flatten() {
+        let name = match by_id {
+            true => cluster.topic_name(topic.topic_id).map(str::to_owned),
+            false => Some(topic.name.to_string()),
+        };
+        match name {
+            Some(name) => asked.get_or_insert_default().push((name, topic.partition_indexes)),
+            None => answer.topics.push(unknown(topic)),
+        }
+    }
+    for (topic, partitions) in find(cluster, &group.group_id, asked, true) {
+        let one = |(index, committed): (i32, Option<Committed>)| {
+            let unstable = stable && is_pending(cluster, &group.group_id, &topic, index);
+            let (offset, epoch, metadata) = fields(committed.filter(|_| !unstable));
+            let code = if unstable { ResponseError::UnstableOffsetCommit.code() } else { 0 };
+            OffsetFetchResponsePartitions::default()
+                .with_error_code(code)
+                .with_partition_index(index)
+                .with_committed_offset(offset)
+                .with_committed_leader_epoch(epoch)
+                .with_metadata(metadata)
+        };
+        let partitions = partitions.into_iter().map(one).collect();
+        let mut found = OffsetFetchResponseTopics::default().with_partitions(partitions);
+        if by_id {
+            found.topic_id = cluster.topics.get(&topic).map(|t| t.id).unwrap_or_default();
+        } else {
+            found.name = topic_name(&topic);
+        }
+        answer.topics.push(found);
+    }
+    answer
+}
+
+/// A topic whose id nobody has.
+fn unknown(topic: OffsetFetchRequestTopics) -> OffsetFetchResponseTopics {
+    let one = |index: i32| {
+        OffsetFetchResponsePartitions::default()
+            .with_partition_index(index)
+            .with_committed_offset(-1)
+            .with_committed_leader_epoch(-1)
+            .with_error_code(ResponseError::UnknownTopicId.code())
+    };
+    let partitions = topic.partition_indexes.into_iter().map(one).collect();
+    OffsetFetchResponseTopics::default().with_topic_id(topic.topic_id).with_partitions(partitions)
 }
 
 /// Does an open transaction hold an offset of this partition (KIP-447)?

@@ -4,6 +4,7 @@
 //! A handler takes a decoded request and returns the answer; it refuses per topic or per group, as Kafka does, and it
 //! consults [`Call::error_for`] before it has any effect.
 
+mod by_id;
 mod k00_produce;
 mod k01_fetch;
 mod k02_list_offsets;
@@ -67,8 +68,8 @@ const SUPPORTED: [(ApiKey, i16, i16); 35] = [
     (ApiKey::Fetch, 4, 17),
     (ApiKey::ListOffsets, 1, 10),
     (ApiKey::Metadata, 0, 13),
-    (ApiKey::OffsetCommit, 2, 9),
-    (ApiKey::OffsetFetch, 1, 9),
+    (ApiKey::OffsetCommit, 2, 10),
+    (ApiKey::OffsetFetch, 1, 10),
     (ApiKey::FindCoordinator, 0, 6),
     (ApiKey::JoinGroup, 0, 9),
     (ApiKey::Heartbeat, 0, 4),
@@ -216,6 +217,7 @@ impl Call<'_> {
     /// Ends the transactions that are to end now, and lets the timer see to the others.
     fn settle(&self, cluster: &mut Cluster) {
         cluster.settle_transactions(&self.shared.clock, &self.shared.commits);
+        self.shared.committed.notify_waiters();
         self.shared.appended.notify_waiters();
         self.shared.timer.notify_one();
     }
@@ -229,21 +231,30 @@ impl Call<'_> {
 
     /// Encodes an answer, with the time for which the client is throttled.
     fn encode<R: Encodable + Throttled>(&self, mut response: R) -> Result<Option<BytesMut>, Close> {
+        let size = match self.api {
+            ApiKey::Fetch => response.compute_size(self.version).unwrap_or(0),
+            _ => 0,
+        };
+        response.throttle(self.throttle_ms(size));
+        encode(self.api, self.version, self.correlation, &response).map(Some)
+    }
+
+    /// For how long the client must wait now, by its quotas and by faults. Asking counts the request; `answered` are the
+    /// bytes of a fetch.
+    fn throttle_ms(&self, answered: usize) -> i32 {
         let mut fate = self.fate.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut quotas = self.shared.quotas.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.shared.clock.now();
         let mut used = |quota, amount| {
-            let mut quotas = self.shared.quotas.lock().unwrap_or_else(PoisonError::into_inner);
             fate.throttle = fate.throttle.max(quotas.used(now, quota, &self.client_id, amount));
         };
         used(Quota::Requests, 1);
         match self.api {
             ApiKey::Produce => used(Quota::ProduceBytes, self.size),
-            ApiKey::Fetch => used(Quota::FetchBytes, response.compute_size(self.version).unwrap_or(0)),
+            ApiKey::Fetch => used(Quota::FetchBytes, answered),
             _ => {}
         }
-        response.throttle(i32::try_from(fate.throttle.as_millis()).unwrap_or(i32::MAX));
-        drop(fate);
-        encode(self.api, self.version, self.correlation, &response).map(Some)
+        i32::try_from(fate.throttle.as_millis()).unwrap_or(i32::MAX)
     }
 }
 
@@ -290,6 +301,16 @@ pub(super) async fn dispatch(
         }
         ApiKey::ListOffsets => call.encode(k02_list_offsets::handle(call, call.decode(body)?)),
         ApiKey::Metadata => call.encode(k03_metadata::handle(call, call.decode(body)?)),
+        ApiKey::OffsetCommit if call.version >= by_id::VERSION => {
+            let mut response = k08_offset_commit::handle(call, by_id::read_commit(body)?);
+            response.throttle(call.throttle_ms(0));
+            Ok(Some(by_id::write_commit(call.correlation, &response)))
+        }
+        ApiKey::OffsetFetch if call.version >= by_id::VERSION => {
+            let mut response = k09_offset_fetch::handle(call, by_id::read_fetch(body)?);
+            response.throttle(call.throttle_ms(0));
+            Ok(Some(by_id::write_fetch(call.correlation, &response)))
+        }
         ApiKey::OffsetCommit => call.encode(k08_offset_commit::handle(call, call.decode(body)?)),
         ApiKey::OffsetFetch => call.encode(k09_offset_fetch::handle(call, call.decode(body)?)),
         ApiKey::FindCoordinator => call.encode(k10_find_coordinator::handle(call, call.decode(body)?)),

@@ -52,6 +52,8 @@ pub(super) struct Shared {
     cluster: Mutex<Cluster>,
     /// Woken by every append: fetches wait on it.
     pub(super) appended: Notify,
+    /// Woken by every commit of offsets.
+    pub(super) committed: Notify,
     /// Woken when the next timeout of a group or transaction may have changed.
     pub(super) timer: Notify,
 }
@@ -79,6 +81,7 @@ impl Shared {
             in_memory,
             cluster: Mutex::new(cluster),
             appended: Notify::new(),
+            committed: Notify::new(),
             timer: Notify::new(),
         })
     }

@@ -7,6 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::ResponseError;
 
 use super::super::producers::{Stamp, sequence_after};
+use super::super::stored::Head;
 
 /// Base offset, batch length, leader epoch: the part in front of the magic byte.
 const PREFIX: usize = 16;
@@ -134,6 +135,11 @@ impl Incoming {
         self.bytes = copy.freeze();
     }
 
+    /// The compressed records behind the header, and the codec's number.
+    pub(in super::super) fn payload(&self) -> (Bytes, i16) {
+        (self.bytes.slice(HEADER..), i16_at(&self.bytes, 21) & 7)
+    }
+
     /// The producer and epoch that the batch was stamped with, and whether it belongs to a transaction.
     pub(in super::super) fn producer(&self) -> Option<(i64, i16, bool)> {
         self.stamp.map(|s| (s.producer_id, s.epoch, self.transactional))
@@ -187,6 +193,21 @@ impl Batch {
     /// A control batch holds no records of a user.
     pub(in super::super) fn is_control(&self) -> bool {
         self.marker.is_some()
+    }
+
+    /// What all its records share.
+    pub(in super::super) fn head(&self) -> Head {
+        Head {
+            base_offset: self.base_offset,
+            base_timestamp: i64_at(&self.bytes, 27),
+            append_timestamp: (i16_at(&self.bytes, 21) & LOG_APPEND_TIME_BIT != 0)
+                .then_some(self.max_timestamp),
+            leader_epoch: self.leader_epoch,
+            producer_id: i64_at(&self.bytes, 43),
+            producer_epoch: i16_at(&self.bytes, 51),
+            base_sequence: i32_at(&self.bytes, 53),
+            transactional: self.transactional,
+        }
     }
 
     /// Neither a marker nor part of a transaction.

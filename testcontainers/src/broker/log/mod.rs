@@ -199,6 +199,17 @@ impl PartitionLog {
         }
     }
 
+    /// What a reader of committed records sees.
+    pub(super) fn committed_batches(&self) -> Vec<Batch> {
+        let end = self.last_stable_offset();
+        let aborted = |b: &Batch| match b.stamp {
+            Some(stamp) if b.transactional => self.transactions.is_aborted(stamp.producer_id, b.base_offset),
+            _ => false,
+        };
+        let seen = self.batches.iter().filter(|b| b.base_offset < end && !aborted(b));
+        seen.cloned().collect()
+    }
+
     pub(super) fn batches_mut(&mut self) -> &mut Vec<Batch> {
         &mut self.batches
     }

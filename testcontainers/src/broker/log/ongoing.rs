@@ -63,6 +63,12 @@ impl Transactions {
         self.all.iter().filter(meets).map(told).collect()
     }
 
+    /// Does a transactional batch belong to an aborted transaction?
+    pub(super) fn is_aborted(&self, producer_id: i64, offset: i64) -> bool {
+        let holds = |t: &&Logged| t.first <= offset && t.last.is_some_and(|last| offset <= last);
+        self.all.iter().filter(|t| t.producer_id == producer_id).find(holds).is_some_and(|t| t.aborted)
+    }
+
     /// Forgets what ended before the log's new start.
     pub(super) fn started_at(&mut self, start: i64) {
         self.all.retain(|t| t.last.is_none_or(|last| last >= start));
