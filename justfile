@@ -71,3 +71,7 @@ chaos SECONDS="120":
 # the same with a group of each protocol: eager, cooperative and KIP-848
 soak-groups SECONDS="600":
     for group in eager cooperative consumer; do DTKAFKA_CHAOS_GROUP=$group just chaos {{ SECONDS }} || exit 1; done
+
+# whether the tests find the defects that tests/plants/ plants
+plants *NAMES:
+    tests/plants/run {{ NAMES }}

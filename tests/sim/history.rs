@@ -111,6 +111,8 @@ impl History {
     }
 
     pub(crate) fn add(&self, event: Event) {
+        // Among the client's log, for a seed that is replayed.
+        tracing::info!("{:8.3} {event}", self.seconds(Instant::now()));
         self.events.lock().unwrap().push((Instant::now(), event));
     }
 

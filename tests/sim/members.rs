@@ -493,6 +493,8 @@ impl Desk {
             Fate::Panics => {
                 open.3 = "panics";
                 drop(open);
+                // The policy deals with a panic as with an error.
+                self.failed(place, offset, id);
                 std::panic::resume_unwind(Box::new(PLANNED));
             }
             Fate::Fails => {
