@@ -42,6 +42,9 @@
 //!   records borrowed from the responses they came in), [`KafkaAdmin`] (topics, groups, offsets).
 //! * **Errors**: one type, [`Error`], with its [`ErrorKind`], the place it happened at, and which setting to change.
 //!
+//! * **Guides**: [`guide`], one page each: from other clients, delivery guarantees, error handling, tuning, security,
+//!   testing, operating.
+//!
 //! # Needs
 //!
 //! A tokio runtime with its time and IO drivers: every client has driver tasks on it. Nothing in the build needs a C
@@ -51,6 +54,7 @@
 //!
 //! * `tls-graviola` (default): TLS with graviola, fast, on the x86-64 and aarch64 CPUs it supports.
 //! * `tls-rustcrypto` (default): TLS with RustCrypto, an alpha, on every target; serves where graviola cannot.
+//! * `blocking`: the module `blocking`, the same names for programs without `async`.
 //! * `tls`: TLS with a provider or a `rustls::ClientConfig` of your own.
 
 mod admin;
@@ -58,6 +62,8 @@ mod batch;
 #[cfg(feature = "unstable-benches")]
 #[doc(hidden)]
 pub mod bench_support;
+#[cfg(feature = "blocking")]
+pub mod blocking;
 mod cluster;
 mod config;
 mod connection;
@@ -70,6 +76,7 @@ mod flights;
 #[doc(hidden)]
 pub mod fuzz;
 mod group;
+pub mod guide;
 mod json;
 mod producer;
 mod race;

@@ -14,7 +14,7 @@ use crate::{
     config::{ConsumerConfig, KafkaConfig, ProducerConfig},
     connection::Tls,
     consumer::KafkaConsumer,
-    error::Result,
+    error::{Error, Result},
     producer::{KafkaProducer, Transaction, TransactionalProducer},
 };
 
@@ -193,6 +193,34 @@ impl KafkaInstance {
         overrides: impl FnOnce(ProducerConfig) -> ProducerConfig,
         body: impl AsyncFnOnce(KafkaProducer) -> Result<T>,
     ) -> Result<T> {
+        self.try_producer_context(overrides, body).await
+    }
+
+    /// [`producer_context_with`](Self::producer_context_with) for bodies with an error type of their own, such as
+    /// `anyhow::Error`. Of closures, the type must be written out.
+    ///
+    /// ```no_run
+    /// # async fn example(kafka: dtkafka::KafkaInstance) -> Result<(), Box<dyn std::error::Error>> {
+    /// kafka
+    ///     .try_producer_context(|p| p, async |producer| -> Result<(), Box<dyn std::error::Error>> {
+    ///         let order: serde_json::Value = serde_json::from_str(&std::fs::read_to_string("order.json")?)?;
+    ///         producer.send("orders", &order).await?.await?;
+    ///         Ok(())
+    ///     })
+    ///     .await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`producer_context`](Self::producer_context).
+    ///
+    /// # Cancel safety
+    /// As [`producer_context`](Self::producer_context).
+    pub async fn try_producer_context<T, E: From<Error>>(
+        &self,
+        overrides: impl FnOnce(ProducerConfig) -> ProducerConfig,
+        body: impl AsyncFnOnce(KafkaProducer) -> Result<T, E>,
+    ) -> Result<T, E> {
         const PLACE: Place =
             Place { controller: "dtkafka::KafkaInstance::producer_context", subject: "Kafka Producer" };
         let producer = self.get_producer_with(overrides).await?;
@@ -200,7 +228,7 @@ impl KafkaInstance {
         let outcome = AssertUnwindSafe(body(producer.clone())).catch_unwind().await;
         let closed = logged(PLACE, producer.close().await);
         match outcome {
-            Ok(Ok(value)) => closed.map(|()| value),
+            Ok(Ok(value)) => Ok(closed.map(|()| value)?),
             Ok(Err(error)) => Err(error),
             Err(panic) => std::panic::resume_unwind(panic),
         }
@@ -273,6 +301,23 @@ impl KafkaInstance {
         overrides: impl FnOnce(ConsumerConfig) -> ConsumerConfig,
         body: impl AsyncFnOnce(&KafkaConsumer) -> Result<T>,
     ) -> Result<T> {
+        self.try_consumer_context(topics, overrides, body).await
+    }
+
+    /// [`consumer_context_with`](Self::consumer_context_with) for bodies with an error type of their own, such as
+    /// `anyhow::Error`. Of closures, the type must be written out.
+    ///
+    /// # Errors
+    /// As [`consumer_context`](Self::consumer_context).
+    ///
+    /// # Cancel safety
+    /// As [`consumer_context`](Self::consumer_context).
+    pub async fn try_consumer_context<T, E: From<Error>>(
+        &self,
+        topics: impl IntoIterator<Item = impl AsRef<str>>,
+        overrides: impl FnOnce(ConsumerConfig) -> ConsumerConfig,
+        body: impl AsyncFnOnce(&KafkaConsumer) -> Result<T, E>,
+    ) -> Result<T, E> {
         const PLACE: Place =
             Place { controller: "dtkafka::KafkaInstance::consumer_context", subject: "Kafka Consumer" };
         let overrides = overrides(ConsumerConfig::new());
@@ -287,7 +332,7 @@ impl KafkaInstance {
         };
         let closed = logged(PLACE, consumer.close(CLOSE_TIMEOUT).await);
         match outcome {
-            Ok(Ok(value)) => committed.and(closed).map(|()| value),
+            Ok(Ok(value)) => Ok(committed.and(closed).map(|()| value)?),
             Ok(Err(error)) => Err(error),
             Err(panic) => std::panic::resume_unwind(panic),
         }

@@ -21,6 +21,7 @@ mod lanes;
 mod producer;
 mod security;
 mod seeds;
+mod stress;
 mod topics;
 mod transactions;
 mod transport;
