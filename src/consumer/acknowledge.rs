@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::{KafkaConsumer, records::PartitionRecords};
 pub(crate) use super::{core::Change, ledger::Life};
 use crate::{error::Result, record::TopicPartition, time};
@@ -98,6 +100,11 @@ impl KafkaConsumer {
     /// Whether what was handed out in this life still counts.
     pub(crate) fn is_live(&self, partition: &TopicPartition, life: Life) -> bool {
         self.shared.lock().partitions.get(partition).is_some_and(|partition| partition.life() == life)
+    }
+
+    /// The bytes of the batch that a poll could not read, where it stands first in its partition.
+    pub(crate) fn damaged_bytes(&self, partition: &TopicPartition) -> Option<Bytes> {
+        self.shared.lock().partitions.get(partition)?.queue.front_bytes()
     }
 
     /// Commits the frontier of every partition.

@@ -10,6 +10,8 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
+
 use crate::{
     batch::{ControlType, DecodedBatch, Decompressor, RawBatch},
     error::Result,
@@ -120,6 +122,14 @@ impl Queue {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty() && !self.checked_out
+    }
+
+    /// The bytes of the first batch, if it was not decoded, or could not be.
+    pub(crate) fn front_bytes(&self) -> Option<Bytes> {
+        match self.entries.front() {
+            Some(Entry::Raw(batch)) => Some(batch.bytes.clone()),
+            _ => None,
+        }
     }
 
     /// A poll is decoding the front of the queue.

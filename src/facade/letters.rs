@@ -46,6 +46,12 @@ pub(super) fn dead_letter_headers(record: &ConsumerRecord, attempts: u32, error:
     own.cloned().chain(origin(DEAD, record, attempts, error)).collect()
 }
 
+/// The headers of a letter that holds a whole batch, which cannot be read: `record` is its first offset and its bytes.
+pub(super) fn batch_headers(record: &ConsumerRecord, last_offset: i64, error: &Error) -> Vec<Header> {
+    let last = Header::new(format!("{DEAD}last-offset"), last_offset.to_string());
+    origin(DEAD, record, 1, error).into_iter().chain([last]).collect()
+}
+
 /// The headers of a record that waits in a retry topic until `due` (milliseconds since the Unix epoch).
 pub(super) fn retry_headers(record: &ConsumerRecord, attempts: u32, error: &Error, due: i64) -> Vec<Header> {
     let own = record.headers.iter().filter(|header| !header.key.starts_with(RETRY));

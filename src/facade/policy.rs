@@ -17,6 +17,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 pub(super) enum Failure {
     /// Its value is not what the handler takes.
     Unreadable(Error),
+    /// The batch it came in is damaged.
+    Corrupt(Error),
     /// The handler's own error.
     Handler(HandlerError),
     /// The handler panicked with this text.
@@ -29,7 +31,7 @@ impl Failure {
     /// The error that names the record.
     pub(super) fn into_error(self, topic: &Arc<str>, partition: i32, offset: i64) -> Error {
         let (text, hint) = match self {
-            Self::Unreadable(error) => return error,
+            Self::Unreadable(error) | Self::Corrupt(error) => return error,
             Self::Handler(cause) => {
                 return at(Error::new(ErrorKind::Handler, "the handler failed"), topic, partition, offset)
                     .with_boxed_source(cause);
@@ -79,11 +81,12 @@ enum Topic {
 type Choose = dyn Fn(&ConsumerRecord, &Error) -> String + Send + Sync;
 
 /// What a [`Consumer`](crate::Consumer) does with a record that its handlers do not take: one returned an error, panicked or
-/// ran into its deadline, or the value cannot be read.
+/// ran into its deadline, the value cannot be read, or the batch it came in is damaged.
 ///
 /// A failing handler is called again as [`retry`](Self::retry) says; handlers of the record that succeeded are not. Then,
 /// or at once without a retry, the record is dealt with for good: the consumer stops (the default), skips it, or writes it
-/// to a dead letter topic. A value that cannot be read will not get better: it is dealt with at once.
+/// to a dead letter topic. A value that cannot be read, and a damaged batch, will not get better: they are dealt with at
+/// once. Of a damaged batch, a dead letter holds all bytes as they are in the log.
 ///
 /// ```
 /// use std::time::Duration;
@@ -295,7 +298,7 @@ impl ErrorPolicy {
 
     fn is_worth_another_try(&self, failure: &Failure) -> bool {
         match failure {
-            Failure::Unreadable(_) => false,
+            Failure::Unreadable(_) | Failure::Corrupt(_) => false,
             Failure::Panic(_) | Failure::Deadline(_) => true,
             Failure::Handler(error) => {
                 let error: Cause<'_> = error.as_ref();
@@ -396,7 +399,10 @@ mod tests {
         let long = ErrorPolicy::retry(u32::MAX, second);
         let short = long.clone().max(Duration::from_secs(3));
         let topics = dead.clone().retry_topics([second, 60 * second]);
+        let corrupt = || Failure::Corrupt(Error::protocol("crc"));
         let table = [
+            (&ErrorPolicy::Skip, corrupt(), 1, 0, Skip),
+            (&dead, corrupt(), 1, 0, DeadLetter),
             (&ErrorPolicy::Stop, failed(), 1, 0, Stop),
             (&ErrorPolicy::Stop, unreadable(), 1, 0, Stop),
             (&ErrorPolicy::Stop, panicked(), 1, 0, Stop),

@@ -4,7 +4,7 @@ use std::{future::IntoFuture, pin::Pin, time::Duration};
 
 use serde::Serialize;
 
-use super::{KafkaInstance, Place, logged};
+use super::{KafkaInstance, Place, log, logged};
 use crate::{
     config::ProducerConfig,
     error::{Error, ErrorKind, Result},
@@ -77,6 +77,48 @@ impl Producer {
     /// Dropped, the record may still be written.
     pub fn send<'a, V: Serialize + ?Sized>(&'a self, topic: &'a str, value: &'a V) -> SendAndWait<'a, V> {
         SendAndWait { send: self.client.send(topic, value), topic, timeout: DEFAULT_TIMEOUT }
+    }
+
+    /// Sends many values as JSON, none waiting for the one before it, and returns when each has its answer: one result for
+    /// each, in order.
+    ///
+    /// ```no_run
+    /// # async fn example(producer: dtkafka::Producer) -> dtkafka::Result<()> {
+    /// let results = producer.send_many("numbers", [(Some("a"), &1), (None, &2)]).await;
+    /// let failed = results.iter().filter(|result| result.is_err()).count();
+    /// println!("{} sent, {failed} failed", results.len());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// None of its own: each record has its own, as in [`send`](Self::send), after `delivery.timeout.ms` at the latest.
+    ///
+    /// # Cancel safety
+    /// Dropped, what was sent so far is still delivered.
+    pub async fn send_many<'a, K: IntoKey<'a>, V: Serialize + ?Sized + 'a>(
+        &self,
+        topic: &str,
+        records: impl IntoIterator<Item = (K, &'a V)>,
+    ) -> Vec<Result<RecordMetadata>> {
+        const PLACE: Place = Place { controller: "dtkafka::Producer::send_many", subject: "Kafka Producer" };
+        let mut deliveries = Vec::new();
+        for (key, value) in records {
+            // Waits for memory alone, which is the back-pressure.
+            deliveries.push(self.client.send(topic, value).key(key.into_key()).await);
+        }
+        let mut results = Vec::with_capacity(deliveries.len());
+        for delivery in deliveries {
+            results.push(match delivery {
+                Ok(delivery) => delivery.await,
+                Err(error) => Err(error),
+            });
+        }
+        if let Some(Err(first)) = results.iter().find(|result| result.is_err()) {
+            let failed = results.iter().filter(|result| result.is_err()).count();
+            tracing::warn!(failed, of = results.len(), "some records of a call were not delivered");
+            log(PLACE, first);
+        }
+        results
     }
 
     /// The client underneath, for bytes and for sending without waiting.

@@ -30,11 +30,13 @@ use crate::{
     error::{Error, Result},
     facade::{
         dispatch::lanes::{Bounds, LaneId, Lanes, Ordering, Pause},
+        letters,
         message::CancellationToken,
         outbox::Outbox,
+        policy::{Decision, Failure},
         routes::Routes,
     },
-    record::TopicPartition,
+    record::{ConsumerRecord, TopicPartition},
     time::{self, Environment},
 };
 
@@ -83,6 +85,8 @@ pub(super) struct Engine {
     stop: CancellationToken,
     /// Partitions with records that were taken and given up.
     left: BTreeSet<(TopicPartition, Life)>,
+    /// Partitions that wait before a batch that cannot be read, and why it cannot.
+    damaged: BTreeMap<TopicPartition, Error>,
     /// The first error that ends the dispatch.
     failure: Option<Error>,
     /// Records done since this was last asked.
@@ -105,6 +109,7 @@ impl Engine {
             ledger: Arc::clone(&client) as Arc<dyn Ledger>,
             outbox,
             counters: Arc::clone(&shared.counters),
+            stride: lane::stride(),
             rng: Mutex::new(environment.rng()),
             environment,
         });
@@ -118,6 +123,7 @@ impl Engine {
             running: BTreeMap::new(),
             stop: CancellationToken::new(),
             left: BTreeSet::new(),
+            damaged: BTreeMap::new(),
             failure: None,
             handled: 0,
             shared,
@@ -188,15 +194,16 @@ impl Engine {
         std::mem::take(&mut self.handled)
     }
 
-    /// The next records, put into their lanes.
+    /// The next records, put into their lanes. A damaged batch takes the road of its topic's policy.
     pub(super) async fn take(&mut self, timeout: Duration) -> Result<()> {
         let taken = self.client.take(self.plan.take, timeout).await;
-        self.put(taken)
+        self.put(taken)?;
+        self.pass_damage().await
     }
 
     fn put(&mut self, taken: Result<Vec<Taken>>) -> Result<()> {
         self.alive_at = time::after(self.plan.keep_alive);
-        for Taken { partition, life, records } in taken? {
+        for Taken { partition, life, records } in taken.or_else(|error| self.on_damage(error))? {
             let chunk = Chunk::Polled(records);
             let gather = self.plan.routes.of(&self.plan.topics, &partition.topic).gather();
             if let Err(refused) = self.lanes.push(time::now(), &partition, life, chunk, gather) {
@@ -204,6 +211,52 @@ impl Engine {
             }
         }
         self.follow_pauses();
+        Ok(())
+    }
+
+    /// Sets a batch that cannot be read aside, if the policy does not say to stop there.
+    fn on_damage(&mut self, error: Error) -> Result<Vec<Taken>> {
+        let place = (error.topic(), error.partition(), error.last_offset());
+        let (Some(topic), Some(partition), Some(_)) = place else { return Err(error) };
+        let partition = TopicPartition::new(topic, partition);
+        let route = self.plan.routes.of(&self.plan.topics, &partition.topic);
+        if route.policy.decide(&Failure::Corrupt(error.clone()), 1, 0, 0) == Decision::Stop {
+            return Err(error);
+        }
+        // What was taken before it is handled first: going on behind it says that all before it is done.
+        self.client.pause([partition.clone()])?;
+        self.damaged.insert(partition, error);
+        Ok(Vec::new())
+    }
+
+    /// Goes on behind damaged batches whose partitions have nothing at work any more, as the policy says.
+    async fn pass_damage(&mut self) -> Result<()> {
+        let ready = self.damaged.keys().find(|partition| !self.lanes.has(partition)).cloned();
+        let Some(partition) = ready else { return Ok(()) };
+        let Some(error) = self.damaged.remove(&partition) else { return Ok(()) };
+        let last = error.last_offset().unwrap_or(-1);
+        let route = self.plan.routes.of(&self.plan.topics, &partition.topic);
+        if route.policy.decide(&Failure::Corrupt(error.clone()), 1, 0, 0) == Decision::DeadLetter {
+            let first = error.offset().unwrap_or(last);
+            let mut record = ConsumerRecord::new(Arc::clone(&partition.topic), partition.partition, first);
+            record.value = self.client.damaged_bytes(&partition);
+            let headers = letters::batch_headers(&record, last, &error);
+            if let Some(topic) = route.policy.dead_letter_topic(&record, &error)
+                && let Err(failed) = self.kit.outbox.send(&topic, &record, &headers).await
+            {
+                // It is met again when the partition goes on.
+                self.client.resume([partition])?;
+                return Err(failed);
+            }
+            self.kit.counters.dead_lettered();
+        } else {
+            self.kit.counters.skipped();
+        }
+        tracing::error!(%error, last_offset = last, "a damaged batch is passed over, as the error policy says");
+        let passed = self.client.seek(&partition, last.saturating_add(1));
+        if let Err(error) = passed.and_then(|()| self.client.resume([partition.clone()])) {
+            tracing::debug!(%partition, %error, "the partition is gone");
+        }
         Ok(())
     }
 
@@ -428,6 +481,13 @@ impl Engine {
             self.follow();
             if let Some(error) = self.failure.take() {
                 return Err(error);
+            }
+            if let Err(error) = self.pass_damage().await {
+                if !error.is_retriable() {
+                    return Err(error);
+                }
+                log(&error);
+                not_before = Some(time::after(pause));
             }
             self.start();
             let client = Arc::clone(&self.client);

@@ -35,8 +35,14 @@ use crate::{
 const PLACE: Place = Place { controller: "dtkafka::Consumer::handler", subject: SUBJECT };
 /// How long a letter that is on its way may still take when the consumer stops.
 const GRACE: Duration = Duration::from_millis(500);
-/// A lane lets others run after so many records whose handlers did not wait.
-const STRIDE: u32 = 32;
+/// After how many records whose handlers did not wait a lane lets others run. Where one thread does everything, after each:
+/// a handler may block it, and the member must still say that it is alive.
+pub(super) fn stride() -> u32 {
+    let handle = tokio::runtime::Handle::try_current();
+    let is_alone =
+        handle.is_ok_and(|handle| handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::CurrentThread);
+    if is_alone { 1 } else { 32 }
+}
 
 /// Who counts what is done.
 pub(super) trait Ledger: Send + Sync {
@@ -52,6 +58,8 @@ pub(super) struct Kit {
     pub(super) outbox: Outbox,
     pub(super) counters: Arc<ConsumerCounters>,
     pub(super) rng: Mutex<Rng>,
+    /// See [`stride`].
+    pub(super) stride: u32,
     pub(super) environment: Environment,
 }
 
@@ -164,7 +172,7 @@ impl Lane {
                         return flow;
                     }
                     stride += 1;
-                    if stride == STRIDE {
+                    if stride == self.kit.stride {
                         stride = 0;
                         tokio::task::yield_now().await;
                     }

@@ -424,6 +424,7 @@ impl Consumer {
     ///
     /// # Errors
     /// That of committing, else that of leaving; the group then notices by `session.timeout.ms`. Logged before it is returned.
+    /// In the middle of a rebalance there is nothing to commit, which is no error.
     ///
     /// # Cancel safety
     /// Dropped, it goes on leaving in the background.
@@ -448,6 +449,14 @@ impl Consumer {
             true => tokio::time::timeout_at(deadline, engine.commit()).await,
             false => Ok(Ok(())),
         };
+        let committed = committed.map(|committed| match committed {
+            // Between two assignments it has nothing: what it had was committed as it went.
+            Err(error) if is_of_rebalance(&error) => {
+                tracing::warn!(%error, "nothing could be committed at the end; it may be handled again");
+                Ok(())
+            }
+            committed => committed,
+        });
         let committed = committed.unwrap_or_else(|_elapsed| {
             Err(Error::new(ErrorKind::Timeout, "what was handled could not be committed in time")
                 .with_hint("give close more time; these records come again"))

@@ -101,6 +101,7 @@ async fn run_with(
         outbox: Outbox::new(instance()),
         counters: Arc::clone(&consumer.shared.counters),
         rng: Mutex::new(Environment::default().rng()),
+        stride: lane::stride(),
         environment: Environment::default(),
     };
     let route = consumer.routes.of(&consumer.topics, &"orders".into());
@@ -341,6 +342,33 @@ async fn a_record_that_cannot_be_read_leaves_its_batch_alone() {
             assert_eq!((error.kind(), error.offset()), (ErrorKind::Json, Some(2)));
         }
     }
+}
+
+#[tokio::test]
+async fn on_one_thread_others_run_between_records_whose_handlers_block() {
+    let turns = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (count, log) = (Arc::clone(&turns), Arc::clone(&seen));
+    let consumer = consumer()
+        .register_handler("orders", async move |_: Message<i64>| {
+            log.lock().unwrap().push(count.load(Relaxed));
+            Ok(())
+        })
+        .unwrap();
+    let book = Arc::new(Book::default());
+    let others = async {
+        loop {
+            turns.fetch_add(1, Relaxed);
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        ended = run(&consumer, &book, (0..5).map(record).collect()) => assert_eq!(ended.handled, 5),
+        () = others => unreachable!("they never end"),
+    }
+    let seen = seen.lock().unwrap().clone();
+    assert!(seen.windows(2).all(|pair| pair[0] < pair[1]), "{seen:?}");
 }
 
 #[test]

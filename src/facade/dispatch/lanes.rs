@@ -363,6 +363,11 @@ impl<W: Load, L: Copy + Eq> Lanes<W, L> {
         self.homes.remove(&id);
     }
 
+    /// Whether anything of a partition waits or runs.
+    pub(crate) fn has(&self, partition: &TopicPartition) -> bool {
+        self.homes.values().any(|home| home.partition == *partition && home.records > 0)
+    }
+
     /// Pauses or resumes a partition by what waits in it.
     fn weigh(&mut self, id: u64) {
         // Each has its share of the bytes, so that one that is stuck cannot have all.
