@@ -72,6 +72,7 @@ struct Running {
     abort: AbortHandle,
     token: CancellationToken,
     partition: TopicPartition,
+    life: Life,
 }
 
 pub(super) struct Engine {
@@ -291,11 +292,11 @@ impl Engine {
             if route.is_unhandled() && self.unhandled.insert(Arc::clone(&run.partition.topic)) {
                 tracing::warn!(topic = %run.partition.topic, "no handler is registered; records of the topic are passed over");
             }
-            let (lane, partition) = (run.lane, run.partition.clone());
+            let (lane, partition, life) = (run.lane, run.partition.clone(), run.life);
             let token = self.stop.child();
             let running = lane::run(Arc::clone(&self.kit), route, run, token.clone());
             let abort = self.tasks.spawn(running);
-            self.running.insert(lane, Running { abort, token, partition });
+            self.running.insert(lane, Running { abort, token, partition, life });
         }
     }
 
@@ -348,13 +349,17 @@ impl Engine {
 
     /// Begins nothing more in these partitions, and ends what runs there if they are gone.
     fn revoke(&mut self, partitions: &[(TopicPartition, Life)], are_gone: bool) {
-        for (partition, _) in partitions {
-            for (life, waiting) in self.lanes.revoke(partition) {
+        for (partition, life) in partitions {
+            for (life, waiting) in self.lanes.revoke(partition, *life) {
                 self.hand_back(partition, life, waiting);
             }
         }
-        let gone: BTreeSet<&TopicPartition> = partitions.iter().map(|(partition, _)| partition).collect();
-        for running in self.running.values().filter(|running| gone.contains(&running.partition)) {
+        // Those of a later life go on: this may be heard of when the partition is ours again.
+        let gone: BTreeMap<&TopicPartition, Life> =
+            partitions.iter().map(|(key, life)| (key, *life)).collect();
+        let is_gone =
+            |running: &Running| gone.get(&running.partition).is_some_and(|life| running.life <= *life);
+        for running in self.running.values().filter(|running| is_gone(running)) {
             // Told to give up; what is at work may end first, until the partitions are gone.
             running.token.cancel();
             if are_gone {

@@ -145,7 +145,7 @@ pub(crate) struct Lanes<W, L> {
     pauses: VecDeque<Pause>,
 }
 
-impl<W: Load, L: Copy + Eq> Lanes<W, L> {
+impl<W: Load, L: Copy + Ord> Lanes<W, L> {
     pub(crate) fn new(ordering: Ordering, bounds: Bounds) -> Self {
         Self {
             ordering,
@@ -226,10 +226,9 @@ impl<W: Load, L: Copy + Eq> Lanes<W, L> {
             revoked: false,
         };
         self.homes.insert(id, home);
-        if let Some(earlier) = self.by_partition.insert(partition.clone(), id)
-            && let Some(home) = self.homes.get_mut(&earlier)
-        {
-            home.revoked = true;
+        if let Some(earlier) = self.by_partition.insert(partition.clone(), id) {
+            // Its records come again in this life, or were left behind by a seek.
+            drop(self.empty(earlier));
         }
         id
     }
@@ -314,9 +313,11 @@ impl<W: Load, L: Copy + Eq> Lanes<W, L> {
         self.forget_if_over(id.home);
     }
 
-    /// Starts nothing more of a partition, and gives back what waits there, by life. What runs ends by itself.
-    pub(crate) fn revoke(&mut self, partition: &TopicPartition) -> Vec<(L, Vec<W>)> {
-        let homes = self.homes.iter().filter(|(_, home)| home.partition == *partition);
+    /// Starts nothing more of this life of a partition and of those before it, and gives back what waits there, by life.
+    /// What runs ends by itself. A later life, which may have come before its predecessor's end was heard of, goes on.
+    pub(crate) fn revoke(&mut self, partition: &TopicPartition, life: L) -> Vec<(L, Vec<W>)> {
+        let is_meant = |home: &Home<L>| home.partition == *partition && home.life <= life;
+        let homes = self.homes.iter().filter(|(_, home)| is_meant(home));
         let homes: Vec<_> = homes.map(|(id, home)| (*id, home.life)).collect();
         homes.into_iter().map(|(id, life)| (life, self.empty(id))).collect()
     }
@@ -515,7 +516,7 @@ mod tests {
         lanes.push(now(), &partition(1), 1, records(0..1, 2), None).unwrap();
         let run = lanes.poll_run(now()).unwrap();
         let waiting: Vec<_> = lanes
-            .revoke(&partition(0))
+            .revoke(&partition(0), 1)
             .into_iter()
             .flat_map(|(_, back)| back)
             .map(|load| load[0].0)
@@ -552,6 +553,17 @@ mod tests {
         lanes.handle_end(run.lane);
         assert!(lanes.poll_run(begin).is_none(), "what came while it ran waits as well");
         assert!(lanes.poll_run(begin + wait).is_some());
+    }
+
+    #[test]
+    fn a_revocation_that_is_heard_of_late_leaves_the_next_life_alone() {
+        let mut lanes = Lanes::new(Ordering::Partition, bounds(1));
+        lanes.push(now(), &partition(0), 1, records(0..2, 0), None).unwrap();
+        lanes.push(now(), &partition(0), 2, records(0..2, 0), None).unwrap();
+        assert!(lanes.revoke(&partition(0), 1).is_empty(), "a later life has taken its place");
+        lanes.push(now(), &partition(0), 2, records(2..3, 0), None).unwrap();
+        let run = lanes.poll_run(now()).unwrap();
+        assert_eq!((run.life, run.loads), (2, vec![records(0..2, 0), records(2..3, 0)]));
     }
 
     #[test]
@@ -599,7 +611,7 @@ mod tests {
                         lanes.handle_end(run.lane);
                     }
                     7 if rng.below(6) == 0 => {
-                        let back = lanes.revoke(&partition(number as i32));
+                        let back = lanes.revoke(&partition(number as i32), lives[number]);
                         given_back += back.iter().flat_map(|(_, back)| back).map(Vec::len).sum::<usize>();
                         lives[number] += 1;
                         (next[number], paused[number]) = (0, false);
