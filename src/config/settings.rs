@@ -268,9 +268,9 @@ pub enum SaslMechanism {
     #[default]
     /// PLAIN (RFC 4616): the password crosses the wire; use it over TLS.
     Plain,
-    /// SCRAM-SHA-256 (KIP-84).
+    /// SCRAM-SHA-256 (KIP-84), with 4,096 rounds, as Java demands, to 1,000,000.
     ScramSha256,
-    /// SCRAM-SHA-512 (KIP-84).
+    /// SCRAM-SHA-512 (KIP-84), with 4,096 rounds, as Java demands, to 1,000,000.
     ScramSha512,
 }
 

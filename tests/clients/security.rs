@@ -153,8 +153,17 @@ on_every_backend! {
         .await;
         let (chain, key) = (PemFile::new(client.certificate_pem()), PemFile::new(client.key_pem()));
         let files =
-            config.set("ssl.certificate.location", chain.path()).set("ssl.key.location", key.path());
+            config.clone().set("ssl.certificate.location", chain.path()).set("ssl.key.location", key.path());
         round_trip(files).await;
+        // As an environment variable and a store in one file have them.
+        let one_line = |pem: &str| pem.trim_end().replace('\n', "\\n");
+        let text = config
+            .clone()
+            .set("ssl.keystore.certificate.chain", one_line(client.certificate_pem()))
+            .set("ssl.keystore.key", one_line(client.key_pem()));
+        round_trip(text).await;
+        let both = PemFile::new(&format!("\u{feff}{}\r\n{}", client.key_pem(), client.certificate_pem()));
+        round_trip(config.set("ssl.keystore.location", both.path())).await;
     }
 
     async fn a_tls_configuration_of_the_users_own(backend) {
