@@ -197,6 +197,7 @@ impl fmt::Debug for TlsSettings {
         f.debug_struct("TlsSettings")
             .field("roots", &self.roots.len())
             .field("client_certificate", &self.client_certificate.is_some())
+            .field("key_password", &self.key_password.is_some())
             .field("verify_host_name", &self.verify_host_name)
             .finish_non_exhaustive()
     }
