@@ -90,7 +90,7 @@ pub use admin::{
     NewTopic, PartitionDescription, TopicDescription,
 };
 pub use config::{
-    Acks, AutoOffsetReset, Compression, ConsumerConfig, IsolationLevel, KafkaConfig, ProducerConfig,
+    Acks, AutoOffsetReset, Compression, ConsumerConfig, IsolationLevel, KafkaConfig, KeyHash, ProducerConfig,
     SaslMechanism, SecurityProtocol, SettingValue,
 };
 pub use connection::transport::{Connecting, Transport, TransportStream};
@@ -98,13 +98,15 @@ pub use consumer::{ConsumerRecords, KafkaConsumer, PartitionRecords, RecordRef};
 pub use error::{Error, ErrorCode, ErrorKind, Result, Stage};
 #[doc(hidden)]
 pub use facade::ErasedHandler;
+pub use facade::ExactlyOnce;
 pub use facade::{
     Batch, CancellationToken, Codec, Consumer, ConsumerHandle, DeadLetter, ErrorPolicy, FailedAt, Handler,
     HandlerArgument, HandlerError, HandlerOutput, HandlerResult, Json, KafkaInstance, Message, Ordering,
     Producer, Rebalance, Replay, Replayed, SendAndWait, Topics,
 };
 pub use producer::{
-    Delivery, IntoKey, KafkaProducer, Key, SendJson, Sending, Transaction, TransactionalProducer,
+    Delivery, IntoKey, KafkaProducer, Key, ProducerStatistics, SendJson, Sending, Transaction,
+    TransactionalProducer,
 };
 pub use record::{
     ConsumerGroupMetadata, ConsumerRecord, Header, ProducerRecord, RecordMetadata, Timestamp, TimestampType,

@@ -25,7 +25,9 @@ use std::sync::Arc;
 use std::{collections::BTreeMap, fmt};
 
 pub use overlay::{ConsumerConfig, ProducerConfig};
-pub use settings::{Acks, AutoOffsetReset, Compression, IsolationLevel, SaslMechanism, SecurityProtocol};
+pub use settings::{
+    Acks, AutoOffsetReset, Compression, IsolationLevel, KeyHash, SaslMechanism, SecurityProtocol,
+};
 pub use value::SettingValue;
 
 use self::{properties::Kind, secrecy::Secrets};

@@ -4,7 +4,9 @@
 
 use super::{
     secrecy::{self, HIDDEN},
-    settings::{Acks, AutoOffsetReset, Compression, IsolationLevel, SaslMechanism, SecurityProtocol},
+    settings::{
+        Acks, AutoOffsetReset, Compression, IsolationLevel, KeyHash, SaslMechanism, SecurityProtocol,
+    },
     url,
 };
 
@@ -138,6 +140,9 @@ pub(crate) static PROPERTIES: &[Property] = &[
     row("compression.gzip.level", &[], Int(-1, 9), None, Producer, "gzip's level, -1 for its default (KIP-390)"),
     row("compression.lz4.level", &[], Int(1, 17), None, Producer, "LZ4's level (KIP-390)"),
     row("compression.zstd.level", &[], Int(-131_072, 22), None, Producer, "Zstandard's level (KIP-390)"),
+    row("partitioner", &[], Choice(KeyHash::ACCEPTED), Some("murmur2_random"), Producer, "where keys go: murmur2_random as Java, consistent_random (CRC32) as librdkafka; records without a key stick to a partition for a batch"),
+    row("partitioner.adaptive.partitioning.enable", &[], Flag, Some("true"), Producer, "records without a key prefer partitions whose queues are short (KIP-794)"),
+    row("partitioner.availability.timeout.ms", &[], Millis(0, LONG), Some("0"), Producer, "records without a key avoid a leader that takes nothing for so long; 0: never (KIP-794)"),
     row("partitioner.ignore.keys", &[], Flag, Some("false"), Producer, "spread records whatever their key (KIP-794)"),
     row("transactional.id", &[], Text, None, Producer, "who a producer of transactions is, through its restarts; another one with the same id fences it (KIP-98)"),
     row("transaction.timeout.ms", &[], Millis(1, INT), Some("60000"), Producer, "limit of an open transaction, after which its coordinator aborts it"),
@@ -181,8 +186,6 @@ static IGNORED: &[&str] = &[
     "metrics.num.samples",
     "metrics.recording.level",
     "metrics.sample.window.ms",
-    "partitioner.adaptive.partitioning.enable",
-    "partitioner.availability.timeout.ms",
     "partitioner.class",
     "receive.buffer.bytes",
     "sasl.client.callback.handler.class",

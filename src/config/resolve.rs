@@ -242,6 +242,9 @@ fn producer(all: &mut Effective) -> ProducerSettings {
         compression,
         compression_level: compression_level(all, compression),
         partitioner_ignore_keys: all.flag("partitioner.ignore.keys"),
+        key_hash: all.choice("partitioner"),
+        partitioner_adaptive: all.flag("partitioner.adaptive.partitioning.enable"),
+        partitioner_availability_timeout: all.millis("partitioner.availability.timeout.ms"),
         transactional_id: all.text("transactional.id").map(Into::into),
         transaction_timeout: all.millis("transaction.timeout.ms"),
     }

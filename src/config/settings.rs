@@ -69,6 +69,11 @@ spellings!(IsolationLevel, "isolation.level", {
     ReadUncommitted => ["read_uncommitted"], ReadCommitted => ["read_committed"],
 });
 
+spellings!(KeyHash, "partitioner", {
+    Murmur2Random => ["murmur2_random"], Murmur2 => ["murmur2"], ConsistentRandom => ["consistent_random"],
+    Consistent => ["consistent"], Random => ["random"],
+});
+
 /// A broker's host and port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Address {
@@ -301,6 +306,23 @@ pub enum Acks {
     None,
 }
 
+/// Which partition a key means (`partitioner`), by librdkafka's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum KeyHash {
+    /// Java's murmur2 (the default); records without a key stick to some partition for a batch.
+    #[default]
+    Murmur2Random,
+    /// As that, and records without a key go where the empty key goes.
+    Murmur2,
+    /// CRC-32, librdkafka's default; records without a key, or with an empty one, stick to some partition for a batch.
+    ConsistentRandom,
+    /// As that, and records without a key go where the empty key goes.
+    Consistent,
+    /// Whatever the key.
+    Random,
+}
+
 /// The codec of a record batch (`compression.type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Compression {
@@ -365,6 +387,12 @@ pub(crate) struct ProducerSettings {
     pub(crate) compression_level: Option<i32>,
     /// `partitioner.ignore.keys`
     pub(crate) partitioner_ignore_keys: bool,
+    /// `partitioner`
+    pub(crate) key_hash: KeyHash,
+    /// `partitioner.adaptive.partitioning.enable`
+    pub(crate) partitioner_adaptive: bool,
+    /// `partitioner.availability.timeout.ms`
+    pub(crate) partitioner_availability_timeout: Duration,
     pub(crate) transactional_id: Option<Arc<str>>,
     /// `transaction.timeout.ms`
     pub(crate) transaction_timeout: Duration,

@@ -7,6 +7,7 @@
 mod codec;
 mod consumer;
 mod dispatch;
+mod exactly_once;
 mod handler;
 mod instance;
 mod letters;
@@ -23,6 +24,7 @@ pub use self::{
     codec::{Codec, Json},
     consumer::{Consumer, ConsumerHandle, Rebalance},
     dispatch::lanes::Ordering,
+    exactly_once::ExactlyOnce,
     handler::{Handler, HandlerArgument, HandlerError, HandlerOutput, HandlerResult},
     instance::KafkaInstance,
     message::{Batch, CancellationToken, FailedAt, Message},

@@ -260,6 +260,11 @@ impl Accumulator {
 }
 
 impl OpenBatch {
+    /// Bytes of the batch, uncompressed.
+    pub(super) fn len(&self) -> usize {
+        self.builder.len()
+    }
+
     /// Compresses and stamps the batch.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ pub(crate) mod queue;
 pub(crate) mod receipt;
 mod send;
 pub(crate) mod sender;
+mod statistics;
 mod task;
 mod topics;
 pub(crate) mod transaction;
@@ -35,7 +36,7 @@ use tokio::sync::{Notify, watch};
 use self::{
     accumulator::{Appended, Limits, Parts},
     memory::Memory,
-    partitioner::partition_of_key,
+    partitioner::partition_of,
     queue::Aftermath,
     topics::{PartitionQueue, TopicQueues, TopicTable},
     transactional::Transactions,
@@ -44,6 +45,7 @@ pub use self::{
     key::{IntoKey, Key},
     receipt::Delivery,
     send::{SendJson, Sending},
+    statistics::ProducerStatistics,
     transactional::{Transaction, TransactionalProducer},
 };
 use crate::{
@@ -85,6 +87,7 @@ struct Shared {
     fatal: Mutex<Option<Error>>,
     /// What a producer of transactions has more.
     transactions: Option<Transactions>,
+    statistics: Mutex<ProducerStatistics>,
 }
 
 /// How far the end of the producer has come.
@@ -154,6 +157,7 @@ impl KafkaProducer {
             is_closing: AtomicBool::new(transactions.is_some()),
             fatal: Mutex::new(None),
             transactions,
+            statistics: Mutex::default(),
             settings,
         });
         task::spawn(Arc::clone(&shared))?;
@@ -198,6 +202,56 @@ impl KafkaProducer {
             Ok(Attempt::Wait(wait)) => self.shared().append_waiting(&record, wait).await,
             Err(error) => Err(error),
         }
+    }
+
+    /// Sends a record if that can be done now, without waiting for memory or for the first look at the topic.
+    ///
+    /// # Errors
+    /// As [`send_record`](Self::send_record), but for [`Timeout`](ErrorKind::Timeout) at once where that would wait:
+    /// [`Error::is_retriable`] is true then, and nothing was sent.
+    pub fn try_send(&self, record: ProducerRecord<'_>) -> Result<Delivery> {
+        let shared = self.shared();
+        let would_wait = |text: &str, hint: &str| {
+            Err(Error::new(ErrorKind::Timeout, text).with_topic(record.topic).with_hint(hint))
+        };
+        match shared.append(&record, &mut 0)? {
+            Attempt::Done(delivery) => Ok(delivery),
+            Attempt::Wait(Wait::Memory(_)) => {
+                shared.wake.notify_one();
+                would_wait("the producer's memory is full now", "try again later, or raise buffer.memory")
+            }
+            Attempt::Wait(Wait::Topic) => {
+                shared.cluster.want_topic(&record.topic.into());
+                would_wait("the topic is not known yet", "try again later, or call partitions_for first")
+            }
+            Attempt::Wait(Wait::Partition(count)) => Err(no_such_partition(&record, count)),
+        }
+    }
+
+    /// As [`flush`](Self::flush), for at most `limit`.
+    ///
+    /// # Errors
+    /// [`Timeout`](ErrorKind::Timeout) if something has no answer by then; it is still being delivered.
+    ///
+    /// # Cancel safety
+    /// Dropping it does not stop the sending.
+    pub async fn flush_within(&self, limit: Duration) -> Result<()> {
+        match tokio::time::timeout_at(time::after(limit), self.flush()).await {
+            Ok(flushed) => flushed,
+            Err(_elapsed) => Err(Error::new(
+                ErrorKind::Timeout,
+                format!("{} bytes of records have no answer yet", self.buffered_bytes()),
+            )
+            .with_hint("give flush more time, or see to the brokers")),
+        }
+    }
+
+    /// What the producer has done so far, and what it holds now.
+    pub fn statistics(&self) -> ProducerStatistics {
+        let shared = self.shared();
+        let mut statistics = shared.statistics.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        statistics.buffered_bytes = shared.memory.used();
+        statistics
     }
 
     /// Sends everything at once, without `linger.ms`, and waits until each record sent before has its answer.
@@ -419,15 +473,28 @@ impl Shared {
         let count = topic.count;
         let index = match (record.partition, record.key) {
             (Some(partition), _) => usize::try_from(partition).unwrap_or(usize::MAX),
-            (None, Some(key)) if !self.settings.partitioner_ignore_keys => partition_of_key(key, count),
-            (None, _) => {
-                let leads = |index: usize| topic.partitions[index].has_leader();
-                let backlog = |index: usize| topic.partitions[index].lock().bytes();
-                let mut sticky = topic.sticky.lock().unwrap_or_else(PoisonError::into_inner);
-                sticky.pick(parts.size_bound, self.settings.batch_size, count, leads, backlog)
-            }
+            (None, key) => match self.place_of(key, count) {
+                Some(index) => index,
+                None => {
+                    let leads = |index: usize| topic.partitions[index].has_leader();
+                    let adaptive = self.settings.partitioner_adaptive;
+                    let backlog =
+                        |index: usize| if adaptive { topic.partitions[index].lock().bytes() } else { 0 };
+                    let mut sticky = topic.sticky.lock().unwrap_or_else(PoisonError::into_inner);
+                    sticky.pick(parts.size_bound, self.settings.batch_size, count, leads, backlog)
+                }
+            },
         };
         topic.partitions[..count].get(index)
+    }
+
+    /// Where the key says that a record goes; `None` where any partition will do.
+    #[inline]
+    fn place_of(&self, key: Option<&[u8]>, count: usize) -> Option<usize> {
+        if self.settings.partitioner_ignore_keys {
+            return None;
+        }
+        partition_of(key, self.settings.key_hash, count)
     }
 
     async fn learn_topic(&self, topic: &str, deadline: Instant) -> Result<()> {
@@ -546,11 +613,11 @@ fn no_such_partition(record: &ProducerRecord<'_>, count: usize) -> Error {
         .with_partition(record.partition.unwrap_or_default())
 }
 
-/// The wire's value of `acks`. A request with 0 would get no answer, for which the connection below waits: 1 is asked
-/// for, and nobody waits for it.
+/// The wire's value of `acks`.
 fn wire_acks(acks: Acks) -> i16 {
     match acks {
         Acks::All => -1,
-        Acks::Leader | Acks::None => 1,
+        Acks::Leader => 1,
+        Acks::None => 0,
     }
 }

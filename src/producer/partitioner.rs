@@ -3,7 +3,7 @@
 //! Keyed records: murmur2, so that a key lands where the Java client puts it. Others stick to one partition until it
 //! has got `batch.size` bytes (KIP-480, KIP-794), then move to the less loaded of two.
 
-use crate::time::Rng;
+use crate::{config::settings::KeyHash, time::Rng};
 
 /// Java's murmur2 of a key.
 pub(crate) fn murmur2(key: &[u8]) -> u32 {
@@ -32,6 +32,41 @@ pub(crate) fn murmur2(key: &[u8]) -> u32 {
 pub(crate) fn partition_of_key(key: &[u8], partitions: usize) -> usize {
     // Java: `Utils.toPositive(murmur2(key)) % numPartitions`.
     (murmur2(key) & 0x7fff_ffff) as usize % partitions.max(1)
+}
+
+/// librdkafka's hash of a key: CRC-32 as in zlib.
+pub(crate) fn crc32(key: &[u8]) -> u32 {
+    !key.iter().fold(u32::MAX, |crc, byte| (crc >> 8) ^ CRC_TABLE[((crc ^ u32::from(*byte)) & 0xff) as usize])
+}
+
+const CRC_TABLE: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut index = 0;
+    while index < 256 {
+        let mut crc = index as u32;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 };
+            bit += 1;
+        }
+        table[index] = crc;
+        index += 1;
+    }
+    table
+};
+
+/// The partition that a record with this key, or without one, goes to; `None` where any will do.
+#[inline]
+pub(crate) fn partition_of(key: Option<&[u8]>, hash: KeyHash, partitions: usize) -> Option<usize> {
+    match (hash, key) {
+        (KeyHash::Murmur2Random, Some(key)) => Some(partition_of_key(key, partitions)),
+        (KeyHash::Murmur2Random, None) | (KeyHash::Random, _) => None,
+        (KeyHash::Murmur2, key) => Some(partition_of_key(key.unwrap_or_default(), partitions)),
+        (KeyHash::ConsistentRandom, None | Some([])) => None,
+        (KeyHash::ConsistentRandom | KeyHash::Consistent, key) => {
+            Some(crc32(key.unwrap_or_default()) as usize % partitions.max(1))
+        }
+    }
 }
 
 /// The partition records without a key go to now.
@@ -109,6 +144,47 @@ mod tests {
         ] {
             assert_eq!(murmur2(key.as_bytes()) as i32, hash, "{key}");
         }
+    }
+
+    /// The digests were computed by Java's own classes over the same 10,000 keys.
+    #[test]
+    fn ten_thousand_keys_have_javas_hashes_and_partitions() {
+        let mut rng = Rng::new(42);
+        let (mut hashes, mut partitions, mut crcs) = (0_u64, 0_u64, 0_u64);
+        let digest = |sum: &mut u64, value: u64| {
+            *sum = sum.wrapping_mul(1_099_511_628_211).wrapping_add(value);
+        };
+        for index in 0..10_000_usize {
+            let key: Vec<u8> = (0..index % 37).map(|_| (rng.next_u64() >> 56) as u8).collect();
+            digest(&mut hashes, u64::from(murmur2(&key)));
+            digest(&mut partitions, partition_of_key(&key, 1 + index % 100) as u64);
+            digest(&mut crcs, u64::from(crc32(&key)));
+        }
+        assert_eq!(
+            (hashes, partitions, crcs),
+            (8_195_447_421_421_884_049, 4_388_035_140_142_805_505, 12_256_305_636_079_573_466)
+        );
+        // Tails of bytes above 127, and a hash whose magnitude is not its positive form.
+        assert_eq!(murmur2("é".as_bytes()), 186_971_271);
+        assert_eq!(murmur2(&[0xff, 0x80, 0xfe]), 957_058_525);
+        assert_eq!(partition_of_key(b"21", 100), ((-973_932_308_i32) & i32::MAX) as usize % 100);
+    }
+
+    #[test]
+    fn each_partitioner_of_librdkafka_has_its_rule_for_missing_and_empty_keys() {
+        let all = [
+            KeyHash::Murmur2Random,
+            KeyHash::Murmur2,
+            KeyHash::ConsistentRandom,
+            KeyHash::Consistent,
+            KeyHash::Random,
+        ];
+        let places = |key: Option<&[u8]>| all.map(|hash| partition_of(key, hash, 1000));
+        let empty = partition_of_key(b"", 1000);
+        assert_eq!(places(None), [None, Some(empty), None, Some(0), None]);
+        assert_eq!(places(Some(b"")), [Some(empty), Some(empty), None, Some(0), None]);
+        let (murmur, crc) = (partition_of_key(b"k", 1000), crc32(b"k") as usize % 1000);
+        assert_eq!(places(Some(b"k")), [Some(murmur), Some(murmur), Some(crc), Some(crc), None]);
     }
 
     #[test]

@@ -105,11 +105,6 @@ impl Batch {
             self.bytes = batch::restamp(std::mem::take(&mut self.bytes), stamp);
         }
     }
-
-    /// For `acks=0`: all is known once it was written.
-    pub(super) fn receipt(&self) -> &Arc<Receipt> {
-        &self.receipt
-    }
 }
 
 /// A batch that may leave now.

@@ -40,6 +40,8 @@ pub(crate) struct SenderSettings {
     pub(crate) max_request_size: usize,
     pub(crate) retry_backoff: Duration,
     pub(crate) retry_backoff_max: Duration,
+    /// `partitioner.availability.timeout.ms`; zero: never.
+    pub(crate) availability_timeout: Duration,
 }
 
 /// Something to do.
@@ -58,6 +60,7 @@ pub(crate) enum Action {
 pub(crate) struct Request {
     pub(crate) leader: i32,
     pub(crate) batches: Vec<Sent>,
+    pub(crate) sent_at: Instant,
 }
 
 /// A batch on its way.
@@ -100,6 +103,8 @@ struct Leader {
     link: Link,
     in_flight: usize,
     backoff: Backoff,
+    /// Since when it has taken nothing although there was something for it.
+    stuck_since: Option<Instant>,
 }
 
 /// Counts of what the sender has done, for the statistics.
@@ -109,6 +114,9 @@ pub(crate) struct Counts {
     pub(crate) batches: u64,
     pub(crate) records: u64,
     pub(crate) bytes: u64,
+    /// Of batches before they were compressed, and after.
+    pub(crate) raw_bytes: u64,
+    pub(crate) sealed_bytes: u64,
     pub(crate) retries: u64,
     pub(crate) splits: u64,
     pub(crate) failed_batches: u64,
@@ -247,7 +255,6 @@ impl Sender {
         self.active.iter().map(|partition| partition.lock().in_flight()).sum()
     }
 
-    #[allow(dead_code, reason = "the statistics stand on it")]
     pub(crate) fn counts(&self) -> Counts {
         self.counts
     }
@@ -266,7 +273,9 @@ impl Sender {
                 self.wants_metadata = true;
                 continue;
             };
-            if !self.is_up(leader, now) {
+            let up = self.is_up(leader, now);
+            partition.set_available(up || !self.is_unavailable(leader, now));
+            if !up {
                 continue;
             }
             let (batches, size) = requests.entry(leader).or_default();
@@ -293,7 +302,7 @@ impl Sender {
             self.counts.requests += 1;
             self.counts.batches += batches.len() as u64;
             self.counts.bytes += size as u64;
-            self.actions.push_back(Action::Send(Request { leader, batches }));
+            self.actions.push_back(Action::Send(Request { leader, batches, sent_at: now }));
         }
         planned
     }
@@ -323,9 +332,17 @@ impl Sender {
             link: Link::Down,
             in_flight: 0,
             backoff: backoff.clone(),
+            stuck_since: None,
         });
+        let open = leader.link == Link::Up && leader.in_flight < self.settings.max_in_flight;
+        match open {
+            true => leader.stuck_since = None,
+            false => {
+                leader.stuck_since.get_or_insert(now);
+            }
+        }
         let due = match leader.link {
-            Link::Up => return leader.in_flight < self.settings.max_in_flight,
+            Link::Up => return open,
             Link::Connecting => false,
             Link::Down => true,
             Link::BackingOff(until) => until <= now,
@@ -335,6 +352,13 @@ impl Sender {
             self.actions.push_back(Action::Connect(id));
         }
         false
+    }
+
+    /// KIP-794: a broker that takes nothing for `partitioner.availability.timeout.ms` gets no records without a key.
+    fn is_unavailable(&self, id: i32, now: Instant) -> bool {
+        let limit = self.settings.availability_timeout;
+        let since = self.leaders.get(&id).and_then(|leader| leader.stuck_since);
+        !limit.is_zero() && since.is_some_and(|since| since + limit <= now)
     }
 
     fn take(
@@ -352,8 +376,13 @@ impl Sender {
             }
             Taken::First { open, stamp, order } => {
                 // Compressing and summing happen here, outside the partition's lock.
+                let raw = open.len();
                 match open.seal(stamp, order, &self.limits, &self.compressor) {
-                    Ok(batch) => batch,
+                    Ok(batch) => {
+                        self.counts.raw_bytes += raw as u64;
+                        self.counts.sealed_bytes += batch.bytes.len() as u64;
+                        batch
+                    }
                     Err((error, receipt, reserved)) => {
                         let mut queue = partition.lock();
                         queue.abandon(order, receipt, reserved, error, &mut self.aftermath);

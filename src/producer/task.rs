@@ -9,7 +9,7 @@ use super::{
     coordinator::Caller,
     identity::{NotYet, ProducerIdentity},
     queue::Aftermath,
-    receipt::{Ack, Outcome},
+    receipt::Outcome,
     sender::{Action, Answer, Permit, Request, Sender, SenderSettings, earlier},
     transaction::{Call, Outstanding, Reply},
     wire_acks,
@@ -30,6 +30,8 @@ enum Event {
     Connected(i32, Result<Arc<Connection>>),
     Identified(Result<ProducerIdentity>),
     Answered(Request, Result<wire::ProduceResponse>),
+    /// With `acks=0`, which no broker answers.
+    Written(Request, Result<()>),
     Replied(Call, Result<Reply>),
 }
 
@@ -59,6 +61,7 @@ fn new_sender(shared: &Shared) -> Result<Sender> {
         max_request_size: shared.settings.max_request_size,
         retry_backoff: client.retry_backoff,
         retry_backoff_max: client.retry_backoff_max,
+        availability_timeout: shared.settings.partitioner_availability_timeout,
     };
     let compressor = batch::Compressor::new(shared.settings.compression, shared.settings.compression_level)?;
     Ok(Sender::new(settings, Arc::clone(&shared.limits), compressor, client.environment.rng()))
@@ -129,6 +132,7 @@ impl Task {
             self.shared.cluster.refresh();
         }
         self.settle();
+        self.shared.note_counts(self.sender.counts());
         let mut timeout = self.sender.poll_timeout(now);
         timeout = earlier(timeout, self.step_transaction(now));
         if let Closing::Draining(deadline) = closing {
@@ -209,10 +213,11 @@ impl Task {
         // Not the deadline of a batch: one that is late must not take its neighbours with it.
         let deadline = now + self.shared.cluster.settings().request_timeout;
         if self.shared.settings.acks == Acks::None {
-            for sent in &request.batches {
-                let ack = Ack { base_offset: -1, log_append_time: -1 };
-                sent.batch.receipt().resolve(Outcome::Acknowledged(ack));
-            }
+            let work: Flight<Event> = Box::pin(async move {
+                let written = connection.send_unanswered(wire_request, deadline).await;
+                Event::Written(request, written.map_err(|error| error.with_broker(id)))
+            });
+            return self.start(work).await;
         }
         let version1 = match &self.shared.transactions {
             Some(transactions) => {
@@ -222,7 +227,7 @@ impl Task {
             }
             None => false,
         };
-        let mut work: Flight<Event> = Box::pin(async move {
+        let work: Flight<Event> = Box::pin(async move {
             // From version 12 on a partition joins the transaction by being written to (KIP-890).
             let answer = match version1 {
                 true => connection.call_up_to::<11, _>(wire_request, deadline).await,
@@ -230,7 +235,12 @@ impl Task {
             };
             Event::Answered(request, answer.map_err(|error| error.with_broker(id)))
         });
-        // The first poll writes the request: requests leave in the order of these polls, which keeps sequences in order.
+        self.start(work).await;
+    }
+
+    /// Polls a request once: that writes it, or takes its place among those that wait to be written. Requests leave in the
+    /// order of these polls, which keeps sequences in order.
+    async fn start(&mut self, mut work: Flight<Event>) {
         match std::future::poll_fn(|context| std::task::Poll::Ready(work.as_mut().poll(context))).await {
             std::task::Poll::Ready(event) => self.handle(event),
             std::task::Poll::Pending => self.work.push(work),
@@ -284,13 +294,12 @@ impl Task {
                 }
             }
             Event::Identified(result) => self.sender.handle_identity(now, result),
-            Event::Answered(request, _) if self.shared.settings.acks == Acks::None => {
-                self.sender.handle_written(request);
-            }
+            Event::Written(request, Ok(())) => self.sender.handle_written(request),
             Event::Answered(request, Ok(answer)) => {
+                self.shared.note_latency(now - request.sent_at);
                 self.sender.handle_answers(now, request, &read_answers(&answer));
             }
-            Event::Answered(request, Err(error)) => {
+            Event::Answered(request, Err(error)) | Event::Written(request, Err(error)) => {
                 tracing::warn!(broker = request.leader, %error, batches = request.batches.len(), "a produce request failed");
                 self.connections.remove(&request.leader);
                 self.sender.handle_request_error(now, request, &error);

@@ -49,6 +49,8 @@ pub(crate) struct PartitionQueue {
     pub(crate) partition: i32,
     queue: Mutex<Queue>,
     has_leader: AtomicBool,
+    /// Its leader takes records.
+    available: AtomicBool,
 }
 
 impl PartitionQueue {
@@ -58,6 +60,7 @@ impl PartitionQueue {
             partition,
             queue: Mutex::new(Queue::new(Arc::clone(topic), partition, Arc::clone(limits))),
             has_leader: AtomicBool::new(has_leader),
+            available: AtomicBool::new(true),
         }
     }
 
@@ -66,7 +69,13 @@ impl PartitionQueue {
     }
 
     pub(super) fn has_leader(&self) -> bool {
-        self.has_leader.load(Ordering::Relaxed)
+        self.has_leader.load(Ordering::Relaxed) && self.available.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_available(&self, available: bool) {
+        if self.available.load(Ordering::Relaxed) != available {
+            self.available.store(available, Ordering::Relaxed);
+        }
     }
 }
 

@@ -468,6 +468,53 @@ async fn short_memory_is_stronger_than_a_long_linger() {
 }
 
 #[tokio::test]
+async fn try_send_never_waits_and_flush_within_returns_in_time() {
+    let broker = cluster(1).await;
+    let settings = |p: ProducerConfig| p.set("buffer.memory", 16_384).set("batch.size", 4096);
+    let producer = instance(&broker).get_producer_with(settings).await.unwrap();
+    let record = |value| ProducerRecord::new(TOPIC).value(value).partition(0);
+    let value = "x".repeat(1000);
+    let told = producer.try_send(record(&value)).unwrap_err();
+    assert!(told.is_retriable() && told.to_string().contains("not known yet"), "{told}");
+    producer.partitions_for(TOPIC).await.unwrap();
+    broker.control().hold(ApiKey::Produce);
+    let mut taken = Vec::new();
+    let told = loop {
+        match producer.try_send(record(&value)) {
+            Ok(delivery) => taken.push(delivery),
+            Err(error) => break error,
+        }
+    };
+    assert!(told.is_retriable() && told.to_string().contains("buffer.memory"), "{told}");
+    let told = producer.flush_within(Duration::from_millis(100)).await.unwrap_err();
+    assert_eq!(told.kind(), ErrorKind::Timeout, "{told}");
+    broker.control().release(ApiKey::Produce);
+    producer.flush_within(PATIENCE).await.unwrap();
+    let statistics = producer.statistics();
+    assert_eq!((statistics.buffered_bytes, statistics.records), (0, taken.len() as u64), "{statistics:?}");
+    assert!(statistics.latency_within(0.99) >= Duration::from_millis(64), "{statistics:?}");
+    for delivery in taken {
+        delivery.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn without_acks_a_broker_that_does_not_answer_holds_nothing_up() {
+    let broker = cluster(1).await;
+    let settings = |p: ProducerConfig| p.acks(Acks::None).set("linger.ms", 0);
+    let producer = producer_with(&broker, settings).await;
+    for number in 0..100 {
+        let delivery = producer.send(TOPIC, &number).partition(0).await.unwrap();
+        let metadata = tokio::time::timeout(PATIENCE, delivery).await.expect("it waits").unwrap();
+        assert_eq!(metadata.offset, -1);
+    }
+    while log(&broker, 0).len() < 100 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_log(&broker, 0, 0..100);
+}
+
+#[tokio::test]
 async fn negative_timestamps_are_refused() {
     let broker = cluster(1).await;
     let producer = producer_with(&broker, |p| p).await;

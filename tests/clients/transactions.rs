@@ -1,10 +1,13 @@
 //! Transactions: all of one is seen or none, whoever fails, and nothing stays open.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use dtkafka::{
-    ConsumerGroupMetadata, Error, ErrorKind, IsolationLevel, KafkaConsumer, KafkaInstance, TopicPartition,
-    TransactionalProducer,
+    ConsumerGroupMetadata, Error, ErrorKind, ExactlyOnce, IsolationLevel, KafkaConsumer, KafkaInstance,
+    TopicPartition, TransactionalProducer,
 };
 
 use crate::{
@@ -178,6 +181,54 @@ on_every_backend! {
             .unwrap();
         producer.close().await.unwrap();
         assert_eq!(seen(&kafka, &topic, IsolationLevel::ReadCommitted).await, [1, 4]);
+    }
+
+    async fn what_is_copied_exactly_once_is_there_once_after_failures_and_restarts(backend) {
+        let (source, target) = (backend.topic("source", 3).await, backend.topic("target", 1).await);
+        let (kafka, group, id) = (backend.instance(), unique("copiers"), unique("copier"));
+        let plain = kafka.get_producer().await.unwrap();
+        for number in 0..300_i64 {
+            let _delivery = plain.send(&source, &number).partition((number % 3) as i32).await.unwrap();
+        }
+        plain.close().await.unwrap();
+        let copied = AtomicUsize::new(0);
+        let copier = || {
+            ExactlyOnce::new(&kafka, [&*source], &*group)
+                .transactional_id(&*id)
+                .commit_records(20)
+                .commit_interval(Duration::from_millis(20))
+        };
+        for life in 1..=4_usize {
+            // The first lives end in the middle of a transaction: two by an error of the body, one by being dropped.
+            let run = copier().run(async |record, output| {
+                let number: i64 = record.json()?;
+                let _delivery = output.send(&target, &number).await?;
+                if life < 3 && copied.fetch_add(1, Ordering::Relaxed) == life * 40 {
+                    return Err(Error::other("the copier fails"));
+                }
+                Ok(())
+            });
+            match life {
+                1 | 2 => assert_eq!(run.await.unwrap_err().kind(), ErrorKind::Handler),
+                3 => drop(tokio::time::timeout(Duration::from_millis(400), run).await),
+                _ => {
+                    let all = async {
+                        while seen(&kafka, &target, IsolationLevel::ReadCommitted).await.len() < 300 {
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                        }
+                    };
+                    tokio::select! {
+                        ended = run => panic!("{ended:?}"),
+                        () = all => {}
+                    }
+                }
+            }
+        }
+        let numbers = seen(&kafka, &target, IsolationLevel::ReadCommitted).await;
+        for partition in 0..3 {
+            let own: Vec<i64> = numbers.iter().copied().filter(|number| number % 3 == partition).collect();
+            assert!(own.iter().copied().eq((0..100).map(|place| place * 3 + partition)), "{own:?}");
+        }
     }
 
     async fn a_plain_producer_with_a_transactional_id_is_refused(backend) {

@@ -130,6 +130,7 @@ impl World {
             max_request_size: 1 << 20,
             retry_backoff: Duration::from_millis(100),
             retry_backoff_max: Duration::from_secs(1),
+            availability_timeout: Duration::from_millis(200),
         };
         let limits = Arc::new(limits);
         let compressor = Compressor::new(Compression::None, None).unwrap();
