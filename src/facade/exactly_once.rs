@@ -265,7 +265,7 @@ async fn work_on_partition(
 fn note(taken: &mut Taken, records: &ConsumerRecords) {
     for (partition, part) in records {
         let (Some(first), Some(last)) = (part.iter().next(), part.iter().last()) else { continue };
-        let place = taken.offsets.entry(partition.clone()).or_insert((first.offset(), 0));
+        let place = taken.offsets.entry(partition.clone()).or_insert_with(|| (first.offset(), 0));
         place.1 = last.offset() + 1;
         taken.records += part.len();
     }
