@@ -32,7 +32,12 @@ impl CoordinatorKind {
     }
 }
 
-pub(super) type Coordinators = BTreeMap<(CoordinatorKind, String), i32>;
+#[derive(Default)]
+pub(super) struct Coordinators {
+    known: BTreeMap<(CoordinatorKind, String), i32>,
+    /// Why the last question failed.
+    failing: BTreeMap<(CoordinatorKind, String), Error>,
+}
 
 impl Cluster {
     /// The broker that coordinates a group or a transactional id; asked once, then remembered until
@@ -50,15 +55,18 @@ impl Cluster {
         let mut rng = self.settings().environment.rng();
         let place = (kind, key.to_owned());
         loop {
-            if let Some(known) = self.shared.coordinators().get(&place) {
+            if let Some(known) = self.shared.coordinators().known.get(&place) {
                 return Ok(*known);
             }
             match self.find_coordinator(kind, key, deadline).await {
                 Ok(broker) => {
-                    self.shared.coordinators().insert(place, broker);
+                    let mut coordinators = self.shared.coordinators();
+                    coordinators.failing.remove(&place);
+                    coordinators.known.insert(place, broker);
                     return Ok(broker);
                 }
                 Err(error) => {
+                    self.shared.coordinators().failing.insert(place.clone(), error.clone());
                     let next = time::now() + backoff.next(&mut rng);
                     if !error.is_retriable() || next >= deadline {
                         return Err(error);
@@ -69,12 +77,25 @@ impl Cluster {
         }
     }
 
+    /// Why a coordinator cannot be found or reached, as far as is known.
+    pub(crate) fn why_coordinator(&self, kind: CoordinatorKind, key: &str) -> Option<Error> {
+        let place = (kind, key.to_owned());
+        let (known, failing) = {
+            let coordinators = self.shared.coordinators();
+            (coordinators.known.get(&place).copied(), coordinators.failing.get(&place).cloned())
+        };
+        match known {
+            Some(broker) => self.why(broker),
+            None => failing,
+        }
+    }
+
     /// The coordinator is not (or no longer) `broker`.
     pub(crate) fn forget_coordinator(&self, kind: CoordinatorKind, key: &str, broker: i32) {
         let mut coordinators = self.shared.coordinators();
         let place = (kind, key.to_owned());
-        if coordinators.get(&place) == Some(&broker) {
-            coordinators.remove(&place);
+        if coordinators.known.get(&place) == Some(&broker) {
+            coordinators.known.remove(&place);
         }
     }
 

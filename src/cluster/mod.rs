@@ -220,7 +220,6 @@ impl Cluster {
 
     /// Why nothing can be written to, or read from, a topic or one of its partitions, as far as is known: the source of a
     /// time-out of who waited for it.
-    #[allow(dead_code, reason = "the clients above do not ask yet")]
     pub(crate) fn why_topic(&self, topic: &str, partition: Option<i32>) -> Option<Error> {
         if let Some(ended) = self.shared.ended.get() {
             return Some(ended.clone());

@@ -156,6 +156,7 @@ pub(crate) static PROPERTIES: &[Property] = &[
     row("auto.commit.interval.ms", &[], Millis(1, INT), Some("5000"), Consumer, "pause between automatic commits"),
     row("max.poll.records", &[], Int(1, INT), Some("500"), Consumer, "records per poll"),
     row("max.poll.interval.ms", &[], Millis(1, INT), Some("300000"), Consumer, "longest time between polls before the member leaves"),
+    row("unreadable.warn.ms", &[], Millis(100, LONG), Some("10000"), Consumer, "a partition that cannot be read, or a group that cannot be joined, for that long is said in the log and by poll; ours"),
     row("session.timeout.ms", &[], Millis(1, INT), Some("45000"), Consumer, "silence after which the coordinator drops the member"),
     row("heartbeat.interval.ms", &[], Millis(1, INT), Some("3000"), Consumer, "pause between heartbeats"),
     row("fetch.min.bytes", &[], Bytes(0, INT), Some("1"), Consumer, "bytes a broker waits for before it answers"),

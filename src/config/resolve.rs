@@ -322,6 +322,7 @@ fn consumer(all: &mut Effective) -> ConsumerSettings {
         auto_offset_reset: all.choice("auto.offset.reset"),
         auto_commit_interval: all.millis("auto.commit.interval.ms"),
         max_poll_records: all.size("max.poll.records"),
+        unreadable_warn: all.millis("unreadable.warn.ms"),
         max_poll_interval: all.millis("max.poll.interval.ms"),
         session_timeout: all.millis("session.timeout.ms"),
         heartbeat_interval: all.millis("heartbeat.interval.ms"),

@@ -407,6 +407,8 @@ pub(crate) struct ConsumerSettings {
     pub(crate) auto_commit_interval: Duration,
     pub(crate) max_poll_records: usize,
     pub(crate) max_poll_interval: Duration,
+    /// `unreadable.warn.ms`
+    pub(crate) unreadable_warn: Duration,
     pub(crate) session_timeout: Duration,
     pub(crate) heartbeat_interval: Duration,
     pub(crate) fetch_min_bytes: i32,

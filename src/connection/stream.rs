@@ -474,9 +474,10 @@ impl AsyncWrite for Stream {
         let this = self.get_mut();
         let mut result = this.poll_write_joined(cx, &[]).map_ok(|_| ());
         if matches!(result, Poll::Ready(Ok(()))) {
-            result = match this.io() {
-                Ok(io) => Pin::new(io).poll_flush(cx),
-                Err(error) => Poll::Ready(Err(error)),
+            result = match &mut this.io {
+                Some(io) => Pin::new(io).poll_flush(cx),
+                // Written whole, answered and closed by the peer before the flush: the answer must not be lost to an error.
+                None => Poll::Ready(Ok(())),
             };
         }
         if matches!(result, Poll::Ready(Ok(()))) {
@@ -625,6 +626,20 @@ mod tests {
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
         assert_eq!((notices.begun(), notices.left()), (1, 0));
         assert!(stream.read_u8().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_answers_and_closes_before_the_flush_is_no_failed_write() {
+        let (near, mut far) = tokio::io::duplex(1 << 10);
+        let (mut stream, notices) = Stream::new(near, 1000);
+        stream.write_all(&8_i32.to_be_bytes()).await.unwrap();
+        stream.write_all(&[0, 0, 0, 0, 0, 0, 0, 7]).await.unwrap();
+        far.write_all(&answer(7, b"no")).await.unwrap();
+        drop(far);
+        assert_eq!(read(&mut stream).await.unwrap(), (7, b"no".to_vec()));
+        assert!(stream.read_u8().await.is_err());
+        assert!(notices.is_lost());
+        stream.flush().await.unwrap();
     }
 
     #[tokio::test]

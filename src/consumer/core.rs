@@ -538,6 +538,22 @@ impl Core {
         }
     }
 
+    /// What should get on: the partitions that are not paused, and whether the member waits for its group.
+    pub(crate) fn should_get_on(&self) -> (Vec<TopicPartition>, bool) {
+        if self.closing.is_some() {
+            return (Vec::new(), false);
+        }
+        let running = self.partitions.iter().filter(|(_, partition)| !partition.paused);
+        let joining =
+            self.member.as_ref().is_some_and(|member| !member.is_idle() && member.identity().is_none());
+        (running.map(|(key, _)| key.clone()).collect(), joining && matches!(self.mode, Mode::Topics))
+    }
+
+    /// Something has not got on for long: the next poll says so.
+    pub(crate) fn handle_starving(&mut self, error: Error) {
+        self.fail(error);
+    }
+
     // What the driver reports.
 
     pub(crate) fn handle_metadata(&mut self, now: Instant, metadata: Arc<Metadata>) {

@@ -15,6 +15,7 @@ mod partitions;
 mod records;
 mod requests;
 mod session;
+mod starving;
 mod stream;
 mod task;
 

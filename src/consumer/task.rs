@@ -13,12 +13,13 @@ use super::{
     ledger::Life,
     lookups::{Found, Lookup},
     requests,
+    starving::{Starving, What},
 };
 use crate::{
     cluster::{CoordinatorKind, Create},
     connection::api::wire,
     driver,
-    error::Result,
+    error::{Error, Result},
     flights::{Flights, Token},
     group::{
         Answer,
@@ -52,6 +53,7 @@ async fn run(shared: Arc<Shared>) {
     let mut work = Flights::new();
     let mut metadata = shared.cluster.subscribe();
     metadata.mark_changed();
+    let mut starving = Starving::new(time::now(), shared.settings.unreadable_warn);
     let mut actions = Vec::new();
     loop {
         let (timeout, closed) = {
@@ -63,6 +65,7 @@ async fn run(shared: Arc<Shared>) {
             }
             (core.poll_timeout(now), core.is_closed())
         };
+        shared.look(&mut starving);
         shared.tell();
         for action in actions.drain(..) {
             start(&shared, action, &work);
@@ -71,12 +74,8 @@ async fn run(shared: Arc<Shared>) {
             // What is still out is dropped: nobody waits for it any more.
             return;
         }
-        let sleep = async {
-            match timeout {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
+        let look = starving.poll_timeout();
+        let sleep = tokio::time::sleep_until(timeout.map_or(look, |at| at.min(look)));
         tokio::select! {
             biased;
             event = work.next() => handle(&shared, event),
@@ -178,6 +177,46 @@ async fn plan(
 const PLAN_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
 
 impl Shared {
+    /// Says what has not got on for long, and why.
+    fn look(&self, starving: &mut Starving) {
+        let now = time::now();
+        if !starving.is_due(now) {
+            return;
+        }
+        let (running, joining) = self.lock().should_get_on();
+        let cluster = &self.cluster;
+        let mut why: BTreeMap<What, Error> = running
+            .into_iter()
+            .filter_map(|key| {
+                let error = cluster.why_topic(&key.topic, Some(key.partition))?;
+                let error = error.with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
+                Some((What::Partition(key), error))
+            })
+            .collect();
+        let group = self.settings.group_id.as_ref().filter(|_| joining);
+        if let Some(error) = group.and_then(|group| cluster.why_coordinator(CoordinatorKind::Group, group)) {
+            why.insert(What::Group, error);
+        }
+        let news = starving.handle_look(now, why);
+        for (what, lasted) in news.over {
+            tracing::info!(?what, lasted_ms = lasted.as_millis() as u64, "it gets on again");
+        }
+        let count = news.starving.len();
+        if let Some((what, cause)) = news.starving.into_iter().next() {
+            let patience = self.settings.unreadable_warn.as_millis();
+            let text = match &what {
+                What::Group => format!("the group has not let this member in for {patience} ms"),
+                What::Partition(_) if count > 1 => {
+                    format!("{count} partitions could not be read for {patience} ms, of which this is one")
+                }
+                What::Partition(_) => format!("the partition could not be read for {patience} ms"),
+            };
+            let error = cause.over(text);
+            tracing::warn!(%error, "the consumer does not get on");
+            self.lock().handle_starving(error);
+        }
+    }
+
     /// Wakes whoever waits for something that has happened in the core.
     pub(super) fn tell(&self) {
         if self.lock().take_news() {

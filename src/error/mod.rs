@@ -313,6 +313,17 @@ impl Error {
         self.change(|inner| inner.fatal = true)
     }
 
+    /// What came of this cause, with its kind, place and hint.
+    pub(crate) fn over(self, message: impl Into<String>) -> Self {
+        let kind = self.kind();
+        let (hint, permanent) = (self.0.hint.clone(), self.0.permanent);
+        let (topic, partition, broker) = (self.0.topic.clone(), self.0.partition, self.0.broker);
+        Self::new(kind, message).with_source(self).change(|inner| {
+            (inner.hint, inner.permanent) = (hint, permanent);
+            (inner.topic, inner.partition, inner.broker) = (topic, partition, broker);
+        })
+    }
+
     /// Waiting will not help: a setting, a certificate or the other side must change first.
     pub(crate) fn with_permanent(self) -> Self {
         self.change(|inner| inner.permanent = true)
