@@ -75,3 +75,7 @@ soak-groups SECONDS="600":
 # whether the tests find the defects that tests/plants/ plants
 plants *NAMES:
     tests/plants/run {{ NAMES }}
+
+# the lowest versions of direct dependencies that Cargo.toml allows
+lowest *ARGS:
+    tests/lowest-versions {{ ARGS }}

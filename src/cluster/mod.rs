@@ -128,14 +128,12 @@ impl Cluster {
     }
 
     /// Records wait for a topic that the snapshot does not lead to.
-    #[allow(dead_code, reason = "the producer's sender will ask")]
     pub(crate) fn want_topic(&self, topic: &Arc<str>) {
         self.shared.refresh().want_topics(time::now(), [topic], Create::IfAllowed);
         self.shared.wake.notify_one();
     }
 
     /// These topics are in use: they are followed for another `metadata.max.idle.ms`.
-    #[allow(dead_code, reason = "the producer's sender will say so")]
     pub(crate) fn touch_topics<'a>(&self, topics: impl IntoIterator<Item = &'a Arc<str>>) {
         self.shared.refresh().touch(time::now(), topics);
     }

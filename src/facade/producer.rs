@@ -76,7 +76,12 @@ impl Producer {
     /// # Cancel safety
     /// Dropped, the record may still be written.
     pub fn send<'a, V: Serialize + ?Sized>(&'a self, topic: &'a str, value: &'a V) -> SendAndWait<'a, V> {
-        SendAndWait { send: self.client.send(topic, value), topic, timeout: DEFAULT_TIMEOUT }
+        SendAndWait {
+            send: self.client.send(topic, value),
+            client: &self.client,
+            topic,
+            timeout: DEFAULT_TIMEOUT,
+        }
     }
 
     /// Sends many values as JSON, none waiting for the one before it, and returns when each has its answer: one result for
@@ -144,6 +149,7 @@ impl Producer {
 #[derive(Debug)]
 pub struct SendAndWait<'a, V: ?Sized> {
     send: SendJson<'a, V>,
+    client: &'a KafkaProducer,
     topic: &'a str,
     timeout: Duration,
 }
@@ -196,7 +202,12 @@ impl<'a, V: Serialize + Sync + ?Sized> SendAndWait<'a, V> {
         let acknowledged = async { delivery.insert(self.send.await?).await };
         let outcome = tokio::time::timeout(self.timeout, acknowledged).await;
         outcome.unwrap_or_else(|_elapsed| {
-            Err(not_in_time(self.topic, self.timeout, delivery.map(|d| d.partition())))
+            let partition = delivery.map(|delivery| delivery.partition());
+            let error = not_in_time(self.topic, self.timeout, partition);
+            Err(match self.client.why(self.topic, partition) {
+                Some(cause) => error.with_source(cause),
+                None => error,
+            })
         })
     }
 }

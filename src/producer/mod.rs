@@ -335,6 +335,11 @@ impl KafkaProducer {
         self.shared().memory.used()
     }
 
+    /// Why nothing can be written to a topic or a partition at the moment, as far as is known.
+    pub(crate) fn why(&self, topic: &str, partition: Option<i32>) -> Option<Error> {
+        self.shared().cluster.why_topic(topic, partition)
+    }
+
     fn shared(&self) -> &Shared {
         &self.handle.shared
     }

@@ -72,6 +72,11 @@ impl Receipt {
         }
     }
 
+    /// Where the batch goes.
+    pub(crate) fn place(&self) -> (&Arc<str>, i32) {
+        (&self.topic, self.partition)
+    }
+
     /// Whether every record of the batch has its answer.
     pub(crate) fn is_resolved(&self) -> bool {
         match self.outcome.get() {

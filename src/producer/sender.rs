@@ -136,6 +136,8 @@ pub(crate) struct Sender {
     backoff: Backoff,
     rng: Rng,
     wants_metadata: bool,
+    /// Topics whose records find no leader in the snapshot.
+    missing: BTreeSet<Arc<str>>,
     /// Partitions with something to send that are not in the transaction yet.
     wanted: BTreeSet<(Arc<str>, i32)>,
     aftermath: Aftermath,
@@ -167,6 +169,7 @@ impl Sender {
             backoff,
             rng,
             wants_metadata: false,
+            missing: BTreeSet::new(),
             wanted: BTreeSet::new(),
             aftermath: Aftermath::default(),
             fatal: None,
@@ -206,6 +209,16 @@ impl Sender {
     /// Whether the snapshot of the cluster is stale.
     pub(crate) fn poll_metadata(&mut self) -> bool {
         std::mem::take(&mut self.wants_metadata)
+    }
+
+    /// Topics whose records find no leader in the snapshot.
+    pub(crate) fn poll_missing(&mut self) -> BTreeSet<Arc<str>> {
+        std::mem::take(&mut self.missing)
+    }
+
+    /// Topics that there is something to send to, some of them several times.
+    pub(crate) fn topics(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.active.iter().map(|partition| &partition.topic)
     }
 
     /// What has become of batches meanwhile; to be dealt with outside every lock.
@@ -270,7 +283,7 @@ impl Sender {
         for index in 0..self.active.len() {
             let partition = Arc::clone(&self.active[index]);
             let Some((leader, _)) = metadata.leader(&partition.topic, partition.partition) else {
-                self.wants_metadata = true;
+                self.missing.insert(Arc::clone(&partition.topic));
                 continue;
             };
             let up = self.is_up(leader, now);

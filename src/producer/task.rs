@@ -2,7 +2,7 @@
 //!
 //! It decides nothing. However it ends, every record that has no answer gets one.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, error::Error as _, sync::Arc, time::Duration};
 
 use super::{
     Closing, Shared,
@@ -41,12 +41,21 @@ struct Task {
     connections: BTreeMap<i32, Arc<Connection>>,
     work: Flights<Event>,
     rng: Rng,
+    /// When the topics in use are named to the cluster again, which forgets idle ones.
+    touch_at: Instant,
 }
 
 pub(super) fn spawn(shared: Arc<Shared>) -> Result<()> {
     let sender = new_sender(&shared)?;
     let rng = shared.environment.rng();
-    let task = Task { sender, connections: BTreeMap::new(), work: Flights::new(), rng, shared };
+    let task = Task {
+        sender,
+        connections: BTreeMap::new(),
+        work: Flights::new(),
+        rng,
+        touch_at: time::now(),
+        shared,
+    };
     let ended = Arc::clone(&task.shared);
     driver::spawn("producer", move |error| ended.end(&error), task.run())?;
     Ok(())
@@ -130,6 +139,14 @@ impl Task {
         }
         if self.sender.poll_metadata() {
             self.shared.cluster.refresh();
+        }
+        for topic in self.sender.poll_missing() {
+            self.shared.cluster.want_topic(&topic);
+        }
+        if self.touch_at <= now {
+            // Once a second is enough for what is forgotten after minutes.
+            self.touch_at = now + Duration::from_secs(1);
+            self.shared.cluster.touch_topics(self.sender.topics());
         }
         self.settle();
         self.shared.note_counts(self.sender.counts());
@@ -282,7 +299,7 @@ impl Task {
                 self.sender.handle_connected(now, id, true);
             }
             Event::Connected(id, Err(error)) => {
-                tracing::warn!(broker = id, %error, "the leader cannot be reached");
+                tracing::debug!(broker = id, %error, "the leader cannot be reached");
                 self.sender.handle_connected(now, id, false);
             }
             Event::Replied(call, reply) => {
@@ -300,7 +317,7 @@ impl Task {
                 self.sender.handle_answers(now, request, &read_answers(&answer));
             }
             Event::Answered(request, Err(error)) | Event::Written(request, Err(error)) => {
-                tracing::warn!(broker = request.leader, %error, batches = request.batches.len(), "a produce request failed");
+                tracing::debug!(broker = request.leader, %error, batches = request.batches.len(), "a produce request failed");
                 self.connections.remove(&request.leader);
                 self.sender.handle_request_error(now, request, &error);
             }
@@ -389,8 +406,19 @@ impl Shared {
     pub(super) fn settle(&self, aftermath: Aftermath) {
         for (receipt, outcome) in aftermath.resolved {
             let outcome = match outcome {
-                Outcome::Failed(error) if self.transactions.is_some() => {
-                    Outcome::Failed(error.with_requires_abort())
+                Outcome::Failed(error) => {
+                    // What was never sent does not know why: the cluster does.
+                    let never_sent = error.kind() == ErrorKind::Timeout && error.source().is_none();
+                    let (topic, partition) = receipt.place();
+                    let why = never_sent.then(|| self.cluster.why_topic(topic, Some(partition))).flatten();
+                    let error = match why {
+                        Some(why) => error.with_source(why),
+                        None => error,
+                    };
+                    Outcome::Failed(match &self.transactions {
+                        Some(_) => error.with_requires_abort(),
+                        None => error,
+                    })
                 }
                 outcome => outcome,
             };

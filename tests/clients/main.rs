@@ -25,3 +25,4 @@ mod stress;
 mod topics;
 mod transactions;
 mod transport;
+mod weather;

@@ -1,0 +1,296 @@
+//! Brokers that keep silent, restart, throttle, move and lie, against clients that are to find the way, and to say why not.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use dtkafka::{ErrorKind, KafkaConfig, KafkaInstance, NewTopic, Stage, TopicPartition};
+use dtkafka_testcontainers::{
+    EmbeddedBroker,
+    broker::{ApiKey, ResponseError},
+};
+use tokio::net::{TcpListener, TcpStream};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn broker() -> EmbeddedBroker {
+    EmbeddedBroker::builder().start().await.unwrap()
+}
+
+fn config(servers: impl Into<String>) -> KafkaConfig {
+    KafkaConfig::new().set_bootstrap_servers(servers.into())
+}
+
+/// A port that accepts and never answers; counts who came.
+async fn silent() -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let came = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&came);
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            open.push(socket);
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    (address, came)
+}
+
+/// A port that accepts and closes for so long, and leads to `to` afterwards: a restart behind a balancer.
+async fn closes_for(time: Duration, to: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let until = Instant::now() + time;
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            if Instant::now() < until {
+                continue;
+            }
+            let to = to.clone();
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(to).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn one_living_bootstrap_address_among_ten_silent_ones_is_found_within_two_seconds() {
+    let broker = broker().await;
+    let mut servers = Vec::new();
+    for _ in 0..10 {
+        servers.push(silent().await.0);
+    }
+    servers.push(broker.bootstrap_servers());
+    let started = Instant::now();
+    KafkaInstance::new(config(servers.join(","))).unwrap().admin().await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn clients_find_their_way_back_to_the_bootstrap_address_when_every_known_broker_is_gone() {
+    let first = EmbeddedBroker::builder().brokers(3).start().await.unwrap();
+    let second = broker().await;
+    second.create_topic("t", 1).unwrap();
+    // A balancer that leads to the one cluster first, and then to another at other addresses.
+    let leads_to =
+        Arc::new(std::sync::Mutex::new(first.bootstrap_servers().split(',').next().unwrap().to_owned()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let target = Arc::clone(&leads_to);
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let to = target.lock().unwrap().clone();
+            tokio::spawn(async move {
+                if let Ok(mut far) = TcpStream::connect(to).await {
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                }
+            });
+        }
+    });
+    let config = config(address).set("metadata.max.age.ms", 300).set("max.block.ms", 20_000);
+    let producer = KafkaInstance::new(config).unwrap().get_producer().await.unwrap();
+    *leads_to.lock().unwrap() = second.bootstrap_servers();
+    drop(first);
+    let started = Instant::now();
+    producer.send("t", &1).await.unwrap().await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_listener_that_closes_while_it_restarts_is_weather_in_sasl_too() {
+    use dtkafka_testcontainers::Listener;
+    let broker = EmbeddedBroker::builder().user("alice", "alice-secret").start().await.unwrap();
+    let to = broker.listener(Listener::SaslPlaintext);
+    let restarting = closes_for(Duration::from_millis(1500), to).await;
+    let config = config(restarting)
+        .set_security_protocol("SASL_PLAINTEXT")
+        .set_sasl_plain_username("alice")
+        .set_sasl_plain_password("alice-secret");
+    let started = Instant::now();
+    KafkaInstance::new(config).unwrap().admin().await.unwrap();
+    assert!(started.elapsed() > Duration::from_secs(1), "it was not in the way");
+}
+
+#[tokio::test]
+async fn every_client_waits_for_a_cluster_that_is_about_to_come() {
+    let broker = broker().await;
+    broker.create_topic("t", 1).unwrap();
+    for client in ["producer", "consumer", "admin"] {
+        let coming = closes_for(Duration::from_millis(700), broker.bootstrap_servers()).await;
+        let kafka = KafkaInstance::new(config(coming).set_group_id("g")).unwrap();
+        match client {
+            "producer" => drop(kafka.get_producer().await.unwrap()),
+            "consumer" => drop(kafka.get_consumer(["t"]).await.unwrap()),
+            _ => drop(kafka.admin().await.unwrap()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refused_topic_is_asked_about_again_and_not_believed_for_minutes() {
+    let broker = broker().await;
+    broker.create_topic("t", 1).unwrap();
+    let producer =
+        KafkaInstance::new(config(broker.bootstrap_servers())).unwrap().get_producer().await.unwrap();
+    broker.control().fail_topic(ApiKey::Metadata, "t", 1, ResponseError::TopicAuthorizationFailed);
+    let error = producer.send("t", &1).await.unwrap_err();
+    assert_eq!((error.code().map(|code| code.0), error.topic()), (Some(29), Some("t")));
+    producer.send("t", &1).await.unwrap().await.unwrap();
+}
+
+#[tokio::test]
+async fn admin_calls_create_nothing_and_a_deleted_topic_stays_deleted() {
+    let broker = broker().await;
+    let config = config(broker.bootstrap_servers())
+        .set("metadata.max.age.ms", 200)
+        .set("default.api.timeout.ms", 1000)
+        .set_group_id("g");
+    let kafka = KafkaInstance::new(config).unwrap();
+    let admin = kafka.admin().await.unwrap();
+    assert!(admin.latest_offsets([TopicPartition::new("asked", 0)]).await.is_err());
+    admin.create_topic(NewTopic::new("used").partitions(3)).await.unwrap();
+    let producer = kafka.get_producer().await.unwrap();
+    producer.send("used", &1).await.unwrap().await.unwrap();
+    let consumer = kafka.get_consumer(["used"]).await.unwrap();
+    consumer.poll(Duration::from_millis(300)).await.unwrap();
+    admin.delete_topic("used").await.unwrap();
+    // Many refreshes of all three.
+    let before = broker.control().requests(ApiKey::Metadata);
+    while broker.control().requests(ApiKey::Metadata) < before + 15 {
+        let _ = consumer.poll(Duration::from_millis(100)).await;
+    }
+    assert_eq!(admin.list_topics().await.unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_missing_topic_is_named_with_its_cause_by_the_producer_that_waits() {
+    let broker = EmbeddedBroker::builder().auto_create_topics(false).start().await.unwrap();
+    let kafka = KafkaInstance::new(config(broker.bootstrap_servers())).unwrap();
+    let producer = dtkafka::Producer::new(&kafka).await.unwrap();
+    let error = producer.send("missing", &1).timeout(Duration::from_millis(700)).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("missing") && text.contains("UnknownTopicOrPartition"), "{text}");
+}
+
+#[tokio::test]
+async fn a_partition_that_does_not_exist_is_said_by_poll() {
+    let broker = broker().await;
+    broker.create_topic("t", 2).unwrap();
+    let config = config(broker.bootstrap_servers()).set("unreadable.warn.ms", 500);
+    let kafka = KafkaInstance::new(config).unwrap();
+    let consumer = kafka.get_consumer(Vec::<String>::new()).await.unwrap();
+    consumer.assign([TopicPartition::new("t", 7)]).unwrap();
+    let polling = async {
+        loop {
+            if let Err(error) = consumer.poll(Duration::from_secs(1)).await {
+                return error;
+            }
+        }
+    };
+    let error = tokio::time::timeout(PATIENCE, polling).await.unwrap();
+    assert_eq!((error.topic(), error.partition()), (Some("t"), Some(7)), "{error}");
+    assert!(error.to_string().contains("2 partitions"), "{error}");
+}
+
+#[tokio::test]
+async fn idle_connections_are_closed_by_a_timer_and_made_again_when_needed() {
+    let broker = broker().await;
+    broker.create_topic("t", 1).unwrap();
+    let config = config(broker.bootstrap_servers()).set("connections.max.idle.ms", 200);
+    let producer = KafkaInstance::new(config).unwrap().get_producer().await.unwrap();
+    producer.send("t", &1).await.unwrap().await.unwrap();
+    let port: u16 = broker.bootstrap_servers().rsplit(':').next().unwrap().parse().unwrap();
+    let closing = async {
+        while open_to(port) > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, closing).await.unwrap();
+    producer.send("t", &2).await.unwrap().await.unwrap();
+}
+
+/// Connections of this process to a port, as the system has them.
+fn open_to(port: u16) -> usize {
+    let Ok(table) = std::fs::read_to_string("/proc/self/net/tcp") else { return 0 };
+    let remote = format!(":{port:04X}");
+    let is_open = |line: &&str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields[2].ends_with(&remote) && matches!(fields[3], "01" | "08")
+    };
+    table.lines().skip(1).filter(is_open).count()
+}
+
+#[test]
+fn a_client_whose_runtime_has_ended_says_so_to_everybody_who_waits() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let keep = runtime();
+    let broker = keep.block_on(broker());
+    broker.create_topic("t", 1).unwrap();
+    let first = runtime();
+    let (producer, consumer) = first.block_on(async {
+        let kafka = KafkaInstance::new(config(broker.bootstrap_servers()).set_group_id("g")).unwrap();
+        let producer = kafka.get_producer().await.unwrap();
+        producer.send("t", &1).await.unwrap().await.unwrap();
+        (producer, kafka.get_consumer(["t"]).await.unwrap())
+    });
+    drop(first);
+    keep.block_on(async {
+        let ended = tokio::time::timeout(PATIENCE, async {
+            let sent = match producer.send("t", &2).await {
+                Ok(delivery) => delivery.await.map(drop),
+                Err(error) => Err(error),
+            };
+            let polled = consumer.poll(Duration::from_secs(20)).await.map(drop);
+            [sent, producer.flush().await, polled, consumer.close(PATIENCE).await]
+        });
+        let errors = ended.await.unwrap().map(Result::unwrap_err);
+        for error in &errors {
+            assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+        }
+        let says_why = |error: &dtkafka::Error| error.to_string().contains("runtime");
+        assert!(says_why(&errors[0]) && says_why(&errors[2]), "{errors:?}");
+    });
+}
+
+#[test]
+fn calls_outside_a_runtime_or_in_one_without_timers_or_io_are_errors() {
+    let kafka = KafkaInstance::new(config("127.0.0.1:1").set("max.block.ms", 2000)).unwrap();
+    let outside = futures_util::FutureExt::now_or_never(kafka.get_producer()).unwrap().unwrap_err();
+    assert!(outside.to_string().contains("tokio runtime"), "{outside}");
+    let bare = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let error = bare.block_on(kafka.get_producer()).unwrap_err();
+    assert!(error.to_string().contains("enable_all()"), "{error}");
+    let without_io = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let error = without_io.block_on(kafka.get_producer()).unwrap_err();
+    assert!(error.kind() == ErrorKind::Config && error.to_string().contains("enable_io()"), "{error}");
+}
+
+#[tokio::test]
+async fn a_plaintext_client_on_a_tls_port_is_told_at_once_also_where_others_would_wait() {
+    use dtkafka_testcontainers::{Certificates, Listener};
+    let certificates = Certificates::generate().unwrap();
+    let server = certificates.server();
+    let broker = EmbeddedBroker::builder()
+        .tls(server.certificate_pem(), server.key_pem(), None)
+        .start()
+        .await
+        .unwrap();
+    let started = Instant::now();
+    let kafka = KafkaInstance::new(config(broker.listener(Listener::Ssl)).set_group_id("g")).unwrap();
+    let mut consumer = dtkafka::Consumer::new(&kafka, ["t"])
+        .unwrap()
+        .register_handler("t", async |_: dtkafka::Message<serde_json::Value>| Ok(()))
+        .unwrap();
+    let error = consumer.run(std::future::pending::<()>()).await.unwrap_err();
+    assert_eq!(error.stage(), Some(Stage::Api), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
