@@ -194,6 +194,17 @@ impl Kafka {
         &self.certificates
     }
 
+    /// The folder with the version's jars, Java's client among them; resolves them first where the broker runs in Docker.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] without Maven, [`Error::Command`] if it fails.
+    ///
+    /// # Cancel safety
+    /// Can be dropped at any time.
+    pub async fn jars(&self) -> Result<PathBuf, Error> {
+        jars::resolve(self.version()).await
+    }
+
     /// The version of Apache Kafka.
     #[must_use]
     pub fn version(&self) -> &str {
