@@ -320,7 +320,7 @@ impl KafkaBuilder {
         self
     }
 
-    /// Whether the data and the log stay after the end, in [`Kafka::folder`]. Default: false.
+    /// Whether the data and the log stay after the end, in [`Node::folder`]. Default: false.
     pub fn keep_data(mut self, keep: bool) -> Self {
         self.keep_data = keep;
         self
