@@ -585,6 +585,10 @@ impl Shared {
 
     /// Nothing is sent any more: every record without an answer gets this one, and none is taken.
     fn end(&self, error: &Error) {
+        if error.is_fatal() {
+            // Who comes later is told the same.
+            self.fatal.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.clone());
+        }
         self.is_closing.store(true, Ordering::Relaxed);
         self.memory.close();
         let mut aftermath = Aftermath::default();

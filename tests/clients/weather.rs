@@ -237,10 +237,15 @@ fn a_client_whose_runtime_has_ended_says_so_to_everybody_who_waits() {
     broker.create_topic("t", 1).unwrap();
     let first = runtime();
     let (producer, consumer) = first.block_on(async {
-        let kafka = KafkaInstance::new(config(broker.bootstrap_servers()).set_group_id("g")).unwrap();
+        let kafka = KafkaInstance::new(config(broker.bootstrap_servers())).unwrap();
         let producer = kafka.get_producer().await.unwrap();
         producer.send("t", &1).await.unwrap().await.unwrap();
-        (producer, kafka.get_consumer(["t"]).await.unwrap())
+        // Outside a group: a member lives in a thread of its own, and goes on.
+        let earliest = |c: dtkafka::ConsumerConfig| c.set("auto.offset.reset", "earliest");
+        let consumer = kafka.get_consumer_with(Vec::<String>::new(), earliest).await.unwrap();
+        consumer.assign([TopicPartition::new("t", 0)]).unwrap();
+        assert_eq!(consumer.poll(PATIENCE).await.unwrap().len(), 1);
+        (producer, consumer)
     });
     drop(first);
     keep.block_on(async {
