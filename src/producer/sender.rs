@@ -138,6 +138,8 @@ pub(crate) struct Sender {
     wants_metadata: bool,
     /// Topics whose records find no leader in the snapshot.
     missing: BTreeSet<Arc<str>>,
+    /// Something has happened since the last plan that may let a batch leave.
+    unplanned: bool,
     /// Partitions with something to send that are not in the transaction yet.
     wanted: BTreeSet<(Arc<str>, i32)>,
     aftermath: Aftermath,
@@ -170,6 +172,7 @@ impl Sender {
             rng,
             wants_metadata: false,
             missing: BTreeSet::new(),
+            unplanned: false,
             wanted: BTreeSet::new(),
             aftermath: Aftermath::default(),
             fatal: None,
@@ -194,6 +197,7 @@ impl Sender {
     ) {
         self.expire(now);
         self.wanted.clear();
+        self.unplanned = false;
         let permit = permit.unwrap_or_else(|| Permit { identity: self.identity.current(), partitions: None });
         while self.plan_round(now, metadata, hurry, &permit) {}
         if self.identity.poll_ask(now) {
@@ -243,8 +247,12 @@ impl Sender {
     }
 
     /// When to look again. Forgets queues that have nothing left.
+    ///
+    /// That is at once after an answer that came when the plan was made already: one may be there as soon as its request is
+    /// written, and no other event may follow it.
     pub(crate) fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
         let mut timeout = self.identity.poll_timeout();
+        timeout = earlier(timeout, self.unplanned.then_some(now));
         for leader in self.leaders.values() {
             if let Link::BackingOff(until) = leader.link {
                 timeout = earlier(timeout, Some(until).filter(|until| *until > now));
@@ -411,6 +419,7 @@ impl Sender {
     /// A broker was reached, or not.
     pub(crate) fn handle_connected(&mut self, now: Instant, id: i32, reached: bool) {
         let Some(leader) = self.leaders.get_mut(&id) else { return };
+        self.unplanned = true;
         if reached {
             leader.link = Link::Up;
             leader.backoff.reset();
@@ -431,7 +440,10 @@ impl Sender {
     /// A producer id, or why there is none.
     pub(crate) fn handle_identity(&mut self, now: Instant, result: Result<ProducerIdentity, Error>) {
         match result {
-            Ok(identity) => self.identity.handle_answer(identity),
+            Ok(identity) => {
+                self.unplanned = true;
+                self.identity.handle_answer(identity);
+            }
             Err(error) if error.is_retriable() => {
                 tracing::warn!(%error, "no producer id yet");
                 self.identity.handle_failure(now, &mut self.rng);
@@ -560,6 +572,7 @@ impl Sender {
     }
 
     fn landed(&mut self, leader: i32) {
+        self.unplanned = true;
         if let Some(leader) = self.leaders.get_mut(&leader) {
             leader.in_flight = leader.in_flight.saturating_sub(1);
         }

@@ -681,6 +681,26 @@ fn a_batch_that_may_be_written_is_not_split() {
 }
 
 #[test]
+fn an_answer_that_comes_after_the_plan_is_looked_at_at_once() {
+    let mut world = introduced(1, Limits { batch_size: 20_000, ..limits(true) });
+    let deliveries: Vec<_> = (1..81).map(|id| world.send(0, id)).collect();
+    let mut plans = 0;
+    while !world.is_done() {
+        world.turn(true);
+        plans += 1;
+        assert!(plans < 1000);
+        // Nothing but the time-out wakes the task: each answer is there before it goes to sleep.
+        world.answer(1, |_, sent| if sent.batch.count > 10 { refused(10) } else { None });
+        if let Some(timeout) = world.sender.poll_timeout(world.now) {
+            assert!(timeout <= world.now, "it sleeps for {:?} with batches to send", timeout - world.now);
+        }
+    }
+    for (delivery, offset) in deliveries.into_iter().zip(1..) {
+        assert_eq!(deliver(delivery).unwrap(), offset);
+    }
+}
+
+#[test]
 fn a_hundred_records_are_split_down_to_single_ones() {
     let mut world = introduced(1, Limits { batch_size: 20_000, ..limits(true) });
     let deliveries: Vec<_> = (1..101).map(|id| world.send(0, id)).collect();
