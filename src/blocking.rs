@@ -544,6 +544,7 @@ impl Consumer {
     ///
     /// # Errors
     /// As [`Consumer::run_until_signal`](crate::Consumer::run_until_signal).
+    #[cfg(feature = "signal")]
     pub fn run_until_signal(&mut self) -> Result<()> {
         result(self.0.run_until_signal())
     }
