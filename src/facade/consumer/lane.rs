@@ -161,6 +161,7 @@ impl Lane {
                 let mut records = loads.into_iter().flat_map(Chunk::records);
                 while let Some(record) = records.next() {
                     let offset = record.offset;
+                    let prompt = self.prompt;
                     let flow = match self.is_ending() {
                         true => Ok(Flow::Abandoned),
                         false => self.each(handlers, record).await,
@@ -172,7 +173,8 @@ impl Lane {
                         return flow;
                     }
                     stride += 1;
-                    if stride == self.kit.stride {
+                    // After one that waited as well: a shutdown may have come meanwhile.
+                    if stride == self.kit.stride || self.prompt == prompt {
                         stride = 0;
                         tokio::task::yield_now().await;
                     }
