@@ -93,7 +93,8 @@ impl Round {
     async fn run(self, programs: &Programs) {
         let foreign =
             |library| programs.start(library, &self.servers, &self.group, self.assignor, &self.topics);
-        let libraries: Vec<Library> = Library::ALL.into_iter().filter(|l| l.knows(self.assignor)).collect();
+        let libraries: Vec<Library> =
+            Library::ALL.into_iter().filter(|l| l.knows(self.assignor) && programs.has(*l)).collect();
 
         let first = self.ours().await;
         let mut others = Vec::new();
