@@ -50,6 +50,7 @@ impl Consumer {
             counters: Arc::clone(&self.shared.counters),
             rng: Mutex::new(Environment::default().rng()),
             environment: Environment::default(),
+            stride: lane::stride(),
         });
         let mut handled = 0;
         while let Some(run) = lanes.poll_run(time::now()) {
