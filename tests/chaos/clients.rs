@@ -138,9 +138,7 @@ async fn member(world: &World, consumer: KafkaConsumer, name: &str, end: &Atomic
                     .await
                     .unwrap_or_else(|error| log(name, &error));
             }
-            2 => return drop(consumer),
-            // The runtime ends with the consumer in it.
-            _ => return std::mem::forget(consumer),
+            _ => return drop(consumer),
         }
         match consumer.poll(Duration::from_millis(200)).await {
             Ok(records) => handle(world, &records, name),
