@@ -91,10 +91,8 @@ pub(crate) async fn producer(world: Arc<World>, config: KafkaConfig, number: u32
 pub(crate) enum End {
     /// It closes: commits and leaves.
     Close = 1,
-    /// It is dropped without a word.
+    /// It is dropped.
     Drop = 2,
-    /// Its runtime ends under it, as its process would.
-    Die = 3,
 }
 
 /// A member of the group on a thread and a runtime of its own.
