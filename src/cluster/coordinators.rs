@@ -19,7 +19,6 @@ pub(crate) enum CoordinatorKind {
     /// A consumer group.
     Group,
     /// A transactional id (KIP-98).
-    #[allow(dead_code, reason = "transactions will ask")]
     Transaction,
 }
 

@@ -156,7 +156,6 @@ impl Connection {
     ///
     /// # Cancel safety
     /// As [`call`](Self::call).
-    #[allow(dead_code, reason = "the clients above do not use it yet")]
     pub(crate) async fn send_unanswered<R: Api>(&self, request: R, deadline: Instant) -> Result<()> {
         let started = now();
         let _in_flight = self.enter::<R>(started)?;
@@ -217,20 +216,17 @@ impl Connection {
     }
 
     /// Until when the broker wants nothing sent (KIP-219); `None` if it is free.
-    #[allow(dead_code, reason = "the clients above do not use it yet")]
     pub(crate) fn held_until(&self) -> Option<Instant> {
         self.order.held_until()
     }
 
     /// Has the pauses of this connection counted there.
-    #[allow(dead_code, reason = "the clients above do not use it yet")]
     pub(crate) fn with_pauses(mut self, pauses: Arc<Pauses>) -> Self {
         self.pauses = pauses;
         self
     }
 
     /// The level of a feature of the cluster (KIP-584), such as `transaction.version`; 0 where it is not known.
-    #[allow(dead_code, reason = "the clients above do not use it yet")]
     pub(crate) fn finalized_feature(&self, name: &str) -> i16 {
         self.features.get(name).copied().unwrap_or(0)
     }
@@ -242,7 +238,6 @@ impl Connection {
     }
 
     /// No further call uses this connection; it is closed when the last one in flight has its answer.
-    #[allow(dead_code, reason = "the clients above do not use it yet")]
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
         self.end_if_done();

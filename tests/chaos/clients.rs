@@ -1,4 +1,4 @@
-//! The clients under test: producers of every codec, and members of one group that close, are dropped, or die.
+//! The clients under test: producers of every codec, and members of one group that close, are dropped, or vanish.
 
 use std::{
     collections::BTreeMap,
