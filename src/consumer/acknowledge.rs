@@ -3,8 +3,6 @@
 //!
 //! Lives tell what belongs together: an acknowledgment of an earlier life is refused, and never counts for a later one.
 
-#![allow(dead_code, reason = "what the dispatcher of the facade does not need yet")]
-
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -53,6 +51,7 @@ impl KafkaConsumer {
     }
 
     /// A record is done. False if the life it was handed out in is over.
+    #[cfg(test)]
     pub(crate) fn done(&self, partition: &TopicPartition, life: Life, offset: i64) -> bool {
         self.done_all([(partition, life, offset)]) == 1
     }

@@ -1,0 +1,513 @@
+//! The consumer's mind: joins membership, positions, fetches and commits into one state machine. Pure.
+//!
+//! What happens to the assignment is in `rebalance.rs`, commits in `commits.rs`, where partitions are read from in
+//! `reading.rs`, the end in `closing.rs`.
+//!
+//! It lives behind the handle's mutex. Handles and the driver tell it what happened; the driver asks it what to do. The
+//! order it must keep: on a rebalance hand-outs stop first, then commits end, then partitions are released, then the
+//! member joins again; nothing is committed that the user may still be at work on.
+
+mod closing;
+mod commits;
+mod reading;
+mod rebalance;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use tokio::sync::oneshot;
+
+use self::{closing::Closing, reading::Interest, rebalance::Revoking};
+pub(crate) use self::{reading::partition_count, rebalance::Change};
+
+use super::{
+    buffer::Decoded,
+    fetch::{FetchAction, FetchSettings, Fetcher},
+    ledger::Life,
+    lookups::{Lookup, Lookups},
+    offsets::{CommitAction, Commits, Ticket},
+    partitions::{JobKey, Next, Partitions, Phase, Turn},
+};
+use crate::{
+    cluster::Metadata,
+    config::settings::{ClientSettings, ConsumerSettings, IsolationLevel},
+    error::{Error, ErrorKind, Result},
+    flights::Token,
+    group::{
+        GroupSettings, Request,
+        assignor::{Assignor, Subscriber},
+        classic::Member,
+    },
+    record::TopicPartition,
+    time::{Backoff, Instant, Rng},
+};
+
+/// What the driver is to do; answers come back through the `handle_*` method of the same noun.
+#[derive(Debug)]
+pub(crate) enum Action {
+    RequireTopics {
+        topics: Vec<Arc<str>>,
+        deadline: Instant,
+    },
+    RefreshMetadata,
+    /// Exactly these topics are of interest from now on.
+    Follow(Vec<Arc<str>>),
+    ForgetCoordinator,
+    Group {
+        token: Token,
+        request: Request,
+        deadline: Instant,
+    },
+    Plan {
+        token: Token,
+        assignor: Assignor,
+        members: Vec<Subscriber>,
+        deadline: Instant,
+    },
+    Commit(CommitAction),
+    FindCommitted {
+        partitions: Vec<(TopicPartition, Life)>,
+        deadline: Instant,
+    },
+    ListOffsets {
+        broker: i32,
+        lookups: Vec<Lookup>,
+        deadline: Instant,
+    },
+    Fetch(FetchAction),
+}
+
+#[derive(Debug)]
+enum Mode {
+    None,
+    Topics,
+    Manual,
+}
+
+pub(crate) struct Core {
+    settings: Arc<ConsumerSettings>,
+    client: Arc<ClientSettings>,
+    mode: Mode,
+    pub(crate) partitions: Partitions,
+    member: Option<Member>,
+    commits: Commits,
+    waiters: BTreeMap<Ticket, oneshot::Sender<Result<()>>>,
+    next_ticket: Ticket,
+    lookups: Lookups,
+    fetcher: Fetcher,
+    metadata: Arc<Metadata>,
+    interest: Interest,
+    revoking: Option<Revoking>,
+    /// Kept only for who acknowledges records one by one.
+    changes: Vec<Change>,
+    /// Records were handed out of partitions that were taken away before they were committed: the next commit says so.
+    lost: bool,
+    closing: Option<Closing>,
+    polls: usize,
+    auto_commit_at: Option<Instant>,
+    errors: VecDeque<Error>,
+    fatal: Option<Error>,
+    /// Why the driver ended before its time.
+    ended: Option<Error>,
+    actions: VecDeque<Action>,
+    rng: Rng,
+    /// Something a waiting poll wants to know has happened.
+    news: bool,
+}
+
+impl Core {
+    pub(crate) fn new(
+        settings: Arc<ConsumerSettings>,
+        client: Arc<ClientSettings>,
+        now: Instant,
+        mut rng: Rng,
+    ) -> Self {
+        let backoff = || Backoff::new(client.retry_backoff, client.retry_backoff_max);
+        let mut seed = || Rng::new(rng.next_u64());
+        let fetch = FetchSettings {
+            max_bytes: settings.fetch_max_bytes,
+            max_partition_bytes: settings.max_partition_fetch_bytes,
+            max_wait: settings.fetch_max_wait,
+            buffer_memory: settings.fetch_buffer_memory,
+            read_committed: settings.isolation_level == IsolationLevel::ReadCommitted,
+            retry_backoff: client.retry_backoff,
+            retry_backoff_max: client.retry_backoff_max,
+        };
+        let has_group = settings.group_id.is_some();
+        Self {
+            mode: Mode::None,
+            partitions: Partitions::default(),
+            member: has_group.then(|| Member::new(GroupSettings::new(&settings, &client), now, seed())),
+            commits: Commits::new(backoff(), seed()),
+            waiters: BTreeMap::new(),
+            next_ticket: 1,
+            lookups: Lookups::new(settings.auto_offset_reset, client.retry_backoff, backoff(), seed()),
+            fetcher: Fetcher::new(fetch, seed()),
+            metadata: Arc::new(Metadata::default()),
+            interest: Interest { topics: Vec::new(), due: None, backoff: backoff() },
+            revoking: None,
+            changes: Vec::new(),
+            lost: false,
+            closing: None,
+            polls: 0,
+            auto_commit_at: (has_group && settings.enable_auto_commit)
+                .then(|| now + settings.auto_commit_interval),
+            errors: VecDeque::new(),
+            fatal: None,
+            ended: None,
+            actions: VecDeque::new(),
+            rng: seed(),
+            news: false,
+            settings,
+            client,
+        }
+    }
+
+    /// Whether a waiting poll should look again. Asked once after each change.
+    pub(crate) fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.news)
+    }
+
+    // What users ask for.
+
+    pub(crate) fn subscribe(&mut self, now: Instant, mut topics: Vec<Arc<str>>) -> Result<()> {
+        self.check_open()?;
+        topics.sort();
+        topics.dedup();
+        if let Some(empty) = topics.iter().find(|topic| topic.trim().is_empty()) {
+            let message = format!("a topic to subscribe to has the empty name '{empty}'");
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        if matches!(self.mode, Mode::Manual) && !topics.is_empty() {
+            return Err(exclusive());
+        }
+        let Some(member) = &mut self.member else {
+            if topics.is_empty() {
+                return self.assign(now, Vec::new());
+            }
+            return Err(Error::new(ErrorKind::Config, "subscribing needs a consumer group")
+                .with_hint("set group.id, or choose partitions with assign"));
+        };
+        member.handle_subscription(now, topics.clone());
+        self.follow(now, topics.clone());
+        if topics.is_empty() {
+            self.partitions.clear();
+            self.mode = Mode::None;
+        } else {
+            self.mode = Mode::Topics;
+        }
+        self.run_member(now);
+        Ok(())
+    }
+
+    pub(crate) fn assign(&mut self, now: Instant, partitions: Vec<TopicPartition>) -> Result<()> {
+        self.check_open()?;
+        if matches!(self.mode, Mode::Topics) {
+            return Err(exclusive());
+        }
+        if let Some(bad) = partitions.iter().find(|key| key.partition < 0 || key.topic.trim().is_empty()) {
+            let message = format!("'{bad}' cannot be a partition");
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        self.mode = if partitions.is_empty() { Mode::None } else { Mode::Manual };
+        self.partitions.assign(partitions, &self.start_phase());
+        self.refresh_leaders(now);
+        self.follow(now, self.partitions.topics());
+        Ok(())
+    }
+
+    /// A poll begins: what was handed out before is done with.
+    /// True if that gave the driver something to do.
+    pub(crate) fn handle_poll(&mut self, now: Instant) -> Result<bool> {
+        self.check_open()?;
+        if matches!(self.mode, Mode::None) {
+            return Err(Error::new(ErrorKind::InvalidArgument, "the consumer has nothing to poll")
+                .with_hint("call subscribe or assign first"));
+        }
+        if !self.partitions.is_by_each() {
+            self.partitions.cover();
+        }
+        self.polls += 1;
+        if let (Some(member), Mode::Topics) = (&mut self.member, &self.mode) {
+            member.handle_poll(now);
+        }
+        let was_revoking = self.revoking.is_some();
+        self.run_member(now);
+        self.advance_revocation(now);
+        Ok(was_revoking || !self.actions.is_empty())
+    }
+
+    /// A poll has returned, or was dropped.
+    pub(crate) fn handle_poll_end(&mut self, now: Instant) {
+        self.polls = self.polls.saturating_sub(1);
+        if let (0, Some(member)) = (self.polls, &mut self.member) {
+            member.handle_poll_end(now);
+        }
+    }
+
+    /// From now on records are acknowledged one by one, and not by the next poll.
+    pub(crate) fn acknowledge_each(&mut self) {
+        self.partitions.acknowledge_each();
+    }
+
+    /// The user is alive, and says nothing of what is done.
+    pub(crate) fn handle_alive(&mut self, now: Instant) -> Result<()> {
+        self.check_open()?;
+        if let Some(member) = &mut self.member {
+            member.handle_alive(now);
+        }
+        Ok(())
+    }
+
+    /// A poll waits that may never be looked after again.
+    pub(crate) fn handle_loose_poll(&mut self, now: Instant) {
+        if let Some(member) = &mut self.member {
+            member.handle_loose_poll(now);
+        }
+    }
+
+    /// A record is done. False if the life it was handed out in is over.
+    pub(crate) fn handle_done(&mut self, key: &TopicPartition, life: Life, offset: i64) -> bool {
+        self.partitions.done(key, life, offset)
+    }
+
+    /// A record comes back unhandled. False if the life it was handed out in is over.
+    pub(crate) fn hand_back(&mut self, key: &TopicPartition, life: Life, offset: i64) -> bool {
+        self.partitions.hand_back(key, life, offset)
+    }
+
+    /// Hands out again from the first record that is not done, if that life is not over.
+    pub(crate) fn rewind(&mut self, now: Instant, key: &TopicPartition, life: Life) -> Result<()> {
+        self.check_open()?;
+        if self.partitions.rewind(key, life) {
+            self.refresh_leaders(now);
+        }
+        Ok(())
+    }
+
+    /// The next records to hand out.
+    pub(crate) fn next_chunk(&mut self, max: usize, turn: Turn) -> Next {
+        if self.closing.is_some() {
+            return Next::Nothing;
+        }
+        self.partitions.next_chunk(max, turn, self.fetcher.refill_below())
+    }
+
+    pub(crate) fn check_in(&mut self, job: JobKey, decoded: Decoded, damaged: bool) {
+        self.partitions.check_in(job, decoded, damaged);
+    }
+
+    /// What the user must know before any more records.
+    pub(crate) fn take_error(&mut self) -> Option<Error> {
+        if let Err(closed) = self.check_open() {
+            return Some(closed);
+        }
+        self.fatal.clone().or_else(|| self.errors.pop_front())
+    }
+
+    /// Why there are no records, if that is because a partition cannot go on.
+    pub(crate) fn take_failure(&mut self) -> Option<Error> {
+        self.partitions.failure()
+    }
+
+    pub(crate) fn seek(&mut self, now: Instant, key: &TopicPartition, phase: Phase) -> Result<()> {
+        self.check_open()?;
+        if let Phase::Fetching(position) = phase
+            && position.next < 0
+        {
+            return Err(Error::new(ErrorKind::InvalidArgument, "an offset cannot be negative")
+                .with_offset(position.next));
+        }
+        if !self.partitions.restart(key, phase) {
+            return Err(not_assigned(key));
+        }
+        self.refresh_leaders(now);
+        Ok(())
+    }
+
+    /// The offset handed out next, once it is known.
+    pub(crate) fn position(&self, key: &TopicPartition) -> Result<Option<i64>> {
+        self.check_open()?;
+        let partition = self.partitions.get(key).ok_or_else(|| not_assigned(key))?;
+        match partition.phase() {
+            Phase::Fetching(position) => Ok(Some(position.next)),
+            Phase::Failed(error) => Err(error.clone()),
+            _ => Ok(None),
+        }
+    }
+
+    pub(crate) fn set_paused(&mut self, partitions: &[TopicPartition], paused: bool) -> Result<()> {
+        self.check_open()?;
+        if let Some(missing) = partitions.iter().find(|key| self.partitions.get(key).is_none()) {
+            return Err(not_assigned(missing));
+        }
+        for key in partitions {
+            self.partitions.set_paused(key, paused);
+        }
+        self.news |= !paused;
+        Ok(())
+    }
+
+    /// What should get on: the partitions that are not paused, and whether the member waits for its group.
+    pub(crate) fn should_get_on(&self) -> (Vec<TopicPartition>, bool) {
+        if self.closing.is_some() {
+            return (Vec::new(), false);
+        }
+        let running = self.partitions.iter().filter(|(_, partition)| !partition.paused);
+        let joining =
+            self.member.as_ref().is_some_and(|member| !member.is_idle() && member.identity().is_none());
+        (running.map(|(key, _)| key.clone()).collect(), joining && matches!(self.mode, Mode::Topics))
+    }
+
+    /// Something has not got on for long: the next poll says so.
+    pub(crate) fn handle_starving(&mut self, error: Error) {
+        self.fail(error);
+    }
+
+    // What the driver reports.
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        if let Some(member) = &mut self.member {
+            member.handle_timeout(now);
+        }
+        self.run_member(now);
+        if self.auto_commit_at.is_some_and(|at| at <= now) {
+            self.auto_commit_at = Some(now + self.settings.auto_commit_interval);
+            if self.closing.is_none() && !self.commits.has_automatic() {
+                self.commit_covered(now + self.client.default_api_timeout);
+            }
+        }
+        self.advance_revocation(now);
+        self.advance_close(now);
+    }
+
+    /// The next thing to do.
+    pub(crate) fn poll_action(&mut self, now: Instant) -> Option<Action> {
+        if let Some(action) = self.actions.pop_front() {
+            return Some(action);
+        }
+        if let Some(commit) = self.poll_commit(now) {
+            return Some(Action::Commit(commit));
+        }
+        if self.closing.is_some() {
+            return None;
+        }
+        if self.interest.due.is_some_and(|due| due <= now) {
+            self.interest.due = None;
+            let deadline = now + self.client.default_api_timeout;
+            return Some(Action::RequireTopics { topics: self.interest.topics.clone(), deadline });
+        }
+        self.poll_lookup(now)
+            .or_else(|| self.fetcher.poll_action(now, &mut self.partitions).map(Action::Fetch))
+    }
+
+    pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        [
+            self.member.as_ref().and_then(Member::poll_timeout),
+            self.commits.poll_timeout(),
+            self.fetcher.poll_timeout(now, &self.partitions),
+            self.interest.due,
+            self.auto_commit_at,
+            self.closing.as_ref().and_then(Closing::poll_timeout),
+            self.revoking.as_ref().map(Revoking::poll_timeout),
+            Lookups::poll_timeout(now, &self.partitions),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn fail(&mut self, error: Error) {
+        self.news = true;
+        if error.is_fatal() {
+            self.fatal = Some(error);
+        } else if self.errors.len() < 16 {
+            // Nobody polls; sixteen tell as much as a thousand.
+            self.errors.push_back(error);
+        }
+    }
+}
+
+fn exclusive() -> Error {
+    Error::new(ErrorKind::InvalidArgument, "subscribe and assign exclude each other")
+        .with_hint("call unsubscribe first")
+}
+
+fn not_assigned(key: &TopicPartition) -> Error {
+    Error::new(ErrorKind::InvalidArgument, "the partition is not assigned to this consumer")
+        .with_topic(Arc::clone(&key.topic))
+        .with_partition(key.partition)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::KafkaConfig, time};
+
+    /// Of a consumer without a group.
+    fn core(now: Instant) -> Core {
+        let config = KafkaConfig::new().set_bootstrap_servers("localhost:9092").set_auto_offset_reset("none");
+        let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
+        Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1))
+    }
+
+    #[test]
+    fn a_topic_that_was_found_is_looked_for_as_soon_as_ever_when_it_is_missed_again() {
+        let now = time::now();
+        let (mut core, topics) = (core(now), [Arc::from("orders")]);
+        core.assign(now, vec![TopicPartition::new("orders", 0)]).unwrap();
+        let mut pause = |result| {
+            core.handle_topics(now, &topics, result);
+            core.interest.due.map(|due| due - now)
+        };
+        let lost = || Err(Error::new(ErrorKind::Disconnected, "gone"));
+        let first = pause(lost());
+        let later = (0..10).map(|_| pause(lost())).last().unwrap();
+        assert!(later > first.map(|first| first * 4), "{first:?}, then {later:?}");
+        pause(Ok(()));
+        // Both have their jitter of 20 %.
+        assert!(pause(lost()) < first.map(|first| first * 2));
+    }
+
+    #[test]
+    fn with_nothing_to_commit_a_commit_is_done_in_whatever_state_of_the_group() {
+        let now = time::now();
+        let config = KafkaConfig::new().set_bootstrap_servers("localhost:9092").set_group_id("g");
+        let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
+        let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1));
+        core.subscribe(now, vec!["orders".into()]).unwrap();
+        assert!(core.commit(None, now).unwrap().is_none(), "before the first join");
+        core.handle_poll(now).unwrap();
+        core.handle_poll_end(now);
+        assert!(core.identity().unwrap().is_none(), "it is joining");
+        assert!(core.commit(None, now).unwrap().is_none());
+        core.lost = true;
+        core.commit(None, now).unwrap_err();
+        core.commit(None, now).unwrap_err();
+    }
+
+    #[test]
+    fn without_a_group_partitions_can_be_chosen_and_topics_cannot() {
+        let now = time::now();
+        let mut core = core(now);
+        core.subscribe(now, Vec::new()).unwrap();
+        let error = core.subscribe(now, vec!["orders".into()]).unwrap_err();
+        assert!(error.to_string().contains("group.id"), "{error}");
+
+        core.assign(now, vec![TopicPartition::new("orders", 0)]).unwrap();
+        core.handle_poll(now).unwrap();
+        let error = core.take_failure().unwrap();
+        assert_eq!((error.topic(), error.partition()), (Some("orders"), Some(0)), "{error}");
+        let error = core.commit(None, now).unwrap_err();
+        assert!(error.to_string().contains("group.id"), "{error}");
+
+        core.subscribe(now, Vec::new()).unwrap();
+        assert_eq!(
+            core.handle_poll(now).unwrap_err().kind(),
+            ErrorKind::InvalidArgument,
+            "nothing is left to poll"
+        );
+    }
+}

@@ -1,0 +1,153 @@
+//! What partitions are read from: leaders, first offsets and fetches, and the topics that the metadata must follow. Pure.
+//!
+//! It tells partitions, look-ups and the fetcher what was heard; it decides nothing about who owns what.
+
+use std::sync::Arc;
+
+use tracing::{debug, info, warn};
+
+use super::{Action, Core};
+use crate::{
+    batch::Decompressor,
+    cluster::Metadata,
+    connection::api::wire,
+    consumer::{
+        fetch::Effects,
+        ledger::Life,
+        lookups::{self, Found, Lookup},
+        partitions::Phase,
+    },
+    error::Result,
+    flights::Token,
+    record::TopicPartition,
+    time::{Backoff, Instant},
+};
+
+/// Topics that the metadata must follow.
+pub(super) struct Interest {
+    pub(super) topics: Vec<Arc<str>>,
+    pub(super) due: Option<Instant>,
+    pub(super) backoff: Backoff,
+}
+
+impl Core {
+    pub(crate) fn handle_metadata(&mut self, now: Instant, metadata: Arc<Metadata>) {
+        self.metadata = metadata;
+        self.refresh_leaders(now);
+        self.tell_member_counts(now);
+    }
+
+    pub(crate) fn handle_topics(&mut self, now: Instant, topics: &[Arc<str>], result: Result<()>) {
+        if self.interest.topics != topics {
+            return;
+        }
+        let Err(error) = result else { return self.interest.backoff.reset() };
+        warn!(%error, "a topic of the consumer cannot be used yet");
+        self.interest.due = Some(now + self.interest.backoff.next(&mut self.rng));
+        if !error.is_retriable() {
+            self.fail(error);
+        }
+    }
+
+    /// The committed offsets of the partitions asked about.
+    pub(crate) fn handle_found_committed(
+        &mut self,
+        now: Instant,
+        asked: &[(TopicPartition, Life)],
+        answer: Result<Found>,
+    ) {
+        let effects = self.lookups.handle_committed(now, asked, answer, &mut self.partitions);
+        self.on_lookup(effects);
+    }
+
+    /// The first or last offsets of the partitions asked about.
+    pub(crate) fn handle_listed(&mut self, now: Instant, asked: &[Lookup], answer: Result<Found>) {
+        let effects = self.lookups.handle_listed(now, asked, answer, &mut self.partitions);
+        self.on_lookup(effects);
+    }
+
+    pub(crate) fn handle_fetched(
+        &mut self,
+        now: Instant,
+        broker: i32,
+        token: Token,
+        answer: Result<wire::FetchResponse>,
+        decompressor: &Decompressor,
+    ) {
+        if let Err(error) = &answer {
+            debug!(%error, broker, "a fetch failed");
+        }
+        let Effects { refresh_metadata, out_of_range, errors, buffered } =
+            self.fetcher.handle_answer(now, broker, token, answer, &mut self.partitions, decompressor);
+        if refresh_metadata {
+            self.actions.push_back(Action::RefreshMetadata);
+        }
+        for (key, offset) in out_of_range {
+            info!(partition = %key, offset, "the position is outside the log");
+            self.news |= self.lookups.handle_out_of_range(&key, offset, &mut self.partitions);
+        }
+        for error in errors {
+            self.fail(error);
+        }
+        self.news |= buffered;
+    }
+
+    pub(super) fn start_phase(&self) -> Phase {
+        match self.settings.group_id {
+            Some(_) => Phase::AwaitingCommitted,
+            None => self.lookups.reset_phase(),
+        }
+    }
+
+    pub(super) fn on_lookup(&mut self, effects: lookups::Effects) {
+        if effects.refresh_metadata {
+            self.actions.push_back(Action::RefreshMetadata);
+        }
+        if effects.forget_coordinator {
+            self.actions.push_back(Action::ForgetCoordinator);
+        }
+        for error in effects.errors {
+            self.fail(error);
+        }
+        self.news |= effects.settled;
+    }
+
+    pub(super) fn poll_lookup(&mut self, now: Instant) -> Option<Action> {
+        let deadline = now + self.client.request_timeout;
+        let questions = self.lookups.poll_questions(now, &mut self.partitions);
+        if questions.leaderless {
+            self.actions.push_back(Action::RefreshMetadata);
+        }
+        if let Some((broker, lookups)) = questions.offsets {
+            self.actions.push_back(Action::ListOffsets { broker, lookups, deadline });
+        }
+        if !questions.committed.is_empty() {
+            self.actions.push_back(Action::FindCommitted { partitions: questions.committed, deadline });
+        }
+        self.actions.pop_front()
+    }
+
+    pub(super) fn follow(&mut self, now: Instant, topics: Vec<Arc<str>>) {
+        if self.interest.topics != topics {
+            self.interest.due = (!topics.is_empty()).then_some(now);
+            self.actions.push_back(Action::Follow(topics.clone()));
+            self.interest.topics = topics;
+        }
+    }
+
+    pub(super) fn refresh_leaders(&mut self, now: Instant) {
+        let metadata = &self.metadata;
+        let all = self.partitions.set_leaders(now, |key| metadata.leader(&key.topic, key.partition));
+        if !all && self.metadata.version > 0 {
+            debug!("a partition has no leader at the moment, or is not known");
+            // It is looked for until it is there: less and less often while nothing changes.
+            self.actions.push_back(Action::RefreshMetadata);
+        }
+    }
+}
+
+/// Partitions of a topic that can be used.
+pub(crate) fn partition_count(metadata: &Metadata, topic: &str) -> Option<i32> {
+    let topic = metadata.topics.get(topic).filter(|topic| topic.error.is_none())?;
+    i32::try_from(topic.partitions.len()).ok()
+}

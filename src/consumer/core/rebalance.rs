@@ -1,0 +1,222 @@
+//! What the membership wants of the rest: partitions that come, go and are lost. Pure.
+//!
+//! The order it must keep: hand-outs stop first, then what is outstanding is waited for, then commits end, then the
+//! partitions are released, and only then the member hears of it and joins again.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tracing::{debug, info, warn};
+
+use super::{Action, Core, reading::partition_count};
+use crate::{
+    consumer::ledger::Life,
+    error::Result,
+    flights::Token,
+    group::{
+        self, Answer,
+        assignor::{Assignment, Assignor},
+        classic::Member,
+    },
+    record::TopicPartition,
+    time::Instant,
+};
+
+/// Partitions that are being given up.
+#[derive(Debug)]
+pub(super) struct Revoking {
+    token: Token,
+    partitions: Vec<TopicPartition>,
+    stage: Stage,
+}
+
+impl Revoking {
+    pub(super) fn poll_timeout(&self) -> Instant {
+        match self.stage {
+            Stage::Working { until } => until,
+            Stage::Committing { deadline } => deadline,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    /// The user may be at work on records of them. The coordinator waits no longer than until then.
+    Working {
+        until: Instant,
+    },
+    Committing {
+        deadline: Instant,
+    },
+}
+
+/// What has happened to the assignment, with the lives of the partitions: for who acknowledges records one by one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
+    Assigned(Vec<(TopicPartition, Life)>),
+    /// Nothing more is handed out of them, and what is outstanding is waited for.
+    Revoking(Vec<(TopicPartition, Life)>),
+    /// They were given up; what was done is committed.
+    Revoked(Vec<(TopicPartition, Life)>),
+    /// They were taken away.
+    Lost(Vec<(TopicPartition, Life)>),
+}
+
+impl Core {
+    /// Whether partitions are being given up, so that the driver must look at what is done.
+    pub(crate) fn is_revoking(&self) -> bool {
+        self.revoking.is_some()
+    }
+
+    /// What has happened to the assignment since this was last asked.
+    pub(crate) fn take_changes(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.changes)
+    }
+
+    pub(crate) fn has_changes(&self) -> bool {
+        !self.changes.is_empty()
+    }
+
+    pub(crate) fn handle_group(&mut self, now: Instant, token: Token, answer: Result<Answer>) {
+        if let Some(member) = &mut self.member {
+            member.handle_answer(now, token, answer);
+        }
+        self.run_member(now);
+    }
+
+    pub(crate) fn handle_plan(
+        &mut self,
+        now: Instant,
+        token: Token,
+        assignor: Assignor,
+        counts: BTreeMap<Arc<str>, i32>,
+        plan: &Assignment,
+    ) {
+        if let Some(member) = &mut self.member {
+            member.handle_plan(now, token, assignor, counts, plan);
+        }
+        self.run_member(now);
+    }
+
+    /// Carries out what the membership wants.
+    pub(super) fn run_member(&mut self, now: Instant) {
+        while let Some(action) = self.member.as_mut().and_then(Member::poll_action) {
+            match action {
+                group::Action::Send { token, request, deadline } => {
+                    self.actions.push_back(Action::Group { token, request, deadline });
+                }
+                group::Action::ForgetCoordinator => self.actions.push_back(Action::ForgetCoordinator),
+                group::Action::Plan { token, assignor, members } => {
+                    let deadline = now + self.settings.session_timeout / 2;
+                    self.actions.push_back(Action::Plan { token, assignor, members, deadline });
+                }
+                group::Action::Revoke { token, partitions } => self.begin_revocation(now, token, partitions),
+                group::Action::Lost { partitions } => self.on_lost(now, &partitions),
+                group::Action::Assign { added } => {
+                    info!(partitions = ?added, "partitions assigned");
+                    self.partitions.add(added.iter().cloned(), &self.start_phase());
+                    self.refresh_leaders(now);
+                    self.note(Change::Assigned, &added);
+                    self.tell_member_counts(now);
+                    self.news = true;
+                }
+                group::Action::Fail(error) => self.fail(error),
+            }
+        }
+        self.advance_close(now);
+    }
+
+    fn begin_revocation(&mut self, now: Instant, token: Token, partitions: Vec<TopicPartition>) {
+        debug!(partitions = partitions.len(), "the group rebalances");
+        self.partitions.set_revoking(&partitions, true);
+        // The coordinator waits for the rebalance time-out, which is the poll interval. What is acknowledged record by record
+        // keeps a rest of it to commit what is done.
+        let patience = self.settings.max_poll_interval;
+        let rest =
+            if self.partitions.is_by_each() { (patience / 5).min(COMMIT_REST) } else { Duration::ZERO };
+        self.note(Change::Revoking, &partitions);
+        self.revoking =
+            Some(Revoking { token, partitions, stage: Stage::Working { until: now + (patience - rest) } });
+        self.news = true;
+        self.advance_revocation(now);
+    }
+
+    /// A revocation goes on as soon as nothing of its partitions is in the user's hands, and ends when every commit has.
+    pub(super) fn advance_revocation(&mut self, now: Instant) {
+        let Some(revoking) = &self.revoking else { return };
+        if let Stage::Working { until } = revoking.stage {
+            if self.partitions.is_outstanding(&revoking.partitions) && now < until {
+                return;
+            }
+            let deadline = now + self.client.request_timeout;
+            if self.settings.enable_auto_commit {
+                self.commit_covered(deadline);
+            }
+            if let Some(revoking) = &mut self.revoking {
+                revoking.stage = Stage::Committing { deadline };
+            }
+        }
+        let is_over = |revoking: &mut Revoking| match revoking.stage {
+            Stage::Working { .. } => false,
+            Stage::Committing { deadline } => self.commits.is_idle() || deadline <= now,
+        };
+        if let Some(Revoking { token, partitions, .. }) = self.revoking.take_if(is_over) {
+            self.note_unfinished(&partitions);
+            self.note(Change::Revoked, &partitions);
+            self.partitions.release(&partitions);
+            self.news = true;
+            if let Some(member) = &mut self.member {
+                member.handle_revoked(now, token);
+            }
+            self.run_member(now);
+        }
+    }
+
+    /// The partitions are another member's already.
+    fn on_lost(&mut self, now: Instant, partitions: &[TopicPartition]) {
+        // Of a consumer that was closed or has unsubscribed nothing is left to lose.
+        let lost: Vec<_> =
+            partitions.iter().filter(|key| self.partitions.get(key).is_some()).cloned().collect();
+        if !lost.is_empty() {
+            warn!(
+                partitions = lost.len(),
+                "no longer part of the group: the partitions are released uncommitted"
+            );
+            self.note_unfinished(&lost);
+            self.note(Change::Lost, &lost);
+            self.news = true;
+        }
+        self.revoking = None;
+        self.partitions.release(&lost);
+        for outcome in self.commits.handle_lost() {
+            self.on_commit(now, outcome);
+        }
+    }
+
+    /// Remembers, for the next commit, that something of these partitions was handed out and is not committed.
+    fn note_unfinished(&mut self, partitions: &[TopicPartition]) {
+        let by_each = self.partitions.is_by_each();
+        let mut assigned = partitions.iter().filter_map(|key| self.partitions.get(key));
+        self.lost |= assigned.any(|partition| {
+            let position = partition.position();
+            position.is_some_and(|position| partition.account.is_uncommitted(position.next, by_each))
+        });
+    }
+
+    fn note(&mut self, change: fn(Vec<(TopicPartition, Life)>) -> Change, partitions: &[TopicPartition]) {
+        if self.partitions.is_by_each() {
+            let life = |key: &TopicPartition| Some((key.clone(), self.partitions.get(key)?.life()));
+            self.changes.push(change(partitions.iter().filter_map(life).collect()));
+        }
+    }
+
+    pub(super) fn tell_member_counts(&mut self, now: Instant) {
+        if let Some(member) = &mut self.member {
+            let metadata = &self.metadata;
+            member.handle_metadata(now, |topic| partition_count(metadata, topic));
+        }
+        self.run_member(now);
+    }
+}
+
+/// What of the rebalance time-out is kept to commit in.
+const COMMIT_REST: Duration = Duration::from_secs(5);
