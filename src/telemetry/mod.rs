@@ -30,6 +30,11 @@ impl ConsumerCounters {
         self.handled.fetch_add(count as u64, Relaxed);
     }
 
+    /// Records done since the consumer was made.
+    pub(crate) fn handled_in_all(&self) -> u64 {
+        self.handled.load(Relaxed)
+    }
+
     pub(crate) fn failed(&self) {
         self.failed.fetch_add(1, Relaxed);
     }

@@ -216,9 +216,8 @@ on_every_backend! {
         let ledger = ledger.lock().unwrap();
         assert_eq!(ledger.distinct(), i64::from(RECORDS));
         assert!(ledger.by_member.len() == 3 && ledger.by_member[&0] < RECORDS / 3, "{:?}", ledger.by_member);
-        // No more than the victim had handled since its last commit, which is at most all that it handled.
-        let (again, by_victim) = (ledger.redelivered, ledger.by_member[&0]);
-        assert!(again <= by_victim, "{again} came again, of which the victim had handled {by_victim} at most");
+        // What the victim had handled while its last commit was on its way: no more than two polls bring.
+        assert!(ledger.redelivered <= 1000, "{} came again", ledger.redelivered);
         println!("{} records came again, handled by {:?}", ledger.redelivered, ledger.by_member);
     }
 

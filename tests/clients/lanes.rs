@@ -133,6 +133,89 @@ async fn keys_run_beside_each_other_each_in_order_up_to_the_concurrency() {
 }
 
 #[tokio::test]
+async fn with_partitions_in_order_no_more_handlers_run_at_once_than_the_concurrency() {
+    let (_broker, kafka) = broker(&[("orders", 6)]).await;
+    produce(&kafka, "orders", 6, 6, 0..120).await;
+    let (seen, now, most) = (Seen::default(), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (log, count, max) = (Arc::clone(&seen), Arc::clone(&now), Arc::clone(&most));
+    let consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .concurrency(2)
+        .register_handler("orders", async move |m: Message<u32>| {
+            max.fetch_max(count.fetch_add(1, Relaxed) + 1, Relaxed);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            count.fetch_sub(1, Relaxed);
+            log.lock().unwrap().push(m.value);
+            Ok(())
+        })
+        .unwrap();
+    let running = run(consumer);
+    until(|| seen.lock().unwrap().len() == 120).await;
+    running.stop().await.1.unwrap();
+    assert_eq!(most.load(Relaxed), 2);
+    for partition in 0..6 {
+        let of_one = seen.lock().unwrap().iter().copied().filter(|n| n % 6 == partition).collect::<Vec<_>>();
+        assert!(of_one.len() == 20 && of_one.is_sorted(), "{of_one:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_done_is_committed_while_it_runs_and_long_before_the_interval_of_automatic_commits() {
+    let (broker, kafka) = broker(&[("orders", 2)]).await;
+    produce(&kafka, "orders", 1, 1, 0..200).await;
+    let (seen, release) = (Seen::default(), Arc::new(Notify::new()));
+    let (log, wait) = (Arc::clone(&seen), Arc::clone(&release));
+    let settings = |c: ConsumerConfig| c.auto_commit_interval(Duration::from_secs(3600));
+    let consumer = Consumer::new_with(&kafka, ["orders"], settings)
+        .unwrap()
+        .register_handler("orders", async move |m: Message<u32>| {
+            if m.value == 150 {
+                wait.notified().await;
+            }
+            log.lock().unwrap().push(m.value);
+            Ok(())
+        })
+        .unwrap();
+    let running = run(consumer);
+    // Its run goes on: what is done before the handler that waits is committed all the same, and nothing behind it.
+    until(|| broker.committed("g", "orders", 0) == Some(150)).await;
+    assert_eq!(seen.lock().unwrap().len(), 150);
+    release.notify_one();
+    until(|| broker.committed("g", "orders", 0) == Some(200)).await;
+    // As little as one record, when nothing is left to do.
+    produce(&kafka, "orders", 1, 1, 0..1).await;
+    until(|| broker.committed("g", "orders", 0) == Some(201)).await;
+    running.stop().await.1.unwrap();
+}
+
+#[tokio::test]
+async fn handlers_go_on_while_a_commit_is_on_its_way() {
+    let (broker, kafka) = broker(&[("orders", 1)]).await;
+    produce(&kafka, "orders", 1, 1, 0..10).await;
+    let seen = Seen::default();
+    let log = Arc::clone(&seen);
+    let consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_handler("orders", async move |m: Message<u32>| {
+            log.lock().unwrap().push(m.value);
+            Ok(())
+        })
+        .unwrap();
+    broker.control().hold(ApiKey::OffsetCommit);
+    let running = run(consumer);
+    until(|| seen.lock().unwrap().len() == 10).await;
+    produce(&kafka, "orders", 1, 1, 10..3000).await;
+    until(|| seen.lock().unwrap().len() == 3000).await;
+    assert!(
+        broker.committed("g", "orders", 0) <= Some(10),
+        "the answer to the first commit is not there yet"
+    );
+    broker.control().release(ApiKey::OffsetCommit);
+    until(|| broker.committed("g", "orders", 0) == Some(3000)).await;
+    running.stop().await.1.unwrap();
+}
+
+#[tokio::test]
 async fn a_stuck_handler_holds_up_its_partition_alone_and_keeps_its_membership() {
     let (broker, kafka) = broker(&[("orders", 3)]).await;
     produce(&kafka, "orders", 3, 3, 0..300).await;

@@ -19,6 +19,7 @@ use tokio::{
 
 use super::{
     control::Shared,
+    is_of_rebalance,
     lane::{self, Ended, Kit, Ledger, Outcome},
     load::Chunk,
 };
@@ -29,7 +30,10 @@ use crate::{
     },
     error::{Error, Result},
     facade::{
-        dispatch::lanes::{Bounds, LaneId, Lanes, Ordering, Pause},
+        dispatch::{
+            lanes::{Bounds, LaneId, Lanes, Ordering, Pause},
+            pace::Pace,
+        },
         letters,
         message::CancellationToken,
         outbox::Outbox,
@@ -65,7 +69,11 @@ pub(super) struct Plan {
     pub(super) take: usize,
     /// How often the member says that it is alive while handlers run.
     pub(super) keep_alive: Duration,
+    pub(super) auto_commit: bool,
 }
+
+/// A commit that is out.
+type Committing = Pin<Box<dyn Future<Output = Result<()>> + Send + Sync>>;
 
 /// A run that is out.
 struct Running {
@@ -92,6 +100,8 @@ pub(super) struct Engine {
     failure: Option<Error>,
     /// Records done since this was last asked.
     handled: usize,
+    pace: Pace,
+    committing: Option<Committing>,
     alive_at: Instant,
     shared: Arc<Shared>,
     unhandled: BTreeSet<Arc<str>>,
@@ -127,6 +137,8 @@ impl Engine {
             damaged: BTreeMap::new(),
             failure: None,
             handled: 0,
+            pace: Pace::default(),
+            committing: None,
             shared,
             unhandled: BTreeSet::new(),
         }
@@ -380,6 +392,7 @@ impl Engine {
             biased;
             Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.on_join(ended),
             () = self.client.changed() => {}
+            outcome = end_of(&mut self.committing) => self.on_commit(outcome),
             () = tokio::time::sleep_until(wake_at) => self.look_around(),
         }
         self.follow();
@@ -495,6 +508,7 @@ impl Engine {
                 not_before = Some(time::after(pause));
             }
             self.start();
+            self.commit_beside();
             let client = Arc::clone(&self.client);
             let take = self.plan.take;
             let taking = async {
@@ -503,12 +517,14 @@ impl Engine {
                 }
                 client.take(take, wait).await
             };
-            let wake_at = self.wake_at();
+            let commit_at = self.plan.auto_commit.then(|| self.commit_at()).flatten();
+            let wake_at = commit_at.map_or(self.wake_at(), |at| at.min(self.wake_at()));
             tokio::select! {
                 biased;
                 () = shutdown.as_mut() => return Ok(()),
                 Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.on_join(ended),
                 () = self.client.changed() => {}
+                outcome = end_of(&mut self.committing) => self.on_commit(outcome),
                 taken = taking => {
                     not_before = None;
                     match self.put(taken) {
@@ -526,17 +542,57 @@ impl Engine {
     }
 
     /// Commits what is done.
-    pub(super) async fn commit(&self) -> Result<()> {
-        let begun = time::now();
-        let committed = self.client.commit_done().await;
-        if committed.is_ok() {
-            self.kit.counters.committed(time::now() - begun);
+    pub(super) fn commit(&self) -> impl Future<Output = Result<()>> + Send + Sync + use<> {
+        let (client, counters) = (Arc::clone(&self.client), Arc::clone(&self.kit.counters));
+        async move {
+            let begun = time::now();
+            let committed = client.commit_done().await;
+            if committed.is_ok() {
+                counters.committed(time::now() - begun);
+            }
+            committed
         }
-        committed
+    }
+
+    /// Commits what is done while handlers go on, if it is time to.
+    fn commit_beside(&mut self) {
+        if !self.plan.auto_commit {
+            return;
+        }
+        let (now, enough, is_idle) = (time::now(), self.plan.take as u64, self.is_idle());
+        self.pace.handle_done(now, self.kit.counters.handled_in_all());
+        if self.pace.poll_commit(now, enough, is_idle) {
+            self.committing = Some(Box::pin(self.commit()));
+        }
+    }
+
+    fn commit_at(&self) -> Option<Instant> {
+        self.pace.poll_timeout(time::now(), self.plan.take as u64, self.is_idle())
+    }
+
+    fn on_commit(&mut self, outcome: Result<()>) {
+        self.committing = None;
+        self.pace.handle_end();
+        match outcome {
+            Ok(()) => {}
+            // Nothing is lost by it: what could be committed was, before the partitions went.
+            Err(error) if is_of_rebalance(&error) => tracing::debug!(%error, "a commit in a rebalance"),
+            Err(error) => {
+                tracing::warn!(%error, "what was handled could not be committed; the next commit takes it along")
+            }
+        }
     }
 
     pub(super) async fn close_outbox(&self, limit: Duration) {
         self.kit.outbox.close(limit).await;
+    }
+}
+
+/// Waits for the end of the commit that is out; for ever without one.
+async fn end_of(committing: &mut Option<Committing>) -> Result<()> {
+    match committing {
+        Some(committing) => committing.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -44,6 +44,9 @@ pub(super) fn stride() -> u32 {
     if is_alone { 1 } else { 32 }
 }
 
+/// How many records may be done that the ledger has not been told of: each telling takes its lock.
+const TELL: usize = 32;
+
 /// Who counts what is done.
 pub(super) trait Ledger: Send + Sync {
     /// These records of one life are done. False if the life is over.
@@ -176,6 +179,9 @@ impl Lane {
                     // After one that waited as well: a shutdown may have come meanwhile.
                     if stride == self.kit.stride || self.prompt == prompt {
                         stride = 0;
+                        if self.done.len() >= TELL {
+                            self.tell();
+                        }
                         tokio::task::yield_now().await;
                     }
                 }

@@ -59,8 +59,9 @@ const OUTBOX_TIMEOUT: Duration = Duration::from_secs(1);
 ///   [`ordering`](Self::ordering) and [`concurrency`](Self::concurrency) for more. Several handlers of a topic run in the
 ///   order they were registered.
 /// * **Commits.** With `enable.auto.commit` (the default), each [`consume`](Self::consume) ends with one commit of what its
-///   handlers have handled, and [`run`](Self::run) commits every `auto.commit.interval.ms`, before partitions go to another
-///   member and when it ends. Without it, [`commit`](Self::commit) alone commits, and also never past a record that was not
+///   handlers have handled. [`run`](Self::run) commits beside its handlers: after `max.poll.records` records, when there is
+///   nothing left to do, and else ten times a second; also before partitions go to another member and when it ends. So a
+///   crash hands out again what was done in the last moment, and no more. Without it, [`commit`](Self::commit) alone commits, and also never past a record that was not
 ///   handled. A record counts as handled when every handler of its topic has returned `Ok`, or when the
 ///   [`ErrorPolicy`] has dealt with it.
 /// * **Errors.** [`error_policy`](Self::error_policy) says what happens when a handler fails, panics or takes too long.
@@ -98,7 +99,7 @@ pub struct Consumer {
     topics: Arc<[Arc<str>]>,
     routes: Arc<Routes>,
     ordering: Ordering,
-    concurrency: usize,
+    concurrency: Option<usize>,
     drain_timeout: Duration,
     auto_commit: bool,
     /// How often the member says that it is alive while handlers run.
@@ -164,7 +165,7 @@ impl Consumer {
             topics,
             routes: Arc::default(),
             ordering: Ordering::default(),
-            concurrency: 1,
+            concurrency: None,
             drain_timeout: CLOSE_TIMEOUT,
             auto_commit: settings.enable_auto_commit,
             keep_alive: settings.max_poll_interval / 3,
@@ -184,14 +185,14 @@ impl Consumer {
         self
     }
 
-    /// How many handlers run at once, with [`Ordering::Key`] and [`Ordering::Unordered`]; 0 counts as 1. Default: 1. With
-    /// [`Ordering::Partition`] each partition has one of its own, whatever is set here.
+    /// How many handlers run at once; 0 counts as 1. Default: with [`Ordering::Partition`] as many as there are partitions,
+    /// with [`Ordering::Key`] and [`Ordering::Unordered`] 1.
     ///
     /// What waits is bounded per partition, in records and in bytes (`fetch.buffer.memory` in all), so that many keys cost
     /// no more than few. A partition that is full is paused by itself.
     #[must_use]
     pub fn concurrency(mut self, handlers: usize) -> Self {
-        self.concurrency = handlers.max(1);
+        self.concurrency = Some(handlers.max(1));
         self
     }
 
@@ -496,14 +497,19 @@ impl Consumer {
     }
 
     fn plan(&self) -> Plan {
-        let records = (2 * self.take).max(4 * self.concurrency).max(1000);
+        let runs = self.concurrency.unwrap_or(match self.ordering {
+            Ordering::Partition => usize::MAX,
+            Ordering::Key | Ordering::Unordered => 1,
+        });
+        let records = (2 * self.take).max(4 * self.concurrency.unwrap_or(1)).max(1000);
         Plan {
             topics: Arc::clone(&self.topics),
             routes: Arc::clone(&self.routes),
             ordering: self.ordering,
-            bounds: Bounds { runs: self.concurrency, records, bytes: self.buffer, span: 10 * records as u64 },
+            bounds: Bounds { runs, records, bytes: self.buffer, span: 10 * records as u64 },
             take: self.take,
             keep_alive: self.keep_alive,
+            auto_commit: self.auto_commit,
         }
     }
 }

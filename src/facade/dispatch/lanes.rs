@@ -22,7 +22,8 @@ use crate::{record::TopicPartition, time::Instant};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Ordering {
-    /// Those of a partition; partitions run beside each other (the default).
+    /// Those of a partition; partitions run beside each other (the default), all of them unless
+    /// [`concurrency`](crate::Consumer::concurrency) says how many.
     #[default]
     Partition,
     /// Those of a partition with the same key; others run beside each other, up to
@@ -260,7 +261,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
             self.gathering.remove(&(until, id));
             self.ready.push_back(id);
         }
-        while self.ordering == Ordering::Partition || self.running < self.bounds.runs {
+        while self.running < self.bounds.runs {
             let id = self.ready.pop_front()?;
             let Some(lane) = self.lanes.get_mut(&id) else { continue };
             let Some(home) = self.homes.get(&id.home) else { continue };
@@ -438,7 +439,7 @@ mod tests {
 
     #[test]
     fn partitions_run_beside_each_other_and_each_in_order() {
-        let mut lanes = Lanes::new(Ordering::Partition, bounds(1));
+        let mut lanes = Lanes::new(Ordering::Partition, bounds(usize::MAX));
         lanes.push(now(), &partition(0), 1, records(0..3, 0), None).unwrap();
         lanes.push(now(), &partition(1), 1, records(0..2, 0), None).unwrap();
         let first = lanes.poll_run(now()).unwrap();
@@ -448,6 +449,22 @@ mod tests {
         assert!(lanes.poll_run(now()).is_none(), "what comes later waits for what runs");
         lanes.handle_end(first.lane);
         assert_eq!(lanes.poll_run(now()).unwrap().loads, [records(3..4, 0)]);
+    }
+
+    #[test]
+    fn no_more_partitions_run_at_once_than_may_and_each_has_its_turn() {
+        let mut lanes = Lanes::new(Ordering::Partition, bounds(2));
+        for number in 0..3 {
+            lanes.push(now(), &partition(number), 1, records(0..2, 0), None).unwrap();
+        }
+        let (first, second) = (lanes.poll_run(now()).unwrap(), lanes.poll_run(now()).unwrap());
+        assert!(lanes.poll_run(now()).is_none(), "two are at work");
+        lanes.push(now(), &partition(0), 1, records(2..4, 0), None).unwrap();
+        lanes.handle_end(first.lane);
+        let third = lanes.poll_run(now()).unwrap();
+        assert_eq!(third.partition.partition, 2, "who has waited longest");
+        lanes.handle_end(second.lane);
+        assert_eq!(lanes.poll_run(now()).unwrap().partition.partition, 0);
     }
 
     #[test]
@@ -474,7 +491,7 @@ mod tests {
 
     #[test]
     fn a_partition_that_is_stuck_is_paused_alone() {
-        let mut lanes = Lanes::new(Ordering::Partition, bounds(1));
+        let mut lanes = Lanes::new(Ordering::Partition, bounds(2));
         lanes.push(now(), &partition(0), 1, records(0..60, 0), None).unwrap();
         lanes.push(now(), &partition(1), 1, records(0..60, 0), None).unwrap();
         let (_stuck, other) = (lanes.poll_run(now()).unwrap(), lanes.poll_run(now()).unwrap());
@@ -568,7 +585,7 @@ mod tests {
 
     #[test]
     fn an_earlier_life_that_still_runs_does_not_hold_up_the_next() {
-        let mut lanes = Lanes::new(Ordering::Partition, bounds(1));
+        let mut lanes = Lanes::new(Ordering::Partition, bounds(2));
         lanes.push(now(), &partition(0), 1, records(0..2, 0), None).unwrap();
         let old = lanes.poll_run(now()).unwrap();
         lanes.push(now(), &partition(0), 2, records(0..2, 0), None).unwrap();
@@ -641,9 +658,7 @@ mod tests {
                         Pause::Resume(key) => paused[key.partition as usize] = false,
                     }
                 }
-                if ordering != Ordering::Partition {
-                    assert!(runs.len() <= limit, "seed {seed}");
-                }
+                assert!(runs.len() <= limit, "seed {seed}");
             }
             loop {
                 while let Some(run) = lanes.poll_run(now()) {
