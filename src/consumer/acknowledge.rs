@@ -50,6 +50,12 @@ impl KafkaConsumer {
         self.shared.lock().handle_alive(time::now())
     }
 
+    /// Whether somebody works on what was taken. While that is so, and something of it is outstanding, the poll interval does
+    /// not run out, whether or not the work yields.
+    pub(crate) fn set_at_work(&self, at_work: bool) {
+        self.shared.lock().set_at_work(time::now(), at_work);
+    }
+
     /// A record is done. False if the life it was handed out in is over.
     #[cfg(test)]
     pub(crate) fn done(&self, partition: &TopicPartition, life: Life, offset: i64) -> bool {

@@ -90,7 +90,7 @@ impl Bench {
 
     fn covered(&mut self, partition: i32) -> Option<i64> {
         self.partitions.cover();
-        self.partitions.covered().get(&key(partition)).map(|offset| offset.offset)
+        self.partitions.covered(|_| None).get(&key(partition)).map(|offset| offset.offset)
     }
 }
 
@@ -264,15 +264,15 @@ fn automatic_commits_never_pass_what_an_earlier_poll_handed_out() {
     bench.answer(&fetch, vec![data(0, batch(0, 10))]);
     assert_eq!(bench.covered(0), None);
     bench.poll(4);
-    assert!(bench.partitions.covered().is_empty() && bench.partitions.is_outstanding(&[key(0)]));
+    assert!(bench.partitions.covered(|_| None).is_empty() && bench.partitions.is_outstanding(&[key(0)]));
     assert_eq!(bench.covered(0), Some(4));
     assert!(!bench.partitions.is_outstanding(&[key(0)]));
     bench.poll(100);
-    assert_eq!(bench.partitions.covered()[&key(0)].offset, 4);
-    assert_eq!(bench.partitions.positions()[&key(0)].offset, 10);
+    assert_eq!(bench.partitions.covered(|_| None)[&key(0)].offset, 4);
+    assert_eq!(bench.partitions.positions(|_| None)[&key(0)].offset, 10);
     assert_eq!(bench.covered(0), Some(10));
     bench.partitions.set_committed(&key(0), 10);
-    assert!(bench.partitions.covered().is_empty(), "nothing is committed twice");
+    assert!(bench.partitions.covered(|_| None).is_empty(), "nothing is committed twice");
 }
 
 #[test]
@@ -349,7 +349,7 @@ fn markers_and_aborted_records_are_stepped_over_and_committed_past() {
     bench.partitions.cover();
     assert_eq!(bench.poll(100), [0i64; 0]);
     assert!(!bench.partitions.is_outstanding(&[key(0)]));
-    assert_eq!(bench.partitions.covered()[&key(0)].offset, 31);
+    assert_eq!(bench.partitions.covered(|_| None)[&key(0)].offset, 31);
 }
 
 #[test]

@@ -223,9 +223,15 @@ impl Account {
         self.covered
     }
 
-    /// Whether something was handed out that the group does not know of. `position`: of the next record to hand out.
-    pub(crate) fn is_uncommitted(&self, position: i64, by_each: bool) -> bool {
-        let handed_out = if by_each { self.covered.map(|covered| covered.offset) } else { Some(position) };
+    /// Whether something was handed out that the group does not know of. `position`: of the next record to hand out, if
+    /// there is one at the moment.
+    pub(crate) fn is_uncommitted(&self, position: Option<i64>, by_each: bool) -> bool {
+        if self.window.iter().any(|handed_out| handed_out.state == State::Done) {
+            // Behind one that is not done.
+            return true;
+        }
+        let covered = self.covered.map(|covered| covered.offset);
+        let handed_out = if by_each { covered } else { position.or(covered) };
         let moved = self.begun.is_some_and(|begun| handed_out.is_some_and(|offset| offset > begun));
         moved && self.committed != handed_out
     }
@@ -284,6 +290,17 @@ mod tests {
         assert!(account.done(life, 10, Some(mark(14))));
         assert!(!account.is_outstanding());
         assert_eq!((account.frontier(), account.first_not_done()), (Some(mark(11)), Some(11)));
+    }
+
+    #[test]
+    fn what_is_done_behind_a_gap_is_uncommitted_and_what_is_out_is_not() {
+        let mut account = account();
+        let life = account.life();
+        account.set_committed(10);
+        account.hand_out_each(10..14, 3);
+        assert!(!account.is_uncommitted(Some(14), true));
+        assert!(account.done(life, 12, Some(mark(14))));
+        assert!(account.is_uncommitted(Some(14), true));
     }
 
     #[test]

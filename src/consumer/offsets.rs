@@ -2,8 +2,9 @@
 //!
 //! One commit is out at a time and the next waits for its answer, so that an older position can never overwrite a newer
 //! one. A commit carries the tenure of each partition: what belongs to an earlier assignment is dropped, and never sent
-//! under a later generation, since another member may have gone on from there. What may be committed is decided elsewhere
-//! (`ledger.rs`): this file must never raise an offset.
+//! under a later generation, since another member may have gone on from there. What is still of the same assignment when the
+//! group has gone on to another generation, as with cooperative rebalancing, is sent again under that one. What may be
+//! committed is decided elsewhere (`ledger.rs`): this file must never raise an offset.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -76,8 +77,26 @@ struct Pending {
 #[derive(Debug)]
 enum State {
     Idle,
-    Out { token: Token, generation: i32, commit: Pending },
-    BackingOff { until: Instant, commit: Pending },
+    Out {
+        token: Token,
+        generation: i32,
+        commit: Pending,
+    },
+    BackingOff {
+        until: Instant,
+        /// The generation that is over, and under which it was refused: it need not wait longer than for the next.
+        superseded: Option<i32>,
+        commit: Pending,
+    },
+}
+
+impl State {
+    fn commit(&self) -> Option<&Pending> {
+        match self {
+            Self::Idle => None,
+            Self::Out { commit, .. } | Self::BackingOff { commit, .. } => Some(commit),
+        }
+    }
 }
 
 /// The queue of commits.
@@ -102,11 +121,13 @@ impl Commits {
 
     /// Whether an automatic commit is out or queued already.
     pub(crate) fn has_automatic(&self) -> bool {
-        let out = match &self.state {
-            State::Idle => None,
-            State::Out { commit, .. } | State::BackingOff { commit, .. } => Some(commit),
-        };
-        out.into_iter().chain(&self.queue).any(|commit| commit.ticket.is_none())
+        self.state.commit().into_iter().chain(&self.queue).any(|commit| commit.ticket.is_none())
+    }
+
+    /// What the group will have of a partition when all that is out and queued has succeeded; `None` where nothing is.
+    pub(crate) fn planned(&self, key: &TopicPartition) -> Option<i64> {
+        let last = self.queue.iter().rev().chain(self.state.commit());
+        last.filter_map(|commit| commit.offsets.get(key)).map(|offset| offset.offset).next()
     }
 
     /// Queues a commit. The deadline bounds its retries.
@@ -123,7 +144,12 @@ impl Commits {
     ) -> Option<Next> {
         let mut commit = match std::mem::replace(&mut self.state, State::Idle) {
             State::Idle => self.queue.pop_front()?,
-            State::BackingOff { until, commit } if until <= now => commit,
+            State::BackingOff { until, commit, .. } if until <= now => commit,
+            State::BackingOff { superseded: Some(generation), commit, .. }
+                if identity.is_none_or(|identity| identity.generation != generation) =>
+            {
+                commit
+            }
             waiting => {
                 self.state = waiting;
                 return None;
@@ -147,7 +173,7 @@ impl Commits {
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         match &self.state {
             State::BackingOff { until, .. } => Some(*until),
-            _ => None,
+            State::Idle | State::Out { .. } => None,
         }
     }
 
@@ -214,10 +240,17 @@ impl Commits {
             return Some(outcome);
         };
         let again = now + self.backoff.next(&mut self.rng);
-        if is_passing(&error) && outcome.fenced.is_none() && again < commit.deadline {
-            self.state = State::BackingOff { until: again, commit };
+        let superseded =
+            outcome.fenced.filter(|(_, code)| is_superseded(*code)).map(|(generation, _)| generation);
+        let goes_on = match outcome.fenced {
+            Some(_) => superseded.is_some_and(|generation| generation >= 0),
+            None => is_passing(&error) || is_rebalancing(&error),
+        };
+        if goes_on && again < commit.deadline {
+            self.state = State::BackingOff { until: again, superseded, commit };
             // What is committed already must count even if the rest never succeeds.
-            let told = !outcome.committed.is_empty() || outcome.forget_coordinator;
+            let told =
+                !outcome.committed.is_empty() || outcome.forget_coordinator || outcome.fenced.is_some();
             outcome.ticket = None;
             return told.then_some(outcome);
         }
@@ -268,7 +301,11 @@ fn refusal(
             outcome.forget_coordinator |= code::is_moved(code);
             let error = Error::from_code("OffsetCommit", code);
             match code {
-                code::ILLEGAL_GENERATION | code::UNKNOWN_MEMBER_ID | code::FENCED_INSTANCE_ID => {
+                code::ILLEGAL_GENERATION
+                | code::UNKNOWN_MEMBER_ID
+                | code::FENCED_INSTANCE_ID
+                | code::FENCED_MEMBER_EPOCH
+                | code::STALE_MEMBER_EPOCH => {
                     outcome.fenced = Some((generation, code));
                     generation_over(error)
                 }
@@ -280,6 +317,16 @@ fn refusal(
         }
     };
     error.with_topic(std::sync::Arc::clone(&partition.topic)).with_partition(partition.partition)
+}
+
+/// The group has gone on to another generation, of which this member may be.
+fn is_superseded(code: i16) -> bool {
+    matches!(code, code::ILLEGAL_GENERATION | code::STALE_MEMBER_EPOCH)
+}
+
+/// The coordinator waits for the plan of a new generation, and takes commits again when it has it.
+fn is_rebalancing(error: &Error) -> bool {
+    error.code().is_some_and(|code| code.0 == code::REBALANCE_IN_PROGRESS)
 }
 
 fn partition_gone(partition: &TopicPartition) -> Error {
@@ -425,8 +472,72 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_of_an_old_generation_fails_and_tells_the_membership() {
-        for refused in [code::ILLEGAL_GENERATION, code::UNKNOWN_MEMBER_ID, code::FENCED_INSTANCE_ID] {
+    fn a_commit_whose_generation_is_over_goes_again_under_the_next_with_what_is_still_of_the_same_assignment()
+    {
+        let (mut commits, now) = (commits(), time::now());
+        let mut lives = Lives::default();
+        let (kept, given) = (lives.begin(), lives.begin());
+        let mut both = offsets(&[(0, 10), (1, 20)]);
+        both.get_mut(&TopicPartition::new("t", 0)).unwrap().tenure = Some(kept);
+        both.get_mut(&TopicPartition::new("t", 1)).unwrap().tenure = Some(given);
+        commits.handle_commit(Some(1), both, now + Duration::from_secs(60));
+        let out = sent(&mut commits, now);
+        let refused = codes(&[(0, code::ILLEGAL_GENERATION), (1, code::ILLEGAL_GENERATION)]);
+        let told = commits.handle_answer(now, out.token, refused, |_| false).unwrap();
+        assert_eq!((told.ticket, told.fenced), (None, Some((3, code::ILLEGAL_GENERATION))));
+        assert!(told.result.is_ok() && !commits.is_idle());
+        assert!(
+            commits.poll_action(now, Some(&member(3)), |_, _| true).is_none(),
+            "it would be refused again"
+        );
+
+        // The plan is not there yet.
+        let is_ours = |_: &TopicPartition, tenure| tenure == kept;
+        let Some(Next::Send(out)) = commits.poll_action(now, Some(&member(4)), is_ours) else { panic!() };
+        assert_eq!((out.identity.generation, out.offsets.len()), (4, 1));
+        let waits = codes(&[(0, code::REBALANCE_IN_PROGRESS)]);
+        assert!(commits.handle_answer(now, out.token, waits, |_| false).is_none());
+        let at = commits.poll_timeout().unwrap();
+        let Some(Next::Send(out)) = commits.poll_action(at, Some(&member(4)), is_ours) else { panic!() };
+        let told = commits.handle_answer(at, out.token, codes(&[(0, 0)]), |_| false).unwrap();
+        assert_eq!((told.ticket, told.committed.len()), (Some(1), 1));
+        told.result.expect_err("partition 1 was given up uncommitted");
+    }
+
+    #[test]
+    fn a_commit_whose_generation_is_over_fails_with_its_partitions() {
+        let (mut commits, now) = (commits(), time::now());
+        let mut ours = offsets(&[(0, 10)]);
+        ours.values_mut().for_each(|offset| offset.tenure = Some(Lives::default().begin()));
+        commits.handle_commit(Some(1), ours, now + Duration::from_secs(60));
+        let out = sent(&mut commits, now);
+        let refused = codes(&[(0, code::ILLEGAL_GENERATION)]);
+        assert!(commits.handle_answer(now, out.token, refused, |_| false).unwrap().result.is_ok());
+        let lost = commits.handle_lost();
+        assert!(lost.len() == 1 && lost[0].ticket == Some(1) && lost[0].result.is_err());
+        assert!(commits.is_idle());
+    }
+
+    #[test]
+    fn what_is_planned_of_a_partition_is_the_last_that_was_queued() {
+        let (mut commits, now) = (commits(), time::now());
+        let deadline = now + Duration::from_secs(60);
+        let key = TopicPartition::new("t", 0);
+        assert_eq!(commits.planned(&key), None);
+        commits.handle_commit(Some(1), offsets(&[(0, 10)]), deadline);
+        let out = sent(&mut commits, now);
+        assert_eq!(commits.planned(&key), Some(10));
+        commits.handle_commit(Some(2), offsets(&[(0, 5)]), deadline);
+        commits.handle_commit(Some(3), offsets(&[(1, 7)]), deadline);
+        assert_eq!(commits.planned(&key), Some(5));
+        commits.handle_answer(now, out.token, codes(&[(0, 0)]), |_| false).unwrap();
+        sent(&mut commits, now);
+        assert_eq!(commits.planned(&key), Some(5));
+    }
+
+    #[test]
+    fn a_commit_of_a_member_that_is_out_fails_and_tells_the_membership() {
+        for refused in [code::UNKNOWN_MEMBER_ID, code::FENCED_INSTANCE_ID, code::FENCED_MEMBER_EPOCH] {
             let (mut commits, now) = (commits(), time::now());
             commits.handle_commit(Some(1), offsets(&[(0, 10)]), now + Duration::from_secs(60));
             let out = sent(&mut commits, now);

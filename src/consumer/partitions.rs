@@ -560,20 +560,40 @@ impl Partitions {
         }
     }
 
-    /// What an automatic commit commits: covered, and not committed yet.
-    pub(crate) fn covered(&self) -> Offsets {
-        self.offsets(|partition| partition.account.frontier())
+    /// What an automatic commit commits: covered, and not what the group has, or is going to have: `planned` says what is on
+    /// its way there.
+    pub(crate) fn covered(&self, planned: impl Fn(&TopicPartition) -> Option<i64>) -> Offsets {
+        self.offsets(
+            |partition| partition.account.frontier(),
+            |key, committed, offset| planned(key).or(committed) != Some(offset),
+        )
     }
 
-    /// What an explicit commit commits: everything handed out so far.
-    pub(crate) fn positions(&self) -> Offsets {
-        self.offsets(|partition| partition.position().map(Position::mark))
+    /// What an explicit commit commits where each record is acknowledged by itself: as [`Self::covered`], but what is on its
+    /// way is not there yet, and who asks wants to hear that it is.
+    pub(crate) fn frontiers(&self, planned: impl Fn(&TopicPartition) -> Option<i64>) -> Offsets {
+        self.offsets(
+            |partition| partition.account.frontier(),
+            |key, committed, offset| planned(key).is_some() || committed != Some(offset),
+        )
     }
 
-    fn offsets(&self, of: impl Fn(&Partition) -> Option<Mark>) -> Offsets {
+    /// What an explicit commit commits otherwise: everything handed out so far.
+    pub(crate) fn positions(&self, planned: impl Fn(&TopicPartition) -> Option<i64>) -> Offsets {
+        self.offsets(
+            |partition| partition.position().map(Position::mark),
+            |key, committed, offset| planned(key).is_some() || committed != Some(offset),
+        )
+    }
+
+    fn offsets(
+        &self,
+        of: impl Fn(&Partition) -> Option<Mark>,
+        is_new: impl Fn(&TopicPartition, Option<i64>, i64) -> bool,
+    ) -> Offsets {
         let pairs = self.partitions.iter().filter_map(|(key, partition)| {
             let Mark { offset, leader_epoch } = of(partition)?;
-            let new = partition.account.committed() != Some(offset);
+            let new = is_new(key, partition.account.committed(), offset);
             let tenure = Some(partition.account.tenure());
             new.then(|| (key.clone(), Offset { offset, leader_epoch, metadata: String::new(), tenure }))
         });

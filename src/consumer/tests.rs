@@ -675,10 +675,17 @@ async fn a_close_that_is_too_late_leaves_the_group_all_the_same() {
 
 #[tokio::test]
 async fn who_commits_after_every_poll_sees_no_error_while_others_come_and_go() {
+    for strategy in ["range", "cooperative-sticky"] {
+        commits_while_others_come_and_go(strategy).await;
+    }
+}
+
+async fn commits_while_others_come_and_go(strategy: &str) {
     let bench = Bench::embedded(1).await;
     bench.topic("t", 4).await;
     bench.produce("t", 4, 0, 40).await;
     let config = bench.config().set("heartbeat.interval.ms", 20).set("max.poll.records", 3);
+    let config = config.set("partition.assignment.strategy", strategy);
     let stays = bench.consumer(&config);
     stays.subscribe(["t"]).unwrap();
     let polling = async {
@@ -719,6 +726,76 @@ fn heartbeats_go_on_while_the_users_only_thread_is_blocked() {
         consumer.commit().await.unwrap();
         assert_eq!(consumer.assignment().len(), 1);
     });
+}
+
+#[tokio::test]
+async fn a_commit_that_meets_the_next_generation_is_made_under_it() {
+    let bench = Bench::embedded(1).await;
+    bench.topic("t", 2).await;
+    bench.produce("t", 2, 0, 20).await;
+    let config = brief(&bench).set("partition.assignment.strategy", "cooperative-sticky");
+    let stays = bench.consumer(&config);
+    stays.subscribe(["t"]).unwrap();
+    read(&stays, 20).await;
+    for refusal in [ResponseError::IllegalGeneration, ResponseError::RebalanceInProgress] {
+        // The coordinator says so while the member is in a rebalance that it keeps its partitions through.
+        bench.control().hold(ApiKey::JoinGroup);
+        let joins = bench.control().requests(ApiKey::JoinGroup);
+        bench.control().fail(ApiKey::Heartbeat, 1, ResponseError::RebalanceInProgress);
+        while bench.control().requests(ApiKey::JoinGroup) == joins {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        bench.control().fail(ApiKey::OffsetCommit, 1, refusal);
+        let offsets = (0..2).map(|partition| (TopicPartition::new("t", partition), 5));
+        let (committed, ()) = tokio::join!(stays.commit_offsets(offsets), async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            bench.control().clear();
+            while stays.shared.lock().identity().unwrap().is_none_or(|who| who.generation < 2) {
+                stays.poll(Duration::from_millis(20)).await.unwrap();
+            }
+        });
+        committed.unwrap();
+        assert_eq!(bench.broker.as_ref().unwrap().committed("group", "t", 0), Some(5));
+        stays.commit().await.unwrap();
+    }
+}
+
+#[test]
+fn automatic_commits_go_on_while_the_users_only_thread_is_blocked() {
+    let theirs = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let bench = theirs.block_on(Bench::embedded(1));
+    theirs.block_on(bench.topic("t", 1));
+    theirs.block_on(bench.produce("t", 1, 0, 20));
+    let ours = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    ours.block_on(async {
+        let config = brief(&bench).set_enable_auto_commit(true).set("auto.commit.interval.ms", 50);
+        let consumer = bench.consumer(&config.set("max.poll.records", 10));
+        consumer.subscribe(["t"]).unwrap();
+        read(&consumer, 10).await;
+        // The poll that covers the first ten; they are committed while the second ten are worked on without a yield.
+        read(&consumer, 10).await;
+        let deadline = std::time::Instant::now() + WAIT;
+        while bench.broker.as_ref().unwrap().committed("group", "t", 0) != Some(10) {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
+}
+
+#[tokio::test]
+async fn a_commit_waits_for_one_that_is_on_its_way_and_never_takes_it_for_done() {
+    let bench = Bench::embedded(1).await;
+    bench.topic("t", 1).await;
+    bench.produce("t", 1, 0, 10).await;
+    let consumer = bench.consumer(&bench.config());
+    consumer.subscribe(["t"]).unwrap();
+    read(&consumer, 10).await;
+    consumer.commit().await.unwrap();
+    let key = TopicPartition::new("t", 0);
+    // The first goes back; the second names what the group has now, and will not have when the first is done.
+    let (first, second) = tokio::join!(consumer.commit_offsets([(key, 5)]), consumer.commit());
+    first.and(second).unwrap();
+    assert_eq!(bench.broker.as_ref().unwrap().committed("group", "t", 0), Some(10));
 }
 
 // Records acknowledged one by one.
@@ -851,5 +928,6 @@ mod acknowledged {
         }
         assert!(!first.done(key, life, 1));
         assert_eq!(bench.broker.as_ref().unwrap().committed("group", "t", 0), Some(1));
+        first.commit_done().await.expect_err("a record was handled that is not committed");
     }
 }

@@ -357,7 +357,7 @@ impl Member {
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        if self.poll_interval_ends().is_some_and(|ends| ends <= now) {
+        if self.is_overdue(now) {
             // KIP-62: a member that does not poll gives its partitions to those that do, and joins again when it polls.
             self.is_polled = false;
             self.leave(now, "max.poll.interval.ms passed without a poll");
@@ -414,6 +414,11 @@ impl Member {
             }
             _ => {}
         }
+    }
+
+    /// Whether the poll interval has passed.
+    pub(crate) fn is_overdue(&self, now: Instant) -> bool {
+        self.poll_interval_ends().is_some_and(|ends| ends <= now)
     }
 
     fn poll_interval_ends(&self) -> Option<Instant> {

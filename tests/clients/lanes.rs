@@ -518,3 +518,44 @@ async fn many_values_are_sent_in_a_row_with_a_result_each() {
     assert_eq!(broker.records("numbers", written).unwrap().len(), 2);
     producer.close().await.unwrap();
 }
+
+#[test]
+fn a_handler_that_blocks_the_only_thread_for_longer_than_the_poll_interval_keeps_its_partitions() {
+    let theirs = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (broker, kafka) = theirs.block_on(async {
+        let (broker, kafka) = broker(&[("orders", 1)]).await;
+        produce(&kafka, "orders", 1, 1, 0..4).await;
+        (broker, kafka)
+    });
+    let ours = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let seen = Seen::default();
+    ours.block_on(async {
+        let log = Arc::clone(&seen);
+        let settings = |c: ConsumerConfig| {
+            c.max_poll_interval(1000).set("heartbeat.interval.ms", 100).auto_commit_interval(50)
+        };
+        let mut consumer = Consumer::new_with(&kafka, ["orders"], settings)
+            .unwrap()
+            .register_handler("orders", move |number: Message<u32>| {
+                let log = Arc::clone(&log);
+                async move {
+                    log.lock().unwrap().push(number.value);
+                    std::thread::sleep(Duration::from_millis(1500));
+                    Ok(())
+                }
+            })
+            .unwrap();
+        let begun = Instant::now();
+        while broker.committed("g", "orders", 0) != Some(4) {
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "{seen:?}, committed {:?}",
+                broker.committed("g", "orders", 0)
+            );
+            consumer.consume(Duration::from_millis(100)).await.unwrap();
+        }
+        consumer.close().await.unwrap();
+    });
+    assert_eq!(*seen.lock().unwrap(), [0, 1, 2, 3], "each once");
+    assert_eq!(broker.control().requests(ApiKey::LeaveGroup), 1);
+}

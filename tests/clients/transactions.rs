@@ -90,6 +90,56 @@ on_every_backend! {
         assert_eq!(seen(&kafka, &topic, IsolationLevel::ReadCommitted).await, expected);
     }
 
+    async fn a_log_that_ends_in_markers_is_read_to_its_end_without_lag_and_committed_beyond_them(backend) {
+        let (topic, kafka) = (backend.topic("markers", 1).await, backend.instance());
+        let mut producer = producer(backend, &unique("id")).await;
+        for ends_well in [true, false] {
+            let transaction = producer.begin().await.unwrap();
+            transaction.send(&topic, &1).await.unwrap().await.unwrap();
+            if ends_well { transaction.commit().await.unwrap() } else { transaction.abort().await.unwrap() }
+        }
+        // A record, its marker, a record that was taken back, and its marker.
+        let (end, key) = (4, TopicPartition::new(topic.as_str(), 0));
+        // The coordinator answers before the last marker is in the log.
+        let asks = |isolation| kafka.get_consumer_with(Vec::<String>::new(), move |c| c.set("isolation.level", isolation));
+        let stable = asks(IsolationLevel::ReadCommitted).await.unwrap();
+        while stable.end_offsets([key.clone()]).await.unwrap()[&key] < end {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        for isolation in [IsolationLevel::ReadCommitted, IsolationLevel::ReadUncommitted] {
+            let group = unique("markers");
+            let settings = |c: dtkafka::ConsumerConfig| c.group_id(&group).set("isolation.level", isolation);
+            let mut consumer = dtkafka::Consumer::new_with(&kafka, [&topic], settings)
+                .unwrap()
+                .register_raw_handler(&topic, async |_: dtkafka::ConsumerRecord| Ok(()))
+                .unwrap();
+            let started = tokio::time::Instant::now();
+            while consumer.lag().get(&key) != Some(&0) {
+                assert!(started.elapsed() < PATIENCE, "{:?}", consumer.lag());
+                consumer.consume(Duration::from_millis(100)).await.unwrap();
+            }
+            consumer.close().await.unwrap();
+            assert_eq!(committed_offset(&kafka, &group, &topic).await, Some(end), "{isolation:?}");
+        }
+        // An open transaction holds back what can be read, and so the lag.
+        let open = producer.begin().await.unwrap();
+        open.send(&topic, &2).await.unwrap().await.unwrap();
+        for (isolation, lag) in [(IsolationLevel::ReadCommitted, 0), (IsolationLevel::ReadUncommitted, 1)] {
+            let consumer = asks(isolation).await.unwrap();
+            consumer.assign([key.clone()]).unwrap();
+            consumer.seek(&key, end).unwrap();
+            let ends = consumer.end_offsets([key.clone()]).await.unwrap();
+            assert_eq!(ends[&key], end + lag, "{isolation:?}");
+            let started = tokio::time::Instant::now();
+            while consumer.lag().get(&key) != Some(&0) || consumer.position(&key).await.unwrap() < end + lag {
+                assert!(started.elapsed() < PATIENCE, "{isolation:?}: {:?}", consumer.lag());
+                consumer.poll(Duration::from_millis(100)).await.unwrap();
+            }
+        }
+        open.abort().await.unwrap();
+        producer.close().await.unwrap();
+    }
+
     async fn a_second_producer_of_the_id_fences_the_first_and_ends_what_it_left_open(backend) {
         let (topic, kafka, id) = (backend.topic("fenced", 1).await, backend.instance(), unique("id"));
         let mut zombie = producer(backend, &id).await;

@@ -41,8 +41,10 @@ impl Core {
                 self.check_tenure(&mut offsets)?;
                 offsets
             }
-            None if self.partitions.is_by_each() => self.partitions.covered(),
-            None => self.partitions.positions(),
+            None if self.partitions.is_by_each() => {
+                self.partitions.frontiers(|key| self.commits.planned(key))
+            }
+            None => self.partitions.positions(|key| self.commits.planned(key)),
         };
         if offsets.is_empty() {
             // In whatever state of the group: what is gone uncommitted was told of above.
@@ -144,7 +146,7 @@ impl Core {
 
     pub(super) fn commit_covered(&mut self, deadline: Instant) {
         let Ok(Some(_)) = self.identity() else { return };
-        let offsets = self.partitions.covered();
+        let offsets = self.partitions.covered(|key| self.commits.planned(key));
         if !offsets.is_empty() {
             self.commits.handle_commit(None, offsets, deadline);
         }

@@ -28,7 +28,7 @@ use super::{
     ledger::Life,
     lookups::{Lookup, Lookups},
     offsets::{CommitAction, Commits, Ticket},
-    partitions::{JobKey, Next, Partitions, Phase, Turn},
+    partitions::{JobKey, Next, Partition, Partitions, Phase, Turn},
 };
 use crate::{
     cluster::Metadata,
@@ -105,6 +105,8 @@ pub(crate) struct Core {
     /// Records were handed out of partitions that were taken away before they were committed: the next commit says so.
     lost: bool,
     closing: Option<Closing>,
+    /// The user's code is at work on what was taken, and may not yield: being at work is proof enough of life.
+    at_work: bool,
     polls: usize,
     auto_commit_at: Option<Instant>,
     errors: VecDeque<Error>,
@@ -151,6 +153,7 @@ impl Core {
             changes: Vec::new(),
             lost: false,
             closing: None,
+            at_work: false,
             polls: 0,
             auto_commit_at: (has_group && settings.enable_auto_commit)
                 .then(|| now + settings.auto_commit_interval),
@@ -261,6 +264,17 @@ impl Core {
         Ok(())
     }
 
+    /// Whether somebody is at work on what is acknowledged one by one. While that is so, and something is outstanding, the
+    /// poll interval does not run: a handler may block the only thread there is.
+    pub(crate) fn set_at_work(&mut self, now: Instant, at_work: bool) {
+        if self.at_work
+            && let Some(member) = &mut self.member
+        {
+            member.handle_alive(now);
+        }
+        self.at_work = at_work;
+    }
+
     /// A poll waits that may never be looked after again.
     pub(crate) fn handle_loose_poll(&mut self, now: Instant) {
         if let Some(member) = &mut self.member {
@@ -270,7 +284,13 @@ impl Core {
 
     /// A record is done. False if the life it was handed out in is over.
     pub(crate) fn handle_done(&mut self, key: &TopicPartition, life: Life, offset: i64) -> bool {
-        self.partitions.done(key, life, offset)
+        let counts = self.partitions.done(key, life, offset);
+        // Of an assignment that is over: it was handled, and another member will handle it again.
+        let is_of_now = |partition: &Partition| partition.account.tenure() <= life;
+        if !counts && matches!(self.mode, Mode::Topics) && !self.partitions.get(key).is_some_and(is_of_now) {
+            self.lost = true;
+        }
+        counts
     }
 
     /// A record comes back unhandled. False if the life it was handed out in is over.
@@ -370,6 +390,9 @@ impl Core {
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         if let Some(member) = &mut self.member {
+            if self.at_work && member.is_overdue(now) && self.partitions.outstanding() > 0 {
+                member.handle_alive(now);
+            }
             member.handle_timeout(now);
         }
         self.run_member(now);

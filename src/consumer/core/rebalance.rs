@@ -197,8 +197,8 @@ impl Core {
         let by_each = self.partitions.is_by_each();
         let mut assigned = partitions.iter().filter_map(|key| self.partitions.get(key));
         self.lost |= assigned.any(|partition| {
-            let position = partition.position();
-            position.is_some_and(|position| partition.account.is_uncommitted(position.next, by_each))
+            let position = partition.position().map(|position| position.next);
+            partition.account.is_uncommitted(position, by_each)
         });
     }
 

@@ -493,6 +493,7 @@ impl Consumer {
             self.interrupted = false;
         }
         engine.follow_plan(plan);
+        engine.client.set_at_work(true);
         Ok(Working { engine, interrupted: &mut self.interrupted, is_done: false })
     }
 
@@ -529,6 +530,7 @@ impl Working<'_> {
 
 impl Drop for Working<'_> {
     fn drop(&mut self) {
+        self.engine.client.set_at_work(false);
         if !self.is_done {
             self.engine.abort_all();
             *self.interrupted = true;
