@@ -3,7 +3,7 @@
 
 use std::{
     fmt,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
 };
 
@@ -55,7 +55,7 @@ impl Stream for RecordStream<'_> {
             return Poll::Ready(None);
         }
         // Shares the runtime with the driver however many records are buffered.
-        let budget = ready!(tokio::task::coop::poll_proceed(context));
+        ready!(pin!(tokio::task::consume_budget()).poll(context));
         if self.waiting.is_none() {
             let polling = match Polling::begin(self.shared) {
                 Ok(polling) => polling,
@@ -65,7 +65,6 @@ impl Stream for RecordStream<'_> {
                 }
             };
             if let Some(item) = take_one(&polling).transpose() {
-                budget.made_progress();
                 return Poll::Ready(Some(item));
             }
             let changed = self.listen();
@@ -79,7 +78,6 @@ impl Stream for RecordStream<'_> {
             // Listening began before this look, so nothing that happens after it is missed.
             if let Some(item) = take_one(&waiting.polling).transpose() {
                 self.waiting = None;
-                budget.made_progress();
                 return Poll::Ready(Some(item));
             }
             if waiting.alive.as_mut().poll(context).is_ready() {

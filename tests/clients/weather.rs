@@ -279,6 +279,50 @@ fn calls_outside_a_runtime_or_in_one_without_timers_or_io_are_errors() {
     assert!(error.kind() == ErrorKind::Config && error.to_string().contains("enable_io()"), "{error}");
 }
 
+/// Nothing but the client's own tickets keeps five requests in flight in order: no sequence, and no luck with the runtime.
+#[test]
+fn records_without_idempotence_stay_in_order_on_every_runtime() {
+    const PARTITIONS: i32 = 3;
+    const EACH: usize = 3000;
+    let builders = [tokio::runtime::Builder::new_current_thread, tokio::runtime::Builder::new_multi_thread];
+    for (builder, acks) in builders.into_iter().flat_map(|builder| [(builder, "all"), (builder, "0")]) {
+        builder().enable_all().build().unwrap().block_on(async {
+            let broker = EmbeddedBroker::builder().brokers(2).start().await.unwrap();
+            broker.create_topic("t", PARTITIONS).unwrap();
+            let config = config(broker.bootstrap_servers())
+                .set("enable.idempotence", false)
+                .set("acks", acks)
+                .set("linger.ms", 0)
+                .set("batch.size", 200);
+            let producer = KafkaInstance::new(config).unwrap().get_producer().await.unwrap();
+            let partitions = (0..PARTITIONS).map(|partition| {
+                let producer = producer.clone();
+                tokio::spawn(async move {
+                    for n in 0..EACH {
+                        let value = n.to_string();
+                        let record = dtkafka::ProducerRecord::new("t").partition(partition).value(&value);
+                        drop(producer.send_record(record).await.unwrap());
+                        if n % 7 == 0 {
+                            tokio::task::yield_now().await;
+                        }
+                    }
+                })
+            });
+            for partition in partitions.collect::<Vec<_>>() {
+                partition.await.unwrap();
+            }
+            producer.flush().await.unwrap();
+            broker.wait_for_records("t", PARTITIONS as usize * EACH, PATIENCE).await.unwrap();
+            for partition in 0..PARTITIONS {
+                let records = broker.records("t", partition).unwrap();
+                let values: Vec<usize> =
+                    records.iter().map(|record| record.value_text().unwrap().parse().unwrap()).collect();
+                assert_eq!(values, (0..EACH).collect::<Vec<_>>(), "acks={acks}, partition {partition}");
+            }
+        });
+    }
+}
+
 #[tokio::test]
 async fn a_plaintext_client_on_a_tls_port_is_told_at_once_also_where_others_would_wait() {
     use dtkafka_testcontainers::{Certificates, Listener};
