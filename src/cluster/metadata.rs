@@ -9,7 +9,10 @@ use super::refresh::Found;
 pub(crate) use crate::error::code::UNKNOWN_TOPIC_OR_PARTITION;
 use crate::{
     config::settings::Address,
-    error::{Error, ErrorCode, ErrorKind, code::LEADER_NOT_AVAILABLE},
+    error::{
+        Error, ErrorCode, ErrorKind,
+        code::{INVALID_PARTITIONS, LEADER_NOT_AVAILABLE},
+    },
     wire,
 };
 
@@ -31,6 +34,13 @@ pub(crate) struct Broker {
     pub(crate) address: Address,
     pub(crate) rack: Option<String>,
 }
+
+/// No cluster has more; what an answer lists beyond is passed over.
+const MOST_BROKERS: usize = 10_000;
+
+/// No topic has more. One that is said to have is not used: a client keeps something for each, and where keys go rests on the
+/// number.
+const MOST_PARTITIONS: usize = 40_000;
 
 /// All zeros from brokers older than 2.8.
 pub(crate) type TopicId = [u8; 16];
@@ -171,7 +181,7 @@ impl Metadata {
     ) -> Self {
         let version = self.version + 1;
         let mut brokers = BTreeMap::new();
-        for broker in answer.brokers {
+        for broker in answer.brokers.into_iter().take(MOST_BROKERS) {
             let Some(address) = address(broker.node_id, &broker.host, broker.port) else { continue };
             let rack = broker.rack.map(|rack| rack.to_string());
             // Of a broker that is listed twice the first counts.
@@ -223,29 +233,40 @@ fn merge_topic(
     let known = known.filter(|known| known.id == id);
     // A topic has no more partitions than the answer lists, so this cannot grow by an unchecked number.
     let listed = answer.partitions.len();
-    let mut fresh = BTreeMap::new();
+    if listed > MOST_PARTITIONS {
+        tracing::debug!(listed, "a topic is said to have more partitions than any; it is not used");
+        return Topic {
+            id,
+            told_in: version,
+            error: Some(ErrorCode(INVALID_PARTITIONS)),
+            partitions: Vec::new(),
+        };
+    }
+    let mut partitions: Vec<Option<Partition>> = Vec::new();
+    partitions.resize_with(listed, || None);
     for partition in answer.partitions {
         let Some(index) = usize::try_from(partition.partition_index).ok().filter(|index| *index < listed)
         else {
             continue;
         };
-        // Of a partition that is listed twice the first counts.
-        fresh.entry(index).or_insert_with(|| Partition {
-            leader: (partition.leader_id >= 0).then_some(partition.leader_id),
-            leader_epoch: partition.leader_epoch,
-            replicas: partition.replica_nodes,
-            in_sync_replicas: partition.isr_nodes,
-        });
-    }
-    let count = fresh.last_key_value().map_or(0, |(last, _)| last + 1);
-    let mut partitions = vec![Partition::UNKNOWN; count];
-    for (index, fresh) in fresh {
         let newer = known
             .and_then(|known| known.partitions.get(index))
-            .filter(|known| fresh.leader_epoch >= 0 && known.leader_epoch > fresh.leader_epoch);
-        // KIP-320: a broker that lags behind must not lead us back to an old leader.
-        partitions[index] = newer.cloned().unwrap_or(fresh);
+            .filter(|known| partition.leader_epoch >= 0 && known.leader_epoch > partition.leader_epoch);
+        // Of a partition that is listed twice the first counts.
+        partitions[index].get_or_insert_with(|| match newer {
+            // KIP-320: a broker that lags behind must not lead us back to an old leader.
+            Some(newer) => newer.clone(),
+            None => Partition {
+                leader: (partition.leader_id >= 0).then_some(partition.leader_id),
+                leader_epoch: partition.leader_epoch,
+                replicas: partition.replica_nodes,
+                in_sync_replicas: partition.isr_nodes,
+            },
+        });
     }
+    while partitions.pop_if(|last| last.is_none()).is_some() {}
+    // In the same memory.
+    let partitions = partitions.into_iter().map(|known| known.unwrap_or(Partition::UNKNOWN)).collect();
     let error = (answer.error_code != 0).then_some(ErrorCode(answer.error_code));
     Topic { id, told_in: version, error, partitions }
 }
@@ -297,6 +318,28 @@ mod tests {
 
     fn all(_: &str) -> bool {
         true
+    }
+
+    #[test]
+    fn a_topic_with_more_partitions_than_any_has_is_not_used() {
+        let merge = |count| {
+            let answer = answer(vec![topic("t", &vec![(1, 0); count])]);
+            Metadata::default().merge(answer, &["t".into()], all)
+        };
+        assert!(merge(MOST_PARTITIONS).is_usable("t"));
+        let merged = merge(MOST_PARTITIONS + 1);
+        assert!(merged.permanent_error("t").is_some() && merged.topics["t"].partitions.is_empty());
+    }
+
+    #[test]
+    fn of_more_brokers_than_any_cluster_has_the_first_count() {
+        let mut many = answer(vec![]);
+        let broker = many.brokers[0].clone();
+        let ids = 0..MOST_BROKERS as i32 + 10;
+        many.brokers = ids.map(|node_id| MetadataResponseBroker { node_id, ..broker.clone() }).collect();
+        let merged = Metadata::default().merge(many, &[], all);
+        assert_eq!(merged.brokers.len(), MOST_BROKERS);
+        assert_eq!(merged.brokers.last_key_value().map(|(id, _)| *id), Some(MOST_BROKERS as i32 - 1));
     }
 
     #[test]

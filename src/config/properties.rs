@@ -123,7 +123,7 @@ pub(crate) static PROPERTIES: &[Property] = &[
     row("metadata.recovery.rebootstrap.trigger.ms", &[], Millis(0, LONG), Some("300000"), Every, "without any metadata for that long bootstrap.servers alone are asked (KIP-1102)"),
     row("connections.max.idle.ms", &[], Millis(1, LONG), Some("230000"), Every, "idle connections are closed; ours is below the 4 minutes after which cloud load balancers drop them silently"),
     row("allow.auto.create.topics", &[], Flag, Some("true"), Every, "whether asking for an unknown topic may create it"),
-    row("receive.message.max.bytes", &[], Bytes(1024, INT), None, Every, "largest answer accepted; 100 MiB, or more where fetch.max.bytes wants it"),
+    row("receive.message.max.bytes", &[], Bytes(1024, INT), None, Every, "largest answer accepted; if not set, 32 MiB of a Fetch, or more where fetch.max.bytes wants it, and 4 MiB of any other, which tells of 100,000 partitions"),
     // Producer
     row("acks", &["request.required.acks"], Choice(Acks::ACCEPTED), Some("all"), Producer, "replicas that must have a record"),
     row("enable.idempotence", &[], Flag, Some("true"), Producer, "no duplicates by retries; goes off by itself where acks, retries or in-flight forbid it (KIP-679)"),

@@ -24,6 +24,11 @@ use crate::{
     group::assignor::Assignor,
 };
 
+/// The largest answers accepted unless it is set. No batch of ordinary size comes near the first, and the second tells of
+/// 100,000 partitions with three replicas each; the memory that a broker can make a client take follows from both.
+const LARGEST_FETCH: i64 = 32 << 20;
+const LARGEST_OTHER: i64 = 4 << 20;
+
 /// Every source merged, and what is wrong with it.
 #[derive(Default)]
 pub(super) struct Effective {
@@ -153,8 +158,8 @@ impl KafkaConfig {
             }
         }
         let fetch = all.number("fetch.max.bytes").max(all.number("max.partition.fetch.bytes"));
-        let derived = fetch.saturating_add(1 << 20).clamp(100 << 20, i64::from(i32::MAX));
-        let largest = if all.is_set("receive.message.max.bytes") {
+        let derived = fetch.saturating_add(1 << 20).clamp(LARGEST_FETCH, i64::from(i32::MAX));
+        let (largest, largest_other) = if all.is_set("receive.message.max.bytes") {
             let largest = all.number("receive.message.max.bytes");
             // A fetch answer has room for its headers besides the records.
             if largest < fetch.saturating_add(512).min(i64::from(i32::MAX)) {
@@ -164,9 +169,9 @@ impl KafkaConfig {
                     fetch.saturating_add(512)
                 ));
             }
-            largest
+            (largest, largest)
         } else {
-            derived
+            (derived, LARGEST_OTHER)
         };
         ClientSettings {
             bootstrap,
@@ -194,6 +199,7 @@ impl KafkaConfig {
             default_api_timeout: all.millis("default.api.timeout.ms"),
             allow_auto_create_topics: all.flag("allow.auto.create.topics"),
             receive_message_max_bytes: usize::try_from(largest).unwrap_or(usize::MAX),
+            receive_other_max_bytes: usize::try_from(largest_other).unwrap_or(usize::MAX),
             route: self.route.clone(),
             environment: self.environment.clone(),
         }

@@ -145,7 +145,10 @@ pub(crate) struct ClientSettings {
     /// `allow.auto.create.topics`
     pub(crate) allow_auto_create_topics: bool,
     /// The largest answer accepted from a broker, in bytes.
+    /// Of a Fetch.
     pub(crate) receive_message_max_bytes: usize,
+    /// Of any other request.
+    pub(crate) receive_other_max_bytes: usize,
     /// How streams to brokers are opened.
     pub(crate) route: Route,
     /// Where randomness and wall clock come from.

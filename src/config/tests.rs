@@ -53,7 +53,7 @@ fn defaults_are_those_of_java_with_ours_where_documented() {
     assert_eq!(&*client.client_id, "dtkafka");
     assert!(client.tls.is_none() && client.sasl.is_none() && client.allow_auto_create_topics);
     assert_eq!(client.connections_max_idle, Duration::from_secs(230));
-    assert_eq!(client.receive_message_max_bytes, 100 << 20);
+    assert_eq!((client.receive_message_max_bytes, client.receive_other_max_bytes), (32 << 20, 4 << 20));
     let producer = local().resolve_producer().unwrap();
     assert!(producer.idempotence && producer.acks == Acks::All && producer.compression == Compression::None);
     assert_eq!((producer.linger, producer.batch_size), (Duration::from_millis(5), 131_072));
@@ -289,7 +289,10 @@ fn dependent_defaults_follow_the_values_that_were_set() {
     let config = local().set("request.timeout.ms", 400);
     assert_eq!(config.resolve_consumer().unwrap().fetch_max_wait, Duration::from_millis(200));
     let config = local().set("fetch.max.bytes", 300 << 20);
-    assert_eq!(config.resolve_client().unwrap().receive_message_max_bytes, 301 << 20);
+    let client = config.resolve_client().unwrap();
+    assert_eq!((client.receive_message_max_bytes, client.receive_other_max_bytes), (301 << 20, 4 << 20));
+    let client = local().set("receive.message.max.bytes", 40 << 20).resolve_client().unwrap();
+    assert_eq!((client.receive_message_max_bytes, client.receive_other_max_bytes), (40 << 20, 40 << 20));
     let consumer = |config: KafkaConfig| config.resolve_consumer().unwrap().max_decompressed_bytes;
     assert_eq!(consumer(local()), 32 << 20);
     assert_eq!(consumer(local().set("fetch.max.bytes", 50 << 20)), 200 << 20);

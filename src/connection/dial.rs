@@ -12,7 +12,7 @@ use super::{
     fault_error,
     order::Order,
     sasl,
-    stream::{Notices, Stream},
+    stream::{Limits, Notices, Stream},
     tls::Tls,
     too_large,
     transport::{Opened, Target, TransportStream},
@@ -190,10 +190,12 @@ async fn set_up(
     versions_version: i16,
     deadline: Instant,
 ) -> Result<Connection, Failure> {
-    let max_answer = settings.receive_message_max_bytes;
+    let limits =
+        Limits { fetch: settings.receive_message_max_bytes, other: settings.receive_other_max_bytes };
     // Whoever answers is not known yet.
-    let (stream, notices) = Stream::new(io, max_answer.min(SETUP_MAX_ANSWER));
-    let mut channel = Channel::new(stream, max_answer, Arc::clone(&settings.client_id));
+    let small = limits.other.min(SETUP_MAX_ANSWER);
+    let (stream, notices) = Stream::new(io, Limits { fetch: small, other: small });
+    let mut channel = Channel::new(stream, limits.fetch.max(limits.other), Arc::clone(&settings.client_id));
     let (versions, features) =
         ask_versions(&mut channel, &notices, settings, versions_version, deadline).await?;
     channel.set_versions(&versions);
@@ -205,7 +207,7 @@ async fn set_up(
         let percent = 85 + settings.environment.rng().below(11) as u32;
         reauthenticate_by = lifetime.map(|lifetime| now() + lifetime.mul_f64(f64::from(percent) / 100.0));
     }
-    notices.set_max_answer(max_answer);
+    notices.set_limits(limits);
     Ok(Connection {
         channel,
         notices,
@@ -215,7 +217,6 @@ async fn set_up(
         features,
         pauses: Arc::default(),
         request_timeout: settings.request_timeout,
-        max_answer,
         without_sasl: settings.sasl.is_none(),
         reauthenticate_by,
         spent: false.into(),
@@ -273,15 +274,14 @@ async fn ask_versions(
 
 fn versions_error(error: ChannelError, notices: &Notices, settings: &ClientSettings) -> Failure {
     if let Some(fault) = notices.fault() {
-        let limit = settings.receive_message_max_bytes.min(SETUP_MAX_ANSWER);
-        return fault_error(fault, ErrorKind::Connect(Stage::Api), limit).into();
+        return fault_error(fault, ErrorKind::Connect(Stage::Api)).into();
     }
     match error {
         ChannelError::Lost(text) if notices.was_refused() => {
             closed_on_versions(&text, settings).with_permanent().into()
         }
         ChannelError::Lost(text) => Failure::ClosedOnVersions(text),
-        ChannelError::TooLarge { actual } => too_large(actual, settings.receive_message_max_bytes).into(),
+        ChannelError::TooLarge { actual } => too_large(actual, None).into(),
         ChannelError::Encode(text) | ChannelError::Decode(text) => {
             Error::new(ErrorKind::Connect(Stage::Api), format!("what answered does not speak Kafka: {text}"))
                 .with_api(wire::ApiVersionsRequest::NAME)

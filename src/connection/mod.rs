@@ -52,7 +52,6 @@ pub(crate) struct Connection {
     features: BTreeMap<String, i16>,
     pauses: Arc<Pauses>,
     request_timeout: Duration,
-    max_answer: usize,
     /// SASL was not asked for: the broker may close the connection because it wants it.
     without_sasl: bool,
     reauthenticate_by: Option<Instant>,
@@ -291,12 +290,12 @@ impl Connection {
                 .with_address(self.address.to_string()),
             ChannelError::TooLarge { actual } => {
                 self.end();
-                too_large(actual, self.max_answer).with_api(R::NAME).with_address(self.address.to_string())
+                too_large(actual, None).with_api(R::NAME).with_address(self.address.to_string())
             }
             ChannelError::Lost(text) => {
                 self.end();
                 match self.notices.fault() {
-                    Some(fault) => fault_error(fault, ErrorKind::Disconnected, self.max_answer)
+                    Some(fault) => fault_error(fault, ErrorKind::Disconnected)
                         .with_api(R::NAME)
                         .with_address(self.address.to_string()),
                     None => self.disconnected::<R>(&text),
@@ -357,13 +356,14 @@ impl Drop for Connection {
     }
 }
 
-fn too_large(actual: usize, limit: usize) -> Error {
-    Error::protocol(format!("the broker's answer has {actual} bytes, more than the limit of {limit}"))
+fn too_large(actual: usize, limit: Option<usize>) -> Error {
+    let limit = limit.map_or_else(|| "the limit".to_owned(), |limit| format!("the limit of {limit}"));
+    Error::protocol(format!("the broker's answer has {actual} bytes, more than {limit}"))
         .with_hint("raise receive.message.max.bytes, or lower fetch.max.bytes")
 }
 
 /// Why a peer's bytes ended the connection, and what that means for the settings.
-fn fault_error(fault: Fault, kind: ErrorKind, max_answer: usize) -> Error {
+fn fault_error(fault: Fault, kind: ErrorKind) -> Error {
     const STRANGER: &str = "check host and port in bootstrap.servers and security.protocol; if it is a broker, raise \
                             receive.message.max.bytes";
     let permanent = |text: String, hint| Error::new(kind, text).with_hint(hint).with_permanent();
@@ -380,7 +380,7 @@ fn fault_error(fault: Fault, kind: ErrorKind, max_answer: usize) -> Error {
             format!("what answered does not speak Kafka: it sent {:?}", bytes.escape_ascii().to_string()),
             STRANGER,
         ),
-        Fault::TooLarge(actual) => too_large(actual, max_answer),
+        Fault::TooLarge { actual, limit } => too_large(actual, Some(limit)),
         Fault::Length(length) => {
             Error::new(kind, format!("the broker announced an answer of {length} bytes"))
                 .with_hint("see to what is between this client and the broker")

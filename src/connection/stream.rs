@@ -12,7 +12,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker, ready},
 };
@@ -20,7 +20,11 @@ use std::{
 use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{tls::is_refusal, transport::TransportStream};
+use super::{
+    api::wire::{Api, FetchRequest},
+    tls::is_refusal,
+    transport::TransportStream,
+};
 use crate::time::{self, Instant};
 
 /// What the stream has noticed, and what it is told; shared with the connection.
@@ -39,8 +43,8 @@ pub(crate) struct Notices {
     stalled: Mutex<Option<Instant>>,
     /// No answer will come to the next frame.
     next_unanswered: AtomicBool,
-    /// The largest answer accepted now.
-    max_answer: AtomicUsize,
+    /// The largest answers accepted now.
+    limits: Mutex<Limits>,
     reader: AtomicWaker,
     writer: AtomicWaker,
     /// Who waits for an answer, by ticket: the messenger keeps them in no order, and would end them in any.
@@ -120,8 +124,12 @@ impl Notices {
         self.next_unanswered.store(false, Ordering::Release);
     }
 
-    pub(crate) fn set_max_answer(&self, bytes: usize) {
-        self.max_answer.store(bytes, Ordering::Release);
+    pub(crate) fn set_limits(&self, limits: Limits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+    }
+
+    fn limits(&self) -> Limits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn count_begun(&self) {
@@ -142,6 +150,21 @@ impl Notices {
     }
 }
 
+/// The largest answers accepted, in bytes. What is no Fetch has no records: whole clusters are told of in a few MiB, and
+/// what is read of an answer takes a multiple of its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Limits {
+    pub(crate) fetch: usize,
+    pub(crate) other: usize,
+}
+
+/// A request that waits for its answer.
+#[derive(Debug, Clone, Copy)]
+struct Unanswered {
+    id: i32,
+    fetches: bool,
+}
+
 /// Why a connection was ended from this side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -154,7 +177,7 @@ pub(crate) enum Fault {
     /// A later answer's length is none.
     Length(i32),
     /// An answer is larger than the limit.
-    TooLarge(usize),
+    TooLarge { actual: usize, limit: usize },
     /// An answer to a request that was not sent, or was answered before.
     Unasked(i32),
 }
@@ -178,8 +201,8 @@ pub(crate) struct Stream {
     answer_left: usize,
     /// The first answer's head was looked at.
     greeted: bool,
-    /// Correlation ids of frames that wait for their answer, in the order in which they were written.
-    unanswered: VecDeque<i32>,
+    /// Frames that wait for their answer, in the order in which they were written.
+    unanswered: VecDeque<Unanswered>,
     /// Answers to be made up, and the one that is handed out now: a length of 4 and the correlation id.
     made_up: VecDeque<i32>,
     made_up_answer: [u8; HEAD],
@@ -197,9 +220,9 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    pub(crate) fn new(io: impl TransportStream, max_answer: usize) -> (Self, Arc<Notices>) {
+    pub(crate) fn new(io: impl TransportStream, limits: Limits) -> (Self, Arc<Notices>) {
         let notices = Arc::new(Notices::default());
-        notices.set_max_answer(max_answer);
+        notices.set_limits(limits);
         let stream = Self {
             io: Some(Box::new(io)),
             notices: Arc::clone(&notices),
@@ -271,17 +294,22 @@ impl Stream {
         loop {
             let ahead = &self.ahead[self.ahead_start..self.ahead_end];
             if let Some(&length) = ahead.first_chunk::<4>() {
-                let limit = self.notices.max_answer.load(Ordering::Acquire);
-                let length = match check_length(length, limit, self.greeted) {
+                let limits = self.notices.limits();
+                let length = match check_length(length, limits.fetch.max(limits.other), self.greeted) {
                     Ok(length) => length,
                     Err(fault) => return Poll::Ready(Err(self.fail(fault))),
                 };
                 if let Some(&id) = ahead[4..].first_chunk::<4>() {
                     let id = i32::from_be_bytes(id);
-                    let Some(place) = self.unanswered.iter().position(|asked| *asked == id) else {
+                    let Some(place) = self.unanswered.iter().position(|asked| asked.id == id) else {
                         return Poll::Ready(Err(self.fail(Fault::Unasked(id))));
                     };
-                    self.unanswered.remove(place);
+                    let fetches = self.unanswered.remove(place).is_some_and(|asked| asked.fetches);
+                    let limit = if fetches { limits.fetch } else { limits.other };
+                    // The length counts the id.
+                    if length + 4 > limit {
+                        return Poll::Ready(Err(self.fail(Fault::TooLarge { actual: length + 4, limit })));
+                    }
                     self.greeted = true;
                     self.answer_left = HEAD + length;
                     return Poll::Ready(Ok(false));
@@ -365,12 +393,13 @@ impl Stream {
     /// Notes who waits for an answer, before the first byte of the request can be on its way.
     fn name(&mut self, message: &[u8]) {
         self.unnamed = false;
-        let Some(id) = message.get(4..8).and_then(|id| id.first_chunk::<4>()) else { return };
+        let Some([key_high, key_low, _, _, id @ ..]) = message.first_chunk::<8>() else { return };
+        let fetches = i16::from_be_bytes([*key_high, *key_low]) == FetchRequest::KEY;
         let id = i32::from_be_bytes(*id);
         if self.notices.next_unanswered.swap(false, Ordering::AcqRel) {
             self.answer_none = Some(id);
         } else {
-            self.unanswered.push_back(id);
+            self.unanswered.push_back(Unanswered { id, fetches });
         }
     }
 
@@ -420,7 +449,7 @@ fn check_length(bytes: [u8; 4], limit: usize, greeted: bool) -> Result<usize, Fa
         (None, _) => Err(usize::try_from(length)
             .ok()
             .filter(|length| *length > limit)
-            .map_or(Fault::Length(length), Fault::TooLarge)),
+            .map_or(Fault::Length(length), |actual| Fault::TooLarge { actual, limit })),
     }
 }
 
@@ -514,6 +543,10 @@ mod tests {
         [&(4 + body.len() as i32).to_be_bytes()[..], &id.to_be_bytes(), body].concat()
     }
 
+    fn both(limit: usize) -> Limits {
+        Limits { fetch: limit, other: limit }
+    }
+
     /// Reads one answer as the messenger does.
     async fn read(stream: &mut Stream) -> io::Result<(i32, Vec<u8>)> {
         let length = stream.read_u32().await? as usize;
@@ -525,7 +558,7 @@ mod tests {
     /// A stream that has asked for 0, 1, 2 and 3, and the peer's end behind these requests.
     async fn asked(max_answer: usize) -> (Stream, Arc<Notices>, DuplexStream) {
         let (near, mut far) = tokio::io::duplex(1 << 20);
-        let (mut stream, notices) = Stream::new(near, max_answer);
+        let (mut stream, notices) = Stream::new(near, both(max_answer));
         for id in 0..4 {
             ask(&mut stream, id, b"").await.unwrap();
         }
@@ -537,7 +570,7 @@ mod tests {
     async fn length_and_message_cross_together_whatever_the_pieces() {
         for capacity in [1, 2, 3, 5, 64] {
             let (near, mut far) = tokio::io::duplex(capacity);
-            let (mut stream, notices) = Stream::new(near, 1000);
+            let (mut stream, notices) = Stream::new(near, both(1000));
             let write = async {
                 for (id, message) in [(7, &b"hello broker"[..]), (8, b""), (9, b"abcd")] {
                     ask(&mut stream, id, message).await.unwrap();
@@ -560,7 +593,7 @@ mod tests {
         let big = vec![9u8; 3 * READ_BUFFER];
         for capacity in [1, 3, 100, 1 << 20] {
             let (near, mut far) = tokio::io::duplex(capacity);
-            let (mut stream, notices) = Stream::new(near, 1 << 20);
+            let (mut stream, notices) = Stream::new(near, both(1 << 20));
             let sent = [answer(2, &big), answer(0, b"hello"), answer(1, b"")].concat();
             let peer = async move {
                 far.read_exact(&mut [0; 3 * 12]).await.unwrap();
@@ -601,8 +634,8 @@ mod tests {
             (-1, Fault::Length(-1)),
             (i32::MIN, Fault::Length(i32::MIN)),
             (3, Fault::Length(3)),
-            (1001, Fault::TooLarge(1001)),
-            (i32::MAX, Fault::TooLarge(i32::MAX as usize)),
+            (1001, Fault::TooLarge { actual: 1001, limit: 1000 }),
+            (i32::MAX, Fault::TooLarge { actual: i32::MAX as usize, limit: 1000 }),
         ] {
             let (mut stream, notices, mut far) = asked(1000).await;
             far.write_all(&answer(0, b"")).await.unwrap();
@@ -614,9 +647,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_no_fetch_has_a_limit_of_its_own() {
+        for (key, length, is_good) in [(1, 900, true), (1, 1001, false), (3, 100, true), (3, 101, false)] {
+            let (near, mut far) = tokio::io::duplex(1 << 20);
+            let (mut stream, notices) = Stream::new(near, Limits { fetch: 1000, other: 100 });
+            // Before the first answer it would be a stranger's.
+            stream.greeted = true;
+            stream.write_all(&8_i32.to_be_bytes()).await.unwrap();
+            stream.write_all(&[0, key, 0, 0, 0, 0, 0, 0]).await.unwrap();
+            far.write_all(&answer(0, &vec![7; length - 4])).await.unwrap();
+            if is_good {
+                assert_eq!(read(&mut stream).await.unwrap().1.len(), length - 4);
+                continue;
+            }
+            assert!(stream.read_u8().await.is_err());
+            let limit = if key == 1 { 1000 } else { 100 };
+            assert_eq!(notices.fault(), Some(Fault::TooLarge { actual: length, limit }), "{key}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_write_that_waits_for_its_peer_ends_with_the_stream() {
         let (near, _far) = tokio::io::duplex(16);
-        let (mut stream, notices) = Stream::new(near, 1000);
+        let (mut stream, notices) = Stream::new(near, both(1000));
         let end = async {
             tokio::task::yield_now().await;
             assert!(notices.stalled_since().is_some());
@@ -631,7 +684,7 @@ mod tests {
     #[tokio::test]
     async fn a_peer_that_answers_and_closes_before_the_flush_is_no_failed_write() {
         let (near, mut far) = tokio::io::duplex(1 << 10);
-        let (mut stream, notices) = Stream::new(near, 1000);
+        let (mut stream, notices) = Stream::new(near, both(1000));
         stream.write_all(&8_i32.to_be_bytes()).await.unwrap();
         stream.write_all(&[0, 0, 0, 0, 0, 0, 0, 7]).await.unwrap();
         far.write_all(&answer(7, b"no")).await.unwrap();
@@ -645,7 +698,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_without_answer_gets_one_that_is_made_up() {
         let (near, mut far) = tokio::io::duplex(1 << 20);
-        let (mut stream, notices) = Stream::new(near, 1000);
+        let (mut stream, notices) = Stream::new(near, both(1000));
         ask(&mut stream, 0, b"").await.unwrap();
         notices.expect_no_answer();
         ask(&mut stream, 1, b"").await.unwrap();

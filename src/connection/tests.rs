@@ -36,6 +36,7 @@ fn settings() -> ClientSettings {
         default_api_timeout: second,
         allow_auto_create_topics: true,
         receive_message_max_bytes: 1 << 20,
+        receive_other_max_bytes: 1 << 20,
         route: Route::default(),
         environment: Environment::default(),
     }
@@ -412,7 +413,8 @@ async fn an_answer_above_the_limit_names_the_setting() {
         peer.0.write_all(&vec![0; 5000]).await.unwrap();
         pending::<()>().await;
     };
-    let settings = ClientSettings { receive_message_max_bytes: 4000, ..settings() };
+    let settings =
+        ClientSettings { receive_message_max_bytes: 4000, receive_other_max_bytes: 4000, ..settings() };
     let client = async {
         let connection = dial(&address, &settings).await.unwrap();
         let error = connection.call(wire::HeartbeatRequest::default(), soon()).await.unwrap_err();

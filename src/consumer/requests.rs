@@ -37,6 +37,9 @@ use crate::{
 /// The protocol type of classic consumer groups.
 const CONSUMER: &str = "consumer";
 
+/// Groups have some hundred members, thousands at most: what is read of each takes a multiple of its bytes.
+const MOST_MEMBERS: usize = 20_000;
+
 /// One request of a membership to its coordinator.
 pub(super) async fn group(shared: &Shared, request: Request, deadline: Instant) -> Result<Answer> {
     let consumer = &shared.settings;
@@ -154,6 +157,13 @@ fn joined(answer: wire::JoinGroupResponse) -> Result<Answer> {
             instance_id: member.group_instance_id.map(|id| id.to_string()),
         }
     };
+    if answer.members.len() > MOST_MEMBERS {
+        return Err(Error::protocol(format!(
+            "the coordinator names {} members of the group, more than {MOST_MEMBERS}",
+            answer.members.len()
+        ))
+        .with_api("JoinGroup"));
+    }
     Ok(Answer::Join {
         error: answer.error_code,
         generation: answer.generation_id,

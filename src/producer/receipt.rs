@@ -177,7 +177,9 @@ impl Future for Delivery {
                     continue;
                 }
             };
-            let offset = if ack.base_offset < 0 { -1 } else { ack.base_offset + i64::from(this.index) };
+            // What no log has is not known.
+            let offset = ack.base_offset.checked_add(i64::from(this.index));
+            let offset = offset.filter(|_| ack.base_offset >= 0).unwrap_or(-1);
             let timestamp = if ack.log_append_time < 0 { this.timestamp } else { ack.log_append_time };
             return Poll::Ready(Ok(RecordMetadata {
                 topic: Arc::clone(&this.receipt.topic),
@@ -227,6 +229,15 @@ mod tests {
         assert_eq!(first.await.unwrap().offset, 40);
         let third = third.await.unwrap();
         assert_eq!((third.offset, third.timestamp, third.partition), (42, 9, 3));
+    }
+
+    #[tokio::test]
+    async fn an_offset_that_cannot_be_is_not_known_and_no_panic() {
+        for (base, expected) in [(-1, -1), (i64::MIN, -1), (i64::MAX - 1, -1), (i64::MAX - 2, i64::MAX)] {
+            let receipt = Receipt::new("orders".into(), 0);
+            receipt.resolve(acknowledged(base));
+            assert_eq!(Delivery::new(receipt, 2, 0).await.unwrap().offset, expected, "{base}");
+        }
     }
 
     #[tokio::test]

@@ -39,6 +39,10 @@ pub(crate) const ignorable: bool = true;
 const MEMORY_PER_BYTE: usize = 16;
 /// The same for answers of a few bytes.
 const MEMORY_AT_LEAST: usize = 1024;
+/// And for large ones in all. An answer of 4 MiB about 100,000 partitions with three replicas each takes that.
+const MEMORY_AT_MOST: usize = 14 << 20;
+/// Per byte of an answer that is larger than any that is accepted unless the user wants it.
+const MEMORY_PER_BYTE_OF_MANY: usize = 5;
 
 /// Reads one message.
 pub(crate) struct Reader {
@@ -55,9 +59,12 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    pub(crate) fn new(bytes: Bytes, version: i16, flexible: bool) -> Self {
+    /// `holds_records`: the size of the answer says nothing of how many elements it has.
+    pub(crate) fn new(bytes: Bytes, version: i16, flexible: bool, holds_records: bool) -> Self {
         let end = bytes.len();
+        let by_size = if holds_records { 0 } else { end.saturating_mul(MEMORY_PER_BYTE_OF_MANY) };
         let memory = end.saturating_mul(MEMORY_PER_BYTE).saturating_add(MEMORY_AT_LEAST);
+        let memory = memory.min(MEMORY_AT_MOST.max(by_size));
         Self { bytes, at: 0, end, memory, version, flexible, field: "" }
     }
 
@@ -158,7 +165,7 @@ impl Reader {
         let needed = count.saturating_mul(size_of::<T>());
         let Some(rest) = self.memory.checked_sub(needed) else {
             return Err(self.error(format!(
-                "{count} elements would take {needed} bytes, more than {MEMORY_PER_BYTE} times what the answer has"
+                "{count} elements would take {needed} bytes, far more than what the answer has"
             )));
         };
         self.memory = rest;

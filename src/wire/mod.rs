@@ -69,7 +69,7 @@ pub(crate) trait Api: Field + Send + 'static {
 
     /// Reads an answer to its last byte. Its strings and bytes stay slices of `body`.
     fn decode(body: Bytes, version: i16) -> Result<Self::Response, WireError> {
-        decode(body, version, version >= Self::FLEXIBLE)
+        decode(body, version, version >= Self::FLEXIBLE, Self::KEY == FetchRequest::KEY)
     }
 
     /// The bytes of an answer, for peers in tests.
@@ -180,8 +180,8 @@ fn encode(message: &impl Field, version: i16, flexible: bool, out: &mut Vec<u8>)
     message.write(&mut Writer::new(Some(out), version, flexible))
 }
 
-fn decode<T: Field>(bytes: Bytes, version: i16, flexible: bool) -> Result<T, WireError> {
-    let mut reader = Reader::new(bytes, version, flexible);
+fn decode<T: Field>(bytes: Bytes, version: i16, flexible: bool, holds_records: bool) -> Result<T, WireError> {
+    let mut reader = Reader::new(bytes, version, flexible, holds_records);
     let message = T::read(&mut reader)?;
     match reader.left() {
         0 => Ok(message),
