@@ -3,7 +3,7 @@
 //! Implements the producer's side of KIP-98 (sequences), KIP-126 (splitting), KIP-360 (recovery by a new epoch) and
 //! KIP-951's codes. A batch that may be in the log is never sent under another stamp.
 
-use crate::error::ErrorCode;
+use crate::error::{ErrorCode, code as told};
 
 /// What is known of the batch besides the answer.
 #[derive(Debug, Clone, Copy)]
@@ -48,15 +48,19 @@ pub(crate) enum Decision {
 pub(crate) fn decide(code: ErrorCode, context: Context) -> Decision {
     let fail = Decision::Fail { possibly_written: context.possibly_written };
     match code.0 {
-        0 => Decision::Acknowledge,
-        // DUPLICATE_SEQUENCE_NUMBER: an earlier attempt is in the log, too far back for the broker to know its offset.
-        46 => Decision::Acknowledge,
-        // MESSAGE_TOO_LARGE, RECORD_LIST_TOO_LARGE. The limit may have been lowered after an attempt that was written.
-        10 | 18 if context.count > 1 && !context.possibly_written => Decision::Split,
-        // OUT_OF_ORDER_SEQUENCE_NUMBER: behind a batch that is being retried it is only early, and behind one that was
+        told::NONE => Decision::Acknowledge,
+        // An earlier attempt is in the log, too far back for the broker to know its offset.
+        told::DUPLICATE_SEQUENCE_NUMBER => Decision::Acknowledge,
+        // The limit may have been lowered after an attempt that was written.
+        told::MESSAGE_TOO_LARGE | told::RECORD_LIST_TOO_LARGE
+            if context.count > 1 && !context.possibly_written =>
+        {
+            Decision::Split
+        }
+        // Behind a batch that is being retried it is only early, and behind one that was
         // taken out it had to come. Otherwise the log has lost what came before, and with it this batch, or it remembers
         // only later ones: after a clean restart a broker knows the last batch of a producer alone.
-        45 if context.idempotent => {
+        told::OUT_OF_ORDER_SEQUENCE_NUMBER if context.idempotent => {
             if context.predecessors_pending {
                 Decision::Early
             } else if context.possibly_written {
@@ -69,17 +73,29 @@ pub(crate) fn decide(code: ErrorCode, context: Context) -> Decision {
                 Decision::Bump
             }
         }
-        // UNKNOWN_PRODUCER_ID: the broker has forgotten us, so it cannot tell whether it has an earlier attempt (KIP-360).
-        59 if context.idempotent && !context.possibly_written && !context.transactional => Decision::Bump,
-        // INVALID_PRODUCER_EPOCH, INVALID_PRODUCER_ID_MAPPING, PRODUCER_FENCED: somebody else uses our id.
-        47 | 49 | 90 if context.idempotent && !context.possibly_written && !context.transactional => {
+        // The broker has forgotten us, so it cannot tell whether it has an earlier attempt (KIP-360).
+        told::UNKNOWN_PRODUCER_ID
+            if context.idempotent && !context.possibly_written && !context.transactional =>
+        {
+            Decision::Bump
+        }
+        // Somebody else uses our id.
+        told::INVALID_PRODUCER_EPOCH | told::INVALID_PRODUCER_ID_MAPPING | told::PRODUCER_FENCED
+            if context.idempotent && !context.possibly_written && !context.transactional =>
+        {
             Decision::Reidentify
         }
-        // CLUSTER_AUTHORIZATION_FAILED: no idempotent write will be allowed.
-        31 if context.idempotent => Decision::Fatal,
-        // NOT_LEADER_OR_FOLLOWER, UNKNOWN_TOPIC_OR_PARTITION, LEADER_NOT_AVAILABLE, REPLICA_NOT_AVAILABLE,
-        // KAFKA_STORAGE_ERROR, FENCED_LEADER_EPOCH, UNKNOWN_LEADER_EPOCH, UNKNOWN_TOPIC_ID, INCONSISTENT_TOPIC_ID
-        6 | 3 | 5 | 9 | 56 | 74 | 75 | 100 | 103 => Decision::Retry { stale_leader: true },
+        // No idempotent write will be allowed.
+        told::CLUSTER_AUTHORIZATION_FAILED if context.idempotent => Decision::Fatal,
+        told::NOT_LEADER_OR_FOLLOWER
+        | told::UNKNOWN_TOPIC_OR_PARTITION
+        | told::LEADER_NOT_AVAILABLE
+        | told::REPLICA_NOT_AVAILABLE
+        | told::KAFKA_STORAGE_ERROR
+        | told::FENCED_LEADER_EPOCH
+        | told::UNKNOWN_LEADER_EPOCH
+        | told::UNKNOWN_TOPIC_ID
+        | told::INCONSISTENT_TOPIC_ID => Decision::Retry { stale_leader: true },
         _ if code.is_retriable() => Decision::Retry { stale_leader: false },
         _ => fail,
     }
@@ -87,10 +103,17 @@ pub(crate) fn decide(code: ErrorCode, context: Context) -> Decision {
 
 /// Whether a batch may be in the log although the broker answered with this code.
 pub(crate) fn leaves_open(code: ErrorCode) -> bool {
-    // UNKNOWN_SERVER_ERROR, REQUEST_TIMED_OUT, NOT_ENOUGH_REPLICAS_AFTER_APPEND, KAFKA_STORAGE_ERROR: the leader may have
-    // written it before it failed. NOT_LEADER_OR_FOLLOWER and UNKNOWN_TOPIC_OR_PARTITION also come when a leader that has
-    // written it loses its office, or the partition is moved away from it, while it waits for the replicas.
-    matches!(code.0, -1 | 3 | 6 | 7 | 20 | 56)
+    // NOT_LEADER_OR_FOLLOWER and UNKNOWN_TOPIC_OR_PARTITION also come when a leader that has written it loses its office, or the
+    // partition is moved away from it, while it waits for the replicas. After the others it may have written it and failed then.
+    matches!(
+        code.0,
+        told::UNKNOWN_SERVER_ERROR
+            | told::UNKNOWN_TOPIC_OR_PARTITION
+            | told::NOT_LEADER_OR_FOLLOWER
+            | told::REQUEST_TIMED_OUT
+            | told::NOT_ENOUGH_REPLICAS_AFTER_APPEND
+            | told::KAFKA_STORAGE_ERROR
+    )
 }
 
 #[cfg(test)]

@@ -6,14 +6,17 @@
 //! among them; none is held across an await.
 
 pub(crate) mod accumulator;
+mod apart;
 mod coordinator;
 pub(crate) mod decision;
 pub(crate) mod identity;
 mod key;
+mod leaders;
 pub(crate) mod memory;
 pub(crate) mod partitioner;
 pub(crate) mod queue;
 pub(crate) mod receipt;
+mod remedy;
 mod send;
 pub(crate) mod sender;
 mod statistics;

@@ -13,10 +13,13 @@ use std::{
 
 use super::{
     accumulator::{Limits, Pace},
+    apart::{Apart, take_apart},
     decision::{Decision, decide, leaves_open},
     identity::{Identity, NotYet, ProducerIdentity},
+    leaders::{Access, Leaders},
     queue::{Aftermath, Batch, Taken},
-    receipt::{Ack, Outcome, Part, Receipt},
+    receipt::{Ack, Outcome},
+    remedy::{broker_error, not_idempotent},
     topics::PartitionQueue,
 };
 use crate::{
@@ -90,23 +93,6 @@ pub(crate) struct Permit<'a> {
     pub(crate) partitions: Option<&'a BTreeSet<(Arc<str>, i32)>>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Link {
-    Down,
-    Connecting,
-    BackingOff(Instant),
-    Up,
-}
-
-#[derive(Debug)]
-struct Leader {
-    link: Link,
-    in_flight: usize,
-    backoff: Backoff,
-    /// Since when it has taken nothing although there was something for it.
-    stuck_since: Option<Instant>,
-}
-
 /// Counts of what the sender has done, for the statistics.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Counts {
@@ -127,7 +113,7 @@ pub(crate) struct Sender {
     limits: Arc<Limits>,
     /// Queues that have something to send or in flight.
     active: Vec<Arc<PartitionQueue>>,
-    leaders: BTreeMap<i32, Leader>,
+    leaders: Leaders,
     identity: Identity,
     actions: VecDeque<Action>,
     compressor: Compressor,
@@ -159,12 +145,13 @@ impl Sender {
         rng: Rng,
     ) -> Self {
         let backoff = Backoff::new(settings.retry_backoff, settings.retry_backoff_max);
+        let leaders = Leaders::new(&settings);
         Self {
             identity: Identity::new(settings.idempotent && !settings.transactional, backoff.clone()),
             settings,
             limits,
             active: Vec::new(),
-            leaders: BTreeMap::new(),
+            leaders,
             actions: VecDeque::new(),
             compressor,
             decompressor: Decompressor::new(),
@@ -253,11 +240,7 @@ impl Sender {
     pub(crate) fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
         let mut timeout = self.identity.poll_timeout();
         timeout = earlier(timeout, self.unplanned.then_some(now));
-        for leader in self.leaders.values() {
-            if let Link::BackingOff(until) = leader.link {
-                timeout = earlier(timeout, Some(until).filter(|until| *until > now));
-            }
-        }
+        timeout = earlier(timeout, self.leaders.poll_timeout(now));
         self.active.retain(|partition| {
             let mut queue = partition.lock();
             timeout = earlier(timeout, queue.poll_timeout(now));
@@ -294,8 +277,12 @@ impl Sender {
                 self.missing.insert(Arc::clone(&partition.topic));
                 continue;
             };
-            let up = self.is_up(leader, now);
-            partition.set_available(up || !self.is_unavailable(leader, now));
+            let access = self.leaders.access(leader, now);
+            let up = access == Access::Open;
+            partition.set_available(up || !self.leaders.is_unavailable(leader, now));
+            if access == Access::Connect {
+                self.actions.push_back(Action::Connect(leader));
+            }
             if !up {
                 continue;
             }
@@ -303,7 +290,7 @@ impl Sender {
             if *size >= self.settings.max_request_size {
                 continue;
             }
-            let pace = Pace::new(hurry, self.leaders.get(&leader).map_or(0, |leader| leader.in_flight));
+            let pace = Pace::new(hurry, self.leaders.in_flight(leader));
             if !self.is_permitted(&partition, now, pace, permit) {
                 continue;
             }
@@ -317,9 +304,7 @@ impl Sender {
                 continue;
             }
             planned = true;
-            if let Some(leader) = self.leaders.get_mut(&leader) {
-                leader.in_flight += 1;
-            }
+            self.leaders.handle_sent(leader);
             self.counts.requests += 1;
             self.counts.batches += batches.len() as u64;
             self.counts.bytes += size as u64;
@@ -344,42 +329,6 @@ impl Sender {
             self.wanted.insert(key);
         }
         false
-    }
-
-    /// Whether a request can go to this broker now; has it connected to if not.
-    fn is_up(&mut self, id: i32, now: Instant) -> bool {
-        let backoff = &self.backoff;
-        let leader = self.leaders.entry(id).or_insert_with(|| Leader {
-            link: Link::Down,
-            in_flight: 0,
-            backoff: backoff.clone(),
-            stuck_since: None,
-        });
-        let open = leader.link == Link::Up && leader.in_flight < self.settings.max_in_flight;
-        match open {
-            true => leader.stuck_since = None,
-            false => {
-                leader.stuck_since.get_or_insert(now);
-            }
-        }
-        let due = match leader.link {
-            Link::Up => return open,
-            Link::Connecting => false,
-            Link::Down => true,
-            Link::BackingOff(until) => until <= now,
-        };
-        if due {
-            leader.link = Link::Connecting;
-            self.actions.push_back(Action::Connect(id));
-        }
-        false
-    }
-
-    /// KIP-794: a broker that takes nothing for `partitioner.availability.timeout.ms` gets no records without a key.
-    fn is_unavailable(&self, id: i32, now: Instant) -> bool {
-        let limit = self.settings.availability_timeout;
-        let since = self.leaders.get(&id).and_then(|leader| leader.stuck_since);
-        !limit.is_zero() && since.is_some_and(|since| since + limit <= now)
     }
 
     fn take(
@@ -418,23 +367,13 @@ impl Sender {
 
     /// A broker was reached, or not.
     pub(crate) fn handle_connected(&mut self, now: Instant, id: i32, reached: bool) {
-        let Some(leader) = self.leaders.get_mut(&id) else { return };
         self.unplanned = true;
-        if reached {
-            leader.link = Link::Up;
-            leader.backoff.reset();
-        } else {
-            leader.link = Link::BackingOff(now + leader.backoff.next(&mut self.rng));
-        }
+        self.leaders.handle_connected(now, id, reached, &mut self.rng);
     }
 
     /// The connection to a broker is of no more use. Answers that are still out come all the same.
     pub(crate) fn handle_disconnected(&mut self, id: i32) {
-        if let Some(leader) = self.leaders.get_mut(&id)
-            && leader.link == Link::Up
-        {
-            leader.link = Link::Down;
-        }
+        self.leaders.handle_disconnected(id);
     }
 
     /// A producer id, or why there is none.
@@ -573,9 +512,7 @@ impl Sender {
 
     fn landed(&mut self, leader: i32) {
         self.unplanned = true;
-        if let Some(leader) = self.leaders.get_mut(&leader) {
-            leader.in_flight = leader.in_flight.saturating_sub(1);
-        }
+        self.leaders.handle_landed(leader);
     }
 
     fn refuse(
@@ -640,36 +577,18 @@ impl Sender {
             }
         };
         let told = self.aftermath.resolved.len();
-        let beside = || {
-            Error::new(error.kind(), "the batch was refused for other records in it, which the broker named")
-                .with_api("Produce")
-        };
-        let new = || Receipt::new(Arc::clone(&partition.topic), partition.partition);
-        let rest = new();
-        let mut parts = Vec::new();
-        let mut kept_so_far = 0;
-        for place in 0..batch.count as usize {
-            let first = place as u32;
-            match bad.get(&place) {
-                Some(message) => {
-                    let receipt = new();
-                    let error =
-                        message.map_or_else(|| error.clone(), |text| error.clone().with_message(text));
-                    self.aftermath.resolved.push((Arc::clone(&receipt), Outcome::Failed(error)));
-                    parts.push(Part { first, index: 0, receipt });
-                }
-                None => {
-                    if place == 0 || bad.contains_key(&(place - 1)) {
-                        parts.push(Part { first, index: kept_so_far, receipt: Arc::clone(&rest) });
-                    }
-                    kept_so_far += 1;
-                }
-            }
-        }
+        let Apart { parts, rest, failed } =
+            take_apart(&partition.topic, partition.partition, batch.count, &bad, &error);
+        self.aftermath.resolved.extend(failed);
         match kept {
             Some(kept) => partition.lock().handle_purged(batch, kept, rest, parts, &mut self.aftermath),
             None => {
-                self.aftermath.resolved.push((rest, Outcome::Failed(beside())));
+                let error = Error::new(
+                    error.kind(),
+                    "the batch was refused for other records in it, which the broker named",
+                )
+                .with_api("Produce");
+                self.aftermath.resolved.push((rest, Outcome::Failed(error)));
                 partition.lock().handle_taken_apart(batch, parts, &mut self.aftermath);
             }
         }
@@ -712,39 +631,6 @@ impl Sender {
 
 pub(super) fn earlier(first: Option<Instant>, second: Option<Instant>) -> Option<Instant> {
     first.into_iter().chain(second).min()
-}
-
-fn not_idempotent(error: Error) -> Error {
-    error.with_fatal().with_hint("grant IdempotentWrite, or set enable.idempotence=false")
-}
-
-fn broker_error(answer: &Answer, leader: i32) -> Error {
-    let error = Error::from_code("Produce", answer.code).with_broker(leader);
-    let error = match &answer.message {
-        Some(text) => error.with_message(text),
-        None => error,
-    };
-    match answer.code {
-        2 => error.with_hint("the batch was damaged on its way: see to the network and the broker's disks"),
-        3 => error.with_hint("create the topic, or let brokers create it (auto.create.topics.enable)"),
-        10 | 18 => error.with_hint(
-            "raise max.message.bytes of the topic (message.max.bytes of the brokers), or send smaller records",
-        ),
-        17 => error.with_hint("a topic's name has 1 to 249 characters of a-z, A-Z, 0-9, '.', '_' and '-'"),
-        19 | 20 => error.with_hint(
-            "fewer replicas are in sync than min.insync.replicas of the topic: see to the brokers, or lower it",
-        ),
-        21 => error.with_hint("set acks to all, 1 or 0"),
-        29 => error.with_hint("grant the user Write on the topic"),
-        32 => error.with_hint(
-            "send timestamps within message.timestamp.before.max.ms and message.timestamp.after.max.ms of the topic",
-        ),
-        43 => error.with_hint("the topic's message format is too old for these records"),
-        44 => error.with_hint("the topic's policy refuses the records: ask whoever runs the cluster"),
-        76 => error.with_hint("the broker or the topic does not take this codec: set another compression.type"),
-        87 => error.with_hint("a compacted topic needs a key on every record"),
-        _ => error,
-    }
 }
 
 #[cfg(test)]

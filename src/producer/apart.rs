@@ -1,0 +1,47 @@
+//! Where the records of a batch go when the broker refuses it for some of them (KIP-467). Pure.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::receipt::{Outcome, Part, Receipt};
+use crate::error::Error;
+
+/// A batch without its bad records.
+pub(super) struct Apart {
+    /// Where each record is now.
+    pub(super) parts: Vec<Part>,
+    /// Of the records that were not refused.
+    pub(super) rest: Arc<Receipt>,
+    /// Of those that were, each with what the broker said of it.
+    pub(super) failed: Vec<(Arc<Receipt>, Outcome)>,
+}
+
+/// `bad`: what was said of records, by their places in the batch.
+pub(super) fn take_apart(
+    topic: &Arc<str>,
+    partition: i32,
+    count: i32,
+    bad: &BTreeMap<usize, Option<&str>>,
+    error: &Error,
+) -> Apart {
+    let new = || Receipt::new(Arc::clone(topic), partition);
+    let mut apart = Apart { parts: Vec::new(), rest: new(), failed: Vec::new() };
+    let mut kept = 0;
+    for place in 0..count.max(0) as usize {
+        let first = place as u32;
+        match bad.get(&place) {
+            Some(message) => {
+                let receipt = new();
+                let error = message.map_or_else(|| error.clone(), |text| error.clone().with_message(text));
+                apart.failed.push((Arc::clone(&receipt), Outcome::Failed(error)));
+                apart.parts.push(Part { first, index: 0, receipt });
+            }
+            None => {
+                if place == 0 || bad.contains_key(&(place - 1)) {
+                    apart.parts.push(Part { first, index: kept, receipt: Arc::clone(&apart.rest) });
+                }
+                kept += 1;
+            }
+        }
+    }
+    apart
+}

@@ -1,0 +1,133 @@
+//! The leaders as the sender sees them: whether one can be reached, and how many requests are out there. Pure.
+//!
+//! It never connects: it says when that is due, and is told what came of it.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::sender::{SenderSettings, earlier};
+use crate::time::{Backoff, Instant, Rng};
+
+/// Whether a request can go to a broker now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    Open,
+    /// It has as many requests as it may, or is being connected to, or backs off.
+    Shut,
+    /// To be connected to.
+    Connect,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    Down,
+    Connecting,
+    BackingOff(Instant),
+    Up,
+}
+
+#[derive(Debug)]
+struct Leader {
+    link: Link,
+    in_flight: usize,
+    backoff: Backoff,
+    /// Since when it has taken nothing although there was something for it.
+    stuck_since: Option<Instant>,
+}
+
+#[derive(Debug)]
+pub(super) struct Leaders {
+    leaders: BTreeMap<i32, Leader>,
+    max_in_flight: usize,
+    /// `partitioner.availability.timeout.ms`; zero: never.
+    availability_timeout: Duration,
+    backoff: Backoff,
+}
+
+impl Leaders {
+    pub(super) fn new(settings: &SenderSettings) -> Self {
+        Self {
+            leaders: BTreeMap::new(),
+            max_in_flight: settings.max_in_flight,
+            availability_timeout: settings.availability_timeout,
+            backoff: Backoff::new(settings.retry_backoff, settings.retry_backoff_max),
+        }
+    }
+
+    /// Whether a request can go to this broker now. There is something for it.
+    pub(super) fn access(&mut self, id: i32, now: Instant) -> Access {
+        let leader = self.leaders.entry(id).or_insert_with(|| Leader {
+            link: Link::Down,
+            in_flight: 0,
+            backoff: self.backoff.clone(),
+            stuck_since: None,
+        });
+        if leader.link == Link::Up && leader.in_flight < self.max_in_flight {
+            leader.stuck_since = None;
+            return Access::Open;
+        }
+        leader.stuck_since.get_or_insert(now);
+        let due = match leader.link {
+            Link::Up | Link::Connecting => false,
+            Link::Down => true,
+            Link::BackingOff(until) => until <= now,
+        };
+        if due {
+            leader.link = Link::Connecting;
+            return Access::Connect;
+        }
+        Access::Shut
+    }
+
+    /// KIP-794: a broker that takes nothing for `partitioner.availability.timeout.ms` gets no records without a key.
+    pub(super) fn is_unavailable(&self, id: i32, now: Instant) -> bool {
+        let limit = self.availability_timeout;
+        let since = self.leaders.get(&id).and_then(|leader| leader.stuck_since);
+        !limit.is_zero() && since.is_some_and(|since| since + limit <= now)
+    }
+
+    /// Requests that are out at a broker.
+    pub(super) fn in_flight(&self, id: i32) -> usize {
+        self.leaders.get(&id).map_or(0, |leader| leader.in_flight)
+    }
+
+    pub(super) fn handle_sent(&mut self, id: i32) {
+        if let Some(leader) = self.leaders.get_mut(&id) {
+            leader.in_flight += 1;
+        }
+    }
+
+    /// A request has been answered, or never will be.
+    pub(super) fn handle_landed(&mut self, id: i32) {
+        if let Some(leader) = self.leaders.get_mut(&id) {
+            leader.in_flight = leader.in_flight.saturating_sub(1);
+        }
+    }
+
+    /// A broker was reached, or not.
+    pub(super) fn handle_connected(&mut self, now: Instant, id: i32, reached: bool, rng: &mut Rng) {
+        let Some(leader) = self.leaders.get_mut(&id) else { return };
+        if reached {
+            leader.link = Link::Up;
+            leader.backoff.reset();
+        } else {
+            leader.link = Link::BackingOff(now + leader.backoff.next(rng));
+        }
+    }
+
+    pub(super) fn handle_disconnected(&mut self, id: i32) {
+        if let Some(leader) = self.leaders.get_mut(&id)
+            && leader.link == Link::Up
+        {
+            leader.link = Link::Down;
+        }
+    }
+
+    /// The next end of a back-off.
+    pub(super) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let ends = self.leaders.values().filter_map(|leader| match leader.link {
+            Link::BackingOff(until) => Some(until).filter(|until| *until > now),
+            _ => None,
+        });
+        ends.fold(None, |first, end| earlier(first, Some(end)))
+    }
+}
