@@ -90,8 +90,8 @@ pub use admin::{
     NewTopic, PartitionDescription, TopicDescription,
 };
 pub use config::{
-    Acks, AutoOffsetReset, Compression, ConsumerConfig, IsolationLevel, KafkaConfig, KeyHash, ProducerConfig,
-    SaslMechanism, SecurityProtocol, SettingValue,
+    Acks, AutoOffsetReset, Compression, ConsumerConfig, GroupProtocol, IsolationLevel, KafkaConfig, KeyHash,
+    ProducerConfig, SaslMechanism, SecurityProtocol, SettingValue,
 };
 pub use connection::transport::{Connecting, Transport, TransportStream};
 pub use consumer::{ConsumerRecords, KafkaConsumer, PartitionRecords, RecordRef};

@@ -20,7 +20,7 @@ use crate::{
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Metadata {
     /// Names of topics by their id (KIP-516).
-    names: BTreeMap<TopicId, Arc<str>>,
+    names: Arc<BTreeMap<TopicId, Arc<str>>>,
     /// 0 before the first answer; grows by one with each.
     pub(crate) version: u64,
     pub(crate) cluster_id: Option<String>,
@@ -81,6 +81,11 @@ impl Metadata {
     #[allow(dead_code, reason = "fetches and commits by topic id will ask")]
     pub(crate) fn topic_name(&self, id: &TopicId) -> Option<&Arc<str>> {
         self.names.get(id)
+    }
+
+    /// The names of all topics by their ids.
+    pub(crate) fn topic_names(&self) -> &Arc<BTreeMap<TopicId, Arc<str>>> {
+        &self.names
     }
 
     /// What is known of a topic.
@@ -202,7 +207,7 @@ impl Metadata {
         let names = topics.iter().filter(|(_, topic)| topic.id != TopicId::default());
         Self {
             version,
-            names: names.map(|(name, topic)| (topic.id, Arc::clone(name))).collect(),
+            names: Arc::new(names.map(|(name, topic)| (topic.id, Arc::clone(name))).collect()),
             cluster_id: answer.cluster_id.map(|id| id.to_string()),
             controller: (answer.controller_id >= 0).then_some(answer.controller_id),
             brokers,

@@ -26,7 +26,8 @@ use std::{collections::BTreeMap, fmt};
 
 pub use overlay::{ConsumerConfig, ProducerConfig};
 pub use settings::{
-    Acks, AutoOffsetReset, Compression, IsolationLevel, KeyHash, SaslMechanism, SecurityProtocol,
+    Acks, AutoOffsetReset, Compression, GroupProtocol, IsolationLevel, KeyHash, SaslMechanism,
+    SecurityProtocol,
 };
 pub use value::SettingValue;
 

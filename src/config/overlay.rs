@@ -80,6 +80,11 @@ overlay! {
         group_id => "group.id";
         /// `group.instance.id`: static membership (KIP-345). Default: none.
         group_instance_id => "group.instance.id";
+        /// `group.protocol`: `classic` (default), `consumer` (KIP-848), `auto`, or a [`GroupProtocol`](super::GroupProtocol).
+        group_protocol => "group.protocol";
+        /// `group.remote.assignor`: the broker's assignor, `uniform` or `range`, with the consumer protocol (KIP-848). Default:
+        /// the broker's first.
+        group_remote_assignor => "group.remote.assignor";
         /// `auto.offset.reset`: `latest` (default), `earliest`, `none`, or an [`AutoOffsetReset`](super::AutoOffsetReset).
         auto_offset_reset => "auto.offset.reset";
         /// `enable.auto.commit`. Default: true.
@@ -90,9 +95,10 @@ overlay! {
         max_poll_records => "max.poll.records";
         /// `max.poll.interval.ms`: longest time between polls. Default: 5 minutes.
         max_poll_interval => "max.poll.interval.ms";
-        /// `session.timeout.ms`. Default: 45 s.
+        /// `session.timeout.ms`. Default: 45 s. Not with the consumer protocol, where the broker sets it.
         session_timeout => "session.timeout.ms";
-        /// `heartbeat.interval.ms`. Default: 3 s; below the session timeout.
+        /// `heartbeat.interval.ms`. Default: 3 s; below the session timeout. Not with the consumer protocol, where the broker sets
+        /// it.
         heartbeat_interval => "heartbeat.interval.ms";
         /// `fetch.min.bytes`. Default: 1.
         fetch_min_bytes => "fetch.min.bytes";

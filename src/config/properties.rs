@@ -5,7 +5,8 @@
 use super::{
     secrecy::{self, HIDDEN},
     settings::{
-        Acks, AutoOffsetReset, Compression, IsolationLevel, KeyHash, SaslMechanism, SecurityProtocol,
+        Acks, AutoOffsetReset, Compression, GroupProtocol, IsolationLevel, KeyHash, SaslMechanism,
+        SecurityProtocol,
     },
     url,
 };
@@ -149,7 +150,8 @@ pub(crate) static PROPERTIES: &[Property] = &[
     // Consumer
     row("group.id", &[], Text, None, Consumer, "consumer group"),
     row("group.instance.id", &[], Text, None, Consumer, "static membership (KIP-345)"),
-    row("group.protocol", &[], Choice(&["classic"]), Some("classic"), Consumer, "only the classic protocol"),
+    row("group.protocol", &[], Choice(GroupProtocol::ACCEPTED), Some("classic"), Consumer, "classic: the members assign; consumer: the broker does (KIP-848); auto: consumer where broker and group have it, else classic (ours)"),
+    row("group.remote.assignor", &[], Text, None, Consumer, "the broker's assignor, uniform or range; the broker's first without; with group.protocol consumer or auto"),
     row("partition.assignment.strategy", &[], Text, Some("range,roundrobin"), Consumer, "assignors in order of preference: range, roundrobin, sticky, cooperative-sticky, or Java's class names; cooperative alone rebalances without a stop (KIP-429)"),
     row("auto.offset.reset", &[], Choice(AutoOffsetReset::ACCEPTED), Some("latest"), Consumer, "where to start without a committed offset"),
     row("enable.auto.commit", &[], Flag, Some("true"), Consumer, "commit what earlier polls handed out"),
@@ -179,7 +181,6 @@ static IGNORED: &[&str] = &[
     "consumer.timeout.ms",
     "enable.metrics.push",
     "exclude.internal.topics",
-    "group.remote.assignor",
     "interceptor.classes",
     "key.deserializer",
     "key.serializer",

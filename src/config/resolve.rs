@@ -14,8 +14,8 @@ use super::{
     secrecy::{self, Secrets},
     security,
     settings::{
-        Acks, ClientSettings, Compression, ConsumerSettings, ProducerSettings, Secret, SecurityProtocol,
-        TlsSettings,
+        Acks, ClientSettings, Compression, ConsumerSettings, GroupProtocol, ProducerSettings, Secret,
+        SecurityProtocol, TlsSettings,
     },
     url::{self, KafkaUrl},
 };
@@ -308,7 +308,11 @@ fn consumer(all: &mut Effective) -> ConsumerSettings {
             all.problems.push(format!("{small} = {less} must be below {great} = {more}"));
         }
     };
-    below(all, "heartbeat.interval.ms", "session.timeout.ms");
+    let group_protocol: GroupProtocol = all.choice("group.protocol");
+    check_protocol(all, group_protocol);
+    if group_protocol != GroupProtocol::Consumer {
+        below(all, "heartbeat.interval.ms", "session.timeout.ms");
+    }
     let mut fetch_max_wait = all.millis("fetch.max.wait.ms");
     let request_timeout = all.millis("request.timeout.ms");
     if all.is_set("fetch.max.wait.ms") {
@@ -325,6 +329,8 @@ fn consumer(all: &mut Effective) -> ConsumerSettings {
         enable_auto_commit: all.flag("enable.auto.commit") && group_id.is_some(),
         group_id: group_id.map(Arc::from),
         group_instance_id: all.text("group.instance.id"),
+        group_protocol,
+        group_remote_assignor: all.text("group.remote.assignor"),
         auto_offset_reset: all.choice("auto.offset.reset"),
         auto_commit_interval: all.millis("auto.commit.interval.ms"),
         max_poll_records: all.size("max.poll.records"),
@@ -342,6 +348,30 @@ fn consumer(all: &mut Effective) -> ConsumerSettings {
         isolation_level: all.choice("isolation.level"),
         client_rack: all.text("client.rack"),
         assignors: assignors(all),
+    }
+}
+
+/// As Java: what only the other protocol knows is refused where it was set on purpose.
+fn check_protocol(all: &mut Effective, protocol: GroupProtocol) {
+    let (strange, remedy): (&[(&str, &str)], _) = match protocol {
+        GroupProtocol::Auto => return,
+        GroupProtocol::Classic => (
+            &[("group.remote.assignor", "partition.assignment.strategy says how the members assign")],
+            "or set group.protocol to consumer or auto",
+        ),
+        GroupProtocol::Consumer => (
+            &[
+                ("session.timeout.ms", "the broker sets it (group.consumer.session.timeout.ms)"),
+                ("heartbeat.interval.ms", "the broker sets it (group.consumer.heartbeat.interval.ms)"),
+                ("partition.assignment.strategy", "the broker assigns (group.remote.assignor)"),
+            ],
+            "or set group.protocol to classic or auto",
+        ),
+    };
+    for (name, instead) in strange.iter().filter(|(name, _)| all.entries.contains_key(name)) {
+        all.problems.push(format!(
+            "{name} does not go with group.protocol = {protocol}: {instead}; leave it out, {remedy}"
+        ));
     }
 }
 

@@ -55,6 +55,9 @@ macro_rules! spellings {
 spellings!(SecurityProtocol, "security.protocol", {
     Plaintext => ["PLAINTEXT"], Ssl => ["SSL"], SaslPlaintext => ["SASL_PLAINTEXT"], SaslSsl => ["SASL_SSL"],
 });
+spellings!(GroupProtocol, "group.protocol", {
+    Classic => ["classic"], Consumer => ["consumer"], Auto => ["auto"],
+});
 spellings!(SaslMechanism, "sasl.mechanism", {
     Plain => ["PLAIN"], ScramSha256 => ["SCRAM-SHA-256"], ScramSha512 => ["SCRAM-SHA-512"],
 });
@@ -354,6 +357,19 @@ pub enum AutoOffsetReset {
     None,
 }
 
+/// How a member and its group's coordinator come to terms (`group.protocol`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum GroupProtocol {
+    /// The members assign: one of them for all (the default, as in Java). Every broker has it.
+    #[default]
+    Classic,
+    /// The broker assigns, partition by partition, and nobody waits for the whole group (KIP-848). Kafka 4.0 and newer.
+    Consumer,
+    /// [`Consumer`](Self::Consumer) where broker and group have it, [`Classic`](Self::Classic) elsewhere. A group of classic
+    /// members is converted where the broker allows it (`group.consumer.migration.policy`).
+    Auto,
+}
+
 /// Whether records of open or aborted transactions are handed out (`isolation.level`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum IsolationLevel {
@@ -405,6 +421,10 @@ pub(crate) struct ProducerSettings {
 pub(crate) struct ConsumerSettings {
     pub(crate) group_id: Option<Arc<str>>,
     pub(crate) group_instance_id: Option<String>,
+    /// `group.protocol`
+    pub(crate) group_protocol: GroupProtocol,
+    /// `group.remote.assignor`; `None`: the broker's first.
+    pub(crate) group_remote_assignor: Option<String>,
     pub(crate) auto_offset_reset: AutoOffsetReset,
     pub(crate) enable_auto_commit: bool,
     pub(crate) auto_commit_interval: Duration,

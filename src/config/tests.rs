@@ -218,7 +218,7 @@ fn every_bad_value_is_named_with_what_is_accepted() {
         ("ssl.trust.roots", "mine", "accepted: one or several of mozilla, system"),
         ("group.id", " ", "group.id = \" \": it must not be empty"),
         ("transaction.timeout.ms", "0", "transaction.timeout.ms"),
-        ("group.protocol", "consumer", "accepted: classic"),
+        ("group.protocol", "modern", "accepted: classic, consumer, auto"),
         ("ssl.truststore.type", "JKS", "accepted: PEM"),
         ("enable.ssl.certificate.verification", "false", "accepted: true"),
         ("request.timeout.ms", "99999999999999999999", "request.timeout.ms"),

@@ -45,7 +45,7 @@ pub use self::{
 use crate::{
     batch::Decompressor,
     cluster::{Cluster, CoordinatorKind, Create, UNKNOWN_TOPIC_OR_PARTITION},
-    config::settings::{ClientSettings, ConsumerSettings},
+    config::settings::{ClientSettings, ConsumerSettings, GroupProtocol},
     driver::{self, Home},
     error::{Error, ErrorKind, Result},
     group::code::is_moved,
@@ -181,6 +181,12 @@ impl KafkaConsumer {
                 .with_hint("the group is being rebalanced: poll, and process what comes then"));
         };
         Ok(ConsumerGroupMetadata::new(group, identity.generation, identity.member_id, identity.instance_id))
+    }
+
+    /// The protocol that the member speaks with its group (`group.protocol`); `None` without a `group.id`, and with `auto` as
+    /// long as the group has not been joined.
+    pub fn group_protocol(&self) -> Option<GroupProtocol> {
+        self.shared.lock().group_protocol()
     }
 
     /// The next records: at once if any are buffered, otherwise as soon as some arrive, and none after `timeout`. At most

@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use super::{
@@ -23,7 +24,7 @@ use crate::{
     },
     error::{Error, ErrorKind, Result},
     group::{
-        Answer, Request,
+        Answer, Beat, BeatAnswer, IdPartition, Request,
         assignor::{Assignor, Subscriber},
         wire::{
             MemberSubscription, decode_generation, decode_sticky, decode_subscription, encode_generation,
@@ -102,8 +103,57 @@ pub(super) async fn group(shared: &Shared, request: Request, deadline: Instant) 
             let answer = to_coordinator(shared, Lane::Group, request, deadline).await?;
             Ok(Answer::Heartbeat { error: answer.error_code })
         }
+        Request::Beat(beat) => heartbeat(shared, group, instance, beat, deadline).await,
         Request::Leave { member_id, reason } => leave(shared, group, &member_id, reason, deadline).await,
     }
+}
+
+/// On the group's lane, leaving too: a leave must not pass the join before it.
+async fn heartbeat(
+    shared: &Shared,
+    group_id: wire::Str,
+    instance_id: Option<wire::Str>,
+    beat: Beat,
+    deadline: Instant,
+) -> Result<Answer> {
+    let consumer = &shared.settings;
+    let first = |value: &Option<String>| value.as_deref().filter(|_| beat.is_full).map(kafka_string);
+    let request = wire::ConsumerGroupHeartbeatRequest {
+        group_id,
+        instance_id,
+        member_id: kafka_string(&beat.member_id),
+        member_epoch: beat.epoch,
+        rack_id: first(&consumer.client_rack),
+        rebalance_timeout_ms: if beat.is_full { millis(consumer.max_poll_interval) } else { -1 },
+        subscribed_topic_names: beat
+            .topics
+            .map(|topics| topics.iter().map(|name| kafka_string(name)).collect()),
+        subscribed_topic_regex: beat.pattern.as_deref().map(kafka_string),
+        server_assignor: first(&consumer.group_remote_assignor),
+        topic_partitions: beat.owned.map(|owned| by_id(&owned)),
+    };
+    let answer = to_coordinator(shared, Lane::Group, request, deadline).await?;
+    let assigned = |topic: wire::consumer_group_heartbeat_response::TopicPartitions| {
+        topic.partitions.into_iter().map(move |partition| (topic.topic_id, partition))
+    };
+    Ok(Answer::Beat(BeatAnswer {
+        error: answer.error_code,
+        message: answer.error_message.map(|text| text.to_string()),
+        member_id: answer.member_id.map(|id| id.to_string()),
+        epoch: answer.member_epoch,
+        interval: Duration::from_millis(u64::try_from(answer.heartbeat_interval_ms).unwrap_or(0)),
+        assignment: answer
+            .assignment
+            .map(|assignment| assignment.topic_partitions.into_iter().flat_map(assigned).collect()),
+    }))
+}
+
+fn by_id(partitions: &[IdPartition]) -> Vec<wire::consumer_group_heartbeat_request::TopicPartitions> {
+    let topic = |of_topic: &[IdPartition]| wire::consumer_group_heartbeat_request::TopicPartitions {
+        topic_id: of_topic.first().map(|(id, _)| *id).unwrap_or_default(),
+        partitions: of_topic.iter().map(|(_, partition)| *partition).collect(),
+    };
+    partitions.chunk_by(|(left, _), (right, _)| left == right).map(topic).collect()
 }
 
 /// On the main lane: a join may be waiting on the group's, and would hold the leave back.

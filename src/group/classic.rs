@@ -23,37 +23,19 @@ use std::{
 };
 
 use super::{
-    Action, Answer, GroupSettings, Identity, Request,
+    Action, Answer, Exchange, GroupSettings, Identity, Request,
     assignor::{Assignment, Assignor, Subscriber},
     code,
+    presence::Presence,
+    refusal::explain,
     wire::{decode_assignment, encode_assignment},
 };
 use crate::{
-    error::{Error, ErrorKind},
+    error::Error,
     flights::{Token, Tokens},
     record::TopicPartition,
     time::{Backoff, Instant, Rng},
 };
-
-/// One exchange with the coordinator: due at a time, or out and waited for.
-#[derive(Debug, Clone, Copy)]
-enum Exchange {
-    Due(Instant),
-    Out { token: Token },
-}
-
-impl Exchange {
-    fn due(self) -> Option<Instant> {
-        match self {
-            Self::Due(at) => Some(at),
-            Self::Out { .. } => None,
-        }
-    }
-
-    fn is(self, token: Token) -> bool {
-        matches!(self, Self::Out { token: out } if out == token)
-    }
-}
 
 /// The heartbeat of a member that has its assignment.
 #[derive(Debug, Clone, Copy)]
@@ -125,10 +107,7 @@ pub(crate) struct Member {
     expected: Option<Vec<TopicPartition>>,
     /// Something changed while a join or sync was out: join again after it.
     stale: bool,
-    /// Somebody is in a poll.
-    is_polled: bool,
-    /// `None` while a poll waits: only time away from poll counts (KIP-62).
-    away_since: Option<Instant>,
+    presence: Presence,
     tokens: Tokens,
     backoff: Backoff,
     rng: Rng,
@@ -139,6 +118,7 @@ impl Member {
     pub(crate) fn new(settings: GroupSettings, now: Instant, rng: Rng) -> Self {
         let backoff = Backoff::new(settings.retry_backoff, settings.retry_backoff_max);
         Self {
+            presence: Presence::new(settings.max_poll_interval, now),
             settings,
             state: State::Idle { rejoin: false, not_before: now },
             member_id: String::new(),
@@ -150,13 +130,17 @@ impl Member {
             planned: None,
             expected: None,
             stale: false,
-            is_polled: false,
-            away_since: Some(now),
             tokens: Tokens::default(),
             backoff,
             rng,
             actions: VecDeque::new(),
         }
+    }
+
+    /// Goes on after another membership of the same client: nothing that is out for that one is taken for an answer to this.
+    pub(crate) fn with_tokens(mut self, tokens: Tokens) -> Self {
+        self.tokens = tokens;
+        self
     }
 
     /// Who commits, or `None` while the member has no generation of its own.
@@ -207,29 +191,20 @@ impl Member {
     /// The user polls: proof of life, and the only thing that makes an idle member join. What was lost in the meantime was
     /// lost before the user could know; what it still commits of it must not go out under a new generation.
     pub(crate) fn handle_poll(&mut self, now: Instant) {
-        self.is_polled = true;
-        self.away_since = None;
+        self.presence.handle_poll();
         self.join_if_idle(now);
     }
 
-    /// The last waiting poll has returned: the poll interval runs from here.
     pub(crate) fn handle_poll_end(&mut self, now: Instant) {
-        self.is_polled = false;
-        self.away_since = Some(now);
+        self.presence.handle_poll_end(now);
     }
 
-    /// The user is alive: the poll interval begins again. Not a poll.
     pub(crate) fn handle_alive(&mut self, now: Instant) {
-        if self.away_since.is_some() {
-            self.away_since = Some(now);
-        }
+        self.presence.handle_alive(now);
     }
 
-    /// Somebody waits in a poll that may never be looked after again: the poll interval runs although it has not ended.
     pub(crate) fn handle_loose_poll(&mut self, now: Instant) {
-        if self.is_polled {
-            self.away_since = Some(now);
-        }
+        self.presence.handle_loose_poll(now);
     }
 
     /// The partition counts of the cluster. The leader calls for a rebalance when its topics have others than planned.
@@ -335,6 +310,8 @@ impl Member {
             Ok(Answer::Sync { error, .. }) => self.on_error(now, "SyncGroup", error),
             Ok(Answer::Heartbeat { error }) => self.on_error(now, "Heartbeat", error),
             Ok(Answer::Leave { error }) => self.on_error(now, "LeaveGroup", error),
+            // Of the other protocol: nobody asked.
+            Ok(Answer::Beat(_)) => self.retry(now),
         }
     }
 
@@ -348,7 +325,9 @@ impl Member {
             State::Stable { heart, .. } | State::Revoking { heart, .. } => {
                 Some(heart.beat.due().map_or(heart.session_ends, |due| due.min(heart.session_ends)))
             }
-            State::Idle { rejoin: true, not_before } if self.is_polled && !self.topics.is_empty() => {
+            State::Idle { rejoin: true, not_before }
+                if self.presence.is_polled() && !self.topics.is_empty() =>
+            {
                 Some(*not_before)
             }
             _ => None,
@@ -359,7 +338,7 @@ impl Member {
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         if self.is_overdue(now) {
             // KIP-62: a member that does not poll gives its partitions to those that do, and joins again when it polls.
-            self.is_polled = false;
+            self.presence.give_up();
             self.leave(now, "max.poll.interval.ms passed without a poll");
             return;
         }
@@ -424,13 +403,13 @@ impl Member {
     fn poll_interval_ends(&self) -> Option<Instant> {
         match self.state {
             State::Idle { .. } | State::Leaving { .. } | State::Fatal => None,
-            _ => self.away_since.map(|since| since + self.settings.max_poll_interval),
+            _ => self.presence.ends(),
         }
     }
 
     fn join_if_idle(&mut self, now: Instant) {
         let State::Idle { rejoin: true, not_before } = self.state else { return };
-        if self.is_polled && not_before <= now && !self.topics.is_empty() {
+        if self.presence.is_polled() && not_before <= now && !self.topics.is_empty() {
             self.join(now);
         }
     }
@@ -660,31 +639,6 @@ fn send(tokens: &mut Tokens, actions: &mut VecDeque<Action>, request: Request, d
     let token = tokens.next();
     actions.push_back(Action::Send { token, request, deadline });
     token
-}
-
-/// What a user can do about a refusal.
-fn explain(api: &'static str, error: i16) -> Error {
-    let refused = match error {
-        // The code alone says nothing about who refused what.
-        code::GROUP_MAX_SIZE_REACHED => {
-            Error::new(ErrorKind::Broker(crate::error::ErrorCode(error)), "the group is full").with_api(api)
-        }
-        _ => Error::from_code(api, error),
-    };
-    match error {
-        code::GROUP_AUTHORIZATION_FAILED => refused.with_hint("grant the user Read on the group (group.id)"),
-        code::INCONSISTENT_GROUP_PROTOCOL => refused.with_hint(
-            "the other members of the group use another protocol or none of the assignors of this one: \
-             use another group.id, or change partition.assignment.strategy of the others",
-        ),
-        code::INVALID_SESSION_TIMEOUT => refused.with_hint(
-            "set session.timeout.ms between the broker's group.min.session.timeout.ms and group.max.session.timeout.ms",
-        ),
-        code::GROUP_MAX_SIZE_REACHED => {
-            refused.with_hint("raise the broker's group.max.size or start fewer members")
-        }
-        _ => refused,
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 use std::time::Duration;
 
 use super::*;
-use crate::{error::ErrorKind, group::wire::decode_assignment, record::TopicPartition, time};
+use crate::{
+    config::settings::GroupProtocol, error::ErrorKind, group::wire::decode_assignment,
+    record::TopicPartition, time,
+};
 
 const HEARTBEAT: Duration = Duration::from_secs(3);
 const SESSION: Duration = Duration::from_secs(45);
@@ -20,6 +23,7 @@ impl Bench {
 
     fn with(edit: impl FnOnce(&mut GroupSettings)) -> Self {
         let mut settings = GroupSettings {
+            protocol: GroupProtocol::Classic,
             instance_id: None,
             cooperative: false,
             session_timeout: SESSION,

@@ -4,9 +4,15 @@
 //! than the one waited for is stale and dropped.
 
 pub(crate) mod assignor;
-pub(crate) mod classic;
+mod classic;
+mod consumer;
+mod membership;
+mod presence;
+mod refusal;
 pub(crate) mod wire;
 
+#[cfg(test)]
+mod consumer_model_test;
 #[cfg(test)]
 mod model_test;
 
@@ -15,8 +21,17 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 
 use self::assignor::{Assignor, Subscriber};
+pub(crate) use self::{
+    consumer::{Beat, BeatAnswer, IdPartition, Names},
+    membership::Membership,
+};
 use crate::{
-    config::settings::ConsumerSettings, error::Error, flights::Token, record::TopicPartition, time::Instant,
+    config::settings::{ConsumerSettings, GroupProtocol},
+    error::Error,
+    flights::Token,
+    record::TopicPartition,
+    time::Instant,
+    wire::Uuid,
 };
 
 /// What a membership wants done.
@@ -35,6 +50,8 @@ pub(crate) enum Action {
     Lost { partitions: Vec<TopicPartition> },
     /// These partitions are ours, beside those that are already, until a `Revoke` or `Lost` names them.
     Assign { added: Vec<TopicPartition> },
+    /// Find out what these topics are called; the names come with the metadata.
+    Identify { topics: Vec<Uuid> },
     /// Nothing more happens by itself: hand the error to the user. Unless it is fatal the next poll tries again.
     Fail(Error),
 }
@@ -63,6 +80,8 @@ pub(crate) enum Request {
         member_id: String,
         reason: &'static str,
     },
+    /// The consumer protocol's one request (KIP-848).
+    Beat(Beat),
 }
 
 /// The coordinator's answer; `error` is its code, 0 for none.
@@ -89,13 +108,34 @@ pub(crate) enum Answer {
     Leave {
         error: i16,
     },
+    Beat(BeatAnswer),
+}
+
+/// One exchange with the coordinator: due at a time, or out and waited for.
+#[derive(Debug, Clone, Copy)]
+enum Exchange {
+    Due(Instant),
+    Out { token: Token },
+}
+
+impl Exchange {
+    fn due(self) -> Option<Instant> {
+        match self {
+            Self::Due(at) => Some(at),
+            Self::Out { .. } => None,
+        }
+    }
+
+    fn is(self, token: Token) -> bool {
+        matches!(self, Self::Out { token: out } if out == token)
+    }
 }
 
 /// What a commit needs to prove that the member still belongs to the group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) member_id: String,
-    /// -1 outside a group: `assign` without `subscribe`.
+    /// The member's epoch in the consumer protocol (KIP-848). -1 outside a group: `assign` without `subscribe`.
     pub(crate) generation: i32,
     pub(crate) instance_id: Option<String>,
 }
@@ -110,6 +150,7 @@ impl Identity {
 /// The settings of a membership.
 #[derive(Debug, Clone)]
 pub(crate) struct GroupSettings {
+    pub(crate) protocol: GroupProtocol,
     /// `group.instance.id` (KIP-345): a static member, which does not leave when it closes.
     pub(crate) instance_id: Option<String>,
     /// Every assignor offered is cooperative: partitions that stay are kept through a rebalance (KIP-429).
@@ -125,6 +166,7 @@ pub(crate) struct GroupSettings {
 impl GroupSettings {
     pub(crate) fn new(consumer: &ConsumerSettings, client: &crate::config::settings::ClientSettings) -> Self {
         Self {
+            protocol: consumer.group_protocol,
             instance_id: consumer.group_instance_id.clone(),
             cooperative: consumer.assignors.iter().all(|assignor| assignor.is_cooperative()),
             session_timeout: consumer.session_timeout,

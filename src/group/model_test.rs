@@ -19,6 +19,7 @@ use super::{
     wire::decode_assignment,
 };
 use crate::{
+    config::settings::GroupProtocol,
     error::{Error, ErrorKind},
     flights::Token,
     record::TopicPartition,
@@ -102,6 +103,7 @@ impl Coordinator {
                 self.remove(now, &member_id);
                 self.answers.push((who, token, Answer::Leave { error: 0 }));
             }
+            Request::Beat(_) => panic!("a classic member speaks the consumer protocol"),
         }
     }
 
@@ -441,6 +443,7 @@ impl World {
 
     fn start(&mut self) {
         let settings = GroupSettings {
+            protocol: GroupProtocol::Classic,
             instance_id: None,
             cooperative: self.coordinator.assignor.is_cooperative(),
             session_timeout: SESSION,
@@ -521,7 +524,7 @@ impl World {
                 }
                 self.clients[who].owned.extend(partitions);
             }
-            Action::ForgetCoordinator => {}
+            Action::ForgetCoordinator | Action::Identify { .. } => {}
             Action::Fail(error) => panic!("nothing here is the user's to mend: {error}"),
         }
     }

@@ -8,7 +8,7 @@ use super::Core;
 use crate::{
     consumer::offsets::commit_timeout,
     error::{Error, Result},
-    group::classic::Member,
+    group::Membership,
     time::Instant,
 };
 
@@ -91,7 +91,7 @@ impl Core {
             self.run_member(now);
         }
         if let Some(Closing::Leaving { deadline }) = self.closing
-            && (deadline <= now || self.member.as_ref().is_none_or(Member::is_idle))
+            && (deadline <= now || self.member.as_ref().is_none_or(Membership::is_idle))
         {
             self.closing = Some(Closing::Closed);
             for (_, waiter) in std::mem::take(&mut self.waiters) {

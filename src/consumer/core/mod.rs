@@ -36,9 +36,8 @@ use crate::{
     error::{Error, ErrorKind, Result},
     flights::Token,
     group::{
-        GroupSettings, Request,
+        GroupSettings, Membership, Request,
         assignor::{Assignor, Subscriber},
-        classic::Member,
     },
     record::TopicPartition,
     time::{Backoff, Instant, Rng},
@@ -91,7 +90,7 @@ pub(crate) struct Core {
     client: Arc<ClientSettings>,
     mode: Mode,
     pub(crate) partitions: Partitions,
-    member: Option<Member>,
+    member: Option<Membership>,
     commits: Commits,
     waiters: BTreeMap<Ticket, oneshot::Sender<Result<()>>>,
     next_ticket: Ticket,
@@ -141,7 +140,7 @@ impl Core {
         Self {
             mode: Mode::None,
             partitions: Partitions::default(),
-            member: has_group.then(|| Member::new(GroupSettings::new(&settings, &client), now, seed())),
+            member: has_group.then(|| Membership::new(GroupSettings::new(&settings, &client), now, seed())),
             commits: Commits::new(backoff(), seed()),
             waiters: BTreeMap::new(),
             next_ticket: 1,
@@ -428,7 +427,7 @@ impl Core {
 
     pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         [
-            self.member.as_ref().and_then(Member::poll_timeout),
+            self.member.as_ref().and_then(Membership::poll_timeout),
             self.commits.poll_timeout(),
             self.fetcher.poll_timeout(now, &self.partitions),
             self.interest.due,

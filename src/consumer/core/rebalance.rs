@@ -9,13 +9,13 @@ use tracing::{debug, info, warn};
 
 use super::{Action, Core, reading::partition_count};
 use crate::{
+    config::settings::GroupProtocol,
     consumer::ledger::Life,
     error::Result,
     flights::Token,
     group::{
-        self, Answer,
+        self, Answer, Membership,
         assignor::{Assignment, Assignor},
-        classic::Member,
     },
     record::TopicPartition,
     time::Instant,
@@ -67,6 +67,11 @@ impl Core {
         self.revoking.is_some()
     }
 
+    /// The protocol of the membership, once that is settled.
+    pub(crate) fn group_protocol(&self) -> Option<GroupProtocol> {
+        self.member.as_ref().and_then(Membership::protocol)
+    }
+
     /// What has happened to the assignment since this was last asked.
     pub(crate) fn take_changes(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.changes)
@@ -99,7 +104,7 @@ impl Core {
 
     /// Carries out what the membership wants.
     pub(super) fn run_member(&mut self, now: Instant) {
-        while let Some(action) = self.member.as_mut().and_then(Member::poll_action) {
+        while let Some(action) = self.member.as_mut().and_then(Membership::poll_action) {
             match action {
                 group::Action::Send { token, request, deadline } => {
                     self.actions.push_back(Action::Group { token, request, deadline });
@@ -118,6 +123,10 @@ impl Core {
                     self.note(Change::Assigned, &added);
                     self.tell_member_counts(now);
                     self.news = true;
+                }
+                group::Action::Identify { topics } => {
+                    debug!(?topics, "topics of the assignment are not known yet");
+                    self.actions.push_back(Action::RefreshMetadata);
                 }
                 group::Action::Fail(error) => self.fail(error),
             }
@@ -212,7 +221,8 @@ impl Core {
     pub(super) fn tell_member_counts(&mut self, now: Instant) {
         if let Some(member) = &mut self.member {
             let metadata = &self.metadata;
-            member.handle_metadata(now, |topic| partition_count(metadata, topic));
+            let counts = |topic: &str| partition_count(metadata, topic);
+            member.handle_metadata(now, counts, metadata.topic_names());
         }
         self.run_member(now);
     }

@@ -1,0 +1,62 @@
+//! Whether the user is there: in a poll, or away from it for how long (KIP-62). Pure.
+//!
+//! It must never count the time within a poll as absence.
+
+use std::time::Duration;
+
+use crate::time::Instant;
+
+/// The user, as a membership sees him.
+#[derive(Debug)]
+pub(super) struct Presence {
+    max_poll_interval: Duration,
+    /// Somebody is in a poll.
+    is_polled: bool,
+    /// `None` while a poll waits: only time away from poll counts.
+    away_since: Option<Instant>,
+}
+
+impl Presence {
+    pub(super) fn new(max_poll_interval: Duration, now: Instant) -> Self {
+        Self { max_poll_interval, is_polled: false, away_since: Some(now) }
+    }
+
+    pub(super) fn is_polled(&self) -> bool {
+        self.is_polled
+    }
+
+    /// When the poll interval is over, if nobody polls.
+    pub(super) fn ends(&self) -> Option<Instant> {
+        self.away_since.map(|since| since + self.max_poll_interval)
+    }
+
+    pub(super) fn handle_poll(&mut self) {
+        self.is_polled = true;
+        self.away_since = None;
+    }
+
+    /// The last waiting poll has returned: the poll interval runs from here.
+    pub(super) fn handle_poll_end(&mut self, now: Instant) {
+        self.is_polled = false;
+        self.away_since = Some(now);
+    }
+
+    /// The user is alive: the poll interval begins again. Not a poll.
+    pub(super) fn handle_alive(&mut self, now: Instant) {
+        if self.away_since.is_some() {
+            self.away_since = Some(now);
+        }
+    }
+
+    /// Somebody waits in a poll that may never be looked after again: the poll interval runs although it has not ended.
+    pub(super) fn handle_loose_poll(&mut self, now: Instant) {
+        if self.is_polled {
+            self.away_since = Some(now);
+        }
+    }
+
+    /// The poll interval has passed: whoever polled is taken to be gone.
+    pub(super) fn give_up(&mut self) {
+        self.is_polled = false;
+    }
+}
