@@ -8,7 +8,7 @@ use super::{KafkaInstance, Place, log, logged};
 use crate::{
     config::ProducerConfig,
     error::{Error, ErrorKind, Result},
-    producer::{IntoKey, KafkaProducer, SendJson},
+    producer::{Delivery, IntoKey, KafkaProducer, SendJson},
     record::{RecordMetadata, Timestamp},
 };
 
@@ -202,7 +202,10 @@ impl<'a, V: Serialize + Sync + ?Sized> SendAndWait<'a, V> {
         let acknowledged = async { delivery.insert(self.send.await?).await };
         let outcome = tokio::time::timeout(self.timeout, acknowledged).await;
         outcome.unwrap_or_else(|_elapsed| {
-            let partition = delivery.map(|delivery| delivery.partition());
+            let partition = delivery.as_ref().map(Delivery::partition);
+            if let Some(delivery) = delivery {
+                delivery.give_up();
+            }
             let error = not_in_time(self.topic, self.timeout, partition);
             Err(match self.client.why(self.topic, partition) {
                 Some(cause) => error.with_source(cause),

@@ -181,6 +181,7 @@ impl Accumulator {
     fn write(open: &mut OpenBatch, parts: &Parts<'_>, scheduled: &mut bool, wake: bool) -> Appended {
         let index = open.builder.count();
         open.builder.append(parts.timestamp, parts.key, parts.value, parts.headers);
+        open.receipt.set_records(index as u32 + 1);
         let delivery = Delivery::new(Arc::clone(&open.receipt), index as u32, parts.timestamp);
         let schedule = wake && !std::mem::replace(scheduled, true);
         Appended::Done { delivery, wake, schedule }
@@ -194,6 +195,11 @@ impl Accumulator {
     /// Receipts whose batches have no answer yet.
     pub(super) fn unresolved(&self) -> impl Iterator<Item = &Arc<Receipt>> {
         self.unresolved.iter().filter(|receipt| !receipt.is_resolved())
+    }
+
+    /// Lets go of answered receipts.
+    pub(super) fn forget_resolved(&mut self) {
+        self.unresolved.retain(|receipt| !receipt.is_resolved());
     }
 
     pub(super) fn is_empty(&self) -> bool {

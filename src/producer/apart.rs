@@ -17,20 +17,20 @@ pub(super) struct Apart {
 
 /// `bad`: what was said of records, by their places in the batch.
 pub(super) fn take_apart(
-    topic: &Arc<str>,
-    partition: i32,
+    whole: &Arc<Receipt>,
     count: i32,
     bad: &BTreeMap<usize, Option<&str>>,
     error: &Error,
 ) -> Apart {
-    let new = || Receipt::new(Arc::clone(topic), partition);
-    let mut apart = Apart { parts: Vec::new(), rest: new(), failed: Vec::new() };
+    let count = usize::try_from(count).unwrap_or(0);
+    let good = u32::try_from(count.saturating_sub(bad.len())).unwrap_or(u32::MAX);
+    let mut apart = Apart { parts: Vec::new(), rest: Receipt::part_of(whole, good), failed: Vec::new() };
     let mut kept = 0;
-    for place in 0..count.max(0) as usize {
+    for place in 0..count {
         let first = place as u32;
         match bad.get(&place) {
             Some(message) => {
-                let receipt = new();
+                let receipt = Receipt::part_of(whole, 1);
                 let error = message.map_or_else(|| error.clone(), |text| error.clone().with_message(text));
                 apart.failed.push((Arc::clone(&receipt), Outcome::Failed(error)));
                 apart.parts.push(Part { first, index: 0, receipt });

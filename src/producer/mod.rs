@@ -24,6 +24,7 @@ mod task;
 mod topics;
 pub(crate) mod transaction;
 mod transactional;
+mod unheard;
 
 use std::{
     sync::{
@@ -43,6 +44,7 @@ use self::{
     queue::Aftermath,
     topics::{PartitionQueue, TopicQueues, TopicTable},
     transactional::Transactions,
+    unheard::Unheard,
 };
 pub use self::{
     key::{IntoKey, Key},
@@ -91,6 +93,7 @@ struct Shared {
     /// What a producer of transactions has more.
     transactions: Option<Transactions>,
     statistics: Mutex<ProducerStatistics>,
+    unheard: Mutex<Unheard>,
 }
 
 /// How far the end of the producer has come.
@@ -161,6 +164,7 @@ impl KafkaProducer {
             fatal: Mutex::new(None),
             transactions,
             statistics: Mutex::default(),
+            unheard: Mutex::default(),
             settings,
         });
         task::spawn(Arc::clone(&shared))?;
@@ -259,10 +263,12 @@ impl KafkaProducer {
 
     /// Sends everything at once, without `linger.ms`, and waits until each record sent before has its answer.
     ///
-    /// The answers themselves are in the deliveries.
+    /// The answers themselves are in the deliveries. Of records that failed, and whose deliveries were dropped without having
+    /// been awaited, it tells once.
     ///
     /// # Errors
-    /// [`ErrorKind::Closed`] if the producer was closed before.
+    /// [`ErrorKind::Closed`] if the producer was closed before. The first error of the records that failed unheard since the
+    /// last flush, with their number.
     ///
     /// # Cancel safety
     /// Dropping it does not stop the sending.
@@ -279,7 +285,10 @@ impl KafkaProducer {
         for receipt in unresolved {
             receipt.resolved().await;
         }
-        if *shared.closing.borrow() == Closing::Done { Err(Error::closed("producer")) } else { Ok(()) }
+        if *shared.closing.borrow() == Closing::Done {
+            return Err(Error::closed("producer"));
+        }
+        shared.take_unheard()
     }
 
     /// Delivers what was sent, for at most `delivery.timeout.ms`, and ends the producer and all its clones.
@@ -299,7 +308,8 @@ impl KafkaProducer {
     /// been written.
     ///
     /// # Errors
-    /// [`ErrorKind::Timeout`] with the number of batches given up.
+    /// [`ErrorKind::Timeout`] with the number of batches given up; or as [`flush`](Self::flush), of records that failed unheard
+    /// before.
     ///
     /// # Cancel safety
     /// Dropping it does not stop the closing.
@@ -310,8 +320,9 @@ impl KafkaProducer {
         // The task itself ends by the deadline: nothing here can wait longer.
         let _ = closing.wait_for(|closing| *closing == Closing::Done).await;
         let given_up = unresolved.iter().filter(|receipt| receipt.was_closed()).count();
+        drop(unresolved);
         if given_up == 0 {
-            return Ok(());
+            return shared.take_unheard();
         }
         Err(Error::new(
             ErrorKind::Timeout,
@@ -582,6 +593,18 @@ impl Shared {
         self.fatal.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The first error of the records that failed and whose deliveries nobody has awaited, nor can any more.
+    fn take_unheard(&self) -> Result<()> {
+        let unheard = || self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
+        if unheard().is_empty() {
+            return Ok(());
+        }
+        for partition in self.topics.snapshot().partitions() {
+            partition.lock().forget_resolved();
+        }
+        unheard().take().map_or(Ok(()), Err)
+    }
+
     fn scheduled(&self) -> MutexGuard<'_, Vec<Arc<PartitionQueue>>> {
         self.scheduled.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -596,6 +619,14 @@ impl Shared {
         self.memory.close();
         let mut aftermath = Aftermath::default();
         self.topics.end(error, &mut aftermath);
+        let undelivered = undelivered(&aftermath);
+        if undelivered > 0 {
+            tracing::error!(
+                records = undelivered,
+                %error,
+                "the producer has ended with records that were not delivered; close() it, and keep its runtime until that returns"
+            );
+        }
         self.settle(aftermath);
         self.closing.send_replace(Closing::Done);
         if let Some(transactions) = &self.transactions {
@@ -603,6 +634,14 @@ impl Shared {
             transactions.notify();
         }
     }
+}
+
+/// How many records an end leaves without an answer. Batches that were cut in two have several receipts.
+fn undelivered(aftermath: &Aftermath) -> u64 {
+    let mut counted = std::collections::BTreeSet::new();
+    let left = aftermath.resolved.iter().map(|(receipt, _)| receipt);
+    let left = left.filter(|receipt| !receipt.is_resolved() && counted.insert(Arc::as_ptr(receipt)));
+    left.map(|receipt| u64::from(receipt.records())).sum()
 }
 
 /// Memory waited for and not yet used; given back when the append ends.

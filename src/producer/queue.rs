@@ -54,7 +54,7 @@ pub(crate) struct Batch {
     pub(crate) count: i32,
     /// Some attempt has no answer, or one that leaves open what happened.
     pub(crate) possibly_written: bool,
-    receipt: Arc<Receipt>,
+    pub(super) receipt: Arc<Receipt>,
     /// When `delivery.timeout.ms` ends.
     deadline: Instant,
     order: Order,
@@ -147,8 +147,6 @@ struct Flying {
 
 #[derive(Debug)]
 pub(crate) struct Queue {
-    topic: Arc<str>,
-    partition: i32,
     limits: Arc<Limits>,
     accumulator: Accumulator,
     /// Sorted by `order`.
@@ -162,10 +160,8 @@ pub(crate) struct Queue {
 
 impl Queue {
     pub(crate) fn new(topic: Arc<str>, partition: i32, limits: Arc<Limits>) -> Self {
-        let accumulator = Accumulator::new(Arc::clone(&topic), partition, Arc::clone(&limits));
+        let accumulator = Accumulator::new(topic, partition, Arc::clone(&limits));
         Self {
-            topic,
-            partition,
             limits,
             accumulator,
             pending: VecDeque::new(),
@@ -196,6 +192,11 @@ impl Queue {
     /// Receipts whose batches have no answer yet.
     pub(crate) fn unresolved(&self) -> impl Iterator<Item = &Arc<Receipt>> {
         self.accumulator.unresolved()
+    }
+
+    /// Lets go of receipts that were answered.
+    pub(crate) fn forget_resolved(&mut self) {
+        self.accumulator.forget_resolved();
     }
 
     /// Bytes of memory held by batches here, in flight included.
@@ -455,7 +456,7 @@ impl Queue {
         let mut first = 0;
         let mut reserved = batch.reserved;
         for half in halves {
-            let receipt = Receipt::new(Arc::clone(&self.topic), self.partition);
+            let receipt = Receipt::part_of(&batch.receipt, half.count.unsigned_abs() as u32);
             parts.push(Part { first: first as u32, index: 0, receipt: Arc::clone(&receipt) });
             let order = Order { record: batch.order.record + first, ..batch.order };
             let stamp = stamp

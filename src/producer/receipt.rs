@@ -5,7 +5,10 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, Weak,
+        atomic::{AtomicU32, Ordering},
+    },
     task::{Context, Poll, Waker},
 };
 
@@ -49,15 +52,60 @@ pub(crate) struct Receipt {
     partition: i32,
     outcome: OnceLock<Outcome>,
     waiting: Mutex<Vec<Waker>>,
+    /// How many records the batch has so far.
+    records: AtomicU32,
+    /// How many of them were told that they failed, or given up by somebody who was told enough.
+    heard: AtomicU32,
+    /// The batch that this is a part of, whose deliveries come here when they are awaited.
+    whole: Option<Weak<Receipt>>,
 }
 
 impl Receipt {
     pub(crate) fn new(topic: Arc<str>, partition: i32) -> Arc<Self> {
-        Arc::new(Self { topic, partition, outcome: OnceLock::new(), waiting: Mutex::new(Vec::new()) })
+        Self::make(topic, partition, None)
     }
 
-    /// Tells all who wait. Never call it under a lock: it wakes tasks. The first outcome stands.
-    pub(crate) fn resolve(&self, outcome: Outcome) {
+    /// Of some records of a batch that go on in another one.
+    pub(crate) fn part_of(whole: &Arc<Self>, records: u32) -> Arc<Self> {
+        let part = Self::make(Arc::clone(&whole.topic), whole.partition, Some(Arc::downgrade(whole)));
+        part.set_records(records);
+        part
+    }
+
+    fn make(topic: Arc<str>, partition: i32, whole: Option<Weak<Self>>) -> Arc<Self> {
+        Arc::new(Self {
+            topic,
+            partition,
+            outcome: OnceLock::new(),
+            waiting: Mutex::new(Vec::new()),
+            records: AtomicU32::new(0),
+            heard: AtomicU32::new(0),
+            whole,
+        })
+    }
+
+    /// The batch has so many records by now. Called under its partition's lock.
+    #[inline]
+    pub(crate) fn set_records(&self, records: u32) {
+        self.records.store(records, Ordering::Relaxed);
+    }
+
+    pub(crate) fn records(&self) -> u32 {
+        self.records.load(Ordering::Relaxed)
+    }
+
+    /// How many records of the failed batch nobody has heard of, nor can any more. `besides`: references that are not
+    /// deliveries.
+    pub(crate) fn unheard(self: &Arc<Self>, besides: usize) -> u32 {
+        if self.whole.as_ref().is_some_and(|whole| whole.strong_count() > 0) {
+            return 0;
+        }
+        let held = u32::try_from(Arc::strong_count(self).saturating_sub(besides)).unwrap_or(u32::MAX);
+        self.records().saturating_sub(self.heard.load(Ordering::Relaxed)).saturating_sub(held)
+    }
+
+    /// Tells all who wait. Never call it under a lock: it wakes tasks. The first outcome stands; false if this was not it.
+    pub(crate) fn resolve(&self, outcome: Outcome) -> bool {
         let outcome = match outcome {
             Outcome::Failed(error) => {
                 Outcome::Failed(error.with_topic(Arc::clone(&self.topic)).with_partition(self.partition))
@@ -65,11 +113,12 @@ impl Receipt {
             outcome => outcome,
         };
         // A batch whose time was over, or failed by `close`, may be answered later.
-        let _ = self.outcome.set(outcome);
+        let is_first = self.outcome.set(outcome).is_ok();
         let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         for waker in waiting {
             waker.wake();
         }
+        is_first
     }
 
     /// Where the batch goes.
@@ -154,6 +203,11 @@ impl Delivery {
     pub fn partition(&self) -> i32 {
         self.receipt.partition
     }
+
+    /// Whoever waited for it has been told that it may fail.
+    pub(crate) fn give_up(self) {
+        self.receipt.heard.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Future for Delivery {
@@ -164,7 +218,10 @@ impl Future for Delivery {
             let this = &mut *self;
             let ack = match this.receipt.poll(context) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Outcome::Failed(error)) => return Poll::Ready(Err(error.clone())),
+                Poll::Ready(Outcome::Failed(error)) => {
+                    this.receipt.heard.fetch_add(1, Ordering::Relaxed);
+                    return Poll::Ready(Err(error.clone()));
+                }
                 Poll::Ready(Outcome::Acknowledged(ack)) => *ack,
                 Poll::Ready(Outcome::Split(parts)) => {
                     // Batches can be split again and again: the last part that begins at or before the record.

@@ -577,8 +577,7 @@ impl Sender {
             }
         };
         let told = self.aftermath.resolved.len();
-        let Apart { parts, rest, failed } =
-            take_apart(&partition.topic, partition.partition, batch.count, &bad, &error);
+        let Apart { parts, rest, failed } = take_apart(&batch.receipt, batch.count, &bad, &error);
         self.aftermath.resolved.extend(failed);
         match kept {
             Some(kept) => partition.lock().handle_purged(batch, kept, rest, parts, &mut self.aftermath),

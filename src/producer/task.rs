@@ -422,7 +422,18 @@ impl Shared {
                 }
                 outcome => outcome,
             };
-            receipt.resolve(outcome);
+            let failed = match (&outcome, &self.transactions) {
+                (Outcome::Failed(error), None) => Some(error.clone()),
+                // A transaction says by itself that it has failed.
+                _ => None,
+            };
+            if receipt.resolve(outcome)
+                && let Some(error) = failed
+            {
+                let (topic, partition) = receipt.place();
+                let error = error.with_topic(Arc::clone(topic)).with_partition(partition);
+                self.unheard.lock().unwrap_or_else(std::sync::PoisonError::into_inner).note(&receipt, &error);
+            }
         }
         for buffer in aftermath.buffers.into_iter().filter_map(batch::recycle) {
             self.memory.recycle(buffer);

@@ -279,6 +279,87 @@ fn calls_outside_a_runtime_or_in_one_without_timers_or_io_are_errors() {
     assert!(error.kind() == ErrorKind::Config && error.to_string().contains("enable_io()"), "{error}");
 }
 
+#[tokio::test]
+async fn failures_that_nobody_awaited_are_told_once_by_flush_and_by_close() {
+    let broker = broker().await;
+    broker.create_topic("t", 1).unwrap();
+    let producer =
+        KafkaInstance::new(config(broker.bootstrap_servers())).unwrap().get_producer().await.unwrap();
+    producer.send("t", &0).await.unwrap().await.unwrap();
+    producer.flush().await.unwrap();
+    for ends in ["flush", "close"] {
+        broker.control().fail_topic(ApiKey::Produce, "t", 1, ResponseError::TopicAuthorizationFailed);
+        let mut deliveries = Vec::new();
+        for n in 0..5 {
+            deliveries.push(producer.send("t", &n).await.unwrap());
+        }
+        let held = deliveries.pop().unwrap();
+        assert!(deliveries.pop().unwrap().await.is_err());
+        drop(deliveries);
+        let told = match ends {
+            "flush" => producer.flush().await,
+            _ => producer.close().await,
+        };
+        let error = told.unwrap_err();
+        assert_eq!((error.code().map(|code| code.0), error.topic()), (Some(29), Some("t")), "{error}");
+        assert!(error.to_string().contains("3 records failed"), "{ends}: {error}");
+        assert!(held.await.is_err());
+        if ends == "flush" {
+            producer.flush().await.unwrap();
+        }
+    }
+}
+
+/// What is logged while it runs, on this thread.
+fn logged(run: impl FnOnce()) -> String {
+    #[derive(Clone, Default)]
+    struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    tracing::subscriber::with_default(subscriber, run);
+    let bytes = log.0.lock().unwrap().clone();
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn records_that_a_runtime_leaves_behind_are_counted_in_one_error_line() {
+    let keep = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let broker = keep.block_on(broker());
+    broker.create_topic("t", 2).unwrap();
+    for closes in [false, true] {
+        let log = logged(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let config = config(broker.bootstrap_servers()).set("linger.ms", 60_000);
+                let producer = KafkaInstance::new(config).unwrap().get_producer().await.unwrap();
+                for n in 0..7 {
+                    let value = n.to_string();
+                    let record = dtkafka::ProducerRecord::new("t").partition(n % 2).value(&value);
+                    drop(producer.send_record(record).await.unwrap());
+                }
+                if closes {
+                    producer.close().await.unwrap();
+                }
+            });
+        });
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains("ERROR")).collect();
+        match closes {
+            true => assert!(lines.is_empty(), "{lines:?}"),
+            false => assert!(lines.len() == 1 && lines[0].contains("records=7"), "{lines:?}"),
+        }
+    }
+}
+
 /// Nothing but the client's own tickets keeps five requests in flight in order: no sequence, and no luck with the runtime.
 #[test]
 fn records_without_idempotence_stay_in_order_on_every_runtime() {

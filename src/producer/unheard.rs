@@ -1,0 +1,144 @@
+//! Records that failed and whose deliveries nobody awaited: kept until `flush` or `close` tells of them. Pure.
+//!
+//! Costs nothing while nothing fails. A delivery that is still held somewhere may be awaited later, and is not counted before it
+//! is dropped.
+
+use std::sync::Arc;
+
+use super::receipt::Receipt;
+use crate::error::Error;
+
+/// How many failed batches are remembered one by one. Of older ones those count whose deliveries are gone by then.
+const REMEMBERED: usize = 1000;
+
+/// Failures that nobody may have heard of.
+#[derive(Debug, Default)]
+pub(super) struct Unheard {
+    failed: Vec<Failed>,
+    /// Of batches that are forgotten.
+    records: u64,
+    first: Option<Error>,
+}
+
+#[derive(Debug)]
+struct Failed {
+    receipt: Arc<Receipt>,
+    error: Error,
+    /// Records of the batch that were counted before.
+    told: u32,
+}
+
+impl Unheard {
+    pub(super) fn is_empty(&self) -> bool {
+        self.failed.is_empty() && self.records == 0
+    }
+
+    /// A batch has failed.
+    pub(super) fn note(&mut self, receipt: &Arc<Receipt>, error: &Error) {
+        if self.failed.len() >= REMEMBERED {
+            self.gather();
+            let over = (self.failed.len() + 1).saturating_sub(REMEMBERED);
+            // Somebody holds all of these deliveries.
+            self.failed.drain(..over);
+        }
+        self.failed.push(Failed { receipt: Arc::clone(receipt), error: error.clone(), told: 0 });
+    }
+
+    /// Counts what is lost for good, and forgets batches that nobody holds any more.
+    fn gather(&mut self) {
+        for failed in &mut self.failed {
+            let lost = failed.receipt.unheard(1).saturating_sub(failed.told);
+            if lost > 0 {
+                failed.told += lost;
+                self.records += u64::from(lost);
+                self.first.get_or_insert_with(|| failed.error.clone());
+            }
+        }
+        self.failed.retain(|failed| Arc::strong_count(&failed.receipt) > 1);
+    }
+
+    /// The first error of those that nobody has heard of since the last time, with their number.
+    pub(super) fn take(&mut self) -> Option<Error> {
+        self.gather();
+        let records = std::mem::take(&mut self.records);
+        let first = self.first.take()?;
+        Some(first.with_message(&format!(
+            "{records} {} failed since the last flush without anybody awaiting the delivery; the first error is this",
+            if records == 1 { "record" } else { "records" }
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        error::ErrorKind,
+        producer::receipt::{Delivery, Outcome, Part},
+    };
+
+    fn failed(count: u32) -> (Arc<Receipt>, Vec<Delivery>, Error) {
+        let receipt = Receipt::new("orders".into(), 0);
+        receipt.set_records(count);
+        let deliveries = (0..count).map(|index| Delivery::new(Arc::clone(&receipt), index, 0)).collect();
+        let error = Error::new(ErrorKind::Timeout, "too late");
+        receipt.resolve(Outcome::Failed(error.clone()));
+        (receipt, deliveries, error)
+    }
+
+    #[tokio::test]
+    async fn deliveries_that_were_dropped_unheard_are_counted_once_and_the_others_never() {
+        let mut unheard = Unheard::default();
+        let (receipt, mut deliveries, error) = failed(4);
+        unheard.note(&receipt, &error);
+        drop(receipt);
+        deliveries.pop().unwrap().await.unwrap_err();
+        assert!(unheard.take().is_none(), "three are held");
+        deliveries.truncate(1);
+        let told = unheard.take().unwrap();
+        assert!(told.to_string().contains("2 records failed"), "{told}");
+        assert_eq!(told.kind(), ErrorKind::Timeout);
+        assert!(unheard.take().is_none());
+        deliveries.clear();
+        assert!(unheard.take().unwrap().to_string().contains("1 record failed"));
+        assert!(unheard.take().is_none() && unheard.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_delivery_that_was_given_up_by_who_was_told_so_is_none() {
+        let mut unheard = Unheard::default();
+        let (receipt, mut deliveries, error) = failed(2);
+        unheard.note(&receipt, &error);
+        drop(receipt);
+        deliveries.pop().unwrap().give_up();
+        deliveries.clear();
+        assert!(unheard.take().unwrap().to_string().contains("1 record failed"));
+    }
+
+    #[test]
+    fn a_part_of_a_batch_counts_once_nobody_can_come_to_it_from_the_batch() {
+        let mut unheard = Unheard::default();
+        let whole = Receipt::new("orders".into(), 0);
+        let part = Receipt::part_of(&whole, 3);
+        let error = Error::new(ErrorKind::Timeout, "too late");
+        part.resolve(Outcome::Failed(error.clone()));
+        unheard.note(&part, &error);
+        whole.resolve(Outcome::Split(vec![Part { first: 0, index: 0, receipt: part }]));
+        assert!(unheard.take().is_none());
+        drop(whole);
+        assert!(unheard.take().unwrap().to_string().contains("3 records failed"));
+    }
+
+    #[test]
+    fn however_many_fail_little_is_kept() {
+        let mut unheard = Unheard::default();
+        for _ in 0..5 * REMEMBERED {
+            let (receipt, deliveries, error) = failed(2);
+            unheard.note(&receipt, &error);
+            drop((receipt, deliveries));
+        }
+        assert!(unheard.failed.len() <= REMEMBERED);
+        let expected = format!("{} records failed", 10 * REMEMBERED);
+        assert!(unheard.take().unwrap().to_string().contains(&expected));
+    }
+}
