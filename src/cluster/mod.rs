@@ -35,7 +35,7 @@ pub(crate) use self::{
 };
 use crate::{
     config::settings::ClientSettings,
-    connection::{Connection, Pauses},
+    connection::Connection,
     driver,
     error::{Error, ErrorKind, Result},
     race,
@@ -237,10 +237,9 @@ impl Cluster {
         leader.and_then(|leader| self.why(leader)).or_else(unreachable)
     }
 
-    /// How often and for how long brokers have held this client back (KIP-219).
-    #[allow(dead_code, reason = "the counters do not show it yet")]
-    pub(crate) fn pauses(&self) -> &Pauses {
-        self.shared.brokers.pauses()
+    /// In how many answers and for how long brokers have held this client back (KIP-219).
+    pub(crate) fn pauses(&self) -> (u64, Duration) {
+        self.shared.brokers.pauses().so_far()
     }
 
     /// The open connection to a broker, or a new one.

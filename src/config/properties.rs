@@ -35,9 +35,6 @@ pub(crate) enum Kind {
     Pem,
     /// Known to Java or librdkafka, without meaning here.
     Ignored,
-    /// Ignoring it would break a promise, so it is refused; the text says why.
-    #[allow(dead_code, reason = "no property is, at the moment")]
-    Refused(&'static str),
 }
 
 /// Which client reads a property.
@@ -76,9 +73,7 @@ const fn row(
     Property { name, aliases, kind, default, used_by, doc }
 }
 
-use Kind::{
-    Addresses, Bytes, Choice, Choices, Flag, Ignored, Int, Millis, Path, Pem, Refused, Secret, Text, Url,
-};
+use Kind::{Addresses, Bytes, Choice, Choices, Flag, Ignored, Int, Millis, Path, Pem, Secret, Text, Url};
 use UsedBy::{Consumer, Every, Producer};
 
 /// Every known property. Aliases are librdkafka's names and kafka-python's where underscores for dots do not suffice.
@@ -310,7 +305,6 @@ pub(crate) fn check(kind: Kind, value: &str) -> Result<(), String> {
         Addresses => url::parse_addresses(trimmed).map(|_| ()),
         // Parsed, and reported, where its parts are merged.
         Url => Ok(()),
-        Refused(why) => Err(why.to_owned()),
     }
 }
 
@@ -340,7 +334,7 @@ pub(crate) fn parse_flag(text: &str) -> Option<bool> {
 /// The value as messages, `Debug` and `get` may show it.
 pub(crate) fn shown(kind: Kind, value: &str) -> String {
     match kind {
-        Secret | Refused(_) | Ignored => HIDDEN.to_owned(),
+        Secret | Ignored => HIDDEN.to_owned(),
         Pem => "[PEM]".to_owned(),
         Path => secrecy::file(value).unwrap_or(HIDDEN).to_owned(),
         Url => secrecy::hosts(url::redacted(value)),

@@ -468,10 +468,7 @@ impl Effective {
     fn bad_value(&self, name: &str, entry: &Entry) -> Option<String> {
         let kind = properties::find(name)?.kind();
         let why = properties::check(kind, &entry.value).err()?;
-        Some(match kind {
-            Kind::Refused(_) => format!("{name}: {why}"),
-            _ => format!("{name} = {:?}: {why}", Secrets::of(self.entries.iter()).shown(kind, &entry.value)),
-        })
+        Some(format!("{name} = {:?}: {why}", Secrets::of(self.entries.iter()).shown(kind, &entry.value)))
     }
 
     pub(super) fn is_set(&self, name: &str) -> bool {

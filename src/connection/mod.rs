@@ -69,9 +69,15 @@ pub(crate) struct Connection {
 #[derive(Debug, Default)]
 pub(crate) struct Pauses {
     /// Answers that asked for a pause.
-    pub(crate) answers: AtomicU64,
-    /// Milliseconds.
-    pub(crate) paused_ms: AtomicU64,
+    answers: AtomicU64,
+    paused_ms: AtomicU64,
+}
+
+impl Pauses {
+    pub(crate) fn so_far(&self) -> (u64, Duration) {
+        let paused = Duration::from_millis(self.paused_ms.load(Ordering::Relaxed));
+        (self.answers.load(Ordering::Relaxed), paused)
+    }
 }
 
 impl Connection {

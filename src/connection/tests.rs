@@ -340,6 +340,15 @@ async fn a_connection_whose_session_is_about_to_end_takes_no_further_call() {
     let by = connection.reauthenticate_by.unwrap();
     assert!(by >= before + Duration::from_secs(85) && by < now() + Duration::from_secs(96));
     assert!(!connection.is_closed());
+    // At a random point, or the clients of a cluster would come back together.
+    let mut points = std::collections::BTreeSet::new();
+    for _ in 0..20 {
+        let answer = wire::SaslAuthenticateResponse { session_lifetime_ms: 100_000, ..Default::default() };
+        let settings = with_sasl(SaslMechanism::Plain);
+        let again = authenticate(settings, Default::default(), answer).await.unwrap();
+        points.insert((again.reauthenticate_by.unwrap() - before).as_secs());
+    }
+    assert!(points.len() > 2 && points.iter().all(|seconds| (85..97).contains(seconds)), "{points:?}");
     let answer = wire::SaslAuthenticateResponse { session_lifetime_ms: 10, ..Default::default() };
     let connection = authenticate(with_sasl(SaslMechanism::Plain), Default::default(), answer).await.unwrap();
     tokio::time::sleep_until(connection.reauthenticate_by.unwrap()).await;

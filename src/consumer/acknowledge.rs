@@ -102,6 +102,11 @@ impl KafkaConsumer {
         self.shared.lock().partitions.outstanding()
     }
 
+    /// In how many answers and for how long brokers have held the consumer back (KIP-219).
+    pub(crate) fn throttled(&self) -> (u64, std::time::Duration) {
+        self.shared.cluster.pauses()
+    }
+
     /// Whether what was handed out in this life still counts.
     pub(crate) fn is_live(&self, partition: &TopicPartition, life: Life) -> bool {
         self.shared.lock().partitions.get(partition).is_some_and(|partition| partition.life() == life)

@@ -258,6 +258,7 @@ impl KafkaProducer {
         let shared = self.shared();
         let mut statistics = shared.statistics.lock().unwrap_or_else(PoisonError::into_inner).clone();
         statistics.buffered_bytes = shared.memory.used();
+        (statistics.throttled, statistics.throttle_time) = shared.cluster.pauses();
         statistics
     }
 

@@ -132,6 +132,8 @@ pub(crate) struct Sender {
     fatal: Option<Error>,
     /// The first failure that a transaction must know of.
     failure: Option<Error>,
+    /// Attempts to get a producer id that failed since the last that did not.
+    identity_failures: u64,
     /// Some attempt of what failed may be in the log, or come there late.
     open_attempts: bool,
     counts: Counts,
@@ -164,6 +166,7 @@ impl Sender {
             aftermath: Aftermath::default(),
             fatal: None,
             failure: None,
+            identity_failures: 0,
             open_attempts: false,
             counts: Counts::default(),
         }
@@ -381,10 +384,20 @@ impl Sender {
         match result {
             Ok(identity) => {
                 self.unplanned = true;
+                let failures = std::mem::take(&mut self.identity_failures);
+                if failures > 0 {
+                    tracing::info!(failures, "there is a producer id");
+                }
                 self.identity.handle_answer(identity);
             }
             Err(error) if error.is_retriable() => {
-                tracing::warn!(%error, "no producer id yet");
+                match self.identity_failures {
+                    0 => {
+                        tracing::warn!(%error, "no producer id yet; further failures are counted, not logged")
+                    }
+                    _ => tracing::debug!(%error, "no producer id yet"),
+                }
+                self.identity_failures += 1;
                 self.identity.handle_failure(now, &mut self.rng);
             }
             Err(error) => {

@@ -26,6 +26,10 @@ pub struct ProducerStatistics {
     pub failed_batches: u64,
     /// Bytes of batches after compression by those before; 1 without any.
     pub compression_ratio: f64,
+    /// Answers in which a broker asked to be left alone, because the client is over a quota (KIP-219).
+    pub throttled: u64,
+    /// For how long brokers wanted to be left alone, pauses of one connection that overlap counted once.
+    pub throttle_time: Duration,
     /// How many requests were answered within 1, 2, 4, 8 ... ms; the last is for all that took longer.
     pub request_latency: [u64; 16],
 }

@@ -73,6 +73,8 @@ impl ConsumerCounters {
             dead_lettered: self.dead_lettered.load(Relaxed),
             rebalances: self.rebalances.load(Relaxed),
             in_work: 0,
+            throttled: 0,
+            throttle_time: Duration::ZERO,
             lag: None,
             handler_latency: self.latency.snapshot(),
             commit_latency: self.commit_latency.snapshot(),
@@ -98,6 +100,10 @@ pub struct ConsumerMetrics {
     pub rebalances: u64,
     /// Records taken and not done: waiting for their handlers or in them.
     pub in_work: u64,
+    /// Answers in which a broker asked to be left alone, because the client is over a quota (KIP-219).
+    pub throttled: u64,
+    /// For how long brokers wanted to be left alone, pauses of one connection that overlap counted once.
+    pub throttle_time: Duration,
     /// Records between the consumer's positions and the ends of its partitions, as of the last fetch; `None` while it is not
     /// connected.
     pub lag: Option<i64>,
@@ -137,6 +143,7 @@ impl ConsumerMetrics {
                 self.dead_lettered,
             ),
             ("dtkafka_consumer_rebalances_total", "Assignments made.", self.rebalances),
+            ("dtkafka_consumer_throttled_total", "Answers of brokers that held it back.", self.throttled),
         ] {
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter\n{name}{{{labels}}} {value}");
         }

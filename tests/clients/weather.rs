@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU16, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -11,9 +11,12 @@ use std::{
 use dtkafka::{ErrorKind, KafkaConfig, KafkaInstance, NewTopic, Stage, TopicPartition};
 use dtkafka_testcontainers::{
     EmbeddedBroker,
-    broker::{ApiKey, ResponseError},
+    broker::{ApiKey, Profile, ResponseError},
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -277,6 +280,144 @@ fn calls_outside_a_runtime_or_in_one_without_timers_or_io_are_errors() {
     let without_io = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let error = without_io.block_on(kafka.get_producer()).unwrap_err();
     assert!(error.kind() == ErrorKind::Config && error.to_string().contains("enable_io()"), "{error}");
+}
+
+/// A way to a broker that says of it that it is elsewhere.
+#[derive(Clone)]
+struct Way {
+    port: u16,
+    /// The API keys that were asked for here.
+    asked: Arc<std::sync::Mutex<std::collections::BTreeSet<i16>>>,
+    open: Arc<AtomicUsize>,
+}
+
+impl Way {
+    /// `told`: the port that answers of Metadata and FindCoordinator name.
+    async fn open(to: String, told: Arc<AtomicU16>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let way = Self { port, asked: Arc::default(), open: Arc::default() };
+        let ours = way.clone();
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let (way, to, told) = (ours.clone(), to.clone(), Arc::clone(&told));
+                tokio::spawn(async move {
+                    way.open.fetch_add(1, Ordering::SeqCst);
+                    let _ = way.serve(near, to, &told).await;
+                    way.open.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        way
+    }
+
+    async fn serve(&self, near: TcpStream, to: String, told: &AtomicU16) -> std::io::Result<()> {
+        let (mut near_in, mut near_out) = near.into_split();
+        let (mut far_in, mut far_out) = TcpStream::connect(to).await?.into_split();
+        let waiting = std::sync::Mutex::new(std::collections::VecDeque::new());
+        let out = async {
+            loop {
+                let frame = read_frame(&mut near_in).await?;
+                let short = |at: usize| i16::from_be_bytes([frame[at], frame[at + 1]]);
+                self.asked.lock().unwrap().insert(short(0));
+                waiting.lock().unwrap().push_back((short(0), short(2)));
+                write_frame(&mut far_out, &frame).await?;
+            }
+        };
+        let back = async {
+            loop {
+                let frame = read_frame(&mut far_in).await?;
+                let (key, version) = waiting.lock().unwrap().pop_front().unwrap();
+                write_frame(&mut near_out, &elsewhere(frame, key, version, told)).await?;
+            }
+        };
+        // Either end closes both.
+        tokio::select! {
+            ended = out => ended,
+            ended = back => ended,
+        }
+    }
+}
+
+fn elsewhere(frame: Vec<u8>, key: i16, version: i16, told: &AtomicU16) -> Vec<u8> {
+    use kafka_protocol::{
+        messages::{FindCoordinatorResponse, MetadataResponse},
+        protocol::{Decodable, Encodable},
+    };
+    let api = ApiKey::try_from(key).unwrap();
+    let head = 4 + usize::from(api.response_header_version(version) > 0);
+    let (mut body, mut changed) = (bytes::Bytes::copy_from_slice(&frame[head..]), frame[..head].to_vec());
+    let port = i32::from(told.load(Ordering::SeqCst));
+    match api {
+        ApiKey::Metadata => {
+            let mut answer = MetadataResponse::decode(&mut body, version).unwrap();
+            answer.brokers.iter_mut().for_each(|broker| broker.port = port);
+            answer.encode(&mut changed, version).unwrap();
+        }
+        ApiKey::FindCoordinator => {
+            let mut answer = FindCoordinatorResponse::decode(&mut body, version).unwrap();
+            answer.port = port;
+            answer.encode(&mut changed, version).unwrap();
+        }
+        _ => return frame,
+    }
+    changed
+}
+
+async fn read_frame(stream: &mut (impl AsyncReadExt + Unpin)) -> std::io::Result<Vec<u8>> {
+    let mut frame = vec![0; stream.read_u32().await? as usize];
+    stream.read_exact(&mut frame).await?;
+    Ok(frame)
+}
+
+async fn write_frame(stream: &mut (impl AsyncWriteExt + Unpin), frame: &[u8]) -> std::io::Result<()> {
+    let mut bytes = (frame.len() as u32).to_be_bytes().to_vec();
+    bytes.extend_from_slice(frame);
+    stream.write_all(&bytes).await
+}
+
+#[tokio::test]
+async fn a_broker_that_moves_is_followed_on_every_lane_although_its_old_address_still_answers() {
+    let broker = EmbeddedBroker::builder().profile(Profile::Kafka28).start().await.unwrap();
+    broker.create_topic("t", 1).unwrap();
+    let told = Arc::new(AtomicU16::new(0));
+    let [entry, old, new] = [0; 3].map(|_| Way::open(broker.bootstrap_servers(), Arc::clone(&told)));
+    let (entry, old, new) = tokio::join!(entry, old, new);
+    told.store(old.port, Ordering::SeqCst);
+    let config = config(format!("127.0.0.1:{}", entry.port))
+        .set("metadata.max.age.ms", 200)
+        .set("heartbeat.interval.ms", 50)
+        .set_group_id("g")
+        .set_auto_offset_reset("earliest");
+    let kafka = KafkaInstance::new(config).unwrap();
+    let (producer, consumer) =
+        (kafka.get_producer().await.unwrap(), kafka.get_consumer(["t"]).await.unwrap());
+    let (mut sent, mut seen) = (0, Vec::new());
+    // Produce, Fetch and Heartbeat have a lane each.
+    for way in [&old, &new] {
+        told.store(way.port, Ordering::SeqCst);
+        let following = async {
+            while ![0, 1, 12].iter().all(|key| way.asked.lock().unwrap().contains(key)) {
+                producer.send("t", &sent).await.unwrap().await.unwrap();
+                sent += 1;
+                let polled = consumer.poll(Duration::from_millis(50)).await.unwrap();
+                seen.extend(polled.records().map(|record| record.json::<usize>().unwrap()));
+            }
+        };
+        tokio::time::timeout(PATIENCE, following).await.unwrap();
+    }
+    let leaving = async {
+        while old.open.load(Ordering::SeqCst) > 0 {
+            let polled = consumer.poll(Duration::from_millis(20)).await.unwrap();
+            seen.extend(polled.records().map(|record| record.json::<usize>().unwrap()));
+        }
+    };
+    tokio::time::timeout(PATIENCE, leaving).await.unwrap();
+    while seen.len() < sent {
+        let polled = consumer.poll(PATIENCE).await.unwrap();
+        seen.extend(polled.records().map(|record| record.json::<usize>().unwrap()));
+    }
+    assert_eq!(seen, (0..sent).collect::<Vec<_>>());
 }
 
 #[tokio::test]

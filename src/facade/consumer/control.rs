@@ -105,6 +105,7 @@ impl Shared {
         let mut metrics = self.counters.snapshot();
         if let Some(client) = self.client() {
             metrics.in_work = client.outstanding() as u64;
+            (metrics.throttled, metrics.throttle_time) = client.throttled();
             metrics.lag = Some(client.lag().values().sum());
         }
         metrics
