@@ -7,7 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{KafkaConsumer, records::PartitionRecords};
+use super::{
+    KafkaConsumer,
+    partitions::{Phase, Position},
+    records::PartitionRecords,
+};
 pub(crate) use super::{core::Change, ledger::Life};
 use crate::{error::Result, record::TopicPartition, time};
 
@@ -107,14 +111,32 @@ impl KafkaConsumer {
         self.shared.cluster.pauses()
     }
 
+    /// The bytes of the batch that a poll could not read, and the present life of its partition. `None` if the partition is
+    /// not assigned, or still has records to hand out before that batch.
+    pub(crate) fn damaged(&self, partition: &TopicPartition) -> Option<(Life, Bytes)> {
+        let core = self.shared.lock();
+        let partition = core.partitions.get(partition)?;
+        Some((partition.life(), partition.queue.front_bytes()?))
+    }
+
+    /// Goes on behind what cannot be read, in a new life. False, and nothing changes, if this life is over or not all is done
+    /// that was handed out in it: going on says that everything before is.
+    pub(crate) fn pass_over(&self, partition: &TopicPartition, life: Life, next: i64) -> bool {
+        let passed = self.change(|core, now| {
+            let is_done = core.partitions.get(partition).is_some_and(|partition| {
+                partition.life() == life && partition.account.first_not_done().is_none()
+            });
+            if is_done {
+                core.seek(now, partition, Phase::Fetching(Position::at(next)))?;
+            }
+            Ok(is_done)
+        });
+        passed.unwrap_or(false)
+    }
+
     /// Whether what was handed out in this life still counts.
     pub(crate) fn is_live(&self, partition: &TopicPartition, life: Life) -> bool {
         self.shared.lock().partitions.get(partition).is_some_and(|partition| partition.life() == life)
-    }
-
-    /// The bytes of the batch that a poll could not read, where it stands first in its partition.
-    pub(crate) fn damaged_bytes(&self, partition: &TopicPartition) -> Option<Bytes> {
-        self.shared.lock().partitions.get(partition)?.queue.front_bytes()
     }
 
     /// Commits the frontier of every partition.

@@ -27,7 +27,20 @@ fn origin(prefix: &str, record: &ConsumerRecord, attempts: u32, error: &Error) -
     headers.into_iter().map(|(name, text)| Header::new(format!("{prefix}{name}"), text)).collect()
 }
 
-/// The error's text and that of every cause it does not name itself.
+/// Bytes of an error's text in a letter: what is said of a record must not make it too large for its topic.
+const LONGEST_TEXT: usize = 2048;
+
+/// No more of a text than a letter can hold.
+pub(super) fn bounded(mut text: String) -> String {
+    if text.len() > LONGEST_TEXT {
+        let end = (0..=LONGEST_TEXT).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+/// The error's text and that of every cause it does not name itself, up to a bound.
 pub(super) fn chain(error: &Error) -> String {
     let mut text = error.to_string();
     for cause in causes(error).skip(1) {
@@ -37,7 +50,7 @@ pub(super) fn chain(error: &Error) -> String {
             text.push_str(&cause);
         }
     }
-    text
+    bounded(text)
 }
 
 /// The headers of a dead letter: the record's own, then what happened to it.
@@ -152,6 +165,16 @@ mod tests {
         ] {
             assert_eq!(text(&headers, &format!("{DEAD}{name}")), value, "{name}");
         }
+    }
+
+    #[test]
+    fn an_error_of_any_length_is_bounded_in_a_letter() {
+        let cause = std::io::Error::other("ä".repeat(100_000));
+        let error = Error::new(ErrorKind::Handler, "the handler failed").with_boxed_source(cause.into());
+        let headers = dead_letter_headers(&record(), 1, &error);
+        let told = text(&headers, &format!("{DEAD}error"));
+        assert!(told.starts_with("the handler failed") && told.ends_with('…'), "{told}");
+        assert!(told.len() <= LONGEST_TEXT + '…'.len_utf8(), "{}", told.len());
     }
 
     #[test]

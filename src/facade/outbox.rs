@@ -7,10 +7,13 @@ use tokio::sync::OnceCell;
 
 use super::{KafkaInstance, letters};
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, code},
     producer::KafkaProducer,
     record::{ConsumerRecord, Header, RecordMetadata},
 };
+
+/// Bytes of a request, as brokers take them by default (`socket.request.max.bytes`).
+const LARGEST: usize = 100 * 1024 * 1024;
 
 /// One producer, made with the first record.
 #[derive(Debug)]
@@ -40,9 +43,29 @@ impl Outbox {
             .with_partition(record.partition)
             .with_offset(record.offset));
         }
-        let make = || self.kafka.get_producer_with(|producer| producer.linger(0));
-        let producer = self.producer.get_or_try_init(make).await?;
-        producer.send_record(letters::forwarded(topic, record, headers)).await?.await
+        let producer = self.producer.get_or_try_init(|| self.make()).await?;
+        let letter = letters::forwarded(topic, record, headers);
+        let sent = async { producer.send_record(letter).await?.await }.await;
+        let is_too_large = |error: &Error| {
+            let told = error.code().map(|told| told.0);
+            matches!(told, Some(code::MESSAGE_TOO_LARGE | code::RECORD_LIST_TOO_LARGE))
+        };
+        sent.map_err(|error| match is_too_large(&error) {
+            true => error.with_hint(
+                "what is told of a failure makes a record larger than it was: raise max.message.bytes of the topic it goes \
+                 to; the record is not committed, and comes again",
+            ),
+            false => error,
+        })
+    }
+
+    /// What counts as written must be: the user's other settings hold, but every in-sync replica acknowledges, whatever they
+    /// say, and a record that could be read is not too large to be sent.
+    async fn make(&self) -> Result<KafkaProducer> {
+        let settings = |producer: crate::config::ProducerConfig| {
+            producer.linger(0).acks(crate::config::Acks::All).max_request_size(LARGEST)
+        };
+        self.kafka.get_producer_with(settings).await
     }
 
     /// Every record was awaited when it was sent: nothing is left to fail.

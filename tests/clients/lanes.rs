@@ -559,3 +559,148 @@ fn a_handler_that_blocks_the_only_thread_for_longer_than_the_poll_interval_keeps
     assert_eq!(*seen.lock().unwrap(), [0, 1, 2, 3], "each once");
     assert_eq!(broker.control().requests(ApiKey::LeaveGroup), 1);
 }
+
+/// Three batches of the only partition of `orders`: 0 to 2, then 3 and 4, which cannot be read, then 5 to 7.
+async fn with_a_damaged_batch() -> (EmbeddedBroker, KafkaInstance) {
+    let (broker, kafka) = broker(&[("orders", 1), ("dead", 1), ("others", 1)]).await;
+    for batch in [0..3, 3..5, 5..8] {
+        produce(&kafka, "orders", 1, 1, batch).await;
+    }
+    broker.control().damage("orders", 0, 3).unwrap();
+    (broker, kafka)
+}
+
+fn logging(kafka: &KafkaInstance, policy: ErrorPolicy) -> (Consumer, Seen) {
+    let seen = Seen::default();
+    let log = Arc::clone(&seen);
+    let consumer = Consumer::new(kafka, ["orders"])
+        .unwrap()
+        .register_handler("orders", async move |m: Message<u32>| {
+            log.lock().unwrap().push(m.value);
+            Ok(())
+        })
+        .unwrap()
+        .error_policy(policy)
+        .unwrap();
+    (consumer, seen)
+}
+
+#[tokio::test]
+async fn a_damaged_batch_is_passed_over_when_its_letter_is_acknowledged_and_not_before() {
+    let (broker, kafka) = with_a_damaged_batch().await;
+    let (consumer, seen) = logging(&kafka, ErrorPolicy::dead_letter("dead"));
+    let before = broker.control().requests(ApiKey::Produce);
+    broker.control().hold(ApiKey::Produce);
+    let running = run(consumer);
+    until(|| broker.control().requests(ApiKey::Produce) > before).await;
+    until(|| broker.committed("g", "orders", 0) == Some(3)).await;
+    assert_eq!(*seen.lock().unwrap(), [0, 1, 2]);
+    // The user's pause is not undone by going on behind the batch.
+    let orders = dtkafka::TopicPartition::new("orders", 0);
+    running.handle.pause([orders.clone()]).unwrap();
+    broker.control().release(ApiKey::Produce);
+    until(|| running.handle.metrics().dead_lettered == 1).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(*seen.lock().unwrap(), [0, 1, 2], "it is paused");
+    running.handle.resume([orders]).unwrap();
+    until(|| seen.lock().unwrap().len() == 6).await;
+    running.stop().await.1.unwrap();
+    assert_eq!(*seen.lock().unwrap(), [0, 1, 2, 5, 6, 7]);
+    assert_eq!(broker.committed("g", "orders", 0), Some(8));
+    assert_eq!(broker.records("dead", 0).unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_shutdown_is_heard_while_the_letter_of_a_damaged_batch_is_on_its_way() {
+    let (broker, kafka) = with_a_damaged_batch().await;
+    let (consumer, seen) = logging(&kafka, ErrorPolicy::dead_letter("dead"));
+    let before = broker.control().requests(ApiKey::Produce);
+    broker.control().hold(ApiKey::Produce);
+    let running = run(consumer);
+    until(|| broker.control().requests(ApiKey::Produce) > before).await;
+    let begun = Instant::now();
+    running.stop().await.1.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!((broker.committed("g", "orders", 0), seen.lock().unwrap().len()), (Some(3), 3));
+}
+
+#[tokio::test]
+async fn what_stands_before_a_damaged_batch_and_comes_again_is_handled_before_the_batch_is_passed_over() {
+    let (broker, kafka) = with_a_damaged_batch().await;
+    produce(&kafka, "others", 1, 1, 0..1).await;
+    // The letters of another topic fail for a while, and with them all that is at work.
+    let fault = dtkafka_testcontainers::broker::ResponseError::NotEnoughReplicas;
+    broker.control().fail_topic(ApiKey::Produce, "dead", usize::MAX, fault);
+    let seen = Seen::default();
+    let (log, calls) = (Arc::clone(&seen), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&calls);
+    let config = kafka.config().clone().set("delivery.timeout.ms", 500).set("request.timeout.ms", 400);
+    let kafka = KafkaInstance::new(config).unwrap();
+    let consumer = Consumer::new(&kafka, ["orders", "others"])
+        .unwrap()
+        .drain_timeout(Duration::from_millis(50))
+        .register_handler("orders", async move |m: Message<u32>| {
+            if m.value == 1 && count.fetch_add(1, Relaxed) == 0 {
+                std::future::pending::<()>().await;
+            }
+            log.lock().unwrap().push(m.value);
+            Ok(())
+        })
+        .unwrap()
+        .register_handler("others", async |_: Message<u32>| Err("never".into()))
+        .unwrap()
+        .error_policy_for("orders", ErrorPolicy::Skip)
+        .unwrap()
+        .error_policy_for("others", ErrorPolicy::dead_letter("dead"))
+        .unwrap();
+    let running = run(consumer);
+    until(|| calls.load(Relaxed) > 1).await;
+    broker.control().clear();
+    until(|| broker.committed("g", "orders", 0) == Some(8)).await;
+    running.stop().await.1.unwrap();
+    assert_eq!(*seen.lock().unwrap(), [0, 1, 2, 5, 6, 7]);
+    assert_eq!(broker.committed("g", "others", 0), Some(1));
+}
+
+#[tokio::test]
+async fn a_letter_that_is_too_large_for_its_topic_ends_the_consumer_and_says_what_to_do() {
+    let (broker, kafka) = broker(&[("orders", 1)]).await;
+    let dead = dtkafka::NewTopic::new("dead").partitions(1).replication_factor(1);
+    kafka.admin().await.unwrap().create_topic(dead.config("max.message.bytes", "500")).await.unwrap();
+    let producer = kafka.get_producer().await.unwrap();
+    let value = "x".repeat(400);
+    producer.send("orders", &value).await.unwrap().await.unwrap();
+    let mut consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_handler("orders", async |_: Message<String>| Err("e".repeat(100_000).into()))
+        .unwrap()
+        .error_policy(ErrorPolicy::dead_letter("dead"))
+        .unwrap();
+    let error = consumer.run(std::future::pending::<()>()).await.unwrap_err();
+    assert!(error.to_string().contains("dead"), "{error}");
+    assert!(error.hint().unwrap().contains("max.message.bytes"), "{:?}", error.hint());
+    assert_eq!(broker.committed("g", "orders", 0).unwrap_or(0), 0);
+}
+
+#[tokio::test]
+async fn letters_are_acknowledged_by_all_replicas_whatever_the_producers_of_the_user_ask_for() {
+    let (broker, kafka) = broker(&[("orders", 1), ("dead", 1)]).await;
+    produce(&kafka, "orders", 1, 1, 0..1).await;
+    let config = kafka.config().clone().set("acks", 0).set("enable.idempotence", false);
+    let kafka =
+        KafkaInstance::new(config.set("delivery.timeout.ms", 800).set("request.timeout.ms", 700)).unwrap();
+    let fault = dtkafka_testcontainers::broker::ResponseError::NotEnoughReplicas;
+    broker.control().fail_topic(ApiKey::Produce, "dead", usize::MAX, fault);
+    let mut consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_handler("orders", async |_: Message<u32>| Err("never".into()))
+        .unwrap()
+        .error_policy(ErrorPolicy::dead_letter("dead"))
+        .unwrap();
+    consumer.consume(PATIENCE).await.unwrap_err();
+    assert_eq!(broker.committed("g", "orders", 0).unwrap_or(0), 0, "no letter was written");
+    broker.control().clear();
+    assert_eq!(consumer.consume(PATIENCE).await.unwrap(), 1);
+    assert_eq!(broker.committed("g", "orders", 0), Some(1));
+    consumer.close().await.unwrap();
+}

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tokio::{
     task::{AbortHandle, JoinSet},
@@ -20,7 +21,7 @@ use tokio::{
 use super::{
     control::Shared,
     is_of_rebalance,
-    lane::{self, Ended, Kit, Ledger, Outcome},
+    lane::{self, Ended, GRACE, Kit, Ledger, Outcome},
     load::Chunk,
 };
 use crate::{
@@ -83,6 +84,23 @@ struct Running {
     life: Life,
 }
 
+/// A batch that cannot be read. All that stands before it was taken.
+#[derive(Clone)]
+struct Damaged {
+    life: Life,
+    bytes: Bytes,
+    error: Error,
+}
+
+/// A damaged batch that was dealt with.
+struct Passed {
+    partition: TopicPartition,
+    life: Life,
+    error: Error,
+    /// Whether it was written to a dead letter topic.
+    outcome: Result<bool>,
+}
+
 pub(super) struct Engine {
     pub(super) client: Arc<KafkaConsumer>,
     plan: Plan,
@@ -94,8 +112,10 @@ pub(super) struct Engine {
     stop: CancellationToken,
     /// Partitions with records that were taken and given up.
     left: BTreeSet<(TopicPartition, Life)>,
-    /// Partitions that wait before a batch that cannot be read, and why it cannot.
-    damaged: BTreeMap<TopicPartition, Error>,
+    /// Partitions that wait before a batch that cannot be read.
+    damaged: BTreeMap<TopicPartition, Damaged>,
+    /// Writes the letter of one of them.
+    passing: JoinSet<Passed>,
     /// The first error that ends the dispatch.
     failure: Option<Error>,
     /// Records done since this was last asked.
@@ -135,6 +155,7 @@ impl Engine {
             stop: CancellationToken::new(),
             left: BTreeSet::new(),
             damaged: BTreeMap::new(),
+            passing: JoinSet::new(),
             failure: None,
             handled: 0,
             pace: Pace::default(),
@@ -161,6 +182,7 @@ impl Engine {
     /// Ends every run where it stands.
     pub(super) async fn halt(&mut self) {
         self.abort_all();
+        self.passing.shutdown().await;
         // A task ends at its next await; one that blocks its thread does not, and is not waited for.
         let ended = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(LOOK_AROUND, ended).await.is_err() {
@@ -174,6 +196,7 @@ impl Engine {
     pub(super) fn abort_all(&mut self) {
         self.stop.cancel();
         self.tasks.abort_all();
+        self.passing.abort_all();
     }
 
     /// When no run is out any more: whatever was taken and is not done comes again.
@@ -183,13 +206,18 @@ impl Engine {
             drop(waiting);
             self.left.insert((partition, life));
         }
-        for partition in paused.into_iter().filter(|partition| !self.shared.is_paused(partition)) {
-            if let Err(error) = self.client.resume([partition]) {
-                tracing::debug!(%error, "the partition is gone");
-            }
-        }
         self.lanes = Lanes::new(self.plan.ordering, self.plan.bounds);
         self.rewind();
+        // In another life, what was to be done before the damaged batch comes again first.
+        let (waiting, over): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.damaged)
+            .into_iter()
+            .partition(|(partition, damaged)| self.client.is_live(partition, damaged.life));
+        self.damaged = waiting;
+        for partition in over.into_keys().chain(paused) {
+            if !self.damaged.contains_key(&partition) {
+                self.resume(partition);
+            }
+        }
         self.stop = CancellationToken::new();
     }
 
@@ -207,11 +235,10 @@ impl Engine {
         std::mem::take(&mut self.handled)
     }
 
-    /// The next records, put into their lanes. A damaged batch takes the road of its topic's policy.
+    /// The next records, put into their lanes.
     pub(super) async fn take(&mut self, timeout: Duration) -> Result<()> {
         let taken = self.client.take(self.plan.take, timeout).await;
-        self.put(taken)?;
-        self.pass_damage().await
+        self.put(taken)
     }
 
     fn put(&mut self, taken: Result<Vec<Taken>>) -> Result<()> {
@@ -236,41 +263,85 @@ impl Engine {
         if route.policy.decide(&Failure::Corrupt(error.clone()), 1, 0, 0) == Decision::Stop {
             return Err(error);
         }
-        // What was taken before it is handled first: going on behind it says that all before it is done.
-        self.client.pause([partition.clone()])?;
-        self.damaged.insert(partition, error);
+        // What stands before it is handled first: going on behind it says that all before it is done.
+        // While there is something to be taken before it, it is met again.
+        if let Some((life, bytes)) = self.client.damaged(&partition) {
+            self.client.pause([partition.clone()])?;
+            self.damaged.insert(partition, Damaged { life, bytes, error });
+        }
         Ok(Vec::new())
     }
 
-    /// Goes on behind damaged batches whose partitions have nothing at work any more, as the policy says.
-    async fn pass_damage(&mut self) -> Result<()> {
-        let ready = self.damaged.keys().find(|partition| !self.lanes.has(partition)).cloned();
-        let Some(partition) = ready else { return Ok(()) };
-        let Some(error) = self.damaged.remove(&partition) else { return Ok(()) };
+    /// Begins to go on behind a damaged batch whose partition has nothing at work any more, as the policy says. Its letter
+    /// is written beside everything else.
+    fn pass_damage(&mut self) {
+        if !self.passing.is_empty() || self.stop.is_cancelled() {
+            return;
+        }
+        let ready = self.damaged.iter().find(|(partition, _)| !self.lanes.has(partition));
+        let Some((partition, Damaged { life, bytes, error })) =
+            ready.map(|(partition, damaged)| (partition.clone(), damaged.clone()))
+        else {
+            return;
+        };
         let last = error.last_offset().unwrap_or(-1);
         let route = self.plan.routes.of(&self.plan.topics, &partition.topic);
-        if route.policy.decide(&Failure::Corrupt(error.clone()), 1, 0, 0) == Decision::DeadLetter {
-            let first = error.offset().unwrap_or(last);
-            let mut record = ConsumerRecord::new(Arc::clone(&partition.topic), partition.partition, first);
-            record.value = self.client.damaged_bytes(&partition);
+        let is_letter =
+            route.policy.decide(&Failure::Corrupt(error.clone()), 1, 0, 0) == Decision::DeadLetter;
+        let mut record = ConsumerRecord::new(
+            Arc::clone(&partition.topic),
+            partition.partition,
+            error.offset().unwrap_or(last),
+        );
+        let topic = is_letter.then(|| route.policy.dead_letter_topic(&record, &error)).flatten();
+        let Some(topic) = topic else {
+            self.on_passed(Passed { partition, life, error, outcome: Ok(false) });
+            return;
+        };
+        record.value = Some(bytes);
+        let kit = Arc::clone(&self.kit);
+        self.passing.spawn(async move {
             let headers = letters::batch_headers(&record, last, &error);
-            if let Some(topic) = route.policy.dead_letter_topic(&record, &error)
-                && let Err(failed) = self.kit.outbox.send(&topic, &record, &headers).await
-            {
-                // It is met again when the partition goes on.
-                self.client.resume([partition])?;
-                return Err(failed);
-            }
-            self.kit.counters.dead_lettered();
-        } else {
-            self.kit.counters.skipped();
+            let outcome = kit.outbox.send(&topic, &record, &headers).await.map(|_| true);
+            Passed { partition, life, error, outcome }
+        });
+    }
+
+    fn on_passed(&mut self, passed: Passed) {
+        let Passed { partition, life, error, outcome } = passed;
+        let is_letter = match outcome {
+            Ok(is_letter) => is_letter,
+            // It is tried again, if this is no end.
+            Err(failed) => return self.on_failure(failed),
+        };
+        if self.damaged.remove(&partition).is_none() {
+            tracing::debug!(%partition, "the partition of a damaged batch is gone");
+            return;
         }
-        tracing::error!(%error, last_offset = last, "a damaged batch is passed over, as the error policy says");
-        let passed = self.client.seek(&partition, last.saturating_add(1));
-        if let Err(error) = passed.and_then(|()| self.client.resume([partition.clone()])) {
-            tracing::debug!(%partition, %error, "the partition is gone");
+        let last = error.last_offset().unwrap_or(-1);
+        if self.client.pass_over(&partition, life, last.saturating_add(1)) {
+            tracing::error!(%error, last_offset = last, "a damaged batch is passed over, as the error policy says");
+            if is_letter { self.kit.counters.dead_lettered() } else { self.kit.counters.skipped() }
         }
-        Ok(())
+        self.resume(partition);
+    }
+
+    /// Takes records of it again, unless the user has paused it.
+    fn resume(&self, partition: TopicPartition) {
+        if !self.shared.is_paused(&partition)
+            && let Err(error) = self.client.resume([partition])
+        {
+            tracing::debug!(%error, "the partition is gone");
+        }
+    }
+
+    /// What ends the dispatch: nothing more is begun.
+    fn on_failure(&mut self, error: Error) {
+        self.stop.cancel();
+        match &self.failure {
+            None => self.failure = Some(error),
+            Some(_) => tracing::error!(%error, "something else failed at the same time"),
+        }
     }
 
     fn hand_back(&self, partition: &TopicPartition, life: Life, loads: impl IntoIterator<Item = Chunk>) {
@@ -285,8 +356,12 @@ impl Engine {
         while let Some(pause) = self.lanes.poll_pause() {
             let outcome = match pause {
                 Pause::Pause(partition) => self.client.pause([partition]),
-                Pause::Resume(partition) if self.shared.is_paused(&partition) => Ok(()),
-                Pause::Resume(partition) => self.client.resume([partition]),
+                Pause::Resume(partition) => {
+                    if !self.damaged.contains_key(&partition) {
+                        self.resume(partition);
+                    }
+                    Ok(())
+                }
             };
             if let Err(error) = outcome {
                 tracing::debug!(%error, "the partition is gone");
@@ -324,11 +399,7 @@ impl Engine {
             Outcome::Abandoned => drop(self.left.insert((ended.partition, ended.life))),
             Outcome::Failed(error) => {
                 self.left.insert((ended.partition, ended.life));
-                self.stop.cancel();
-                match &self.failure {
-                    None => self.failure = Some(error),
-                    Some(_) => tracing::error!(%error, "another record failed at the same time"),
-                }
+                self.on_failure(error);
             }
         }
         self.follow_pauses();
@@ -362,6 +433,9 @@ impl Engine {
     /// Begins nothing more in these partitions, and ends what runs there if they are gone.
     fn revoke(&mut self, partitions: &[(TopicPartition, Life)], are_gone: bool) {
         for (partition, life) in partitions {
+            if self.damaged.get(partition).is_some_and(|damaged| damaged.life <= *life) {
+                self.damaged.remove(partition);
+            }
             for (life, waiting) in self.lanes.revoke(partition, *life) {
                 self.hand_back(partition, life, waiting);
             }
@@ -382,7 +456,7 @@ impl Engine {
 
     /// Whether anything waits or runs.
     pub(super) fn is_idle(&self) -> bool {
-        self.lanes.is_empty() && self.tasks.is_empty()
+        self.lanes.is_empty() && self.tasks.is_empty() && self.passing.is_empty()
     }
 
     /// Waits for the next thing that happens to the runs or the group.
@@ -391,6 +465,7 @@ impl Engine {
         tokio::select! {
             biased;
             Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.on_join(ended),
+            Some(passed) = self.passing.join_next(), if !self.passing.is_empty() => self.on_letter(passed),
             () = self.client.changed() => {}
             outcome = end_of(&mut self.committing) => self.on_commit(outcome),
             () = tokio::time::sleep_until(wake_at) => self.look_around(),
@@ -404,6 +479,14 @@ impl Engine {
             self.on_join(ended);
         }
         self.follow_group();
+    }
+
+    fn on_letter(&mut self, passed: std::result::Result<Passed, tokio::task::JoinError>) {
+        match passed {
+            Ok(passed) => self.on_passed(passed),
+            Err(gone) if gone.is_cancelled() => {}
+            Err(gone) => tracing::error!(error = %gone, "the letter of a damaged batch ended by itself"),
+        }
     }
 
     fn on_join(&mut self, ended: std::result::Result<(tokio::task::Id, Ended), tokio::task::JoinError>) {
@@ -446,7 +529,11 @@ impl Engine {
         limit: Duration,
     ) -> Result<()> {
         self.follow_group();
-        while !self.is_idle() {
+        loop {
+            self.pass_damage();
+            if self.is_idle() {
+                break;
+            }
             if shutdown.as_mut().now_or_never().is_some() {
                 self.stop.cancel();
             }
@@ -478,6 +565,10 @@ impl Engine {
                     break;
                 }
             }
+            // A letter that is on its way may still arrive.
+            if let Ok(Some(passed)) = tokio::time::timeout(GRACE, self.passing.join_next()).await {
+                self.on_letter(passed);
+            }
             self.halt().await;
         }
         if self.stop.is_cancelled() {
@@ -500,13 +591,7 @@ impl Engine {
             if let Some(error) = self.failure.take() {
                 return Err(error);
             }
-            if let Err(error) = self.pass_damage().await {
-                if !error.is_retriable() {
-                    return Err(error);
-                }
-                log(&error);
-                not_before = Some(time::after(pause));
-            }
+            self.pass_damage();
             self.start();
             self.commit_beside();
             let client = Arc::clone(&self.client);
@@ -523,6 +608,7 @@ impl Engine {
                 biased;
                 () = shutdown.as_mut() => return Ok(()),
                 Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.on_join(ended),
+                Some(passed) = self.passing.join_next(), if !self.passing.is_empty() => self.on_letter(passed),
                 () = self.client.changed() => {}
                 outcome = end_of(&mut self.committing) => self.on_commit(outcome),
                 taken = taking => {

@@ -34,7 +34,7 @@ use crate::{
 
 const PLACE: Place = Place { controller: "dtkafka::Consumer::handler", subject: SUBJECT };
 /// How long a letter that is on its way may still take when the consumer stops.
-const GRACE: Duration = Duration::from_millis(500);
+pub(super) const GRACE: Duration = Duration::from_millis(500);
 /// After how many records whose handlers did not wait a lane lets others run. Where one thread does everything, after each:
 /// a handler may block it, and the member must still say that it is alive.
 pub(super) fn stride() -> u32 {
@@ -616,5 +616,5 @@ fn failed_at(failure: &Failure) -> Option<i64> {
 fn text_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     let owned = || panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(owned).unwrap_or("without a text").to_owned()
+    letters::bounded(text.or_else(owned).unwrap_or("without a text").to_owned())
 }

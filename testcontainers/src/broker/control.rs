@@ -165,6 +165,16 @@ impl FaultControl {
         done.map_err(BrokerError::Batch)
     }
 
+    /// Flips a bit in the stored batch that holds `offset`, as a bad disk does: its checksum does not hold any more.
+    ///
+    /// # Errors
+    /// The partition does not exist, or has no such offset.
+    pub fn damage(&self, topic: &str, partition: i32, offset: i64) -> Result<(), BrokerError> {
+        let mut found = false;
+        self.partition(topic, partition, |p| found = p.log.damage(offset))?;
+        if found { Ok(()) } else { Err(BrokerError::Batch(format!("no batch holds offset {offset}"))) }
+    }
+
     /// Applies the topic's `retention.ms` now: batches whose newest record is older go, from the start of the log on.
     ///
     /// # Errors

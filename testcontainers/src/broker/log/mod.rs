@@ -97,6 +97,18 @@ impl PartitionLog {
         self.leader_epoch
     }
 
+    /// One bit of the batch that holds this offset is wrong from now on. False if there is no such batch.
+    pub(super) fn damage(&mut self, offset: i64) -> bool {
+        let holds = |batch: &&mut Batch| (batch.base_offset..=batch.last_offset).contains(&offset);
+        let Some(batch) = self.batches.iter_mut().find(holds) else { return false };
+        let mut bytes = BytesMut::from(&batch.bytes[..]);
+        if let Some(last) = bytes.last_mut() {
+            *last ^= 1;
+        }
+        batch.bytes = bytes.freeze();
+        true
+    }
+
     /// A new leader begins a new epoch.
     pub(super) fn begin_epoch(&mut self) {
         self.leader_epoch += 1;
