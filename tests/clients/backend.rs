@@ -13,7 +13,9 @@ use std::{
 };
 
 use dtkafka::{KafkaAdmin, KafkaConfig, KafkaInstance, NewTopic};
-use dtkafka_testcontainers::{Certificates, EmbeddedBroker, Listener, launch::Kafka, note_backend};
+use dtkafka_testcontainers::{
+    Certificates, EmbeddedBroker, Listener, broker::Quota, launch::Kafka, note_backend,
+};
 use tokio::{runtime::Runtime, sync::OnceCell};
 
 /// No test may take longer; the slowest need a few seconds.
@@ -171,6 +173,16 @@ impl Backend {
         self.certificates.ca_pem()
     }
 
+    /// Lets a `client.id` produce so many bytes a second.
+    pub(crate) async fn produce_quota(&self, client: &str, bytes: u32) {
+        match &self.inner {
+            Inner::Embedded(broker) => {
+                broker.control().quota(Quota::ProduceBytes, Some(client), Some(u64::from(bytes)));
+            }
+            Inner::Kafka(_) => alter_quota(&self.bootstrap_servers(), client, f64::from(bytes)).await,
+        }
+    }
+
     /// Whether SCRAM users exist (Kafka from 3.5 on).
     pub(crate) fn has_scram(&self) -> bool {
         match &self.inner {
@@ -208,6 +220,38 @@ impl Backend {
         }
         name
     }
+}
+
+/// Asks a broker for a quota, which no client here can.
+async fn alter_quota(server: &str, client: &str, bytes: f64) {
+    use kafka_protocol::{
+        messages::{
+            AlterClientQuotasRequest, AlterClientQuotasResponse, RequestHeader,
+            alter_client_quotas_request::{EntityData, EntryData, OpData},
+        },
+        protocol::{Decodable, Encodable, StrBytes},
+    };
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let text = |text: &str| StrBytes::from_string(text.to_owned());
+    let entity =
+        EntityData::default().with_entity_type(text("client-id")).with_entity_name(Some(text(client)));
+    let rate = OpData::default().with_key(text("producer_byte_rate")).with_value(bytes);
+    let entry = EntryData::default().with_entity(vec![entity]).with_ops(vec![rate]);
+    let mut frame = Vec::new();
+    // Version 1 is the first with tagged fields: header 2, and 1 in the answer.
+    RequestHeader::default()
+        .with_request_api_key(49)
+        .with_request_api_version(1)
+        .encode(&mut frame, 2)
+        .unwrap();
+    AlterClientQuotasRequest::default().with_entries(vec![entry]).encode(&mut frame, 1).unwrap();
+    let mut stream = tokio::net::TcpStream::connect(server).await.unwrap();
+    stream.write_u32(frame.len() as u32).await.unwrap();
+    stream.write_all(&frame).await.unwrap();
+    let mut answer = vec![0; stream.read_u32().await.unwrap() as usize];
+    stream.read_exact(&mut answer).await.unwrap();
+    let answer = AlterClientQuotasResponse::decode(&mut &answer[5..], 1).unwrap();
+    assert!(answer.entries.iter().all(|entry| entry.error_code == 0), "{answer:?}");
 }
 
 /// A name that no other test of this or another run uses.

@@ -19,6 +19,7 @@ mod groups;
 mod kit;
 mod lanes;
 mod producer;
+mod quotas;
 mod security;
 mod seeds;
 mod stress;
