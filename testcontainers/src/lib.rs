@@ -10,8 +10,8 @@ mod listener;
 
 pub use backends::note_backend;
 pub use broker::{
-    Effect, EmbeddedBroker, EmbeddedBrokerBuilder, Fault, FaultControl, FaultId, Network, NewRecord,
-    Operation, Profile, Quota, Resource, StoredRecord,
+    Effect, EmbeddedBroker, EmbeddedBrokerBuilder, FakeKafka, Fault, FaultControl, FaultId, Network,
+    NewRecord, Operation, Profile, Quota, Resource, StoredRecord,
 };
 pub use certificates::{CertificateError, Certificates, CertificatesBuilder, Identity};
 pub use listener::Listener;

@@ -2,15 +2,44 @@
 
 use std::time::Duration;
 
-use dtkafka::{Consumer, ErrorPolicy, KafkaConfig, KafkaInstance, Message};
+use dtkafka::{Consumer, ErrorPolicy, KafkaConfig, KafkaInstance, Message, Producer};
 use dtkafka_testcontainers::{
-    Effect, EmbeddedBroker, Fault, NewRecord,
+    Effect, EmbeddedBroker, FakeKafka, Fault, NewRecord,
     broker::{ApiKey, ResponseError},
 };
 use serde::Deserialize;
+use serde_json::json;
 use tokio::sync::Notify;
 
 const SOON: Duration = Duration::from_secs(30);
+
+/// What is under test: it sends.
+async fn place_order(producer: &Producer, id: u32) -> dtkafka::Result<()> {
+    producer.send("orders", &json!({ "id": id })).key(id.to_string().as_str()).await?;
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_code_sends_is_seen_without_any_broker() {
+    let fake = FakeKafka::start().await.unwrap();
+    let config =
+        KafkaConfig::new().set_bootstrap_servers(fake.bootstrap_servers()).set_transport(fake.transport());
+    let producer = Producer::new(&KafkaInstance::new(config).unwrap()).await.unwrap();
+
+    place_order(&producer, 7).await.unwrap();
+    let sent = fake.take_sent("orders");
+    assert_eq!((sent[0].key_text(), sent[0].value_text()), (Some("7"), Some(r#"{"id":7}"#)));
+
+    fake.fail_next("orders", ResponseError::TopicAuthorizationFailed);
+    let error = place_order(&producer, 8).await.unwrap_err();
+    assert_eq!(error.topic(), Some("orders"), "{error}");
+    assert!(fake.take_sent("orders").is_empty());
+
+    place_order(&producer, 9).await.unwrap();
+    assert_eq!(fake.take_sent("orders").len(), 1);
+    assert_eq!((fake.sent("orders").len(), fake.sent("other").len()), (2, 0));
+    assert_eq!(fake.topics(), ["orders"]);
+}
 
 #[derive(Deserialize)]
 struct Order {

@@ -97,3 +97,45 @@ async fn a_profile_has_its_own_versions_and_manners() {
     assert_eq!(produced(&mut client, 7, batch(&["a"], None)).await.0, 0);
     assert!(client.try_call(9, &produce("t", batch(&["a"], None))).await.is_none(), "not a version of its");
 }
+
+#[tokio::test]
+async fn redpanda_knows_no_groups_of_kip_848_and_old_versions_of_the_rest() {
+    let broker = EmbeddedBroker::builder().profile(Profile::Redpanda).start().await.unwrap();
+    broker.create_topic("t", 1).unwrap();
+    let mut client = Client::connect(&broker.bootstrap_servers()).await;
+    let told = client.call(3, &ApiVersionsRequest::default()).await;
+    let newest = |api: ApiKey| told.api_keys.iter().find(|k| k.api_key == api as i16).map(|k| k.max_version);
+    assert_eq!((newest(ApiKey::Fetch), newest(ApiKey::Metadata)), (Some(11), Some(8)));
+    assert_eq!(newest(ApiKey::ConsumerGroupHeartbeat), None);
+    assert_eq!(produced(&mut client, 7, batch(&["a"], None)).await.0, 0);
+    let read = client.call(11, &fetch(0).with_max_wait_ms(0)).await;
+    assert_eq!(read.responses[0].partitions[0].high_watermark, 1);
+    assert!(client.try_call(12, &fetch(0)).await.is_none(), "not a version of its");
+}
+
+#[tokio::test(start_paused = true)]
+async fn offsets_of_a_group_without_members_are_forgotten_after_their_retention() {
+    let day = Duration::from_secs(86_400);
+    let broker =
+        EmbeddedBroker::builder().in_memory().wall_clock_ms(0).offsets_retention(day).start().await.unwrap();
+    broker.create_topic("t", 1).unwrap();
+    let mut client = Client::over(broker.network().connect_to("c", 1, Listener::Plaintext).unwrap());
+    let partition = offset_commit_request::OffsetCommitRequestPartition::default().with_committed_offset(7);
+    let topic = offset_commit_request::OffsetCommitRequestTopic::default()
+        .with_name(topic_name("t"))
+        .with_partitions(vec![partition]);
+    let commit = OffsetCommitRequest::default()
+        .with_group_id(GroupId(StrBytes::from_static_str("g")))
+        .with_generation_id_or_member_epoch(-1)
+        .with_topics(vec![topic]);
+    assert_eq!(client.call(7, &commit).await.topics[0].partitions[0].error_code, 0);
+    let ask = OffsetFetchRequest::default()
+        .with_group_id(GroupId(StrBytes::from_static_str("g")))
+        .with_topics(None);
+    let mut left =
+        async || client.call(7, &ask).await.topics.iter().map(|t| t.partitions.len()).sum::<usize>();
+    tokio::time::sleep(day - Duration::from_secs(1)).await;
+    assert_eq!(left().await, 1);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(left().await, 0);
+}

@@ -92,3 +92,41 @@ async fn a_crash_leaves_five_batches_of_a_producer_known_and_a_clean_stop_one() 
     assert_eq!(produced(&mut client, 9, batch(&["x"], Some((9, 0, 0)))).await, (out_of_order, -1));
     assert_eq!(produced(&mut client, 9, batch(&["x"], Some((9, 0, 2)))).await, (0, 2));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_may_be_corrupt_throttled_or_lost_after_it_was_applied() {
+    let broker = in_memory(1).await;
+    let control = broker.control();
+    let mut client = connect(&broker, 1);
+    let whole = async |client: &mut Client| {
+        let size = client.stream.read_i32().await.unwrap();
+        let mut frame = vec![0; size as usize];
+        client.stream.read_exact(&mut frame).await.unwrap();
+        frame
+    };
+    let request = MetadataRequest::default().with_topics(None);
+    client.send(9, &request).await;
+    let mut good = whole(&mut client).await;
+    control.inject(Fault::on(ApiKey::Metadata).times(1).effect(Effect::Corrupt));
+    client.send(9, &request).await;
+    let corrupt = whole(&mut client).await;
+    // The correlation ids differ anyhow.
+    good[..4].copy_from_slice(&client.correlation.to_be_bytes());
+    assert_eq!(good.len(), corrupt.len());
+    let bits: u32 = good.iter().zip(&corrupt).map(|(a, b)| (a ^ b).count_ones()).sum();
+    assert_eq!(bits, 1);
+
+    let pause = Duration::from_secs(3);
+    control.inject(Fault::on(ApiKey::Metadata).times(1).effect(Effect::Throttle(pause)));
+    assert_eq!(client.call(9, &request).await.throttle_time_ms, 3000);
+    let mut next = Box::pin(client.call(9, &request));
+    let early = tokio::time::timeout(pause - Duration::from_millis(10), &mut next).await;
+    assert!(early.is_err(), "it is not read from");
+    assert_eq!(next.await.throttle_time_ms, 0);
+
+    control.inject(Fault::on(ApiKey::Produce).times(1).effect(Effect::SilenceAfter));
+    client.send(9, &produce("t", batch(&["a"], None))).await;
+    let answer = tokio::time::timeout(pause * 60, client.receive::<ProduceRequest>(9)).await;
+    assert!(answer.is_err());
+    assert_eq!(broker.records("t", 0).unwrap().len(), 1, "it was written");
+}
