@@ -13,7 +13,7 @@ use super::{
     records::PartitionRecords,
 };
 pub(crate) use super::{core::Change, ledger::Life};
-use crate::{error::Result, record::TopicPartition, time};
+use crate::{cluster::UNKNOWN_TOPIC_OR_PARTITION, error::Result, record::TopicPartition, time};
 
 /// Records of one partition, in one life of it.
 #[derive(Debug)]
@@ -139,15 +139,22 @@ impl KafkaConsumer {
         self.shared.lock().partitions.get(partition).is_some_and(|partition| partition.life() == life)
     }
 
-    /// Commits the frontier of every partition.
+    /// Commits the frontier of every partition. One that is gone with its topic is named in the log, and is no failure: there
+    /// is nothing that could be done about it.
     ///
     /// # Errors
-    /// As [`commit`](Self::commit).
+    /// As [`commit`](Self::commit), but for partitions that are gone.
     ///
     /// # Cancel safety
     /// A dropped commit is still sent; only its result is lost.
     pub(crate) async fn commit_done(&self) -> Result<()> {
-        self.commit_inner(None).await
+        match self.commit_inner(None).await {
+            Err(error) if error.code().is_some_and(|told| told.0 == UNKNOWN_TOPIC_OR_PARTITION) => {
+                tracing::warn!(%error, "what was handled of the partition cannot be committed any more");
+                Ok(())
+            }
+            outcome => outcome,
+        }
     }
 
     /// What has happened to the assignment since this was last asked, in order.

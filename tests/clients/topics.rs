@@ -1,8 +1,11 @@
 //! Topics that change under running clients.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
-use dtkafka::{ErrorKind, KafkaAdmin, NewTopic, TopicPartition};
+use dtkafka::{Consumer, ConsumerRecord, ErrorKind, KafkaAdmin, NewTopic, TopicPartition};
 
 use crate::on_every_backend;
 
@@ -89,5 +92,47 @@ on_every_backend! {
         assert_eq!((error.kind(), error.partition()), (ErrorKind::InvalidArgument, Some(3)), "{error}");
         assert!(error.to_string().contains("3 partitions"), "{error}");
         producer.close().await.unwrap();
+    }
+
+    async fn a_deleted_topic_is_no_hindrance_to_the_handlers_of_the_others(backend) {
+        let (admin, topic) = (backend.admin().await, backend.topic("stays", 1).await);
+        let gone = backend.topic("goes", 1).await;
+        let config = backend.config().set("allow.auto.create.topics", false);
+        let kafka = dtkafka::KafkaInstance::new(config).unwrap();
+        let producer = kafka.get_producer().await.unwrap();
+        for number in 0..100 {
+            drop(producer.send(&gone, &number).await.unwrap());
+            drop(producer.send(&topic, &number).await.unwrap());
+        }
+        producer.close().await.unwrap();
+
+        let handled: Arc<Mutex<Vec<ConsumerRecord>>> = Arc::default();
+        let mut consumer = Consumer::new_with(&kafka, [&*gone, &*topic], |c| c.max_poll_records(10)).unwrap();
+        for topic in [&gone, &topic] {
+            let handled = Arc::clone(&handled);
+            let handler = move |record: ConsumerRecord| {
+                handled.lock().unwrap().push(record);
+                async { Ok(()) }
+            };
+            consumer = consumer.register_raw_handler(topic, handler).unwrap();
+        }
+        let count = |topic: &str| handled.lock().unwrap().iter().filter(|r| &*r.topic == topic).count();
+        while count(&gone) == 0 || count(&topic) == 0 {
+            consumer.consume(PATIENCE).await.unwrap();
+        }
+        admin.delete_topic(&gone).await.unwrap();
+        while admin.list_topics().await.unwrap().contains(&gone) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // What was fetched before is handled still, and cannot be committed.
+        let begun = Instant::now();
+        while count(&topic) < 100 || begun.elapsed() < Duration::from_secs(2) {
+            assert!(begun.elapsed() < PATIENCE, "{} of 100 came", count(&topic));
+            consumer.consume(Duration::from_millis(100)).await.unwrap();
+        }
+        consumer.close().await.unwrap();
+        let group = kafka.get_consumer([&*topic]).await.unwrap();
+        let partition = TopicPartition::new(&*topic, 0);
+        assert_eq!(group.committed([partition.clone()]).await.unwrap().get(&partition), Some(&Some(100)));
     }
 }

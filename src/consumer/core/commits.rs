@@ -42,9 +42,9 @@ impl Core {
                 offsets
             }
             None if self.partitions.is_by_each() => {
-                self.partitions.frontiers(|key| self.commits.planned(key))
+                self.there(self.partitions.frontiers(|key| self.commits.planned(key)))
             }
-            None => self.partitions.positions(|key| self.commits.planned(key)),
+            None => self.there(self.partitions.positions(|key| self.commits.planned(key))),
         };
         if offsets.is_empty() {
             // In whatever state of the group: what is gone uncommitted was told of above.
@@ -101,6 +101,13 @@ impl Core {
         Ok(())
     }
 
+    /// Those of partitions that are there. That of a deleted topic was told of by the commit that met it: nobody needs to be
+    /// told again with every one after it.
+    fn there(&self, mut offsets: Offsets) -> Offsets {
+        offsets.retain(|key, _| !self.metadata.is_gone(&key.topic, key.partition));
+        offsets
+    }
+
     /// Who commits; `None` between generations.
     pub(crate) fn identity(&self) -> Result<Option<Identity>> {
         let Some(member) = &self.member else {
@@ -146,7 +153,7 @@ impl Core {
 
     pub(super) fn commit_covered(&mut self, deadline: Instant) {
         let Ok(Some(_)) = self.identity() else { return };
-        let offsets = self.partitions.covered(|key| self.commits.planned(key));
+        let offsets = self.there(self.partitions.covered(|key| self.commits.planned(key)));
         if !offsets.is_empty() {
             self.commits.handle_commit(None, offsets, deadline);
         }
