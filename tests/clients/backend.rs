@@ -84,6 +84,7 @@ async fn start_embedded() -> Backend {
     let broker = EmbeddedBroker::builder()
         .user(USER, PASSWORD)
         .tls(server.certificate_pem(), server.key_pem(), None)
+        .consumer_group_times(Duration::from_secs(6), Duration::from_millis(300))
         .start()
         .await
         .unwrap();
@@ -97,7 +98,12 @@ async fn start_kafka(version: String) -> Option<Backend> {
         false => Kafka::builder().version(version),
     };
     // Tests that kill members do not wait for Kafka's own minimum of 6 s.
-    let builder = builder.property("group.min.session.timeout.ms", "500");
+    let builder = builder
+        .property("group.min.session.timeout.ms", "500")
+        .property("group.consumer.min.session.timeout.ms", "500")
+        .property("group.consumer.session.timeout.ms", "6000")
+        .property("group.consumer.min.heartbeat.interval.ms", "100")
+        .property("group.consumer.heartbeat.interval.ms", "300");
     let kafka = builder.user(USER, PASSWORD).start().await.unwrap();
     let certificates = kafka.certificates().clone();
     Some(Backend { inner: Inner::Kafka(Box::new(kafka)), certificates })

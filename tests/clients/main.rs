@@ -12,6 +12,7 @@
 mod admin;
 mod backend;
 mod codecs;
+mod consumer_protocol;
 mod errors;
 mod facade;
 mod faults;
