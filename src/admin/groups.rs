@@ -1,14 +1,15 @@
 //! Consumer groups and what they have committed. Each group is asked about at its own coordinator.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{At, KafkaAdmin, broker_error};
 use crate::{
     cluster::{Create, Lane, kafka_string},
-    connection::api::wire,
-    error::{Error, Result},
+    connection::{Connection, api::wire},
+    error::{Error, Result, code::UNSUPPORTED_VERSION},
     group::wire::decode_assignment,
     record::{TopicPartition, serialize_fields},
+    time::Instant,
 };
 
 /// GROUP_ID_NOT_FOUND
@@ -57,14 +58,17 @@ pub struct GroupListing {
     pub group_type: Option<String>,
 }
 
-/// A group of the classic protocol and its members.
+/// A group and its members, in either protocol.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GroupDescription {
     /// Its name.
     pub group_id: String,
-    /// `Stable`, `PreparingRebalance`, `CompletingRebalance` or `Empty`.
+    /// `Stable`, `PreparingRebalance`, `CompletingRebalance` or `Empty`; in the consumer protocol `Stable`, `Assigning`,
+    /// `Reconciling` or `Empty`.
     pub state: String,
+    /// `classic`, or `consumer` (KIP-848).
+    pub group_type: String,
     /// `consumer` for consumer groups.
     pub protocol_type: String,
     /// The assignor in use, such as `range`; empty where there is no member.
@@ -77,7 +81,7 @@ pub struct GroupDescription {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemberDescription {
-    /// The id the coordinator gave it.
+    /// The id the coordinator gave it, or that it made for itself (KIP-848).
     pub member_id: String,
     /// Its own name, if it is a static member (KIP-345).
     pub group_instance_id: Option<String>,
@@ -87,6 +91,8 @@ pub struct MemberDescription {
     pub client_host: String,
     /// The partitions assigned to it, in order.
     pub assignment: Vec<TopicPartition>,
+    /// Its epoch in the consumer protocol (KIP-848).
+    pub member_epoch: Option<i32>,
 }
 
 impl KafkaAdmin {
@@ -170,10 +176,10 @@ impl KafkaAdmin {
         Ok(found)
     }
 
-    /// A group of the classic protocol and its members.
+    /// A group and its members, of the classic or the consumer protocol (KIP-848).
     ///
     /// # Errors
-    /// `GroupIdNotFound` if there is no such group (on every version of Kafka), or it uses the protocol of KIP-848;
+    /// `GroupIdNotFound` if there is no such group (on every version of Kafka), or it is of another kind (shares, streams);
     /// `GroupAuthorizationFailed` …; [`Timeout`](crate::ErrorKind::Timeout) with the last cause.
     ///
     /// # Cancel safety
@@ -188,14 +194,20 @@ impl KafkaAdmin {
                 .pop()
                 .ok_or_else(|| Error::protocol("an answer without the group asked for"))?;
             let message = described.error_message.as_deref();
-            if let Some(error) = broker_error("DescribeGroups", described.error_code, message) {
-                return Err(error);
-            }
+            let error = broker_error("DescribeGroups", described.error_code, message);
             // Before version 6 (KIP-1043), a group that is not there is described as dead.
-            if described.group_state.as_str() == "Dead" {
-                return Err(Error::from_code("DescribeGroups", GROUP_ID_NOT_FOUND));
+            let is_dead = described.group_state.as_str() == "Dead";
+            let missing = || Error::from_code("DescribeGroups", GROUP_ID_NOT_FOUND);
+            match error.or_else(|| is_dead.then(missing)) {
+                None => describe(described),
+                Some(error) if is_missing(&error) => {
+                    match describe_consumer(&connection, group, until).await? {
+                        Some(group) => Ok(group),
+                        None => Err(error),
+                    }
+                }
+                Some(error) => Err(error),
             }
-            describe(described)
         })
     }
 
@@ -351,15 +363,75 @@ fn describe(group: wire::describe_groups_response::DescribedGroup) -> Result<Gro
             client_id: member.client_id.to_string(),
             client_host: member.client_host.to_string(),
             assignment,
+            member_epoch: None,
         })
     });
     Ok(GroupDescription {
         group_id: group.group_id.to_string(),
         state: group.group_state.to_string(),
+        group_type: "classic".to_owned(),
         protocol_type: group.protocol_type.to_string(),
         protocol: group.protocol_data.to_string(),
         members: members.collect::<Result<_>>()?,
     })
+}
+
+fn is_missing(error: &Error) -> bool {
+    error.code().is_some_and(|code| code.0 == GROUP_ID_NOT_FOUND)
+}
+
+/// A group of the consumer protocol; `None` if there is none of this name, or the broker does not have the protocol.
+async fn describe_consumer(
+    connection: &Connection,
+    group: &str,
+    until: Instant,
+) -> Result<Option<GroupDescription>> {
+    if connection.version::<wire::ConsumerGroupDescribeRequest>().is_none() {
+        return Ok(None);
+    }
+    let request =
+        wire::ConsumerGroupDescribeRequest { group_ids: vec![kafka_string(group)], ..Default::default() };
+    let mut answer = connection.call(request, until).await?;
+    let described =
+        answer.groups.pop().ok_or_else(|| Error::protocol("an answer without the group asked for"))?;
+    match broker_error("ConsumerGroupDescribe", described.error_code, described.error_message.as_deref()) {
+        None => Ok(Some(consumer_description(described))),
+        // The feature may be off (group.version 0).
+        Some(error)
+            if is_missing(&error) || error.code().is_some_and(|code| code.0 == UNSUPPORTED_VERSION) =>
+        {
+            Ok(None)
+        }
+        Some(error) => Err(error),
+    }
+}
+
+fn consumer_description(group: wire::consumer_group_describe_response::DescribedGroup) -> GroupDescription {
+    let member = |member: wire::consumer_group_describe_response::Member| {
+        let mut assignment = Vec::new();
+        for topic in member.assignment.topic_partitions {
+            let name: Arc<str> = Arc::from(topic.topic_name.as_str());
+            let of_topic = |partition| TopicPartition { topic: Arc::clone(&name), partition };
+            assignment.extend(topic.partitions.into_iter().map(of_topic));
+        }
+        assignment.sort();
+        MemberDescription {
+            member_id: member.member_id.to_string(),
+            group_instance_id: member.instance_id.map(|id| id.to_string()),
+            client_id: member.client_id.to_string(),
+            client_host: member.client_host.to_string(),
+            assignment,
+            member_epoch: Some(member.member_epoch),
+        }
+    };
+    GroupDescription {
+        group_id: group.group_id.to_string(),
+        state: group.group_state.to_string(),
+        group_type: "consumer".to_owned(),
+        protocol_type: "consumer".to_owned(),
+        protocol: group.assignor_name.to_string(),
+        members: group.members.into_iter().map(member).collect(),
+    }
 }
 
 /// A member's assignment as its leader wrote it. Empty while the group rebalances.

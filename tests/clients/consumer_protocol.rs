@@ -158,13 +158,23 @@ on_every_backend! {
         wait_until_shared(&[&second, &third], PARTITIONS).await;
         send(&kafka, &topic, PARTITIONS, 600).await;
         wait_until_seen(&seen, 1800).await;
+        let group = config.get("group.id").unwrap();
+        let admin = kafka.admin().await.unwrap();
+        let described = admin.describe_group(&group).await.unwrap();
+        assert_eq!((described.group_type.as_str(), described.members.len()), ("consumer", 2));
+        for member in [&second, &third] {
+            let id = member.consumer.group_metadata().unwrap().member_id().to_owned();
+            let of_member = described.members.iter().find(|member| member.member_id == id).unwrap();
+            assert_eq!(of_member.assignment, member.assignment());
+            assert!(of_member.member_epoch.is_some_and(|epoch| epoch > 0));
+        }
+        assert_eq!(admin.list_groups().await.unwrap()[&group].group_type.as_deref(), Some("consumer"));
         let metadata = second.consumer.group_metadata().unwrap();
         assert!(metadata.generation_or_member_epoch() > 0 && !metadata.member_id().is_empty());
         second.close().await;
         third.close().await;
         assert_eq!(seen.lock().unwrap().again, 0, "nobody died: nothing comes twice");
-        let group = config.get("group.id").unwrap();
-        let committed = kafka.admin().await.unwrap().group_offsets(&group).await.unwrap();
+        let committed = admin.group_offsets(&group).await.unwrap();
         assert_eq!(committed.values().map(|committed| committed.offset).sum::<i64>(), 1800);
     }
 

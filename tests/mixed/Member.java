@@ -14,16 +14,22 @@ public class Member {
             case "roundrobin" -> "RoundRobinAssignor";
             case "sticky" -> "StickyAssignor";
             case "cooperative-sticky" -> "CooperativeStickyAssignor";
+            case "uniform" -> null;
             default -> throw new IllegalArgumentException(arguments[2]);
         };
         Properties settings = new Properties();
         settings.put("bootstrap.servers", arguments[0]);
         settings.put("group.id", arguments[1]);
         settings.put("client.id", "java");
-        settings.put("partition.assignment.strategy", "org.apache.kafka.clients.consumer." + assignor);
         settings.put("auto.offset.reset", "earliest");
-        settings.put("session.timeout.ms", "6000");
-        settings.put("heartbeat.interval.ms", "500");
+        if (assignor == null) {
+            // The broker assigns (KIP-848), and keeps the times.
+            settings.put("group.protocol", "consumer");
+        } else {
+            settings.put("partition.assignment.strategy", "org.apache.kafka.clients.consumer." + assignor);
+            settings.put("session.timeout.ms", "6000");
+            settings.put("heartbeat.interval.ms", "500");
+        }
         settings.put("key.deserializer", ByteArrayDeserializer.class.getName());
         settings.put("value.deserializer", ByteArrayDeserializer.class.getName());
         try (KafkaConsumer<byte[], byte[]> consumer = new KafkaConsumer<>(settings)) {

@@ -13,6 +13,9 @@ use dtkafka_testcontainers::launch::Kafka;
 /// The packages of the programs in Python.
 const PYTHON_PACKAGES: [&str; 2] = ["kafka-python==3.0.12", "confluent-kafka==2.16.1"];
 
+/// The assignor of the broker, in the consumer protocol (KIP-848).
+pub(crate) const BY_BROKER: &str = "uniform";
+
 /// A client of other authors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Library {
@@ -26,7 +29,12 @@ impl Library {
     pub(crate) const ALL: [Self; 4] = [Self::Java, Self::FranzGo, Self::KafkaPython, Self::Librdkafka];
 
     pub(crate) fn knows(self, assignor: &str) -> bool {
-        self != Self::Librdkafka || assignor != "sticky"
+        match self {
+            // Of these programs Java's alone speaks the consumer protocol (KIP-848).
+            Self::Java => true,
+            Self::Librdkafka => assignor != "sticky" && assignor != BY_BROKER,
+            Self::FranzGo | Self::KafkaPython => assignor != BY_BROKER,
+        }
     }
 }
 

@@ -31,7 +31,7 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     by_hand::ByHand,
-    foreign::{Library, Programs},
+    foreign::{BY_BROKER, Library, Programs},
 };
 
 const ASSIGNORS: [&str; 4] = ["range", "roundrobin", "sticky", "cooperative-sticky"];
@@ -41,7 +41,15 @@ const PARTITIONS: i32 = 5;
 fn every_partition_has_one_owner_in_groups_with_other_clients() {
     let Some(builder) = Kafka::for_tests().unwrap() else { return };
     tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let kafka = builder.property("group.min.session.timeout.ms", "1000").start().await.unwrap();
+        let kafka = builder
+            .property("group.min.session.timeout.ms", "1000")
+            .property("group.consumer.min.session.timeout.ms", "1000")
+            .property("group.consumer.session.timeout.ms", "6000")
+            .property("group.consumer.min.heartbeat.interval.ms", "100")
+            .property("group.consumer.heartbeat.interval.ms", "500")
+            .start()
+            .await
+            .unwrap();
         let programs = match Programs::build(&kafka).await {
             Ok(programs) => programs,
             Err(why) if env::var("DTKAFKA_REQUIRE_FOREIGN").as_deref() == Ok("1") => {
@@ -51,6 +59,17 @@ fn every_partition_has_one_owner_in_groups_with_other_clients() {
         };
         for assignor in ASSIGNORS {
             Round::start(&kafka, assignor).await.run(&programs).await;
+        }
+        if kafka
+            .version()
+            .split('.')
+            .next()
+            .and_then(|major| major.parse().ok())
+            .is_some_and(|major: u32| major >= 4)
+        {
+            Round::start(&kafka, BY_BROKER).await.run(&programs).await;
+        } else {
+            eprintln!("SKIPPED: the consumer protocol (KIP-848): Kafka {} does not have it", kafka.version());
         }
         kafka.stop().await.unwrap();
     });
@@ -105,7 +124,9 @@ impl Round {
         }
         let mut by_hand = Vec::new();
         // The cooperative protocol needs owned partitions in the subscription, and so version 1.
-        for version in if self.assignor == "cooperative-sticky" { &[][..] } else { &[0, 1][..] } {
+        // Nobody speaks that of the broker by hand.
+        let is_old = !matches!(self.assignor, "cooperative-sticky" | BY_BROKER);
+        for version in if !is_old { &[][..] } else { &[0, 1][..] } {
             by_hand.push(ByHand::start(
                 self.servers.clone(),
                 &self.group,
@@ -146,10 +167,14 @@ impl Round {
         let config = KafkaConfig::new()
             .set_bootstrap_servers(&self.servers)
             .set_group_id(&self.group)
-            .set_auto_offset_reset("earliest")
-            .set("partition.assignment.strategy", self.assignor)
-            .set("session.timeout.ms", 6000)
-            .set("heartbeat.interval.ms", 500);
+            .set_auto_offset_reset("earliest");
+        let config = match self.assignor {
+            BY_BROKER => config.set("group.protocol", "consumer"),
+            assignor => config
+                .set("partition.assignment.strategy", assignor)
+                .set("session.timeout.ms", 6000)
+                .set("heartbeat.interval.ms", 500),
+        };
         let kafka = KafkaInstance::new(config).unwrap();
         let consumer = Arc::new(kafka.get_consumer(self.topics.iter().map(String::as_str)).await.unwrap());
         let (end, mut ended) = watch::channel(false);
