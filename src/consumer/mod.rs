@@ -9,6 +9,7 @@ mod buffer;
 mod core;
 mod fetch;
 mod ledger;
+mod listener;
 mod lookups;
 mod offsets;
 mod partitions;
@@ -31,14 +32,17 @@ use std::{
 
 use tokio::sync::Notify;
 
+pub(crate) use self::listener::Listen;
 use self::{
     core::Core,
     ledger::Life,
+    listener::Listening,
     lookups::{Found, Lookup},
     offsets::{Offset, Offsets, commit_timeout},
     partitions::{Next, Phase, Position, ResetTo, Turn},
 };
 pub use self::{
+    listener::RebalanceListener,
     records::{ConsumerRecords, IntoIter, Iter, OwnedRecords, PartitionRecords, RecordRef, RecordRefs},
     stream::RecordStream,
 };
@@ -67,6 +71,8 @@ use crate::{
 /// Dropping the consumer never blocks: the driver leaves the group in the background, without a commit.
 pub struct KafkaConsumer {
     shared: Arc<Shared>,
+    /// What a listener is given is not: it neither polls nor ends the consumer.
+    is_owner: bool,
 }
 
 struct Shared {
@@ -78,6 +84,7 @@ struct Shared {
     /// Wakes those who wait for records, positions or the end.
     changed: Notify,
     decompressor: Decompressor,
+    listening: Listening,
     /// The last coordinator asked.
     coordinator: AtomicI32,
     /// The driver has a fetch to send: on a runtime of one thread a poll must let it.
@@ -121,12 +128,13 @@ impl KafkaConsumer {
             wake: Notify::new(),
             changed: Notify::new(),
             decompressor: Decompressor::new(),
+            listening: Listening::default(),
             coordinator: AtomicI32::new(-1),
             yields: AtomicBool::new(false),
             _home: home,
         });
         task::spawn(Arc::clone(&shared))?;
-        Ok(Self { shared })
+        Ok(Self { shared, is_owner: true })
     }
 
     /// Waits for the first answer of a broker.
@@ -145,7 +153,19 @@ impl KafkaConsumer {
         self.change(|core, now| core.subscribe(now, topics))
     }
 
-    /// Leaves the group, or drops the assigned partitions. Nothing is committed.
+    /// Has this listener told of partitions that come and go, in place of the one before; see [`RebalanceListener`] for when it
+    /// is called. Set it before the first poll, or it does not hear of what was assigned already.
+    pub fn set_rebalance_listener(&self, listener: impl RebalanceListener) {
+        self.listen(Arc::new(listener));
+    }
+
+    pub(crate) fn listen(&self, listener: Arc<dyn Listen>) {
+        self.shared.listening.set(listener);
+        self.shared.lock().set_listening(true);
+    }
+
+    /// Leaves the group, or drops the assigned partitions. Nothing is committed; a rebalance listener hears of it as
+    /// [`lost`](RebalanceListener::lost), in the next poll with a subscription or the close.
     ///
     /// # Errors
     /// [`ErrorKind::Closed`] after [`close`](Self::close).
@@ -208,8 +228,13 @@ impl KafkaConsumer {
             // Before anything is taken: a poll dropped here loses nothing.
             tokio::task::yield_now().await;
         }
+        if !self.is_owner {
+            return Err(Error::new(ErrorKind::InvalidArgument, "a rebalance listener cannot poll")
+                .with_hint("return from it: the poll that it was called in goes on"));
+        }
         let deadline = time::after(timeout);
         let polling = Polling::begin(shared)?;
+        Listening::tell(&self.shared).await;
         let records = polling.take(max)?;
         if !records.is_empty() {
             return Ok(records);
@@ -218,6 +243,7 @@ impl KafkaConsumer {
             let changed = shared.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
+            Listening::tell(&self.shared).await;
             let records = polling.take(max)?;
             if !records.is_empty() || tokio::time::timeout_at(deadline, changed).await.is_err() {
                 return Ok(records);
@@ -492,11 +518,24 @@ impl KafkaConsumer {
     /// # Cancel safety
     /// Dropped, it goes on closing in the background.
     pub async fn close(&self, deadline: Duration) -> Result<()> {
+        if !self.is_owner {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "a rebalance listener cannot close its consumer",
+            ));
+        }
         let deadline = time::after(deadline);
         let shared = &*self.shared;
-        shared.lock().begin_close(time::now(), deadline);
-        shared.changed.notify_waiters();
-        shared.wake.notify_one();
+        let farewell = Farewell { shared, deadline };
+        let telling = async {
+            Listening::tell(&self.shared).await;
+            shared.lock().tell_farewell();
+            Listening::tell(&self.shared).await;
+        };
+        if tokio::time::timeout_at(deadline, telling).await.is_err() {
+            tracing::warn!("the rebalance listener has not returned by the end of the close");
+        }
+        drop(farewell);
         loop {
             let changed = shared.changed.notified();
             tokio::pin!(changed);
@@ -531,8 +570,26 @@ impl KafkaConsumer {
     }
 }
 
+/// Begins the end, also when the close that tells the listener of it first is dropped.
+struct Farewell<'a> {
+    shared: &'a Shared,
+    deadline: Instant,
+}
+
+impl Drop for Farewell<'_> {
+    fn drop(&mut self) {
+        self.shared.lock().begin_close(time::now(), self.deadline);
+        self.shared.changed.notify_waiters();
+        self.shared.wake.notify_one();
+    }
+}
+
 impl Drop for KafkaConsumer {
     fn drop(&mut self) {
+        if !self.is_owner {
+            return;
+        }
+        self.shared.listening.clear();
         let mut core = self.shared.lock();
         let now = time::now();
         core.abandon(now, now + DROP_PATIENCE);
@@ -698,5 +755,7 @@ fn close_timeout() -> Error {
         .with_hint("give close more time; the group takes its partitions after session.timeout.ms")
 }
 
+#[cfg(test)]
+mod listener_tests;
 #[cfg(test)]
 mod tests;

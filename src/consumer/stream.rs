@@ -3,19 +3,21 @@
 
 use std::{
     fmt,
+    future::Future,
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use futures_core::Stream;
 use tokio::{sync::futures::Notified, time::Sleep};
 
-use super::{Polling, Shared, partitions::Turn, records::ConsumerRecords};
+use super::{Polling, Shared, listener::Listening, partitions::Turn, records::ConsumerRecords};
 use crate::{error::Result, record::ConsumerRecord, time};
 
 /// The stream of [`KafkaConsumer::stream`](super::KafkaConsumer::stream). Ends after the consumer was closed.
 pub struct RecordStream<'a> {
-    shared: &'a Shared,
+    shared: &'a Arc<Shared>,
     waiting: Option<Waiting<'a>>,
     ended: bool,
 }
@@ -27,6 +29,8 @@ struct Waiting<'a> {
     /// Rings well within the poll interval. A task that waits is woken by it and says so; a stream that is kept and never
     /// looked at again says nothing, and the group takes its partitions in the end.
     alive: Pin<Box<Sleep>>,
+    /// The calls of a rebalance listener that come before the next record.
+    telling: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
 }
 
 impl fmt::Debug for RecordStream<'_> {
@@ -36,7 +40,7 @@ impl fmt::Debug for RecordStream<'_> {
 }
 
 impl<'a> RecordStream<'a> {
-    pub(super) fn new(shared: &'a Shared) -> Self {
+    pub(super) fn new(shared: &'a Arc<Shared>) -> Self {
         Self { shared, waiting: None, ended: false }
     }
 
@@ -70,15 +74,23 @@ impl Stream for RecordStream<'_> {
             let changed = self.listen();
             let alive = Box::pin(tokio::time::sleep(self.shared.settings.max_poll_interval / 3));
             self.shared.lock().handle_loose_poll(time::now());
-            self.waiting = Some(Waiting { polling, changed, alive });
+            self.waiting = Some(Waiting { polling, changed, alive, telling: None });
         }
         let shared = self.shared;
         loop {
             let Some(waiting) = &mut self.waiting else { return Poll::Pending };
+            if let Some(telling) = &mut waiting.telling {
+                ready!(telling.as_mut().poll(context));
+                waiting.telling = None;
+            }
             // Listening began before this look, so nothing that happens after it is missed.
             if let Some(item) = take_one(&waiting.polling).transpose() {
                 self.waiting = None;
                 return Poll::Ready(Some(item));
+            }
+            if shared.lock().is_telling() {
+                waiting.telling = Some(Box::pin(Listening::tell(shared)));
+                continue;
             }
             if waiting.alive.as_mut().poll(context).is_ready() {
                 let now = time::now();

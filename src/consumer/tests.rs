@@ -17,20 +17,20 @@ use crate::{
     record::ProducerRecord,
 };
 
-const WAIT: Duration = Duration::from_secs(30);
+pub(super) const WAIT: Duration = Duration::from_secs(30);
 
 /// The embedded broker, or the one that `KAFKA_BOOTSTRAP` names.
-struct Bench {
+pub(super) struct Bench {
     bootstrap: String,
-    broker: Option<EmbeddedBroker>,
+    pub(super) broker: Option<EmbeddedBroker>,
 }
 
 impl Bench {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         Self::of(1).await
     }
 
-    async fn of(brokers: i32) -> Self {
+    pub(super) async fn of(brokers: i32) -> Self {
         if let Ok(bootstrap) = std::env::var("KAFKA_BOOTSTRAP") {
             return Self { bootstrap, broker: None };
         }
@@ -38,16 +38,16 @@ impl Bench {
     }
 
     /// For faults, which only the embedded broker can be told to have.
-    async fn embedded(brokers: i32) -> Self {
+    pub(super) async fn embedded(brokers: i32) -> Self {
         let broker = EmbeddedBroker::builder().brokers(brokers).start().await.unwrap();
         Self { bootstrap: broker.bootstrap_servers(), broker: Some(broker) }
     }
 
-    fn control(&self) -> FaultControl {
+    pub(super) fn control(&self) -> FaultControl {
         self.broker.as_ref().unwrap().control()
     }
 
-    fn config(&self) -> KafkaConfig {
+    pub(super) fn config(&self) -> KafkaConfig {
         KafkaConfig::new()
             .set_bootstrap_servers(self.bootstrap.as_str())
             .set_group_id("group")
@@ -55,16 +55,16 @@ impl Bench {
             .set_enable_auto_commit(false)
     }
 
-    fn cluster(&self) -> Cluster {
+    pub(super) fn cluster(&self) -> Cluster {
         Cluster::start(Arc::new(self.config().resolve_client().unwrap())).unwrap()
     }
 
-    fn consumer(&self, config: &KafkaConfig) -> KafkaConsumer {
+    pub(super) fn consumer(&self, config: &KafkaConfig) -> KafkaConsumer {
         let client = Arc::new(self.config().resolve_client().unwrap());
         KafkaConsumer::start(client, config.resolve_consumer().unwrap()).unwrap()
     }
 
-    async fn topic(&self, name: &str, partitions: i32) {
+    pub(super) async fn topic(&self, name: &str, partitions: i32) {
         let cluster = self.cluster();
         let deadline = time::now() + WAIT;
         let topic = wire::create_topics_request::CreatableTopic {
@@ -81,7 +81,7 @@ impl Bench {
         assert_eq!(answer.topics[0].error_code, 0, "{answer:?}");
     }
 
-    async fn produce(&self, topic: &str, partitions: i32, from: i32, count: i32) {
+    pub(super) async fn produce(&self, topic: &str, partitions: i32, from: i32, count: i32) {
         let producer =
             KafkaProducer::start(self.cluster(), self.config().resolve_producer().unwrap()).await.unwrap();
         for number in from..from + count {
@@ -103,7 +103,7 @@ fn number(value: &[u8]) -> i32 {
 }
 
 /// Polls until `count` records have come, and checks the order within each partition.
-async fn read(consumer: &KafkaConsumer, count: usize) -> BTreeSet<i32> {
+pub(super) async fn read(consumer: &KafkaConsumer, count: usize) -> BTreeSet<i32> {
     let deadline = time::now() + WAIT;
     let (mut numbers, mut next) = (BTreeSet::new(), BTreeMap::new());
     while numbers.len() < count {
@@ -490,7 +490,7 @@ fn every_call_may_be_made_in_a_spawned_task(consumer: &KafkaConsumer, partition:
 // What a member leaves behind, and what it may not.
 
 /// Polls until something is assigned.
-async fn joined(consumer: &KafkaConsumer) {
+pub(super) async fn joined(consumer: &KafkaConsumer) {
     let deadline = time::now() + WAIT;
     while consumer.assignment().is_empty() {
         assert!(time::now() < deadline);

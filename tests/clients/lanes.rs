@@ -704,3 +704,56 @@ async fn letters_are_acknowledged_by_all_replicas_whatever_the_producers_of_the_
     assert_eq!(broker.committed("g", "orders", 0), Some(1));
     consumer.close().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_listener_hears_of_a_revocation_when_the_handlers_are_done_and_may_commit_what_they_did() {
+    struct Commits(Arc<Mutex<Vec<(&'static str, usize, usize)>>>, Seen);
+    impl dtkafka::RebalanceListener for Commits {
+        async fn assigned(&self, _: &dtkafka::KafkaConsumer, partitions: &[dtkafka::TopicPartition]) {
+            let seen = self.1.lock().unwrap().len();
+            self.0.lock().unwrap().push(("assigned", partitions.len(), seen));
+        }
+        async fn revoked(&self, consumer: &dtkafka::KafkaConsumer, partitions: &[dtkafka::TopicPartition]) {
+            consumer.commit().await.unwrap();
+            let seen = self.1.lock().unwrap().len();
+            self.0.lock().unwrap().push(("revoked", partitions.len(), seen));
+        }
+    }
+    let (broker, kafka) = broker(&[("orders", 2)]).await;
+    produce(&kafka, "orders", 2, 2, 0..6).await;
+    let (told, seen) = (Arc::default(), Seen::default());
+    let log = Arc::clone(&seen);
+    let settings = |c: ConsumerConfig| c.enable_auto_commit(false).set("heartbeat.interval.ms", 50);
+    let first = Consumer::new_with(&kafka, ["orders"], settings)
+        .unwrap()
+        .register_handler("orders", move |number: Message<u32>| {
+            let log = Arc::clone(&log);
+            async move {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                log.lock().unwrap().push(number.value);
+                Ok(())
+            }
+        })
+        .unwrap()
+        .rebalance_listener(Commits(Arc::clone(&told), Arc::clone(&seen)));
+    let first = run(first);
+    until(|| !seen.lock().unwrap().is_empty()).await;
+    let second = kafka.get_consumer_with(["orders"], settings).await.unwrap();
+    let begun = Instant::now();
+    while second.assignment().is_empty() {
+        assert!(begun.elapsed() < PATIENCE);
+        second.poll(Duration::from_millis(20)).await.unwrap();
+    }
+    until(|| told.lock().unwrap().len() >= 3).await;
+    let (_, outcome) = first.stop().await;
+    outcome.unwrap();
+    second.close(PATIENCE).await.unwrap();
+    let told = told.lock().unwrap().clone();
+    assert_eq!(told[0], ("assigned", 2, 0));
+    let (what, count, done) = told[1];
+    assert_eq!((what, count), ("revoked", 2));
+    let committed: i64 = (0..2).filter_map(|partition| broker.committed("g", "orders", partition)).sum();
+    assert!(committed >= done as i64, "{committed} of {done} that were done when it was told");
+    assert_eq!((told[2].0, told[2].1), ("assigned", 1));
+    assert_eq!(told.last().map(|told| told.0), Some("revoked"), "by the close: {told:?}");
+}

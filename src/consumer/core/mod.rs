@@ -1,7 +1,7 @@
 //! The consumer's mind: joins membership, positions, fetches and commits into one state machine. Pure.
 //!
 //! What happens to the assignment is in `rebalance.rs`, commits in `commits.rs`, where partitions are read from in
-//! `reading.rs`, the end in `closing.rs`.
+//! `reading.rs`, what a listener is told in `telling.rs`, the end in `closing.rs`.
 //!
 //! It lives behind the handle's mutex. Handles and the driver tell it what happened; the driver asks it what to do. The
 //! order it must keep: on a rebalance hand-outs stop first, then commits end, then partitions are released, then the
@@ -11,6 +11,7 @@ mod closing;
 mod commits;
 mod reading;
 mod rebalance;
+mod telling;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -19,8 +20,8 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use self::{closing::Closing, reading::Interest, rebalance::Revoking};
-pub(crate) use self::{reading::partition_count, rebalance::Change};
+use self::{closing::Closing, reading::Interest, rebalance::Revoking, telling::Telling};
+pub(crate) use self::{reading::partition_count, rebalance::Change, telling::Notice};
 
 use super::{
     buffer::Decoded,
@@ -99,6 +100,7 @@ pub(crate) struct Core {
     metadata: Arc<Metadata>,
     interest: Interest,
     revoking: Option<Revoking>,
+    telling: Telling,
     /// Kept only for who acknowledges records one by one.
     changes: Vec<Change>,
     /// Records were handed out of partitions that were taken away before they were committed: the next commit says so.
@@ -149,6 +151,7 @@ impl Core {
             metadata: Arc::new(Metadata::default()),
             interest: Interest { topics: Vec::new(), due: None, backoff: backoff() },
             revoking: None,
+            telling: Telling::default(),
             changes: Vec::new(),
             lost: false,
             closing: None,
@@ -195,6 +198,10 @@ impl Core {
         member.handle_subscription(now, topics.clone());
         self.follow(now, topics.clone());
         if topics.is_empty() {
+            let gone: Vec<_> = self.partitions.iter().map(|(key, _)| key.clone()).collect();
+            if matches!(self.mode, Mode::Topics) {
+                self.tell_lost(&gone);
+            }
             self.partitions.clear();
             self.mode = Mode::None;
         } else {
@@ -308,7 +315,7 @@ impl Core {
 
     /// The next records to hand out.
     pub(crate) fn next_chunk(&mut self, max: usize, turn: Turn) -> Next {
-        if self.closing.is_some() {
+        if self.closing.is_some() || self.telling.is_busy() {
             return Next::Nothing;
         }
         self.partitions.next_chunk(max, turn, self.fetcher.refill_below())

@@ -1,7 +1,7 @@
 //! What the membership wants of the rest: partitions that come, go and are lost. Pure.
 //!
-//! The order it must keep: hand-outs stop first, then what is outstanding is waited for, then commits end, then the
-//! partitions are released, and only then the member hears of it and joins again.
+//! The order it must keep: hand-outs stop first, then what is outstanding is waited for, then the user's listener is told,
+//! then commits end, then the partitions are released, and only then the member hears of it and joins again.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -32,7 +32,7 @@ pub(super) struct Revoking {
 impl Revoking {
     pub(super) fn poll_timeout(&self) -> Instant {
         match self.stage {
-            Stage::Working { until } => until,
+            Stage::Working { until } | Stage::Telling { until } => until,
             Stage::Committing { deadline } => deadline,
         }
     }
@@ -42,6 +42,10 @@ impl Revoking {
 enum Stage {
     /// The user may be at work on records of them. The coordinator waits no longer than until then.
     Working {
+        until: Instant,
+    },
+    /// The listener is told, within the same time.
+    Telling {
         until: Instant,
     },
     Committing {
@@ -121,6 +125,7 @@ impl Core {
                     self.partitions.add(added.iter().cloned(), &self.start_phase());
                     self.refresh_leaders(now);
                     self.note(Change::Assigned, &added);
+                    self.tell_assigned(&added);
                     self.tell_member_counts(now);
                     self.news = true;
                 }
@@ -151,21 +156,36 @@ impl Core {
 
     /// A revocation goes on as soon as nothing of its partitions is in the user's hands, and ends when every commit has.
     pub(super) fn advance_revocation(&mut self, now: Instant) {
-        let Some(revoking) = &self.revoking else { return };
-        if let Stage::Working { until } = revoking.stage {
-            if self.partitions.is_outstanding(&revoking.partitions) && now < until {
+        let Some(Revoking { partitions, stage, .. }) = &self.revoking else { return };
+        let mut stage = *stage;
+        if let Stage::Working { until } = stage {
+            if self.partitions.is_outstanding(partitions) && now < until {
                 return;
             }
+            let partitions = partitions.clone();
+            if self.settings.enable_auto_commit {
+                // Before the listener, which may take long.
+                self.commit_covered(now + self.client.request_timeout);
+            }
+            self.tell_revoked(&partitions);
+            stage = Stage::Telling { until };
+        }
+        if let Stage::Telling { until } = stage
+            && (!self.telling.is_busy() || until <= now)
+        {
+            self.tell_lost(&[]);
             let deadline = now + self.client.request_timeout;
             if self.settings.enable_auto_commit {
+                // The listener may have sought.
                 self.commit_covered(deadline);
             }
-            if let Some(revoking) = &mut self.revoking {
-                revoking.stage = Stage::Committing { deadline };
-            }
+            stage = Stage::Committing { deadline };
+        }
+        if let Some(revoking) = &mut self.revoking {
+            revoking.stage = stage;
         }
         let is_over = |revoking: &mut Revoking| match revoking.stage {
-            Stage::Working { .. } => false,
+            Stage::Working { .. } | Stage::Telling { .. } => false,
             Stage::Committing { deadline } => self.commits.is_idle() || deadline <= now,
         };
         if let Some(Revoking { token, partitions, .. }) = self.revoking.take_if(is_over) {
@@ -194,6 +214,7 @@ impl Core {
             self.note(Change::Lost, &lost);
             self.news = true;
         }
+        self.tell_lost(&lost);
         self.revoking = None;
         self.partitions.release(&lost);
         for outcome in self.commits.handle_lost() {

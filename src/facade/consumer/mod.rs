@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{
     config::ConsumerConfig,
-    consumer::KafkaConsumer,
+    consumer::{KafkaConsumer, Listen, RebalanceListener},
     error::{Error, ErrorKind, Result},
     record::TopicPartition,
     telemetry::ConsumerMetrics,
@@ -110,6 +110,7 @@ pub struct Consumer {
     /// A call was dropped in the middle of its work.
     interrupted: bool,
     shared: Arc<Shared>,
+    listener: Option<Arc<dyn Listen>>,
 }
 
 impl std::fmt::Debug for Consumer {
@@ -174,6 +175,7 @@ impl Consumer {
             engine: None,
             interrupted: false,
             shared: Arc::default(),
+            listener: None,
             overrides,
         })
     }
@@ -209,6 +211,15 @@ impl Consumer {
     #[must_use]
     pub fn on_rebalance(self, listener: impl Fn(&Rebalance) + Send + Sync + 'static) -> Self {
         self.shared.listen(Arc::new(listener));
+        self
+    }
+
+    /// Has this listener told of partitions that come and go, and waits for it: before records of new partitions are handled,
+    /// and before partitions go, when their handlers are done and what they did may still be committed. In place of the one
+    /// before; it is used from the next connecting on.
+    #[must_use]
+    pub fn rebalance_listener(mut self, listener: impl RebalanceListener) -> Self {
+        self.listener = Some(Arc::new(listener));
         self
     }
 
@@ -475,6 +486,9 @@ impl Consumer {
             let topics: Vec<_> =
                 self.topics.iter().cloned().chain(self.routes.retry_topics(&self.topics)).collect();
             let client = Arc::new(self.kafka.start_consumer(&topics, self.overrides.clone()).await?);
+            if let Some(listener) = &self.listener {
+                client.listen(Arc::clone(listener));
+            }
             self.shared.connect(&client);
             let environment = self.kafka.config().resolve_client()?.environment;
             let outbox = Outbox::new(self.kafka.clone());
