@@ -99,9 +99,16 @@ impl Brokers {
         }
     }
 
-    /// A broker was connected to, and did not answer: others come first for a while, and its connection goes.
+    /// A broker was connected to, and had no answer: others come first, until it has one.
     pub(crate) fn handle_unanswered(&self, id: i32) {
         self.handle_overtaken(id);
+    }
+
+    /// A broker has answered.
+    pub(crate) fn handle_answered(&self, id: i32) {
+        if let Some(slot) = lock(&self.inner).slots.get(&(id, Lane::Main)) {
+            slot.failures.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Takes over the addresses of a snapshot. A broker that moved gets new connections, one that is gone is forgotten.
@@ -346,12 +353,10 @@ impl Inner {
 
 fn candidate(id: i32, slot: Option<&Slot>) -> Candidate {
     let open = slot.and_then(Slot::open);
-    Candidate {
-        id,
-        // One that wants to be left alone comes after the others.
-        load: open.filter(|open| open.held_until().is_none()).map(|open| open.in_flight()),
-        failures: slot.map_or(0, |slot| slot.failures.load(Ordering::Relaxed)),
-    }
+    let failures = slot.map_or(0, |slot| slot.failures.load(Ordering::Relaxed));
+    // One that wants to be left alone, or had no answer the last time, comes after the others.
+    let open = open.filter(|open| failures == 0 && open.held_until().is_none());
+    Candidate { id, load: open.map(|open| open.in_flight()), failures }
 }
 
 /// A panic elsewhere does not make this data wrong: every change is one assignment.

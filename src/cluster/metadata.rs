@@ -219,6 +219,8 @@ impl Metadata {
 /// A broker's address as it was told; `None` if there can be no such broker. Negative ids are ours, of the bootstrap
 /// addresses.
 pub(super) fn address(id: i32, host: &str, port: i32) -> Option<Address> {
+    // As a URL has it, and a resolver does not.
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     match u16::try_from(port) {
         Ok(port) if id >= 0 && port > 0 && !host.is_empty() => Some(Address { host: host.to_owned(), port }),
         _ => {

@@ -13,6 +13,7 @@ mod refresh;
 mod task;
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
@@ -154,7 +155,7 @@ impl Cluster {
             if self.metadata().version > 0 {
                 return Ok(());
             }
-            if let Some(error) = cause.as_ref().filter(|error| attempts > 0 && !error.is_retriable()) {
+            if let Some(error) = cause.as_ref().filter(|error| attempts > 0 && is_a_setting(error)) {
                 return Err(error.clone());
             }
             match tokio::time::timeout_at(deadline, health.changed()).await {
@@ -197,7 +198,7 @@ impl Cluster {
             {
                 return Err(error);
             }
-            if let Some(error) = cause.as_ref().filter(|error| attempts > begun && !error.is_retriable()) {
+            if let Some(error) = cause.as_ref().filter(|error| attempts > begun && is_a_setting(error)) {
                 return Err(error.clone());
             }
             let unusable = topics.iter().filter(|topic| !metadata.is_usable(topic));
@@ -278,7 +279,7 @@ impl Cluster {
     /// A connection to any broker that answers: an open one, else the first that can be made.
     pub(crate) async fn any_connection(&self, deadline: Instant) -> Result<Arc<Connection>> {
         self.shared.check_driver()?;
-        self.shared.any_connection(false, deadline).await.map(|(_, connection)| connection)
+        self.shared.any_connection(false, &BTreeSet::new(), deadline).await.map(|(_, connection)| connection)
     }
 }
 
@@ -303,8 +304,14 @@ impl Shared {
     }
 
     /// The candidates race: a silent one holds up the next for a moment only.
-    async fn any_connection(&self, rebootstrap: bool, deadline: Instant) -> Result<(i32, Arc<Connection>)> {
-        let candidates = self.brokers.candidates(&self.metadata(), rebootstrap);
+    async fn any_connection(
+        &self,
+        rebootstrap: bool,
+        but: &BTreeSet<i32>,
+        deadline: Instant,
+    ) -> Result<(i32, Arc<Connection>)> {
+        let mut candidates = self.brokers.candidates(&self.metadata(), rebootstrap);
+        candidates.retain(|candidate| !but.contains(&candidate.id));
         let order = candidates::order(candidates, &mut self.settings.environment.rng());
         let tried = Mutex::new(Vec::new());
         let attempt = |id| {
@@ -329,6 +336,11 @@ impl Shared {
     }
 }
 
+/// Whether waiting will not help. An answer that cannot be read may be damaged on its way.
+fn is_a_setting(error: &Error) -> bool {
+    !error.is_retriable() && error.kind() != ErrorKind::Protocol
+}
+
 /// One error out of those of every broker tried. It is permanent only if all of them are: while one may come back,
 /// waiting may help.
 fn no_broker(errors: Vec<Error>) -> Error {
@@ -339,8 +351,10 @@ fn no_broker(errors: Vec<Error>) -> Error {
         (Some(telling), _) => {
             let causes: Vec<String> = errors.iter().map(|error| format!("({error})")).collect();
             let text = format!("none of {} brokers could be reached: {}", causes.len(), causes.join(", "));
-            let error = Error::new(telling.kind(), text);
-            if errors.iter().any(Error::is_retriable) { error } else { error.with_permanent() }
+            match errors.iter().find(|error| error.is_retriable()) {
+                Some(passing) => Error::new(passing.kind(), text),
+                None => Error::new(telling.kind(), text).with_permanent(),
+            }
         }
     }
 }

@@ -1,14 +1,15 @@
 //! The driver that keeps the snapshot fresh: asks when [`Refresh`](super::refresh::Refresh) says so, publishes answers. It
 //! also closes connections that are idle for too long.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::task::JoinHandle;
 
-use super::{Health, Shared, causes::Causes, kafka_string, refresh::Ask};
+use super::{Health, Shared, causes::Causes, kafka_string, no_broker, refresh::Ask};
 use crate::{
+    connection::Connection,
     driver,
-    error::{Error, Result, code::REBOOTSTRAP_REQUIRED},
+    error::{Error, ErrorKind, Result, code::REBOOTSTRAP_REQUIRED},
     time::{self, Instant, Rng},
     wire,
 };
@@ -59,10 +60,40 @@ async fn sleep_until(time: Option<Instant>) {
     }
 }
 
+/// Asks one broker after another, until one has an answer: what the first says may be its own trouble.
 async fn fetch(shared: &Shared, ask: &Ask) -> Result<wire::MetadataResponse> {
-    let timeout = shared.settings.request_timeout;
-    let (id, connection) = shared.any_connection(ask.rebootstrap, time::now() + timeout).await?;
-    let answer = connection.call(request(shared, ask), time::now() + timeout).await;
+    let mut errors = Vec::new();
+    let mut tried = BTreeSet::new();
+    loop {
+        let deadline = time::now() + shared.settings.request_timeout;
+        let (id, connection) = match shared.any_connection(ask.rebootstrap, &tried, deadline).await {
+            Ok(connected) => connected,
+            Err(error) if errors.is_empty() => return Err(error),
+            Err(error) => {
+                // Nobody is left, or nobody else can be reached.
+                errors.extend((error.kind() != ErrorKind::Config).then_some(error));
+                return Err(no_broker(errors));
+            }
+        };
+        match ask_one(shared, ask, id, &connection).await {
+            Ok(answer) => return Ok(answer),
+            // It has had its time. Its connection is given up, and others come first now.
+            Err(error) if error.kind() == ErrorKind::Timeout => return Err(error),
+            Err(error) => {
+                tried.insert(id);
+                errors.push(error);
+            }
+        }
+    }
+}
+
+async fn ask_one(
+    shared: &Shared,
+    ask: &Ask,
+    id: i32,
+    connection: &Connection,
+) -> Result<wire::MetadataResponse> {
+    let answer = connection.call(request(shared, ask), time::now() + shared.settings.request_timeout).await;
     let answer = answer.and_then(|answer| match answer.error_code {
         0 if answer.brokers.is_empty() => {
             Err(Error::protocol("the answer names no broker").with_api("Metadata"))
@@ -70,6 +101,9 @@ async fn fetch(shared: &Shared, ask: &Ask) -> Result<wire::MetadataResponse> {
         0 => Ok(answer),
         code => Err(Error::from_code("Metadata", code)),
     });
+    if answer.is_ok() {
+        shared.brokers.handle_answered(id);
+    }
     if let Err(error) = &answer {
         shared.brokers.handle_unanswered(id);
         // KIP-1102: the broker is not, or no longer, of the client's cluster.

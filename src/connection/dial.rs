@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     config::settings::{Address, ClientSettings},
-    error::{Error, ErrorKind, Result, Stage, code},
+    error::{Error, ErrorCode, ErrorKind, Result, Stage, code},
     race,
     time::{Instant, now},
 };
@@ -267,7 +267,11 @@ async fn ask_versions(
                 let common = api::negotiate::<wire::ApiVersionsRequest>(&offered).unwrap_or(0);
                 version = common.min(version - 1);
             }
-            code => return Err(Error::from_code(wire::ApiVersionsRequest::NAME, code).into()),
+            // A broker that starts, or a proxy that has nobody behind it: no setting is known to mend it.
+            code => {
+                let text = format!("the broker answered ApiVersions with {}", ErrorCode(code));
+                return Err(Error::new(ErrorKind::Connect(Stage::Api), text).into());
+            }
         }
     }
 }

@@ -13,6 +13,10 @@ use dtkafka_testcontainers::{
     EmbeddedBroker,
     broker::{ApiKey, Profile, ResponseError},
 };
+use kafka_protocol::{
+    messages::{ApiVersionsResponse, FindCoordinatorResponse, MetadataResponse},
+    protocol::{Decodable, Encodable},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -282,28 +286,31 @@ fn calls_outside_a_runtime_or_in_one_without_timers_or_io_are_errors() {
     assert!(error.kind() == ErrorKind::Config && error.to_string().contains("enable_io()"), "{error}");
 }
 
-/// A way to a broker that says of it that it is elsewhere.
+/// What becomes of an answer on its way: of its body, by API and version.
+type Bend = Arc<dyn Fn(ApiKey, i16, &mut Vec<u8>) + Send + Sync>;
+
+/// A way to a broker that changes what it says.
 #[derive(Clone)]
 struct Way {
     port: u16,
+    bend: Bend,
     /// The API keys that were asked for here.
     asked: Arc<std::sync::Mutex<std::collections::BTreeSet<i16>>>,
     open: Arc<AtomicUsize>,
 }
 
 impl Way {
-    /// `told`: the port that answers of Metadata and FindCoordinator name.
-    async fn open(to: String, told: Arc<AtomicU16>) -> Self {
+    async fn open(to: String, bend: impl Fn(ApiKey, i16, &mut Vec<u8>) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let way = Self { port, asked: Arc::default(), open: Arc::default() };
+        let way = Self { port, bend: Arc::new(bend), asked: Arc::default(), open: Arc::default() };
         let ours = way.clone();
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                let (way, to, told) = (ours.clone(), to.clone(), Arc::clone(&told));
+                let (way, to) = (ours.clone(), to.clone());
                 tokio::spawn(async move {
                     way.open.fetch_add(1, Ordering::SeqCst);
-                    let _ = way.serve(near, to, &told).await;
+                    let _ = way.serve(near, to).await;
                     way.open.fetch_sub(1, Ordering::SeqCst);
                 });
             }
@@ -311,7 +318,11 @@ impl Way {
         way
     }
 
-    async fn serve(&self, near: TcpStream, to: String, told: &AtomicU16) -> std::io::Result<()> {
+    fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    async fn serve(&self, near: TcpStream, to: String) -> std::io::Result<()> {
         let (mut near_in, mut near_out) = near.into_split();
         let (mut far_in, mut far_out) = TcpStream::connect(to).await?.into_split();
         let waiting = std::sync::Mutex::new(std::collections::VecDeque::new());
@@ -328,7 +339,11 @@ impl Way {
             loop {
                 let frame = read_frame(&mut far_in).await?;
                 let (key, version) = waiting.lock().unwrap().pop_front().unwrap();
-                write_frame(&mut near_out, &elsewhere(frame, key, version, told)).await?;
+                let api = ApiKey::try_from(key).unwrap();
+                let head = 4 + usize::from(api.response_header_version(version) > 0);
+                let mut body = frame[head..].to_vec();
+                (self.bend)(api, version, &mut body);
+                write_frame(&mut near_out, &[&frame[..head], &body].concat()).await?;
             }
         };
         // Either end closes both.
@@ -339,29 +354,28 @@ impl Way {
     }
 }
 
-fn elsewhere(frame: Vec<u8>, key: i16, version: i16, told: &AtomicU16) -> Vec<u8> {
-    use kafka_protocol::{
-        messages::{FindCoordinatorResponse, MetadataResponse},
-        protocol::{Decodable, Encodable},
-    };
-    let api = ApiKey::try_from(key).unwrap();
-    let head = 4 + usize::from(api.response_header_version(version) > 0);
-    let (mut body, mut changed) = (bytes::Bytes::copy_from_slice(&frame[head..]), frame[..head].to_vec());
-    let port = i32::from(told.load(Ordering::SeqCst));
-    match api {
-        ApiKey::Metadata => {
-            let mut answer = MetadataResponse::decode(&mut body, version).unwrap();
-            answer.brokers.iter_mut().for_each(|broker| broker.port = port);
-            answer.encode(&mut changed, version).unwrap();
+/// Changes an answer.
+fn bend<M: Decodable + Encodable>(body: &mut Vec<u8>, version: i16, change: impl FnOnce(&mut M)) {
+    let mut answer = M::decode(&mut bytes::Bytes::copy_from_slice(body), version).unwrap();
+    change(&mut answer);
+    body.clear();
+    answer.encode(body, version).unwrap();
+}
+
+/// Says of every broker that it is at this port.
+fn elsewhere(told: Arc<AtomicU16>) -> impl Fn(ApiKey, i16, &mut Vec<u8>) + Send + Sync + 'static {
+    move |api, version, body| {
+        let port = i32::from(told.load(Ordering::SeqCst));
+        match api {
+            ApiKey::Metadata => bend(body, version, |answer: &mut MetadataResponse| {
+                answer.brokers.iter_mut().for_each(|broker| broker.port = port);
+            }),
+            ApiKey::FindCoordinator => {
+                bend(body, version, |answer: &mut FindCoordinatorResponse| answer.port = port);
+            }
+            _ => {}
         }
-        ApiKey::FindCoordinator => {
-            let mut answer = FindCoordinatorResponse::decode(&mut body, version).unwrap();
-            answer.port = port;
-            answer.encode(&mut changed, version).unwrap();
-        }
-        _ => return frame,
     }
-    changed
 }
 
 async fn read_frame(stream: &mut (impl AsyncReadExt + Unpin)) -> std::io::Result<Vec<u8>> {
@@ -381,10 +395,11 @@ async fn a_broker_that_moves_is_followed_on_every_lane_although_its_old_address_
     let broker = EmbeddedBroker::builder().profile(Profile::Kafka28).start().await.unwrap();
     broker.create_topic("t", 1).unwrap();
     let told = Arc::new(AtomicU16::new(0));
-    let [entry, old, new] = [0; 3].map(|_| Way::open(broker.bootstrap_servers(), Arc::clone(&told)));
+    let [entry, old, new] =
+        [0; 3].map(|_| Way::open(broker.bootstrap_servers(), elsewhere(Arc::clone(&told))));
     let (entry, old, new) = tokio::join!(entry, old, new);
     told.store(old.port, Ordering::SeqCst);
-    let config = config(format!("127.0.0.1:{}", entry.port))
+    let config = config(entry.address())
         .set("metadata.max.age.ms", 200)
         .set("heartbeat.interval.ms", 50)
         .set_group_id("g")
@@ -418,6 +433,72 @@ async fn a_broker_that_moves_is_followed_on_every_lane_although_its_old_address_
         seen.extend(polled.records().map(|record| record.json::<usize>().unwrap()));
     }
     assert_eq!(seen, (0..sent).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_broker_that_cannot_tell_about_the_cluster_does_not_keep_the_others_from_it() {
+    let broker = EmbeddedBroker::builder().profile(Profile::Kafka28).start().await.unwrap();
+    // One that has just started and knows nobody, a controller, one that refuses, one whose answers are damaged.
+    let starting = Way::open(broker.bootstrap_servers(), |api, version, body| {
+        if api == ApiKey::Metadata {
+            bend(body, version, |answer: &mut MetadataResponse| answer.brokers.clear());
+        }
+    });
+    let controller = Way::open(broker.bootstrap_servers(), |api, version, body| {
+        if api == ApiKey::ApiVersions {
+            bend(body, version, |answer: &mut ApiVersionsResponse| {
+                answer.api_keys.retain(|key| key.api_key != ApiKey::Metadata as i16);
+            });
+        }
+    });
+    let refusing = Way::open(broker.bootstrap_servers(), |api, version, body| {
+        if api == ApiKey::ApiVersions {
+            bend(body, version, |answer: &mut ApiVersionsResponse| answer.error_code = -1);
+        }
+    });
+    let damaging = Way::open(broker.bootstrap_servers(), |api, _, body| {
+        if api == ApiKey::Metadata {
+            body.truncate(body.len() / 2);
+        }
+    });
+    let (a, b, c, d) = tokio::join!(starting, controller, refusing, damaging);
+    let mut servers: Vec<String> = [&a, &b, &c, &d].map(Way::address).into();
+    servers.push(broker.bootstrap_servers());
+    for _ in 0..10 {
+        let started = Instant::now();
+        KafkaInstance::new(config(servers.join(","))).unwrap().admin().await.unwrap();
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    }
+    // Alone, each says what it is at its end, and only a controller at once.
+    for way in [&a, &b, &c, &d] {
+        let config = config(way.address()).set("default.api.timeout.ms", 400);
+        let started = Instant::now();
+        let error = KafkaInstance::new(config).unwrap().admin().await.unwrap_err();
+        let at_once = started.elapsed() < Duration::from_millis(390);
+        assert_eq!(at_once, way.port == b.port, "{:?}: {error}", started.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_refuses_and_damages_answers_while_it_starts_is_waited_for() {
+    let broker = EmbeddedBroker::builder().profile(Profile::Kafka28).start().await.unwrap();
+    broker.create_topic("t", 1).unwrap();
+    for what in [ApiKey::ApiVersions, ApiKey::Metadata] {
+        let bad = AtomicUsize::new(3);
+        let way = Way::open(broker.bootstrap_servers(), move |api, version, body| {
+            let is_bad =
+                || bad.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+            match api {
+                ApiKey::ApiVersions if what == api && is_bad() => {
+                    bend(body, version, |answer: &mut ApiVersionsResponse| answer.error_code = -1);
+                }
+                ApiKey::Metadata if what == api && is_bad() => body.truncate(3),
+                _ => {}
+            }
+        });
+        let kafka = KafkaInstance::new(config(way.await.address())).unwrap();
+        kafka.get_producer().await.unwrap();
+    }
 }
 
 #[tokio::test]
