@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -44,6 +44,8 @@ pub(crate) struct Brokers {
     inner: Mutex<Inner>,
     causes: Mutex<Causes<i32>>,
     pauses: Arc<Pauses>,
+    /// A connection was made that the idle timer does not know of.
+    is_new: AtomicBool,
 }
 
 #[derive(Default)]
@@ -76,7 +78,15 @@ impl Brokers {
         let tls = settings.tls.as_ref().map(Tls::new).transpose()?;
         let addresses = (1..).zip(&settings.bootstrap).map(|(n, address)| (-n, address.clone())).collect();
         let inner = Mutex::new(Inner { addresses, ..Inner::default() });
-        Ok(Self { settings, home, tls, inner, causes: Mutex::default(), pauses: Arc::default() })
+        Ok(Self {
+            settings,
+            home,
+            tls,
+            inner,
+            causes: Mutex::default(),
+            pauses: Arc::default(),
+            is_new: AtomicBool::new(false),
+        })
     }
 
     /// Who can be asked what any broker can answer: those of the snapshot and the bootstrap addresses.
@@ -221,6 +231,7 @@ impl Brokers {
     /// Keeps a connection for the next, unless the broker moved while it was made.
     fn keep(&self, id: i32, lane: Lane, slot: &Arc<Slot>, address: &Address, connection: &Arc<Connection>) {
         *lock(&slot.connection) = Some(Arc::clone(connection));
+        self.is_new.store(true, Ordering::Release);
         let is_current = {
             let inner = lock(&self.inner);
             let current = inner.slots.get(&(id, lane)).is_some_and(|current| Arc::ptr_eq(current, slot));
@@ -252,6 +263,13 @@ impl Brokers {
         } else {
             tracing::debug!(broker = id, %error, "a broker can still not be reached");
         }
+    }
+
+    /// Whether a connection was made since the last time this was asked. The idle timer must be told of those alone: it is
+    /// too early for all others, and then looks again. Telling it of every call costs a turn of another task, and on a runtime
+    /// of several threads wakes another thread, for each request.
+    pub(crate) fn take_new(&self) -> bool {
+        self.is_new.load(Ordering::Relaxed) && self.is_new.swap(false, Ordering::AcqRel)
     }
 
     /// Closes connections that were lost, or idle for too long. Returns when the next one will be.
@@ -362,4 +380,30 @@ fn candidate(id: i32, slot: Option<&Slot>) -> Candidate {
 /// A panic elsewhere does not make this data wrong: every change is one assignment.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use dtkafka_testcontainers::EmbeddedBroker;
+
+    use super::*;
+    use crate::config::KafkaConfig;
+
+    #[tokio::test]
+    async fn only_a_connection_that_was_just_made_is_news_for_the_idle_timer() {
+        let broker = EmbeddedBroker::builder().start().await.unwrap();
+        let config = KafkaConfig::new().set_bootstrap_servers(broker.bootstrap_servers());
+        let brokers = Brokers::new(Arc::new(config.resolve_client().unwrap()), None).unwrap();
+        let deadline = time::now() + Duration::from_secs(30);
+        for lane in [Lane::Main, Lane::Fetch] {
+            let made = brokers.connection(-1, lane, deadline).await.unwrap();
+            assert!(brokers.take_new());
+            for _ in 0..3 {
+                let known = brokers.connection(-1, lane, deadline).await.unwrap();
+                assert!(Arc::ptr_eq(&made, &known) && !brokers.take_new());
+            }
+        }
+    }
 }

@@ -254,7 +254,8 @@ impl Cluster {
         let connection = self.shared.brokers.connection(broker, lane, deadline).await;
         // The idle timer has one more to look at. Or the broker may have moved, and the snapshot know better soon.
         match &connection {
-            Ok(_) => self.shared.wake.notify_one(),
+            Ok(_) if self.shared.brokers.take_new() => self.shared.wake.notify_one(),
+            Ok(_) => {}
             Err(_) => self.refresh(),
         }
         connection
@@ -326,7 +327,9 @@ impl Shared {
                     self.brokers.handle_overtaken(id);
                 }
             }
-            self.wake.notify_one();
+            if self.brokers.take_new() {
+                self.wake.notify_one();
+            }
         }
         won
     }
