@@ -149,7 +149,6 @@ impl Task {
             self.shared.cluster.touch_topics(self.sender.topics());
         }
         self.settle();
-        self.shared.note_counts(self.sender.counts());
         let mut timeout = self.sender.poll_timeout(now);
         timeout = earlier(timeout, self.step_transaction(now));
         if let Closing::Draining(deadline) = closing {
@@ -327,6 +326,8 @@ impl Task {
 
     /// Does what must not be done under a partition's lock.
     fn settle(&mut self) {
+        // Before anybody is told, so that who has seen an answer finds it counted.
+        self.shared.note_counts(self.sender.counts());
         self.shared.settle(self.sender.poll_aftermath());
         if let Some(transactions) = &self.shared.transactions
             && let Some((error, open)) = self.sender.poll_failure()
