@@ -73,6 +73,17 @@ pub(crate) struct Outstanding {
     pub(crate) in_flight: bool,
 }
 
+/// What a caller finds who waits no longer for a commit.
+#[derive(Debug)]
+pub(crate) enum Impatience {
+    /// It is over after all.
+    Ended(Result<()>),
+    /// Coordinators were asked to commit: that is what becomes of it, or nobody knows.
+    Asked,
+    /// Nothing was asked for: it is being aborted.
+    Aborted,
+}
+
 #[derive(Debug, Clone)]
 enum State {
     New,
@@ -110,6 +121,10 @@ pub(crate) struct Core {
     begun: bool,
     /// The coordinator was asked to commit: it may have, and nothing else can be asked for.
     commit_sent: bool,
+    /// The number of the last transaction that was said to be committed.
+    committed: u64,
+    /// An attempt to commit may have been carried out although nobody said so.
+    commit_lost: bool,
     /// An answer is missing of what belongs to a transaction that is over: only a new epoch keeps it out of the next.
     needs_bump: bool,
     /// What waits in the queues is to be thrown away.
@@ -134,6 +149,8 @@ impl Core {
             done_jobs: 0,
             begun: false,
             commit_sent: false,
+            committed: 0,
+            commit_lost: false,
             needs_bump: false,
             discard: None,
             out: false,
@@ -160,6 +177,7 @@ impl Core {
             }
             State::Ready => {
                 self.state = State::Open;
+                self.commit_lost = false;
                 self.number += 1;
                 Some(Ok(self.number))
             }
@@ -179,7 +197,8 @@ impl Core {
                 self.state = State::Committing;
                 Ok(())
             }
-            State::Failed(error) | State::Fatal(error) => Err(error.clone()),
+            // Whatever became of records: nothing was committed.
+            State::Failed(error) | State::Fatal(error) => Err(error.clone().with_possibly_written(false)),
             _ => Err(not_open()),
         }
     }
@@ -281,20 +300,37 @@ impl Core {
         }
     }
 
-    /// How the transaction of that number ended; `None` while it has not. Aborted ones are `Ok(false)`.
+    /// How the transaction of that number ended; `None` while it has not. An error says whether it may be committed all the same.
     pub(crate) fn outcome(&self, number: u64) -> Option<Result<()>> {
+        let open = self.may_be_committed();
         match &self.state {
-            State::Fatal(error) => Some(Err(error.clone())),
-            State::Failed(error) if number == self.number => Some(Err(error.clone())),
+            _ if number == self.committed => Some(Ok(())),
+            State::Fatal(error) => Some(Err(error.clone().with_possibly_written(open))),
+            State::Failed(error) if number == self.number => {
+                Some(Err(error.clone().with_possibly_written(open)))
+            }
             State::Ready => Some(Ok(())),
             _ if number < self.number => Some(Ok(())),
             _ => None,
         }
     }
 
-    /// Whether the coordinator was asked to commit, and has not answered.
-    pub(crate) fn is_commit_sent(&self) -> bool {
-        self.commit_sent
+    /// Its caller waits no longer for the commit: aborts, unless the coordinator was asked to commit. Says which under the lock
+    /// under which the driver asks.
+    pub(crate) fn handle_impatience(&mut self, number: u64) -> Impatience {
+        match self.outcome(number) {
+            Some(outcome) => Impatience::Ended(outcome),
+            None if self.commit_sent || self.may_be_committed() => Impatience::Asked,
+            None => {
+                self.handle_abort();
+                Impatience::Aborted
+            }
+        }
+    }
+
+    /// Whether an attempt to commit the last transaction may have been carried out, and nobody said so.
+    fn may_be_committed(&self) -> bool {
+        self.commit_lost || (self.commit_sent && self.out)
     }
 
     /// Whether the first call has been answered.
@@ -370,11 +406,14 @@ impl Core {
         self.wanted.clear();
         self.begun = false;
         self.commit_sent = false;
+        self.commit_lost = false;
     }
 
     /// The answer to the call that is out.
     pub(crate) fn handle_reply(&mut self, now: Instant, call: &Call, reply: Result<Reply>, rng: &mut Rng) {
         self.out = false;
+        let commit = matches!(call, Call::End { commit: true, .. });
+        self.commit_lost |= commit && reply.as_ref().is_err_and(leaves_open);
         match reply {
             Ok(reply) => {
                 self.backoff.reset();
@@ -383,6 +422,7 @@ impl Core {
             Err(error) => match verdict(call, &error) {
                 Verdict::Again => self.not_before = Some(now + self.backoff.next(rng)),
                 Verdict::Abort => self.handle_abortable(call, error),
+                Verdict::Forgotten => self.handle_forgotten(error),
                 Verdict::Fenced => self.handle_fatal(error.with_fatal().with_hint(
                     "another producer with this transactional.id has taken over: give each its own, and make this one anew",
                 )),
@@ -415,9 +455,14 @@ impl Core {
                     self.done_jobs += 1;
                 }
             }
-            (Call::End { .. }, Reply::Ended(identity)) => {
+            (Call::End { commit, .. }, Reply::Ended(identity)) => {
+                if *commit {
+                    // What is still to be done is the next transaction's.
+                    self.committed = self.number;
+                }
                 self.begun = false;
                 self.commit_sent = false;
+                self.commit_lost = false;
                 if let Some(identity) = identity {
                     // KIP-890: what was out under the old epoch is refused from now on.
                     self.identity = Some(identity);
@@ -456,6 +501,18 @@ impl Core {
         }
     }
 
+    /// The coordinator does not know the producer id any more (KIP-360): there is nothing to end there, and a new identity, asked
+    /// for with the old one, goes on unless another producer has taken the name meanwhile.
+    fn handle_forgotten(&mut self, error: Error) {
+        self.begun = false;
+        self.needs_bump = true;
+        match self.state {
+            State::Open | State::Committing => self.fail(error),
+            State::Aborting | State::Failed(_) => {}
+            _ => self.handle_fatal(error.with_fatal()),
+        }
+    }
+
     /// Nothing can be sent under this id any more.
     pub(crate) fn handle_fatal(&mut self, error: Error) {
         if !matches!(self.state, State::Fatal(_)) {
@@ -472,6 +529,8 @@ impl Core {
 enum Verdict {
     Again,
     Abort,
+    /// The coordinator has forgotten the producer id.
+    Forgotten,
     Fenced,
     Fatal,
 }
@@ -488,8 +547,11 @@ fn verdict(call: &Call, error: &Error) -> Verdict {
         | code::COORDINATOR_LOAD_IN_PROGRESS
         | code::COORDINATOR_NOT_AVAILABLE
         | code::NOT_COORDINATOR => Verdict::Again,
+        // Idle for longer than transactional.id.expiration.ms.
+        code::INVALID_PRODUCER_ID_MAPPING if !matches!(call, Call::Init(_)) => Verdict::Forgotten,
         // The transaction cannot be committed, but the producer can go on.
         code::TRANSACTION_ABORTABLE
+        | code::UNKNOWN_PRODUCER_ID
         | code::TOPIC_AUTHORIZATION_FAILED
         | code::GROUP_AUTHORIZATION_FAILED
         | code::OPERATION_NOT_ATTEMPTED
@@ -508,6 +570,20 @@ fn verdict(call: &Call, error: &Error) -> Verdict {
         _ if answered.is_retriable() => Verdict::Again,
         _ => Verdict::Fatal,
     }
+}
+
+/// Whether a coordinator may have done what it was asked for although this came of it. The second two come also when its log
+/// did not take the change in time, which may stand there all the same.
+fn leaves_open(error: &Error) -> bool {
+    error.code().is_none_or(|told| {
+        matches!(
+            told.0,
+            code::UNKNOWN_SERVER_ERROR
+                | code::COORDINATOR_NOT_AVAILABLE
+                | code::NOT_COORDINATOR
+                | code::REQUEST_TIMED_OUT
+        )
+    })
 }
 
 fn not_open() -> Error {

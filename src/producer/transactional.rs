@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::{
     Delivery, KafkaProducer, SendJson, Shared,
-    transaction::{Core, Offsets},
+    transaction::{Core, Impatience, Offsets},
 };
 use crate::{
     cluster::Cluster,
@@ -141,7 +141,7 @@ impl TransactionalProducer {
                 },
                 Err(error) => {
                     // The cause of a failed delivery is the transaction's failure, if it has one.
-                    let error = transaction.failure().unwrap_or(error);
+                    let error = transaction.failure().unwrap_or(error).with_possibly_written(false);
                     transaction.abort().await?;
                     error
                 }
@@ -226,7 +226,8 @@ fn may_pass(error: &Error) -> bool {
                 | code::POLICY_VIOLATION
         )
     });
-    error.requires_abort() && !error.is_fatal() && !refused
+    // A commit that may stand must not be made again.
+    error.requires_abort() && !error.is_fatal() && !error.possibly_written() && !refused
 }
 
 async fn wait_for(changed: &mut watch::Receiver<()>, deadline: Instant, what: &str) -> Result<()> {
@@ -312,21 +313,53 @@ impl Transaction<'_> {
     /// # Errors
     /// One that [requires to abort](Error::requires_abort): nothing was committed, and the transaction is being aborted. One
     /// that is [fatal](Error::is_fatal), such as that of a producer that was [fenced](Error::is_fenced): make a new producer.
-    /// [`ErrorKind::Timeout`] after `max.block.ms`: [`Error::possibly_written`] says whether brokers were asked to commit; if
-    /// they were, the driver goes on asking, and the next [`begin`](TransactionalProducer::begin) waits for it.
+    /// [`ErrorKind::Timeout`] after `max.block.ms`: if brokers were asked to commit by then, [`Error::possibly_written`] is true,
+    /// the driver goes on asking, and the next [`begin`](TransactionalProducer::begin) waits for it; else the transaction is
+    /// being aborted. [`Error::possibly_written`] is true for every error after which the transaction may be committed all the
+    /// same, such as that of a runtime that ended meanwhile.
     ///
     /// # Cancel safety
     /// Dropping it aborts, unless brokers were asked to commit already.
     pub async fn commit(mut self) -> Result<()> {
-        self.producer.transactions()?.lock().handle_commit()?;
-        self.producer.shared().wake.notify_one();
-        let committed = self.outcome("the transaction was not committed").await;
-        let asked = self.producer.transactions()?.lock().is_commit_sent();
+        self.commit_once(true).await
+    }
+
+    /// As [`commit`](Self::commit), but goes on waiting while brokers were asked to commit and have not said whether they did,
+    /// until `give_up` is ready.
+    pub(crate) async fn commit_patiently(mut self, give_up: impl Future<Output = ()>) -> Result<()> {
+        let mut give_up = std::pin::pin!(give_up);
+        let mut first = true;
+        loop {
+            let committed = self.commit_once(std::mem::take(&mut first)).await;
+            let unknown = |error: &Error| error.kind() == ErrorKind::Timeout && error.possibly_written();
+            match committed {
+                Err(error) if unknown(&error) && futures_util::poll!(give_up.as_mut()).is_pending() => {
+                    tracing::warn!(%error, "the commit is waited for");
+                }
+                committed => return committed,
+            }
+        }
+    }
+
+    async fn commit_once(&mut self, first: bool) -> Result<()> {
+        if first {
+            self.producer.transactions()?.lock().handle_commit()?;
+            self.producer.shared().wake.notify_one();
+        }
+        let committed = match self.outcome("the transaction was not committed").await {
+            Err(error) if error.kind() == ErrorKind::Timeout && !error.is_fatal() => {
+                let found = self.producer.transactions()?.lock().handle_impatience(self.number);
+                self.producer.shared().wake.notify_one();
+                match found {
+                    Impatience::Ended(outcome) => outcome,
+                    Impatience::Asked => Err(error.with_possibly_written(true)),
+                    Impatience::Aborted => Err(error.with_requires_abort()),
+                }
+            }
+            committed => committed,
+        };
         self.ended = committed.is_ok();
-        committed.map_err(|error| match error.kind() {
-            ErrorKind::Timeout => error.with_possibly_written(asked),
-            _ => error,
-        })
+        committed
     }
 
     /// Throws away what was not sent, and has brokers mark what was as aborted.

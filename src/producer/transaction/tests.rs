@@ -183,6 +183,117 @@ fn a_commit_that_was_asked_for_cannot_be_aborted_any_more() {
     assert!(rig.core.outcome(1).unwrap().is_ok());
 }
 
+/// A transaction whose commit was asked for, and the call.
+fn asked_to_commit() -> (Rig, Call) {
+    let mut rig = Rig::open(true);
+    rig.core.handle_sent();
+    rig.core.handle_commit().unwrap();
+    let call = rig.call(idle()).unwrap();
+    (rig, call)
+}
+
+#[test]
+fn who_waits_no_longer_is_told_whether_the_commit_was_asked_for_and_stops_it_if_not() {
+    let mut rig = Rig::open(true);
+    rig.core.handle_sent();
+    rig.core.handle_commit().unwrap();
+    assert!(matches!(rig.core.handle_impatience(1), Impatience::Aborted));
+    let call = rig.call(idle()).unwrap();
+    assert!(matches!(call, Call::End { commit: false, .. }), "the commit must not follow: {call:?}");
+    let (mut rig, call) = asked_to_commit();
+    assert!(matches!(rig.core.handle_impatience(1), Impatience::Asked));
+    rig.reply(&call, Ok(Reply::Ended(Some(ProducerIdentity { id: 7, epoch: 1 }))));
+    assert!(matches!(rig.core.handle_impatience(1), Impatience::Ended(Ok(()))));
+}
+
+#[test]
+fn a_commit_is_told_before_the_new_epoch_that_the_next_transaction_needs() {
+    let mut rig = Rig::open(false);
+    rig.core.handle_sent();
+    rig.core.handle_commit().unwrap();
+    let call = rig.call(idle()).unwrap();
+    rig.core.handle_failure(Error::new(ErrorKind::Timeout, "late"), true);
+    rig.reply(&call, Ok(Reply::Ended(None)));
+    assert!(!rig.core.is_settled() && rig.core.outcome(1).unwrap().is_ok());
+    let call = rig.call(idle()).unwrap();
+    assert!(matches!(call, Call::Init(Some(FIRST))), "{call:?}");
+    rig.reply(&call, Err(broker(code::PRODUCER_FENCED)));
+    assert!(rig.core.outcome(1).unwrap().is_ok(), "whatever comes after");
+    assert!(rig.core.handle_begin().unwrap().unwrap_err().is_fenced());
+}
+
+#[test]
+fn an_error_says_that_the_commit_may_stand_where_an_attempt_had_no_clear_answer() {
+    let possibly = |rig: &Rig| rig.core.outcome(1).unwrap().unwrap_err().possibly_written();
+    for told in [code::PRODUCER_FENCED, code::INVALID_TXN_STATE, code::TRANSACTION_ABORTABLE] {
+        let (mut rig, call) = asked_to_commit();
+        rig.reply(&call, Err(broker(told)));
+        assert!(!possibly(&rig), "{}: it was refused at once", ErrorCode(told));
+        let lost = [
+            Error::new(ErrorKind::Disconnected, "lost"),
+            broker(code::COORDINATOR_NOT_AVAILABLE),
+            broker(code::NOT_COORDINATOR),
+        ];
+        for lost in lost {
+            let (mut rig, call) = asked_to_commit();
+            rig.reply(&call, Err(lost.clone()));
+            rig.now += Duration::from_secs(2);
+            let call = rig.call(idle()).unwrap();
+            rig.reply(&call, Err(broker(told)));
+            assert!(possibly(&rig), "{} after {lost}", ErrorCode(told));
+        }
+        let (mut rig, call) = asked_to_commit();
+        rig.reply(&call, Err(broker(code::CONCURRENT_TRANSACTIONS)));
+        rig.now += Duration::from_secs(2);
+        let call = rig.call(idle()).unwrap();
+        rig.reply(&call, Err(broker(told)));
+        assert!(!possibly(&rig), "the first attempt did nothing");
+    }
+    // The runtime ends while the answer is on its way.
+    let (mut rig, _call) = asked_to_commit();
+    rig.core.handle_fatal(Error::closed("producer").with_fatal());
+    assert!(possibly(&rig));
+    let mut rig = Rig::open(true);
+    rig.core.handle_commit().unwrap();
+    rig.core.handle_fatal(Error::closed("producer").with_fatal());
+    assert!(!possibly(&rig));
+    // A record that may be in the log is not committed by that.
+    let mut rig = Rig::open(true);
+    rig.core.handle_failure(Error::new(ErrorKind::Timeout, "late").with_possibly_written(true), true);
+    assert!(!rig.core.handle_commit().unwrap_err().possibly_written());
+}
+
+#[test]
+fn a_producer_id_that_the_coordinator_has_forgotten_is_replaced_without_an_end() {
+    let forgotten = || broker(code::INVALID_PRODUCER_ID_MAPPING);
+    let mut rig = Rig::open(false);
+    rig.wants(0);
+    let call = rig.call(idle()).unwrap();
+    rig.reply(&call, Err(forgotten()));
+    let error = rig.core.handle_commit().unwrap_err();
+    assert!(error.requires_abort() && !error.is_fatal(), "{error}");
+    rig.core.handle_abort();
+    let call = rig.call(idle()).unwrap();
+    assert!(matches!(call, Call::Init(Some(FIRST))), "{call:?}");
+    let other = ProducerIdentity { id: 8, epoch: 0 };
+    rig.reply(&call, Ok(Reply::Initialized { identity: other, version2: false }));
+    assert!(rig.core.outcome(1).unwrap().is_ok());
+    rig.core.handle_begin().unwrap().unwrap();
+    assert_eq!(rig.core.identity(), Some(other));
+    // Heard of at the end alone, of a commit and of an abort.
+    let (mut rig, call) = asked_to_commit();
+    rig.reply(&call, Err(forgotten()));
+    assert!(rig.core.outcome(1).unwrap().unwrap_err().requires_abort());
+    rig.core.handle_abort();
+    assert!(matches!(rig.call(idle()), Some(Call::Init(Some(FIRST)))));
+    let mut rig = Rig::open(true);
+    rig.core.handle_sent();
+    rig.core.handle_abort();
+    let call = rig.call(idle()).unwrap();
+    rig.reply(&call, Err(forgotten()));
+    assert!(matches!(rig.call(idle()), Some(Call::Init(Some(FIRST)))));
+}
+
 #[test]
 fn every_error_code_of_every_call_has_its_verdict() {
     let calls = [
@@ -192,12 +303,13 @@ fn every_error_code_of_every_call_has_its_verdict() {
         Call::CommitOffsets(FIRST, Arc::new(offsets())),
         Call::End { identity: FIRST, commit: true },
     ];
-    let abortable = [12, 17, 22, 25, 27, 29, 30, 55, 82, 110, 113, 120];
+    let abortable = [12, 17, 22, 25, 27, 29, 30, 55, 59, 82, 110, 113, 120];
     for call in &calls {
         for told in (-1..140).filter(|told| *told != 0) {
             let expected = match told {
                 47 | 90 => Verdict::Fenced,
                 14 | 15 | 16 | 51 => Verdict::Again,
+                49 if !matches!(call, Call::Init(_)) => Verdict::Forgotten,
                 _ if abortable.contains(&told) && !matches!(call, Call::Init(_)) => Verdict::Abort,
                 _ if ErrorCode(told).is_retriable() => Verdict::Again,
                 _ => Verdict::Fatal,
@@ -280,6 +392,7 @@ fn run(seed: u64) {
     let mut wanted_commit = Vec::new();
     let mut told_committed = Vec::new();
     let mut committing = false;
+    let mut told_aborted = Vec::new();
     for step in 0..600 {
         let calm = step > 500;
         match random.below(8) {
@@ -289,10 +402,8 @@ fn run(seed: u64) {
                     committing = false;
                 }
             }
-            1 if rig.core.identity().is_some() && !rig.core.is_commit_sent() => {
-                rig.wants(random.below(3) as i32)
-            }
-            2 if rig.core.identity().is_some() && version2 && !rig.core.is_commit_sent() => {
+            1 if rig.core.identity().is_some() && !rig.core.commit_sent => rig.wants(random.below(3) as i32),
+            2 if rig.core.identity().is_some() && version2 && !rig.core.commit_sent => {
                 coordinator.ongoing = true;
                 rig.core.handle_sent();
             }
@@ -302,11 +413,13 @@ fn run(seed: u64) {
                 rig.core.handle_failure(Error::new(ErrorKind::Timeout, "late"), random.below(2) == 0)
             }
             6 => drop(rig.core.handle_offsets(offsets())),
+            _ if committing && random.below(4) == 0 => {
+                if let Impatience::Aborted = rig.core.handle_impatience(number) {
+                    told_aborted.push(number);
+                    committing = false;
+                }
+            }
             _ => {}
-        }
-        if rig.core.is_settled() && number > 0 && committing {
-            assert!(rig.core.outcome(number).unwrap().is_ok());
-            committing = false;
         }
         if out.is_none() {
             let busy = !calm && random.below(2) == 0;
@@ -334,6 +447,11 @@ fn run(seed: u64) {
             rig.core.handle_reply(rig.now, call, reply, &mut rig.rng);
             out = None;
         }
+        // Whoever waits for the commit holds the only handle: nothing begins before it knows.
+        if rig.core.is_settled() && number > 0 && committing {
+            assert!(rig.core.outcome(number).unwrap().is_ok());
+            committing = false;
+        }
         rig.now += Duration::from_millis(if calm { 1500 } else { 60 });
     }
     if !rig.core.is_settled() {
@@ -352,6 +470,12 @@ fn run(seed: u64) {
         assert!(
             coordinator.committed.contains(number),
             "seed {seed}: {number} was told and is not committed"
+        );
+    }
+    for number in &told_aborted {
+        assert!(
+            !coordinator.committed.contains(number),
+            "seed {seed}: {number} is committed, against what was told"
         );
     }
     for number in &coordinator.committed {
