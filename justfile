@@ -68,6 +68,10 @@ no-tls:
 chaos SECONDS="120":
     DTKAFKA_REQUIRE_KAFKA=${DTKAFKA_REQUIRE_KAFKA:-1} DTKAFKA_CHAOS_SECONDS={{ SECONDS }} cargo test --workspace --test chaos -- --nocapture
 
+# a copy with ExactlyOnce whose process is killed and whose broker is restarted, on both protocols of transactions
+exactly-once RECORDS="500000" KILLS="20":
+    for version in 4.3.1 3.9.1; do DTKAFKA_REQUIRE_KAFKA=$version DTKAFKA_EXACTLY_ONCE_RECORDS={{ RECORDS }} DTKAFKA_EXACTLY_ONCE_KILLS={{ KILLS }} DTKAFKA_EXACTLY_ONCE_RESTARTS=2 cargo test --workspace --test exactly_once -- --nocapture || exit 1; done
+
 # the same with a group of each protocol: eager, cooperative and KIP-848
 soak-groups SECONDS="600":
     for group in eager cooperative consumer; do DTKAFKA_CHAOS_GROUP=$group just chaos {{ SECONDS }} || exit 1; done

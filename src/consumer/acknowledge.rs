@@ -101,6 +101,16 @@ impl KafkaConsumer {
         self.change(|core, now| core.rewind(now, partition, life))
     }
 
+    /// As [`seek`](Self::seek), where that life goes on. Nothing to do if it is over: what has begun since is not the caller's.
+    pub(crate) fn seek_in(&self, partition: &TopicPartition, life: Life, offset: i64) -> Result<()> {
+        self.change(|core, now| {
+            match core.partitions.get(partition).is_some_and(|known| known.life() == life) {
+                true => core.seek(now, partition, Phase::Fetching(Position::at(offset))),
+                false => Ok(()),
+            }
+        })
+    }
+
     /// Records that were taken and are neither done nor handed back.
     pub(crate) fn outstanding(&self) -> usize {
         self.shared.lock().partitions.outstanding()

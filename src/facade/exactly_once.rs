@@ -6,17 +6,23 @@
 
 use std::{collections::BTreeMap, future::Future, pin::pin, time::Duration};
 
-use futures_util::future::try_join_all;
+use futures_util::future::{FutureExt as _, Shared, try_join_all};
 
 use super::KafkaInstance;
 use crate::{
     config::IsolationLevel,
-    consumer::{ConsumerRecords, KafkaConsumer, PartitionRecords, RecordRef},
-    error::{Error, Result, code},
+    consumer::{ConsumerRecords, KafkaConsumer, PartitionRecords, RecordRef, acknowledge::Life},
+    error::{Error, ErrorKind, Result, code},
     producer::{Transaction, TransactionalProducer},
     record::{ConsumerGroupMetadata, TopicPartition},
     time::{self, Backoff},
 };
+
+/// `transaction.timeout.ms` unless set. Kafka Streams: `StreamsConfig`, the same for exactly-once.
+const SHORT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Brokers' `transaction.max.timeout.ms`.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(900);
 
 /// Reads topics, hands each record to a body that may write others, and commits both in transactions.
 ///
@@ -51,10 +57,24 @@ pub struct ExactlyOnce {
 /// What one transaction has taken in.
 #[derive(Default)]
 struct Taken {
-    /// By partition: the first offset handed out, and the one behind the last.
-    offsets: BTreeMap<TopicPartition, (i64, i64)>,
+    offsets: BTreeMap<TopicPartition, Span>,
     group: Option<ConsumerGroupMetadata>,
     records: usize,
+}
+
+/// What was handed out of one partition.
+struct Span {
+    life: Life,
+    first: i64,
+    /// The offset behind the last.
+    next: i64,
+}
+
+/// How a transaction failed.
+enum Failed {
+    /// It is certainly not committed: its records are processed again.
+    Again(Error),
+    For(Error),
 }
 
 impl ExactlyOnce {
@@ -75,8 +95,12 @@ impl ExactlyOnce {
     }
 
     /// The `transactional.id`: one for each instance that runs at the same time, the same one after its restart, so that what a
-    /// crash left open is ended at once. Default: that of the configuration; without one a name made up for this run, with
-    /// which others wait up to `transaction.timeout.ms` for what a crash left open.
+    /// crash left open is ended at once, and an instance that was only thought dead is fenced.
+    ///
+    /// Default: that of the configuration; else the group and `group.instance.id`, which has the same rule; else a name made
+    /// up for this run, since nothing tells two instances apart. Then readers, and whoever takes over the partitions, wait up to
+    /// `transaction.timeout.ms` for what a crash left open. That is 10 s here unless set, or ten times the
+    /// [interval](Self::commit_interval), and not 60 s as for other producers.
     pub fn transactional_id(mut self, id: impl Into<String>) -> Self {
         self.transactional_id = Some(id.into());
         self
@@ -94,11 +118,12 @@ impl ExactlyOnce {
         self
     }
 
-    /// Runs until the body fails or the producer can do nothing more.
+    /// Runs until the body fails or the producer can do nothing more. Brokers that are away are waited for.
     ///
     /// # Errors
     /// The body's error, whose transaction is aborted; a [fatal](Error::is_fatal) error such as that of a second instance with
-    /// the same `transactional.id`; what consumer and producer refuse at the start.
+    /// the same `transactional.id`, or of a transaction that stayed open for longer than `transaction.timeout.ms`; what
+    /// consumer and producer refuse at the start. Whatever it is: another run goes on where the last transaction ended.
     ///
     /// # Cancel safety
     /// Dropping it aborts the open transaction, unless brokers were asked to commit already; nothing is lost or repeated.
@@ -129,15 +154,31 @@ impl ExactlyOnce {
     }
 
     async fn start_producer(&self) -> Result<TransactionalProducer> {
-        let configured = self.kafka.config().get("transactional.id");
-        let id = match self.transactional_id.clone().or(configured) {
-            Some(id) => id,
-            None => {
+        let configured = |name: &str| self.kafka.config().get(name);
+        let named = self.transactional_id.clone().or_else(|| configured("transactional.id"));
+        let id = match (named, configured("group.instance.id")) {
+            (Some(id), _) => id,
+            (None, Some(instance)) => format!("{}-{instance}", self.group),
+            (None, None) => {
                 let number = self.kafka.config().resolve_client()?.environment.rng().next_u64();
                 format!("{}-{number:016x}", self.group)
             }
         };
-        self.kafka.get_transactional_producer_with(|p| p.set("transactional.id", id)).await
+        let short = configured("transaction.timeout.ms").is_none();
+        self.kafka
+            .get_transactional_producer_with(|p| match short {
+                true => p
+                    .set("transactional.id", id)
+                    .set("transaction.timeout.ms", self.open_at_most().as_millis() as u64),
+                false => p.set("transactional.id", id),
+            })
+            .await
+    }
+
+    /// `transaction.timeout.ms` where it is not set: as short as Kafka Streams has it, because readers wait for what a crash has
+    /// left open.
+    fn open_at_most(&self) -> Duration {
+        SHORT_TIMEOUT.max(self.interval.saturating_mul(10)).min(LONGEST_TIMEOUT)
     }
 
     async fn start_consumer(&self) -> Result<KafkaConsumer> {
@@ -156,13 +197,14 @@ impl ExactlyOnce {
         shutdown: impl Future<Output = ()>,
         body: &impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
     ) -> Result<()> {
-        let mut shutdown = pin!(shutdown);
+        let shutdown = pin!(shutdown);
+        let shutdown = shutdown.shared();
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         let mut rng = self.kafka.config().resolve_client()?.environment.rng();
         loop {
             let polled = tokio::select! {
                 biased;
-                () = &mut shutdown => return Ok(()),
+                () = shutdown.clone() => return Ok(()),
                 polled = consumer.poll(Duration::from_secs(1)) => polled,
             };
             let records = match polled {
@@ -175,15 +217,14 @@ impl ExactlyOnce {
                 Err(error) => return Err(error),
             };
             let mut taken = Taken::default();
-            let done = self.transaction(producer, consumer, records, &mut taken, body).await;
-            match done {
+            match self.transaction(producer, consumer, records, &mut taken, shutdown.clone(), body).await {
                 Ok(()) => backoff.reset(),
-                Err(error) if is_aborted(&error) => {
+                Err(Failed::Again(error)) => {
                     tracing::warn!(%error, "a transaction was aborted; its records are processed again");
                     rewind(consumer, &taken);
                     tokio::time::sleep(backoff.next(&mut rng)).await;
                 }
-                Err(error) => return Err(error),
+                Err(Failed::For(error)) => return Err(error),
             }
         }
     }
@@ -195,19 +236,26 @@ impl ExactlyOnce {
         consumer: &KafkaConsumer,
         mut records: ConsumerRecords,
         taken: &mut Taken,
+        shutdown: Shared<impl Future<Output = ()>>,
         body: &impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<(), Failed> {
         let until = time::after(self.interval);
         // What was polled counts as taken before anything can fail, so that it comes again.
         note(taken, &records);
-        let transaction = producer.begin().await?;
+        let transaction = producer.begin().await.map_err(failed)?;
         loop {
             match work_on(consumer, &transaction, &records, taken, body).await {
                 Ok(()) => {}
                 Err(error) => {
-                    let error = transaction.failure().unwrap_or(error);
-                    transaction.abort().await?;
-                    return Err(error);
+                    let failure = transaction.failure();
+                    let ours = failure.is_some() || is_regrouped(&error);
+                    let error = failure.unwrap_or(error).with_possibly_written(false);
+                    match transaction.abort().await {
+                        // One that takes longer is waited for by the next `begin`.
+                        Err(aborting) if aborting.is_fatal() => return Err(Failed::For(aborting)),
+                        _ => {}
+                    }
+                    return Err(if ours { failed(error) } else { Failed::For(error) });
                 }
             }
             let now = time::now();
@@ -215,17 +263,23 @@ impl ExactlyOnce {
                 break;
             }
             // Whatever is wrong with the consumer is seen by the next poll outside of the transaction.
-            records = match consumer.poll(until - now).await {
+            let more = tokio::select! {
+                biased;
+                () = shutdown.clone() => break,
+                more = consumer.poll(until - now) => more,
+            };
+            records = match more {
                 Ok(more) => more,
                 Err(_) => break,
             };
             note(taken, &records);
         }
-        let Some(group) = taken.group.clone() else { return transaction.abort().await };
-        let offsets = taken.offsets.iter().map(|(partition, (_, next))| (partition.clone(), *next));
-        let offsets: Vec<_> = offsets.collect();
-        transaction.send_offsets(&group, offsets).await?;
-        transaction.commit().await
+        let Some(group) = taken.group.clone() else {
+            return transaction.abort().await.map_err(failed);
+        };
+        let offsets = taken.offsets.iter().map(|(partition, span)| (partition.clone(), span.next));
+        transaction.send_offsets(&group, offsets).await.map_err(failed)?;
+        transaction.commit_patiently(shutdown).await.map_err(failed)
     }
 }
 
@@ -265,25 +319,34 @@ async fn work_on_partition(
 fn note(taken: &mut Taken, records: &ConsumerRecords) {
     for (partition, part) in records {
         let (Some(first), Some(last)) = (part.iter().next(), part.iter().last()) else { continue };
-        let place = taken.offsets.entry(partition.clone()).or_insert_with(|| (first.offset(), 0));
-        place.1 = last.offset() + 1;
+        let (life, first, next) = (part.life(), first.offset(), last.offset() + 1);
         taken.records += part.len();
+        match taken.offsets.get_mut(partition) {
+            Some(span) if span.life == life => span.next = next,
+            // Another life has begun: what an earlier one handed out is its own affair, and this transaction is not committed.
+            _ => drop(taken.offsets.insert(partition.clone(), Span { life, first, next })),
+        }
     }
 }
 
-/// Whether the records can be processed again in another transaction.
-fn is_aborted(error: &Error) -> bool {
-    let regrouped = error.code().is_some_and(|told| told.0 == code::REBALANCE_IN_PROGRESS);
-    (error.requires_abort() || regrouped) && !error.is_fatal()
+/// What to do after a failure of the producer's. A time-out passes; a commit that may stand is never made again.
+fn failed(error: Error) -> Failed {
+    let passing = error.requires_abort() || is_regrouped(&error) || error.kind() == ErrorKind::Timeout;
+    match passing && !error.is_fatal() && !error.possibly_written() {
+        true => Failed::Again(error),
+        false => Failed::For(error),
+    }
 }
 
-/// Has the consumer hand out again what was aborted. A partition it has lost is its next owner's.
+fn is_regrouped(error: &Error) -> bool {
+    error.code().is_some_and(|told| told.0 == code::REBALANCE_IN_PROGRESS)
+}
+
+/// Has the consumer hand out again what was aborted, where the partition is still the one it was handed out of: one that was
+/// lost is its next owner's, and one that came back begins where that one left it.
 fn rewind(consumer: &KafkaConsumer, taken: &Taken) {
-    let assigned = consumer.assignment();
-    for (partition, (first, _)) in &taken.offsets {
-        if assigned.contains(partition)
-            && let Err(error) = consumer.seek(partition, *first)
-        {
+    for (partition, span) in &taken.offsets {
+        if let Err(error) = consumer.seek_in(partition, span.life, span.first) {
             tracing::debug!(%error, "the partition was lost meanwhile");
         }
     }
