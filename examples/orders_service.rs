@@ -1,13 +1,18 @@
-//! A service in one file: takes orders, writes invoices, tries again what may pass, and sends away what does not.
+//! A service in one file: takes orders and writes invoices, each exactly once, and sends away what makes no sense.
 //!
-//! `cargo run --example orders_service`. Each order is invoiced at least once; the invoice has the order's id as its key, so
-//! that whoever reads invoices can tell a second one.
+//! `cargo run --example orders_service`. Invoices, rejected orders and the offsets of the orders are committed in one
+//! transaction: whoever reads invoices with `isolation.level=read_committed` never sees one twice, although the service is
+//! killed in the middle of its work here.
 
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::Duration,
+};
 
-use dtkafka::{Consumer, ErrorPolicy, KafkaProducer, Message, Ordering};
+use dtkafka::{ExactlyOnce, IsolationLevel, KafkaInstance, ProducerRecord, RecordRef, Transaction};
 use serde::{Deserialize, Serialize};
 use support::{Cluster, Outcome};
 
@@ -24,36 +29,81 @@ struct Invoice {
     cents: i64,
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("order {0} costs less than nothing")]
-struct Impossible(u32);
-
-struct Service {
-    invoices: KafkaProducer,
+/// One order. What fails here ends the service and aborts its transaction, so what may pass is tried again here.
+async fn invoice(order: RecordRef<'_>, output: &Transaction<'_>) -> dtkafka::Result<()> {
+    let Order { id, customer, euros } = order.json()?;
+    if euros < 0 {
+        println!("  order {id} of {customer}: rejected");
+        let letter =
+            ProducerRecord::new("orders-rejected").key(&customer).value(order.value().unwrap_or_default());
+        output.send_record(letter).await?;
+        return Ok(());
+    }
+    println!("  order {id} of {customer}");
+    let key = id.to_string();
+    output.send("invoices", &Invoice { order: id, cents: euros * 100 }).key(&key).await?;
+    Ok(())
 }
 
-impl Service {
-    async fn invoice(&self, order: Message<Order>) -> Outcome {
-        let Order { id, customer, euros } = &order.value;
-        if *euros < 0 {
-            return Err(Impossible(*id).into());
-        }
-        if order.attempt == 1 && id % 4 == 0 {
-            return Err(format!("the bank did not answer for {customer}").into());
-        }
-        let key = id.to_string();
-        let invoice = Invoice { order: *id, cents: euros * 100 };
-        // Acknowledged before the order counts as handled.
-        let written = self.invoices.send("invoices", &invoice).key(&key).await?.await?;
-        println!("  order {id} of {customer}: invoice at {}-{}", written.partition, written.offset);
-        Ok(())
+/// The service, until it has seen so many orders.
+async fn serve(kafka: &KafkaInstance, orders: u32) -> Outcome {
+    let (seen, (enough, mut is_enough)) = (AtomicU32::new(0), tokio::sync::mpsc::channel(1));
+    let shutdown = async {
+        is_enough.recv().await;
+    };
+    ExactlyOnce::new(kafka, ["orders"], "invoicing")
+        .transactional_id("invoicing-1") // one for each instance, the same after its restart
+        .commit_interval(Duration::from_millis(50))
+        .run_until(shutdown, async |order, output| {
+            invoice(order, output).await?;
+            if seen.fetch_add(1, Relaxed) + 1 == orders {
+                let _full = enough.try_send(());
+            }
+            Ok(())
+        })
+        .await?;
+    Ok(())
+}
+
+/// The service, killed when it has worked on four orders and committed none of them.
+async fn serve_and_be_killed(kafka: &KafkaInstance) {
+    let (kill, mut killed) = tokio::sync::mpsc::channel(1);
+    let seen = AtomicU32::new(0);
+    let service = ExactlyOnce::new(kafka, ["orders"], "invoicing")
+        .transactional_id("invoicing-1")
+        .commit_interval(Duration::from_secs(60))
+        .run(async |order, output| {
+            if seen.fetch_add(1, Relaxed) == 4 {
+                let _full = kill.try_send(());
+                std::future::pending::<()>().await;
+            }
+            invoice(order, output).await
+        });
+    tokio::select! {
+        ended = service => println!("  ended by itself: {ended:?}"),
+        _ = killed.recv() => {}
     }
+}
+
+/// How often each order was invoiced, for those who read what is committed.
+async fn invoices(kafka: &KafkaInstance) -> Outcome<BTreeMap<u32, u32>> {
+    let settings =
+        |c: dtkafka::ConsumerConfig| c.group_id("bookkeeping").isolation_level(IsolationLevel::ReadCommitted);
+    let consumer = kafka.get_consumer_with(["invoices"], settings).await?;
+    let mut count = BTreeMap::new();
+    while count.len() < 9 {
+        for record in consumer.poll(Duration::from_secs(10)).await?.records() {
+            *count.entry(record.json::<Invoice>()?.order).or_default() += 1;
+        }
+    }
+    consumer.close(Duration::from_secs(10)).await?;
+    Ok(count)
 }
 
 #[tokio::main]
 async fn main() -> Outcome {
     let cluster = Cluster::start().await?;
-    let kafka = cluster.with_topics(&[("orders", 3), ("invoices", 3), ("orders-dead", 1)]).await?;
+    let kafka = cluster.with_topics(&[("orders", 1), ("invoices", 3), ("orders-rejected", 1)]).await?;
 
     println!("Ten orders arrive; number 7 makes no sense.");
     kafka
@@ -67,33 +117,13 @@ async fn main() -> Outcome {
         })
         .await?;
 
-    let service = Arc::new(Service { invoices: kafka.get_producer().await? });
-    let handler = Arc::clone(&service);
-    let mut consumer = Consumer::new(&kafka, ["orders"])?
-        .ordering(Ordering::Key) // the orders of one customer one after the other
-        .concurrency(16)
-        .register_handler("orders", async move |order: Message<Order>| handler.invoice(order).await)?
-        .error_policy(
-            ErrorPolicy::retry(5, Duration::from_millis(50))
-                .jitter()
-                .never_retry::<Impossible>()
-                .deadline(Duration::from_secs(10))
-                .then_dead_letter("orders-dead"),
-        )?;
-    println!("The service handles them:");
-    let handle = consumer.handle();
-    consumer
-        .run(async {
-            while handle.metrics().handled < 10 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        })
-        .await?;
-    service.invoices.close().await?;
-    let done = consumer.metrics();
-    println!(
-        "Done: {} orders, {} calls failed, {} tried again, {} in the dead letter topic.",
-        done.handled, done.failed, done.retried, done.dead_lettered
-    );
-    Ok(())
+    println!("The service begins, and is killed in the middle of its first transaction:");
+    serve_and_be_killed(&kafka).await;
+    println!("It starts again:");
+    serve(&kafka, 10).await?;
+
+    let count = invoices(&kafka).await?;
+    let twice = count.values().filter(|count| **count != 1).count();
+    println!("Done: {} orders have an invoice, {twice} of them more than one.", count.len());
+    if twice > 0 { Err("an order was invoiced twice".into()) } else { Ok(()) }
 }
