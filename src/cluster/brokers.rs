@@ -11,6 +11,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::runtime::Handle;
@@ -99,7 +100,8 @@ impl Brokers {
             let ids = known.chain(bootstrap).filter(|id| inner.addresses.contains_key(id));
             ids.map(|id| (id, inner.slots.get(&(id, Lane::Main)).cloned())).collect()
         };
-        slots.into_iter().map(|(id, slot)| candidate(id, slot.as_deref())).collect()
+        let max_idle = self.settings.connections_max_idle;
+        slots.into_iter().map(|(id, slot)| candidate(id, slot.as_deref(), max_idle)).collect()
     }
 
     /// Another broker answered before this one did.
@@ -171,7 +173,7 @@ impl Brokers {
     /// A dropped call ends its own attempt at most; the next caller dials again.
     pub(crate) async fn connection(&self, id: i32, lane: Lane, deadline: Instant) -> Result<Arc<Connection>> {
         let (slot, address) = self.slot(id, lane)?;
-        if let Some(open) = slot.open() {
+        if let Some(open) = slot.open(time::now(), self.settings.connections_max_idle) {
             return Ok(open);
         }
         let late = || {
@@ -185,7 +187,7 @@ impl Brokers {
         };
         let mut dialing =
             tokio::time::timeout_at(deadline, slot.dialing.lock()).await.map_err(|_elapsed| late())?;
-        if let Some(open) = slot.open() {
+        if let Some(open) = slot.open(time::now(), self.settings.connections_max_idle) {
             return Ok(open);
         }
         if let Some(not_before) = dialing.not_before {
@@ -301,11 +303,14 @@ impl Brokers {
 }
 
 impl Slot {
-    /// The open connection; one that was lost is let go.
-    fn open(&self) -> Option<Arc<Connection>> {
+    /// The open connection; one that was lost is let go, and one that nobody used for too long: whoever gets it would give it
+    /// back at once, and ask again, until the timer comes round.
+    fn open(&self, now: Instant, max_idle: Duration) -> Option<Arc<Connection>> {
         let mut connection = lock(&self.connection);
         let open = connection.as_ref()?;
-        if open.is_closed() {
+        let unused = open.in_flight() == 0 && open.idle_since() + max_idle <= now;
+        if open.is_closed() || unused {
+            tracing::debug!(unused, "a connection is let go");
             open.retire();
             *connection = None;
             return None;
@@ -319,19 +324,13 @@ impl Slot {
         }
     }
 
-    /// Something on the way may drop what is idle for long, without a word.
-    fn close_idle(&self, now: Instant, max_idle: std::time::Duration) -> Option<Instant> {
-        let open = self.open()?;
-        if open.in_flight() > 0 {
-            return Some(now + max_idle);
+    /// Something on the way may drop what is idle for long, without a word. Returns when to look again.
+    fn close_idle(&self, now: Instant, max_idle: Duration) -> Option<Instant> {
+        let open = self.open(now, max_idle)?;
+        match open.in_flight() {
+            0 => Some(open.idle_since() + max_idle),
+            _ => Some(now + max_idle),
         }
-        let end = open.idle_since() + max_idle;
-        if end > now {
-            return Some(end);
-        }
-        tracing::debug!("an idle connection is closed");
-        self.retire();
-        None
     }
 }
 
@@ -369,8 +368,8 @@ impl Inner {
     }
 }
 
-fn candidate(id: i32, slot: Option<&Slot>) -> Candidate {
-    let open = slot.and_then(Slot::open);
+fn candidate(id: i32, slot: Option<&Slot>, max_idle: Duration) -> Candidate {
+    let open = slot.and_then(|slot| slot.open(time::now(), max_idle));
     let failures = slot.map_or(0, |slot| slot.failures.load(Ordering::Relaxed));
     // One that wants to be left alone, or had no answer the last time, comes after the others.
     let open = open.filter(|open| failures == 0 && open.held_until().is_none());
@@ -384,12 +383,46 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-    use dtkafka_testcontainers::EmbeddedBroker;
+    use dtkafka_testcontainers::{EmbeddedBroker, broker::Network};
 
     use super::*;
-    use crate::config::KafkaConfig;
+    use crate::{Connecting, KafkaConfig, Transport};
+
+    struct InMemory(Network);
+
+    impl Transport for InMemory {
+        fn connect<'a>(&'a self, host: &'a str, port: u16) -> Connecting<'a> {
+            Box::pin(async move { Ok(Box::new(self.0.connect("test", host, port)?) as _) })
+        }
+    }
+
+    /// The producer gives back what is idle for too long. Were it handed the same connection again, it would turn in circles
+    /// until the timer that closes idle connections comes round.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_was_idle_for_too_long_is_not_handed_out_again() {
+        let broker = EmbeddedBroker::builder().in_memory().start().await.unwrap();
+        let config = KafkaConfig::new()
+            .set_bootstrap_servers(broker.bootstrap_servers())
+            .set_transport(InMemory(broker.network()))
+            .set("connections.max.idle.ms", 1000);
+        let settings = Arc::new(config.resolve_client().unwrap());
+        let address = settings.bootstrap[0].clone();
+        let brokers = Brokers::new(settings, None).unwrap();
+        brokers.learn_one(1, address);
+        let ask = || async {
+            let deadline = time::after(Duration::from_secs(10));
+            brokers.connection(1, Lane::Main, deadline).await.unwrap()
+        };
+        let first = ask().await;
+        tokio::time::advance(Duration::from_millis(900)).await;
+        assert!(Arc::ptr_eq(&first, &ask().await), "it is in use");
+        tokio::time::advance(Duration::from_millis(200)).await;
+        let second = ask().await;
+        assert!(!Arc::ptr_eq(&first, &second), "it was idle for too long");
+        assert!(Arc::ptr_eq(&second, &ask().await));
+    }
 
     #[tokio::test]
     async fn only_a_connection_that_was_just_made_is_news_for_the_idle_timer() {

@@ -175,11 +175,15 @@ impl Task {
         let records = !self.sender.is_idle() || !shared.scheduled().is_empty();
         let outstanding = Outstanding { records, in_flight: self.sender.in_flight() > 0 };
         let mut core = transactions.lock();
+        let was_settled = core.is_settled();
         let call = core.poll_call(now, outstanding);
+        let is_over = core.is_settled() && !was_settled;
         let (version2, timeout) = (core.is_version2(), core.poll_timeout());
         drop(core);
-        // A transaction of nothing ends without a call.
-        transactions.notify();
+        if is_over {
+            // A transaction of nothing ends without a call. Told only then: who waits answers by waking this task.
+            transactions.notify();
+        }
         if let Some(call) = call {
             let caller = Caller {
                 cluster: shared.cluster.clone(),

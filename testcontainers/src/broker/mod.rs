@@ -86,8 +86,8 @@ pub enum BrokerError {
     /// The topic or partition does not exist.
     #[error("there is no partition {0}-{1}")]
     NoSuchPartition(String, i32),
-    /// The topic was not created.
-    #[error("topic {0} was not created: {1}")]
+    /// The topic was not created, grown or deleted.
+    #[error("topic {0}: {1}")]
     Topic(String, ResponseError),
     /// What a test waited for did not come in time.
     #[error("it did not come in time: {0}")]
@@ -379,6 +379,25 @@ impl EmbeddedBroker {
     pub fn create_topic(&self, name: &str, partitions: i32) -> Result<(), BrokerError> {
         let made = self.shared.cluster().create_topic(name, partitions, &Placement::usual(), BTreeMap::new());
         made.map(drop).map_err(|error| BrokerError::Topic(name.to_owned(), error))
+    }
+
+    /// Gives a topic more partitions, up to `partitions` in all.
+    ///
+    /// # Errors
+    /// The topic does not exist, or has as many already.
+    pub fn grow_topic(&self, name: &str, partitions: i32) -> Result<(), BrokerError> {
+        let grown = self.shared.cluster().add_partitions(name, partitions);
+        grown.map_err(|error| BrokerError::Topic(name.to_owned(), error))
+    }
+
+    /// Deletes a topic with its records and what groups have committed for it, as DeleteTopics does.
+    ///
+    /// # Errors
+    /// The topic does not exist.
+    pub fn delete_topic(&self, name: &str) -> Result<(), BrokerError> {
+        let deleted = self.shared.cluster().delete_topic(name);
+        self.shared.appended.notify_waiters();
+        deleted.map(drop).map_err(|error| BrokerError::Topic(name.to_owned(), error))
     }
 
     /// The offset that a group has committed for a partition.
