@@ -34,9 +34,10 @@ embedded:
 kafka VERSION="4.3.1":
     DTKAFKA_REQUIRE_KAFKA={{ VERSION }} tests/run
 
-# whole clients against the embedded broker in memory, with faults and paused time: just sim 10000
+# whole clients against the embedded broker in memory, with faults and paused time: just sim 10000;
+# our own crates optimized beside the unoptimized builds, so that no dependency is built again
 sim SEEDS="1000" FROM="0":
-    DTKAFKA_SIM_SEEDS={{ SEEDS }} DTKAFKA_SIM_FROM={{ FROM }} cargo test --workspace --test sim
+    CARGO_PROFILE_DEV_OPT_LEVEL=1 DTKAFKA_SIM_SEEDS={{ SEEDS }} DTKAFKA_SIM_FROM={{ FROM }} cargo test --workspace --test sim no_seed -- --nocapture
 
 # every test on every backend this machine has
 test:

@@ -10,8 +10,9 @@ use dtkafka_testcontainers::broker::Commit;
 use tokio::time::Instant;
 
 use crate::{
+    exactly,
     history::{Event, Id, Place, Who},
-    members, producers,
+    members, producers, readers, transactions,
     world::World,
 };
 
@@ -24,13 +25,17 @@ pub(crate) struct Facts {
     pub(crate) producers: Vec<producers::Plan>,
     /// Settings that the members of a group share.
     pub(crate) groups: BTreeMap<Arc<str>, Vec<(&'static str, String)>>,
+    pub(crate) readers: Vec<readers::Plan>,
+    /// Somebody consumes, transforms and produces exactly once.
+    pub(crate) exactly: bool,
     /// Nothing goes wrong in this world.
     pub(crate) peaceful: bool,
+    /// Brokers lose and compact what they have: only that everybody gets on is checked.
+    pub(crate) lossy: bool,
 }
 
 /// Counts requests: a client that asks in circles is a storm.
-pub(crate) async fn watch_requests(world: Arc<World>) {
-    let clients = 3 + 3 * world.groups.len() as u64;
+pub(crate) async fn watch_requests(world: Arc<World>, clients: u64) {
     let mut before = world.control.total_requests();
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -44,26 +49,56 @@ pub(crate) async fn watch_requests(world: Arc<World>) {
 }
 
 /// Waits until every group has committed all there is.
-pub(crate) async fn lag_is_gone(world: Arc<World>) {
-    while !lagging(&world).is_empty() {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+pub(crate) async fn lag_is_gone(world: Arc<World>, facts: &Facts) {
+    // What is there does not change any more but by transactions that are aborted by their time-out.
+    loop {
+        let ends = (ends(&world, false), ends(&world, true));
+        for _ in 0..20 {
+            if behind(&world, facts, &ends).is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
     }
 }
 
 /// Which groups are behind, and where.
-pub(crate) fn lagging(world: &World) -> Vec<String> {
-    let places = places(world);
-    let behind = |group: &Arc<str>, place: &Place| {
-        let records = world.broker.records(&place.topic, place.partition).unwrap();
-        let end = records.last().map_or(0, |record| record.offset + 1);
-        let committed = world.broker.committed(group, &place.topic, place.partition);
-        (committed.unwrap_or(0) < end).then(|| format!("{group} has {committed:?} of {end} at {place}"))
+pub(crate) fn lagging(world: &World, facts: &Facts) -> Vec<String> {
+    behind(world, facts, &(ends(world, false), ends(world, true)))
+}
+
+type Ends = BTreeMap<Place, i64>;
+
+fn behind(world: &World, facts: &Facts, ends: &(Ends, Ends)) -> Vec<String> {
+    let mut all = Vec::new();
+    let mut look = |group: &str, committed_only: bool| {
+        for (place, end) in if committed_only { &ends.1 } else { &ends.0 } {
+            let committed = world.broker.committed(group, &place.topic, place.partition);
+            if committed.unwrap_or(0) < *end {
+                all.push(format!("{group} has {committed:?} of {end} at {place}"));
+            }
+        }
     };
-    world
-        .groups
-        .iter()
-        .flat_map(|group| places.iter().filter_map(move |place| behind(group, place)))
-        .collect()
+    for (group, settings) in &facts.groups {
+        look(group, is_committed_only(settings));
+    }
+    if facts.exactly {
+        look(exactly::GROUP, true);
+    }
+    all
+}
+
+/// Where the records of each partition end.
+pub(crate) fn ends(world: &World, committed_only: bool) -> Ends {
+    let view = view(world, committed_only);
+    let end = |(place, records): (Place, BTreeMap<i64, Id>)| {
+        (place, records.last_key_value().map_or(0, |(offset, _)| offset + 1))
+    };
+    view.into_iter().map(end).collect()
+}
+
+fn is_committed_only(settings: &[(&'static str, String)]) -> bool {
+    settings.iter().any(|(name, value)| *name == "isolation.level" && value == "read_committed")
 }
 
 fn places(world: &World) -> Vec<Place> {
@@ -76,15 +111,22 @@ fn places(world: &World) -> Vec<Place> {
 }
 
 /// A partition's records by offset.
-type Log = BTreeMap<Place, BTreeMap<i64, Id>>;
+pub(crate) type Log = BTreeMap<Place, BTreeMap<i64, Id>>;
 
-fn log(world: &World) -> Log {
+/// What readers of each isolation see.
+pub(crate) struct Views {
+    pub(crate) all: Log,
+    pub(crate) committed: Log,
+}
+
+fn view(world: &World, committed_only: bool) -> Log {
     let read = |place: Place| {
-        let records = world.broker.records(&place.topic, place.partition).unwrap();
-        let named = records.into_iter().map(|record| {
-            let value = record.value.unwrap_or_default();
-            (record.offset, String::from_utf8_lossy(&value).trim_matches([' ', '"']).to_owned())
-        });
+        let records = if committed_only {
+            world.broker.committed_records(&place.topic, place.partition)
+        } else {
+            world.broker.records(&place.topic, place.partition)
+        };
+        let named = records.unwrap().into_iter().map(|r| (r.offset, members::identity(r.value.as_deref())));
         (place.clone(), named.collect())
     };
     places(world).into_iter().map(read).collect()
@@ -92,11 +134,21 @@ fn log(world: &World) -> Log {
 
 /// Checks every rule.
 pub(crate) fn check(world: &World, facts: &Facts) {
-    let events = world.history.events();
-    let log = log(world);
-    check_log(world, facts, &events, &log);
-    check_hand_outs(world, facts, &events, &log);
-    check_commits(world, facts, &events, &log);
+    if facts.lossy {
+        return;
+    }
+    let mut events = world.history.events();
+    // A topic that comes and goes is there to disturb.
+    events.retain(|(_, event)| event.place().is_none_or(|place| world.topics.contains(&place.topic)));
+    let views = Views { all: view(world, false), committed: view(world, true) };
+    check_log(world, facts, &events, &views.all);
+    check_hand_outs(world, facts, &events, &views);
+    check_commits(world, facts, &events, &views);
+    transactions::check(world, &events, &views.committed);
+    readers::check(world, &facts.readers, &events, &views);
+    if facts.exactly {
+        exactly::check(world, &views.committed);
+    }
 }
 
 fn check_log(world: &World, facts: &Facts, events: &[(Instant, Event)], log: &Log) {
@@ -108,6 +160,9 @@ fn check_log(world: &World, facts: &Facts, events: &[(Instant, Event)], log: &Lo
         }
     }
     let idempotent = |id: &str| {
+        if id.starts_with('x') {
+            return true;
+        }
         let number = id[1..].split('-').next().and_then(|number| number.parse().ok());
         facts.producers.iter().any(|plan| Some(plan.number) == number && plan.idempotent)
     };
@@ -163,21 +218,22 @@ fn check_log(world: &World, facts: &Facts, events: &[(Instant, Event)], log: &Lo
 }
 
 /// What is handed out is what the log has there, and in order within a life.
-fn check_hand_outs(world: &World, facts: &Facts, events: &[(Instant, Event)], log: &Log) {
+fn check_hand_outs(world: &World, facts: &Facts, events: &[(Instant, Event)], views: &Views) {
     let violation = |text: String| world.history.violation(text);
-    let mut seen: BTreeMap<(&str, &Place, i64), &Who> = BTreeMap::new();
+    let log = |group: &Arc<str>| match facts.groups.get(group) {
+        Some(settings) if is_committed_only(settings) => &views.committed,
+        _ => &views.all,
+    };
     let mut running: BTreeMap<(&str, &Place), &Who> = BTreeMap::new();
     for (_, event) in events {
         match event {
             Event::HandedOut { who, place, offset, id } => {
-                match log.get(place).and_then(|records| records.get(offset)) {
+                match log(&who.group).get(place).and_then(|records| records.get(offset)) {
                     Some(there) if there == id => {}
                     there => {
                         violation(format!("{who} got {id} as {place}@{offset}, where the log has {there:?}"))
                     }
                 }
-                let first = seen.insert((&who.group, place, *offset), who);
-                let _ = first;
             }
             Event::HandlerBegins { who, place, offset } => {
                 let other = running.insert((&who.group, place), who);
@@ -194,18 +250,16 @@ fn check_hand_outs(world: &World, facts: &Facts, events: &[(Instant, Event)], lo
 }
 
 /// Nothing is committed that was not done, and no commit goes back.
-fn check_commits(world: &World, facts: &Facts, events: &[(Instant, Event)], log: &Log) {
+fn check_commits(world: &World, facts: &Facts, events: &[(Instant, Event)], views: &Views) {
     let violation = |text: String| world.history.violation(text);
     let mut done: BTreeMap<(&str, &Place), BTreeMap<i64, Instant>> = BTreeMap::new();
-    let mut dead: BTreeSet<&str> = BTreeSet::new();
     for (at, event) in events {
         match event {
             Event::Done { who, place, offset } => {
                 done.entry((&who.group, place)).or_default().entry(*offset).or_insert(*at);
             }
-            Event::DeadLettered { who, place, offset, id } => {
+            Event::DeadLettered { who, place, offset, .. } => {
                 done.entry((&who.group, place)).or_default().entry(*offset).or_insert(*at);
-                dead.insert(id);
             }
             _ => {}
         }
@@ -215,9 +269,7 @@ fn check_commits(world: &World, facts: &Facts, events: &[(Instant, Event)], log:
         .records(members::DEAD, 0)
         .unwrap()
         .into_iter()
-        .map(|record| {
-            String::from_utf8_lossy(&record.value.unwrap_or_default()).trim_matches([' ', '"']).to_owned()
-        })
+        .map(|record| members::identity(record.value.as_deref()))
         .collect();
     let commits = world.control.take_commits();
     // Where each group's committed offset stands, by partition; `latest` groups begin where their first commit is.
@@ -225,6 +277,10 @@ fn check_commits(world: &World, facts: &Facts, events: &[(Instant, Event)], log:
     for commit in &commits {
         let Commit { at, group, topic, partition, offset, .. } = commit;
         let Some((group, settings)) = facts.groups.get_key_value(group.as_str()) else { continue };
+        if !world.topics.iter().any(|known| **known == *topic.as_str()) {
+            continue;
+        }
+        let log = if is_committed_only(settings) { &views.committed } else { &views.all };
         let latest = settings.contains(&("auto.offset.reset", "latest".to_owned()));
         let place = Place::new(topic, *partition);
         let seconds = world.history.seconds(*at);
@@ -267,5 +323,4 @@ fn check_commits(world: &World, facts: &Facts, events: &[(Instant, Event)], log:
             ));
         }
     }
-    let _ = dead;
 }

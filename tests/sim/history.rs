@@ -7,6 +7,8 @@ use std::{
 
 use tokio::time::{Duration, Instant};
 
+use crate::transactions::Outcome;
+
 /// A partition, as the history names it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Place {
@@ -65,12 +67,33 @@ pub(crate) enum Event {
     HandlerEnds { who: Who, place: Place, offset: i64, how: &'static str },
     /// The error policy wrote the record to the dead letter topic, by its contract, before the next commit.
     DeadLettered { who: Who, place: Place, offset: i64, id: Id },
+    /// A reader goes to another place.
+    Sought { who: Who, place: Place, offset: i64 },
+    /// A transaction is over, for its producer.
+    Transaction { what: String, records: Vec<Id>, outcome: Outcome },
     /// A member begins a life, with these settings.
     Begins { who: Who, how: String },
     /// A member's life ends, and how.
     Ends { who: Who, how: &'static str },
     /// What the nemesis did, and whatever else is worth a line.
     Note(String),
+}
+
+impl Event {
+    /// The partition it is about.
+    pub(crate) fn place(&self) -> Option<&Place> {
+        match self {
+            Self::Queued { place, .. }
+            | Self::Acked { place, .. }
+            | Self::HandedOut { place, .. }
+            | Self::Done { place, .. }
+            | Self::HandlerBegins { place, .. }
+            | Self::HandlerEnds { place, .. }
+            | Self::DeadLettered { place, .. }
+            | Self::Sought { place, .. } => Some(place),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Event {
@@ -84,6 +107,8 @@ impl fmt::Display for Event {
             }
             Self::Abandoned { id } => write!(f, "{id} abandoned"),
             Self::HandedOut { who, place, offset, id } => write!(f, "{who} gets {place}@{offset} = {id}"),
+            Self::Sought { who, place, offset } => write!(f, "{who} seeks {place}@{offset}"),
+            Self::Transaction { what, records, outcome } => write!(f, "{what} is {outcome:?}: {records:?}"),
             Self::Done { who, place, offset } => write!(f, "{who} is done with {place}@{offset}"),
             Self::HandlerBegins { who, place, offset } => write!(f, "{who} handles {place}@{offset}"),
             Self::HandlerEnds { who, place, offset, how } => write!(f, "{who} {how} at {place}@{offset}"),

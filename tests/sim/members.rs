@@ -531,6 +531,6 @@ impl Desk {
 }
 
 /// The name of a record, from its value.
-fn identity(value: Option<&[u8]>) -> String {
+pub(crate) fn identity(value: Option<&[u8]>) -> String {
     String::from_utf8_lossy(value.unwrap_or_default()).trim_matches([' ', '"']).to_owned()
 }

@@ -133,7 +133,10 @@ async fn send_one(
     fates: &mut JoinSet<()>,
 ) {
     let history = &world.history;
-    let topic = Arc::clone(rng.pick(&world.topics));
+    let topic = match &world.doomed {
+        Some(doomed) if rng.percent(10) => Arc::clone(doomed),
+        _ => Arc::clone(rng.pick(&world.topics)),
+    };
     let id: Id = format!("p{}-{n}", plan.number);
     let mut value = format!("\"{id}\"");
     if rng.percent(5) {
@@ -144,7 +147,7 @@ async fn send_one(
     let mut record = ProducerRecord::new(&topic).value(value.as_str());
     if plan.keyed {
         record = record.key(key.as_str());
-    } else if rng.percent(50) {
+    } else if rng.percent(50) && world.topics.contains(&topic) {
         record = record.partition(rng.below(world.partitions(&topic)) as i32);
     }
     let queued = history.bounded("send", plan.max_block, producer.send_record(record)).await;

@@ -4,23 +4,28 @@ use std::{
     cell::Cell,
     collections::BTreeMap,
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
 
 use dtkafka::KafkaConfig;
-use dtkafka_testcontainers::{EmbeddedBroker, FaultControl};
+use dtkafka_testcontainers::{
+    EmbeddedBroker, FaultControl,
+    broker::{Profile, Quota},
+};
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
     checker::{self, Facts},
-    history::History,
+    exactly,
+    history::{History, Place},
     members, nemesis,
     network::{Air, Conditions, Wire},
-    producers,
+    producers, readers,
     rng::Rng,
+    transactions,
 };
 
 /// The wall clock at the beginning of every world.
@@ -37,6 +42,15 @@ pub(crate) struct World {
     pub(crate) brokers: u32,
     pub(crate) topics: Vec<Arc<str>>,
     pub(crate) groups: Vec<Arc<str>>,
+    /// A topic that is deleted and made again; nobody answers for its records.
+    pub(crate) doomed: Option<Arc<str>>,
+    profile: Profile,
+    /// How many brokers do not run: leadership given to one of them would lose records.
+    pub(crate) down: AtomicU32,
+    /// Partitions at the beginning.
+    first: BTreeMap<Arc<str>, u64>,
+    /// Where partitions end, for readers of all and of committed records, once everything has stopped.
+    ends: [OnceLock<BTreeMap<Place, i64>>; 2],
     partitions: Mutex<BTreeMap<Arc<str>, u64>>,
     /// Settings that all clients have.
     settings: Vec<(&'static str, String)>,
@@ -62,6 +76,29 @@ impl World {
 
     pub(crate) fn partitions(&self, topic: &str) -> u64 {
         self.partitions.lock().unwrap()[topic]
+    }
+
+    /// More partitions for a topic.
+    pub(crate) fn grow(&self, topic: &Arc<str>) {
+        let mut partitions = self.partitions.lock().unwrap();
+        let count = partitions.get_mut(topic).unwrap();
+        *count += 1;
+        self.broker.grow_topic(topic, *count as i32).unwrap();
+    }
+
+    /// Whether the partition was there at the beginning.
+    pub(crate) fn was_there(&self, place: &Place) -> bool {
+        self.first.get(&place.topic).is_some_and(|count| (place.partition as u64) < *count)
+    }
+
+    /// Where partitions end, once everything has stopped.
+    pub(crate) fn ends(&self, committed_only: bool) -> &BTreeMap<Place, i64> {
+        self.ends[usize::from(committed_only)].get_or_init(|| checker::ends(self, committed_only))
+    }
+
+    /// Whether the brokers know transactions.
+    fn has_transactions(&self) -> bool {
+        !matches!(self.profile, Profile::EventHubs)
     }
 
     /// Nothing goes wrong any more.
@@ -140,8 +177,19 @@ pub(crate) fn run(seed: u64) -> Report {
 async fn live(seed: u64) -> Report {
     let mut rng = Rng::new(seed);
     let brokers = rng.range(1, 3) as u32;
+    let profile = match rng.below(20) {
+        0 | 1 => Profile::Kafka28,
+        2 | 3 => Profile::Kafka39,
+        4 => Profile::EventHubs,
+        5 => Profile::Redpanda,
+        _ => Profile::Latest,
+    };
+    let slots = *rng.pick(&[1000, 1000, 2]);
     let broker = EmbeddedBroker::builder()
         .brokers(brokers as i32)
+        .profile(profile)
+        .fetch_sessions(slots)
+        .consumer_group_times(Duration::from_secs(8), rng.millis(300, 2000))
         .in_memory()
         .seed(rng.next())
         .wall_clock_ms(WALL_CLOCK_MS)
@@ -164,6 +212,11 @@ async fn live(seed: u64) -> Report {
         partitions.insert(Arc::clone(topic), count as u64);
     }
     broker.create_topic(members::DEAD, 1).unwrap();
+    broker.create_topic(exactly::OUT, 2).unwrap();
+    let doomed: Option<Arc<str>> = rng.percent(20).then(|| "doomed".into());
+    if let Some(topic) = &doomed {
+        broker.create_topic(topic, 2).unwrap();
+    }
     let settings = vec![
         ("metadata.max.age.ms", rng.pick(&["500", "5000", "300000"]).to_string()),
         ("retry.backoff.ms", rng.pick(&["10", "100"]).to_string()),
@@ -182,6 +235,11 @@ async fn live(seed: u64) -> Report {
         brokers,
         topics,
         groups,
+        doomed,
+        profile,
+        down: AtomicU32::new(0),
+        first: partitions.clone(),
+        ends: Default::default(),
         partitions: Mutex::new(partitions),
         settings,
         calm: false.into(),
@@ -190,7 +248,7 @@ async fn live(seed: u64) -> Report {
     let facts = play(&world, &mut rng).await;
     checker::check(&world, &facts);
     let world_line = format!(
-        "{brokers} brokers, {conditions:?}, {} topics, {} groups",
+        "{brokers} brokers like {profile:?}, {conditions:?}, {} topics, {} groups",
         world.topics.len(),
         world.groups.len()
     );
@@ -199,7 +257,7 @@ async fn live(seed: u64) -> Report {
 
 /// Lets everybody live, brings the calm, and waits for the end.
 async fn play(world: &Arc<World>, rng: &mut Rng) -> Facts {
-    let mut facts = Facts::default();
+    let mut facts = Facts { lossy: rng.percent(8), ..Facts::default() };
     let mut actors = JoinSet::new();
     let mut producing = JoinSet::new();
     for number in 0..rng.range(1, 3) as u32 {
@@ -208,30 +266,58 @@ async fn play(world: &Arc<World>, rng: &mut Rng) -> Facts {
         facts.producers.push(plan.clone());
         producing.spawn(producers::run(Arc::clone(world), plan, rng.child()));
     }
+    let transactional = if rng.percent(40) && world.has_transactions() { rng.range(1, 2) } else { 0 };
+    for number in 0..transactional as u32 {
+        let plan = transactions::Plan::draw(number, rng);
+        world.history.note(format!("{plan:?}"));
+        producing.spawn(transactions::run(Arc::clone(world), plan, rng.child()));
+    }
+    let mut topics = world.topics.clone();
+    topics.extend(world.doomed.clone());
     for group in &world.groups {
-        let shared = vec![
-            ("auto.offset.reset", if rng.percent(85) { "earliest" } else { "latest" }.to_owned()),
-            ("session.timeout.ms", rng.pick(&["6000", "10000", "45000"]).to_string()),
-            ("heartbeat.interval.ms", rng.pick(&["300", "1000", "3000"]).to_string()),
-            ("max.poll.interval.ms", rng.pick(&["5000", "30000", "300000"]).to_string()),
-            ("isolation.level", rng.pick(&["read_uncommitted", "read_committed"]).to_string()),
-        ];
+        let shared = group_settings(world.profile, rng);
         let facade = rng.percent(40);
         for number in 0..rng.range(1, 3) as u32 {
-            let plan = members::Plan::draw(group, number, &world.topics, &shared, facade, rng);
+            let plan = members::Plan::draw(group, number, &topics, &shared, facade, rng);
             world.history.note(format!("{plan:?}"));
             actors.spawn(members::run(Arc::clone(world), plan, rng.child()));
         }
         facts.groups.insert(Arc::clone(group), shared);
     }
-    let watcher = tokio::spawn(checker::watch_requests(Arc::clone(world)));
+    for number in 0..if rng.percent(40) { rng.range(1, 2) } else { 0 } as u32 {
+        let plan = readers::Plan::draw(number, rng);
+        world.history.note(format!("{plan:?}"));
+        facts.readers.push(plan.clone());
+        actors.spawn(readers::run(Arc::clone(world), plan, rng.child()));
+    }
+    facts.exactly = rng.percent(15) && world.has_transactions();
+    if facts.exactly {
+        let shared = exactly::Plan::shared(rng);
+        for number in 0..rng.range(1, 2) as u32 {
+            let plan = exactly::Plan::draw(number, &shared, rng);
+            world.history.note(format!("{plan:?}"));
+            actors.spawn(exactly::run(Arc::clone(world), plan, rng.child()));
+        }
+    }
+    // Each member of a group may be two at a time, and so may a producer of transactions.
+    let clients = 3 + 3 * world.groups.len() as u64 + 2 * transactional + facts.readers.len() as u64;
+    let clients = clients + if facts.exactly { 4 } else { 0 };
+    let watcher = tokio::spawn(checker::watch_requests(Arc::clone(world), clients));
     // Slow answers are trouble enough for who repeats a request without idempotence.
-    facts.peaceful = rng.percent(15) && world.air.is_fast();
+    facts.peaceful = rng.percent(15) && world.air.is_fast() && !facts.lossy;
     let lasting = rng.millis(1000, 40_000);
     if facts.peaceful {
         tokio::time::sleep(lasting).await;
     } else {
-        nemesis::run(Arc::clone(world), lasting, rng.child()).await;
+        // Two that do not know of each other bring about what neither would.
+        let alone = rng.percent(60);
+        let first = nemesis::run(Arc::clone(world), lasting, nemesis::Means::new(&facts, alone), rng.child());
+        if alone {
+            first.await;
+        } else {
+            let means = nemesis::Means::new(&facts, false);
+            tokio::join!(first, nemesis::run(Arc::clone(world), lasting, means, rng.child()));
+        }
     }
     calm(world).await;
     within_the_calm(world, "the producers end", async {
@@ -240,8 +326,13 @@ async fn play(world: &Arc<World>, rng: &mut Rng) -> Facts {
         }
     })
     .await;
-    within_the_calm(world, "everything is committed", checker::lag_is_gone(Arc::clone(world))).await;
-    for behind in checker::lagging(world) {
+    if transactional > 0 || facts.exactly {
+        // Transactions that were left open are aborted by their time-out.
+        tokio::time::sleep(Duration::from_secs(65)).await;
+    }
+    let lag = checker::lag_is_gone(Arc::clone(world), &facts);
+    within_the_calm(world, "everything is committed", lag).await;
+    for behind in checker::lagging(world, &facts) {
         world.history.note(behind);
     }
     world.history.note("the world stops");
@@ -256,11 +347,39 @@ async fn play(world: &Arc<World>, rng: &mut Rng) -> Facts {
     facts
 }
 
+/// What the members of a group share.
+fn group_settings(profile: Profile, rng: &mut Rng) -> Vec<(&'static str, String)> {
+    let mut settings = vec![
+        ("auto.offset.reset", if rng.percent(85) { "earliest" } else { "latest" }.to_owned()),
+        ("max.poll.interval.ms", rng.pick(&["5000", "30000", "300000"]).to_string()),
+        ("isolation.level", rng.pick(&["read_uncommitted", "read_committed"]).to_string()),
+    ];
+    if profile == Profile::Latest && rng.percent(35) {
+        settings.push(("group.protocol", "consumer".to_owned()));
+        return settings;
+    }
+    let assignors =
+        ["range", "roundrobin", "sticky", "cooperative-sticky", "cooperative-sticky", "range,roundrobin"];
+    settings.extend([
+        ("session.timeout.ms", rng.pick(&["6000", "10000", "45000"]).to_string()),
+        ("heartbeat.interval.ms", rng.pick(&["300", "1000", "3000"]).to_string()),
+        ("partition.assignment.strategy", rng.pick(&assignors).to_string()),
+    ]);
+    settings
+}
+
 async fn calm(world: &World) {
     world.history.note("calm");
     world.calm.store(true, Ordering::Relaxed);
     world.control.clear();
     world.control.heal_all();
+    for quota in [Quota::ProduceBytes, Quota::FetchBytes, Quota::Requests] {
+        world.control.quota(quota, None, None);
+    }
+    world.control.delay_markers(Duration::ZERO);
+    if let Some(topic) = &world.doomed {
+        drop(world.broker.create_topic(topic, 2));
+    }
     for broker in 1..=world.brokers as i32 {
         world.control.start_broker(broker).await.unwrap();
     }
