@@ -13,6 +13,7 @@ use serde::{Serialize, Serializer, de::DeserializeOwned};
 use crate::{
     error::{Error, ErrorKind, Result},
     json,
+    telemetry::spans,
 };
 
 /// `Serialize` of structs by their fields, without the derive, which would be a macro package in every build.
@@ -375,6 +376,11 @@ impl ConsumerRecord {
     /// The same as text, if it is UTF-8.
     pub fn header_str(&self, key: &str) -> Option<&str> {
         std::str::from_utf8(self.header(key)?).ok()
+    }
+
+    /// The `traceparent` of the record (W3C trace context), if it has a valid one.
+    pub fn traceparent(&self) -> Option<&str> {
+        spans::traceparent(self.header("traceparent"))
     }
 
     /// The timestamp as a point in time, if there is one.

@@ -184,7 +184,8 @@ impl ErasedHandler {
             let (handler, message) = (Arc::clone(&handler), Message::of(record, value, attempt));
             Ok(Box::pin(async move {
                 let token = CancellationToken::current();
-                let work = AssertUnwindSafe(move || token.sync_scope(|| handler(message)));
+                let span = tracing::Span::current();
+                let work = AssertUnwindSafe(move || span.in_scope(|| token.sync_scope(|| handler(message))));
                 match tokio::task::spawn_blocking(work).await {
                     Ok(result) => result,
                     Err(ended) => match ended.try_into_panic() {

@@ -99,6 +99,12 @@ impl<T> Message<T> {
         std::str::from_utf8(self.header(key)?).ok()
     }
 
+    /// The `traceparent` of the record (W3C trace context), if it has a valid one: pass it on with what is sent for it, by
+    /// `.header("traceparent", ..)`, or make it the parent of a span.
+    pub fn traceparent(&self) -> Option<&str> {
+        crate::telemetry::spans::traceparent(self.header("traceparent"))
+    }
+
     /// The timestamp as a point in time, if there is one.
     pub fn time(&self) -> Option<SystemTime> {
         time_of(self.timestamp)

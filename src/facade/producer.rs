@@ -3,6 +3,7 @@
 use std::{future::IntoFuture, pin::Pin, time::Duration};
 
 use serde::Serialize;
+use tracing::{Instrument as _, Span};
 
 use super::{KafkaInstance, Place, log, logged};
 use crate::{
@@ -221,7 +222,23 @@ impl<'a, V: Serialize + Sync + ?Sized> IntoFuture for SendAndWait<'a, V> {
 
     fn into_future(self) -> Self::IntoFuture {
         const PLACE: Place = Place { controller: "dtkafka::Producer::send", subject: "Kafka Producer" };
-        Box::pin(async move { logged(PLACE, self.wait().await) })
+        let span = crate::telemetry::spans::send(self.topic);
+        let sending = async move {
+            let outcome = logged(PLACE, self.wait().await);
+            let span = Span::current();
+            match &outcome {
+                _ if span.is_disabled() => {}
+                Ok(written) => {
+                    span.record("messaging.destination.partition.id", written.partition);
+                    span.record("messaging.kafka.offset", written.offset);
+                }
+                Err(error) => {
+                    span.record("error.type", tracing::field::debug(error.kind()));
+                }
+            }
+            outcome
+        };
+        Box::pin(sending.instrument(span))
     }
 }
 

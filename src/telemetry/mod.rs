@@ -2,6 +2,7 @@
 //! `metrics` facade where that feature is on. Nothing here decides anything, and nothing per record takes a lock.
 
 mod histogram;
+pub(crate) mod spans;
 
 use std::{
     fmt::Write as _,

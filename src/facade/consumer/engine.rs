@@ -17,6 +17,7 @@ use tokio::{
     task::{AbortHandle, JoinSet},
     time::Instant,
 };
+use tracing::Instrument as _;
 
 use super::{
     control::Shared,
@@ -42,6 +43,7 @@ use crate::{
         routes::Routes,
     },
     record::{ConsumerRecord, TopicPartition},
+    telemetry::spans,
     time::{self, Environment},
 };
 
@@ -632,7 +634,7 @@ impl Engine {
         let (client, counters) = (Arc::clone(&self.client), Arc::clone(&self.kit.counters));
         async move {
             let begun = time::now();
-            let committed = client.commit_done().await;
+            let committed = client.commit_done().instrument(spans::commit()).await;
             if committed.is_ok() {
                 counters.committed(time::now() - begun);
             }

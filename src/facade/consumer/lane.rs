@@ -12,6 +12,7 @@ use std::{
 };
 
 use futures_util::FutureExt as _;
+use tracing::Instrument as _;
 
 use super::{SUBJECT, load::Chunk};
 use crate::{
@@ -28,7 +29,7 @@ use crate::{
         routes::{Handlers, Route},
     },
     record::{ConsumerRecord, TopicPartition},
-    telemetry::ConsumerCounters,
+    telemetry::{ConsumerCounters, spans},
     time::{self, Environment, Rng},
 };
 
@@ -414,11 +415,12 @@ impl Lane {
         record: ConsumerRecord,
         attempt: u32,
     ) -> Result<(), Failure> {
+        let span = spans::process(&record, attempt);
         let running = async {
             // The call itself reads the value and runs the closure up to its first await: it may panic as well.
             handler(record, attempt).map_err(Failure::Unreadable)?.await.map_err(Failure::Handler)
         };
-        self.guard(running).await.unwrap_or_else(Err)
+        self.guard(running.instrument(span)).await.unwrap_or_else(Err)
     }
 
     /// Runs a handler to its end, its panic or its deadline. Before it waits, what was done before is told.
@@ -493,9 +495,10 @@ impl Lane {
                 return Ok(Flow::Abandoned);
             }
             let number = first.before + attempt;
-            let given = items.iter().map(|item| item.record.clone()).collect();
+            let given: Vec<_> = items.iter().map(|item| item.record.clone()).collect();
+            let span = spans::process_batch(&given, number);
             let running = async { call(given, number)?.await.map_err(BatchFailure::Handler) };
-            let failure = match self.guard(running).await {
+            let failure = match self.guard(running.instrument(span)).await {
                 Ok(Ok(())) => {
                     self.finish(items.drain(..));
                     continue;
