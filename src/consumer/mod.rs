@@ -758,4 +758,6 @@ fn close_timeout() -> Error {
 #[cfg(test)]
 mod listener_tests;
 #[cfg(test)]
+mod model_test;
+#[cfg(test)]
 mod tests;
