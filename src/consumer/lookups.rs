@@ -15,7 +15,7 @@ use super::{
 use crate::{
     config::settings::AutoOffsetReset,
     error::{Error, ErrorKind, Result},
-    group::code::is_moved,
+    group::code::{STALE_MEMBER_EPOCH, UNKNOWN_MEMBER_ID, is_moved},
     record::TopicPartition,
     time::{Backoff, Instant, Rng},
 };
@@ -212,7 +212,10 @@ impl Lookups {
             partition.retry_at = Some(retry_at);
         }
         effects.forget_coordinator |= error.code().is_some_and(|code| is_moved(code.0));
-        if !error.is_retriable() && !is_passing(error) {
+        // Another epoch of the member is on its way, or its end.
+        let is_fenced =
+            error.code().is_some_and(|code| matches!(code.0, STALE_MEMBER_EPOCH | UNKNOWN_MEMBER_ID));
+        if !error.is_retriable() && !is_passing(error) && !is_fenced {
             let error = error.clone().with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
             effects.errors.push(error);
         }
@@ -298,6 +301,19 @@ mod tests {
         assert_eq!((lookups[0].to, lookups[0].leader_epoch), (ResetTo::Latest, 3));
         bench.now = Lookups::poll_timeout(bench.now, &bench.partitions).unwrap();
         assert_eq!(bench.questions().committed.len(), 2, "the rest is asked for again after one back-off");
+    }
+
+    #[test]
+    fn a_member_of_an_epoch_that_is_over_asks_again_and_the_user_hears_nothing() {
+        for code in [STALE_MEMBER_EPOCH, UNKNOWN_MEMBER_ID] {
+            let mut bench = Bench::new(AutoOffsetReset::Latest, &Phase::AwaitingCommitted);
+            let asked = bench.questions().committed;
+            let refused = Err(Error::from_code("OffsetFetch", code));
+            let effects = bench.lookups.handle_committed(bench.now, &asked, refused, &mut bench.partitions);
+            assert!(effects.errors.is_empty() && !effects.settled);
+            bench.now = Lookups::poll_timeout(bench.now, &bench.partitions).unwrap();
+            assert_eq!(bench.questions().committed.len(), 4);
+        }
     }
 
     #[test]

@@ -321,7 +321,7 @@ impl KafkaConsumer {
         let deadline = self.api_deadline();
         let mut insisting = Insisting::new(&self.shared, deadline);
         let found = loop {
-            let found = requests::find_committed(&self.shared, &partitions, deadline).await;
+            let found = requests::find_committed(&self.shared, None, &partitions, deadline).await;
             let found = found.and_then(|found| all_found("OffsetFetch", &partitions, &found));
             if let Some(outcome) = insisting.settle(found).await {
                 break outcome?;

@@ -24,7 +24,7 @@ use crate::{
     },
     error::{Error, ErrorKind, Result},
     group::{
-        Answer, Beat, BeatAnswer, IdPartition, Request,
+        Answer, Beat, BeatAnswer, IdPartition, Identity, Request,
         assignor::{Assignor, Subscriber},
         wire::{
             MemberSubscription, decode_generation, decode_sticky, decode_subscription, encode_generation,
@@ -260,9 +260,11 @@ pub(super) async fn commit(shared: &Shared, commit: &CommitAction) -> Result<BTr
     Ok(codes)
 }
 
-/// The group's committed offsets; -1 where there is none.
+/// The group's committed offsets; -1 where there is none. Asked as a `member` of the consumer protocol (KIP-848), the
+/// coordinator refuses one that it has given up.
 pub(super) async fn find_committed(
     shared: &Shared,
+    member: Option<Identity>,
     partitions: &[TopicPartition],
     deadline: Instant,
 ) -> Result<Found> {
@@ -282,7 +284,8 @@ pub(super) async fn find_committed(
         };
         let group = OffsetFetchRequestGroup {
             group_id: group,
-            member_epoch: -1,
+            member_epoch: member.as_ref().map_or(-1, |member| member.generation),
+            member_id: member.as_ref().map(|member| kafka_string(&member.member_id)),
             topics: Some(topics.into_iter().map(topic).collect()),
             ..Default::default()
         };

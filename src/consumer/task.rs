@@ -116,7 +116,8 @@ fn start(shared: &Arc<Shared>, action: Action, work: &Flights<Event>) {
         })),
         Action::FindCommitted { partitions, deadline } => work.push(Box::pin(async move {
             let keys: Vec<_> = partitions.iter().map(|(key, _)| key.clone()).collect();
-            let found = requests::find_committed(&shared, &keys, deadline).await;
+            let member = shared.lock().reader();
+            let found = requests::find_committed(&shared, member, &keys, deadline).await;
             Event::Committed(partitions, found)
         })),
         Action::ListOffsets { broker, lookups, deadline } => work.push(Box::pin(async move {

@@ -11,6 +11,7 @@ use tracing::warn;
 use super::{Action, Core, Mode};
 use crate::{
     cluster::UNKNOWN_TOPIC_OR_PARTITION,
+    config::settings::GroupProtocol,
     consumer::{
         ledger::Life,
         offsets::{self, CommitAction, Offsets, Outcome, over},
@@ -118,6 +119,12 @@ impl Core {
             Mode::Topics => member.identity(),
             Mode::Manual | Mode::None => Some(Identity::standalone()),
         })
+    }
+
+    /// Who asks for committed offsets, where the coordinator looks at that: as a member of the consumer protocol.
+    pub(crate) fn reader(&self) -> Option<Identity> {
+        let is_consumer = self.group_protocol() == Some(GroupProtocol::Consumer);
+        self.identity().ok().flatten().filter(|identity| is_consumer && identity.generation > 0)
     }
 
     pub(crate) fn handle_commit(
