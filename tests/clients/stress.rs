@@ -302,7 +302,9 @@ async fn round(ordering: Ordering, concurrency: usize, last: Last, seed: u64) {
     }
     for member in members {
         member.handle.stop();
-        member.task.await.unwrap().unwrap();
+        // One may have failed with a record that another has handled since.
+        let ended = member.task.await.unwrap();
+        assert!(ended.is_ok() || last == Last::Stop, "{ended:?}");
     }
     check_end(round, &places, &history, &letters(&kafka).await, seed);
     eprintln!(
