@@ -15,7 +15,7 @@ use crate::{
     error::{Error, ErrorKind, Result, code},
     producer::{Transaction, TransactionalProducer},
     record::{ConsumerGroupMetadata, TopicPartition},
-    time::{self, Backoff},
+    time::{self, Backoff, Instant},
 };
 
 /// `transaction.timeout.ms` unless set. Kafka Streams: `StreamsConfig`, the same for exactly-once.
@@ -68,6 +68,8 @@ struct Span {
     first: i64,
     /// The offset behind the last.
     next: i64,
+    /// More was handed out and not worked on.
+    is_cut: bool,
 }
 
 /// How a transaction failed.
@@ -112,7 +114,8 @@ impl ExactlyOnce {
         self
     }
 
-    /// How many records a transaction takes in at most, rounded up to whole polls. Default: 10,000.
+    /// How many records a transaction takes in at most (fewer where the body is slow: it ends after half of
+    /// `transaction.timeout.ms` between two records), rounded up to whole polls. Default: 10,000.
     pub fn commit_records(mut self, records: usize) -> Self {
         self.most_records = records.max(1);
         self
@@ -181,6 +184,12 @@ impl ExactlyOnce {
         SHORT_TIMEOUT.max(self.interval.saturating_mul(10)).min(LONGEST_TIMEOUT)
     }
 
+    /// Half of `transaction.timeout.ms`: the other half is for delivering and committing.
+    fn worked_on_at_most(&self) -> Duration {
+        let set = self.kafka.config().get("transaction.timeout.ms").and_then(|text| text.parse().ok());
+        set.map_or_else(|| self.open_at_most(), Duration::from_millis) / 2
+    }
+
     async fn start_consumer(&self) -> Result<KafkaConsumer> {
         let settings = |c: crate::ConsumerConfig| {
             c.set("group.id", &self.group)
@@ -243,9 +252,11 @@ impl ExactlyOnce {
         // What was polled counts as taken before anything can fail, so that it comes again.
         note(taken, &records);
         let transaction = producer.begin().await.map_err(failed)?;
+        let late = time::after(self.worked_on_at_most());
         loop {
-            match work_on(consumer, &transaction, &records, taken, body).await {
-                Ok(()) => {}
+            match work_on(consumer, &transaction, &records, taken, late, body).await {
+                Ok(false) => {}
+                Ok(true) => break,
                 Err(error) => {
                     let failure = transaction.failure();
                     let ours = failure.is_some() || is_regrouped(&error);
@@ -279,20 +290,28 @@ impl ExactlyOnce {
         };
         let offsets = taken.offsets.iter().map(|(partition, span)| (partition.clone(), span.next));
         transaction.send_offsets(&group, offsets).await.map_err(failed)?;
-        transaction.commit_patiently(shutdown).await.map_err(failed)
+        transaction.commit_patiently(shutdown).await.map_err(failed)?;
+        for (partition, span) in taken.offsets.iter().filter(|(_, span)| span.is_cut) {
+            if let Err(error) = consumer.seek_in(partition, span.life, span.next) {
+                tracing::debug!(%error, "the partition was lost meanwhile");
+            }
+        }
+        Ok(())
     }
 }
 
-/// Hands the records to the body: those of a partition one after the other, partitions at the same time.
+/// Hands the records to the body: those of a partition one after the other, partitions at the same time. True when it is late:
+/// the rest is for another transaction, since this one must end before its coordinator ends it.
 async fn work_on(
     consumer: &KafkaConsumer,
     transaction: &Transaction<'_>,
     records: &ConsumerRecords,
     taken: &mut Taken,
+    late: Instant,
     body: &impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
-) -> Result<()> {
+) -> Result<bool> {
     if records.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     // The place in the group under which they were handed out: taken before they are worked on, and checked to be still that.
     let group = consumer.group_metadata()?;
@@ -301,19 +320,33 @@ async fn work_on(
         return Err(Error::from_code("JoinGroup", code::REBALANCE_IN_PROGRESS).with_requires_abort());
     }
     taken.group = Some(group);
-    let work = records.iter().map(|(_, part)| work_on_partition(part, transaction, body));
-    try_join_all(work).await.map(drop)
+    let work = records.iter().map(async |(partition, part)| {
+        Ok::<_, Error>((partition, work_on_partition(part, transaction, late, body).await?))
+    });
+    let mut is_late = false;
+    for (partition, rest) in try_join_all(work).await? {
+        if let (Some(rest), Some(span)) = (rest, taken.offsets.get_mut(partition)) {
+            (span.next, span.is_cut) = (rest, true);
+            is_late = true;
+        }
+    }
+    Ok(is_late)
 }
 
+/// Returns the offset of the first record that it was too late for; one is always worked on.
 async fn work_on_partition(
     part: &PartitionRecords,
     transaction: &Transaction<'_>,
+    late: Instant,
     body: &impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
-) -> Result<()> {
-    for record in part {
+) -> Result<Option<i64>> {
+    for (place, record) in part.into_iter().enumerate() {
+        if place > 0 && time::now() >= late {
+            return Ok(Some(record.offset()));
+        }
         body(record, transaction).await?;
     }
-    Ok(())
+    Ok(None)
 }
 
 fn note(taken: &mut Taken, records: &ConsumerRecords) {
@@ -324,7 +357,7 @@ fn note(taken: &mut Taken, records: &ConsumerRecords) {
         match taken.offsets.get_mut(partition) {
             Some(span) if span.life == life => span.next = next,
             // Another life has begun: what an earlier one handed out is its own affair, and this transaction is not committed.
-            _ => drop(taken.offsets.insert(partition.clone(), Span { life, first, next })),
+            _ => drop(taken.offsets.insert(partition.clone(), Span { life, first, next, is_cut: false })),
         }
     }
 }

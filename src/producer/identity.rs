@@ -27,6 +27,8 @@ pub(crate) struct Identity {
     backoff: Backoff,
     /// Nothing was acknowledged under the identity yet: should it be refused at once, the next one is waited for.
     unproven: bool,
+    /// Asking has failed since the last answer.
+    failing: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +44,7 @@ enum State {
 impl Identity {
     pub(crate) fn new(idempotent: bool, backoff: Backoff) -> Self {
         let state = if idempotent { State::Wanted(None) } else { State::Off };
-        Self { state, backoff, unproven: true }
+        Self { state, backoff, unproven: true, failing: false }
     }
 
     /// Whether an InitProducerId request is due.
@@ -63,11 +65,14 @@ impl Identity {
 
     pub(crate) fn handle_answer(&mut self, identity: ProducerIdentity) {
         self.unproven = true;
+        self.failing = false;
         self.state = State::Known(identity);
     }
 
-    pub(crate) fn handle_failure(&mut self, now: Instant, rng: &mut Rng) {
+    /// Whether that is news: the first failure since the last answer.
+    pub(crate) fn handle_failure(&mut self, now: Instant, rng: &mut Rng) -> bool {
         self.state = State::Wanted(Some(now + self.backoff.next(rng)));
+        !std::mem::replace(&mut self.failing, true)
     }
 
     /// A broker has acknowledged something under this identity.
@@ -256,12 +261,14 @@ mod tests {
         let mut identity = identity();
         assert!(identity.poll_ask(now));
         assert!(!identity.poll_ask(now));
-        identity.handle_failure(now, &mut Rng::new(1));
+        assert!(identity.handle_failure(now, &mut Rng::new(1)), "the first one is news");
+        assert!(!identity.handle_failure(now, &mut Rng::new(1)), "and no other until an id comes");
         assert!(!identity.poll_ask(now));
         let due = identity.poll_timeout().unwrap();
         assert!(identity.poll_ask(due));
         identity.handle_answer(FIRST);
         assert_eq!(identity.current(), Ok(Some(FIRST)));
+        assert!(identity.handle_failure(due, &mut Rng::new(1)), "news again");
     }
 
     #[test]

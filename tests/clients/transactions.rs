@@ -233,6 +233,90 @@ on_every_backend! {
         assert_eq!(seen(&kafka, &topic, IsolationLevel::ReadCommitted).await, [1, 4]);
     }
 
+    async fn a_body_that_panics_or_is_cancelled_leaves_nothing_open_and_nothing_seen(backend) {
+        let topic = backend.topic("panics", 1).await;
+        let kafka = KafkaInstance::new(backend.config().set("transactional.id", unique("id"))).unwrap();
+        let panics = kafka.transaction(async |transaction| {
+            transaction.send(&topic, &1).await?.await?;
+            assert!(topic.is_empty(), "the body panics");
+            Ok(())
+        });
+        let panics = std::panic::AssertUnwindSafe(panics);
+        assert!(futures_util::FutureExt::catch_unwind(panics).await.is_err());
+        let cancelled = kafka.transaction(async |transaction| {
+            transaction.send(&topic, &2).await?.await?;
+            std::future::pending::<()>().await;
+            Ok(())
+        });
+        assert!(tokio::time::timeout(Duration::from_millis(500), cancelled).await.is_err());
+        // Neither is waited for by readers until it times out: what is behind them is seen at once.
+        kafka.transaction(async |transaction| transaction.send(&topic, &3).await.map(drop)).await.unwrap();
+        assert_eq!(seen(&kafka, &topic, IsolationLevel::ReadCommitted).await, [3]);
+    }
+
+    async fn a_transaction_that_must_be_aborted_for_a_passing_reason_is_made_again(backend) {
+        let (source, topic) = (backend.topic("source", 1).await, backend.topic("again", 1).await);
+        let (kafka, group) = (backend.instance(), unique("group"));
+        let consumer = kafka
+            .get_consumer_with([&source], |c| c.group_id(&group).set("enable.auto.commit", false))
+            .await
+            .unwrap();
+        let stale = group_of(&consumer).await;
+        consumer.close(PATIENCE).await.unwrap();
+        let consumer = kafka
+            .get_consumer_with([&source], |c| c.group_id(&group).set("enable.auto.commit", false))
+            .await
+            .unwrap();
+        let fresh = group_of(&consumer).await;
+        let mut producer = producer(backend, &unique("id")).await;
+        let mut attempts = 0;
+        let offset = [(TopicPartition::new(&*source, 0), 5)];
+        let run = producer.run(async |transaction| {
+            attempts += 1;
+            let _delivery = transaction.send(&topic, &attempts).await?;
+            let group = if attempts < 3 { &stale } else { &fresh };
+            transaction.send_offsets(group, offset.clone()).await
+        });
+        run.await.unwrap();
+        assert_eq!(attempts, 3, "a group that was rebalanced refuses the first two");
+        producer.close().await.unwrap();
+        consumer.close(PATIENCE).await.unwrap();
+        assert_eq!(seen(&kafka, &topic, IsolationLevel::ReadCommitted).await, [3]);
+        assert_eq!(committed_offset(&kafka, &group, &source).await, Some(5));
+    }
+
+    async fn a_slow_body_ends_its_transactions_before_their_time(backend) {
+        let (source, target) = (backend.topic("slow", 1).await, backend.topic("target", 1).await);
+        let group = unique("slow");
+        let kafka = KafkaInstance::new(backend.config().set("transaction.timeout.ms", 1000)).unwrap();
+        let plain = kafka.get_producer().await.unwrap();
+        for number in 0..30 {
+            let _delivery = plain.send(&source, &number).await.unwrap();
+        }
+        plain.close().await.unwrap();
+        // One poll hands out all, which takes three seconds.
+        let run = ExactlyOnce::new(&kafka, [&*source], &*group).run(async |record, output| {
+            let number: i64 = record.json()?;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            if number == 20 {
+                let committed = committed_offset(&kafka, &group, &source).await;
+                assert!(committed.is_some_and(|offset| offset > 5), "{committed:?}");
+            }
+            output.send(&target, &number).await.map(drop)
+        });
+        let all = async {
+            while seen(&kafka, &target, IsolationLevel::ReadCommitted).await.len() < 30 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::select! {
+            ended = run => panic!("{ended:?}"),
+            () = all => {}
+        }
+        let expected: Vec<i64> = (0..30).collect();
+        assert_eq!(seen(&kafka, &target, IsolationLevel::ReadCommitted).await, expected);
+    }
+
     async fn what_is_copied_exactly_once_is_there_once_after_failures_and_restarts(backend) {
         let (source, target) = (backend.topic("source", 3).await, backend.topic("target", 1).await);
         let (kafka, group, id) = (backend.instance(), unique("copiers"), unique("copier"));
