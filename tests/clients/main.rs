@@ -13,6 +13,7 @@ mod admin;
 mod backend;
 mod codecs;
 mod consumer_protocol;
+mod dropped;
 mod errors;
 mod facade;
 mod faults;
