@@ -741,7 +741,7 @@ fn metadata() -> Metadata {
 fn whatever_happens_nothing_is_skipped_and_no_commit_is_wrong() {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let from = number("DTKAFKA_MODEL_FROM").unwrap_or(0);
-    for seed in from..from + number("DTKAFKA_MODEL_SEEDS").unwrap_or(8) {
+    for seed in from..from + number("DTKAFKA_MODEL_SEEDS").unwrap_or(30) {
         World::new(seed).run();
     }
 }
