@@ -94,7 +94,9 @@ pub use config::{
     ProducerConfig, SaslMechanism, SecurityProtocol, SettingValue,
 };
 pub use connection::transport::{Connecting, Transport, TransportStream};
-pub use consumer::{ConsumerRecords, KafkaConsumer, PartitionRecords, RebalanceListener, RecordRef};
+pub use consumer::{
+    ConsumerRecords, KafkaConsumer, OffsetAndTimestamp, PartitionRecords, RebalanceListener, RecordRef,
+};
 pub use error::{Error, ErrorCode, ErrorKind, Result, Stage};
 #[doc(hidden)]
 pub use facade::ErasedHandler;

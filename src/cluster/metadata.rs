@@ -77,6 +77,11 @@ impl Metadata {
         Some((partition.leader?, partition.leader_epoch))
     }
 
+    /// The id of a topic; all zeros where it is not known.
+    pub(crate) fn topic_id(&self, topic: &str) -> TopicId {
+        self.topics.get(topic).map_or(TopicId::default(), |topic| topic.id)
+    }
+
     /// The name of the topic with this id.
     #[allow(dead_code, reason = "fetches and commits by topic id will ask")]
     pub(crate) fn topic_name(&self, id: &TopicId) -> Option<&Arc<str>> {

@@ -8,6 +8,7 @@ mod brokers;
 mod candidates;
 mod causes;
 mod coordinators;
+mod hints;
 pub(crate) mod metadata;
 mod refresh;
 mod task;
@@ -31,7 +32,8 @@ use self::{
 pub(crate) use self::{
     brokers::Lane,
     coordinators::CoordinatorKind,
-    metadata::{Metadata, UNKNOWN_TOPIC_OR_PARTITION},
+    hints::{Endpoint, LeaderHint},
+    metadata::{Metadata, TopicId, UNKNOWN_TOPIC_OR_PARTITION},
     refresh::Create,
 };
 use crate::{

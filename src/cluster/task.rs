@@ -145,7 +145,11 @@ fn publish(
                 new
             };
             shared.brokers.learn(&new);
-            shared.snapshot.send_replace(new);
+            shared.snapshot.send_modify(|current| {
+                // Meanwhile another answer may have told who leads.
+                *current =
+                    if Arc::ptr_eq(current, &old) { new } else { Arc::new(new.with_newer_leaders(current)) };
+            });
             if let Some(over) = causes.handle_success(now, ()) {
                 let lasted_ms = over.lasted.as_millis() as u64;
                 tracing::info!(failures = over.failures, lasted_ms, "brokers tell about the cluster again");

@@ -4,6 +4,7 @@
 //! reaches `Debug`, `get`, an error or a log line.
 
 mod env;
+mod iso8601;
 pub(crate) mod jaas;
 mod overlay;
 mod properties;

@@ -23,6 +23,8 @@ pub(crate) enum Kind {
     /// Bytes, both bounds included.
     Bytes(i64, i64),
     Choice(&'static [&'static str]),
+    /// Where to start: one of [`AutoOffsetReset::ACCEPTED`].
+    Reset,
     /// A comma-separated list of some of these.
     Choices(&'static [&'static str]),
     /// `host:port` list.
@@ -73,7 +75,9 @@ const fn row(
     Property { name, aliases, kind, default, used_by, doc }
 }
 
-use Kind::{Addresses, Bytes, Choice, Choices, Flag, Ignored, Int, Millis, Path, Pem, Secret, Text, Url};
+use Kind::{
+    Addresses, Bytes, Choice, Choices, Flag, Ignored, Int, Millis, Path, Pem, Reset, Secret, Text, Url,
+};
 use UsedBy::{Consumer, Every, Producer};
 
 /// Every known property. Aliases are librdkafka's names and kafka-python's where underscores for dots do not suffice.
@@ -148,7 +152,7 @@ pub(crate) static PROPERTIES: &[Property] = &[
     row("group.protocol", &[], Choice(GroupProtocol::ACCEPTED), Some("classic"), Consumer, "classic: the members assign; consumer: the broker does (KIP-848); auto: consumer where broker and group have it, else classic (ours)"),
     row("group.remote.assignor", &[], Text, None, Consumer, "the broker's assignor, uniform or range; the broker's first without; with group.protocol consumer or auto"),
     row("partition.assignment.strategy", &[], Text, Some("range,roundrobin"), Consumer, "assignors in order of preference: range, roundrobin, sticky, cooperative-sticky, or Java's class names; cooperative alone rebalances without a stop (KIP-429)"),
-    row("auto.offset.reset", &[], Choice(AutoOffsetReset::ACCEPTED), Some("latest"), Consumer, "where to start without a committed offset"),
+    row("auto.offset.reset", &[], Reset, Some("latest"), Consumer, "where to start without a committed offset: earliest, latest, none (an error), or by_duration:P7D, as far back (KIP-1106)"),
     row("enable.auto.commit", &[], Flag, Some("true"), Consumer, "commit what earlier polls handed out"),
     row("auto.commit.interval.ms", &[], Millis(1, INT), Some("5000"), Consumer, "pause between automatic commits"),
     row("max.poll.records", &[], Int(1, INT), Some("500"), Consumer, "records per poll"),
@@ -294,6 +298,8 @@ pub(crate) fn check(kind: Kind, value: &str) -> Result<(), String> {
         },
         Choice(list) if list.iter().any(|one| one.eq_ignore_ascii_case(trimmed)) => Ok(()),
         Choice(list) => Err(format!("accepted: {}", listed(list))),
+        Reset if trimmed.parse::<AutoOffsetReset>().is_ok() => Ok(()),
+        Reset => Err(format!("accepted: {}", listed(AutoOffsetReset::ACCEPTED))),
         Choices(list) => {
             let known = |part: &str| list.iter().any(|one| one.eq_ignore_ascii_case(part.trim()));
             if trimmed.split(',').all(known) {
@@ -344,6 +350,9 @@ pub(crate) fn shown(kind: Kind, value: &str) -> String {
         // Another property's value may have got here.
         Choice(list) | Choices(list) if check(kind, value).is_err() => {
             secrecy::refused(value, list).into_owned()
+        }
+        Reset if check(kind, value).is_err() => {
+            secrecy::refused(value, AutoOffsetReset::ACCEPTED).into_owned()
         }
         Flag if check(kind, value).is_err() => secrecy::refused(value, &["true", "false"]).into_owned(),
         Int(..) | Millis(..) | Bytes(..) if check(kind, value).is_err() => {

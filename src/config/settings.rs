@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
-use super::{secrecy, value::SettingValue};
+use super::{iso8601, secrecy, value::SettingValue};
 use crate::{
     connection::transport::Route,
     error::{Error, ErrorKind},
@@ -64,9 +64,6 @@ spellings!(SaslMechanism, "sasl.mechanism", {
 spellings!(Acks, "acks", { All => ["all", "-1"], Leader => ["1"], None => ["0"] });
 spellings!(Compression, "compression.type", {
     None => ["none"], Gzip => ["gzip"], Snappy => ["snappy"], Lz4 => ["lz4"], Zstd => ["zstd"],
-});
-spellings!(AutoOffsetReset, "auto.offset.reset", {
-    Earliest => ["earliest"], Latest => ["latest"], None => ["none"],
 });
 spellings!(IsolationLevel, "isolation.level", {
     ReadUncommitted => ["read_uncommitted"], ReadCommitted => ["read_committed"],
@@ -355,6 +352,54 @@ pub enum AutoOffsetReset {
     Latest,
     /// Fail, naming the partition.
     None,
+    /// At the first record that is no older than this (KIP-1106), and at the end where none is: `by_duration:P7D`, as ISO 8601
+    /// writes durations of days, hours, minutes and seconds.
+    ByDuration(Duration),
+}
+
+impl AutoOffsetReset {
+    pub(crate) const ACCEPTED: &'static [&'static str] =
+        &["earliest", "latest", "none", "by_duration:PnDTnHnMnS"];
+}
+
+impl fmt::Display for AutoOffsetReset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Earliest => f.write_str("earliest"),
+            Self::Latest => f.write_str("latest"),
+            Self::None => f.write_str("none"),
+            Self::ByDuration(age) => write!(f, "by_duration:{}", iso8601::format(*age)),
+        }
+    }
+}
+
+impl FromStr for AutoOffsetReset {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let lower = text.trim().to_ascii_lowercase();
+        let age = lower.strip_prefix("by_duration:").and_then(iso8601::parse);
+        match (lower.as_str(), age) {
+            ("earliest", _) => Ok(Self::Earliest),
+            ("latest", _) => Ok(Self::Latest),
+            ("none", _) => Ok(Self::None),
+            (_, Some(age)) => Ok(Self::ByDuration(age)),
+            _ => Err(Error::new(
+                ErrorKind::Config,
+                format!(
+                    "{:?} is no auto.offset.reset; accepted: {}",
+                    secrecy::refused(text.trim(), Self::ACCEPTED),
+                    Self::ACCEPTED.join(", ")
+                ),
+            )),
+        }
+    }
+}
+
+impl From<AutoOffsetReset> for SettingValue {
+    fn from(value: AutoOffsetReset) -> Self {
+        Self::new(value.to_string())
+    }
 }
 
 /// How a member and its group's coordinator come to terms (`group.protocol`).

@@ -13,11 +13,12 @@ use tracing::warn;
 
 use super::{
     buffer::Aborted,
-    partitions::{Partition, Partitions, Phase},
-    session::{Session, SessionRequest, Wanted},
+    partitions::{Checked, EpochEnd, Partition, Partitions, Phase, Replica, Truncation},
+    session::{Names, Session, SessionRequest, Wanted},
 };
 use crate::{
     batch::{Decompressor, Incomplete, split},
+    cluster::{Endpoint, LeaderHint},
     connection::api::wire,
     error::{Error, Result},
     flights::{Token, Tokens},
@@ -46,6 +47,8 @@ pub(crate) struct FetchSettings {
     pub(crate) read_committed: bool,
     pub(crate) retry_backoff: Duration,
     pub(crate) retry_backoff_max: Duration,
+    /// How long a replica is read from before the leader is asked again (KIP-392): `metadata.max.age.ms`.
+    pub(crate) replica_max_age: Duration,
 }
 
 /// What a fetch answer asks the rest of the consumer to do.
@@ -55,6 +58,11 @@ pub(crate) struct Effects {
     pub(crate) refresh_metadata: bool,
     /// Positions outside the log: the reset policy decides.
     pub(crate) out_of_range: Vec<(TopicPartition, i64)>,
+    /// Logs that were cut before the position.
+    pub(crate) truncated: Vec<(TopicPartition, Truncation)>,
+    /// Who leads now, as who does not has said (KIP-951), and where those are.
+    pub(crate) hints: Vec<LeaderHint>,
+    pub(crate) endpoints: Vec<Endpoint>,
     /// For the user.
     pub(crate) errors: Vec<Error>,
     /// There is something to hand out.
@@ -74,6 +82,7 @@ struct InFlight {
 struct Aside {
     out: InFlight,
     asked: BTreeMap<TopicPartition, Wanted>,
+    names: Names,
 }
 
 #[derive(Debug)]
@@ -197,7 +206,9 @@ impl Fetcher {
         let state = self.broker(broker);
         let out = InFlight { token, reserved: max_bytes, since: now };
         state.asked_aside.extend(fresh.iter().cloned());
-        state.aside = Some(Aside { out, asked: fresh.iter().cloned().collect() });
+        let mut names = Names::default();
+        fresh.iter().for_each(|(key, wanted)| names.add(key, wanted.topic_id));
+        state.aside = Some(Aside { out, asked: fresh.iter().cloned().collect(), names });
         Some(FetchAction {
             broker,
             token,
@@ -306,18 +317,21 @@ impl Fetcher {
 
     /// Whom a partition is fetched from, and what is wanted of it at the moment.
     fn judge(&self, now: Instant, partition: &Partition) -> Option<(i32, Option<Wanted>)> {
-        let (leader, leader_epoch) = partition.leader?;
+        let (source, leader_epoch) = partition.source(now)?;
         if partition.paused || matches!(partition.phase(), Phase::Failed(_)) {
             return None;
         }
-        let ready = partition.is_due(now) && partition.queue.bytes() < self.refill_below();
+        let ready =
+            !partition.is_unchecked && partition.is_due(now) && partition.queue.bytes() < self.refill_below();
         let wanted = partition.position().filter(|_| ready).map(|position| Wanted {
             life: partition.life(),
             offset: position.fetch,
             leader_epoch,
+            last_epoch: position.fetch_epoch,
+            topic_id: partition.topic_id,
             max_bytes: self.settings.max_partition_bytes,
         });
-        Some((leader, wanted))
+        Some((source, wanted))
     }
 
     /// A broker's answer, or why there is none.
@@ -332,17 +346,12 @@ impl Fetcher {
     ) -> Effects {
         let mut effects = Effects::default();
         let Some(state) = self.brokers.get_mut(&broker) else { return effects };
-        if let Some(Aside { asked, .. }) = state.aside.take_if(|aside| aside.out.token == token) {
+        if let Some(aside) = state.aside.take_if(|aside| aside.out.token == token) {
             // What goes wrong here the session's fetch meets as well, and deals with.
             if let Some(answer) = answer.ok().filter(|answer| answer.error_code == 0) {
-                self.on_answer(
-                    now,
-                    answer,
-                    |_, key| asked.get(key).copied(),
-                    partitions,
-                    decompressor,
-                    &mut effects,
-                );
+                let asked = Asked { names: &aside.names, asked: &|key| aside.asked.get(key).copied() };
+                let taking = Taking { now, broker, settings: &self.settings, decompressor };
+                taking.take(answer, &asked, partitions, &mut effects);
             }
             return effects;
         }
@@ -354,6 +363,7 @@ impl Fetcher {
             Err(error) => {
                 state.session.handle_failure();
                 state.retry_at = Some(now + state.backoff.next(&mut self.rng));
+                partitions.forget_replica(broker);
                 effects.refresh_metadata = true;
                 if !error.is_retriable() {
                     effects.errors.push(error);
@@ -379,61 +389,87 @@ impl Fetcher {
         };
         let unordered = if answer.session_id == 0 { &answer.responses[..] } else { &[] };
         for topic in unordered {
+            let Some(name) = state.session.names().topic(topic.topic_id.0, &topic.topic) else { continue };
             for data in topic.partitions.iter().filter(|data| brought(data)) {
-                let topic = Arc::from(topic.topic.as_str());
+                let topic = Arc::clone(&name);
                 state.session.handle_served(&TopicPartition { topic, partition: data.partition_index });
             }
         }
-        let asked =
-            |fetcher: &Self, key: &TopicPartition| fetcher.brokers.get(&broker)?.session.asked(key).copied();
-        self.on_answer(now, answer, asked, partitions, decompressor, &mut effects);
+        let session = &state.session;
+        let asked = Asked { names: session.names(), asked: &|key| session.asked(key).copied() };
+        let taking = Taking { now, broker, settings: &self.settings, decompressor };
+        taking.take(answer, &asked, partitions, &mut effects);
         effects
     }
+}
 
-    fn on_answer(
+/// What an answer is the answer to.
+struct Asked<'a> {
+    names: &'a Names,
+    asked: &'a dyn Fn(&TopicPartition) -> Option<Wanted>,
+}
+
+/// One answer being taken in.
+struct Taking<'a> {
+    now: Instant,
+    broker: i32,
+    settings: &'a FetchSettings,
+    decompressor: &'a Decompressor,
+}
+
+impl Taking<'_> {
+    fn take(
         &self,
-        now: Instant,
         answer: wire::FetchResponse,
-        asked: impl Fn(&Self, &TopicPartition) -> Option<Wanted>,
+        asked: &Asked<'_>,
         partitions: &mut Partitions,
-        decompressor: &Decompressor,
         effects: &mut Effects,
     ) {
         for topic in answer.responses {
-            let name: Arc<str> = Arc::from(topic.topic.as_str());
+            let id = topic.topic_id.0;
+            let Some(name) = asked.names.topic(id, &topic.topic) else { continue };
             for data in topic.partitions {
                 let key = TopicPartition { topic: Arc::clone(&name), partition: data.partition_index };
-                let Some(asked) = asked(self, &key) else { continue };
-                self.on_partition(now, &key, asked, data, partitions, decompressor, effects);
+                let Some(wanted) = (asked.asked)(&key) else { continue };
+                self.on_partition(&key, wanted, data, partitions, effects);
             }
+        }
+        if !effects.hints.is_empty() {
+            effects.endpoints.extend(answer.node_endpoints.into_iter().map(|endpoint| Endpoint {
+                id: endpoint.node_id,
+                host: endpoint.host.to_string(),
+                port: endpoint.port,
+                rack: endpoint.rack.map(|rack| rack.to_string()),
+            }));
         }
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one partition of an answer, with everything it may change"
-    )]
     fn on_partition(
         &self,
-        now: Instant,
         key: &TopicPartition,
         asked: Wanted,
         data: wire::fetch_response::PartitionData,
         partitions: &mut Partitions,
-        decompressor: &Decompressor,
         effects: &mut Effects,
     ) {
+        let now = self.now;
         let Some(partition) = partitions.get_mut(key) else { return };
         let Some(mut fetch) = partition.position().map(|position| position.fetch) else { return };
         if (partition.life(), fetch) != (asked.life, asked.offset) {
             return; // it was released or moved while the answer was on its way
         }
         if data.error_code != 0 {
-            // While there is something left to hand out nothing is reset, and nothing is asked in vain meanwhile.
-            partition.retry_at = Some(now + self.settings.retry_backoff);
-            let drained = partition.queue.is_empty();
-            self.on_partition_error(key, data.error_code, asked.offset, drained, effects);
-            return;
+            return self.on_refused(key, asked, &data, partition, effects);
+        }
+        if data.diverging_epoch.end_offset >= 0 {
+            // KIP-320, from version 12 on: the broker has compared the epochs itself.
+            let end = EpochEnd { epoch: data.diverging_epoch.epoch, offset: data.diverging_epoch.end_offset };
+            return self.on_diverged(key, end, partitions, effects);
+        }
+        let is_leader = partition.leader.is_some_and(|(leader, _)| leader == self.broker);
+        if data.preferred_read_replica >= 0 && is_leader && data.preferred_read_replica != self.broker {
+            let until = now + self.settings.replica_max_age;
+            partition.replica = Some(Replica { id: data.preferred_read_replica, until });
         }
         partition.end = Some(match self.settings.read_committed && data.last_stable_offset >= 0 {
             true => data.last_stable_offset,
@@ -447,6 +483,7 @@ impl Fetcher {
         let before = partition.queue.bytes();
         let mut batches = split(records);
         let mut is_damaged = false;
+        let mut epoch = -1;
         for batch in &mut batches {
             let batch = match batch {
                 Ok(batch) => batch,
@@ -462,10 +499,11 @@ impl Fetcher {
                 continue;
             }
             let skip = match &mut aborted {
-                Some(aborted) => aborted.skips(&batch, decompressor),
+                Some(aborted) => aborted.skips(&batch, self.decompressor),
                 None => batch.is_control,
             };
             fetch = batch.last_offset.saturating_add(1);
+            epoch = batch.leader_epoch;
             partition.queue.push(batch, skip);
         }
         if fetch == asked.offset && !is_damaged {
@@ -485,6 +523,9 @@ impl Fetcher {
             partition.retry_at = Some(now + self.settings.retry_backoff_max);
         }
         if let Some(position) = partition.position_mut() {
+            if fetch != asked.offset {
+                position.fetch_epoch = epoch;
+            }
             position.fetch = fetch;
         }
         let added = partition.queue.bytes() - before;
@@ -508,6 +549,52 @@ impl Fetcher {
                  else the log is damaged here: seek past the batch",
                 self.settings.max_partition_bytes
             ))
+    }
+
+    /// The broker's log differs from what was fetched.
+    fn on_diverged(
+        &self,
+        key: &TopicPartition,
+        end: EpochEnd,
+        partitions: &mut Partitions,
+        effects: &mut Effects,
+    ) {
+        match partitions.handle_epoch_end(key, end) {
+            Checked::Truncated(truncation) => effects.truncated.push((key.clone(), truncation)),
+            // Not to be asked in a circle, whatever the broker means.
+            Checked::Same | Checked::Refetched => {
+                if let Some(partition) = partitions.get_mut(key) {
+                    partition.retry_at = Some(self.now + self.settings.retry_backoff);
+                }
+            }
+        }
+    }
+
+    fn on_refused(
+        &self,
+        key: &TopicPartition,
+        asked: Wanted,
+        data: &wire::fetch_response::PartitionData,
+        partition: &mut Partition,
+        effects: &mut Effects,
+    ) {
+        let leader = &data.current_leader;
+        if leader.leader_id >= 0 && leader.leader_epoch > asked.leader_epoch {
+            effects.hints.push(LeaderHint {
+                partition: key.clone(),
+                leader: leader.leader_id,
+                epoch: leader.leader_epoch,
+            });
+        }
+        if partition.replica.take_if(|replica| replica.id == self.broker).is_some() {
+            // KIP-392: what the replica cannot serve its leader can, at once.
+            effects.refresh_metadata |= data.error_code != code::OFFSET_OUT_OF_RANGE;
+            return;
+        }
+        // While there is something left to hand out nothing is reset, and nothing is asked in vain meanwhile.
+        partition.retry_at = Some(self.now + self.settings.retry_backoff);
+        let drained = partition.queue.is_empty();
+        self.on_partition_error(key, data.error_code, asked.offset, drained, effects);
     }
 
     fn on_partition_error(
@@ -538,7 +625,11 @@ impl Fetcher {
                     .errors
                     .push(told().with_hint("the broker cannot read its own log here: seek past the offset"));
             }
-            code::UNKNOWN_TOPIC_OR_PARTITION | code::FENCED_LEADER_EPOCH | code::UNKNOWN_LEADER_EPOCH => {
+            code::UNKNOWN_TOPIC_OR_PARTITION
+            | code::UNKNOWN_TOPIC_ID
+            | code::INCONSISTENT_TOPIC_ID
+            | code::FENCED_LEADER_EPOCH
+            | code::UNKNOWN_LEADER_EPOCH => {
                 effects.refresh_metadata = true;
             }
             _ if is_passing(&told()) => {

@@ -3,8 +3,12 @@ use bytes::BytesMut;
 use super::*;
 use crate::{
     batch::{BatchBuilder, Compressor, Stamp},
+    config::settings::AutoOffsetReset,
     config::settings::Compression,
-    consumer::partitions::{Next, Position, Turn},
+    consumer::{
+        lookups::Lookups,
+        partitions::{EpochEnds, Next, Position, ResetTo, Turn},
+    },
     time,
 };
 
@@ -32,6 +36,7 @@ impl Bench {
             read_committed: true,
             retry_backoff: Duration::from_millis(100),
             retry_backoff_max: Duration::from_secs(1),
+            replica_max_age: Duration::from_secs(300),
         };
         let mut partitions = Partitions::default();
         partitions.assign((0..).take(leaders.len()).map(key), &Phase::Fetching(Position::at(0)));
@@ -47,6 +52,10 @@ impl Bench {
 
     fn sent(action: &FetchAction) -> Vec<(i32, i64)> {
         action.request.partitions.iter().map(|(key, wanted)| (key.partition, wanted.offset)).collect()
+    }
+
+    fn forgotten(action: &FetchAction) -> Vec<i32> {
+        action.request.forgotten.iter().map(|(key, _)| key.partition).collect()
     }
 
     fn answer(&mut self, action: &FetchAction, data: Vec<wire::fetch_response::PartitionData>) -> Effects {
@@ -144,7 +153,7 @@ fn a_full_partition_is_left_out_until_a_poll_makes_room() {
     assert_eq!(fetch.max_wait, Duration::from_millis(500));
     bench.answer(&fetch, vec![data(0, batch(0, 200))]);
     let fetch = bench.plan().unwrap();
-    assert_eq!(fetch.request.forgotten, [key(0)]);
+    assert_eq!(Bench::forgotten(&fetch), [0]);
     assert_eq!(fetch.max_wait, Duration::from_millis(500), "nobody waits for it as long as nobody polls");
     assert_eq!(bench.poll(100).len(), 10);
     assert!(bench.partitions.take_wants_fetch());
@@ -204,7 +213,7 @@ fn a_partition_that_was_released_or_paused_is_forgotten_and_nothing_is_asked_for
     bench.answer(&first, vec![]);
     bench.answer(&second, vec![]);
     let fetch = bench.plan().unwrap();
-    assert_eq!((fetch.broker, &fetch.request.forgotten[..]), (1, &[key(1)][..]));
+    assert_eq!((fetch.broker, Bench::forgotten(&fetch)), (1, vec![1]));
     assert!(bench.plan().is_none(), "nothing of broker 2 is left");
     bench.answer(&fetch, vec![]);
     bench.partitions.set_paused(&key(0), true);
@@ -225,7 +234,7 @@ fn a_partition_moves_with_its_leader_from_one_session_to_another() {
     bench.answer(&other, vec![data(1, batch(0, 10))]);
     assert_eq!(bench.poll(100), Vec::<i64>::new(), "no record comes twice");
     let fetch = bench.plan().unwrap();
-    assert_eq!((fetch.broker, &fetch.request.forgotten[..]), (1, &[key(1)][..]));
+    assert_eq!((fetch.broker, Bench::forgotten(&fetch)), (1, vec![1]));
     let other = bench.plan().unwrap();
     assert_eq!((other.broker, Bench::sent(&other)), (2, vec![(1, 10)]));
 }
@@ -377,7 +386,7 @@ fn errors_of_one_partition_pause_it_alone() {
         let effects = bench.answer(&fetch, vec![refused(0, error), data(1, batch(0, 10))]);
         assert!(effects.refresh_metadata && effects.errors.is_empty());
         let fetch = bench.plan().unwrap();
-        assert_eq!((Bench::sent(&fetch), fetch.request.forgotten), (vec![(1, 10)], vec![key(0)]));
+        assert_eq!((Bench::sent(&fetch), Bench::forgotten(&fetch)), (vec![(1, 10)], vec![0]));
     }
     let mut bench = Bench::new(&[1], 1 << 20);
     let fetch = bench.plan().unwrap();
@@ -607,4 +616,278 @@ fn a_partition_that_is_full_for_long_costs_no_fetch() {
         }
     }
     assert!(fetches <= 11, "{fetches} fetches in 5 s");
+}
+
+/// As [`batch`], of this leader epoch.
+fn batch_of(base_offset: i64, epoch: i32) -> Vec<u8> {
+    let mut bytes = batch(base_offset, 10);
+    // Not under the CRC.
+    bytes[12..16].copy_from_slice(&epoch.to_be_bytes());
+    bytes
+}
+
+impl Bench {
+    /// Partition 0 of broker 1 at epoch 3, with records up to 20 fetched of which `taken` were handed out.
+    fn read_up_to_20(taken: usize) -> Self {
+        let mut bench = Self::new(&[1], 1 << 20);
+        bench.lead(1, 3);
+        let fetch = bench.plan().unwrap();
+        bench.answer(&fetch, vec![data(0, [batch_of(0, 2), batch_of(10, 3)].concat())]);
+        assert_eq!(bench.poll(taken).len(), taken);
+        bench
+    }
+
+    fn lead(&mut self, broker: i32, epoch: i32) {
+        self.partitions.set_leaders(self.now, |_| Some((broker, epoch)));
+    }
+
+    fn lookups(policy: AutoOffsetReset) -> Lookups {
+        let pause = Duration::from_millis(100);
+        Lookups::new(policy, pause, Backoff::new(pause, pause * 10), Rng::new(1))
+    }
+
+    /// The new leader answers the one question that there must be.
+    fn check(&mut self, lookups: &mut Lookups, epoch: i32, offset: i64) -> crate::consumer::lookups::Effects {
+        let (_, checks) = lookups.poll_questions(self.now, &mut self.partitions).checks.unwrap();
+        assert!(self.plan().is_none_or(|fetch| Self::sent(&fetch).is_empty()), "it is not fetched unchecked");
+        let ends = EpochEnds::from([(key(0), Ok(EpochEnd { epoch, offset }))]);
+        lookups.handle_epoch_ends(self.now, &checks, Ok(Some(ends)), &mut self.partitions)
+    }
+
+    fn position(&self) -> Position {
+        self.partitions.get(&key(0)).unwrap().position().unwrap()
+    }
+}
+
+#[test]
+fn a_new_leader_is_asked_whether_it_has_what_was_fetched_before_it_is_fetched_from() {
+    let mut bench = Bench::read_up_to_20(5);
+    let mut lookups = Bench::lookups(AutoOffsetReset::None);
+    bench.lead(2, 4);
+    let (broker, checks) = lookups.poll_questions(bench.now, &mut bench.partitions).checks.unwrap();
+    assert_eq!((broker, checks[0].leader_epoch, checks[0].epoch, checks[0].offset), (2, 4, 3, 20));
+    assert!(bench.plan().is_none());
+    assert_eq!(bench.poll(3), [5, 6, 7], "what is there is handed out meanwhile");
+    bench.lead(1, 5);
+    let ends = EpochEnds::from([(key(0), Ok(EpochEnd { epoch: 1, offset: 0 }))]);
+    lookups.handle_epoch_ends(bench.now, &checks, Ok(Some(ends)), &mut bench.partitions);
+    assert_eq!(bench.position().next, 8, "what a former leader says is nothing any more");
+    bench.check(&mut lookups, 3, 25);
+    let fetch = bench.plan().unwrap();
+    assert_eq!((fetch.broker, Bench::sent(&fetch)), (1, vec![(0, 20)]));
+    assert_eq!(fetch.request.partitions[0].1.last_epoch, 3);
+}
+
+#[test]
+fn a_log_cut_behind_the_position_is_fetched_again_from_the_position() {
+    let mut bench = Bench::read_up_to_20(12);
+    let mut lookups = Bench::lookups(AutoOffsetReset::None);
+    bench.lead(2, 4);
+    let effects = bench.check(&mut lookups, 3, 15);
+    assert!(effects.errors.is_empty() && !effects.settled);
+    assert_eq!((bench.position().next, bench.position().fetch), (12, 12));
+    assert_eq!(bench.partitions.buffered(), 0);
+    bench.check(&mut lookups, 3, 15);
+    assert_eq!(Bench::sent(&bench.plan().unwrap()), [(0, 12)]);
+}
+
+#[test]
+fn a_log_cut_before_the_position_is_read_on_where_it_was_cut_or_is_an_error_by_the_reset_policy() {
+    for policy in [AutoOffsetReset::Earliest, AutoOffsetReset::Latest] {
+        let mut bench = Bench::read_up_to_20(20);
+        let mut lookups = Bench::lookups(policy);
+        assert_eq!(bench.covered(0), Some(20));
+        bench.lead(2, 4);
+        bench.check(&mut lookups, 2, 10);
+        assert_eq!(bench.position(), Position::after(10, 2));
+        assert_eq!(bench.covered(0), Some(10), "the next automatic commit goes back");
+        // The record before it is of an epoch that is not the leader's: it is asked about as well.
+        bench.check(&mut lookups, 2, 10);
+        assert_eq!(Bench::sent(&bench.plan().unwrap()), [(0, 10)]);
+    }
+    let mut bench = Bench::read_up_to_20(20);
+    let mut lookups = Bench::lookups(AutoOffsetReset::None);
+    bench.lead(2, 4);
+    assert!(bench.check(&mut lookups, 2, 10).settled);
+    let error = bench.partitions.failure().unwrap();
+    assert_eq!((error.topic(), error.partition()), (Some("t"), Some(0)));
+    assert_eq!((error.offset(), error.divergent_offset()), (Some(20), Some(10)), "{error}");
+}
+
+#[test]
+fn what_was_handed_out_before_the_cut_and_is_not_done_is_neither_committed_nor_skipped() {
+    let mut bench = Bench::read_up_to_20(5);
+    bench.partitions.cover();
+    assert_eq!(bench.poll(10).len(), 10);
+    let mut lookups = Bench::lookups(AutoOffsetReset::Latest);
+    bench.lead(2, 4);
+    bench.check(&mut lookups, 2, 10);
+    assert_eq!(bench.partitions.covered(|_| None)[&key(0)].offset, 5, "5 to 9 are still in the user's hands");
+    assert_eq!(bench.covered(0), Some(10), "the next poll covers them");
+
+    let mut bench = Bench::new(&[1], 1 << 20);
+    bench.partitions.acknowledge_each();
+    bench.lead(1, 3);
+    let fetch = bench.plan().unwrap();
+    bench.answer(&fetch, vec![data(0, batch_of(0, 3))]);
+    assert_eq!(bench.poll(10).len(), 10);
+    bench.lead(2, 4);
+    bench.check(&mut lookups, 3, 7);
+    assert_eq!(bench.position().next, 0, "nothing was acknowledged: all of it comes again");
+}
+
+#[test]
+fn a_leader_that_knows_no_such_epoch_leaves_it_to_the_reset_policy() {
+    // Its log begins later, or it has more of an earlier epoch than was read: where they part nobody can say.
+    for (epoch, offset) in [(-1, -1), (2, 30)] {
+        let mut bench = Bench::read_up_to_20(20);
+        let mut lookups = Bench::lookups(AutoOffsetReset::Earliest);
+        bench.lead(2, 4);
+        bench.check(&mut lookups, epoch, offset);
+        let partition = bench.partitions.get(&key(0)).unwrap();
+        assert!(matches!(partition.phase(), Phase::AwaitingReset(ResetTo::Earliest)), "{partition:?}");
+    }
+}
+
+#[test]
+fn where_no_epoch_can_be_compared_nothing_is_asked() {
+    let mut lookups = Bench::lookups(AutoOffsetReset::None);
+    // Of a broker without the API.
+    let mut bench = Bench::read_up_to_20(20);
+    bench.lead(2, 4);
+    let (_, checks) = lookups.poll_questions(bench.now, &mut bench.partitions).checks.unwrap();
+    lookups.handle_epoch_ends(bench.now, &checks, Ok(None), &mut bench.partitions);
+    assert_eq!(Bench::sent(&bench.plan().unwrap()), [(0, 20)]);
+    // A leader without an epoch, the epoch that was read, and a position whose epoch nobody knows.
+    for (epoch, at) in [(-1, None), (3, None), (9, Some(7))] {
+        let mut bench = Bench::read_up_to_20(20);
+        if let Some(at) = at {
+            bench.partitions.restart(&key(0), Phase::Fetching(Position::at(at)));
+        }
+        bench.lead(2, epoch);
+        assert!(lookups.poll_questions(bench.now, &mut bench.partitions).checks.is_none());
+        assert!(bench.plan().is_some());
+    }
+}
+
+#[test]
+fn a_committed_offset_of_another_epoch_is_checked_before_it_is_read_from() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let mut lookups = Bench::lookups(AutoOffsetReset::Earliest);
+    bench.lead(1, 6);
+    bench.partitions.set_position(&key(0), 50, 4);
+    bench.check(&mut lookups, 4, 40);
+    assert_eq!(bench.position(), Position::after(40, 4));
+}
+
+#[test]
+fn a_check_that_fails_is_asked_again_after_a_pause_and_metadata_is_refreshed() {
+    let mut bench = Bench::read_up_to_20(20);
+    let mut lookups = Bench::lookups(AutoOffsetReset::Earliest);
+    bench.lead(2, 4);
+    for code in [code::FENCED_LEADER_EPOCH, code::UNKNOWN_LEADER_EPOCH, code::NOT_LEADER_OR_FOLLOWER] {
+        let (_, checks) = lookups.poll_questions(bench.now, &mut bench.partitions).checks.unwrap();
+        let ends = EpochEnds::from([(key(0), Err(code))]);
+        let effects = lookups.handle_epoch_ends(bench.now, &checks, Ok(Some(ends)), &mut bench.partitions);
+        assert!(effects.refresh_metadata && effects.errors.is_empty());
+        assert!(lookups.poll_questions(bench.now, &mut bench.partitions).checks.is_none());
+        bench.now = Lookups::poll_timeout(bench.now, &bench.partitions).unwrap();
+    }
+}
+
+#[test]
+fn a_diverging_epoch_in_a_fetch_answer_is_a_truncation() {
+    let mut bench = Bench::read_up_to_20(20);
+    let fetch = bench.plan().unwrap();
+    let mut diverged = data(0, Vec::new());
+    diverged.diverging_epoch.epoch = 2;
+    diverged.diverging_epoch.end_offset = 10;
+    let effects = bench.answer(&fetch, vec![diverged]);
+    assert_eq!(effects.truncated[0].1.divergent, Some((10, 2)));
+    assert_eq!(effects.truncated[0].1.position, 20);
+}
+
+#[test]
+fn a_topic_made_again_is_read_by_the_reset_policy_and_nothing_of_the_old_one_is_committed() {
+    let ids = |bench: &mut Bench, id: u8| bench.partitions.set_topic_ids(|_| [id; 16]);
+    let mut bench = Bench::read_up_to_20(20);
+    assert!(ids(&mut bench, 1).is_empty(), "an id that is heard of first is no news");
+    assert!(ids(&mut bench, 0).is_empty(), "nor is a broker that tells none");
+    assert_eq!(bench.covered(0), Some(20));
+    let again = ids(&mut bench, 2);
+    assert_eq!(again, [key(0)]);
+    for (policy, fails) in [(AutoOffsetReset::Earliest, false), (AutoOffsetReset::None, true)] {
+        assert_eq!(Bench::lookups(policy).handle_made_again(&again, &mut bench.partitions), fails);
+        assert_eq!(bench.covered(0), None);
+        assert_eq!(bench.partitions.buffered(), 0);
+    }
+    let error = bench.partitions.failure().unwrap();
+    assert!(error.to_string().contains("made again"), "{error}");
+}
+
+#[test]
+fn topics_are_asked_for_by_id_and_answers_are_told_apart_by_it() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    bench.partitions.set_topic_ids(|_| [7; 16]);
+    let fetch = bench.plan().unwrap();
+    assert!(fetch.request.by_id);
+    let answer = |id: u8| wire::FetchResponse {
+        session_id: 9,
+        responses: vec![wire::fetch_response::FetchableTopicResponse {
+            topic_id: wire::Uuid([id; 16]),
+            partitions: vec![data(0, batch(0, 10))],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    bench.answered(&fetch, Ok(answer(6)));
+    assert_eq!(bench.position().fetch, 0, "that is another topic");
+    let fetch = bench.plan().unwrap();
+    bench.answered(&fetch, Ok(answer(7)));
+    assert_eq!(bench.position().fetch, 10);
+}
+
+#[test]
+fn the_nearest_replica_is_read_until_it_refuses_and_at_most_for_its_time() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let send_to_2 = |bench: &mut Bench| {
+        let fetch = bench.plan().unwrap();
+        assert_eq!(fetch.broker, 1);
+        let mut nearer = data(0, Vec::new());
+        nearer.preferred_read_replica = 2;
+        bench.answer(&fetch, vec![nearer]);
+        // The session with it may have the partition on its list still.
+        bench.plan().filter(|fetch| fetch.broker == 2).unwrap()
+    };
+    // One that lags has not got that far: its leader has.
+    let fetch = send_to_2(&mut bench);
+    let effects = bench.answer(&fetch, vec![refused(0, code::OFFSET_OUT_OF_RANGE)]);
+    assert!(effects.out_of_range.is_empty(), "only the leader's word is taken for that");
+    // One that cannot be reached.
+    let fetch = send_to_2(&mut bench);
+    bench.answered(&fetch, Err(Error::new(crate::ErrorKind::Disconnected, "gone")));
+    // Its time is over.
+    let fetch = send_to_2(&mut bench);
+    bench.answer(&fetch, vec![data(0, Vec::new())]);
+    bench.now += Duration::from_secs(300);
+    bench.partitions.check_replicas(bench.now, |_| true);
+    // It is not among the brokers any more.
+    send_to_2(&mut bench);
+    bench.partitions.check_replicas(bench.now, |broker| broker != 2);
+    // The leader moves.
+    send_to_2(&mut bench);
+    bench.lead(1, 1);
+    assert_eq!(bench.plan().map(|fetch| fetch.broker), Some(1));
+}
+
+#[test]
+fn a_refusal_that_names_the_leader_is_handed_on() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    let mut moved = refused(0, code::NOT_LEADER_OR_FOLLOWER);
+    moved.current_leader.leader_id = 2;
+    moved.current_leader.leader_epoch = 1;
+    let effects = bench.answer(&fetch, vec![moved]);
+    assert_eq!(effects.hints, [LeaderHint { partition: key(0), leader: 2, epoch: 1 }]);
+    assert!(effects.refresh_metadata);
 }

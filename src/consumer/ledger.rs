@@ -112,6 +112,24 @@ impl Account {
         self.out = 0;
     }
 
+    /// The log is another one from `mark` on: another life begins there. What was handed out before it and is not done stays
+    /// so until the next poll; what is done or committed after it is nothing any more.
+    pub(crate) fn cut(&mut self, life: Life, mark: Mark) {
+        let is_uncovered =
+            self.is_uncovered && self.covered.is_none_or(|covered| covered.offset < mark.offset);
+        self.restart(life);
+        self.is_uncovered = is_uncovered;
+        self.begun = self.begun.map(|begun| begun.min(mark.offset));
+        if self.covered.is_none_or(|covered| covered.offset > mark.offset) {
+            self.covered = Some(mark);
+        }
+    }
+
+    /// Records were handed out that the next poll covers.
+    pub(crate) fn is_uncovered(&self) -> bool {
+        self.is_uncovered
+    }
+
     /// The life has its place: found by a look-up, or set by the user.
     pub(crate) fn begin_at(&mut self, mark: Mark) {
         self.begun = Some(self.begun.map_or(mark.offset, |begun| begun.min(mark.offset)));

@@ -1,16 +1,17 @@
-//! Where a partition without a position begins: at the group's committed offset, or where the reset policy says. Pure.
+//! Where a partition without a position begins: at the group's committed offset, or where the reset policy says; and whether
+//! a position is in the log of a new leader (KIP-320). Pure.
 //!
 //! It says what to ask and understands the answers. A partition is asked about once at a time, and again after a pause if
 //! that failed; what must happen beyond the partitions is for the core to do.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{
     fetch::{code::OFFSET_OUT_OF_RANGE, is_passing},
     ledger::Life,
-    partitions::{Partition, Partitions, Phase, ResetTo},
+    partitions::{Check, Checked, EpochEnds, Partition, Partitions, Phase, ResetTo, Truncation},
 };
 use crate::{
     config::settings::AutoOffsetReset,
@@ -29,8 +30,19 @@ pub(crate) struct Lookup {
     pub(crate) to: ResetTo,
 }
 
-/// The answer for one partition: an offset (below 0: there is none), or the broker's code.
-pub(crate) type Found = BTreeMap<TopicPartition, Result<i64, i16>>;
+/// A place in a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Below 0: there is none.
+    pub(crate) offset: i64,
+    /// Committed: of the record before it; looked up by time: of the record there. -1 where unknown.
+    pub(crate) leader_epoch: i32,
+    /// Of the record there, where it was looked up by time.
+    pub(crate) timestamp: i64,
+}
+
+/// The answer for each partition, or the broker's code.
+pub(crate) type Found = BTreeMap<TopicPartition, Result<Place, i16>>;
 
 /// What to ask now.
 #[derive(Debug, Default)]
@@ -39,6 +51,8 @@ pub(crate) struct Questions {
     pub(crate) committed: Vec<(TopicPartition, Life)>,
     /// Of one leader.
     pub(crate) offsets: Option<(i32, Vec<Lookup>)>,
+    /// Of one leader: whether it has what was fetched.
+    pub(crate) checks: Option<(i32, Vec<Check>)>,
     /// A partition has no leader that could be asked.
     pub(crate) leaderless: bool,
 }
@@ -88,10 +102,55 @@ impl Lookups {
         restart(key, phase, partitions)
     }
 
+    /// A log was cut before the position. With a reset policy reading goes on where it was cut, as in Java; without one the
+    /// user decides. True if it fails there.
+    pub(crate) fn handle_truncated(
+        &self,
+        key: &TopicPartition,
+        truncation: &Truncation,
+        partitions: &mut Partitions,
+    ) -> bool {
+        let error = truncation.error().with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
+        match (self.policy, truncation.divergent) {
+            (AutoOffsetReset::None, _) => {
+                let hint = "undo what was made of the records behind, and seek; or set auto.offset.reset, to go on there";
+                restart(key, Phase::Failed(error.with_hint(hint)), partitions)
+            }
+            (_, Some((offset, epoch))) => {
+                warn!(%error, "records that were read are gone; reading goes on where the log was truncated");
+                partitions.cut(key, offset, epoch);
+                false
+            }
+            (_, None) => {
+                warn!(%error, "records that were read are gone; auto.offset.reset decides where reading goes on");
+                restart(key, self.reset_phase(), partitions)
+            }
+        }
+    }
+
+    /// A topic was deleted and made again: the positions of the old one mean nothing in the new. True if one fails.
+    pub(crate) fn handle_made_again(&self, keys: &[TopicPartition], partitions: &mut Partitions) -> bool {
+        let mut failed = false;
+        for key in keys {
+            let text = "the topic was deleted and made again: the position is of the old one";
+            let position = partitions.get(key).and_then(Partition::position).map(|position| position.next);
+            let phase = self.reset_or(|| {
+                let error = Error::from_code("Metadata", crate::error::code::INCONSISTENT_TOPIC_ID)
+                    .with_message(text);
+                position.map_or(error.clone(), |position| error.with_offset(position))
+            });
+            warn!(partition = %key, position, policy = %self.policy, "{text}; auto.offset.reset decides where reading begins");
+            failed |= matches!(phase, Phase::Failed(_));
+            partitions.begin_again(key, phase);
+        }
+        failed
+    }
+
     fn reset_or(&self, failure: impl FnOnce() -> Error) -> Phase {
         match self.policy {
             AutoOffsetReset::Earliest => Phase::AwaitingReset(ResetTo::Earliest),
             AutoOffsetReset::Latest => Phase::AwaitingReset(ResetTo::Latest),
+            AutoOffsetReset::ByDuration(age) => Phase::AwaitingReset(ResetTo::Ago(age)),
             AutoOffsetReset::None => {
                 Phase::Failed(failure().with_hint("seek, or set auto.offset.reset to earliest or latest"))
             }
@@ -125,11 +184,72 @@ impl Lookups {
                 _ => {}
             }
         });
+        partitions.each_unchecked(|key, partition| {
+            if partition.asked || !partition.is_due(now) {
+                return;
+            }
+            let Some((leader, check)) = partition.check(key) else { return };
+            let (broker, checks) = questions.checks.get_or_insert_with(|| (leader, Vec::new()));
+            if *broker == leader {
+                partition.asked = true;
+                checks.push(check);
+            }
+        });
         questions
     }
 
+    /// What a leader says of where epochs end; `None`: it cannot tell, and reading goes on as with brokers before KIP-320.
+    pub(crate) fn handle_epoch_ends(
+        &mut self,
+        now: Instant,
+        asked: &[Check],
+        answer: Result<Option<EpochEnds>>,
+        partitions: &mut Partitions,
+    ) -> Effects {
+        let mut effects = Effects::default();
+        let missing = Error::protocol("the answer left out a partition");
+        let (mut ends, missing) = match answer {
+            Ok(Some(ends)) => (ends, missing),
+            Ok(None) => {
+                for check in asked.iter().filter(|check| partitions.awaits(check)).collect::<Vec<_>>() {
+                    partitions.set_checked(&check.partition);
+                }
+                return effects;
+            }
+            Err(error) => (EpochEnds::new(), error),
+        };
+        for check in asked {
+            if !partitions.awaits(check) {
+                continue;
+            }
+            let key = &check.partition;
+            match ends.remove(key) {
+                Some(Ok(end)) => match partitions.handle_epoch_end(key, end) {
+                    Checked::Same => self.backoff.reset(),
+                    Checked::Refetched => {
+                        debug!(partition = %key, ?end, "what was buffered is not in the log any more")
+                    }
+                    Checked::Truncated(truncation) => {
+                        effects.settled |= self.handle_truncated(key, &truncation, partitions);
+                    }
+                },
+                Some(Err(code)) => {
+                    effects.refresh_metadata = true;
+                    let error = Error::from_code("OffsetForLeaderEpoch", code);
+                    self.retry(now, key, &error, partitions, &mut effects);
+                }
+                None => {
+                    effects.refresh_metadata = true;
+                    self.retry(now, key, &missing, partitions, &mut effects);
+                }
+            }
+        }
+        effects
+    }
+
     pub(crate) fn poll_timeout(now: Instant, partitions: &Partitions) -> Option<Instant> {
-        partitions.unsettled().filter_map(|(_, partition)| partition.retry_at).filter(|at| *at > now).min()
+        let waiting = partitions.unsettled().chain(partitions.unchecked());
+        waiting.filter_map(|(_, partition)| partition.retry_at).filter(|at| *at > now).min()
     }
 
     /// The committed offsets of the partitions asked about.
@@ -146,9 +266,9 @@ impl Lookups {
             let Some(partition) = awaiting(key, *life, partitions) else { continue };
             partition.asked = false;
             match found.remove(key) {
-                Some(Ok(offset)) if offset >= 0 => {
+                Some(Ok(Place { offset, leader_epoch, .. })) if offset >= 0 => {
                     self.backoff.reset();
-                    partitions.set_position(key, offset);
+                    partitions.set_position(key, offset, leader_epoch);
                     partitions.set_committed(key, offset);
                     effects.settled = true;
                 }
@@ -177,10 +297,15 @@ impl Lookups {
             let Some(partition) = awaiting(key, lookup.life, partitions) else { continue };
             partition.asked = false;
             match found.remove(key) {
-                Some(Ok(offset)) if offset >= 0 => {
+                Some(Ok(Place { offset, .. })) if offset >= 0 => {
                     self.backoff.reset();
-                    partitions.set_position(key, offset);
+                    // As in Java without an epoch: the record before it may not be there.
+                    partitions.set_position(key, offset, -1);
                     effects.settled = true;
+                }
+                Some(Ok(_)) if lookup.to.is_time() => {
+                    // Nothing is that young: reading begins with what comes next.
+                    partitions.restart(key, Phase::AwaitingReset(ResetTo::Latest));
                 }
                 Some(Ok(_)) => {
                     let error = Error::protocol("the broker knows no offset");
@@ -279,6 +404,10 @@ mod tests {
         }
     }
 
+    fn found(offset: i64) -> Result<Place, i16> {
+        Ok(Place { offset, leader_epoch: -1, timestamp: -1 })
+    }
+
     fn key(partition: i32) -> TopicPartition {
         TopicPartition::new("orders", partition)
     }
@@ -290,7 +419,7 @@ mod tests {
         assert_eq!(asked.len(), 4);
         assert!(bench.questions().committed.is_empty(), "the question is out");
 
-        let answer = Found::from([(key(0), Ok(5)), (key(1), Ok(-1)), (key(2), Err(16))]);
+        let answer = Found::from([(key(0), found(5)), (key(1), found(-1)), (key(2), Err(16))]);
         let effects = bench.lookups.handle_committed(bench.now, &asked, Ok(answer), &mut bench.partitions);
         assert!(effects.settled && effects.forget_coordinator && !effects.refresh_metadata);
         assert_eq!(effects.errors.len(), 1, "an answer that leaves a partition out is a broken broker's");
@@ -337,7 +466,7 @@ mod tests {
         let mut bench = Bench::new(AutoOffsetReset::Earliest, &start);
         let (_, asked) = bench.questions().offsets.unwrap();
         bench.partitions.restart(&key(0), Phase::AwaitingReset(ResetTo::Latest));
-        let answer = Found::from([(key(0), Ok(1)), (key(1), Ok(2))]);
+        let answer = Found::from([(key(0), found(1)), (key(1), found(2))]);
         let effects = bench.lookups.handle_listed(bench.now, &asked, Ok(answer), &mut bench.partitions);
         assert!(effects.settled && effects.errors.is_empty());
         assert_eq!((bench.next(0), bench.next(1)), (None, Some(2)));

@@ -37,7 +37,7 @@ use self::{
     core::Core,
     ledger::Life,
     listener::Listening,
-    lookups::{Found, Lookup},
+    lookups::{Found, Lookup, Place},
     offsets::{Offset, Offsets, commit_timeout},
     partitions::{Next, Phase, Position, ResetTo, Turn},
 };
@@ -322,12 +322,13 @@ impl KafkaConsumer {
         let mut insisting = Insisting::new(&self.shared, deadline);
         let found = loop {
             let found = requests::find_committed(&self.shared, None, &partitions, deadline).await;
-            let found = found.and_then(|found| all_found("OffsetFetch", &partitions, &found));
+            let found = found.and_then(|found| all_found("OffsetFetch", partitions.iter(), &found));
             if let Some(outcome) = insisting.settle(found).await {
                 break outcome?;
             }
         };
-        Ok(found.into_iter().map(|(key, offset)| (key, (offset >= 0).then_some(offset))).collect())
+        let offset = |place: Place| (place.offset >= 0).then_some(place.offset);
+        Ok(found.into_iter().map(|(key, place)| (key, offset(place))).collect())
     }
 
     /// The offset of the next record that will be handed out; waits until it is known.
@@ -381,6 +382,16 @@ impl KafkaConsumer {
     /// [`ErrorKind::InvalidArgument`] if a partition is not assigned.
     pub fn seek_to_end<'a>(&self, partitions: impl IntoIterator<Item = &'a TopicPartition>) -> Result<()> {
         self.seek_all(partitions, ResetTo::Latest)
+    }
+
+    /// Goes on at the first record with this time or a later one, in milliseconds since the Unix epoch; at the end where there
+    /// is none.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if the partition is not assigned or the time is negative.
+    pub fn seek_to_time(&self, partition: &TopicPartition, timestamp: i64) -> Result<()> {
+        check_time(partition, timestamp)?;
+        self.seek_all([partition], ResetTo::Time(timestamp))
     }
 
     fn seek_all<'a>(
@@ -448,7 +459,8 @@ impl KafkaConsumer {
         &self,
         partitions: impl IntoIterator<Item = TopicPartition>,
     ) -> Result<BTreeMap<TopicPartition, i64>> {
-        self.list_offsets(partitions.into_iter().collect(), ResetTo::Earliest).await
+        let asked = partitions.into_iter().map(|key| (key, ResetTo::Earliest)).collect();
+        Ok(offsets(self.list_offsets(asked).await?))
     }
 
     /// The offsets that the next records will get (with `read_committed`: after the last record that can be read).
@@ -462,22 +474,50 @@ impl KafkaConsumer {
         &self,
         partitions: impl IntoIterator<Item = TopicPartition>,
     ) -> Result<BTreeMap<TopicPartition, i64>> {
-        self.list_offsets(partitions.into_iter().collect(), ResetTo::Latest).await
+        let asked = partitions.into_iter().map(|key| (key, ResetTo::Latest)).collect();
+        Ok(offsets(self.list_offsets(asked).await?))
+    }
+
+    /// The first records with these times or later ones, in milliseconds since the Unix epoch; `None` where there is none.
+    /// Partitions need not be assigned.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] for a negative time; the leaders' errors; [`ErrorKind::Timeout`] after
+    /// `default.api.timeout.ms`.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn offsets_for_times(
+        &self,
+        times: impl IntoIterator<Item = (TopicPartition, i64)>,
+    ) -> Result<BTreeMap<TopicPartition, Option<OffsetAndTimestamp>>> {
+        let mut asked = BTreeMap::new();
+        for (key, time) in times {
+            check_time(&key, time)?;
+            asked.insert(key, ResetTo::Time(time));
+        }
+        let found = self.list_offsets(asked).await?;
+        let record = |place: Place| {
+            let Place { offset, leader_epoch, timestamp } = place;
+            (offset >= 0).then(|| OffsetAndTimestamp {
+                offset,
+                timestamp,
+                leader_epoch: Some(leader_epoch).filter(|epoch| *epoch >= 0),
+            })
+        };
+        Ok(found.into_iter().map(|(key, place)| (key, record(place))).collect())
     }
 
     async fn list_offsets(
         &self,
-        mut partitions: Vec<TopicPartition>,
-        to: ResetTo,
-    ) -> Result<BTreeMap<TopicPartition, i64>> {
-        partitions.sort();
-        partitions.dedup();
-        let mut topics: Vec<_> = partitions.iter().map(|key| Arc::clone(&key.topic)).collect();
+        asked: BTreeMap<TopicPartition, ResetTo>,
+    ) -> Result<BTreeMap<TopicPartition, Place>> {
+        let mut topics: Vec<_> = asked.keys().map(|key| Arc::clone(&key.topic)).collect();
         topics.dedup();
         let deadline = self.api_deadline();
         let mut insisting = Insisting::new(&self.shared, deadline);
         loop {
-            let found = self.ask_leaders(&topics, &partitions, to, deadline).await;
+            let found = self.ask_leaders(&topics, &asked, deadline).await;
             if let Some(outcome) = insisting.settle(found).await {
                 return outcome;
             }
@@ -487,26 +527,25 @@ impl KafkaConsumer {
     async fn ask_leaders(
         &self,
         topics: &[Arc<str>],
-        partitions: &[TopicPartition],
-        to: ResetTo,
+        asked: &BTreeMap<TopicPartition, ResetTo>,
         deadline: Instant,
-    ) -> Result<BTreeMap<TopicPartition, i64>> {
+    ) -> Result<BTreeMap<TopicPartition, Place>> {
         let metadata = self.shared.cluster.require_topics(topics, Create::Never, deadline).await?;
         let mut leaders: BTreeMap<i32, Vec<Lookup>> = BTreeMap::new();
-        for key in partitions {
+        for (key, to) in asked {
             let Some((leader, leader_epoch)) = metadata.leader(&key.topic, key.partition) else {
                 return Err(Error::from_code("Metadata", UNKNOWN_TOPIC_OR_PARTITION)
                     .with_topic(Arc::clone(&key.topic))
                     .with_partition(key.partition));
             };
-            let lookup = Lookup { partition: key.clone(), life: Life::NONE, leader_epoch, to };
+            let lookup = Lookup { partition: key.clone(), life: Life::NONE, leader_epoch, to: *to };
             leaders.entry(leader).or_default().push(lookup);
         }
         let mut found = BTreeMap::new();
         for (leader, lookups) in leaders {
             found.extend(requests::list_offsets(&self.shared, leader, &lookups, deadline).await?);
         }
-        all_found("ListOffsets", partitions, &found)
+        all_found("ListOffsets", asked.keys(), &found)
     }
 
     /// Commits what is covered (with `enable.auto.commit`), leaves the group, and returns by `deadline` at the latest. The
@@ -639,6 +678,18 @@ impl<'a> Insisting<'a> {
     }
 }
 
+/// Where a record is that was looked up by time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OffsetAndTimestamp {
+    /// Its offset.
+    pub offset: i64,
+    /// Its time, in milliseconds since the Unix epoch.
+    pub timestamp: i64,
+    /// The leader epoch it was written under, where known.
+    pub leader_epoch: Option<i32>,
+}
+
 /// One poll under way; the time until the next counts from its end, however it ends.
 struct Polling<'a> {
     shared: &'a Shared,
@@ -735,19 +786,33 @@ impl Drop for Polling<'_> {
     }
 }
 
-fn all_found(
+fn all_found<'a>(
     api: &'static str,
-    partitions: &[TopicPartition],
+    partitions: impl Iterator<Item = &'a TopicPartition>,
     found: &Found,
-) -> Result<BTreeMap<TopicPartition, i64>> {
-    let offset = |key: &TopicPartition| match found.get(key) {
-        Some(Ok(offset)) => Ok((key.clone(), *offset)),
+) -> Result<BTreeMap<TopicPartition, Place>> {
+    let place = |key: &TopicPartition| match found.get(key) {
+        Some(Ok(place)) => Ok((key.clone(), *place)),
         Some(Err(code)) => {
             Err(Error::from_code(api, *code).with_topic(Arc::clone(&key.topic)).with_partition(key.partition))
         }
         None => Err(Error::protocol("the answer left out a partition").with_api(api)),
     };
-    partitions.iter().map(offset).collect()
+    partitions.map(place).collect()
+}
+
+fn offsets(places: BTreeMap<TopicPartition, Place>) -> BTreeMap<TopicPartition, i64> {
+    places.into_iter().map(|(key, place)| (key, place.offset)).collect()
+}
+
+fn check_time(key: &TopicPartition, time: i64) -> Result<()> {
+    if time >= 0 {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidArgument, format!("{time} is no time to look for"))
+        .with_topic(Arc::clone(&key.topic))
+        .with_partition(key.partition)
+        .with_hint("times are milliseconds since the Unix epoch"))
 }
 
 fn close_timeout() -> Error {

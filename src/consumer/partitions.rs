@@ -7,32 +7,47 @@
 //! Nothing that happens with every fetch or poll goes over all partitions: those that look for an offset, those that have
 //! failed, and those that the fetcher must look at again are listed apart.
 
+mod source;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
+    time::Duration,
 };
+
+pub(crate) use self::source::{Check, Checked, EpochEnd, EpochEnds, Replica, Truncation};
 
 use super::{
     buffer::{Chunk, Decoded, Decoding, Queue, Taken},
     ledger::{Account, Life, Lives, Mark},
     offsets::{Offset, Offsets},
 };
-use crate::{error::Error, record::TopicPartition, time::Instant};
+use crate::{cluster::TopicId, error::Error, record::TopicPartition, time::Instant};
 
 /// Where to start when there is no offset, as ListOffsets wants it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ResetTo {
     Earliest,
     Latest,
+    /// At the first record with this time or a later one, in milliseconds since the Unix epoch; at the end without one.
+    Time(i64),
+    /// The same, that long before now (KIP-1106).
+    Ago(Duration),
 }
 
 impl ResetTo {
-    /// The timestamp that stands for it on the wire.
-    pub(crate) fn timestamp(self) -> i64 {
+    /// The timestamp that stands for it on the wire. `now`: in milliseconds since the Unix epoch.
+    pub(crate) fn timestamp(self, now: i64) -> i64 {
         match self {
             Self::Earliest => -2,
             Self::Latest => -1,
+            Self::Time(time) => time,
+            Self::Ago(age) => now.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)).max(0),
         }
+    }
+
+    pub(crate) fn is_time(self) -> bool {
+        matches!(self, Self::Time(_) | Self::Ago(_))
     }
 }
 
@@ -53,11 +68,18 @@ pub(crate) struct Position {
     pub(crate) fetch: i64,
     /// Of the last record handed out; -1 where unknown.
     pub(crate) leader_epoch: i32,
+    /// Of the last batch fetched; -1 where unknown.
+    pub(crate) fetch_epoch: i32,
 }
 
 impl Position {
     pub(crate) fn at(offset: i64) -> Self {
-        Self { next: offset, fetch: offset, leader_epoch: -1 }
+        Self::after(offset, -1)
+    }
+
+    /// The record before it is of this leader epoch, or -1.
+    pub(crate) fn after(offset: i64, epoch: i32) -> Self {
+        Self { next: offset, fetch: offset, leader_epoch: epoch, fetch_epoch: epoch }
     }
 
     fn mark(self) -> Mark {
@@ -79,6 +101,12 @@ pub(crate) struct Partition {
     /// Not to be asked about or fetched before.
     pub(crate) retry_at: Option<Instant>,
     pub(crate) leader: Option<(i32, i32)>,
+    /// Of the topic it is of; all zeros where unknown.
+    pub(crate) topic_id: TopicId,
+    /// Read from in place of the leader.
+    pub(crate) replica: Option<Replica>,
+    /// The leader may have another log than what was fetched: it is asked before the partition is fetched on.
+    pub(crate) is_unchecked: bool,
     /// The end of what can be read, as of the last fetch: the high watermark, or with read_committed the last stable offset.
     pub(crate) end: Option<i64>,
     /// It stands in `Partitions::ready`.
@@ -164,6 +192,8 @@ pub(crate) struct Partitions {
     /// Partitions whose first offset is being looked for.
     unsettled: BTreeSet<TopicPartition>,
     failed: BTreeSet<TopicPartition>,
+    /// Partitions whose position may not be in the log of their leader.
+    unchecked: BTreeSet<TopicPartition>,
     paused: BTreeSet<TopicPartition>,
     /// Partitions of which the fetcher may want something else than before. Some may not be assigned any more.
     touched: Vec<TopicPartition>,
@@ -247,25 +277,6 @@ impl Partitions {
         }
     }
 
-    /// Takes over who leads which partition. A new leader is worth asking at once. True if all have one.
-    pub(crate) fn set_leaders(
-        &mut self,
-        now: Instant,
-        leader: impl Fn(&TopicPartition) -> Option<(i32, i32)>,
-    ) -> bool {
-        let mut all = true;
-        for (key, partition) in &mut self.partitions {
-            let leader = leader(key);
-            all &= leader.is_some();
-            if leader != partition.leader {
-                partition.leader = leader;
-                partition.retry_at = partition.retry_at.map(|at| at.min(now));
-                mark(&mut partition.is_touched, key, &mut self.touched);
-            }
-        }
-        all
-    }
-
     fn set_phase(&mut self, key: &TopicPartition, phase: Phase) {
         let Some(partition) = self.partitions.get_mut(key) else { return };
         let phase = match phase {
@@ -279,6 +290,7 @@ impl Partitions {
         partition.phase = phase;
         partition.asked = false;
         partition.retry_at = None;
+        self.doubt(key);
         self.touch(key);
     }
 
@@ -332,6 +344,7 @@ impl Partitions {
         self.uncovered.retain(|key| partitions.contains_key(key));
         self.unsettled.retain(|key| partitions.contains_key(key));
         self.failed.retain(|key| partitions.contains_key(key));
+        self.unchecked.retain(|key| partitions.contains_key(key));
         self.paused.retain(|key| partitions.contains_key(key));
         self.buffered = self.partitions.values().map(|partition| partition.queue.bytes()).sum();
     }
@@ -351,6 +364,9 @@ impl Partitions {
             asked: false,
             retry_at: None,
             leader: None,
+            topic_id: TopicId::default(),
+            replica: None,
+            is_unchecked: false,
             end: None,
             is_ready: false,
             is_touched: false,
@@ -380,11 +396,11 @@ impl Partitions {
 
     /// A position found by a look-up. It is covered from the start: who comes after this member goes on from there, also
     /// when nothing was handed out.
-    pub(crate) fn set_position(&mut self, key: &TopicPartition, offset: i64) {
+    pub(crate) fn set_position(&mut self, key: &TopicPartition, offset: i64, leader_epoch: i32) {
         if let Some(partition) = self.partitions.get_mut(key) {
-            partition.account.begin_at(Mark { offset, leader_epoch: -1 });
+            partition.account.begin_at(Mark { offset, leader_epoch });
         }
-        self.set_phase(key, Phase::Fetching(Position::at(offset)));
+        self.set_phase(key, Phase::Fetching(Position::after(offset, leader_epoch)));
     }
 
     /// Begins another life at the first record that is not done; false if that life is over.
@@ -464,6 +480,7 @@ impl Partitions {
                 self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
                 partition.queue = Queue::default();
                 position.fetch = position.next;
+                position.fetch_epoch = position.leader_epoch;
             }
         }
     }

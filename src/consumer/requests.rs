@@ -12,11 +12,12 @@ use std::{
 use super::{
     Shared,
     fetch::FetchAction,
-    lookups::{Found, Lookup},
+    lookups::{Found, Lookup, Place},
     offsets::CommitAction,
+    partitions::{Check, EpochEnd, EpochEnds},
 };
 use crate::{
-    cluster::{CoordinatorKind, Lane, kafka_string, millis},
+    cluster::{CoordinatorKind, Lane, TopicId, kafka_string, millis},
     config::settings::IsolationLevel,
     connection::{
         Connection,
@@ -301,15 +302,21 @@ pub(super) async fn find_committed(
     }
     let answer = noted(shared, broker, connection.call(request, deadline).await)?;
     let mut found = Found::new();
-    let mut add = |name: &Arc<str>, partition: i32, offset: i64, code: i16| {
+    let mut add = |name: &Arc<str>, partition: i32, (offset, leader_epoch): (i64, i32), code: i16| {
         let key = TopicPartition { topic: Arc::clone(name), partition };
-        found.insert(key, if code == 0 { Ok(offset) } else { Err(code) });
+        let place = Place { offset, leader_epoch, timestamp: -1 };
+        found.insert(key, if code == 0 { Ok(place) } else { Err(code) });
     };
     let mut code = answer.error_code;
     for topic in answer.topics {
         let name: Arc<str> = Arc::from(topic.name.as_str());
         for partition in topic.partitions {
-            add(&name, partition.partition_index, partition.committed_offset, partition.error_code);
+            add(
+                &name,
+                partition.partition_index,
+                (partition.committed_offset, partition.committed_leader_epoch),
+                partition.error_code,
+            );
         }
     }
     for group in answer.groups {
@@ -317,7 +324,12 @@ pub(super) async fn find_committed(
         for topic in group.topics {
             let name: Arc<str> = Arc::from(topic.name.as_str());
             for partition in topic.partitions {
-                add(&name, partition.partition_index, partition.committed_offset, partition.error_code);
+                add(
+                    &name,
+                    partition.partition_index,
+                    (partition.committed_offset, partition.committed_leader_epoch),
+                    partition.error_code,
+                );
             }
         }
     }
@@ -332,13 +344,14 @@ pub(super) async fn list_offsets(
     deadline: Instant,
 ) -> Result<Found> {
     use wire::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
+    let now = shared.cluster.settings().environment.wall_clock_ms();
     let topics = by_topic(
         lookups.iter(),
         |lookup| &lookup.partition,
         |lookup| ListOffsetsPartition {
             partition_index: lookup.partition.partition,
             current_leader_epoch: lookup.leader_epoch,
-            timestamp: lookup.to.timestamp(),
+            timestamp: lookup.to.timestamp(now),
         },
     );
     let topic = |(name, partitions)| ListOffsetsTopic { name, partitions };
@@ -355,29 +368,82 @@ pub(super) async fn list_offsets(
         for partition in topic.partitions {
             let key = TopicPartition { topic: Arc::clone(&name), partition: partition.partition_index };
             let code = partition.error_code;
-            found.insert(key, if code == 0 { Ok(partition.offset) } else { Err(code) });
+            let (offset, leader_epoch) = (partition.offset, partition.leader_epoch);
+            let place = Place { offset, leader_epoch, timestamp: partition.timestamp };
+            found.insert(key, if code == 0 { Ok(place) } else { Err(code) });
         }
     }
     Ok(found)
 }
 
+/// Where epochs end in the log of one leader (KIP-320); `None` where that broker cannot tell.
+pub(super) async fn epoch_ends(
+    shared: &Shared,
+    broker: i32,
+    checks: &[Check],
+    deadline: Instant,
+) -> Result<Option<EpochEnds>> {
+    use wire::offset_for_leader_epoch_request::{OffsetForLeaderPartition, OffsetForLeaderTopic};
+    let connection = shared.cluster.connection(broker, Lane::Main, deadline).await?;
+    // As in Java: before version 3 it was for brokers alone to ask.
+    if connection.version::<wire::OffsetForLeaderEpochRequest>().is_none_or(|version| version < 3) {
+        return Ok(None);
+    }
+    let topics = by_topic(
+        checks.iter(),
+        |check| &check.partition,
+        |check| OffsetForLeaderPartition {
+            partition: check.partition.partition,
+            current_leader_epoch: check.leader_epoch,
+            leader_epoch: check.epoch,
+        },
+    );
+    let topic = |(topic, partitions)| OffsetForLeaderTopic { topic, partitions };
+    let request =
+        wire::OffsetForLeaderEpochRequest { replica_id: -1, topics: topics.into_iter().map(topic).collect() };
+    let answer = shared.cluster.call(broker, Lane::Main, request, deadline).await?;
+    let mut ends = EpochEnds::new();
+    for topic in answer.topics {
+        let name: Arc<str> = Arc::from(topic.topic.as_str());
+        for told in topic.partitions {
+            let key = TopicPartition { topic: Arc::clone(&name), partition: told.partition };
+            let end = EpochEnd { epoch: told.leader_epoch, offset: told.end_offset };
+            ends.insert(key, if told.error_code == 0 { Ok(end) } else { Err(told.error_code) });
+        }
+    }
+    Ok(Some(ends))
+}
+
+/// The last version of Fetch that names topics by name.
+const BY_NAME: i16 = 12;
+
 pub(super) async fn fetch(shared: &Shared, action: FetchAction) -> Result<wire::FetchResponse> {
     use wire::fetch_request::{FetchPartition, FetchTopic, ForgottenTopic};
+    let deadline = time::now() + action.max_wait + shared.cluster.settings().request_timeout;
+    let lane = if action.is_aside { Lane::Main } else { Lane::Fetch };
+    let connection = shared.cluster.connection(action.broker, lane, deadline).await?;
     let session = action.request;
-    let topics = by_topic(
+    let by_id =
+        session.by_id && connection.version::<wire::FetchRequest>().is_some_and(|version| version > BY_NAME);
+    let topics = by_topic_id(
         session.partitions.iter(),
         |(key, _)| key,
         |(key, wanted)| FetchPartition {
             partition: key.partition,
             current_leader_epoch: wanted.leader_epoch,
             fetch_offset: wanted.offset,
+            last_fetched_epoch: wanted.last_epoch,
             partition_max_bytes: wanted.max_bytes,
             ..Default::default()
         },
+        |(_, wanted)| wanted.topic_id,
     );
-    let topic = |(name, partitions)| FetchTopic { topic: name, partitions, ..Default::default() };
-    let forgotten = by_topic(session.forgotten.iter(), |key| key, |key| key.partition);
-    let forget = |(name, partitions)| ForgottenTopic { topic: name, partitions, ..Default::default() };
+    let topic = |(topic, id, partitions)| FetchTopic { topic, topic_id: wire::Uuid(id), partitions };
+    // By name, what was replaced would be forgotten under the name that is in use.
+    let replaced = if by_id { &session.replaced[..] } else { &[] };
+    let gone = session.forgotten.iter().chain(replaced);
+    let forgotten = by_topic_id(gone, |(key, _)| key, |(key, _)| key.partition, |(_, id)| *id);
+    let forget = |(topic, id, partitions)| ForgottenTopic { topic, topic_id: wire::Uuid(id), partitions };
     let request = wire::FetchRequest {
         max_wait_ms: millis(action.max_wait),
         min_bytes: shared.settings.fetch_min_bytes,
@@ -387,11 +453,17 @@ pub(super) async fn fetch(shared: &Shared, action: FetchAction) -> Result<wire::
         session_epoch: session.epoch.0,
         topics: topics.into_iter().map(topic).collect(),
         forgotten_topics_data: forgotten.into_iter().map(forget).collect(),
+        rack_id: shared.settings.client_rack.as_deref().map(kafka_string).unwrap_or_default(),
         ..Default::default()
     };
-    let deadline = time::now() + action.max_wait + shared.cluster.settings().request_timeout;
-    let lane = if action.is_aside { Lane::Main } else { Lane::Fetch };
-    shared.cluster.call(action.broker, lane, request, deadline).await
+    let answer = match by_id {
+        true => connection.call(request, deadline).await,
+        false => connection.call_up_to::<BY_NAME, _>(request, deadline).await,
+    };
+    if answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Disconnected) {
+        shared.cluster.refresh();
+    }
+    answer.map_err(|error| error.with_broker(action.broker))
 }
 
 fn isolation(shared: &Shared) -> i8 {
@@ -437,6 +509,29 @@ fn noted<T>(shared: &Shared, broker: i32, result: Result<T>) -> Result<T> {
         shared.cluster.forget_coordinator(CoordinatorKind::Group, group, broker);
     }
     result
+}
+
+/// Gathers items under their topics and those's ids. The items come sorted by partition, or nearly so.
+fn by_topic_id<'a, T, U>(
+    items: impl Iterator<Item = T>,
+    key: impl Fn(&T) -> &'a TopicPartition,
+    item: impl Fn(&T) -> U,
+    id: impl Fn(&T) -> TopicId,
+) -> Vec<(wire::Str, TopicId, Vec<U>)>
+where
+    T: 'a,
+{
+    let mut topics: Vec<(wire::Str, TopicId, Vec<U>)> = Vec::new();
+    for each in items {
+        let (topic, id) = (&key(&each).topic, id(&each));
+        if topics.last().is_none_or(|(name, last, _)| *last != id || name.as_str() != &**topic) {
+            topics.push((kafka_string(topic), id, Vec::new()));
+        }
+        if let Some((_, _, partitions)) = topics.last_mut() {
+            partitions.push(item(&each));
+        }
+    }
+    topics
 }
 
 /// Gathers items under their topics. The items come sorted by partition.

@@ -1,11 +1,12 @@
 //! An incremental fetch session with one broker (KIP-227): only what changed since the last fetch is sent. Pure.
 //!
-//! The broker keeps the list of partitions; whenever it is in doubt which list that is, the next fetch is a full one.
+//! The broker keeps the list of partitions; whenever it is in doubt which list that is, the next fetch is a full one. Topics
+//! are named by id where every id is known (KIP-516), by name otherwise; a session does one or the other.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::ledger::Life;
-use crate::record::TopicPartition;
+use crate::{cluster::TopicId, record::TopicPartition};
 
 /// What is asked of one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,13 +16,50 @@ pub(crate) struct Wanted {
     pub(crate) offset: i64,
     /// KIP-320: what we believe the leader's epoch is; -1 where unknown.
     pub(crate) leader_epoch: i32,
+    /// KIP-320: of the last batch fetched; -1 where unknown. The broker answers where its log differs.
+    pub(crate) last_epoch: i32,
+    pub(crate) topic_id: TopicId,
     pub(crate) max_bytes: i32,
+}
+
+/// The names of topics by their ids, for the answer to a request.
+#[derive(Debug, Default)]
+pub(crate) struct Names(BTreeMap<TopicId, (Arc<str>, usize)>);
+
+impl Names {
+    pub(crate) fn add(&mut self, key: &TopicPartition, id: TopicId) {
+        self.0.entry(id).or_insert_with(|| (Arc::clone(&key.topic), 0)).1 += 1;
+    }
+
+    fn remove(&mut self, id: TopicId) {
+        if let Some((_, count)) = self.0.get_mut(&id) {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(&id);
+            }
+        }
+    }
+
+    /// The topic of an answer: by its id, or by its name where it has none.
+    pub(crate) fn topic(&self, id: TopicId, name: &str) -> Option<Arc<str>> {
+        match id == TopicId::default() {
+            true => Some(Arc::from(name)),
+            false => self.0.get(&id).map(|(topic, _)| Arc::clone(topic)),
+        }
+    }
+
+    /// Whether every topic has an id.
+    pub(crate) fn are_complete(&self) -> bool {
+        !self.0.contains_key(&TopicId::default())
+    }
 }
 
 impl SessionRequest {
     /// A fetch of these partitions alone, outside any session.
     pub(crate) fn alone(partitions: Vec<(TopicPartition, Wanted)>) -> Self {
-        Self { id: NO_SESSION, epoch: SessionEpoch::NONE, partitions, forgotten: Vec::new() }
+        let by_id = partitions.iter().all(|(_, wanted)| wanted.topic_id != TopicId::default());
+        let (forgotten, replaced) = (Vec::new(), Vec::new());
+        Self { id: NO_SESSION, epoch: SessionEpoch::NONE, partitions, forgotten, replaced, by_id }
     }
 }
 
@@ -31,7 +69,11 @@ pub(crate) struct SessionRequest {
     pub(crate) id: i32,
     pub(crate) epoch: SessionEpoch,
     pub(crate) partitions: Vec<(TopicPartition, Wanted)>,
-    pub(crate) forgotten: Vec<TopicPartition>,
+    pub(crate) forgotten: Vec<(TopicPartition, TopicId)>,
+    /// Partitions of topics that were made again, under the ids they had. By name they are in their places already.
+    pub(crate) replaced: Vec<(TopicPartition, TopicId)>,
+    /// Topics may be named by id.
+    pub(crate) by_id: bool,
 }
 
 pub(crate) const SESSION_ID_NOT_FOUND: i16 = 70;
@@ -61,6 +103,10 @@ pub(crate) struct Session {
     epoch: SessionEpoch,
     /// What the broker has on its list, the last request included.
     known: BTreeMap<TopicPartition, Wanted>,
+    /// Of `known`.
+    names: Names,
+    /// The session was opened with ids.
+    by_id: bool,
     /// What the next request changes.
     changes: BTreeMap<TopicPartition, Option<Wanted>>,
     /// When each partition has last brought something, counted in such events: without a session the order is ours to keep
@@ -78,6 +124,11 @@ impl Session {
     /// What the last request asked of a partition, be it by silence.
     pub(crate) fn asked(&self, partition: &TopicPartition) -> Option<&Wanted> {
         self.known.get(partition)
+    }
+
+    /// The topics of the last request.
+    pub(crate) fn names(&self) -> &Names {
+        &self.names
     }
 
     /// A partition has brought records: others come before it in the next full fetch.
@@ -101,30 +152,61 @@ impl Session {
     /// The next request.
     pub(crate) fn request(&mut self) -> SessionRequest {
         if self.epoch == SessionEpoch::INITIAL {
-            for (key, wanted) in std::mem::take(&mut self.known) {
-                self.changes.entry(key).or_insert(Some(wanted));
-            }
+            self.begin_anew();
         }
-        let (mut partitions, mut forgotten) = (Vec::new(), Vec::new());
-        for (key, change) in std::mem::take(&mut self.changes) {
-            match change {
-                Some(wanted) => {
-                    if self.known.insert(key.clone(), wanted) != Some(wanted) {
-                        partitions.push((key, wanted));
-                    }
-                }
-                None => {
-                    self.served.remove(&key);
-                    if self.known.remove(&key).is_some() {
-                        forgotten.push(key);
-                    }
-                }
-            }
+        let mut request = self.changes();
+        let by_id = self.names.are_complete();
+        if by_id != self.by_id && self.epoch != SessionEpoch::INITIAL {
+            // Topics that had no id have one now, or the other way round: a session cannot change that.
+            self.epoch = SessionEpoch::INITIAL;
+            self.begin_anew();
+            request = self.changes();
         }
+        self.by_id = by_id;
+        request.by_id = by_id;
         if !self.served.is_empty() {
-            partitions.sort_by_cached_key(|(key, _)| self.served.get(key).copied());
+            request.partitions.sort_by_cached_key(|(key, _)| self.served.get(key).copied());
         }
-        SessionRequest { id: self.id, epoch: self.epoch, partitions, forgotten }
+        request
+    }
+
+    /// The broker is told everything again.
+    fn begin_anew(&mut self) {
+        self.names = Names::default();
+        for (key, wanted) in std::mem::take(&mut self.known) {
+            self.changes.entry(key).or_insert(Some(wanted));
+        }
+    }
+
+    fn changes(&mut self) -> SessionRequest {
+        let (mut partitions, mut forgotten, mut replaced) = (Vec::new(), Vec::new(), Vec::new());
+        for (key, change) in std::mem::take(&mut self.changes) {
+            let before = match change {
+                Some(wanted) => self.known.insert(key.clone(), wanted),
+                None => self.known.remove(&key),
+            };
+            let was = before.map(|before| before.topic_id);
+            let is = change.map(|wanted| wanted.topic_id);
+            if was != is {
+                was.into_iter().for_each(|id| self.names.remove(id));
+                is.into_iter().for_each(|id| self.names.add(&key, id));
+            }
+            match (change, was) {
+                (Some(wanted), _) if before == Some(wanted) => {}
+                (Some(wanted), was) => {
+                    if let Some(was) = was.filter(|was| *was != wanted.topic_id && *was != TopicId::default())
+                    {
+                        replaced.push((key.clone(), was));
+                    }
+                    partitions.push((key, wanted));
+                }
+                (None, was) => {
+                    self.served.remove(&key);
+                    forgotten.extend(was.map(|was| (key, was)));
+                }
+            }
+        }
+        SessionRequest { id: self.id, epoch: self.epoch, partitions, forgotten, replaced, by_id: false }
     }
 
     /// The broker answered the last request. False if the answer holds nothing but "begin anew".
@@ -165,13 +247,18 @@ mod tests {
         Lives::default().begin()
     }
 
+    fn wanted(offset: i64) -> Wanted {
+        let topic_id = TopicId::default();
+        Wanted { life: life(), offset, leader_epoch: 0, last_epoch: -1, topic_id, max_bytes: 100 }
+    }
+
     /// Wants exactly these partitions.
     fn request(session: &mut Session, list: &[(i32, i64)]) -> SessionRequest {
         for key in session.known.keys().cloned().collect::<Vec<_>>() {
             session.set(key, None);
         }
         for (partition, offset) in list {
-            let wanted = Wanted { life: life(), offset: *offset, leader_epoch: 0, max_bytes: 100 };
+            let wanted = wanted(*offset);
             session.set(TopicPartition::new("t", *partition), Some(wanted));
         }
         session.request()
@@ -179,7 +266,7 @@ mod tests {
 
     fn shown(request: &SessionRequest) -> (i32, i32, Vec<(i32, i64)>, Vec<i32>) {
         let sent = request.partitions.iter().map(|(key, wanted)| (key.partition, wanted.offset)).collect();
-        (request.id, request.epoch.0, sent, request.forgotten.iter().map(|key| key.partition).collect())
+        (request.id, request.epoch.0, sent, request.forgotten.iter().map(|(key, _)| key.partition).collect())
     }
 
     #[test]
@@ -210,7 +297,7 @@ mod tests {
         request(&mut session, &[(0, 5)]);
         session.handle_answer(0, 77);
         let key = TopicPartition::new("t", 0);
-        let moved = Wanted { life: life(), offset: 9, leader_epoch: 0, max_bytes: 100 };
+        let moved = wanted(9);
         session.set(key.clone(), Some(moved));
         assert_eq!(session.asked(&key).unwrap().offset, 5);
         assert_eq!(shown(&session.request()), (77, 1, vec![(0, 9)], vec![]));
@@ -240,6 +327,39 @@ mod tests {
             assert_eq!(shown(&request(&mut session, &[(0, 5)])), (0, 0, vec![(0, 5)], vec![]));
             assert!(session.handle_answer(0, 0));
         }
+    }
+
+    #[test]
+    fn a_topic_made_again_is_forgotten_under_its_old_id_and_asked_for_under_the_new() {
+        let mut session = Session::default();
+        let key = TopicPartition::new("t", 0);
+        let of = |id: u8| Some(Wanted { topic_id: [id; 16], ..wanted(5) });
+        session.set(key.clone(), of(1));
+        assert!(session.request().by_id);
+        session.handle_answer(0, 77);
+        session.set(key.clone(), of(2));
+        let request = session.request();
+        assert_eq!((request.epoch.0, &request.replaced), (1, &vec![(key.clone(), [1; 16])]));
+        assert_eq!((request.partitions.len(), request.forgotten.len()), (1, 0));
+        assert_eq!(session.names().topic([1; 16], ""), None, "an answer about the old one is nobody's");
+        assert_eq!(session.names().topic([2; 16], "").as_deref(), Some("t"));
+        session.handle_answer(0, 77);
+        session.set(key.clone(), None);
+        assert_eq!(session.request().forgotten, [(key, [2; 16])]);
+        assert_eq!(session.names().topic([2; 16], ""), None);
+    }
+
+    #[test]
+    fn a_session_by_name_begins_anew_when_every_topic_has_its_id() {
+        let mut session = Session::default();
+        let keys = [TopicPartition::new("a", 0), TopicPartition::new("b", 0)];
+        session.set(keys[0].clone(), Some(wanted(5)));
+        session.set(keys[1].clone(), Some(Wanted { topic_id: [2; 16], ..wanted(6) }));
+        assert!(!session.request().by_id);
+        session.handle_answer(0, 77);
+        session.set(keys[0].clone(), Some(Wanted { topic_id: [1; 16], ..wanted(5) }));
+        let request = session.request();
+        assert_eq!((request.id, request.epoch.0, request.by_id, request.partitions.len()), (77, 0, true, 2));
     }
 
     #[test]

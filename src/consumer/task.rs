@@ -12,6 +12,7 @@ use super::{
     core::{Action, Core, partition_count},
     ledger::Life,
     lookups::{Found, Lookup},
+    partitions::{Check, EpochEnds},
     requests,
     starving::{Starving, What},
 };
@@ -37,6 +38,7 @@ enum Event {
     Commit(Token, Result<BTreeMap<TopicPartition, i16>>),
     Committed(Vec<(TopicPartition, Life)>, Result<Found>),
     Listed(Vec<Lookup>, Result<Found>),
+    EpochEnds(Vec<Check>, Result<Option<EpochEnds>>),
     Fetched(i32, Token, Result<wire::FetchResponse>),
 }
 
@@ -124,6 +126,11 @@ fn start(shared: &Arc<Shared>, action: Action, work: &Flights<Event>) {
             let found = requests::list_offsets(&shared, broker, &lookups, deadline).await;
             Event::Listed(lookups, found)
         })),
+        Action::LearnLeaders(hints, endpoints) => shared.cluster.learn_leaders(&hints, &endpoints),
+        Action::CheckEpochs { broker, checks, deadline } => work.push(Box::pin(async move {
+            let ends = requests::epoch_ends(&shared, broker, &checks, deadline).await;
+            Event::EpochEnds(checks, ends)
+        })),
         Action::Fetch(fetch) => work.push(Box::pin(async move {
             let (broker, token) = (fetch.broker, fetch.token);
             Event::Fetched(broker, token, requests::fetch(&shared, fetch).await)
@@ -140,6 +147,7 @@ fn handle(shared: &Shared, event: Event) {
         Event::Plan(token, assignor, counts, plan) => core.handle_plan(now, token, assignor, counts, &plan),
         Event::Commit(token, answer) => core.handle_commit(now, token, answer),
         Event::Committed(asked, found) => core.handle_found_committed(now, &asked, found),
+        Event::EpochEnds(asked, ends) => core.handle_epoch_ends(now, &asked, ends),
         Event::Listed(asked, found) => core.handle_listed(now, &asked, found),
         Event::Fetched(broker, token, answer) => {
             core.handle_fetched(now, broker, token, answer, &shared.decompressor);

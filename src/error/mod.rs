@@ -105,6 +105,7 @@ struct Inner {
     partition: Option<i32>,
     offset: Option<i64>,
     last_offset: Option<i64>,
+    divergent_offset: Option<i64>,
     broker: Option<i32>,
     address: Option<String>,
     api: Option<&'static str>,
@@ -157,6 +158,12 @@ impl Error {
     /// behind what it cannot read with a `seek` to the offset after it.
     pub fn last_offset(&self) -> Option<i64> {
         self.0.last_offset
+    }
+
+    /// Where a log was truncated (KIP-320): the first offset from which on it differs from what was read. A consumer with
+    /// `auto.offset.reset=none` goes on with a `seek` there, after it has undone what it made of the records behind it.
+    pub fn divergent_offset(&self) -> Option<i64> {
+        self.0.divergent_offset
     }
 
     /// The id of the broker concerned.
@@ -232,6 +239,7 @@ impl Error {
             partition: None,
             offset: None,
             last_offset: None,
+            divergent_offset: None,
             broker: None,
             address: None,
             api: None,
@@ -282,6 +290,10 @@ impl Error {
 
     pub(crate) fn with_last_offset(self, offset: i64) -> Self {
         self.change(|inner| inner.last_offset = Some(offset))
+    }
+
+    pub(crate) fn with_divergent_offset(self, offset: i64) -> Self {
+        self.change(|inner| inner.divergent_offset = Some(offset))
     }
 
     pub(crate) fn with_broker(self, broker: i32) -> Self {

@@ -22,6 +22,7 @@ mod kit;
 mod lanes;
 mod producer;
 mod quotas;
+mod reading;
 mod security;
 mod seeds;
 mod stress;

@@ -29,10 +29,10 @@ use super::{
     ledger::Life,
     lookups::{Lookup, Lookups},
     offsets::{CommitAction, Commits, Ticket},
-    partitions::{JobKey, Next, Partition, Partitions, Phase, Turn},
+    partitions::{Check, JobKey, Next, Partition, Partitions, Phase, Turn},
 };
 use crate::{
-    cluster::Metadata,
+    cluster::{Endpoint, LeaderHint, Metadata},
     config::settings::{ClientSettings, ConsumerSettings, IsolationLevel},
     error::{Error, ErrorKind, Result},
     flights::Token,
@@ -76,7 +76,14 @@ pub(crate) enum Action {
         lookups: Vec<Lookup>,
         deadline: Instant,
     },
+    CheckEpochs {
+        broker: i32,
+        checks: Vec<Check>,
+        deadline: Instant,
+    },
     Fetch(FetchAction),
+    /// Brokers have told who leads.
+    LearnLeaders(Vec<LeaderHint>, Vec<Endpoint>),
 }
 
 #[derive(Debug)]
@@ -137,6 +144,7 @@ impl Core {
             read_committed: settings.isolation_level == IsolationLevel::ReadCommitted,
             retry_backoff: client.retry_backoff,
             retry_backoff_max: client.retry_backoff_max,
+            replica_max_age: client.metadata_max_age,
         };
         let has_group = settings.group_id.is_some();
         Self {

@@ -15,7 +15,7 @@ use crate::{
         fetch::Effects,
         ledger::Life,
         lookups::{self, Found, Lookup},
-        partitions::Phase,
+        partitions::{Check, EpochEnds, Phase},
     },
     error::Result,
     flights::Token,
@@ -66,6 +66,17 @@ impl Core {
         self.on_lookup(effects);
     }
 
+    /// Where epochs end in a leader's log; `None` where it cannot tell.
+    pub(crate) fn handle_epoch_ends(
+        &mut self,
+        now: Instant,
+        asked: &[Check],
+        answer: Result<Option<EpochEnds>>,
+    ) {
+        let effects = self.lookups.handle_epoch_ends(now, asked, answer, &mut self.partitions);
+        self.on_lookup(effects);
+    }
+
     pub(crate) fn handle_fetched(
         &mut self,
         now: Instant,
@@ -77,10 +88,16 @@ impl Core {
         if let Err(error) = &answer {
             debug!(%error, broker, "a fetch failed");
         }
-        let Effects { refresh_metadata, out_of_range, errors, buffered } =
+        let Effects { refresh_metadata, out_of_range, truncated, hints, endpoints, errors, buffered } =
             self.fetcher.handle_answer(now, broker, token, answer, &mut self.partitions, decompressor);
+        if !hints.is_empty() {
+            self.actions.push_back(Action::LearnLeaders(hints, endpoints));
+        }
         if refresh_metadata {
             self.actions.push_back(Action::RefreshMetadata);
+        }
+        for (key, truncation) in truncated {
+            self.news |= self.lookups.handle_truncated(&key, &truncation, &mut self.partitions);
         }
         for (key, offset) in out_of_range {
             info!(partition = %key, offset, "the position is outside the log");
@@ -121,6 +138,9 @@ impl Core {
         if let Some((broker, lookups)) = questions.offsets {
             self.actions.push_back(Action::ListOffsets { broker, lookups, deadline });
         }
+        if let Some((broker, checks)) = questions.checks {
+            self.actions.push_back(Action::CheckEpochs { broker, checks, deadline });
+        }
         if !questions.committed.is_empty() {
             self.actions.push_back(Action::FindCommitted { partitions: questions.committed, deadline });
         }
@@ -137,6 +157,9 @@ impl Core {
 
     pub(super) fn refresh_leaders(&mut self, now: Instant) {
         let metadata = &self.metadata;
+        self.partitions.check_replicas(now, |broker| metadata.brokers.contains_key(&broker));
+        let again = self.partitions.set_topic_ids(|topic| metadata.topic_id(topic));
+        self.news |= self.lookups.handle_made_again(&again, &mut self.partitions);
         let all = self.partitions.set_leaders(now, |key| metadata.leader(&key.topic, key.partition));
         if !all && self.metadata.version > 0 {
             debug!("a partition has no leader at the moment, or is not known");

@@ -1,8 +1,8 @@
 //! Reading records. KIP-227 (sessions), KIP-392 (followers), KIP-516 (topic ids), KIP-951 (the new leader with the refusal).
 
 api! {
-    // Versions from 13 on name topics by id alone, and a topic made anew would need its own handling in the session.
-    Fetch = 1, speaks 4..=12 of 4..=18, flexible 12;
+    // Versions from 13 on name topics by id alone.
+    Fetch = 1, speaks 4..=18 of 4..=18, flexible 12;
 
     request fetch_request::FetchRequest {
         replica_id: i32 [4..=14] = -1;

@@ -1,0 +1,299 @@
+//! Which log a partition is read from, and whether its position is in that log. Pure.
+//!
+//! A log is a topic's of one id (KIP-516), as its leader has it; the leader may say that a replica is nearer (KIP-392). Every
+//! change of the leader may have cut off what was fetched (KIP-320): until the new leader has said that it has the same log,
+//! the partition is *unchecked*, and not fetched. What is buffered is handed out meanwhile, since it was replicated when it
+//! was read. Nothing here skips: where a log was cut, reading goes on where it was cut, or at what is not done before that.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{Mark, Partition, Partitions, Phase, Position, Queue, list, mark};
+use crate::{
+    cluster::TopicId,
+    consumer::{ledger::Account, ledger::Life},
+    error::{Error, code::OFFSET_OUT_OF_RANGE},
+    record::TopicPartition,
+    time::Instant,
+};
+
+/// A replica that is nearer than the leader (KIP-392), until that is asked again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Replica {
+    pub(crate) id: i32,
+    pub(crate) until: Instant,
+}
+
+/// Whether the leader's log has what was fetched: a question to it (OffsetForLeaderEpoch).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Check {
+    pub(crate) partition: TopicPartition,
+    pub(crate) life: Life,
+    /// Of the leader that is asked.
+    pub(crate) leader_epoch: i32,
+    /// Of the last batch fetched.
+    pub(crate) epoch: i32,
+    /// After it.
+    pub(crate) offset: i64,
+}
+
+/// The largest epoch of the leader's log that is not above the one asked about, and the offset after its last record; both
+/// below 0 where it has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EpochEnd {
+    pub(crate) epoch: i32,
+    pub(crate) offset: i64,
+}
+
+/// What a check has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Checked {
+    /// The leader has all that was fetched.
+    Same,
+    /// Only what waits to be handed out is not in the leader's log any more: it was dropped, and comes again as it is now.
+    Refetched,
+    /// What was handed out is not in the leader's log any more.
+    Truncated(Truncation),
+}
+
+/// A log that was cut before the position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Truncation {
+    /// The position, and the epoch of the record before it.
+    pub(crate) position: i64,
+    pub(crate) epoch: i32,
+    /// The first offset from which on the logs differ, and the epoch before it, where the leader knows.
+    pub(crate) divergent: Option<(i64, i32)>,
+}
+
+impl Truncation {
+    /// As an error of poll. The position is its offset.
+    pub(crate) fn error(&self) -> Error {
+        let Self { position, epoch, divergent } = self;
+        let text = match divergent {
+            Some((offset, _)) => format!(
+                "the log was truncated: it differs from offset {offset} on from what was read up to position {position} \
+                 (leader epoch {epoch})"
+            ),
+            None => format!(
+                "the log was truncated before position {position} (leader epoch {epoch}); its leader does not know where"
+            ),
+        };
+        let error = Error::from_code("OffsetForLeaderEpoch", OFFSET_OUT_OF_RANGE)
+            .with_message(&text)
+            .with_offset(*position);
+        match divergent {
+            Some((offset, _)) => error.with_divergent_offset(*offset),
+            None => error,
+        }
+    }
+}
+
+impl Partition {
+    /// Whether what was fetched may not be in the log of the leader: it was written under another epoch.
+    fn is_doubtful(&self) -> bool {
+        match (self.position(), self.leader) {
+            (Some(position), Some((_, epoch))) => {
+                position.fetch_epoch >= 0 && epoch >= 0 && position.fetch_epoch != epoch
+            }
+            _ => false,
+        }
+    }
+
+    /// Whom it is fetched from.
+    pub(crate) fn source(&self, now: Instant) -> Option<(i32, i32)> {
+        let (leader, epoch) = self.leader?;
+        let replica = self.replica.filter(|replica| replica.until > now);
+        Some((replica.map_or(leader, |replica| replica.id), epoch))
+    }
+
+    /// What to ask its leader, if that is not out.
+    pub(crate) fn check(&self, key: &TopicPartition) -> Option<(i32, Check)> {
+        let (leader, leader_epoch) = self.leader?;
+        let position = self.position()?;
+        let (epoch, offset) = (position.fetch_epoch, position.fetch);
+        let check = Check { partition: key.clone(), life: self.life(), leader_epoch, epoch, offset };
+        Some((leader, check))
+    }
+}
+
+impl Partitions {
+    /// Takes over who leads which partition. A new leader is worth asking at once. True if all have one.
+    pub(crate) fn set_leaders(
+        &mut self,
+        now: Instant,
+        leader: impl Fn(&TopicPartition) -> Option<(i32, i32)>,
+    ) -> bool {
+        let mut all = true;
+        for (key, partition) in &mut self.partitions {
+            let leader = leader(key);
+            all &= leader.is_some();
+            if leader != partition.leader {
+                partition.leader = leader;
+                partition.replica = None;
+                partition.retry_at = partition.retry_at.map(|at| at.min(now));
+                mark(&mut partition.is_touched, key, &mut self.touched);
+                if partition.is_unchecked {
+                    // Whoever was asked does not lead any more.
+                    partition.asked = false;
+                }
+                partition.is_unchecked = partition.is_doubtful();
+                list(&mut self.unchecked, key, partition.is_unchecked);
+            }
+        }
+        all
+    }
+
+    /// Takes over the ids of the topics, all zeros where there is none. The partitions of topics that were made again: what is
+    /// known of them is of another log.
+    pub(crate) fn set_topic_ids(&mut self, id: impl Fn(&Arc<str>) -> TopicId) -> Vec<TopicPartition> {
+        let mut again = Vec::new();
+        let mut last: Option<(&Arc<str>, TopicId)> = None;
+        for (key, partition) in &mut self.partitions {
+            let id = match last {
+                Some((topic, id)) if Arc::ptr_eq(topic, &key.topic) => id,
+                _ => id(&key.topic),
+            };
+            last = Some((&key.topic, id));
+            if id == partition.topic_id || id == TopicId::default() {
+                continue;
+            }
+            if partition.topic_id != TopicId::default() {
+                again.push(key.clone());
+            }
+            partition.topic_id = id;
+            mark(&mut partition.is_touched, key, &mut self.touched);
+        }
+        again
+    }
+
+    /// Replicas that are to be read from no longer: their time is over, or they are not among the brokers.
+    pub(crate) fn check_replicas(&mut self, now: Instant, is_broker: impl Fn(i32) -> bool) {
+        for (key, partition) in &mut self.partitions {
+            if partition.replica.is_some_and(|replica| replica.until <= now || !is_broker(replica.id)) {
+                partition.replica = None;
+                mark(&mut partition.is_touched, key, &mut self.touched);
+            }
+        }
+    }
+
+    /// A broker cannot be reached, or has refused: what was to be read from it as a replica is read from the leader.
+    pub(crate) fn forget_replica(&mut self, id: i32) {
+        for (key, partition) in &mut self.partitions {
+            if partition.replica.is_some_and(|replica| replica.id == id) {
+                partition.replica = None;
+                mark(&mut partition.is_touched, key, &mut self.touched);
+            }
+        }
+    }
+
+    /// Looks at whether its position must be checked, after it has changed.
+    pub(super) fn doubt(&mut self, key: &TopicPartition) {
+        let Some(partition) = self.partitions.get_mut(key) else { return };
+        partition.is_unchecked = partition.is_doubtful();
+        list(&mut self.unchecked, key, partition.is_unchecked);
+    }
+
+    /// Partitions whose position must be checked before they are fetched.
+    pub(crate) fn unchecked(&self) -> impl Iterator<Item = (&TopicPartition, &Partition)> {
+        self.unchecked.iter().filter_map(|key| self.partitions.get_key_value(key))
+    }
+
+    pub(crate) fn each_unchecked(&mut self, mut each: impl FnMut(&TopicPartition, &mut Partition)) {
+        for key in &self.unchecked {
+            if let Some(partition) = self.partitions.get_mut(key) {
+                each(key, partition);
+            }
+        }
+    }
+
+    /// Whether the answer to a check still says something. It is asked again where it does not.
+    pub(crate) fn awaits(&mut self, check: &Check) -> bool {
+        let Some(partition) = self.partitions.get_mut(&check.partition) else { return false };
+        let leads = partition.leader.is_some_and(|(_, epoch)| epoch == check.leader_epoch);
+        if partition.life() != check.life || !partition.is_unchecked || !partition.asked || !leads {
+            return false;
+        }
+        partition.asked = false;
+        // What was on its way when the leader changed may have come meanwhile.
+        partition.position().is_some_and(|at| (at.fetch, at.fetch_epoch) == (check.offset, check.epoch))
+    }
+
+    /// The broker cannot tell; nor could older ones, and what is outside the log will show.
+    pub(crate) fn set_checked(&mut self, key: &TopicPartition) {
+        if let Some(partition) = self.partitions.get_mut(key) {
+            partition.is_unchecked = false;
+        }
+        self.unchecked.remove(key);
+        self.touch(key);
+    }
+
+    /// A leader has said where the epoch of the last batch fetched, or the one before it, ends in its log.
+    pub(crate) fn handle_epoch_end(&mut self, key: &TopicPartition, end: EpochEnd) -> Checked {
+        let Some(partition) = self.partitions.get_mut(key) else { return Checked::Same };
+        let Some(Position { next, fetch, leader_epoch, fetch_epoch }) = partition.position() else {
+            return Checked::Same;
+        };
+        let EpochEnd { epoch, offset } = end;
+        if epoch == fetch_epoch && offset >= fetch {
+            self.set_checked(key);
+            return Checked::Same;
+        }
+        // Everything that was handed out is of that epoch or an earlier one, and before its end.
+        if fetch > next && offset >= next && epoch >= leader_epoch {
+            if !self.drop_buffered(key) {
+                return Checked::Refetched; // a poll is decoding it: asked again when that is done
+            }
+            self.doubt(key);
+            self.touch(key);
+            return Checked::Refetched;
+        }
+        let is_known = epoch >= 0 && (0..next).contains(&offset);
+        let divergent = is_known.then_some((offset, epoch));
+        Checked::Truncated(Truncation { position: next, epoch: leader_epoch.max(fetch_epoch), divergent })
+    }
+
+    /// Drops what waits to be handed out; it is fetched again. False while a poll decodes it.
+    fn drop_buffered(&mut self, key: &TopicPartition) -> bool {
+        let Some(partition) = self.partitions.get_mut(key) else { return false };
+        if partition.queue.is_checked_out() {
+            return false;
+        }
+        if let Phase::Fetching(position) = &mut partition.phase {
+            self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
+            partition.queue = Queue::default();
+            position.fetch = position.next;
+            position.fetch_epoch = position.leader_epoch;
+        }
+        true
+    }
+
+    /// The log is another one from this offset on. Reading goes on there, or at the first record before it that is not done.
+    pub(crate) fn cut(&mut self, key: &TopicPartition, offset: i64, epoch: i32) {
+        let Some(partition) = self.partitions.get_mut(key) else { return };
+        self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
+        partition.queue = Queue::default();
+        let undone = partition.account.first_not_done().filter(|first| *first < offset);
+        let position = undone.map_or(Position::after(offset, epoch), Position::at);
+        let life = self.lives.begin();
+        partition.account.cut(life, Mark { offset: position.next, leader_epoch: position.leader_epoch });
+        self.uncovered.retain(|uncovered| uncovered != key);
+        if partition.account.is_uncovered() {
+            self.uncovered.push(key.clone());
+        }
+        self.set_phase(key, Phase::Fetching(position));
+    }
+
+    /// The topic was made again: nothing that is known of the partition, or done with, is of the log that there is now.
+    pub(crate) fn begin_again(&mut self, key: &TopicPartition, phase: Phase) {
+        let Some(partition) = self.partitions.get_mut(key) else { return };
+        self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
+        partition.queue = Queue::default();
+        partition.account = Account::open(self.lives.begin());
+        partition.end = None;
+        self.uncovered.retain(|uncovered| uncovered != key);
+        self.set_phase(key, phase);
+    }
+}
+
+/// Answers to checks, or the broker's code.
+pub(crate) type EpochEnds = BTreeMap<TopicPartition, Result<EpochEnd, i16>>;
