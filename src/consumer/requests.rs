@@ -423,8 +423,8 @@ pub(super) async fn fetch(shared: &Shared, action: FetchAction) -> Result<wire::
     let lane = if action.is_aside { Lane::Main } else { Lane::Fetch };
     let connection = shared.cluster.connection(action.broker, lane, deadline).await?;
     let session = action.request;
-    let by_id =
-        session.by_id && connection.version::<wire::FetchRequest>().is_some_and(|version| version > BY_NAME);
+    let version = connection.version::<wire::FetchRequest>().unwrap_or_default();
+    let by_id = session.by_id && version > BY_NAME;
     let topics = by_topic_id(
         session.partitions.iter(),
         |(key, _)| key,
@@ -432,7 +432,8 @@ pub(super) async fn fetch(shared: &Shared, action: FetchAction) -> Result<wire::
             partition: key.partition,
             current_leader_epoch: wanted.leader_epoch,
             fetch_offset: wanted.offset,
-            last_fetched_epoch: wanted.last_epoch,
+            // Earlier versions have no place for it.
+            last_fetched_epoch: if version >= BY_NAME { wanted.last_epoch } else { -1 },
             partition_max_bytes: wanted.max_bytes,
             ..Default::default()
         },
