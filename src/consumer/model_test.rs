@@ -17,7 +17,7 @@ use super::{
     core::{Action, Core},
     fetch::FetchAction,
     ledger::Life,
-    lookups::{Found, Lookup},
+    lookups::{Found, Lookup, Place},
     offsets::{CommitAction, Offset, Offsets},
     partitions::{Next, Phase, Position, ResetTo, Turn},
 };
@@ -342,6 +342,7 @@ impl World {
             Action::FindCommitted { partitions, .. } => self.after(delay, Event::Committed(partitions)),
             Action::ListOffsets { lookups, .. } => self.after(delay, Event::Listed(lookups)),
             Action::Fetch(fetch) => self.fetch(&fetch),
+            Action::CheckEpochs { .. } | Action::LearnLeaders(..) => panic!("no leader ever moves"),
         }
     }
 
@@ -380,9 +381,10 @@ impl World {
             Event::Committed(asked) => {
                 let found = match self.chance(10) {
                     true => Err(Error::from_code("OffsetFetch", code::NOT_COORDINATOR)),
-                    false => {
-                        Ok(asked.iter().map(|(key, _)| (key.clone(), Ok(self.committed_of(key)))).collect())
-                    }
+                    false => Ok(asked
+                        .iter()
+                        .map(|(key, _)| (key.clone(), Ok(place(self.committed_of(key)))))
+                        .collect()),
                 };
                 self.core.handle_found_committed(now, &asked, found);
             }
@@ -390,7 +392,7 @@ impl World {
                 let mut found = Found::new();
                 for Lookup { partition, to, .. } in &asked {
                     let end = self.ends[partition.partition as usize];
-                    found.insert(partition.clone(), Ok(if *to == ResetTo::Latest { end } else { 0 }));
+                    found.insert(partition.clone(), Ok(place(if *to == ResetTo::Latest { end } else { 0 })));
                     if *to == ResetTo::Latest {
                         // The user has asked for it.
                         self.handled[partition.partition as usize].extend(0..end);
@@ -737,6 +739,10 @@ fn metadata() -> Metadata {
 }
 
 /// `DTKAFKA_MODEL_SEEDS` for more of them, `DTKAFKA_MODEL_FROM` to begin elsewhere.
+fn place(offset: i64) -> Place {
+    Place { offset, leader_epoch: -1, timestamp: -1 }
+}
+
 #[test]
 fn whatever_happens_nothing_is_skipped_and_no_commit_is_wrong() {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
