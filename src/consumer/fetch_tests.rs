@@ -866,14 +866,16 @@ fn the_nearest_replica_is_read_until_it_refuses_and_at_most_for_its_time() {
     // One that cannot be reached.
     let fetch = send_to_2(&mut bench);
     bench.answered(&fetch, Err(Error::new(crate::ErrorKind::Disconnected, "gone")));
+    bench.now += Duration::from_secs(2);
     // Its time is over.
     let fetch = send_to_2(&mut bench);
     bench.answer(&fetch, vec![data(0, Vec::new())]);
     bench.now += Duration::from_secs(300);
     bench.partitions.check_replicas(bench.now, |_| true);
     // It is not among the brokers any more.
-    send_to_2(&mut bench);
+    let fetch = send_to_2(&mut bench);
     bench.partitions.check_replicas(bench.now, |broker| broker != 2);
+    bench.answer(&fetch, Vec::new());
     // The leader moves.
     send_to_2(&mut bench);
     bench.lead(1, 1);
