@@ -90,6 +90,11 @@ impl Producers {
         }
     }
 
+    /// Whether the producer's last batch here was of this epoch.
+    pub(super) fn is_of_epoch(&self, producer_id: i64, epoch: i16) -> bool {
+        self.entries.get(&producer_id).is_some_and(|entry| entry.epoch == epoch)
+    }
+
     /// Applies the rules of Apache Kafka's `ProducerAppendInfo`.
     pub(super) fn check(&self, stamp: Stamp) -> Result<Verdict, ResponseError> {
         let Some(entry) = self.entries.get(&stamp.producer_id) else {

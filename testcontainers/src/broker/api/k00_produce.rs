@@ -217,7 +217,8 @@ impl Target<'_> {
         let Some(id) = self.id else { return Err(ResponseError::InvalidTxnState) };
         let log = &cluster.partition(topic, self.data.index)?.log;
         log.producers().check_epoch(producer_id, epoch)?;
-        if log.transaction_start(producer_id).is_some() {
+        // What is open under an older epoch is being ended: nothing joins it any more (KIP-890).
+        if log.transaction_start(producer_id).is_some() && log.producers().is_of_epoch(producer_id, epoch) {
             return Ok(());
         }
         let who = Who { id, identity: (producer_id, epoch) };

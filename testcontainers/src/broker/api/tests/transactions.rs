@@ -100,6 +100,19 @@ async fn the_second_version_needs_no_adding_and_bumps_the_epoch() {
     assert_eq!((stable, aborted), (4, vec![(who.0, 2)]));
 }
 
+#[tokio::test]
+async fn nothing_joins_a_transaction_whose_markers_are_still_to_be_written() {
+    let (broker, mut client) = start().await;
+    broker.control().delay_markers(std::time::Duration::from_secs(3600));
+    let who = init(&mut client).await;
+    assert_eq!(send(&mut client, 12, who, 0, &["a"]).await, 0);
+    let ended = end(&mut client, 5, who, true).await;
+    let next = (who.0, ended.producer_epoch);
+    let concurrent = ResponseError::ConcurrentTransactions.code();
+    assert_eq!(send(&mut client, 12, next, 0, &["b"]).await, concurrent);
+    assert_eq!(broker.records("t", 0).unwrap().len(), 1);
+}
+
 async fn init_again(client: &mut Client) -> InitProducerIdResponse {
     let request = InitProducerIdRequest::default()
         .with_transactional_id(Some(id("tx")))
