@@ -53,7 +53,7 @@
 //! # Features
 //!
 //! * `tls-graviola` (default): TLS with graviola, fast, on the x86-64 and aarch64 CPUs it supports.
-//! * `tls-rustcrypto` (default): TLS with RustCrypto, an alpha, on every target; serves where graviola cannot.
+//! * `tls-rustcrypto` (default): TLS with RustCrypto on every target, slower; serves where graviola cannot.
 //! * `blocking`: the module `blocking`, the same names for programs without `async`.
 //! * `tls`: TLS with a provider or a `rustls::ClientConfig` of your own.
 

@@ -164,7 +164,7 @@ impl Certificates {
     /// # Errors
     /// [`CertificateError::Tls`] if rustls refuses them.
     pub fn server_config(&self, require_client: bool) -> Result<ServerConfig, CertificateError> {
-        let provider = Arc::new(rustls_rustcrypto::provider());
+        let provider = Arc::new(rustls_provider_rustcrypto_pq::provider());
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(tls)?;
@@ -189,7 +189,7 @@ impl Certificates {
 }
 
 fn client_config(ca: &str, identity: Option<&Identity>) -> Result<ClientConfig, CertificateError> {
-    let builder = ClientConfig::builder_with_provider(Arc::new(rustls_rustcrypto::provider()))
+    let builder = ClientConfig::builder_with_provider(Arc::new(rustls_provider_rustcrypto_pq::provider()))
         .with_safe_default_protocol_versions()
         .map_err(tls)?
         .with_root_certificates(roots(ca)?);

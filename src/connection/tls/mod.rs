@@ -1,7 +1,7 @@
 //! TLS over rustls: which crypto provider serves, which roots are trusted, and handshakes with errors one can act on.
 //!
 //! The only file that names the crypto providers. `graviola` serves where it is compiled in and the CPU has what it
-//! needs; `rustls-rustcrypto`, an alpha, serves elsewhere, with a warning. Without the `tls` feature [`Tls::new`] says so.
+//! needs; RustCrypto's (`rustls-provider-rustcrypto-pq`) serves elsewhere, with a warning. Without the `tls` feature [`Tls::new`] says so.
 //! Files are read off the async path, and again for each new connection, so that renewed certificates are taken up. Never
 //! skips the check of the chain.
 
@@ -321,10 +321,10 @@ mod with_rustls {
     #[expect(clippy::unnecessary_wraps, reason = "a build without it has nothing to offer")]
     fn portable_provider() -> Result<Choice> {
         Ok(Choice {
-            provider: Arc::new(rustls_rustcrypto::provider()),
-            name: "rustls-rustcrypto",
+            provider: Arc::new(rustls_provider_rustcrypto_pq::provider()),
+            name: "rustcrypto",
             warning: Some(
-                "TLS is served by rustls-rustcrypto, an alpha without an audit: graviola is not compiled in or does not \
+                "TLS is served by RustCrypto, which is slower and has no audit as a provider: graviola is not compiled in or does not \
                  support this CPU; pass a crypto provider of your own to replace it",
             ),
         })

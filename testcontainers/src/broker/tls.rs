@@ -20,7 +20,7 @@ pub(super) struct TlsPem {
 
 pub(super) fn acceptor(pem: &TlsPem) -> Result<TlsAcceptor, BrokerError> {
     let bad = |what: &str, error: &dyn std::fmt::Display| BrokerError::Tls(format!("{what}: {error}"));
-    let provider = Arc::new(rustls_rustcrypto::provider());
+    let provider = Arc::new(rustls_provider_rustcrypto_pq::provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|e| bad("protocol versions", &e))?;
