@@ -36,12 +36,13 @@ async fn invoice(order: RecordRef<'_>, output: &Transaction<'_>) -> dtkafka::Res
         println!("  order {id} of {customer}: rejected");
         let letter =
             ProducerRecord::new("orders-rejected").key(&customer).value(order.value().unwrap_or_default());
-        output.send_record(letter).await?;
+        drop(output.send_record(letter).await?);
         return Ok(());
     }
     println!("  order {id} of {customer}");
     let key = id.to_string();
-    output.send("invoices", &Invoice { order: id, cents: euros * 100 }).key(&key).await?;
+    // The commit waits for it, and does not come about without it.
+    drop(output.send("invoices", &Invoice { order: id, cents: euros * 100 }).key(&key).await?);
     Ok(())
 }
 

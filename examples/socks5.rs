@@ -4,6 +4,8 @@
 //! The proxy resolves the names, also those under which the brokers advertise themselves. TLS and SASL would run on top
 //! of it as on any other stream: set them as usual.
 
+#![allow(clippy::disallowed_methods, reason = "the proxy is the example's own")]
+
 use std::{error::Error, io};
 
 use dtkafka::{KafkaConfig, KafkaInstance};

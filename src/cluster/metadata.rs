@@ -79,7 +79,7 @@ impl Metadata {
 
     /// The id of a topic; all zeros where it is not known.
     pub(crate) fn topic_id(&self, topic: &str) -> TopicId {
-        self.topics.get(topic).map_or(TopicId::default(), |topic| topic.id)
+        self.topics.get(topic).map_or_else(TopicId::default, |topic| topic.id)
     }
 
     /// The name of the topic with this id.

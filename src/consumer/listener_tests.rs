@@ -15,10 +15,13 @@ use super::{
 };
 use crate::KafkaConfig;
 
+/// What a call was told, and the partitions.
+type Told = (&'static str, Vec<i32>);
+
 /// Writes down what it is told, and does what it is asked to.
 #[derive(Default, Clone)]
 struct Scribe {
-    told: Arc<Mutex<Vec<(&'static str, Vec<i32>)>>>,
+    told: Arc<Mutex<Vec<Told>>>,
     /// Each call waits for one.
     gate: Option<Arc<Notify>>,
     seeks: Option<i64>,

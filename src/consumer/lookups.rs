@@ -137,7 +137,10 @@ impl Lookups {
             let phase = self.reset_or(|| {
                 let error = Error::from_code("Metadata", crate::error::code::INCONSISTENT_TOPIC_ID)
                     .with_message(text);
-                position.map_or(error.clone(), |position| error.with_offset(position))
+                match position {
+                    Some(position) => error.with_offset(position),
+                    None => error,
+                }
             });
             warn!(partition = %key, position, policy = %self.policy, "{text}; auto.offset.reset decides where reading begins");
             failed |= matches!(phase, Phase::Failed(_));

@@ -50,9 +50,9 @@ fn seconds(seconds: u64) -> Duration {
 /// How the user says what is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Style {
-    ByPoll,
-    ByCommit,
-    ByEach,
+    Poll,
+    Commit,
+    Each,
 }
 
 enum Event {
@@ -112,6 +112,9 @@ impl Handled {
     }
 }
 
+/// Where the outcome of a commit comes, and what it commits.
+type Receipt = (oneshot::Receiver<Result<()>>, BTreeMap<i32, i64>);
+
 struct World {
     seed: u64,
     start: Instant,
@@ -136,7 +139,7 @@ struct World {
     /// Handed out, and neither known to be committed nor told to be lost.
     owed: BTreeMap<i32, i64>,
     ours_committed: Vec<i64>,
-    receipts: Vec<(oneshot::Receiver<Result<()>>, BTreeMap<i32, i64>)>,
+    receipts: Vec<Receipt>,
     polling: bool,
     given_up: BTreeSet<i32>,
 }
@@ -144,14 +147,14 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
-        let style = [Style::ByPoll, Style::ByCommit, Style::ByEach][rng.below(3)];
+        let style = [Style::Poll, Style::Commit, Style::Each][rng.below(3)];
         let cooperative = rng.below(2) == 0;
         let strategy = if cooperative { "cooperative-sticky" } else { "range" };
         let config = KafkaConfig::new()
             .set_bootstrap_servers("localhost:9092")
             .set_group_id("g")
             .set_auto_offset_reset("earliest")
-            .set_enable_auto_commit(style != Style::ByCommit)
+            .set_enable_auto_commit(style != Style::Commit)
             .set("auto.commit.interval.ms", 700)
             .set("session.timeout.ms", 6_000)
             .set("heartbeat.interval.ms", 500)
@@ -162,7 +165,7 @@ impl World {
         let now = time::now();
         let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
         let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(seed ^ 7));
-        if style == Style::ByEach {
+        if style == Style::Each {
             core.acknowledge_each();
         }
         core.subscribe(now, vec!["t".into()]).unwrap();
@@ -585,12 +588,12 @@ impl World {
         if pause > 10_000 {
             return;
         }
-        if self.style == Style::ByEach {
+        if self.style == Style::Each {
             self.acknowledge();
         }
         self.go_elsewhere();
         self.poll();
-        if self.style == Style::ByCommit && (self.is_calm() || self.rng.below(3) == 0) {
+        if self.style == Style::Commit && (self.is_calm() || self.rng.below(3) == 0) {
             self.commit();
         }
     }
@@ -617,7 +620,7 @@ impl World {
         else {
             return;
         };
-        if self.style != Style::ByEach && self.chance(25) {
+        if self.style != Style::Each && self.chance(25) {
             // Back, or on; what is passed over is not wanted.
             let to = (position.next + self.rng.below(9) as i64 - 5).clamp(0, self.ends[at]);
             self.handled[at].extend(0..to);
@@ -625,7 +628,7 @@ impl World {
             self.owed.remove(&number);
             self.out.retain(|(key, _, _)| key.partition != number);
             self.core.seek(self.now, &key(number), Phase::Fetching(Position::at(to))).unwrap();
-        } else if self.style != Style::ByEach && self.chance(80) {
+        } else if self.style != Style::Each && self.chance(80) {
             self.owed.remove(&number);
             self.out.retain(|(key, _, _)| key.partition != number);
             self.core.seek(self.now, &key(number), Phase::AwaitingReset(ResetTo::Latest)).unwrap();
@@ -637,7 +640,7 @@ impl World {
     }
 
     fn poll(&mut self) {
-        if self.style != Style::ByEach {
+        if self.style != Style::Each {
             // What polls before handed out is done by this one.
             for (key, _, offset) in self.out.drain(..) {
                 self.handled[key.partition as usize].insert(offset);
@@ -680,7 +683,7 @@ impl World {
             }
         }
         self.out.push((key.clone(), life, offset));
-        if self.style != Style::ByEach {
+        if self.style != Style::Each {
             self.owed.insert(number, offset + 1);
         }
     }

@@ -288,7 +288,6 @@ pub(super) async fn find_committed(
             member_epoch: member.as_ref().map_or(-1, |member| member.generation),
             member_id: member.as_ref().map(|member| kafka_string(&member.member_id)),
             topics: Some(topics.into_iter().map(topic).collect()),
-            ..Default::default()
         };
         request.groups = vec![group];
     } else {

@@ -456,7 +456,7 @@ impl Queue {
         let mut first = 0;
         let mut reserved = batch.reserved;
         for half in halves {
-            let receipt = Receipt::part_of(&batch.receipt, half.count.unsigned_abs() as u32);
+            let receipt = Receipt::part_of(&batch.receipt, half.count.unsigned_abs());
             parts.push(Part { first: first as u32, index: 0, receipt: Arc::clone(&receipt) });
             let order = Order { record: batch.order.record + first, ..batch.order };
             let stamp = stamp

@@ -57,7 +57,7 @@ pub(crate) struct Receipt {
     /// How many of them were told that they failed, or given up by somebody who was told enough.
     heard: AtomicU32,
     /// The batch that this is a part of, whose deliveries come here when they are awaited.
-    whole: Option<Weak<Receipt>>,
+    whole: Option<Weak<Self>>,
 }
 
 impl Receipt {

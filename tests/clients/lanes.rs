@@ -707,7 +707,9 @@ async fn letters_are_acknowledged_by_all_replicas_whatever_the_producers_of_the_
 
 #[tokio::test]
 async fn a_listener_hears_of_a_revocation_when_the_handlers_are_done_and_may_commit_what_they_did() {
-    struct Commits(Arc<Mutex<Vec<(&'static str, usize, usize)>>>, Seen);
+    /// What it was told, of how many partitions, and how much was handled by then.
+    type Told = (&'static str, usize, usize);
+    struct Commits(Arc<Mutex<Vec<Told>>>, Seen);
     impl dtkafka::RebalanceListener for Commits {
         async fn assigned(&self, _: &dtkafka::KafkaConsumer, partitions: &[dtkafka::TopicPartition]) {
             let seen = self.1.lock().unwrap().len();

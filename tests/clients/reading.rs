@@ -160,3 +160,38 @@ async fn records_are_found_by_their_time() {
     let minute = reader(&broker, AutoOffsetReset::ByDuration(Duration::from_secs(60))).await;
     assert_eq!(minute.position(&place()).await.unwrap(), 3);
 }
+
+crate::on_every_backend! {
+    async fn a_topic_made_again_on_any_broker_is_read_from_its_own_beginning(backend) {
+        let (admin, topic) = (backend.admin().await, backend.topic("again", 1).await);
+        let kafka = backend.instance();
+        let producer = kafka.get_producer_with(|p| p.set("metadata.max.age.ms", 200)).await.unwrap();
+        let none: [&str; 0] = [];
+        let settings = |c: ConsumerConfig| c.auto_offset_reset("earliest");
+        let consumer = kafka.get_consumer_with(none, settings).await.unwrap();
+        let key = TopicPartition::new(&*topic, 0);
+        consumer.assign([key.clone()]).unwrap();
+        for number in 0..3 {
+            producer.send(&topic, &number).partition(0).await.unwrap().await.unwrap();
+        }
+        assert_eq!(read(&consumer, 3).await.len(), 3);
+        admin.delete_topic(&topic).await.unwrap();
+        loop {
+            let new = dtkafka::NewTopic::new(&topic).partitions(1).replication_factor(1);
+            match admin.create_topic(new).await {
+                Ok(()) => break,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+        let other = kafka.get_producer().await.unwrap();
+        for number in 100..106 {
+            other.send(&topic, &number).partition(0).await.unwrap().await.unwrap();
+        }
+        let again = read(&consumer, 6).await;
+        assert_eq!((again[0].0, values(&again)), (0, vec!["100", "101", "102", "103", "104", "105"]));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
+        let found = consumer.offsets_for_times([(key.clone(), now - 600_000)]).await.unwrap()[&key].unwrap();
+        assert_eq!(found.offset, 0);
+        assert_eq!(consumer.offsets_for_times([(key.clone(), now + 600_000)]).await.unwrap()[&key], None);
+    }
+}

@@ -273,7 +273,7 @@ impl Partitions {
         self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
         partition.queue = Queue::default();
         let undone = partition.account.first_not_done().filter(|first| *first < offset);
-        let position = undone.map_or(Position::after(offset, epoch), Position::at);
+        let position = undone.map_or_else(|| Position::after(offset, epoch), Position::at);
         let life = self.lives.begin();
         partition.account.cut(life, Mark { offset: position.next, leader_epoch: position.leader_epoch });
         self.uncovered.retain(|uncovered| uncovered != key);

@@ -605,7 +605,7 @@ impl Engine {
                 client.take(take, wait).await
             };
             let commit_at = self.plan.auto_commit.then(|| self.commit_at()).flatten();
-            let wake_at = commit_at.map_or(self.wake_at(), |at| at.min(self.wake_at()));
+            let wake_at = commit_at.map_or_else(|| self.wake_at(), |at| at.min(self.wake_at()));
             tokio::select! {
                 biased;
                 () = shutdown.as_mut() => return Ok(()),
