@@ -39,6 +39,7 @@ enum Entry {
     /// A batch that is not for the user.
     Skipped {
         last_offset: i64,
+        leader_epoch: i32,
         bytes: usize,
     },
 }
@@ -141,7 +142,7 @@ impl Queue {
         let bytes = batch.bytes.len();
         self.bytes += bytes;
         self.entries.push_back(if skip {
-            Entry::Skipped { last_offset: batch.last_offset, bytes }
+            Entry::Skipped { last_offset: batch.last_offset, leader_epoch: batch.leader_epoch, bytes }
         } else {
             Entry::Raw(batch)
         });
@@ -153,8 +154,9 @@ impl Queue {
         while let Some(front) = self.entries.front_mut() {
             match front {
                 Entry::Raw(_) => return Taken::NeedsDecoding,
-                Entry::Skipped { last_offset, .. } => {
+                Entry::Skipped { last_offset, leader_epoch: epoch, .. } => {
                     *next = (*next).max(last_offset.saturating_add(1));
+                    *leader_epoch = *epoch;
                     self.pop();
                 }
                 Entry::Decoded { batch, from, .. } => {

@@ -562,7 +562,10 @@ impl Taking<'_> {
         match partitions.handle_epoch_end(key, end) {
             Checked::Truncated(truncation) => effects.truncated.push((key.clone(), truncation)),
             // Not to be asked in a circle, whatever the broker means.
-            Checked::Same | Checked::Refetched => {
+            checked @ (Checked::Same | Checked::Refetched) => {
+                if checked == Checked::Same {
+                    partitions.forget_epochs(key);
+                }
                 if let Some(partition) = partitions.get_mut(key) {
                     partition.retry_at = Some(self.now + self.settings.retry_backoff);
                 }

@@ -738,15 +738,139 @@ fn what_was_handed_out_before_the_cut_and_is_not_done_is_neither_committed_nor_s
 
 #[test]
 fn a_leader_that_knows_no_such_epoch_leaves_it_to_the_reset_policy() {
-    // Its log begins later, or it has more of an earlier epoch than was read: where they part nobody can say.
-    for (epoch, offset) in [(-1, -1), (2, 30)] {
+    // Its log begins later: where they part nobody can say.
+    let mut bench = Bench::read_up_to_20(20);
+    let mut lookups = Bench::lookups(AutoOffsetReset::Earliest);
+    bench.lead(2, 4);
+    bench.check(&mut lookups, -1, -1);
+    let partition = bench.partitions.get(&key(0)).unwrap();
+    assert!(matches!(partition.phase(), Phase::AwaitingReset(ResetTo::Earliest)), "{partition:?}");
+}
+
+#[test]
+fn an_epoch_that_is_gone_from_a_log_that_has_the_offsets_is_no_truncation() {
+    for end in [20, 30] {
         let mut bench = Bench::read_up_to_20(20);
-        let mut lookups = Bench::lookups(AutoOffsetReset::Earliest);
+        let mut lookups = Bench::lookups(AutoOffsetReset::None);
+        assert_eq!(bench.covered(0), Some(20));
         bench.lead(2, 4);
-        bench.check(&mut lookups, epoch, offset);
-        let partition = bench.partitions.get(&key(0)).unwrap();
-        assert!(matches!(partition.phase(), Phase::AwaitingReset(ResetTo::Earliest)), "{partition:?}");
+        assert!(!bench.check(&mut lookups, 2, end).settled);
+        assert_eq!(bench.position(), Position::after(20, -1));
+        let fetch = bench.plan().unwrap();
+        assert_eq!((Bench::sent(&fetch), fetch.request.partitions[0].1.last_epoch), (vec![(0, 20)], -1));
+        assert_eq!(bench.partitions.covered(|_| None)[&key(0)].leader_epoch, -1);
     }
+    // What waits to be handed out ends behind: that is fetched again, and nothing else.
+    let mut bench = Bench::read_up_to_20(15);
+    let mut lookups = Bench::lookups(AutoOffsetReset::None);
+    bench.lead(2, 4);
+    assert!(!bench.check(&mut lookups, 2, 17).settled);
+    assert!(!bench.check(&mut lookups, 2, 17).settled);
+    assert_eq!(bench.position(), Position::after(15, -1));
+    assert_eq!(Bench::sent(&bench.plan().unwrap()), [(0, 15)]);
+}
+
+#[test]
+fn a_fetch_that_tells_of_an_epoch_that_is_gone_is_sent_once_more_without_epochs() {
+    for epoch in [2, 3] {
+        let mut bench = Bench::read_up_to_20(20);
+        let fetch = bench.plan().unwrap();
+        assert_eq!(fetch.request.partitions[0].1.last_epoch, 3);
+        let mut diverged = data(0, Vec::new());
+        diverged.diverging_epoch.epoch = epoch;
+        diverged.diverging_epoch.end_offset = 25;
+        let effects = bench.answer(&fetch, vec![diverged]);
+        assert!(effects.truncated.is_empty() && effects.errors.is_empty());
+        bench.now += Duration::from_millis(100);
+        let fetch = bench.plan().unwrap();
+        assert_eq!((Bench::sent(&fetch), fetch.request.partitions[0].1.last_epoch), (vec![(0, 20)], -1));
+    }
+}
+
+#[test]
+fn a_leader_of_an_earlier_epoch_than_the_position_is_neither_asked_nor_fetched_from() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let mut lookups = Bench::lookups(AutoOffsetReset::Earliest);
+    bench.lead(1, 3);
+    bench.partitions.set_position(&key(0), 50, 5);
+    for _ in 0..3 {
+        let questions = lookups.poll_questions(bench.now, &mut bench.partitions);
+        assert!(questions.checks.is_none() && questions.leaderless, "the metadata is refreshed");
+        assert!(!lookups.poll_questions(bench.now, &mut bench.partitions).leaderless, "after a pause");
+        assert!(bench.plan().is_none());
+        bench.now = Lookups::poll_timeout(bench.now, &bench.partitions).unwrap();
+    }
+    bench.lead(2, 6);
+    bench.check(&mut lookups, 5, 60);
+    assert_eq!(bench.position(), Position::after(50, 5));
+    assert_eq!(Bench::sent(&bench.plan().unwrap()), [(0, 50)]);
+}
+
+#[test]
+fn a_position_of_an_epoch_that_never_comes_is_read_from_in_the_end() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let lookups = Bench::lookups(AutoOffsetReset::Earliest);
+    bench.lead(1, 3);
+    bench.partitions.set_position(&key(0), 50, 5);
+    let begun = bench.now;
+    while lookups.poll_questions(bench.now, &mut bench.partitions).leaderless {
+        assert!(bench.plan().is_none());
+        bench.now = Lookups::poll_timeout(bench.now, &bench.partitions).unwrap();
+    }
+    let waited = bench.now - begun;
+    assert!((Duration::from_secs(10)..Duration::from_secs(60)).contains(&waited), "{waited:?}");
+    assert_eq!(bench.position(), Position::after(50, -1));
+    assert_eq!(Bench::sent(&bench.plan().unwrap()), [(0, 50)]);
+}
+
+#[test]
+fn what_is_evicted_while_it_is_checked_is_not_asked_about_without_an_epoch() {
+    for (taken, epoch) in [(0, None), (5, Some(2))] {
+        let mut bench = Bench::read_up_to_20(taken);
+        let mut lookups = Bench::lookups(AutoOffsetReset::Earliest);
+        bench.partitions.set_paused(&key(0), true);
+        bench.lead(2, 4);
+        let (_, stale) = lookups.poll_questions(bench.now, &mut bench.partitions).checks.unwrap();
+        bench.partitions.evict_paused();
+        bench.partitions.set_paused(&key(0), false);
+        let ends = EpochEnds::from([(key(0), Ok(EpochEnd { epoch: -1, offset: -1 }))]);
+        lookups.handle_epoch_ends(bench.now, &stale, Ok(Some(ends)), &mut bench.partitions);
+        assert_eq!(bench.position().fetch, i64::try_from(taken).unwrap());
+        let checks = lookups.poll_questions(bench.now, &mut bench.partitions).checks;
+        assert_eq!(checks.map(|(_, checks)| checks[0].epoch), epoch);
+        assert_eq!(bench.plan().is_some_and(|fetch| !Bench::sent(&fetch).is_empty()), epoch.is_none());
+        // The next leader is asked, if there is something to ask about.
+        bench.lead(3, 5);
+        let checks = lookups.poll_questions(bench.now, &mut bench.partitions).checks;
+        assert_eq!(checks.map(|(broker, checks)| (broker, checks[0].epoch)), epoch.map(|epoch| (3, epoch)));
+    }
+}
+
+#[test]
+fn what_is_evicted_is_checked_if_its_epoch_is_not_the_leaders() {
+    // Partition 0 is led at epoch 3, and what was fetched last is of it; what was handed out last is of epoch 2.
+    let mut bench = Bench::read_up_to_20(5);
+    let mut lookups = Bench::lookups(AutoOffsetReset::Earliest);
+    bench.partitions.set_paused(&key(0), true);
+    bench.partitions.evict_paused();
+    bench.partitions.set_paused(&key(0), false);
+    bench.check(&mut lookups, 2, 10);
+    assert_eq!(Bench::sent(&bench.plan().unwrap()), [(0, 5)]);
+}
+
+#[test]
+fn what_is_stepped_over_gives_the_position_its_epoch() {
+    let mut bench = Bench::read_up_to_20(20);
+    let fetch = bench.plan().unwrap();
+    let mut marker = batch_of(20, 4);
+    marker[22] |= (1 << 4) | (1 << 5);
+    let crc = crc32c::crc32c(&marker[21..]);
+    marker[17..21].copy_from_slice(&crc.to_be_bytes());
+    bench.answer(&fetch, vec![data(0, marker)]);
+    assert_eq!(bench.poll(100), [0_i64; 0]);
+    assert_eq!(bench.position(), Position::after(30, 4));
+    assert_eq!(bench.covered(0), Some(30));
+    assert_eq!(bench.partitions.covered(|_| None)[&key(0)].leader_epoch, 4);
 }
 
 #[test]

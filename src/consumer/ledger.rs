@@ -136,6 +136,13 @@ impl Account {
         self.covered = Some(mark);
     }
 
+    /// The epoch of what was read says nothing of the log that there is.
+    pub(crate) fn forget_epoch(&mut self) {
+        if let Some(covered) = &mut self.covered {
+            covered.leader_epoch = -1;
+        }
+    }
+
     /// The lowest place of this assignment, once it has one.
     pub(crate) fn begun(&self) -> Option<i64> {
         self.begun
@@ -196,9 +203,12 @@ impl Account {
             self.window.pop_front();
         }
         if let Some(leader_epoch) = last {
-            let next = self.window.front().map(|front| front.offset);
-            let offset = next.or_else(|| position.map(|position| position.offset));
-            self.covered = offset.map(|offset| Mark { offset, leader_epoch }).or(self.covered);
+            // What lies between two records of one epoch is of that epoch; between others nobody knows.
+            let next = self.window.front().map(|front| Mark {
+                offset: front.offset,
+                leader_epoch: if front.leader_epoch == leader_epoch { leader_epoch } else { -1 },
+            });
+            self.covered = next.or(position).or(self.covered);
         }
         true
     }
@@ -296,6 +306,21 @@ mod tests {
         assert!(account.done(life, 16, position));
         assert_eq!((account.frontier(), account.outstanding()), (Some(mark(20)), 0), "the position, not 17");
         assert!(!account.done(life, 16, position), "once");
+    }
+
+    #[test]
+    fn an_offset_is_committed_with_the_epoch_before_it_or_with_none() {
+        let mut account = account();
+        let life = account.life();
+        account.hand_out_each([10, 11].into_iter(), 3);
+        account.hand_out_each([15].into_iter(), 5);
+        let position = Some(Mark { offset: 17, leader_epoch: 6 });
+        assert!(account.done(life, 10, position));
+        assert_eq!(account.frontier(), Some(Mark { offset: 11, leader_epoch: 3 }));
+        assert!(account.done(life, 11, position));
+        assert_eq!(account.frontier(), Some(Mark { offset: 15, leader_epoch: -1 }), "14 may be of 3, 4 or 5");
+        assert!(account.done(life, 15, position));
+        assert_eq!(account.frontier(), position, "a marker of a later leader is before it");
     }
 
     #[test]

@@ -32,6 +32,8 @@ struct Scribe {
 impl Scribe {
     async fn write(&self, consumer: &KafkaConsumer, what: &'static str, partitions: &[TopicPartition]) {
         assert!(consumer.poll(Duration::ZERO).await.is_err(), "a poll within a poll");
+        let streamed: Vec<_> = consumer.stream().collect().await;
+        assert!(matches!(streamed[..], [Err(_)]), "a stream within a poll");
         if self.panics.swap(false, Ordering::Relaxed) {
             panic!("a listener's own bug");
         }

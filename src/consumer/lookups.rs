@@ -53,7 +53,7 @@ pub(crate) struct Questions {
     pub(crate) offsets: Option<(i32, Vec<Lookup>)>,
     /// Of one leader: whether it has what was fetched.
     pub(crate) checks: Option<(i32, Vec<Check>)>,
-    /// A partition has no leader that could be asked.
+    /// A partition has no leader that could be asked, or only an earlier one.
     pub(crate) leaderless: bool,
 }
 
@@ -69,6 +69,12 @@ pub(crate) struct Effects {
     /// When to ask again about those of this answer that failed.
     retry_at: Option<Instant>,
 }
+
+/// How often a leader is looked for that is not earlier than what was read, with ever longer pauses: for some twenty seconds,
+/// longer than a leader lives that is cut off. After that the epochs are taken to be of another log: of a topic that was made
+/// again, where brokers give no ids.
+const LOOKED_FOR: u32 = 20;
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 pub(crate) struct Lookups {
     policy: AutoOffsetReset,
@@ -180,6 +186,10 @@ impl Lookups {
                     let (broker, lookups) = questions.offsets.get_or_insert_with(|| (leader, Vec::new()));
                     if *broker == leader {
                         partition.asked = true;
+                        // By time there may be nothing. The end must be known from before that: what is written meanwhile
+                        // is not to be passed.
+                        let is_end_wanted = to.is_time() && partition.end_before.is_none();
+                        let to = if is_end_wanted { ResetTo::Latest } else { to };
                         let (life, partition) = (partition.life(), key.clone());
                         lookups.push(Lookup { partition, life, leader_epoch, to });
                     }
@@ -187,17 +197,37 @@ impl Lookups {
                 _ => {}
             }
         });
+        let (mut without_epoch, mut given_up) = (Vec::new(), Vec::new());
         partitions.each_unchecked(|key, partition| {
             if partition.asked || !partition.is_due(now) {
                 return;
             }
             let Some((leader, check)) = partition.check(key) else { return };
+            if check.epoch < 0 {
+                return without_epoch.push(key.clone());
+            }
+            if partition.is_ahead() {
+                if partition.ahead == LOOKED_FOR {
+                    return given_up.push(key.clone());
+                }
+                partition.ahead += 1;
+                partition.retry_at = Some(now + LOOK_AGAIN * partition.ahead);
+                questions.leaderless = true;
+                return;
+            }
             let (broker, checks) = questions.checks.get_or_insert_with(|| (leader, Vec::new()));
             if *broker == leader {
                 partition.asked = true;
                 checks.push(check);
             }
         });
+        for key in without_epoch {
+            partitions.set_checked(&key);
+        }
+        for key in given_up {
+            warn!(partition = %key, "its leader is of an earlier epoch than what was read, for long: epochs are not compared");
+            partitions.forget_epochs(&key);
+        }
         questions
     }
 
@@ -302,13 +332,22 @@ impl Lookups {
             match found.remove(key) {
                 Some(Ok(Place { offset, .. })) if offset >= 0 => {
                     self.backoff.reset();
+                    let wants_time = matches!(partition.phase(), Phase::AwaitingReset(to) if to.is_time());
+                    if wants_time && !lookup.to.is_time() {
+                        partition.end_before = Some(offset);
+                        continue;
+                    }
                     // As in Java without an epoch: the record before it may not be there.
                     partitions.set_position(key, offset, -1);
                     effects.settled = true;
                 }
                 Some(Ok(_)) if lookup.to.is_time() => {
-                    // Nothing is that young: reading begins with what comes next.
-                    partitions.restart(key, Phase::AwaitingReset(ResetTo::Latest));
+                    // Nothing is that young: reading begins with what has come since. Without that end it is asked for.
+                    if let Some(end) = partition.end_before {
+                        self.backoff.reset();
+                        partitions.set_position(key, end, -1);
+                        effects.settled = true;
+                    }
                 }
                 Some(Ok(_)) => {
                     let error = Error::protocol("the broker knows no offset");
@@ -461,6 +500,38 @@ mod tests {
         bench.partitions.set_leaders(bench.now, |_| Some((8, 4)));
         let (broker, lookups) = bench.questions().offsets.unwrap();
         assert_eq!((broker, lookups.len()), (8, 2), "a new leader is asked at once");
+    }
+
+    #[test]
+    fn by_time_without_a_record_reading_begins_at_the_end_from_before_the_question() {
+        for to in [ResetTo::Time(5_000), ResetTo::Ago(Duration::from_secs(1))] {
+            let mut bench = Bench::new(AutoOffsetReset::Earliest, &Phase::AwaitingReset(to));
+            let (_, asked) = bench.questions().offsets.unwrap();
+            assert_eq!((asked[0].to, asked[1].to), (ResetTo::Latest, ResetTo::Latest));
+            let answer = Found::from([(key(0), found(10)), (key(1), found(20))]);
+            let effects = bench.lookups.handle_listed(bench.now, &asked, Ok(answer), &mut bench.partitions);
+            assert!(!effects.settled);
+            let (_, asked) = bench.questions().offsets.unwrap();
+            assert_eq!((asked[0].to, asked[1].to), (to, to));
+            // Something is written to partition 0 that is too old, and to partition 1 what is young enough.
+            let answer = Found::from([(key(0), found(-1)), (key(1), found(21))]);
+            let effects = bench.lookups.handle_listed(bench.now, &asked, Ok(answer), &mut bench.partitions);
+            assert!(effects.settled && effects.errors.is_empty());
+            assert_eq!((bench.next(0), bench.next(1)), (Some(10), Some(21)));
+            assert!(bench.questions().offsets.is_none());
+        }
+    }
+
+    #[test]
+    fn an_end_that_another_leader_told_is_asked_for_again() {
+        let to = ResetTo::Time(5_000);
+        let mut bench = Bench::new(AutoOffsetReset::Earliest, &Phase::AwaitingReset(to));
+        let (_, asked) = bench.questions().offsets.unwrap();
+        let answer = Found::from([(key(0), found(10)), (key(1), found(20))]);
+        bench.lookups.handle_listed(bench.now, &asked, Ok(answer), &mut bench.partitions);
+        bench.partitions.set_leaders(bench.now, |_| Some((8, 4)));
+        let (_, asked) = bench.questions().offsets.unwrap();
+        assert!(asked.iter().all(|lookup| lookup.to == ResetTo::Latest));
     }
 
     #[test]

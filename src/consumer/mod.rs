@@ -229,8 +229,7 @@ impl KafkaConsumer {
             tokio::task::yield_now().await;
         }
         if !self.is_owner {
-            return Err(Error::new(ErrorKind::InvalidArgument, "a rebalance listener cannot poll")
-                .with_hint("return from it: the poll that it was called in goes on"));
+            return Err(poll_within_a_call());
         }
         let deadline = time::after(timeout);
         let polling = Polling::begin(shared)?;
@@ -254,7 +253,7 @@ impl KafkaConsumer {
     /// Records one by one, for ever. A record is covered when the next one is asked for; dropping the stream loses
     /// nothing. Reads the same positions as [`poll`](Self::poll).
     pub fn stream(&self) -> RecordStream<'_> {
-        RecordStream::new(&self.shared)
+        RecordStream::new(&self.shared, self.is_owner)
     }
 
     /// Commits the position of every partition: everything handed out so far, whether covered or not.
@@ -803,6 +802,11 @@ fn all_found<'a>(
 
 fn offsets(places: BTreeMap<TopicPartition, Place>) -> BTreeMap<TopicPartition, i64> {
     places.into_iter().map(|(key, place)| (key, place.offset)).collect()
+}
+
+fn poll_within_a_call() -> Error {
+    Error::new(ErrorKind::InvalidArgument, "a rebalance listener cannot poll")
+        .with_hint("return from it: the poll that it was called in goes on")
 }
 
 fn check_time(key: &TopicPartition, time: i64) -> Result<()> {

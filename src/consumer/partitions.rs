@@ -107,6 +107,10 @@ pub(crate) struct Partition {
     pub(crate) replica: Option<Replica>,
     /// The leader may have another log than what was fetched: it is asked before the partition is fetched on.
     pub(crate) is_unchecked: bool,
+    /// How often its leader was looked for, as the one that is known is an earlier one than that of what was read.
+    pub(crate) ahead: u32,
+    /// The end of the log, from before it was asked for a record by its time.
+    pub(crate) end_before: Option<i64>,
     /// The end of what can be read, as of the last fetch: the high watermark, or with read_committed the last stable offset.
     pub(crate) end: Option<i64>,
     /// It stands in `Partitions::ready`.
@@ -288,6 +292,7 @@ impl Partitions {
         list(&mut self.unsettled, key, matches!(phase, Phase::AwaitingCommitted | Phase::AwaitingReset(_)));
         list(&mut self.failed, key, matches!(phase, Phase::Failed(_)));
         partition.phase = phase;
+        partition.end_before = None;
         partition.asked = false;
         partition.retry_at = None;
         self.doubt(key);
@@ -367,6 +372,8 @@ impl Partitions {
             topic_id: TopicId::default(),
             replica: None,
             is_unchecked: false,
+            ahead: 0,
+            end_before: None,
             end: None,
             is_ready: false,
             is_touched: false,
@@ -470,6 +477,7 @@ impl Partitions {
 
     /// Drops what is buffered of paused partitions, to make room for those that are not; it is fetched again.
     pub(crate) fn evict_paused(&mut self) {
+        let mut evicted = Vec::new();
         for key in &self.paused {
             let Some(partition) = self.partitions.get_mut(key) else { continue };
             let queue = &partition.queue;
@@ -481,7 +489,11 @@ impl Partitions {
                 partition.queue = Queue::default();
                 position.fetch = position.next;
                 position.fetch_epoch = position.leader_epoch;
+                evicted.push(key.clone());
             }
+        }
+        for key in evicted {
+            self.doubt(&key);
         }
     }
 

@@ -18,6 +18,8 @@ use crate::{error::Result, record::ConsumerRecord, time};
 /// The stream of [`KafkaConsumer::stream`](super::KafkaConsumer::stream). Ends after the consumer was closed.
 pub struct RecordStream<'a> {
     shared: &'a Arc<Shared>,
+    /// False within a rebalance listener, which cannot wait for its own end.
+    is_owner: bool,
     waiting: Option<Waiting<'a>>,
     ended: bool,
 }
@@ -40,8 +42,8 @@ impl fmt::Debug for RecordStream<'_> {
 }
 
 impl<'a> RecordStream<'a> {
-    pub(super) fn new(shared: &'a Arc<Shared>) -> Self {
-        Self { shared, waiting: None, ended: false }
+    pub(super) fn new(shared: &'a Arc<Shared>, is_owner: bool) -> Self {
+        Self { shared, is_owner, waiting: None, ended: false }
     }
 
     fn listen(&self) -> Pin<Box<Notified<'a>>> {
@@ -57,6 +59,10 @@ impl Stream for RecordStream<'_> {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if self.ended {
             return Poll::Ready(None);
+        }
+        if !self.is_owner {
+            self.ended = true;
+            return Poll::Ready(Some(Err(super::poll_within_a_call())));
         }
         // Shares the runtime with the driver however many records are buffered.
         ready!(pin!(tokio::task::consume_budget()).poll(context));

@@ -99,11 +99,28 @@ impl Partition {
         }
     }
 
+    /// Whether the leader that is known is an earlier one than that of what was fetched. What such a leader's log has, or
+    /// has not, says nothing of the log that there is now.
+    pub(crate) fn is_ahead(&self) -> bool {
+        match (self.position(), self.leader) {
+            (Some(position), Some((_, epoch))) => epoch >= 0 && position.fetch_epoch > epoch,
+            _ => false,
+        }
+    }
+
     /// Whom it is fetched from.
     pub(crate) fn source(&self, now: Instant) -> Option<(i32, i32)> {
         let (leader, epoch) = self.leader?;
         let replica = self.replica.filter(|replica| replica.until > now);
         Some((replica.map_or(leader, |replica| replica.id), epoch))
+    }
+
+    /// Nothing of its position is in doubt any more, and no answer about that is waited for.
+    fn settle(&mut self) {
+        self.ahead = 0;
+        if self.position().is_some() {
+            self.asked = false;
+        }
     }
 
     /// What to ask its leader, if that is not out.
@@ -130,6 +147,7 @@ impl Partitions {
             if leader != partition.leader {
                 partition.leader = leader;
                 partition.replica = None;
+                partition.end_before = None;
                 partition.retry_at = partition.retry_at.map(|at| at.min(now));
                 mark(&mut partition.is_touched, key, &mut self.touched);
                 if partition.is_unchecked {
@@ -190,6 +208,9 @@ impl Partitions {
     pub(super) fn doubt(&mut self, key: &TopicPartition) {
         let Some(partition) = self.partitions.get_mut(key) else { return };
         partition.is_unchecked = partition.is_doubtful();
+        if !partition.is_unchecked {
+            partition.settle();
+        }
         list(&mut self.unchecked, key, partition.is_unchecked);
     }
 
@@ -222,9 +243,22 @@ impl Partitions {
     pub(crate) fn set_checked(&mut self, key: &TopicPartition) {
         if let Some(partition) = self.partitions.get_mut(key) {
             partition.is_unchecked = false;
+            partition.settle();
         }
         self.unchecked.remove(key);
         self.touch(key);
+    }
+
+    /// The epochs of what was read say nothing: the leader's log has no such epoch, and has the offsets. Reading goes on by
+    /// offset alone, as it does without epochs.
+    pub(crate) fn forget_epochs(&mut self, key: &TopicPartition) {
+        if let Some(partition) = self.partitions.get_mut(key) {
+            if let Some(position) = partition.position_mut() {
+                (position.leader_epoch, position.fetch_epoch) = (-1, -1);
+            }
+            partition.account.forget_epoch();
+        }
+        self.set_checked(key);
     }
 
     /// A leader has said where the epoch of the last batch fetched, or the one before it, ends in its log.
@@ -234,12 +268,18 @@ impl Partitions {
             return Checked::Same;
         };
         let EpochEnd { epoch, offset } = end;
-        if epoch == fetch_epoch && offset >= fetch {
-            self.set_checked(key);
+        let is_known = epoch >= 0 && offset >= 0;
+        if is_known && offset >= fetch {
+            // As in Java the offset decides. An epoch may be gone: with its last record that compaction took, or with a
+            // replica that was built anew.
+            match epoch == fetch_epoch {
+                true => self.set_checked(key),
+                false => self.forget_epochs(key),
+            }
             return Checked::Same;
         }
-        // Everything that was handed out is of that epoch or an earlier one, and before its end.
-        if fetch > next && offset >= next && epoch >= leader_epoch {
+        // What was handed out is before that end.
+        if is_known && offset >= next {
             if !self.drop_buffered(key) {
                 return Checked::Refetched; // a poll is decoding it: asked again when that is done
             }
@@ -247,7 +287,6 @@ impl Partitions {
             self.touch(key);
             return Checked::Refetched;
         }
-        let is_known = epoch >= 0 && (0..next).contains(&offset);
         let divergent = is_known.then_some((offset, epoch));
         Checked::Truncated(Truncation { position: next, epoch: leader_epoch.max(fetch_epoch), divergent })
     }
