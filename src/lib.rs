@@ -40,8 +40,10 @@
 //!   handlers and commits what they have handled, with an [`ErrorPolicy`] for what they have not.
 //! * **Clients**: [`KafkaProducer`] (idempotent, batching; a [`Delivery`] per record), [`KafkaConsumer`] (groups, offsets,
 //!   records borrowed from the responses they came in), [`KafkaAdmin`] (topics, groups, offsets).
+//! * **Transactions**: [`ExactlyOnce`] reads, writes and commits in one; [`KafkaInstance::transaction`] and
+//!   [`TransactionalProducer`] by hand.
+//! * **Rebalances**: [`RebalanceListener`], for both kinds of consumers.
 //! * **Errors**: one type, [`Error`], with its [`ErrorKind`], the place it happened at, and which setting to change.
-//!
 //! * **Guides**: [`guide`], one page each: from other clients, delivery guarantees, error handling, tuning, security,
 //!   testing, operating.
 //!
@@ -54,6 +56,7 @@
 //!
 //! * `tls-graviola` (default): TLS with graviola, fast, on the x86-64 and aarch64 CPUs it supports.
 //! * `tls-rustcrypto` (default): TLS with RustCrypto on every target, slower; serves where graviola cannot.
+//! * `signal` (default): `Consumer::run_until_signal`.
 //! * `blocking`: the module `blocking`, the same names for programs without `async`.
 //! * `tls`: TLS with a provider or a `rustls::ClientConfig` of your own.
 

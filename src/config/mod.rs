@@ -133,7 +133,8 @@ impl KafkaConfig {
         set_client_id => "client.id";
         /// The consumer group (`group.id`). Default: none.
         set_group_id => "group.id";
-        /// Where to start without a committed offset (`auto.offset.reset`): `earliest`, `latest` (default), `none`, or an
+        /// Where to start without a committed offset (`auto.offset.reset`): `earliest`, `latest` (default), `none`, `by_duration:P7D`
+        /// (KIP-1106), or an
         /// [`AutoOffsetReset`].
         set_auto_offset_reset => "auto.offset.reset";
         /// Whether the consumer commits what earlier polls handed out (`enable.auto.commit`). Default: true.

@@ -13,7 +13,7 @@ use crate::{
     config::IsolationLevel,
     consumer::{ConsumerRecords, KafkaConsumer, PartitionRecords, RecordRef, acknowledge::Life},
     error::{Error, ErrorKind, Result, code},
-    producer::{Transaction, TransactionalProducer},
+    producer::{Transaction, TransactionalProducer, is_refused},
     record::{ConsumerGroupMetadata, TopicPartition},
     time::{self, Backoff, Instant},
 };
@@ -362,10 +362,11 @@ fn note(taken: &mut Taken, records: &ConsumerRecords) {
     }
 }
 
-/// What to do after a failure of the producer's. A time-out passes; a commit that may stand is never made again.
+/// What to do after a failure of the producer's. A time-out passes; a commit that may stand is never made again, and what
+/// brokers refuse would be refused for ever.
 fn failed(error: Error) -> Failed {
     let passing = error.requires_abort() || is_regrouped(&error) || error.kind() == ErrorKind::Timeout;
-    match passing && !error.is_fatal() && !error.possibly_written() {
+    match passing && !error.is_fatal() && !error.possibly_written() && !is_refused(&error) {
         true => Failed::Again(error),
         false => Failed::For(error),
     }
@@ -381,6 +382,22 @@ fn rewind(consumer: &KafkaConsumer, taken: &Taken) {
     for (partition, span) in &taken.offsets {
         if let Err(error) = consumer.seek_in(partition, span.life, span.first) {
             tracing::debug!(%error, "the partition was lost meanwhile");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_brokers_refuse_for_ever_ends_the_loop_and_what_passes_does_not() {
+        let told = |code| failed(Error::from_code("Produce", code).with_requires_abort());
+        for code in [code::MESSAGE_TOO_LARGE, code::TOPIC_AUTHORIZATION_FAILED, code::INVALID_RECORD] {
+            assert!(matches!(told(code), Failed::For(_)), "{code}");
+        }
+        for code in [code::ILLEGAL_GENERATION, code::UNKNOWN_MEMBER_ID, code::TRANSACTION_ABORTABLE] {
+            assert!(matches!(told(code), Failed::Again(_)), "{code}");
         }
     }
 }

@@ -37,6 +37,7 @@ use std::{
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
+pub(crate) use self::transactional::is_refused;
 use self::{
     accumulator::{Appended, Limits, Parts},
     memory::Memory,

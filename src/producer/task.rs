@@ -163,6 +163,8 @@ impl Task {
         let discard = transactions.lock().poll_discard();
         if let Some(error) = discard {
             self.shared.refuse_records();
+            // Also what was sent since the last look: it would leave in the next transaction.
+            self.sender.handle_scheduled(&mut self.shared.scheduled());
             self.sender.discard(&error);
             self.settle();
         }
@@ -172,7 +174,10 @@ impl Task {
     fn step_transaction(&mut self, now: Instant) -> Option<Instant> {
         let shared = Arc::clone(&self.shared);
         let transactions = shared.transactions.as_ref()?;
-        let records = !self.sender.is_idle() || !shared.scheduled().is_empty();
+        // Looked at in this order: whoever has asked for the end has sent everything before. An end that is asked for after this
+        // wakes the task again.
+        let is_asked = transactions.lock().is_ending();
+        let records = !is_asked || !self.sender.is_idle() || !shared.scheduled().is_empty();
         let outstanding = Outstanding { records, in_flight: self.sender.in_flight() > 0 };
         let mut core = transactions.lock();
         let was_settled = core.is_settled();

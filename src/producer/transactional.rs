@@ -213,7 +213,13 @@ impl TransactionalProducer {
 
 /// Whether a transaction that failed so may succeed when it is tried again.
 fn may_pass(error: &Error) -> bool {
-    let refused = error.code().is_some_and(|told| {
+    // A commit that may stand must not be made again.
+    error.requires_abort() && !error.is_fatal() && !error.possibly_written() && !is_refused(error)
+}
+
+/// Whether brokers refuse what was sent, and will refuse it again.
+pub(crate) fn is_refused(error: &Error) -> bool {
+    error.code().is_some_and(|told| {
         matches!(
             told.0,
             code::TOPIC_AUTHORIZATION_FAILED
@@ -225,9 +231,7 @@ fn may_pass(error: &Error) -> bool {
                 | code::INVALID_TOPIC_EXCEPTION
                 | code::POLICY_VIOLATION
         )
-    });
-    // A commit that may stand must not be made again.
-    error.requires_abort() && !error.is_fatal() && !error.possibly_written() && !refused
+    })
 }
 
 async fn wait_for(changed: &mut watch::Receiver<()>, deadline: Instant, what: &str) -> Result<()> {
