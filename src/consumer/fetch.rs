@@ -36,6 +36,8 @@ pub(crate) struct FetchAction {
     pub(crate) max_bytes: i32,
     /// It goes beside a fetch that waits at the same broker, and must not wait behind it.
     pub(crate) is_aside: bool,
+    /// Says where the client is, so that the broker may name a replica that is nearer.
+    pub(crate) names_rack: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -193,7 +195,8 @@ impl Fetcher {
             return self.poll_aside(now, partitions);
         };
         let max_bytes = self.room(wanted, partitions)?;
-        Some(self.start(now, broker, max_bytes))
+        let names_rack = partitions.names_rack(now, broker);
+        Some(FetchAction { names_rack, ..self.start(now, broker, max_bytes) })
     }
 
     /// What is wanted since the fetch left that waits at the broker.
@@ -216,6 +219,7 @@ impl Fetcher {
             max_wait: Duration::ZERO,
             max_bytes: i32::try_from(max_bytes).unwrap_or(i32::MAX),
             is_aside: true,
+            names_rack: partitions.names_rack(now, broker),
         })
     }
 
@@ -254,7 +258,7 @@ impl Fetcher {
         state.retry_at = None;
         state.last = Some(token);
         let max_bytes = i32::try_from(max_bytes).unwrap_or(i32::MAX);
-        FetchAction { broker, token, request, max_wait, max_bytes, is_aside: false }
+        FetchAction { broker, token, request, max_wait, max_bytes, is_aside: false, names_rack: true }
     }
 
     fn broker(&mut self, broker: i32) -> &mut BrokerFetch {
@@ -363,7 +367,7 @@ impl Fetcher {
             Err(error) => {
                 state.session.handle_failure();
                 state.retry_at = Some(now + state.backoff.next(&mut self.rng));
-                partitions.forget_replica(broker);
+                partitions.forget_replica(broker, now + self.settings.replica_max_age);
                 effects.refresh_metadata = true;
                 if !error.is_retriable() {
                     effects.errors.push(error);
@@ -375,6 +379,7 @@ impl Fetcher {
             use super::session::{INVALID_SESSION_EPOCH, SESSION_ID_NOT_FOUND};
             if !matches!(answer.error_code, SESSION_ID_NOT_FOUND | INVALID_SESSION_EPOCH) {
                 state.retry_at = Some(now + state.backoff.next(&mut self.rng));
+                partitions.forget_replica(broker, now + self.settings.replica_max_age);
                 let error = Error::from_code("Fetch", answer.error_code).with_broker(broker);
                 effects.refresh_metadata = true;
                 if !is_passing(&error) {
@@ -459,7 +464,17 @@ impl Taking<'_> {
             return; // it was released or moved while the answer was on its way
         }
         if data.error_code != 0 {
-            return self.on_refused(key, asked, &data, partition, effects);
+            let leader = partition.leader.map(|(leader, _)| leader);
+            let asked_replica = self.on_refused(key, asked, &data, partition, effects);
+            if let Some(leader) = leader.filter(|_| asked_replica) {
+                // One that lags has what is asked for soon.
+                let pause = match data.error_code {
+                    code::OFFSET_OUT_OF_RANGE => self.settings.retry_backoff_max,
+                    _ => self.settings.replica_max_age,
+                };
+                partitions.keep_to_leader(leader, now + pause);
+            }
+            return;
         }
         if data.diverging_epoch.end_offset >= 0 {
             // KIP-320, from version 12 on: the broker has compared the epochs itself.
@@ -573,6 +588,7 @@ impl Taking<'_> {
         }
     }
 
+    /// True if it was asked of a replica that is not the leader.
     fn on_refused(
         &self,
         key: &TopicPartition,
@@ -580,7 +596,7 @@ impl Taking<'_> {
         data: &wire::fetch_response::PartitionData,
         partition: &mut Partition,
         effects: &mut Effects,
-    ) {
+    ) -> bool {
         let leader = &data.current_leader;
         if leader.leader_id >= 0 && leader.leader_epoch > asked.leader_epoch {
             effects.hints.push(LeaderHint {
@@ -589,15 +605,16 @@ impl Taking<'_> {
                 epoch: leader.leader_epoch,
             });
         }
-        if partition.replica.take_if(|replica| replica.id == self.broker).is_some() {
-            // KIP-392: what the replica cannot serve its leader can, at once.
-            effects.refresh_metadata |= data.error_code != code::OFFSET_OUT_OF_RANGE;
-            return;
-        }
         // While there is something left to hand out nothing is reset, and nothing is asked in vain meanwhile.
         partition.retry_at = Some(self.now + self.settings.retry_backoff);
+        if partition.replica.take_if(|replica| replica.id == self.broker).is_some() {
+            // KIP-392: what the replica cannot serve its leader can. It may name the replica again: hence the pause.
+            effects.refresh_metadata |= data.error_code != code::OFFSET_OUT_OF_RANGE;
+            return true;
+        }
         let drained = partition.queue.is_empty();
         self.on_partition_error(key, data.error_code, asked.offset, drained, effects);
+        false
     }
 
     fn on_partition_error(

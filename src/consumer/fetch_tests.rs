@@ -987,6 +987,7 @@ fn the_nearest_replica_is_read_until_it_refuses_and_at_most_for_its_time() {
     let fetch = send_to_2(&mut bench);
     let effects = bench.answer(&fetch, vec![refused(0, code::OFFSET_OUT_OF_RANGE)]);
     assert!(effects.out_of_range.is_empty(), "only the leader's word is taken for that");
+    bench.now += Duration::from_millis(100);
     // One that cannot be reached.
     let fetch = send_to_2(&mut bench);
     bench.answered(&fetch, Err(Error::new(crate::ErrorKind::Disconnected, "gone")));
@@ -1004,6 +1005,61 @@ fn the_nearest_replica_is_read_until_it_refuses_and_at_most_for_its_time() {
     send_to_2(&mut bench);
     bench.lead(1, 1);
     assert_eq!(bench.plan().map(|fetch| fetch.broker), Some(1));
+}
+
+#[test]
+fn a_leader_that_has_named_a_replica_that_failed_is_not_asked_for_one_for_long() {
+    let (second, five_minutes) = (Duration::from_secs(1), Duration::from_secs(300));
+    type Fail = fn(&mut Bench, &FetchAction);
+    let fails: [(Fail, Duration); 4] = [
+        (
+            |bench, fetch| {
+                bench.answer(fetch, vec![refused(0, code::OFFSET_OUT_OF_RANGE)]);
+            },
+            second,
+        ),
+        (
+            |bench, fetch| {
+                bench.answer(fetch, vec![refused(0, code::NOT_LEADER_OR_FOLLOWER)]);
+            },
+            five_minutes,
+        ),
+        (
+            |bench, fetch| {
+                let gone = Error::new(crate::ErrorKind::Disconnected, "gone");
+                bench.answered(fetch, Err(gone));
+            },
+            five_minutes,
+        ),
+        (
+            |bench, fetch| {
+                let denied = wire::FetchResponse { error_code: 31, ..Default::default() };
+                bench.answered(fetch, Ok(denied));
+            },
+            five_minutes,
+        ),
+    ];
+    for (fail, pause) in fails {
+        let mut bench = Bench::new(&[1], 1 << 20);
+        let fetch = bench.plan().unwrap();
+        assert!(fetch.broker == 1 && fetch.names_rack);
+        let mut nearer = data(0, Vec::new());
+        nearer.preferred_read_replica = 2;
+        bench.answer(&fetch, vec![nearer]);
+        let fetch = bench.plan().filter(|fetch| fetch.broker == 2).unwrap();
+        let failed = bench.now;
+        fail(&mut bench, &fetch);
+        bench.now += Duration::from_millis(100);
+        let fetch = bench.plan().unwrap();
+        assert!(fetch.broker == 1 && !fetch.names_rack, "the leader serves it itself");
+        bench.answer(&fetch, vec![data(0, batch(0, 10))]);
+        bench.now = failed + pause - Duration::from_millis(1);
+        let fetch = bench.plan().unwrap();
+        assert!(fetch.broker == 1 && !fetch.names_rack);
+        bench.answer(&fetch, vec![]);
+        bench.now = failed + pause;
+        assert!(bench.plan().is_some_and(|fetch| fetch.broker == 1 && fetch.names_rack));
+    }
 }
 
 #[test]

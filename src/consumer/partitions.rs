@@ -205,6 +205,8 @@ pub(crate) struct Partitions {
     buffered: usize,
     wants_fetch: bool,
     lives: Lives,
+    /// Leaders that have named a replica that failed, and until when they are to serve what they lead themselves.
+    kept_to: BTreeMap<i32, Instant>,
     /// Records are acknowledged one by one, and not by the next poll.
     by_each: bool,
 }

@@ -421,6 +421,7 @@ pub(super) async fn fetch(shared: &Shared, action: FetchAction) -> Result<wire::
     let deadline = time::now() + action.max_wait + shared.cluster.settings().request_timeout;
     let lane = if action.is_aside { Lane::Main } else { Lane::Fetch };
     let connection = shared.cluster.connection(action.broker, lane, deadline).await?;
+    let rack = shared.settings.client_rack.as_deref().filter(|_| action.names_rack);
     let session = action.request;
     let version = connection.version::<wire::FetchRequest>().unwrap_or_default();
     let by_id = session.by_id && version > BY_NAME;
@@ -453,7 +454,7 @@ pub(super) async fn fetch(shared: &Shared, action: FetchAction) -> Result<wire::
         session_epoch: session.epoch.0,
         topics: topics.into_iter().map(topic).collect(),
         forgotten_topics_data: forgotten.into_iter().map(forget).collect(),
-        rack_id: shared.settings.client_rack.as_deref().map(kafka_string).unwrap_or_default(),
+        rack_id: rack.map(kafka_string).unwrap_or_default(),
         ..Default::default()
     };
     let answer = match by_id {

@@ -195,13 +195,29 @@ impl Partitions {
     }
 
     /// A broker cannot be reached, or has refused: what was to be read from it as a replica is read from the leader.
-    pub(crate) fn forget_replica(&mut self, id: i32) {
+    /// Until then the leader is not asked for a nearer one: it would name the same again, at once and for ever.
+    pub(crate) fn forget_replica(&mut self, id: i32, until: Instant) {
         for (key, partition) in &mut self.partitions {
             if partition.replica.is_some_and(|replica| replica.id == id) {
                 partition.replica = None;
                 mark(&mut partition.is_touched, key, &mut self.touched);
+                if let Some((leader, _)) = partition.leader {
+                    self.kept_to.insert(leader, until);
+                }
             }
         }
+    }
+
+    /// What this broker leads is read from it until then, though a replica may be nearer.
+    pub(crate) fn keep_to_leader(&mut self, leader: i32, until: Instant) {
+        let kept = self.kept_to.entry(leader).or_insert(until);
+        *kept = until.max(*kept);
+    }
+
+    /// Whether this broker may name nearer replicas of what it leads.
+    pub(crate) fn names_rack(&mut self, now: Instant, leader: i32) -> bool {
+        self.kept_to.retain(|_, until| *until > now);
+        !self.kept_to.contains_key(&leader)
     }
 
     /// Looks at whether its position must be checked, after it has changed.
