@@ -86,7 +86,17 @@ impl Batches {
             return Ok(None);
         }
         let bytes = self.rest.split_to(size);
-        if magic == 2 { RawBatch::parse(bytes) } else { legacy::parse(bytes) }.map(Some)
+        if magic != 2 {
+            return legacy::parse(bytes).map(Some);
+        }
+        let next_offset = self.next_base().filter(|next| *next > base_offset);
+        RawBatch::parse(bytes, next_offset).map(Some)
+    }
+
+    /// Where what is left begins, if it begins with a batch of magic 2: older ones may tell only where they end.
+    fn next_base(&self) -> Option<i64> {
+        let head = self.rest.get(..=MAGIC_AT)?;
+        (head[MAGIC_AT] == 2).then(|| i64_at(head, BASE_OFFSET.start))
     }
 }
 
@@ -109,6 +119,8 @@ pub(crate) struct RawBatch {
     /// The first offset; for a compressed message of magic 0 or 1, where it is known only after decoding, the last.
     pub(crate) base_offset: i64,
     pub(crate) last_offset: i64,
+    /// Where the batch behind it in the same answer begins, where that is known.
+    pub(crate) next_offset: Option<i64>,
     /// -1 where unknown.
     pub(crate) leader_epoch: i32,
     pub(crate) attributes: i16,
@@ -126,8 +138,9 @@ pub(crate) struct RawBatch {
 }
 
 impl RawBatch {
-    /// `bytes` is a whole batch of magic 2 with at least its header.
-    fn parse(bytes: Bytes) -> Result<Self> {
+    /// `bytes` is a whole batch of magic 2 with at least its header. What its CRC covers is not judged here but for what
+    /// nobody could go on without: an error ends the walk, and must not come before the batches in front of it.
+    fn parse(bytes: Bytes, next_offset: Option<i64>) -> Result<Self> {
         let attributes = i16_at(&bytes, ATTRIBUTES.start);
         let base_offset = i64_at(&bytes, BASE_OFFSET.start);
         let last_delta = i32_at(&bytes, LAST_OFFSET_DELTA.start);
@@ -139,15 +152,11 @@ impl RawBatch {
                 format!("a record batch claims the last offset delta {last_delta}"),
             ));
         };
-        // The division keeps a forged count from making anyone reserve memory. Compressed records are checked later.
-        if count < 0 || (attributes & CODEC_MASK == 0 && !fits(count, bytes.len() - BATCH_HEADER_LEN)) {
-            let error = wrong_count(base_offset, count, bytes.len() - BATCH_HEADER_LEN);
-            return Err(error.with_last_offset(last_offset));
-        }
         Ok(Self {
             magic: 2,
             base_offset,
             last_offset,
+            next_offset,
             leader_epoch: i32_at(&bytes, LEADER_EPOCH.start),
             attributes,
             timestamp_type: timestamp_type(attributes),
@@ -171,6 +180,24 @@ impl RawBatch {
         i32_at(&self.bytes, super::BASE_SEQUENCE.start)
     }
 
+    /// Where to go on behind it if it cannot be read. Its last offset may be what is damaged: the batch behind it, which tells
+    /// its own place, is believed first.
+    pub(crate) fn behind(&self) -> i64 {
+        self.next_offset.unwrap_or(self.last_offset.saturating_add(1))
+    }
+
+    /// Whether the CRC holds, which covers all of the header that a batch may be passed over for. Those of magic 0 and 1 are
+    /// passed over for nothing in theirs.
+    pub(crate) fn is_intact(&self) -> bool {
+        self.magic < 2 || self.check_crc().is_ok()
+    }
+
+    fn check_crc(&self) -> Result<()> {
+        let (claimed, computed) =
+            (u32_at(&self.bytes, CRC.start), crc32c::crc32c(&self.bytes[CRC_COVERS_FROM..]));
+        if claimed == computed { Ok(()) } else { Err(wrong_crc(self.base_offset, claimed, computed)) }
+    }
+
     /// Whether the records must be decompressed.
     pub(crate) fn is_compressed(&self) -> bool {
         self.attributes & CODEC_MASK != 0
@@ -180,7 +207,7 @@ impl RawBatch {
     /// more than `max_decompressed` bytes together.
     ///
     /// # Errors
-    /// [`crate::error::ErrorKind::Protocol`] with the first and the last offset, if the CRC (where checked), the compressed
+    /// [`crate::error::ErrorKind::Protocol`] with the first and the last offset (see [`behind`](Self::behind)), if the CRC (where checked), the compressed
     /// data or a record is wrong, or the number of records is not what the header says.
     pub(crate) fn decode(
         &self,
@@ -188,8 +215,9 @@ impl RawBatch {
         decompressor: &Decompressor,
         max_decompressed: usize,
     ) -> Result<DecodedBatch> {
-        self.try_decode(check_crc, decompressor, max_decompressed)
-            .map_err(|error| error.with_offset(self.base_offset).with_last_offset(self.last_offset))
+        self.try_decode(check_crc, decompressor, max_decompressed).map_err(|error| {
+            error.with_offset(self.base_offset).with_last_offset(self.behind().saturating_sub(1))
+        })
     }
 
     fn try_decode(
@@ -203,14 +231,11 @@ impl RawBatch {
             return legacy::decode(self, check_crc, decompressor, max_decompressed, slots);
         }
         if check_crc {
-            let (claimed, computed) =
-                (u32_at(&self.bytes, CRC.start), crc32c::crc32c(&self.bytes[CRC_COVERS_FROM..]));
-            if claimed != computed {
-                return Err(wrong_crc(self.base_offset, claimed, computed));
-            }
+            self.check_crc()?;
         }
         let records = self.bytes.slice(BATCH_HEADER_LEN..);
         let data = decompressor.decompress(self.attributes & CODEC_MASK, records, max_decompressed)?;
+        // The division keeps a forged count from making anyone reserve memory.
         if !fits(self.count, data.len()) {
             return Err(wrong_count(self.base_offset, self.count, data.len()));
         }

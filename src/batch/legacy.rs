@@ -35,6 +35,7 @@ pub(super) fn parse(bytes: Bytes) -> Result<RawBatch> {
         magic: message.magic,
         base_offset: offset,
         last_offset: offset,
+        next_offset: None,
         leader_epoch: -1,
         attributes: message.attributes,
         timestamp_type: message.timestamp_type(),

@@ -13,7 +13,12 @@ use super::{
     records::PartitionRecords,
 };
 pub(crate) use super::{core::Change, ledger::Life};
-use crate::{cluster::UNKNOWN_TOPIC_OR_PARTITION, error::Result, record::TopicPartition, time};
+use crate::{
+    cluster::UNKNOWN_TOPIC_OR_PARTITION,
+    error::{Error, Result},
+    record::TopicPartition,
+    time,
+};
 
 /// Records of one partition, in one life of it.
 #[derive(Debug)]
@@ -121,12 +126,15 @@ impl KafkaConsumer {
         self.shared.cluster.pauses()
     }
 
-    /// The bytes of the batch that a poll could not read, and the present life of its partition. `None` if the partition is
-    /// not assigned, or still has records to hand out before that batch.
-    pub(crate) fn damaged(&self, partition: &TopicPartition) -> Option<(Life, Bytes)> {
+    /// The bytes of the batch that a poll could not read and ended with this error for, and the present life of its
+    /// partition. `None` if the partition is not assigned, or that batch is not what comes next: it is met again then.
+    ///
+    /// # Errors
+    /// This one, if nobody can tell where to go on behind the batch.
+    pub(crate) fn damaged(&self, partition: &TopicPartition, error: &Error) -> Result<Option<(Life, Bytes)>> {
         let core = self.shared.lock();
-        let partition = core.partitions.get(partition)?;
-        Some((partition.life(), partition.queue.front_bytes()?))
+        let Some(partition) = core.partitions.get(partition) else { return Ok(None) };
+        Ok(partition.damaged(error)?.map(|bytes| (partition.life(), bytes)))
     }
 
     /// Goes on behind what cannot be read, in a new life. False, and nothing changes, if this life is over or not all is done
@@ -172,20 +180,25 @@ impl KafkaConsumer {
         self.shared.lock().take_changes()
     }
 
-    /// Waits until [`take_changes`](Self::take_changes) has something, or the consumer is closed.
+    /// Waits until [`take_changes`](Self::take_changes) has something.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) when the consumer is closed, or why its driver has ended: at once, and
+    /// whenever it is asked again.
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub(crate) async fn changed(&self) {
+    pub(crate) async fn changed(&self) -> Result<()> {
         loop {
             let changed = self.shared.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             {
                 let core = self.shared.lock();
-                if core.has_changes() || core.check_open().is_err() {
-                    return;
+                if core.has_changes() {
+                    return Ok(());
                 }
+                core.check_open()?;
             }
             changed.await;
         }

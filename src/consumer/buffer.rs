@@ -10,8 +10,6 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
-
 use crate::{
     batch::{ControlType, DecodedBatch, Decompressor, RawBatch},
     error::Result,
@@ -125,10 +123,10 @@ impl Queue {
         self.entries.is_empty() && !self.checked_out
     }
 
-    /// The bytes of the first batch, if it was not decoded, or could not be.
-    pub(crate) fn front_bytes(&self) -> Option<Bytes> {
+    /// The first batch, if it was not decoded, or could not be.
+    pub(crate) fn front_raw(&self) -> Option<&RawBatch> {
         match self.entries.front() {
-            Some(Entry::Raw(batch)) => Some(batch.bytes.clone()),
+            Some(Entry::Raw(batch)) => Some(batch),
             _ => None,
         }
     }

@@ -17,7 +17,7 @@ use super::{
     session::{Names, Session, SessionRequest, Wanted},
 };
 use crate::{
-    batch::{Decompressor, Incomplete, split},
+    batch::{Decompressor, Incomplete, RawBatch, split},
     cluster::{Endpoint, LeaderHint},
     connection::api::wire,
     error::{Error, Result},
@@ -47,6 +47,8 @@ pub(crate) struct FetchSettings {
     pub(crate) max_wait: Duration,
     pub(crate) buffer_memory: usize,
     pub(crate) read_committed: bool,
+    /// Whether the CRC of a batch is to hold (`check.crcs`).
+    pub(crate) check_crcs: bool,
     pub(crate) retry_backoff: Duration,
     pub(crate) retry_backoff_max: Duration,
     /// How long a replica is read from before the leader is asked again (KIP-392): `metadata.max.age.ms`.
@@ -504,6 +506,11 @@ impl Taking<'_> {
                 Ok(batch) => batch,
                 Err(error) => {
                     is_damaged = true;
+                    if !partition.queue.is_empty() {
+                        // What stands before it comes first: it is asked for again, and told of when nothing else is left.
+                        partition.retry_at = Some(now + self.settings.retry_backoff);
+                        break;
+                    }
                     let error = error.with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
                     effects.errors.push(error);
                     partition.retry_at = Some(now + self.settings.retry_backoff_max);
@@ -511,17 +518,29 @@ impl Taking<'_> {
                 }
             };
             if batch.last_offset < fetch {
+                // Unless the next one says that it ends further on, and its own account of it is damaged.
+                if let Some(next) = batch.next_offset
+                    && next > fetch
+                    && !self.believes(&batch)
+                {
+                    fetch = next;
+                    partition.queue.push(batch, false);
+                }
                 continue;
             }
             let skip = match &mut aborted {
                 Some(aborted) => aborted.skips(&batch, self.decompressor),
                 None => batch.is_control,
             };
-            fetch = batch.last_offset.saturating_add(1);
+            // One that is damaged is not passed over for what its header says: whoever reads it is told.
+            let skip = skip && self.believes(&batch);
+            fetch = batch.last_offset.saturating_add(1).min(batch.next_offset.unwrap_or(i64::MAX)).max(fetch);
             epoch = batch.leader_epoch;
             partition.queue.push(batch, skip);
         }
-        if fetch == asked.offset && !is_damaged {
+        if fetch == asked.offset && !is_damaged && !partition.queue.is_empty() {
+            partition.retry_at = Some(now + self.settings.retry_backoff);
+        } else if fetch == asked.offset && !is_damaged {
             // To ask again at once would bring the same again, for ever.
             let error = match batches.incomplete() {
                 Some(incomplete) => self.no_progress(key, fetch, incomplete),
@@ -548,6 +567,11 @@ impl Taking<'_> {
             effects.buffered = true;
             partitions.add_buffered(key, added);
         }
+    }
+
+    /// Whether a batch may be passed over for what its header says. Others are checked when they are read.
+    fn believes(&self, batch: &RawBatch) -> bool {
+        !self.settings.check_crcs || batch.is_intact()
     }
 
     /// KIP-74: a broker sends the first batch whole, however large. One that does not would be asked for ever.

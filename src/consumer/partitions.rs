@@ -15,6 +15,8 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+
 pub(crate) use self::source::{Check, Checked, EpochEnd, EpochEnds, Replica, Truncation};
 
 use super::{
@@ -22,7 +24,12 @@ use super::{
     ledger::{Account, Life, Lives, Mark},
     offsets::{Offset, Offsets},
 };
-use crate::{cluster::TopicId, error::Error, record::TopicPartition, time::Instant};
+use crate::{
+    cluster::TopicId,
+    error::{Error, Result},
+    record::TopicPartition,
+    time::Instant,
+};
 
 /// Where to start when there is no offset, as ListOffsets wants it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +147,28 @@ impl Partition {
 
     pub(crate) fn phase(&self) -> &Phase {
         &self.phase
+    }
+
+    /// The bytes of the batch that could not be decoded for this error. `None` if that batch is not at the front.
+    ///
+    /// # Errors
+    /// This one, if nobody can tell where to go on behind it: what its header says of that may be what is damaged.
+    pub(crate) fn damaged(&self, error: &Error) -> Result<Option<Bytes>> {
+        let (Some(batch), Some(position)) = (self.queue.front_raw(), self.position()) else {
+            return Ok(None);
+        };
+        let behind = batch.behind();
+        if (error.offset(), error.last_offset()) != (Some(batch.base_offset), Some(behind.saturating_sub(1)))
+        {
+            return Ok(None);
+        }
+        if behind <= position.next || self.end.is_some_and(|end| behind > end) {
+            return Err(error.clone().with_hint(format!(
+                "the batch says that it ends before offset {behind}, which cannot be: the error policy cannot pass over it; \
+                 find the next batch, and seek there"
+            )));
+        }
+        Ok(Some(batch.bytes.clone()))
     }
 
     pub(crate) fn is_due(&self, now: Instant) -> bool {

@@ -817,7 +817,7 @@ mod acknowledged {
     }
 
     async fn change(consumer: &KafkaConsumer) -> Vec<Change> {
-        tokio::time::timeout(WAIT, consumer.changed()).await.unwrap();
+        tokio::time::timeout(WAIT, consumer.changed()).await.unwrap().unwrap();
         consumer.take_changes()
     }
 

@@ -81,12 +81,14 @@ enum Topic {
 type Choose = dyn Fn(&ConsumerRecord, &Error) -> String + Send + Sync;
 
 /// What a [`Consumer`](crate::Consumer) does with a record that its handlers do not take: one returned an error, panicked or
-/// ran into its deadline, the value cannot be read, or the batch it came in is damaged.
+/// ran into its deadline, the value cannot be read, or the batch it came in is damaged or
+/// larger than `max.decompressed.bytes`.
 ///
 /// A failing handler is called again as [`retry`](Self::retry) says; handlers of the record that succeeded are not. Then,
 /// or at once without a retry, the record is dealt with for good: the consumer stops (the default), skips it, or writes it
-/// to a dead letter topic. A value that cannot be read, and a damaged batch, will not get better: they are dealt with at
-/// once. Of a damaged batch, a dead letter holds all bytes as they are in the log.
+/// to a dead letter topic. A value that cannot be read, and such a batch, will not get better: they are dealt with at
+/// once. Of a batch, a dead letter holds all bytes as they are in the log. Where
+/// nobody can tell where a damaged batch ends, the consumer stops at it.
 ///
 /// ```
 /// use std::time::Duration;

@@ -142,6 +142,7 @@ impl Core {
             max_wait: settings.fetch_max_wait,
             buffer_memory: settings.fetch_buffer_memory,
             read_committed: settings.isolation_level == IsolationLevel::ReadCommitted,
+            check_crcs: settings.check_crcs,
             retry_backoff: client.retry_backoff,
             retry_backoff_max: client.retry_backoff_max,
             replica_max_age: client.metadata_max_age,

@@ -127,6 +127,8 @@ pub(super) struct Engine {
     alive_at: Instant,
     shared: Arc<Shared>,
     unhandled: BTreeSet<Arc<str>>,
+    /// The client has ended, and it has been told of: there is nothing to wait for of it any more.
+    is_closed: bool,
 }
 
 impl Engine {
@@ -164,6 +166,7 @@ impl Engine {
             committing: None,
             shared,
             unhandled: BTreeSet::new(),
+            is_closed: false,
         }
     }
 
@@ -267,7 +270,7 @@ impl Engine {
         }
         // What stands before it is handled first: going on behind it says that all before it is done.
         // While there is something to be taken before it, it is met again.
-        if let Some((life, bytes)) = self.client.damaged(&partition) {
+        if let Some((life, bytes)) = self.client.damaged(&partition, &error)? {
             self.client.pause([partition.clone()])?;
             self.damaged.insert(partition, Damaged { life, bytes, error });
         }
@@ -322,7 +325,7 @@ impl Engine {
         }
         let last = error.last_offset().unwrap_or(-1);
         if self.client.pass_over(&partition, life, last.saturating_add(1)) {
-            tracing::error!(%error, last_offset = last, "a damaged batch is passed over, as the error policy says");
+            tracing::error!(%error, last_offset = last, "a batch that cannot be read is passed over, as the error policy says");
             if is_letter { self.kit.counters.dead_lettered() } else { self.kit.counters.skipped() }
         }
         self.resume(partition);
@@ -468,7 +471,12 @@ impl Engine {
             biased;
             Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.on_join(ended),
             Some(passed) = self.passing.join_next(), if !self.passing.is_empty() => self.on_letter(passed),
-            () = self.client.changed() => {}
+            changed = self.client.changed(), if !self.is_closed => {
+                if let Err(error) = changed {
+                    self.is_closed = true;
+                    self.on_failure(error);
+                }
+            }
             outcome = end_of(&mut self.committing) => self.on_commit(outcome),
             () = tokio::time::sleep_until(wake_at) => self.look_around(),
         }
@@ -611,7 +619,12 @@ impl Engine {
                 () = shutdown.as_mut() => return Ok(()),
                 Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.on_join(ended),
                 Some(passed) = self.passing.join_next(), if !self.passing.is_empty() => self.on_letter(passed),
-                () = self.client.changed() => {}
+                changed = self.client.changed(), if !self.is_closed => {
+                    if let Err(error) = changed {
+                        self.is_closed = true;
+                        return Err(error);
+                    }
+                }
                 outcome = end_of(&mut self.committing) => self.on_commit(outcome),
                 taken = taking => {
                     not_before = None;

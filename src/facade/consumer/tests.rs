@@ -454,3 +454,56 @@ async fn each_call_of_a_handler_has_a_span_by_the_conventions_without_key_and_va
     assert!(told.contains(&format!("traceparent={parent:?}")), "{told:?}");
     assert!(!told.concat().contains("secret"), "{told:?}");
 }
+
+#[tokio::test]
+async fn a_client_that_is_closed_while_handlers_run_ends_the_consumer_when_they_are_done() {
+    use dtkafka_testcontainers::EmbeddedBroker;
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let broker = EmbeddedBroker::builder().start().await.unwrap();
+    broker.create_topic("orders", 1).unwrap();
+    let config = KafkaConfig::new()
+        .set_bootstrap_servers(broker.bootstrap_servers())
+        .set_group_id("g")
+        .set_auto_offset_reset("earliest");
+    let kafka = KafkaInstance::new(config).unwrap();
+    let producer = kafka.get_producer().await.unwrap();
+    producer.send("orders", &1).await.unwrap().await.unwrap();
+    for runs in [true, false] {
+        let client = Arc::new(std::sync::OnceLock::<std::sync::Weak<KafkaConsumer>>::new());
+        let ended = Arc::new(AtomicUsize::new(0));
+        let (of_handler, count) = (Arc::clone(&client), Arc::clone(&ended));
+        let mut consumer = Consumer::new(&kafka, ["orders"])
+            .unwrap()
+            .register_handler("orders", async move |_: Message<i64>| {
+                let client = of_handler.get().and_then(std::sync::Weak::upgrade);
+                client.expect("connected").close(PATIENCE).await.ok();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                count.fetch_add(1, Relaxed);
+                Ok(())
+            })
+            .unwrap();
+        let engine = consumer.work().await.unwrap();
+        client.set(Arc::downgrade(&engine.engine.client)).unwrap();
+        drop(engine);
+        // Looked at whenever the consumer is: one that turns in circles lets nothing else run.
+        let begun = std::time::Instant::now();
+        let late = std::future::poll_fn(|_| match begun.elapsed() > PATIENCE {
+            true => std::task::Poll::Ready(()),
+            false => std::task::Poll::Pending,
+        });
+        let error = match runs {
+            true => consumer.run(late).await.unwrap_err(),
+            false => loop {
+                if let Err(error) = consumer.consume(PATIENCE).await {
+                    break error;
+                }
+            },
+        };
+        assert_eq!((error.kind(), ended.load(Relaxed)), (ErrorKind::Closed, 1), "{error}");
+        // And again at once.
+        if !runs {
+            assert_eq!(consumer.run(pending::<()>()).await.unwrap_err().kind(), ErrorKind::Closed);
+        }
+        assert!(begun.elapsed() < PATIENCE);
+    }
+}
