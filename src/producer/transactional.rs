@@ -325,18 +325,18 @@ impl Transaction<'_> {
     /// # Cancel safety
     /// Dropping it aborts, unless brokers were asked to commit already.
     pub async fn commit(mut self) -> Result<()> {
-        self.commit_once(true).await
+        self.ask_to_commit()?;
+        self.wait_for_commit().await
     }
 
     /// As [`commit`](Self::commit), but goes on waiting while brokers were asked to commit and have not said whether they did,
     /// until `give_up` is ready.
     pub(crate) async fn commit_patiently(mut self, give_up: impl Future<Output = ()>) -> Result<()> {
         let mut give_up = std::pin::pin!(give_up);
-        let mut first = true;
+        let unknown = |error: &Error| error.kind() == ErrorKind::Timeout && error.possibly_written();
+        self.ask_to_commit()?;
         loop {
-            let committed = self.commit_once(std::mem::take(&mut first)).await;
-            let unknown = |error: &Error| error.kind() == ErrorKind::Timeout && error.possibly_written();
-            match committed {
+            match self.wait_for_commit().await {
                 Err(error) if unknown(&error) && futures_util::poll!(give_up.as_mut()).is_pending() => {
                     tracing::warn!(%error, "the commit is waited for");
                 }
@@ -345,11 +345,13 @@ impl Transaction<'_> {
         }
     }
 
-    async fn commit_once(&mut self, first: bool) -> Result<()> {
-        if first {
-            self.producer.transactions()?.lock().handle_commit()?;
-            self.producer.shared().wake.notify_one();
-        }
+    fn ask_to_commit(&self) -> Result<()> {
+        self.producer.transactions()?.lock().handle_commit()?;
+        self.producer.shared().wake.notify_one();
+        Ok(())
+    }
+
+    async fn wait_for_commit(&mut self) -> Result<()> {
         let committed = match self.outcome("the transaction was not committed").await {
             Err(error) if error.kind() == ErrorKind::Timeout && !error.is_fatal() => {
                 let found = self.producer.transactions()?.lock().handle_impatience(self.number);

@@ -25,27 +25,11 @@ pub(crate) fn send(topic: &str) -> Span {
     )
 }
 
-/// One call of a handler. `traceparent` is that of the record, for a subscriber to make it the parent.
-pub(crate) fn process(record: &ConsumerRecord, attempt: u32) -> Span {
-    tracing::debug_span!(
-        target: TARGET,
-        "process",
-        otel.name = %format_args!("process {}", record.topic),
-        otel.kind = "consumer",
-        messaging.system = "kafka",
-        messaging.operation.name = "process",
-        "messaging.operation.type" = "process",
-        messaging.destination.name = &*record.topic,
-        messaging.destination.partition.id = record.partition,
-        messaging.kafka.offset = record.offset,
-        dtkafka.attempt = attempt,
-        traceparent = record.traceparent(),
-    )
-}
-
-/// One call of the handler of a batch.
-pub(crate) fn process_batch(records: &[ConsumerRecord], attempt: u32) -> Span {
+/// One call of a handler, of one record or of a batch. `traceparent` is that of a record alone, for a subscriber to make it the
+/// parent.
+pub(crate) fn process(records: &[ConsumerRecord], attempt: u32) -> Span {
     let Some(first) = records.first() else { return Span::none() };
+    let is_batch = records.len() > 1;
     tracing::debug_span!(
         target: TARGET,
         "process",
@@ -57,8 +41,9 @@ pub(crate) fn process_batch(records: &[ConsumerRecord], attempt: u32) -> Span {
         messaging.destination.name = &*first.topic,
         messaging.destination.partition.id = first.partition,
         messaging.kafka.offset = first.offset,
-        messaging.batch.message_count = records.len(),
+        messaging.batch.message_count = is_batch.then_some(records.len()),
         dtkafka.attempt = attempt,
+        traceparent = first.traceparent().filter(|_| !is_batch),
     )
 }
 

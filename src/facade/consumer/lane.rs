@@ -415,7 +415,7 @@ impl Lane {
         record: ConsumerRecord,
         attempt: u32,
     ) -> Result<(), Failure> {
-        let span = spans::process(&record, attempt);
+        let span = spans::process(std::slice::from_ref(&record), attempt);
         let running = async {
             // The call itself reads the value and runs the closure up to its first await: it may panic as well.
             handler(record, attempt).map_err(Failure::Unreadable)?.await.map_err(Failure::Handler)
@@ -496,7 +496,7 @@ impl Lane {
             }
             let number = first.before + attempt;
             let given: Vec<_> = items.iter().map(|item| item.record.clone()).collect();
-            let span = spans::process_batch(&given, number);
+            let span = spans::process(&given, number);
             let running = async { call(given, number)?.await.map_err(BatchFailure::Handler) };
             let failure = match self.guard(running.instrument(span)).await {
                 Ok(Ok(())) => {
