@@ -759,3 +759,44 @@ async fn a_listener_hears_of_a_revocation_when_the_handlers_are_done_and_may_com
     assert_eq!((told[2].0, told[2].1), ("assigned", 1));
     assert_eq!(told.last().map(|told| told.0), Some("revoked"), "by the close: {told:?}");
 }
+
+#[tokio::test]
+async fn a_condition_that_panics_ends_the_call_and_its_records_come_again() {
+    let (broker, kafka) = broker(&[("orders", 1)]).await;
+    produce(&kafka, "orders", 1, 1, 0..3).await;
+    let calls = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&calls);
+    let policy = ErrorPolicy::retry(3, Duration::ZERO).retry_if(move |_| match count.fetch_add(1, Relaxed) {
+        0 => panic!("burst"),
+        _ => true,
+    });
+    let seen = Seen::default();
+    let log = Arc::clone(&seen);
+    let mut consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_handler("orders", async move |m: Message<u32>| {
+            if m.value == 1 && calls.load(Relaxed) < 2 {
+                return Err("not yet".into());
+            }
+            log.lock().unwrap().push(m.value);
+            Ok(())
+        })
+        .unwrap()
+        .error_policy(policy)
+        .unwrap();
+    let begun = Instant::now();
+    let error = loop {
+        assert!(begun.elapsed() < PATIENCE, "nothing fails");
+        if let Err(error) = consumer.consume(Duration::from_secs(1)).await {
+            break error;
+        }
+    };
+    assert_eq!(error.kind(), dtkafka::ErrorKind::Handler);
+    assert_eq!((error.topic(), error.partition()), (Some("orders"), Some(0)));
+    assert!(error.to_string().contains("burst"), "{error}");
+    while broker.committed("g", "orders", 0) != Some(3) {
+        assert!(begun.elapsed() < PATIENCE, "{seen:?}, committed {:?}", broker.committed("g", "orders", 0));
+        consumer.consume(Duration::from_millis(200)).await.unwrap();
+    }
+    assert_eq!(*seen.lock().unwrap(), [0, 1, 2]);
+}

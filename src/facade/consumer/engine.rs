@@ -5,6 +5,7 @@
 //! [`rewind`](Engine::rewind), and no task goes on that a dropped future has started.
 
 use std::{
+    any::Any,
     collections::{BTreeMap, BTreeSet},
     pin::Pin,
     sync::{Arc, Mutex},
@@ -30,7 +31,7 @@ use crate::{
         KafkaConsumer,
         acknowledge::{Change, Life, Taken},
     },
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     facade::{
         dispatch::{
             lanes::{Bounds, LaneId, Lanes, Ordering, Pause},
@@ -495,23 +496,28 @@ impl Engine {
         match passed {
             Ok(passed) => self.on_passed(passed),
             Err(gone) if gone.is_cancelled() => {}
-            Err(gone) => tracing::error!(error = %gone, "the letter of a damaged batch ended by itself"),
+            Err(gone) => self.on_failure(
+                Error::new(ErrorKind::Handler, "the letter of a damaged batch ended by itself")
+                    .with_source(gone),
+            ),
         }
     }
 
     fn on_join(&mut self, ended: std::result::Result<(tokio::task::Id, Ended), tokio::task::JoinError>) {
         match ended {
             Ok((_, ended)) => self.on_end(ended),
-            // Aborted with its partition; or the consumer's own code has panicked.
+            // Aborted with its partition; or what the user gave besides handlers has panicked, as a condition of a policy.
             Err(gone) => {
                 let lane = self.running.iter().find(|(_, running)| running.abort.id() == gone.id());
                 let Some(lane) = lane.map(|(lane, _)| *lane) else { return };
-                if let Some(running) = self.running.remove(&lane)
-                    && !gone.is_cancelled()
-                {
-                    tracing::error!(partition = %running.partition, error = %gone, "a lane ended by itself");
-                }
+                let running = self.running.remove(&lane);
                 self.lanes.handle_end(lane);
+                if let (Some(Running { partition, life, .. }), Ok(panic)) = (running, gone.try_into_panic()) {
+                    // It has handed nothing back: all that is not done comes again.
+                    let error = panicked(&*panic, &partition);
+                    self.left.insert((partition, life));
+                    self.on_failure(error);
+                }
             }
         }
     }
@@ -695,6 +701,15 @@ async fn end_of(committing: &mut Option<Committing>) -> Result<()> {
         Some(committing) => committing.await,
         None => std::future::pending().await,
     }
+}
+
+/// A panic that no handler's guard has caught.
+fn panicked(panic: &(dyn Any + Send), partition: &TopicPartition) -> Error {
+    let text = format!("a condition or another closure of the consumer panicked: {}", lane::text_of(panic));
+    Error::new(ErrorKind::Handler, text)
+        .with_topic(Arc::clone(&partition.topic))
+        .with_partition(partition.partition)
+        .with_hint("what was not handled of the partition comes again")
 }
 
 fn list(partitions: &[(TopicPartition, Life)]) -> String {

@@ -616,7 +616,7 @@ fn failed_at(failure: &Failure) -> Option<i64> {
 }
 
 /// What a panic said.
-fn text_of(panic: &(dyn Any + Send)) -> String {
+pub(super) fn text_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     let owned = || panic.downcast_ref::<String>().map(String::as_str);
     letters::bounded(text.or_else(owned).unwrap_or("without a text").to_owned())
