@@ -183,7 +183,7 @@ impl RawBatch {
     /// Where to go on behind it if it cannot be read. Its last offset may be what is damaged: the batch behind it, which tells
     /// its own place, is believed first.
     pub(crate) fn behind(&self) -> i64 {
-        self.next_offset.unwrap_or(self.last_offset.saturating_add(1))
+        self.next_offset.unwrap_or_else(|| self.last_offset.saturating_add(1))
     }
 
     /// Whether the CRC holds, which covers all of the header that a batch may be passed over for. Those of magic 0 and 1 are

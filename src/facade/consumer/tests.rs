@@ -486,7 +486,7 @@ async fn a_client_that_is_closed_while_handlers_run_ends_the_consumer_when_they_
         client.set(Arc::downgrade(&engine.engine.client)).unwrap();
         drop(engine);
         // Looked at whenever the consumer is: one that turns in circles lets nothing else run.
-        let begun = std::time::Instant::now();
+        let begun = crate::time::now();
         let late = std::future::poll_fn(|_| match begun.elapsed() > PATIENCE {
             true => std::task::Poll::Ready(()),
             false => std::task::Poll::Pending,
