@@ -82,12 +82,6 @@ impl Metadata {
         self.topics.get(topic).map_or_else(TopicId::default, |topic| topic.id)
     }
 
-    /// The name of the topic with this id.
-    #[allow(dead_code, reason = "fetches and commits by topic id will ask")]
-    pub(crate) fn topic_name(&self, id: &TopicId) -> Option<&Arc<str>> {
-        self.names.get(id)
-    }
-
     /// The names of all topics by their ids.
     pub(crate) fn topic_names(&self) -> &Arc<BTreeMap<TopicId, Arc<str>>> {
         &self.names
@@ -492,7 +486,7 @@ mod tests {
         let mut with_id = topic("a", &[(1, 0)]);
         with_id.topic_id = wire::Uuid([9; 16]);
         let metadata = Metadata::default().merge(answer(vec![with_id, topic("b", &[(1, 0)])]), &[], all);
-        assert_eq!(metadata.topic_name(&[9; 16]).map(|name| &**name), Some("a"));
-        assert_eq!(metadata.topic_name(&[0; 16]), None, "older brokers have none");
+        assert_eq!(metadata.topic_names().get(&[9; 16]).map(|name| &**name), Some("a"));
+        assert_eq!(metadata.topic_names().get(&[0; 16]), None, "older brokers have none");
     }
 }

@@ -137,9 +137,10 @@ impl Member {
         }
     }
 
-    /// Goes on after another membership of the same client: nothing that is out for that one is taken for an answer to this.
-    pub(crate) fn with_tokens(mut self, tokens: Tokens) -> Self {
-        self.tokens = tokens;
+    /// In the place of another membership of the same client: no answer to that one is taken for one of its own, and the user is
+    /// where he was.
+    pub(super) fn going_on(mut self, tokens: Tokens, presence: Presence) -> Self {
+        (self.tokens, self.presence) = (tokens, presence);
         self
     }
 

@@ -310,8 +310,9 @@ impl Member {
     }
 
     /// What the next membership of the same client goes on with: nothing that is out is taken for an answer to it.
-    pub(crate) fn take_parts(&mut self) -> (Tokens, VecDeque<Action>, Rng) {
-        (std::mem::take(&mut self.tokens), std::mem::take(&mut self.actions), self.rng.clone())
+    pub(super) fn take_parts(&mut self) -> (Tokens, Presence, VecDeque<Action>, Rng) {
+        let (tokens, rest) = (std::mem::take(&mut self.tokens), std::mem::take(&mut self.actions));
+        (tokens, self.presence.clone(), rest, self.rng.clone())
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {

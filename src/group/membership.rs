@@ -44,8 +44,6 @@ pub(crate) struct Membership {
     member: Member,
     settings: GroupSettings,
     topics: Vec<Arc<str>>,
-    /// Somebody is in a poll.
-    is_polled: bool,
     /// Which protocol is used has been said.
     is_said: bool,
     /// What a member that was given up had still to say.
@@ -60,7 +58,7 @@ impl Membership {
                 Member::Consumer(consumer::Member::new(settings.clone(), now, rng))
             }
         };
-        Self { member, settings, topics: Vec::new(), is_polled: false, is_said: false, rest: VecDeque::new() }
+        Self { member, settings, topics: Vec::new(), is_said: false, rest: VecDeque::new() }
     }
 
     /// The protocol that is used; `None` as long as that is open.
@@ -110,13 +108,11 @@ impl Membership {
 
     /// The user polls: proof of life, and the only thing that makes an idle member join.
     pub(crate) fn handle_poll(&mut self, now: Instant) {
-        self.is_polled = true;
         each!(self, member => member.handle_poll(now));
     }
 
     /// The last waiting poll has returned: the poll interval runs from here.
     pub(crate) fn handle_poll_end(&mut self, now: Instant) {
-        self.is_polled = false;
         each!(self, member => member.handle_poll_end(now));
     }
 
@@ -191,13 +187,10 @@ impl Membership {
     fn fall_back(&mut self, now: Instant, why: &Error) {
         info!(%why, "group.protocol=auto: the group uses the classic protocol");
         let Member::Consumer(member) = &mut self.member else { return };
-        let (tokens, rest, rng) = member.take_parts();
+        let (tokens, presence, rest, rng) = member.take_parts();
         self.rest.extend(rest);
-        let mut member = classic::Member::new(self.settings.clone(), now, rng).with_tokens(tokens);
+        let mut member = classic::Member::new(self.settings.clone(), now, rng).going_on(tokens, presence);
         member.handle_subscription(now, self.topics.clone());
-        if self.is_polled {
-            member.handle_poll(now);
-        }
         self.member = Member::Classic(member);
     }
 

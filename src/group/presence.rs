@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::time::Instant;
 
 /// The user, as a membership sees him.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Presence {
     max_poll_interval: Duration,
     /// Somebody is in a poll.
