@@ -22,14 +22,35 @@ async fn producer(backend: &Backend, id: &str) -> TransactionalProducer {
     backend.instance().get_transactional_producer_with(settings).await.unwrap()
 }
 
-/// What a consumer sees of a topic with one partition, up to its end.
-async fn seen(kafka: &KafkaInstance, topic: &str, isolation: IsolationLevel) -> Vec<i64> {
-    let consumer = kafka
-        .get_consumer_with(Vec::<String>::new(), |c| {
-            c.set("isolation.level", isolation).set("enable.auto.commit", false)
-        })
-        .await
-        .unwrap();
+/// A consumer of committed records, without a group.
+async fn reader(kafka: &KafkaInstance) -> KafkaConsumer {
+    let settings = |c: dtkafka::ConsumerConfig| {
+        c.set("isolation.level", IsolationLevel::ReadCommitted).set("enable.auto.commit", false)
+    };
+    kafka.get_consumer_with(Vec::<String>::new(), settings).await.unwrap()
+}
+
+/// What a reader of committed records sees of a topic with one partition when all its transactions have ended. Coordinators answer
+/// before the last markers are in the log: they are waited for.
+async fn seen_in_the_end(kafka: &KafkaInstance, topic: &str) -> Vec<i64> {
+    let partition = TopicPartition::new(topic, 0);
+    let (consumer, admin) = (reader(kafka).await, kafka.admin().await.unwrap());
+    let started = tokio::time::Instant::now();
+    loop {
+        let stable = consumer.end_offsets([partition.clone()]).await.unwrap()[&partition];
+        let end = admin.latest_offsets([partition.clone()]).await.unwrap()[&partition];
+        if stable == end {
+            break;
+        }
+        assert!(started.elapsed() < PATIENCE, "a transaction stays open at {stable} of {end}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    seen(kafka, topic).await
+}
+
+/// The same of what is committed by now.
+async fn seen(kafka: &KafkaInstance, topic: &str) -> Vec<i64> {
+    let consumer = reader(kafka).await;
     let partition = TopicPartition::new(topic, 0);
     consumer.assign([partition.clone()]).unwrap();
     let end = consumer.end_offsets([partition.clone()]).await.unwrap()[&partition];
@@ -87,7 +108,7 @@ on_every_backend! {
         producer.begin().await.unwrap().commit().await.unwrap();
         producer.begin().await.unwrap().abort().await.unwrap();
         producer.close().await.unwrap();
-        assert_eq!(seen(&kafka, &topic, IsolationLevel::ReadCommitted).await, expected);
+        assert_eq!(seen_in_the_end(&kafka, &topic).await, expected);
     }
 
     async fn a_log_that_ends_in_markers_is_read_to_its_end_without_lag_and_committed_beyond_them(backend) {
@@ -161,7 +182,7 @@ on_every_backend! {
         }
         fenced(zombie.begin().await);
         heir.close().await.unwrap();
-        assert_eq!(seen(&kafka, &topic, IsolationLevel::ReadCommitted).await, [2]);
+        assert_eq!(seen_in_the_end(&kafka, &topic).await, [2]);
     }
 
     async fn offsets_are_committed_with_the_transaction_or_not_at_all(backend) {
@@ -200,7 +221,7 @@ on_every_backend! {
         ended.abort().await.unwrap();
         assert_eq!(committed_offset(&kafka, &group, &source).await, Some(3));
         producer.close().await.unwrap();
-        assert_eq!(seen(&kafka, &target, IsolationLevel::ReadCommitted).await, [3, 100]);
+        assert_eq!(seen_in_the_end(&kafka, &target).await, [3, 100]);
     }
 
     async fn a_body_that_fails_aborts_and_one_that_returns_commits(backend) {
@@ -230,7 +251,7 @@ on_every_backend! {
             .await
             .unwrap();
         producer.close().await.unwrap();
-        assert_eq!(seen(&kafka, &topic, IsolationLevel::ReadCommitted).await, [1, 4]);
+        assert_eq!(seen_in_the_end(&kafka, &topic).await, [1, 4]);
     }
 
     async fn a_body_that_panics_or_is_cancelled_leaves_nothing_open_and_nothing_seen(backend) {
@@ -251,7 +272,7 @@ on_every_backend! {
         assert!(tokio::time::timeout(Duration::from_millis(500), cancelled).await.is_err());
         // Neither is waited for by readers until it times out: what is behind them is seen at once.
         kafka.transaction(async |transaction| transaction.send(&topic, &3).await.map(drop)).await.unwrap();
-        assert_eq!(seen(&kafka, &topic, IsolationLevel::ReadCommitted).await, [3]);
+        assert_eq!(seen_in_the_end(&kafka, &topic).await, [3]);
     }
 
     async fn a_transaction_that_must_be_aborted_for_a_passing_reason_is_made_again(backend) {
@@ -281,7 +302,7 @@ on_every_backend! {
         assert_eq!(attempts, 3, "a group that was rebalanced refuses the first two");
         producer.close().await.unwrap();
         consumer.close(PATIENCE).await.unwrap();
-        assert_eq!(seen(&kafka, &topic, IsolationLevel::ReadCommitted).await, [3]);
+        assert_eq!(seen_in_the_end(&kafka, &topic).await, [3]);
         assert_eq!(committed_offset(&kafka, &group, &source).await, Some(5));
     }
 
@@ -305,7 +326,7 @@ on_every_backend! {
             output.send(&target, &number).await.map(drop)
         });
         let all = async {
-            while seen(&kafka, &target, IsolationLevel::ReadCommitted).await.len() < 30 {
+            while seen(&kafka, &target).await.len() < 30 {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
@@ -314,7 +335,7 @@ on_every_backend! {
             () = all => {}
         }
         let expected: Vec<i64> = (0..30).collect();
-        assert_eq!(seen(&kafka, &target, IsolationLevel::ReadCommitted).await, expected);
+        assert_eq!(seen_in_the_end(&kafka, &target).await, expected);
     }
 
     async fn what_is_copied_exactly_once_is_there_once_after_failures_and_restarts(backend) {
@@ -347,7 +368,7 @@ on_every_backend! {
                 3 => drop(tokio::time::timeout(Duration::from_millis(400), run).await),
                 _ => {
                     let all = async {
-                        while seen(&kafka, &target, IsolationLevel::ReadCommitted).await.len() < 300 {
+                        while seen(&kafka, &target).await.len() < 300 {
                             tokio::time::sleep(Duration::from_millis(100)).await;
                         }
                     };
@@ -358,7 +379,7 @@ on_every_backend! {
                 }
             }
         }
-        let numbers = seen(&kafka, &target, IsolationLevel::ReadCommitted).await;
+        let numbers = seen_in_the_end(&kafka, &target).await;
         for partition in 0..3 {
             let own: Vec<i64> = numbers.iter().copied().filter(|number| number % 3 == partition).collect();
             assert!(own.iter().copied().eq((0..100).map(|place| place * 3 + partition)), "{own:?}");
