@@ -80,6 +80,8 @@ mod flights;
 pub mod fuzz;
 mod group;
 pub mod guide;
+#[cfg(test)]
+mod heard;
 mod json;
 mod producer;
 mod race;

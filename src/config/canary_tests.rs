@@ -112,6 +112,7 @@ fn shown(make: impl FnOnce() -> KafkaConfig) -> String {
         .with_max_level(tracing::Level::TRACE)
         .with_writer(move || writer.clone())
         .finish();
+    crate::heard::on_every_thread();
     let mut text = tracing::subscriber::with_default(subscriber, || {
         let config = make();
         let mut text = format!("{config:?} {config:#?} {}", config.describe());

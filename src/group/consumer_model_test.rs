@@ -170,6 +170,8 @@ struct Client {
     is_zombie: bool,
     /// What it reads, with the topic it takes it for.
     owned: BTreeMap<TopicPartition, u8>,
+    /// What is being given up, and did not get lost meanwhile.
+    revoking: Option<(Token, Vec<TopicPartition>)>,
     topic: u8,
 }
 
@@ -177,7 +179,7 @@ struct Client {
 enum Event {
     Request(usize, Token, Beat),
     Answer(usize, Token, Result<Answer, Error>),
-    Revoked(usize, Token, Vec<TopicPartition>),
+    Revoked(usize, Token),
     Poll(usize),
     PollEnd(usize),
     Start,
@@ -281,9 +283,12 @@ impl World {
             Event::Answer(who, token, answer) if self.clients[who].alive => {
                 self.clients[who].member.handle_answer(now, token, answer);
             }
-            Event::Revoked(who, token, partitions) if self.clients[who].alive => {
-                self.clients[who].owned.retain(|key, _| !partitions.contains(key));
-                self.clients[who].member.handle_revoked(now, token);
+            Event::Revoked(who, token) if self.clients[who].alive => {
+                let client = &mut self.clients[who];
+                if let Some((_, given)) = client.revoking.take_if(|(of, _)| *of == token) {
+                    client.owned.retain(|key, _| !given.contains(key));
+                }
+                client.member.handle_revoked(now, token);
             }
             Event::Poll(who) if self.clients[who].alive => {
                 self.clients[who].member.handle_poll(now);
@@ -353,7 +358,8 @@ impl World {
         member.handle_subscription(self.now, vec!["t".into()], None);
         let id = member.id().to_owned();
         let owned = BTreeMap::new();
-        self.clients.push(Client { id, member, alive: true, is_zombie: false, owned, topic: 0 });
+        let revoking = None;
+        self.clients.push(Client { id, member, alive: true, is_zombie: false, owned, revoking, topic: 0 });
         self.tell(who);
         self.after(Duration::ZERO, Event::Poll(who));
         // One in three ends on the way, one half of these without a word; the first stays.
@@ -401,10 +407,15 @@ impl World {
                 let has = |key| self.clients[who].owned.contains_key(key);
                 assert!(partitions.iter().all(has), "what is revoked was not there");
                 let busy = Duration::from_millis(self.rng.below(2_000) as u64);
-                self.after(busy, Event::Revoked(who, token, partitions));
+                self.after(busy, Event::Revoked(who, token));
+                self.clients[who].revoking = Some((token, partitions));
             }
             Action::Lost { partitions } => {
-                self.clients[who].owned.retain(|key, _| !partitions.contains(key));
+                let client = &mut self.clients[who];
+                client.owned.retain(|key, _| !partitions.contains(key));
+                if let Some((_, given)) = &mut client.revoking {
+                    given.retain(|key| !partitions.contains(key));
+                }
             }
             Action::Assign { added } => {
                 let topic = self.clients[who].topic;

@@ -290,13 +290,15 @@ struct Client {
     member: Member,
     alive: bool,
     owned: Vec<TopicPartition>,
+    /// What is being given up, and did not get lost meanwhile.
+    revoking: Option<(Token, Vec<TopicPartition>)>,
 }
 
 #[derive(Debug)]
 enum Event {
     Request(usize, Token, Request),
     Answer(usize, Token, Result<Answer, Error>),
-    Revoked(usize, Token, Vec<TopicPartition>),
+    Revoked(usize, Token),
     Poll(usize),
     PollEnd(usize),
     Start,
@@ -403,9 +405,12 @@ impl World {
                     self.clients[who].member.handle_answer(now, token, answer);
                 }
             }
-            Event::Revoked(who, token, partitions) => {
-                self.clients[who].owned.retain(|key| !partitions.contains(key));
-                self.clients[who].member.handle_revoked(now, token);
+            Event::Revoked(who, token) => {
+                let client = &mut self.clients[who];
+                if let Some((_, given)) = client.revoking.take_if(|(of, _)| *of == token) {
+                    client.owned.retain(|key| !given.contains(key));
+                }
+                client.member.handle_revoked(now, token);
             }
             Event::Poll(who) if self.clients[who].alive => {
                 self.clients[who].member.handle_poll(now);
@@ -456,7 +461,7 @@ impl World {
         let who = self.clients.len();
         let mut member = Member::new(settings, self.now, Rng::new(self.rng.next_u64()));
         member.handle_subscription(self.now, vec!["t".into()]);
-        self.clients.push(Client { member, alive: true, owned: Vec::new() });
+        self.clients.push(Client { member, alive: true, owned: Vec::new(), revoking: None });
         self.after(Duration::ZERO, Event::Poll(who));
         // One in three ends on the way, one half of these without a word; the first stays.
         if who > 0 && self.rng.below(3) == 0 {
@@ -505,9 +510,13 @@ impl World {
             }
             Action::Revoke { token, partitions } => {
                 let busy = Duration::from_millis(self.rng.below(2_000) as u64);
-                self.after(busy, Event::Revoked(who, token, partitions));
+                self.after(busy, Event::Revoked(who, token));
+                self.clients[who].revoking = Some((token, partitions));
             }
-            Action::Lost { .. } => self.clients[who].owned.clear(),
+            Action::Lost { .. } => {
+                self.clients[who].owned.clear();
+                self.clients[who].revoking = None;
+            }
             Action::Assign { added: partitions } => {
                 let generation = self.clients[who].member.identity().unwrap().generation;
                 let cooperative = self.coordinator.assignor.is_cooperative();

@@ -18,6 +18,8 @@ mod errors;
 mod facade;
 mod faults;
 mod groups;
+#[path = "../../src/heard.rs"]
+mod heard;
 mod kit;
 mod lanes;
 mod producer;

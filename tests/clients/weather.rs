@@ -548,6 +548,7 @@ fn logged(run: impl FnOnce()) -> String {
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    crate::heard::on_every_thread();
     tracing::subscriber::with_default(subscriber, run);
     let bytes = log.0.lock().unwrap().clone();
     String::from_utf8(bytes).unwrap()
