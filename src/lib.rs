@@ -112,8 +112,8 @@ pub use facade::{
     Producer, Rebalance, Replay, Replayed, SendAndWait, Topics,
 };
 pub use producer::{
-    Delivery, IntoKey, KafkaProducer, Key, ProducerStatistics, SendJson, Sending, Transaction,
-    TransactionalProducer,
+    Delivery, IntoKey, KafkaProducer, Key, OutgoingRecord, Partitioner, Partitions, ProducerInterceptor,
+    ProducerStatistics, SendJson, Sending, Transaction, TransactionalProducer,
 };
 pub use record::{
     ConsumerGroupMetadata, ConsumerRecord, Header, ProducerRecord, RecordMetadata, Timestamp, TimestampType,

@@ -35,6 +35,7 @@ pub use value::SettingValue;
 use self::{properties::Kind, secrecy::Secrets};
 use crate::{
     connection::transport::{Route, Transport},
+    producer::Plugins,
     time::Environment,
 };
 
@@ -82,6 +83,8 @@ pub struct KafkaConfig {
     /// What is wrong with names and sources; values are checked later.
     problems: Vec<String>,
     route: Route,
+    /// Of one producer; no setter of this type sets it.
+    plugins: Plugins,
     environment: Environment,
     #[cfg(feature = "tls")]
     tls_client_config: Option<Arc<rustls::ClientConfig>>,

@@ -1,6 +1,7 @@
 //! Settings of one client that override those of its `KafkaConfig`.
 
 use super::{KafkaConfig, Origin, SettingValue};
+use crate::producer::{OwnPartitioner, Partitioner, ProducerInterceptor};
 
 macro_rules! overlay {
     ($(#[$type_doc:meta])* $type:ident { $($(#[$doc:meta])* $setter:ident => $property:literal;)+ }) => {
@@ -121,6 +122,25 @@ overlay! {
     }
 }
 
+impl ProducerConfig {
+    /// Code of yours that sees each record before it is sent and hears what became of it (Java: `interceptor.classes`). Called
+    /// again it adds another, behind those before. Default: none. Dead letters and records that wait in retry topics are not
+    /// seen by it.
+    #[must_use]
+    pub fn interceptor(mut self, interceptor: impl ProducerInterceptor) -> Self {
+        self.overlay.plugins.interceptors.push(interceptor);
+        self
+    }
+
+    /// Rules of your own for the partition of records that name none (Java: `partitioner.class`). Default: the property
+    /// `partitioner`, which says where keys go, and the sticky partitioner for records without a key.
+    #[must_use]
+    pub fn partitioner(mut self, partitioner: impl Partitioner) -> Self {
+        self.overlay.plugins.partitioner = Some(OwnPartitioner::new(partitioner));
+        self
+    }
+}
+
 fn merged(overlay: &KafkaConfig, base: &KafkaConfig) -> KafkaConfig {
     let mut merged = base.clone();
     for (name, entry) in &overlay.entries {
@@ -128,6 +148,7 @@ fn merged(overlay: &KafkaConfig, base: &KafkaConfig) -> KafkaConfig {
         entry.origin = Origin::Override;
         merged.entries.insert(name, entry);
     }
+    merged.plugins = overlay.plugins.clone();
     merged.problems.extend(overlay.problems.iter().cloned());
     merged
 }

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind, Result},
     group::assignor::Assignor,
+    producer::Plugins,
 };
 
 /// The largest answers accepted unless it is set. No batch of ordinary size comes near the first, and the second tells of
@@ -67,7 +68,7 @@ impl KafkaConfig {
     /// What a producer reads.
     pub(crate) fn resolve_producer(&self) -> Result<ProducerSettings> {
         let mut all = self.checked();
-        let settings = producer(&mut all);
+        let settings = ProducerSettings { plugins: self.plugins.clone(), ..producer(&mut all) };
         all.outcome(settings)
     }
 
@@ -127,9 +128,15 @@ impl KafkaConfig {
         let bad: Vec<_> = all.entries.iter().filter_map(|(name, entry)| all.bad_value(name, entry)).collect();
         all.problems.extend(bad);
         let ignored = |name: &&&'static str| matches!(properties::find(name), Some(Found::Ignored(_)));
-        all.notes.extend(
-            all.entries.keys().filter(ignored).map(|name| format!("{name} has no effect in this client")),
-        );
+        all.notes.extend(all.entries.keys().filter(ignored).map(|name| match *name {
+            "interceptor.classes" => {
+                format!("{name} names Java classes: set ProducerConfig::interceptor in code")
+            }
+            "partitioner.class" => {
+                format!("{name} names a Java class: set partitioner, or ProducerConfig::partitioner in code")
+            }
+            name => format!("{name} has no effect in this client"),
+        }));
         all
     }
 
@@ -253,6 +260,7 @@ fn producer(all: &mut Effective) -> ProducerSettings {
         partitioner_availability_timeout: all.millis("partitioner.availability.timeout.ms"),
         transactional_id: all.text("transactional.id").map(Into::into),
         transaction_timeout: all.millis("transaction.timeout.ms"),
+        plugins: Plugins::default(),
     }
 }
 

@@ -7,6 +7,7 @@ use crate::{
     connection::transport::Route,
     error::{Error, ErrorKind},
     group::assignor::Assignor,
+    producer::Plugins,
     time::Environment,
 };
 
@@ -460,6 +461,8 @@ pub(crate) struct ProducerSettings {
     pub(crate) transactional_id: Option<Arc<str>>,
     /// `transaction.timeout.ms`
     pub(crate) transaction_timeout: Duration,
+    /// The user's own code: interceptors and a partitioner.
+    pub(crate) plugins: Plugins,
 }
 
 #[derive(Clone)]

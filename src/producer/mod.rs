@@ -7,13 +7,16 @@
 
 pub(crate) mod accumulator;
 mod apart;
+mod append;
 mod coordinator;
 pub(crate) mod decision;
 pub(crate) mod identity;
+mod interceptor;
 mod key;
 mod leaders;
 pub(crate) mod memory;
 pub(crate) mod partitioner;
+mod plugins;
 pub(crate) mod queue;
 pub(crate) mod receipt;
 mod remedy;
@@ -37,26 +40,30 @@ use std::{
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
-pub(crate) use self::transactional::is_refused;
 use self::{
-    accumulator::{Appended, Limits, Parts},
+    accumulator::Limits,
+    append::{Attempt, Wait, no_such_partition},
     memory::Memory,
-    partitioner::partition_of,
     queue::Aftermath,
-    topics::{PartitionQueue, TopicQueues, TopicTable},
+    topics::{PartitionQueue, TopicTable},
     transactional::Transactions,
     unheard::Unheard,
 };
 pub use self::{
+    interceptor::{OutgoingRecord, ProducerInterceptor},
     key::{IntoKey, Key},
+    plugins::{Partitioner, Partitions},
     receipt::Delivery,
     send::{SendJson, Sending},
     statistics::ProducerStatistics,
     transactional::{Transaction, TransactionalProducer},
 };
+pub(crate) use self::{
+    plugins::{OwnPartitioner, Plugins},
+    transactional::is_refused,
+};
 use crate::{
-    batch,
-    cluster::{Cluster, Create},
+    cluster::Cluster,
     config::settings::{Acks, ProducerSettings},
     error::{Error, ErrorKind, Result},
     record::ProducerRecord,
@@ -204,6 +211,10 @@ impl KafkaProducer {
     /// # Cancel safety
     /// Dropped before it returned, nothing was sent.
     pub async fn send_record(&self, record: ProducerRecord<'_>) -> Result<Delivery> {
+        if !self.shared().settings.plugins.interceptors.is_empty() {
+            // Apart, so that the future of those who have none does not grow.
+            return Box::pin(self.shared().append_intercepted(record)).await;
+        }
         let mut credit = 0;
         match self.shared().append(&record, &mut credit) {
             Ok(Attempt::Done(delivery)) => Ok(delivery),
@@ -218,6 +229,16 @@ impl KafkaProducer {
     /// As [`send_record`](Self::send_record), but for [`Timeout`](ErrorKind::Timeout) at once where that would wait:
     /// [`Error::is_retriable`] is true then, and nothing was sent.
     pub fn try_send(&self, record: ProducerRecord<'_>) -> Result<Delivery> {
+        let interceptors = &self.shared().settings.plugins.interceptors;
+        if interceptors.is_empty() {
+            return self.send_now(record);
+        }
+        let changed = interceptors.on_send(record);
+        let record = changed.borrowed();
+        interceptors.watch(record.topic, self.send_now(record))
+    }
+
+    fn send_now(&self, record: ProducerRecord<'_>) -> Result<Delivery> {
         let shared = self.shared();
         let would_wait = |text: &str, hint: &str| {
             Err(Error::new(ErrorKind::Timeout, text).with_topic(record.topic).with_hint(hint))
@@ -376,166 +397,7 @@ impl Drop for Handle {
     }
 }
 
-/// What one attempt to append came to.
-enum Attempt {
-    Done(Delivery),
-    Wait(Wait),
-}
-
-/// What an append must wait for.
-#[derive(Clone, Copy)]
-enum Wait {
-    Topic,
-    /// The record's partition is not one of the topic's, of which so many are known.
-    Partition(usize),
-    Memory(usize),
-}
-
 impl Shared {
-    fn append(&self, record: &ProducerRecord<'_>, credit: &mut usize) -> Result<Attempt> {
-        if self.is_closing.load(Ordering::Relaxed) {
-            return Err(self.refusal());
-        }
-        let parts = self.check(record)?;
-        self.topics.with(|topics| {
-            let Some(topic) = topics.queues.get(record.topic) else { return Ok(Attempt::Wait(Wait::Topic)) };
-            let Some(partition) = self.choose_partition(topic, record, &parts) else {
-                return Ok(Attempt::Wait(Wait::Partition(topic.count)));
-            };
-            let mut queue = partition.lock();
-            match queue.append(&parts, time::now, &self.memory, credit) {
-                Appended::Done { delivery, wake, schedule } => {
-                    drop(queue);
-                    if schedule {
-                        self.scheduled().push(Arc::clone(partition));
-                    }
-                    if wake {
-                        self.wake.notify_one();
-                    }
-                    Ok(Attempt::Done(delivery))
-                }
-                Appended::NeedMemory(bytes) => Ok(Attempt::Wait(Wait::Memory(bytes))),
-                Appended::Ended => {
-                    drop(queue);
-                    Err(self.refusal())
-                }
-            }
-        })
-    }
-
-    /// The slow road: learns the topic or waits for memory, as often as needed, and looks once for new partitions.
-    async fn append_waiting(&self, record: &ProducerRecord<'_>, mut wait: Wait) -> Result<Delivery> {
-        let deadline = time::now() + self.settings.max_block;
-        let mut credit = Credit { memory: &self.memory, bytes: 0 };
-        let mut looked = false;
-        loop {
-            match wait {
-                Wait::Topic => self.learn_topic(record.topic, deadline).await?,
-                Wait::Partition(_) if !looked && record.partition.is_none_or(|number| number >= 0) => {
-                    looked = true;
-                    self.look_again(record.topic, deadline).await;
-                }
-                Wait::Partition(count) => return Err(no_such_partition(record, count)),
-                Wait::Memory(bytes) => {
-                    // Who is woken must see that somebody waits, or a long linger would outlast the shortage.
-                    self.memory
-                        .take(bytes, deadline, || self.wake.notify_one())
-                        .await
-                        .map_err(|error| error.with_topic(record.topic))?;
-                    credit.bytes += bytes;
-                }
-            }
-            match self.append(record, &mut credit.bytes)? {
-                Attempt::Done(delivery) => return Ok(delivery),
-                Attempt::Wait(next) => wait = next,
-            }
-        }
-    }
-
-    fn check<'a>(&self, record: &ProducerRecord<'a>) -> Result<Parts<'a>> {
-        if record.topic.is_empty() {
-            return Err(Error::new(ErrorKind::InvalidArgument, "the topic's name is empty"));
-        }
-        let (key, value) = (record.key.map_or(0, <[u8]>::len), record.value.map_or(0, <[u8]>::len));
-        let size_bound = batch::record_size_bound(key, value, record.headers);
-        if size_bound + batch::BATCH_HEADER_LEN > self.settings.max_request_size {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                format!(
-                    "the record of {size_bound} bytes is larger than max.request.size ({})",
-                    self.settings.max_request_size
-                ),
-            )
-            .with_topic(record.topic)
-            .with_hint("raise max.request.size, and max.message.bytes of the topic"));
-        }
-        let timestamp = match record.timestamp {
-            // Brokers take -1 for "none" and store other negative times, which no look-up by time ever finds.
-            Some(timestamp) if timestamp < 0 => {
-                return Err(Error::new(
-                    ErrorKind::InvalidArgument,
-                    format!("the timestamp {timestamp} is negative"),
-                )
-                .with_topic(record.topic)
-                .with_hint("timestamps are milliseconds since 1970; leave it out for the time of sending"));
-            }
-            Some(timestamp) => timestamp,
-            None => self.environment.wall_clock_ms(),
-        };
-        Ok(Parts { key: record.key, value: record.value, headers: record.headers, timestamp, size_bound })
-    }
-
-    fn choose_partition<'a>(
-        &self,
-        topic: &'a TopicQueues,
-        record: &ProducerRecord<'_>,
-        parts: &Parts<'_>,
-    ) -> Option<&'a Arc<PartitionQueue>> {
-        let count = topic.count;
-        let index = match (record.partition, record.key) {
-            (Some(partition), _) => usize::try_from(partition).unwrap_or(usize::MAX),
-            (None, key) => match self.place_of(key, count) {
-                Some(index) => index,
-                None => {
-                    let leads = |index: usize| topic.partitions[index].has_leader();
-                    let adaptive = self.settings.partitioner_adaptive;
-                    let backlog =
-                        |index: usize| if adaptive { topic.partitions[index].lock().bytes() } else { 0 };
-                    let mut sticky = topic.sticky.lock().unwrap_or_else(PoisonError::into_inner);
-                    sticky.pick(parts.size_bound, self.settings.batch_size, count, leads, backlog)
-                }
-            },
-        };
-        topic.partitions[..count].get(index)
-    }
-
-    /// Where the key says that a record goes; `None` where any partition will do.
-    #[inline]
-    fn place_of(&self, key: Option<&[u8]>, count: usize) -> Option<usize> {
-        if self.settings.partitioner_ignore_keys {
-            return None;
-        }
-        partition_of(key, self.settings.key_hash, count)
-    }
-
-    async fn learn_topic(&self, topic: &str, deadline: Instant) -> Result<()> {
-        let name: Arc<str> = topic.into();
-        let metadata =
-            self.cluster.require_topics(std::slice::from_ref(&name), Create::IfAllowed, deadline).await?;
-        self.topics.update(&name, &metadata, &self.limits, &self.environment);
-        Ok(())
-    }
-
-    /// Takes over the next snapshot; without one in time the topic stays as it was.
-    async fn look_again(&self, topic: &str, deadline: Instant) {
-        let mut snapshots = self.cluster.subscribe();
-        self.cluster.refresh();
-        if let Ok(Ok(())) = tokio::time::timeout_at(deadline, snapshots.changed()).await {
-            let snapshot = Arc::clone(&snapshots.borrow_and_update());
-            self.topics.update(&topic.into(), &snapshot, &self.limits, &self.environment);
-        }
-    }
-
     /// Refuses new records and has the task drain the rest. Returns what has no answer yet.
     fn begin_close(&self, deadline: Instant) -> Vec<Arc<receipt::Receipt>> {
         self.memory.close();
@@ -644,26 +506,6 @@ fn undelivered(aftermath: &Aftermath) -> u64 {
     let left = aftermath.resolved.iter().map(|(receipt, _)| receipt);
     let left = left.filter(|receipt| !receipt.is_resolved() && counted.insert(Arc::as_ptr(receipt)));
     left.map(|receipt| u64::from(receipt.records())).sum()
-}
-
-/// Memory waited for and not yet used; given back when the append ends.
-struct Credit<'a> {
-    memory: &'a Memory,
-    bytes: usize,
-}
-
-impl Drop for Credit<'_> {
-    fn drop(&mut self) {
-        if self.bytes > 0 {
-            self.memory.give_back(self.bytes);
-        }
-    }
-}
-
-fn no_such_partition(record: &ProducerRecord<'_>, count: usize) -> Error {
-    Error::new(ErrorKind::InvalidArgument, format!("the topic has {count} partitions, from 0"))
-        .with_topic(record.topic)
-        .with_partition(record.partition.unwrap_or_default())
 }
 
 /// The wire's value of `acks`.

@@ -12,6 +12,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use super::interceptor::Interceptors;
 use crate::{
     error::{Error, ErrorKind, Result},
     record::RecordMetadata,
@@ -45,6 +46,13 @@ pub(crate) struct Part {
     pub(crate) receipt: Arc<Receipt>,
 }
 
+/// A record of whose fate interceptors are told.
+#[derive(Debug, Clone, Copy)]
+struct Watched {
+    index: u32,
+    timestamp: i64,
+}
+
 /// The fate of one batch.
 #[derive(Debug)]
 pub(crate) struct Receipt {
@@ -52,6 +60,8 @@ pub(crate) struct Receipt {
     partition: i32,
     outcome: OnceLock<Outcome>,
     waiting: Mutex<Vec<Waker>>,
+    /// Empty without interceptors.
+    watched: Mutex<Vec<Watched>>,
     /// How many records the batch has so far.
     records: AtomicU32,
     /// How many of them were told that they failed, or given up by somebody who was told enough.
@@ -78,6 +88,7 @@ impl Receipt {
             partition,
             outcome: OnceLock::new(),
             waiting: Mutex::new(Vec::new()),
+            watched: Mutex::new(Vec::new()),
             records: AtomicU32::new(0),
             heard: AtomicU32::new(0),
             whole,
@@ -105,20 +116,72 @@ impl Receipt {
     }
 
     /// Tells all who wait. Never call it under a lock: it wakes tasks. The first outcome stands; false if this was not it.
+    #[cfg(test)]
     pub(crate) fn resolve(&self, outcome: Outcome) -> bool {
+        self.resolve_telling(outcome, &Interceptors::default())
+    }
+
+    /// The same, and interceptors are told of each record before anybody else is.
+    pub(crate) fn resolve_telling(&self, outcome: Outcome, interceptors: &Interceptors) -> bool {
         let outcome = match outcome {
             Outcome::Failed(error) => {
                 Outcome::Failed(error.with_topic(Arc::clone(&self.topic)).with_partition(self.partition))
             }
             outcome => outcome,
         };
-        // A batch whose time was over, or failed by `close`, may be answered later.
-        let is_first = self.outcome.set(outcome).is_ok();
+        let is_first = loop {
+            let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+            if watched.is_empty() {
+                // Under the lock: who comes later finds the outcome. A batch whose time was over, or failed by `close`, may be
+                // answered later.
+                break self.outcome.set(outcome).is_ok();
+            }
+            let records = std::mem::take(&mut *watched);
+            drop(watched);
+            records.into_iter().for_each(|record| self.tell(&outcome, record, interceptors));
+        };
         let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         for waker in waiting {
             waker.wake();
         }
         is_first
+    }
+
+    /// Interceptors want to be told of a record.
+    fn watch(&self, record: Watched, interceptors: &Interceptors) {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.outcome.get() {
+            None => watched.push(record),
+            Some(outcome) => {
+                drop(watched);
+                self.tell(outcome, record, interceptors);
+            }
+        }
+    }
+
+    /// Tells interceptors of a record, or notes it in the part of the batch that it is in now.
+    fn tell(&self, outcome: &Outcome, record: Watched, interceptors: &Interceptors) {
+        let Watched { index, timestamp } = record;
+        match outcome {
+            Outcome::Failed(error) => interceptors.on_acknowledgement(Err(error)),
+            Outcome::Acknowledged(ack) => {
+                interceptors.on_acknowledgement(Ok(&self.metadata(ack, index, timestamp)));
+            }
+            Outcome::Split(parts) => {
+                if let Some((index, part)) = part_with(parts, index) {
+                    part.watch(Watched { index, timestamp }, interceptors);
+                }
+            }
+        }
+    }
+
+    /// Where a record of the batch is.
+    fn metadata(&self, ack: &Ack, index: u32, timestamp: i64) -> RecordMetadata {
+        // What no log has is not known.
+        let offset = ack.base_offset.checked_add(i64::from(index));
+        let offset = offset.filter(|_| ack.base_offset >= 0).unwrap_or(-1);
+        let timestamp = if ack.log_append_time < 0 { timestamp } else { ack.log_append_time };
+        RecordMetadata { topic: Arc::clone(&self.topic), partition: self.partition, offset, timestamp }
     }
 
     /// Where the batch goes.
@@ -204,6 +267,11 @@ impl Delivery {
         self.receipt.partition
     }
 
+    /// Interceptors are told what becomes of it.
+    pub(super) fn watch(&self, interceptors: &Interceptors) {
+        self.receipt.watch(Watched { index: self.index, timestamp: self.timestamp }, interceptors);
+    }
+
     /// Whoever waited for it has been told that it may fail.
     pub(crate) fn give_up(self) {
         self.receipt.heard.fetch_add(1, Ordering::Relaxed);
@@ -224,28 +292,24 @@ impl Future for Delivery {
                 }
                 Poll::Ready(Outcome::Acknowledged(ack)) => *ack,
                 Poll::Ready(Outcome::Split(parts)) => {
-                    // Batches can be split again and again: the last part that begins at or before the record.
-                    let after = parts.partition_point(|part| part.first <= this.index);
-                    let Some(part) = after.checked_sub(1).and_then(|last| parts.get(last)) else {
+                    // Batches can be split again and again.
+                    let Some((index, part)) = part_with(parts, this.index) else {
                         return Poll::Ready(Err(Error::protocol("a split batch lost a record")));
                     };
-                    let (index, receipt) = (this.index - part.first + part.index, Arc::clone(&part.receipt));
-                    (this.index, this.receipt) = (index, receipt);
+                    (this.index, this.receipt) = (index, Arc::clone(part));
                     continue;
                 }
             };
-            // What no log has is not known.
-            let offset = ack.base_offset.checked_add(i64::from(this.index));
-            let offset = offset.filter(|_| ack.base_offset >= 0).unwrap_or(-1);
-            let timestamp = if ack.log_append_time < 0 { this.timestamp } else { ack.log_append_time };
-            return Poll::Ready(Ok(RecordMetadata {
-                topic: Arc::clone(&this.receipt.topic),
-                partition: this.receipt.partition,
-                offset,
-                timestamp,
-            }));
+            return Poll::Ready(Ok(this.receipt.metadata(&ack, this.index, this.timestamp)));
         }
     }
+}
+
+/// The part of a split batch that a record is in, and its place there: the last that begins at or before it.
+fn part_with(parts: &[Part], index: u32) -> Option<(u32, &Arc<Receipt>)> {
+    let after = parts.partition_point(|part| part.first <= index);
+    let part = parts.get(after.checked_sub(1)?)?;
+    Some((index - part.first + part.index, &part.receipt))
 }
 
 #[cfg(test)]

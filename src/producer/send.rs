@@ -14,7 +14,8 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    Attempt, Delivery, KafkaProducer,
+    Delivery, KafkaProducer,
+    append::Attempt,
     key::{IntoKey, Key},
 };
 use crate::{
@@ -71,6 +72,12 @@ impl<'a, V: Serialize + ?Sized> SendJson<'a, V> {
         let mut buffer = JSON.take();
         buffer.clear();
         let sent = match json::write(&mut buffer, value) {
+            Ok(()) if !producer.shared().settings.plugins.interceptors.is_empty() => {
+                return ControlFlow::Continue(Box::pin(async move {
+                    let record = with_key(record.headers(&headers).value(&buffer), &key);
+                    producer.shared().append_intercepted(record).await
+                }));
+            }
             Ok(()) => {
                 producer.shared().append(&with_key(record.headers(&headers).value(&buffer), &key), &mut 0)
             }

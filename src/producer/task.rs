@@ -437,7 +437,7 @@ impl Shared {
                 // A transaction says by itself that it has failed.
                 _ => None,
             };
-            if receipt.resolve(outcome)
+            if receipt.resolve_telling(outcome, &self.settings.plugins.interceptors)
                 && let Some(error) = failed
             {
                 let (topic, partition) = receipt.place();

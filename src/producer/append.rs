@@ -1,0 +1,249 @@
+//! The path of every record into its partition's batch, and the slow roads beside it: a topic that is not known, memory that is
+//! short, interceptors. It never sends.
+
+use std::sync::{Arc, PoisonError, atomic::Ordering};
+
+use super::{
+    Delivery, Shared,
+    accumulator::{Appended, Parts},
+    memory::Memory,
+    partitioner::partition_of,
+    plugins::Partitions,
+    topics::{PartitionQueue, TopicQueues},
+};
+use crate::{
+    batch,
+    cluster::Create,
+    error::{Error, ErrorKind, Result},
+    record::ProducerRecord,
+    time::{self, Instant},
+};
+
+/// What one attempt to append came to.
+pub(super) enum Attempt {
+    Done(Delivery),
+    Wait(Wait),
+}
+
+/// What an append must wait for.
+#[derive(Clone, Copy)]
+pub(super) enum Wait {
+    Topic,
+    /// The record's partition is not one of the topic's, of which so many are known.
+    Partition(usize),
+    Memory(usize),
+}
+
+/// What a partitioner of the user's has said.
+enum Asked {
+    /// Nothing: the topic is not known yet.
+    Unknown,
+    /// The record's own partition counts, else the rules for its key.
+    Anywhere,
+    Chosen(i32),
+}
+
+impl Shared {
+    pub(super) fn append(&self, record: &ProducerRecord<'_>, credit: &mut usize) -> Result<Attempt> {
+        if self.is_closing.load(Ordering::Relaxed) {
+            return Err(self.refusal());
+        }
+        let parts = self.check(record)?;
+        let partition = match self.ask_partitioner(record)? {
+            Asked::Unknown => return Ok(Attempt::Wait(Wait::Topic)),
+            Asked::Anywhere => record.partition,
+            Asked::Chosen(partition) => Some(partition),
+        };
+        self.topics.with(|topics| {
+            let Some(topic) = topics.queues.get(record.topic) else { return Ok(Attempt::Wait(Wait::Topic)) };
+            let Some(partition) = self.choose_partition(topic, partition, &parts) else {
+                return Ok(Attempt::Wait(match record.partition {
+                    // Chosen among more than there are by now.
+                    None => Wait::Topic,
+                    Some(_) => Wait::Partition(topic.count),
+                }));
+            };
+            let mut queue = partition.lock();
+            match queue.append(&parts, time::now, &self.memory, credit) {
+                Appended::Done { delivery, wake, schedule } => {
+                    drop(queue);
+                    if schedule {
+                        self.scheduled().push(Arc::clone(partition));
+                    }
+                    if wake {
+                        self.wake.notify_one();
+                    }
+                    Ok(Attempt::Done(delivery))
+                }
+                Appended::NeedMemory(bytes) => Ok(Attempt::Wait(Wait::Memory(bytes))),
+                Appended::Ended => {
+                    drop(queue);
+                    Err(self.refusal())
+                }
+            }
+        })
+    }
+
+    /// The road of a producer with interceptors: they see the record once, whatever it waits for, and hear how it ended.
+    pub(super) async fn append_intercepted(&self, record: ProducerRecord<'_>) -> Result<Delivery> {
+        let interceptors = &self.settings.plugins.interceptors;
+        let changed = interceptors.on_send(record);
+        let record = changed.borrowed();
+        let sent = match self.append(&record, &mut 0) {
+            Ok(Attempt::Done(delivery)) => Ok(delivery),
+            Ok(Attempt::Wait(wait)) => self.append_waiting(&record, wait).await,
+            Err(error) => Err(error),
+        };
+        interceptors.watch(record.topic, sent)
+    }
+
+    /// The slow road: learns the topic or waits for memory, as often as needed, and looks once for new partitions.
+    pub(super) async fn append_waiting(
+        &self,
+        record: &ProducerRecord<'_>,
+        mut wait: Wait,
+    ) -> Result<Delivery> {
+        let deadline = time::now() + self.settings.max_block;
+        let mut credit = Credit { memory: &self.memory, bytes: 0 };
+        let mut looked = false;
+        loop {
+            match wait {
+                Wait::Topic => self.learn_topic(record.topic, deadline).await?,
+                Wait::Partition(_) if !looked && record.partition.is_none_or(|number| number >= 0) => {
+                    looked = true;
+                    self.look_again(record.topic, deadline).await;
+                }
+                Wait::Partition(count) => return Err(no_such_partition(record, count)),
+                Wait::Memory(bytes) => {
+                    // Who is woken must see that somebody waits, or a long linger would outlast the shortage.
+                    self.memory
+                        .take(bytes, deadline, || self.wake.notify_one())
+                        .await
+                        .map_err(|error| error.with_topic(record.topic))?;
+                    credit.bytes += bytes;
+                }
+            }
+            match self.append(record, &mut credit.bytes)? {
+                Attempt::Done(delivery) => return Ok(delivery),
+                Attempt::Wait(next) => wait = next,
+            }
+        }
+    }
+
+    fn check<'a>(&self, record: &ProducerRecord<'a>) -> Result<Parts<'a>> {
+        if record.topic.is_empty() {
+            return Err(Error::new(ErrorKind::InvalidArgument, "the topic's name is empty"));
+        }
+        let (key, value) = (record.key.map_or(0, <[u8]>::len), record.value.map_or(0, <[u8]>::len));
+        let size_bound = batch::record_size_bound(key, value, record.headers);
+        if size_bound + batch::BATCH_HEADER_LEN > self.settings.max_request_size {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!(
+                    "the record of {size_bound} bytes is larger than max.request.size ({})",
+                    self.settings.max_request_size
+                ),
+            )
+            .with_topic(record.topic)
+            .with_hint("raise max.request.size, and max.message.bytes of the topic"));
+        }
+        let timestamp = match record.timestamp {
+            // Brokers take -1 for "none" and store other negative times, which no look-up by time ever finds.
+            Some(timestamp) if timestamp < 0 => {
+                return Err(Error::new(
+                    ErrorKind::InvalidArgument,
+                    format!("the timestamp {timestamp} is negative"),
+                )
+                .with_topic(record.topic)
+                .with_hint("timestamps are milliseconds since 1970; leave it out for the time of sending"));
+            }
+            Some(timestamp) => timestamp,
+            None => self.environment.wall_clock_ms(),
+        };
+        Ok(Parts { key: record.key, value: record.value, headers: record.headers, timestamp, size_bound })
+    }
+
+    /// What the user's partitioner says, if there is one to be asked. Never under a lock or within the thread's snapshot, which it
+    /// may use itself.
+    #[inline]
+    fn ask_partitioner(&self, record: &ProducerRecord<'_>) -> Result<Asked> {
+        let (Some(partitioner), None) = (&self.settings.plugins.partitioner, record.partition) else {
+            return Ok(Asked::Anywhere);
+        };
+        let topic = self.topics.with(|topics| topics.queues.get(record.topic).cloned());
+        let Some(topic) = topic else { return Ok(Asked::Unknown) };
+        let chosen = partitioner.ask(record, Partitions::new(&topic))?;
+        Ok(chosen.map_or(Asked::Anywhere, Asked::Chosen))
+    }
+
+    fn choose_partition<'a>(
+        &self,
+        topic: &'a TopicQueues,
+        partition: Option<i32>,
+        parts: &Parts<'_>,
+    ) -> Option<&'a Arc<PartitionQueue>> {
+        let count = topic.count;
+        let index = match (partition, parts.key) {
+            (Some(partition), _) => usize::try_from(partition).unwrap_or(usize::MAX),
+            (None, key) => match self.place_of(key, count) {
+                Some(index) => index,
+                None => {
+                    let leads = |index: usize| topic.partitions[index].has_leader();
+                    let adaptive = self.settings.partitioner_adaptive;
+                    let backlog =
+                        |index: usize| if adaptive { topic.partitions[index].lock().bytes() } else { 0 };
+                    let mut sticky = topic.sticky.lock().unwrap_or_else(PoisonError::into_inner);
+                    sticky.pick(parts.size_bound, self.settings.batch_size, count, leads, backlog)
+                }
+            },
+        };
+        topic.partitions[..count].get(index)
+    }
+
+    /// Where the key says that a record goes; `None` where any partition will do.
+    #[inline]
+    fn place_of(&self, key: Option<&[u8]>, count: usize) -> Option<usize> {
+        if self.settings.partitioner_ignore_keys {
+            return None;
+        }
+        partition_of(key, self.settings.key_hash, count)
+    }
+
+    pub(super) async fn learn_topic(&self, topic: &str, deadline: Instant) -> Result<()> {
+        let name: Arc<str> = topic.into();
+        let metadata =
+            self.cluster.require_topics(std::slice::from_ref(&name), Create::IfAllowed, deadline).await?;
+        self.topics.update(&name, &metadata, &self.limits, &self.environment);
+        Ok(())
+    }
+
+    /// Takes over the next snapshot; without one in time the topic stays as it was.
+    async fn look_again(&self, topic: &str, deadline: Instant) {
+        let mut snapshots = self.cluster.subscribe();
+        self.cluster.refresh();
+        if let Ok(Ok(())) = tokio::time::timeout_at(deadline, snapshots.changed()).await {
+            let snapshot = Arc::clone(&snapshots.borrow_and_update());
+            self.topics.update(&topic.into(), &snapshot, &self.limits, &self.environment);
+        }
+    }
+}
+
+/// Memory waited for and not yet used; given back when the append ends.
+struct Credit<'a> {
+    memory: &'a Memory,
+    bytes: usize,
+}
+
+impl Drop for Credit<'_> {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.memory.give_back(self.bytes);
+        }
+    }
+}
+
+pub(super) fn no_such_partition(record: &ProducerRecord<'_>, count: usize) -> Error {
+    Error::new(ErrorKind::InvalidArgument, format!("the topic has {count} partitions, from 0"))
+        .with_topic(record.topic)
+        .with_partition(record.partition.unwrap_or_default())
+}

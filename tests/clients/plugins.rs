@@ -1,0 +1,175 @@
+//! The user's own code within a producer: interceptors, and a partitioner.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use dtkafka::{
+    Error, ErrorKind, KafkaConfig, KafkaInstance, OutgoingRecord, Partitions, Producer, ProducerInterceptor,
+    ProducerRecord, RecordMetadata,
+};
+use dtkafka_testcontainers::{
+    EmbeddedBroker,
+    broker::{ApiKey, ResponseError},
+};
+
+const TOPIC: &str = "orders";
+
+async fn cluster() -> (EmbeddedBroker, KafkaInstance) {
+    let broker = EmbeddedBroker::start().await.unwrap();
+    broker.create_topic(TOPIC, 3).unwrap();
+    let config = KafkaConfig::new().set_bootstrap_servers(broker.bootstrap_servers());
+    (broker, KafkaInstance::new(config).unwrap())
+}
+
+/// Notes what it is told, by the record's partition and offset or by the kind of its error.
+#[derive(Clone, Default)]
+struct Witness {
+    sent: Arc<Mutex<usize>>,
+    told: Arc<Mutex<Vec<Result<(i32, i64), ErrorKind>>>>,
+}
+
+impl Witness {
+    fn told(&self) -> Vec<Result<(i32, i64), ErrorKind>> {
+        std::mem::take(&mut *self.told.lock().unwrap())
+    }
+}
+
+impl ProducerInterceptor for Witness {
+    fn on_send(&self, record: &mut OutgoingRecord<'_>) {
+        *self.sent.lock().unwrap() += 1;
+        record.add_header("witness", "saw it");
+    }
+
+    fn on_acknowledgement(&self, outcome: Result<&RecordMetadata, &Error>) {
+        let told = outcome.map(|written| (written.partition, written.offset)).map_err(Error::kind);
+        self.told.lock().unwrap().push(told);
+    }
+}
+
+struct Panics;
+
+impl ProducerInterceptor for Panics {
+    fn on_send(&self, record: &mut OutgoingRecord<'_>) {
+        record.set_value(None::<Vec<u8>>);
+        panic!("a test's on_send");
+    }
+
+    fn on_acknowledgement(&self, _: Result<&RecordMetadata, &Error>) {
+        panic!("a test's on_acknowledgement");
+    }
+}
+
+#[tokio::test]
+async fn interceptors_see_every_record_once_and_hear_of_it_before_its_delivery_does() {
+    let (broker, kafka) = cluster().await;
+    let witness = Witness::default();
+    let producer = kafka
+        .get_producer_with(|p| p.set("batch.size", 400).interceptor(Panics).interceptor(witness.clone()))
+        .await
+        .unwrap();
+    // The first waits for the topic.
+    let delivery = producer.send(TOPIC, &7).partition(1).header("own", "1").await.unwrap();
+    let metadata = delivery.await.unwrap();
+    assert_eq!(witness.told(), [Ok((1, metadata.offset))]);
+    let stored = &broker.records(TOPIC, 1).unwrap()[0];
+    assert_eq!(stored.value.as_deref(), Some(&b"7"[..]), "what the panic left half done is forgotten");
+    let names: Vec<_> = stored.headers.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["own", "witness"]);
+
+    let refused = producer.try_send(ProducerRecord::new(TOPIC).partition(9)).unwrap_err();
+    assert_eq!(
+        (refused.kind(), witness.told()),
+        (ErrorKind::InvalidArgument, vec![Err(ErrorKind::InvalidArgument)])
+    );
+    let refused = producer.send("", &1).await.unwrap_err();
+    assert_eq!(
+        (refused.kind(), witness.told()),
+        (ErrorKind::InvalidArgument, vec![Err(ErrorKind::InvalidArgument)])
+    );
+
+    // Batches that are cut in two, again and again.
+    broker.control().fail_topic(ApiKey::Produce, TOPIC, 3, ResponseError::MessageTooLarge);
+    for number in 0..200 {
+        drop(producer.send(TOPIC, &number).partition(0).await.unwrap());
+    }
+    producer.flush().await.unwrap();
+    let mut told = witness.told();
+    told.sort_unstable_by_key(|told| *told.as_ref().unwrap());
+    assert!(told.into_iter().eq((0..200).map(|offset| Ok((0, offset)))));
+    assert_eq!(*witness.sent.lock().unwrap(), 203);
+
+    broker.control().fail_topic(ApiKey::Produce, TOPIC, 1, ResponseError::TopicAuthorizationFailed);
+    let failed = producer.send(TOPIC, &1).partition(2).await.unwrap().await.unwrap_err();
+    assert_eq!(witness.told(), [Err(failed.kind())]);
+    producer.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_facades_producer_and_transactions_have_interceptors_too() {
+    let (broker, kafka) = cluster().await;
+    let witness = Witness::default();
+    let producer = Producer::new_with(&kafka, |p| p.interceptor(witness.clone())).await.unwrap();
+    let metadata = producer.send(TOPIC, &7).key("k").await.unwrap();
+    assert_eq!(witness.told(), [Ok((metadata.partition, metadata.offset))]);
+    producer.close().await.unwrap();
+
+    let settings = |p: dtkafka::ProducerConfig| p.set("transactional.id", "t").interceptor(witness.clone());
+    let mut producer = kafka.get_transactional_producer_with(settings).await.unwrap();
+    let transaction = producer.begin().await.unwrap();
+    let delivery = transaction.send(TOPIC, &8).partition(2).await.unwrap();
+    transaction.commit().await.unwrap();
+    assert_eq!(witness.told(), [Ok((2, delivery.await.unwrap().offset))]);
+    producer.close().await.unwrap();
+    let last = broker.records(TOPIC, 2).unwrap().pop().unwrap();
+    assert!(last.headers.iter().any(|(name, _)| name == "witness"));
+}
+
+#[tokio::test]
+async fn a_partitioner_of_ones_own_decides_for_records_that_name_no_partition() {
+    let (broker, kafka) = cluster().await;
+    let by_value = |topic: &str, _: Option<&[u8]>, value: Option<&[u8]>, partitions: Partitions<'_>| {
+        assert_eq!((topic, partitions.count(), partitions.available().count()), (TOPIC, 3, 3));
+        match value {
+            Some(b"panic") => panic!("a test's partitioner"),
+            Some(b"keyed") => None,
+            value => Some(value.map_or(2, |value| i32::from(value[0] - b'0'))),
+        }
+    };
+    let producer = kafka.get_producer_with(|p| p.partitioner(by_value)).await.unwrap();
+    let send = async |record: ProducerRecord<'_>| {
+        producer.send_record(record).await?.await.map(|written| written.partition)
+    };
+    let record = ProducerRecord::new(TOPIC);
+    assert_eq!(send(record.value("1")).await.unwrap(), 1);
+    assert_eq!(send(record).await.unwrap(), 2);
+    assert_eq!(send(record.value("1").partition(0)).await.unwrap(), 0, "the record's own wish comes first");
+    let plain = kafka.get_producer().await.unwrap();
+    let place = plain.send_record(record.key("k7").value("keyed")).await.unwrap().partition();
+    assert_eq!(send(record.key("k7").value("keyed")).await.unwrap(), place, "left to the key");
+    let error = send(record.value("8")).await.unwrap_err();
+    assert_eq!((error.kind(), error.topic()), (ErrorKind::InvalidArgument, Some(TOPIC)));
+    assert!(error.to_string().contains("chose partition 8"), "{error}");
+    let error = send(record.value("panic")).await.unwrap_err();
+    assert!(error.to_string().contains("the partitioner panicked"), "{error}");
+
+    // A topic that grows is seen with its new number.
+    let by_count = |_: &str, _: Option<&[u8]>, _: Option<&[u8]>, partitions: Partitions<'_>| {
+        Some(partitions.count() - 1)
+    };
+    let settings = |p: dtkafka::ProducerConfig| p.partitioner(by_count);
+    let kafka = KafkaInstance::new(
+        KafkaConfig::new().set_bootstrap_servers(broker.bootstrap_servers()).set("metadata.max.age.ms", 100),
+    );
+    let producer = kafka.unwrap().get_producer_with(settings).await.unwrap();
+    assert_eq!(producer.send(TOPIC, &1).await.unwrap().partition(), 2);
+    broker.grow_topic(TOPIC, 5).unwrap();
+    let grown = async {
+        while producer.send(TOPIC, &1).await.unwrap().partition() != 4 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), grown).await.expect("the new partitions are never used");
+    producer.close().await.unwrap();
+}
