@@ -69,7 +69,7 @@ async fn closes_for(time: Duration, to: String) -> String {
 }
 
 #[tokio::test]
-async fn one_living_bootstrap_address_among_ten_silent_ones_is_found_within_two_seconds() {
+async fn one_living_bootstrap_address_among_ten_silent_ones_is_found_before_one_of_them_is_given_up() {
     let broker = broker().await;
     let mut servers = Vec::new();
     for _ in 0..10 {
@@ -78,7 +78,8 @@ async fn one_living_bootstrap_address_among_ten_silent_ones_is_found_within_two_
     servers.push(broker.bootstrap_servers());
     let started = Instant::now();
     KafkaInstance::new(config(servers.join(","))).unwrap().admin().await.unwrap();
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    // On a machine at rest within two seconds; the first silent one is given up after ten.
+    assert!(started.elapsed() < Duration::from_secs(9), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
@@ -470,13 +471,14 @@ async fn a_broker_that_cannot_tell_about_the_cluster_does_not_keep_the_others_fr
         assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     }
     // Alone, each says what it is at its end, and only a controller at once.
-    for way in [&a, &b, &c, &d] {
-        let config = config(way.address()).set("default.api.timeout.ms", 400);
+    let alone = async |way: &Way| {
+        let config = config(way.address()).set("default.api.timeout.ms", 4_000);
         let started = Instant::now();
         let error = KafkaInstance::new(config).unwrap().admin().await.unwrap_err();
-        let at_once = started.elapsed() < Duration::from_millis(390);
+        let at_once = started.elapsed() < Duration::from_millis(3_990);
         assert_eq!(at_once, way.port == b.port, "{:?}: {error}", started.elapsed());
-    }
+    };
+    tokio::join!(alone(&a), alone(&b), alone(&c), alone(&d));
 }
 
 #[tokio::test]
