@@ -489,8 +489,8 @@ impl<'a> Reader<'a> {
         Some(at)
     }
 
-    /// A zigzag varint of 32 bits.
-    #[inline]
+    /// A zigzag varint of 32 bits. Always inlined: a call of it for each number was a twentieth of the CPU of consuming.
+    #[inline(always)]
     fn length(&mut self) -> Option<i32> {
         let first = self.byte()?;
         if first < 0x80 {

@@ -1,7 +1,7 @@
 //! The one file that names rskafka's messenger: the bridge from the messages of [`wire`] to it.
 //!
 //! Framing and correlation are rskafka's. Answers are decoded from one shared buffer, so the record bytes of a fetch are
-//! slices of it and are never copied.
+//! slices of it and are never copied; those of Fetch come past the messenger (see [`whole`](super::whole)).
 //! Never put policy here: no retries, no deadlines, no choice of broker.
 
 use std::{collections::HashMap, io::Cursor, marker::PhantomData, sync::Arc};
@@ -21,7 +21,7 @@ use rskafka::{
     },
 };
 
-use super::stream::Stream;
+use super::{stream::Stream, whole::Slot};
 pub(crate) use crate::wire::{self, Api};
 
 /// The versions a broker offers: `(lowest, highest)` by API key.
@@ -46,6 +46,11 @@ pub(crate) enum ChannelError {
     TooLarge { actual: usize },
     /// The connection is lost.
     Lost(String),
+}
+
+/// Whether the stream reads the answers past the messenger: they are large, and their memory is worth keeping.
+pub(super) const fn is_read_whole<R: Api>() -> bool {
+    R::KEY == wire::FetchRequest::KEY
 }
 
 /// Framing and correlation over one stream: rskafka's messenger.
@@ -74,20 +79,24 @@ impl Channel {
     /// Sends a request and waits for its answer. Dropping the future never leaves half a request on the wire. In which order
     /// several at once are written is the runtime's; see [`order`](super::order).
     pub(crate) async fn request<R: Api>(&self, request: R) -> Result<R::Response, ChannelError> {
-        self.request_up_to::<{ i16::MAX }, R>(request).await
+        self.request_up_to::<{ i16::MAX }, R>(request, None).await
     }
 
-    /// As [`request`](Self::request), in version `MAX` at most.
-    pub(crate) async fn request_up_to<const MAX: i16, R: Api>(
+    /// As [`request`](Self::request), in version `MAX` at most. The stream may put the answer into `slot`.
+    pub(super) async fn request_up_to<const MAX: i16, R: Api>(
         &self,
         request: R,
+        slot: Option<&Slot>,
     ) -> Result<R::Response, ChannelError> {
         match self.0.request(Request::<MAX, R>(request)).await {
-            Ok(answer) => Ok(answer.0),
+            Ok(answer) => answer.decode(slot.and_then(Slot::take)),
             Err(error) => Err(channel_error(&error)),
         }
     }
 }
+
+/// Bytes of the header that every answer has.
+const CORRELATION_ID: usize = 4;
 
 const fn version(number: i16) -> ApiVersion {
     ApiVersion(Int16(number))
@@ -121,8 +130,29 @@ fn channel_error(error: &RequestError) -> ChannelError {
 /// A wire request as rskafka wants it.
 struct Request<const MAX: i16, R>(R);
 
-/// A wire answer as rskafka wants it.
-struct Answer<R: Api>(R::Response, PhantomData<fn() -> R>);
+/// A wire answer as rskafka wants it: read, and not yet decoded.
+struct Answer<R> {
+    /// What follows its header.
+    body: Bytes,
+    /// Its header has tagged fields.
+    is_flexible: bool,
+    version: i16,
+    api: PhantomData<fn() -> R>,
+}
+
+impl<R: Api> Answer<R> {
+    /// `whole` is what really came after the correlation id, if the stream kept it from the messenger.
+    fn decode(self, whole: Option<Bytes>) -> Result<R::Response, ChannelError> {
+        let failed = |error| ChannelError::Decode(format!("version {}: {error}", self.version));
+        let body = match whole {
+            Some(whole) if self.is_flexible => wire::skip_tags(whole).map_err(failed)?,
+            Some(whole) => whole,
+            None => self.body,
+        };
+        let version = R::answer_version(self.version, &body);
+        R::decode(body, version).map_err(failed)
+    }
+}
 
 impl<const MAX: i16, R: Api> RequestBody for Request<MAX, R> {
     type ResponseBody = Answer<R>;
@@ -143,17 +173,14 @@ impl<R: Api> ReadVersionedType<Cursor<Vec<u8>>> for Answer<R> {
     fn read_versioned(reader: &mut Cursor<Vec<u8>>, version: ApiVersion) -> Result<Self, ReadVersionedError> {
         let start = usize::try_from(reader.position()).unwrap_or(usize::MAX);
         let mut body = Bytes::from(std::mem::take(reader.get_mut()));
-        // The messenger compares the cursor's position with what is left in it: nothing and nothing. The check for
-        // leftovers is below.
+        // The messenger compares the cursor's position with what is left in it: nothing and nothing. The decoder checks
+        // for leftovers.
         reader.set_position(0);
         if start > body.len() {
             return Err(malformed_read("the answer ends inside its header".into()));
         }
         body.advance(start);
-        let version = R::answer_version(version.0.0, &body);
-        let answer = R::decode(body, version)
-            .map_err(|error| malformed_read(format!("version {version}: {error}").into()))?;
-        Ok(Self(answer, PhantomData))
+        Ok(Self { body, is_flexible: start > CORRELATION_ID, version: version.0.0, api: PhantomData })
     }
 }
 
@@ -185,7 +212,11 @@ mod tests {
         cursor.set_position(header as u64);
         let answer = Answer::<R>::read_versioned(&mut cursor, super::version(version));
         assert_eq!(cursor.position() as usize, cursor.get_ref().len(), "the messenger's own check passes");
-        answer.map(|answer| answer.0).map_err(|error| error.to_string())
+        let answer = answer.map_err(|error| error.to_string())?;
+        answer.decode(None).map_err(|error| match error {
+            ChannelError::Decode(text) => text,
+            _ => "another error".to_owned(),
+        })
     }
 
     #[test]
@@ -206,6 +237,32 @@ mod tests {
         let records = answer.responses[0].partitions[0].records.clone().unwrap();
         assert_eq!(records, vec![7u8; 1000]);
         assert!(range.contains(&records.as_ptr()), "the records were copied");
+    }
+
+    #[test]
+    fn an_answer_that_was_read_whole_begins_behind_the_tagged_fields_of_its_header() {
+        let answer = wire::FetchResponse { session_id: 77, ..Default::default() };
+        // Two tagged fields that nobody knows.
+        for (version, header) in [(11, &[][..]), (12, &[0]), (12, &[2, 5, 3, 1, 2, 3, 9, 0])] {
+            let body = wire::FetchRequest::encode_answer(&answer, version);
+            let whole = Bytes::from([header, &body].concat());
+            let stub = Answer::<wire::FetchRequest> {
+                body: Bytes::new(),
+                is_flexible: version >= 12,
+                version,
+                api: PhantomData,
+            };
+            let Ok(read) = stub.decode(Some(whole)) else { panic!("version {version} {header:?}") };
+            assert_eq!(read.session_id, 77);
+        }
+        let stub = Answer::<wire::FetchRequest> {
+            body: Bytes::new(),
+            is_flexible: true,
+            version: 12,
+            api: PhantomData,
+        };
+        let hostile = Bytes::from_static(&[0xff, 0xff, 0xff, 0xff, 0x0f]);
+        assert!(matches!(stub.decode(Some(hostile)), Err(ChannelError::Decode(_))));
     }
 
     #[test]

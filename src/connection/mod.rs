@@ -12,6 +12,7 @@ mod stream;
 mod throttle;
 mod tls;
 pub(crate) mod transport;
+mod whole;
 
 use std::{
     collections::BTreeMap,
@@ -131,8 +132,9 @@ impl Connection {
         let _in_flight = self.enter::<R>(started)?;
         let paused = self.order.paused_before();
         let patient = self.is_patient(started, deadline);
-        let mut request = pin!(self.channel.request_up_to::<MAX, R>(request));
-        let mut turn = self.order.turn(&self.notices);
+        let slot = api::is_read_whole::<R>().then(Arc::default);
+        let mut request = pin!(self.channel.request_up_to::<MAX, R>(request, slot.as_deref()));
+        let mut turn = self.order.turn(&self.notices).into_slot(slot.clone());
         let mut answer = pin!(std::future::poll_fn(|cx| turn.poll(cx, request.as_mut())));
         let mut until = deadline;
         loop {

@@ -7,7 +7,7 @@
 use std::{
     collections::VecDeque,
     pin::Pin,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -15,6 +15,7 @@ use std::{
 use super::{
     stream::Notices,
     throttle::{Throttle, Told},
+    whole::Slot,
 };
 use crate::time::{self, Instant};
 
@@ -90,7 +91,7 @@ impl Order {
 
     /// A place in the order; the first poll takes it.
     pub(super) fn turn<'a>(&'a self, notices: &'a Notices) -> Turn<'a> {
-        Turn { order: self, notices, state: Place::New, pause: None, awaits: None }
+        Turn { order: self, notices, state: Place::New, whole: None, pause: None, awaits: None }
     }
 }
 
@@ -99,6 +100,8 @@ pub(super) struct Turn<'a> {
     order: &'a Order,
     notices: &'a Notices,
     state: Place,
+    /// Where it wants its answer.
+    whole: Option<Arc<Slot>>,
     pause: Option<Pin<Box<tokio::time::Sleep>>>,
     /// The ticket under which it waits for its answer.
     awaits: Option<u64>,
@@ -117,6 +120,12 @@ enum Place {
 }
 
 impl Turn<'_> {
+    /// Has the answer read whole and put there.
+    pub(super) fn into_slot(mut self, slot: Option<Arc<Slot>>) -> Self {
+        self.whole = slot;
+        self
+    }
+
     /// Polls the request when its turn has come.
     pub(super) fn poll<F: Future>(&mut self, cx: &mut Context<'_>, request: Pin<&mut F>) -> Poll<F::Output> {
         ready!(self.poll_turn(cx));
@@ -179,6 +188,10 @@ impl Turn<'_> {
             }
             // A frame whose request was dropped in the middle may still be on its way: it is counted already.
             self.state = Place::Writing { ticket, frame: self.notices.begun() + 1 };
+            if let Some(slot) = &self.whole {
+                // Nobody else's frame can come between.
+                self.notices.expect_whole(Arc::downgrade(slot));
+            }
             return Poll::Ready(());
         }
     }
@@ -214,8 +227,6 @@ impl Drop for Turn<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use futures_util::task::noop_waker;
     use proptest::prelude::*;
 

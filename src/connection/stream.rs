@@ -4,6 +4,7 @@
 //! frames that have left, on which the order of requests rests (see [`order`](super::order)). It looks at the head of every
 //! answer: what is on the other side may be TLS or HTTP, announce a length that cannot be, or answer what nobody asked; it
 //! says why and ends the connection. It can be ended from outside while a write waits for a peer that does not read.
+//! Answers that someone wants whole it reads past the messenger (see [`whole`](super::whole)).
 //! Never interprets anything after the correlation id.
 
 use std::{
@@ -11,7 +12,7 @@ use std::{
     io::{self, IoSlice},
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker, ready},
@@ -24,6 +25,7 @@ use super::{
     api::wire::{Api, FetchRequest},
     tls::is_refusal,
     transport::TransportStream,
+    whole::{Buffers, Filling, Slot},
 };
 use crate::time::{self, Instant};
 
@@ -43,6 +45,8 @@ pub(crate) struct Notices {
     stalled: Mutex<Option<Instant>>,
     /// No answer will come to the next frame.
     next_unanswered: AtomicBool,
+    /// Who wants the answer to the next frame whole.
+    next_whole: Mutex<Option<Weak<Slot>>>,
     /// The largest answers accepted now.
     limits: Mutex<Limits>,
     reader: AtomicWaker,
@@ -120,8 +124,19 @@ impl Notices {
         self.next_unanswered.store(true, Ordering::Release);
     }
 
+    /// The answer to the frame that is written next is put there, and an empty one is made up for the messenger.
+    pub(super) fn expect_whole(&self, slot: Weak<Slot>) {
+        *self.next_whole() = Some(slot);
+    }
+
+    fn next_whole(&self) -> MutexGuard<'_, Option<Weak<Slot>>> {
+        self.next_whole.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing is known of the frame that is written next.
     pub(super) fn expect_an_answer(&self) {
         self.next_unanswered.store(false, Ordering::Release);
+        *self.next_whole() = None;
     }
 
     pub(crate) fn set_limits(&self, limits: Limits) {
@@ -159,10 +174,10 @@ pub(crate) struct Limits {
 }
 
 /// A request that waits for its answer.
-#[derive(Debug, Clone, Copy)]
 struct Unanswered {
     id: i32,
     fetches: bool,
+    whole: Option<Weak<Slot>>,
 }
 
 /// Why a connection was ended from this side.
@@ -188,6 +203,9 @@ const READ_BUFFER: usize = 4096;
 /// Length and correlation id.
 const HEAD: usize = 8;
 
+/// The same, and a byte that is no tagged fields where the answer's header may have some.
+const MADE_UP: usize = HEAD + 1;
+
 /// The stream under the messenger.
 pub(crate) struct Stream {
     /// `None` once the stream has ended: the socket is closed at once, and not when the last handle goes.
@@ -203,9 +221,12 @@ pub(crate) struct Stream {
     greeted: bool,
     /// Frames that wait for their answer, in the order in which they were written.
     unanswered: VecDeque<Unanswered>,
-    /// Answers to be made up, and the one that is handed out now: a length of 4 and the correlation id.
+    /// The answer that is read whole now.
+    filling: Option<Filling>,
+    buffers: Buffers,
+    /// Answers to be made up, and the one that is handed out now.
     made_up: VecDeque<i32>,
-    made_up_answer: [u8; HEAD],
+    made_up_answer: [u8; MADE_UP],
     made_up_start: usize,
     /// A length prefix that waits for its message.
     held: [u8; 4],
@@ -232,9 +253,11 @@ impl Stream {
             answer_left: 0,
             greeted: false,
             unanswered: VecDeque::new(),
+            filling: None,
+            buffers: Buffers::default(),
             made_up: VecDeque::new(),
-            made_up_answer: [0, 0, 0, 4, 0, 0, 0, 0],
-            made_up_start: HEAD,
+            made_up_answer: [0, 0, 0, 5, 0, 0, 0, 0, 0],
+            made_up_start: MADE_UP,
             unnamed: false,
             answer_none: None,
             held: [0; 4],
@@ -256,6 +279,7 @@ impl Stream {
     /// Nothing more is read or written. Closes the socket and lets the other half know.
     fn close(&mut self) {
         self.io = None;
+        (self.filling, self.buffers) = (None, Buffers::default());
         self.notices.lost.store(true, Ordering::Release);
         self.notices.wake_waiting();
         self.notices.reader.wake();
@@ -304,14 +328,20 @@ impl Stream {
                     let Some(place) = self.unanswered.iter().position(|asked| asked.id == id) else {
                         return Poll::Ready(Err(self.fail(Fault::Unasked(id))));
                     };
-                    let fetches = self.unanswered.remove(place).is_some_and(|asked| asked.fetches);
+                    let asked = self.unanswered.remove(place);
+                    let fetches = asked.as_ref().is_some_and(|asked| asked.fetches);
                     let limit = if fetches { limits.fetch } else { limits.other };
                     // The length counts the id.
                     if length + 4 > limit {
                         return Poll::Ready(Err(self.fail(Fault::TooLarge { actual: length + 4, limit })));
                     }
                     self.greeted = true;
-                    self.answer_left = HEAD + length;
+                    if let Some(slot) = asked.and_then(|asked| asked.whole) {
+                        self.ahead_start += HEAD;
+                        self.filling = Some(self.buffers.begin(id, length, slot));
+                    } else {
+                        self.answer_left = HEAD + length;
+                    }
                     return Poll::Ready(Ok(false));
                 }
             }
@@ -322,18 +352,22 @@ impl Stream {
     }
 
     fn poll_read_some(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.answer_left == 0 {
-            if self.made_up_start == HEAD
+        while self.answer_left == 0 {
+            if self.made_up_start == MADE_UP
                 && let Some(id) = self.made_up.pop_front()
             {
-                self.made_up_answer[4..].copy_from_slice(&id.to_be_bytes());
+                self.made_up_answer[4..HEAD].copy_from_slice(&id.to_be_bytes());
                 self.made_up_start = 0;
             }
-            if self.made_up_start < HEAD {
+            if self.made_up_start < MADE_UP {
                 self.put_made_up(out);
                 return Poll::Ready(Ok(()));
             }
-            if ready!(self.poll_head(cx))? {
+            let ended = match self.filling {
+                None => ready!(self.poll_head(cx))?,
+                Some(_) => ready!(self.poll_whole(cx))?,
+            };
+            if ended {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -358,7 +392,26 @@ impl Stream {
         Poll::Ready(Ok(()))
     }
 
-    /// Hands out an answer of a correlation id alone, for a request that the broker does not answer.
+    /// Reads the rest of an answer that is wanted whole; the messenger gets one that is made up. True at the end of the
+    /// stream.
+    fn poll_whole(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let (Some(filling), Some(io)) = (&mut self.filling, &mut self.io) else {
+            return Poll::Ready(Ok(true));
+        };
+        self.ahead_start += filling.take(&self.ahead[self.ahead_start..self.ahead_end]);
+        while !filling.is_whole() {
+            if ready!(filling.poll_read(cx, io))? {
+                return Poll::Ready(Ok(true));
+            }
+        }
+        if let Some(filling) = self.filling.take() {
+            self.made_up.push_front(self.buffers.finish(filling));
+        }
+        Poll::Ready(Ok(false))
+    }
+
+    /// Hands out an answer of a correlation id and nothing else, for a request that the broker does not answer, and for an
+    /// answer that was read whole.
     fn put_made_up(&mut self, out: &mut ReadBuf<'_>) {
         let rest = &self.made_up_answer[self.made_up_start..];
         let taken = rest.len().min(out.remaining());
@@ -399,7 +452,8 @@ impl Stream {
         if self.notices.next_unanswered.swap(false, Ordering::AcqRel) {
             self.answer_none = Some(id);
         } else {
-            self.unanswered.push_back(Unanswered { id, fetches });
+            let whole = self.notices.next_whole().take();
+            self.unanswered.push_back(Unanswered { id, fetches, whole });
         }
     }
 
@@ -703,12 +757,61 @@ mod tests {
         notices.expect_no_answer();
         ask(&mut stream, 1, b"").await.unwrap();
         ask(&mut stream, 2, b"").await.unwrap();
-        assert_eq!(read(&mut stream).await.unwrap(), (1, Vec::new()));
+        assert_eq!(read(&mut stream).await.unwrap(), (1, vec![0]));
         far.write_all(&[answer(0, b"x"), answer(2, b"y"), answer(1, b"z")].concat()).await.unwrap();
         assert_eq!(read(&mut stream).await.unwrap(), (0, b"x".to_vec()));
         assert_eq!(read(&mut stream).await.unwrap(), (2, b"y".to_vec()));
         assert!(stream.read_u8().await.is_err());
         assert_eq!(notices.fault(), Some(Fault::Unasked(1)));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_wanted_whole_comes_past_the_messenger_whatever_the_pieces() {
+        let big: Vec<u8> = (0..100_000_u32).map(|n| n as u8).collect();
+        for capacity in [1, 3, 100, 1 << 20] {
+            let (near, mut far) = tokio::io::duplex(capacity);
+            let (mut stream, notices) = Stream::new(near, both(1 << 20));
+            let slots: [Arc<Slot>; 4] = Default::default();
+            // Nobody waits for the third any more.
+            let sent = [answer(1, &big), answer(0, b"plain"), answer(2, &[8; 5000]), answer(3, b"")].concat();
+            let peer = async move {
+                far.read_exact(&mut [0; 4 * 12]).await.unwrap();
+                far.write_all(&sent).await.unwrap();
+            };
+            let slots = &slots;
+            let client = async move {
+                for (id, slot) in slots.iter().enumerate() {
+                    if id > 0 {
+                        let slot = if id == 2 { Arc::default() } else { Arc::clone(slot) };
+                        notices.expect_whole(Arc::downgrade(&slot));
+                        ask(&mut stream, id as i32, b"").await.unwrap();
+                    } else {
+                        ask(&mut stream, 0, b"").await.unwrap();
+                    }
+                }
+                for (id, seen) in [(1, &[0][..]), (0, b"plain"), (2, &[0]), (3, &[0])] {
+                    assert_eq!(read(&mut stream).await.unwrap(), (id, seen.to_vec()), "capacity {capacity}");
+                }
+                assert!(stream.read_u8().await.is_err());
+                assert!(notices.is_lost() && notices.fault().is_none());
+            };
+            tokio::join!(peer, client);
+            let seen = slots.each_ref().map(|slot| slot.take().map(|bytes| bytes.to_vec()));
+            assert_eq!(seen, [None, Some(big.clone()), None, Some(Vec::new())], "capacity {capacity}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_ends_within_an_answer_wanted_whole_has_no_answer() {
+        let (near, mut far) = tokio::io::duplex(1 << 20);
+        let (mut stream, notices) = Stream::new(near, both(1 << 20));
+        let slot = Arc::<Slot>::default();
+        notices.expect_whole(Arc::downgrade(&slot));
+        ask(&mut stream, 0, b"").await.unwrap();
+        far.write_all(&answer(0, &[1; 9000])[..8000]).await.unwrap();
+        drop(far);
+        assert!(read(&mut stream).await.is_err());
+        assert!(notices.is_lost() && slot.take().is_none());
     }
 
     #[test]

@@ -25,7 +25,7 @@ mod types;
 
 use std::fmt;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use self::codec::{Field, Reader, Writer};
 pub(crate) use self::{
@@ -187,6 +187,15 @@ fn decode<T: Field>(bytes: Bytes, version: i16, flexible: bool, holds_records: b
         0 => Ok(message),
         left => Err(WireError::new("", format!("{left} bytes are left over after the message"))),
     }
+}
+
+/// What follows the tagged fields that `bytes` begin with: those of an answer's header (KIP-482), of which none is known.
+pub(crate) fn skip_tags(mut bytes: Bytes) -> Result<Bytes, WireError> {
+    let mut reader = Reader::new(bytes.clone(), 0, true, true);
+    reader.tags(&mut |_, _| Ok(false))?;
+    let left = reader.left();
+    bytes.advance(bytes.len() - left);
+    Ok(bytes)
 }
 
 #[cfg(test)]
