@@ -13,7 +13,7 @@ use crate::{
     config::Compression,
     error::{Error, ErrorKind, Result},
     facade::Consumer,
-    group::assignor::{Assignor, Subscriber},
+    group::assignor::{GroupInfo, GroupMember, Strategy},
     producer::{
         Delivery,
         accumulator::{Appended, Limits, Pace, Parts},
@@ -178,7 +178,7 @@ pub fn partition_of_key(key: &[u8], partitions: usize) -> usize {
 /// A group whose members are all subscribed to all topics.
 #[derive(Debug)]
 pub struct Group {
-    members: Vec<Subscriber>,
+    members: Vec<GroupMember>,
     counts: BTreeMap<Arc<str>, i32>,
 }
 
@@ -187,12 +187,13 @@ impl Group {
     pub fn new(members: usize, topics: usize, partitions: i32) -> Self {
         let names =
             || (0..topics).map(|topic| Arc::from(format!("topic-{topic:04}"))).collect::<Vec<Arc<str>>>();
-        let member = |index| Subscriber {
+        let member = |index| GroupMember {
             member_id: format!("consumer-billing-{index:04}-0f8fad5b-d9cb-469f-a165-70867728950e"),
             instance_id: None,
             topics: names(),
             owned: Vec::new(),
             generation: -1,
+            rack: None,
         };
         Self {
             members: (0..members).map(member).collect(),
@@ -202,7 +203,7 @@ impl Group {
 
     /// What the leader computes; `None` for a strategy there is not.
     pub fn assign(&self, strategy: &str) -> Option<BTreeMap<String, Vec<TopicPartition>>> {
-        Some(Assignor::named(strategy)?.assign(&self.members, &self.counts))
+        Some(Strategy::named(strategy)?.assign(&GroupInfo::new(&self.members, &self.counts)))
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind, Result},
-    group::assignor::Assignor,
+    group::assignor::Strategy,
     producer::Plugins,
 };
 
@@ -393,7 +393,7 @@ fn max_decompressed(all: &Effective) -> usize {
 }
 
 /// The assignors named, by Kafka's name or Java's class; what is none of them is a problem.
-fn assignors(all: &mut Effective) -> Vec<Assignor> {
+fn assignors(all: &mut Effective) -> Vec<Strategy> {
     const NAME: &str = "partition.assignment.strategy";
     let text = all.text(NAME).unwrap_or_default();
     let mut assignors = Vec::new();
@@ -406,7 +406,7 @@ fn assignors(all: &mut Effective) -> Vec<Assignor> {
             "CooperativeStickyAssignor" => "cooperative-sticky",
             other => other,
         };
-        match Assignor::named(&plain.to_ascii_lowercase()) {
+        match Strategy::named(&plain.to_ascii_lowercase()) {
             Some(assignor) if !assignors.contains(&assignor) => assignors.push(assignor),
             Some(_) => {}
             // Not shown: who knows what was put there by mistake.
@@ -416,7 +416,7 @@ fn assignors(all: &mut Effective) -> Vec<Assignor> {
         }
     }
     if assignors.is_empty() {
-        assignors.extend([Assignor::Range, Assignor::RoundRobin]);
+        assignors.extend([Strategy::Range, Strategy::RoundRobin]);
     }
     assignors
 }

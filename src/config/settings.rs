@@ -6,7 +6,7 @@ use super::{iso8601, secrecy, value::SettingValue};
 use crate::{
     connection::transport::Route,
     error::{Error, ErrorKind},
-    group::assignor::Assignor,
+    group::assignor::Strategy,
     producer::Plugins,
     time::Environment,
 };
@@ -494,5 +494,5 @@ pub(crate) struct ConsumerSettings {
     pub(crate) isolation_level: IsolationLevel,
     pub(crate) client_rack: Option<String>,
     /// In order of preference; never empty.
-    pub(crate) assignors: Vec<Assignor>,
+    pub(crate) assignors: Vec<Strategy>,
 }

@@ -26,7 +26,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     group::{
         Answer, Beat, BeatAnswer, IdPartition, Identity, Request,
-        assignor::{Assignor, Subscriber},
+        assignor::{GroupMember, Strategy},
         wire::{
             MemberSubscription, decode_generation, decode_sticky, decode_subscription, encode_generation,
             encode_sticky, encode_subscription,
@@ -50,18 +50,18 @@ pub(super) async fn group(shared: &Shared, request: Request, deadline: Instant) 
     match request {
         Request::Join { member_id, topics, claim, generation } => {
             let cooperative = consumer.assignors.iter().all(|assignor| assignor.is_cooperative());
-            let metadata = |assignor: Assignor| {
+            let metadata = |assignor: Strategy| {
                 let user_data = match assignor {
-                    Assignor::Range | Assignor::RoundRobin => None,
-                    Assignor::Sticky => Some(encode_sticky(&claim, generation)),
-                    Assignor::CooperativeSticky => Some(encode_generation(generation)),
+                    Strategy::Range | Strategy::RoundRobin => None,
+                    Strategy::Sticky => Some(encode_sticky(&claim, generation)),
+                    Strategy::CooperativeSticky => Some(encode_generation(generation)),
                 };
                 // With eager rebalancing everything was given up before.
                 let owned = if cooperative { claim.clone() } else { Vec::new() };
                 let (topics, rack) = (topics.clone(), consumer.client_rack.clone());
                 encode_subscription(&MemberSubscription { topics, owned, generation, rack, user_data })
             };
-            let protocol = |assignor: &Assignor| wire::join_group_request::JoinGroupRequestProtocol {
+            let protocol = |assignor: &Strategy| wire::join_group_request::JoinGroupRequestProtocol {
                 name: wire::Str::from_static(assignor.name()),
                 metadata: metadata(*assignor),
             };
@@ -185,10 +185,10 @@ async fn leave(
 
 fn joined(answer: wire::JoinGroupResponse) -> Result<Answer> {
     // A member that cannot be understood gets nothing; it must not stop those that can.
-    let sticky = answer.protocol_name.as_ref().is_some_and(|name| name.as_str() == Assignor::Sticky.name());
+    let sticky = answer.protocol_name.as_ref().is_some_and(|name| name.as_str() == Strategy::Sticky.name());
     // A member that cannot be understood gets nothing; it must not stop those that can.
     let member = |member: wire::join_group_response::JoinGroupResponseMember| {
-        let MemberSubscription { topics, owned, generation, user_data, .. } = decode_subscription(
+        let MemberSubscription { topics, owned, generation, rack, user_data } = decode_subscription(
             &member.metadata,
         )
         .unwrap_or_else(|error| {
@@ -200,10 +200,11 @@ fn joined(answer: wire::JoinGroupResponse) -> Result<Answer> {
             Some(data) if generation < 0 => (owned, decode_generation(&data)),
             _ => (owned, generation),
         };
-        Subscriber {
+        GroupMember {
             topics,
             owned,
             generation,
+            rack,
             member_id: member.member_id.to_string(),
             instance_id: member.group_instance_id.map(|id| id.to_string()),
         }

@@ -17,14 +17,14 @@ use super::{
     starving::{Starving, What},
 };
 use crate::{
-    cluster::{CoordinatorKind, Create},
+    cluster::{CoordinatorKind, Create, Metadata, Partition},
     connection::api::wire,
     driver,
     error::{Error, Result},
     flights::{Flights, Token},
     group::{
         Answer,
-        assignor::{Assignment, Assignor, Subscriber},
+        assignor::{Assignment, GroupInfo, GroupMember, Racks, Strategy},
     },
     record::TopicPartition,
     time::{self, Instant},
@@ -34,7 +34,7 @@ use crate::{
 enum Event {
     Topics(Vec<Arc<str>>, Result<()>),
     Group(Token, Result<Answer>),
-    Plan(Token, Assignor, BTreeMap<Arc<str>, i32>, Assignment),
+    Plan(Token, Strategy, BTreeMap<Arc<str>, i32>, Assignment),
     Commit(Token, Result<BTreeMap<TopicPartition, i16>>),
     Committed(Vec<(TopicPartition, Life)>, Result<Found>),
     Listed(Vec<Lookup>, Result<Found>),
@@ -159,8 +159,8 @@ fn handle(shared: &Shared, event: Event) {
 /// out; the leader calls for a rebalance when they appear.
 async fn plan(
     shared: &Shared,
-    assignor: Assignor,
-    members: &[Subscriber],
+    assignor: Strategy,
+    members: &[GroupMember],
     deadline: Instant,
 ) -> (BTreeMap<Arc<str>, i32>, Assignment) {
     let mut topics: Vec<Arc<str>> = members.iter().flat_map(|member| member.topics.iter().cloned()).collect();
@@ -178,8 +178,29 @@ async fn plan(
         let count = partition_count(&metadata, &topic).unwrap_or(0);
         counts.insert(topic, count);
     }
-    let plan = assignor.assign(members, &counts);
+    let racks = racks(&metadata, counts.keys());
+    let plan = assignor.assign(&GroupInfo::new(members, &counts).with_racks(&racks));
     (counts, plan)
+}
+
+/// Where the replicas of these topics are, also those that are out of sync: they may be back before the next rebalance.
+fn racks<'a>(metadata: &Metadata, topics: impl Iterator<Item = &'a Arc<str>>) -> Racks {
+    let names: BTreeMap<i32, Arc<str>> = metadata
+        .brokers
+        .iter()
+        .filter_map(|(id, broker)| Some((*id, Arc::from(broker.rack.as_deref()?))))
+        .collect();
+    if names.is_empty() {
+        return Racks::new();
+    }
+    let of =
+        |partition: &Partition| partition.replicas.iter().filter_map(|id| names.get(id).cloned()).collect();
+    topics
+        .filter_map(|name| {
+            let topic = metadata.topics.get(name)?;
+            Some((Arc::clone(name), topic.partitions.iter().map(of).collect()))
+        })
+        .collect()
 }
 
 /// How long a whole group waits for the metadata of a topic that may not exist.

@@ -24,7 +24,7 @@ use std::{
 
 use super::{
     Action, Answer, Exchange, GroupSettings, Identity, Request,
-    assignor::{Assignment, Assignor, Subscriber},
+    assignor::{Assignment, GroupMember, Strategy},
     code,
     presence::Presence,
     refusal::explain,
@@ -64,7 +64,7 @@ enum State {
     },
     Syncing {
         generation: i32,
-        assignor: Assignor,
+        assignor: Strategy,
         assignments: Vec<(String, bytes::Bytes)>,
         exchange: Exchange,
     },
@@ -222,7 +222,7 @@ impl Member {
         &mut self,
         now: Instant,
         token: Token,
-        assignor: Assignor,
+        assignor: Strategy,
         counts: BTreeMap<Arc<str>, i32>,
         plan: &Assignment,
     ) {
@@ -231,7 +231,7 @@ impl Member {
             return;
         }
         self.planned = Some(counts);
-        let is_plain = matches!(assignor, Assignor::Range | Assignor::RoundRobin);
+        let is_plain = matches!(assignor, Strategy::Range | Strategy::RoundRobin);
         self.expected = if keeps && is_plain { plan.get(&self.member_id).cloned() } else { None };
         if keeps {
             return self.sync(now, generation, assignor, Vec::new());
@@ -428,7 +428,7 @@ impl Member {
         &mut self,
         now: Instant,
         generation: i32,
-        assignor: Assignor,
+        assignor: Strategy,
         assignments: Vec<(String, bytes::Bytes)>,
     ) {
         let exchange = Exchange::Due(now);
@@ -441,10 +441,10 @@ impl Member {
         now: Instant,
         generation: i32,
         protocol: &str,
-        members: Option<Vec<Subscriber>>,
+        members: Option<Vec<GroupMember>>,
         skip_assignment: bool,
     ) {
-        let Some(assignor) = Assignor::named(protocol) else {
+        let Some(assignor) = Strategy::named(protocol) else {
             let error = Error::protocol(format!(
                 "the group uses the assignor '{protocol}', which this member did not offer"
             ))

@@ -2,8 +2,11 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    config::settings::GroupProtocol, error::ErrorKind, group::wire::decode_assignment,
-    record::TopicPartition, time,
+    config::settings::GroupProtocol,
+    error::ErrorKind,
+    group::{assignor::GroupInfo, wire::decode_assignment},
+    record::TopicPartition,
+    time,
 };
 
 const HEARTBEAT: Duration = Duration::from_secs(3);
@@ -76,12 +79,13 @@ impl Bench {
     }
 
     fn join_answer(&mut self, token: Token, generation: i32, leader: &str) {
-        let members = vec![Subscriber {
+        let members = vec![GroupMember {
             member_id: "me".into(),
             instance_id: None,
             topics: vec!["t".into()],
             owned: Vec::new(),
             generation: -1,
+            rack: None,
         }];
         self.answer(
             token,
@@ -181,14 +185,14 @@ fn the_leader_plans_and_its_plan_is_synced() {
     bench.poll();
     let (token, _) = bench.joins();
     bench.join_answer(token, 7, "me");
-    let Some(Action::Plan { token, assignor: Assignor::Range, members }) = bench.member.poll_action() else {
+    let Some(Action::Plan { token, assignor: Strategy::Range, members }) = bench.member.poll_action() else {
         panic!("the leader does not plan")
     };
     let counts: BTreeMap<Arc<str>, i32> = [(Arc::from("t"), 2)].into();
-    let plan = Assignor::Range.assign(&members, &counts);
-    bench.member.handle_plan(bench.now, Token::STRANGER, Assignor::Range, counts.clone(), &plan);
+    let plan = Strategy::Range.assign(&GroupInfo::new(&members, &counts));
+    bench.member.handle_plan(bench.now, Token::STRANGER, Strategy::Range, counts.clone(), &plan);
     bench.nothing(); // another token: a plan of another generation
-    bench.member.handle_plan(bench.now, token, Assignor::Range, counts, &plan);
+    bench.member.handle_plan(bench.now, token, Strategy::Range, counts, &plan);
     let (token, Request::Sync { generation: 7, assignments, .. }) = bench.sent() else { panic!("no sync") };
     assert_eq!(decode_assignment(&assignments[0].1).unwrap().len(), 2);
     bench.answer(token, Answer::Sync { error: 0, assignment: assignments[0].1.clone() });
@@ -565,12 +569,13 @@ fn returned(counts: i32, kept: &[i32]) -> Bench {
     bench.subscribe(&["t"]);
     bench.poll();
     let (token, _) = bench.joins();
-    let me = Subscriber {
+    let me = GroupMember {
         member_id: "me".into(),
         instance_id: Some("a".into()),
         topics: vec!["t".into()],
         owned: Vec::new(),
         generation: -1,
+        rack: None,
     };
     bench.answer(
         token,
@@ -588,7 +593,7 @@ fn returned(counts: i32, kept: &[i32]) -> Bench {
         panic!("no plan")
     };
     let counts: BTreeMap<Arc<str>, i32> = [(Arc::from("t"), counts)].into();
-    let plan = assignor.assign(&members, &counts);
+    let plan = assignor.assign(&GroupInfo::new(&members, &counts));
     bench.member.handle_plan(bench.now, token, assignor, counts, &plan);
     let (token, Request::Sync { assignments, .. }) = bench.sent() else { panic!("no sync") };
     assert!(assignments.is_empty(), "the coordinator's stands");

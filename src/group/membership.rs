@@ -12,7 +12,7 @@ use tracing::info;
 
 use super::{
     Action, Answer, GroupSettings, Identity, Names,
-    assignor::{Assignment, Assignor},
+    assignor::{Assignment, Strategy},
     classic, consumer,
 };
 use crate::{
@@ -144,7 +144,7 @@ impl Membership {
         &mut self,
         now: Instant,
         token: Token,
-        assignor: Assignor,
+        assignor: Strategy,
         counts: BTreeMap<Arc<str>, i32>,
         plan: &Assignment,
     ) {

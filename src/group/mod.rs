@@ -20,7 +20,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use self::assignor::{Assignor, Subscriber};
+use self::assignor::{GroupMember, Strategy};
 pub(crate) use self::{
     consumer::{Beat, BeatAnswer, IdPartition, Names},
     membership::Membership,
@@ -42,7 +42,7 @@ pub(crate) enum Action {
     /// The coordinator that was asked is not it any more: look it up again before the next request.
     ForgetCoordinator,
     /// As leader: deal out the partitions; the result goes to `handle_plan` with the same token.
-    Plan { token: Token, assignor: Assignor, members: Vec<Subscriber> },
+    Plan { token: Token, assignor: Strategy, members: Vec<GroupMember> },
     /// Stop handing out records of these partitions, commit what is done, release them; then `handle_revoked` with the
     /// same token.
     Revoke { token: Token, partitions: Vec<TopicPartition> },
@@ -69,7 +69,7 @@ pub(crate) enum Request {
     Sync {
         member_id: String,
         generation: i32,
-        assignor: Assignor,
+        assignor: Strategy,
         assignments: Vec<(String, Bytes)>,
     },
     Heartbeat {
@@ -94,7 +94,7 @@ pub(crate) enum Answer {
         leader: String,
         protocol: String,
         /// Filled for the leader only.
-        members: Vec<Subscriber>,
+        members: Vec<GroupMember>,
         /// KIP-814: a static leader came back; the coordinator keeps the assignment it has.
         skip_assignment: bool,
     },

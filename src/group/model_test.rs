@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use super::{
     Action, Answer, GroupSettings, Request,
-    assignor::{Assignor, Subscriber},
+    assignor::{GroupInfo, GroupMember, Strategy},
     classic::Member,
     code,
     wire::decode_assignment,
@@ -52,7 +52,7 @@ struct Known {
 
 /// The classic coordinator, as the broker has it.
 struct Coordinator {
-    assignor: Assignor,
+    assignor: Strategy,
     phase: Phase,
     generation: i32,
     leader: String,
@@ -63,7 +63,7 @@ struct Coordinator {
 }
 
 impl Coordinator {
-    fn new(assignor: Assignor) -> Self {
+    fn new(assignor: Strategy) -> Self {
         Self {
             assignor,
             phase: Phase::Empty,
@@ -197,12 +197,13 @@ impl Coordinator {
         let all: Vec<_> = self
             .members
             .iter()
-            .map(|(id, known)| Subscriber {
+            .map(|(id, known)| GroupMember {
                 member_id: id.clone(),
                 instance_id: None,
                 topics: known.topics.clone(),
                 owned: known.claim.0.clone(),
                 generation: known.claim.1,
+                rack: None,
             })
             .collect();
         for (id, known) in &mut self.members {
@@ -322,7 +323,7 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64, assignor: Assignor) -> Self {
+    fn new(seed: u64, assignor: Strategy) -> Self {
         let now = time::now();
         let mut world = Self {
             now,
@@ -504,7 +505,7 @@ impl World {
             }
             Action::Plan { token, assignor, members } => {
                 let counts: BTreeMap<Arc<str>, i32> = [(Arc::from("t"), PARTITIONS)].into();
-                let plan = assignor.assign(&members, &counts);
+                let plan = assignor.assign(&GroupInfo::new(&members, &counts));
                 assert_eq!(assignor, self.coordinator.assignor);
                 self.clients[who].member.handle_plan(self.now, token, assignor, counts, &plan);
             }
@@ -563,7 +564,7 @@ proptest! {
     #[test]
     fn every_partition_has_one_owner_per_generation_and_everyone_ends_stable(
         seed in any::<u64>(),
-        assignor in proptest::sample::select(vec![Assignor::Range, Assignor::Sticky, Assignor::CooperativeSticky]),
+        assignor in proptest::sample::select(vec![Strategy::Range, Strategy::Sticky, Strategy::CooperativeSticky]),
     ) {
         let mut world = World::new(seed, assignor);
         let end = world.quiet_from + Duration::from_secs(240);

@@ -38,7 +38,7 @@ use crate::{
     flights::Token,
     group::{
         GroupSettings, Membership, Request,
-        assignor::{Assignor, Subscriber},
+        assignor::{GroupMember, Strategy},
     },
     record::TopicPartition,
     time::{Backoff, Instant, Rng},
@@ -62,8 +62,8 @@ pub(crate) enum Action {
     },
     Plan {
         token: Token,
-        assignor: Assignor,
-        members: Vec<Subscriber>,
+        assignor: Strategy,
+        members: Vec<GroupMember>,
         deadline: Instant,
     },
     Commit(CommitAction),

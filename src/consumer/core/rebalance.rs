@@ -15,7 +15,7 @@ use crate::{
     flights::Token,
     group::{
         self, Answer, Membership,
-        assignor::{Assignment, Assignor},
+        assignor::{Assignment, Strategy},
     },
     record::TopicPartition,
     time::Instant,
@@ -96,7 +96,7 @@ impl Core {
         &mut self,
         now: Instant,
         token: Token,
-        assignor: Assignor,
+        assignor: Strategy,
         counts: BTreeMap<Arc<str>, i32>,
         plan: &Assignment,
     ) {

@@ -1,18 +1,28 @@
-//! Who gets which partition: pure functions of members and partition counts, run by the group's leader.
+//! Who gets which partition: pure functions of a group, run by its leader.
 //!
 //! Deterministic by rule: members and topics are sorted first, so that the same group gives the same answer whoever leads.
+//! Range and round-robin give what Java's classes give; the sticky ones are as even as can be, and then as sticky
+//! (`java_tests.rs` compares). KIP-54, KIP-341, KIP-345, KIP-429, KIP-881.
 
+mod balance;
 mod range;
 mod round_robin;
 mod sticky;
 
-use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
+#[cfg(test)]
+mod java_tests;
+
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use crate::record::TopicPartition;
 
 /// A member as the leader sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Subscriber {
+pub(crate) struct GroupMember {
     pub(crate) member_id: String,
     /// `group.instance.id` of a static member (KIP-345).
     pub(crate) instance_id: Option<String>,
@@ -20,9 +30,11 @@ pub(crate) struct Subscriber {
     /// What it says it owns, and of which generation: for sticky assignors.
     pub(crate) owned: Vec<TopicPartition>,
     pub(crate) generation: i32,
+    /// `client.rack` (KIP-881).
+    pub(crate) rack: Option<String>,
 }
 
-impl Subscriber {
+impl GroupMember {
     /// Java's order: static members first, by their instance id, so that a restart does not move partitions.
     fn order(&self, other: &Self) -> Ordering {
         match (&self.instance_id, &other.instance_id) {
@@ -32,6 +44,32 @@ impl Subscriber {
             (None, None) => self.member_id.cmp(&other.member_id),
         }
     }
+
+    fn rack(&self) -> Option<&str> {
+        self.rack.as_deref().filter(|rack| !rack.is_empty())
+    }
+}
+
+/// Of topics: for every partition the racks of its replicas. What is not named has none.
+pub(crate) type Racks = BTreeMap<Arc<str>, Vec<Vec<Arc<str>>>>;
+
+/// A group as its leader sees it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GroupInfo<'a> {
+    members: &'a [GroupMember],
+    counts: &'a BTreeMap<Arc<str>, i32>,
+    racks: Option<&'a Racks>,
+}
+
+impl<'a> GroupInfo<'a> {
+    /// `counts`: how many partitions each of the members' topics has; 0, or nothing, of one that is not there.
+    pub(crate) fn new(members: &'a [GroupMember], counts: &'a BTreeMap<Arc<str>, i32>) -> Self {
+        Self { members, counts, racks: None }
+    }
+
+    pub(crate) fn with_racks(self, racks: &'a Racks) -> Self {
+        Self { racks: Some(racks), ..self }
+    }
 }
 
 /// The partitions of every member by member id; a member without any has an empty list.
@@ -39,14 +77,14 @@ pub(crate) type Assignment = BTreeMap<String, Vec<TopicPartition>>;
 
 /// An assignment strategy (`partition.assignment.strategy`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Assignor {
+pub(crate) enum Strategy {
     Range,
     RoundRobin,
     Sticky,
     CooperativeSticky,
 }
 
-impl Assignor {
+impl Strategy {
     #[cfg(test)]
     pub(crate) const ALL: [Self; 4] = [Self::Range, Self::RoundRobin, Self::Sticky, Self::CooperativeSticky];
 
@@ -75,19 +113,21 @@ impl Assignor {
         })
     }
 
-    /// Deals out the partitions of every topic in `counts` among the members subscribed to it.
-    pub(crate) fn assign(self, members: &[Subscriber], counts: &BTreeMap<Arc<str>, i32>) -> Assignment {
-        let mut sorted: Vec<&Subscriber> = members.iter().collect();
-        sorted.sort_by(|a, b| a.order(b));
-        let mut given: Given = vec![Vec::new(); sorted.len()];
+    /// Deals out the partitions of every topic among the members subscribed to it; each member's are sorted.
+    pub(crate) fn assign(self, group: &GroupInfo<'_>) -> Assignment {
+        let mut members: Vec<&GroupMember> = group.members.iter().collect();
+        members.sort_by(|a, b| a.order(b));
+        let topics = subscribed(&members, group.counts);
+        let mut given: Given = vec![Vec::new(); members.len()];
         match self {
-            Self::Range => range::assign(&sorted, counts, &mut given),
-            Self::RoundRobin => round_robin::assign(&sorted, counts, &mut given),
-            Self::Sticky => sticky::assign(&sorted, counts, false, &mut given),
-            Self::CooperativeSticky => sticky::assign(&sorted, counts, true, &mut given),
+            Self::Range => range::assign(&members, &topics, group.racks, &mut given),
+            Self::RoundRobin => round_robin::assign(&topics, &mut given),
+            Self::Sticky => sticky::assign(&members, &topics, false, &mut given),
+            Self::CooperativeSticky => sticky::assign(&members, &topics, true, &mut given),
         }
         let mut assignment = Assignment::new();
-        for (member, mut partitions) in sorted.into_iter().zip(given) {
+        for (member, mut partitions) in members.into_iter().zip(given) {
+            partitions.sort_unstable();
             assignment.entry(member.member_id.clone()).or_default().append(&mut partitions);
         }
         assignment
@@ -98,19 +138,57 @@ impl Assignor {
 /// cost more than all the rest.
 type Given = Vec<Vec<TopicPartition>>;
 
-fn partition_of(topic: &Arc<str>, partition: i32) -> TopicPartition {
-    TopicPartition { topic: Arc::clone(topic), partition }
+/// A topic that has partitions and subscribers.
+struct Topic<'a> {
+    name: &'a Arc<str>,
+    count: i32,
+    /// Places in the sorted list of members, ascending.
+    subscribers: Vec<usize>,
+}
+
+impl Topic<'_> {
+    fn partition(&self, partition: i32) -> TopicPartition {
+        TopicPartition { topic: Arc::clone(self.name), partition }
+    }
+}
+
+/// The topics to be dealt out, by name. Each subscription is looked at once.
+fn subscribed<'a>(members: &[&GroupMember], counts: &'a BTreeMap<Arc<str>, i32>) -> Vec<Topic<'a>> {
+    let there = counts.iter().filter(|(_, count)| **count > 0);
+    let mut topics: Vec<Topic<'_>> =
+        there.map(|(name, count)| Topic { name, count: *count, subscribers: Vec::new() }).collect();
+    let places: HashMap<&str, usize> =
+        topics.iter().enumerate().map(|(place, topic)| (&**topic.name, place)).collect();
+    for (member, topic) in
+        members.iter().enumerate().flat_map(|(at, m)| m.topics.iter().map(move |t| (at, t)))
+    {
+        let Some(topic) = places.get(&**topic).and_then(|place| topics.get_mut(*place)) else { continue };
+        // Named twice it counts once.
+        if topic.subscribers.last() != Some(&member) {
+            topic.subscribers.push(member);
+        }
+    }
+    topics.retain(|topic| !topic.subscribers.is_empty());
+    topics
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeMap, sync::Arc};
+
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{Assignment, GroupInfo, GroupMember, Strategy};
 
-    pub(super) fn member(id: &str, topics: &[&str]) -> Subscriber {
-        let topics = topics.iter().map(|topic| Arc::from(*topic)).collect();
-        Subscriber { member_id: id.to_owned(), instance_id: None, topics, owned: Vec::new(), generation: -1 }
+    pub(super) fn member(id: &str, topics: &[&str]) -> GroupMember {
+        GroupMember {
+            member_id: id.to_owned(),
+            instance_id: None,
+            topics: topics.iter().map(|topic| Arc::from(*topic)).collect(),
+            owned: Vec::new(),
+            generation: -1,
+            rack: None,
+        }
     }
 
     pub(super) fn counts(topics: &[(&str, i32)]) -> BTreeMap<Arc<str>, i32> {
@@ -137,7 +215,7 @@ mod tests {
         let mut members = vec![member("a", &["t"]), member("b", &["t"]), member("c", &["t"])];
         members[1].instance_id = Some("2".to_owned());
         members[2].instance_id = Some("1".to_owned());
-        let assignment = Assignor::Range.assign(&members, &counts(&[("t", 3)]));
+        let assignment = Strategy::Range.assign(&GroupInfo::new(&members, &counts(&[("t", 3)])));
         assert_eq!(shown(&assignment), expected(&[("a", "tp2"), ("b", "tp1"), ("c", "tp0")]));
     }
 
@@ -152,8 +230,8 @@ mod tests {
                 member(&format!("m{index}"), &topics.iter().map(|topic| names[*topic]).collect::<Vec<_>>())
             }).collect();
             let counts = counts(&names.iter().copied().zip(sizes).collect::<Vec<_>>());
-            for assignor in Assignor::ALL {
-                let assignment = assignor.assign(&members, &counts);
+            for strategy in Strategy::ALL {
+                let assignment = strategy.assign(&GroupInfo::new(&members, &counts));
                 prop_assert_eq!(assignment.len(), members.len());
                 let mut owners = BTreeMap::new();
                 for member in &members {

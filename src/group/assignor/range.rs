@@ -1,58 +1,185 @@
 //! Java's `RangeAssignor`: each topic by itself, in contiguous ranges; the first members get one more where it does not
 //! divide. Partitions of the same number meet in the same member, which joins between topics rely on.
+//!
+//! Where members and replicas have racks, what matches is dealt out first, within the same shares (KIP-881): of topics with
+//! the same subscribers and as many partitions, a number goes to a member whose rack has a replica of it in every one of them.
 
-use std::{collections::BTreeMap, iter::Peekable, sync::Arc, vec};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::{Given, Subscriber, partition_of};
+use super::{Given, GroupMember, Racks, Topic};
 
-pub(super) fn assign(members: &[&Subscriber], counts: &BTreeMap<Arc<str>, i32>, given: &mut Given) {
-    let mut cursors: Vec<_> = members.iter().map(|member| sorted_topics(member)).collect();
-    for (topic, &count) in counts {
-        let subscribed: Vec<_> = cursors
-            .iter_mut()
-            .enumerate()
-            .filter_map(|(member, cursor)| stands_at(cursor, topic).then_some(member))
-            .collect();
-        let Ok(consumers) = i32::try_from(subscribed.len()) else { continue };
-        if consumers == 0 {
-            continue;
+pub(super) fn assign(
+    members: &[&GroupMember],
+    topics: &[Topic<'_>],
+    racks: Option<&Racks>,
+    given: &mut Given,
+) {
+    let racked: Vec<Racked<'_>> = match racks {
+        Some(racks) if members.iter().any(|member| member.rack().is_some()) => {
+            topics.iter().map(|topic| Racked::new(topic, members, racks)).collect()
         }
-        let (each, extra) = (count / consumers, count % consumers);
-        let mut next = 0;
-        for (index, member) in (0..).zip(subscribed) {
-            let length = each + i32::from(index < extra);
-            given[member].extend((next..next + length).map(|partition| partition_of(topic, partition)));
-            next += length;
+        _ => Vec::new(),
+    };
+    let is_aware = racked.iter().any(|racked| racked.is_uneven);
+    // What has the same subscribers and size is dealt out alike.
+    let mut alike: BTreeMap<(&[usize], i32), Vec<usize>> = BTreeMap::new();
+    for (place, topic) in topics.iter().enumerate() {
+        alike.entry((&topic.subscribers, topic.count)).or_default().push(place);
+    }
+    for ((subscribers, count), places) in alike {
+        let mut deal = Deal::new(members, subscribers, count);
+        if is_aware {
+            let racked: Vec<&Racked<'_>> = places.iter().filter_map(|place| racked.get(*place)).collect();
+            match racked[..] {
+                [one] if one.is_uneven => deal.match_ranges(&one.partitions),
+                [_, _, ..] => deal.match_together(&racked),
+                _ => {}
+            }
+        }
+        deal.fill_ranges();
+        for topic in places.iter().filter_map(|place| topics.get(*place)) {
+            for (partition, owner) in (0..).zip(&deal.owners) {
+                if let Some(&member) = owner.and_then(|owner| subscribers.get(owner)) {
+                    given[member].push(topic.partition(partition));
+                }
+            }
         }
     }
 }
 
-type Cursor<'a> = Peekable<vec::IntoIter<&'a str>>;
+/// The racks that have a replica of a partition.
+type PartitionRacks<'a> = BTreeSet<&'a str>;
 
-fn sorted_topics(member: &Subscriber) -> Cursor<'_> {
-    let mut topics: Vec<&str> = member.topics.iter().map(|topic| &**topic).collect();
-    topics.sort_unstable();
-    topics.into_iter().peekable()
+/// A topic with the racks of its partitions.
+struct Racked<'a> {
+    partitions: Vec<PartitionRacks<'a>>,
+    /// Some of its subscribers' racks have replicas, and not every partition is on all of the racks: it matters who gets what.
+    is_uneven: bool,
 }
 
-/// Moves on to this topic and says whether the member is subscribed to it. Asked for one topic after another in their
-/// order, it looks at each of the member's topics once, instead of all of them for every topic.
-fn stands_at(cursor: &mut Cursor<'_>, topic: &str) -> bool {
-    while cursor.next_if(|own| *own < topic).is_some() {}
-    cursor.peek().is_some_and(|own| *own == topic)
+impl<'a> Racked<'a> {
+    fn new(topic: &Topic<'_>, members: &[&GroupMember], racks: &'a Racks) -> Self {
+        let known = racks.get(topic.name).map_or(&[][..], |of_topic| of_topic);
+        let named =
+            known.iter().map(|replicas| replicas.iter().map(|rack| &**rack).collect::<BTreeSet<&str>>());
+        let partitions: Vec<PartitionRacks<'a>> = named
+            .chain(std::iter::repeat(BTreeSet::new()))
+            .zip(0..topic.count)
+            .map(|(racks, _)| racks)
+            .collect();
+        let all: BTreeSet<&str> = partitions.iter().flatten().copied().collect();
+        let mut wanted = topic.subscribers.iter().filter_map(|member| members.get(*member)?.rack());
+        let is_uneven = wanted.any(|rack| all.contains(rack)) && partitions.iter().any(|racks| *racks != all);
+        Self { partitions, is_uneven }
+    }
+}
+
+/// The partitions of one topic, or of several alike, as they are dealt out. Members are places among the subscribers.
+struct Deal<'a> {
+    /// The rack of every subscriber; one without is content with any.
+    racks: Vec<Option<&'a str>>,
+    owners: Vec<Option<usize>>,
+    assigned: Vec<usize>,
+    /// Everybody's share, and how many may still get one more.
+    share: usize,
+    extra: usize,
+}
+
+impl<'a> Deal<'a> {
+    fn new(members: &[&'a GroupMember], subscribers: &[usize], count: i32) -> Self {
+        let count = usize::try_from(count).unwrap_or(0);
+        let racks: Vec<_> =
+            subscribers.iter().map(|member| members.get(*member).and_then(|member| member.rack())).collect();
+        let consumers = racks.len().max(1);
+        Self {
+            owners: vec![None; count],
+            assigned: vec![0; racks.len()],
+            share: count / consumers,
+            extra: count % consumers,
+            racks,
+        }
+    }
+
+    /// How many more a member may get.
+    fn room(&self, member: usize) -> usize {
+        (self.share + usize::from(self.extra > 0)).saturating_sub(self.assigned[member])
+    }
+
+    fn give(&mut self, member: usize, partitions: &[usize]) {
+        for partition in partitions {
+            self.owners[*partition] = Some(member);
+        }
+        self.assigned[member] += partitions.len();
+        if !partitions.is_empty() && self.assigned[member] > self.share {
+            self.extra = self.extra.saturating_sub(1);
+        }
+    }
+
+    /// Each partition number, of all topics at once, to the first member with room that they all match.
+    fn match_together(&mut self, topics: &[&Racked<'_>]) {
+        let mut waiting: BTreeMap<Option<&str>, VecDeque<usize>> = BTreeMap::new();
+        for (member, rack) in self.racks.iter().enumerate() {
+            waiting.entry(*rack).or_default().push_back(member);
+        }
+        for partition in 0..self.owners.len() {
+            let matches = |rack: &Option<&str>| {
+                rack.is_none_or(|rack| topics.iter().all(|topic| topic.partitions[partition].contains(rack)))
+            };
+            let mut first: Option<usize> = None;
+            for (_, queue) in waiting.iter_mut().filter(|(rack, _)| matches(rack)) {
+                // Room only becomes less: who has none has had his turn.
+                while queue.front().is_some_and(|member| self.room(*member) == 0) {
+                    queue.pop_front();
+                }
+                first = first.into_iter().chain(queue.front().copied()).min();
+            }
+            if let Some(member) = first {
+                self.give(member, &[partition]);
+            }
+        }
+    }
+
+    /// Each member in turn takes the first partitions that match it.
+    fn match_ranges(&mut self, partitions: &[PartitionRacks<'_>]) {
+        let mut looked_at: BTreeMap<Option<&str>, usize> = BTreeMap::new();
+        for member in 0..self.racks.len() {
+            let rack = self.racks[member];
+            // What an earlier member of the rack passed over does not match this one either.
+            let next = looked_at.entry(rack).or_default();
+            let mut taken = Vec::new();
+            while taken.len() < self.room(member) && *next < partitions.len() {
+                let matches = rack.is_none_or(|rack| partitions[*next].contains(rack));
+                if matches && self.owners[*next].is_none() {
+                    taken.push(*next);
+                }
+                *next += 1;
+            }
+            self.give(member, &taken);
+        }
+    }
+
+    /// The rest, in order.
+    fn fill_ranges(&mut self) {
+        let mut left = (0..self.owners.len()).filter(|at| self.owners[*at].is_none()).collect::<Vec<_>>();
+        for member in 0..self.racks.len() {
+            let rest = left.split_off(self.room(member).min(left.len()));
+            self.give(member, &left);
+            left = rest;
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::{
-        Assignor,
+        GroupInfo, Strategy,
         tests::{counts, expected, member, shown},
     };
 
     #[test]
     fn two_topics_of_three_partitions_among_two_members_as_in_javas_documentation() {
         let members = [member("C0", &["t0", "t1"]), member("C1", &["t0", "t1"])];
-        let assignment = Assignor::Range.assign(&members, &counts(&[("t0", 3), ("t1", 3)]));
+        let assignment = Strategy::Range.assign(&GroupInfo::new(&members, &counts(&[("t0", 3), ("t1", 3)])));
         let wanted = expected(&[("C0", "t0p0 t0p1 t1p0 t1p1"), ("C1", "t0p2 t1p2")]);
         assert_eq!(shown(&assignment), wanted);
     }
@@ -60,13 +187,14 @@ mod tests {
     #[test]
     fn members_beyond_the_partitions_get_nothing() {
         let members = [member("C0", &["t"]), member("C1", &["t"]), member("C2", &["t"])];
-        let assignment = Assignor::Range.assign(&members, &counts(&[("t", 2)]));
+        let assignment = Strategy::Range.assign(&GroupInfo::new(&members, &counts(&[("t", 2)])));
         assert_eq!(shown(&assignment), expected(&[("C0", "tp0"), ("C1", "tp1"), ("C2", "")]));
     }
 
     #[test]
     fn a_topic_without_metadata_is_left_out() {
-        let assignment = Assignor::Range.assign(&[member("C0", &["gone", "t"])], &counts(&[("t", 1)]));
+        let assignment =
+            Strategy::Range.assign(&GroupInfo::new(&[member("C0", &["gone", "t"])], &counts(&[("t", 1)])));
         assert_eq!(shown(&assignment), expected(&[("C0", "tp0")]));
     }
 
@@ -74,7 +202,8 @@ mod tests {
     fn topics_count_in_whatever_order_a_member_names_them_and_however_often() {
         let members =
             [member("C0", &["t2", "t0", "t2"]), member("C1", &["t1", "gone", "t0"]), member("C2", &[])];
-        let assignment = Assignor::Range.assign(&members, &counts(&[("t0", 2), ("t1", 1), ("t2", 2)]));
+        let assignment =
+            Strategy::Range.assign(&GroupInfo::new(&members, &counts(&[("t0", 2), ("t1", 1), ("t2", 2)])));
         let wanted = expected(&[("C0", "t0p0 t2p0 t2p1"), ("C1", "t0p1 t1p0"), ("C2", "")]);
         assert_eq!(shown(&assignment), wanted);
     }

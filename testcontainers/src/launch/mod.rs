@@ -277,6 +277,17 @@ impl KafkaBuilder {
         self
     }
 
+    /// The folder with the jars of this version, without a broker: what [`Kafka::jars`] gives.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] without Maven, [`Error::Command`] if it fails.
+    ///
+    /// # Cancel safety
+    /// Can be dropped at any time.
+    pub async fn jars(&self) -> Result<PathBuf, Error> {
+        jars::resolve(&self.version).await
+    }
+
     /// How many nodes the cluster has, 1 to 9. Default: 1. With three or more, internal topics are kept three times. More
     /// than one needs java and mvn.
     pub fn nodes(mut self, nodes: usize) -> Self {
