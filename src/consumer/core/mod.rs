@@ -442,19 +442,24 @@ impl Core {
     }
 
     pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
-        [
+        let ending = [
             self.member.as_ref().and_then(Membership::poll_timeout),
             self.commits.poll_timeout(),
-            self.fetcher.poll_timeout(now, &self.partitions),
-            self.interest.due,
             self.auto_commit_at,
             self.closing.as_ref().and_then(Closing::poll_timeout),
             self.revoking.as_ref().map(Revoking::poll_timeout),
-            Lookups::poll_timeout(now, &self.partitions),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        ];
+        // A consumer that closes reads nothing more: waking for what `poll_action` will not do would turn in circles.
+        let reading = if self.closing.is_some() {
+            [None; 3]
+        } else {
+            [
+                self.fetcher.poll_timeout(now, &self.partitions),
+                self.interest.due,
+                Lookups::poll_timeout(now, &self.partitions),
+            ]
+        };
+        ending.into_iter().chain(reading).flatten().min()
     }
 
     fn fail(&mut self, error: Error) {
@@ -481,8 +486,10 @@ fn not_assigned(key: &TopicPartition) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::{config::KafkaConfig, time};
+    use crate::{config::KafkaConfig, consumer::offsets::Offset, time};
 
     /// Of a consumer without a group.
     fn core(now: Instant) -> Core {
@@ -524,6 +531,31 @@ mod tests {
         core.lost = true;
         core.commit(None, now).unwrap_err();
         core.commit(None, now).unwrap_err();
+    }
+
+    #[test]
+    fn a_consumer_whose_last_commit_takes_long_does_not_wake_for_what_it_will_not_read_any_more() {
+        let now = time::now();
+        let config = KafkaConfig::new().set_bootstrap_servers("localhost:9092").set_group_id("g");
+        let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
+        let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1));
+        let (key, deadline) = (TopicPartition::new("orders", 0), now + Duration::from_secs(30));
+        core.assign(now, vec![key.clone()]).unwrap();
+        let offset = Offset { offset: 5, leader_epoch: -1, metadata: String::new(), tenure: None };
+        let _waiter = core.commit(Some([(key, offset)].into()), deadline).unwrap().unwrap();
+        let lost = Err(Error::new(ErrorKind::Disconnected, "gone"));
+        core.handle_topics(now, &["orders".into()], lost);
+        core.begin_close(now, deadline);
+        let mut later = now;
+        for _ in 0..100 {
+            core.handle_timeout(later);
+            while core.poll_action(later).is_some() {}
+            match core.poll_timeout(later) {
+                Some(at) if at > later => later = at,
+                asleep => return assert_eq!(asleep, None, "it wakes at once and does nothing"),
+            }
+        }
+        assert!(core.is_closed(), "the answer never came");
     }
 
     #[test]
