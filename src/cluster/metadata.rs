@@ -64,6 +64,15 @@ pub(crate) struct Partition {
     pub(crate) in_sync_replicas: Vec<i32>,
 }
 
+/// Where a partition is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) leader: i32,
+    /// -1 where unknown.
+    pub(crate) leader_epoch: i32,
+    pub(crate) topic_id: TopicId,
+}
+
 impl Partition {
     const UNKNOWN: Self =
         Self { leader: None, leader_epoch: -1, replicas: Vec::new(), in_sync_replicas: Vec::new() };
@@ -75,6 +84,13 @@ impl Metadata {
         let partitions = &self.topics.get(topic)?.partitions;
         let partition = partitions.get(usize::try_from(partition).ok()?)?;
         Some((partition.leader?, partition.leader_epoch))
+    }
+
+    /// The leader of a partition, its epoch, and the topic's id.
+    pub(crate) fn place(&self, topic: &str, partition: i32) -> Option<Place> {
+        let topic = self.topics.get(topic)?;
+        let known = topic.partitions.get(usize::try_from(partition).ok()?)?;
+        Some(Place { leader: known.leader?, leader_epoch: known.leader_epoch, topic_id: topic.id })
     }
 
     /// The id of a topic; all zeros where it is not known.

@@ -156,17 +156,27 @@ impl Connection {
         }
     }
 
-    /// Sends a request that the broker does not answer: a Produce request with `acks=0`. Waits until it is written.
+    /// For how long the broker has wanted to be left alone until now (KIP-219).
+    pub(crate) fn paused_so_far(&self) -> Duration {
+        self.order.paused_before()
+    }
+
+    /// Sends a request that the broker does not answer: a Produce request with `acks=0`, in version `MAX` at most. Waits until
+    /// it is written.
     ///
     /// # Errors
     /// As [`call`](Self::call), but for those of an answer.
     ///
     /// # Cancel safety
     /// As [`call`](Self::call).
-    pub(crate) async fn send_unanswered<R: Api>(&self, request: R, deadline: Instant) -> Result<()> {
+    pub(crate) async fn send_unanswered<const MAX: i16, R: Api>(
+        &self,
+        request: R,
+        deadline: Instant,
+    ) -> Result<()> {
         let started = now();
         let _in_flight = self.enter::<R>(started)?;
-        let mut request = pin!(self.channel.request(request));
+        let mut request = pin!(self.channel.request_up_to::<MAX, R>(request, None));
         let mut turn = self.order.turn(&self.notices);
         let written = std::future::poll_fn(|cx| match turn.poll_unanswered(cx, request.as_mut()) {
             // The answer that is made up for the messenger cannot be read, and needs not.

@@ -191,6 +191,11 @@ impl Sequences {
         self.identity.is_some() && !self.proven
     }
 
+    /// The log is another one, which does not know the identity.
+    pub(crate) fn forget_proof(&mut self) {
+        self.proven = false;
+    }
+
     /// A batch of `count` records stamped so is in the log.
     pub(crate) fn handle_acknowledged(&mut self, stamp: &Stamp, order: Order, count: i32) {
         if !self.is_own(stamp) {

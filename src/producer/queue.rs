@@ -10,6 +10,9 @@
 //! until all that is in flight has landed; then `pending` goes first. So a partition's records are never reordered
 //! while idempotence is on (KIP-98 allows five in flight).
 //!
+//! A topic that was made again has another log, which knows nothing of this producer and takes any sequence for the first
+//! (KIP-516). What is in flight to the old one lands before anything goes to the new one, and there one batch goes alone.
+//!
 //! A batch that may be in the log keeps its stamp for ever. Where the sequence no longer fits, such batches are asked for one
 //! by one, under that stamp, as long as nothing older waits; what cannot be proved fails and says so.
 
@@ -29,6 +32,7 @@ use super::{
 };
 use crate::{
     batch::{self, EncodedBatch, Stamp},
+    cluster::{Place, TopicId},
     error::{Error, ErrorKind, Result},
     time::Instant,
 };
@@ -156,6 +160,12 @@ pub(crate) struct Queue {
     sequences: Sequences,
     /// Something went wrong: nothing leaves until the flight has landed.
     recovering: bool,
+    /// All zeros where unknown.
+    topic_id: TopicId,
+    /// -1 where unknown.
+    leader_epoch: i32,
+    /// The topic was made again since the last batch left.
+    made_again: bool,
 }
 
 impl Queue {
@@ -169,6 +179,9 @@ impl Queue {
             next_order: 0,
             sequences: Sequences::default(),
             recovering: false,
+            topic_id: TopicId::default(),
+            leader_epoch: -1,
+            made_again: false,
         }
     }
 
@@ -236,6 +249,23 @@ impl Queue {
         }
     }
 
+    /// Where the partition is now, before a batch is asked for. Whoever waited for its old leader goes to a new one at once
+    /// (KIP-951).
+    pub(crate) fn handle_place(&mut self, place: &Place) {
+        if (place.topic_id, place.leader_epoch) == (self.topic_id, self.leader_epoch) {
+            return;
+        }
+        let known = |id: TopicId| id != TopicId::default();
+        if known(self.topic_id) && known(place.topic_id) && place.topic_id != self.topic_id {
+            self.made_again = true;
+            self.recovering = true;
+        }
+        if self.made_again || place.leader_epoch > self.leader_epoch {
+            self.pending.iter_mut().for_each(|batch| batch.not_before = None);
+        }
+        (self.topic_id, self.leader_epoch) = (place.topic_id, place.leader_epoch);
+    }
+
     /// The next batch that may leave.
     pub(crate) fn poll_batch(
         &mut self,
@@ -247,6 +277,10 @@ impl Queue {
             return None;
         }
         self.recovering = false;
+        if std::mem::take(&mut self.made_again) {
+            // Only now: an answer of the old log proves nothing to the new one.
+            self.sequences.forget_proof();
+        }
         if self.limits.idempotent && !self.settle_identity(identity) {
             return None;
         }

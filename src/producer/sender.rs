@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     batch::{self, Compressor, Decompressor},
-    cluster::Metadata,
+    cluster::{Metadata, Place, TopicId},
     error::{Error, ErrorCode, ErrorKind},
     time::{Backoff, Instant, Rng},
 };
@@ -70,6 +70,8 @@ pub(crate) struct Request {
 #[derive(Debug)]
 pub(crate) struct Sent {
     pub(crate) partition: Arc<PartitionQueue>,
+    /// Of the topic as it was known then (KIP-516); all zeros where brokers have none.
+    pub(crate) topic_id: TopicId,
     pub(crate) batch: Batch,
 }
 
@@ -276,10 +278,11 @@ impl Sender {
         }
         for index in 0..self.active.len() {
             let partition = Arc::clone(&self.active[index]);
-            let Some((leader, _)) = metadata.leader(&partition.topic, partition.partition) else {
+            let Some(place) = metadata.place(&partition.topic, partition.partition) else {
                 self.missing.insert(Arc::clone(&partition.topic));
                 continue;
             };
+            let leader = place.leader;
             let access = self.leaders.access(leader, now);
             let up = access == Access::Open;
             partition.set_available(up || !self.leaders.is_unavailable(leader, now));
@@ -297,9 +300,9 @@ impl Sender {
             if !self.is_permitted(&partition, now, pace, permit) {
                 continue;
             }
-            let Some(batch) = self.take(&partition, now, pace, permit.identity) else { continue };
+            let Some(batch) = self.take(&partition, &place, now, pace, permit.identity) else { continue };
             *size += batch.bytes.len();
-            batches.push(Sent { partition, batch });
+            batches.push(Sent { partition, topic_id: place.topic_id, batch });
         }
         let mut planned = false;
         for (leader, (batches, size)) in requests {
@@ -337,11 +340,16 @@ impl Sender {
     fn take(
         &mut self,
         partition: &Arc<PartitionQueue>,
+        place: &Place,
         now: Instant,
         pace: Pace,
         identity: Result<Option<ProducerIdentity>, NotYet>,
     ) -> Option<Batch> {
-        let taken = partition.lock().poll_batch(now, pace, identity)?;
+        let taken = {
+            let mut queue = partition.lock();
+            queue.handle_place(place);
+            queue.poll_batch(now, pace, identity)?
+        };
         let mut batch = match taken {
             Taken::Again(batch) => {
                 self.counts.retries += 1;
@@ -415,7 +423,7 @@ impl Sender {
         answers: &BTreeMap<(&str, i32), Answer>,
     ) {
         self.landed(request.leader);
-        for Sent { partition, mut batch } in request.batches {
+        for Sent { partition, mut batch, .. } in request.batches {
             let Some(answer) = answers.get(&(&*partition.topic, partition.partition)) else {
                 let error = Error::protocol("the broker's answer lacks a partition")
                     .with_api("Produce")
@@ -478,7 +486,7 @@ impl Sender {
     pub(crate) fn handle_not_sent(&mut self, now: Instant, request: Request, error: &Error) {
         self.landed(request.leader);
         self.handle_disconnected(request.leader);
-        for Sent { partition, batch } in request.batches {
+        for Sent { partition, batch, .. } in request.batches {
             self.refuse(now, &partition, batch, Decision::Retry { stale_leader: true }, error.clone());
         }
     }
@@ -495,7 +503,7 @@ impl Sender {
             true => Decision::Retry { stale_leader: true },
             false => Decision::Fail { possibly_written: false },
         };
-        for Sent { partition, mut batch } in request.batches {
+        for Sent { partition, mut batch, .. } in request.batches {
             batch.possibly_written |= unknown;
             self.refuse(now, &partition, batch, decision, error.clone());
         }
@@ -504,7 +512,7 @@ impl Sender {
     /// A request with `acks=0` has left: nobody will say more.
     pub(crate) fn handle_written(&mut self, request: Request) {
         self.landed(request.leader);
-        for Sent { partition, batch } in request.batches {
+        for Sent { partition, batch, .. } in request.batches {
             self.acknowledge(
                 &partition,
                 batch,

@@ -30,7 +30,8 @@ pub struct ProducerStatistics {
     pub throttled: u64,
     /// For how long brokers wanted to be left alone, pauses of one connection that overlap counted once.
     pub throttle_time: Duration,
-    /// How many requests were answered within 1, 2, 4, 8 ... ms; the last is for all that took longer.
+    /// How many requests were answered within 1, 2, 4, 8 ... ms; the last is for all that took longer. What brokers wanted to be
+    /// left alone for is not counted.
     pub request_latency: [u64; 16],
 }
 

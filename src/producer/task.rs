@@ -16,20 +16,25 @@ use super::{
 };
 use crate::{
     batch,
-    cluster::{Lane, kafka_string, millis},
+    cluster::{Endpoint, Lane, LeaderHint, TopicId, kafka_string, millis},
     config::settings::Acks,
     connection::{Connection, api::wire},
     driver,
     error::{Error, ErrorKind, Result, code},
     flights::{Flight, Flights},
+    record::TopicPartition,
     time::{self, Instant, Rng},
 };
+
+/// The last version of Produce that names topics by name.
+const BY_NAME: i16 = 12;
 
 /// Something the task waited for.
 enum Event {
     Connected(i32, Result<Arc<Connection>>),
     Identified(Result<ProducerIdentity>),
-    Answered(Request, Result<wire::ProduceResponse>),
+    /// With the time for which the broker wanted to be left alone meanwhile.
+    Answered(Request, Result<wire::ProduceResponse>, Duration),
     /// With `acks=0`, which no broker answers.
     Written(Request, Result<()>),
     Replied(Call, Result<Reply>),
@@ -237,9 +242,14 @@ impl Task {
         let wire_request = self.wire_request(&request);
         // Not the deadline of a batch: one that is late must not take its neighbours with it.
         let deadline = now + self.shared.cluster.settings().request_timeout;
+        // By name, where a topic's id is not known (KIP-516).
+        let by_id = request.batches.iter().all(|sent| sent.topic_id != TopicId::default());
         if self.shared.settings.acks == Acks::None {
             let work: Flight<Event> = Box::pin(async move {
-                let written = connection.send_unanswered(wire_request, deadline).await;
+                let written = match by_id {
+                    true => connection.send_unanswered::<{ i16::MAX }, _>(wire_request, deadline).await,
+                    false => connection.send_unanswered::<BY_NAME, _>(wire_request, deadline).await,
+                };
                 Event::Written(request, written.map_err(|error| error.with_broker(id)))
             });
             return self.start(work).await;
@@ -253,12 +263,15 @@ impl Task {
             None => false,
         };
         let work: Flight<Event> = Box::pin(async move {
+            let paused = connection.paused_so_far();
             // From version 12 on a partition joins the transaction by being written to (KIP-890).
-            let answer = match version1 {
-                true => connection.call_up_to::<11, _>(wire_request, deadline).await,
-                false => connection.call(wire_request, deadline).await,
+            let answer = match (version1, by_id) {
+                (true, _) => connection.call_up_to::<11, _>(wire_request, deadline).await,
+                (false, false) => connection.call_up_to::<BY_NAME, _>(wire_request, deadline).await,
+                (false, true) => connection.call(wire_request, deadline).await,
             };
-            Event::Answered(request, answer.map_err(|error| error.with_broker(id)))
+            let paused = connection.paused_so_far().saturating_sub(paused);
+            Event::Answered(request, answer.map_err(|error| error.with_broker(id)), paused)
         });
         self.start(work).await;
     }
@@ -278,7 +291,8 @@ impl Task {
         for sent in &request.batches {
             let place = *places.entry(&sent.partition.topic).or_insert_with(|| {
                 let name = kafka_string(&sent.partition.topic);
-                topics.push(wire::produce_request::TopicProduceData { name, ..Default::default() });
+                let topic_id = wire::Uuid(sent.topic_id);
+                topics.push(wire::produce_request::TopicProduceData { name, topic_id, ..Default::default() });
                 topics.len() - 1
             });
             let data = wire::produce_request::PartitionProduceData {
@@ -320,11 +334,17 @@ impl Task {
             }
             Event::Identified(result) => self.sender.handle_identity(now, result),
             Event::Written(request, Ok(())) => self.sender.handle_written(request),
-            Event::Answered(request, Ok(answer)) => {
-                self.shared.note_latency(now - request.sent_at);
-                self.sender.handle_answers(now, request, &read_answers(&answer));
+            Event::Answered(request, Ok(answer), paused) => {
+                // What a quota takes is told by itself.
+                self.shared.note_latency((now - request.sent_at).saturating_sub(paused));
+                let names = names(&request);
+                let (hints, endpoints) = read_leaders(&answer, &names);
+                if !hints.is_empty() {
+                    self.shared.cluster.learn_leaders(&hints, &endpoints);
+                }
+                self.sender.handle_answers(now, request, &read_answers(&answer, &names));
             }
-            Event::Answered(request, Err(error)) | Event::Written(request, Err(error)) => {
+            Event::Answered(request, Err(error), _) | Event::Written(request, Err(error)) => {
                 tracing::debug!(broker = request.leader, %error, batches = request.batches.len(), "a produce request failed");
                 self.connections.remove(&request.leader);
                 self.sender.handle_request_error(now, request, &error);
@@ -390,9 +410,29 @@ impl Task {
     }
 }
 
-fn read_answers(answer: &wire::ProduceResponse) -> BTreeMap<(&str, i32), Answer> {
+/// The names of a request's topics by their ids.
+fn names(request: &Request) -> BTreeMap<TopicId, Arc<str>> {
+    request.batches.iter().map(|sent| (sent.topic_id, Arc::clone(&sent.partition.topic))).collect()
+}
+
+/// What a topic of an answer is called, which names it by its id from version 13 on.
+fn name_of<'a>(
+    topic: &'a wire::produce_response::TopicProduceResponse,
+    names: &'a BTreeMap<TopicId, Arc<str>>,
+) -> &'a str {
+    match names.get(&topic.topic_id.0) {
+        Some(name) if topic.name.is_empty() => name,
+        _ => &topic.name,
+    }
+}
+
+fn read_answers<'a>(
+    answer: &'a wire::ProduceResponse,
+    names: &'a BTreeMap<TopicId, Arc<str>>,
+) -> BTreeMap<(&'a str, i32), Answer> {
     let mut answers = BTreeMap::new();
     for topic in &answer.responses {
+        let name = name_of(topic, names);
         for partition in &topic.partition_responses {
             let record_errors = partition.record_errors.iter().map(|record| {
                 let message = record.batch_index_error_message.as_ref();
@@ -405,10 +445,34 @@ fn read_answers(answer: &wire::ProduceResponse) -> BTreeMap<(&str, i32), Answer>
                 message: partition.error_message.as_ref().map(|text| text.to_string()),
                 record_errors: record_errors.collect(),
             };
-            answers.insert((topic.name.as_str(), partition.index), answer);
+            answers.insert((name, partition.index), answer);
         }
     }
     answers
+}
+
+/// The leaders that an answer tells of in place of those that were asked (KIP-951), and where they are.
+fn read_leaders(
+    answer: &wire::ProduceResponse,
+    names: &BTreeMap<TopicId, Arc<str>>,
+) -> (Vec<LeaderHint>, Vec<Endpoint>) {
+    let mut hints = Vec::new();
+    for topic in &answer.responses {
+        for partition in &topic.partition_responses {
+            let told = &partition.current_leader;
+            if partition.error_code != code::NONE && told.leader_id >= 0 {
+                let partition = TopicPartition::new(name_of(topic, names), partition.index);
+                hints.push(LeaderHint { partition, leader: told.leader_id, epoch: told.leader_epoch });
+            }
+        }
+    }
+    let endpoints = answer.node_endpoints.iter().map(|node| Endpoint {
+        id: node.node_id,
+        host: node.host.to_string(),
+        port: node.port,
+        rack: node.rack.as_ref().map(|rack| rack.to_string()),
+    });
+    (hints, endpoints.collect())
 }
 
 impl Shared {
@@ -451,5 +515,52 @@ impl Shared {
         if aftermath.freed > 0 {
             self.memory.give_back(aftermath.freed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_by_id_and_by_name_are_read_with_the_leaders_they_tell_of() {
+        use wire::produce_response::{
+            LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse, TopicProduceResponse,
+        };
+        let told = |error_code, leader_id| PartitionProduceResponse {
+            index: leader_id,
+            error_code,
+            base_offset: 9,
+            current_leader: LeaderIdAndEpoch { leader_id, leader_epoch: 5 },
+            ..Default::default()
+        };
+        let by_id = TopicProduceResponse {
+            topic_id: wire::Uuid([7; 16]),
+            partition_responses: vec![told(code::NOT_LEADER_OR_FOLLOWER, 3), told(0, 4)],
+            ..Default::default()
+        };
+        let by_name = TopicProduceResponse {
+            name: kafka_string("invoices"),
+            partition_responses: vec![told(0, -1)],
+            ..Default::default()
+        };
+        let node = NodeEndpoint { node_id: 3, host: kafka_string("three"), port: 9092, rack: None };
+        let answer = wire::ProduceResponse {
+            responses: vec![by_id, by_name],
+            node_endpoints: vec![node],
+            ..Default::default()
+        };
+        let names = BTreeMap::from([([7; 16], Arc::from("orders")), ([0; 16], Arc::from("wrong"))]);
+        let answers = read_answers(&answer, &names);
+        let places: Vec<_> =
+            answers.iter().map(|((name, index), answer)| (*name, *index, answer.code)).collect();
+        assert_eq!(
+            places,
+            [("invoices", -1, 0), ("orders", 3, code::NOT_LEADER_OR_FOLLOWER), ("orders", 4, 0)]
+        );
+        let (hints, endpoints) = read_leaders(&answer, &names);
+        let partition = TopicPartition::new("orders", 3);
+        assert_eq!(hints, [LeaderHint { partition, leader: 3, epoch: 5 }]);
+        assert_eq!((endpoints[0].id, &*endpoints[0].host, endpoints.len()), (3, "three", 1));
     }
 }

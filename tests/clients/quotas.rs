@@ -39,6 +39,8 @@ on_every_backend! {
         let statistics = producer.statistics();
         assert_eq!(statistics.retries, 0, "{statistics:?}");
         assert!(statistics.throttled > 0 && statistics.throttle_time > Duration::from_secs(1), "{statistics:?}");
+        // The latencies are the broker's, not what it wanted to be left alone for.
+        assert!(statistics.latency_within(0.5) <= Duration::from_millis(512), "{statistics:?}");
         let ends = backend.admin().await.latest_offsets([TopicPartition::new(&*topic, 0)]).await.unwrap();
         assert_eq!(ends.into_values().next(), Some(RECORDS as i64));
     }

@@ -31,6 +31,41 @@ async fn make_again(admin: &KafkaAdmin, topic: &str, partitions: i32) -> usize {
 }
 
 on_every_backend! {
+    async fn a_topic_made_again_under_a_producer_gets_what_follows_once_and_in_order(backend) {
+        let (admin, topic) = (backend.admin().await, backend.topic("lives", 1).await);
+        let kafka = backend.instance();
+        // Where topics go by id, only the refusal of the old one tells of the new.
+        let producer = kafka.get_producer_with(|p| p.set("batch.size", 400)).await.unwrap();
+        for number in 0..20 {
+            drop(producer.send(&topic, &number).partition(0).await.unwrap());
+        }
+        producer.flush().await.unwrap();
+        admin.delete_topic(&topic).await.unwrap();
+        let begun = Instant::now();
+        while admin.create_topic(NewTopic::new(&topic).partitions(1).replication_factor(1)).await.is_err() {
+            assert!(begun.elapsed() < PATIENCE, "the topic cannot be made again");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let mut deliveries = Vec::new();
+        for number in 100..200 {
+            deliveries.push(producer.send(&topic, &number).partition(0).await.unwrap());
+        }
+        for (delivery, offset) in deliveries.into_iter().zip(0..) {
+            let written = tokio::time::timeout(PATIENCE, delivery).await.expect("no answer").unwrap();
+            assert_eq!(written.offset, offset);
+        }
+        let none: [&str; 0] = [];
+        let consumer = kafka.get_consumer_with(none, |c| c.auto_offset_reset("earliest")).await.unwrap();
+        consumer.assign([TopicPartition::new(&*topic, 0)]).unwrap();
+        let mut values = Vec::new();
+        while values.len() < 100 {
+            let records = consumer.poll(PATIENCE).await.unwrap();
+            assert!(!records.is_empty(), "{values:?}");
+            values.extend(records.records().map(|record| record.json::<u32>().unwrap()));
+        }
+        assert!(values.iter().copied().eq(100..200), "{values:?}");
+    }
+
     async fn a_topic_made_again_with_fewer_partitions_is_written_and_read(backend) {
         let (admin, topic) = (backend.admin().await, backend.topic("orders", 4).await);
         let kafka = backend.instance();

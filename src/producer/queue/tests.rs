@@ -302,3 +302,61 @@ fn what_is_discarded_is_not_sent_again_and_what_is_in_flight_keeps_its_answer() 
     assert_eq!((outcome(first.0), outcome(second.0), outcome(waiting)), (true, false, false));
     assert_eq!((rig.queue.is_idle(), rig.memory.available()), (true, 1 << 20));
 }
+
+fn place(topic: u8, leader_epoch: i32) -> Place {
+    Place { leader: 1, leader_epoch, topic_id: [topic; 16] }
+}
+
+#[test]
+fn a_topic_made_again_gets_nothing_before_the_old_one_has_answered_and_then_one_batch_at_a_time() {
+    let mut rig = Rig::new(limits());
+    rig.queue.handle_place(&place(1, 7));
+    rig.introduce();
+    let _sent: Vec<_> = (1..4).map(|id| rig.send(id)).collect();
+    let first = rig.poll(true).unwrap();
+    let _sent = rig.send(4);
+    let second = rig.poll(true).unwrap();
+    let _sent = rig.send(5);
+    rig.queue.handle_place(&place(2, 0));
+    assert!(rig.poll(true).is_none(), "what is out lands first");
+    // The old topic has taken one, and is gone when the other comes.
+    rig.acknowledge(first, 1);
+    assert!(rig.poll(true).is_none());
+    let number = sequence(&second);
+    rig.settle(second, Decision::Retry { stale_leader: true });
+    let again = rig.poll(true).unwrap();
+    assert_eq!((sequence(&again), ids(&again.bytes)), (number, vec![4]));
+    assert!(rig.poll(true).is_none(), "a second one could be taken for the first");
+    rig.acknowledge(again, 0);
+    assert_eq!(ids(&rig.poll(true).unwrap().bytes), [5]);
+    let _sent = rig.send(6);
+    assert!(rig.poll(true).is_some(), "the new log knows the producer");
+}
+
+#[test]
+fn a_topic_whose_id_is_not_known_for_a_while_is_the_same_topic() {
+    let mut rig = Rig::new(limits());
+    rig.queue.handle_place(&place(0, -1));
+    rig.introduce();
+    rig.queue.handle_place(&place(1, 3));
+    let _sent = rig.send(1);
+    let _first = rig.poll(true).unwrap();
+    let _sent = rig.send(2);
+    assert!(rig.poll(true).is_some());
+}
+
+#[test]
+fn a_newer_leader_is_asked_at_once_by_what_the_old_one_has_refused() {
+    let mut rig = Rig::new(limits());
+    rig.queue.handle_place(&place(1, 3));
+    rig.introduce();
+    let _sent = rig.send(1);
+    let batch = rig.poll(true).unwrap();
+    let (retry_at, error) = (rig.now + Duration::from_secs(1), Error::closed("test"));
+    let decision = Decision::Retry { stale_leader: true };
+    rig.queue.handle_refused(batch, decision, retry_at, error, &mut Aftermath::default());
+    rig.queue.handle_place(&place(1, 3));
+    assert!(rig.poll(true).is_none(), "it backs off");
+    rig.queue.handle_place(&place(1, 4));
+    assert!(rig.poll(true).is_some());
+}

@@ -95,12 +95,15 @@ struct World {
     memory: Memory,
     partitions: Vec<Arc<PartitionQueue>>,
     logs: Vec<Log>,
+    /// The topic's id, and the logs of its earlier lives.
+    topic_id: TopicId,
+    deleted: Vec<(usize, Log)>,
     leaders: Vec<i32>,
     snapshot: Metadata,
     /// By broker, oldest first.
     wire: BTreeMap<i32, VecDeque<Request>>,
     /// Requests of broken connections that brokers have read and not yet looked at.
-    late: Vec<(usize, bytes::Bytes)>,
+    late: Vec<(usize, TopicId, bytes::Bytes)>,
     scheduled: Vec<Arc<PartitionQueue>>,
     now: Instant,
     rng: Rng,
@@ -141,6 +144,8 @@ impl World {
                 .map(|index| Arc::new(PartitionQueue::new(&topic, index as i32, &limits, true)))
                 .collect(),
             logs: (0..partitions).map(|_| Log::default()).collect(),
+            topic_id: [1; 16],
+            deleted: Vec::new(),
             leaders: (0..partitions as i32).map(|index| index % BROKERS + 1).collect(),
             snapshot: Metadata::default(),
             wire: BTreeMap::new(),
@@ -163,7 +168,7 @@ impl World {
             in_sync_replicas: Vec::new(),
         };
         let partitions = self.leaders.iter().map(leader).collect();
-        let topic = metadata::Topic { partitions, ..Default::default() };
+        let topic = metadata::Topic { id: self.topic_id, partitions, ..Default::default() };
         self.snapshot.topics = BTreeMap::from([("orders".into(), topic)]);
     }
 
@@ -224,9 +229,19 @@ impl World {
         }
     }
 
+    /// The topic is deleted and made again: under another id (KIP-516), with logs that know nobody.
+    fn make_again(&mut self) {
+        self.topic_id[0] += 1;
+        let logs = self.logs.iter_mut().map(std::mem::take).enumerate();
+        self.deleted.extend(logs);
+    }
+
     /// What a broker does with a batch.
-    fn apply(&mut self, broker: i32, partition: i32, bytes: &bytes::Bytes) -> Answer {
-        let index = partition as usize;
+    fn apply(&mut self, broker: i32, sent: &Sent) -> Answer {
+        let (index, bytes) = (sent.partition.partition as usize, &sent.batch.bytes);
+        if sent.topic_id != self.topic_id {
+            return Answer { code: 100, base_offset: -1, log_append_time: -1, ..Answer::default() };
+        }
         if self.leaders[index] != broker {
             return Answer { code: 6, base_offset: -1, log_append_time: -1, ..Answer::default() };
         }
@@ -242,7 +257,7 @@ impl World {
             let partition = sent.partition.partition;
             let answer = match fault(self, sent) {
                 Some(answer) => answer,
-                None => self.apply(broker, partition, &sent.batch.bytes),
+                None => self.apply(broker, sent),
             };
             answers.insert(("orders", partition), answer);
         }
@@ -257,11 +272,11 @@ impl World {
         let applied = self.rng.below(read + 1);
         for (place, request) in requests.iter().enumerate() {
             for sent in &request.batches {
-                let partition = sent.partition.partition;
                 if place < applied {
-                    self.apply(broker, partition, &sent.batch.bytes);
+                    self.apply(broker, sent);
                 } else if place < read {
-                    self.late.push((partition as usize, sent.batch.bytes.clone()));
+                    let partition = sent.partition.partition as usize;
+                    self.late.push((partition, sent.topic_id, sent.batch.bytes.clone()));
                 }
             }
         }
@@ -270,6 +285,13 @@ impl World {
             self.sender.handle_request_error(self.now, request, &error);
         }
         self.settle();
+    }
+
+    /// A broker looks at what it has read long ago.
+    fn apply_late(&mut self, (partition, topic_id, bytes): (usize, TopicId, bytes::Bytes)) {
+        if topic_id == self.topic_id {
+            self.logs[partition].append(&bytes);
+        }
     }
 
     fn is_done(&self) -> bool {
@@ -305,7 +327,7 @@ fn batch_fault(world: &mut World, sent: &Sent) -> Option<Answer> {
         1 => {
             let code = [7, 20, 6, -1, 3][world.rng.below(5)];
             let leader = world.leaders[partition as usize];
-            world.apply(leader, partition, &sent.batch.bytes);
+            world.apply(leader, sent);
             refused(code)
         }
         2 => refused([87, 29, 32, 44][world.rng.below(4)]),
@@ -336,6 +358,7 @@ fn run(seed: u64) {
     let mut world = World::new(seed, partitions, limits);
     let mut deliveries: Vec<(usize, u32, Delivery)> = Vec::new();
     let mut faults = 5 + rng.below(30);
+    let mut lives = if rng.below(3) == 0 { 1 + rng.below(3) } else { 0 };
     while deliveries.len() < 200 || faults > 0 {
         if deliveries.len() < 200 && rng.below(3) > 0 {
             let (partition, id) = (rng.below(partitions), deliveries.len() as u32);
@@ -356,6 +379,11 @@ fn run(seed: u64) {
             continue;
         }
         faults -= 1;
+        if lives > 0 && rng.below(8) == 0 {
+            lives -= 1;
+            world.make_again();
+            continue;
+        }
         match rng.below(8) {
             0 | 1 => world.lose(broker),
             2 => {
@@ -370,16 +398,16 @@ fn run(seed: u64) {
             5 => {
                 if !world.late.is_empty() {
                     let place = rng.below(world.late.len());
-                    let (partition, bytes) = world.late.remove(place);
-                    world.logs[partition].append(&bytes);
+                    let late = world.late.remove(place);
+                    world.apply_late(late);
                 }
             }
             _ => world.answer(broker, batch_fault),
         }
     }
     world.drain();
-    for (partition, bytes) in std::mem::take(&mut world.late) {
-        world.logs[partition].append(&bytes);
+    for late in std::mem::take(&mut world.late) {
+        world.apply_late(late);
     }
     check(seed, &world, deliveries);
 }
@@ -387,18 +415,25 @@ fn run(seed: u64) {
 fn check(seed: u64, world: &World, deliveries: Vec<(usize, u32, Delivery)>) {
     let mut acknowledged = BTreeSet::new();
     for (partition, id, delivery) in deliveries {
-        let log = &world.logs[partition].ids;
-        let copies = log.iter().filter(|logged| **logged == id).count();
+        // Of every life of the topic. What may have been in an earlier one comes into the next as well.
+        let earlier = world.deleted.iter().filter(|(place, _)| *place == partition).map(|(_, log)| &log.ids);
+        let logs: Vec<&Vec<u32>> = earlier.chain([&world.logs[partition].ids]).collect();
+        let copies = |log: &&Vec<u32>| log.iter().filter(|logged| **logged == id).count();
+        let most = logs.iter().map(copies).max().unwrap_or_default();
+        let copies: usize = logs.iter().map(copies).sum();
+        assert!(most <= 1, "seed {seed}: record {id} is in one log {most} times");
         match delivery.now_or_never() {
             Some(Ok(metadata)) => {
                 acknowledged.insert(id);
-                assert_eq!(copies, 1, "seed {seed}: acknowledged record {id} is in the log {copies} times");
+                assert!(copies >= 1, "seed {seed}: acknowledged record {id} is in no log");
+                assert!(copies == 1 || logs.len() > 1, "seed {seed}: record {id} is there {copies} times");
+                let is_there = |log: &&Vec<u32>| log.get(metadata.offset as usize) == Some(&id);
                 if metadata.offset >= 0 {
-                    assert_eq!(log[metadata.offset as usize], id, "seed {seed}: offset of record {id}");
+                    assert!(logs.iter().any(is_there), "seed {seed}: offset of record {id}");
                 }
             }
             Some(Err(error)) => {
-                let allowed = usize::from(error.possibly_written());
+                let allowed = if error.possibly_written() { logs.len() } else { 0 };
                 assert!(
                     copies <= allowed,
                     "seed {seed}: record {id} failed ({error}) and is there {copies} times"
@@ -407,7 +442,7 @@ fn check(seed: u64, world: &World, deliveries: Vec<(usize, u32, Delivery)>) {
             None => panic!("seed {seed}: record {id} has no answer"),
         }
     }
-    for log in &world.logs {
+    for log in world.logs.iter().chain(world.deleted.iter().map(|(_, log)| log)) {
         // A new epoch keeps out what brokers have read of the older one and not looked at. Another producer id cannot: what
         // was told to be possibly written may then be written late.
         let certain = |id: &&u32| world.asked == 1 || acknowledged.contains(*id);
@@ -516,7 +551,7 @@ fn after_lost_answers_and_a_clean_restart_nothing_is_written_twice() {
     let requests = std::mem::take(&mut world.wire);
     for request in requests.into_values().flatten() {
         for sent in &request.batches {
-            assert_eq!(world.apply(1, 0, &sent.batch.bytes).code, 0);
+            assert_eq!(world.apply(1, sent).code, 0);
         }
         let error = Error::new(ErrorKind::Disconnected, "lost");
         world.sender.handle_request_error(world.now, request, &error);
@@ -637,7 +672,7 @@ fn a_partition_that_the_answer_lacks_fails_as_possibly_written() {
     let mut world = introduced(1, limits(true));
     let delivery = fill(&mut world, 0, 1..2).remove(0);
     let request = world.wire.get_mut(&1).and_then(VecDeque::pop_front).unwrap();
-    world.apply(1, 0, &request.batches[0].batch.bytes);
+    world.apply(1, &request.batches[0]);
     world.sender.handle_answers(world.now, request, &BTreeMap::new());
     world.settle();
     assert!(deliver(delivery).unwrap_err().possibly_written());

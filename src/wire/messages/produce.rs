@@ -2,7 +2,7 @@
 
 api! {
     // Version 13 names topics by id alone.
-    Produce = 0, speaks 3..=12 of 3..=13, flexible 9;
+    Produce = 0, speaks 3..=13 of 3..=13, flexible 9;
 
     request produce_request::ProduceRequest {
         transactional_id: Option<Str>;
