@@ -1,6 +1,8 @@
 //! The command line, keys and values.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
+
+use dtkafka::Ordering;
 
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -24,6 +26,13 @@ pub(crate) struct Args {
     /// Records sent before the oldest deliveries are awaited; 0: enough for every batch in flight to six partitions.
     pub(crate) window: usize,
     pub(crate) consumers: usize,
+    /// Keys that take turns; 0: every record has its own.
+    pub(crate) keys: u64,
+    pub(crate) ordering: Ordering,
+    /// Runs of handlers at once; 0: the default.
+    pub(crate) concurrency: usize,
+    /// How long a handler waits.
+    pub(crate) pause: Duration,
 }
 
 impl Args {
@@ -61,6 +70,15 @@ impl Args {
             in_flight: take("in-flight", Some("5"))?.parse()?,
             window: take("window", Some("0"))?.parse()?,
             consumers: take("consumers", Some("1"))?.parse::<usize>()?.max(1),
+            keys: take("keys", Some("0"))?.parse()?,
+            ordering: match take("ordering", Some("partition"))?.as_str() {
+                "partition" => Ordering::Partition,
+                "key" => Ordering::Key,
+                "unordered" => Ordering::Unordered,
+                other => return Err(format!("unknown ordering {other}").into()),
+            },
+            concurrency: take("concurrency", Some("0"))?.parse()?,
+            pause: Duration::from_millis(take("pause-ms", Some("0"))?.parse()?),
             mode,
         };
         match options.keys().next() {

@@ -3,13 +3,17 @@
 //! ```text
 //! bench produce  --brokers H:P --topic T --records N --size BYTES [--api bytes|json|facade] [--tasks 1] [--compression none|gzip|snappy|lz4|zstd]
 //!                [--acks all|1] [--linger-ms 5] [--batch-bytes 131072] [--in-flight 5] [--window RECORDS] [--payload FILE]
-//! bench consume  --brokers H:P --topic T --records N --group G [--api bytes|facade]
+//!                [--keys N]
+//! bench consume  --brokers H:P --topic T --records N --group G [--api bytes|json|facade|consume] [--ordering partition|key|unordered]
+//!                [--concurrency N] [--pause-ms MS]
 //! bench latency  --brokers H:P --topic T --records N --rate R --size BYTES
 //! bench pingpong --brokers H:P --topic T --records N --size BYTES
 //! bench members  --brokers H:P --topic T --records N --group G --consumers 5
 //! bench scaling  --brokers H:P                       tables of all that grows; makes and deletes its topics, takes minutes
 //! ```
-//! `json` writes the facade's value with serde_json and sends the bytes: what the facade is compared with.
+//! `json` is what the facade is compared with: serde_json and the client of bytes. `facade` sends and handles the same value of
+//! ten fields; its handler does nothing, or waits for `--pause-ms`,
+//! under `run`; `consume` calls that in its place.
 //! The default producer and a group consumer, nothing private: each delivery is awaited and checked, each key and value
 //! touched. The clock starts before the first client is made and stops at the last acknowledgment, or when the final
 //! commit was answered; CPU time is that of the whole process, read after every client is closed.
@@ -17,6 +21,7 @@
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
 mod args;
+mod handlers;
 mod members;
 mod modes;
 mod report;

@@ -2,17 +2,15 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use dtkafka::{
-    Consumer, Delivery, KafkaConfig, KafkaConsumer, KafkaInstance, KafkaProducer, Message, ProducerRecord,
-};
-use serde::{Deserialize, Serialize};
+use dtkafka::{Delivery, KafkaConfig, KafkaConsumer, KafkaInstance, KafkaProducer, ProducerRecord};
 
 use crate::{
     args::{Args, Failure, Payload, key},
+    handlers::{self, Event},
     members::members,
     report::{Report, Touch, cpu},
     scaling::scaling,
@@ -61,38 +59,6 @@ async fn producer(args: &Args, kafka: &KafkaInstance, linger_ms: u64) -> Result<
     Ok(producer.await?)
 }
 
-/// A typical event of ten fields.
-#[derive(Serialize, Deserialize)]
-struct Event<'a> {
-    id: u64,
-    kind: &'a str,
-    user: u64,
-    session: &'a str,
-    amount: f64,
-    currency: &'a str,
-    country: &'a str,
-    success: bool,
-    retries: u32,
-    tags: [&'a str; 3],
-}
-
-impl Event<'static> {
-    fn new(id: u64) -> Self {
-        Self {
-            id,
-            kind: "order.created",
-            user: id * 31 % 100_003,
-            session: "6f1f5c1e-8d0c-4f3c-9f3e-52d2b7f0a1c4",
-            amount: (id % 10_000) as f64 / 100.0,
-            currency: "EUR",
-            country: "NL",
-            success: !id.is_multiple_of(17),
-            retries: (id % 3) as u32,
-            tags: ["web", "checkout", "summer"],
-        }
-    }
-}
-
 async fn produce(args: &Args) -> Result<(), Failure> {
     let payload = Arc::new(Payload::new(args)?);
     let cpu_before = cpu().map(|(user, system)| user + system)?;
@@ -135,7 +101,7 @@ async fn produce_share(
     let mut json = Vec::new();
     let first_of = |task: u64| args.records * task / args.tasks;
     for i in first_of(task)..first_of(task + 1) {
-        let key = key(i);
+        let key = key(if args.keys == 0 { i } else { i % args.keys });
         let record = ProducerRecord::new(&args.topic).key(&key);
         let delivery = match args.api.as_str() {
             "facade" => producer.send(&args.topic, &Event::new(i)).key(&key).await?,
@@ -172,8 +138,10 @@ async fn consume(args: &Args) -> Result<(), Failure> {
     let cpu_before = cpu().map(|(user, system)| user + system)?;
     let started = Instant::now();
     let kafka = kafka(args)?;
-    if args.api == "facade" {
-        return consume_facade(args, &kafka, started, cpu_before).await;
+    match args.api.as_str() {
+        "facade" | "consume" => return handlers::handled(args, &kafka, started, cpu_before).await,
+        "json" => return handlers::polled(args, &kafka, started, cpu_before).await,
+        _ => {}
     }
     let consumer = kafka.get_consumer([args.topic.as_str()]).await?;
     let mut touch = Touch::default();
@@ -202,37 +170,6 @@ async fn consume(args: &Args) -> Result<(), Failure> {
     consumer.close(Duration::from_secs(10)).await?;
     Report { records: touch.records, value_bytes: 0, elapsed, cpu_before, extra: vec![] }
         .touched(&touch, first_record)
-        .print(args)
-}
-
-/// JSON values to a typed handler.
-async fn consume_facade(
-    args: &Args,
-    kafka: &KafkaInstance,
-    started: Instant,
-    cpu_before: f64,
-) -> Result<(), Failure> {
-    let seen = Arc::new(Mutex::new((Touch::default(), Duration::ZERO)));
-    let inside = Arc::clone(&seen);
-    let handler = async move |message: Message<serde_json::Value>| {
-        let mut seen = inside.lock().map_err(|_| "poisoned")?;
-        if seen.0.records == 0 {
-            seen.1 = started.elapsed();
-        }
-        seen.0.record(message.key.as_deref().unwrap_or_default(), b"{");
-        Ok(())
-    };
-    let mut consumer = Consumer::new(kafka, [args.topic.as_str()])?.register_handler(&args.topic, handler)?;
-    let mut handled = 0;
-    while handled < args.records {
-        handled += consumer.consume(Duration::from_secs(1)).await? as u64;
-    }
-    consumer.commit().await?;
-    let elapsed = started.elapsed();
-    consumer.close().await?;
-    let seen = seen.lock().map_err(|_| "poisoned")?;
-    Report { records: seen.0.records, value_bytes: 0, elapsed, cpu_before, extra: vec![] }
-        .touched(&seen.0, seen.1)
         .print(args)
 }
 
