@@ -1,4 +1,4 @@
-//! Sends many records as fast as they go, with a line of progress, and counts what was acknowledged and what failed.
+//! Sends many records as fast as they go, with a line of progress, and says what was acknowledged and what failed.
 //!
 //! `cargo run --example bulk_load` (with `--release` for real numbers).
 
@@ -8,8 +8,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use dtkafka::{Acks, Compression};
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use dtkafka::{Acks, Compression, Producer};
 use serde_json::json;
 use support::{Cluster, Outcome};
 
@@ -22,34 +21,20 @@ async fn main() -> Outcome {
     let settings = |p: dtkafka::ProducerConfig| {
         p.acks(Acks::All).compression(Compression::Lz4).linger(Duration::from_millis(5))
     };
-    let producer = kafka.get_producer_with(settings).await?;
+    let producer = Producer::new_with(&kafka, settings).await?;
 
     println!("Loading {RECORDS} events:");
     let begun = Instant::now();
-    let (mut delivered, mut failed, mut shown) = (0_u64, 0_u64, 0);
-    let mut deliveries = FuturesUnordered::new();
-    for id in 0..RECORDS {
-        // Waits only when buffer.memory is full: that is all the back-pressure there is.
-        deliveries.push(producer.send("events", &json!({"id": id, "type": "click"})).key(id).await?);
-        // Answers are taken as they come, so that memory stays flat.
-        while deliveries.len() > 10_000 {
-            match deliveries.next().await {
-                Some(Ok(_)) => delivered += 1,
-                Some(Err(error)) => {
-                    failed += 1;
-                    eprintln!("  not delivered: {error}");
-                }
-                None => break,
-            }
+    let events = (0..RECORDS).map(|id| (id, json!({"id": id, "type": "click"})));
+    // Taken from the iterator as there is memory for them: `buffer.memory` is all the back-pressure there is.
+    let mut load = producer.bulk_load("events", events).every(Duration::from_millis(250));
+    let (mut delivered, mut failed) = (0, 0);
+    while let Some(progress) = load.next().await {
+        println!("  {:3} %: {progress}", progress.delivered * 100 / RECORDS);
+        for (number, error) in &progress.failures {
+            eprintln!("  record {number}: {error}");
         }
-        if id * 5 / RECORDS > shown {
-            shown = id * 5 / RECORDS;
-            println!("  {:3} % sent, {delivered} acknowledged, {failed} failed", shown * 20);
-        }
-    }
-    producer.flush().await?;
-    while let Some(delivery) = deliveries.next().await {
-        if delivery.is_ok() { delivered += 1 } else { failed += 1 }
+        (delivered, failed) = (progress.delivered, progress.failed);
     }
     producer.close().await?;
     let seconds = begun.elapsed().as_secs_f64();

@@ -419,6 +419,35 @@ impl Producer {
         result(facade::Producer::new(&kafka.0)).map(Self)
     }
 
+    /// A producer with settings of its own.
+    ///
+    /// # Errors
+    /// As [`Producer::new_with`](crate::Producer::new_with).
+    pub fn new_with(
+        kafka: &KafkaInstance,
+        overrides: impl FnOnce(ProducerConfig) -> ProducerConfig,
+    ) -> Result<Self> {
+        result(facade::Producer::new_with(&kafka.0, overrides)).map(Self)
+    }
+
+    /// Sends many values as JSON, none waiting for the one before it: one result for each, in order.
+    ///
+    /// # Errors
+    /// Inside an async runtime; otherwise each record has its own, as in
+    /// [`Producer::send_many`](crate::Producer::send_many).
+    pub fn send_many<'a, K: IntoKey<'a>, V: Serialize + ?Sized + 'a>(
+        &self,
+        topic: &str,
+        records: impl IntoIterator<Item = (K, &'a V)>,
+    ) -> Result<Vec<Result<RecordMetadata>>> {
+        wait(self.0.send_many(topic, records))
+    }
+
+    /// The producer for `async` code, such as [`bulk_load`](crate::Producer::bulk_load) under [`wait`].
+    pub fn inner(&self) -> &facade::Producer {
+        &self.0
+    }
+
     /// Sends `value` as JSON; configure the record further and [`wait`](SendAndWait::wait) for its acknowledgment.
     pub fn send<'a, V: Serialize + Sync + ?Sized>(
         &'a self,
@@ -456,6 +485,11 @@ impl<'a, V: Serialize + Sync + ?Sized> SendAndWait<'a, V> {
     /// Adds a header; keys may repeat.
     pub fn header(self, key: impl Into<String>, value: impl AsRef<[u8]>) -> Self {
         Self(self.0.header(key, value))
+    }
+
+    /// The create time. Default: the time of sending.
+    pub fn timestamp(self, timestamp: impl Into<Timestamp>) -> Self {
+        Self(self.0.timestamp(timestamp))
     }
 
     /// How long to wait. Default: 10 s.
@@ -522,6 +556,14 @@ impl Consumer {
     /// As [`Consumer::error_policy`](crate::Consumer::error_policy).
     pub fn error_policy(self, policy: ErrorPolicy) -> Result<Self> {
         self.0.error_policy(policy).map(Self)
+    }
+
+    /// What happens when a handler of these topics fails.
+    ///
+    /// # Errors
+    /// As [`Consumer::error_policy_for`](crate::Consumer::error_policy_for).
+    pub fn error_policy_for(self, topics: impl Into<Topics>, policy: ErrorPolicy) -> Result<Self> {
+        self.0.error_policy_for(topics, policy).map(Self)
     }
 
     /// Polls once, waiting for records up to `timeout`, and hands what came to the handlers. Returns how many were handled.

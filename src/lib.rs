@@ -58,6 +58,7 @@
 //! * `tls-rustcrypto` (default): TLS with RustCrypto on every target, slower; serves where graviola cannot.
 //! * `signal` (default): `Consumer::run_until_signal`.
 //! * `blocking`: the module `blocking`, the same names for programs without `async`.
+//! * `metrics`: `MetricsPublisher`, the numbers of clients through the `metrics` facade.
 //! * `tls`: TLS with a provider or a `rustls::ClientConfig` of your own.
 
 mod admin;
@@ -107,9 +108,9 @@ pub use error::{Error, ErrorCode, ErrorKind, Result, Stage};
 pub use facade::ErasedHandler;
 pub use facade::ExactlyOnce;
 pub use facade::{
-    Batch, CancellationToken, Codec, Consumer, ConsumerHandle, DeadLetter, ErrorPolicy, FailedAt, Handler,
-    HandlerArgument, HandlerError, HandlerOutput, HandlerResult, Json, KafkaInstance, Message, Ordering,
-    Producer, Rebalance, Replay, Replayed, SendAndWait, Topics,
+    Batch, BulkLoad, CancellationToken, Codec, Consumer, ConsumerHandle, DeadLetter, ErrorPolicy, FailedAt,
+    Handler, HandlerArgument, HandlerError, HandlerOutput, HandlerResult, Json, KafkaInstance, Message,
+    Ordering, Producer, Progress, Rebalance, Replay, Replayed, SendAndWait, Topics,
 };
 pub use producer::{
     Delivery, IntoKey, KafkaProducer, Key, OutgoingRecord, Partitioner, Partitions, ProducerInterceptor,
@@ -119,6 +120,8 @@ pub use record::{
     ConsumerGroupMetadata, ConsumerRecord, Header, ProducerRecord, RecordMetadata, Timestamp, TimestampType,
     TopicPartition,
 };
+#[cfg(feature = "metrics")]
+pub use telemetry::MetricsPublisher;
 pub use telemetry::{ConsumerMetrics, HistogramSnapshot};
 
 /// The iterators over polled records, where one must be named.

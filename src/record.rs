@@ -1,6 +1,7 @@
 //! Records as users see them: what is sent, what is received, and where.
 
 use std::{
+    borrow::Cow,
     fmt,
     str::FromStr,
     sync::Arc,
@@ -45,6 +46,11 @@ impl TopicPartition {
     /// Partition `partition` of `topic`.
     pub fn new(topic: impl Into<Arc<str>>, partition: i32) -> Self {
         Self { topic: topic.into(), partition }
+    }
+
+    /// The topic's name as text, as in `partition.topic() == "orders"`.
+    pub fn topic(&self) -> &str {
+        &self.topic
     }
 }
 
@@ -137,20 +143,20 @@ pub enum TimestampType {
 }
 
 /// A record to send, as bytes. It borrows: the producer copies it once, into its batch.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ProducerRecord<'a> {
     pub(crate) topic: &'a str,
     pub(crate) partition: Option<i32>,
     pub(crate) key: Option<&'a [u8]>,
     pub(crate) value: Option<&'a [u8]>,
-    pub(crate) headers: &'a [Header],
+    pub(crate) headers: Cow<'a, [Header]>,
     pub(crate) timestamp: Option<i64>,
 }
 
 impl<'a> ProducerRecord<'a> {
     /// A record for `topic` with neither key nor value (a null value is a tombstone on a compacted topic).
     pub fn new(topic: &'a str) -> Self {
-        Self { topic, partition: None, key: None, value: None, headers: &[], timestamp: None }
+        Self { topic, partition: None, key: None, value: None, headers: Cow::Borrowed(&[]), timestamp: None }
     }
 
     /// The key: decides the partition (murmur2, as in Java) unless one is set.
@@ -174,10 +180,24 @@ impl<'a> ProducerRecord<'a> {
         self
     }
 
-    /// The headers, in order.
+    /// The headers, in order, in place of those it has. Costs nothing: they are borrowed.
     #[must_use]
     pub fn headers(mut self, headers: &'a [Header]) -> Self {
-        self.headers = headers;
+        self.headers = Cow::Borrowed(headers);
+        self
+    }
+
+    /// One more header; keys may repeat. The first one copies those that were borrowed.
+    ///
+    /// ```
+    /// use dtkafka::ProducerRecord;
+    ///
+    /// let record = ProducerRecord::new("orders").key("id-7").value("{}").header("source", "web");
+    /// # let _ = record;
+    /// ```
+    #[must_use]
+    pub fn header(mut self, key: impl Into<String>, value: impl AsRef<[u8]>) -> Self {
+        self.headers.to_mut().push(Header::new(key, Bytes::copy_from_slice(value.as_ref())));
         self
     }
 
@@ -226,6 +246,11 @@ impl RecordMetadata {
     pub fn with_timestamp(mut self, timestamp: impl Into<Timestamp>) -> Self {
         self.timestamp = timestamp.into().0;
         self
+    }
+
+    /// The topic's name as text, as in `record.topic() == "orders"`.
+    pub fn topic(&self) -> &str {
+        &self.topic
     }
 
     /// The partition.
@@ -358,6 +383,11 @@ impl ConsumerRecord {
         self
     }
 
+    /// The topic's name as text, as in `record.topic() == "orders"`.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
     /// The partition.
     pub fn topic_partition(&self) -> TopicPartition {
         TopicPartition::new(Arc::clone(&self.topic), self.partition)
@@ -421,6 +451,23 @@ mod tests {
         assert_eq!(Timestamp::from(UNIX_EPOCH - Duration::from_secs(1)), Timestamp(0));
         assert_eq!(ProducerRecord::new("orders").timestamp(time).timestamp, Some(1_700_000_000_123));
         assert_eq!(RecordMetadata::new("orders", 1, 2).with_timestamp(5).time(), time_of(5));
+    }
+
+    #[test]
+    fn headers_are_added_one_by_one_behind_those_that_were_borrowed() {
+        let headers = [Header::new("trace", "a")];
+        let record = ProducerRecord::new("orders").headers(&headers).header("trace", "b").header("n", [7]);
+        let expected = [Header::new("trace", "a"), Header::new("trace", "b"), Header::new("n", vec![7])];
+        assert_eq!(*record.headers, expected);
+        assert_eq!(*record.headers(&headers).headers, headers, "these are all of them");
+    }
+
+    #[test]
+    fn topics_are_compared_with_text() {
+        let record = ConsumerRecord::new("orders", 2, 1);
+        let is_of_orders = |topic: &str| matches!(topic, "orders");
+        assert!(record.topic() == "orders" && is_of_orders(record.topic_partition().topic()));
+        assert!(RecordMetadata::new("orders", 0, 1).topic() == "orders");
     }
 
     #[test]

@@ -71,6 +71,13 @@ fn the_documents_examples_run_without_async() {
         .unwrap();
     assert_eq!(metadata.offset, 1);
     producer.close().unwrap();
+    let producer = Producer::new_with(&kafka_instance, |p| p.linger(0)).unwrap();
+    broker.create_topic("numbers", 1).unwrap();
+    let sent = producer.send_many("numbers", [(Some("a"), &1), (None, &2)]).unwrap();
+    assert_eq!(sent.into_iter().map(|sent| sent.unwrap().offset).collect::<Vec<_>>(), [0, 1]);
+    let load = producer.inner().bulk_load("numbers", (0..10).map(|number| (number, number)));
+    assert_eq!(blocking::wait(load.finish()).unwrap().delivered, 10);
+    producer.close().unwrap();
 
     // A future that is waited for.
     let producer =

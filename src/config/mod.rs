@@ -7,7 +7,7 @@ mod env;
 mod iso8601;
 pub(crate) mod jaas;
 mod overlay;
-mod properties;
+pub(crate) mod properties;
 mod read;
 mod resolve;
 pub(crate) mod secrecy;

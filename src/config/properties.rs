@@ -80,9 +80,30 @@ use Kind::{
 };
 use UsedBy::{Consumer, Every, Producer};
 
-/// Every known property. Aliases are librdkafka's names and kafka-python's where underscores for dots do not suffice.
-#[rustfmt::skip]
-pub(crate) static PROPERTIES: &[Property] = &[
+/// The table, and the page of it in the documentation.
+macro_rules! properties {
+    ($(row(
+        $name:literal, $aliases:expr, $kind:expr, $default:ident $(($value:literal))?, $used_by:ident, $doc:literal
+    )),+ $(,)?) => {
+        /// Every known property. Aliases are librdkafka's names and kafka-python's where underscores for dots do not suffice.
+        pub(crate) static PROPERTIES: &[Property] =
+            &[$(row($name, $aliases, $kind, $default $(($value))?, $used_by, $doc)),+];
+
+        /// Every property, with its default and which client reads it. Names are Java's where Java has one; librdkafka's and
+        /// kafka-python's are accepted for them, in any case and with underscores for dots.
+        ///
+        /// [`KafkaConfig::set`](crate::KafkaConfig::set) takes any of them, as do a URL's query,
+        /// [`from_properties_text`](crate::KafkaConfig::from_properties_text) and the environment;
+        /// [`KafkaConfig::describe`](crate::KafkaConfig::describe) lists them with the values of a configuration.
+        ///
+        /// | property | default | for | meaning |
+        /// | --- | --- | --- | --- |
+        $(#[doc = concat!(" | `", $name, "` | ", $("`", $value, "`",)? " | ", stringify!($used_by), " | ", $doc, " |")])+
+        pub mod settings {}
+    };
+}
+
+properties! {
     // Where the cluster is
     row("kafka.url", &["url"], Url, None, Every, "kafka://user:password@host1:9092,host2:9092?group_id=...; kafkas:// for TLS; overrides bootstrap.servers"),
     row("bootstrap.servers", &["metadata.broker.list"], Addresses, None, Every, "brokers to ask first, host:port separated by commas; port 9092 if left out"),
@@ -168,7 +189,7 @@ pub(crate) static PROPERTIES: &[Property] = &[
     row("isolation.level", &[], Choice(IsolationLevel::ACCEPTED), Some("read_uncommitted"), Consumer, "whether records of open and aborted transactions are handed out"),
     row("max.decompressed.bytes", &[], Bytes(1, INT), None, Consumer, "memory that the records of one batch may decompress to; 32 MiB, or four times fetch.max.bytes or max.partition.fetch.bytes where that is more; Java has no limit"),
     row("check.crcs", &[], Flag, Some("true"), Consumer, "check every batch's CRC-32C"),
-];
+}
 
 /// Names that Java or Python programs carry along and that change nothing here.
 static IGNORED: &[&str] = &[

@@ -70,7 +70,6 @@ impl<T> Message<T> {
     }
 
     /// The record's parts with a value in place of its bytes.
-    #[inline]
     pub(super) fn of(record: ConsumerRecord, value: T, attempt: u32) -> Self {
         Self {
             value,
@@ -108,6 +107,11 @@ impl<T> Message<T> {
     /// The timestamp as a point in time, if there is one.
     pub fn time(&self) -> Option<SystemTime> {
         time_of(self.timestamp)
+    }
+
+    /// The topic's name as text, as in `message.topic() == "orders"`.
+    pub fn topic(&self) -> &str {
+        &self.topic
     }
 
     /// The partition it comes from.
@@ -350,7 +354,7 @@ mod tests {
         let mut message = Message::new("orders", ());
         message.headers = vec![Header::new("a", "1"), Header::new("b", "2"), Header::new("a", "3")];
         assert_eq!((message.header("a"), message.header_str("b")), (Some(&b"3"[..]), Some("2")));
-        assert_eq!(message.header("c"), None);
+        assert_eq!((message.header("c"), message.topic()), (None, "orders"));
     }
 
     #[tokio::test]

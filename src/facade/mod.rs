@@ -4,6 +4,7 @@
 //! happens to a record that its handlers do not take. Errors are logged here, with the fields `controller`, `subject` and `payload`, before they are
 //! returned. Never logs a password, a key or a value.
 
+mod bulk;
 mod codec;
 mod consumer;
 mod dispatch;
@@ -21,6 +22,7 @@ mod routes;
 #[doc(hidden)]
 pub use self::handler::ErasedHandler;
 pub use self::{
+    bulk::{BulkLoad, Progress},
     codec::{Codec, Json},
     consumer::{Consumer, ConsumerHandle, Rebalance},
     dispatch::lanes::Ordering,

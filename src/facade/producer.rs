@@ -5,7 +5,7 @@ use std::{future::IntoFuture, pin::Pin, time::Duration};
 use serde::Serialize;
 use tracing::{Instrument as _, Span};
 
-use super::{KafkaInstance, Place, log, logged};
+use super::{BulkLoad, KafkaInstance, Place, log, logged};
 use crate::{
     config::ProducerConfig,
     error::{Error, ErrorKind, Result},
@@ -125,6 +125,29 @@ impl Producer {
             log(PLACE, first);
         }
         results
+    }
+
+    /// Sends any number of values as JSON, none waiting for the one before it, and tells how far it has got as it goes.
+    ///
+    /// Memory stays flat however many there are: records are taken from the iterator as `buffer.memory` has room for them.
+    ///
+    /// ```no_run
+    /// # async fn example(producer: dtkafka::Producer) -> dtkafka::Result<()> {
+    /// let mut load = producer.bulk_load("numbers", (0..1_000_000_u64).map(|number| (number, number)));
+    /// while let Some(progress) = load.next().await {
+    ///     println!("{progress}"); // 35000 delivered, 0 failed, 8000 open
+    ///     for (number, error) in progress.failures {
+    ///         eprintln!("record {number}: {error}");
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn bulk_load<'k, K: IntoKey<'k>, V: Serialize, I: IntoIterator<Item = (K, V)>>(
+        &self,
+        topic: &str,
+        records: I,
+    ) -> BulkLoad<'k, I::IntoIter, V> {
+        BulkLoad::new(self.client.clone(), topic, records.into_iter())
     }
 
     /// The client underneath, for bytes and for sending without waiting.

@@ -27,3 +27,6 @@ pub mod testing {}
 
 #[doc = include_str!("operating.md")]
 pub mod operating {}
+
+#[doc(inline)]
+pub use crate::config::properties::settings;

@@ -130,12 +130,12 @@ impl Shared {
         }
     }
 
-    fn check<'a>(&self, record: &ProducerRecord<'a>) -> Result<Parts<'a>> {
+    fn check<'a>(&self, record: &'a ProducerRecord<'_>) -> Result<Parts<'a>> {
         if record.topic.is_empty() {
             return Err(Error::new(ErrorKind::InvalidArgument, "the topic's name is empty"));
         }
         let (key, value) = (record.key.map_or(0, <[u8]>::len), record.value.map_or(0, <[u8]>::len));
-        let size_bound = batch::record_size_bound(key, value, record.headers);
+        let size_bound = batch::record_size_bound(key, value, &record.headers);
         if size_bound + batch::BATCH_HEADER_LEN > self.settings.max_request_size {
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
@@ -160,7 +160,7 @@ impl Shared {
             Some(timestamp) => timestamp,
             None => self.environment.wall_clock_ms(),
         };
-        Ok(Parts { key: record.key, value: record.value, headers: record.headers, timestamp, size_bound })
+        Ok(Parts { key: record.key, value: record.value, headers: &record.headers, timestamp, size_bound })
     }
 
     /// What the user's partitioner says, if there is one to be asked. Never under a lock or within the thread's snapshot, which it

@@ -80,7 +80,7 @@ impl<'a> OutgoingRecord<'a> {
             partition: record.partition,
             key: record.key.map(Cow::Borrowed),
             value: record.value.map(Cow::Borrowed),
-            headers: Cow::Borrowed(record.headers),
+            headers: record.headers,
             timestamp: record.timestamp,
         }
     }
@@ -91,7 +91,7 @@ impl<'a> OutgoingRecord<'a> {
             partition: self.partition,
             key: self.key.as_deref(),
             value: self.value.as_deref(),
-            headers: &self.headers,
+            headers: Cow::Borrowed(&self.headers),
             timestamp: self.timestamp,
         }
     }
@@ -322,7 +322,7 @@ mod tests {
         let changed = all.on_send(ProducerRecord::new("orders").value("v").key("k").partition(3));
         let record = changed.borrowed();
         assert_eq!((record.topic, record.value, record.key), ("orders", Some(&b"v12"[..]), Some(&b"k"[..])));
-        assert_eq!(record.headers, [Header::new("by", "1"), Header::new("by", "2")]);
+        assert_eq!(*record.headers, [Header::new("by", "1"), Header::new("by", "2")]);
         all.on_acknowledgement(Ok(&RecordMetadata::new("orders", 3, 7)));
         assert_eq!(heard.take(), ["send v12", "orders-3 7"]);
     }

@@ -79,7 +79,8 @@ impl<'a, V: Serialize + ?Sized> SendJson<'a, V> {
                 }));
             }
             Ok(()) => {
-                producer.shared().append(&with_key(record.headers(&headers).value(&buffer), &key), &mut 0)
+                let record = with_key(record.clone().headers(&headers).value(&buffer), &key);
+                producer.shared().append(&record, &mut 0)
             }
             Err(cause) => Err(Error::new(ErrorKind::Json, "the value cannot be written as JSON")
                 .with_topic(record.topic)

@@ -2,6 +2,8 @@
 //! `metrics` facade where that feature is on. Nothing here decides anything, and nothing per record takes a lock.
 
 mod histogram;
+#[cfg(feature = "metrics")]
+mod publish;
 pub(crate) mod spans;
 
 use std::{
@@ -12,6 +14,8 @@ use std::{
 
 use histogram::Histogram;
 pub use histogram::HistogramSnapshot;
+#[cfg(feature = "metrics")]
+pub use publish::MetricsPublisher;
 
 /// What one [`Consumer`](crate::Consumer) has done.
 #[derive(Debug, Default)]

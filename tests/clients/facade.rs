@@ -9,10 +9,10 @@ use std::{
 };
 
 use dtkafka::{
-    Consumer, ConsumerRecord, ErrorKind, ErrorPolicy, KafkaConsumer, KafkaInstance, Message, ProducerRecord,
-    Result,
+    Consumer, ConsumerRecord, ErrorKind, ErrorPolicy, KafkaConsumer, KafkaInstance, Message, Producer,
+    ProducerRecord, Progress, Result,
 };
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::Notify;
 
 use crate::{backend::Backend, on_every_backend};
@@ -444,5 +444,62 @@ on_every_backend! {
         );
         let error = Consumer::new(&without_group.unwrap(), ["orders"]).unwrap_err();
         assert!(error.kind() == ErrorKind::Config && error.to_string().contains("group.id"), "{error}");
+    }
+}
+
+on_every_backend! {
+    async fn a_bulk_load_tells_of_every_record_and_names_those_that_failed(backend) {
+        let kafka = backend.instance();
+        let topic = backend.topic("numbers", 3).await;
+        // Far less memory than the records take, so that they are sent as others are acknowledged.
+        let producer = Producer::new_with(&kafka, |p| p.set("buffer.memory", 65_536).set("batch.size", 4096)).await.unwrap();
+        let value = |number: u32| if number % 1000 == 7 { f64::NAN } else { f64::from(number) };
+        let records = (0..5000_u32).map(|number| (number, value(number)));
+        let mut load = producer.bulk_load(&topic, records).every(Duration::from_millis(1));
+        let (mut failures, mut last) = (Vec::new(), Progress::default());
+        while let Some(progress) = load.next().await {
+            assert!(progress.taken >= last.taken && progress.delivered >= last.delivered);
+            assert_eq!(progress.taken, progress.delivered + progress.failed + progress.open());
+            failures.extend(progress.failures.iter().map(|(number, error)| (*number, error.kind())));
+            last = progress;
+        }
+        assert!(load.next().await.is_none(), "it has ended");
+        assert_eq!((last.taken, last.delivered, last.failed, last.open()), (5000, 4995, 5, 0));
+        assert_eq!(failures, [7, 1007, 2007, 3007, 4007].map(|number| (number, ErrorKind::Json)));
+        producer.close().await.unwrap();
+    }
+
+    async fn a_bulk_load_that_is_dropped_and_asked_again_loses_and_doubles_nothing(backend) {
+        let kafka = backend.instance();
+        let topic = backend.topic("numbers", 1).await;
+        let producer = Producer::new_with(&kafka, |p| p.set("buffer.memory", 16_384).set("batch.size", 1024)).await.unwrap();
+        let mut load = producer.bulk_load(&topic, (0..3000_u32).map(|number| ("key", number)));
+        loop {
+            // Polled once and dropped, wherever it stands.
+            match load.next().now_or_never() {
+                Some(None) => break,
+                Some(Some(_)) => {}
+                None => tokio::task::yield_now().await,
+            }
+        }
+        producer.close().await.unwrap();
+        let consumer = kafka.get_consumer([&topic]).await.unwrap();
+        let mut numbers = Vec::new();
+        while numbers.len() < 3000 {
+            let polled = consumer.poll(PATIENCE).await.unwrap();
+            numbers.extend(polled.records().map(|record| record.json::<u32>().unwrap()));
+        }
+        assert!(numbers.into_iter().eq(0..3000));
+        consumer.close(PATIENCE).await.unwrap();
+    }
+
+    async fn a_bulk_load_ends_with_its_producer(backend) {
+        let kafka = backend.instance();
+        let topic = backend.topic("numbers", 1).await;
+        let producer = Producer::new(&kafka).await.unwrap();
+        producer.close().await.unwrap();
+        let progress = producer.bulk_load(&topic, std::iter::repeat(("key", 7))).finish().await;
+        assert_eq!((progress.taken, progress.failed, progress.failures.len()), (1, 1, 1));
+        assert_eq!(progress.failures[0].1.kind(), ErrorKind::Closed);
     }
 }

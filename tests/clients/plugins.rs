@@ -142,13 +142,17 @@ async fn a_partitioner_of_ones_own_decides_for_records_that_name_no_partition() 
         producer.send_record(record).await?.await.map(|written| written.partition)
     };
     let record = ProducerRecord::new(TOPIC);
-    assert_eq!(send(record.value("1")).await.unwrap(), 1);
-    assert_eq!(send(record).await.unwrap(), 2);
-    assert_eq!(send(record.value("1").partition(0)).await.unwrap(), 0, "the record's own wish comes first");
+    assert_eq!(send(record.clone().value("1")).await.unwrap(), 1);
+    assert_eq!(send(record.clone()).await.unwrap(), 2);
+    assert_eq!(
+        send(record.clone().value("1").partition(0)).await.unwrap(),
+        0,
+        "the record's own wish comes first"
+    );
     let plain = kafka.get_producer().await.unwrap();
-    let place = plain.send_record(record.key("k7").value("keyed")).await.unwrap().partition();
-    assert_eq!(send(record.key("k7").value("keyed")).await.unwrap(), place, "left to the key");
-    let error = send(record.value("8")).await.unwrap_err();
+    let place = plain.send_record(record.clone().key("k7").value("keyed")).await.unwrap().partition();
+    assert_eq!(send(record.clone().key("k7").value("keyed")).await.unwrap(), place, "left to the key");
+    let error = send(record.clone().value("8")).await.unwrap_err();
     assert_eq!((error.kind(), error.topic()), (ErrorKind::InvalidArgument, Some(TOPIC)));
     assert!(error.to_string().contains("chose partition 8"), "{error}");
     let error = send(record.value("panic")).await.unwrap_err();

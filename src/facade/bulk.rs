@@ -1,0 +1,247 @@
+//! [`BulkLoad`]: many records in a row, and how far it has got. Nothing is allocated per record beyond its place in the queue of
+//! open deliveries, which is bounded; what bounds the bytes is the producer's `buffer.memory`.
+
+use std::{collections::VecDeque, fmt, time::Duration};
+
+use futures_core::Stream;
+use futures_util::FutureExt as _;
+use serde::Serialize;
+
+use super::{Place, log};
+use crate::{
+    error::{Error, ErrorKind},
+    producer::{Delivery, IntoKey, KafkaProducer, Key},
+    time::{self, Instant},
+};
+
+const PLACE: Place = Place { controller: "dtkafka::Producer::bulk_load", subject: "Kafka Producer" };
+/// Deliveries that may be open: more would only be memory, as batches of a few thousand records are in flight at a time.
+const OPEN: usize = 1 << 16;
+/// Failures that are told of at once: a load of which everything fails must not gather all its errors.
+const FAILURES: usize = 1000;
+/// Records between two looks at the clock.
+const STRIDE: u32 = 64;
+
+/// How far a [`BulkLoad`] has got.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Records that were taken from the iterator.
+    pub taken: u64,
+    /// Records that were acknowledged.
+    pub delivered: u64,
+    /// Records that failed.
+    pub failed: u64,
+    /// Which of them have failed since the last progress: the record's place in the iterator, from 0, and why.
+    pub failures: Vec<(u64, Error)>,
+}
+
+impl Progress {
+    /// Records that were taken and have no answer yet.
+    pub fn open(&self) -> u64 {
+        self.taken - self.delivered - self.failed
+    }
+}
+
+impl fmt::Display for Progress {
+    /// As in `1200 delivered, 3 failed, 500 open`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} delivered, {} failed, {} open", self.delivered, self.failed, self.open())
+    }
+}
+
+struct Pending<'k, V> {
+    number: u64,
+    key: Option<Key<'k>>,
+    value: V,
+}
+
+/// Many JSON values on their way to one topic, made by [`Producer::bulk_load`](super::Producer::bulk_load). It goes on while
+/// [`next`](Self::next) is awaited.
+#[must_use = "nothing is sent until its progress is asked for"]
+pub struct BulkLoad<'k, I, V> {
+    client: KafkaProducer,
+    topic: String,
+    records: I,
+    /// The next record, which waits for memory.
+    pending: Option<Pending<'k, V>>,
+    /// Sent and not answered, in the order they were sent.
+    open: VecDeque<(u64, Delivery)>,
+    progress: Progress,
+    every: Duration,
+    /// The iterator is at its end, or the producer is.
+    is_drained: bool,
+    is_over: bool,
+}
+
+impl<I, V> fmt::Debug for BulkLoad<'_, I, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BulkLoad")
+            .field("topic", &self.topic)
+            .field("progress", &self.progress)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'k, K, V, I> BulkLoad<'k, I, V>
+where
+    K: IntoKey<'k>,
+    V: Serialize,
+    I: Iterator<Item = (K, V)>,
+{
+    pub(super) fn new(client: KafkaProducer, topic: &str, records: I) -> Self {
+        Self {
+            client,
+            topic: topic.to_owned(),
+            records,
+            pending: None,
+            open: VecDeque::new(),
+            progress: Progress::default(),
+            every: Duration::from_secs(1),
+            is_drained: false,
+            is_over: false,
+        }
+    }
+
+    /// How often there is a progress. Default: once a second.
+    pub fn every(mut self, interval: Duration) -> Self {
+        self.every = interval;
+        self
+    }
+
+    /// Goes on, and returns when it is time for a progress, or 1,000 records have failed since the last. The last one says that
+    /// every record has its answer (`open()` is 0); `None` after that.
+    ///
+    /// Records that fail are in the progress, and do not end the load; a producer that was closed does, and the rest is not
+    /// taken.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: call it again, and it goes on where it was. Dropped with the load, what was sent is still delivered.
+    pub async fn next(&mut self) -> Option<Progress> {
+        if self.is_over {
+            return None;
+        }
+        let deadline = time::after(self.every);
+        let mut stride = 0;
+        loop {
+            stride += 1;
+            let mut is_time = false;
+            if stride % STRIDE == 0 {
+                self.reap();
+                is_time = time::now() >= deadline;
+            }
+            if is_time || self.progress.failures.len() >= FAILURES {
+                // Others on this thread have their turn, also where no record ever had to wait.
+                tokio::task::yield_now().await;
+                return Some(self.report());
+            }
+            let waited = if self.open.len() < OPEN && self.take_next() {
+                self.send_pending(deadline).await
+            } else if let Some((number, delivery)) = self.open.front_mut() {
+                let number = *number;
+                let outcome = tokio::time::timeout_at(deadline, delivery).await;
+                outcome.map(|outcome| {
+                    self.open.pop_front();
+                    self.answered(number, outcome.map(drop));
+                })
+            } else {
+                self.is_over = true;
+                if self.progress.failed > 0 {
+                    let Progress { taken, failed, .. } = self.progress;
+                    tracing::warn!(failed, of = taken, "some records of a bulk load were not delivered");
+                }
+                return Some(self.report());
+            };
+            if waited.is_err() {
+                return Some(self.report());
+            }
+        }
+    }
+
+    /// The same as a stream, which ends with the load.
+    pub fn stream(self) -> impl Stream<Item = Progress> {
+        futures_util::stream::unfold(self, async |mut load| {
+            load.next().await.map(|progress| (progress, load))
+        })
+    }
+
+    /// Runs to the end without looking on: the last progress, with the first 1,000 failures.
+    ///
+    /// # Cancel safety
+    /// Dropped, what was sent is still delivered, and the rest is not sent.
+    pub async fn finish(mut self) -> Progress {
+        let (mut failures, mut last) = (Vec::new(), Progress::default());
+        while let Some(mut progress) = self.next().await {
+            failures.extend(progress.failures.drain(..).take(FAILURES - failures.len()));
+            last = progress;
+        }
+        last.failures = failures;
+        last
+    }
+
+    /// Whether there is a record to be sent.
+    fn take_next(&mut self) -> bool {
+        if self.pending.is_none() && !self.is_drained {
+            match self.records.next() {
+                Some((key, value)) => {
+                    let number = self.progress.taken;
+                    self.progress.taken += 1;
+                    self.pending = Some(Pending { number, key: key.into_key(), value });
+                }
+                None => self.is_drained = true,
+            }
+        }
+        self.pending.is_some()
+    }
+
+    /// Sends it, which waits for memory at most until then.
+    async fn send_pending(&mut self, deadline: Instant) -> Result<(), tokio::time::error::Elapsed> {
+        let Some(Pending { number, key, value }) = &self.pending else { return Ok(()) };
+        let number = *number;
+        let sent = {
+            let mut sending = self.client.send(&self.topic, value).key(key.clone()).into_future();
+            // A timer only for what has to wait.
+            match (&mut sending).now_or_never() {
+                Some(sent) => sent,
+                None => tokio::time::timeout_at(deadline, sending).await?,
+            }
+        };
+        self.pending = None;
+        match sent {
+            Ok(delivery) => self.open.push_back((number, delivery)),
+            Err(error) => {
+                self.is_drained |= error.kind() == ErrorKind::Closed;
+                self.answered(number, Err(error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the answers that are there, in order.
+    fn reap(&mut self) {
+        while let Some((number, delivery)) = self.open.front_mut() {
+            let number = *number;
+            let Some(outcome) = delivery.now_or_never() else { break };
+            self.open.pop_front();
+            self.answered(number, outcome.map(drop));
+        }
+    }
+
+    fn answered(&mut self, number: u64, outcome: Result<(), Error>) {
+        match outcome {
+            Ok(()) => self.progress.delivered += 1,
+            Err(error) => {
+                if self.progress.failed == 0 {
+                    log(PLACE, &error);
+                }
+                self.progress.failed += 1;
+                self.progress.failures.push((number, error));
+            }
+        }
+    }
+
+    fn report(&mut self) -> Progress {
+        let failures = std::mem::take(&mut self.progress.failures);
+        Progress { failures, ..self.progress.clone() }
+    }
+}
