@@ -337,6 +337,16 @@ impl<'a> RecordRef<'a> {
         json::read(self.value(), &self.partition.topic, self.partition.partition, self.offset())
     }
 
+    /// Topic and partition.
+    #[inline]
+    pub(crate) fn place(&self) -> &'a TopicPartition {
+        self.partition
+    }
+
+    pub(crate) fn owned_headers(&self) -> Vec<crate::record::Header> {
+        self.batch.owned_headers(self.slot)
+    }
+
     /// The record with its data: key and value share the response's buffer, headers are copied.
     pub fn to_owned(&self) -> ConsumerRecord {
         ConsumerRecord {

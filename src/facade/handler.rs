@@ -1,11 +1,13 @@
 //! What handlers look like, and how their types are forgotten so that one table holds them all. Pure but for the call
-//! itself: what happens after a failure is `policy.rs`'s.
+//! itself: what happens after a failure is `policy.rs`'s. A handler of single records has a place for its future, which is
+//! used for one record after the other: a record costs no allocation.
 
 use std::{
     error::Error as StdError,
     panic::{AssertUnwindSafe, resume_unwind},
     pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -13,6 +15,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     codec::Codec,
+    given::{Given, RawValue},
     message::{Batch, CancellationToken, Message},
 };
 use crate::{
@@ -50,8 +53,11 @@ impl<E: Into<HandlerError>> HandlerOutput for std::result::Result<(), E> {
 /// Implemented for all of them that can be cloned, sent and shared; never by hand. What an `async move` closure captures is
 /// cloned for each call: put state into an `Arc`.
 pub trait Handler<A>: Clone + Send + Sync + 'static {
+    /// What a call of the function runs.
+    type Running: Future<Output: HandlerOutput> + Send + 'static;
+
     /// Calls the function.
-    fn call(&self, argument: A) -> Pin<Box<dyn Future<Output = HandlerResult> + Send>>;
+    fn call(&self, argument: A) -> Self::Running;
 }
 
 impl<A, F, Running> Handler<A> for F
@@ -59,11 +65,13 @@ where
     F: FnOnce(A) -> Running + Clone + Send + Sync + 'static,
     Running: Future<Output: HandlerOutput> + Send + 'static,
 {
-    fn call(&self, argument: A) -> Pin<Box<dyn Future<Output = HandlerResult> + Send>> {
+    type Running = Running;
+
+    #[inline]
+    fn call(&self, argument: A) -> Running {
         // Stable Rust cannot say that the future of an `async` closure called by reference is `Send`; of one called by
         // value it can.
-        let running = self.clone()(argument);
-        Box::pin(async move { running.await.into_result() })
+        self.clone()(argument)
     }
 }
 
@@ -105,8 +113,51 @@ impl Default for BatchSize {
     }
 }
 
-/// A record and the number of the call.
-pub(super) type CallEach = dyn Fn(ConsumerRecord, u32) -> Result<Running> + Send + Sync;
+/// Makes a place for the calls of a handler.
+pub(super) type MakeCalls = dyn Fn() -> Box<dyn Calls> + Send + Sync;
+
+/// The calls of a handler of single records, one after the other.
+pub(super) trait Calls: Send {
+    /// Reads the record and calls the handler, whose future is then to be polled. The `attempt`-th call for this record.
+    fn start(&mut self, record: Given<'_>, attempt: u32) -> Result<()>;
+    /// Polls the call that was started.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<HandlerResult>;
+    /// Ends the call where it stands.
+    fn clear(&mut self);
+}
+
+/// One handler with the place for its future.
+struct Caller<C, F> {
+    call: Arc<C>,
+    running: Pin<Box<Option<F>>>,
+}
+
+impl<C, F> Calls for Caller<C, F>
+where
+    C: Fn(Given<'_>, u32) -> Result<F> + Send + Sync,
+    F: Future<Output: HandlerOutput> + Send,
+{
+    #[inline]
+    fn start(&mut self, record: Given<'_>, attempt: u32) -> Result<()> {
+        let running = (self.call)(record, attempt)?;
+        self.running.set(Some(running));
+        Ok(())
+    }
+
+    #[inline]
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<HandlerResult> {
+        let Some(running) = self.running.as_mut().as_pin_mut() else { return Poll::Ready(Ok(())) };
+        let polled = running.poll(context);
+        if polled.is_ready() {
+            self.running.set(None);
+        }
+        polled.map(HandlerOutput::into_result)
+    }
+
+    fn clear(&mut self) {
+        self.running.set(None);
+    }
+}
 /// Records and the number of the call; the index of the first record that cannot be read.
 pub(super) type CallBatch =
     dyn Fn(Vec<ConsumerRecord>, u32) -> std::result::Result<Running, (usize, Error)> + Send + Sync;
@@ -118,7 +169,7 @@ pub struct ErasedHandler(pub(super) Kind);
 
 #[derive(Clone)]
 pub(super) enum Kind {
-    Each(Arc<CallEach>),
+    Each(Arc<MakeCalls>),
     Batch(BatchSize, Arc<CallBatch>),
 }
 
@@ -129,30 +180,31 @@ impl std::fmt::Debug for ErasedHandler {
 }
 
 #[inline]
-pub(super) fn read_json<T: DeserializeOwned>(record: &ConsumerRecord) -> Result<T> {
-    json::read(record.value.as_deref(), &record.topic, record.partition, record.offset)
+pub(super) fn read_json<T: DeserializeOwned>(value: RawValue<'_>) -> Result<T> {
+    json::read(value.bytes, value.topic, value.partition, value.offset)
 }
 
 /// Reads values with a codec; its errors name the record.
-pub(super) fn reader<T, C: Codec<T>>(
-    codec: C,
-) -> impl Fn(&ConsumerRecord) -> Result<T> + Send + Sync + 'static {
-    move |record| {
-        codec.decode(&record.topic, record.value.as_deref()).map_err(|cause| {
+pub(super) fn reader<T, C: Codec<T>>(codec: C) -> impl Fn(RawValue<'_>) -> Result<T> + Send + Sync + 'static {
+    move |value: RawValue<'_>| {
+        codec.decode(value.topic, value.bytes).map_err(|cause| {
             Error::new(ErrorKind::Json, "the record's value cannot be read by its codec")
-                .with_topic(Arc::clone(&record.topic))
-                .with_partition(record.partition)
-                .with_offset(record.offset)
+                .with_topic(Arc::clone(value.topic))
+                .with_partition(value.partition)
+                .with_offset(value.offset)
                 .with_boxed_source(cause)
         })
     }
 }
 
 impl ErasedHandler {
-    pub(super) fn each(
-        call: impl Fn(ConsumerRecord, u32) -> Result<Running> + Send + Sync + 'static,
+    pub(super) fn each<F: Future<Output: HandlerOutput> + Send + 'static>(
+        call: impl Fn(Given<'_>, u32) -> Result<F> + Send + Sync + 'static,
     ) -> Self {
-        Self(Kind::Each(Arc::new(call)))
+        let call = Arc::new(call);
+        Self(Kind::Each(Arc::new(move || {
+            Box::new(Caller { call: Arc::clone(&call), running: Box::pin(None::<F>) })
+        })))
     }
 
     pub(super) fn json<T: DeserializeOwned + 'static>(handler: impl Handler<Message<T>>) -> Self {
@@ -160,29 +212,29 @@ impl ErasedHandler {
     }
 
     pub(super) fn decoded<T: 'static>(
-        read: impl Fn(&ConsumerRecord) -> Result<T> + Send + Sync + 'static,
+        read: impl Fn(RawValue<'_>) -> Result<T> + Send + Sync + 'static,
         handler: impl Handler<Message<T>>,
     ) -> Self {
-        Self::each(move |record, attempt| {
-            let value = read(&record)?;
-            Ok(handler.call(Message::of(record, value, attempt)))
+        Self::each(move |record: Given<'_>, attempt| {
+            let value = read(record.value())?;
+            Ok(handler.call(record.message(value, attempt)))
         })
     }
 
     pub(super) fn raw(handler: impl Handler<ConsumerRecord>) -> Self {
-        Self::each(move |record, _| Ok(handler.call(record)))
+        Self::each(move |record: Given<'_>, _| Ok(handler.call(record.to_record())))
     }
 
     /// Runs on the threads for blocking work. What panics there panics here as well.
     pub(super) fn blocking<T: Send + 'static>(
-        read: impl Fn(&ConsumerRecord) -> Result<T> + Send + Sync + 'static,
+        read: impl Fn(RawValue<'_>) -> Result<T> + Send + Sync + 'static,
         handler: impl Fn(Message<T>) -> HandlerResult + Send + Sync + 'static,
     ) -> Self {
         let handler = Arc::new(handler);
-        Self::each(move |record, attempt| {
-            let value = read(&record)?;
-            let (handler, message) = (Arc::clone(&handler), Message::of(record, value, attempt));
-            Ok(Box::pin(async move {
+        Self::each(move |record: Given<'_>, attempt| {
+            let value = read(record.value())?;
+            let (handler, message) = (Arc::clone(&handler), record.message(value, attempt));
+            Ok(async move {
                 let token = CancellationToken::current();
                 let span = tracing::Span::current();
                 let work = AssertUnwindSafe(move || span.in_scope(|| token.sync_scope(|| handler(message))));
@@ -193,13 +245,13 @@ impl ErasedHandler {
                         Err(_ended) => Err("the runtime is shutting down".into()),
                     },
                 }
-            }))
+            })
         })
     }
 
     pub(super) fn batch<T: Send + 'static>(
         size: BatchSize,
-        read: impl Fn(&ConsumerRecord) -> Result<T> + Send + Sync + 'static,
+        read: impl Fn(RawValue<'_>) -> Result<T> + Send + Sync + 'static,
         handler: impl Handler<Batch<T>>,
     ) -> Self {
         Self(Kind::Batch(
@@ -207,10 +259,11 @@ impl ErasedHandler {
             Arc::new(move |records, attempt| {
                 let mut messages = Vec::with_capacity(records.len());
                 for (index, record) in records.into_iter().enumerate() {
-                    let value = read(&record).map_err(|error| (index, error))?;
+                    let value = read(Given::Alone(&record).value()).map_err(|error| (index, error))?;
                     messages.push(Message::of(record, value, attempt));
                 }
-                Ok(handler.call(Batch::new(messages)))
+                let running = handler.call(Batch::new(messages));
+                Ok(Box::pin(async move { running.await.into_result() }))
             }),
         ))
     }
@@ -229,9 +282,10 @@ mod tests {
     }
 
     async fn call(handler: &ErasedHandler, value: &str) -> std::result::Result<(), String> {
-        let Kind::Each(each) = &handler.0 else { panic!("a batch handler") };
-        let running = each(record(value), 1).map_err(|error| error.to_string())?;
-        running.await.map_err(|error| error.to_string())
+        let Kind::Each(make) = &handler.0 else { panic!("a batch handler") };
+        let mut calls = make();
+        calls.start(Given::Alone(&record(value)), 1).map_err(|error| error.to_string())?;
+        std::future::poll_fn(|context| calls.poll(context)).await.map_err(|error| error.to_string())
     }
 
     /// As `anyhow::Error`: no error itself, but it becomes one.

@@ -9,6 +9,7 @@ mod codec;
 mod consumer;
 mod dispatch;
 mod exactly_once;
+mod given;
 mod handler;
 mod instance;
 mod letters;

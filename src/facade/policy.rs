@@ -275,11 +275,6 @@ impl ErrorPolicy {
         self.deadline
     }
 
-    /// Whether a record is needed after a handler has failed on it: for another attempt, or as a dead letter.
-    pub(super) fn keeps_records(&self) -> bool {
-        self.attempts > 1 || !self.retry_topics.is_empty() || matches!(self.last, Last::DeadLetter(_))
-    }
-
     /// What to do after the `attempt`-th call (from 1) of a handler has failed. `level`: how many retry topics the record
     /// has been through. `random` spreads the pauses.
     pub(super) fn decide(&self, failure: &Failure, attempt: u32, level: usize, random: u64) -> Decision {
@@ -432,12 +427,6 @@ mod tests {
         for (policy, failure, attempt, level, expected) in table {
             let decision = policy.decide(&failure, attempt, level, 0);
             assert_eq!(decision, expected, "{policy:?} {failure:?} attempt {attempt} level {level}");
-            if matches!(decision, RetryAfter(_) | RetryTopic(_) | DeadLetter) {
-                assert!(policy.keeps_records(), "{policy:?} needs the record");
-            }
-        }
-        for policy in [ErrorPolicy::Stop, ErrorPolicy::Skip, ErrorPolicy::retry(1, second)] {
-            assert!(!policy.keeps_records(), "{policy:?} has no use for a record that failed");
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     dispatch::lanes::Gather,
-    handler::{BatchSize, CallBatch, CallEach, ErasedHandler, Kind},
+    handler::{BatchSize, CallBatch, ErasedHandler, Kind, MakeCalls},
     policy::ErrorPolicy,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -108,7 +108,7 @@ fn matches(pattern: &[u8], text: &[u8]) -> bool {
 #[derive(Clone)]
 pub(super) enum Handlers {
     None,
-    Each(Vec<Arc<CallEach>>),
+    Each(Vec<Arc<MakeCalls>>),
     Batch(BatchSize, Arc<CallBatch>),
 }
 
@@ -236,7 +236,7 @@ impl Routes {
         let mut batch = None;
         for handler in self.handlers_of(&origin) {
             match &handler.0 {
-                Kind::Each(call) => each.push(Arc::clone(call)),
+                Kind::Each(make) => each.push(Arc::clone(make)),
                 Kind::Batch(size, call) => batch = Some((*size, Arc::clone(call))),
             }
         }

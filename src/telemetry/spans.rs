@@ -3,8 +3,6 @@
 
 use tracing::Span;
 
-use crate::record::ConsumerRecord;
-
 /// Where the spans are, for filters: `dtkafka::messaging=debug`.
 const TARGET: &str = "dtkafka::messaging";
 
@@ -25,25 +23,30 @@ pub(crate) fn send(topic: &str) -> Span {
     )
 }
 
-/// One call of a handler, of one record or of a batch. `traceparent` is that of a record alone, for a subscriber to make it the
-/// parent.
-pub(crate) fn process(records: &[ConsumerRecord], attempt: u32) -> Span {
-    let Some(first) = records.first() else { return Span::none() };
-    let is_batch = records.len() > 1;
+/// One call of a handler, of one record or of a batch, which begins with this value. `traceparent` is that of a record alone, for
+/// a subscriber to make it the parent.
+#[inline]
+pub(crate) fn process(
+    topic: &str,
+    (partition, offset): (i32, i64),
+    attempt: u32,
+    batch: Option<usize>,
+    traceparent: impl FnOnce() -> Option<String>,
+) -> Span {
     tracing::debug_span!(
         target: TARGET,
         "process",
-        otel.name = %format_args!("process {}", first.topic),
+        otel.name = %format_args!("process {topic}"),
         otel.kind = "consumer",
         messaging.system = "kafka",
         messaging.operation.name = "process",
         "messaging.operation.type" = "process",
-        messaging.destination.name = &*first.topic,
-        messaging.destination.partition.id = first.partition,
-        messaging.kafka.offset = first.offset,
-        messaging.batch.message_count = is_batch.then_some(records.len()),
+        messaging.destination.name = topic,
+        messaging.destination.partition.id = partition,
+        messaging.kafka.offset = offset,
+        messaging.batch.message_count = batch.filter(|count| *count > 1),
         dtkafka.attempt = attempt,
-        traceparent = first.traceparent().filter(|_| !is_batch),
+        traceparent = traceparent(),
     )
 }
 

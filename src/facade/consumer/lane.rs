@@ -8,6 +8,7 @@ use std::{
     panic::AssertUnwindSafe,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
@@ -21,7 +22,8 @@ use crate::{
     facade::{
         Place,
         dispatch::lanes::{LaneId, Run},
-        handler::{CallBatch, CallEach},
+        given::Given,
+        handler::{CallBatch, Calls},
         letters, log,
         message::{CancellationToken, FailedAt},
         outbox::Outbox,
@@ -93,7 +95,7 @@ enum Flow {
     Abandoned,
 }
 
-/// A record on its way, and what the ledger knows it by.
+/// A record of a batch on its way, and what the ledger knows it by.
 struct Item {
     offset: i64,
     /// How often its handlers were called before it waited in a retry topic.
@@ -161,29 +163,29 @@ impl Lane {
                 Ok(Flow::Handled)
             }
             Handlers::Each(handlers) => {
-                let mut stride = 0;
-                let mut records = loads.into_iter().flat_map(Chunk::records);
-                while let Some(record) = records.next() {
-                    let offset = record.offset;
-                    let prompt = self.prompt;
-                    let flow = match self.is_ending() {
-                        true => Ok(Flow::Abandoned),
-                        false => self.each(handlers, record).await,
-                    };
-                    if let Ok(Flow::Handled) = flow {
-                        self.done.push(offset);
-                    } else {
-                        self.give_back([offset].into_iter().chain(records.map(|record| record.offset)));
-                        return flow;
-                    }
-                    stride += 1;
-                    // After one that waited as well: a shutdown may have come meanwhile.
-                    if stride == self.kit.stride || self.prompt == prompt {
-                        stride = 0;
-                        if self.done.len() >= TELL {
-                            self.tell();
+                let mut calls: Vec<_> = handlers.iter().map(|make| make()).collect();
+                let (mut stride, mut ended) = (0, 0);
+                for load in &loads {
+                    for record in load.given() {
+                        let prompt = self.prompt;
+                        let flow = match self.is_ending() {
+                            true => Ok(Flow::Abandoned),
+                            false => self.each(&mut calls, record).await,
+                        };
+                        if !matches!(flow, Ok(Flow::Handled)) {
+                            self.give_back(offsets(&loads).skip(ended));
+                            return flow;
                         }
-                        tokio::task::yield_now().await;
+                        self.done.push(record.offset());
+                        (stride, ended) = (stride + 1, ended + 1);
+                        // After one that waited as well: a shutdown may have come meanwhile.
+                        if stride == self.kit.stride || self.prompt == prompt {
+                            stride = 0;
+                            if self.done.len() >= TELL {
+                                self.tell();
+                            }
+                            tokio::task::yield_now().await;
+                        }
                     }
                 }
                 Ok(Flow::Handled)
@@ -232,40 +234,34 @@ impl Lane {
     }
 
     /// One record through all handlers of its topic.
-    async fn each(&mut self, handlers: &[Arc<CallEach>], record: ConsumerRecord) -> Result<Flow, Error> {
+    async fn each(&mut self, calls: &mut [Box<dyn Calls>], record: Given<'_>) -> Result<Flow, Error> {
         if self.route.level > 0 {
             // Boxed, as all that is rare: its state would make that of every record larger.
-            return Box::pin(self.each_waited(handlers, record)).await;
+            return Box::pin(self.each_waited(calls, record)).await;
         }
-        self.call_all(handlers, Item { offset: record.offset, before: 0, record }).await
+        self.call_all(calls, record, 0).await
     }
 
     /// One record of a retry topic, when its pause is over.
-    async fn each_waited(
-        &mut self,
-        handlers: &[Arc<CallEach>],
-        record: ConsumerRecord,
-    ) -> Result<Flow, Error> {
-        let (item, due) = Item::waited(record);
-        if self.wait_until(due).await == Flow::Abandoned {
+    async fn each_waited(&mut self, calls: &mut [Box<dyn Calls>], record: Given<'_>) -> Result<Flow, Error> {
+        let mut record = record.to_record();
+        let waited = letters::restore(&mut record);
+        if self.wait_until(waited.due).await == Flow::Abandoned {
             return Ok(Flow::Abandoned);
         }
-        self.call_all(handlers, item).await
+        self.call_all(calls, Given::Alone(&record), waited.attempts).await
     }
 
-    async fn call_all(&mut self, handlers: &[Arc<CallEach>], item: Item) -> Result<Flow, Error> {
-        let Item { before, record, .. } = item;
-        let (topic, partition, offset) = (Arc::clone(&record.topic), record.partition, record.offset);
-        let mut record = Some(record);
-        for (number, handler) in (1..).zip(handlers) {
-            // The last handler is given the record itself, if nobody needs it afterwards.
-            let is_needed = number < handlers.len() || self.route.policy.keeps_records();
-            let given = if is_needed { record.clone() } else { record.take() };
-            let Some(given) = given else { break };
-            if let Err(failure) = self.call(handler, given, before + 1).await {
-                let place = (&topic, partition, offset);
-                let flow =
-                    Box::pin(self.after_failure(handler, failure, place, before, record.as_ref())).await?;
+    /// `before`: how often its handlers were called before it waited in a retry topic.
+    async fn call_all(
+        &mut self,
+        calls: &mut [Box<dyn Calls>],
+        record: Given<'_>,
+        before: u32,
+    ) -> Result<Flow, Error> {
+        for handler in calls {
+            if let Err(failure) = self.call(handler, record, before + 1).await {
+                let flow = Box::pin(self.after_failure(handler, failure, record.to_record(), before)).await?;
                 match flow {
                     After::Taken => {}
                     After::Dealt => return Ok(Flow::Handled),
@@ -279,37 +275,32 @@ impl Lane {
     /// Calls a handler again that has failed, or deals with the record for good.
     async fn after_failure(
         &mut self,
-        handler: &Arc<CallEach>,
+        handler: &mut Box<dyn Calls>,
         mut failure: Failure,
-        (topic, partition, offset): (&Arc<str>, i32, i64),
+        record: ConsumerRecord,
         before: u32,
-        record: Option<&ConsumerRecord>,
     ) -> Result<After, Error> {
         self.tell();
         let mut attempt = 1;
         loop {
             self.kit.counters.failed();
             let decision = self.decide(&failure, attempt);
-            let error = failure.into_error(topic, partition, offset);
-            match (decision, record) {
-                (Decision::RetryAfter(pause), Some(record)) => {
-                    tracing::warn!(attempt, ?pause, %error, "the handler is called again after a pause");
-                    if self.pause(pause).await == Flow::Abandoned {
-                        return Ok(After::Abandoned);
-                    }
-                    attempt += 1;
-                    self.kit.counters.retried();
-                    match self.call(handler, record.clone(), before + attempt).await {
-                        Ok(()) => return Ok(After::Taken),
-                        Err(again) => failure = again,
-                    }
-                }
-                (decision, record) => {
-                    return match self.deal(decision, record, before + attempt, error).await? {
-                        Flow::Handled => Ok(After::Dealt),
-                        Flow::Abandoned => Ok(After::Abandoned),
-                    };
-                }
+            let error = failure.into_error(&record.topic, record.partition, record.offset);
+            let Decision::RetryAfter(pause) = decision else {
+                return match self.deal(decision, &record, before + attempt, error).await? {
+                    Flow::Handled => Ok(After::Dealt),
+                    Flow::Abandoned => Ok(After::Abandoned),
+                };
+            };
+            tracing::warn!(attempt, ?pause, %error, "the handler is called again after a pause");
+            if self.pause(pause).await == Flow::Abandoned {
+                return Ok(After::Abandoned);
+            }
+            attempt += 1;
+            self.kit.counters.retried();
+            match self.call(handler, Given::Alone(&record), before + attempt).await {
+                Ok(()) => return Ok(After::Taken),
+                Err(again) => failure = again,
             }
         }
     }
@@ -323,18 +314,18 @@ impl Lane {
     async fn deal(
         &mut self,
         decision: Decision,
-        record: Option<&ConsumerRecord>,
+        record: &ConsumerRecord,
         attempts: u32,
         error: Error,
     ) -> Result<Flow, Error> {
         let route = Arc::clone(&self.route);
-        match (decision, record) {
-            (Decision::Skip, _) => {
+        match decision {
+            Decision::Skip => {
                 log(PLACE, &error);
                 self.kit.counters.skipped();
                 Ok(Flow::Handled)
             }
-            (Decision::DeadLetter, Some(record)) => {
+            Decision::DeadLetter => {
                 let Some(topic) = route.policy.dead_letter_topic(record, &error) else { return Err(error) };
                 let headers = letters::dead_letter_headers(record, attempts, &error);
                 let Some(written) = self.send(&topic, record, &headers).await? else {
@@ -347,7 +338,7 @@ impl Lane {
                 self.kit.counters.dead_lettered();
                 Ok(Flow::Handled)
             }
-            (Decision::RetryTopic(level), Some(record)) => {
+            Decision::RetryTopic(level) => {
                 let Some((topic, pause)) = route.retry_topics.get(level) else { return Err(error) };
                 let due = letters::due(self.kit.environment.wall_clock_ms(), *pause);
                 let headers = letters::retry_headers(record, attempts, &error, due);
@@ -358,11 +349,7 @@ impl Lane {
                 self.kit.counters.retried();
                 Ok(Flow::Handled)
             }
-            // The policy keeps every record that it tries again or sends away; without it, it comes again.
-            (
-                Decision::Stop | Decision::RetryAfter(_) | Decision::DeadLetter | Decision::RetryTopic(_),
-                _,
-            ) => Err(error),
+            Decision::Stop | Decision::RetryAfter(_) => Err(error),
         }
     }
 
@@ -411,16 +398,30 @@ impl Lane {
     /// Calls a handler once; a panic and a deadline are failures like any other.
     async fn call(
         &mut self,
-        handler: &Arc<CallEach>,
-        record: ConsumerRecord,
+        handler: &mut Box<dyn Calls>,
+        record: Given<'_>,
         attempt: u32,
     ) -> Result<(), Failure> {
-        let span = spans::process(std::slice::from_ref(&record), attempt);
-        let running = async {
+        let place = record.value();
+        let span = spans::process(place.topic, (place.partition, place.offset), attempt, None, || {
+            record.traceparent()
+        });
+        let mut is_started = false;
+        let running = poll_fn(|context| {
+            let _entered = span.enter();
             // The call itself reads the value and runs the closure up to its first await: it may panic as well.
-            handler(record, attempt).map_err(Failure::Unreadable)?.await.map_err(Failure::Handler)
-        };
-        self.guard(running.instrument(span)).await.unwrap_or_else(Err)
+            if !std::mem::replace(&mut is_started, true)
+                && let Err(unreadable) = handler.start(record, attempt)
+            {
+                return Poll::Ready(Err(Failure::Unreadable(unreadable)));
+            }
+            handler.poll(context).map_err(Failure::Handler)
+        });
+        let outcome = self.guard(running).await.unwrap_or_else(Err);
+        if outcome.is_err() {
+            handler.clear();
+        }
+        outcome
     }
 
     /// Runs a handler to its end, its panic or its deadline. Before it waits, what was done before is told.
@@ -496,7 +497,14 @@ impl Lane {
             }
             let number = first.before + attempt;
             let given: Vec<_> = items.iter().map(|item| item.record.clone()).collect();
-            let span = spans::process(&given, number);
+            let count = given.len();
+            let span = spans::process(
+                &first.record.topic,
+                (first.record.partition, first.offset),
+                number,
+                Some(count),
+                || first.record.traceparent().filter(|_| count == 1).map(str::to_owned),
+            );
             let running = async { call(given, number)?.await.map_err(BatchFailure::Handler) };
             let failure = match self.guard(running.instrument(span)).await {
                 Ok(Ok(())) => {
@@ -565,7 +573,7 @@ impl Lane {
         let error = failure.into_error(&first.record.topic, first.record.partition, first.record.offset);
         for item in items.drain(..count.min(items.len())).collect::<Vec<_>>() {
             let error = error.clone().with_offset(item.record.offset);
-            let dealt = self.deal(decision, Some(&item.record), item.before + attempt, error).await?;
+            let dealt = self.deal(decision, &item.record, item.before + attempt, error).await?;
             if dealt == Flow::Abandoned {
                 return Ok(Flow::Abandoned);
             }
@@ -601,12 +609,15 @@ impl Item {
     fn of(record: ConsumerRecord) -> Self {
         Self { offset: record.offset, before: 0, record }
     }
+}
 
-    fn waited(mut record: ConsumerRecord) -> (Self, i64) {
-        let offset = record.offset;
-        let waited = letters::restore(&mut record);
-        (Self { offset, before: waited.attempts, record }, waited.due)
+/// The offsets of these loads, in order.
+fn offsets(loads: &[Chunk]) -> impl Iterator<Item = i64> {
+    let mut all = Vec::new();
+    for load in loads {
+        load.offsets(&mut |offset| all.push(offset));
     }
+    all.into_iter()
 }
 
 /// The offset at which the handler of a batch says it failed.

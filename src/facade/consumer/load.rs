@@ -2,7 +2,11 @@
 
 use std::hash::{DefaultHasher, Hasher as _};
 
-use crate::{consumer::PartitionRecords, facade::dispatch::lanes::Load, record::ConsumerRecord};
+use crate::{
+    consumer::{PartitionRecords, RecordRefs},
+    facade::{dispatch::lanes::Load, given::Given},
+    record::ConsumerRecord,
+};
 
 /// Records of one partition in the order of their offsets.
 #[derive(Debug)]
@@ -20,6 +24,14 @@ impl Chunk {
             Self::One(record) => (None, Some(*record)),
         };
         polled.into_iter().flatten().chain(one)
+    }
+
+    /// The records as they stand.
+    pub(super) fn given(&self) -> Givens<'_> {
+        match self {
+            Self::Polled(records) => Givens::Polled(records.iter()),
+            Self::One(record) => Givens::One(Some(record)),
+        }
     }
 
     /// The offsets alone.
@@ -55,6 +67,24 @@ impl Load for Chunk {
                 hasher.finish()
             });
             hand_out(hash, Self::One(Box::new(record)));
+        }
+    }
+}
+
+/// The records of a [`Chunk`].
+pub(super) enum Givens<'a> {
+    Polled(RecordRefs<'a>),
+    One(Option<&'a ConsumerRecord>),
+}
+
+impl<'a> Iterator for Givens<'a> {
+    type Item = Given<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Given<'a>> {
+        match self {
+            Self::Polled(records) => records.next().map(Given::Polled),
+            Self::One(record) => record.take().map(Given::Alone),
         }
     }
 }
