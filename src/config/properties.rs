@@ -167,6 +167,7 @@ properties! {
     row("partitioner.ignore.keys", &[], Flag, Some("false"), Producer, "spread records whatever their key (KIP-794)"),
     row("transactional.id", &[], Text, None, Producer, "who a producer of transactions is, through its restarts; another one with the same id fences it (KIP-98)"),
     row("transaction.timeout.ms", &[], Millis(1, INT), Some("60000"), Producer, "limit of an open transaction, after which its coordinator aborts it"),
+    row("transaction.two.phase.commit.enable", &[], Flag, Some("false"), Producer, "transactions that a coordinator outside of Kafka ends (KIP-939); only false, for released brokers do not offer them"),
     // Consumer
     row("group.id", &[], Text, None, Consumer, "consumer group"),
     row("group.instance.id", &[], Text, None, Consumer, "static membership (KIP-345)"),

@@ -238,6 +238,15 @@ fn producer(all: &mut Effective) -> ProducerSettings {
             delivery_timeout = linger + request_timeout;
         }
     }
+    if all.flag("transaction.two.phase.commit.enable") {
+        // Up to 4.4 version 6 of InitProducerId is marked unstable, and Java's producer has no call that prepares.
+        all.problems.push(
+            "transaction.two.phase.commit.enable = true is not supported: released brokers and clients do not offer two-phase \
+             commits (KIP-939) yet. Leave it out; transactions are ended by their producer, and by their coordinator after \
+             transaction.timeout.ms"
+                .to_owned(),
+        );
+    }
     let max_request_size = all.size("max.request.size");
     let buffer_memory = all.size("buffer.memory");
     ProducerSettings {

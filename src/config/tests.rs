@@ -250,6 +250,7 @@ fn combinations_that_cannot_work_are_refused() {
         (&[("enable.idempotence", "true"), ("acks", "1")], "does not go with acks = 1 (needed: all)"),
         (&[("enable.idempotence", "true"), ("retries", "0")], "retries = 0"),
         (&[("enable.idempotence", "true"), ("max_in_flight_requests_per_connection", "6")], "at most 5"),
+        (&[("transaction.two.phase.commit.enable", "true")], "two-phase commits (KIP-939) yet. Leave it out"),
         (&[("delivery.timeout.ms", "1000")], "below linger.ms + request.timeout.ms = 30005"),
         (
             &[("session.timeout.ms", "3000")],

@@ -280,6 +280,12 @@ impl KafkaProducer {
         let shared = self.shared();
         let mut statistics = shared.statistics.lock().unwrap_or_else(PoisonError::into_inner).clone();
         statistics.buffered_bytes = shared.memory.used();
+        for partition in shared.topics.snapshot().partitions() {
+            for receipt in partition.lock().unresolved() {
+                statistics.unanswered_batches += 1;
+                statistics.unanswered_records += u64::from(receipt.records());
+            }
+        }
         (statistics.throttled, statistics.throttle_time) = shared.cluster.pauses();
         statistics
     }

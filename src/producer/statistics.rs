@@ -10,6 +10,10 @@ use super::{Shared, sender::Counts};
 pub struct ProducerStatistics {
     /// Bytes of `buffer.memory` in use.
     pub buffered_bytes: usize,
+    /// Batches that have no answer yet: those that are filled, wait, or are on their way.
+    pub unanswered_batches: u64,
+    /// Records in them.
+    pub unanswered_records: u64,
     /// Produce requests that were sent.
     pub requests: u64,
     /// Batches that were sent, each attempt counted.

@@ -2,7 +2,8 @@
 //! of members that come and go reads: nothing lost, doubled, reordered, skipped or invented.
 //!
 //! `DTKAFKA_CHAOS_SECONDS` is how long the weather lasts (default 20; 0 leaves the test out), `DTKAFKA_CHAOS_SEED` its
-//! seed, `DTKAFKA_CHAOS_GROUP` the members' protocol: `eager` (default), `cooperative` or `consumer` (KIP-848).
+//! seed, `DTKAFKA_CHAOS_RATE` the records of each producer in a second (default 600), `DTKAFKA_CHAOS_GROUP` the members'
+//! protocol: `eager` (default), `cooperative` or `consumer` (KIP-848).
 //! It needs what real Kafka needs; see `tests/run`.
 
 #![allow(missing_docs, reason = "the names of tests are sentences")]
@@ -38,7 +39,7 @@ use crate::{
 const GROUP: &str = "chaos";
 const PARTITIONS: i32 = 6;
 const MEMBERS: usize = 3;
-/// Of each producer, in a second.
+/// Records of each producer in a second, unless `DTKAFKA_CHAOS_RATE` says otherwise.
 const RATE: u64 = 600;
 const CODECS: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
 
@@ -121,10 +122,11 @@ async fn run(
     in_sync(&admin, &topics).await;
 
     let world = World::new(topics.clone());
+    let rate = number("DTKAFKA_CHAOS_RATE").unwrap_or(RATE);
     let mut producers = Vec::new();
     for (number, codec) in (0..).zip(CODECS) {
         let config = config(&kafka, number % 2 == 1).set("compression.type", codec);
-        producers.push(tokio::spawn(producer(Arc::clone(&world), config, number, RATE)));
+        producers.push(tokio::spawn(producer(Arc::clone(&world), config, number, rate)));
     }
     let stop = Arc::new(AtomicBool::new(false));
     let watching =

@@ -534,10 +534,16 @@ async fn flush_sends_what_lingers_and_waits_for_it() {
     let producer = producer_with(&broker, |p| p.linger(Duration::from_secs(60))).await;
     let deliveries = send(&producer, 0, 0..100).await;
     assert!(log(&broker, 0).is_empty());
+    let unanswered = || {
+        let statistics = producer.statistics();
+        (statistics.unanswered_batches, statistics.unanswered_records)
+    };
+    assert_eq!(unanswered(), (1, 100));
     tokio::time::timeout(PATIENCE, producer.flush()).await.expect("flush waits for linger.ms").unwrap();
     for delivery in deliveries {
         delivery.now_or_never().expect("flush did not wait for it").unwrap();
     }
+    assert_eq!(unanswered(), (0, 0));
     assert_log(&broker, 0, 0..100);
 }
 
