@@ -86,7 +86,7 @@ impl Plan {
         settings.extend([
             ("group.id", group.to_string()),
             ("enable.auto.commit", automatic.to_string()),
-            ("auto.commit.interval.ms", rng.pick(&["1", "100", "1000", "5000"]).to_string()),
+            ("auto.commit.interval.ms", rng.pick(&["20", "100", "1000", "5000"]).to_string()),
             ("max.poll.records", rng.pick(&["1", "3", "20", "500"]).to_string()),
             ("fetch.min.bytes", rng.pick(&["1", "1", "500"]).to_string()),
             ("fetch.max.wait.ms", rng.pick(&["10", "100", "500"]).to_string()),

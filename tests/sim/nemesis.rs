@@ -1,10 +1,7 @@
 //! What goes wrong in a world, until the calm: brokers that stop, leaders and coordinators that move, links that are cut,
 //! requests that fail, hang or are applied without an answer, topics that grow and go.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use dtkafka_testcontainers::broker::{ApiKey, Effect, Fault, Quota, ResponseError};
 
@@ -116,19 +113,17 @@ async fn strike(world: &Arc<World>, rng: &mut Rng) {
         0 => {
             let for_ = rng.millis(100, 8000);
             note(format!("broker {broker} stops for {for_:?}"));
-            world.down.fetch_add(1, Ordering::Relaxed);
+            world.goes_down(broker);
             control.stop_broker(broker).unwrap();
             tokio::time::sleep(for_).await;
             control.start_broker(broker).await.unwrap();
-            world.down.fetch_sub(1, Ordering::Relaxed);
+            world.is_up_again(broker);
             note(format!("broker {broker} runs again"));
         }
         1 | 2 => {
             let topic = rng.pick(&world.topics);
             let partition = rng.below(world.partitions(topic)) as i32;
-            if world.down.load(Ordering::Relaxed) == 0
-                && control.move_leader(topic, partition, broker).is_ok()
-            {
+            if world.runs(broker) && control.move_leader(topic, partition, broker).is_ok() {
                 note(format!("{topic}-{partition} is led by {broker}"));
             }
         }
@@ -235,11 +230,11 @@ async fn shift(world: &Arc<World>, means: Means, rng: &mut Rng) {
         0 => {
             let for_ = rng.millis(100, 5000);
             note(format!("broker {broker} crashes for {for_:?}"));
-            world.down.fetch_add(1, Ordering::Relaxed);
+            world.goes_down(broker);
             control.kill_broker(broker).unwrap();
             tokio::time::sleep(for_).await;
             control.start_broker(broker).await.unwrap();
-            world.down.fetch_sub(1, Ordering::Relaxed);
+            world.is_up_again(broker);
         }
         1 => {
             note(format!("broker {broker} forgets its fetch sessions"));

@@ -49,7 +49,7 @@ impl Plan {
         let request = *rng.pick(&[2000, 5000]);
         let settings = vec![
             ("transactional.id", format!("x{number}")),
-            ("transaction.timeout.ms", rng.pick(&["2000", "10000", "60000"]).to_string()),
+            ("transaction.timeout.ms", rng.pick(&["1000", "2000", "10000", "60000"]).to_string()),
             ("max.in.flight.requests.per.connection", rng.range(1, 5).to_string()),
             ("request.timeout.ms", request.to_string()),
             ("delivery.timeout.ms", rng.pick(&["6000", "20000"]).to_string()),

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -45,8 +45,8 @@ pub(crate) struct World {
     /// A topic that is deleted and made again; nobody answers for its records.
     pub(crate) doomed: Option<Arc<str>>,
     profile: Profile,
-    /// How many brokers do not run: leadership given to one of them would lose records.
-    pub(crate) down: AtomicU32,
+    /// Brokers that do not run, once for each who has stopped them.
+    down: Mutex<Vec<i32>>,
     /// Partitions at the beginning.
     first: BTreeMap<Arc<str>, u64>,
     /// Where partitions end, for readers of all and of committed records, once everything has stopped.
@@ -99,6 +99,22 @@ impl World {
     /// Whether the brokers know transactions.
     fn has_transactions(&self) -> bool {
         !matches!(self.profile, Profile::EventHubs)
+    }
+
+    pub(crate) fn goes_down(&self, broker: i32) {
+        self.down.lock().unwrap().push(broker);
+    }
+
+    pub(crate) fn is_up_again(&self, broker: i32) {
+        let mut down = self.down.lock().unwrap();
+        if let Some(index) = down.iter().position(|other| *other == broker) {
+            down.swap_remove(index);
+        }
+    }
+
+    /// Whether the broker may lead: leadership given to one that is down would lose records, as an unclean election does.
+    pub(crate) fn runs(&self, broker: i32) -> bool {
+        !self.down.lock().unwrap().contains(&broker)
     }
 
     /// Nothing goes wrong any more.
@@ -237,7 +253,7 @@ async fn live(seed: u64) -> Report {
         groups,
         doomed,
         profile,
-        down: AtomicU32::new(0),
+        down: Mutex::default(),
         first: partitions.clone(),
         ends: Default::default(),
         partitions: Mutex::new(partitions),
@@ -327,8 +343,14 @@ async fn play(world: &Arc<World>, rng: &mut Rng) -> Facts {
     })
     .await;
     if transactional > 0 || facts.exactly {
-        // Transactions that were left open are aborted by their time-out.
-        tokio::time::sleep(Duration::from_secs(65)).await;
+        // Transactions that were left open are aborted by their time-out. What is on its way may still open one.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        for _ in 0..70 {
+            if world.broker.open_transactions() == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
     }
     let lag = checker::lag_is_gone(Arc::clone(world), &facts);
     within_the_calm(world, "everything is committed", lag).await;

@@ -407,6 +407,12 @@ impl EmbeddedBroker {
         cluster.groups.get(group)?.offsets.get(&(topic.to_owned(), partition)).map(|c| c.offset)
     }
 
+    /// How many transactions are open, or are being ended.
+    #[must_use]
+    pub fn open_transactions(&self) -> usize {
+        self.shared.cluster().transactions.open()
+    }
+
     /// Closes every listener and connection, and waits until the ports are free.
     ///
     /// # Cancel safety

@@ -118,6 +118,13 @@ impl Transactions {
         self.all.get(id)
     }
 
+    /// How many are open, or are being ended.
+    pub(super) fn open(&self) -> usize {
+        let is_open =
+            |t: &&Transaction| matches!(t.state, State::Ongoing | State::PrepareCommit | State::PrepareAbort);
+        self.all.values().filter(is_open).count()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (&String, &Transaction)> {
         self.all.iter()
     }
@@ -234,7 +241,8 @@ impl Transactions {
         match (txn.state, commit) {
             (State::Ongoing, _) if is_retry => return Err(ResponseError::ProducerFenced),
             (State::Ongoing, _) => {}
-            (State::PrepareCommit, true) | (State::PrepareAbort, false) => {
+            // Whatever is asked for: the end before is not complete.
+            (State::PrepareCommit | State::PrepareAbort, _) => {
                 return Err(ResponseError::ConcurrentTransactions);
             }
             (State::CompleteCommit, true) | (State::CompleteAbort, false) if is_retry || !bump => {
@@ -364,6 +372,7 @@ mod tests {
         play.txns.marker_delay = Duration::from_secs(1);
         assert_eq!(play.end((7, 0), true, false), Ok((7, 0)));
         assert_eq!(play.end((7, 0), true, false), Err(ResponseError::ConcurrentTransactions));
+        assert_eq!(play.end((7, 0), false, false), Err(ResponseError::ConcurrentTransactions));
         assert_eq!(play.add((7, 0)), Err(ResponseError::ConcurrentTransactions));
         assert_eq!(play.settle(), []);
         play.now = Duration::from_secs(1);
