@@ -187,13 +187,11 @@ impl Group {
     pub fn new(members: usize, topics: usize, partitions: i32) -> Self {
         let names =
             || (0..topics).map(|topic| Arc::from(format!("topic-{topic:04}"))).collect::<Vec<Arc<str>>>();
-        let member = |index| GroupMember {
-            member_id: format!("consumer-billing-{index:04}-0f8fad5b-d9cb-469f-a165-70867728950e"),
-            instance_id: None,
-            topics: names(),
-            owned: Vec::new(),
-            generation: -1,
-            rack: None,
+        let member = |index| {
+            GroupMember::new(
+                format!("consumer-billing-{index:04}-0f8fad5b-d9cb-469f-a165-70867728950e"),
+                names(),
+            )
         };
         Self {
             members: (0..members).map(member).collect(),
@@ -203,7 +201,7 @@ impl Group {
 
     /// What the leader computes; `None` for a strategy there is not.
     pub fn assign(&self, strategy: &str) -> Option<BTreeMap<String, Vec<TopicPartition>>> {
-        Some(Strategy::named(strategy)?.assign(&GroupInfo::new(&self.members, &self.counts)))
+        Strategy::named(strategy)?.assign(&GroupInfo::new(&self.members, &self.counts)).ok()
     }
 }
 

@@ -112,6 +112,7 @@ pub use facade::{
     Handler, HandlerArgument, HandlerError, HandlerOutput, HandlerResult, Json, KafkaInstance, Message,
     Ordering, Producer, Progress, Rebalance, Replay, Replayed, SendAndWait, Topics,
 };
+pub use group::assignor::{Assignor, GroupInfo, GroupMember};
 pub use producer::{
     Delivery, IntoKey, KafkaProducer, Key, OutgoingRecord, Partitioner, Partitions, ProducerInterceptor,
     ProducerStatistics, SendJson, Sending, Transaction, TransactionalProducer,

@@ -35,6 +35,7 @@ pub use value::SettingValue;
 use self::{properties::Kind, secrecy::Secrets};
 use crate::{
     connection::transport::{Route, Transport},
+    group::assignor::OwnAssignor,
     producer::Plugins,
     time::Environment,
 };
@@ -85,6 +86,8 @@ pub struct KafkaConfig {
     route: Route,
     /// Of one producer; no setter of this type sets it.
     plugins: Plugins,
+    /// Of one consumer.
+    assignors: Vec<OwnAssignor>,
     environment: Environment,
     #[cfg(feature = "tls")]
     tls_client_config: Option<Arc<rustls::ClientConfig>>,

@@ -1,7 +1,10 @@
 //! Settings of one client that override those of its `KafkaConfig`.
 
 use super::{KafkaConfig, Origin, SettingValue};
-use crate::producer::{OwnPartitioner, Partitioner, ProducerInterceptor};
+use crate::{
+    group::assignor::{Assignor, OwnAssignor},
+    producer::{OwnPartitioner, Partitioner, ProducerInterceptor},
+};
 
 macro_rules! overlay {
     ($(#[$type_doc:meta])* $type:ident { $($(#[$doc:meta])* $setter:ident => $property:literal;)+ }) => {
@@ -141,6 +144,20 @@ impl ProducerConfig {
     }
 }
 
+impl ConsumerConfig {
+    /// An assignor of your own, for groups of the classic protocol; see [`Assignor`]. Called again it adds another, of lower
+    /// preference. Default: none.
+    ///
+    /// Where `partition.assignment.strategy` is set its assignors are offered as well, behind this one, or in the order of the list
+    /// if that has this one's name. A rolling change to an assignor of your own offers the old and the new, as long as there are
+    /// members without it.
+    #[must_use]
+    pub fn assignor(mut self, assignor: impl Assignor) -> Self {
+        self.overlay.assignors.push(OwnAssignor::new(assignor));
+        self
+    }
+}
+
 fn merged(overlay: &KafkaConfig, base: &KafkaConfig) -> KafkaConfig {
     let mut merged = base.clone();
     for (name, entry) in &overlay.entries {
@@ -149,6 +166,7 @@ fn merged(overlay: &KafkaConfig, base: &KafkaConfig) -> KafkaConfig {
         merged.entries.insert(name, entry);
     }
     merged.plugins = overlay.plugins.clone();
+    merged.assignors.clone_from(&overlay.assignors);
     merged.problems.extend(overlay.problems.iter().cloned());
     merged
 }

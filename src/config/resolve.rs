@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind, Result},
-    group::assignor::Strategy,
+    group::assignor::{OwnAssignor, Strategy},
     producer::Plugins,
 };
 
@@ -51,7 +51,7 @@ impl KafkaConfig {
         let client = self.client(&mut all);
         all.problems.extend(client.tls.as_ref().map(files).unwrap_or_default());
         producer(&mut all);
-        consumer(&mut all);
+        consumer(&mut all, &self.assignors);
         for note in &all.notes {
             tracing::warn!(controller = "dtkafka.config", subject = "Kafka configuration", "{note}");
         }
@@ -75,7 +75,7 @@ impl KafkaConfig {
     /// What a consumer reads.
     pub(crate) fn resolve_consumer(&self) -> Result<ConsumerSettings> {
         let mut all = self.checked();
-        let settings = consumer(&mut all);
+        let settings = consumer(&mut all, &self.assignors);
         all.outcome(settings)
     }
 
@@ -318,7 +318,7 @@ fn compression_level(all: &mut Effective, compression: Compression) -> Option<i3
     level.trim().parse().ok()
 }
 
-fn consumer(all: &mut Effective) -> ConsumerSettings {
+fn consumer(all: &mut Effective, own: &[OwnAssignor]) -> ConsumerSettings {
     let below = |all: &mut Effective, small: &str, great: &str| {
         let (less, more) = (all.number(small), all.number(great));
         if less >= more {
@@ -327,6 +327,13 @@ fn consumer(all: &mut Effective) -> ConsumerSettings {
     };
     let group_protocol: GroupProtocol = all.choice("group.protocol");
     check_protocol(all, group_protocol);
+    if group_protocol == GroupProtocol::Consumer && !own.is_empty() {
+        all.problems.push(
+            "ConsumerConfig::assignor does not go with group.protocol = consumer, where the broker assigns: leave it out, or set \
+             group.protocol to classic or auto"
+                .to_owned(),
+        );
+    }
     if group_protocol != GroupProtocol::Consumer {
         below(all, "heartbeat.interval.ms", "session.timeout.ms");
     }
@@ -364,7 +371,7 @@ fn consumer(all: &mut Effective) -> ConsumerSettings {
         check_crcs: all.flag("check.crcs"),
         isolation_level: all.choice("isolation.level"),
         client_rack: all.text("client.rack"),
-        assignors: assignors(all),
+        assignors: assignors(all, own),
     }
 }
 
@@ -401,10 +408,11 @@ fn max_decompressed(all: &Effective) -> usize {
     usize::try_from(fetch.saturating_mul(4).clamp(32 << 20, i64::from(i32::MAX))).unwrap_or(usize::MAX)
 }
 
-/// The assignors named, by Kafka's name or Java's class; what is none of them is a problem.
-fn assignors(all: &mut Effective) -> Vec<Strategy> {
+/// The assignors named, by Kafka's name or Java's class, and the user's own; what is none of them is a problem.
+fn assignors(all: &mut Effective, own: &[OwnAssignor]) -> Vec<Strategy> {
     const NAME: &str = "partition.assignment.strategy";
-    let text = all.text(NAME).unwrap_or_default();
+    let text =
+        if own.is_empty() || all.is_set(NAME) { all.text(NAME).unwrap_or_default() } else { String::new() };
     let mut assignors = Vec::new();
     for name in text.split([',', ';']).map(str::trim).filter(|name| !name.is_empty()) {
         let class = name.rsplit('.').next().unwrap_or(name);
@@ -415,7 +423,8 @@ fn assignors(all: &mut Effective) -> Vec<Strategy> {
             "CooperativeStickyAssignor" => "cooperative-sticky",
             other => other,
         };
-        match Strategy::named(&plain.to_ascii_lowercase()) {
+        let own = own.iter().find(|own| own.name() == name).cloned().map(Strategy::Own);
+        match own.or_else(|| Strategy::named(&plain.to_ascii_lowercase())) {
             Some(assignor) if !assignors.contains(&assignor) => assignors.push(assignor),
             Some(_) => {}
             // Not shown: who knows what was put there by mistake.
@@ -424,6 +433,18 @@ fn assignors(all: &mut Effective) -> Vec<Strategy> {
             )),
         }
     }
+    let mut first = Vec::new();
+    for own in own {
+        let name = own.name();
+        if name.is_empty() || Strategy::named(name).is_some() {
+            all.problems.push(format!("an assignor of one's own cannot be named '{name}'"));
+        }
+        let own = Strategy::Own(own.clone());
+        if !assignors.contains(&own) && !first.contains(&own) {
+            first.push(own);
+        }
+    }
+    assignors.splice(0..0, first);
     if assignors.is_empty() {
         assignors.extend([Strategy::Range, Strategy::RoundRobin]);
     }

@@ -589,3 +589,44 @@ proptest! {
         prop_assert!(!shown.contains(PASSWORD), "{}", shown);
     }
 }
+
+/// An assignor by its name.
+struct Named(&'static str);
+
+impl crate::Assignor for Named {
+    fn name(&self) -> &str {
+        self.0
+    }
+
+    fn assign(
+        &self,
+        _: &crate::GroupInfo<'_>,
+    ) -> std::collections::BTreeMap<String, Vec<crate::TopicPartition>> {
+        std::collections::BTreeMap::new()
+    }
+}
+
+#[test]
+fn assignors_of_ones_own_come_alone_or_first_or_where_the_list_has_them() {
+    let names = |overlay: ConsumerConfig| {
+        let config = overlay.merged(&KafkaConfig::new().set_bootstrap_servers("h:1"));
+        let settings = config.resolve_consumer().map_err(|error| error.to_string())?;
+        Ok::<_, String>(settings.assignors.iter().map(|a| a.name().to_owned()).collect::<Vec<_>>().join(","))
+    };
+    let own = || ConsumerConfig::new().assignor(Named("mine"));
+    let strategy = "partition.assignment.strategy";
+    assert_eq!(names(ConsumerConfig::new()).unwrap(), "range,roundrobin");
+    assert_eq!(names(own()).unwrap(), "mine");
+    assert_eq!(names(own().assignor(Named("other"))).unwrap(), "mine,other");
+    assert_eq!(names(own().set(strategy, "range")).unwrap(), "mine,range");
+    assert_eq!(names(own().set(strategy, "range,mine")).unwrap(), "range,mine");
+    for (bad, why) in [
+        (ConsumerConfig::new().set(strategy, "mine"), "not known"),
+        (ConsumerConfig::new().assignor(Named("range")), "cannot be named 'range'"),
+        (ConsumerConfig::new().assignor(Named("")), "cannot be named ''"),
+        (own().set("group.protocol", "consumer"), "the broker assigns"),
+    ] {
+        let error = names(bad).unwrap_err();
+        assert!(error.contains(why), "{error}");
+    }
+}

@@ -49,12 +49,13 @@ pub(super) async fn group(shared: &Shared, request: Request, deadline: Instant) 
     let instance = consumer.group_instance_id.as_deref().map(kafka_string);
     match request {
         Request::Join { member_id, topics, claim, generation } => {
-            let cooperative = consumer.assignors.iter().all(|assignor| assignor.is_cooperative());
-            let metadata = |assignor: Strategy| {
+            let cooperative = consumer.assignors.iter().all(Strategy::is_cooperative);
+            let metadata = |assignor: &Strategy| {
                 let user_data = match assignor {
                     Strategy::Range | Strategy::RoundRobin => None,
                     Strategy::Sticky => Some(encode_sticky(&claim, generation)),
                     Strategy::CooperativeSticky => Some(encode_generation(generation)),
+                    Strategy::Own(own) => own.user_data(&topics),
                 };
                 // With eager rebalancing everything was given up before.
                 let owned = if cooperative { claim.clone() } else { Vec::new() };
@@ -62,8 +63,8 @@ pub(super) async fn group(shared: &Shared, request: Request, deadline: Instant) 
                 encode_subscription(&MemberSubscription { topics, owned, generation, rack, user_data })
             };
             let protocol = |assignor: &Strategy| wire::join_group_request::JoinGroupRequestProtocol {
-                name: wire::Str::from_static(assignor.name()),
-                metadata: metadata(*assignor),
+                name: kafka_string(assignor.name()),
+                metadata: metadata(assignor),
             };
             let request = wire::JoinGroupRequest {
                 group_id: group,
@@ -88,7 +89,7 @@ pub(super) async fn group(shared: &Shared, request: Request, deadline: Instant) 
                 member_id: kafka_string(&member_id),
                 group_instance_id: instance,
                 protocol_type: Some(wire::Str::from_static(CONSUMER)),
-                protocol_name: Some(wire::Str::from_static(assignor.name())),
+                protocol_name: Some(kafka_string(assignor.name())),
                 assignments: assignments.into_iter().map(assignment).collect(),
             };
             let answer = to_coordinator(shared, Lane::Group, request, deadline).await?;
@@ -184,8 +185,10 @@ async fn leave(
 }
 
 fn joined(answer: wire::JoinGroupResponse) -> Result<Answer> {
-    // A member that cannot be understood gets nothing; it must not stop those that can.
-    let sticky = answer.protocol_name.as_ref().is_some_and(|name| name.as_str() == Strategy::Sticky.name());
+    let is = |strategy: &Strategy| {
+        answer.protocol_name.as_ref().is_some_and(|name| name.as_str() == strategy.name())
+    };
+    let (sticky, cooperative) = (is(&Strategy::Sticky), is(&Strategy::CooperativeSticky));
     // A member that cannot be understood gets nothing; it must not stop those that can.
     let member = |member: wire::join_group_response::JoinGroupResponseMember| {
         let MemberSubscription { topics, owned, generation, rack, user_data } = decode_subscription(
@@ -195,9 +198,9 @@ fn joined(answer: wire::JoinGroupResponse) -> Result<Answer> {
             tracing::warn!(member = %member.member_id.as_str(), %error, "a member of the group is left out");
             MemberSubscription::default()
         });
-        let (owned, generation) = match user_data {
-            Some(data) if sticky => decode_sticky(&data),
-            Some(data) if generation < 0 => (owned, decode_generation(&data)),
+        let (owned, generation) = match &user_data {
+            Some(data) if sticky => decode_sticky(data),
+            Some(data) if cooperative && generation < 0 => (owned, decode_generation(data)),
             _ => (owned, generation),
         };
         GroupMember {
@@ -205,6 +208,7 @@ fn joined(answer: wire::JoinGroupResponse) -> Result<Answer> {
             owned,
             generation,
             rack,
+            user_data,
             member_id: member.member_id.to_string(),
             instance_id: member.group_instance_id.map(|id| id.to_string()),
         }

@@ -34,7 +34,7 @@ use crate::{
 enum Event {
     Topics(Vec<Arc<str>>, Result<()>),
     Group(Token, Result<Answer>),
-    Plan(Token, Strategy, BTreeMap<Arc<str>, i32>, Assignment),
+    Plan(Token, Strategy, BTreeMap<Arc<str>, i32>, Result<Assignment>),
     Commit(Token, Result<BTreeMap<TopicPartition, i16>>),
     Committed(Vec<(TopicPartition, Life)>, Result<Found>),
     Listed(Vec<Lookup>, Result<Found>),
@@ -110,7 +110,7 @@ fn start(shared: &Arc<Shared>, action: Action, work: &Flights<Event>) {
             Event::Group(token, requests::group(&shared, request, deadline).await)
         })),
         Action::Plan { token, assignor, members, deadline } => work.push(Box::pin(async move {
-            let (counts, plan) = plan(&shared, assignor, &members, deadline).await;
+            let (counts, plan) = plan(&shared, &assignor, &members, deadline).await;
             Event::Plan(token, assignor, counts, plan)
         })),
         Action::Commit(commit) => work.push(Box::pin(async move {
@@ -144,7 +144,7 @@ fn handle(shared: &Shared, event: Event) {
     match event {
         Event::Topics(topics, result) => core.handle_topics(now, &topics, result),
         Event::Group(token, answer) => core.handle_group(now, token, answer),
-        Event::Plan(token, assignor, counts, plan) => core.handle_plan(now, token, assignor, counts, &plan),
+        Event::Plan(token, assignor, counts, plan) => core.handle_plan(now, token, assignor, counts, plan),
         Event::Commit(token, answer) => core.handle_commit(now, token, answer),
         Event::Committed(asked, found) => core.handle_found_committed(now, &asked, found),
         Event::EpochEnds(asked, ends) => core.handle_epoch_ends(now, &asked, ends),
@@ -159,10 +159,10 @@ fn handle(shared: &Shared, event: Event) {
 /// out; the leader calls for a rebalance when they appear.
 async fn plan(
     shared: &Shared,
-    assignor: Strategy,
+    assignor: &Strategy,
     members: &[GroupMember],
     deadline: Instant,
-) -> (BTreeMap<Arc<str>, i32>, Assignment) {
+) -> (BTreeMap<Arc<str>, i32>, Result<Assignment>) {
     let mut topics: Vec<Arc<str>> = members.iter().flat_map(|member| member.topics.iter().cloned()).collect();
     topics.sort();
     topics.dedup();

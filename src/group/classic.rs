@@ -224,12 +224,16 @@ impl Member {
         token: Token,
         assignor: Strategy,
         counts: BTreeMap<Arc<str>, i32>,
-        plan: &Assignment,
+        plan: Result<Assignment, Error>,
     ) {
         let State::Planning { generation, token: waited, keeps } = self.state else { return };
         if waited != token {
             return;
         }
+        let plan = match plan {
+            Ok(plan) => plan,
+            Err(error) => return self.stop(now, error),
+        };
         self.planned = Some(counts);
         let is_plain = matches!(assignor, Strategy::Range | Strategy::RoundRobin);
         self.expected = if keeps && is_plain { plan.get(&self.member_id).cloned() } else { None };
@@ -369,7 +373,7 @@ impl Member {
                 let request = Request::Sync {
                     member_id: self.member_id.clone(),
                     generation: *generation,
-                    assignor: *assignor,
+                    assignor: assignor.clone(),
                     assignments: assignments.clone(),
                 };
                 // The coordinator waits for the leader's plan, as long as for a join.
@@ -444,7 +448,8 @@ impl Member {
         members: Option<Vec<GroupMember>>,
         skip_assignment: bool,
     ) {
-        let Some(assignor) = Strategy::named(protocol) else {
+        let offered = self.settings.assignors.iter().find(|assignor| assignor.name() == protocol);
+        let Some(assignor) = offered.cloned() else {
             let error = Error::protocol(format!(
                 "the group uses the assignor '{protocol}', which this member did not offer"
             ))

@@ -28,6 +28,7 @@ impl Bench {
         let mut settings = GroupSettings {
             protocol: GroupProtocol::Classic,
             instance_id: None,
+            assignors: Strategy::ALL.to_vec(),
             cooperative: false,
             session_timeout: SESSION,
             heartbeat_interval: HEARTBEAT,
@@ -79,14 +80,7 @@ impl Bench {
     }
 
     fn join_answer(&mut self, token: Token, generation: i32, leader: &str) {
-        let members = vec![GroupMember {
-            member_id: "me".into(),
-            instance_id: None,
-            topics: vec!["t".into()],
-            owned: Vec::new(),
-            generation: -1,
-            rack: None,
-        }];
+        let members = vec![GroupMember::new("me", ["t"])];
         self.answer(
             token,
             Answer::Join {
@@ -190,9 +184,9 @@ fn the_leader_plans_and_its_plan_is_synced() {
     };
     let counts: BTreeMap<Arc<str>, i32> = [(Arc::from("t"), 2)].into();
     let plan = Strategy::Range.assign(&GroupInfo::new(&members, &counts));
-    bench.member.handle_plan(bench.now, Token::STRANGER, Strategy::Range, counts.clone(), &plan);
+    bench.member.handle_plan(bench.now, Token::STRANGER, Strategy::Range, counts.clone(), plan.clone());
     bench.nothing(); // another token: a plan of another generation
-    bench.member.handle_plan(bench.now, token, Strategy::Range, counts, &plan);
+    bench.member.handle_plan(bench.now, token, Strategy::Range, counts, plan);
     let (token, Request::Sync { generation: 7, assignments, .. }) = bench.sent() else { panic!("no sync") };
     assert_eq!(decode_assignment(&assignments[0].1).unwrap().len(), 2);
     bench.answer(token, Answer::Sync { error: 0, assignment: assignments[0].1.clone() });
@@ -569,14 +563,7 @@ fn returned(counts: i32, kept: &[i32]) -> Bench {
     bench.subscribe(&["t"]);
     bench.poll();
     let (token, _) = bench.joins();
-    let me = GroupMember {
-        member_id: "me".into(),
-        instance_id: Some("a".into()),
-        topics: vec!["t".into()],
-        owned: Vec::new(),
-        generation: -1,
-        rack: None,
-    };
+    let me = GroupMember { instance_id: Some("a".into()), ..GroupMember::new("me", ["t"]) };
     bench.answer(
         token,
         Answer::Join {
@@ -594,7 +581,7 @@ fn returned(counts: i32, kept: &[i32]) -> Bench {
     };
     let counts: BTreeMap<Arc<str>, i32> = [(Arc::from("t"), counts)].into();
     let plan = assignor.assign(&GroupInfo::new(&members, &counts));
-    bench.member.handle_plan(bench.now, token, assignor, counts, &plan);
+    bench.member.handle_plan(bench.now, token, assignor, counts, plan);
     let (token, Request::Sync { assignments, .. }) = bench.sent() else { panic!("no sync") };
     assert!(assignments.is_empty(), "the coordinator's stands");
     let kept: Vec<_> = kept.iter().map(|partition| TopicPartition::new("t", *partition)).collect();

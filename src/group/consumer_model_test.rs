@@ -345,6 +345,7 @@ impl World {
         let settings = GroupSettings {
             protocol: GroupProtocol::Consumer,
             instance_id: None,
+            assignors: crate::group::assignor::Strategy::ALL.to_vec(),
             cooperative: false,
             session_timeout: SESSION,
             heartbeat_interval: INTERVAL,

@@ -12,6 +12,7 @@ fn settings() -> GroupSettings {
     GroupSettings {
         protocol: GroupProtocol::Consumer,
         instance_id: None,
+        assignors: crate::group::assignor::Strategy::ALL.to_vec(),
         cooperative: false,
         session_timeout: SESSION,
         heartbeat_interval: Duration::from_secs(3),

@@ -146,7 +146,7 @@ impl Membership {
         token: Token,
         assignor: Strategy,
         counts: BTreeMap<Arc<str>, i32>,
-        plan: &Assignment,
+        plan: Result<Assignment, Error>,
     ) {
         if let Member::Classic(member) = &mut self.member {
             member.handle_plan(now, token, assignor, counts, plan);
@@ -229,6 +229,7 @@ mod tests {
         let settings = GroupSettings {
             protocol,
             instance_id: None,
+            assignors: Strategy::ALL.to_vec(),
             cooperative: false,
             session_timeout: Duration::from_secs(45),
             heartbeat_interval: Duration::from_secs(3),

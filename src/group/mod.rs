@@ -153,6 +153,8 @@ pub(crate) struct GroupSettings {
     pub(crate) protocol: GroupProtocol,
     /// `group.instance.id` (KIP-345): a static member, which does not leave when it closes.
     pub(crate) instance_id: Option<String>,
+    /// The assignors offered.
+    pub(crate) assignors: Vec<Strategy>,
     /// Every assignor offered is cooperative: partitions that stay are kept through a rebalance (KIP-429).
     pub(crate) cooperative: bool,
     pub(crate) session_timeout: Duration,
@@ -168,7 +170,8 @@ impl GroupSettings {
         Self {
             protocol: consumer.group_protocol,
             instance_id: consumer.group_instance_id.clone(),
-            cooperative: consumer.assignors.iter().all(|assignor| assignor.is_cooperative()),
+            assignors: consumer.assignors.clone(),
+            cooperative: consumer.assignors.iter().all(Strategy::is_cooperative),
             session_timeout: consumer.session_timeout,
             heartbeat_interval: consumer.heartbeat_interval,
             max_poll_interval: consumer.max_poll_interval,

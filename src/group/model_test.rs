@@ -198,12 +198,10 @@ impl Coordinator {
             .members
             .iter()
             .map(|(id, known)| GroupMember {
-                member_id: id.clone(),
-                instance_id: None,
                 topics: known.topics.clone(),
                 owned: known.claim.0.clone(),
                 generation: known.claim.1,
-                rack: None,
+                ..GroupMember::new(id.clone(), [""; 0])
             })
             .collect();
         for (id, known) in &mut self.members {
@@ -451,6 +449,7 @@ impl World {
         let settings = GroupSettings {
             protocol: GroupProtocol::Classic,
             instance_id: None,
+            assignors: Strategy::ALL.to_vec(),
             cooperative: self.coordinator.assignor.is_cooperative(),
             session_timeout: SESSION,
             heartbeat_interval: Duration::from_secs(1),
@@ -507,7 +506,7 @@ impl World {
                 let counts: BTreeMap<Arc<str>, i32> = [(Arc::from("t"), PARTITIONS)].into();
                 let plan = assignor.assign(&GroupInfo::new(&members, &counts));
                 assert_eq!(assignor, self.coordinator.assignor);
-                self.clients[who].member.handle_plan(self.now, token, assignor, counts, &plan);
+                self.clients[who].member.handle_plan(self.now, token, assignor, counts, plan);
             }
             Action::Revoke { token, partitions } => {
                 let busy = Duration::from_millis(self.rng.below(2_000) as u64);

@@ -1,13 +1,19 @@
-//! The user's own code within a producer: interceptors, and a partitioner.
+//! The user's own code within the clients: interceptors, a partitioner, an assignor.
 
 use std::{
-    sync::{Arc, Mutex},
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
+use bytes::Bytes;
 use dtkafka::{
-    Error, ErrorKind, KafkaConfig, KafkaInstance, OutgoingRecord, Partitions, Producer, ProducerInterceptor,
-    ProducerRecord, RecordMetadata,
+    Assignor, ConsumerConfig, Error, ErrorKind, GroupInfo, KafkaConfig, KafkaConsumer, KafkaInstance,
+    OutgoingRecord, Partitions, Producer, ProducerInterceptor, ProducerRecord, RecordMetadata,
+    TopicPartition,
 };
 use dtkafka_testcontainers::{
     EmbeddedBroker,
@@ -176,4 +182,88 @@ async fn a_partitioner_of_ones_own_decides_for_records_that_name_no_partition() 
     };
     tokio::time::timeout(Duration::from_secs(30), grown).await.expect("the new partitions are never used");
     producer.close().await.unwrap();
+}
+
+/// All to the member that says the most of itself.
+struct OneWorks {
+    says: &'static str,
+    is_wrong: Arc<AtomicBool>,
+}
+
+impl Assignor for OneWorks {
+    fn name(&self) -> &str {
+        "one-works"
+    }
+
+    fn user_data(&self, topics: &[Arc<str>]) -> Option<Bytes> {
+        assert_eq!(topics, [Arc::from(TOPIC)]);
+        Some(Bytes::from_static(self.says.as_bytes()))
+    }
+
+    fn assign(&self, group: &GroupInfo<'_>) -> BTreeMap<String, Vec<TopicPartition>> {
+        let chosen = group.members().iter().max_by_key(|member| member.user_data.clone());
+        let all = |member| group.partitions_for(member);
+        let plan: BTreeMap<_, _> =
+            chosen.iter().map(|member| (member.member_id.clone(), all(member))).collect();
+        if self.is_wrong.load(Ordering::SeqCst) {
+            return group.members().iter().map(|member| (member.member_id.clone(), all(member))).collect();
+        }
+        plan
+    }
+}
+
+/// Polls both until each has so many partitions.
+async fn polled_until(first: &KafkaConsumer, second: &KafkaConsumer, counts: (usize, usize)) {
+    let settled = async {
+        while (first.assignment().len(), second.assignment().len()) != counts {
+            let short = Duration::from_millis(20);
+            let (first, second) = tokio::join!(first.poll(short), second.poll(short));
+            first.and(second).unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), settled).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_assignor_of_ones_own_decides_for_the_group_and_a_wrong_plan_is_an_error_of_the_leaders_poll() {
+    let (_broker, kafka) = cluster().await;
+    let is_wrong = Arc::new(AtomicBool::new(false));
+    let member = |says: &'static str| {
+        let is_wrong = Arc::clone(&is_wrong);
+        let settings = move |c: ConsumerConfig| {
+            c.group_id("group").set("heartbeat.interval.ms", 100).assignor(OneWorks { says, is_wrong })
+        };
+        kafka.get_consumer_with([TOPIC], settings)
+    };
+    let first = member("1").await.unwrap();
+    polled_until(&first, &first, (3, 3)).await;
+    let second = member("2").await.unwrap();
+    polled_until(&first, &second, (0, 3)).await;
+    second.close(Duration::from_secs(10)).await.unwrap();
+    polled_until(&first, &first, (3, 3)).await;
+
+    is_wrong.store(true, Ordering::SeqCst);
+    let second = member("2").await.unwrap();
+    let refused = async {
+        loop {
+            let short = Duration::from_millis(20);
+            let (first, second) = tokio::join!(first.poll(short), second.poll(short));
+            if let Err(error) = first.and(second) {
+                return error;
+            }
+        }
+    };
+    let error = tokio::time::timeout(Duration::from_secs(60), refused).await.unwrap();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    let text = error.to_string();
+    assert!(text.contains("the assignor 'one-works' gives orders-") && text.contains(" to both "), "{text}");
+    // The group gets on once the plan can be.
+    is_wrong.store(false, Ordering::SeqCst);
+    let settled = async {
+        while (first.assignment().len(), second.assignment().len()) != (0, 3) {
+            let short = Duration::from_millis(20);
+            let _ = tokio::join!(first.poll(short), second.poll(short));
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), settled).await.unwrap();
 }

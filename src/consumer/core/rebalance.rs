@@ -98,7 +98,7 @@ impl Core {
         token: Token,
         assignor: Strategy,
         counts: BTreeMap<Arc<str>, i32>,
-        plan: &Assignment,
+        plan: Result<Assignment>,
     ) {
         if let Some(member) = &mut self.member {
             member.handle_plan(now, token, assignor, counts, plan);

@@ -5,6 +5,7 @@
 //! (`java_tests.rs` compares). KIP-54, KIP-341, KIP-345, KIP-429, KIP-881.
 
 mod balance;
+mod own;
 mod range;
 mod round_robin;
 mod sticky;
@@ -18,23 +19,46 @@ use std::{
     sync::Arc,
 };
 
-use crate::record::TopicPartition;
+use bytes::Bytes;
 
-/// A member as the leader sees it.
+pub use self::own::Assignor;
+pub(crate) use self::own::OwnAssignor;
+use crate::{error::Result, record::TopicPartition};
+
+/// A member of a classic group as the group's leader sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct GroupMember {
-    pub(crate) member_id: String,
+#[non_exhaustive]
+pub struct GroupMember {
+    /// The id that the coordinator gave it.
+    pub member_id: String,
     /// `group.instance.id` of a static member (KIP-345).
-    pub(crate) instance_id: Option<String>,
-    pub(crate) topics: Vec<Arc<str>>,
-    /// What it says it owns, and of which generation: for sticky assignors.
-    pub(crate) owned: Vec<TopicPartition>,
-    pub(crate) generation: i32,
+    pub instance_id: Option<String>,
+    /// What it is subscribed to.
+    pub topics: Vec<Arc<str>>,
+    /// What it says it owns; nothing with eager rebalancing, but where the assignor is `sticky`.
+    pub owned: Vec<TopicPartition>,
+    /// The generation that `owned` is of; -1 where it does not say.
+    pub generation: i32,
     /// `client.rack` (KIP-881).
-    pub(crate) rack: Option<String>,
+    pub rack: Option<String>,
+    /// What its [`Assignor::user_data`] said.
+    pub user_data: Option<Bytes>,
 }
 
 impl GroupMember {
+    /// A member that owns nothing and says nothing of itself: for tests of an [`Assignor`].
+    pub fn new(member_id: impl Into<String>, topics: impl IntoIterator<Item = impl Into<Arc<str>>>) -> Self {
+        Self {
+            member_id: member_id.into(),
+            instance_id: None,
+            topics: topics.into_iter().map(Into::into).collect(),
+            owned: Vec::new(),
+            generation: -1,
+            rack: None,
+            user_data: None,
+        }
+    }
+
     /// Java's order: static members first, by their instance id, so that a restart does not move partitions.
     fn order(&self, other: &Self) -> Ordering {
         match (&self.instance_id, &other.instance_id) {
@@ -53,9 +77,9 @@ impl GroupMember {
 /// Of topics: for every partition the racks of its replicas. What is not named has none.
 pub(crate) type Racks = BTreeMap<Arc<str>, Vec<Vec<Arc<str>>>>;
 
-/// A group as its leader sees it.
+/// A classic group as its leader sees it: what an [`Assignor`] goes by.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct GroupInfo<'a> {
+pub struct GroupInfo<'a> {
     members: &'a [GroupMember],
     counts: &'a BTreeMap<Arc<str>, i32>,
     racks: Option<&'a Racks>,
@@ -63,12 +87,39 @@ pub(crate) struct GroupInfo<'a> {
 
 impl<'a> GroupInfo<'a> {
     /// `counts`: how many partitions each of the members' topics has; 0, or nothing, of one that is not there.
-    pub(crate) fn new(members: &'a [GroupMember], counts: &'a BTreeMap<Arc<str>, i32>) -> Self {
+    pub fn new(members: &'a [GroupMember], counts: &'a BTreeMap<Arc<str>, i32>) -> Self {
         Self { members, counts, racks: None }
     }
 
     pub(crate) fn with_racks(self, racks: &'a Racks) -> Self {
         Self { racks: Some(racks), ..self }
+    }
+
+    /// The members, in the coordinator's order.
+    pub fn members(&self) -> &'a [GroupMember] {
+        self.members
+    }
+
+    /// The members' topics by name, with how many partitions they have; 0 of one that is not there (yet): the leader calls for
+    /// a rebalance when the number changes.
+    pub fn topics(&self) -> &'a BTreeMap<Arc<str>, i32> {
+        self.counts
+    }
+
+    /// Every partition of every topic that this member is subscribed to.
+    pub fn partitions_for(&self, member: &GroupMember) -> Vec<TopicPartition> {
+        let partitions = |topic: &Arc<str>| {
+            let topic = Arc::clone(topic);
+            let count = self.counts.get(&topic).copied().unwrap_or(0);
+            (0..count).map(move |partition| TopicPartition { topic: Arc::clone(&topic), partition })
+        };
+        member.topics.iter().flat_map(partitions).collect()
+    }
+
+    /// The racks of a partition's replicas (`broker.rack`), as far as brokers say them.
+    pub fn racks(&self, topic: &str, partition: i32) -> &'a [Arc<str>] {
+        let of_topic = self.racks.and_then(|racks| racks.get(topic));
+        usize::try_from(partition).ok().and_then(|at| of_topic?.get(at)).map_or(&[], |racks| racks)
     }
 }
 
@@ -76,12 +127,13 @@ impl<'a> GroupInfo<'a> {
 pub(crate) type Assignment = BTreeMap<String, Vec<TopicPartition>>;
 
 /// An assignment strategy (`partition.assignment.strategy`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Strategy {
     Range,
     RoundRobin,
     Sticky,
     CooperativeSticky,
+    Own(OwnAssignor),
 }
 
 impl Strategy {
@@ -89,20 +141,25 @@ impl Strategy {
     pub(crate) const ALL: [Self; 4] = [Self::Range, Self::RoundRobin, Self::Sticky, Self::CooperativeSticky];
 
     /// Whether members keep their partitions while the group rebalances (KIP-429).
-    pub(crate) fn is_cooperative(self) -> bool {
-        self == Self::CooperativeSticky
+    pub(crate) fn is_cooperative(&self) -> bool {
+        match self {
+            Self::Own(own) => own.is_cooperative,
+            built_in => *built_in == Self::CooperativeSticky,
+        }
     }
 
     /// The name on the wire.
-    pub(crate) fn name(self) -> &'static str {
+    pub(crate) fn name(&self) -> &str {
         match self {
             Self::Range => "range",
             Self::RoundRobin => "roundrobin",
             Self::Sticky => "sticky",
             Self::CooperativeSticky => "cooperative-sticky",
+            Self::Own(own) => own.name(),
         }
     }
 
+    /// A built-in one.
     pub(crate) fn named(name: &str) -> Option<Self> {
         Some(match name {
             "range" => Self::Range,
@@ -114,7 +171,10 @@ impl Strategy {
     }
 
     /// Deals out the partitions of every topic among the members subscribed to it; each member's are sorted.
-    pub(crate) fn assign(self, group: &GroupInfo<'_>) -> Assignment {
+    ///
+    /// # Errors
+    /// The user's own assignor panicked, or what it says cannot be.
+    pub(crate) fn assign(&self, group: &GroupInfo<'_>) -> Result<Assignment> {
         let mut members: Vec<&GroupMember> = group.members.iter().collect();
         members.sort_by(|a, b| a.order(b));
         let topics = subscribed(&members, group.counts);
@@ -124,13 +184,14 @@ impl Strategy {
             Self::RoundRobin => round_robin::assign(&topics, &mut given),
             Self::Sticky => sticky::assign(&members, &topics, false, &mut given),
             Self::CooperativeSticky => sticky::assign(&members, &topics, true, &mut given),
+            Self::Own(own) => return own.assign(group),
         }
         let mut assignment = Assignment::new();
         for (member, mut partitions) in members.into_iter().zip(given) {
             partitions.sort_unstable();
             assignment.entry(member.member_id.clone()).or_default().append(&mut partitions);
         }
-        assignment
+        Ok(assignment)
     }
 }
 
@@ -181,14 +242,7 @@ mod tests {
     use super::{Assignment, GroupInfo, GroupMember, Strategy};
 
     pub(super) fn member(id: &str, topics: &[&str]) -> GroupMember {
-        GroupMember {
-            member_id: id.to_owned(),
-            instance_id: None,
-            topics: topics.iter().map(|topic| Arc::from(*topic)).collect(),
-            owned: Vec::new(),
-            generation: -1,
-            rack: None,
-        }
+        GroupMember::new(id, topics.iter().copied())
     }
 
     pub(super) fn counts(topics: &[(&str, i32)]) -> BTreeMap<Arc<str>, i32> {
@@ -215,7 +269,7 @@ mod tests {
         let mut members = vec![member("a", &["t"]), member("b", &["t"]), member("c", &["t"])];
         members[1].instance_id = Some("2".to_owned());
         members[2].instance_id = Some("1".to_owned());
-        let assignment = Strategy::Range.assign(&GroupInfo::new(&members, &counts(&[("t", 3)])));
+        let assignment = Strategy::Range.assign(&GroupInfo::new(&members, &counts(&[("t", 3)]))).unwrap();
         assert_eq!(shown(&assignment), expected(&[("a", "tp2"), ("b", "tp1"), ("c", "tp0")]));
     }
 
@@ -231,7 +285,7 @@ mod tests {
             }).collect();
             let counts = counts(&names.iter().copied().zip(sizes).collect::<Vec<_>>());
             for strategy in Strategy::ALL {
-                let assignment = strategy.assign(&GroupInfo::new(&members, &counts));
+                let assignment = strategy.assign(&GroupInfo::new(&members, &counts)).unwrap();
                 prop_assert_eq!(assignment.len(), members.len());
                 let mut owners = BTreeMap::new();
                 for member in &members {

@@ -27,7 +27,7 @@ mod tests {
     fn equal_subscriptions_are_dealt_out_in_turn_as_in_javas_documentation() {
         let members = [member("C0", &["t0", "t1"]), member("C1", &["t0", "t1"])];
         let assignment =
-            Strategy::RoundRobin.assign(&GroupInfo::new(&members, &counts(&[("t0", 3), ("t1", 3)])));
+            Strategy::RoundRobin.assign(&GroupInfo::new(&members, &counts(&[("t0", 3), ("t1", 3)]))).unwrap();
         let wanted = expected(&[("C0", "t0p0 t0p2 t1p1"), ("C1", "t0p1 t1p0 t1p2")]);
         assert_eq!(shown(&assignment), wanted);
     }
@@ -36,7 +36,8 @@ mod tests {
     fn different_subscriptions_skip_who_is_not_subscribed_as_in_javas_documentation() {
         let members = [member("C0", &["t0"]), member("C1", &["t0", "t1"]), member("C2", &["t0", "t1", "t2"])];
         let assignment = Strategy::RoundRobin
-            .assign(&GroupInfo::new(&members, &counts(&[("t0", 1), ("t1", 2), ("t2", 3)])));
+            .assign(&GroupInfo::new(&members, &counts(&[("t0", 1), ("t1", 2), ("t2", 3)])))
+            .unwrap();
         let wanted = expected(&[("C0", "t0p0"), ("C1", "t1p0"), ("C2", "t1p1 t2p0 t2p1 t2p2")]);
         assert_eq!(shown(&assignment), wanted);
     }

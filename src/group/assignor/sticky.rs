@@ -128,7 +128,7 @@ mod tests {
             owning("b", &["t"], &[("t", 1), ("t", 3), ("t", 5)], 1),
             member("c", &["t"]),
         ];
-        let assignment = Strategy::Sticky.assign(&GroupInfo::new(&members, &counts(&[("t", 6)])));
+        let assignment = Strategy::Sticky.assign(&GroupInfo::new(&members, &counts(&[("t", 6)]))).unwrap();
         assert!(assignment.values().all(|partitions| partitions.len() == 2), "{assignment:?}");
         for id in ["a", "b"] {
             let owned = &members.iter().find(|member| member.member_id == id).unwrap().owned;
@@ -139,38 +139,44 @@ mod tests {
     #[test]
     fn a_partition_that_changes_hands_is_withheld_until_it_is_given_up() {
         let before = [owning("a", &["t"], &[("t", 0), ("t", 1)], 1), member("b", &["t"])];
-        let first = Strategy::CooperativeSticky.assign(&GroupInfo::new(&before, &counts(&[("t", 2)])));
+        let first =
+            Strategy::CooperativeSticky.assign(&GroupInfo::new(&before, &counts(&[("t", 2)]))).unwrap();
         assert_eq!((first["a"].len(), first["b"].len()), (1, 0), "{first:?}");
         let kept = first["a"][0].partition;
         let after = [owning("a", &["t"], &[("t", kept)], 2), owning("b", &["t"], &[], 2)];
-        let second = Strategy::CooperativeSticky.assign(&GroupInfo::new(&after, &counts(&[("t", 2)])));
+        let second =
+            Strategy::CooperativeSticky.assign(&GroupInfo::new(&after, &counts(&[("t", 2)]))).unwrap();
         assert_eq!((second["a"].clone(), second["b"].len()), (first["a"].clone(), 1));
     }
 
     #[test]
     fn of_two_that_claim_the_same_the_later_is_believed_and_of_the_same_generation_neither() {
         let stale = [owning("a", &["t"], &[("t", 0)], 1), owning("b", &["t"], &[("t", 0)], 2)];
-        let assignment = Strategy::CooperativeSticky.assign(&GroupInfo::new(&stale, &counts(&[("t", 1)])));
+        let assignment =
+            Strategy::CooperativeSticky.assign(&GroupInfo::new(&stale, &counts(&[("t", 1)]))).unwrap();
         assert_eq!(shown(&assignment), expected(&[("a", ""), ("b", "tp0")]));
         // Both may still work at it: nobody gets it before they have given it up.
         let same = [owning("a", &["t"], &[("t", 0)], 2), owning("b", &["t"], &[("t", 0)], 2)];
-        let assignment = Strategy::CooperativeSticky.assign(&GroupInfo::new(&same, &counts(&[("t", 1)])));
+        let assignment =
+            Strategy::CooperativeSticky.assign(&GroupInfo::new(&same, &counts(&[("t", 1)]))).unwrap();
         assert_eq!(shown(&assignment), expected(&[("a", ""), ("b", "")]));
-        let assignment = Strategy::Sticky.assign(&GroupInfo::new(&same, &counts(&[("t", 1)])));
+        let assignment = Strategy::Sticky.assign(&GroupInfo::new(&same, &counts(&[("t", 1)]))).unwrap();
         assert_eq!(assignment.values().map(Vec::len).sum::<usize>(), 1);
     }
 
     #[test]
     fn what_a_member_has_of_a_topic_it_left_is_withheld_until_it_is_given_up() {
         let members = [owning("a", &["u"], &[("t", 0)], 2), owning("b", &["t"], &[("t", 0)], 1)];
-        let assignment = Strategy::CooperativeSticky.assign(&GroupInfo::new(&members, &counts(&[("t", 1)])));
+        let assignment =
+            Strategy::CooperativeSticky.assign(&GroupInfo::new(&members, &counts(&[("t", 1)]))).unwrap();
         assert_eq!(shown(&assignment), expected(&[("a", ""), ("b", "")]));
     }
 
     #[test]
     fn different_subscriptions_are_as_even_as_they_allow() {
         let members = [member("a", &["t"]), member("b", &["t", "u"]), member("c", &["u"])];
-        let assignment = Strategy::Sticky.assign(&GroupInfo::new(&members, &counts(&[("t", 4), ("u", 2)])));
+        let assignment =
+            Strategy::Sticky.assign(&GroupInfo::new(&members, &counts(&[("t", 4), ("u", 2)]))).unwrap();
         let mut sizes: Vec<_> = assignment.values().map(Vec::len).collect();
         sizes.sort_unstable();
         assert_eq!(sizes, [2, 2, 2], "{assignment:?}");
@@ -180,7 +186,8 @@ mod tests {
     fn what_was_owned_of_topics_that_are_gone_or_not_subscribed_any_more_is_forgotten() {
         let members =
             [owning("a", &["t"], &[("gone", 0), ("t", 9), ("u", 0), ("t", 0)], 1), member("b", &["u"])];
-        let assignment = Strategy::Sticky.assign(&GroupInfo::new(&members, &counts(&[("t", 1), ("u", 1)])));
+        let assignment =
+            Strategy::Sticky.assign(&GroupInfo::new(&members, &counts(&[("t", 1), ("u", 1)]))).unwrap();
         assert_eq!(shown(&assignment), expected(&[("a", "tp0"), ("b", "up0")]));
     }
 }
