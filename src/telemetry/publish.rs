@@ -146,14 +146,18 @@ impl MetricsPublisher {
 const OPERATION: &str = "messaging.client.operation.duration";
 const OPERATIONS: &str = "Requests by their kind";
 
-type Classes = Vec<(Option<Duration>, u64)>;
-
-fn classes(histogram: &HistogramSnapshot) -> Classes {
+fn classes(histogram: &HistogramSnapshot) -> Vec<(Option<Duration>, u64)> {
     histogram.classes().collect()
 }
 
 /// Records what came since `seen`.
-fn observe(name: &'static str, help: &'static str, labels: &[Label], classes: &Classes, seen: &mut Vec<u64>) {
+fn observe(
+    name: &'static str,
+    help: &'static str,
+    labels: &[Label],
+    classes: &[(Option<Duration>, u64)],
+    seen: &mut Vec<u64>,
+) {
     metrics::describe_histogram!(name, Unit::Seconds, help);
     let histogram = metrics::histogram!(name, labels.iter());
     seen.resize(classes.len(), 0);
