@@ -157,7 +157,7 @@ impl Queue {
                     *leader_epoch = *epoch;
                     self.pop();
                 }
-                Entry::Decoded { batch, from, .. } => {
+                Entry::Decoded { batch, from, bytes } => {
                     let until = batch.slots.len().min(from.saturating_add(max));
                     *leader_epoch = batch.leader_epoch.unwrap_or(-1);
                     let chunk = Chunk { batch: Arc::clone(batch), range: *from..until };
@@ -167,6 +167,11 @@ impl Queue {
                         self.pop();
                     } else {
                         *next = batch.offset(&batch.slots[until - 1]).saturating_add(1);
+                        // What is handed out does not wait any more: how soon more is wanted goes by it.
+                        let waiting = (batch.slots.len() - *from).max(1) as u64;
+                        let share = (*bytes as u64 * chunk.range.len() as u64 / waiting) as usize;
+                        *bytes -= share;
+                        self.bytes = self.bytes.saturating_sub(share);
                         *from = until;
                     }
                     if !chunk.range.is_empty() {
@@ -283,6 +288,25 @@ mod tests {
         let error = run(true).unwrap_err();
         assert!(error.to_string().contains("its CRC is"), "{error}");
         assert!(run(false).is_ok());
+    }
+
+    #[test]
+    fn what_was_handed_out_of_a_batch_does_not_count_as_waiting() {
+        let mut builder = BatchBuilder::new(BytesMut::new());
+        (0..10).for_each(|_| builder.append(1, None, Some(&[7; 100]), &[]));
+        let bytes =
+            builder.finish(Stamp::NONE, &Compressor::new(Compression::None, None).unwrap()).unwrap().bytes;
+        let mut queue = queue(&[bytes.clone(), bytes]);
+        let whole = queue.bytes();
+        let (decoded, result) = queue.check_out(20).run(true, &Decompressor::new(), 1 << 20);
+        result.unwrap();
+        queue.check_in(decoded, 0);
+        let (mut next, mut epoch) = (0, 0);
+        for (max, least) in [(5, whole * 3 / 4), (4, whole * 11 / 20), (1, whole / 2), (10, 0)] {
+            assert!(matches!(queue.take(max, &mut next, &mut epoch), Taken::Chunk(_)));
+            assert!((least..=least + 10).contains(&queue.bytes()), "{} {least}", queue.bytes());
+        }
+        assert_eq!((queue.bytes(), queue.is_empty()), (0, true));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Planning of fetches: one always out per leader, none waits for another broker or for a poll. Pure.
+//! Planning of fetches: one out per leader before its partitions run dry, none waits for another broker. Pure.
 //!
 //! Memory is bounded for the whole consumer (as KIP-81 meant it): bytes buffered and bytes asked for together stay
 //! within `fetch.buffer.memory`, but for one oversized batch per broker, which a broker sends whatever it is asked (KIP-74).
@@ -98,8 +98,10 @@ struct BrokerFetch {
     asked_aside: BTreeMap<TopicPartition, Wanted>,
     retry_at: Option<Instant>,
     backoff: Backoff,
-    /// How many partitions it is asked for.
+    /// How many partitions it is asked for, but for those that run low.
     wanted: usize,
+    /// How many run low.
+    low: usize,
     /// How many of its partitions are left out for the moment, and will want data soon.
     left_out: usize,
     /// The token of its last fetch: who was asked least recently comes next, or where the buffer has no room for a fetch
@@ -110,6 +112,17 @@ struct BrokerFetch {
 impl BrokerFetch {
     fn is_idle(&self, now: Instant) -> bool {
         self.in_flight.is_none() && self.retry_at.is_none_or(|at| at <= now)
+    }
+
+    /// How many partitions it is asked for.
+    fn asked(&self) -> usize {
+        self.wanted + self.low
+    }
+
+    /// Whether asking is worth a request: partitions that are read side by side want more one soon after the other, and are
+    /// waited for as long as none runs low.
+    fn is_due(&self) -> bool {
+        self.low > 0 || (self.wanted > 0 && self.left_out == 0)
     }
 
     /// When something can be asked aside, if anything waits for it.
@@ -125,6 +138,7 @@ impl BrokerFetch {
 
     fn count(&mut self, standing: Standing) -> &mut usize {
         match standing {
+            Standing::Low => &mut self.low,
             Standing::Wanted => &mut self.wanted,
             Standing::LeftOut => &mut self.left_out,
         }
@@ -134,8 +148,15 @@ impl BrokerFetch {
 /// What a leader is asked of one of its partitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
+    /// It has little left.
+    Low,
     Wanted,
     LeftOut,
+}
+
+/// Below that much of what it is refilled at, a partition does not wait for others; without any it never does.
+pub(super) const fn low_mark(refill_below: usize) -> usize {
+    if refill_below > 1 { refill_below / 2 } else { 1 }
 }
 
 /// Whether asking again may help: what the broker says so of, and what it cannot explain itself, which Java asks again too.
@@ -175,8 +196,13 @@ impl Fetcher {
         }
     }
 
-    /// A partition is fetched on while it has less than this buffered.
+    /// A partition is fetched on while it has less than this buffered: half of what it is asked for at once, so that two
+    /// answers are held at a time and not three.
     pub(crate) fn refill_below(&self) -> usize {
+        (self.partition_bytes() / 2).max(1)
+    }
+
+    fn partition_bytes(&self) -> usize {
         self.settings.max_partition_bytes.max(1) as usize
     }
 
@@ -186,13 +212,23 @@ impl Fetcher {
         sessions.chain(asides).map(|out| out.reserved).sum()
     }
 
+    /// Whether there is something to ask, or will be once a fetch waits at its broker.
+    pub(crate) fn is_due(&mut self, now: Instant, partitions: &mut Partitions) -> bool {
+        self.look_again(now, partitions);
+        let is_due = |state: &BrokerFetch| match state.in_flight {
+            Some(_) => state.fresh().next().is_some(),
+            None => state.is_due(),
+        };
+        self.brokers.values().any(is_due)
+    }
+
     /// The next fetch to send, if any.
     pub(crate) fn poll_action(&mut self, now: Instant, partitions: &mut Partitions) -> Option<FetchAction> {
         self.look_again(now, partitions);
         // Whoever was asked longest ago: where the memory has room for some leaders only, all get their turn.
-        let idle = self.brokers.iter().filter(|(_, state)| state.wanted > 0 && state.is_idle(now));
+        let idle = self.brokers.iter().filter(|(_, state)| state.is_due() && state.is_idle(now));
         let Some((broker, wanted)) =
-            idle.min_by_key(|(_, state)| state.last).map(|(id, state)| (*id, state.wanted))
+            idle.min_by_key(|(_, state)| state.last).map(|(id, state)| (*id, state.asked()))
         else {
             return self.poll_aside(now, partitions);
         };
@@ -228,7 +264,7 @@ impl Fetcher {
     /// How many bytes may be asked of a broker for so many partitions.
     fn room(&self, wanted: usize, partitions: &mut Partitions) -> Option<usize> {
         let memory = self.settings.buffer_memory;
-        let leaders = self.brokers.values().filter(|state| state.wanted + state.left_out > 0).count();
+        let leaders = self.brokers.values().filter(|state| state.asked() + state.left_out > 0).count();
         let share = (memory / leaders.max(1)).max(LEAST_FETCH);
         let mut room = memory.saturating_sub(partitions.buffered() + self.reserved());
         if room < LEAST_FETCH.min(memory) {
@@ -238,7 +274,7 @@ impl Fetcher {
                 return None;
             }
         }
-        let at_most = wanted.saturating_mul(self.refill_below());
+        let at_most = wanted.saturating_mul(self.partition_bytes());
         Some(room.min(share).min(at_most).min(self.settings.max_bytes.max(1) as usize))
     }
 
@@ -273,6 +309,7 @@ impl Fetcher {
             retry_at: None,
             backoff: Backoff::new(backoff.0, backoff.1),
             wanted: 0,
+            low: 0,
             left_out: 0,
             last: None,
         })
@@ -291,7 +328,10 @@ impl Fetcher {
 
     fn place(&mut self, now: Instant, key: TopicPartition, partitions: &Partitions) {
         let place = partitions.get(&key).and_then(|partition| self.judge(now, partition));
+        let low_mark = low_mark(self.refill_below());
+        let is_low = partitions.get(&key).is_some_and(|partition| partition.queue.bytes() < low_mark);
         let standing = place.map(|(leader, wanted)| match wanted {
+            Some(_) if is_low => (leader, Standing::Low),
             Some(_) => (leader, Standing::Wanted),
             None => (leader, Standing::LeftOut),
         });
@@ -307,8 +347,12 @@ impl Fetcher {
                 *self.broker(leader).count(standing) += 1;
             }
         }
-        if let Some((leader, Standing::Wanted)) = before
-            && standing != before
+        let asked = |standing: Option<(i32, Standing)>| match standing? {
+            (leader, Standing::Low | Standing::Wanted) => Some(leader),
+            (_, Standing::LeftOut) => None,
+        };
+        if let Some(leader) = asked(before)
+            && asked(standing) != Some(leader)
         {
             self.broker(leader).session.set(key.clone(), None);
         }

@@ -30,7 +30,7 @@ impl Bench {
     fn new(leaders: &[i32], buffer_memory: usize) -> Self {
         let settings = FetchSettings {
             max_bytes: 1 << 20,
-            max_partition_bytes: REFILL,
+            max_partition_bytes: 2 * REFILL,
             max_wait: Duration::from_millis(500),
             buffer_memory,
             read_committed: true,
@@ -78,7 +78,7 @@ impl Bench {
     fn poll(&mut self, max: usize) -> Vec<i64> {
         let (mut offsets, mut left) = (Vec::new(), max);
         while left > 0 {
-            match self.partitions.next_chunk(left, Turn::Poll, REFILL as usize) {
+            match self.partitions.next_chunk(left, Turn::Poll, self.fetcher.refill_below()) {
                 Next::Chunk(_, _, chunk) => {
                     left -= chunk.range.len();
                     offsets
@@ -162,6 +162,33 @@ fn a_full_partition_is_left_out_until_a_poll_makes_room() {
     bench.now += SHORT_WAIT;
     let aside = bench.plan().unwrap();
     assert!(aside.is_aside && Bench::sent(&aside) == [(0, 10)], "it must not wait for partition 1");
+}
+
+#[test]
+fn partitions_that_are_read_side_by_side_are_asked_for_together_unless_one_runs_low() {
+    let some = |partition, from: i64, batches: i64| {
+        let batches = (0..batches).map(|n| batch(from + n * 10, 55));
+        data(partition, batches.flatten().collect())
+    };
+    let mut bench = Bench::new(&[1, 1, 1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    bench.answer(&fetch, vec![some(0, 0, 3), some(1, 0, 3), some(2, 0, 3)]);
+    for poll in 0..5 {
+        assert!(bench.plan().is_none(), "poll {poll}");
+        assert_eq!(bench.poll(10).len(), 10);
+        let is_due =
+            bench.partitions.take_wants_fetch() && bench.fetcher.is_due(bench.now, &mut bench.partitions);
+        assert!(!is_due, "the driver is not woken for one that waits for the others: poll {poll}");
+    }
+    bench.poll(10);
+    assert!(bench.partitions.take_wants_fetch() && bench.fetcher.is_due(bench.now, &mut bench.partitions));
+    let fetch = bench.plan().unwrap();
+    assert_eq!(Bench::sent(&fetch), [(0, 30), (1, 30), (2, 30)]);
+    // One that has nothing left waits for nobody.
+    bench.answer(&fetch, vec![some(1, 30, 3), some(2, 30, 3)]);
+    assert!(bench.plan().is_none(), "it has some");
+    bench.poll(10);
+    assert_eq!(Bench::forgotten(&bench.plan().unwrap()), [1, 2], "it is asked for alone");
 }
 
 #[test]

@@ -90,7 +90,7 @@ struct Shared {
     /// The driver has a fetch to send: on a runtime of one thread a poll must let it.
     yields: AtomicBool,
     /// The last to go: the cluster and its connections live there.
-    _home: Option<Home>,
+    home: Option<Home>,
 }
 
 impl fmt::Debug for KafkaConsumer {
@@ -131,7 +131,7 @@ impl KafkaConsumer {
             listening: Listening::default(),
             coordinator: AtomicI32::new(-1),
             yields: AtomicBool::new(false),
-            _home: home,
+            home,
         });
         task::spawn(Arc::clone(&shared))?;
         Ok(Self { shared, is_owner: true })
@@ -749,8 +749,9 @@ impl<'a> Polling<'a> {
                         Next::Nothing => break,
                     }
                 }
-                if core.partitions.take_wants_fetch() {
-                    shared.yields.store(true, Ordering::Relaxed);
+                if core.take_wants_fetch() {
+                    // A thread of its own needs not be let.
+                    shared.yields.store(shared.home.is_none(), Ordering::Relaxed);
                     shared.wake.notify_one();
                 }
                 job

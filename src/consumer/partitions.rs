@@ -21,6 +21,7 @@ pub(crate) use self::source::{Check, Checked, EpochEnd, EpochEnds, Replica, Trun
 
 use super::{
     buffer::{Chunk, Decoded, Decoding, Queue, Taken},
+    fetch::low_mark,
     ledger::{Account, Life, Lives, Mark},
     offsets::{Offset, Offsets},
 };
@@ -536,8 +537,8 @@ impl Partitions {
         }
     }
 
-    /// Up to `max` records of the partition whose turn it is. A partition that falls below `refill_below` bytes wants a
-    /// fetch.
+    /// Up to `max` records of the partition whose turn it is. A partition that falls below `refill_below` bytes, or runs low,
+    /// wants a fetch.
     pub(crate) fn next_chunk(&mut self, max: usize, turn: Turn, refill_below: usize) -> Next {
         while let Some(key) = self.ready.pop_front() {
             let Some(partition) = self.partitions.get_mut(&key) else { continue };
@@ -551,7 +552,9 @@ impl Partitions {
             let (bytes, next) = (partition.queue.bytes(), position.next);
             let taken = partition.queue.take(max, &mut position.next, &mut position.leader_epoch);
             self.buffered = self.buffered.saturating_sub(bytes - partition.queue.bytes());
-            if bytes >= refill_below && partition.queue.bytes() < refill_below {
+            let left = partition.queue.bytes();
+            let falls_below = |mark| bytes >= mark && left < mark;
+            if falls_below(refill_below) || falls_below(low_mark(refill_below)) {
                 self.wants_fetch = true;
                 mark(&mut partition.is_touched, &key, &mut self.touched);
             }

@@ -41,7 +41,7 @@ use crate::{
         assignor::{GroupMember, Strategy},
     },
     record::TopicPartition,
-    time::{Backoff, Instant, Rng},
+    time::{self, Backoff, Instant, Rng},
 };
 
 /// What the driver is to do; answers come back through the `handle_*` method of the same noun.
@@ -328,6 +328,11 @@ impl Core {
             return Next::Nothing;
         }
         self.partitions.next_chunk(max, turn, self.fetcher.refill_below())
+    }
+
+    /// Whether what was taken since the last time makes the driver send a fetch.
+    pub(crate) fn take_wants_fetch(&mut self) -> bool {
+        self.partitions.take_wants_fetch() && self.fetcher.is_due(time::now(), &mut self.partitions)
     }
 
     pub(crate) fn check_in(&mut self, job: JobKey, decoded: Decoded, damaged: bool) {
