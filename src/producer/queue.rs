@@ -263,7 +263,11 @@ impl Queue {
         if self.made_again || place.leader_epoch > self.leader_epoch {
             self.pending.iter_mut().for_each(|batch| batch.not_before = None);
         }
-        (self.topic_id, self.leader_epoch) = (place.topic_id, place.leader_epoch);
+        self.leader_epoch = place.leader_epoch;
+        if known(place.topic_id) {
+            // One that is not told for a while, by an older broker, may be another when it is told again.
+            self.topic_id = place.topic_id;
+        }
     }
 
     /// The next batch that may leave.

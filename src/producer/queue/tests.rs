@@ -340,9 +340,19 @@ fn a_topic_whose_id_is_not_known_for_a_while_is_the_same_topic() {
     rig.introduce();
     rig.queue.handle_place(&place(1, 3));
     let _sent = rig.send(1);
-    let _first = rig.poll(true).unwrap();
+    let first = rig.poll(true).unwrap();
     let _sent = rig.send(2);
-    assert!(rig.poll(true).is_some());
+    let second = rig.poll(true).unwrap();
+    rig.queue.handle_place(&place(0, 3));
+    let _sent = rig.send(3);
+    let third = rig.poll(true).unwrap();
+    rig.queue.handle_place(&place(2, 0));
+    let _sent = rig.send(4);
+    assert!(rig.poll(true).is_none(), "and this is another");
+    for (batch, offset) in [(first, 1), (second, 2), (third, 3)] {
+        rig.acknowledge(batch, offset);
+    }
+    assert_eq!(ids(&rig.poll(true).unwrap().bytes), [4]);
 }
 
 #[test]
