@@ -54,9 +54,9 @@ impl Buffers {
     /// Begins an answer of this length.
     pub(super) fn begin(&mut self, id: i32, length: usize, slot: Weak<Slot>) -> Filling {
         // A few records must not hold the memory of many.
-        let sizes = if length > SMALL { length..=length.saturating_mul(2) } else { 1..=0 };
+        let fits = |capacity| length > SMALL && (length..=length.saturating_mul(2)).contains(&capacity);
         let is_free = |kept: &Kept| kept.answer.is_unique();
-        let fitting = self.kept.iter().position(|kept| is_free(kept) && sizes.contains(&kept.capacity));
+        let fitting = self.kept.iter().position(|kept| is_free(kept) && fits(kept.capacity));
         // What does not fit is given back piece by piece, also by the small answers that come when there is little to read.
         let place = fitting.or_else(|| self.kept.iter().position(is_free));
         let free = place.and_then(|place| self.kept.remove(place)).filter(|_| fitting.is_some());
@@ -66,7 +66,7 @@ impl Buffers {
                 memory
             }
             // Of one size, so that they fit for one another.
-            _ if sizes.contains(&self.longest) => BytesMut::with_capacity(self.longest),
+            _ if fits(self.longest) => BytesMut::with_capacity(self.longest),
             _ => BytesMut::with_capacity(length.min(self.longest.saturating_mul(2).max(SMALL))),
         };
         Filling { id, left: length, bytes, slot }

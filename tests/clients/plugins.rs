@@ -29,15 +29,18 @@ async fn cluster() -> (EmbeddedBroker, KafkaInstance) {
     (broker, KafkaInstance::new(config).unwrap())
 }
 
+/// Where a record is, or the kind of its error.
+type Told = Result<(i32, i64), ErrorKind>;
+
 /// Notes what it is told, by the record's partition and offset or by the kind of its error.
 #[derive(Clone, Default)]
 struct Witness {
     sent: Arc<Mutex<usize>>,
-    told: Arc<Mutex<Vec<Result<(i32, i64), ErrorKind>>>>,
+    told: Arc<Mutex<Vec<Told>>>,
 }
 
 impl Witness {
-    fn told(&self) -> Vec<Result<(i32, i64), ErrorKind>> {
+    fn told(&self) -> Vec<Told> {
         std::mem::take(&mut *self.told.lock().unwrap())
     }
 }

@@ -119,7 +119,13 @@ pub(super) fn balance(pools: &mut [Pool], members: usize) {
     for pool in &mut order {
         pool.deal_out(&mut loads);
     }
-    while order.iter_mut().fold(false, |moved, pool| pool.level(&mut loads) || moved) {}
+    loop {
+        // Each of them, also when an earlier one has moved something.
+        let moved = order.iter_mut().map(|pool| usize::from(pool.level(&mut loads))).sum::<usize>();
+        if moved == 0 {
+            break;
+        }
+    }
     let mut work = MOST_WORK;
     while exchange(pools, &mut loads, &mut work) {}
 }

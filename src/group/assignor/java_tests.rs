@@ -27,7 +27,10 @@ fn digit(text: char) -> Option<usize> {
     text.to_digit(36).map(|digit| digit as usize)
 }
 
-fn read_topic(text: &str) -> (Arc<str>, i32, Option<Vec<Vec<Arc<str>>>>) {
+/// Name, number of partitions and, where known, the racks of each one's replicas.
+type TopicOfCase = (Arc<str>, i32, Option<Vec<Vec<Arc<str>>>>);
+
+fn read_topic(text: &str) -> TopicOfCase {
     let (name, rest) = text.split_at(1);
     let (count, racks) = rest.split_once(':').map_or((rest, None), |(count, racks)| (count, Some(racks)));
     let of_partition = |replicas: &str| {

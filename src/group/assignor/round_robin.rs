@@ -9,7 +9,9 @@ pub(super) fn assign(topics: &[Topic<'_>], given: &mut Given) {
         for partition in 0..topic.count {
             // Whose turn it is, or who comes next of those that want it; from the last member on to the first.
             let next = topic.subscribers.partition_point(|member| *member < turn);
-            let Some(&member) = topic.subscribers.get(next).or(topic.subscribers.first()) else { break };
+            let Some(&member) = topic.subscribers.get(next).or_else(|| topic.subscribers.first()) else {
+                break;
+            };
             given[member].push(topic.partition(partition));
             turn = member + 1;
         }
