@@ -13,6 +13,7 @@ use crate::{
         Error, ErrorCode, ErrorKind,
         code::{INVALID_PARTITIONS, LEADER_NOT_AVAILABLE},
     },
+    pattern::Pattern,
     wire,
 };
 
@@ -27,6 +28,8 @@ pub(crate) struct Metadata {
     pub(crate) controller: Option<i32>,
     pub(crate) brokers: BTreeMap<i32, Broker>,
     pub(crate) topics: BTreeMap<Arc<str>, Topic>,
+    /// All topics of this pattern are in it.
+    matched: Option<Arc<Pattern>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +54,8 @@ pub(crate) struct Topic {
     /// The version of the snapshot that asked about it last.
     pub(crate) told_in: u64,
     pub(crate) error: Option<ErrorCode>,
+    /// Of the brokers' own.
+    pub(crate) is_internal: bool,
     /// The index is the partition's number.
     pub(crate) partitions: Vec<Partition>,
 }
@@ -101,6 +106,17 @@ impl Metadata {
     /// The names of all topics by their ids.
     pub(crate) fn topic_names(&self) -> &Arc<BTreeMap<TopicId, Arc<str>>> {
         &self.names
+    }
+
+    /// The topics there are of a pattern, sorted; `None` as long as brokers have not been asked for all.
+    pub(crate) fn matching(&self, pattern: &Arc<Pattern>) -> Option<Vec<Arc<str>>> {
+        self.matched.as_ref().filter(|matched| Arc::ptr_eq(matched, pattern))?;
+        let is_there = |topic: &Topic| topic.error.is_none_or(|code| code.0 != UNKNOWN_TOPIC_OR_PARTITION);
+        let topics = self
+            .topics
+            .iter()
+            .filter(|(name, topic)| is_there(topic) && pattern.takes(name, topic.is_internal));
+        Some(topics.map(|(name, _)| Arc::clone(name)).collect())
     }
 
     /// What is known of a topic.
@@ -227,9 +243,43 @@ impl Metadata {
             controller: (answer.controller_id >= 0).then_some(answer.controller_id),
             brokers,
             topics,
+            matched: self.matched.clone(),
         }
     }
+
+    /// The snapshot after an answer about all topics, of which those of the pattern are kept, and those that are to be kept
+    /// anyway. One that is not there any more is known to be gone, for a time.
+    pub(crate) fn merge_all(
+        &self,
+        answer: wire::MetadataResponse,
+        asked: &[Arc<str>],
+        pattern: &Arc<Pattern>,
+        keep: impl Fn(&str) -> bool,
+    ) -> Self {
+        let known: Vec<_> = self.topics.keys().cloned().collect();
+        let mut new = self.merge(answer, &known, |name| keep(name) || pattern.takes(name, false));
+        let gone = |told_in| Topic {
+            told_in,
+            error: Some(ErrorCode(UNKNOWN_TOPIC_OR_PARTITION)),
+            ..Topic::default()
+        };
+        for name in asked {
+            new.topics.entry(Arc::clone(name)).or_insert_with(|| gone(new.version));
+        }
+        for (name, topic) in &self.topics {
+            let was_gone = topic.error.is_some_and(|code| code.0 == UNKNOWN_TOPIC_OR_PARTITION);
+            let told_in = if was_gone { topic.told_in } else { new.version };
+            if new.version - told_in < REMEMBERED {
+                new.topics.entry(Arc::clone(name)).or_insert_with(|| gone(told_in));
+            }
+        }
+        new.matched = Some(Arc::clone(pattern));
+        new
+    }
 }
+
+/// For how many answers a deleted topic of a pattern is known to be gone: what was done of it is not waited for.
+const REMEMBERED: u64 = 100;
 
 /// A broker's address as it was told; `None` if there can be no such broker. Negative ids are ours, of the bootstrap
 /// addresses.
@@ -250,7 +300,7 @@ fn merge_topic(
     known: Option<&Topic>,
     answer: wire::metadata_response::MetadataResponseTopic,
 ) -> Topic {
-    let id = answer.topic_id.0;
+    let (id, is_internal) = (answer.topic_id.0, answer.is_internal);
     // KIP-516: epochs compare only within one life of the topic.
     let known = known.filter(|known| known.id == id);
     // A topic has no more partitions than the answer lists, so this cannot grow by an unchecked number.
@@ -261,6 +311,7 @@ fn merge_topic(
             id,
             told_in: version,
             error: Some(ErrorCode(INVALID_PARTITIONS)),
+            is_internal,
             partitions: Vec::new(),
         };
     }
@@ -290,7 +341,7 @@ fn merge_topic(
     // In the same memory.
     let partitions = partitions.into_iter().map(|known| known.unwrap_or(Partition::UNKNOWN)).collect();
     let error = (answer.error_code != 0).then_some(ErrorCode(answer.error_code));
-    Topic { id, told_in: version, error, partitions }
+    Topic { id, told_in: version, error, is_internal, partitions }
 }
 
 /// The error of a topic in a metadata answer, with the usual remedy.
@@ -340,6 +391,31 @@ mod tests {
 
     fn all(_: &str) -> bool {
         true
+    }
+
+    #[cfg(feature = "pattern")]
+    #[test]
+    fn of_all_topics_those_of_the_pattern_are_kept_and_deleted_ones_are_known_to_be_gone() {
+        let pattern = Pattern::new("orders.*", false).unwrap();
+        let first = Metadata::default().merge(answer(vec![topic("orders-eu", &[(1, 1)])]), &[], all);
+        assert_eq!(first.matching(&pattern), None, "nobody has asked for all");
+        let internal = MetadataResponseTopic { is_internal: true, ..topic("orders-own", &[(1, 1)]) };
+        let everything = vec![topic("orders-us", &[(1, 1)]), topic("users", &[(1, 1)]), internal];
+        let asked = ["elsewhere".into()];
+        let second = first.merge_all(answer(everything), &asked, &pattern, |_| false);
+        assert_eq!(second.matching(&pattern), Some(vec!["orders-us".into()]));
+        assert!(second.is_gone("orders-eu", 0) && second.is_gone("elsewhere", 0));
+        assert!(!second.is_gone("orders-us", 0) && !second.topics.contains_key("users"));
+        let other = Pattern::new("users", false).unwrap();
+        assert_eq!(second.matching(&other), None);
+
+        let back = second.merge_all(answer(vec![topic("orders-eu", &[(1, 1)])]), &[], &pattern, |_| false);
+        assert_eq!(back.matching(&pattern), Some(vec!["orders-eu".into()]));
+        let mut later = back;
+        for _ in 0..=REMEMBERED {
+            later = later.merge_all(answer(Vec::new()), &[], &pattern, |_| false);
+        }
+        assert!(later.topics.is_empty(), "what is gone for long takes no memory");
     }
 
     #[test]

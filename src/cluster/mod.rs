@@ -41,6 +41,7 @@ use crate::{
     connection::Connection,
     driver,
     error::{Error, ErrorKind, Result},
+    pattern::Pattern,
     race,
     time::{self, Backoff, Instant},
     wire::{self, Api},
@@ -127,6 +128,18 @@ impl Cluster {
     /// Exactly these topics are subscribed to from now on.
     pub(crate) fn follow(&self, topics: &[Arc<str>]) {
         self.shared.refresh().follow(time::now(), topics);
+        self.shared.wake.notify_one();
+    }
+
+    /// Topics of this pattern are subscribed to from now on, beside those that are followed by name.
+    pub(crate) fn follow_matching(&self, pattern: Option<Arc<Pattern>>) {
+        self.shared.refresh().follow_matching(pattern);
+        self.shared.wake.notify_one();
+    }
+
+    /// Exactly these topics are looked for by their ids.
+    pub(crate) fn identify(&self, ids: &[TopicId]) {
+        self.shared.refresh().identify(ids);
         self.shared.wake.notify_one();
     }
 

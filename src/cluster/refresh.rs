@@ -6,7 +6,8 @@
 //!                                            └──> BackingOff ──(time)──> Asking
 //! ```
 //! A topic is followed while somebody subscribes to it, and for `metadata.max.idle.ms` after it was last used; then it is
-//! forgotten. Brokers may create a topic only where somebody asks for it who wants that: no refresh ever does.
+//! forgotten. While topics are wanted by a pattern, all are asked about; a topic may also be asked about by its id, by itself,
+//! as brokers want it. Brokers may create a topic only where somebody asks for it who wants that: no refresh ever does.
 //! Never asks twice at once. Who complains or waits is served after `retry.backoff.ms` at first, and less often while the
 //! answers stay the same (KIP-580); a topic that nobody has asked about yet does not wait.
 
@@ -16,12 +17,20 @@ use std::{
     time::Duration,
 };
 
-use crate::time::{Backoff, Instant, Rng};
+use super::metadata::TopicId;
+use crate::{
+    pattern::Pattern,
+    time::{Backoff, Instant, Rng},
+};
 
 /// The question to put to some broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ask {
     pub(crate) topics: Vec<Arc<str>>,
+    /// All topics are asked about, for this pattern.
+    pub(crate) matching: Option<Arc<Pattern>>,
+    /// These are asked about, and none by name.
+    pub(crate) ids: Vec<TopicId>,
     /// Brokers may create what does not exist.
     pub(crate) create: bool,
     /// Only the bootstrap addresses are asked (KIP-1102): no known broker has told anything for long.
@@ -53,6 +62,13 @@ const UNHURRIED: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Refresh {
     topics: BTreeMap<Arc<str>, Interest>,
+    /// Topics whose names are looked for.
+    matching: Option<Arc<Pattern>>,
+    ids: BTreeSet<TopicId>,
+    /// The last question was for ids: the next is not.
+    was_by_id: bool,
+    /// The pattern or an id has not been asked about yet.
+    unasked: bool,
     state: State,
     /// Someone saw that the snapshot is stale.
     wanted: bool,
@@ -99,6 +115,10 @@ impl Refresh {
     pub(crate) fn new(now: Instant, limits: Limits, backoff: Backoff) -> Self {
         Self {
             topics: BTreeMap::new(),
+            matching: None,
+            ids: BTreeSet::new(),
+            was_by_id: false,
+            unasked: false,
             state: State::BackingOff { until: now },
             wanted: false,
             hurried: false,
@@ -147,6 +167,28 @@ impl Refresh {
         }
     }
 
+    /// From now on topics of this pattern are subscribed to as well.
+    pub(crate) fn follow_matching(&mut self, pattern: Option<Arc<Pattern>>) {
+        self.unasked |= pattern.is_some();
+        self.matching = pattern;
+    }
+
+    /// Exactly these topics are looked for by id.
+    pub(crate) fn identify(&mut self, ids: &[TopicId]) {
+        self.unasked |= ids.iter().any(|id| !self.ids.contains(id));
+        self.was_by_id &= !self.unasked;
+        self.ids = ids.iter().copied().collect();
+    }
+
+    /// A topic that was asked about by id has this name: it is of interest for `metadata.max.idle.ms`.
+    pub(crate) fn handle_named(&mut self, now: Instant, topic: &Arc<str>, id: TopicId) {
+        self.ids.remove(&id);
+        let known = self.topics.contains_key(topic);
+        let interest = self.interest(now, topic);
+        interest.used = now;
+        interest.new &= known;
+    }
+
     fn interest(&mut self, now: Instant, topic: &Arc<str>) -> &mut Interest {
         self.topics.entry(Arc::clone(topic)).or_insert(Interest {
             used: now,
@@ -165,7 +207,8 @@ impl Refresh {
 
     /// Whether a topic is still of interest: what is not is dropped from the snapshot.
     pub(crate) fn knows(&self, topic: &str) -> bool {
-        self.topics.contains_key(topic)
+        let is_matched = || self.matching.as_ref().is_some_and(|pattern| pattern.takes(topic, false));
+        self.topics.contains_key(topic) || is_matched()
     }
 
     /// The question that is due now; call it until it returns `None`.
@@ -188,19 +231,29 @@ impl Refresh {
             (Some(after), Some(failing)) => self.misled || failing >= after,
             _ => false,
         };
-        self.hurried = self.wanted || self.topics.values().any(|topic| topic.awaited && !topic.new);
+        self.hurried = self.wanted
+            || !self.ids.is_empty()
+            || self.topics.values().any(|topic| topic.awaited && !topic.new);
         self.state = State::Asking;
         // Those that may be created are asked about by themselves, so that nothing else comes back by it.
         let create = self.topics.values().any(|topic| topic.create);
+        let by_id = !create && !self.ids.is_empty() && !self.was_by_id;
+        self.was_by_id = by_id;
+        self.unasked = false;
+        if by_id {
+            let ids = self.ids.iter().copied().collect();
+            return Some(Ask { topics: Vec::new(), matching: None, ids, create, rebootstrap });
+        }
         if !create {
             self.wanted = false;
         }
+        let matching = self.matching.clone().filter(|_| !create);
         let asked = self.topics.iter_mut().filter(|(_, topic)| !create || topic.create);
         let topics = asked.map(|(name, topic)| {
             (topic.new, topic.awaited) = (false, false);
             Arc::clone(name)
         });
-        Some(Ask { topics: topics.collect(), create, rebootstrap })
+        Some(Ask { topics: topics.collect(), matching, ids: Vec::new(), create, rebootstrap })
     }
 
     /// When to call [`Self::poll_ask`] again, if nothing happens before.
@@ -265,9 +318,9 @@ impl Refresh {
             State::Idle { since } => since,
         };
         let any = |holds: fn(&Interest) -> bool| self.topics.values().any(holds);
-        let wait = if any(|topic| topic.new) {
+        let wait = if self.unasked || any(|topic| topic.new) {
             Duration::ZERO
-        } else if self.wanted || any(|topic| topic.awaited || topic.create) {
+        } else if self.wanted || !self.ids.is_empty() || any(|topic| topic.awaited || topic.create) {
             self.pause
         } else if any(|topic| topic.unsettled) {
             UNHURRIED.min(self.limits.max_age)
@@ -423,10 +476,10 @@ mod tests {
         answer(&mut refresh, now, Found::Settled);
         refresh.want_topics(now, &topics(&["new"]), Create::IfAllowed);
         let ask = answer(&mut refresh, now, Found::Unsettled);
-        assert_eq!(ask, Ask { topics: topics(&["new"]), create: true, rebootstrap: false });
+        assert_eq!((ask.topics.clone(), ask.create), (topics(&["new"]), true));
         refresh.want();
         let ask = answer(&mut refresh, now + 2 * BACKOFF, Found::Settled);
-        assert_eq!(ask, Ask { topics: topics(&["new", "old"]), create: false, rebootstrap: false });
+        assert_eq!((ask.topics, ask.create), (topics(&["new", "old"]), false));
     }
 
     #[test]
@@ -472,5 +525,50 @@ mod tests {
         }
         let took = now - start;
         assert!((300..303).contains(&took.as_secs()), "{took:?}");
+    }
+
+    #[cfg(feature = "pattern")]
+    #[test]
+    fn topics_of_a_pattern_are_asked_about_with_all_at_once_and_when_metadata_is_old() {
+        let now = crate::time::now();
+        let mut refresh = settled(now);
+        refresh.follow(now, &topics(&["mine"]));
+        answer(&mut refresh, now, Found::Settled);
+        let pattern = Pattern::new("orders.*", false).unwrap();
+        refresh.follow_matching(Some(Arc::clone(&pattern)));
+        let ask = answer(&mut refresh, now, Found::Settled);
+        assert_eq!((ask.matching.as_ref(), ask.topics.len()), (Some(&pattern), 1));
+        assert!(refresh.knows("orders-eu") && refresh.knows("mine") && !refresh.knows("users"));
+        assert_eq!(waits(&refresh, now), MAX_AGE);
+        refresh.want_topics(now, &topics(&["new"]), Create::IfAllowed);
+        let ask = answer(&mut refresh, now, Found::Settled);
+        assert!(ask.create && ask.matching.is_none(), "nothing else is created by it");
+        assert!(answer(&mut refresh, now + MAX_AGE * 2, Found::Settled).matching.is_some());
+        refresh.follow_matching(None);
+        assert!(!refresh.knows("orders-eu"));
+    }
+
+    #[test]
+    fn ids_are_asked_about_by_themselves_and_in_turn_with_names_until_they_have_one() {
+        let mut now = crate::time::now();
+        let mut refresh = settled(now);
+        refresh.follow(now, &topics(&["mine"]));
+        answer(&mut refresh, now, Found::Settled);
+        refresh.identify(&[[1; 16], [2; 16]]);
+        let ask = answer(&mut refresh, now, Found::Settled);
+        assert_eq!((ask.ids.len(), ask.topics.len()), (2, 0));
+        refresh.handle_named(now, &"orders".into(), [1; 16]);
+        assert!(refresh.knows("orders"));
+        let mut pauses = Vec::new();
+        for _ in 0..4 {
+            for ids in [0, 1] {
+                pauses.push(waits(&refresh, now));
+                now += waits(&refresh, now);
+                assert_eq!(answer(&mut refresh, now, Found::Settled).ids.len(), ids);
+            }
+        }
+        assert!(pauses[0] > Duration::ZERO && pauses[7] > 3 * pauses[1], "{pauses:?}");
+        refresh.identify(&[]);
+        assert_eq!(waits(&refresh, now), MAX_AGE);
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::task::JoinHandle;
 
-use super::{Health, Shared, causes::Causes, kafka_string, no_broker, refresh::Ask};
+use super::{Health, Shared, TopicId, causes::Causes, kafka_string, no_broker, refresh::Ask};
 use crate::{
     connection::Connection,
     driver,
@@ -119,8 +119,17 @@ fn request(shared: &Shared, ask: &Ask) -> wire::MetadataRequest {
         name: Some(kafka_string(name)),
         ..Default::default()
     };
+    let by_id = |id: &TopicId| wire::metadata_request::MetadataRequestTopic {
+        topic_id: wire::Uuid(*id),
+        ..Default::default()
+    };
+    let topics = match (&ask.matching, &ask.ids[..]) {
+        (Some(_), _) => None,
+        (None, []) => Some(ask.topics.iter().map(topic).collect()),
+        (None, ids) => Some(ids.iter().map(by_id).collect()),
+    };
     wire::MetadataRequest {
-        topics: Some(ask.topics.iter().map(topic).collect()),
+        topics,
         allow_auto_topic_creation: ask.create && shared.settings.allow_auto_create_topics,
         ..Default::default()
     }
@@ -139,7 +148,17 @@ fn publish(
             let old = Arc::clone(&shared.snapshot.borrow());
             let new = {
                 let mut refresh = shared.refresh();
-                let new = Arc::new(old.merge(answer, &ask.topics, |topic| refresh.knows(topic)));
+                for topic in answer.topics.iter().filter(|topic| ask.ids.contains(&topic.topic_id.0)) {
+                    if let (0, Some(name)) = (topic.error_code, &topic.name) {
+                        refresh.handle_named(now, &Arc::from(name.as_str()), topic.topic_id.0);
+                    }
+                }
+                let new = Arc::new(match &ask.matching {
+                    Some(pattern) => {
+                        old.merge_all(answer, &ask.topics, pattern, |topic| refresh.knows(topic))
+                    }
+                    None => old.merge(answer, &ask.topics, |topic| refresh.knows(topic)),
+                });
                 let changed = !new.agrees_with(&old);
                 refresh.handle_answer(now, ask, changed, |topic| new.found(topic), rng);
                 new

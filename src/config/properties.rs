@@ -189,6 +189,7 @@ properties! {
     row("fetch.buffer.memory", &[], Bytes(1, LONG), Some("67108864"), Consumer, "bytes of fetched records that wait to be polled (KIP-81); ours"),
     row("isolation.level", &[], Choice(IsolationLevel::ACCEPTED), Some("read_uncommitted"), Consumer, "whether records of open and aborted transactions are handed out"),
     row("max.decompressed.bytes", &[], Bytes(1, INT), None, Consumer, "memory that the records of one batch may decompress to; 32 MiB, or four times fetch.max.bytes or max.partition.fetch.bytes where that is more; Java has no limit"),
+    row("exclude.internal.topics", &[], Flag, Some("true"), Consumer, "whether a subscription by pattern leaves out the brokers' own topics, in a classic group"),
     row("check.crcs", &[], Flag, Some("true"), Consumer, "check every batch's CRC-32C"),
 }
 
@@ -201,7 +202,6 @@ static IGNORED: &[&str] = &[
     "config.providers",
     "consumer.timeout.ms",
     "enable.metrics.push",
-    "exclude.internal.topics",
     "interceptor.classes",
     "key.deserializer",
     "key.serializer",

@@ -371,6 +371,7 @@ fn consumer(all: &mut Effective, own: &[OwnAssignor]) -> ConsumerSettings {
         check_crcs: all.flag("check.crcs"),
         isolation_level: all.choice("isolation.level"),
         client_rack: all.text("client.rack"),
+        exclude_internal_topics: all.flag("exclude.internal.topics"),
         assignors: assignors(all, own),
     }
 }

@@ -493,6 +493,7 @@ pub(crate) struct ConsumerSettings {
     pub(crate) check_crcs: bool,
     pub(crate) isolation_level: IsolationLevel,
     pub(crate) client_rack: Option<String>,
+    pub(crate) exclude_internal_topics: bool,
     /// In order of preference; never empty.
     pub(crate) assignors: Vec<Strategy>,
 }

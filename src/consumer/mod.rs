@@ -153,6 +153,23 @@ impl KafkaConsumer {
         self.change(|core, now| core.subscribe(now, topics))
     }
 
+    /// Joins the group for all topics whose whole name matches this regular expression, in place of those subscribed to before.
+    /// Topics that match and are made later are taken in, deleted ones are let go.
+    ///
+    /// In a classic group the client matches, against the metadata of all topics (which its answers must hold:
+    /// `receive.message.max.bytes`), and looks again every `metadata.max.age.ms`; without the brokers' own topics, unless
+    /// `exclude.internal.topics` is `false`. With `group.protocol=consumer` the broker matches (KIP-848), as RE2 does and its own
+    /// topics too, and says with the heartbeats what it has found. Neither knows look-around or back-references.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`], with the pattern, for one that cannot be read, or while partitions are assigned by
+    /// [`assign`](Self::assign); a broker that cannot read it says so in the next poll. [`ErrorKind::Config`] without a
+    /// `group.id`; [`ErrorKind::Unsupported`] where the client is to match and was built without the feature `pattern`.
+    pub fn subscribe_pattern(&self, pattern: &str) -> Result<()> {
+        let pattern = Arc::from(pattern);
+        self.change(|core, now| core.subscribe_pattern(now, &pattern))
+    }
+
     /// Has this listener told of partitions that come and go, in place of the one before; see [`RebalanceListener`] for when it
     /// is called. Set it before the first poll, or it does not hear of what was assigned already.
     pub fn set_rebalance_listener(&self, listener: impl RebalanceListener) {

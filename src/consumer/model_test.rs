@@ -346,6 +346,7 @@ impl World {
             Action::ListOffsets { lookups, .. } => self.after(delay, Event::Listed(lookups)),
             Action::Fetch(fetch) => self.fetch(&fetch),
             Action::CheckEpochs { .. } | Action::LearnLeaders(..) => panic!("no leader ever moves"),
+            Action::FollowMatching(..) | Action::Identify(..) => panic!("topics are named"),
         }
     }
 

@@ -96,6 +96,11 @@ fn start(shared: &Arc<Shared>, action: Action, work: &Flights<Event>) {
     match action {
         Action::RefreshMetadata => shared.cluster.refresh(),
         Action::Follow(topics) => shared.cluster.follow(&topics),
+        Action::FollowMatching(pattern) => shared.cluster.follow_matching(pattern),
+        Action::Identify(topics) => {
+            let ids: Vec<_> = topics.into_iter().map(|id| id.0).collect();
+            shared.cluster.identify(&ids);
+        }
         Action::ForgetCoordinator => {
             if let Some(group) = &shared.settings.group_id {
                 let coordinator = shared.coordinator.load(Ordering::Relaxed);

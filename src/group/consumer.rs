@@ -484,6 +484,11 @@ impl Member {
         }
     }
 
+    /// Every topic of the target has a name.
+    pub(crate) fn is_named(&self) -> bool {
+        self.unknown().is_empty()
+    }
+
     /// Topics of the target that have no name yet.
     fn unknown(&self) -> Vec<Uuid> {
         let new = self.target.iter().filter(|key| !self.owned.contains_key(key));
@@ -639,7 +644,10 @@ impl Member {
 
     fn on_error(&mut self, now: Instant, api: &'static str, error: i16, message: Option<&str>) {
         let explained = || {
-            let refused = explain(api, error);
+            let mut refused = explain(api, error);
+            if let (code::INVALID_REGULAR_EXPRESSION, Some(pattern)) = (error, &self.pattern) {
+                refused = refused.with_message(&format!("the broker does not take the pattern '{pattern}'"));
+            }
             match message {
                 Some(message) => refused.with_message(message),
                 None => refused,

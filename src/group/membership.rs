@@ -44,6 +44,8 @@ pub(crate) struct Membership {
     member: Member,
     settings: GroupSettings,
     topics: Vec<Arc<str>>,
+    /// For the broker; in the classic protocol the client matches.
+    pattern: Option<Arc<str>>,
     /// Which protocol is used has been said.
     is_said: bool,
     /// What a member that was given up had still to say.
@@ -58,7 +60,7 @@ impl Membership {
                 Member::Consumer(consumer::Member::new(settings.clone(), now, rng))
             }
         };
-        Self { member, settings, topics: Vec::new(), is_said: false, rest: VecDeque::new() }
+        Self { member, settings, topics: Vec::new(), pattern: None, is_said: false, rest: VecDeque::new() }
     }
 
     /// The protocol that is used; `None` as long as that is open.
@@ -89,6 +91,14 @@ impl Membership {
         }
     }
 
+    /// Every topic of the assignment has a name.
+    pub(crate) fn is_named(&self) -> bool {
+        match &self.member {
+            Member::Classic(_) => true,
+            Member::Consumer(member) => member.is_named(),
+        }
+    }
+
     /// Whether the poll interval has passed.
     pub(crate) fn is_overdue(&self, now: Instant) -> bool {
         match &self.member {
@@ -99,10 +109,21 @@ impl Membership {
 
     /// Another set of topics. An empty one leaves the group.
     pub(crate) fn handle_subscription(&mut self, now: Instant, topics: Vec<Arc<str>>) {
+        self.subscribe(now, topics, None);
+    }
+
+    /// A pattern, and the topics that the client finds to match it: for brokers that do not match.
+    pub(crate) fn handle_pattern(&mut self, now: Instant, pattern: &Arc<str>, matching: Vec<Arc<str>>) {
+        self.subscribe(now, matching, Some(Arc::clone(pattern)));
+    }
+
+    fn subscribe(&mut self, now: Instant, topics: Vec<Arc<str>>, pattern: Option<Arc<str>>) {
         self.topics.clone_from(&topics);
-        match &mut self.member {
-            Member::Classic(member) => member.handle_subscription(now, topics),
-            Member::Consumer(member) => member.handle_subscription(now, topics, None),
+        self.pattern.clone_from(&pattern);
+        match (&mut self.member, pattern) {
+            (Member::Classic(member), _) => member.handle_subscription(now, topics),
+            (Member::Consumer(member), None) => member.handle_subscription(now, topics, None),
+            (Member::Consumer(member), pattern) => member.handle_subscription(now, Vec::new(), pattern),
         }
     }
 
@@ -166,6 +187,7 @@ impl Membership {
     /// Leaves the group, if in it; `is_idle` says when that is done.
     pub(crate) fn handle_close(&mut self, now: Instant) {
         self.topics.clear();
+        self.pattern = None;
         each!(self, member => member.handle_close(now));
     }
 

@@ -27,7 +27,7 @@ fn config(backend: &Backend, protocol: &str) -> KafkaConfig {
 }
 
 /// Whether the broker has the protocol: Kafka has it from 4.0 on.
-async fn has_protocol(backend: &Backend) -> bool {
+pub(crate) async fn has_protocol(backend: &Backend) -> bool {
     let topic = backend.topic("probe", 1).await;
     let kafka = KafkaInstance::new(config(backend, "auto")).unwrap();
     let consumer = kafka.get_consumer([&topic]).await.unwrap();

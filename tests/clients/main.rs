@@ -29,6 +29,7 @@ mod reading;
 mod security;
 mod seeds;
 mod stress;
+mod subscriptions;
 mod topics;
 mod transactions;
 mod transport;

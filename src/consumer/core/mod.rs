@@ -1,6 +1,6 @@
 //! The consumer's mind: joins membership, positions, fetches and commits into one state machine. Pure.
 //!
-//! What happens to the assignment is in `rebalance.rs`, commits in `commits.rs`, where partitions are read from in
+//! What is subscribed to is in `subscribing.rs`, what happens to the assignment in `rebalance.rs`, commits in `commits.rs`, where partitions are read from in
 //! `reading.rs`, what a listener is told in `telling.rs`, the end in `closing.rs`.
 //!
 //! It lives behind the handle's mutex. Handles and the driver tell it what happened; the driver asks it what to do. The
@@ -11,6 +11,7 @@ mod closing;
 mod commits;
 mod reading;
 mod rebalance;
+mod subscribing;
 mod telling;
 
 use std::{
@@ -20,7 +21,9 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use self::{closing::Closing, reading::Interest, rebalance::Revoking, telling::Telling};
+use self::{
+    closing::Closing, reading::Interest, rebalance::Revoking, subscribing::ByPattern, telling::Telling,
+};
 pub(crate) use self::{reading::partition_count, rebalance::Change, telling::Notice};
 
 use super::{
@@ -40,8 +43,10 @@ use crate::{
         GroupSettings, Membership, Request,
         assignor::{GroupMember, Strategy},
     },
+    pattern::Pattern,
     record::TopicPartition,
     time::{self, Backoff, Instant, Rng},
+    wire::Uuid,
 };
 
 /// What the driver is to do; answers come back through the `handle_*` method of the same noun.
@@ -54,6 +59,10 @@ pub(crate) enum Action {
     RefreshMetadata,
     /// Exactly these topics are of interest from now on.
     Follow(Vec<Arc<str>>),
+    /// And the topics of this pattern.
+    FollowMatching(Option<Arc<Pattern>>),
+    /// The names of exactly these topics are looked for.
+    Identify(Vec<Uuid>),
     ForgetCoordinator,
     Group {
         token: Token,
@@ -106,6 +115,8 @@ pub(crate) struct Core {
     fetcher: Fetcher,
     metadata: Arc<Metadata>,
     interest: Interest,
+    /// Topics are subscribed to by this.
+    pattern: Option<ByPattern>,
     revoking: Option<Revoking>,
     telling: Telling,
     /// Kept only for who acknowledges records one by one.
@@ -159,6 +170,7 @@ impl Core {
             fetcher: Fetcher::new(fetch, seed()),
             metadata: Arc::new(Metadata::default()),
             interest: Interest { topics: Vec::new(), due: None, backoff: backoff() },
+            pattern: None,
             revoking: None,
             telling: Telling::default(),
             changes: Vec::new(),
@@ -185,56 +197,6 @@ impl Core {
     }
 
     // What users ask for.
-
-    pub(crate) fn subscribe(&mut self, now: Instant, mut topics: Vec<Arc<str>>) -> Result<()> {
-        self.check_open()?;
-        topics.sort();
-        topics.dedup();
-        if let Some(empty) = topics.iter().find(|topic| topic.trim().is_empty()) {
-            let message = format!("a topic to subscribe to has the empty name '{empty}'");
-            return Err(Error::new(ErrorKind::InvalidArgument, message));
-        }
-        if matches!(self.mode, Mode::Manual) && !topics.is_empty() {
-            return Err(exclusive());
-        }
-        let Some(member) = &mut self.member else {
-            if topics.is_empty() {
-                return self.assign(now, Vec::new());
-            }
-            return Err(Error::new(ErrorKind::Config, "subscribing needs a consumer group")
-                .with_hint("set group.id, or choose partitions with assign"));
-        };
-        member.handle_subscription(now, topics.clone());
-        self.follow(now, topics.clone());
-        if topics.is_empty() {
-            let gone: Vec<_> = self.partitions.iter().map(|(key, _)| key.clone()).collect();
-            if matches!(self.mode, Mode::Topics) {
-                self.tell_lost(&gone);
-            }
-            self.partitions.clear();
-            self.mode = Mode::None;
-        } else {
-            self.mode = Mode::Topics;
-        }
-        self.run_member(now);
-        Ok(())
-    }
-
-    pub(crate) fn assign(&mut self, now: Instant, partitions: Vec<TopicPartition>) -> Result<()> {
-        self.check_open()?;
-        if matches!(self.mode, Mode::Topics) {
-            return Err(exclusive());
-        }
-        if let Some(bad) = partitions.iter().find(|key| key.partition < 0 || key.topic.trim().is_empty()) {
-            let message = format!("'{bad}' cannot be a partition");
-            return Err(Error::new(ErrorKind::InvalidArgument, message));
-        }
-        self.mode = if partitions.is_empty() { Mode::None } else { Mode::Manual };
-        self.partitions.assign(partitions, &self.start_phase());
-        self.refresh_leaders(now);
-        self.follow(now, self.partitions.topics());
-        Ok(())
-    }
 
     /// A poll begins: what was handed out before is done with.
     /// True if that gave the driver something to do.
@@ -476,11 +438,6 @@ impl Core {
             self.errors.push_back(error);
         }
     }
-}
-
-fn exclusive() -> Error {
-    Error::new(ErrorKind::InvalidArgument, "subscribe and assign exclude each other")
-        .with_hint("call unsubscribe first")
 }
 
 fn not_assigned(key: &TopicPartition) -> Error {

@@ -35,6 +35,8 @@ impl Core {
         self.metadata = metadata;
         self.refresh_leaders(now);
         self.tell_member_counts(now);
+        self.advance_pattern(now);
+        self.run_member(now);
     }
 
     pub(crate) fn handle_topics(&mut self, now: Instant, topics: &[Arc<str>], result: Result<()>) {

@@ -90,6 +90,8 @@ impl Core {
             member.handle_answer(now, token, answer);
         }
         self.run_member(now);
+        self.advance_pattern(now);
+        self.run_member(now);
     }
 
     pub(crate) fn handle_plan(
@@ -131,7 +133,11 @@ impl Core {
                 }
                 group::Action::Identify { topics } => {
                     debug!(?topics, "topics of the assignment are not known yet");
-                    self.actions.push_back(Action::RefreshMetadata);
+                    // What is subscribed to by name comes with the metadata anyway.
+                    self.actions.push_back(match self.pattern.as_mut() {
+                        Some(by) => by.identify(topics),
+                        None => Action::RefreshMetadata,
+                    });
                 }
                 group::Action::Fail(error) => self.fail(error),
             }
@@ -225,7 +231,9 @@ impl Core {
     /// Remembers, for the next commit, that something of these partitions was handed out and is not committed.
     fn note_unfinished(&mut self, partitions: &[TopicPartition]) {
         let by_each = self.partitions.is_by_each();
-        let mut assigned = partitions.iter().filter_map(|key| self.partitions.get(key));
+        // What was handed out of a deleted topic is nobody else's to handle.
+        let there = partitions.iter().filter(|key| !self.metadata.is_gone(&key.topic, key.partition));
+        let mut assigned = there.filter_map(|key| self.partitions.get(key));
         self.lost |= assigned.any(|partition| {
             let position = partition.position().map(|position| position.next);
             partition.account.is_uncommitted(position, by_each)
