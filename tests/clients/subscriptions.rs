@@ -11,13 +11,19 @@ use crate::{
 };
 
 const WAIT: Duration = Duration::from_secs(30);
+/// Brokers look for new topics of a pattern every ten seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Polls until the consumer has just these partitions.
 async fn poll_until_assigned(consumer: &KafkaConsumer, wanted: &[&TopicPartition]) {
     let wanted: BTreeSet<_> = wanted.iter().map(|key| (*key).clone()).collect();
-    while consumer.assignment().into_iter().collect::<BTreeSet<_>>() != wanted {
-        consumer.poll(Duration::from_millis(50)).await.unwrap();
-    }
+    let polling = async {
+        while consumer.assignment().into_iter().collect::<BTreeSet<_>>() != wanted {
+            consumer.poll(Duration::from_millis(50)).await.unwrap();
+        }
+    };
+    let in_time = tokio::time::timeout(PATIENCE, polling).await;
+    assert!(in_time.is_ok(), "{:?} are assigned instead of {wanted:?}", consumer.assignment());
 }
 
 async fn pattern_is_followed(backend: &Backend, protocol: &str) {
