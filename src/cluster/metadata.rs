@@ -51,6 +51,8 @@ pub(crate) type TopicId = [u8; 16];
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Topic {
     pub(crate) id: TopicId,
+    /// The ids it had before, by which brokers that lag behind may still know it.
+    pub(crate) former: Former,
     /// The version of the snapshot that asked about it last.
     pub(crate) told_in: u64,
     pub(crate) error: Option<ErrorCode>,
@@ -59,6 +61,41 @@ pub(crate) struct Topic {
     /// The index is the partition's number.
     pub(crate) partitions: Vec<Partition>,
 }
+
+/// Ids that a topic of one name has had. Brokers give no order of them: one that was replaced never comes back, and what is
+/// told of it is told by a broker that lags behind.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Former {
+    /// The last one, also while the topic is not there.
+    last: TopicId,
+    /// Those before it, oldest first.
+    replaced: Vec<TopicId>,
+}
+
+impl Former {
+    /// Whether a broker that tells of this id lags behind.
+    fn is_replaced(&self, id: &TopicId) -> bool {
+        self.replaced.contains(id)
+    }
+
+    /// With one that brokers tell of now.
+    fn followed_by(&self, id: TopicId) -> Self {
+        let mut new = self.clone();
+        if id != TopicId::default() && id != new.last {
+            if new.last != TopicId::default() {
+                new.replaced.push(new.last);
+            }
+            if new.replaced.len() > MOST_FORMER {
+                new.replaced.remove(0);
+            }
+            new.last = id;
+        }
+        new
+    }
+}
+
+/// No broker lags behind more lives of a topic.
+const MOST_FORMER: usize = 16;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Partition {
@@ -258,20 +295,23 @@ impl Metadata {
     ) -> Self {
         let known: Vec<_> = self.topics.keys().cloned().collect();
         let mut new = self.merge(answer, &known, |name| keep(name) || pattern.takes(name, false));
+        let version = new.version;
         let gone = |told_in| Topic {
             told_in,
             error: Some(ErrorCode(UNKNOWN_TOPIC_OR_PARTITION)),
             ..Topic::default()
         };
-        for name in asked {
-            new.topics.entry(Arc::clone(name)).or_insert_with(|| gone(new.version));
-        }
         for (name, topic) in &self.topics {
+            let former = &topic.former;
             let was_gone = topic.error.is_some_and(|code| code.0 == UNKNOWN_TOPIC_OR_PARTITION);
             let told_in = if was_gone { topic.told_in } else { new.version };
             if new.version - told_in < REMEMBERED {
-                new.topics.entry(Arc::clone(name)).or_insert_with(|| gone(told_in));
+                let gone = || Topic { former: former.clone(), ..gone(told_in) };
+                new.topics.entry(Arc::clone(name)).or_insert_with(gone);
             }
+        }
+        for name in asked {
+            new.topics.entry(Arc::clone(name)).or_insert_with(|| gone(version));
         }
         new.matched = Some(Arc::clone(pattern));
         new
@@ -301,6 +341,10 @@ fn merge_topic(
     answer: wire::metadata_response::MetadataResponseTopic,
 ) -> Topic {
     let (id, is_internal) = (answer.topic_id.0, answer.is_internal);
+    if let Some(known) = known.filter(|known| known.former.is_replaced(&id)) {
+        return Topic { told_in: version, ..known.clone() };
+    }
+    let former = known.map(|known| &known.former).unwrap_or(&Former::default()).followed_by(id);
     // KIP-516: epochs compare only within one life of the topic.
     let known = known.filter(|known| known.id == id);
     // A topic has no more partitions than the answer lists, so this cannot grow by an unchecked number.
@@ -310,6 +354,7 @@ fn merge_topic(
         return Topic {
             id,
             told_in: version,
+            former,
             error: Some(ErrorCode(INVALID_PARTITIONS)),
             is_internal,
             partitions: Vec::new(),
@@ -341,7 +386,7 @@ fn merge_topic(
     // In the same memory.
     let partitions = partitions.into_iter().map(|known| known.unwrap_or(Partition::UNKNOWN)).collect();
     let error = (answer.error_code != 0).then_some(ErrorCode(answer.error_code));
-    Topic { id, told_in: version, error, is_internal, partitions }
+    Topic { id, former, told_in: version, error, is_internal, partitions }
 }
 
 /// The error of a topic in a metadata answer, with the usual remedy.
@@ -416,6 +461,49 @@ mod tests {
             later = later.merge_all(answer(Vec::new()), &[], &pattern, |_| false);
         }
         assert!(later.topics.is_empty(), "what is gone for long takes no memory");
+    }
+
+    #[test]
+    fn an_id_that_was_replaced_is_never_gone_back_to() {
+        let told = |id: u8, epoch| MetadataResponseTopic {
+            topic_id: wire::Uuid([id; 16]),
+            ..topic("orders", &[(1, epoch)])
+        };
+        let gone = || MetadataResponseTopic {
+            name: Some("orders".into()),
+            error_code: UNKNOWN_TOPIC_OR_PARTITION,
+            ..Default::default()
+        };
+        let asked = ["orders".into()];
+        let mut metadata = Metadata::default();
+        // What a broker tells, and the id and the epoch that count then.
+        let steps = [
+            (told(1, 5), 1, 5),
+            (told(2, 0), 2, 0),
+            (told(1, 6), 2, 0),
+            (told(2, 1), 2, 1),
+            (told(1, 7), 2, 1),
+            (told(3, 0), 3, 0),
+            (told(2, 9), 3, 0),
+            (told(1, 9), 3, 0),
+        ];
+        for (answered, id, epoch) in steps {
+            metadata = metadata.merge(answer(vec![answered]), &asked, all);
+            assert_eq!(metadata.topic_id("orders"), [id; 16]);
+            assert_eq!(metadata.leader("orders", 0), Some((1, epoch)));
+            assert_eq!(metadata.topic_names().keys().collect::<Vec<_>>(), [&[id; 16]]);
+        }
+        // Nor through a time in which the topic is not there; the same topic may come back from that.
+        metadata = metadata.merge(answer(vec![gone()]), &asked, all);
+        assert!(metadata.is_gone("orders", 0));
+        metadata = metadata.merge(answer(vec![told(2, 9)]), &asked, all);
+        assert!(metadata.is_gone("orders", 0), "a broker that lags behind");
+        metadata = metadata.merge(answer(vec![told(3, 1)]), &asked, all);
+        assert_eq!(metadata.topic_id("orders"), [3; 16]);
+        for id in 4..=u8::MAX {
+            metadata = metadata.merge(answer(vec![told(id, 0)]), &asked, all);
+        }
+        assert!(metadata.topics["orders"].former.replaced.len() <= MOST_FORMER);
     }
 
     #[test]
