@@ -94,8 +94,8 @@ mod time;
 mod wire;
 
 pub use admin::{
-    CommittedOffset, ConfigEntry, GroupDescription, GroupListing, KafkaAdmin, Lag, MemberDescription,
-    NewTopic, PartitionDescription, TopicDescription,
+    ConfigEntry, GroupDescription, GroupListing, KafkaAdmin, Lag, MemberDescription, NewTopic,
+    PartitionDescription, TopicDescription,
 };
 pub use config::{
     Acks, AutoOffsetReset, Compression, ConsumerConfig, GroupProtocol, IsolationLevel, KafkaConfig, KeyHash,
@@ -103,7 +103,8 @@ pub use config::{
 };
 pub use connection::transport::{Connecting, Transport, TransportStream};
 pub use consumer::{
-    ConsumerRecords, KafkaConsumer, OffsetAndTimestamp, PartitionRecords, RebalanceListener, RecordRef,
+    Committer, Committing, ConsumerRecords, KafkaConsumer, OffsetAndTimestamp, PartitionRecords,
+    RebalanceListener, RecordRef,
 };
 pub use error::{Error, ErrorCode, ErrorKind, Result, Stage};
 #[doc(hidden)]
@@ -120,8 +121,8 @@ pub use producer::{
     ProducerStatistics, SendJson, Sending, Transaction, TransactionalProducer,
 };
 pub use record::{
-    ConsumerGroupMetadata, ConsumerRecord, Header, ProducerRecord, RecordMetadata, Timestamp, TimestampType,
-    TopicPartition,
+    ConsumerGroupMetadata, ConsumerRecord, Header, OffsetAndMetadata, ProducerRecord, RecordMetadata,
+    Timestamp, TimestampType, TopicPartition,
 };
 #[cfg(feature = "metrics")]
 pub use telemetry::MetricsPublisher;

@@ -306,6 +306,52 @@ impl ConsumerGroupMetadata {
     }
 }
 
+/// What is committed for a partition. An `i64` is one without more.
+///
+/// ```
+/// # use dtkafka::OffsetAndMetadata;
+/// let committed = OffsetAndMetadata::new(42).with_metadata("by worker 7");
+/// assert_eq!((committed.offset, committed.metadata.as_str()), (42, "by worker 7"));
+/// assert_eq!(OffsetAndMetadata::from(42), OffsetAndMetadata::new(42));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct OffsetAndMetadata {
+    /// The offset of the next record to read: one more than that of the last one done.
+    pub offset: i64,
+    /// The leader epoch of the last record read (KIP-320), where it is known: who goes on from there notices a truncated log.
+    pub leader_epoch: Option<i32>,
+    /// Any text of the user's, often empty. Brokers take 4096 bytes unless told otherwise (`offset.metadata.max.bytes`).
+    pub metadata: String,
+}
+
+impl OffsetAndMetadata {
+    /// Without epoch and text.
+    pub fn new(offset: i64) -> Self {
+        Self { offset, leader_epoch: None, metadata: String::new() }
+    }
+
+    /// With this text.
+    #[must_use]
+    pub fn with_metadata(mut self, metadata: impl Into<String>) -> Self {
+        self.metadata = metadata.into();
+        self
+    }
+
+    /// With the leader epoch of the last record read.
+    #[must_use]
+    pub fn with_leader_epoch(mut self, leader_epoch: i32) -> Self {
+        self.leader_epoch = Some(leader_epoch);
+        self
+    }
+}
+
+impl From<i64> for OffsetAndMetadata {
+    fn from(offset: i64) -> Self {
+        Self::new(offset)
+    }
+}
+
 /// A received record that owns its data: key and value share the buffer of the response they came in.
 ///
 /// Holding one record keeps that buffer (at most `fetch.max.bytes`) in memory; copy the parts to keep for long.

@@ -8,7 +8,7 @@ use crate::{
     connection::{Connection, api::wire},
     error::{Error, Result, code::UNSUPPORTED_VERSION},
     group::wire::decode_assignment,
-    record::{TopicPartition, serialize_fields},
+    record::{OffsetAndMetadata, TopicPartition, serialize_fields},
     time::Instant,
 };
 
@@ -16,18 +16,6 @@ use crate::{
 const GROUP_ID_NOT_FOUND: i16 = 69;
 /// ListOffsets: the offset after the last record.
 const LATEST: i64 = -1;
-
-/// What a group has committed for a partition.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct CommittedOffset {
-    /// The offset of the next record to read.
-    pub offset: i64,
-    /// The leader epoch of the last record read (KIP-320), where it was committed.
-    pub leader_epoch: Option<i32>,
-    /// The text that was committed along, often empty.
-    pub metadata: String,
-}
 
 /// How far a group is behind the end of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +30,7 @@ pub struct Lag {
 }
 
 serialize_fields! {
-    CommittedOffset { offset, leader_epoch, metadata }
+    OffsetAndMetadata { offset, leader_epoch, metadata }
     Lag { committed, end, lag }
 }
 
@@ -103,7 +91,7 @@ impl KafkaAdmin {
     ///
     /// # Cancel safety
     /// Can be dropped at any time.
-    pub async fn group_offsets(&self, group: &str) -> Result<BTreeMap<TopicPartition, CommittedOffset>> {
+    pub async fn group_offsets(&self, group: &str) -> Result<BTreeMap<TopicPartition, OffsetAndMetadata>> {
         retry!(self, At::Coordinator(group), |connection, until| {
             let version = connection.version::<wire::OffsetFetchRequest>();
             // KIP-709: from version 8 on, one request asks about several groups. No topics means all of them.
@@ -117,7 +105,8 @@ impl KafkaAdmin {
             } else {
                 wire::OffsetFetchRequest { group_id: kafka_string(group), topics: None, ..Default::default() }
             };
-            committed_offsets(connection.call(request, until).await?)
+            // Later versions name topics by their ids.
+            committed_offsets(connection.call_up_to::<9, _>(request, until).await?)
         })
     }
 
@@ -277,7 +266,7 @@ fn at(error: Error, partition: &TopicPartition) -> Error {
 /// Both layouts of an OffsetFetch answer: one group (up to version 7), or a list with one group in it.
 fn committed_offsets(
     mut answer: wire::OffsetFetchResponse,
-) -> Result<BTreeMap<TopicPartition, CommittedOffset>> {
+) -> Result<BTreeMap<TopicPartition, OffsetAndMetadata>> {
     let (code, rows): (i16, Vec<_>) = match answer.groups.pop() {
         Some(group) => {
             let rows = group.topics.into_iter().flat_map(|topic| {
@@ -312,7 +301,7 @@ fn committed_offsets(
         if offset >= 0 {
             let leader_epoch = (epoch >= 0).then_some(epoch);
             let metadata = metadata.map(|text| text.to_string()).unwrap_or_default();
-            found.insert(key, CommittedOffset { offset, leader_epoch, metadata });
+            found.insert(key, OffsetAndMetadata { offset, leader_epoch, metadata });
         }
     }
     Ok(found)
@@ -475,7 +464,7 @@ mod tests {
         let new = committed_offsets(wire::OffsetFetchResponse { groups: vec![group], ..Default::default() })
             .unwrap();
         assert_eq!(old, new);
-        let offset = CommittedOffset { offset: 7, leader_epoch: Some(4), metadata: String::new() };
+        let offset = OffsetAndMetadata { offset: 7, leader_epoch: Some(4), metadata: String::new() };
         assert!(new.into_iter().eq([(TopicPartition::new("orders", 0), offset)]));
     }
 

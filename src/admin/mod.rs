@@ -28,7 +28,7 @@ mod topics;
 use std::{sync::Arc, time::Duration};
 
 pub use self::{
-    groups::{CommittedOffset, GroupDescription, GroupListing, Lag, MemberDescription},
+    groups::{GroupDescription, GroupListing, Lag, MemberDescription},
     topics::{ConfigEntry, NewTopic, PartitionDescription, TopicDescription},
 };
 use crate::{

@@ -308,7 +308,10 @@ fn automatic_commits_never_pass_what_an_earlier_poll_handed_out() {
     assert_eq!(bench.partitions.covered(|_| None)[&key(0)].offset, 4);
     assert_eq!(bench.partitions.positions(|_| None)[&key(0)].offset, 10);
     assert_eq!(bench.covered(0), Some(10));
-    bench.partitions.set_committed(&key(0), 10);
+    let since = bench.now;
+    let committed =
+        crate::consumer::ledger::Committed { offset: 10, metadata: String::new(), since, is_own: true };
+    bench.partitions.set_committed(&key(0), committed);
     assert!(bench.partitions.covered(|_| None).is_empty(), "nothing is committed twice");
 }
 

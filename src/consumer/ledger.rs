@@ -11,6 +11,8 @@
 
 use std::collections::VecDeque;
 
+use crate::time::Instant;
+
 /// One assignment of a partition, or one seek: what was handed out, asked or buffered in another life is stale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Life(u64);
@@ -47,6 +49,18 @@ pub(crate) struct Mark {
     pub(crate) leader_epoch: i32,
 }
 
+/// What the group has of a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Committed {
+    pub(crate) offset: i64,
+    /// The user's text.
+    pub(crate) metadata: String,
+    /// When it was committed, or found.
+    pub(crate) since: Instant,
+    /// This consumer has committed it; of what it has found nobody knows the age.
+    pub(crate) is_own: bool,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// In the user's hands.
@@ -73,7 +87,7 @@ pub(crate) struct Account {
     /// Everything before it is done.
     covered: Option<Mark>,
     /// The group's offset, as far as this member knows.
-    committed: Option<i64>,
+    committed: Option<Committed>,
     /// Records were handed out since the last poll.
     is_uncovered: bool,
     /// Where each record is acknowledged by itself: those handed out from the frontier on, by offset.
@@ -149,12 +163,12 @@ impl Account {
     }
 
     /// The group has this offset.
-    pub(crate) fn set_committed(&mut self, offset: i64) {
-        self.committed = Some(offset);
+    pub(crate) fn set_committed(&mut self, committed: Committed) {
+        self.committed = Some(committed);
     }
 
-    pub(crate) fn committed(&self) -> Option<i64> {
-        self.committed
+    pub(crate) fn committed(&self) -> Option<&Committed> {
+        self.committed.as_ref()
     }
 
     /// Records were handed out that the next poll covers. True if none were before.
@@ -261,7 +275,7 @@ impl Account {
         let covered = self.covered.map(|covered| covered.offset);
         let handed_out = if by_each { covered } else { position.or(covered) };
         let moved = self.begun.is_some_and(|begun| handed_out.is_some_and(|offset| offset > begun));
-        moved && self.committed != handed_out
+        moved && self.committed.as_ref().map(|committed| committed.offset) != handed_out
     }
 
     /// The first record that is not done, where each is acknowledged by itself.
@@ -339,7 +353,8 @@ mod tests {
     fn what_is_done_behind_a_gap_is_uncommitted_and_what_is_out_is_not() {
         let mut account = account();
         let life = account.life();
-        account.set_committed(10);
+        let since = crate::time::now();
+        account.set_committed(Committed { offset: 10, metadata: String::new(), since, is_own: true });
         account.hand_out_each(10..14, 3);
         assert!(!account.is_uncommitted(Some(14), true));
         assert!(account.done(life, 12, Some(mark(14))));

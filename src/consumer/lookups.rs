@@ -9,8 +9,11 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tracing::{debug, warn};
 
 use super::{
-    fetch::{code::OFFSET_OUT_OF_RANGE, is_passing},
-    ledger::Life,
+    fetch::{
+        code::{OFFSET_OUT_OF_RANGE, UNKNOWN_TOPIC_ID},
+        is_passing,
+    },
+    ledger::{Committed, Life},
     partitions::{Check, Checked, EpochEnds, Partition, Partitions, Phase, ResetTo, Truncation},
 };
 use crate::{
@@ -31,7 +34,7 @@ pub(crate) struct Lookup {
 }
 
 /// A place in a log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Place {
     /// Below 0: there is none.
     pub(crate) offset: i64,
@@ -39,6 +42,8 @@ pub(crate) struct Place {
     pub(crate) leader_epoch: i32,
     /// Of the record there, where it was looked up by time.
     pub(crate) timestamp: i64,
+    /// Committed along; else empty.
+    pub(crate) metadata: String,
 }
 
 /// The answer for each partition, or the broker's code.
@@ -299,14 +304,15 @@ impl Lookups {
             let Some(partition) = awaiting(key, *life, partitions) else { continue };
             partition.asked = false;
             match found.remove(key) {
-                Some(Ok(Place { offset, leader_epoch, .. })) if offset >= 0 => {
+                Some(Ok(Place { offset, leader_epoch, metadata, .. })) if offset >= 0 => {
                     self.backoff.reset();
                     partitions.set_position(key, offset, leader_epoch);
-                    partitions.set_committed(key, offset);
+                    partitions.set_committed(key, Committed { offset, metadata, since: now, is_own: false });
                     effects.settled = true;
                 }
                 Some(Ok(_)) => effects.settled |= restart(key, self.reset_phase(), partitions),
                 Some(Err(code)) => {
+                    effects.refresh_metadata |= code == UNKNOWN_TOPIC_ID;
                     self.retry(now, key, &Error::from_code("OffsetFetch", code), partitions, &mut effects);
                 }
                 None => self.retry(now, key, &missing, partitions, &mut effects),
@@ -447,7 +453,7 @@ mod tests {
     }
 
     fn found(offset: i64) -> Result<Place, i16> {
-        Ok(Place { offset, leader_epoch: -1, timestamp: -1 })
+        Ok(Place { offset, leader_epoch: -1, timestamp: -1, metadata: String::new() })
     }
 
     fn key(partition: i32) -> TopicPartition {

@@ -6,6 +6,7 @@
 
 pub(crate) mod acknowledge;
 mod buffer;
+mod committing;
 mod core;
 mod fetch;
 mod ledger;
@@ -33,18 +34,18 @@ use std::{
 use tokio::sync::Notify;
 
 pub(crate) use self::listener::Listen;
+pub use self::{
+    committing::{Committer, Committing},
+    listener::RebalanceListener,
+    records::{ConsumerRecords, IntoIter, Iter, OwnedRecords, PartitionRecords, RecordRef, RecordRefs},
+    stream::RecordStream,
+};
 use self::{
     core::Core,
     ledger::Life,
     listener::Listening,
     lookups::{Found, Lookup, Place},
-    offsets::{Offset, Offsets, commit_timeout},
     partitions::{Next, Phase, Position, ResetTo, Turn},
-};
-pub use self::{
-    listener::RebalanceListener,
-    records::{ConsumerRecords, IntoIter, Iter, OwnedRecords, PartitionRecords, RecordRef, RecordRefs},
-    stream::RecordStream,
 };
 use crate::{
     batch::Decompressor,
@@ -273,80 +274,6 @@ impl KafkaConsumer {
         RecordStream::new(&self.shared, self.is_owner)
     }
 
-    /// Commits the position of every partition: everything handed out so far, whether covered or not.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Broker`] with the coordinator's reason: after a rebalance the partitions are another member's, and it
-    /// reads these records again. [`ErrorKind::Timeout`] after `default.api.timeout.ms`.
-    ///
-    /// # Cancel safety
-    /// A dropped commit is still sent; only its result is lost.
-    pub async fn commit(&self) -> Result<()> {
-        self.commit_inner(None).await
-    }
-
-    /// Commits these offsets: each is that of the next record to read, so one more than the last one done.
-    ///
-    /// # Errors
-    /// As for [`commit`](Self::commit); [`ErrorKind::InvalidArgument`] for a negative offset.
-    ///
-    /// # Cancel safety
-    /// A dropped commit is still sent; only its result is lost.
-    pub async fn commit_offsets(
-        &self,
-        offsets: impl IntoIterator<Item = (TopicPartition, i64)>,
-    ) -> Result<()> {
-        let mut checked = Offsets::new();
-        for (key, offset) in offsets {
-            if offset < 0 {
-                return Err(Error::new(ErrorKind::InvalidArgument, "a negative offset cannot be committed")
-                    .with_topic(key.topic)
-                    .with_partition(key.partition)
-                    .with_offset(offset));
-            }
-            checked.insert(key, Offset { offset, leader_epoch: -1, metadata: String::new(), tenure: None });
-        }
-        self.commit_inner(Some(checked)).await
-    }
-
-    async fn commit_inner(&self, offsets: Option<Offsets>) -> Result<()> {
-        let deadline = self.api_deadline();
-        let receipt = self.change(|core, _| core.commit(offsets, deadline))?;
-        let Some(receipt) = receipt else { return Ok(()) };
-        match tokio::time::timeout_at(deadline, receipt).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Error::closed("consumer")),
-            Err(_elapsed) => Err(commit_timeout()),
-        }
-    }
-
-    /// The group's committed offsets, asked of the coordinator; `None` where there is none.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Config`] without a `group.id`; the coordinator's error; [`ErrorKind::Timeout`] after
-    /// `default.api.timeout.ms`.
-    ///
-    /// # Cancel safety
-    /// Cancel safe.
-    pub async fn committed(
-        &self,
-        partitions: impl IntoIterator<Item = TopicPartition>,
-    ) -> Result<BTreeMap<TopicPartition, Option<i64>>> {
-        let mut partitions: Vec<_> = partitions.into_iter().collect();
-        partitions.sort();
-        let deadline = self.api_deadline();
-        let mut insisting = Insisting::new(&self.shared, deadline);
-        let found = loop {
-            let found = requests::find_committed(&self.shared, None, &partitions, deadline).await;
-            let found = found.and_then(|found| all_found("OffsetFetch", partitions.iter(), &found));
-            if let Some(outcome) = insisting.settle(found).await {
-                break outcome?;
-            }
-        };
-        let offset = |place: Place| (place.offset >= 0).then_some(place.offset);
-        Ok(found.into_iter().map(|(key, place)| (key, offset(place))).collect())
-    }
-
     /// The offset of the next record that will be handed out; waits until it is known.
     ///
     /// # Errors
@@ -514,7 +441,7 @@ impl KafkaConsumer {
         }
         let found = self.list_offsets(asked).await?;
         let record = |place: Place| {
-            let Place { offset, leader_epoch, timestamp } = place;
+            let Place { offset, leader_epoch, timestamp, .. } = place;
             (offset >= 0).then(|| OffsetAndTimestamp {
                 offset,
                 timestamp,
@@ -608,19 +535,29 @@ impl KafkaConsumer {
     }
 
     fn api_deadline(&self) -> Instant {
-        time::now() + self.shared.cluster.settings().default_api_timeout
+        self.shared.api_deadline()
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Core, Instant) -> Result<T>) -> Result<T> {
+        self.shared.change(change)
+    }
+}
+
+impl Shared {
+    fn api_deadline(&self) -> Instant {
+        time::now() + self.cluster.settings().default_api_timeout
     }
 
     /// Changes the core and lets the driver and the waiting see to it.
     fn change<T>(&self, change: impl FnOnce(&mut Core, Instant) -> Result<T>) -> Result<T> {
         let (result, news) = {
-            let mut core = self.shared.lock();
+            let mut core = self.lock();
             (change(&mut core, time::now()), core.take_news())
         };
         if news {
-            self.shared.changed.notify_waiters();
+            self.changed.notify_waiters();
         }
-        self.shared.wake.notify_one();
+        self.wake.notify_one();
         result
     }
 }
@@ -809,7 +746,7 @@ fn all_found<'a>(
     found: &Found,
 ) -> Result<BTreeMap<TopicPartition, Place>> {
     let place = |key: &TopicPartition| match found.get(key) {
-        Some(Ok(place)) => Ok((key.clone(), *place)),
+        Some(Ok(place)) => Ok((key.clone(), place.clone())),
         Some(Err(code)) => {
             Err(Error::from_code(api, *code).with_topic(Arc::clone(&key.topic)).with_partition(key.partition))
         }

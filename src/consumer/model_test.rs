@@ -712,7 +712,7 @@ impl World {
         let (begun, position) = (partition.account.begun()?, partition.position()?.next);
         let offset = (position - self.rng.below(3) as i64).max(begun).min(position);
         self.back[number as usize] = self.back[number as usize].min(offset);
-        let named = Offset { offset, leader_epoch: -1, metadata: String::new(), tenure: None };
+        let named = Offset { offset, leader_epoch: -1, ..Offset::default() };
         Some(Offsets::from([(key(number), named)]))
     }
 }
@@ -744,7 +744,7 @@ fn metadata() -> Metadata {
 
 /// `DTKAFKA_MODEL_SEEDS` for more of them, `DTKAFKA_MODEL_FROM` to begin elsewhere.
 fn place(offset: i64) -> Place {
-    Place { offset, leader_epoch: -1, timestamp: -1 }
+    Place { offset, leader_epoch: -1, timestamp: -1, metadata: String::new() }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::{fetch::is_passing, ledger::Life};
 use crate::{
-    cluster::UNKNOWN_TOPIC_OR_PARTITION,
+    cluster::{TopicId, UNKNOWN_TOPIC_OR_PARTITION},
     error::{Error, ErrorKind, Result},
     flights::{Token, Tokens},
     group::{Identity, code},
@@ -19,12 +19,14 @@ use crate::{
 };
 
 /// A position to commit: the offset of the next record to read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Offset {
     pub(crate) offset: i64,
     /// KIP-320; -1 where unknown.
     pub(crate) leader_epoch: i32,
     pub(crate) metadata: String,
+    /// Of the topic whose position it is; all zeros where unknown.
+    pub(crate) topic_id: TopicId,
     /// The assignment it belongs to; `None` outside a group, where nobody else owns the partition.
     pub(crate) tenure: Option<Life>,
 }
@@ -178,14 +180,14 @@ impl Commits {
     }
 
     /// The coordinator's code for every partition, or why there is no answer. Returns what became of the commit, unless
-    /// it goes on. `is_gone`: whether the metadata knows that there is no such partition any more. A commit that waited for
+    /// it goes on. `is_gone`: whether the metadata knows that there is no such partition any more, of the topic of that id. A commit that waited for
     /// one to come back would hold up all others, and the rebalance that lets go of it.
     pub(crate) fn handle_answer(
         &mut self,
         now: Instant,
         token: Token,
         answer: Result<BTreeMap<TopicPartition, i16>>,
-        is_gone: impl Fn(&TopicPartition) -> bool,
+        is_gone: impl Fn(&TopicPartition, TopicId) -> bool,
     ) -> Option<Outcome> {
         let (mut commit, generation) = match std::mem::replace(&mut self.state, State::Idle) {
             State::Out { token: waited, generation, commit } if waited == token => (commit, generation),
@@ -215,7 +217,7 @@ impl Commits {
                         Some(0) => {
                             outcome.committed.insert(partition, offset);
                         }
-                        Some(UNKNOWN_TOPIC_OR_PARTITION) if is_gone(&partition) => {
+                        Some(UNKNOWN_TOPIC_OR_PARTITION) if is_gone(&partition, offset.topic_id) => {
                             commit.gone = Some(partition_gone(&partition));
                         }
                         refused => {
@@ -333,9 +335,7 @@ fn partition_gone(partition: &TopicPartition) -> Error {
     Error::from_code("OffsetCommit", UNKNOWN_TOPIC_OR_PARTITION)
         .with_topic(std::sync::Arc::clone(&partition.topic))
         .with_partition(partition.partition)
-        .with_hint(
-            "the topic was deleted, or made again with fewer partitions; the other partitions are committed",
-        )
+        .with_hint("the topic was deleted, or made again; the other partitions are committed")
 }
 
 fn generation_over(error: Error) -> Error {
@@ -371,8 +371,7 @@ mod tests {
     fn offsets(list: &[(i32, i64)]) -> Offsets {
         list.iter()
             .map(|(partition, offset)| {
-                let offset =
-                    Offset { offset: *offset, leader_epoch: -1, metadata: String::new(), tenure: None };
+                let offset = Offset { offset: *offset, leader_epoch: -1, ..Offset::default() };
                 (TopicPartition::new("t", *partition), offset)
             })
             .collect()
@@ -403,7 +402,7 @@ mod tests {
         let first = sent(&mut commits, now);
         assert_eq!(first.offsets, offsets(&[(0, 10)]));
         assert!(commits.poll_action(now, Some(&member(3)), |_, _| true).is_none());
-        let outcome = commits.handle_answer(now, first.token, codes(&[(0, 0)]), |_| false).unwrap();
+        let outcome = commits.handle_answer(now, first.token, codes(&[(0, 0)]), |_, _| false).unwrap();
         assert_eq!((outcome.ticket, outcome.committed), (Some(1), offsets(&[(0, 10)])));
         assert_eq!(sent(&mut commits, now).offsets, offsets(&[(0, 20)]));
     }
@@ -415,8 +414,9 @@ mod tests {
         commits.handle_commit(Some(1), offsets(&[(0, 10)]), deadline);
         commits.handle_commit(Some(2), offsets(&[(0, 20)]), deadline);
         let first = sent(&mut commits, now);
-        let told =
-            commits.handle_answer(now, first.token, codes(&[(0, code::NOT_COORDINATOR)]), |_| false).unwrap();
+        let told = commits
+            .handle_answer(now, first.token, codes(&[(0, code::NOT_COORDINATOR)]), |_, _| false)
+            .unwrap();
         assert!(told.forget_coordinator && told.ticket.is_none() && told.result.is_ok());
         assert!(commits.poll_action(now, Some(&member(3)), |_, _| true).is_none());
         let again = commits.poll_timeout().unwrap();
@@ -433,14 +433,14 @@ mod tests {
                 now,
                 first.token,
                 codes(&[(0, 0), (1, code::COORDINATOR_LOAD_IN_PROGRESS)]),
-                |_| false,
+                |_, _| false,
             )
             .unwrap();
         assert_eq!(told.committed, offsets(&[(0, 10)]));
         let second = later(&mut commits);
         assert_eq!(second.offsets, offsets(&[(1, 11)]));
         assert!(
-            commits.handle_answer(now, second.token, codes(&[(1, 0)]), |_| false).unwrap().result.is_ok()
+            commits.handle_answer(now, second.token, codes(&[(1, 0)]), |_, _| false).unwrap().result.is_ok()
         );
     }
 
@@ -451,12 +451,12 @@ mod tests {
         commits.handle_commit(Some(1), all, now + Duration::from_secs(60));
         let out = sent(&mut commits, now);
         let answer = codes(&[(0, 0), (1, UNKNOWN_TOPIC_OR_PARTITION), (2, UNKNOWN_TOPIC_OR_PARTITION)]);
-        let told = commits.handle_answer(now, out.token, answer, |key| key.partition == 2).unwrap();
+        let told = commits.handle_answer(now, out.token, answer, |key, _| key.partition == 2).unwrap();
         assert!(told.ticket.is_none() && told.result.is_ok(), "partition 1 may come back");
 
         let again = later(&mut commits);
         assert_eq!(again.offsets, offsets(&[(1, 11)]));
-        let told = commits.handle_answer(now, again.token, codes(&[(1, 0)]), |_| false).unwrap();
+        let told = commits.handle_answer(now, again.token, codes(&[(1, 0)]), |_, _| false).unwrap();
         assert_eq!((told.ticket, told.committed), (Some(1), offsets(&[(1, 11)])));
         assert_eq!(told.result.unwrap_err().partition(), Some(2));
         assert!(commits.is_idle());
@@ -467,7 +467,7 @@ mod tests {
         let (mut commits, now) = (commits(), time::now());
         commits.handle_commit(Some(1), offsets(&[(0, 10)]), now + Duration::from_secs(60));
         sent(&mut commits, now);
-        assert!(commits.handle_answer(now, Token::STRANGER, codes(&[(0, 0)]), |_| false).is_none());
+        assert!(commits.handle_answer(now, Token::STRANGER, codes(&[(0, 0)]), |_, _| false).is_none());
         assert!(!commits.is_idle());
     }
 
@@ -483,7 +483,7 @@ mod tests {
         commits.handle_commit(Some(1), both, now + Duration::from_secs(60));
         let out = sent(&mut commits, now);
         let refused = codes(&[(0, code::ILLEGAL_GENERATION), (1, code::ILLEGAL_GENERATION)]);
-        let told = commits.handle_answer(now, out.token, refused, |_| false).unwrap();
+        let told = commits.handle_answer(now, out.token, refused, |_, _| false).unwrap();
         assert_eq!((told.ticket, told.fenced), (None, Some((3, code::ILLEGAL_GENERATION))));
         assert!(told.result.is_ok() && !commits.is_idle());
         assert!(
@@ -496,10 +496,10 @@ mod tests {
         let Some(Next::Send(out)) = commits.poll_action(now, Some(&member(4)), is_ours) else { panic!() };
         assert_eq!((out.identity.generation, out.offsets.len()), (4, 1));
         let waits = codes(&[(0, code::REBALANCE_IN_PROGRESS)]);
-        assert!(commits.handle_answer(now, out.token, waits, |_| false).is_none());
+        assert!(commits.handle_answer(now, out.token, waits, |_, _| false).is_none());
         let at = commits.poll_timeout().unwrap();
         let Some(Next::Send(out)) = commits.poll_action(at, Some(&member(4)), is_ours) else { panic!() };
-        let told = commits.handle_answer(at, out.token, codes(&[(0, 0)]), |_| false).unwrap();
+        let told = commits.handle_answer(at, out.token, codes(&[(0, 0)]), |_, _| false).unwrap();
         assert_eq!((told.ticket, told.committed.len()), (Some(1), 1));
         told.result.expect_err("partition 1 was given up uncommitted");
     }
@@ -512,7 +512,7 @@ mod tests {
         commits.handle_commit(Some(1), ours, now + Duration::from_secs(60));
         let out = sent(&mut commits, now);
         let refused = codes(&[(0, code::ILLEGAL_GENERATION)]);
-        assert!(commits.handle_answer(now, out.token, refused, |_| false).unwrap().result.is_ok());
+        assert!(commits.handle_answer(now, out.token, refused, |_, _| false).unwrap().result.is_ok());
         let lost = commits.handle_lost();
         assert!(lost.len() == 1 && lost[0].ticket == Some(1) && lost[0].result.is_err());
         assert!(commits.is_idle());
@@ -530,7 +530,7 @@ mod tests {
         commits.handle_commit(Some(2), offsets(&[(0, 5)]), deadline);
         commits.handle_commit(Some(3), offsets(&[(1, 7)]), deadline);
         assert_eq!(commits.planned(&key), Some(5));
-        commits.handle_answer(now, out.token, codes(&[(0, 0)]), |_| false).unwrap();
+        commits.handle_answer(now, out.token, codes(&[(0, 0)]), |_, _| false).unwrap();
         sent(&mut commits, now);
         assert_eq!(commits.planned(&key), Some(5));
     }
@@ -541,7 +541,8 @@ mod tests {
             let (mut commits, now) = (commits(), time::now());
             commits.handle_commit(Some(1), offsets(&[(0, 10)]), now + Duration::from_secs(60));
             let out = sent(&mut commits, now);
-            let outcome = commits.handle_answer(now, out.token, codes(&[(0, refused)]), |_| false).unwrap();
+            let outcome =
+                commits.handle_answer(now, out.token, codes(&[(0, refused)]), |_, _| false).unwrap();
             assert_eq!(outcome.fenced, Some((3, refused)));
             assert!(outcome.result.is_err() && outcome.committed.is_empty());
         }
@@ -557,7 +558,7 @@ mod tests {
             let out = sent(&mut commits, now);
             tries += 1;
             let lost = Err(Error::new(ErrorKind::Disconnected, "gone"));
-            match commits.handle_answer(now, out.token, lost, |_| false).unwrap() {
+            match commits.handle_answer(now, out.token, lost, |_, _| false).unwrap() {
                 outcome if outcome.result.is_err() => break outcome,
                 _ => now = commits.poll_timeout().unwrap(),
             }
@@ -579,7 +580,7 @@ mod tests {
         let out = sent(&mut commits, now);
         let lost: Vec<_> = commits.handle_lost().into_iter().map(|outcome| outcome.ticket).collect();
         assert_eq!(lost, [Some(1)]);
-        assert!(commits.handle_answer(now, out.token, codes(&[(0, 0)]), |_| false).is_none());
+        assert!(commits.handle_answer(now, out.token, codes(&[(0, 0)]), |_, _| false).is_none());
         assert_eq!(sent(&mut commits, now).offsets, offsets(&[(1, 5)]));
     }
 
@@ -595,7 +596,7 @@ mod tests {
         let is_ours = |_: &TopicPartition, tenure| tenure == current;
         let Some(Next::Send(out)) = commits.poll_action(now, Some(&member(4)), is_ours) else { panic!() };
         assert_eq!(out.offsets.keys().map(|key| key.partition).collect::<Vec<_>>(), [1]);
-        let outcome = commits.handle_answer(now, out.token, codes(&[(1, 0)]), |_| false).unwrap();
+        let outcome = commits.handle_answer(now, out.token, codes(&[(1, 0)]), |_, _| false).unwrap();
         assert_eq!(outcome.committed.len(), 1);
         assert_eq!(outcome.result.unwrap_err().code().map(|code| code.0), Some(code::UNKNOWN_MEMBER_ID));
 

@@ -22,7 +22,7 @@ pub(crate) use self::source::{Check, Checked, EpochEnd, EpochEnds, Replica, Trun
 use super::{
     buffer::{Chunk, Decoded, Decoding, Queue, Taken},
     fetch::low_mark,
-    ledger::{Account, Life, Lives, Mark},
+    ledger::{Account, Committed, Life, Lives, Mark},
     offsets::{Offset, Offsets},
 };
 use crate::{
@@ -486,9 +486,9 @@ impl Partitions {
     }
 
     /// The group has this offset committed.
-    pub(crate) fn set_committed(&mut self, key: &TopicPartition, offset: i64) {
+    pub(crate) fn set_committed(&mut self, key: &TopicPartition, committed: Committed) {
         if let Some(partition) = self.partitions.get_mut(key) {
-            partition.account.set_committed(offset);
+            partition.account.set_committed(committed);
         }
     }
 
@@ -626,9 +626,21 @@ impl Partitions {
     /// What an automatic commit commits: covered, and not what the group has, or is going to have: `planned` says what is on
     /// its way there.
     pub(crate) fn covered(&self, planned: impl Fn(&TopicPartition) -> Option<i64>) -> Offsets {
+        self.covered_and(planned, |_| false)
+    }
+
+    /// The same, and what the group has already where that is `idle`: it would expire.
+    pub(crate) fn covered_and(
+        &self,
+        planned: impl Fn(&TopicPartition) -> Option<i64>,
+        idle: impl Fn(&Committed) -> bool,
+    ) -> Offsets {
         self.offsets(
             |partition| partition.account.frontier(),
-            |key, committed, offset| planned(key).or(committed) != Some(offset),
+            |key, committed, offset| match planned(key) {
+                Some(planned) => planned != offset,
+                None => committed.is_none_or(|committed| committed.offset != offset || idle(committed)),
+            },
         )
     }
 
@@ -637,7 +649,9 @@ impl Partitions {
     pub(crate) fn frontiers(&self, planned: impl Fn(&TopicPartition) -> Option<i64>) -> Offsets {
         self.offsets(
             |partition| partition.account.frontier(),
-            |key, committed, offset| planned(key).is_some() || committed != Some(offset),
+            |key, committed, offset| {
+                planned(key).is_some() || committed.is_none_or(|committed| committed.offset != offset)
+            },
         )
     }
 
@@ -645,20 +659,28 @@ impl Partitions {
     pub(crate) fn positions(&self, planned: impl Fn(&TopicPartition) -> Option<i64>) -> Offsets {
         self.offsets(
             |partition| partition.position().map(Position::mark),
-            |key, committed, offset| planned(key).is_some() || committed != Some(offset),
+            |key, committed, offset| {
+                planned(key).is_some() || committed.is_none_or(|committed| committed.offset != offset)
+            },
         )
     }
 
     fn offsets(
         &self,
         of: impl Fn(&Partition) -> Option<Mark>,
-        is_new: impl Fn(&TopicPartition, Option<i64>, i64) -> bool,
+        is_new: impl Fn(&TopicPartition, Option<&Committed>, i64) -> bool,
     ) -> Offsets {
         let pairs = self.partitions.iter().filter_map(|(key, partition)| {
             let Mark { offset, leader_epoch } = of(partition)?;
-            let new = is_new(key, partition.account.committed(), offset);
-            let tenure = Some(partition.account.tenure());
-            new.then(|| (key.clone(), Offset { offset, leader_epoch, metadata: String::new(), tenure }))
+            let committed = partition.account.committed();
+            let new = is_new(key, committed, offset);
+            let (tenure, topic_id) = (Some(partition.account.tenure()), partition.topic_id);
+            // Committed again, it keeps its text.
+            let same = committed.filter(|committed| committed.offset == offset);
+            let metadata = || same.map(|committed| committed.metadata.clone()).unwrap_or_default();
+            new.then(|| {
+                (key.clone(), Offset { offset, leader_epoch, metadata: metadata(), topic_id, tenure })
+            })
         });
         pairs.collect()
     }

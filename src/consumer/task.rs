@@ -124,7 +124,8 @@ fn start(shared: &Arc<Shared>, action: Action, work: &Flights<Event>) {
         Action::FindCommitted { partitions, deadline } => work.push(Box::pin(async move {
             let keys: Vec<_> = partitions.iter().map(|(key, _)| key.clone()).collect();
             let member = shared.lock().reader();
-            let found = requests::find_committed(&shared, member, &keys, deadline).await;
+            let ids = shared.topic_ids(&keys);
+            let found = requests::find_committed(&shared, member, &keys, &ids, deadline).await;
             Event::Committed(partitions, found)
         })),
         Action::ListOffsets { broker, lookups, deadline } => work.push(Box::pin(async move {

@@ -22,6 +22,7 @@ mod groups;
 mod heard;
 mod kit;
 mod lanes;
+mod offsets;
 mod plugins;
 mod producer;
 mod quotas;

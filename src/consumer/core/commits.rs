@@ -3,18 +3,18 @@
 //! The ledger says what may be committed and `offsets.rs` in which order it goes out; here the two meet the membership. It
 //! must never commit what belongs to an earlier assignment.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::{Action, Core, Mode};
 use crate::{
-    cluster::UNKNOWN_TOPIC_OR_PARTITION,
+    cluster::{TopicId, UNKNOWN_TOPIC_OR_PARTITION},
     config::settings::GroupProtocol,
     consumer::{
-        ledger::Life,
-        offsets::{self, CommitAction, Offsets, Outcome, over},
+        ledger::{Committed, Life},
+        offsets::{self, CommitAction, Offset, Offsets, Outcome, over},
     },
     error::{Error, ErrorKind, Result},
     flights::Token,
@@ -69,6 +69,9 @@ impl Core {
     /// assignment began: another member may have committed beyond that.
     fn check_tenure(&self, offsets: &mut Offsets) -> Result<()> {
         if !matches!(self.mode, Mode::Topics) {
+            for (key, offset) in offsets {
+                offset.topic_id = self.topic_id(key);
+            }
             return Ok(());
         }
         for (key, offset) in offsets {
@@ -98,8 +101,15 @@ impl Core {
                 }
             }
             offset.tenure = Some(partition.account.tenure());
+            offset.topic_id = partition.topic_id;
         }
         Ok(())
+    }
+
+    /// The id of a partition's topic: of the one that its position is of, where it is assigned.
+    pub(crate) fn topic_id(&self, key: &TopicPartition) -> TopicId {
+        let assigned = self.partitions.get(key).map(|partition| partition.topic_id);
+        assigned.unwrap_or_else(|| self.metadata.topic_id(&key.topic))
     }
 
     /// Those of partitions that are there. That of a deleted topic was told of by the commit that met it: nobody needs to be
@@ -136,7 +146,12 @@ impl Core {
         if answer.as_ref().is_ok_and(|codes| codes.values().any(|code| *code == UNKNOWN_TOPIC_OR_PARTITION)) {
             self.actions.push_back(Action::RefreshMetadata);
         }
-        let is_gone = |key: &TopicPartition| self.metadata.is_gone(&key.topic, key.partition);
+        let unknown = TopicId::default();
+        let is_gone = |key: &TopicPartition, id: TopicId| {
+            let there = self.metadata.topic_id(&key.topic);
+            let is_another = id != unknown && there != unknown && id != there;
+            is_another || self.metadata.is_gone(&key.topic, key.partition)
+        };
         if let Some(outcome) = self.commits.handle_answer(now, token, answer, is_gone) {
             self.on_commit(now, outcome);
         }
@@ -166,9 +181,25 @@ impl Core {
         }
     }
 
+    /// As [`Self::commit_covered`], and what has not changed for long as well: a group's offsets expire
+    /// (`offsets.retention.minutes`), those of partitions that are assigned by hand although somebody reads them.
+    pub(super) fn commit_by_interval(&mut self, now: Instant, deadline: Instant) {
+        let Ok(Some(_)) = self.identity() else { return };
+        let is_manual = matches!(self.mode, Mode::Manual);
+        let idle = |committed: &Committed| {
+            let is_of_unknown_age = is_manual && !committed.is_own;
+            is_of_unknown_age || committed.since + IDLE <= now
+        };
+        let offsets = self.there(self.partitions.covered_and(|key| self.commits.planned(key), idle));
+        if !offsets.is_empty() {
+            self.commits.handle_commit(None, offsets, deadline);
+        }
+    }
+
     pub(super) fn on_commit(&mut self, now: Instant, outcome: Outcome) {
-        for (key, offset) in &outcome.committed {
-            self.partitions.set_committed(key, offset.offset);
+        for (key, Offset { offset, metadata, .. }) in outcome.committed {
+            let committed = Committed { offset, metadata, since: now, is_own: true };
+            self.partitions.set_committed(&key, committed);
         }
         if outcome.forget_coordinator {
             self.actions.push_back(Action::ForgetCoordinator);
@@ -186,5 +217,110 @@ impl Core {
             member.handle_fenced_commit(now, generation, code);
             self.run_member(now);
         }
+    }
+}
+
+/// What is committed and does not change is committed again after so long. Brokers keep offsets for a week unless told otherwise,
+/// and hardly anybody tells them less than hours.
+const IDLE: Duration = Duration::from_secs(60 * 60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cluster::Metadata,
+        config::KafkaConfig,
+        consumer::lookups::Place,
+        time::{self, Rng},
+        wire::{
+            self, Uuid,
+            metadata_response::{MetadataResponsePartition, MetadataResponseTopic},
+        },
+    };
+
+    const ORDERS: TopicId = [1; 16];
+
+    fn key() -> TopicPartition {
+        TopicPartition::new("orders", 0)
+    }
+
+    fn metadata(before: &Metadata, id: TopicId) -> Arc<Metadata> {
+        let partition = MetadataResponsePartition { leader_id: 1, leader_epoch: 1, ..Default::default() };
+        let topic = MetadataResponseTopic {
+            name: Some("orders".into()),
+            topic_id: Uuid(id),
+            partitions: vec![partition],
+            ..Default::default()
+        };
+        let answer = wire::MetadataResponse { topics: vec![topic], ..Default::default() };
+        Arc::new(before.merge(answer, &["orders".into()], |_| true))
+    }
+
+    /// One that has partition 0 of `orders` assigned by hand, at what the group has committed: offset 5, and a text.
+    fn core(now: Instant) -> Core {
+        let config = KafkaConfig::new().set_bootstrap_servers("localhost:9092").set_group_id("g");
+        let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
+        let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1));
+        core.handle_metadata(now, metadata(&core.metadata, ORDERS));
+        core.assign(now, vec![key()]).unwrap();
+        let mut asked = Vec::new();
+        while let Some(action) = core.poll_action(now) {
+            if let Action::FindCommitted { partitions, .. } = action {
+                asked = partitions;
+            }
+        }
+        let place = Place { offset: 5, leader_epoch: 1, timestamp: -1, metadata: "mine".to_owned() };
+        core.handle_found_committed(now, &asked, Ok([(key(), Ok(place))].into()));
+        core
+    }
+
+    fn commits(core: &mut Core, now: Instant) -> Vec<CommitAction> {
+        core.handle_timeout(now);
+        let actions = std::iter::from_fn(|| core.poll_action(now));
+        let commit = |action| match action {
+            Action::Commit(commit) => Some(commit),
+            _ => None,
+        };
+        actions.filter_map(commit).collect()
+    }
+
+    #[test]
+    fn what_is_committed_and_does_not_change_is_committed_again_before_it_expires() {
+        let begun = time::now();
+        let mut core = core(begun);
+        let minutes = |minutes: u64| begun + Duration::from_secs(60 * minutes);
+        let mut sent = Vec::new();
+        for minute in 1..=150 {
+            for commit in commits(&mut core, minutes(minute)) {
+                let offset = &commit.offsets[&key()];
+                assert_eq!((offset.offset, offset.metadata.as_str()), (5, "mine"));
+                core.handle_commit(minutes(minute), commit.token, Ok([(key(), 0)].into()));
+                sent.push(minute);
+            }
+        }
+        // At first nobody knows how old it is.
+        assert_eq!(sent, [1, 61, 121]);
+    }
+
+    #[test]
+    fn a_commit_names_the_topic_that_its_position_is_of_and_is_not_waited_for_when_that_is_gone() {
+        let now = time::now();
+        let mut core = core(now);
+        let mut receipt = core
+            .commit(Some([(key(), Offset { offset: 7, ..Offset::default() })].into()), now + IDLE)
+            .unwrap()
+            .unwrap();
+        let sent = commits(&mut core, now);
+        assert_eq!((sent[0].offsets[&key()].topic_id, sent[0].offsets[&key()].offset), (ORDERS, 7));
+        let refused = || Ok([(key(), UNKNOWN_TOPIC_OR_PARTITION)].into());
+        core.handle_commit(now, sent[0].token, refused());
+        assert!(receipt.try_recv().is_err(), "the coordinator may not know of the topic yet");
+
+        core.handle_metadata(now, metadata(&core.metadata, [2; 16]));
+        let again = commits(&mut core, now + Duration::from_secs(2));
+        assert_eq!(again[0].offsets[&key()].topic_id, ORDERS, "never under the id of the new one");
+        core.handle_commit(now, again[0].token, refused());
+        let error = receipt.try_recv().unwrap().unwrap_err();
+        assert_eq!(error.code().map(|code| code.0), Some(UNKNOWN_TOPIC_OR_PARTITION), "{error}");
     }
 }

@@ -381,7 +381,7 @@ impl Core {
         if self.auto_commit_at.is_some_and(|at| at <= now) {
             self.auto_commit_at = Some(now + self.settings.auto_commit_interval);
             if self.closing.is_none() && !self.commits.has_automatic() {
-                self.commit_covered(now + self.client.default_api_timeout);
+                self.commit_by_interval(now, now + self.client.default_api_timeout);
             }
         }
         self.advance_revocation(now);
@@ -503,7 +503,7 @@ mod tests {
         let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1));
         let (key, deadline) = (TopicPartition::new("orders", 0), now + Duration::from_secs(30));
         core.assign(now, vec![key.clone()]).unwrap();
-        let offset = Offset { offset: 5, leader_epoch: -1, metadata: String::new(), tenure: None };
+        let offset = Offset { offset: 5, leader_epoch: -1, ..Offset::default() };
         let _waiter = core.commit(Some([(key, offset)].into()), deadline).unwrap().unwrap();
         let lost = Err(Error::new(ErrorKind::Disconnected, "gone"));
         core.handle_topics(now, &["orders".into()], lost);

@@ -4,7 +4,7 @@ use crate::wire::NEVER;
 
 api! {
     // Version 10 names topics by id.
-    OffsetCommit = 8, speaks 2..=9 of 2..=10, flexible 8;
+    OffsetCommit = 8, speaks 2..=10 of 2..=10, flexible 8;
 
     request offset_commit_request::OffsetCommitRequest {
         group_id: Str;
@@ -43,7 +43,7 @@ api! {
 
 api! {
     // Versions up to 7 ask for one group, later ones for several: another layout. Version 10 names topics by id.
-    OffsetFetch = 9, speaks 1..=9 of 1..=10, flexible 6;
+    OffsetFetch = 9, speaks 1..=10 of 1..=10, flexible 6;
 
     request offset_fetch_request::OffsetFetchRequest {
         group_id: Str [1..=7];

@@ -1,0 +1,210 @@
+//! Commits and committed offsets, as users ask for them; the order they are sent in is the core's.
+//!
+//! A commit is queued when it is asked for and is sent whether or not somebody waits for it. It must never hold a consumer alive.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Weak},
+    task::{Context, Poll},
+};
+
+use super::{
+    Insisting, KafkaConsumer, Shared, all_found,
+    lookups::Place,
+    offsets::{Offset, Offsets, commit_timeout},
+    requests,
+};
+use crate::{
+    cluster::TopicId,
+    error::{Error, ErrorKind, Result},
+    record::{OffsetAndMetadata, TopicPartition},
+};
+
+impl KafkaConsumer {
+    /// Commits the position of every partition: everything handed out so far, whether covered or not.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Broker`] with the coordinator's reason: after a rebalance the partitions are another member's, and it
+    /// reads these records again. [`ErrorKind::Timeout`] after `default.api.timeout.ms`.
+    ///
+    /// # Cancel safety
+    /// A dropped commit is still sent; only its result is lost.
+    pub async fn commit(&self) -> Result<()> {
+        self.commit_inner(None).await
+    }
+
+    /// Commits these offsets: each is that of the next record to read, so one more than the last one done. An `i64`, or with
+    /// text and leader epoch an [`OffsetAndMetadata`].
+    ///
+    /// # Errors
+    /// As for [`commit`](Self::commit); [`ErrorKind::InvalidArgument`] for a negative offset or a text that no request holds.
+    ///
+    /// # Cancel safety
+    /// A dropped commit is still sent; only its result is lost.
+    pub async fn commit_offsets<O: Into<OffsetAndMetadata>>(
+        &self,
+        offsets: impl IntoIterator<Item = (TopicPartition, O)>,
+    ) -> Result<()> {
+        let offsets = checked(offsets)?;
+        self.commit_inner(Some(offsets)).await
+    }
+
+    pub(super) async fn commit_inner(&self, offsets: Option<Offsets>) -> Result<()> {
+        self.shared.begin_commit(offsets)?.await
+    }
+
+    /// A handle that any task can commit through, while others poll. It does not keep the consumer alive.
+    pub fn committer(&self) -> Committer {
+        Committer { shared: Arc::downgrade(&self.shared) }
+    }
+
+    /// The group's committed offsets, asked of the coordinator; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] without a `group.id`; the coordinator's error; [`ErrorKind::Timeout`] after
+    /// `default.api.timeout.ms`.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn committed(
+        &self,
+        partitions: impl IntoIterator<Item = TopicPartition>,
+    ) -> Result<BTreeMap<TopicPartition, Option<OffsetAndMetadata>>> {
+        let mut partitions: Vec<_> = partitions.into_iter().collect();
+        partitions.sort();
+        let deadline = self.api_deadline();
+        let mut insisting = Insisting::new(&self.shared, deadline);
+        let found = loop {
+            let ids = self.shared.topic_ids(&partitions);
+            let found = requests::find_committed(&self.shared, None, &partitions, &ids, deadline).await;
+            let found = found.and_then(|found| all_found("OffsetFetch", partitions.iter(), &found));
+            if let Some(outcome) = insisting.settle(found).await {
+                break outcome?;
+            }
+        };
+        let offset = |Place { offset, leader_epoch, metadata, .. }: Place| {
+            let leader_epoch = Some(leader_epoch).filter(|epoch| *epoch >= 0);
+            (offset >= 0).then_some(OffsetAndMetadata { offset, leader_epoch, metadata })
+        };
+        Ok(found.into_iter().map(|(key, place)| (key, offset(place))).collect())
+    }
+}
+
+impl Shared {
+    /// Queues a commit, of all positions unless offsets are named.
+    fn begin_commit(&self, offsets: Option<Offsets>) -> Result<Committing> {
+        let deadline = self.api_deadline();
+        let receipt = self.change(|core, _| core.commit(offsets, deadline))?;
+        let outcome = async move {
+            let Some(receipt) = receipt else { return Ok(()) };
+            match tokio::time::timeout_at(deadline, receipt).await {
+                Ok(Ok(result)) => result,
+                Ok(Err(_)) => Err(Error::closed("consumer")),
+                Err(_elapsed) => Err(commit_timeout()),
+            }
+        };
+        Ok(Committing(Box::pin(outcome)))
+    }
+
+    /// The ids of the partitions' topics, as far as they are known.
+    pub(super) fn topic_ids(&self, partitions: &[TopicPartition]) -> Vec<TopicId> {
+        let core = self.lock();
+        partitions.iter().map(|key| core.topic_id(key)).collect()
+    }
+}
+
+/// What any task can commit through; see [`KafkaConsumer::committer`]. Cheap to clone.
+///
+/// Commits are sent in the order in which they were asked for, by whomever: none overtakes another, and none is made later than
+/// one that was asked for after it. What is committed is what is named: where several tasks handle records of one partition, let
+/// them find out together which is the first that is not done.
+#[derive(Clone)]
+pub struct Committer {
+    shared: Weak<Shared>,
+}
+
+impl fmt::Debug for Committer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Committer").finish_non_exhaustive()
+    }
+}
+
+impl Committer {
+    /// As [`KafkaConsumer::commit_offsets`].
+    ///
+    /// # Errors
+    /// As there; [`ErrorKind::Closed`] once the consumer is gone.
+    ///
+    /// # Cancel safety
+    /// A dropped commit is still sent; only its result is lost.
+    pub async fn commit_offsets<O: Into<OffsetAndMetadata>>(
+        &self,
+        offsets: impl IntoIterator<Item = (TopicPartition, O)>,
+    ) -> Result<()> {
+        self.commit_async(offsets)?.await
+    }
+
+    /// Asks for a commit and does not wait: it has its place in the order when this returns, and what is given back is its
+    /// outcome, which need not be awaited.
+    ///
+    /// # Errors
+    /// As [`commit_offsets`](Self::commit_offsets), for what is wrong before anything is sent.
+    pub fn commit_async<O: Into<OffsetAndMetadata>>(
+        &self,
+        offsets: impl IntoIterator<Item = (TopicPartition, O)>,
+    ) -> Result<Committing> {
+        let offsets = checked(offsets)?;
+        let shared = self.shared.upgrade().ok_or_else(|| Error::closed("consumer"))?;
+        shared.begin_commit(Some(offsets))
+    }
+}
+
+/// The outcome of a commit that is on its way; see [`Committer::commit_async`]. Dropped, the commit goes on.
+#[must_use = "whether the commit has succeeded is known only when this is awaited"]
+pub struct Committing(Pin<Box<dyn Future<Output = Result<()>> + Send + Sync>>);
+
+impl fmt::Debug for Committing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Committing").finish_non_exhaustive()
+    }
+}
+
+impl Future for Committing {
+    type Output = Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+/// The longest text of a request.
+const LONGEST_TEXT: usize = i16::MAX as usize;
+
+fn checked<O: Into<OffsetAndMetadata>>(
+    offsets: impl IntoIterator<Item = (TopicPartition, O)>,
+) -> Result<Offsets> {
+    let mut checked = Offsets::new();
+    for (key, offset) in offsets {
+        let OffsetAndMetadata { offset, leader_epoch, metadata } = offset.into();
+        let wrong = |text: &str| {
+            Error::new(ErrorKind::InvalidArgument, text)
+                .with_topic(Arc::clone(&key.topic))
+                .with_partition(key.partition)
+                .with_offset(offset)
+        };
+        if offset < 0 {
+            return Err(wrong("a negative offset cannot be committed"));
+        }
+        if metadata.len() > LONGEST_TEXT {
+            let hint =
+                format!("brokers take 4096 bytes (offset.metadata.max.bytes), and a request {LONGEST_TEXT}");
+            return Err(wrong("the text committed with an offset is too long").with_hint(hint));
+        }
+        let leader_epoch = leader_epoch.unwrap_or(-1);
+        checked.insert(key, Offset { offset, leader_epoch, metadata, ..Offset::default() });
+    }
+    Ok(checked)
+}
