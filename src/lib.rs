@@ -103,8 +103,8 @@ pub use config::{
 };
 pub use connection::transport::{Connecting, Transport, TransportStream};
 pub use consumer::{
-    Committer, Committing, ConsumerRecords, KafkaConsumer, OffsetAndTimestamp, PartitionRecords,
-    RebalanceListener, RecordRef,
+    CloseOptions, Committer, Committing, ConsumerRecords, KafkaConsumer, OffsetAndTimestamp,
+    PartitionRecords, RebalanceListener, RecordRef,
 };
 pub use error::{Error, ErrorCode, ErrorKind, Result, Stage};
 #[doc(hidden)]
@@ -115,7 +115,10 @@ pub use facade::{
     Handler, HandlerArgument, HandlerError, HandlerOutput, HandlerResult, Json, KafkaInstance, Message,
     Ordering, Producer, Progress, Rebalance, Replay, Replayed, SendAndWait, Topics,
 };
-pub use group::assignor::{Assignor, GroupInfo, GroupMember};
+pub use group::{
+    GroupMembershipOperation,
+    assignor::{Assignor, GroupInfo, GroupMember},
+};
 pub use producer::{
     Delivery, IntoKey, KafkaProducer, Key, OutgoingRecord, Partitioner, Partitions, ProducerInterceptor,
     ProducerStatistics, SendJson, Sending, Transaction, TransactionalProducer,

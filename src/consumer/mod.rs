@@ -6,6 +6,7 @@
 
 pub(crate) mod acknowledge;
 mod buffer;
+mod closing;
 mod committing;
 mod core;
 mod fetch;
@@ -35,6 +36,7 @@ use tokio::sync::Notify;
 
 pub(crate) use self::listener::Listen;
 pub use self::{
+    closing::CloseOptions,
     committing::{Committer, Committing},
     listener::RebalanceListener,
     records::{ConsumerRecords, IntoIter, Iter, OwnedRecords, PartitionRecords, RecordRef, RecordRefs},
@@ -219,6 +221,16 @@ impl KafkaConsumer {
                 .with_hint("the group is being rebalanced: poll, and process what comes then"));
         };
         Ok(ConsumerGroupMetadata::new(group, identity.generation, identity.member_id, identity.instance_id))
+    }
+
+    /// Has a classic group rebalance, with this reason in the coordinator's log (KIP-800): what its members say of themselves to
+    /// their assignor counts anew. Nothing happens where a rebalance is under way. A coordinator that hears nothing new from a
+    /// member that does not lead only gives it what it has.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] without a `group.id`; [`ErrorKind::Unsupported`] in the consumer protocol, where the broker decides.
+    pub fn enforce_rebalance(&self, reason: &str) -> Result<()> {
+        self.change(|core, now| core.enforce_rebalance(now, reason))
     }
 
     /// The protocol that the member speaks with its group (`group.protocol`); `None` without a `group.id`, and with `auto` as
@@ -491,49 +503,6 @@ impl KafkaConsumer {
         all_found("ListOffsets", asked.keys(), &found)
     }
 
-    /// Commits what is covered (with `enable.auto.commit`), leaves the group, and returns by `deadline` at the latest. The
-    /// consumer can do nothing more afterwards. Commit first if the last poll's records are done as well.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Timeout`] if the group could not be left in time; it then notices by `session.timeout.ms`.
-    ///
-    /// # Cancel safety
-    /// Dropped, it goes on closing in the background.
-    pub async fn close(&self, deadline: Duration) -> Result<()> {
-        if !self.is_owner {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "a rebalance listener cannot close its consumer",
-            ));
-        }
-        let deadline = time::after(deadline);
-        let shared = &*self.shared;
-        let farewell = Farewell { shared, deadline };
-        let telling = async {
-            Listening::tell(&self.shared).await;
-            shared.lock().tell_farewell();
-            Listening::tell(&self.shared).await;
-        };
-        if tokio::time::timeout_at(deadline, telling).await.is_err() {
-            tracing::warn!("the rebalance listener has not returned by the end of the close");
-        }
-        drop(farewell);
-        loop {
-            let changed = shared.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            if let Some(ended) = shared.lock().ended() {
-                return Err(ended);
-            }
-            if shared.lock().is_closed() {
-                return if time::now() < deadline { Ok(()) } else { Err(close_timeout()) };
-            }
-            if tokio::time::timeout_at(deadline, changed).await.is_err() {
-                return Err(close_timeout());
-            }
-        }
-    }
-
     fn api_deadline(&self) -> Instant {
         self.shared.api_deadline()
     }
@@ -559,20 +528,6 @@ impl Shared {
         }
         self.wake.notify_one();
         result
-    }
-}
-
-/// Begins the end, also when the close that tells the listener of it first is dropped.
-struct Farewell<'a> {
-    shared: &'a Shared,
-    deadline: Instant,
-}
-
-impl Drop for Farewell<'_> {
-    fn drop(&mut self) {
-        self.shared.lock().begin_close(time::now(), self.deadline);
-        self.shared.changed.notify_waiters();
-        self.shared.wake.notify_one();
     }
 }
 
@@ -772,11 +727,6 @@ fn check_time(key: &TopicPartition, time: i64) -> Result<()> {
         .with_topic(Arc::clone(&key.topic))
         .with_partition(key.partition)
         .with_hint("times are milliseconds since the Unix epoch"))
-}
-
-fn close_timeout() -> Error {
-    Error::new(ErrorKind::Timeout, "the consumer did not finish committing and leaving its group in time")
-        .with_hint("give close more time; the group takes its partitions after session.timeout.ms")
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ pub(super) async fn group(shared: &Shared, request: Request, deadline: Instant) 
     let group = kafka_string(group_id(shared)?);
     let instance = consumer.group_instance_id.as_deref().map(kafka_string);
     match request {
-        Request::Join { member_id, topics, claim, generation } => {
+        Request::Join { member_id, topics, claim, generation, reason } => {
             let cooperative = consumer.assignors.iter().all(Strategy::is_cooperative);
             let metadata = |assignor: &Strategy| {
                 let user_data = match assignor {
@@ -77,7 +77,7 @@ pub(super) async fn group(shared: &Shared, request: Request, deadline: Instant) 
                 group_instance_id: instance,
                 protocol_type: wire::Str::from_static(CONSUMER),
                 protocols: consumer.assignors.iter().map(protocol).collect(),
-                ..Default::default()
+                reason: (!reason.is_empty()).then(|| kafka_string(&reason)),
             };
             joined(to_coordinator(shared, Lane::Group, request, deadline).await?)
         }
@@ -109,7 +109,9 @@ pub(super) async fn group(shared: &Shared, request: Request, deadline: Instant) 
             Ok(Answer::Heartbeat { error: answer.error_code })
         }
         Request::Beat(beat) => heartbeat(shared, group, instance, beat, deadline).await,
-        Request::Leave { member_id, reason } => leave(shared, group, &member_id, reason, deadline).await,
+        Request::Leave { member_id, reason } => {
+            leave(shared, group, instance, &member_id, reason, deadline).await
+        }
     }
 }
 
@@ -165,6 +167,7 @@ fn by_id(partitions: &[IdPartition]) -> Vec<wire::consumer_group_heartbeat_reque
 async fn leave(
     shared: &Shared,
     group: wire::Str,
+    instance: Option<wire::Str>,
     member_id: &str,
     reason: &'static str,
     deadline: Instant,
@@ -177,6 +180,7 @@ async fn leave(
     } else {
         let mut member = wire::leave_group_request::MemberIdentity {
             member_id: kafka_string(member_id),
+            group_instance_id: instance,
             ..Default::default()
         };
         if version >= 5 {

@@ -23,7 +23,7 @@ use std::{
 };
 
 use super::{
-    Action, Answer, Exchange, GroupSettings, Identity, Request,
+    Action, Answer, Exchange, GroupMembershipOperation, GroupSettings, Identity, Reason, Request,
     assignor::{Assignment, GroupMember, Strategy},
     code,
     presence::Presence,
@@ -108,6 +108,9 @@ pub(crate) struct Member {
     /// Something changed while a join or sync was out: join again after it.
     stale: bool,
     presence: Presence,
+    departure: GroupMembershipOperation,
+    /// Why it joins next (KIP-800).
+    reason: Reason,
     tokens: Tokens,
     backoff: Backoff,
     rng: Rng,
@@ -130,6 +133,8 @@ impl Member {
             planned: None,
             expected: None,
             stale: false,
+            departure: GroupMembershipOperation::Default,
+            reason: Reason::default(),
             tokens: Tokens::default(),
             backoff,
             rng,
@@ -181,7 +186,7 @@ impl Member {
         }
         match &self.state {
             State::Idle { .. } => self.state = State::Idle { rejoin: true, not_before: now },
-            State::Stable { .. } => self.rebalance(now),
+            State::Stable { .. } => self.rebalance(now, "the subscription has changed"),
             State::Revoking { .. } | State::Fatal => {}
             State::Joining { exchange: Exchange::Due(_) } => {}
             _ => self.stale = true,
@@ -213,7 +218,15 @@ impl Member {
         let State::Stable { .. } = self.state else { return };
         let Some(planned) = &self.planned else { return };
         if planned.iter().any(|(topic, count)| counts(topic).is_some_and(|current| current != *count)) {
-            self.rebalance(now);
+            self.rebalance(now, "a topic has another number of partitions");
+        }
+    }
+
+    /// The user wants the group to rebalance.
+    pub(crate) fn handle_enforce(&mut self, now: Instant, reason: &str) {
+        if let State::Stable { .. } = self.state {
+            let reason = reason.chars().take(LONGEST_REASON).collect::<String>();
+            self.rebalance(now, reason);
         }
     }
 
@@ -264,6 +277,10 @@ impl Member {
         if current == generation {
             self.on_error(now, "OffsetCommit", error);
         }
+    }
+
+    pub(crate) fn set_departure(&mut self, departure: GroupMembershipOperation) {
+        self.departure = departure;
     }
 
     /// Leaves the group, if in it; `is_idle` says when that is done. A static member stays (KIP-345): its partitions
@@ -355,6 +372,7 @@ impl Member {
                     topics: self.topics.clone(),
                     claim: self.claim.clone(),
                     generation: self.generation,
+                    reason: self.reason.clone(),
                 };
                 // Java: the coordinator holds the answer back for as long as other members may take.
                 let patience = self.settings.max_poll_interval + std::time::Duration::from_secs(5);
@@ -457,6 +475,7 @@ impl Member {
             return self.stop(now, error);
         };
         self.generation = generation;
+        self.reason = Reason::default();
         match members {
             // KIP-814: of a leader that came back the coordinator still has the assignment of its earlier life. It leads all
             // the same, and must see when its topics change.
@@ -493,6 +512,7 @@ impl Member {
         self.owned.sort();
         self.actions.push_back(Action::Assign { added });
         if !revoked.is_empty() {
+            self.reason = Reason::Borrowed("partitions were given up for another member");
             // Another member gets them in the rebalance after this.
             return self.revoke(generation, heart, revoked);
         }
@@ -500,7 +520,7 @@ impl Member {
             expected.sort();
             expected != self.owned
         }) {
-            self.rebalance(now);
+            self.rebalance(now, "the assignment of before does not fit any more");
         }
     }
 
@@ -513,8 +533,9 @@ impl Member {
     }
 
     /// Joins again, once what must be given up for it is released.
-    fn rebalance(&mut self, now: Instant) {
+    fn rebalance(&mut self, now: Instant, reason: impl Into<Reason>) {
         let State::Stable { generation, heart } = self.state else { return };
+        self.reason = reason.into();
         // With cooperative rebalancing only what is not wanted any more.
         let is_wanted = |key: &&TopicPartition| self.settings.cooperative && self.topics.contains(&key.topic);
         let revoked: Vec<_> = self.owned.iter().filter(|key| !is_wanted(key)).cloned().collect();
@@ -533,6 +554,7 @@ impl Member {
 
     /// The coordinator has given our partitions away, or may have.
     fn lose(&mut self, now: Instant) {
+        self.reason = Reason::Borrowed("the membership was lost");
         if matches!(self.state, State::Joining { .. }) {
             // A coordinator that says so again and again must not be asked without a pause.
             self.drop_assignment();
@@ -563,7 +585,12 @@ impl Member {
 
     fn leave(&mut self, now: Instant, reason: &'static str) {
         self.drop_assignment();
-        let known = !self.member_id.is_empty() && self.settings.instance_id.is_none();
+        let leaves = match self.departure {
+            GroupMembershipOperation::Default => self.settings.instance_id.is_none(),
+            GroupMembershipOperation::LeaveGroup => true,
+            GroupMembershipOperation::RemainInGroup => false,
+        };
+        let known = !self.member_id.is_empty() && leaves;
         match self.state {
             State::Fatal | State::Leaving { .. } => {}
             State::Idle { .. } => self.on_left(now),
@@ -605,7 +632,7 @@ impl Member {
             code::REBALANCE_IN_PROGRESS => match self.state {
                 State::Stable { .. } => {
                     self.on_beat(now);
-                    self.rebalance(now);
+                    self.rebalance(now, "the group rebalances");
                 }
                 State::Revoking { .. } => self.on_beat(now),
                 // The coordinator holds a join back until the rebalance is under way, so this does not spin.
@@ -640,6 +667,9 @@ impl Member {
         }
     }
 }
+
+/// What Java's client tells at most, in characters.
+const LONGEST_REASON: usize = 255;
 
 fn send(tokens: &mut Tokens, actions: &mut VecDeque<Action>, request: Request, deadline: Instant) -> Token {
     let token = tokens.next();

@@ -482,6 +482,51 @@ fn a_static_member_closes_without_leaving() {
 }
 
 #[test]
+fn a_close_leaves_or_stays_as_it_is_told_whatever_the_member_is() {
+    use GroupMembershipOperation::{Default, LeaveGroup, RemainInGroup};
+    for (departure, is_static, leaves) in [
+        (Default, false, true),
+        (Default, true, false),
+        (LeaveGroup, false, true),
+        (LeaveGroup, true, true),
+        (RemainInGroup, false, false),
+        (RemainInGroup, true, false),
+    ] {
+        let instance = is_static.then(|| "i".to_owned());
+        let mut bench = Bench::stable_with(|settings| settings.instance_id = instance);
+        bench.member.set_departure(departure);
+        bench.member.handle_close(bench.now);
+        assert!(matches!(bench.member.poll_action(), Some(Action::Lost { .. })));
+        match leaves {
+            true => assert!(matches!(bench.sent().1, Request::Leave { .. }), "{departure:?}"),
+            false => bench.nothing(),
+        }
+        assert_eq!(bench.member.is_idle(), !leaves, "{departure:?} {is_static}");
+    }
+}
+
+#[test]
+fn an_enforced_rebalance_gives_up_commits_and_joins_with_its_reason() {
+    let mut bench = Bench::stable();
+    bench.member.handle_enforce(bench.now, &"\u{E9}".repeat(300));
+    let token = bench.revocation();
+    bench.member.handle_enforce(bench.now, "and again");
+    bench.nothing();
+    bench.member.handle_revoked(bench.now, token);
+    let (token, Request::Join { reason, .. }) = bench.sent() else { panic!("it must join again") };
+    assert_eq!(reason, "\u{E9}".repeat(255));
+    bench.member.handle_enforce(bench.now, "and again");
+    bench.nothing();
+    bench.join_answer(token, 6, "other");
+    let (token, _) = bench.sent();
+    let assignment = encode_assignment(&[TopicPartition::new("t", 0)]);
+    bench.answer(token, Answer::Sync { error: 0, assignment });
+    assert!(matches!(bench.member.poll_action(), Some(Action::Assign { .. })));
+    bench.nothing();
+    assert!(bench.member.is_stable());
+}
+
+#[test]
 fn another_subscription_while_joining_is_joined_with_afterwards() {
     let mut bench = Bench::new();
     bench.subscribe(&["t"]);

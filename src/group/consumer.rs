@@ -24,7 +24,7 @@ use std::{
 use tracing::warn;
 
 use super::{
-    Action, Answer, Exchange, GroupSettings, Identity, Request, code,
+    Action, Answer, Exchange, GroupMembershipOperation, GroupSettings, Identity, Request, code,
     presence::Presence,
     refusal::{CONSUMER_HEARTBEAT, WITHOUT_CONSUMER_PROTOCOL, explain},
 };
@@ -130,6 +130,7 @@ pub(crate) struct Member {
     /// Since when another member is said to have our instance id.
     unreleased_since: Option<Instant>,
     presence: Presence,
+    departure: GroupMembershipOperation,
     /// Why this protocol cannot be used, where another one may be.
     unusable: Option<Error>,
     tokens: Tokens,
@@ -158,6 +159,7 @@ impl Member {
             hurried: 0,
             unreleased_since: None,
             presence: Presence::new(settings.max_poll_interval, now),
+            departure: GroupMembershipOperation::Default,
             unusable: None,
             tokens: Tokens::default(),
             backoff: Backoff::new(settings.retry_backoff, settings.retry_backoff_max),
@@ -264,6 +266,10 @@ impl Member {
             code::STALE_MEMBER_EPOCH => self.beat_now(now),
             _ => self.on_error(now, "OffsetCommit", error, None),
         }
+    }
+
+    pub(crate) fn set_departure(&mut self, departure: GroupMembershipOperation) {
+        self.departure = departure;
     }
 
     /// Leaves the group, if in it; `is_idle` says when that is done. A static member leaves for a while: its partitions
@@ -607,7 +613,14 @@ impl Member {
             State::Fatal | State::Leaving { .. } => {}
             State::Idle { .. } => self.on_left(now),
             State::Joining { .. } | State::Joined { .. } => {
-                let epoch = if self.settings.instance_id.is_some() { LEAVE_FOR_A_WHILE } else { LEAVE };
+                // As in Java: a static member says that it is away also when it is to stay.
+                let epoch = match (self.departure, &self.settings.instance_id) {
+                    (GroupMembershipOperation::LeaveGroup, _) | (GroupMembershipOperation::Default, None) => {
+                        LEAVE
+                    }
+                    (_, Some(_)) => LEAVE_FOR_A_WHILE,
+                    (GroupMembershipOperation::RemainInGroup, None) => return self.on_left(now),
+                };
                 let beat = Beat {
                     member_id: self.member_id.clone(),
                     epoch,

@@ -479,6 +479,30 @@ fn a_closed_member_has_left_with_whatever_answer_and_a_stale_one_is_dropped() {
 }
 
 #[test]
+fn a_close_leaves_or_stays_as_it_is_told_whatever_the_member_is() {
+    use GroupMembershipOperation::{Default, LeaveGroup, RemainInGroup};
+    for (departure, is_static, epoch) in [
+        (Default, false, Some(LEAVE)),
+        (Default, true, Some(LEAVE_FOR_A_WHILE)),
+        (LeaveGroup, false, Some(LEAVE)),
+        (LeaveGroup, true, Some(LEAVE)),
+        (RemainInGroup, false, None),
+        (RemainInGroup, true, Some(LEAVE_FOR_A_WHILE)),
+    ] {
+        let instance = is_static.then(|| "i".to_owned());
+        let mut bench = Bench::joined_with(|settings| settings.instance_id = instance);
+        bench.member.set_departure(departure);
+        bench.member.handle_close(bench.now);
+        bench.lost();
+        match epoch {
+            Some(epoch) => assert_eq!(bench.beat().1.epoch, epoch, "{departure:?} {is_static}"),
+            None => bench.quiet(),
+        }
+        assert_eq!(bench.member.is_idle(), epoch.is_none());
+    }
+}
+
+#[test]
 fn a_member_that_closes_while_it_joins_says_so() {
     let mut bench = Bench::joining();
     bench.beat();

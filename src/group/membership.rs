@@ -11,13 +11,13 @@ use std::{
 use tracing::info;
 
 use super::{
-    Action, Answer, GroupSettings, Identity, Names,
+    Action, Answer, GroupMembershipOperation, GroupSettings, Identity, Names,
     assignor::{Assignment, Strategy},
     classic, consumer,
 };
 use crate::{
     config::settings::GroupProtocol,
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     flights::Token,
     time::{Instant, Rng},
 };
@@ -184,6 +184,30 @@ impl Membership {
         each!(self, member => member.handle_fenced_commit(now, generation, error));
     }
 
+    /// Has the group rebalance, unless it does so already.
+    ///
+    /// # Errors
+    /// In the consumer protocol, where that is the broker's to decide.
+    pub(crate) fn handle_enforce(&mut self, now: Instant, reason: &str) -> Result<()> {
+        let is_open = self.protocol().is_none();
+        match &mut self.member {
+            Member::Classic(member) => member.handle_enforce(now, reason),
+            Member::Consumer(_) if is_open => {}
+            Member::Consumer(_) => {
+                let text = "a rebalance cannot be enforced in the consumer protocol";
+                return Err(Error::new(ErrorKind::Unsupported, text).with_hint(
+                    "the broker assigns (KIP-848); set group.protocol to classic to have the members do so",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What closing is to do with the membership.
+    pub(crate) fn set_departure(&mut self, departure: GroupMembershipOperation) {
+        each!(self, member => member.set_departure(departure));
+    }
+
     /// Leaves the group, if in it; `is_idle` says when that is done.
     pub(crate) fn handle_close(&mut self, now: Instant) {
         self.topics.clear();
@@ -238,7 +262,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        error::{ErrorKind, code},
+        error::code,
         group::{BeatAnswer, Request},
         record::TopicPartition,
         time,

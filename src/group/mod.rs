@@ -34,6 +34,22 @@ use crate::{
     wire::Uuid,
 };
 
+/// Why a member joins again, or a text of the user's; empty where there is nothing to say.
+pub(crate) type Reason = std::borrow::Cow<'static, str>;
+
+/// Whether a member leaves its group when its consumer is closed (KIP-1092).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum GroupMembershipOperation {
+    /// It leaves, unless it is a static one (`group.instance.id`).
+    #[default]
+    Default,
+    /// It leaves, also a static one: its partitions are given to others at once.
+    LeaveGroup,
+    /// It stays: its partitions wait for it until its session ends. Only a static member comes back into its place.
+    RemainInGroup,
+}
+
 /// What a membership wants done.
 #[derive(Debug)]
 pub(crate) enum Action {
@@ -65,6 +81,8 @@ pub(crate) enum Request {
         /// What the member has, or with eager rebalancing had last, and of which generation.
         claim: Vec<TopicPartition>,
         generation: i32,
+        /// Why (KIP-800), for the coordinator's log.
+        reason: Reason,
     },
     Sync {
         member_id: String,

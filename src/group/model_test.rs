@@ -78,7 +78,7 @@ impl Coordinator {
 
     fn handle(&mut self, now: Instant, who: usize, token: Token, request: Request) {
         match request {
-            Request::Join { member_id, topics, claim, generation } => {
+            Request::Join { member_id, topics, claim, generation, .. } => {
                 self.join(now, who, token, member_id, topics, (claim, generation));
             }
             Request::Sync { member_id, generation, assignments, .. } => {

@@ -10,8 +10,8 @@ use std::{
 };
 
 use dtkafka::{
-    AutoOffsetReset, Consumer, ConsumerConfig, ErrorKind, KafkaAdmin, KafkaConfig, KafkaConsumer,
-    KafkaInstance, Message, TopicPartition,
+    AutoOffsetReset, CloseOptions, Consumer, ConsumerConfig, ErrorKind, GroupMembershipOperation, KafkaAdmin,
+    KafkaConfig, KafkaConsumer, KafkaInstance, Message, TopicPartition,
 };
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
@@ -327,6 +327,53 @@ on_every_backend! {
         let mut expected: Vec<u32> = (10..50).map(|n| n * 2).chain([99]).collect();
         expected.sort_unstable();
         assert_eq!(rest, expected);
+        consumer.close(PATIENCE).await.unwrap();
+    }
+
+    async fn a_close_leaves_the_group_or_stays_in_it_as_it_is_told(backend) {
+        let topic = backend.topic("orders", 1).await;
+        let admin = backend.instance().admin().await.unwrap();
+        let members = async |group: &str| admin.describe_group(group).await.unwrap().members.len();
+        for (instance, operation, stay) in [
+            (Some("one"), GroupMembershipOperation::Default, 1),
+            (Some("one"), GroupMembershipOperation::LeaveGroup, 0),
+            (None, GroupMembershipOperation::RemainInGroup, 1),
+            (None, GroupMembershipOperation::Default, 0),
+        ] {
+            let group = unique("group");
+            let mut config = backend.config().set_group_id(&*group);
+            if let Some(instance) = instance {
+                config = config.set("group.instance.id", instance);
+            }
+            let consumer = KafkaInstance::new(config).unwrap().get_consumer([&topic]).await.unwrap();
+            while consumer.assignment().is_empty() {
+                consumer.poll(Duration::from_millis(50)).await.unwrap();
+            }
+            assert_eq!(members(&group).await, 1);
+            let options = CloseOptions::new().timeout(PATIENCE).group_membership(operation);
+            consumer.close_with(options).await.unwrap();
+            assert_eq!(members(&group).await, stay, "{instance:?} {operation:?}");
+        }
+    }
+
+    async fn a_rebalance_can_be_enforced(backend) {
+        let topic = backend.topic("orders", 1).await;
+        let consumer = backend.instance().get_consumer([&topic]).await.unwrap();
+        consumer.enforce_rebalance("nobody is in the group").unwrap();
+        // Those of a member that has what it is to have.
+        let generation = async |after: i32| {
+            loop {
+                consumer.poll(Duration::from_millis(50)).await.unwrap();
+                let generation = consumer.group_metadata().map(|group| group.generation_or_member_epoch());
+                match generation {
+                    Ok(generation) if generation > after && !consumer.assignment().is_empty() => break generation,
+                    _ => {}
+                }
+            }
+        };
+        let first = generation(-1).await;
+        consumer.enforce_rebalance("the racks have changed").unwrap();
+        generation(first).await;
         consumer.close(PATIENCE).await.unwrap();
     }
 

@@ -8,7 +8,7 @@ use super::Core;
 use crate::{
     consumer::offsets::commit_timeout,
     error::{Error, Result},
-    group::Membership,
+    group::{GroupMembershipOperation, Membership},
     time::Instant,
 };
 
@@ -57,6 +57,19 @@ impl Core {
         self.closing = Some(Closing::Committing { deadline });
         self.news = true;
         self.advance_close(now);
+    }
+
+    /// As [`Self::begin_close`], and the member leaves its group or stays in it.
+    pub(crate) fn begin_close_as(
+        &mut self,
+        membership: GroupMembershipOperation,
+        now: Instant,
+        deadline: Instant,
+    ) {
+        if let (None, Some(member)) = (&self.closing, &mut self.member) {
+            member.set_departure(membership);
+        }
+        self.begin_close(now, deadline);
     }
 
     /// The handle was dropped: leave the group without a commit.

@@ -11,7 +11,7 @@ use super::{Action, Core, reading::partition_count};
 use crate::{
     config::settings::GroupProtocol,
     consumer::ledger::Life,
-    error::Result,
+    error::{Error, ErrorKind, Result},
     flights::Token,
     group::{
         self, Answer, Membership,
@@ -74,6 +74,19 @@ impl Core {
     /// The protocol of the membership, once that is settled.
     pub(crate) fn group_protocol(&self) -> Option<GroupProtocol> {
         self.member.as_ref().and_then(Membership::protocol)
+    }
+
+    /// Has the group rebalance.
+    pub(crate) fn enforce_rebalance(&mut self, now: Instant, reason: &str) -> Result<()> {
+        self.check_open()?;
+        let Some(member) = &mut self.member else {
+            return Err(
+                Error::new(ErrorKind::Config, "a rebalance needs a consumer group").with_hint("set group.id")
+            );
+        };
+        member.handle_enforce(now, reason)?;
+        self.run_member(now);
+        Ok(())
     }
 
     /// What has happened to the assignment since this was last asked.
