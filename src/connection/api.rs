@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn the_highest_common_version_is_used_and_none_where_there_is_none() {
         let offered = Versions::from([(0, (0, 99)), (1, (0, 7)), (2, (11, 12)), (8, (0, 1))]);
-        assert_eq!(negotiate::<wire::ProduceRequest>(&offered), Some(12));
+        assert_eq!(negotiate::<wire::ProduceRequest>(&offered), Some(13));
         assert_eq!(negotiate::<wire::FetchRequest>(&offered), Some(7));
         assert_eq!(negotiate::<wire::ListOffsetsRequest>(&offered), None);
         assert_eq!(negotiate::<wire::OffsetCommitRequest>(&offered), None);

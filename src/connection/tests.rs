@@ -375,7 +375,7 @@ async fn a_broker_that_closes_on_an_unknown_version_is_asked_again_in_version_0(
     };
     let settings = settings();
     let connection = against(server, dial(&address, &settings)).await.unwrap();
-    assert_eq!(connection.version::<wire::ProduceRequest>(), Some(12));
+    assert_eq!(connection.version::<wire::ProduceRequest>(), Some(13));
 }
 
 #[tokio::test]
