@@ -344,7 +344,8 @@ fn merge_topic(
     if let Some(known) = known.filter(|known| known.former.is_replaced(&id)) {
         return Topic { told_in: version, ..known.clone() };
     }
-    let former = known.map(|known| &known.former).unwrap_or(&Former::default()).followed_by(id);
+    let former =
+        known.map_or_else(|| Former::default().followed_by(id), |known| known.former.followed_by(id));
     // KIP-516: epochs compare only within one life of the topic.
     let known = known.filter(|known| known.id == id);
     // A topic has no more partitions than the answer lists, so this cannot grow by an unchecked number.

@@ -169,7 +169,8 @@ fn exclusive() -> Error {
         .with_hint("call unsubscribe first")
 }
 
-#[cfg(all(test, feature = "pattern"))]
+#[cfg(test)]
+#[cfg(feature = "pattern")]
 mod tests {
     use super::*;
     use crate::{
