@@ -116,7 +116,7 @@ impl Receipt {
     }
 
     /// Tells all who wait. Never call it under a lock: it wakes tasks. The first outcome stands; false if this was not it.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "unstable-benches"))]
     pub(crate) fn resolve(&self, outcome: Outcome) -> bool {
         self.resolve_telling(outcome, &Interceptors::default())
     }
