@@ -44,8 +44,9 @@
 //!   [`TransactionalProducer`] by hand.
 //! * **Rebalances**: [`RebalanceListener`], for both kinds of consumers.
 //! * **Errors**: one type, [`Error`], with its [`ErrorKind`], the place it happened at, and which setting to change.
+//! * **Code of your own**: [`Codec`], [`ProducerInterceptor`], [`Partitioner`], [`Assignor`], [`Transport`].
 //! * **Guides**: [`guide`], one page each: from other clients, delivery guarantees, error handling, tuning, security,
-//!   testing, operating.
+//!   testing, operating; and [every setting](guide::settings) with its default.
 //!
 //! # Needs
 //!

@@ -146,7 +146,8 @@ impl ProducerConfig {
 
 impl ConsumerConfig {
     /// An assignor of your own, for groups of the classic protocol; see [`Assignor`]. Called again it adds another, of lower
-    /// preference. Default: none.
+    /// preference. Default: none. With `group.protocol=consumer`, an empty name or a built-in one it is a configuration error, told
+    /// when the consumer is made.
     ///
     /// Where `partition.assignment.strategy` is set its assignors are offered as well, behind this one, or in the order of the list
     /// if that has this one's name. A rolling change to an assignor of your own offers the old and the new, as long as there are

@@ -31,13 +31,14 @@ impl CloseOptions {
         Self { timeout: Duration::from_secs(30), membership: GroupMembershipOperation::Default }
     }
 
-    /// How long closing may take.
+    /// How long committing and leaving may take together. Default: 30 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Whether the member leaves its group.
+    /// Whether the member leaves its group. Default: it leaves, unless it is a static one (`group.instance.id`). Without a group
+    /// it has no meaning.
     pub fn group_membership(mut self, operation: GroupMembershipOperation) -> Self {
         self.membership = operation;
         self
@@ -51,11 +52,13 @@ impl Default for CloseOptions {
 }
 
 impl KafkaConsumer {
-    /// Commits what is covered (with `enable.auto.commit`), leaves the group, and returns by `deadline` at the latest. The
-    /// consumer can do nothing more afterwards. Commit first if the last poll's records are done as well.
+    /// Commits what is covered (with `enable.auto.commit`), leaves the group unless the member is a static one
+    /// (`group.instance.id`), and returns after `deadline` at the latest. The consumer can do nothing more afterwards. Commit
+    /// first if the last poll's records are done as well.
     ///
     /// # Errors
     /// [`ErrorKind::Timeout`] if the group could not be left in time; it then notices by `session.timeout.ms`.
+    /// [`ErrorKind::InvalidArgument`] within a rebalance listener; [`ErrorKind::Closed`] if the consumer's runtime has ended.
     ///
     /// # Cancel safety
     /// Dropped, it goes on closing in the background.

@@ -28,7 +28,8 @@ impl KafkaConsumer {
     ///
     /// # Errors
     /// [`ErrorKind::Broker`] with the coordinator's reason: after a rebalance the partitions are another member's, and it
-    /// reads these records again. [`ErrorKind::Timeout`] after `default.api.timeout.ms`.
+    /// reads these records again. [`ErrorKind::Timeout`] after `default.api.timeout.ms`; [`ErrorKind::Closed`] after
+    /// [`close`](Self::close).
     ///
     /// # Cancel safety
     /// A dropped commit is still sent; only its result is lost.
@@ -40,7 +41,8 @@ impl KafkaConsumer {
     /// text and leader epoch an [`OffsetAndMetadata`].
     ///
     /// # Errors
-    /// As for [`commit`](Self::commit); [`ErrorKind::InvalidArgument`] for a negative offset or a text that no request holds.
+    /// As for [`commit`](Self::commit); [`ErrorKind::InvalidArgument`] for a negative offset or a text above 32,767 bytes;
+    /// brokers take 4096 (`offset.metadata.max.bytes`) and refuse more.
     ///
     /// # Cancel safety
     /// A dropped commit is still sent; only its result is lost.
@@ -162,7 +164,8 @@ impl Committer {
     }
 }
 
-/// The outcome of a commit that is on its way; see [`Committer::commit_async`]. Dropped, the commit goes on.
+/// The outcome of a commit that is on its way; see [`Committer::commit_async`]. Its errors are those of
+/// [`KafkaConsumer::commit_offsets`]. Dropped, the commit goes on.
 #[must_use = "whether the commit has succeeded is known only when this is awaited"]
 pub struct Committing(Pin<Box<dyn Future<Output = Result<()>> + Send + Sync>>);
 

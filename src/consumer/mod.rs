@@ -159,10 +159,11 @@ impl KafkaConsumer {
     /// Joins the group for all topics whose whole name matches this regular expression, in place of those subscribed to before.
     /// Topics that match and are made later are taken in, deleted ones are let go.
     ///
-    /// In a classic group the client matches, against the metadata of all topics (which its answers must hold:
-    /// `receive.message.max.bytes`), and looks again every `metadata.max.age.ms`; without the brokers' own topics, unless
-    /// `exclude.internal.topics` is `false`. With `group.protocol=consumer` the broker matches (KIP-848), as RE2 does and its own
-    /// topics too, and says with the heartbeats what it has found. Neither knows look-around or back-references.
+    /// In a classic group the client matches. It asks for the metadata of all topics every `metadata.max.age.ms`, whose answer
+    /// must fit into `receive.message.max.bytes`, and leaves out the brokers' own topics unless `exclude.internal.topics` is
+    /// `false`. With `group.protocol=consumer` the broker matches (KIP-848): in RE2's syntax, with its own topics included, and
+    /// what it has found comes with the heartbeats. With `auto` the client matches until it is known which protocol the group
+    /// has. Neither syntax has look-around or back-references.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`], with the pattern, for one that cannot be read, or while partitions are assigned by
@@ -223,12 +224,15 @@ impl KafkaConsumer {
         Ok(ConsumerGroupMetadata::new(group, identity.generation, identity.member_id, identity.instance_id))
     }
 
-    /// Has a classic group rebalance, with this reason in the coordinator's log (KIP-800): what its members say of themselves to
-    /// their assignor counts anew. Nothing happens where a rebalance is under way. A coordinator that hears nothing new from a
-    /// member that does not lead only gives it what it has.
+    /// Joins a classic group again, so that it is planned anew with what its members now say of themselves (rack, user data of
+    /// an [`Assignor`](crate::Assignor)). The coordinator logs the reason (KIP-800), of which the first 255 characters are sent.
+    ///
+    /// Nothing happens before the group has been joined, nor during a rebalance. Where this member does not lead and has nothing
+    /// new to say, the coordinator answers with the assignment that it has already.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] without a `group.id`; [`ErrorKind::Unsupported`] in the consumer protocol, where the broker decides.
+    /// [`ErrorKind::Config`] without a `group.id`; [`ErrorKind::Unsupported`] in the consumer protocol, where the broker
+    /// decides; [`ErrorKind::Closed`] after [`close`](Self::close).
     pub fn enforce_rebalance(&self, reason: &str) -> Result<()> {
         self.change(|core, now| core.enforce_rebalance(now, reason))
     }

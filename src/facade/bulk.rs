@@ -103,7 +103,7 @@ where
         }
     }
 
-    /// How often there is a progress. Default: once a second.
+    /// The longest time between two progresses. Default: 1 s. With zero there is one every 64 records or fewer.
     pub fn every(mut self, interval: Duration) -> Self {
         self.every = interval;
         self

@@ -129,7 +129,10 @@ impl Producer {
 
     /// Sends any number of values as JSON, none waiting for the one before it, and tells how far it has got as it goes.
     ///
-    /// Memory stays flat however many there are: records are taken from the iterator as `buffer.memory` has room for them.
+    /// Nothing is sent before [`next`](BulkLoad::next), [`stream`](BulkLoad::stream) or [`finish`](BulkLoad::finish) is awaited.
+    /// Memory stays flat however many there are: records are taken from the iterator in order, as `buffer.memory` has room for
+    /// them and fewer than 65,536 of them are without an answer. A record that fails (after `delivery.timeout.ms` at the latest)
+    /// is in [`Progress::failures`] and does not end the load.
     ///
     /// ```no_run
     /// # async fn example(producer: dtkafka::Producer) -> dtkafka::Result<()> {

@@ -56,7 +56,7 @@ pub trait ProducerInterceptor: Send + Sync + 'static {
 
     /// A record was acknowledged, or has failed: the same that its [`Delivery`] tells, and before that does. A send that is
     /// refused is told of as well; one that is dropped while it waits is not. Called by the producer's driver, which sends
-    /// nothing meanwhile: be quick, never block.
+    /// nothing meanwhile, and for a refused send by whoever sends: be quick, never block.
     fn on_acknowledgement(&self, outcome: Result<&RecordMetadata, &Error>) {
         let _ = outcome;
     }
@@ -111,7 +111,7 @@ impl<'a> OutgoingRecord<'a> {
         self.partition
     }
 
-    /// Sends it to this partition; `None` leaves it to the key.
+    /// Sends it to this partition; `None` leaves it to the partitioner. One that the topic does not have is an error of the send.
     pub fn set_partition(&mut self, partition: Option<i32>) {
         self.partition = partition;
     }
@@ -156,7 +156,7 @@ impl<'a> OutgoingRecord<'a> {
         self.timestamp
     }
 
-    /// Sets the create time.
+    /// Sets the create time: milliseconds since the Unix epoch, or a `SystemTime`.
     pub fn set_timestamp(&mut self, timestamp: impl Into<Timestamp>) {
         self.timestamp = Some(timestamp.into().0);
     }

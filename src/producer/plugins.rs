@@ -82,7 +82,7 @@ impl<'a> Partitions<'a> {
             .is_some_and(|queue| queue.has_leader())
     }
 
-    /// Those of which that is true.
+    /// The partitions that have a leader now, in ascending order; there may be none.
     pub fn available(&self) -> impl Iterator<Item = i32> + use<'a> {
         let this = *self;
         (0..this.count()).filter(move |partition| this.is_available(*partition))
