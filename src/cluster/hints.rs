@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{
     Cluster, Metadata,
-    metadata::{Broker, address},
+    metadata::{Broker, TopicId, address},
 };
 use crate::record::TopicPartition;
 
@@ -13,6 +13,8 @@ use crate::record::TopicPartition;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LeaderHint {
     pub(crate) partition: TopicPartition,
+    /// Of the topic that was asked about: all zeros where that was asked about by name.
+    pub(crate) topic_id: TopicId,
     pub(crate) leader: i32,
     pub(crate) epoch: i32,
 }
@@ -30,8 +32,13 @@ impl Metadata {
     /// The snapshot with these leaders; `None` if nothing of that is news.
     fn with_leaders(&self, hints: &[LeaderHint], endpoints: &[Endpoint]) -> Option<Self> {
         let mut new: Option<Self> = None;
-        for LeaderHint { partition, leader, epoch } in hints {
+        for LeaderHint { partition, topic_id, leader, epoch } in hints {
             let Some((_, known)) = self.leader(&partition.topic, partition.partition) else { continue };
+            let id = self.topic_id(&partition.topic);
+            // Epochs compare only within one life of a topic: that of an earlier one would stay the newest for ever.
+            if [id, *topic_id].iter().all(|id| *id != TopicId::default()) && id != *topic_id {
+                continue;
+            }
             let endpoint = endpoints.iter().find(|endpoint| endpoint.id == *leader);
             let broker = endpoint.and_then(|told| {
                 let address = address(told.id, &told.host, told.port)?;
@@ -116,7 +123,8 @@ mod tests {
     }
 
     fn hint(partition: i32, leader: i32, epoch: i32) -> LeaderHint {
-        LeaderHint { partition: TopicPartition::new("orders", partition), leader, epoch }
+        let topic_id = TopicId::default();
+        LeaderHint { partition: TopicPartition::new("orders", partition), topic_id, leader, epoch }
     }
 
     #[test]
@@ -131,6 +139,11 @@ mod tests {
         assert!(metadata.with_leaders(&[hint(0, 2, 6)], &[nowhere]).is_none());
         let new = metadata.with_leaders(&[hint(0, 2, 6)], &[two]).unwrap();
         assert_eq!(new.leader("orders", 0), Some((2, 6)));
+        let of = |topic_id| LeaderHint { topic_id: [topic_id; 16], ..hint(0, 1, 57) };
+        let mut remade = new.clone();
+        remade.topics.get_mut("orders").unwrap().id = [2; 16];
+        assert!(remade.with_leaders(&[of(1)], &[]).is_none(), "of the topic that had the name before");
+        assert_eq!(remade.with_leaders(&[of(2)], &[]).unwrap().leader("orders", 0), Some((1, 57)));
         assert_eq!(new.brokers[&2].rack.as_deref(), Some("b"));
         assert_eq!(metadata.with_newer_leaders(&new).leader("orders", 0), Some((2, 6)));
         assert_eq!(new.with_newer_leaders(&metadata).leader("orders", 0), Some((2, 6)));

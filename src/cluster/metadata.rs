@@ -3,7 +3,10 @@
 //! Rules: KIP-320 (a leader of an older epoch never replaces a newer one), KIP-516 (a topic that was deleted and made
 //! again has another id, and its epochs start again). What cannot be (negative ids, ports, numbers twice) is passed over.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::refresh::Found;
 pub(crate) use crate::error::code::UNKNOWN_TOPIC_OR_PARTITION;
@@ -53,6 +56,8 @@ pub(crate) struct Topic {
     pub(crate) id: TopicId,
     /// The ids it had before, by which brokers that lag behind may still know it.
     pub(crate) former: Former,
+    /// How many answers in a row told of a former id.
+    pub(crate) refused: u32,
     /// The version of the snapshot that asked about it last.
     pub(crate) told_in: u64,
     pub(crate) error: Option<ErrorCode>,
@@ -82,6 +87,7 @@ impl Former {
     fn followed_by(&self, id: TopicId) -> Self {
         let mut new = self.clone();
         if id != TopicId::default() && id != new.last {
+            new.replaced.retain(|replaced| *replaced != id);
             if new.last != TopicId::default() {
                 new.replaced.push(new.last);
             }
@@ -96,6 +102,10 @@ impl Former {
 
 /// No broker lags behind more lives of a topic.
 const MOST_FORMER: usize = 16;
+
+/// No broker lags behind for more answers in a row, none of another broker between them: then it was the other that lagged, when
+/// this client had just begun.
+const MOST_REFUSED: u32 = 20;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Partition {
@@ -260,15 +270,21 @@ impl Metadata {
             // Of a broker that is listed twice the first counts.
             brokers.entry(broker.node_id).or_insert(Broker { address, rack });
         }
+        let cluster_id = answer.cluster_id.map(|id| id.to_string());
+        // A topic of another cluster, to which an address leads now, has nothing to do with that of the same name before.
+        let is_another =
+            matches!((&self.cluster_id, &cluster_id), (Some(before), Some(now)) if before != now);
         // What nobody asked about this time stays as it was.
         let mut topics = self.topics.clone();
+        let asked: BTreeSet<&Arc<str>> = asked.iter().collect();
         topics.retain(|name, _| !asked.contains(name) && keep(name));
         for topic in answer.topics {
             let Some(name) = topic.name.as_ref().map(|name| Arc::<str>::from(name.as_str())) else {
                 continue;
             };
             if keep(&name) {
-                let merged = merge_topic(version, self.topics.get(&name), topic);
+                let known = self.topics.get(&name).filter(|_| !is_another);
+                let merged = merge_topic(version, known, topic);
                 topics.insert(name, merged);
             }
         }
@@ -276,7 +292,7 @@ impl Metadata {
         Self {
             version,
             names: Arc::new(names.map(|(name, topic)| (topic.id, Arc::clone(name))).collect()),
-            cluster_id: answer.cluster_id.map(|id| id.to_string()),
+            cluster_id,
             controller: (answer.controller_id >= 0).then_some(answer.controller_id),
             brokers,
             topics,
@@ -294,6 +310,9 @@ impl Metadata {
         keep: impl Fn(&str) -> bool,
     ) -> Self {
         let known: Vec<_> = self.topics.keys().cloned().collect();
+        // They are there, whether anybody is to keep them or not.
+        let listed: BTreeSet<Arc<str>> =
+            answer.topics.iter().filter_map(|topic| Some(Arc::from(topic.name.as_ref()?.as_str()))).collect();
         let mut new = self.merge(answer, &known, |name| keep(name) || pattern.takes(name, false));
         let version = new.version;
         let gone = |told_in| Topic {
@@ -301,7 +320,7 @@ impl Metadata {
             error: Some(ErrorCode(UNKNOWN_TOPIC_OR_PARTITION)),
             ..Topic::default()
         };
-        for (name, topic) in &self.topics {
+        for (name, topic) in self.topics.iter().filter(|(name, _)| !listed.contains(*name)) {
             let former = &topic.former;
             let was_gone = topic.error.is_some_and(|code| code.0 == UNKNOWN_TOPIC_OR_PARTITION);
             let told_in = if was_gone { topic.told_in } else { new.version };
@@ -341,8 +360,9 @@ fn merge_topic(
     answer: wire::metadata_response::MetadataResponseTopic,
 ) -> Topic {
     let (id, is_internal) = (answer.topic_id.0, answer.is_internal);
-    if let Some(known) = known.filter(|known| known.former.is_replaced(&id)) {
-        return Topic { told_in: version, ..known.clone() };
+    let lags = |known: &&Topic| known.former.is_replaced(&id) && known.refused < MOST_REFUSED;
+    if let Some(known) = known.filter(lags) {
+        return Topic { told_in: version, refused: known.refused + 1, ..known.clone() };
     }
     let former =
         known.map_or_else(|| Former::default().followed_by(id), |known| known.former.followed_by(id));
@@ -354,6 +374,7 @@ fn merge_topic(
         tracing::debug!(listed, "a topic is said to have more partitions than any; it is not used");
         return Topic {
             id,
+            refused: 0,
             told_in: version,
             former,
             error: Some(ErrorCode(INVALID_PARTITIONS)),
@@ -387,7 +408,7 @@ fn merge_topic(
     // In the same memory.
     let partitions = partitions.into_iter().map(|known| known.unwrap_or(Partition::UNKNOWN)).collect();
     let error = (answer.error_code != 0).then_some(ErrorCode(answer.error_code));
-    Topic { id, former, told_in: version, error, is_internal, partitions }
+    Topic { id, refused: 0, former, told_in: version, error, is_internal, partitions }
 }
 
 /// The error of a topic in a metadata answer, with the usual remedy.
@@ -505,6 +526,42 @@ mod tests {
             metadata = metadata.merge(answer(vec![told(id, 0)]), &asked, all);
         }
         assert!(metadata.topics["orders"].former.replaced.len() <= MOST_FORMER);
+    }
+
+    #[test]
+    fn an_id_of_which_all_answers_tell_is_believed_in_the_end_and_one_of_another_cluster_at_once() {
+        let told = |id: u8, cluster: &str| {
+            let topic =
+                MetadataResponseTopic { topic_id: wire::Uuid([id; 16]), ..topic("orders", &[(1, 3)]) };
+            wire::MetadataResponse { cluster_id: Some(cluster.into()), ..answer(vec![topic]) }
+        };
+        let asked = ["orders".into()];
+        let mut metadata = Metadata::default();
+        // The second comes of a broker that lags behind, and this client has heard of that id never before.
+        for id in [2, 1] {
+            metadata = metadata.merge(told(id, "here"), &asked, all);
+        }
+        for _ in 0..MOST_REFUSED {
+            metadata = metadata.merge(told(2, "here"), &asked, all);
+            assert_eq!(metadata.topic_id("orders"), [1; 16]);
+        }
+        metadata = metadata.merge(told(2, "here"), &asked, all);
+        assert_eq!(metadata.topic_id("orders"), [2; 16]);
+        metadata = metadata.merge(told(1, "here"), &asked, all);
+        assert_eq!(metadata.topic_id("orders"), [2; 16], "now it is the other that lags");
+        metadata = metadata.merge(told(1, "there"), &asked, all);
+        assert_eq!(metadata.topic_id("orders"), [1; 16]);
+    }
+
+    #[test]
+    fn a_topic_that_is_listed_and_not_kept_any_more_is_not_taken_for_deleted() {
+        let pattern = Pattern::new("orders.*", false).unwrap();
+        let first = Metadata::default().merge(answer(vec![topic("users", &[(1, 1)])]), &[], all);
+        let both = || answer(vec![topic("users", &[(1, 1)]), topic("orders", &[(1, 1)])]);
+        let second = first.merge_all(both(), &[], &pattern, |_| false);
+        assert!(!second.is_gone("users", 0) && second.is_usable("orders"));
+        let third = first.merge_all(answer(Vec::new()), &[], &pattern, |_| false);
+        assert!(third.is_gone("users", 0));
     }
 
     #[test]

@@ -181,12 +181,17 @@ impl Refresh {
     }
 
     /// A topic that was asked about by id has this name: it is of interest for `metadata.max.idle.ms`.
-    pub(crate) fn handle_named(&mut self, now: Instant, topic: &Arc<str>, id: TopicId) {
-        self.ids.remove(&id);
+    pub(crate) fn handle_named(&mut self, now: Instant, topic: &Arc<str>) {
         let known = self.topics.contains_key(topic);
         let interest = self.interest(now, topic);
         interest.used = now;
         interest.new &= known;
+    }
+
+    /// The names that the snapshot has for ids now. What it did not take in, whoever told of it, is asked about again, and no
+    /// sooner than anything else.
+    pub(crate) fn handle_names(&mut self, names: &BTreeMap<TopicId, Arc<str>>) {
+        self.ids.retain(|id| !names.contains_key(id));
     }
 
     fn interest(&mut self, now: Instant, topic: &Arc<str>) -> &mut Interest {
@@ -557,7 +562,8 @@ mod tests {
         refresh.identify(&[[1; 16], [2; 16]]);
         let ask = answer(&mut refresh, now, Found::Settled);
         assert_eq!((ask.ids.len(), ask.topics.len()), (2, 0));
-        refresh.handle_named(now, &"orders".into(), [1; 16]);
+        refresh.handle_named(now, &"orders".into());
+        refresh.handle_names(&[([1; 16], "orders".into())].into());
         assert!(refresh.knows("orders"));
         let mut pauses = Vec::new();
         for _ in 0..4 {

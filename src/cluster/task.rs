@@ -150,7 +150,7 @@ fn publish(
                 let mut refresh = shared.refresh();
                 for topic in answer.topics.iter().filter(|topic| ask.ids.contains(&topic.topic_id.0)) {
                     if let (0, Some(name)) = (topic.error_code, &topic.name) {
-                        refresh.handle_named(now, &Arc::from(name.as_str()), topic.topic_id.0);
+                        refresh.handle_named(now, &Arc::from(name.as_str()));
                     }
                 }
                 let new = Arc::new(match &ask.matching {
@@ -159,6 +159,7 @@ fn publish(
                     }
                     None => old.merge(answer, &ask.topics, |topic| refresh.knows(topic)),
                 });
+                refresh.handle_names(new.topic_names());
                 let changed = !new.agrees_with(&old);
                 refresh.handle_answer(now, ask, changed, |topic| new.found(topic), rng);
                 new

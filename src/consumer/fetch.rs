@@ -271,6 +271,7 @@ impl Fetcher {
             partitions.evict_paused();
             room = memory.saturating_sub(partitions.buffered() + self.reserved());
             if room < LEAST_FETCH.min(memory) {
+                partitions.note_short();
                 return None;
             }
         }
@@ -669,6 +670,7 @@ impl Taking<'_> {
         if leader.leader_id >= 0 && leader.leader_epoch > asked.leader_epoch {
             effects.hints.push(LeaderHint {
                 partition: key.clone(),
+                topic_id: asked.topic_id,
                 leader: leader.leader_id,
                 epoch: leader.leader_epoch,
             });

@@ -165,6 +165,24 @@ fn a_full_partition_is_left_out_until_a_poll_makes_room() {
 }
 
 #[test]
+fn a_fetch_that_waits_for_memory_is_asked_for_as_soon_as_there_is_some() {
+    let mut bench = Bench::new(&[1; 60], 80 << 10);
+    let fetch = bench.plan().unwrap();
+    // Each below every mark, and together more than leaves room for a fetch.
+    let answered = (0..60).map(|partition| data(partition, batch(0, 30))).collect();
+    bench.answer(&fetch, answered);
+    for _ in 0..60 {
+        if bench.plan().is_some() {
+            return;
+        }
+        assert_eq!(bench.poll(10).len(), 10);
+        let wants = bench.partitions.take_wants_fetch();
+        assert!(wants && bench.fetcher.is_due(bench.now, &mut bench.partitions), "nobody would ask again");
+    }
+    panic!("nothing is asked for although all is read");
+}
+
+#[test]
 fn partitions_that_are_read_side_by_side_are_asked_for_together_unless_one_runs_low() {
     let some = |partition, from: i64, batches: i64| {
         let batches = (0..batches).map(|n| batch(from + n * 10, 55));
@@ -1101,7 +1119,7 @@ fn a_refusal_that_names_the_leader_is_handed_on() {
     moved.current_leader.leader_id = 2;
     moved.current_leader.leader_epoch = 1;
     let effects = bench.answer(&fetch, vec![moved]);
-    assert_eq!(effects.hints, [LeaderHint { partition: key(0), leader: 2, epoch: 1 }]);
+    assert_eq!(effects.hints, [LeaderHint { partition: key(0), topic_id: [0; 16], leader: 2, epoch: 1 }]);
     assert!(effects.refresh_metadata);
 }
 

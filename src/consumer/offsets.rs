@@ -158,7 +158,9 @@ impl Commits {
             }
         };
         let before = commit.offsets.len();
-        commit.offsets.retain(|key, offset| offset.tenure.is_none_or(|tenure| is_ours(key, tenure)));
+        // What was committed without a membership never goes out in the name of one that has come since.
+        let is_member = identity.is_some_and(|identity| identity.generation >= 0);
+        commit.offsets.retain(|key, offset| offset.tenure.map_or(!is_member, |tenure| is_ours(key, tenure)));
         if commit.offsets.len() < before {
             commit.gone.get_or_insert_with(over);
         }
@@ -371,7 +373,8 @@ mod tests {
     fn offsets(list: &[(i32, i64)]) -> Offsets {
         list.iter()
             .map(|(partition, offset)| {
-                let offset = Offset { offset: *offset, leader_epoch: -1, ..Offset::default() };
+                let tenure = Some(Lives::default().begin());
+                let offset = Offset { offset: *offset, leader_epoch: -1, tenure, ..Offset::default() };
                 (TopicPartition::new("t", *partition), offset)
             })
             .collect()
@@ -572,16 +575,24 @@ mod tests {
     fn lost_partitions_fail_every_waiting_commit_but_those_outside_the_group() {
         let (mut commits, now) = (commits(), time::now());
         let deadline = now + Duration::from_secs(60);
-        let tenure = Lives::default().begin();
-        let mut of_group = offsets(&[(0, 10)]);
-        of_group.values_mut().for_each(|offset| offset.tenure = Some(tenure));
-        commits.handle_commit(Some(1), of_group, deadline);
-        commits.handle_commit(Some(2), offsets(&[(1, 5)]), deadline);
+        let mut outside = offsets(&[(1, 5)]);
+        outside.values_mut().for_each(|offset| offset.tenure = None);
+        commits.handle_commit(Some(1), offsets(&[(0, 10)]), deadline);
+        commits.handle_commit(Some(2), outside.clone(), deadline);
+        commits.handle_commit(Some(3), outside.clone(), deadline);
         let out = sent(&mut commits, now);
         let lost: Vec<_> = commits.handle_lost().into_iter().map(|outcome| outcome.ticket).collect();
         assert_eq!(lost, [Some(1)]);
         assert!(commits.handle_answer(now, out.token, codes(&[(0, 0)]), |_, _| false).is_none());
-        assert_eq!(sent(&mut commits, now).offsets, offsets(&[(1, 5)]));
+        let nobody = Identity::standalone();
+        let Some(Next::Send(out)) = commits.poll_action(now, Some(&nobody), |_, _| false) else { panic!() };
+        assert_eq!(out.offsets, outside);
+        commits.handle_answer(now, out.token, codes(&[(1, 0)]), |_, _| false).unwrap();
+        // Nor does it go out in the name of a membership that has come since.
+        let Some(Next::Dropped(dropped)) = commits.poll_action(now, Some(&member(1)), |_, _| true) else {
+            panic!()
+        };
+        assert_eq!((dropped.ticket, dropped.result.is_err()), (Some(3), true));
     }
 
     #[test]

@@ -234,6 +234,8 @@ pub(crate) struct Partitions {
     /// Bytes buffered in all queues.
     buffered: usize,
     wants_fetch: bool,
+    /// A fetch waits for memory: whatever is handed out may make room.
+    is_short: bool,
     lives: Lives,
     /// Leaders that have named a replica that failed, and until when they are to serve what they lead themselves.
     kept_to: BTreeMap<i32, Instant>,
@@ -242,6 +244,11 @@ pub(crate) struct Partitions {
 }
 
 impl Partitions {
+    /// A fetch had to wait for memory.
+    pub(super) fn note_short(&mut self) {
+        self.is_short = true;
+    }
+
     /// Whether a partition has become fetchable since this was last asked.
     pub(crate) fn take_wants_fetch(&mut self) -> bool {
         std::mem::take(&mut self.wants_fetch)
@@ -557,6 +564,9 @@ impl Partitions {
             if falls_below(refill_below) || falls_below(low_mark(refill_below)) {
                 self.wants_fetch = true;
                 mark(&mut partition.is_touched, &key, &mut self.touched);
+            }
+            if left < bytes && std::mem::take(&mut self.is_short) {
+                self.wants_fetch = true;
             }
             match taken {
                 Taken::Chunk(chunk) => {

@@ -54,6 +54,8 @@ struct Pending<'k, V> {
     number: u64,
     key: Option<Key<'k>>,
     value: V,
+    /// `max.block.ms` is over then, however often a progress came between.
+    until: Instant,
 }
 
 /// Many JSON values on their way to one topic, made by [`Producer::bulk_load`](super::Producer::bulk_load). It goes on while
@@ -186,7 +188,8 @@ where
                 Some((key, value)) => {
                     let number = self.progress.taken;
                     self.progress.taken += 1;
-                    self.pending = Some(Pending { number, key: key.into_key(), value });
+                    let until = time::after(self.client.max_block());
+                    self.pending = Some(Pending { number, key: key.into_key(), value, until });
                 }
                 None => self.is_drained = true,
             }
@@ -196,14 +199,18 @@ where
 
     /// Sends it, which waits for memory at most until then.
     async fn send_pending(&mut self, deadline: Instant) -> Result<(), tokio::time::error::Elapsed> {
-        let Some(Pending { number, key, value }) = &self.pending else { return Ok(()) };
-        let number = *number;
+        let Some(Pending { number, key, value, until }) = &self.pending else { return Ok(()) };
+        let (number, until) = (*number, *until);
         let sent = {
             let mut sending = self.client.send(&self.topic, value).key(key.clone()).into_future();
             // A timer only for what has to wait.
             match (&mut sending).now_or_never() {
                 Some(sent) => sent,
-                None => tokio::time::timeout_at(deadline, sending).await?,
+                None => match tokio::time::timeout_at(deadline.min(until), sending).await {
+                    Ok(sent) => sent,
+                    Err(elapsed) if time::now() < until => return Err(elapsed),
+                    Err(_) => Err(self.too_late()),
+                },
             }
         };
         self.pending = None;
@@ -215,6 +222,16 @@ where
             }
         }
         Ok(())
+    }
+
+    /// A record could not be taken within `max.block.ms`.
+    fn too_late(&self) -> Error {
+        let error = Error::new(ErrorKind::Timeout, "the record was not taken within max.block.ms")
+            .with_topic(&*self.topic);
+        match self.client.why(&self.topic, None) {
+            Some(why) => error.with_source(why),
+            None => error,
+        }
     }
 
     /// Takes the answers that are there, in order.

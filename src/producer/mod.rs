@@ -383,6 +383,11 @@ impl KafkaProducer {
         self.shared().cluster.why_topic(topic, partition)
     }
 
+    /// How long a send may wait.
+    pub(crate) fn max_block(&self) -> std::time::Duration {
+        self.shared().settings.max_block
+    }
+
     fn shared(&self) -> &Shared {
         &self.handle.shared
     }

@@ -37,6 +37,9 @@ use crate::{
     time::Instant,
 };
 
+/// Attempts of a batch for which a leader that is newer ends its pause.
+const MOST_HURRIED: u32 = 3;
+
 /// A batch's place in its partition: its number, and behind a split the first of its records in the batch it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Order {
@@ -261,7 +264,10 @@ impl Queue {
             self.recovering = true;
         }
         if self.made_again || place.leader_epoch > self.leader_epoch {
-            self.pending.iter_mut().for_each(|batch| batch.not_before = None);
+            // A broker that names a newer leader with each refusal hurries nobody for ever.
+            let most = if self.made_again { u32::MAX } else { MOST_HURRIED };
+            let hurried = self.pending.iter_mut().filter(|batch| batch.attempts <= most);
+            hurried.for_each(|batch| batch.not_before = None);
         }
         self.leader_epoch = place.leader_epoch;
         if known(place.topic_id) {

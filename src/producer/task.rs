@@ -246,10 +246,8 @@ impl Task {
         let by_id = request.batches.iter().all(|sent| sent.topic_id != TopicId::default());
         if self.shared.settings.acks == Acks::None {
             let work: Flight<Event> = Box::pin(async move {
-                let written = match by_id {
-                    true => connection.send_unanswered::<{ i16::MAX }, _>(wire_request, deadline).await,
-                    false => connection.send_unanswered::<BY_NAME, _>(wire_request, deadline).await,
-                };
+                // No answer would say that a topic was made again, and its records would go on to an id that is gone.
+                let written = connection.send_unanswered::<BY_NAME, _>(wire_request, deadline).await;
                 Event::Written(request, written.map_err(|error| error.with_broker(id)))
             });
             return self.start(work).await;
@@ -462,7 +460,12 @@ fn read_leaders(
             let told = &partition.current_leader;
             if partition.error_code != code::NONE && told.leader_id >= 0 {
                 let partition = TopicPartition::new(name_of(topic, names), partition.index);
-                hints.push(LeaderHint { partition, leader: told.leader_id, epoch: told.leader_epoch });
+                hints.push(LeaderHint {
+                    partition,
+                    topic_id: topic.topic_id.0,
+                    leader: told.leader_id,
+                    epoch: told.leader_epoch,
+                });
             }
         }
     }
@@ -560,7 +563,7 @@ mod tests {
         );
         let (hints, endpoints) = read_leaders(&answer, &names);
         let partition = TopicPartition::new("orders", 3);
-        assert_eq!(hints, [LeaderHint { partition, leader: 3, epoch: 5 }]);
+        assert_eq!(hints, [LeaderHint { partition, topic_id: [7; 16], leader: 3, epoch: 5 }]);
         assert_eq!((endpoints[0].id, &*endpoints[0].host, endpoints.len()), (3, "three", 1));
     }
 }

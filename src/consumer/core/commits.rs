@@ -69,6 +69,10 @@ impl Core {
     /// assignment began: another member may have committed beyond that.
     fn check_tenure(&self, offsets: &mut Offsets) -> Result<()> {
         if !matches!(self.mode, Mode::Topics) {
+            // What a task knows of the days of a membership is not committed in nobody's name: others may have gone on since.
+            if let (Mode::None, true, Some(key)) = (&self.mode, self.was_member, offsets.keys().next()) {
+                return Err(over().with_topic(Arc::clone(&key.topic)).with_partition(key.partition));
+            }
             for (key, offset) in offsets {
                 offset.topic_id = self.topic_id(key);
             }
@@ -182,14 +186,13 @@ impl Core {
     }
 
     /// As [`Self::commit_covered`], and what has not changed for long as well: a group's offsets expire
-    /// (`offsets.retention.minutes`), those of partitions that are assigned by hand although somebody reads them.
+    /// (`offsets.retention.minutes`), those of partitions that are assigned by hand although somebody reads them. Of these only
+    /// what this consumer has committed itself is committed again.
     pub(super) fn commit_by_interval(&mut self, now: Instant, deadline: Instant) {
         let Ok(Some(_)) = self.identity() else { return };
         let is_manual = matches!(self.mode, Mode::Manual);
-        let idle = |committed: &Committed| {
-            let is_of_unknown_age = is_manual && !committed.is_own;
-            is_of_unknown_age || committed.since + IDLE <= now
-        };
+        // By hand several may have one partition, also those that only look: what another has committed is left to that one.
+        let idle = |committed: &Committed| (committed.is_own || !is_manual) && committed.since + IDLE <= now;
         let offsets = self.there(self.partitions.covered_and(|key| self.commits.planned(key), idle));
         if !offsets.is_empty() {
             self.commits.handle_commit(None, offsets, deadline);
@@ -290,6 +293,11 @@ mod tests {
         let mut core = core(begun);
         let minutes = |minutes: u64| begun + Duration::from_secs(60 * minutes);
         let mut sent = Vec::new();
+        assert!((1..=150).all(|minute| commits(&mut core, minutes(minute)).is_empty()), "another's");
+        let own = Offset { offset: 5, metadata: "mine".to_owned(), ..Offset::default() };
+        let begun = minutes(150);
+        core.commit(Some([(key(), own)].into()), begun + IDLE).unwrap();
+        let minutes = |minutes: u64| begun + Duration::from_secs(60 * minutes);
         for minute in 1..=150 {
             for commit in commits(&mut core, minutes(minute)) {
                 let offset = &commit.offsets[&key()];
@@ -298,7 +306,6 @@ mod tests {
                 sent.push(minute);
             }
         }
-        // At first nobody knows how old it is.
         assert_eq!(sent, [1, 61, 121]);
     }
 

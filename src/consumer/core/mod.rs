@@ -106,6 +106,8 @@ pub(crate) struct Core {
     settings: Arc<ConsumerSettings>,
     client: Arc<ClientSettings>,
     mode: Mode,
+    /// It has subscribed, and neither subscribed anew nor assigned anything since it does not any more.
+    was_member: bool,
     pub(crate) partitions: Partitions,
     member: Option<Membership>,
     commits: Commits,
@@ -161,6 +163,7 @@ impl Core {
         let has_group = settings.group_id.is_some();
         Self {
             mode: Mode::None,
+            was_member: false,
             partitions: Partitions::default(),
             member: has_group.then(|| Membership::new(GroupSettings::new(&settings, &client), now, seed())),
             commits: Commits::new(backoff(), seed()),

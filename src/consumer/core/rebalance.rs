@@ -205,7 +205,10 @@ impl Core {
         }
         let is_over = |revoking: &mut Revoking| match revoking.stage {
             Stage::Working { .. } | Stage::Telling { .. } => false,
-            Stage::Committing { deadline } => self.commits.is_idle() || deadline <= now,
+            // Commits of other partitions go on.
+            Stage::Committing { deadline } => {
+                revoking.partitions.iter().all(|key| self.commits.planned(key).is_none()) || deadline <= now
+            }
         };
         if let Some(Revoking { token, partitions, .. }) = self.revoking.take_if(is_over) {
             self.note_unfinished(&partitions);

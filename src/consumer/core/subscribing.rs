@@ -58,6 +58,7 @@ impl Core {
             let gone: Vec<_> = self.partitions.iter().map(|(key, _)| key.clone()).collect();
             if matches!(self.mode, Mode::Topics) {
                 self.tell_lost(&gone);
+                self.was_member = true;
             }
             self.partitions.clear();
             self.mode = Mode::None;
@@ -78,6 +79,7 @@ impl Core {
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
         self.mode = if partitions.is_empty() { Mode::None } else { Mode::Manual };
+        self.was_member = false;
         self.partitions.assign(partitions, &self.start_phase());
         self.refresh_leaders(now);
         self.follow(now, self.partitions.topics());

@@ -4,6 +4,7 @@
 
 use std::{
     any::Any,
+    collections::VecDeque,
     future::poll_fn,
     panic::AssertUnwindSafe,
     pin::pin,
@@ -164,8 +165,11 @@ impl Lane {
             }
             Handlers::Each(handlers) => {
                 let mut calls: Vec<_> = handlers.iter().map(|make| make()).collect();
-                let (mut stride, mut ended) = (0, 0);
-                for load in &loads {
+                let mut stride = 0;
+                let mut loads = VecDeque::from(loads);
+                // One after the other is let go of, and with it the answer that its records lie in.
+                while let Some(load) = loads.front() {
+                    let mut ended = 0;
                     for record in load.given() {
                         let prompt = self.prompt;
                         let flow = match self.is_ending() {
@@ -187,6 +191,7 @@ impl Lane {
                             tokio::task::yield_now().await;
                         }
                     }
+                    loads.pop_front();
                 }
                 Ok(Flow::Handled)
             }
@@ -418,8 +423,8 @@ impl Lane {
             handler.poll(context).map_err(Failure::Handler)
         });
         let outcome = self.guard(running).await.unwrap_or_else(Err);
-        if outcome.is_err() {
-            handler.clear();
+        if outcome.is_err() && std::panic::catch_unwind(AssertUnwindSafe(|| handler.clear())).is_err() {
+            tracing::error!("what a handler that failed has left behind panicked when it was dropped");
         }
         outcome
     }
@@ -612,7 +617,7 @@ impl Item {
 }
 
 /// The offsets of these loads, in order.
-fn offsets(loads: &[Chunk]) -> impl Iterator<Item = i64> {
+fn offsets(loads: &VecDeque<Chunk>) -> impl Iterator<Item = i64> {
     let mut all = Vec::new();
     for load in loads {
         load.offsets(&mut |offset| all.push(offset));

@@ -2,6 +2,7 @@
 //! twice or by who did not ask for it is refused whole; a panic becomes an error.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -145,7 +146,7 @@ impl OwnAssignor {
                 }
             }
         }
-        let all: i32 = group.counts.values().sum();
+        let all: i64 = group.counts.values().map(|count| i64::from(*count)).sum();
         let left = usize::try_from(all).unwrap_or(0).saturating_sub(owners.len());
         if left > 0 {
             tracing::warn!(assignor = self.name(), partitions = left, "the plan leaves partitions to nobody");
@@ -155,15 +156,22 @@ impl OwnAssignor {
 
     /// Every member has a place in the plan, and nobody gets what another may still work at.
     fn complete(&self, group: &GroupInfo<'_>, mut plan: Assignment) -> Assignment {
-        let mut claims: BTreeMap<&TopicPartition, Vec<&str>> = BTreeMap::new();
+        // Of two that claim the same the later is believed, and of the same generation neither, as with the sticky ones.
+        let mut claims: BTreeMap<&TopicPartition, (i32, Option<&str>)> = BTreeMap::new();
         for member in group.members.iter().filter(|_| self.is_cooperative) {
             for key in &member.owned {
-                claims.entry(key).or_default().push(&member.member_id);
+                let own = (member.generation, Some(&*member.member_id));
+                let claim = claims.entry(key).or_insert(own);
+                match own.0.cmp(&claim.0) {
+                    Ordering::Greater => *claim = own,
+                    Ordering::Equal if claim.1 != own.1 => claim.1 = None,
+                    _ => {}
+                }
             }
         }
         for member in group.members {
             let given = plan.entry(member.member_id.clone()).or_default();
-            given.retain(|key| claims.get(key).is_none_or(|owners| owners.contains(&&*member.member_id)));
+            given.retain(|key| claims.get(key).is_none_or(|(_, owner)| *owner == Some(&*member.member_id)));
             given.sort_unstable();
         }
         plan
