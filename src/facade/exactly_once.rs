@@ -217,7 +217,11 @@ impl ExactlyOnce {
                 polled = consumer.poll(Duration::from_secs(1)) => polled,
             };
             let records = match polled {
-                Ok(records) if records.is_empty() => continue,
+                // Another may have taken over since: that ends the loop also when nothing comes any more.
+                Ok(records) if records.is_empty() => match producer.fatal() {
+                    Some(error) => return Err(error),
+                    None => continue,
+                },
                 Ok(records) => records,
                 Err(error) if error.is_retriable() => {
                     tracing::warn!(%error, "the consumer will go on");

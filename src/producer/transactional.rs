@@ -180,6 +180,11 @@ impl TransactionalProducer {
         self.close_within(limit).await
     }
 
+    /// Why it can do nothing more, once that is so.
+    pub(crate) fn fatal(&self) -> Option<Error> {
+        self.transactions().ok()?.lock().refusal().filter(Error::is_fatal)
+    }
+
     fn shared(&self) -> &Shared {
         self.producer.shared()
     }

@@ -1,7 +1,7 @@
 //! Transactions: all of one is seen or none, whoever fails, and nothing stays open.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -336,6 +336,37 @@ on_every_backend! {
         }
         let expected: Vec<i64> = (0..30).collect();
         assert_eq!(seen_in_the_end(&kafka, &target).await, expected);
+    }
+
+    async fn a_copier_whose_id_another_has_taken_ends_also_when_nothing_comes_to_it_any_more(backend) {
+        let (source, target) = (backend.topic("source", 1).await, backend.topic("target", 1).await);
+        let kafka = KafkaInstance::new(backend.config().set("max.poll.interval.ms", 1500)).unwrap();
+        let (group, id, is_taken) = (unique("heirs"), unique("heir"), AtomicBool::new(false));
+        kafka.get_producer().await.unwrap().send(&source, &7_i64).await.unwrap().await.unwrap();
+        let copier = || ExactlyOnce::new(&kafka, [&*source], &*group).transactional_id(&*id);
+        let run = copier().run(async |record, output| {
+            let number: i64 = record.json()?;
+            if !is_taken.swap(true, Ordering::Relaxed) {
+                // It is stuck for longer than it may: an heir does its work.
+                let heir = copier().run(async |record, output| {
+                    let number: i64 = record.json()?;
+                    output.send(&target, &number).await.map(drop)
+                });
+                let copied = async {
+                    while committed_offset(&kafka, &group, &source).await != Some(1) {
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                };
+                tokio::select! {
+                    ended = heir => panic!("{ended:?}"),
+                    () = copied => {}
+                }
+            }
+            output.send(&target, &number).await.map(drop)
+        });
+        let error = tokio::time::timeout(3 * PATIENCE, run).await.expect("it is not told").unwrap_err();
+        assert!(error.is_fenced(), "{error}");
+        assert_eq!(seen_in_the_end(&kafka, &target).await, [7]);
     }
 
     async fn what_is_copied_exactly_once_is_there_once_after_failures_and_restarts(backend) {
