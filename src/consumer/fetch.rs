@@ -450,7 +450,15 @@ impl Fetcher {
         let session = &state.session;
         let asked = Asked { names: session.names(), asked: &|key| session.asked(key).copied() };
         let taking = Taking { now, broker, settings: &self.settings, decompressor };
-        taking.take(answer, &asked, partitions, &mut effects);
+        if !taking.take(answer, &asked, partitions, &mut effects) {
+            // A session that is out of step would answer at once with it, again and again.
+            tracing::debug!(
+                broker,
+                "an answer is of partitions that nobody asked for: the session begins anew"
+            );
+            state.session.handle_failure();
+            state.retry_at = Some(now + state.backoff.next(&mut self.rng));
+        }
         effects
     }
 }
@@ -470,19 +478,27 @@ struct Taking<'a> {
 }
 
 impl Taking<'_> {
+    /// False if something in it was not asked for, which is passed over.
     fn take(
         &self,
         answer: wire::FetchResponse,
         asked: &Asked<'_>,
         partitions: &mut Partitions,
         effects: &mut Effects,
-    ) {
+    ) -> bool {
+        let mut is_ours = true;
         for topic in answer.responses {
             let id = topic.topic_id.0;
-            let Some(name) = asked.names.topic(id, &topic.topic) else { continue };
+            let Some(name) = asked.names.topic(id, &topic.topic) else {
+                is_ours = false;
+                continue;
+            };
             for data in topic.partitions {
                 let key = TopicPartition { topic: Arc::clone(&name), partition: data.partition_index };
-                let Some(wanted) = (asked.asked)(&key) else { continue };
+                let Some(wanted) = (asked.asked)(&key) else {
+                    is_ours = false;
+                    continue;
+                };
                 self.on_partition(&key, wanted, data, partitions, effects);
             }
         }
@@ -494,6 +510,7 @@ impl Taking<'_> {
                 rack: endpoint.rack.map(|rack| rack.to_string()),
             }));
         }
+        is_ours
     }
 
     fn on_partition(

@@ -165,6 +165,19 @@ fn a_full_partition_is_left_out_until_a_poll_makes_room() {
 }
 
 #[test]
+fn an_answer_that_nobody_asked_for_begins_the_session_anew_after_a_pause() {
+    let mut bench = Bench::new(&[1, 1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    bench.answer(&fetch, vec![data(0, batch(0, 10))]);
+    let fetch = bench.plan().unwrap();
+    assert_eq!(Bench::sent(&fetch), [(0, 10)], "the session stands");
+    bench.answer(&fetch, vec![data(7, Vec::new())]);
+    assert!(bench.plan().is_none(), "at once it would be told the same");
+    bench.now += Duration::from_millis(200);
+    assert_eq!(Bench::sent(&bench.plan().unwrap()), [(0, 10), (1, 0)], "all is told again");
+}
+
+#[test]
 fn a_fetch_that_waits_for_memory_is_asked_for_as_soon_as_there_is_some() {
     let mut bench = Bench::new(&[1; 60], 80 << 10);
     let fetch = bench.plan().unwrap();
@@ -1015,6 +1028,7 @@ fn topics_are_asked_for_by_id_and_answers_are_told_apart_by_it() {
     };
     bench.answered(&fetch, Ok(answer(6)));
     assert_eq!(bench.position().fetch, 0, "that is another topic");
+    bench.now += Duration::from_millis(200);
     let fetch = bench.plan().unwrap();
     bench.answered(&fetch, Ok(answer(7)));
     assert_eq!(bench.position().fetch, 10);

@@ -21,6 +21,16 @@ pub(super) struct Key {
     pub(super) partition: i32,
 }
 
+impl Key {
+    /// By its id where it has one, also when that has lost its name since.
+    fn is_same(&self, other: &Self) -> bool {
+        let named = self.topic_id.is_nil() && other.topic_id.is_nil();
+        self.partition == other.partition
+            && self.topic_id == other.topic_id
+            && (!named || self.topic == other.topic)
+    }
+}
+
 /// What the client asks of one partition.
 #[derive(Debug, Clone)]
 pub(super) struct Wanted {
@@ -84,10 +94,12 @@ impl FetchSessions {
         session.used = now;
         session.epoch = if epoch == i32::MAX { 1 } else { epoch + 1 };
         for key in forgotten {
-            session.partitions.remove(key);
+            session.partitions.retain(|known, _| !known.is_same(key));
         }
         for (key, wanted) in wanted {
             let told = session.partitions.get(&key).and_then(|p| p.1);
+            // It may have been deleted since, and have no name any more.
+            session.partitions.retain(|known, _| *known == key || !known.is_same(&key));
             session.partitions.insert(key, (wanted, told));
         }
         let start = session.next.checked_rem(session.partitions.len()).unwrap_or(0);
@@ -143,6 +155,19 @@ mod tests {
         assert_eq!(offsets, [0, 7]);
         let plan = sessions.plan(Now::ZERO, 9, id, 2, vec![], &[key(0)]).unwrap();
         assert_eq!(plan.partitions.len(), 1);
+    }
+
+    #[test]
+    fn a_partition_of_a_topic_that_was_deleted_is_forgotten_by_its_id() {
+        let mut sessions = FetchSessions::default();
+        let of = |topic: &str, id| Key { topic: topic.into(), topic_id: Uuid::from_u128(id), partition: 0 };
+        let asked = |key: Key| (key, want(0, 0).1);
+        let wanted = vec![asked(of("t", 1)), asked(of("t", 2)), asked(of("u", 3))];
+        let id = sessions.plan(Now::ZERO, 9, 0, 0, wanted, &[]).unwrap().session_id;
+        let plan = sessions.plan(Now::ZERO, 9, id, 1, vec![asked(of("", 3))], &[of("", 1)]).unwrap();
+        let mut ids: Vec<_> = plan.partitions.iter().map(|p| p.0.topic_id.as_u128()).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, [2, 3]);
     }
 
     #[test]
