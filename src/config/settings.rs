@@ -188,6 +188,7 @@ pub(crate) struct TlsSettings {
     pub(crate) roots: Vec<TrustRoots>,
     /// Client certificate chain and key, PEM text (files are read when the TLS configuration is built).
     pub(crate) client_certificate: Option<PemSource>,
+    #[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "read where there is TLS"))]
     pub(crate) client_key: Option<PemSource>,
     /// `ssl.key.password`
     pub(crate) key_password: Option<Secret>,

@@ -132,7 +132,7 @@ impl Producer {
     /// Nothing is sent before [`next`](BulkLoad::next), [`stream`](BulkLoad::stream) or [`finish`](BulkLoad::finish) is awaited.
     /// Memory stays flat however many there are: records are taken from the iterator in order, as `buffer.memory` has room for
     /// them and fewer than 65,536 of them are without an answer. A record that fails (after `delivery.timeout.ms` at the latest)
-    /// is in [`Progress::failures`] and does not end the load.
+    /// is among the failures of a [`Progress`](crate::Progress), and does not end the load.
     ///
     /// ```no_run
     /// # async fn example(producer: dtkafka::Producer) -> dtkafka::Result<()> {
