@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{
     Cluster, Metadata,
-    metadata::{Broker, TopicId, address},
+    metadata::{Broker, TopicId, address, are_two_lives},
 };
 use crate::record::TopicPartition;
 
@@ -34,9 +34,8 @@ impl Metadata {
         let mut new: Option<Self> = None;
         for LeaderHint { partition, topic_id, leader, epoch } in hints {
             let Some((_, known)) = self.leader(&partition.topic, partition.partition) else { continue };
-            let id = self.topic_id(&partition.topic);
             // Epochs compare only within one life of a topic: that of an earlier one would stay the newest for ever.
-            if [id, *topic_id].iter().all(|id| *id != TopicId::default()) && id != *topic_id {
+            if are_two_lives(self.topic_id(&partition.topic), *topic_id) {
                 continue;
             }
             let endpoint = endpoints.iter().find(|endpoint| endpoint.id == *leader);

@@ -51,6 +51,11 @@ const MOST_PARTITIONS: usize = 40_000;
 /// All zeros from brokers older than 2.8.
 pub(crate) type TopicId = [u8; 16];
 
+/// Whether these are of two lives of a topic: both are known, and not the same.
+pub(crate) fn are_two_lives(one: TopicId, other: TopicId) -> bool {
+    one != other && one != TopicId::default() && other != TopicId::default()
+}
+
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Topic {
     pub(crate) id: TopicId,
@@ -67,8 +72,8 @@ pub(crate) struct Topic {
     pub(crate) partitions: Vec<Partition>,
 }
 
-/// Ids that a topic of one name has had. Brokers give no order of them: one that was replaced never comes back, and what is
-/// told of it is told by a broker that lags behind.
+/// Ids that a topic of one name has had. Brokers give no order of them: one that was replaced does not come back in a cluster, and
+/// what is told of it is told by a broker that lags behind, unless all tell the same for long.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Former {
     /// The last one, also while the topic is not there.
@@ -84,27 +89,26 @@ impl Former {
     }
 
     /// With one that brokers tell of now.
-    fn followed_by(&self, id: TopicId) -> Self {
-        let mut new = self.clone();
-        if id != TopicId::default() && id != new.last {
-            new.replaced.retain(|replaced| *replaced != id);
-            if new.last != TopicId::default() {
-                new.replaced.push(new.last);
+    fn followed_by(mut self, id: TopicId) -> Self {
+        if id != TopicId::default() && id != self.last {
+            self.replaced.retain(|replaced| *replaced != id);
+            if self.last != TopicId::default() {
+                self.replaced.push(self.last);
             }
-            if new.replaced.len() > MOST_FORMER {
-                new.replaced.remove(0);
+            if self.replaced.len() > MOST_FORMER {
+                self.replaced.remove(0);
             }
-            new.last = id;
+            self.last = id;
         }
-        new
+        self
     }
 }
 
 /// No broker lags behind more lives of a topic.
 const MOST_FORMER: usize = 16;
 
-/// No broker lags behind for more answers in a row, none of another broker between them: then it was the other that lagged, when
-/// this client had just begun.
+/// No broker lags behind for more answers in a row. After so many, without the id that counts between them, it was that one which
+/// a broker behind had told, to a client that had heard of none before.
 const MOST_REFUSED: u32 = 20;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -364,8 +368,7 @@ fn merge_topic(
     if let Some(known) = known.filter(lags) {
         return Topic { told_in: version, refused: known.refused + 1, ..known.clone() };
     }
-    let former =
-        known.map_or_else(|| Former::default().followed_by(id), |known| known.former.followed_by(id));
+    let former = known.map(|known| known.former.clone()).unwrap_or_default().followed_by(id);
     // KIP-516: epochs compare only within one life of the topic.
     let known = known.filter(|known| known.id == id);
     // A topic has no more partitions than the answer lists, so this cannot grow by an unchecked number.

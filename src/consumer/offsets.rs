@@ -182,8 +182,8 @@ impl Commits {
     }
 
     /// The coordinator's code for every partition, or why there is no answer. Returns what became of the commit, unless
-    /// it goes on. `is_gone`: whether the metadata knows that there is no such partition any more, of the topic of that id. A commit that waited for
-    /// one to come back would hold up all others, and the rebalance that lets go of it.
+    /// it goes on. `is_gone`: whether the metadata knows that there is no such partition any more, of the topic of that id. A
+    /// commit that waited for one to come back would hold up all others, and the rebalance that lets go of it.
     pub(crate) fn handle_answer(
         &mut self,
         now: Instant,

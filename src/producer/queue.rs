@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     batch::{self, EncodedBatch, Stamp},
-    cluster::{Place, TopicId},
+    cluster::{Place, TopicId, are_two_lives},
     error::{Error, ErrorKind, Result},
     time::Instant,
 };
@@ -258,8 +258,7 @@ impl Queue {
         if (place.topic_id, place.leader_epoch) == (self.topic_id, self.leader_epoch) {
             return;
         }
-        let known = |id: TopicId| id != TopicId::default();
-        if known(self.topic_id) && known(place.topic_id) && place.topic_id != self.topic_id {
+        if are_two_lives(self.topic_id, place.topic_id) {
             self.made_again = true;
             self.recovering = true;
         }
@@ -270,7 +269,7 @@ impl Queue {
             hurried.for_each(|batch| batch.not_before = None);
         }
         self.leader_epoch = place.leader_epoch;
-        if known(place.topic_id) {
+        if place.topic_id != TopicId::default() {
             // One that is not told for a while, by an older broker, may be another when it is told again.
             self.topic_id = place.topic_id;
         }

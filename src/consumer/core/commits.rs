@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::{Action, Core, Mode};
 use crate::{
-    cluster::{TopicId, UNKNOWN_TOPIC_OR_PARTITION},
+    cluster::{TopicId, UNKNOWN_TOPIC_OR_PARTITION, are_two_lives},
     config::settings::GroupProtocol,
     consumer::{
         ledger::{Committed, Life},
@@ -70,7 +70,9 @@ impl Core {
     fn check_tenure(&self, offsets: &mut Offsets) -> Result<()> {
         if !matches!(self.mode, Mode::Topics) {
             // What a task knows of the days of a membership is not committed in nobody's name: others may have gone on since.
-            if let (Mode::None, true, Some(key)) = (&self.mode, self.was_member, offsets.keys().next()) {
+            if self.was_member
+                && let Some(key) = offsets.keys().next()
+            {
                 return Err(over().with_topic(Arc::clone(&key.topic)).with_partition(key.partition));
             }
             for (key, offset) in offsets {
@@ -150,11 +152,9 @@ impl Core {
         if answer.as_ref().is_ok_and(|codes| codes.values().any(|code| *code == UNKNOWN_TOPIC_OR_PARTITION)) {
             self.actions.push_back(Action::RefreshMetadata);
         }
-        let unknown = TopicId::default();
         let is_gone = |key: &TopicPartition, id: TopicId| {
-            let there = self.metadata.topic_id(&key.topic);
-            let is_another = id != unknown && there != unknown && id != there;
-            is_another || self.metadata.is_gone(&key.topic, key.partition)
+            are_two_lives(id, self.metadata.topic_id(&key.topic))
+                || self.metadata.is_gone(&key.topic, key.partition)
         };
         if let Some(outcome) = self.commits.handle_answer(now, token, answer, is_gone) {
             self.on_commit(now, outcome);
@@ -307,6 +307,25 @@ mod tests {
             }
         }
         assert_eq!(sent, [1, 61, 121]);
+    }
+
+    #[test]
+    fn what_is_known_of_a_membership_that_is_over_is_committed_in_nobodys_name() {
+        let now = time::now();
+        let config = KafkaConfig::new().set_bootstrap_servers("localhost:9092").set_group_id("g");
+        let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
+        let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1));
+        let commit = |core: &mut Core| {
+            core.commit(Some([(key(), Offset { offset: 7, ..Offset::default() })].into()), now + IDLE)
+                .map(drop)
+        };
+        commit(&mut core).unwrap();
+        core.subscribe(now, vec!["orders".into()]).unwrap();
+        core.subscribe(now, Vec::new()).unwrap();
+        let error = commit(&mut core).unwrap_err();
+        assert_eq!(error.code().map(|code| code.0), Some(group::code::UNKNOWN_MEMBER_ID), "{error}");
+        core.assign(now, vec![key()]).unwrap();
+        commit(&mut core).unwrap();
     }
 
     #[test]

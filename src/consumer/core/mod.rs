@@ -106,7 +106,7 @@ pub(crate) struct Core {
     settings: Arc<ConsumerSettings>,
     client: Arc<ClientSettings>,
     mode: Mode,
-    /// It has subscribed, and neither subscribed anew nor assigned anything since it does not any more.
+    /// It has unsubscribed, and assigned nothing by hand since.
     was_member: bool,
     pub(crate) partitions: Partitions,
     member: Option<Membership>,
