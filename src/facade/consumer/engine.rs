@@ -4,6 +4,9 @@
 //! Whatever ends early leaves nothing behind: what was taken and is not done is handed out again by
 //! [`rewind`](Engine::rewind), and no task goes on that a dropped future has started.
 
+mod committing;
+mod damage;
+
 use std::{
     any::Any,
     collections::{BTreeMap, BTreeSet},
@@ -12,17 +15,18 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tokio::{
     task::{AbortHandle, JoinSet},
     time::Instant,
 };
-use tracing::Instrument as _;
 
+use self::{
+    committing::{Committing, end_of},
+    damage::{Damaged, Passed},
+};
 use super::{
     control::Shared,
-    is_of_rebalance,
     lane::{self, Ended, GRACE, Kit, Ledger, Outcome},
     load::Chunk,
 };
@@ -37,14 +41,11 @@ use crate::{
             lanes::{Bounds, LaneId, Lanes, Ordering, Pause},
             pace::Pace,
         },
-        letters,
         message::CancellationToken,
         outbox::Outbox,
-        policy::{Decision, Failure},
         routes::Routes,
     },
-    record::{ConsumerRecord, TopicPartition},
-    telemetry::spans,
+    record::TopicPartition,
     time::{self, Environment},
 };
 
@@ -76,32 +77,12 @@ pub(super) struct Plan {
     pub(super) auto_commit: bool,
 }
 
-/// A commit that is out.
-type Committing = Pin<Box<dyn Future<Output = Result<()>> + Send + Sync>>;
-
 /// A run that is out.
 struct Running {
     abort: AbortHandle,
     token: CancellationToken,
     partition: TopicPartition,
     life: Life,
-}
-
-/// A batch that cannot be read. All that stands before it was taken.
-#[derive(Clone)]
-struct Damaged {
-    life: Life,
-    bytes: Bytes,
-    error: Error,
-}
-
-/// A damaged batch that was dealt with.
-struct Passed {
-    partition: TopicPartition,
-    life: Life,
-    error: Error,
-    /// Whether it was written to a dead letter topic.
-    outcome: Result<bool>,
 }
 
 pub(super) struct Engine {
@@ -258,78 +239,6 @@ impl Engine {
         }
         self.follow_pauses();
         Ok(())
-    }
-
-    /// Sets a batch that cannot be read aside, if the policy does not say to stop there.
-    fn on_damage(&mut self, error: Error) -> Result<Vec<Taken>> {
-        let place = (error.topic(), error.partition(), error.last_offset());
-        let (Some(topic), Some(partition), Some(_)) = place else { return Err(error) };
-        let partition = TopicPartition::new(topic, partition);
-        let route = self.plan.routes.of(&self.plan.topics, &partition.topic);
-        if route.policy.decide(&Failure::Corrupt(error.clone()), 1, 0, 0) == Decision::Stop {
-            return Err(error);
-        }
-        // What stands before it is handled first: going on behind it says that all before it is done.
-        // While there is something to be taken before it, it is met again.
-        if let Some((life, bytes)) = self.client.damaged(&partition, &error)? {
-            self.client.pause([partition.clone()])?;
-            self.damaged.insert(partition, Damaged { life, bytes, error });
-        }
-        Ok(Vec::new())
-    }
-
-    /// Begins to go on behind a damaged batch whose partition has nothing at work any more, as the policy says. Its letter
-    /// is written beside everything else.
-    fn pass_damage(&mut self) {
-        if !self.passing.is_empty() || self.stop.is_cancelled() {
-            return;
-        }
-        let ready = self.damaged.iter().find(|(partition, _)| !self.lanes.has(partition));
-        let Some((partition, Damaged { life, bytes, error })) =
-            ready.map(|(partition, damaged)| (partition.clone(), damaged.clone()))
-        else {
-            return;
-        };
-        let last = error.last_offset().unwrap_or(-1);
-        let route = self.plan.routes.of(&self.plan.topics, &partition.topic);
-        let is_letter =
-            route.policy.decide(&Failure::Corrupt(error.clone()), 1, 0, 0) == Decision::DeadLetter;
-        let mut record = ConsumerRecord::new(
-            Arc::clone(&partition.topic),
-            partition.partition,
-            error.offset().unwrap_or(last),
-        );
-        let topic = is_letter.then(|| route.policy.dead_letter_topic(&record, &error)).flatten();
-        let Some(topic) = topic else {
-            self.on_passed(Passed { partition, life, error, outcome: Ok(false) });
-            return;
-        };
-        record.value = Some(bytes);
-        let kit = Arc::clone(&self.kit);
-        self.passing.spawn(async move {
-            let headers = letters::batch_headers(&record, last, &error);
-            let outcome = kit.outbox.send(&topic, &record, &headers).await.map(|_| true);
-            Passed { partition, life, error, outcome }
-        });
-    }
-
-    fn on_passed(&mut self, passed: Passed) {
-        let Passed { partition, life, error, outcome } = passed;
-        let is_letter = match outcome {
-            Ok(is_letter) => is_letter,
-            // It is tried again, if this is no end.
-            Err(failed) => return self.on_failure(failed),
-        };
-        if self.damaged.remove(&partition).is_none() {
-            tracing::debug!(%partition, "the partition of a damaged batch is gone");
-            return;
-        }
-        let last = error.last_offset().unwrap_or(-1);
-        if self.client.pass_over(&partition, life, last.saturating_add(1)) {
-            tracing::error!(%error, last_offset = last, "a batch that cannot be read is passed over, as the error policy says");
-            if is_letter { self.kit.counters.dead_lettered() } else { self.kit.counters.skipped() }
-        }
-        self.resume(partition);
     }
 
     /// Takes records of it again, unless the user has paused it.
@@ -492,17 +401,6 @@ impl Engine {
         self.follow_group();
     }
 
-    fn on_letter(&mut self, passed: std::result::Result<Passed, tokio::task::JoinError>) {
-        match passed {
-            Ok(passed) => self.on_passed(passed),
-            Err(gone) if gone.is_cancelled() => {}
-            Err(gone) => self.on_failure(
-                Error::new(ErrorKind::Handler, "the letter of a damaged batch ended by itself")
-                    .with_source(gone),
-            ),
-        }
-    }
-
     fn on_join(&mut self, ended: std::result::Result<(tokio::task::Id, Ended), tokio::task::JoinError>) {
         match ended {
             Ok((_, ended)) => self.on_end(ended),
@@ -648,58 +546,8 @@ impl Engine {
         }
     }
 
-    /// Commits what is done.
-    pub(super) fn commit(&self) -> impl Future<Output = Result<()>> + Send + Sync + use<> {
-        let (client, counters) = (Arc::clone(&self.client), Arc::clone(&self.kit.counters));
-        async move {
-            let begun = time::now();
-            let committed = client.commit_done().instrument(spans::commit()).await;
-            if committed.is_ok() {
-                counters.committed(time::now() - begun);
-            }
-            committed
-        }
-    }
-
-    /// Commits what is done while handlers go on, if it is time to.
-    fn commit_beside(&mut self) {
-        if !self.plan.auto_commit {
-            return;
-        }
-        let (now, enough, is_idle) = (time::now(), self.plan.take as u64, self.is_idle());
-        self.pace.handle_done(now, self.kit.counters.handled_in_all());
-        if self.pace.poll_commit(now, enough, is_idle) {
-            self.committing = Some(Box::pin(self.commit()));
-        }
-    }
-
-    fn commit_at(&self) -> Option<Instant> {
-        self.pace.poll_timeout(time::now(), self.plan.take as u64, self.is_idle())
-    }
-
-    fn on_commit(&mut self, outcome: Result<()>) {
-        self.committing = None;
-        self.pace.handle_end();
-        match outcome {
-            Ok(()) => {}
-            // Nothing is lost by it: what could be committed was, before the partitions went.
-            Err(error) if is_of_rebalance(&error) => tracing::debug!(%error, "a commit in a rebalance"),
-            Err(error) => {
-                tracing::warn!(%error, "what was handled could not be committed; the next commit takes it along")
-            }
-        }
-    }
-
     pub(super) async fn close_outbox(&self, limit: Duration) {
         self.kit.outbox.close(limit).await;
-    }
-}
-
-/// Waits for the end of the commit that is out; for ever without one.
-async fn end_of(committing: &mut Option<Committing>) -> Result<()> {
-    match committing {
-        Some(committing) => committing.await,
-        None => std::future::pending().await,
     }
 }
 

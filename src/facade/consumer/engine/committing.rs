@@ -1,0 +1,66 @@
+//! Commits of what is done, beside the handlers; at most one is out. When it is time for one is `dispatch/pace.rs`'s.
+
+use std::{pin::Pin, sync::Arc};
+
+use tokio::time::Instant;
+use tracing::Instrument as _;
+
+use super::Engine;
+use crate::{error::Result, facade::consumer::is_of_rebalance, telemetry::spans, time};
+
+/// A commit that is out.
+pub(super) type Committing = Pin<Box<dyn Future<Output = Result<()>> + Send + Sync>>;
+
+impl Engine {
+    /// Commits what is done.
+    pub(in crate::facade::consumer) fn commit(
+        &self,
+    ) -> impl Future<Output = Result<()>> + Send + Sync + use<> {
+        let (client, counters) = (Arc::clone(&self.client), Arc::clone(&self.kit.counters));
+        async move {
+            let begun = time::now();
+            let committed = client.commit_done().instrument(spans::commit()).await;
+            if committed.is_ok() {
+                counters.committed(time::now() - begun);
+            }
+            committed
+        }
+    }
+
+    /// Commits what is done while handlers go on, if it is time to.
+    pub(super) fn commit_beside(&mut self) {
+        if !self.plan.auto_commit {
+            return;
+        }
+        let (now, enough, is_idle) = (time::now(), self.plan.take as u64, self.is_idle());
+        self.pace.handle_done(now, self.kit.counters.handled_in_all());
+        if self.pace.poll_commit(now, enough, is_idle) {
+            self.committing = Some(Box::pin(self.commit()));
+        }
+    }
+
+    pub(super) fn commit_at(&self) -> Option<Instant> {
+        self.pace.poll_timeout(time::now(), self.plan.take as u64, self.is_idle())
+    }
+
+    pub(super) fn on_commit(&mut self, outcome: Result<()>) {
+        self.committing = None;
+        self.pace.handle_end();
+        match outcome {
+            Ok(()) => {}
+            // Nothing is lost by it: what could be committed was, before the partitions went.
+            Err(error) if is_of_rebalance(&error) => tracing::debug!(%error, "a commit in a rebalance"),
+            Err(error) => {
+                tracing::warn!(%error, "what was handled could not be committed; the next commit takes it along")
+            }
+        }
+    }
+}
+
+/// Waits for the end of the commit that is out; for ever without one.
+pub(super) async fn end_of(committing: &mut Option<Committing>) -> Result<()> {
+    match committing {
+        Some(committing) => committing.await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,160 @@
+//! Batches of a lane: many records in one call of their handler, and what becomes of each after a failure.
+
+use std::sync::Arc;
+
+use tracing::Instrument as _;
+
+use super::{Flow, Lane};
+use crate::{
+    error::Error,
+    facade::{
+        handler::CallBatch,
+        letters,
+        message::FailedAt,
+        policy::{Decision, Failure, causes},
+    },
+    record::ConsumerRecord,
+    telemetry::spans,
+};
+
+/// A record of a batch on its way, and what the ledger knows it by.
+pub(super) struct Item {
+    pub(super) offset: i64,
+    /// How often its handlers were called before it waited in a retry topic.
+    before: u32,
+    record: ConsumerRecord,
+}
+
+impl Lane {
+    /// A batch of records through its handler.
+    pub(super) async fn batch(&mut self, call: &Arc<CallBatch>, mut items: Vec<Item>) -> Result<Flow, Error> {
+        if self.route.level > 0 {
+            let mut due = 0;
+            for item in &mut items {
+                let waited = letters::restore(&mut item.record);
+                item.before = waited.attempts;
+                due = waited.due.max(due);
+            }
+            if self.wait_until(due).await == Flow::Abandoned {
+                return Ok(Flow::Abandoned);
+            }
+        }
+        let mut attempt = 1;
+        while let Some(first) = items.first() {
+            if self.is_ending() {
+                return Ok(Flow::Abandoned);
+            }
+            let number = first.before + attempt;
+            let given: Vec<_> = items.iter().map(|item| item.record.clone()).collect();
+            let count = given.len();
+            let span = spans::process(
+                &first.record.topic,
+                (first.record.partition, first.offset),
+                number,
+                Some(count),
+                || first.record.traceparent().filter(|_| count == 1).map(str::to_owned),
+            );
+            let running = async { call(given, number)?.await.map_err(BatchFailure::Handler) };
+            let failure = match self.guard(running.instrument(span)).await {
+                Ok(Ok(())) => {
+                    self.finish(items.drain(..));
+                    continue;
+                }
+                Ok(Err(BatchFailure::Unreadable(0, error))) => {
+                    let flow =
+                        self.deal_with_each(&mut items, 1, Failure::Unreadable(error), attempt).await?;
+                    if flow == Flow::Abandoned {
+                        return Ok(flow);
+                    }
+                    attempt = 1;
+                    continue;
+                }
+                Ok(Err(BatchFailure::Unreadable(index, _))) => {
+                    // Those before it first; it is then the first of the rest.
+                    let rest = items.split_off(index);
+                    if Box::pin(self.batch_of_level(call, items)).await? == Flow::Abandoned {
+                        return Ok(Flow::Abandoned);
+                    }
+                    items = rest;
+                    continue;
+                }
+                Ok(Err(BatchFailure::Handler(cause))) => Failure::Handler(cause),
+                Err(failure) => failure,
+            };
+            self.kit.counters.failed();
+            let place =
+                failed_at(&failure).and_then(|at| items.iter().position(|item| item.record.offset == at));
+            self.finish(items.drain(..place.unwrap_or(0)));
+            if let Decision::RetryAfter(pause) = self.decide(&failure, attempt) {
+                tracing::warn!(attempt, ?pause, topic = %self.partition.topic, "the handler of a batch is called again after a pause");
+                if self.pause(pause).await == Flow::Abandoned {
+                    return Ok(Flow::Abandoned);
+                }
+                attempt += 1;
+                self.kit.counters.retried();
+                continue;
+            }
+            let count = if place.is_some() { 1 } else { items.len() };
+            if self.deal_with_each(&mut items, count, failure, attempt).await? == Flow::Abandoned {
+                return Ok(Flow::Abandoned);
+            }
+            attempt = 1;
+        }
+        Ok(Flow::Handled)
+    }
+
+    /// A part of a batch that has waited already.
+    async fn batch_of_level(&mut self, call: &Arc<CallBatch>, items: Vec<Item>) -> Result<Flow, Error> {
+        // Restoring again what was restored changes nothing, and what is due is due.
+        self.batch(call, items).await
+    }
+
+    /// Deals with the first `count` records for good, one after the other.
+    async fn deal_with_each(
+        &mut self,
+        items: &mut Vec<Item>,
+        count: usize,
+        failure: Failure,
+        attempt: u32,
+    ) -> Result<Flow, Error> {
+        let decision = self.decide(&failure, u32::MAX);
+        let Some(first) = items.first() else { return Ok(Flow::Handled) };
+        let error = failure.into_error(&first.record.topic, first.record.partition, first.record.offset);
+        for item in items.drain(..count.min(items.len())).collect::<Vec<_>>() {
+            let error = error.clone().with_offset(item.record.offset);
+            let dealt = self.deal(decision, &item.record, item.before + attempt, error).await?;
+            if dealt == Flow::Abandoned {
+                return Ok(Flow::Abandoned);
+            }
+            self.done.push(item.offset);
+        }
+        Ok(Flow::Handled)
+    }
+
+    fn finish(&mut self, items: impl Iterator<Item = Item>) {
+        self.done.extend(items.map(|item| item.offset));
+    }
+}
+
+enum BatchFailure {
+    Unreadable(usize, Error),
+    Handler(crate::facade::HandlerError),
+}
+
+impl From<(usize, Error)> for BatchFailure {
+    fn from((index, error): (usize, Error)) -> Self {
+        Self::Unreadable(index, error)
+    }
+}
+
+impl Item {
+    pub(super) fn of(record: ConsumerRecord) -> Self {
+        Self { offset: record.offset, before: 0, record }
+    }
+}
+
+/// The offset at which the handler of a batch says it failed.
+fn failed_at(failure: &Failure) -> Option<i64> {
+    let Failure::Handler(error) = failure else { return None };
+    causes(error.as_ref()).find_map(|cause| cause.downcast_ref::<FailedAt>()).map(|at| at.offset)
+}
