@@ -6,6 +6,7 @@
 
 pub(crate) mod api;
 mod dial;
+mod notices;
 mod order;
 mod sasl;
 mod stream;
@@ -32,8 +33,8 @@ pub(crate) use self::tls::Tls;
 pub(crate) use self::tls::fuzz as fuzz_pem;
 use self::{
     api::{Api, Channel, ChannelError, Versions},
+    notices::{Fault, Notices},
     order::Order,
-    stream::{Fault, Notices},
     throttle::Told,
 };
 use crate::{

@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    stream::Notices,
+    notices::Notices,
     throttle::{Throttle, Told},
     whole::Slot,
 };

@@ -3,11 +3,12 @@ use bytes::BytesMut;
 use super::*;
 use crate::{
     batch::{BatchBuilder, Compressor, Stamp},
+    cluster::LeaderHint,
     config::settings::AutoOffsetReset,
     config::settings::Compression,
     consumer::{
         lookups::Lookups,
-        partitions::{EpochEnds, Next, Position, ResetTo, Turn},
+        partitions::{EpochEnd, EpochEnds, Next, Position, ResetTo, Turn},
     },
     time,
 };

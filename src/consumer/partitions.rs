@@ -7,175 +7,24 @@
 //! Nothing that happens with every fetch or poll goes over all partitions: those that look for an offset, those that have
 //! failed, and those that the fetcher must look at again are listed apart.
 
+mod done;
+mod partition;
 mod source;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
-    time::Duration,
 };
 
-use bytes::Bytes;
-
+pub(crate) use self::partition::{Partition, Phase, Position, ResetTo};
 pub(crate) use self::source::{Check, Checked, EpochEnd, EpochEnds, Replica, Truncation};
 
 use super::{
     buffer::{Chunk, Decoded, Decoding, Queue, Taken},
     fetch::low_mark,
-    ledger::{Account, Committed, Life, Lives, Mark},
-    offsets::{Offset, Offsets},
+    ledger::{Account, Life, Lives, Mark},
 };
-use crate::{
-    cluster::TopicId,
-    error::{Error, Result},
-    record::TopicPartition,
-    time::Instant,
-};
-
-/// Where to start when there is no offset, as ListOffsets wants it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ResetTo {
-    Earliest,
-    Latest,
-    /// At the first record with this time or a later one, in milliseconds since the Unix epoch; at the end without one.
-    Time(i64),
-    /// The same, that long before now (KIP-1106).
-    Ago(Duration),
-}
-
-impl ResetTo {
-    /// The timestamp that stands for it on the wire. `now`: in milliseconds since the Unix epoch.
-    pub(crate) fn timestamp(self, now: i64) -> i64 {
-        match self {
-            Self::Earliest => -2,
-            Self::Latest => -1,
-            Self::Time(time) => time,
-            Self::Ago(age) => now.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)).max(0),
-        }
-    }
-
-    pub(crate) fn is_time(self) -> bool {
-        matches!(self, Self::Time(_) | Self::Ago(_))
-    }
-}
-
-#[derive(Debug, Clone)]
-pub(crate) enum Phase {
-    /// The group's committed offset is being looked up.
-    AwaitingCommitted,
-    /// The start or the end of the log is being looked up.
-    AwaitingReset(ResetTo),
-    Fetching(Position),
-    /// Nothing happens until the user seeks; every poll says why.
-    Failed(Error),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Position {
-    pub(crate) next: i64,
-    pub(crate) fetch: i64,
-    /// Of the last record handed out; -1 where unknown.
-    pub(crate) leader_epoch: i32,
-    /// Of the last batch fetched; -1 where unknown.
-    pub(crate) fetch_epoch: i32,
-}
-
-impl Position {
-    pub(crate) fn at(offset: i64) -> Self {
-        Self::after(offset, -1)
-    }
-
-    /// The record before it is of this leader epoch, or -1.
-    pub(crate) fn after(offset: i64, epoch: i32) -> Self {
-        Self { next: offset, fetch: offset, leader_epoch: epoch, fetch_epoch: epoch }
-    }
-
-    fn mark(self) -> Mark {
-        Mark { offset: self.next, leader_epoch: self.leader_epoch }
-    }
-}
-
-/// One assigned partition.
-#[derive(Debug)]
-pub(crate) struct Partition {
-    pub(crate) account: Account,
-    pub(crate) paused: bool,
-    /// It is being given up: nothing more is handed out of it.
-    is_revoking: bool,
-    phase: Phase,
-    pub(crate) queue: Queue,
-    /// A look-up of its offset is out.
-    pub(crate) asked: bool,
-    /// Not to be asked about or fetched before.
-    pub(crate) retry_at: Option<Instant>,
-    pub(crate) leader: Option<(i32, i32)>,
-    /// Of the topic it is of; all zeros where unknown.
-    pub(crate) topic_id: TopicId,
-    /// Read from in place of the leader.
-    pub(crate) replica: Option<Replica>,
-    /// The leader may have another log than what was fetched: it is asked before the partition is fetched on.
-    pub(crate) is_unchecked: bool,
-    /// How often its leader was looked for, as the one that is known is an earlier one than that of what was read.
-    pub(crate) ahead: u32,
-    /// The end of the log, from before it was asked for a record by its time.
-    pub(crate) end_before: Option<i64>,
-    /// The end of what can be read, as of the last fetch: the high watermark, or with read_committed the last stable offset.
-    pub(crate) end: Option<i64>,
-    /// It stands in `Partitions::ready`.
-    is_ready: bool,
-    /// It stands in `Partitions::touched`.
-    is_touched: bool,
-}
-
-impl Partition {
-    pub(crate) fn life(&self) -> Life {
-        self.account.life()
-    }
-
-    pub(crate) fn position(&self) -> Option<Position> {
-        match self.phase {
-            Phase::Fetching(position) => Some(position),
-            _ => None,
-        }
-    }
-
-    pub(crate) fn position_mut(&mut self) -> Option<&mut Position> {
-        match &mut self.phase {
-            Phase::Fetching(position) => Some(position),
-            _ => None,
-        }
-    }
-
-    pub(crate) fn phase(&self) -> &Phase {
-        &self.phase
-    }
-
-    /// The bytes of the batch that could not be decoded for this error. `None` if that batch is not at the front.
-    ///
-    /// # Errors
-    /// This one, if nobody can tell where to go on behind it: what its header says of that may be what is damaged.
-    pub(crate) fn damaged(&self, error: &Error) -> Result<Option<Bytes>> {
-        let (Some(batch), Some(position)) = (self.queue.front_raw(), self.position()) else {
-            return Ok(None);
-        };
-        let behind = batch.behind();
-        if (error.offset(), error.last_offset()) != (Some(batch.base_offset), Some(behind.saturating_sub(1)))
-        {
-            return Ok(None);
-        }
-        if behind <= position.next || self.end.is_some_and(|end| behind > end) {
-            return Err(error.clone().with_hint(format!(
-                "the batch says that it ends before offset {behind}, which cannot be: the error policy cannot pass over it; \
-                 find the next batch, and seek there"
-            )));
-        }
-        Ok(Some(batch.bytes.clone()))
-    }
-
-    pub(crate) fn is_due(&self, now: Instant) -> bool {
-        self.retry_at.is_none_or(|at| at <= now)
-    }
-}
+use crate::{cluster::TopicId, error::Error, record::TopicPartition, time::Instant};
 
 /// Whose turn is next after some records were taken of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -261,17 +110,6 @@ impl Partitions {
 
     pub(crate) fn is_by_each(&self) -> bool {
         self.by_each
-    }
-
-    /// Whether the user may be at work on records of these partitions.
-    pub(crate) fn is_outstanding(&self, partitions: &[TopicPartition]) -> bool {
-        let mut assigned = partitions.iter().filter_map(|key| self.partitions.get(key));
-        assigned.any(|partition| partition.account.is_outstanding())
-    }
-
-    /// Records that are acknowledged one by one, and are not yet.
-    pub(crate) fn outstanding(&self) -> usize {
-        self.partitions.values().map(|partition| partition.account.outstanding()).sum()
     }
 
     pub(crate) fn get(&self, partition: &TopicPartition) -> Option<&Partition> {
@@ -449,29 +287,6 @@ impl Partitions {
         self.set_phase(key, Phase::Fetching(Position::after(offset, leader_epoch)));
     }
 
-    /// Begins another life at the first record that is not done; false if that life is over.
-    pub(crate) fn rewind(&mut self, key: &TopicPartition, life: Life) -> bool {
-        let Some(partition) = self.partitions.get(key).filter(|partition| partition.life() == life) else {
-            return false;
-        };
-        match (partition.account.first_not_done(), partition.position()) {
-            (Some(first), _) => self.restart(key, Phase::Fetching(Position::at(first))),
-            _ => true,
-        }
-    }
-
-    /// One record is done. False if the life it was handed out in is over.
-    pub(crate) fn done(&mut self, key: &TopicPartition, life: Life, offset: i64) -> bool {
-        let Some(partition) = self.partitions.get_mut(key) else { return false };
-        let position = partition.position().map(Position::mark);
-        partition.account.done(life, offset, position)
-    }
-
-    /// One record comes back unhandled.
-    pub(crate) fn hand_back(&mut self, key: &TopicPartition, life: Life, offset: i64) -> bool {
-        self.partitions.get_mut(key).is_some_and(|partition| partition.account.hand_back(life, offset))
-    }
-
     /// These partitions are being given up: nothing more is handed out of them.
     pub(crate) fn set_revoking(&mut self, partitions: &[TopicPartition], is_revoking: bool) {
         for key in partitions {
@@ -479,23 +294,6 @@ impl Partitions {
                 partition.is_revoking = is_revoking;
                 self.mark_ready(key);
             }
-        }
-    }
-
-    /// The user commits these offsets: an automatic commit must not fall behind them. What was handed out but not polled
-    /// past stays uncovered for a rebalance.
-    pub(crate) fn cover_explicit(&mut self, offsets: &Offsets) {
-        for (key, offset) in offsets {
-            let Some(partition) = self.partitions.get_mut(key) else { continue };
-            let mark = Mark { offset: offset.offset, leader_epoch: offset.leader_epoch };
-            partition.account.cover_explicit(mark, partition.position().map(|position| position.next));
-        }
-    }
-
-    /// The group has this offset committed.
-    pub(crate) fn set_committed(&mut self, key: &TopicPartition, committed: Committed) {
-        if let Some(partition) = self.partitions.get_mut(key) {
-            partition.account.set_committed(committed);
         }
     }
 
@@ -622,77 +420,6 @@ impl Partitions {
                 self.ready.push_front(job.partition);
             }
         }
-    }
-
-    /// A poll begins: everything handed out before it is done with.
-    pub(crate) fn cover(&mut self) {
-        for key in self.uncovered.drain(..) {
-            let Some(partition) = self.partitions.get_mut(&key) else { continue };
-            let position = partition.position().map(Position::mark);
-            partition.account.cover(position);
-        }
-    }
-
-    /// What an automatic commit commits: covered, and not what the group has, or is going to have: `planned` says what is on
-    /// its way there.
-    pub(crate) fn covered(&self, planned: impl Fn(&TopicPartition) -> Option<i64>) -> Offsets {
-        self.covered_and(planned, |_| false)
-    }
-
-    /// The same, and what the group has already where that is `idle`: it would expire.
-    pub(crate) fn covered_and(
-        &self,
-        planned: impl Fn(&TopicPartition) -> Option<i64>,
-        idle: impl Fn(&Committed) -> bool,
-    ) -> Offsets {
-        self.offsets(
-            |partition| partition.account.frontier(),
-            |key, committed, offset| match planned(key) {
-                Some(planned) => planned != offset,
-                None => committed.is_none_or(|committed| committed.offset != offset || idle(committed)),
-            },
-        )
-    }
-
-    /// What an explicit commit commits where each record is acknowledged by itself: as [`Self::covered`], but what is on its
-    /// way is not there yet, and who asks wants to hear that it is.
-    pub(crate) fn frontiers(&self, planned: impl Fn(&TopicPartition) -> Option<i64>) -> Offsets {
-        self.offsets(
-            |partition| partition.account.frontier(),
-            |key, committed, offset| {
-                planned(key).is_some() || committed.is_none_or(|committed| committed.offset != offset)
-            },
-        )
-    }
-
-    /// What an explicit commit commits otherwise: everything handed out so far.
-    pub(crate) fn positions(&self, planned: impl Fn(&TopicPartition) -> Option<i64>) -> Offsets {
-        self.offsets(
-            |partition| partition.position().map(Position::mark),
-            |key, committed, offset| {
-                planned(key).is_some() || committed.is_none_or(|committed| committed.offset != offset)
-            },
-        )
-    }
-
-    fn offsets(
-        &self,
-        of: impl Fn(&Partition) -> Option<Mark>,
-        is_new: impl Fn(&TopicPartition, Option<&Committed>, i64) -> bool,
-    ) -> Offsets {
-        let pairs = self.partitions.iter().filter_map(|(key, partition)| {
-            let Mark { offset, leader_epoch } = of(partition)?;
-            let committed = partition.account.committed();
-            let new = is_new(key, committed, offset);
-            let (tenure, topic_id) = (Some(partition.account.tenure()), partition.topic_id);
-            // Committed again, it keeps its text.
-            let same = committed.filter(|committed| committed.offset == offset);
-            let metadata = || same.map(|committed| committed.metadata.clone()).unwrap_or_default();
-            new.then(|| {
-                (key.clone(), Offset { offset, leader_epoch, metadata: metadata(), topic_id, tenure })
-            })
-        });
-        pairs.collect()
     }
 
     /// Why the first failed partition failed.

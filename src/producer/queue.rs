@@ -16,6 +16,9 @@
 //! A batch that may be in the log keeps its stamp for ever. Where the sequence no longer fits, such batches are asked for one
 //! by one, under that stamp, as long as nothing older waits; what cannot be proved fails and says so.
 
+mod closed;
+mod refused;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -23,96 +26,22 @@ use std::{
 
 use bytes::Bytes;
 
+pub(crate) use self::closed::{Batch, Order};
 use super::{
     accumulator::{Accumulator, Appended, Limits, OpenBatch, Pace, Parts},
-    decision::{Context, Decision},
-    identity::{NotYet, ProducerIdentity, Sequences, Settled, sequence_after},
+    identity::{NotYet, ProducerIdentity, Sequences, Settled},
     memory::Memory,
-    receipt::{Ack, Outcome, Part, Receipt},
+    receipt::{Ack, Outcome, Receipt},
 };
 use crate::{
-    batch::{self, EncodedBatch, Stamp},
+    batch::Stamp,
     cluster::{Place, TopicId, are_two_lives},
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result},
     time::Instant,
 };
 
 /// Attempts of a batch for which a leader that is newer ends its pause.
 const MOST_HURRIED: u32 = 3;
-
-/// A batch's place in its partition: its number, and behind a split the first of its records in the batch it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Order {
-    batch: u64,
-    record: i32,
-}
-
-#[cfg(test)]
-impl Order {
-    pub(crate) fn test(batch: u64) -> Self {
-        Self { batch, record: 0 }
-    }
-}
-
-/// A batch as it goes over the wire.
-#[derive(Debug)]
-pub(crate) struct Batch {
-    pub(crate) bytes: Bytes,
-    pub(crate) count: i32,
-    /// Some attempt has no answer, or one that leaves open what happened.
-    pub(crate) possibly_written: bool,
-    pub(super) receipt: Arc<Receipt>,
-    /// When `delivery.timeout.ms` ends.
-    deadline: Instant,
-    order: Order,
-    /// `None` without idempotence, and once the stamp is of no more use.
-    stamp: Option<Stamp>,
-    /// `bytes` carry another stamp.
-    stale_bytes: bool,
-    reserved: usize,
-    pub(super) attempts: u32,
-    /// How often bad records were taken out of it.
-    pub(super) purges: u32,
-    /// The end of its back-off (KIP-580).
-    not_before: Option<Instant>,
-    /// Why the last attempt failed.
-    cause: Option<Error>,
-}
-
-impl Batch {
-    pub(super) fn new(
-        encoded: EncodedBatch,
-        receipt: Arc<Receipt>,
-        deadline: Instant,
-        order: Order,
-        stamp: Option<Stamp>,
-        reserved: usize,
-    ) -> Self {
-        Self {
-            bytes: encoded.bytes,
-            count: encoded.count,
-            possibly_written: false,
-            receipt,
-            deadline,
-            order,
-            stamp,
-            stale_bytes: false,
-            reserved,
-            attempts: 0,
-            purges: 0,
-            not_before: None,
-            cause: None,
-        }
-    }
-
-    /// The batch is being sent (again). To be called outside the partition's lock: it may sum over all bytes.
-    pub(super) fn prepare(&mut self) {
-        self.attempts = self.attempts.saturating_add(1);
-        if let (true, Some(stamp)) = (std::mem::take(&mut self.stale_bytes), self.stamp) {
-            self.bytes = batch::restamp(std::mem::take(&mut self.bytes), stamp);
-        }
-    }
-}
 
 /// A batch that may leave now.
 #[derive(Debug)]
@@ -370,55 +299,6 @@ impl Queue {
         expiry.into_iter().chain(waiting.filter(|due| *due > now)).min()
     }
 
-    /// Gives up batches whose time is over. One in flight is told so now, and its answer, when it comes, only says how far the
-    /// log is: its neighbours in the request are none the wiser.
-    pub(crate) fn expire(&mut self, now: Instant, aftermath: &mut Aftermath) {
-        for flying in self.in_flight.values_mut() {
-            if flying.deadline <= now && !flying.given_up {
-                flying.given_up = true;
-                let error =
-                    delivery_timeout("a request with it has no answer yet").with_possibly_written(true);
-                aftermath.resolved.push((Arc::clone(&flying.receipt), Outcome::Failed(error)));
-            }
-        }
-        if self.pending.iter().any(|batch| batch.deadline <= now) {
-            for batch in std::mem::take(&mut self.pending) {
-                if batch.deadline <= now {
-                    let error = delivery_timeout("it waited to be sent again");
-                    let error = match &batch.cause {
-                        Some(cause) => with_cause(error, cause),
-                        None => error,
-                    };
-                    self.take_out(batch, error, aftermath);
-                } else {
-                    self.pending.push_back(batch);
-                }
-            }
-        }
-        while let Some(open) = self.accumulator.take_expired(now) {
-            let error = delivery_timeout("it waited for its leader");
-            aftermath.resolved.push((open.receipt, Outcome::Failed(error)));
-            self.release(open.reserved, None, aftermath);
-        }
-        self.after_landing(aftermath);
-    }
-
-    /// What is known of a batch in flight besides its answer.
-    pub(crate) fn context(&self, batch: &Batch) -> Context {
-        let first_in_flight = self.in_flight.keys().next().copied();
-        let first_pending = self.pending.front().map(|batch| batch.order);
-        let predecessors_pending =
-            first_in_flight.into_iter().chain(first_pending).any(|order| order < batch.order);
-        Context {
-            idempotent: self.limits.idempotent,
-            transactional: self.limits.transactional,
-            count: batch.count,
-            possibly_written: batch.possibly_written,
-            predecessors_pending,
-            behind_gap: self.sequences.has_gap(),
-        }
-    }
-
     /// A batch that was in flight is in the log.
     pub(crate) fn handle_acknowledged(&mut self, batch: Batch, ack: Ack, aftermath: &mut Aftermath) {
         self.in_flight.remove(&batch.order);
@@ -428,166 +308,6 @@ impl Queue {
         }
         aftermath.resolved.push((batch.receipt, Outcome::Acknowledged(ack)));
         self.release(batch.reserved, Some(batch.bytes), aftermath);
-        self.after_landing(aftermath);
-    }
-
-    /// Carries out a decision on a batch that was in flight and is not in the log, or not for sure. `retry_at`: the end of
-    /// its back-off.
-    pub(crate) fn handle_refused(
-        &mut self,
-        mut batch: Batch,
-        decision: Decision,
-        retry_at: Instant,
-        error: Error,
-        aftermath: &mut Aftermath,
-    ) {
-        let given_up = self.in_flight.remove(&batch.order).is_none_or(|flying| flying.given_up);
-        self.recovering = true;
-        let exhausted = batch.attempts > self.limits.retries;
-        match decision {
-            Decision::Retry { .. } | Decision::Early | Decision::Bump | Decision::Reidentify if given_up => {
-                self.take_out(batch, error, aftermath);
-            }
-            Decision::Retry { .. } | Decision::Bump | Decision::Reidentify if exhausted => {
-                self.take_out(batch, error.with_hint("raise retries"), aftermath);
-            }
-            Decision::Renumber if given_up => self.take_out(batch, error, aftermath),
-            Decision::Early => self.put_back(batch),
-            Decision::Retry { .. } => {
-                batch.not_before = Some(retry_at);
-                batch.cause = Some(error);
-                self.put_back(batch);
-            }
-            Decision::Renumber => {
-                batch.stamp = None;
-                self.sequences.leave_gap();
-                self.put_back(batch);
-            }
-            Decision::Bump | Decision::Reidentify => {
-                // At once the first time: only what is refused again and again must not storm the broker.
-                batch.not_before = (batch.attempts > 1).then_some(retry_at);
-                batch.cause = Some(error);
-                batch.stamp = None;
-                let broken = self.sequences.break_off();
-                let verdict = match decision {
-                    Decision::Bump => &mut aftermath.bump,
-                    _ => &mut aftermath.renew,
-                };
-                *verdict = broken;
-                self.put_back(batch);
-            }
-            Decision::Fatal => self.take_out(batch, error.with_fatal(), aftermath),
-            Decision::Acknowledge | Decision::Split | Decision::Fail { .. } => {
-                self.take_out(batch, error, aftermath);
-            }
-        }
-        self.after_landing(aftermath);
-    }
-
-    /// Two halves in place of a batch the broker finds too large (`max.message.bytes`). They keep its sequence numbers, so
-    /// that what was sent behind it still fits.
-    pub(crate) fn handle_split(
-        &mut self,
-        batch: Batch,
-        halves: [EncodedBatch; 2],
-        aftermath: &mut Aftermath,
-    ) {
-        self.in_flight.remove(&batch.order);
-        self.recovering = true;
-        let stamp = batch.stamp.filter(|stamp| self.sequences.is_intact() && self.sequences.is_own(stamp));
-        let mut parts = Vec::with_capacity(2);
-        let mut first = 0;
-        let mut reserved = batch.reserved;
-        for half in halves {
-            let receipt = Receipt::part_of(&batch.receipt, half.count.unsigned_abs());
-            parts.push(Part { first: first as u32, index: 0, receipt: Arc::clone(&receipt) });
-            let order = Order { record: batch.order.record + first, ..batch.order };
-            let stamp = stamp
-                .map(|stamp| Stamp { base_sequence: sequence_after(stamp.base_sequence, first), ..stamp });
-            first += half.count;
-            // All of the memory is given back with the halves, each time with the answer of one.
-            let share = if first < batch.count { reserved / 2 } else { reserved };
-            reserved -= share;
-            let mut half = Batch::new(half, receipt, batch.deadline, order, stamp, share);
-            half.stale_bytes = true;
-            half.attempts = batch.attempts;
-            half.purges = batch.purges;
-            self.put_back(half);
-        }
-        aftermath.resolved.push((batch.receipt, Outcome::Split(parts)));
-        self.after_landing(aftermath);
-    }
-
-    /// Some records of a batch were refused, and therefore all of it (KIP-467): the others go on without them. `kept`: the
-    /// batch without them; `parts`: where each record is now.
-    pub(crate) fn handle_purged(
-        &mut self,
-        batch: Batch,
-        kept: EncodedBatch,
-        kept_receipt: Arc<Receipt>,
-        parts: Vec<Part>,
-        aftermath: &mut Aftermath,
-    ) {
-        self.in_flight.remove(&batch.order);
-        self.recovering = true;
-        if batch.stamp.is_some() {
-            self.sequences.leave_gap();
-        }
-        let mut rest = Batch::new(kept, kept_receipt, batch.deadline, batch.order, None, batch.reserved);
-        rest.attempts = batch.attempts;
-        rest.purges = batch.purges + 1;
-        self.put_back(rest);
-        aftermath.resolved.push((batch.receipt, Outcome::Split(parts)));
-        self.after_landing(aftermath);
-    }
-
-    /// A batch is not in the log and not sent again; `parts` say why, record by record.
-    pub(crate) fn handle_taken_apart(&mut self, batch: Batch, parts: Vec<Part>, aftermath: &mut Aftermath) {
-        self.in_flight.remove(&batch.order);
-        self.recovering = true;
-        if batch.stamp.is_some() {
-            self.sequences.leave_gap();
-        }
-        aftermath.resolved.push((batch.receipt, Outcome::Split(parts)));
-        self.release(batch.reserved, Some(batch.bytes), aftermath);
-        self.after_landing(aftermath);
-    }
-
-    /// Whether a batch in flight will not be sent again whatever its answer.
-    pub(crate) fn is_given_up(&self, batch: &Batch) -> bool {
-        self.in_flight.get(&batch.order).is_none_or(|flying| flying.given_up)
-    }
-
-    /// A batch that was taken could not even be sealed.
-    pub(crate) fn abandon(
-        &mut self,
-        order: Order,
-        receipt: Arc<Receipt>,
-        reserved: usize,
-        error: Error,
-        aftermath: &mut Aftermath,
-    ) {
-        self.in_flight.remove(&order);
-        self.recovering = true;
-        self.sequences.leave_gap();
-        aftermath.resolved.push((receipt, Outcome::Failed(error)));
-        self.release(reserved, None, aftermath);
-        self.after_landing(aftermath);
-    }
-
-    /// Fails what was not sent, and sends nothing of what is in flight again: the transaction is over.
-    pub(crate) fn discard(&mut self, error: &Error, aftermath: &mut Aftermath) {
-        for flying in self.in_flight.values_mut() {
-            flying.given_up = true;
-        }
-        for batch in std::mem::take(&mut self.pending) {
-            self.take_out(batch, error.clone(), aftermath);
-        }
-        let opens: Vec<OpenBatch> = self.accumulator.take_all().collect();
-        for open in opens {
-            aftermath.resolved.push((open.receipt, Outcome::Failed(error.clone())));
-            self.release(open.reserved, None, aftermath);
-        }
         self.after_landing(aftermath);
     }
 
@@ -612,73 +332,11 @@ impl Queue {
         aftermath.freed += std::mem::take(&mut self.accumulator.bytes);
     }
 
-    /// Fails a batch that was stamped, and says what that does to the sequence.
-    fn take_out(&mut self, batch: Batch, error: Error, aftermath: &mut Aftermath) {
-        if batch.stamp.is_some_and(|stamp| self.sequences.is_own(&stamp)) {
-            if batch.possibly_written {
-                aftermath.bump = self.sequences.break_off();
-            } else {
-                self.sequences.leave_gap();
-            }
-        }
-        let error = error.with_possibly_written(batch.possibly_written);
-        aftermath.resolved.push((batch.receipt, Outcome::Failed(error)));
-        self.release(batch.reserved, Some(batch.bytes), aftermath);
-    }
-
-    /// Once nothing is in flight and the sequence does not fit: a batch that may be written cannot be asked for while an older
-    /// one waits that certainly is not, since the log might take it first. It fails, and says so.
-    fn after_landing(&mut self, aftermath: &mut Aftermath) {
-        if self.sequences.is_intact() || !self.in_flight.is_empty() || !self.limits.idempotent {
-            return;
-        }
-        if self.pending.front().is_none_or(|first| first.possibly_written) {
-            return;
-        }
-        for batch in std::mem::take(&mut self.pending) {
-            if batch.possibly_written {
-                let error = Error::new(
-                    ErrorKind::Disconnected,
-                    "an earlier batch of the partition was refused, and the answer to this one was lost",
-                );
-                let error = match &batch.cause {
-                    Some(cause) => with_cause(error, cause),
-                    None => error,
-                };
-                self.take_out(batch, error, aftermath);
-            } else {
-                self.pending.push_back(batch);
-            }
-        }
-    }
-
-    fn put_back(&mut self, batch: Batch) {
-        let place = self.pending.partition_point(|other| other.order < batch.order);
-        self.pending.insert(place, batch);
-    }
-
     fn release(&mut self, reserved: usize, buffer: Option<Bytes>, aftermath: &mut Aftermath) {
         self.accumulator.bytes = self.accumulator.bytes.saturating_sub(reserved);
         aftermath.freed += reserved;
         aftermath.buffers.extend(buffer);
     }
-}
-
-fn delivery_timeout(what: &str) -> Error {
-    Error::new(
-        ErrorKind::Timeout,
-        format!("the record was not acknowledged within delivery.timeout.ms: {what}"),
-    )
-    .with_hint("raise delivery.timeout.ms, or see to the broker")
-}
-
-/// Names the cause, and its remedy in place of a general one.
-fn with_cause(error: Error, cause: &Error) -> Error {
-    let error = match cause.hint() {
-        Some(hint) => error.with_hint(hint),
-        None => error,
-    };
-    error.with_source(cause.clone())
 }
 
 #[cfg(test)]

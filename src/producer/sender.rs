@@ -5,6 +5,8 @@
 //! never waits, connects or reads a clock: the task does what [`poll_action`](Sender::poll_action) says, and feeds back what
 //! came of it. What must not happen under a lock (waking who waits, giving memory back) is left in the [`Aftermath`].
 
+mod answers;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
@@ -13,24 +15,18 @@ use std::{
 
 use super::{
     accumulator::{Limits, Pace},
-    apart::{Apart, take_apart},
-    decision::{Decision, decide, leaves_open},
     identity::{Identity, NotYet, ProducerIdentity},
     leaders::{Access, Leaders},
     queue::{Aftermath, Batch, Taken},
-    receipt::{Ack, Outcome},
-    remedy::{broker_error, not_idempotent},
+    remedy::not_idempotent,
     topics::PartitionQueue,
 };
 use crate::{
-    batch::{self, Compressor, Decompressor},
+    batch::{Compressor, Decompressor},
     cluster::{Metadata, Place, TopicId},
-    error::{Error, ErrorCode, ErrorKind},
+    error::Error,
     time::{Backoff, Instant, Rng},
 };
-
-/// A batch may lose bad records so many times; then the rest fails with them.
-const MOST_PURGES: u32 = 8;
 
 /// The settings of the sender.
 #[derive(Debug, Clone)]
@@ -412,239 +408,6 @@ impl Sender {
                 tracing::error!(%error, "no producer id can be had");
                 self.fatal.get_or_insert_with(|| not_idempotent(error));
             }
-        }
-    }
-
-    /// The broker's answers to the batches of a request.
-    pub(crate) fn handle_answers(
-        &mut self,
-        now: Instant,
-        request: Request,
-        answers: &BTreeMap<(&str, i32), Answer>,
-    ) {
-        self.landed(request.leader);
-        for Sent { partition, mut batch, .. } in request.batches {
-            let Some(answer) = answers.get(&(&*partition.topic, partition.partition)) else {
-                let error = Error::protocol("the broker's answer lacks a partition")
-                    .with_api("Produce")
-                    .with_broker(request.leader);
-                batch.possibly_written = true;
-                self.refuse(now, &partition, batch, Decision::Fail { possibly_written: true }, error);
-                continue;
-            };
-            let code = ErrorCode(answer.code);
-            batch.possibly_written |= leaves_open(code);
-            let context = partition.lock().context(&batch);
-            match decide(code, context) {
-                Decision::Acknowledge => self.acknowledge(&partition, batch, answer),
-                decision => {
-                    self.handle_refusal(now, request.leader, &partition, batch, decision, answer);
-                }
-            }
-        }
-    }
-
-    fn acknowledge(&mut self, partition: &PartitionQueue, batch: Batch, answer: &Answer) {
-        self.counts.records += batch.count.unsigned_abs() as u64;
-        // The broker knows a duplicate to be one, and not always where it is.
-        let base_offset = if answer.code == 0 { answer.base_offset } else { -1 };
-        let ack = Ack { base_offset, log_append_time: answer.log_append_time };
-        partition.lock().handle_acknowledged(batch, ack, &mut self.aftermath);
-        if std::mem::take(&mut self.aftermath.proven) {
-            self.identity.handle_proven();
-        }
-    }
-
-    fn handle_refusal(
-        &mut self,
-        now: Instant,
-        leader: i32,
-        partition: &Arc<PartitionQueue>,
-        batch: Batch,
-        decision: Decision,
-        answer: &Answer,
-    ) {
-        let error = broker_error(answer, leader);
-        tracing::debug!(topic = %partition.topic, partition = partition.partition, %error, ?decision, "a batch was refused");
-        self.wants_metadata |= matches!(decision, Decision::Retry { stale_leader: true });
-        let given_up = partition.lock().is_given_up(&batch);
-        match decision {
-            Decision::Split if !given_up => self.split(now, partition, batch, error),
-            Decision::Fail { possibly_written: false } if !given_up && !answer.record_errors.is_empty() => {
-                self.purge(now, partition, batch, answer, error);
-            }
-            Decision::Fatal => {
-                let error = not_idempotent(error);
-                self.fatal.get_or_insert_with(|| error.clone());
-                self.refuse(now, partition, batch, decision, error);
-            }
-            _ => self.refuse(now, partition, batch, decision, error),
-        }
-    }
-
-    /// The request was never sent: its connection had gone.
-    pub(crate) fn handle_not_sent(&mut self, now: Instant, request: Request, error: &Error) {
-        self.landed(request.leader);
-        self.handle_disconnected(request.leader);
-        for Sent { partition, batch, .. } in request.batches {
-            self.refuse(now, &partition, batch, Decision::Retry { stale_leader: true }, error.clone());
-        }
-    }
-
-    /// The request as a whole failed: its answer was lost, or it was never sent.
-    pub(crate) fn handle_request_error(&mut self, now: Instant, request: Request, error: &Error) {
-        self.landed(request.leader);
-        // An answer that did not come says nothing; one that cannot be read says the same.
-        let unknown =
-            matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Disconnected | ErrorKind::Protocol);
-        self.handle_disconnected(request.leader);
-        self.wants_metadata = true;
-        let decision = match unknown || error.is_retriable() {
-            true => Decision::Retry { stale_leader: true },
-            false => Decision::Fail { possibly_written: false },
-        };
-        for Sent { partition, mut batch, .. } in request.batches {
-            batch.possibly_written |= unknown;
-            self.refuse(now, &partition, batch, decision, error.clone());
-        }
-    }
-
-    /// A request with `acks=0` has left: nobody will say more.
-    pub(crate) fn handle_written(&mut self, request: Request) {
-        self.landed(request.leader);
-        for Sent { partition, batch, .. } in request.batches {
-            self.acknowledge(
-                &partition,
-                batch,
-                &Answer { base_offset: -1, log_append_time: -1, ..Answer::default() },
-            );
-        }
-    }
-
-    /// Fails what was not sent, and sends nothing of what is in flight again.
-    pub(crate) fn discard(&mut self, error: &Error) {
-        let told = self.aftermath.resolved.len();
-        for partition in &self.active {
-            partition.lock().discard(error, &mut self.aftermath);
-        }
-        self.note_failures(told);
-        self.settle_verdicts(None);
-    }
-
-    fn landed(&mut self, leader: i32) {
-        self.unplanned = true;
-        self.leaders.handle_landed(leader);
-    }
-
-    fn refuse(
-        &mut self,
-        now: Instant,
-        partition: &PartitionQueue,
-        batch: Batch,
-        decision: Decision,
-        error: Error,
-    ) {
-        // KIP-580: each batch has a back-off of its own.
-        let pause = self.backoff.after(batch.attempts.saturating_sub(1), &mut self.rng);
-        let told = self.aftermath.resolved.len();
-        partition.lock().handle_refused(batch, decision, now + pause, error, &mut self.aftermath);
-        self.note_failures(told);
-        self.settle_verdicts(Some(now));
-    }
-
-    fn split(&mut self, now: Instant, partition: &PartitionQueue, batch: Batch, error: Error) {
-        match batch::split_in_two(&batch.bytes, &self.compressor, &self.decompressor) {
-            Ok(halves) => {
-                self.counts.splits += 1;
-                partition.lock().handle_split(batch, halves, &mut self.aftermath);
-            }
-            Err(cause) => {
-                let decision = Decision::Fail { possibly_written: false };
-                self.refuse(now, partition, batch, decision, error.with_source(cause));
-            }
-        }
-    }
-
-    /// The broker has named the records that it does not take, and has taken none: they fail, each with what was said of it, and
-    /// the others go again without them.
-    fn purge(
-        &mut self,
-        now: Instant,
-        partition: &Arc<PartitionQueue>,
-        batch: Batch,
-        answer: &Answer,
-        error: Error,
-    ) {
-        let bad: BTreeMap<usize, Option<&str>> = answer
-            .record_errors
-            .iter()
-            .filter(|(index, _)| (0..batch.count).contains(index))
-            .map(|(index, message)| (*index as usize, message.as_deref()))
-            .collect();
-        let fail = Decision::Fail { possibly_written: false };
-        let all = bad.len() == batch.count as usize;
-        if bad.is_empty() || (all && batch.count == 1) {
-            let error = match bad.values().next() {
-                Some(Some(text)) => error.with_message(text),
-                _ => error,
-            };
-            return self.refuse(now, partition, batch, fail, error);
-        }
-        let kept = match all || batch.purges >= MOST_PURGES {
-            true => None,
-            false => {
-                let drop = |place: usize| bad.contains_key(&place);
-                batch::without(&batch.bytes, drop, &self.compressor, &self.decompressor).ok()
-            }
-        };
-        let told = self.aftermath.resolved.len();
-        let Apart { parts, rest, failed } = take_apart(&batch.receipt, batch.count, &bad, &error);
-        self.aftermath.resolved.extend(failed);
-        match kept {
-            Some(kept) => partition.lock().handle_purged(batch, kept, rest, parts, &mut self.aftermath),
-            None => {
-                let error = Error::new(
-                    error.kind(),
-                    "the batch was refused for other records in it, which the broker named",
-                )
-                .with_api("Produce");
-                self.aftermath.resolved.push((rest, Outcome::Failed(error)));
-                partition.lock().handle_taken_apart(batch, parts, &mut self.aftermath);
-            }
-        }
-        self.note_failures(told);
-        self.settle_verdicts(Some(now));
-    }
-
-    fn expire(&mut self, now: Instant) {
-        let told = self.aftermath.resolved.len();
-        for partition in &self.active {
-            partition.lock().expire(now, &mut self.aftermath);
-        }
-        self.note_failures(told);
-        self.settle_verdicts(Some(now));
-    }
-
-    /// Failures told since `told`: a transaction they belong to must be aborted.
-    fn note_failures(&mut self, told: usize) {
-        for (_, outcome) in self.aftermath.resolved.iter().skip(told) {
-            if let Outcome::Failed(error) = outcome {
-                self.counts.failed_batches += 1;
-                self.open_attempts |= error.possibly_written();
-                self.failure.get_or_insert_with(|| error.clone());
-            }
-        }
-    }
-
-    fn settle_verdicts(&mut self, now: Option<Instant>) {
-        let (bump, renew) = (self.aftermath.bump.take(), self.aftermath.renew.take());
-        self.open_attempts |= bump.is_some();
-        let Some(now) = now else { return };
-        if let Some(broken) = bump {
-            self.identity.bump(broken, now, &mut self.rng);
-        }
-        if let Some(refused) = renew {
-            self.identity.renew(refused, now, &mut self.rng);
         }
     }
 }

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    batch::{Compressor, Decompressor},
+    batch::{self, Compressor, Decompressor},
     config::Compression,
     error::ErrorKind,
     producer::{
         accumulator::CROWDED_LINGER,
+        decision::Decision,
         receipt::{Ack, Delivery},
     },
 };

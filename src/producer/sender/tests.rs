@@ -8,8 +8,10 @@ use futures_util::FutureExt as _;
 
 use super::*;
 use crate::{
+    batch,
     cluster::metadata,
     config::Compression,
+    error::ErrorKind,
     producer::{
         accumulator::{Appended, Parts},
         memory::Memory,

@@ -1,0 +1,219 @@
+//! An answer of a broker into the next snapshot. Pure.
+//!
+//! Rules: KIP-320 (a leader of an older epoch never replaces a newer one), KIP-516 (a topic that was deleted and made
+//! again has another id, and its epochs start again). What cannot be (negative ids, ports, numbers twice) is passed over.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{Broker, Metadata, Partition, Topic, TopicId, UNKNOWN_TOPIC_OR_PARTITION};
+use crate::{
+    config::settings::Address,
+    error::{ErrorCode, code::INVALID_PARTITIONS},
+    pattern::Pattern,
+    wire,
+};
+
+/// No cluster has more; what an answer lists beyond is passed over.
+pub(super) const MOST_BROKERS: usize = 10_000;
+
+/// No topic has more. One that is said to have is not used: a client keeps something for each, and where keys go rests on the
+/// number.
+pub(super) const MOST_PARTITIONS: usize = 40_000;
+
+/// Ids that a topic of one name has had. Brokers give no order of them: one that was replaced does not come back in a cluster, and
+/// what is told of it is told by a broker that lags behind, unless all tell the same for long.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Former {
+    /// The last one, also while the topic is not there.
+    last: TopicId,
+    /// Those before it, oldest first.
+    pub(super) replaced: Vec<TopicId>,
+}
+
+impl Former {
+    /// Whether a broker that tells of this id lags behind.
+    fn is_replaced(&self, id: &TopicId) -> bool {
+        self.replaced.contains(id)
+    }
+
+    /// With one that brokers tell of now.
+    fn followed_by(mut self, id: TopicId) -> Self {
+        if id != TopicId::default() && id != self.last {
+            self.replaced.retain(|replaced| *replaced != id);
+            if self.last != TopicId::default() {
+                self.replaced.push(self.last);
+            }
+            if self.replaced.len() > MOST_FORMER {
+                self.replaced.remove(0);
+            }
+            self.last = id;
+        }
+        self
+    }
+}
+
+/// No broker lags behind more lives of a topic.
+pub(super) const MOST_FORMER: usize = 16;
+
+/// No broker lags behind for more answers in a row. After so many, without the id that counts between them, it was that one which
+/// a broker behind had told, to a client that had heard of none before.
+pub(super) const MOST_REFUSED: u32 = 20;
+
+impl Metadata {
+    /// The snapshot after an answer about the topics `asked`. Topics that are not to be kept are forgotten.
+    pub(crate) fn merge(
+        &self,
+        answer: wire::MetadataResponse,
+        asked: &[Arc<str>],
+        keep: impl Fn(&str) -> bool,
+    ) -> Self {
+        let version = self.version + 1;
+        let mut brokers = BTreeMap::new();
+        for broker in answer.brokers.into_iter().take(MOST_BROKERS) {
+            let Some(address) = address(broker.node_id, &broker.host, broker.port) else { continue };
+            let rack = broker.rack.map(|rack| rack.to_string());
+            // Of a broker that is listed twice the first counts.
+            brokers.entry(broker.node_id).or_insert(Broker { address, rack });
+        }
+        let cluster_id = answer.cluster_id.map(|id| id.to_string());
+        // A topic of another cluster, to which an address leads now, has nothing to do with that of the same name before.
+        let is_another =
+            matches!((&self.cluster_id, &cluster_id), (Some(before), Some(now)) if before != now);
+        // What nobody asked about this time stays as it was.
+        let mut topics = self.topics.clone();
+        let asked: BTreeSet<&Arc<str>> = asked.iter().collect();
+        topics.retain(|name, _| !asked.contains(name) && keep(name));
+        for topic in answer.topics {
+            let Some(name) = topic.name.as_ref().map(|name| Arc::<str>::from(name.as_str())) else {
+                continue;
+            };
+            if keep(&name) {
+                let known = self.topics.get(&name).filter(|_| !is_another);
+                let merged = merge_topic(version, known, topic);
+                topics.insert(name, merged);
+            }
+        }
+        let names = topics.iter().filter(|(_, topic)| topic.id != TopicId::default());
+        Self {
+            version,
+            names: Arc::new(names.map(|(name, topic)| (topic.id, Arc::clone(name))).collect()),
+            cluster_id,
+            controller: (answer.controller_id >= 0).then_some(answer.controller_id),
+            brokers,
+            topics,
+            matched: self.matched.clone(),
+        }
+    }
+
+    /// The snapshot after an answer about all topics, of which those of the pattern are kept, and those that are to be kept
+    /// anyway. One that is not there any more is known to be gone, for a time.
+    pub(crate) fn merge_all(
+        &self,
+        answer: wire::MetadataResponse,
+        asked: &[Arc<str>],
+        pattern: &Arc<Pattern>,
+        keep: impl Fn(&str) -> bool,
+    ) -> Self {
+        let known: Vec<_> = self.topics.keys().cloned().collect();
+        // They are there, whether anybody is to keep them or not.
+        let listed: BTreeSet<Arc<str>> =
+            answer.topics.iter().filter_map(|topic| Some(Arc::from(topic.name.as_ref()?.as_str()))).collect();
+        let mut new = self.merge(answer, &known, |name| keep(name) || pattern.takes(name, false));
+        let version = new.version;
+        let gone = |told_in| Topic {
+            told_in,
+            error: Some(ErrorCode(UNKNOWN_TOPIC_OR_PARTITION)),
+            ..Topic::default()
+        };
+        for (name, topic) in self.topics.iter().filter(|(name, _)| !listed.contains(*name)) {
+            let former = &topic.former;
+            let was_gone = topic.error.is_some_and(|code| code.0 == UNKNOWN_TOPIC_OR_PARTITION);
+            let told_in = if was_gone { topic.told_in } else { new.version };
+            if new.version - told_in < REMEMBERED {
+                let gone = || Topic { former: former.clone(), ..gone(told_in) };
+                new.topics.entry(Arc::clone(name)).or_insert_with(gone);
+            }
+        }
+        for name in asked {
+            new.topics.entry(Arc::clone(name)).or_insert_with(|| gone(version));
+        }
+        new.matched = Some(Arc::clone(pattern));
+        new
+    }
+}
+
+/// For how many answers a deleted topic of a pattern is known to be gone: what was done of it is not waited for.
+pub(super) const REMEMBERED: u64 = 100;
+
+/// A broker's address as it was told; `None` if there can be no such broker. Negative ids are ours, of the bootstrap
+/// addresses.
+pub(in crate::cluster) fn address(id: i32, host: &str, port: i32) -> Option<Address> {
+    // As a URL has it, and a resolver does not.
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    match u16::try_from(port) {
+        Ok(port) if id >= 0 && port > 0 && !host.is_empty() => Some(Address { host: host.to_owned(), port }),
+        _ => {
+            tracing::debug!(id, host, port, "there can be no such broker; it is passed over");
+            None
+        }
+    }
+}
+
+fn merge_topic(
+    version: u64,
+    known: Option<&Topic>,
+    answer: wire::metadata_response::MetadataResponseTopic,
+) -> Topic {
+    let (id, is_internal) = (answer.topic_id.0, answer.is_internal);
+    let lags = |known: &&Topic| known.former.is_replaced(&id) && known.refused < MOST_REFUSED;
+    if let Some(known) = known.filter(lags) {
+        return Topic { told_in: version, refused: known.refused + 1, ..known.clone() };
+    }
+    let former = known.map(|known| known.former.clone()).unwrap_or_default().followed_by(id);
+    // KIP-516: epochs compare only within one life of the topic.
+    let known = known.filter(|known| known.id == id);
+    // A topic has no more partitions than the answer lists, so this cannot grow by an unchecked number.
+    let listed = answer.partitions.len();
+    if listed > MOST_PARTITIONS {
+        tracing::debug!(listed, "a topic is said to have more partitions than any; it is not used");
+        return Topic {
+            id,
+            refused: 0,
+            told_in: version,
+            former,
+            error: Some(ErrorCode(INVALID_PARTITIONS)),
+            is_internal,
+            partitions: Vec::new(),
+        };
+    }
+    let mut partitions: Vec<Option<Partition>> = Vec::new();
+    partitions.resize_with(listed, || None);
+    for partition in answer.partitions {
+        let Some(index) = usize::try_from(partition.partition_index).ok().filter(|index| *index < listed)
+        else {
+            continue;
+        };
+        let newer = known
+            .and_then(|known| known.partitions.get(index))
+            .filter(|known| partition.leader_epoch >= 0 && known.leader_epoch > partition.leader_epoch);
+        // Of a partition that is listed twice the first counts.
+        partitions[index].get_or_insert_with(|| match newer {
+            // KIP-320: a broker that lags behind must not lead us back to an old leader.
+            Some(newer) => newer.clone(),
+            None => Partition {
+                leader: (partition.leader_id >= 0).then_some(partition.leader_id),
+                leader_epoch: partition.leader_epoch,
+                replicas: partition.replica_nodes,
+                in_sync_replicas: partition.isr_nodes,
+            },
+        });
+    }
+    while partitions.pop_if(|last| last.is_none()).is_some() {}
+    // In the same memory.
+    let partitions = partitions.into_iter().map(|known| known.unwrap_or(Partition::UNKNOWN)).collect();
+    let error = (answer.error_code != 0).then_some(ErrorCode(answer.error_code));
+    Topic { id, refused: 0, former, told_in: version, error, is_internal, partitions }
+}

@@ -1,0 +1,179 @@
+//! What a connection's stream has noticed, and what the stream is told; shared with the connection.
+//!
+//! Counts of frames, by which requests keep their order, who waits for an answer, why the stream ended, and what is known of
+//! the frame that is written next. Never reads or writes itself: the [`Stream`](super::stream::Stream) does.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::Waker,
+};
+
+use futures_util::task::AtomicWaker;
+
+use super::whole::Slot;
+use crate::time::{self, Instant};
+
+/// What the stream has noticed, and what it is told; shared with the connection.
+#[derive(Default)]
+pub(crate) struct Notices {
+    pub(super) lost: AtomicBool,
+    /// The connection wants it closed.
+    pub(super) ended: AtomicBool,
+    pub(super) fault: OnceLock<Fault>,
+    /// The other side of TLS refused what it was shown.
+    pub(super) refused: AtomicBool,
+    /// Frames of which the first byte, and of which the last one, was written.
+    begun: AtomicU64,
+    left: AtomicU64,
+    /// Since when the peer takes nothing of what is to be written.
+    stalled: Mutex<Option<Instant>>,
+    /// No answer will come to the next frame.
+    pub(super) next_unanswered: AtomicBool,
+    /// Who wants the answer to the next frame whole.
+    next_whole: Mutex<Option<Weak<Slot>>>,
+    /// The largest answers accepted now.
+    limits: Mutex<Limits>,
+    pub(super) reader: AtomicWaker,
+    pub(super) writer: AtomicWaker,
+    /// Who waits for an answer, by ticket: the messenger keeps them in no order, and would end them in any.
+    waiting: Mutex<BTreeMap<u64, Waker>>,
+}
+
+impl Notices {
+    /// Whether the peer has closed the stream, or reading or writing has failed.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire) || self.ended.load(Ordering::Acquire)
+    }
+
+    /// Why the stream itself ended the connection.
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        self.fault.get().copied()
+    }
+
+    /// Whether the other side of TLS refused what it was shown, which it may do after the handshake.
+    pub(crate) fn was_refused(&self) -> bool {
+        self.refused.load(Ordering::Acquire)
+    }
+
+    /// Closes the stream, with what waits to be written.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.reader.wake();
+        self.writer.wake();
+    }
+
+    /// A request waits for its answer.
+    pub(super) fn wait(&self, ticket: u64, waker: &Waker) {
+        match self.waiting().entry(ticket) {
+            Entry::Occupied(mut known) => known.get_mut().clone_from(waker),
+            Entry::Vacant(place) => {
+                place.insert(waker.clone());
+            }
+        }
+    }
+
+    /// A request waits no longer.
+    pub(super) fn forget(&self, ticket: u64) {
+        self.waiting().remove(&ticket);
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, BTreeMap<u64, Waker>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes who waits for an answer, in the order of their tickets, before the messenger does so in any.
+    pub(super) fn wake_waiting(&self) {
+        for waker in std::mem::take(&mut *self.waiting()).into_values() {
+            waker.wake();
+        }
+    }
+
+    /// Frames that have been begun.
+    pub(super) fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    /// Frames that have left.
+    pub(super) fn left(&self) -> u64 {
+        self.left.load(Ordering::Acquire)
+    }
+
+    /// Since when the peer takes nothing, although there is something to write.
+    pub(crate) fn stalled_since(&self) -> Option<Instant> {
+        *self.stalled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The frame that is written next gets no answer from the broker; an empty one is made up for the messenger.
+    pub(super) fn expect_no_answer(&self) {
+        self.next_unanswered.store(true, Ordering::Release);
+    }
+
+    /// The answer to the frame that is written next is put there, and an empty one is made up for the messenger.
+    pub(super) fn expect_whole(&self, slot: Weak<Slot>) {
+        *self.next_whole() = Some(slot);
+    }
+
+    pub(super) fn next_whole(&self) -> MutexGuard<'_, Option<Weak<Slot>>> {
+        self.next_whole.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing is known of the frame that is written next.
+    pub(super) fn expect_an_answer(&self) {
+        self.next_unanswered.store(false, Ordering::Release);
+        *self.next_whole() = None;
+    }
+
+    pub(crate) fn set_limits(&self, limits: Limits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn count_begun(&self) {
+        self.begun.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn count_left(&self) {
+        self.left.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn set_stalled(&self, stalled: bool) {
+        let mut since = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
+        if !stalled {
+            *since = None;
+        } else if since.is_none() {
+            *since = Some(time::now());
+        }
+    }
+}
+
+/// The largest answers accepted, in bytes. What is no Fetch has no records: whole clusters are told of in a few MiB, and
+/// what is read of an answer takes a multiple of its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Limits {
+    pub(crate) fetch: usize,
+    pub(crate) other: usize,
+}
+
+/// Why a connection was ended from this side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The first bytes are a TLS alert: the listener wants TLS.
+    Tls,
+    /// The first bytes are an HTTP answer.
+    Http,
+    /// The first four bytes are no length of a first answer.
+    Stranger([u8; 4]),
+    /// A later answer's length is none.
+    Length(i32),
+    /// An answer is larger than the limit.
+    TooLarge { actual: usize, limit: usize },
+    /// An answer to a request that was not sent, or was answered before.
+    Unasked(i32),
+}

@@ -1,0 +1,137 @@
+//! What of the assigned partitions is done, and may be committed. Pure.
+//!
+//! What a partition's own account knows is the ledger's; this asks the accounts of all, each in the life a record was handed out
+//! in.
+
+use super::{Partition, Partitions, Phase, Position};
+use crate::{
+    consumer::{
+        ledger::{Committed, Life, Mark},
+        offsets::{Offset, Offsets},
+    },
+    record::TopicPartition,
+};
+
+impl Partitions {
+    /// Begins another life at the first record that is not done; false if that life is over.
+    pub(crate) fn rewind(&mut self, key: &TopicPartition, life: Life) -> bool {
+        let Some(partition) = self.partitions.get(key).filter(|partition| partition.life() == life) else {
+            return false;
+        };
+        match (partition.account.first_not_done(), partition.position()) {
+            (Some(first), _) => self.restart(key, Phase::Fetching(Position::at(first))),
+            _ => true,
+        }
+    }
+
+    /// One record is done. False if the life it was handed out in is over.
+    pub(crate) fn done(&mut self, key: &TopicPartition, life: Life, offset: i64) -> bool {
+        let Some(partition) = self.partitions.get_mut(key) else { return false };
+        let position = partition.position().map(Position::mark);
+        partition.account.done(life, offset, position)
+    }
+
+    /// One record comes back unhandled.
+    pub(crate) fn hand_back(&mut self, key: &TopicPartition, life: Life, offset: i64) -> bool {
+        self.partitions.get_mut(key).is_some_and(|partition| partition.account.hand_back(life, offset))
+    }
+
+    /// The user commits these offsets: an automatic commit must not fall behind them. What was handed out but not polled
+    /// past stays uncovered for a rebalance.
+    pub(crate) fn cover_explicit(&mut self, offsets: &Offsets) {
+        for (key, offset) in offsets {
+            let Some(partition) = self.partitions.get_mut(key) else { continue };
+            let mark = Mark { offset: offset.offset, leader_epoch: offset.leader_epoch };
+            partition.account.cover_explicit(mark, partition.position().map(|position| position.next));
+        }
+    }
+
+    /// The group has this offset committed.
+    pub(crate) fn set_committed(&mut self, key: &TopicPartition, committed: Committed) {
+        if let Some(partition) = self.partitions.get_mut(key) {
+            partition.account.set_committed(committed);
+        }
+    }
+
+    /// Whether the user may be at work on records of these partitions.
+    pub(crate) fn is_outstanding(&self, partitions: &[TopicPartition]) -> bool {
+        let mut assigned = partitions.iter().filter_map(|key| self.partitions.get(key));
+        assigned.any(|partition| partition.account.is_outstanding())
+    }
+
+    /// Records that are acknowledged one by one, and are not yet.
+    pub(crate) fn outstanding(&self) -> usize {
+        self.partitions.values().map(|partition| partition.account.outstanding()).sum()
+    }
+
+    /// A poll begins: everything handed out before it is done with.
+    pub(crate) fn cover(&mut self) {
+        for key in self.uncovered.drain(..) {
+            let Some(partition) = self.partitions.get_mut(&key) else { continue };
+            let position = partition.position().map(Position::mark);
+            partition.account.cover(position);
+        }
+    }
+
+    /// What an automatic commit commits: covered, and not what the group has, or is going to have: `planned` says what is on
+    /// its way there.
+    pub(crate) fn covered(&self, planned: impl Fn(&TopicPartition) -> Option<i64>) -> Offsets {
+        self.covered_and(planned, |_| false)
+    }
+
+    /// The same, and what the group has already where that is `idle`: it would expire.
+    pub(crate) fn covered_and(
+        &self,
+        planned: impl Fn(&TopicPartition) -> Option<i64>,
+        idle: impl Fn(&Committed) -> bool,
+    ) -> Offsets {
+        self.offsets(
+            |partition| partition.account.frontier(),
+            |key, committed, offset| match planned(key) {
+                Some(planned) => planned != offset,
+                None => committed.is_none_or(|committed| committed.offset != offset || idle(committed)),
+            },
+        )
+    }
+
+    /// What an explicit commit commits where each record is acknowledged by itself: as [`Self::covered`], but what is on its
+    /// way is not there yet, and who asks wants to hear that it is.
+    pub(crate) fn frontiers(&self, planned: impl Fn(&TopicPartition) -> Option<i64>) -> Offsets {
+        self.offsets(
+            |partition| partition.account.frontier(),
+            |key, committed, offset| {
+                planned(key).is_some() || committed.is_none_or(|committed| committed.offset != offset)
+            },
+        )
+    }
+
+    /// What an explicit commit commits otherwise: everything handed out so far.
+    pub(crate) fn positions(&self, planned: impl Fn(&TopicPartition) -> Option<i64>) -> Offsets {
+        self.offsets(
+            |partition| partition.position().map(Position::mark),
+            |key, committed, offset| {
+                planned(key).is_some() || committed.is_none_or(|committed| committed.offset != offset)
+            },
+        )
+    }
+
+    fn offsets(
+        &self,
+        of: impl Fn(&Partition) -> Option<Mark>,
+        is_new: impl Fn(&TopicPartition, Option<&Committed>, i64) -> bool,
+    ) -> Offsets {
+        let pairs = self.partitions.iter().filter_map(|(key, partition)| {
+            let Mark { offset, leader_epoch } = of(partition)?;
+            let committed = partition.account.committed();
+            let new = is_new(key, committed, offset);
+            let (tenure, topic_id) = (Some(partition.account.tenure()), partition.topic_id);
+            // Committed again, it keeps its text.
+            let same = committed.filter(|committed| committed.offset == offset);
+            let metadata = || same.map(|committed| committed.metadata.clone()).unwrap_or_default();
+            new.then(|| {
+                (key.clone(), Offset { offset, leader_epoch, metadata: metadata(), topic_id, tenure })
+            })
+        });
+        pairs.collect()
+    }
+}

@@ -1,0 +1,161 @@
+//! One assigned partition: where it stands, and what its fetches and look-ups need to know of it. Pure.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::source::Replica;
+use crate::{
+    cluster::TopicId,
+    consumer::{
+        buffer::Queue,
+        ledger::{Account, Life, Mark},
+    },
+    error::{Error, Result},
+    time::Instant,
+};
+
+/// Where to start when there is no offset, as ListOffsets wants it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ResetTo {
+    Earliest,
+    Latest,
+    /// At the first record with this time or a later one, in milliseconds since the Unix epoch; at the end without one.
+    Time(i64),
+    /// The same, that long before now (KIP-1106).
+    Ago(Duration),
+}
+
+impl ResetTo {
+    /// The timestamp that stands for it on the wire. `now`: in milliseconds since the Unix epoch.
+    pub(crate) fn timestamp(self, now: i64) -> i64 {
+        match self {
+            Self::Earliest => -2,
+            Self::Latest => -1,
+            Self::Time(time) => time,
+            Self::Ago(age) => now.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)).max(0),
+        }
+    }
+
+    pub(crate) fn is_time(self) -> bool {
+        matches!(self, Self::Time(_) | Self::Ago(_))
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Phase {
+    /// The group's committed offset is being looked up.
+    AwaitingCommitted,
+    /// The start or the end of the log is being looked up.
+    AwaitingReset(ResetTo),
+    Fetching(Position),
+    /// Nothing happens until the user seeks; every poll says why.
+    Failed(Error),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub(crate) next: i64,
+    pub(crate) fetch: i64,
+    /// Of the last record handed out; -1 where unknown.
+    pub(crate) leader_epoch: i32,
+    /// Of the last batch fetched; -1 where unknown.
+    pub(crate) fetch_epoch: i32,
+}
+
+impl Position {
+    pub(crate) fn at(offset: i64) -> Self {
+        Self::after(offset, -1)
+    }
+
+    /// The record before it is of this leader epoch, or -1.
+    pub(crate) fn after(offset: i64, epoch: i32) -> Self {
+        Self { next: offset, fetch: offset, leader_epoch: epoch, fetch_epoch: epoch }
+    }
+
+    pub(super) fn mark(self) -> Mark {
+        Mark { offset: self.next, leader_epoch: self.leader_epoch }
+    }
+}
+
+/// One assigned partition.
+#[derive(Debug)]
+pub(crate) struct Partition {
+    pub(crate) account: Account,
+    pub(crate) paused: bool,
+    /// It is being given up: nothing more is handed out of it.
+    pub(super) is_revoking: bool,
+    pub(super) phase: Phase,
+    pub(crate) queue: Queue,
+    /// A look-up of its offset is out.
+    pub(crate) asked: bool,
+    /// Not to be asked about or fetched before.
+    pub(crate) retry_at: Option<Instant>,
+    pub(crate) leader: Option<(i32, i32)>,
+    /// Of the topic it is of; all zeros where unknown.
+    pub(crate) topic_id: TopicId,
+    /// Read from in place of the leader.
+    pub(crate) replica: Option<Replica>,
+    /// The leader may have another log than what was fetched: it is asked before the partition is fetched on.
+    pub(crate) is_unchecked: bool,
+    /// How often its leader was looked for, as the one that is known is an earlier one than that of what was read.
+    pub(crate) ahead: u32,
+    /// The end of the log, from before it was asked for a record by its time.
+    pub(crate) end_before: Option<i64>,
+    /// The end of what can be read, as of the last fetch: the high watermark, or with read_committed the last stable offset.
+    pub(crate) end: Option<i64>,
+    /// It stands in `Partitions::ready`.
+    pub(super) is_ready: bool,
+    /// It stands in `Partitions::touched`.
+    pub(super) is_touched: bool,
+}
+
+impl Partition {
+    pub(crate) fn life(&self) -> Life {
+        self.account.life()
+    }
+
+    pub(crate) fn position(&self) -> Option<Position> {
+        match self.phase {
+            Phase::Fetching(position) => Some(position),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn position_mut(&mut self) -> Option<&mut Position> {
+        match &mut self.phase {
+            Phase::Fetching(position) => Some(position),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    /// The bytes of the batch that could not be decoded for this error. `None` if that batch is not at the front.
+    ///
+    /// # Errors
+    /// This one, if nobody can tell where to go on behind it: what its header says of that may be what is damaged.
+    pub(crate) fn damaged(&self, error: &Error) -> Result<Option<Bytes>> {
+        let (Some(batch), Some(position)) = (self.queue.front_raw(), self.position()) else {
+            return Ok(None);
+        };
+        let behind = batch.behind();
+        if (error.offset(), error.last_offset()) != (Some(batch.base_offset), Some(behind.saturating_sub(1)))
+        {
+            return Ok(None);
+        }
+        if behind <= position.next || self.end.is_some_and(|end| behind > end) {
+            return Err(error.clone().with_hint(format!(
+                "the batch says that it ends before offset {behind}, which cannot be: the error policy cannot pass over it; \
+                 find the next batch, and seek there"
+            )));
+        }
+        Ok(Some(batch.bytes.clone()))
+    }
+
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.retry_at.is_none_or(|at| at <= now)
+    }
+}
