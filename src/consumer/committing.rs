@@ -12,7 +12,8 @@ use std::{
 };
 
 use super::{
-    Insisting, KafkaConsumer, Shared, all_found,
+    KafkaConsumer, Shared,
+    logs::{Insisting, all_found},
     lookups::Place,
     offsets::{Offset, Offsets, commit_timeout},
     requests,

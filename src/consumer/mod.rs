@@ -12,9 +12,11 @@ mod core;
 mod fetch;
 mod ledger;
 mod listener;
+mod logs;
 mod lookups;
 mod offsets;
 mod partitions;
+mod polling;
 mod records;
 mod requests;
 mod session;
@@ -27,7 +29,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicI32, Ordering},
+        atomic::{AtomicBool, AtomicI32},
     },
     time::Duration,
 };
@@ -39,25 +41,24 @@ pub use self::{
     closing::CloseOptions,
     committing::{Committer, Committing},
     listener::RebalanceListener,
+    logs::OffsetAndTimestamp,
     records::{ConsumerRecords, IntoIter, Iter, OwnedRecords, PartitionRecords, RecordRef, RecordRefs},
     stream::RecordStream,
 };
 use self::{
     core::Core,
-    ledger::Life,
     listener::Listening,
-    lookups::{Found, Lookup, Place},
-    partitions::{Next, Phase, Position, ResetTo, Turn},
+    logs::check_time,
+    partitions::{Phase, Position, ResetTo},
 };
 use crate::{
     batch::Decompressor,
-    cluster::{Cluster, CoordinatorKind, Create, UNKNOWN_TOPIC_OR_PARTITION},
+    cluster::Cluster,
     config::settings::{ClientSettings, ConsumerSettings, GroupProtocol},
     driver::{self, Home},
     error::{Error, ErrorKind, Result},
-    group::code::is_moved,
     record::{ConsumerGroupMetadata, TopicPartition},
-    time::{self, Backoff, Instant, Rng},
+    time::{self, Instant},
 };
 
 /// A consumer of topics, alone or as a member of a group. Shared between tasks by reference: every method takes `&self`.
@@ -243,47 +244,6 @@ impl KafkaConsumer {
         self.shared.lock().group_protocol()
     }
 
-    /// The next records: at once if any are buffered, otherwise as soon as some arrive, and none after `timeout`. At most
-    /// `max.poll.records`. Calling it says that all records handed out before are done with.
-    ///
-    /// # Errors
-    /// What the group, the broker or a damaged batch refuses, with partition and offset; the next poll goes on where
-    /// that is possible. [`ErrorKind::InvalidArgument`] if nothing is subscribed or assigned.
-    ///
-    /// # Cancel safety
-    /// Cancel safe: a dropped poll has handed out nothing and loses nothing.
-    pub async fn poll(&self, timeout: Duration) -> Result<ConsumerRecords> {
-        self.poll_up_to(self.shared.settings.max_poll_records, timeout).await
-    }
-
-    async fn poll_up_to(&self, max: usize, timeout: Duration) -> Result<ConsumerRecords> {
-        let shared = &*self.shared;
-        if shared.yields.swap(false, Ordering::Relaxed) {
-            // Before anything is taken: a poll dropped here loses nothing.
-            tokio::task::yield_now().await;
-        }
-        if !self.is_owner {
-            return Err(poll_within_a_call());
-        }
-        let deadline = time::after(timeout);
-        let polling = Polling::begin(shared)?;
-        Listening::tell(&self.shared).await;
-        let records = polling.take(max)?;
-        if !records.is_empty() {
-            return Ok(records);
-        }
-        loop {
-            let changed = shared.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            Listening::tell(&self.shared).await;
-            let records = polling.take(max)?;
-            if !records.is_empty() || tokio::time::timeout_at(deadline, changed).await.is_err() {
-                return Ok(records);
-            }
-        }
-    }
-
     /// Records one by one, for ever. A record is covered when the next one is asked for; dropping the stream loses
     /// nothing. Reads the same positions as [`poll`](Self::poll).
     pub fn stream(&self) -> RecordStream<'_> {
@@ -407,106 +367,6 @@ impl KafkaConsumer {
         self.shared.lock().partitions.buffered()
     }
 
-    /// The offsets of the first records still in the logs.
-    ///
-    /// # Errors
-    /// The leaders' errors; [`ErrorKind::Timeout`] after `default.api.timeout.ms`.
-    ///
-    /// # Cancel safety
-    /// Cancel safe.
-    pub async fn beginning_offsets(
-        &self,
-        partitions: impl IntoIterator<Item = TopicPartition>,
-    ) -> Result<BTreeMap<TopicPartition, i64>> {
-        let asked = partitions.into_iter().map(|key| (key, ResetTo::Earliest)).collect();
-        Ok(offsets(self.list_offsets(asked).await?))
-    }
-
-    /// The offsets that the next records will get (with `read_committed`: after the last record that can be read).
-    ///
-    /// # Errors
-    /// The leaders' errors; [`ErrorKind::Timeout`] after `default.api.timeout.ms`.
-    ///
-    /// # Cancel safety
-    /// Cancel safe.
-    pub async fn end_offsets(
-        &self,
-        partitions: impl IntoIterator<Item = TopicPartition>,
-    ) -> Result<BTreeMap<TopicPartition, i64>> {
-        let asked = partitions.into_iter().map(|key| (key, ResetTo::Latest)).collect();
-        Ok(offsets(self.list_offsets(asked).await?))
-    }
-
-    /// The first records with these times or later ones, in milliseconds since the Unix epoch; `None` where there is none.
-    /// Partitions need not be assigned.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidArgument`] for a negative time; the leaders' errors; [`ErrorKind::Timeout`] after
-    /// `default.api.timeout.ms`.
-    ///
-    /// # Cancel safety
-    /// Cancel safe.
-    pub async fn offsets_for_times(
-        &self,
-        times: impl IntoIterator<Item = (TopicPartition, i64)>,
-    ) -> Result<BTreeMap<TopicPartition, Option<OffsetAndTimestamp>>> {
-        let mut asked = BTreeMap::new();
-        for (key, time) in times {
-            check_time(&key, time)?;
-            asked.insert(key, ResetTo::Time(time));
-        }
-        let found = self.list_offsets(asked).await?;
-        let record = |place: Place| {
-            let Place { offset, leader_epoch, timestamp, .. } = place;
-            (offset >= 0).then(|| OffsetAndTimestamp {
-                offset,
-                timestamp,
-                leader_epoch: Some(leader_epoch).filter(|epoch| *epoch >= 0),
-            })
-        };
-        Ok(found.into_iter().map(|(key, place)| (key, record(place))).collect())
-    }
-
-    async fn list_offsets(
-        &self,
-        asked: BTreeMap<TopicPartition, ResetTo>,
-    ) -> Result<BTreeMap<TopicPartition, Place>> {
-        let mut topics: Vec<_> = asked.keys().map(|key| Arc::clone(&key.topic)).collect();
-        topics.dedup();
-        let deadline = self.api_deadline();
-        let mut insisting = Insisting::new(&self.shared, deadline);
-        loop {
-            let found = self.ask_leaders(&topics, &asked, deadline).await;
-            if let Some(outcome) = insisting.settle(found).await {
-                return outcome;
-            }
-        }
-    }
-
-    async fn ask_leaders(
-        &self,
-        topics: &[Arc<str>],
-        asked: &BTreeMap<TopicPartition, ResetTo>,
-        deadline: Instant,
-    ) -> Result<BTreeMap<TopicPartition, Place>> {
-        let metadata = self.shared.cluster.require_topics(topics, Create::Never, deadline).await?;
-        let mut leaders: BTreeMap<i32, Vec<Lookup>> = BTreeMap::new();
-        for (key, to) in asked {
-            let Some((leader, leader_epoch)) = metadata.leader(&key.topic, key.partition) else {
-                return Err(Error::from_code("Metadata", UNKNOWN_TOPIC_OR_PARTITION)
-                    .with_topic(Arc::clone(&key.topic))
-                    .with_partition(key.partition));
-            };
-            let lookup = Lookup { partition: key.clone(), life: Life::NONE, leader_epoch, to: *to };
-            leaders.entry(leader).or_default().push(lookup);
-        }
-        let mut found = BTreeMap::new();
-        for (leader, lookups) in leaders {
-            found.extend(requests::list_offsets(&self.shared, leader, &lookups, deadline).await?);
-        }
-        all_found("ListOffsets", asked.keys(), &found)
-    }
-
     fn api_deadline(&self) -> Instant {
         self.shared.api_deadline()
     }
@@ -551,187 +411,6 @@ impl Drop for KafkaConsumer {
 
 /// How long the driver of a dropped consumer tries to leave the group.
 const DROP_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Repeats a look-up until it succeeds, fails for good, or the deadline is near. No async closure is taken: of the futures
-/// of those, the compiler cannot tell that they may cross threads.
-struct Insisting<'a> {
-    shared: &'a Shared,
-    deadline: Instant,
-    backoff: Backoff,
-    rng: Rng,
-}
-
-impl<'a> Insisting<'a> {
-    fn new(shared: &'a Shared, deadline: Instant) -> Self {
-        let settings = shared.cluster.settings();
-        let backoff = Backoff::new(settings.retry_backoff, settings.retry_backoff_max);
-        Self { shared, deadline, backoff, rng: settings.environment.rng() }
-    }
-
-    /// The outcome of the look-up; `None` after the pause before another attempt.
-    async fn settle<T>(&mut self, outcome: Result<T>) -> Option<Result<T>> {
-        let error = match outcome {
-            Err(error) if error.is_retriable() => error,
-            done => return Some(done),
-        };
-        if let Some(group) = &self.shared.settings.group_id
-            && error.code().is_some_and(|code| is_moved(code.0))
-        {
-            let coordinator = self.shared.coordinator.load(Ordering::Relaxed);
-            self.shared.cluster.forget_coordinator(CoordinatorKind::Group, group, coordinator);
-        }
-        self.shared.cluster.refresh();
-        let next = time::now() + self.backoff.next(&mut self.rng);
-        if next >= self.deadline {
-            return Some(Err(error));
-        }
-        tokio::time::sleep_until(next).await;
-        None
-    }
-}
-
-/// Where a record is that was looked up by time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct OffsetAndTimestamp {
-    /// Its offset.
-    pub offset: i64,
-    /// Its time, in milliseconds since the Unix epoch.
-    pub timestamp: i64,
-    /// The leader epoch it was written under, where known.
-    pub leader_epoch: Option<i32>,
-}
-
-/// One poll under way; the time until the next counts from its end, however it ends.
-struct Polling<'a> {
-    shared: &'a Shared,
-}
-
-impl<'a> Polling<'a> {
-    fn begin(shared: &'a Shared) -> Result<Self> {
-        let begun = shared.lock().handle_poll(time::now());
-        begun.map(|driver_is_due| {
-            if driver_is_due {
-                shared.wake.notify_one();
-            }
-            Self { shared }
-        })
-    }
-
-    /// What can be handed out now, at most `max` records.
-    fn take(&self, max: usize) -> Result<ConsumerRecords> {
-        let mut records = ConsumerRecords::default();
-        self.take_each(max, Turn::Poll, &mut |partition, life, chunk| {
-            records.push(partition, life, chunk);
-        })?;
-        Ok(records)
-    }
-
-    /// Takes chunks until `max` records are there or nothing is left, decoding outside the lock.
-    fn take_each(
-        &self,
-        max: usize,
-        turn: Turn,
-        hand_out: &mut dyn FnMut(TopicPartition, Life, buffer::Chunk),
-    ) -> Result<()> {
-        let shared = self.shared;
-        let (mut left, mut memory) = (max, 0_usize);
-        let mut returned = None;
-        let mut failure: Option<Error> = None;
-        loop {
-            let job = {
-                let mut core = shared.lock();
-                if let Some((key, decoded)) = returned.take() {
-                    core.check_in(key, decoded, failure.is_some());
-                } else if let Some(error) = core.take_error() {
-                    return Err(error);
-                }
-                let mut job = None;
-                // A poll hands out no more than the memory that is decoded at once, and a batch.
-                while left > 0 && memory < buffer::DECODED_AT_ONCE && failure.is_none() {
-                    match core.next_chunk(left, turn) {
-                        Next::Chunk(partition, life, chunk) => {
-                            left = left.saturating_sub(chunk.range.len());
-                            memory = memory.saturating_add(chunk.batch.memory());
-                            hand_out(partition, life, chunk);
-                        }
-                        Next::Decode(next) => {
-                            job = Some(next);
-                            break;
-                        }
-                        Next::Nothing => break,
-                    }
-                }
-                if core.take_wants_fetch() {
-                    // A thread of its own needs not be let.
-                    shared.yields.store(shared.home.is_none(), Ordering::Relaxed);
-                    shared.wake.notify_one();
-                }
-                job
-            };
-            let Some(job) = job else { break };
-            let partition = job.partition.clone();
-            let (key, decoding) = job.split();
-            let (decoded, result) = decoding.run(
-                shared.settings.check_crcs,
-                &shared.decompressor,
-                shared.settings.max_decompressed_bytes,
-            );
-            failure = result
-                .err()
-                .map(|error| error.with_topic(partition.topic).with_partition(partition.partition));
-            returned = Some((key, decoded));
-        }
-        if left < max {
-            // A failure comes again with the next poll, after these records.
-            return Ok(());
-        }
-        match failure.or_else(|| shared.lock().take_failure()) {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Drop for Polling<'_> {
-    fn drop(&mut self) {
-        self.shared.lock().handle_poll_end(time::now());
-    }
-}
-
-fn all_found<'a>(
-    api: &'static str,
-    partitions: impl Iterator<Item = &'a TopicPartition>,
-    found: &Found,
-) -> Result<BTreeMap<TopicPartition, Place>> {
-    let place = |key: &TopicPartition| match found.get(key) {
-        Some(Ok(place)) => Ok((key.clone(), place.clone())),
-        Some(Err(code)) => {
-            Err(Error::from_code(api, *code).with_topic(Arc::clone(&key.topic)).with_partition(key.partition))
-        }
-        None => Err(Error::protocol("the answer left out a partition").with_api(api)),
-    };
-    partitions.map(place).collect()
-}
-
-fn offsets(places: BTreeMap<TopicPartition, Place>) -> BTreeMap<TopicPartition, i64> {
-    places.into_iter().map(|(key, place)| (key, place.offset)).collect()
-}
-
-fn poll_within_a_call() -> Error {
-    Error::new(ErrorKind::InvalidArgument, "a rebalance listener cannot poll")
-        .with_hint("return from it: the poll that it was called in goes on")
-}
-
-fn check_time(key: &TopicPartition, time: i64) -> Result<()> {
-    if time >= 0 {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::InvalidArgument, format!("{time} is no time to look for"))
-        .with_topic(Arc::clone(&key.topic))
-        .with_partition(key.partition)
-        .with_hint("times are milliseconds since the Unix epoch"))
-}
 
 #[cfg(test)]
 mod listener_tests;

@@ -12,7 +12,7 @@ use std::{
 use futures_core::Stream;
 use tokio::{sync::futures::Notified, time::Sleep};
 
-use super::{Polling, Shared, listener::Listening, partitions::Turn, records::ConsumerRecords};
+use super::{Shared, listener::Listening, partitions::Turn, polling::Polling, records::ConsumerRecords};
 use crate::{error::Result, record::ConsumerRecord, time};
 
 /// The stream of [`KafkaConsumer::stream`](super::KafkaConsumer::stream). Ends after the consumer was closed.
@@ -62,7 +62,7 @@ impl Stream for RecordStream<'_> {
         }
         if !self.is_owner {
             self.ended = true;
-            return Poll::Ready(Some(Err(super::poll_within_a_call())));
+            return Poll::Ready(Some(Err(super::polling::poll_within_a_call())));
         }
         // Shares the runtime with the driver however many records are buffered.
         ready!(pin!(tokio::task::consume_budget()).poll(context));

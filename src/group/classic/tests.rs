@@ -4,7 +4,10 @@ use super::*;
 use crate::{
     config::settings::GroupProtocol,
     error::ErrorKind,
-    group::{assignor::GroupInfo, wire::decode_assignment},
+    group::{
+        assignor::{GroupInfo, GroupMember},
+        wire::{decode_assignment, encode_assignment},
+    },
     record::TopicPartition,
     time,
 };

@@ -1,5 +1,13 @@
-use super::*;
-use crate::time;
+use super::{
+    ending::{LEAVE, LEAVE_FOR_A_WHILE},
+    *,
+};
+use crate::{
+    config::settings::GroupProtocol,
+    error::ErrorKind,
+    group::{Request, code},
+    time,
+};
 
 const INTERVAL: Duration = Duration::from_secs(5);
 const SESSION: Duration = Duration::from_secs(45);

@@ -17,6 +17,9 @@
 //!                                                       Fatal ◀── fenced, from anywhere
 //! ```
 
+mod ending;
+mod rebalance;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -24,11 +27,7 @@ use std::{
 
 use super::{
     Action, Answer, Exchange, GroupMembershipOperation, GroupSettings, Identity, Reason, Request,
-    assignor::{Assignment, GroupMember, Strategy},
-    code,
-    presence::Presence,
-    refusal::explain,
-    wire::{decode_assignment, encode_assignment},
+    assignor::Strategy, code, presence::Presence,
 };
 use crate::{
     error::Error,
@@ -213,83 +212,6 @@ impl Member {
         self.presence.handle_loose_poll(now);
     }
 
-    /// The partition counts of the cluster. The leader calls for a rebalance when its topics have others than planned.
-    pub(crate) fn handle_metadata(&mut self, now: Instant, counts: impl Fn(&str) -> Option<i32>) {
-        let State::Stable { .. } = self.state else { return };
-        let Some(planned) = &self.planned else { return };
-        if planned.iter().any(|(topic, count)| counts(topic).is_some_and(|current| current != *count)) {
-            self.rebalance(now, "a topic has another number of partitions");
-        }
-    }
-
-    /// The user wants the group to rebalance.
-    pub(crate) fn handle_enforce(&mut self, now: Instant, reason: &str) {
-        if let State::Stable { .. } = self.state {
-            let reason = reason.chars().take(LONGEST_REASON).collect::<String>();
-            self.rebalance(now, reason);
-        }
-    }
-
-    /// The leader's plan is ready. `counts` are what it was made with.
-    pub(crate) fn handle_plan(
-        &mut self,
-        now: Instant,
-        token: Token,
-        assignor: Strategy,
-        counts: BTreeMap<Arc<str>, i32>,
-        plan: Result<Assignment, Error>,
-    ) {
-        let State::Planning { generation, token: waited, keeps } = self.state else { return };
-        if waited != token {
-            return;
-        }
-        let plan = match plan {
-            Ok(plan) => plan,
-            Err(error) => return self.stop(now, error),
-        };
-        self.planned = Some(counts);
-        let is_plain = matches!(assignor, Strategy::Range | Strategy::RoundRobin);
-        self.expected = if keeps && is_plain { plan.get(&self.member_id).cloned() } else { None };
-        if keeps {
-            return self.sync(now, generation, assignor, Vec::new());
-        }
-        let assignments =
-            plan.iter().map(|(member, partitions)| (member.clone(), encode_assignment(partitions))).collect();
-        self.sync(now, generation, assignor, assignments);
-    }
-
-    /// The partitions of the `Revoke` have been released.
-    pub(crate) fn handle_revoked(&mut self, now: Instant, token: Token) {
-        if matches!(self.state, State::Revoking { token: waited, .. } if waited == token) {
-            let revoked = std::mem::take(&mut self.revoking);
-            self.owned.retain(|key| revoked.binary_search(key).is_err());
-            self.join(now);
-        }
-    }
-
-    /// A commit was refused because the generation is over.
-    pub(crate) fn handle_fenced_commit(&mut self, now: Instant, generation: i32, error: i16) {
-        let (State::Stable { generation: current, .. } | State::Revoking { generation: current, .. }) =
-            self.state
-        else {
-            return;
-        };
-        if current == generation {
-            self.on_error(now, "OffsetCommit", error);
-        }
-    }
-
-    pub(crate) fn set_departure(&mut self, departure: GroupMembershipOperation) {
-        self.departure = departure;
-    }
-
-    /// Leaves the group, if in it; `is_idle` says when that is done. A static member stays (KIP-345): its partitions
-    /// wait for it until the session times out.
-    pub(crate) fn handle_close(&mut self, now: Instant) {
-        self.topics.clear();
-        self.leave(now, "the consumer closed");
-    }
-
     /// The answer to a request, or why there is none.
     pub(crate) fn handle_answer(&mut self, now: Instant, token: Token, answer: Result<Answer, Error>) {
         let waited = match &self.state {
@@ -437,93 +359,6 @@ impl Member {
         }
     }
 
-    fn join(&mut self, now: Instant) {
-        self.planned = None;
-        if self.settings.cooperative {
-            self.claim.clone_from(&self.owned);
-        }
-        self.state = State::Joining { exchange: Exchange::Due(now) };
-        self.handle_timeout(now);
-    }
-
-    fn sync(
-        &mut self,
-        now: Instant,
-        generation: i32,
-        assignor: Strategy,
-        assignments: Vec<(String, bytes::Bytes)>,
-    ) {
-        let exchange = Exchange::Due(now);
-        self.state = State::Syncing { generation, assignor, assignments, exchange };
-        self.handle_timeout(now);
-    }
-
-    fn on_joined(
-        &mut self,
-        now: Instant,
-        generation: i32,
-        protocol: &str,
-        members: Option<Vec<GroupMember>>,
-        skip_assignment: bool,
-    ) {
-        let offered = self.settings.assignors.iter().find(|assignor| assignor.name() == protocol);
-        let Some(assignor) = offered.cloned() else {
-            let error = Error::protocol(format!(
-                "the group uses the assignor '{protocol}', which this member did not offer"
-            ))
-            .with_api("JoinGroup");
-            return self.stop(now, error);
-        };
-        self.generation = generation;
-        self.reason = Reason::default();
-        match members {
-            // KIP-814: of a leader that came back the coordinator still has the assignment of its earlier life. It leads all
-            // the same, and must see when its topics change.
-            Some(members) => {
-                let token = self.tokens.next();
-                self.state = State::Planning { generation, token, keeps: skip_assignment };
-                self.actions.push_back(Action::Plan { token, assignor, members });
-            }
-            None => self.sync(now, generation, assignor, Vec::new()),
-        }
-    }
-
-    fn on_synced(&mut self, now: Instant, assignment: &[u8]) {
-        let State::Syncing { generation, .. } = self.state else { return };
-        self.backoff.reset();
-        if self.stale {
-            return self.join(now);
-        }
-        let partitions = match decode_assignment(assignment) {
-            Ok(partitions) => partitions,
-            Err(error) => return self.stop(now, error),
-        };
-        let heart = Heart {
-            beat: Exchange::Due(now + self.settings.heartbeat_interval),
-            session_ends: now + self.settings.session_timeout,
-        };
-        self.state = State::Stable { generation, heart };
-        let revoked: Vec<_> =
-            self.owned.iter().filter(|key| partitions.binary_search(key).is_err()).cloned().collect();
-        let added: Vec<_> =
-            partitions.iter().filter(|key| self.owned.binary_search(key).is_err()).cloned().collect();
-        self.claim.clone_from(&partitions);
-        self.owned.extend(added.iter().cloned());
-        self.owned.sort();
-        self.actions.push_back(Action::Assign { added });
-        if !revoked.is_empty() {
-            self.reason = Reason::Borrowed("partitions were given up for another member");
-            // Another member gets them in the rebalance after this.
-            return self.revoke(generation, heart, revoked);
-        }
-        if self.expected.take().is_some_and(|mut expected| {
-            expected.sort();
-            expected != self.owned
-        }) {
-            self.rebalance(now, "the assignment of before does not fit any more");
-        }
-    }
-
     fn on_beat(&mut self, now: Instant) {
         self.backoff.reset();
         let (beat, session) = (self.settings.heartbeat_interval, self.settings.session_timeout);
@@ -531,145 +366,7 @@ impl Member {
             *heart = Heart { beat: Exchange::Due(now + beat), session_ends: now + session };
         }
     }
-
-    /// Joins again, once what must be given up for it is released.
-    fn rebalance(&mut self, now: Instant, reason: impl Into<Reason>) {
-        let State::Stable { generation, heart } = self.state else { return };
-        self.reason = reason.into();
-        // With cooperative rebalancing only what is not wanted any more.
-        let is_wanted = |key: &&TopicPartition| self.settings.cooperative && self.topics.contains(&key.topic);
-        let revoked: Vec<_> = self.owned.iter().filter(|key| !is_wanted(key)).cloned().collect();
-        if revoked.is_empty() {
-            return self.join(now);
-        }
-        self.revoke(generation, heart, revoked);
-    }
-
-    fn revoke(&mut self, generation: i32, heart: Heart, partitions: Vec<TopicPartition>) {
-        let token = self.tokens.next();
-        self.state = State::Revoking { generation, heart, token };
-        self.revoking.clone_from(&partitions);
-        self.actions.push_back(Action::Revoke { token, partitions });
-    }
-
-    /// The coordinator has given our partitions away, or may have.
-    fn lose(&mut self, now: Instant) {
-        self.reason = Reason::Borrowed("the membership was lost");
-        if matches!(self.state, State::Joining { .. }) {
-            // A coordinator that says so again and again must not be asked without a pause.
-            self.drop_assignment();
-            return self.retry(now);
-        }
-        self.drop_assignment();
-        self.state = State::Idle { rejoin: true, not_before: now };
-        self.join_if_idle(now);
-    }
-
-    fn drop_assignment(&mut self) {
-        let partitions = std::mem::take(&mut self.owned);
-        self.revoking.clear();
-        self.claim.clear();
-        self.generation = -1;
-        if !partitions.is_empty() {
-            self.actions.push_back(Action::Lost { partitions });
-        }
-        self.planned = None;
-    }
-
-    /// Gives up until the user polls again, and for a pause: a poll that finds the same again must not flood the group.
-    fn stop(&mut self, now: Instant, error: Error) {
-        self.drop_assignment();
-        self.state = State::Idle { rejoin: true, not_before: now + self.backoff.next(&mut self.rng) };
-        self.actions.push_back(Action::Fail(error));
-    }
-
-    fn leave(&mut self, now: Instant, reason: &'static str) {
-        self.drop_assignment();
-        let leaves = match self.departure {
-            GroupMembershipOperation::Default => self.settings.instance_id.is_none(),
-            GroupMembershipOperation::LeaveGroup => true,
-            GroupMembershipOperation::RemainInGroup => false,
-        };
-        let known = !self.member_id.is_empty() && leaves;
-        match self.state {
-            State::Fatal | State::Leaving { .. } => {}
-            State::Idle { .. } => self.on_left(now),
-            _ if known => {
-                let request = Request::Leave { member_id: std::mem::take(&mut self.member_id), reason };
-                let deadline = now + self.settings.request_timeout;
-                let token = send(&mut self.tokens, &mut self.actions, request, deadline);
-                self.state = State::Leaving { token };
-            }
-            _ => self.on_left(now),
-        }
-    }
-
-    fn on_left(&mut self, now: Instant) {
-        self.stale = false;
-        self.state = State::Idle { rejoin: !self.topics.is_empty(), not_before: now };
-        self.join_if_idle(now);
-    }
-
-    /// No answer came: the connection was lost, the deadline passed, or the coordinator is not known.
-    fn on_failure(&mut self, now: Instant, error: Error) {
-        match error.code() {
-            Some(code) => self.on_error(now, error.api().unwrap_or("FindCoordinator"), code.0),
-            None if error.is_retriable() => {
-                self.actions.push_back(Action::ForgetCoordinator);
-                self.retry(now);
-            }
-            None => self.stop(now, error),
-        }
-    }
-
-    fn on_error(&mut self, now: Instant, api: &'static str, error: i16) {
-        match error {
-            code::NOT_COORDINATOR | code::COORDINATOR_NOT_AVAILABLE => {
-                self.actions.push_back(Action::ForgetCoordinator);
-                self.retry(now);
-            }
-            code::COORDINATOR_LOAD_IN_PROGRESS | code::UNKNOWN_SERVER_ERROR => self.retry(now),
-            code::REBALANCE_IN_PROGRESS => match self.state {
-                State::Stable { .. } => {
-                    self.on_beat(now);
-                    self.rebalance(now, "the group rebalances");
-                }
-                State::Revoking { .. } => self.on_beat(now),
-                // The coordinator holds a join back until the rebalance is under way, so this does not spin.
-                State::Syncing { .. } => self.join(now),
-                _ => self.retry(now),
-            },
-            code::UNKNOWN_MEMBER_ID => {
-                self.member_id.clear();
-                self.lose(now);
-            }
-            code::ILLEGAL_GENERATION => self.lose(now),
-            code::FENCED_INSTANCE_ID => {
-                let fenced = Error::from_code(api, error)
-                    .with_fatal()
-                    .with_hint("give every member of the group its own group.instance.id");
-                self.drop_assignment();
-                self.actions.push_back(Action::Fail(fenced.clone()));
-                self.state = State::Fatal;
-            }
-            _ if Error::from_code(api, error).is_retriable() => self.retry(now),
-            _ => self.stop(now, explain(api, error)),
-        }
-    }
-
-    /// Asks again after a pause.
-    fn retry(&mut self, now: Instant) {
-        let due = Exchange::Due(now + self.backoff.next(&mut self.rng));
-        match &mut self.state {
-            State::Joining { exchange } | State::Syncing { exchange, .. } => *exchange = due,
-            State::Stable { heart, .. } | State::Revoking { heart, .. } => heart.beat = due,
-            _ => {}
-        }
-    }
 }
-
-/// What Java's client tells at most, in characters.
-const LONGEST_REASON: usize = 255;
 
 fn send(tokens: &mut Tokens, actions: &mut VecDeque<Action>, request: Request, deadline: Instant) -> Token {
     let token = tokens.next();
@@ -678,5 +375,4 @@ fn send(tokens: &mut Tokens, actions: &mut VecDeque<Action>, request: Request, d
 }
 
 #[cfg(test)]
-#[path = "classic_tests.rs"]
 mod tests;

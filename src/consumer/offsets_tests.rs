@@ -1,0 +1,249 @@
+use std::time::Duration;
+
+use super::*;
+use crate::consumer::ledger::Lives;
+use crate::time;
+
+fn commits() -> Commits {
+    Commits::new(Backoff::new(Duration::from_millis(100), Duration::from_secs(1)), Rng::new(1))
+}
+
+fn member(generation: i32) -> Identity {
+    Identity { member_id: "m".to_owned(), generation, instance_id: None }
+}
+
+fn offsets(list: &[(i32, i64)]) -> Offsets {
+    list.iter()
+        .map(|(partition, offset)| {
+            let tenure = Some(Lives::default().begin());
+            let offset = Offset { offset: *offset, leader_epoch: -1, tenure, ..Offset::default() };
+            (TopicPartition::new("t", *partition), offset)
+        })
+        .collect()
+}
+
+fn sent(commits: &mut Commits, now: Instant) -> CommitAction {
+    match commits.poll_action(now, Some(&member(3)), |_, _| true) {
+        Some(Next::Send(commit)) => commit,
+        other => panic!("nothing is sent but {other:?}"),
+    }
+}
+
+fn later(commits: &mut Commits) -> CommitAction {
+    let at = commits.poll_timeout().unwrap();
+    sent(commits, at)
+}
+
+fn codes(list: &[(i32, i16)]) -> Result<BTreeMap<TopicPartition, i16>> {
+    Ok(list.iter().map(|(partition, code)| (TopicPartition::new("t", *partition), *code)).collect())
+}
+
+#[test]
+fn commits_are_sent_one_at_a_time_in_the_order_they_were_made() {
+    let (mut commits, now) = (commits(), time::now());
+    let deadline = now + Duration::from_secs(60);
+    commits.handle_commit(Some(1), offsets(&[(0, 10)]), deadline);
+    commits.handle_commit(Some(2), offsets(&[(0, 20)]), deadline);
+    let first = sent(&mut commits, now);
+    assert_eq!(first.offsets, offsets(&[(0, 10)]));
+    assert!(commits.poll_action(now, Some(&member(3)), |_, _| true).is_none());
+    let outcome = commits.handle_answer(now, first.token, codes(&[(0, 0)]), |_, _| false).unwrap();
+    assert_eq!((outcome.ticket, outcome.committed), (Some(1), offsets(&[(0, 10)])));
+    assert_eq!(sent(&mut commits, now).offsets, offsets(&[(0, 20)]));
+}
+
+#[test]
+fn a_retry_keeps_its_place_before_later_commits() {
+    let (mut commits, now) = (commits(), time::now());
+    let deadline = now + Duration::from_secs(60);
+    commits.handle_commit(Some(1), offsets(&[(0, 10)]), deadline);
+    commits.handle_commit(Some(2), offsets(&[(0, 20)]), deadline);
+    let first = sent(&mut commits, now);
+    let told =
+        commits.handle_answer(now, first.token, codes(&[(0, code::NOT_COORDINATOR)]), |_, _| false).unwrap();
+    assert!(told.forget_coordinator && told.ticket.is_none() && told.result.is_ok());
+    assert!(commits.poll_action(now, Some(&member(3)), |_, _| true).is_none());
+    let again = commits.poll_timeout().unwrap();
+    assert_eq!(sent(&mut commits, again).offsets, offsets(&[(0, 10)]));
+}
+
+#[test]
+fn only_what_failed_is_sent_again() {
+    let (mut commits, now) = (commits(), time::now());
+    commits.handle_commit(Some(1), offsets(&[(0, 10), (1, 11)]), now + Duration::from_secs(60));
+    let first = sent(&mut commits, now);
+    let told = commits
+        .handle_answer(now, first.token, codes(&[(0, 0), (1, code::COORDINATOR_LOAD_IN_PROGRESS)]), |_, _| {
+            false
+        })
+        .unwrap();
+    assert_eq!(told.committed, offsets(&[(0, 10)]));
+    let second = later(&mut commits);
+    assert_eq!(second.offsets, offsets(&[(1, 11)]));
+    assert!(commits.handle_answer(now, second.token, codes(&[(1, 0)]), |_, _| false).unwrap().result.is_ok());
+}
+
+#[test]
+fn a_partition_that_is_gone_holds_nothing_up_and_is_told_of_in_the_end() {
+    let (mut commits, now) = (commits(), time::now());
+    let all = offsets(&[(0, 10), (1, 11), (2, 12)]);
+    commits.handle_commit(Some(1), all, now + Duration::from_secs(60));
+    let out = sent(&mut commits, now);
+    let answer = codes(&[(0, 0), (1, UNKNOWN_TOPIC_OR_PARTITION), (2, UNKNOWN_TOPIC_OR_PARTITION)]);
+    let told = commits.handle_answer(now, out.token, answer, |key, _| key.partition == 2).unwrap();
+    assert!(told.ticket.is_none() && told.result.is_ok(), "partition 1 may come back");
+
+    let again = later(&mut commits);
+    assert_eq!(again.offsets, offsets(&[(1, 11)]));
+    let told = commits.handle_answer(now, again.token, codes(&[(1, 0)]), |_, _| false).unwrap();
+    assert_eq!((told.ticket, told.committed), (Some(1), offsets(&[(1, 11)])));
+    assert_eq!(told.result.unwrap_err().partition(), Some(2));
+    assert!(commits.is_idle());
+}
+
+#[test]
+fn a_stale_answer_is_dropped() {
+    let (mut commits, now) = (commits(), time::now());
+    commits.handle_commit(Some(1), offsets(&[(0, 10)]), now + Duration::from_secs(60));
+    sent(&mut commits, now);
+    assert!(commits.handle_answer(now, Token::STRANGER, codes(&[(0, 0)]), |_, _| false).is_none());
+    assert!(!commits.is_idle());
+}
+
+#[test]
+fn a_commit_whose_generation_is_over_goes_again_under_the_next_with_what_is_still_of_the_same_assignment() {
+    let (mut commits, now) = (commits(), time::now());
+    let mut lives = Lives::default();
+    let (kept, given) = (lives.begin(), lives.begin());
+    let mut both = offsets(&[(0, 10), (1, 20)]);
+    both.get_mut(&TopicPartition::new("t", 0)).unwrap().tenure = Some(kept);
+    both.get_mut(&TopicPartition::new("t", 1)).unwrap().tenure = Some(given);
+    commits.handle_commit(Some(1), both, now + Duration::from_secs(60));
+    let out = sent(&mut commits, now);
+    let refused = codes(&[(0, code::ILLEGAL_GENERATION), (1, code::ILLEGAL_GENERATION)]);
+    let told = commits.handle_answer(now, out.token, refused, |_, _| false).unwrap();
+    assert_eq!((told.ticket, told.fenced), (None, Some((3, code::ILLEGAL_GENERATION))));
+    assert!(told.result.is_ok() && !commits.is_idle());
+    assert!(commits.poll_action(now, Some(&member(3)), |_, _| true).is_none(), "it would be refused again");
+
+    // The plan is not there yet.
+    let is_ours = |_: &TopicPartition, tenure| tenure == kept;
+    let Some(Next::Send(out)) = commits.poll_action(now, Some(&member(4)), is_ours) else { panic!() };
+    assert_eq!((out.identity.generation, out.offsets.len()), (4, 1));
+    let waits = codes(&[(0, code::REBALANCE_IN_PROGRESS)]);
+    assert!(commits.handle_answer(now, out.token, waits, |_, _| false).is_none());
+    let at = commits.poll_timeout().unwrap();
+    let Some(Next::Send(out)) = commits.poll_action(at, Some(&member(4)), is_ours) else { panic!() };
+    let told = commits.handle_answer(at, out.token, codes(&[(0, 0)]), |_, _| false).unwrap();
+    assert_eq!((told.ticket, told.committed.len()), (Some(1), 1));
+    told.result.expect_err("partition 1 was given up uncommitted");
+}
+
+#[test]
+fn a_commit_whose_generation_is_over_fails_with_its_partitions() {
+    let (mut commits, now) = (commits(), time::now());
+    let mut ours = offsets(&[(0, 10)]);
+    ours.values_mut().for_each(|offset| offset.tenure = Some(Lives::default().begin()));
+    commits.handle_commit(Some(1), ours, now + Duration::from_secs(60));
+    let out = sent(&mut commits, now);
+    let refused = codes(&[(0, code::ILLEGAL_GENERATION)]);
+    assert!(commits.handle_answer(now, out.token, refused, |_, _| false).unwrap().result.is_ok());
+    let lost = commits.handle_lost();
+    assert!(lost.len() == 1 && lost[0].ticket == Some(1) && lost[0].result.is_err());
+    assert!(commits.is_idle());
+}
+
+#[test]
+fn what_is_planned_of_a_partition_is_the_last_that_was_queued() {
+    let (mut commits, now) = (commits(), time::now());
+    let deadline = now + Duration::from_secs(60);
+    let key = TopicPartition::new("t", 0);
+    assert_eq!(commits.planned(&key), None);
+    commits.handle_commit(Some(1), offsets(&[(0, 10)]), deadline);
+    let out = sent(&mut commits, now);
+    assert_eq!(commits.planned(&key), Some(10));
+    commits.handle_commit(Some(2), offsets(&[(0, 5)]), deadline);
+    commits.handle_commit(Some(3), offsets(&[(1, 7)]), deadline);
+    assert_eq!(commits.planned(&key), Some(5));
+    commits.handle_answer(now, out.token, codes(&[(0, 0)]), |_, _| false).unwrap();
+    sent(&mut commits, now);
+    assert_eq!(commits.planned(&key), Some(5));
+}
+
+#[test]
+fn a_commit_of_a_member_that_is_out_fails_and_tells_the_membership() {
+    for refused in [code::UNKNOWN_MEMBER_ID, code::FENCED_INSTANCE_ID, code::FENCED_MEMBER_EPOCH] {
+        let (mut commits, now) = (commits(), time::now());
+        commits.handle_commit(Some(1), offsets(&[(0, 10)]), now + Duration::from_secs(60));
+        let out = sent(&mut commits, now);
+        let outcome = commits.handle_answer(now, out.token, codes(&[(0, refused)]), |_, _| false).unwrap();
+        assert_eq!(outcome.fenced, Some((3, refused)));
+        assert!(outcome.result.is_err() && outcome.committed.is_empty());
+    }
+}
+
+#[test]
+fn retries_end_at_the_deadline_with_the_last_cause() {
+    let (mut commits, mut now) = (commits(), time::now());
+    let deadline = now + Duration::from_secs(2);
+    commits.handle_commit(Some(1), offsets(&[(0, 10)]), deadline);
+    let mut tries = 0;
+    let outcome = loop {
+        let out = sent(&mut commits, now);
+        tries += 1;
+        let lost = Err(Error::new(ErrorKind::Disconnected, "gone"));
+        match commits.handle_answer(now, out.token, lost, |_, _| false).unwrap() {
+            outcome if outcome.result.is_err() => break outcome,
+            _ => now = commits.poll_timeout().unwrap(),
+        }
+    };
+    assert!(tries > 2 && now < deadline);
+    assert_eq!(outcome.ticket, Some(1));
+    assert!(commits.is_idle());
+}
+
+#[test]
+fn lost_partitions_fail_every_waiting_commit_but_those_outside_the_group() {
+    let (mut commits, now) = (commits(), time::now());
+    let deadline = now + Duration::from_secs(60);
+    let mut outside = offsets(&[(1, 5)]);
+    outside.values_mut().for_each(|offset| offset.tenure = None);
+    commits.handle_commit(Some(1), offsets(&[(0, 10)]), deadline);
+    commits.handle_commit(Some(2), outside.clone(), deadline);
+    commits.handle_commit(Some(3), outside.clone(), deadline);
+    let out = sent(&mut commits, now);
+    let lost: Vec<_> = commits.handle_lost().into_iter().map(|outcome| outcome.ticket).collect();
+    assert_eq!(lost, [Some(1)]);
+    assert!(commits.handle_answer(now, out.token, codes(&[(0, 0)]), |_, _| false).is_none());
+    let nobody = Identity::standalone();
+    let Some(Next::Send(out)) = commits.poll_action(now, Some(&nobody), |_, _| false) else { panic!() };
+    assert_eq!(out.offsets, outside);
+    commits.handle_answer(now, out.token, codes(&[(1, 0)]), |_, _| false).unwrap();
+    // Nor does it go out in the name of a membership that has come since.
+    let Some(Next::Dropped(dropped)) = commits.poll_action(now, Some(&member(1)), |_, _| true) else {
+        panic!()
+    };
+    assert_eq!((dropped.ticket, dropped.result.is_err()), (Some(3), true));
+}
+
+#[test]
+fn what_belongs_to_an_earlier_assignment_is_dropped_and_the_rest_is_sent() {
+    let (mut commits, now) = (commits(), time::now());
+    let mut lives = Lives::default();
+    let (before, current) = (lives.begin(), lives.begin());
+    let mut both = offsets(&[(0, 10), (1, 20)]);
+    both.get_mut(&TopicPartition::new("t", 0)).unwrap().tenure = Some(before);
+    both.get_mut(&TopicPartition::new("t", 1)).unwrap().tenure = Some(current);
+    commits.handle_commit(Some(1), both.clone(), now + Duration::from_secs(60));
+    let is_ours = |_: &TopicPartition, tenure| tenure == current;
+    let Some(Next::Send(out)) = commits.poll_action(now, Some(&member(4)), is_ours) else { panic!() };
+    assert_eq!(out.offsets.keys().map(|key| key.partition).collect::<Vec<_>>(), [1]);
+    let outcome = commits.handle_answer(now, out.token, codes(&[(1, 0)]), |_, _| false).unwrap();
+    assert_eq!(outcome.committed.len(), 1);
+    assert_eq!(outcome.result.unwrap_err().code().map(|code| code.0), Some(code::UNKNOWN_MEMBER_ID));
+
+    commits.handle_commit(Some(2), both, now + Duration::from_secs(60));
+    let dropped = commits.poll_action(now, Some(&member(5)), |_, _| false);
+    let Some(Next::Dropped(outcome)) = dropped else { panic!("{dropped:?}") };
+    assert!(outcome.ticket == Some(2) && outcome.result.is_err() && commits.is_idle());
+}

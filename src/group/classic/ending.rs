@@ -1,0 +1,149 @@
+//! How a membership ends: by leaving, by a loss, by what the coordinator refuses; and what is only asked again. It must never
+//! take what passes for an end, nor ask again without a pause.
+
+use super::{Member, State, send};
+use crate::{
+    error::Error,
+    group::{Action, Exchange, GroupMembershipOperation, Reason, Request, code, refusal::explain},
+    time::Instant,
+};
+
+impl Member {
+    /// A commit was refused because the generation is over.
+    pub(crate) fn handle_fenced_commit(&mut self, now: Instant, generation: i32, error: i16) {
+        let (State::Stable { generation: current, .. } | State::Revoking { generation: current, .. }) =
+            self.state
+        else {
+            return;
+        };
+        if current == generation {
+            self.on_error(now, "OffsetCommit", error);
+        }
+    }
+
+    pub(crate) fn set_departure(&mut self, departure: GroupMembershipOperation) {
+        self.departure = departure;
+    }
+
+    /// Leaves the group, if in it; `is_idle` says when that is done. A static member stays (KIP-345): its partitions
+    /// wait for it until the session times out.
+    pub(crate) fn handle_close(&mut self, now: Instant) {
+        self.topics.clear();
+        self.leave(now, "the consumer closed");
+    }
+
+    /// The coordinator has given our partitions away, or may have.
+    pub(super) fn lose(&mut self, now: Instant) {
+        self.reason = Reason::Borrowed("the membership was lost");
+        if matches!(self.state, State::Joining { .. }) {
+            // A coordinator that says so again and again must not be asked without a pause.
+            self.drop_assignment();
+            return self.retry(now);
+        }
+        self.drop_assignment();
+        self.state = State::Idle { rejoin: true, not_before: now };
+        self.join_if_idle(now);
+    }
+
+    pub(super) fn drop_assignment(&mut self) {
+        let partitions = std::mem::take(&mut self.owned);
+        self.revoking.clear();
+        self.claim.clear();
+        self.generation = -1;
+        if !partitions.is_empty() {
+            self.actions.push_back(Action::Lost { partitions });
+        }
+        self.planned = None;
+    }
+
+    /// Gives up until the user polls again, and for a pause: a poll that finds the same again must not flood the group.
+    pub(super) fn stop(&mut self, now: Instant, error: Error) {
+        self.drop_assignment();
+        self.state = State::Idle { rejoin: true, not_before: now + self.backoff.next(&mut self.rng) };
+        self.actions.push_back(Action::Fail(error));
+    }
+
+    pub(super) fn leave(&mut self, now: Instant, reason: &'static str) {
+        self.drop_assignment();
+        let leaves = match self.departure {
+            GroupMembershipOperation::Default => self.settings.instance_id.is_none(),
+            GroupMembershipOperation::LeaveGroup => true,
+            GroupMembershipOperation::RemainInGroup => false,
+        };
+        let known = !self.member_id.is_empty() && leaves;
+        match self.state {
+            State::Fatal | State::Leaving { .. } => {}
+            State::Idle { .. } => self.on_left(now),
+            _ if known => {
+                let request = Request::Leave { member_id: std::mem::take(&mut self.member_id), reason };
+                let deadline = now + self.settings.request_timeout;
+                let token = send(&mut self.tokens, &mut self.actions, request, deadline);
+                self.state = State::Leaving { token };
+            }
+            _ => self.on_left(now),
+        }
+    }
+
+    pub(super) fn on_left(&mut self, now: Instant) {
+        self.stale = false;
+        self.state = State::Idle { rejoin: !self.topics.is_empty(), not_before: now };
+        self.join_if_idle(now);
+    }
+
+    /// No answer came: the connection was lost, the deadline passed, or the coordinator is not known.
+    pub(super) fn on_failure(&mut self, now: Instant, error: Error) {
+        match error.code() {
+            Some(code) => self.on_error(now, error.api().unwrap_or("FindCoordinator"), code.0),
+            None if error.is_retriable() => {
+                self.actions.push_back(Action::ForgetCoordinator);
+                self.retry(now);
+            }
+            None => self.stop(now, error),
+        }
+    }
+
+    pub(super) fn on_error(&mut self, now: Instant, api: &'static str, error: i16) {
+        match error {
+            code::NOT_COORDINATOR | code::COORDINATOR_NOT_AVAILABLE => {
+                self.actions.push_back(Action::ForgetCoordinator);
+                self.retry(now);
+            }
+            code::COORDINATOR_LOAD_IN_PROGRESS | code::UNKNOWN_SERVER_ERROR => self.retry(now),
+            code::REBALANCE_IN_PROGRESS => match self.state {
+                State::Stable { .. } => {
+                    self.on_beat(now);
+                    self.rebalance(now, "the group rebalances");
+                }
+                State::Revoking { .. } => self.on_beat(now),
+                // The coordinator holds a join back until the rebalance is under way, so this does not spin.
+                State::Syncing { .. } => self.join(now),
+                _ => self.retry(now),
+            },
+            code::UNKNOWN_MEMBER_ID => {
+                self.member_id.clear();
+                self.lose(now);
+            }
+            code::ILLEGAL_GENERATION => self.lose(now),
+            code::FENCED_INSTANCE_ID => {
+                let fenced = Error::from_code(api, error)
+                    .with_fatal()
+                    .with_hint("give every member of the group its own group.instance.id");
+                self.drop_assignment();
+                self.actions.push_back(Action::Fail(fenced.clone()));
+                self.state = State::Fatal;
+            }
+            _ if Error::from_code(api, error).is_retriable() => self.retry(now),
+            _ => self.stop(now, explain(api, error)),
+        }
+    }
+
+    /// Asks again after a pause.
+    pub(super) fn retry(&mut self, now: Instant) {
+        let due = Exchange::Due(now + self.backoff.next(&mut self.rng));
+        match &mut self.state {
+            State::Joining { exchange } | State::Syncing { exchange, .. } => *exchange = due,
+            State::Stable { heart, .. } | State::Revoking { heart, .. } => heart.beat = due,
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! How a membership ends: by leaving, by a loss, by what the coordinator refuses; and what is only asked again. It must never
+//! take what passes for an end, nor ask again without a pause.
+
+use std::time::Duration;
+
+use tracing::warn;
+
+use super::{Beat, Member, State};
+use crate::{
+    config::settings::GroupProtocol,
+    error::{Error, ErrorKind},
+    group::{
+        Action, Exchange, GroupMembershipOperation, code,
+        refusal::{WITHOUT_CONSUMER_PROTOCOL, explain},
+    },
+    time::Instant,
+};
+
+impl Member {
+    /// A commit was refused because of the member's epoch.
+    pub(crate) fn handle_fenced_commit(&mut self, now: Instant, epoch: i32, error: i16) {
+        if !self.is_joined() || epoch != self.epoch {
+            return;
+        }
+        match error {
+            // The coordinator is ahead: the next answer says how far.
+            code::STALE_MEMBER_EPOCH => self.beat_now(now),
+            _ => self.on_error(now, "OffsetCommit", error, None),
+        }
+    }
+
+    pub(crate) fn set_departure(&mut self, departure: GroupMembershipOperation) {
+        self.departure = departure;
+    }
+
+    /// Leaves the group, if in it; `is_idle` says when that is done. A static member leaves for a while: its partitions
+    /// wait for it until its session ends.
+    pub(crate) fn handle_close(&mut self, now: Instant) {
+        self.topics.clear();
+        self.pattern = None;
+        self.leave(now);
+    }
+
+    /// The coordinator has given our partitions away, or may have.
+    pub(super) fn lose(&mut self, now: Instant) {
+        let was_joining = matches!(self.state, State::Joining { .. });
+        self.drop_assignment();
+        if was_joining {
+            // A coordinator that says so again and again must not be asked without a pause.
+            return self.retry(now);
+        }
+        let pause = if self.is_fresh { self.backoff.next(&mut self.rng) } else { Duration::ZERO };
+        self.state = State::Idle { rejoin: true, not_before: now + pause };
+        self.join_if_idle(now);
+    }
+
+    pub(super) fn drop_assignment(&mut self) {
+        let mut partitions: Vec<_> = std::mem::take(&mut self.owned).into_values().collect();
+        partitions.sort();
+        self.revoking = None;
+        self.target.clear();
+        self.told = None;
+        self.telling = None;
+        self.epoch = 0;
+        self.hurried = 0;
+        if !partitions.is_empty() {
+            self.actions.push_back(Action::Lost { partitions });
+        }
+    }
+
+    /// Gives up until the user polls again, and for a pause: a poll that finds the same again must not flood the group.
+    pub(super) fn stop(&mut self, now: Instant, error: Error) {
+        self.drop_assignment();
+        self.state = State::Idle { rejoin: true, not_before: now + self.backoff.next(&mut self.rng) };
+        self.actions.push_back(Action::Fail(error));
+    }
+
+    /// The protocol is not to be had here: another one is taken, or the user hears of it.
+    pub(super) fn give_up(&mut self, now: Instant, error: Error) {
+        if self.settings.protocol == GroupProtocol::Auto {
+            self.drop_assignment();
+            self.state = State::Idle { rejoin: true, not_before: now };
+            self.unusable = Some(error);
+        } else {
+            self.stop(now, error);
+        }
+    }
+
+    pub(super) fn leave(&mut self, now: Instant) {
+        self.drop_assignment();
+        match self.state {
+            State::Fatal | State::Leaving { .. } => {}
+            State::Idle { .. } => self.on_left(now),
+            State::Joining { .. } | State::Joined { .. } => {
+                // As in Java: a static member says that it is away also when it is to stay.
+                let epoch = match (self.departure, &self.settings.instance_id) {
+                    (GroupMembershipOperation::LeaveGroup, _) | (GroupMembershipOperation::Default, None) => {
+                        LEAVE
+                    }
+                    (_, Some(_)) => LEAVE_FOR_A_WHILE,
+                    (GroupMembershipOperation::RemainInGroup, None) => return self.on_left(now),
+                };
+                let beat = Beat {
+                    member_id: self.member_id.clone(),
+                    epoch,
+                    topics: None,
+                    pattern: None,
+                    owned: None,
+                    is_full: false,
+                };
+                let token = self.send(beat, now + self.settings.request_timeout);
+                self.state = State::Leaving { token };
+            }
+        }
+    }
+
+    pub(super) fn on_left(&mut self, now: Instant) {
+        self.state = State::Idle { rejoin: self.is_subscribed(), not_before: now };
+        self.join_if_idle(now);
+    }
+
+    /// No answer came: the connection was lost, the deadline passed, or the coordinator is not known.
+    pub(super) fn on_failure(&mut self, now: Instant, error: Error) {
+        match error.code() {
+            Some(code) => self.on_error(now, error.api().unwrap_or("FindCoordinator"), code.0, None),
+            None if error.kind() == ErrorKind::Unsupported => {
+                self.give_up(now, error.with_hint(WITHOUT_CONSUMER_PROTOCOL));
+            }
+            None if error.is_retriable() => {
+                self.actions.push_back(Action::ForgetCoordinator);
+                self.retry(now);
+            }
+            None => self.stop(now, error),
+        }
+    }
+
+    pub(super) fn on_error(&mut self, now: Instant, api: &'static str, error: i16, message: Option<&str>) {
+        let explained = || {
+            let mut refused = explain(api, error);
+            if let (code::INVALID_REGULAR_EXPRESSION, Some(pattern)) = (error, &self.pattern) {
+                refused = refused.with_message(&format!("the broker does not take the pattern '{pattern}'"));
+            }
+            match message {
+                Some(message) => refused.with_message(message),
+                None => refused,
+            }
+        };
+        match error {
+            code::NOT_COORDINATOR | code::COORDINATOR_NOT_AVAILABLE => {
+                self.actions.push_back(Action::ForgetCoordinator);
+                self.retry(now);
+            }
+            code::COORDINATOR_LOAD_IN_PROGRESS | code::UNKNOWN_SERVER_ERROR => self.retry(now),
+            code::FENCED_MEMBER_EPOCH | code::UNKNOWN_MEMBER_ID | code::STALE_MEMBER_EPOCH => self.lose(now),
+            // The group was deleted, or is of another kind now.
+            code::GROUP_ID_NOT_FOUND if self.is_joined() => self.lose(now),
+            code::GROUP_ID_NOT_FOUND | code::UNSUPPORTED_VERSION => self.give_up(now, explained()),
+            code::FENCED_INSTANCE_ID => {
+                let fenced = explained()
+                    .with_fatal()
+                    .with_hint("give every member of the group its own group.instance.id");
+                self.drop_assignment();
+                self.actions.push_back(Action::Fail(fenced));
+                self.state = State::Fatal;
+            }
+            code::UNRELEASED_INSTANCE_ID => {
+                let since = *self.unreleased_since.get_or_insert(now);
+                if now < since + self.settings.session_timeout {
+                    if since == now {
+                        warn!(
+                            "the group.instance.id is still another member's: waiting until its session ends"
+                        );
+                    }
+                    return self.retry(now);
+                }
+                self.unreleased_since = None;
+                self.stop(now, explained());
+            }
+            // What it has, it may go on reading; the coordinator looks again with each heartbeat.
+            code::TOPIC_AUTHORIZATION_FAILED if self.is_joined() => {
+                self.actions.push_back(Action::Fail(explained()));
+                self.retry(now);
+            }
+            _ if Error::from_code(api, error).is_retriable() => self.retry(now),
+            _ => self.stop(now, explained()),
+        }
+    }
+
+    /// Asks again after a pause, and says everything: nobody knows what the coordinator has heard.
+    pub(super) fn retry(&mut self, now: Instant) {
+        let due = Exchange::Due(now + self.backoff.next(&mut self.rng));
+        if let State::Joining { exchange } | State::Joined { exchange } = &mut self.state {
+            *exchange = due;
+        }
+    }
+}
+
+pub(super) const LEAVE: i32 = -1;
+pub(super) const LEAVE_FOR_A_WHILE: i32 = -2;

@@ -1,0 +1,118 @@
+//! What a heartbeat says, when it is sent, and what its answer means. What was told counts as told with the answer alone: a
+//! coordinator that may have heard nothing is told everything.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Beat, BeatAnswer, Member, State, Told};
+use crate::{
+    error::Error,
+    flights::Token,
+    group::{Action, Exchange, Request, refusal::CONSUMER_HEARTBEAT},
+    time::Instant,
+};
+
+impl Member {
+    pub(super) fn current(&self) -> Told {
+        let owned = self.owned.keys().copied().collect();
+        Told { topics: self.topics.clone(), pattern: self.pattern.clone(), owned }
+    }
+
+    /// Whether the coordinator should hear something before it is time.
+    pub(super) fn has_news(&self) -> bool {
+        self.told.as_ref().or(self.telling.as_ref()).is_none_or(|told| {
+            told.topics != self.topics
+                || told.pattern != self.pattern
+                || !told.owned.iter().eq(self.owned.keys())
+        })
+    }
+
+    /// Says what it has to: all of it where the coordinator may know nothing, or what has changed.
+    pub(super) fn beat(&mut self, now: Instant) {
+        let (told, current) = (self.told.take(), self.current());
+        // What was told before counts as told again only with the answer.
+        let is_full = told.is_none();
+        let changed =
+            |differs: fn(&Told, &Told) -> bool| told.as_ref().is_none_or(|told| differs(told, &current));
+        let no_longer = || told.as_ref().and_then(|told| told.pattern.as_ref()).map(|_| Arc::from(""));
+        let pattern = match &current.pattern {
+            Some(pattern) => {
+                changed(|told, current| told.pattern != current.pattern).then(|| Arc::clone(pattern))
+            }
+            None => no_longer(),
+        };
+        let beat = Beat {
+            member_id: self.member_id.clone(),
+            epoch: self.epoch,
+            topics: changed(|told, current| told.topics != current.topics).then(|| current.topics.clone()),
+            pattern,
+            owned: changed(|told, current| told.owned != current.owned)
+                .then(|| current.owned.iter().copied().collect()),
+            is_full,
+        };
+        self.telling = Some(current);
+        let token = self.send(beat, now + self.patience());
+        if let State::Joining { exchange } | State::Joined { exchange } = &mut self.state {
+            *exchange = Exchange::Out { token };
+        }
+    }
+
+    /// A coordinator that hangs is given up while another attempt can still save the session, which lasts for several
+    /// intervals (the broker's default: nine).
+    pub(super) fn patience(&self) -> Duration {
+        self.settings.request_timeout.min((self.interval * 3).max(LEAST_PATIENCE))
+    }
+
+    pub(super) fn send(&mut self, beat: Beat, deadline: Instant) -> Token {
+        let token = self.tokens.next();
+        self.actions.push_back(Action::Send { token, request: Request::Beat(beat), deadline });
+        token
+    }
+
+    /// Beats at once if there is something to say; not while it waits to repeat what failed.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        // A coordinator that changes its mind with every answer must not be asked without a pause.
+        if self.told.is_some() && self.has_news() && self.hurried < MOST_HURRIED {
+            self.hurried += 1;
+            self.beat_now(now);
+        }
+    }
+
+    pub(super) fn beat_now(&mut self, now: Instant) {
+        if let State::Joined { exchange: Exchange::Due(_) } = self.state {
+            self.beat(now);
+        }
+    }
+
+    pub(super) fn on_beat(&mut self, now: Instant, answer: BeatAnswer, told: Option<Told>) {
+        if answer.epoch <= 0 {
+            let error = Error::protocol(format!("the coordinator answers with the epoch {}", answer.epoch));
+            return self.stop(now, error.with_api(CONSUMER_HEARTBEAT));
+        }
+        // A member that is let in and lost again at once is let in ever more slowly.
+        self.is_fresh = !self.is_joined();
+        if !self.is_fresh {
+            self.backoff.reset();
+        }
+        self.unreleased_since = None;
+        self.told = told;
+        self.epoch = answer.epoch;
+        self.interval = answer.interval.max(LEAST_INTERVAL);
+        if let Some(id) = answer.member_id.filter(|id| !id.is_empty()) {
+            self.member_id = id;
+        }
+        self.state = State::Joined { exchange: Exchange::Due(now + self.interval) };
+        if let Some(assignment) = answer.assignment {
+            self.target = assignment.into_iter().collect();
+            self.is_unheard = true;
+        }
+        self.reconcile();
+        self.is_unheard = false;
+        self.hurry(now);
+    }
+}
+
+/// A broker that asks for heartbeats without a pause is not followed.
+const LEAST_INTERVAL: Duration = Duration::from_millis(10);
+const LEAST_PATIENCE: Duration = Duration::from_secs(3);
+/// Steps of one reconciliation that are told at once: a member with much to give back has a handful.
+const MOST_HURRIED: u32 = 16;
