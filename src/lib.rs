@@ -92,6 +92,7 @@ mod race;
 mod record;
 mod telemetry;
 mod time;
+mod watch;
 mod wire;
 
 pub use admin::{

@@ -19,10 +19,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    runtime::Handle,
-    sync::{Notify, watch},
-};
+use tokio::{runtime::Handle, sync::Notify};
 
 use self::{
     brokers::Brokers,
@@ -44,6 +41,7 @@ use crate::{
     pattern::Pattern,
     race,
     time::{self, Backoff, Instant},
+    watch,
     wire::{self, Api},
 };
 
@@ -97,8 +95,8 @@ impl Cluster {
             brokers: Brokers::new(Arc::clone(&settings), home)?,
             refresh: Mutex::new(Refresh::new(time::now(), limits, backoff)),
             wake: Notify::new(),
-            snapshot: watch::channel(Arc::new(Metadata::default())).0,
-            health: watch::channel(Health::default()).0,
+            snapshot: watch::Sender::new(Arc::new(Metadata::default())),
+            health: watch::Sender::new(Health::default()),
             coordinators: Mutex::default(),
             ended: OnceLock::new(),
             settings,
@@ -193,7 +191,7 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<Arc<Metadata>> {
         let mut health = self.shared.health.subscribe();
-        let (begun, known) = (health.borrow().attempts, self.metadata().version);
+        let (begun, known) = (health.borrow_and_update().attempts, self.metadata().version);
         self.shared.refresh().touch(time::now(), topics);
         loop {
             let (attempts, cause) = {

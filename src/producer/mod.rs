@@ -38,7 +38,7 @@ use std::{
 };
 
 use serde::Serialize;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use self::{
     accumulator::Limits,
@@ -68,6 +68,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     record::ProducerRecord,
     time::{self, Backoff, Environment, Instant},
+    watch,
 };
 
 /// A producer of one cluster: batches records per partition and delivers them in order, once each by default.
@@ -167,7 +168,7 @@ impl KafkaProducer {
             topics: TopicTable::default(),
             scheduled: Mutex::new(Vec::new()),
             wake: Notify::new(),
-            closing: watch::channel(Closing::Open).0,
+            closing: watch::Sender::new(Closing::Open),
             is_closing: AtomicBool::new(transactions.is_some()),
             fatal: Mutex::new(None),
             transactions,

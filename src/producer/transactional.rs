@@ -10,7 +10,6 @@ use std::{
 };
 
 use serde::Serialize;
-use tokio::sync::watch;
 
 use super::{
     Delivery, KafkaProducer, SendJson, Shared,
@@ -22,6 +21,7 @@ use crate::{
     error::{Error, ErrorKind, Result, code},
     record::{ConsumerGroupMetadata, ProducerRecord, TopicPartition},
     time::{self, Backoff, Instant},
+    watch,
 };
 
 /// [`TransactionalProducer::run`] gives up after so many aborted attempts.
@@ -38,7 +38,7 @@ pub(super) struct Transactions {
 
 impl Transactions {
     pub(super) fn new(id: Arc<str>, timeout: Duration, backoff: Backoff) -> Self {
-        Self { id, timeout, core: Mutex::new(Core::new(backoff)), changed: watch::channel(()).0 }
+        Self { id, timeout, core: Mutex::new(Core::new(backoff)), changed: watch::Sender::new(()) }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Core> {

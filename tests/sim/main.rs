@@ -170,3 +170,28 @@ fn the_same_seed_gives_the_same_history_to_the_byte() {
         assert_ne!(first.history, world::run(seed + 5000).history, "the seed matters");
     }
 }
+
+/// What a process of its own says of a seed: its history and the client's log, with every piece that crosses the wire.
+fn log_of(seed: u64) -> String {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "no_seed_breaks_a_rule", "--nocapture"])
+        .env("DTKAFKA_SIM_SEED", seed.to_string())
+        .env("DTKAFKA_SIM_LOG", "trace")
+        .env("NO_COLOR", "1")
+        .output()
+        .unwrap();
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn the_same_seed_gives_the_same_log_to_the_byte_in_another_process() {
+    // The first is one that did not, while receivers were woken in random order.
+    for seed in [43, 3, 17, 1001, 1004] {
+        let (first, second) = (log_of(seed), log_of(seed));
+        for (line, (left, right)) in first.lines().zip(second.lines()).enumerate() {
+            assert_eq!(left, right, "seed {seed}, line {line}");
+        }
+        assert_eq!(first.len(), second.len(), "seed {seed}");
+        assert!(first.lines().count() > 100, "seed {seed} says next to nothing:\n{first}");
+    }
+}
