@@ -103,6 +103,9 @@ impl KafkaConsumer {
                 return if time::now() < deadline { Ok(()) } else { Err(close_timeout()) };
             }
             if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                // The driver may be late: whoever has closed holds nothing any more.
+                shared.lock().advance_close(time::now());
+                shared.wake.notify_one();
                 return Err(close_timeout());
             }
         }

@@ -435,6 +435,24 @@ async fn closing_ends_by_its_deadline_when_the_coordinator_is_silent() {
 }
 
 #[tokio::test]
+async fn a_consumer_holds_nothing_once_a_close_that_was_too_short_has_returned() {
+    let bench = Bench::embedded(1).await;
+    let topic = unique("held");
+    bench.topic(&topic, 1).await;
+    bench.produce(&topic, 1, 0, 10).await;
+    bench.control().hold(ApiKey::OffsetCommit);
+    for group in 0..5 {
+        let config = bench.config().set_group_id(format!("{topic}-{group}")).set("max.poll.records", "2");
+        let consumer = bench.consumer(&config.set_enable_auto_commit(true));
+        consumer.subscribe([&topic]).unwrap();
+        read(&consumer, 4).await;
+        assert!(consumer.buffered_bytes() > 0);
+        assert_eq!(consumer.close(Duration::from_millis(20)).await.unwrap_err().kind(), ErrorKind::Timeout);
+        assert_eq!(consumer.buffered_bytes(), 0);
+    }
+}
+
+#[tokio::test]
 async fn without_an_offset_and_without_a_reset_policy_the_poll_says_so() {
     let bench = Bench::start().await;
     let topic = unique("none");

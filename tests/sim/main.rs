@@ -44,6 +44,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 const FOUND: &[(u64, &str)] = &[
     (0, "begin and the driver woke each other in circles while the transaction before was being ended"),
     (4, "the same, right at the start"),
+    (194, "a consumer whose close was too short still held records when it returned"),
     (1013, "a consumer whose last commit took long turned in circles until its close was over"),
     (2033, "a fetch session that was out of step answered at once, again and again"),
 ];

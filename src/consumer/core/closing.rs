@@ -90,7 +90,8 @@ impl Core {
         self.news = true;
     }
 
-    pub(super) fn advance_close(&mut self, now: Instant) {
+    /// Goes on with the close, as far as it can.
+    pub(crate) fn advance_close(&mut self, now: Instant) {
         if let Some(Closing::Committing { deadline }) = self.closing
             && (self.commits.is_idle() || deadline <= now)
         {
