@@ -102,15 +102,15 @@ async fn produce_share(
     let first_of = |task: u64| args.records * task / args.tasks;
     for i in first_of(task)..first_of(task + 1) {
         let key = key(if args.keys == 0 { i } else { i % args.keys });
-        let record = ProducerRecord::new(&args.topic).key(&key);
+        let record = || ProducerRecord::new(&args.topic).key(&key);
         let delivery = match args.api.as_str() {
             "facade" => producer.send(&args.topic, &Event::new(i)).key(&key).await?,
             "json" => {
                 json.clear();
                 serde_json::to_writer(&mut json, &Event::new(i))?;
-                producer.send_record(record.value(&json)).await?
+                producer.send_record(record().value(&json)).await?
             }
-            _ => producer.send_record(record.value(payload.value(i))).await?,
+            _ => producer.send_record(record().value(payload.value(i))).await?,
         };
         window.push_back(delivery);
         if window.len() == most {

@@ -234,39 +234,41 @@ impl Varints {
         Self { word: 0, len: 0 }
     }
 
+    /// Nearly always of one byte or two, which are made without a branch and without a look at the buffer.
     #[inline]
     fn push(&mut self, value: u64, buffer: &mut BytesMut) {
-        match value {
-            0..0x80 => self.push_short(value, 1, buffer),
-            0x80..0x4000 => self.push_short(value & 0x7f | 0x80 | (value >> 7) << 8, 2, buffer),
-            _ => self.push_long(value, buffer),
+        if value >= 0x4000 || self.len > Self::LEN - 2 {
+            return self.push_long(value, buffer);
         }
+        let is_longer = u64::from(value >= 0x80);
+        self.word |= (value & 0x7f | is_longer << 7 | (value >> 7) << 8) << (8 * self.len);
+        self.len += 1 + is_longer as usize;
     }
 
     /// A part that may be null, whose length is then -1 (zigzag 1).
     #[inline]
     fn push_part(&mut self, part: Option<&[u8]>, buffer: &mut BytesMut) {
-        let Some(part) = part else { return self.push_short(1, 1, buffer) };
+        let Some(part) = part else { return self.push(1, buffer) };
         self.push(part.len() as u64 * 2, buffer);
         self.flush(buffer);
         buffer.extend_from_slice(part);
     }
 
-    #[inline]
-    fn push_short(&mut self, bytes: u64, len: usize, buffer: &mut BytesMut) {
-        if self.len + len > Self::LEN {
-            self.flush(buffer);
-        }
-        self.word |= bytes << (8 * self.len);
-        self.len += len;
-    }
-
+    /// Byte by byte, with a look at the buffer before each.
+    #[inline(never)]
     fn push_long(&mut self, mut value: u64, buffer: &mut BytesMut) {
-        while value >= 0x80 {
-            self.push_short(value & 0x7f | 0x80, 1, buffer);
+        loop {
+            if self.len == Self::LEN {
+                self.flush(buffer);
+            }
+            let is_last = value < 0x80;
+            self.word |= (value & 0x7f | u64::from(!is_last) << 7) << (8 * self.len);
+            self.len += 1;
             value >>= 7;
+            if is_last {
+                return;
+            }
         }
-        self.push_short(value, 1, buffer);
     }
 
     #[inline]

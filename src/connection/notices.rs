@@ -4,7 +4,6 @@
 //! the frame that is written next. Never reads or writes itself: the [`Stream`](super::stream::Stream) does.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
     sync::{
         Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -39,8 +38,8 @@ pub(crate) struct Notices {
     limits: Mutex<Limits>,
     pub(super) reader: AtomicWaker,
     pub(super) writer: AtomicWaker,
-    /// Who waits for an answer, by ticket: the messenger keeps them in no order, and would end them in any.
-    waiting: Mutex<BTreeMap<u64, Waker>>,
+    /// Who waits for an answer, sorted by ticket: the messenger keeps them in no order, and would end them in any.
+    waiting: Mutex<Vec<(u64, Waker)>>,
 }
 
 impl Notices {
@@ -68,26 +67,28 @@ impl Notices {
 
     /// A request waits for its answer.
     pub(super) fn wait(&self, ticket: u64, waker: &Waker) {
-        match self.waiting().entry(ticket) {
-            Entry::Occupied(mut known) => known.get_mut().clone_from(waker),
-            Entry::Vacant(place) => {
-                place.insert(waker.clone());
-            }
+        let mut waiting = self.waiting();
+        match waiting.binary_search_by_key(&ticket, |(ticket, _)| *ticket) {
+            Ok(place) => waiting[place].1.clone_from(waker),
+            Err(place) => waiting.insert(place, (ticket, waker.clone())),
         }
     }
 
     /// A request waits no longer.
     pub(super) fn forget(&self, ticket: u64) {
-        self.waiting().remove(&ticket);
+        let mut waiting = self.waiting();
+        if let Ok(place) = waiting.binary_search_by_key(&ticket, |(ticket, _)| *ticket) {
+            waiting.remove(place);
+        }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, BTreeMap<u64, Waker>> {
+    fn waiting(&self) -> MutexGuard<'_, Vec<(u64, Waker)>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Wakes who waits for an answer, in the order of their tickets, before the messenger does so in any.
     pub(super) fn wake_waiting(&self) {
-        for waker in std::mem::take(&mut *self.waiting()).into_values() {
+        for (_, waker) in std::mem::take(&mut *self.waiting()) {
             waker.wake();
         }
     }

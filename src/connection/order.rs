@@ -76,12 +76,12 @@ impl Order {
 
     /// Until when the broker wants nothing sent.
     pub(super) fn held_until(&self) -> Option<Instant> {
-        self.lock().throttle.held_until(time::now())
+        self.lock().throttle.held_until(time::now)
     }
 
     /// The pauses that are over.
     pub(super) fn paused_before(&self) -> Duration {
-        self.lock().throttle.paused_before(time::now())
+        self.lock().throttle.paused_before(time::now)
     }
 
     /// All pauses so far, to their end.
@@ -182,7 +182,7 @@ impl Turn<'_> {
                 state.line.wait(ticket, cx.waker());
                 return Poll::Pending;
             }
-            if let Some(until) = state.throttle.held_until(time::now()) {
+            if let Some(until) = state.throttle.held_until(time::now) {
                 self.pause = Some(Box::pin(tokio::time::sleep_until(until)));
                 continue;
             }

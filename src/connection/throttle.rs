@@ -58,15 +58,15 @@ impl Throttle {
         (grown, begins.then_some(Told::Begins { pause }))
     }
 
-    /// Until when nothing may be sent.
-    pub(super) fn held_until(&self, now: Instant) -> Option<Instant> {
-        self.until.filter(|until| *until > now)
+    /// Until when nothing may be sent. The clock is read only where the broker has ever asked for a pause.
+    pub(super) fn held_until(&self, now: impl FnOnce() -> Instant) -> Option<Instant> {
+        self.until.filter(|until| *until > now())
     }
 
     /// The pauses that are over by now. What a time-out that began then may be late by is the growth of this, and what is
     /// left of the pause.
-    pub(super) fn paused_before(&self, now: Instant) -> Duration {
-        let left = self.held_until(now).map_or(Duration::ZERO, |until| until - now);
+    pub(super) fn paused_before(&self, now: impl FnOnce() -> Instant) -> Duration {
+        let left = self.until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now()));
         self.total.saturating_sub(left)
     }
 
@@ -91,12 +91,12 @@ mod tests {
             throttle.handle_answer(start, 2000),
             (2 * SECOND, Some(Told::Begins { pause: 2 * SECOND }))
         );
-        assert_eq!(throttle.held_until(start), Some(start + 2 * SECOND));
+        assert_eq!(throttle.held_until(|| start), Some(start + 2 * SECOND));
         // Pauses that overlap are counted once.
         assert_eq!(throttle.handle_answer(start + SECOND, 2000), (SECOND, None));
         assert_eq!(throttle.handle_answer(start + SECOND, 500), (Duration::ZERO, None));
         assert_eq!(throttle.handle_answer(start + 4 * SECOND, 0), (Duration::ZERO, None), "it may come back");
-        assert_eq!(throttle.held_until(start + 3 * SECOND), None);
+        assert_eq!(throttle.held_until(|| start + 3 * SECOND), None);
         let told = throttle.handle_answer(start + 13 * SECOND, 0).1;
         assert_eq!(told, Some(Told::Ends { answers: 3, paused: 3 * SECOND }));
         assert_eq!(throttle.handle_answer(start + 14 * SECOND, 0).1, None);
@@ -109,11 +109,11 @@ mod tests {
         let start = crate::time::now();
         let mut throttle = Throttle::default();
         throttle.handle_answer(start, 4000);
-        let begun = throttle.paused_before(start + SECOND);
+        let begun = throttle.paused_before(|| start + SECOND);
         assert_eq!(throttle.paused_in_all() - begun, 3 * SECOND);
         throttle.handle_answer(start + 2 * SECOND, 4000);
         assert_eq!(throttle.paused_in_all() - begun, 5 * SECOND);
-        let later = throttle.paused_before(start + 7 * SECOND);
+        let later = throttle.paused_before(|| start + 7 * SECOND);
         assert_eq!(throttle.paused_in_all() - later, Duration::ZERO);
     }
 

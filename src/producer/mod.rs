@@ -198,7 +198,7 @@ impl KafkaProducer {
     /// # Cancel safety
     /// As [`send_record`](Self::send_record).
     pub fn send<'a, V: Serialize + ?Sized>(&'a self, topic: &'a str, value: &'a V) -> SendJson<'a, V> {
-        SendJson { producer: self, record: ProducerRecord::new(topic), key: None, headers: Vec::new(), value }
+        SendJson::new(self, topic, value)
     }
 
     /// Sends a record of bytes; waits only for the first look at the topic, for a second one if the record's partition is not
@@ -211,16 +211,22 @@ impl KafkaProducer {
     ///
     /// # Cancel safety
     /// Dropped before it returned, nothing was sent.
-    pub async fn send_record(&self, record: ProducerRecord<'_>) -> Result<Delivery> {
-        if !self.shared().settings.plugins.interceptors.is_empty() {
-            // Apart, so that the future of those who have none does not grow.
-            return Box::pin(self.shared().append_intercepted(record)).await;
-        }
-        let mut credit = 0;
-        match self.shared().append(&record, &mut credit) {
-            Ok(Attempt::Done(delivery)) => Ok(delivery),
-            Ok(Attempt::Wait(wait)) => self.shared().append_waiting(&record, wait).await,
-            Err(error) => Err(error),
+    #[expect(clippy::manual_async_fn, reason = "an `async fn` would move each record once more")]
+    pub fn send_record<'r>(
+        &self,
+        record: ProducerRecord<'r>,
+    ) -> impl Future<Output = Result<Delivery>> + Send + use<'_, 'r> {
+        async move {
+            let shared = self.shared();
+            if !shared.settings.plugins.interceptors.is_empty() {
+                // Apart, so that the future of those who have none does not grow.
+                return Box::pin(shared.append_intercepted(record)).await;
+            }
+            match shared.append(&record, &mut 0) {
+                Ok(Attempt::Done(delivery)) => Ok(delivery),
+                Ok(Attempt::Wait(wait)) => shared.append_waiting(&record, wait).await,
+                Err(error) => Err(error),
+            }
         }
     }
 

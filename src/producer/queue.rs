@@ -72,6 +72,13 @@ pub(crate) struct Aftermath {
     pub(crate) renew: Option<ProducerIdentity>,
 }
 
+impl Aftermath {
+    /// Whether there is nothing to be done.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.freed == 0 && self.buffers.is_empty() && self.resolved.is_empty()
+    }
+}
+
 /// What is remembered of a batch in flight.
 #[derive(Debug)]
 struct Flying {

@@ -4,18 +4,19 @@
 //! file never decides where a record goes.
 
 use std::{
+    borrow::Cow,
     cell::Cell,
     future::IntoFuture,
     ops::ControlFlow,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use serde::Serialize;
 
 use super::{
     Delivery, KafkaProducer,
-    append::Attempt,
+    append::{Attempt, Wait},
     key::{IntoKey, Key},
 };
 use crate::{
@@ -33,80 +34,106 @@ thread_local! {
 #[must_use = "nothing is sent until it is awaited"]
 #[derive(Debug)]
 pub struct SendJson<'a, V: ?Sized> {
-    pub(super) producer: &'a KafkaProducer,
-    pub(super) record: ProducerRecord<'a>,
-    pub(super) key: Option<Key<'a>>,
-    pub(super) headers: Vec<Header>,
-    pub(super) value: &'a V,
+    draft: Draft<'a>,
+    value: &'a V,
+}
+
+/// All of it but the value.
+#[derive(Debug)]
+struct Draft<'a> {
+    producer: &'a KafkaProducer,
+    topic: &'a str,
+    partition: Option<i32>,
+    timestamp: Option<i64>,
+    key: Option<Key<'a>>,
+    headers: Vec<Header>,
 }
 
 impl<'a, V: Serialize + ?Sized> SendJson<'a, V> {
+    pub(super) fn new(producer: &'a KafkaProducer, topic: &'a str, value: &'a V) -> Self {
+        let draft =
+            Draft { producer, topic, partition: None, timestamp: None, key: None, headers: Vec::new() };
+        Self { draft, value }
+    }
+
     /// The key: text, bytes, an integer, or an option of these; see [`IntoKey`]. It decides the partition (murmur2, as in
     /// Java) unless one is set.
     pub fn key(mut self, key: impl IntoKey<'a>) -> Self {
-        self.key = key.into_key();
+        self.draft.key = key.into_key();
         self
     }
 
     /// The partition to write to, whatever the key.
     pub fn partition(mut self, partition: i32) -> Self {
-        self.record = self.record.partition(partition);
+        self.draft.partition = Some(partition);
         self
     }
 
     /// Adds a header; keys may repeat.
     pub fn header(mut self, key: impl Into<String>, value: impl AsRef<[u8]>) -> Self {
-        self.headers.push(Header::new(key, value.as_ref().to_vec()));
+        self.draft.headers.push(Header::new(key, value.as_ref().to_vec()));
         self
     }
 
     /// The create time: milliseconds since the Unix epoch, or a `SystemTime`. Default: the time of sending.
     pub fn timestamp(mut self, timestamp: impl Into<Timestamp>) -> Self {
-        self.record = self.record.timestamp(timestamp);
+        self.draft.timestamp = Some(timestamp.into().0);
         self
     }
 
-    /// Writes the JSON and appends the record, or says what there is to wait for.
-    fn start(self) -> ControlFlow<Result<Delivery>, Waiting<'a>> {
-        let Self { producer, record, key, headers, value } = self;
+    /// Writes the JSON and appends the record, or says what there is to wait for. It works where the record stands, since moving
+    /// it would cost as much as finding its partition.
+    fn start(&mut self) -> ControlFlow<Result<Delivery>, Waiting<'a>> {
+        let draft = &mut self.draft;
         let mut buffer = JSON.take();
         buffer.clear();
-        let sent = match json::write(&mut buffer, value) {
-            Ok(()) if !producer.shared().settings.plugins.interceptors.is_empty() => {
-                return ControlFlow::Continue(Box::pin(async move {
-                    let record = with_key(record.headers(&headers).value(&buffer), &key);
-                    producer.shared().append_intercepted(record).await
-                }));
+        let sent = match json::write(&mut buffer, self.value) {
+            Ok(()) if !draft.producer.shared().settings.plugins.interceptors.is_empty() => {
+                return ControlFlow::Continue(draft.take().wait(buffer, None));
             }
-            Ok(()) => {
-                let record = with_key(record.clone().headers(&headers).value(&buffer), &key);
-                producer.shared().append(&record, &mut 0)
-            }
+            Ok(()) => draft.producer.shared().append(&draft.record(&buffer), &mut 0),
             Err(cause) => Err(Error::new(ErrorKind::Json, "the value cannot be written as JSON")
-                .with_topic(record.topic)
+                .with_topic(draft.topic)
                 .with_source(cause)),
         };
-        match sent {
-            Ok(Attempt::Wait(wait)) => ControlFlow::Continue(Box::pin(async move {
-                let record = with_key(record.headers(&headers).value(&buffer), &key);
-                producer.shared().append_waiting(&record, wait).await
-            })),
-            Ok(Attempt::Done(delivery)) => {
-                JSON.set(buffer);
-                ControlFlow::Break(Ok(delivery))
-            }
-            Err(error) => {
-                JSON.set(buffer);
-                ControlFlow::Break(Err(error))
-            }
-        }
+        let sent = match sent {
+            Ok(Attempt::Done(delivery)) => Ok(delivery),
+            Ok(Attempt::Wait(wait)) => return ControlFlow::Continue(draft.take().wait(buffer, Some(wait))),
+            Err(error) => Err(error),
+        };
+        JSON.set(buffer);
+        ControlFlow::Break(sent)
     }
 }
 
-fn with_key<'k>(record: ProducerRecord<'k>, key: &'k Option<Key<'_>>) -> ProducerRecord<'k> {
-    match key {
-        Some(key) => record.key(key.as_bytes()),
-        None => record,
+impl<'a> Draft<'a> {
+    #[inline]
+    fn record<'r>(&'r self, value: &'r [u8]) -> ProducerRecord<'r> {
+        ProducerRecord {
+            topic: self.topic,
+            partition: self.partition,
+            key: self.key.as_ref().map(Key::as_bytes),
+            value: Some(value),
+            headers: Cow::Borrowed(&self.headers),
+            timestamp: self.timestamp,
+        }
+    }
+
+    /// What it is, leaving it without key and headers.
+    fn take(&mut self) -> Self {
+        Self { key: self.key.take(), headers: std::mem::take(&mut self.headers), ..*self }
+    }
+
+    /// Appends it after what it waits for, or else past the interceptors.
+    #[cold]
+    fn wait(self, value: Vec<u8>, wait: Option<Wait>) -> Waiting<'a> {
+        Box::pin(async move {
+            let shared = self.producer.shared();
+            match wait {
+                Some(wait) => shared.append_waiting(&self.record(&value), wait).await,
+                None => shared.append_intercepted(self.record(&value)).await,
+            }
+        })
     }
 }
 
@@ -141,25 +168,23 @@ impl<V: Serialize + ?Sized> Future for Sending<'_, V> {
     type Output = Result<Delivery>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        loop {
-            match std::mem::replace(&mut self.0, Stage::Ended) {
-                Stage::New(send) => match send.start() {
-                    ControlFlow::Break(sent) => return Poll::Ready(sent),
-                    ControlFlow::Continue(waiting) => self.0 = Stage::Waiting(waiting),
-                },
-                Stage::Waiting(mut waiting) => {
-                    let polled = waiting.as_mut().poll(context);
-                    if polled.is_pending() {
-                        self.0 = Stage::Waiting(waiting);
-                    }
-                    return polled;
+        let stage = &mut self.0;
+        if let Stage::New(send) = stage {
+            match send.start() {
+                ControlFlow::Break(sent) => {
+                    *stage = Stage::Ended;
+                    return Poll::Ready(sent);
                 }
-                Stage::Ended => {
-                    let text = "the future of a send was polled after it had ended";
-                    return Poll::Ready(Err(Error::new(ErrorKind::InvalidArgument, text)));
-                }
+                ControlFlow::Continue(waiting) => *stage = Stage::Waiting(waiting),
             }
         }
+        let Stage::Waiting(waiting) = stage else {
+            let text = "the future of a send was polled after it had ended";
+            return Poll::Ready(Err(Error::new(ErrorKind::InvalidArgument, text)));
+        };
+        let sent = ready!(waiting.as_mut().poll(context));
+        *stage = Stage::Ended;
+        Poll::Ready(sent)
     }
 }
 

@@ -8,7 +8,7 @@
 mod answers;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -71,6 +71,14 @@ pub(crate) struct Sent {
     pub(crate) batch: Batch,
 }
 
+/// A request while it is being planned.
+struct Planned {
+    leader: i32,
+    batches: Vec<Sent>,
+    /// Bytes of its batches.
+    size: usize,
+}
+
 /// What a broker says about one batch.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Answer {
@@ -92,7 +100,7 @@ pub(crate) struct Permit<'a> {
 }
 
 /// Counts of what the sender has done, for the statistics.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) requests: u64,
     pub(crate) batches: u64,
@@ -135,6 +143,8 @@ pub(crate) struct Sender {
     /// Some attempt of what failed may be in the log, or come there late.
     open_attempts: bool,
     counts: Counts,
+    /// As of the last [`poll_counts`](Self::poll_counts).
+    told: Counts,
 }
 
 impl Sender {
@@ -167,6 +177,7 @@ impl Sender {
             identity_failures: 0,
             open_attempts: false,
             counts: Counts::default(),
+            told: Counts::default(),
         }
     }
 
@@ -214,8 +225,8 @@ impl Sender {
     }
 
     /// What has become of batches meanwhile; to be dealt with outside every lock.
-    pub(crate) fn poll_aftermath(&mut self) -> Aftermath {
-        std::mem::take(&mut self.aftermath)
+    pub(crate) fn poll_aftermath(&mut self) -> Option<Aftermath> {
+        (!self.aftermath.is_empty()).then(|| std::mem::take(&mut self.aftermath))
     }
 
     /// An error after which nothing can be sent any more.
@@ -260,13 +271,23 @@ impl Sender {
         self.active.iter().map(|partition| partition.lock().in_flight()).sum()
     }
 
+    /// What was done so far, if that is more than was told before.
+    pub(crate) fn poll_counts(&mut self) -> Option<Counts> {
+        (self.counts != self.told).then(|| {
+            self.told = self.counts;
+            self.counts
+        })
+    }
+
+    #[cfg(test)]
     pub(crate) fn counts(&self) -> Counts {
         self.counts
     }
 
     /// One request to each leader that has room, with one batch of each of its partitions. False when nothing is left.
     fn plan_round(&mut self, now: Instant, metadata: &Metadata, hurry: bool, permit: &Permit<'_>) -> bool {
-        let mut requests: BTreeMap<i32, (Vec<Sent>, usize)> = BTreeMap::new();
+        // Sorted by leader; a round that sends nothing, as the last one of each tick, allocates nothing.
+        let mut requests: Vec<Planned> = Vec::new();
         // Another partition is first each time, so that a request that is full starves nobody.
         if !self.active.is_empty() {
             let first = self.rng.below(self.active.len());
@@ -274,11 +295,11 @@ impl Sender {
         }
         for index in 0..self.active.len() {
             let partition = Arc::clone(&self.active[index]);
-            let Some(place) = metadata.place(&partition.topic, partition.partition) else {
+            let Some(at) = metadata.place(&partition.topic, partition.partition) else {
                 self.missing.insert(Arc::clone(&partition.topic));
                 continue;
             };
-            let leader = place.leader;
+            let leader = at.leader;
             let access = self.leaders.access(leader, now);
             let up = access == Access::Open;
             partition.set_available(up || !self.leaders.is_unavailable(leader, now));
@@ -288,24 +309,27 @@ impl Sender {
             if !up {
                 continue;
             }
-            let (batches, size) = requests.entry(leader).or_default();
-            if *size >= self.settings.max_request_size {
+            let place = requests.binary_search_by_key(&leader, |planned| planned.leader);
+            if place.is_ok_and(|place| requests[place].size >= self.settings.max_request_size) {
                 continue;
             }
             let pace = Pace::new(hurry, self.leaders.in_flight(leader));
             if !self.is_permitted(&partition, now, pace, permit) {
                 continue;
             }
-            let Some(batch) = self.take(&partition, &place, now, pace, permit.identity) else { continue };
-            *size += batch.bytes.len();
-            batches.push(Sent { partition, topic_id: place.topic_id, batch });
-        }
-        let mut planned = false;
-        for (leader, (batches, size)) in requests {
-            if batches.is_empty() {
-                continue;
+            let Some(batch) = self.take(&partition, &at, now, pace, permit.identity) else { continue };
+            let size = batch.bytes.len();
+            let sent = Sent { partition, topic_id: at.topic_id, batch };
+            match place {
+                Ok(place) => {
+                    requests[place].size += size;
+                    requests[place].batches.push(sent);
+                }
+                Err(place) => requests.insert(place, Planned { leader, size, batches: vec![sent] }),
             }
-            planned = true;
+        }
+        let planned = !requests.is_empty();
+        for Planned { leader, batches, size } in requests {
             self.leaders.handle_sent(leader);
             self.counts.requests += 1;
             self.counts.batches += batches.len() as u64;

@@ -354,8 +354,12 @@ impl Task {
     /// Does what must not be done under a partition's lock.
     fn settle(&mut self) {
         // Before anybody is told, so that who has seen an answer finds it counted.
-        self.shared.note_counts(self.sender.counts());
-        self.shared.settle(self.sender.poll_aftermath());
+        if let Some(counts) = self.sender.poll_counts() {
+            self.shared.note_counts(counts);
+        }
+        if let Some(aftermath) = self.sender.poll_aftermath() {
+            self.shared.settle(aftermath);
+        }
         if let Some(transactions) = &self.shared.transactions
             && let Some((error, open)) = self.sender.poll_failure()
         {
@@ -408,27 +412,30 @@ impl Task {
     }
 }
 
-/// The names of a request's topics by their ids.
-fn names(request: &Request) -> BTreeMap<TopicId, Arc<str>> {
-    request.batches.iter().map(|sent| (sent.topic_id, Arc::clone(&sent.partition.topic))).collect()
+/// The names of a request's topics, sorted by their ids.
+type Names = Vec<(TopicId, Arc<str>)>;
+
+fn names(request: &Request) -> Names {
+    let mut names = Names::new();
+    for sent in &request.batches {
+        if names.last().is_none_or(|(id, _)| *id != sent.topic_id) {
+            names.push((sent.topic_id, Arc::clone(&sent.partition.topic)));
+        }
+    }
+    names.sort_unstable_by_key(|(id, _)| *id);
+    names
 }
 
 /// What a topic of an answer is called, which names it by its id from version 13 on.
-fn name_of<'a>(
-    topic: &'a wire::produce_response::TopicProduceResponse,
-    names: &'a BTreeMap<TopicId, Arc<str>>,
-) -> &'a str {
-    match names.get(&topic.topic_id.0) {
-        Some(name) if topic.name.is_empty() => name,
+fn name_of<'a>(topic: &'a wire::produce_response::TopicProduceResponse, names: &'a Names) -> &'a str {
+    match names.binary_search_by_key(&topic.topic_id.0, |(id, _)| *id) {
+        Ok(place) if topic.name.is_empty() => &names[place].1,
         _ => &topic.name,
     }
 }
 
-fn read_answers<'a>(
-    answer: &'a wire::ProduceResponse,
-    names: &'a BTreeMap<TopicId, Arc<str>>,
-) -> BTreeMap<(&'a str, i32), Answer> {
-    let mut answers = BTreeMap::new();
+fn read_answers<'a>(answer: &'a wire::ProduceResponse, names: &'a Names) -> Vec<((&'a str, i32), Answer)> {
+    let mut answers = Vec::new();
     for topic in &answer.responses {
         let name = name_of(topic, names);
         for partition in &topic.partition_responses {
@@ -443,17 +450,15 @@ fn read_answers<'a>(
                 message: partition.error_message.as_ref().map(|text| text.to_string()),
                 record_errors: record_errors.collect(),
             };
-            answers.insert((name, partition.index), answer);
+            answers.push(((name, partition.index), answer));
         }
     }
+    answers.sort_unstable_by_key(|(place, _)| *place);
     answers
 }
 
 /// The leaders that an answer tells of in place of those that were asked (KIP-951), and where they are.
-fn read_leaders(
-    answer: &wire::ProduceResponse,
-    names: &BTreeMap<TopicId, Arc<str>>,
-) -> (Vec<LeaderHint>, Vec<Endpoint>) {
+fn read_leaders(answer: &wire::ProduceResponse, names: &Names) -> (Vec<LeaderHint>, Vec<Endpoint>) {
     let mut hints = Vec::new();
     for topic in &answer.responses {
         for partition in &topic.partition_responses {
@@ -553,7 +558,7 @@ mod tests {
             node_endpoints: vec![node],
             ..Default::default()
         };
-        let names = BTreeMap::from([([7; 16], Arc::from("orders")), ([0; 16], Arc::from("wrong"))]);
+        let names = vec![([0; 16], Arc::from("wrong")), ([7; 16], Arc::from("orders"))];
         let answers = read_answers(&answer, &names);
         let places: Vec<_> =
             answers.iter().map(|((name, index), answer)| (*name, *index, answer.code)).collect();

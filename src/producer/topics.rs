@@ -88,7 +88,7 @@ impl std::fmt::Debug for PartitionQueue {
 thread_local! {
     /// The topics that this thread has seen last. A reader's lock would be written to with each record, and its memory would
     /// wander between the cores that send. Kept until the thread uses another producer: some hundred bytes a partition.
-    static TOPICS: RefCell<Arc<Topics>> = RefCell::default();
+    static TOPICS: RefCell<Option<Arc<Topics>>> = const { RefCell::new(None) };
 }
 
 static NEXT_TOPICS_VERSION: AtomicU64 = AtomicU64::new(1);
@@ -105,11 +105,12 @@ impl TopicTable {
     /// Looks at the snapshot without touching memory that other threads write to.
     #[inline]
     pub(super) fn with<T>(&self, look: impl FnOnce(&Topics) -> T) -> T {
-        TOPICS.with_borrow_mut(|topics| {
-            if topics.version != self.version.load(Ordering::Acquire) {
-                *topics = self.snapshot();
-            }
-            look(topics)
+        TOPICS.with_borrow_mut(|seen| {
+            let version = self.version.load(Ordering::Acquire);
+            look(match &*seen {
+                Some(topics) if topics.version == version => topics,
+                _ => seen.insert(self.snapshot()),
+            })
         })
     }
 

@@ -22,16 +22,18 @@ use crate::{
 const MOST_PURGES: u32 = 8;
 
 impl Sender {
-    /// The broker's answers to the batches of a request.
+    /// The broker's answers to the batches of a request, sorted by topic and partition.
     pub(crate) fn handle_answers(
         &mut self,
         now: Instant,
         request: Request,
-        answers: &BTreeMap<(&str, i32), Answer>,
+        answers: &[((&str, i32), Answer)],
     ) {
         self.landed(request.leader);
         for Sent { partition, mut batch, .. } in request.batches {
-            let Some(answer) = answers.get(&(&*partition.topic, partition.partition)) else {
+            let place = (&*partition.topic, partition.partition);
+            let found = answers.binary_search_by(|(answered, _)| answered.cmp(&place)).ok();
+            let Some((_, answer)) = found.and_then(|index| answers.get(index)) else {
                 let error = Error::protocol("the broker's answer lacks a partition")
                     .with_api("Produce")
                     .with_broker(request.leader);

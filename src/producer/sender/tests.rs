@@ -4,6 +4,8 @@
 //! any sequence taken from a producer that is not known, a higher epoch only from sequence 0. Requests whose connection broke
 //! may be applied, dropped, or applied much later.
 
+use std::collections::BTreeMap;
+
 use futures_util::FutureExt as _;
 
 use super::*;
@@ -215,7 +217,7 @@ impl World {
     }
 
     fn settle(&mut self) {
-        let aftermath = self.sender.poll_aftermath();
+        let aftermath = self.sender.poll_aftermath().unwrap_or_default();
         for (receipt, outcome) in aftermath.resolved {
             receipt.resolve(outcome);
         }
@@ -263,6 +265,7 @@ impl World {
             };
             answers.insert(("orders", partition), answer);
         }
+        let answers: Vec<_> = answers.into_iter().collect();
         self.sender.handle_answers(self.now, request, &answers);
         self.settle();
     }
@@ -675,7 +678,7 @@ fn a_partition_that_the_answer_lacks_fails_as_possibly_written() {
     let delivery = fill(&mut world, 0, 1..2).remove(0);
     let request = world.wire.get_mut(&1).and_then(VecDeque::pop_front).unwrap();
     world.apply(1, &request.batches[0]);
-    world.sender.handle_answers(world.now, request, &BTreeMap::new());
+    world.sender.handle_answers(world.now, request, &[]);
     world.settle();
     assert!(deliver(delivery).unwrap_err().possibly_written());
     let next = fill(&mut world, 0, 2..3).remove(0);
