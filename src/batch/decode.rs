@@ -377,7 +377,11 @@ impl DecodedBatch {
     }
 
     /// The headers with values as shares of the buffer.
+    #[inline]
     pub(crate) fn owned_headers(&self, slot: &RecordSlot) -> Vec<Header> {
+        if slot.header_count == 0 {
+            return Vec::new();
+        }
         let owned = |header: HeaderRef<'_>| Header {
             key: header.key().into_owned(),
             value: header.value.map(|value| self.data.slice_ref(value)),

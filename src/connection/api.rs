@@ -79,13 +79,13 @@ impl Channel {
     /// Sends a request and waits for its answer. Dropping the future never leaves half a request on the wire. In which order
     /// several at once are written is the runtime's; see [`order`](super::order).
     pub(crate) async fn request<R: Api>(&self, request: R) -> Result<R::Response, ChannelError> {
-        self.request_up_to::<{ i16::MAX }, R>(request, None).await
+        self.request_up_to::<{ i16::MAX }, R>(Box::new(request), None).await
     }
 
     /// As [`request`](Self::request), in version `MAX` at most. The stream may put the answer into `slot`.
     pub(super) async fn request_up_to<const MAX: i16, R: Api>(
         &self,
-        request: R,
+        request: Box<R>,
         slot: Option<&Slot>,
     ) -> Result<R::Response, ChannelError> {
         match self.0.request(Request::<MAX, R>(request)).await {
@@ -127,8 +127,8 @@ fn channel_error(error: &RequestError) -> ChannelError {
     }
 }
 
-/// A wire request as rskafka wants it.
-struct Request<const MAX: i16, R>(R);
+/// A wire request as rskafka wants it. Boxed, since each future around it would hold it once or twice.
+struct Request<const MAX: i16, R>(Box<R>);
 
 /// A wire answer as rskafka wants it: read, and not yet decoded.
 struct Answer<R> {

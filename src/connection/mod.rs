@@ -113,8 +113,12 @@ impl Connection {
     /// # Cancel safety
     /// Dropping the future leaves the connection usable: a request half written is finished in the background, its
     /// answer, told apart by its correlation id, is dropped. The broker may still act on the request.
-    pub(crate) async fn call<R: Api>(&self, request: R, deadline: Instant) -> Result<R::Response> {
-        self.call_up_to::<{ i16::MAX }, R>(request, deadline).await
+    pub(crate) fn call<R: Api>(
+        &self,
+        request: R,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<R::Response>> + Send {
+        self.call_up_to::<{ i16::MAX }, R>(request, deadline)
     }
 
     /// As [`call`](Self::call), in version `MAX` at most: for a request that means something else in higher ones.
@@ -134,7 +138,7 @@ impl Connection {
         let paused = self.order.paused_before();
         let patient = self.is_patient(started, deadline);
         let slot = api::is_read_whole::<R>().then(Arc::default);
-        let mut request = pin!(self.channel.request_up_to::<MAX, R>(request, slot.as_deref()));
+        let mut request = pin!(self.channel.request_up_to::<MAX, R>(Box::new(request), slot.as_deref()));
         let mut turn = self.order.turn(&self.notices).into_slot(slot.clone());
         let mut answer = pin!(std::future::poll_fn(|cx| turn.poll(cx, request.as_mut())));
         let mut until = deadline;
@@ -177,7 +181,7 @@ impl Connection {
     ) -> Result<()> {
         let started = now();
         let _in_flight = self.enter::<R>(started)?;
-        let mut request = pin!(self.channel.request_up_to::<MAX, R>(request, None));
+        let mut request = pin!(self.channel.request_up_to::<MAX, R>(Box::new(request), None));
         let mut turn = self.order.turn(&self.notices);
         let written = std::future::poll_fn(|cx| match turn.poll_unanswered(cx, request.as_mut()) {
             // The answer that is made up for the messenger cannot be read, and needs not.

@@ -71,7 +71,7 @@ impl Order {
 
     /// An answer asks for a pause of so many milliseconds, or for none.
     pub(super) fn handle_throttle(&self, ms: i32) -> (Duration, Option<Told>) {
-        self.lock().throttle.handle_answer(time::now(), ms)
+        self.lock().throttle.handle_answer(time::now, ms)
     }
 
     /// Until when the broker wants nothing sent.

@@ -34,10 +34,14 @@ pub(super) enum Told {
 impl Throttle {
     /// An answer has come that asks for this pause, or for none. Returns by how much the pause grew, and what there is to
     /// tell.
-    pub(super) fn handle_answer(&mut self, now: Instant, ms: i32) -> (Duration, Option<Told>) {
+    pub(super) fn handle_answer(
+        &mut self,
+        now: impl FnOnce() -> Instant,
+        ms: i32,
+    ) -> (Duration, Option<Told>) {
         let pause = u64::try_from(ms).map_or(Duration::ZERO, Duration::from_millis).min(LONGEST);
         if pause.is_zero() {
-            let quiet = self.until.is_some_and(|until| until + QUIET <= now);
+            let quiet = self.until.is_some_and(|until| until + QUIET <= now());
             if !quiet {
                 return (Duration::ZERO, None);
             }
@@ -45,7 +49,7 @@ impl Throttle {
             let paused = self.total - self.began_with;
             return (Duration::ZERO, Some(Told::Ends { answers: std::mem::take(&mut self.answers), paused }));
         }
-        let begins = self.until.is_none();
+        let (now, begins) = (now(), self.until.is_none());
         if begins {
             self.began_with = self.total;
         }
@@ -86,21 +90,25 @@ mod tests {
     fn what_begins_and_what_ends_is_told_once() {
         let start = crate::time::now();
         let mut throttle = Throttle::default();
-        assert_eq!(throttle.handle_answer(start, 0), (Duration::ZERO, None));
+        assert_eq!(throttle.handle_answer(|| start, 0), (Duration::ZERO, None));
         assert_eq!(
-            throttle.handle_answer(start, 2000),
+            throttle.handle_answer(|| start, 2000),
             (2 * SECOND, Some(Told::Begins { pause: 2 * SECOND }))
         );
         assert_eq!(throttle.held_until(|| start), Some(start + 2 * SECOND));
         // Pauses that overlap are counted once.
-        assert_eq!(throttle.handle_answer(start + SECOND, 2000), (SECOND, None));
-        assert_eq!(throttle.handle_answer(start + SECOND, 500), (Duration::ZERO, None));
-        assert_eq!(throttle.handle_answer(start + 4 * SECOND, 0), (Duration::ZERO, None), "it may come back");
+        assert_eq!(throttle.handle_answer(|| start + SECOND, 2000), (SECOND, None));
+        assert_eq!(throttle.handle_answer(|| start + SECOND, 500), (Duration::ZERO, None));
+        assert_eq!(
+            throttle.handle_answer(|| start + 4 * SECOND, 0),
+            (Duration::ZERO, None),
+            "it may come back"
+        );
         assert_eq!(throttle.held_until(|| start + 3 * SECOND), None);
-        let told = throttle.handle_answer(start + 13 * SECOND, 0).1;
+        let told = throttle.handle_answer(|| start + 13 * SECOND, 0).1;
         assert_eq!(told, Some(Told::Ends { answers: 3, paused: 3 * SECOND }));
-        assert_eq!(throttle.handle_answer(start + 14 * SECOND, 0).1, None);
-        let told = throttle.handle_answer(start + 15 * SECOND, 100).1;
+        assert_eq!(throttle.handle_answer(|| start + 14 * SECOND, 0).1, None);
+        let told = throttle.handle_answer(|| start + 15 * SECOND, 100).1;
         assert_eq!(told, Some(Told::Begins { pause: Duration::from_millis(100) }));
     }
 
@@ -108,10 +116,10 @@ mod tests {
     fn a_time_out_is_late_by_what_is_left_of_the_pause_and_by_what_is_added() {
         let start = crate::time::now();
         let mut throttle = Throttle::default();
-        throttle.handle_answer(start, 4000);
+        throttle.handle_answer(|| start, 4000);
         let begun = throttle.paused_before(|| start + SECOND);
         assert_eq!(throttle.paused_in_all() - begun, 3 * SECOND);
-        throttle.handle_answer(start + 2 * SECOND, 4000);
+        throttle.handle_answer(|| start + 2 * SECOND, 4000);
         assert_eq!(throttle.paused_in_all() - begun, 5 * SECOND);
         let later = throttle.paused_before(|| start + 7 * SECOND);
         assert_eq!(throttle.paused_in_all() - later, Duration::ZERO);
@@ -121,7 +129,7 @@ mod tests {
     fn absurd_pauses_are_bounded_and_negative_ones_are_none() {
         let start = crate::time::now();
         let mut throttle = Throttle::default();
-        assert_eq!(throttle.handle_answer(start, i32::MIN), (Duration::ZERO, None));
-        assert_eq!(throttle.handle_answer(start, i32::MAX).0, LONGEST);
+        assert_eq!(throttle.handle_answer(|| start, i32::MIN), (Duration::ZERO, None));
+        assert_eq!(throttle.handle_answer(|| start, i32::MAX).0, LONGEST);
     }
 }

@@ -68,19 +68,13 @@ impl KafkaConsumer {
     /// A record is done. False if the life it was handed out in is over.
     #[cfg(test)]
     pub(crate) fn done(&self, partition: &TopicPartition, life: Life, offset: i64) -> bool {
-        self.done_all([(partition, life, offset)]) == 1
+        self.done_all(partition, life, &[offset]) == 1
     }
 
-    /// Many records are done. How many of them belong to a life that is not over.
-    pub(crate) fn done_all<'a>(
-        &self,
-        records: impl IntoIterator<Item = (&'a TopicPartition, Life, i64)>,
-    ) -> usize {
+    /// Many records of one life are done. How many of them count: none, if that life is over.
+    pub(crate) fn done_all(&self, partition: &TopicPartition, life: Life, offsets: &[i64]) -> usize {
         let mut core = self.shared.lock();
-        let mut counted = 0;
-        for (partition, life, offset) in records {
-            counted += usize::from(core.handle_done(partition, life, offset));
-        }
+        let counted = core.handle_done(partition, life, offsets);
         let is_awaited = core.is_revoking();
         drop(core);
         if is_awaited {

@@ -609,7 +609,7 @@ impl World {
             }
             // Handled, whether or not it still counts.
             self.handled[key.partition as usize].insert(offset);
-            self.core.handle_done(&key, life, offset);
+            self.core.handle_done(&key, life, &[offset]);
         }
     }
 

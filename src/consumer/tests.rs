@@ -856,7 +856,7 @@ mod acknowledged {
         let (key, life) = (taken[0].partition.clone(), taken[0].life);
         assert!(consumer.take(500, Duration::from_millis(50)).await.unwrap().is_empty());
         assert_eq!(consumer.outstanding(), 10);
-        assert_eq!(consumer.done_all([(&key, life, 4), (&key, life, 1), (&key, life, 0)]), 3);
+        assert_eq!(consumer.done_all(&key, life, &[4, 1, 0]), 3);
         consumer.commit_done().await.unwrap();
         let committed = || bench.broker.as_ref().unwrap().committed("group", "t", 0);
         assert_eq!(committed(), Some(2));

@@ -262,15 +262,17 @@ impl Core {
         }
     }
 
-    /// A record is done. False if the life it was handed out in is over.
-    pub(crate) fn handle_done(&mut self, key: &TopicPartition, life: Life, offset: i64) -> bool {
-        let counts = self.partitions.done(key, life, offset);
+    /// Records of one life are done. How many of them count: none, if that life is over.
+    pub(crate) fn handle_done(&mut self, key: &TopicPartition, life: Life, offsets: &[i64]) -> usize {
+        let counted = self.partitions.done(key, life, offsets);
         // Of an assignment that is over: it was handled, and another member will handle it again.
         let is_of_now = |partition: &Partition| partition.account.tenure() <= life;
-        if !counts && matches!(self.mode, Mode::Topics) && !self.partitions.get(key).is_some_and(is_of_now) {
+        let is_lost =
+            || matches!(self.mode, Mode::Topics) && !self.partitions.get(key).is_some_and(is_of_now);
+        if counted < offsets.len() && is_lost() {
             self.lost = true;
         }
-        counts
+        counted
     }
 
     /// A record comes back unhandled. False if the life it was handed out in is over.

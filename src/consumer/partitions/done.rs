@@ -24,11 +24,11 @@ impl Partitions {
         }
     }
 
-    /// One record is done. False if the life it was handed out in is over.
-    pub(crate) fn done(&mut self, key: &TopicPartition, life: Life, offset: i64) -> bool {
-        let Some(partition) = self.partitions.get_mut(key) else { return false };
+    /// Records of one life are done. How many of them count: none, if that life is over.
+    pub(crate) fn done(&mut self, key: &TopicPartition, life: Life, offsets: &[i64]) -> usize {
+        let Some(partition) = self.partitions.get_mut(key) else { return 0 };
         let position = partition.position().map(Position::mark);
-        partition.account.done(life, offset, position)
+        offsets.iter().filter(|offset| partition.account.done(life, **offset, position)).count()
     }
 
     /// One record comes back unhandled.

@@ -54,7 +54,7 @@ const LOOK_AROUND: Duration = Duration::from_secs(1);
 
 impl Ledger for KafkaConsumer {
     fn done(&self, partition: &TopicPartition, life: Life, offsets: &[i64]) -> bool {
-        self.done_all(offsets.iter().map(|offset| (partition, life, *offset))) == offsets.len()
+        self.done_all(partition, life, offsets) == offsets.len()
     }
 
     fn hand_back(&self, partition: &TopicPartition, life: Life, offsets: &[i64]) {

@@ -8,10 +8,10 @@ use std::{
     any::Any,
     collections::VecDeque,
     future::poll_fn,
-    panic::AssertUnwindSafe,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
-    task::Poll,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -194,7 +194,7 @@ impl Lane {
                 let all: Vec<i64> = items.iter().map(|item| item.offset).collect();
                 while !items.is_empty() {
                     let rest = items.split_off(items.len().min(size.records));
-                    let flow = self.batch(call, items).await;
+                    let flow = Box::pin(self.batch(call, items)).await;
                     if !matches!(flow, Ok(Flow::Handled)) {
                         // Those that are done are refused, as they are not out any more.
                         self.tell();
@@ -406,7 +406,7 @@ impl Lane {
             record.traceparent()
         });
         let mut is_started = false;
-        let running = poll_fn(|context| {
+        let mut step = |context: &mut Context<'_>| {
             let _entered = span.enter();
             // The call itself reads the value and runs the closure up to its first await: it may panic as well.
             if !std::mem::replace(&mut is_started, true)
@@ -415,23 +415,42 @@ impl Lane {
                 return Poll::Ready(Err(Failure::Unreadable(unreadable)));
             }
             handler.poll(context).map_err(Failure::Handler)
-        });
-        let outcome = self.guard(running).await.unwrap_or_else(Err);
-        if outcome.is_err() && std::panic::catch_unwind(AssertUnwindSafe(|| handler.clear())).is_err() {
+        };
+        let outcome = match self.route.policy.limit() {
+            // Most handlers do not wait, and need nothing of what waiting takes.
+            None => {
+                let mut first = |context: &mut Context<'_>| catch_unwind(AssertUnwindSafe(|| step(context)));
+                match poll_fn(|context| Poll::Ready(first(context))).await {
+                    Ok(Poll::Ready(outcome)) => {
+                        self.prompt += 1;
+                        outcome
+                    }
+                    // Boxed, as all that is rare in the life of a lane: a lane of one record is moved as it is spawned.
+                    Ok(Poll::Pending) => Box::pin(self.guard(poll_fn(step), true)).await.unwrap_or_else(Err),
+                    Err(panic) => {
+                        self.prompt += 1;
+                        Err(Failure::Panic(text_of(&*panic)))
+                    }
+                }
+            }
+            Some(_) => Box::pin(self.guard(poll_fn(step), false)).await.unwrap_or_else(Err),
+        };
+        if outcome.is_err() && catch_unwind(AssertUnwindSafe(|| handler.clear())).is_err() {
             tracing::error!("what a handler that failed has left behind panicked when it was dropped");
         }
         outcome
     }
 
-    /// Runs a handler to its end, its panic or its deadline. Before it waits, what was done before is told.
-    async fn guard<T>(&mut self, running: impl Future<Output = T>) -> Result<T, Failure> {
+    /// Runs a handler to its end, its panic or its deadline. Before it waits, what was done before is told. `waits`: it was polled
+    /// already, by this task, and waits.
+    async fn guard<T>(&mut self, running: impl Future<Output = T>, waits: bool) -> Result<T, Failure> {
         let running = AssertUnwindSafe(running).catch_unwind();
         let ended = match self.route.policy.limit() {
-            None => self.telling(running).await,
+            None => self.telling(running, waits).await,
             Some(limit) => {
                 let token = self.token.child();
                 let running = token.clone().scope(running);
-                match tokio::time::timeout(limit, self.telling(running)).await {
+                match tokio::time::timeout(limit, self.telling(running, waits)).await {
                     Ok(ended) => ended,
                     Err(_elapsed) => {
                         // A blocking handler is still running, and may look at it.
@@ -444,12 +463,15 @@ impl Lane {
         ended.map_err(|panic| Failure::Panic(text_of(&*panic)))
     }
 
-    async fn telling<T>(&mut self, running: impl Future<Output = T>) -> T {
+    async fn telling<T>(&mut self, running: impl Future<Output = T>, mut waits: bool) -> T {
         let mut running = pin!(running);
         // A handler that does not wait is not timed by itself: two looks at the clock would cost more than it does.
         let mut waits_since = None;
         let ended = poll_fn(|context| {
-            let polled = running.as_mut().poll(context);
+            let polled = match std::mem::take(&mut waits) {
+                true => Poll::Pending,
+                false => running.as_mut().poll(context),
+            };
             if polled.is_pending() && waits_since.is_none() {
                 waits_since = Some(time::now());
                 self.tell();

@@ -55,7 +55,7 @@ impl Lane {
                 || first.record.traceparent().filter(|_| count == 1).map(str::to_owned),
             );
             let running = async { call(given, number)?.await.map_err(BatchFailure::Handler) };
-            let failure = match self.guard(running.instrument(span)).await {
+            let failure = match self.guard(running.instrument(span), false).await {
                 Ok(Ok(())) => {
                     self.finish(items.drain(..));
                     continue;
