@@ -168,6 +168,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn pauses_grow_to_their_maximum_and_are_spread_so_that_clients_do_not_come_back_in_step() {
+        let backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(1000));
+        let mut rng = Rng::new(1);
+        for (failures, middle) in [(0, 100), (1, 200), (3, 800), (4, 1000), (30, 1000)] {
+            let pauses: Vec<_> = (0..500).map(|_| backoff.after(failures, &mut rng).as_millis()).collect();
+            let (least, most) = (*pauses.iter().min().unwrap(), *pauses.iter().max().unwrap());
+            assert!((middle * 80 / 100..=middle * 82 / 100).contains(&least), "{least} of {middle}");
+            assert!((middle * 118 / 100..=middle * 120 / 100).contains(&most), "{most} of {middle}");
+        }
+    }
+
+    #[test]
     fn the_coarse_clock_agrees_with_the_exact_one() {
         let apart = exact_wall_clock_ms() - wall_clock_ms();
         assert!((-60_000..60_000).contains(&apart), "{apart} ms apart");

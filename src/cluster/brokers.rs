@@ -388,7 +388,7 @@ mod tests {
     use dtkafka_testcontainers::{EmbeddedBroker, broker::Network};
 
     use super::*;
-    use crate::{Connecting, KafkaConfig, Transport};
+    use crate::{Connecting, KafkaConfig, Transport, cluster::metadata::Broker};
 
     struct InMemory(Network);
 
@@ -422,6 +422,85 @@ mod tests {
         let second = ask().await;
         assert!(!Arc::ptr_eq(&first, &second), "it was idle for too long");
         assert!(Arc::ptr_eq(&second, &ask().await));
+    }
+
+    /// Lets nobody in, and counts who knocks.
+    #[derive(Default)]
+    struct Closed(AtomicU32);
+
+    impl Transport for Arc<Closed> {
+        fn connect<'a>(&'a self, _host: &'a str, _port: u16) -> Connecting<'a> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async { Err(std::io::ErrorKind::ConnectionRefused.into()) })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_cannot_be_reached_is_dialled_after_growing_pauses() {
+        let closed = Arc::new(Closed::default());
+        let config = KafkaConfig::new()
+            .set_bootstrap_servers("broker:9092")
+            .set_transport(Arc::clone(&closed))
+            .set("reconnect.backoff.ms", 100)
+            .set("reconnect.backoff.max.ms", 1000);
+        let brokers = Brokers::new(Arc::new(config.resolve_client().unwrap()), None).unwrap();
+        let deadline = time::after(Duration::from_secs(10));
+        while time::now() < deadline {
+            // The time stands still but for the pauses.
+            assert!(brokers.connection(-1, Lane::Main, deadline).await.is_err());
+            let dialled = closed.0.load(Ordering::Relaxed);
+            assert!(dialled <= 20, "{dialled} times");
+            if dialled >= 10 {
+                break;
+            }
+        }
+        // 100 + 200 + 400 + 800 + 5 x 1000 ms, less a fifth.
+        assert!(deadline - time::now() <= Duration::from_millis(10_000 - 5200));
+    }
+
+    #[tokio::test]
+    async fn a_broker_that_has_moved_is_asked_at_its_new_address_and_the_old_connections_close() {
+        let broker = EmbeddedBroker::builder().brokers(2).start().await.unwrap();
+        let config = KafkaConfig::new().set_bootstrap_servers(broker.bootstrap_servers());
+        let settings = Arc::new(config.resolve_client().unwrap());
+        let [before, after] = [0, 1].map(|index| settings.bootstrap[index].clone());
+        let brokers = Brokers::new(settings, None).unwrap();
+        let deadline = time::now() + Duration::from_secs(30);
+        brokers.learn_one(1, before.clone());
+        let mut old = Vec::new();
+        for lane in [Lane::Main, Lane::Fetch, Lane::Group] {
+            old.push(brokers.connection(1, lane, deadline).await.unwrap());
+        }
+        brokers.learn_one(1, before);
+        assert!(old.iter().all(|connection| !connection.is_closed()), "it has not moved");
+        brokers.learn_one(1, after);
+        assert!(old.iter().all(|connection| connection.is_closed()));
+        let new = brokers.connection(1, Lane::Main, deadline).await.unwrap();
+        assert!(old.iter().all(|old| !Arc::ptr_eq(old, &new)));
+    }
+
+    #[test]
+    fn the_bootstrap_addresses_stay_candidates_beside_the_brokers_that_are_known() {
+        for (rebootstrap, expected) in [("rebootstrap", vec![1, -1]), ("none", vec![1])] {
+            let config = KafkaConfig::new()
+                .set_bootstrap_servers("bootstrap:9092")
+                .set("metadata.recovery.strategy", rebootstrap);
+            let settings = Arc::new(config.resolve_client().unwrap());
+            let address = Address { host: "one".into(), port: 9092 };
+            let brokers = Brokers::new(settings, None).unwrap();
+            let nobody = Metadata::default();
+            assert_eq!(ids(&brokers, &nobody), [-1]);
+            let mut snapshot = Metadata::default();
+            snapshot.brokers.insert(1, Broker { address, rack: None });
+            brokers.learn(&snapshot);
+            let mut known = ids(&brokers, &snapshot);
+            known.sort_by_key(|id| -id);
+            assert_eq!(known, expected, "{rebootstrap}");
+        }
+    }
+
+    fn ids(brokers: &Brokers, snapshot: &Metadata) -> Vec<i32> {
+        brokers.candidates(snapshot, false).into_iter().map(|candidate| candidate.id).collect()
     }
 
     #[tokio::test]

@@ -221,6 +221,7 @@ async fn set_up(
         without_sasl: settings.sasl.is_none(),
         reauthenticate_by,
         spent: false.into(),
+        silent_since: Mutex::default(),
         retired: false.into(),
         answered: false.into(),
         in_flight: 0.into(),

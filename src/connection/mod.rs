@@ -19,7 +19,7 @@ use std::{
     collections::BTreeMap,
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Poll,
@@ -65,6 +65,8 @@ pub(crate) struct Connection {
     answered: AtomicBool,
     in_flight: AtomicUsize,
     idle_since: Mutex<Instant>,
+    /// The first call that had no answer, since when there was none at all, and the pauses before it.
+    silent_since: Mutex<Option<(Instant, Duration)>>,
 }
 
 /// How often and for how long brokers held this client back, over all its connections.
@@ -146,6 +148,7 @@ impl Connection {
             match tokio::time::timeout_at(until, answer.as_mut()).await {
                 Ok(Ok(answer)) => {
                     self.answered.store(true, Ordering::Relaxed);
+                    *self.silence() = None;
                     self.handle_throttle::<R>(R::throttle_time_ms(&answer));
                     return Ok(answer);
                 }
@@ -153,7 +156,7 @@ impl Connection {
                 Err(_) => {
                     let later = deadline + self.order.paused_in_all().saturating_sub(paused);
                     if !patient || later <= until {
-                        return Err(self.timed_out::<R>(now() - started, patient));
+                        return Err(self.timed_out::<R>(started, paused, patient));
                     }
                     until = later;
                 }
@@ -181,6 +184,7 @@ impl Connection {
     ) -> Result<()> {
         let started = now();
         let _in_flight = self.enter::<R>(started)?;
+        let paused = self.order.paused_before();
         let mut request = pin!(self.channel.request_up_to::<MAX, R>(Box::new(request), None));
         let mut turn = self.order.turn(&self.notices);
         let written = std::future::poll_fn(|cx| match turn.poll_unanswered(cx, request.as_mut()) {
@@ -192,7 +196,7 @@ impl Connection {
         });
         match tokio::time::timeout_at(deadline, written).await {
             Ok(result) => result.map_err(|error| self.call_error::<R>(error)),
-            Err(_) => Err(self.timed_out::<R>(now() - started, self.is_patient(started, deadline))),
+            Err(_) => Err(self.timed_out::<R>(started, paused, self.is_patient(started, deadline))),
         }
     }
 
@@ -350,10 +354,23 @@ impl Connection {
         error
     }
 
-    fn timed_out<R: Api>(&self, waited: Duration, patient: bool) -> Error {
+    fn silence(&self) -> MutexGuard<'_, Option<(Instant, Duration)>> {
+        self.silent_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there was no answer for the whole request time-out, with a call that has begun then and has none now.
+    fn is_silent(&self, started: Instant, paused: Duration) -> bool {
+        let (since, before) = *self.silence().get_or_insert((started, paused));
+        let paused = self.order.paused_in_all().saturating_sub(before);
+        now() - since >= self.request_timeout + paused
+    }
+
+    fn timed_out<R: Api>(&self, started: Instant, paused: Duration, patient: bool) -> Error {
+        let waited = now() - started;
         // A peer that leaves a request unanswered for that long is taken for dead, as Java does. A call with a shorter
-        // deadline of its own proves nothing.
-        if patient {
+        // deadline of its own proves nothing; several, one after the other, do: answers come in order, and behind one that
+        // never comes each of them would wait in vain.
+        if self.is_silent(started, paused) || patient {
             self.spent.store(true, Ordering::Release);
             if self.notices.stalled_since().is_some() {
                 // It does not even read: what waits to be written would be kept for it for ever.

@@ -495,6 +495,44 @@ async fn a_request_unanswered_for_the_whole_request_timeout_closes_the_connectio
 }
 
 #[tokio::test]
+async fn short_calls_that_all_go_unanswered_for_the_request_timeout_close_the_connection() {
+    let (listener, address) = listen().await;
+    let settings = ClientSettings { request_timeout: Duration::from_millis(400), ..settings() };
+    let client = async {
+        let connection = dial(&address, &settings).await.unwrap();
+        let beat = |within| connection.call(wire::HeartbeatRequest::default(), now() + within);
+        let short = Duration::from_millis(100);
+        let started = now();
+        while !connection.is_closed() {
+            assert_eq!(beat(short).await.unwrap_err().kind(), ErrorKind::Timeout);
+            assert!(now() - started < Duration::from_secs(60), "it waits behind the first for ever");
+        }
+        assert!(now() - started >= settings.request_timeout, "what is only slow is not given up");
+    };
+    let silence = async {
+        let mut peer = accept(&listener).await;
+        peer.greet().await;
+        while peer.asked().await.is_some() {}
+    };
+    against(silence, client).await;
+}
+
+#[tokio::test]
+async fn an_answer_in_between_begins_the_silence_anew() {
+    let (listener, address) = listen().await;
+    let settings = ClientSettings { request_timeout: Duration::from_secs(3600), ..settings() };
+    let client = async {
+        let connection = dial(&address, &settings).await.unwrap();
+        let beat = |within| connection.call(wire::HeartbeatRequest::default(), now() + within);
+        beat(Duration::from_millis(50)).await.unwrap_err();
+        assert!(connection.silence().is_some());
+        beat(Duration::from_secs(20)).await.unwrap();
+        assert!(connection.silence().is_none());
+    };
+    against(count_heartbeats(&listener, 1), client).await;
+}
+
+#[tokio::test]
 async fn calls_polled_once_in_order_cross_the_wire_in_that_order_and_a_dropped_one_harms_none() {
     let (listener, address) = listen().await;
     let settings = settings();

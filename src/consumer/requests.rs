@@ -4,7 +4,7 @@
 //! not answer.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -31,8 +31,8 @@ use crate::{
         Answer, Beat, BeatAnswer, IdPartition, Identity, Request,
         assignor::{GroupMember, Strategy},
         wire::{
-            MemberSubscription, decode_generation, decode_sticky, decode_subscription, encode_generation,
-            encode_sticky, encode_subscription,
+            MemberSubscription, decode_assignment, decode_generation, decode_sticky, decode_subscription,
+            encode_generation, encode_sticky, encode_subscription,
         },
     },
     record::TopicPartition,
@@ -561,6 +561,23 @@ async fn to_coordinator<R: Api>(
         connection.end();
     }
     noted(shared, broker, answer.map_err(|error| error.with_broker(broker)))
+}
+
+/// Every partition that a member of the group has, as the coordinator knows it.
+pub(super) async fn assigned(shared: &Shared, deadline: Instant) -> Result<BTreeSet<TopicPartition>> {
+    let groups = vec![kafka_string(group_id(shared)?)];
+    let request = wire::DescribeGroupsRequest { groups, ..Default::default() };
+    let answer = to_coordinator(shared, Lane::Main, request, deadline).await?;
+    let missing = || Error::protocol("an answer without the group asked for").with_api("DescribeGroups");
+    let group = answer.groups.into_iter().next().ok_or_else(missing)?;
+    if group.error_code != 0 {
+        return Err(Error::from_code("DescribeGroups", group.error_code));
+    }
+    let mut partitions = BTreeSet::new();
+    for member in group.members {
+        partitions.extend(decode_assignment(&member.member_assignment)?);
+    }
+    Ok(partitions)
 }
 
 /// A coordinator that cannot be reached may have moved.

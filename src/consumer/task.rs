@@ -3,7 +3,7 @@
 //! It decides nothing. All I/O of the consumer happens here, but for the look-ups that a user's call makes and waits for.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::Ordering},
 };
 
@@ -114,8 +114,11 @@ fn start(shared: &Arc<Shared>, action: Action, work: &Flights<Event>) {
         Action::Group { token, request, deadline } => work.push(Box::pin(async move {
             Event::Group(token, requests::group(&shared, request, deadline).await)
         })),
-        Action::Plan { token, assignor, members, deadline } => work.push(Box::pin(async move {
-            let (counts, plan) = plan(&shared, &assignor, &members, deadline).await;
+        Action::Plan { token, assignor, members, keeps, deadline } => work.push(Box::pin(async move {
+            let (mut counts, plan) = plan(&shared, &assignor, &members, deadline).await;
+            if keeps {
+                count_covered(&shared, &mut counts, deadline).await;
+            }
             Event::Plan(token, assignor, counts, plan)
         })),
         Action::Commit(commit) => work.push(Box::pin(async move {
@@ -187,6 +190,30 @@ async fn plan(
     let racks = racks(&metadata, counts.keys());
     let plan = assignor.assign(&GroupInfo::new(members, &counts).with_racks(&racks));
     (counts, plan)
+}
+
+/// The partitions of each topic that the assignment covers which the coordinator has kept: topics may have grown while nobody
+/// led the group, and no plan would ever be made with that.
+async fn count_covered(shared: &Shared, counts: &mut BTreeMap<Arc<str>, i32>, deadline: Instant) {
+    let deadline = deadline.min(time::now() + PLAN_PATIENCE);
+    let covered = loop {
+        match requests::assigned(shared, deadline).await {
+            Err(error) if error.is_retriable() && time::now() < deadline => {
+                tokio::time::sleep(shared.cluster.settings().retry_backoff).await;
+            }
+            Ok(assigned) => break assigned,
+            // Who may not ask goes by what there is now, as Java does.
+            Err(error) if !error.is_retriable() => {
+                tracing::debug!(%error, "what the group's assignment covers is not known");
+                return;
+            }
+            // Not known in time: a new plan is sure to cover all.
+            Err(_) => break BTreeSet::new(),
+        }
+    };
+    for (topic, count) in counts {
+        *count = covered.iter().filter(|key| key.topic == *topic).count() as i32;
+    }
 }
 
 /// Where the replicas of these topics are, also those that are out of sync: they may be back before the next rebalance.

@@ -551,6 +551,62 @@ async fn a_position_that_was_only_looked_up_is_committed_so_that_the_next_member
 }
 
 #[tokio::test]
+async fn the_place_of_a_seek_is_committed_by_the_close_forwards_and_backwards() {
+    let bench = Bench::embedded(1).await;
+    bench.topic("t", 1).await;
+    bench.produce("t", 1, 0, 10).await;
+    for place in [7, 3] {
+        let consumer = bench.consumer(&bench.config().set_enable_auto_commit(true));
+        let partition = TopicPartition::new("t", 0);
+        consumer.subscribe(["t"]).unwrap();
+        joined(&consumer).await;
+        consumer.seek(&partition, place).unwrap();
+        consumer.close(WAIT).await.unwrap();
+        assert_eq!(bench.broker.as_ref().unwrap().committed("group", "t", 0), Some(place));
+    }
+}
+
+#[tokio::test]
+async fn a_coordinator_that_cannot_be_reached_any_more_is_looked_for_again() {
+    let bench = Bench::embedded(2).await;
+    bench.topic("t", 1).await;
+    let control = bench.control();
+    control.move_leader("t", 0, 1).unwrap();
+    control.move_coordinator("group", 2).unwrap();
+    let consumer = bench.consumer(&bench.config());
+    let partition = TopicPartition::new("t", 0);
+    consumer.assign([partition.clone()]).unwrap();
+    consumer.commit_offsets([(partition.clone(), 5)]).await.unwrap();
+    control.stop_broker(2).unwrap();
+    let committed = consumer.committed([partition.clone()]).await.unwrap();
+    assert_eq!(committed[&partition].as_ref().map(|committed| committed.offset), Some(5));
+    consumer.commit_offsets([(partition.clone(), 6)]).await.unwrap();
+    assert_eq!(bench.broker.as_ref().unwrap().committed("group", "t", 0), Some(6));
+}
+
+#[tokio::test]
+async fn a_static_leader_that_comes_back_reads_what_its_topics_have_grown_by_meanwhile() {
+    for assignor in ["range", "sticky", "cooperative-sticky"] {
+        let bench = Bench::embedded(1).await;
+        bench.topic("t", 1).await;
+        bench.produce("t", 1, 0, 10).await;
+        let config =
+            bench.config().set("group.instance.id", "one").set("partition.assignment.strategy", assignor);
+        let first = bench.consumer(&config);
+        first.subscribe(["t"]).unwrap();
+        read(&first, 10).await;
+        // It stays in the group, and leads it.
+        first.close(WAIT).await.unwrap();
+        bench.broker.as_ref().unwrap().grow_topic("t", 3).unwrap();
+        bench.produce("t", 3, 10, 30).await;
+        let second = bench.consumer(&config);
+        second.subscribe(["t"]).unwrap();
+        assert_eq!(read(&second, 40).await.len(), 40, "{assignor}");
+        second.close(WAIT).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn the_place_of_a_seek_to_the_end_is_committed_by_the_close() {
     let bench = Bench::embedded(1).await;
     bench.topic("t", 1).await;

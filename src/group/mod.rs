@@ -58,7 +58,8 @@ pub(crate) enum Action {
     /// The coordinator that was asked is not it any more: look it up again before the next request.
     ForgetCoordinator,
     /// As leader: deal out the partitions; the result goes to `handle_plan` with the same token.
-    Plan { token: Token, assignor: Strategy, members: Vec<GroupMember> },
+    /// Where `keeps`, the coordinator's assignment stands: the counts are then those that it covers.
+    Plan { token: Token, assignor: Strategy, members: Vec<GroupMember>, keeps: bool },
     /// Stop handing out records of these partitions, commit what is done, release them; then `handle_revoked` with the
     /// same token.
     Revoke { token: Token, partitions: Vec<TopicPartition> },

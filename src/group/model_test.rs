@@ -502,7 +502,7 @@ impl World {
                     self.after(delay, Event::Request(who, token, request));
                 }
             }
-            Action::Plan { token, assignor, members } => {
+            Action::Plan { token, assignor, members, .. } => {
                 let counts: BTreeMap<Arc<str>, i32> = [(Arc::from("t"), PARTITIONS)].into();
                 let plan = assignor.assign(&GroupInfo::new(&members, &counts));
                 assert_eq!(assignor, self.coordinator.assignor);

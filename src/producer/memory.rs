@@ -92,6 +92,7 @@ impl Memory {
 
     pub(crate) fn give_back(&self, bytes: usize) {
         self.free.add_permits(self.clamp(bytes) as usize);
+        debug_assert!(self.free.available_permits() <= self.total, "memory was given back twice");
     }
 
     /// Whether a sender waits: then every batch is sent as it is.

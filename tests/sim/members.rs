@@ -8,8 +8,8 @@ use std::{
 };
 
 use dtkafka::{
-    Consumer, ConsumerRecord, ErrorPolicy, HandlerResult, KafkaConsumer, KafkaInstance, Message, RecordRef,
-    TopicPartition,
+    Consumer, ConsumerRecord, ConsumerRecords, ErrorPolicy, HandlerResult, KafkaConsumer, KafkaInstance,
+    Message, RecordRef, TopicPartition,
 };
 use futures_util::{FutureExt, StreamExt};
 use tokio::time::Instant;
@@ -240,6 +240,15 @@ impl Life<'_> {
         (place, offset)
     }
 
+    /// What comes again takes the place of what came before: a commit of that would be the user's own step back.
+    fn take(&self, records: &ConsumerRecords, pending: &mut Vec<(Place, i64)>) {
+        for record in records.records() {
+            let (place, offset) = self.handed_out(&record);
+            pending.retain(|(other, later)| *other != place || *later < offset);
+            pending.push((place, offset));
+        }
+    }
+
     async fn poll(&self, consumer: &KafkaConsumer, pending: &mut Vec<(Place, i64)>, rng: &mut Rng) {
         let timeout = *rng.pick(&[0, 10, 500, 3000]);
         let timeout = Duration::from_millis(timeout);
@@ -251,13 +260,11 @@ impl Life<'_> {
             // Dropped in the middle: it must lose nothing.
             let early = tokio::time::timeout(rng.millis(0, 300), consumer.poll(timeout)).await;
             if let Ok(Ok(records)) = early {
-                pending.extend(records.records().map(|record| self.handed_out(&record)));
+                self.take(&records, pending);
             }
         } else {
             match self.history().bounded("poll", timeout, consumer.poll(timeout)).await {
-                Some(Ok(records)) => {
-                    pending.extend(records.records().map(|record| self.handed_out(&record)));
-                }
+                Some(Ok(records)) => self.take(&records, pending),
                 Some(Err(error)) => {
                     self.history().note(format!("{} poll: {error}", self.who));
                     tokio::time::sleep(Duration::from_millis(200)).await;

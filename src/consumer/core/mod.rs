@@ -73,6 +73,7 @@ pub(crate) enum Action {
         token: Token,
         assignor: Strategy,
         members: Vec<GroupMember>,
+        keeps: bool,
         deadline: Instant,
     },
     Commit(CommitAction),

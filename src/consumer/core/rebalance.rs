@@ -129,9 +129,9 @@ impl Core {
                     self.actions.push_back(Action::Group { token, request, deadline });
                 }
                 group::Action::ForgetCoordinator => self.actions.push_back(Action::ForgetCoordinator),
-                group::Action::Plan { token, assignor, members } => {
+                group::Action::Plan { token, assignor, members, keeps } => {
                     let deadline = now + self.settings.session_timeout / 2;
-                    self.actions.push_back(Action::Plan { token, assignor, members, deadline });
+                    self.actions.push_back(Action::Plan { token, assignor, members, keeps, deadline });
                 }
                 group::Action::Revoke { token, partitions } => self.begin_revocation(now, token, partitions),
                 group::Action::Lost { partitions } => self.on_lost(now, &partitions),

@@ -34,7 +34,7 @@ impl Member {
         }
     }
 
-    /// The leader's plan is ready. `counts` are what it was made with.
+    /// The leader's plan is ready. `counts` are what it was made with, or what the assignment that stands covers.
     pub(crate) fn handle_plan(
         &mut self,
         now: Instant,
@@ -116,7 +116,7 @@ impl Member {
             Some(members) => {
                 let token = self.tokens.next();
                 self.state = State::Planning { generation, token, keeps: skip_assignment };
-                self.actions.push_back(Action::Plan { token, assignor, members });
+                self.actions.push_back(Action::Plan { token, assignor, members, keeps: skip_assignment });
             }
             None => self.sync(now, generation, assignor, Vec::new()),
         }

@@ -182,7 +182,8 @@ fn the_leader_plans_and_its_plan_is_synced() {
     bench.poll();
     let (token, _) = bench.joins();
     bench.join_answer(token, 7, "me");
-    let Some(Action::Plan { token, assignor: Strategy::Range, members }) = bench.member.poll_action() else {
+    let Some(Action::Plan { token, assignor: Strategy::Range, members, .. }) = bench.member.poll_action()
+    else {
         panic!("the leader does not plan")
     };
     let counts: BTreeMap<Arc<str>, i32> = [(Arc::from("t"), 2)].into();
@@ -624,7 +625,7 @@ fn returned(counts: i32, kept: &[i32]) -> Bench {
             skip_assignment: true,
         },
     );
-    let Some(Action::Plan { token, assignor, members }) = bench.member.poll_action() else {
+    let Some(Action::Plan { token, assignor, members, .. }) = bench.member.poll_action() else {
         panic!("no plan")
     };
     let counts: BTreeMap<Arc<str>, i32> = [(Arc::from("t"), counts)].into();
