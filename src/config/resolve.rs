@@ -20,6 +20,7 @@ use super::{
     url::{self, KafkaUrl},
 };
 use crate::{
+    connection::KeptMemory,
     error::{Error, ErrorKind, Result},
     group::assignor::{OwnAssignor, Strategy},
     producer::Plugins,
@@ -207,6 +208,7 @@ impl KafkaConfig {
             allow_auto_create_topics: all.flag("allow.auto.create.topics"),
             receive_message_max_bytes: usize::try_from(largest).unwrap_or(usize::MAX),
             receive_other_max_bytes: usize::try_from(largest_other).unwrap_or(usize::MAX),
+            kept: KeptMemory::default(),
             route: self.route.clone(),
             environment: self.environment.clone(),
         }

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use super::{iso8601, secrecy, value::SettingValue};
 use crate::{
-    connection::transport::Route,
+    connection::{KeptMemory, transport::Route},
     error::{Error, ErrorKind},
     group::assignor::Strategy,
     producer::Plugins,
@@ -150,6 +150,8 @@ pub(crate) struct ClientSettings {
     pub(crate) receive_message_max_bytes: usize,
     /// Of any other request.
     pub(crate) receive_other_max_bytes: usize,
+    /// What connections keep of the memory of answers.
+    pub(crate) kept: KeptMemory,
     /// How streams to brokers are opened.
     pub(crate) route: Route,
     /// Where randomness and wall clock come from.

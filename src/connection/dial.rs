@@ -196,6 +196,7 @@ async fn set_up(
     // Whoever answers is not known yet.
     let small = limits.other.min(SETUP_MAX_ANSWER);
     let (stream, notices) = Stream::new(io, Limits { fetch: small, other: small });
+    let stream = stream.with_kept(&settings.kept);
     let mut channel = Channel::new(stream, limits.fetch.max(limits.other), Arc::clone(&settings.client_id));
     let (versions, features) =
         ask_versions(&mut channel, &notices, settings, versions_version, deadline).await?;

@@ -28,7 +28,6 @@ use std::{
 
 #[cfg(any(test, feature = "unstable-fuzzing"))]
 pub(crate) use self::sasl::fuzz as fuzz_scram;
-pub(crate) use self::tls::Tls;
 #[cfg(all(feature = "tls", any(test, feature = "unstable-fuzzing")))]
 pub(crate) use self::tls::fuzz as fuzz_pem;
 use self::{
@@ -37,6 +36,7 @@ use self::{
     order::Order,
     throttle::Told,
 };
+pub(crate) use self::{tls::Tls, whole::KeptMemory};
 use crate::{
     config::settings::{Address, ClientSettings},
     error::{Error, ErrorKind, Result},

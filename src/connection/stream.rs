@@ -22,7 +22,7 @@ use super::{
     notices::{Fault, Limits, Notices},
     tls::is_refusal,
     transport::TransportStream,
-    whole::{Buffers, Filling, Slot},
+    whole::{Buffers, Filling, KeptMemory, Slot},
 };
 
 /// A request that waits for its answer.
@@ -101,6 +101,12 @@ impl Stream {
             stalled: false,
         };
         (stream, notices)
+    }
+
+    /// What it keeps of the memory of answers counts there.
+    pub(crate) fn with_kept(mut self, all: &KeptMemory) -> Self {
+        self.buffers = Buffers::within(all.clone());
+        self
     }
 
     fn io(&mut self) -> io::Result<&mut Box<dyn TransportStream>> {

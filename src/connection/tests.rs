@@ -37,6 +37,7 @@ fn settings() -> ClientSettings {
         allow_auto_create_topics: true,
         receive_message_max_bytes: 1 << 20,
         receive_other_max_bytes: 1 << 20,
+        kept: KeptMemory::default(),
         route: Route::default(),
         environment: Environment::default(),
     }

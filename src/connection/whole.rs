@@ -3,13 +3,17 @@
 //! The messenger would zero as many bytes as an answer announces before it reads the first, and take fresh memory for each:
 //! a tenth of the CPU of consuming small records. Here an answer is read into memory that an earlier one has left, once
 //! nobody holds a record of that any more. Nothing is reserved by an announced length alone: no more than twice what has really
-//! come, in this answer or an earlier one of the connection. Never looks at what it reads.
+//! come, in this answer or an earlier one of the connection. What all connections of a client keep is bounded, since it is
+//! outside of what a consumer counts. Never looks at what it reads.
 
 use std::{
     collections::VecDeque,
     io,
     pin::pin,
-    sync::{Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -35,9 +39,38 @@ const SMALL: usize = 64 * 1024;
 /// One that is being handed out, one that waits and one that is read.
 const KEPT: usize = 3;
 
+/// What all connections of a client keep together, in bytes: those of many brokers may each be read from.
+const KEPT_IN_ALL: usize = 32 << 20;
+
+/// How much the connections of a client keep.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct KeptMemory(Arc<AtomicUsize>);
+
+impl KeptMemory {
+    /// Room for so much more, if there is any; given back when it is dropped.
+    fn take(&self, bytes: usize) -> Option<Share> {
+        let add = |kept: usize| kept.checked_add(bytes).filter(|kept| *kept <= KEPT_IN_ALL);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
+        Some(Share { of: self.clone(), bytes })
+    }
+}
+
+/// A part of what is kept.
+struct Share {
+    of: KeptMemory,
+    bytes: usize,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.of.0.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 /// The memory of earlier answers of one connection.
 #[derive(Default)]
 pub(super) struct Buffers {
+    all: KeptMemory,
     /// The oldest first.
     kept: VecDeque<Kept>,
     /// The longest answer that came whole.
@@ -47,16 +80,21 @@ pub(super) struct Buffers {
 /// An answer whose memory is taken again when its records are gone.
 struct Kept {
     answer: Bytes,
-    capacity: usize,
+    share: Share,
 }
 
 impl Buffers {
+    /// Those of a connection of a client whose connections keep so much.
+    pub(super) fn within(all: KeptMemory) -> Self {
+        Self { all, ..Self::default() }
+    }
+
     /// Begins an answer of this length.
     pub(super) fn begin(&mut self, id: i32, length: usize, slot: Weak<Slot>) -> Filling {
         // A few records must not hold the memory of many.
         let fits = |capacity| length > SMALL && (length..=length.saturating_mul(2)).contains(&capacity);
         let is_free = |kept: &Kept| kept.answer.is_unique();
-        let fitting = self.kept.iter().position(|kept| is_free(kept) && fits(kept.capacity));
+        let fitting = self.kept.iter().position(|kept| is_free(kept) && fits(kept.share.bytes));
         // What does not fit is given back piece by piece, also by the small answers that come when there is little to read.
         let place = fitting.or_else(|| self.kept.iter().position(is_free));
         let free = place.and_then(|place| self.kept.remove(place)).filter(|_| fitting.is_some());
@@ -82,7 +120,9 @@ impl Buffers {
             if self.kept.len() == KEPT {
                 self.kept.pop_front();
             }
-            self.kept.push_back(Kept { answer: answer.clone(), capacity });
+            if let Some(share) = self.all.take(capacity) {
+                self.kept.push_back(Kept { answer: answer.clone(), share });
+            }
         }
         // Else nobody waits for it any more.
         if let Some(slot) = slot.upgrade() {
@@ -175,11 +215,37 @@ mod tests {
     }
 
     #[test]
+    fn what_all_connections_of_a_client_keep_is_bounded_and_given_back_with_them() {
+        const LENGTH: usize = 4 << 20;
+        let all = KeptMemory::default();
+        let kept = || all.0.load(Ordering::Relaxed);
+        let mut connections: Vec<_> = (0..20).map(|_| Buffers::within(all.clone())).collect();
+        let most =
+            |connections: &[Buffers]| connections.iter().map(|buffers| buffers.kept.len()).sum::<usize>();
+        for _ in 0..KEPT {
+            for buffers in &mut connections {
+                // Those that are not kept are whole all the same.
+                assert_eq!(fill(buffers, LENGTH, 7), vec![7; LENGTH]);
+            }
+        }
+        assert!((KEPT_IN_ALL - LENGTH..=KEPT_IN_ALL).contains(&kept()), "{}", kept());
+        assert_eq!(most(&connections), KEPT_IN_ALL / LENGTH);
+        connections.truncate(1);
+        assert_eq!(kept(), most(&connections) * LENGTH);
+        // There is room for another one's again.
+        let mut other = Buffers::within(all.clone());
+        fill(&mut other, LENGTH, 8);
+        assert_eq!(other.kept.len(), 1);
+        drop((connections, other));
+        assert_eq!(kept(), 0);
+    }
+
+    #[test]
     fn a_few_records_do_not_hold_the_memory_of_many() {
         let mut buffers = Buffers::default();
         fill(&mut buffers, 1_000_000, 1);
         assert!(Vec::from(fill(&mut buffers, 400_000, 2)).capacity() < 1_000_000);
-        let capacity = |buffers: &Buffers| buffers.kept.iter().map(|kept| kept.capacity).max();
+        let capacity = |buffers: &Buffers| buffers.kept.iter().map(|kept| kept.share.bytes).max();
         assert!(capacity(&buffers) < Some(1_000_000), "{:?}", capacity(&buffers));
     }
 
