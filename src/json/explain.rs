@@ -128,10 +128,18 @@ fn one_of(names: &[&str]) -> String {
     }
 }
 
+/// 2^63, which no `i64` holds.
+const TOO_LARGE: f64 = 9_223_372_036_854_775_808.0;
+
 fn kind(found: &Unexpected<'_>) -> &'static str {
     match found {
         Unexpected::Bool(_) => "a boolean",
         Unexpected::Unsigned(_) | Unexpected::Signed(_) => "a number",
+        // Whole numbers too large for 64 bits are read as these, as is what is written with a fraction or an exponent.
+        Unexpected::Float(value) if value.fract() == 0.0 && value.abs() >= TOO_LARGE => {
+            "a number out of its range"
+        }
+        Unexpected::Float(value) if value.fract() == 0.0 => "a number with a point or an exponent",
         Unexpected::Float(_) => "a number with a fraction",
         Unexpected::Char(_) | Unexpected::Str(_) | Unexpected::Bytes(_) => "a string",
         Unexpected::Unit | Unexpected::Option => "null",
@@ -168,12 +176,26 @@ impl<'de> Reader<'de, '_> {
                 (None, None, value) => visitor.visit_f64(value.unwrap_or(f64::MAX)),
             },
             Value::String(text) => visitor.visit_borrowed_str(text),
-            Value::Array(values) => visitor.visit_seq(Elements { values: values.iter(), path, index: 0 }),
+            Value::Array(values) => {
+                let mut elements = Elements { values: values.iter(), path, index: 0 };
+                visitor.visit_seq(&mut elements).and_then(|read| match elements.index {
+                    count if count == values.len() => Ok(read),
+                    count => Err(Mismatch::new(format!("expected {count} elements, found {}", values.len()))),
+                })
+            }
             Value::Object(entries) => {
                 visitor.visit_map(Entries { entries: entries.iter(), path, fields, value: None })
             }
         };
         read.map_err(|mismatch| mismatch.at(path))
+    }
+}
+
+impl Reader<'_, '_> {
+    /// A whole number of more than 64 bits, of which only about this much is known.
+    fn wide(&self) -> Option<f64> {
+        let Value::Number(number) = self.value else { return None };
+        number.as_f64().filter(|number| number.fract() == 0.0 && number.abs() >= TOO_LARGE)
     }
 }
 
@@ -218,6 +240,20 @@ impl<'de> Deserializer<'de> for Reader<'de, '_> {
         self.deserialize_bytes(visitor)
     }
 
+    fn deserialize_i128<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Mismatch> {
+        match self.wide() {
+            Some(number) => visitor.visit_i128(number as i128),
+            None => self.read(visitor, &[]),
+        }
+    }
+
+    fn deserialize_u128<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Mismatch> {
+        match self.wide() {
+            Some(number) if number > 0.0 => visitor.visit_u128(number as u128),
+            _ => self.read(visitor, &[]),
+        }
+    }
+
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         _name: &'static str,
@@ -247,7 +283,7 @@ impl<'de> Deserializer<'de> for Reader<'de, '_> {
     }
 
     forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string unit unit_struct seq tuple
+        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string unit unit_struct seq tuple
         tuple_struct map identifier
     }
 }
@@ -510,6 +546,15 @@ mod tests {
             (r#"{"id": "hunter2", "items": []}"#, "at id: expected u64, found a string"),
             (r#"{"id": -1, "items": []}"#, "at id: expected u64, found a number out of its range"),
             (r#"{"id": 1.5, "items": []}"#, "at id: expected u64, found a number with a fraction"),
+            (
+                r#"{"id": 18446744073709551616, "items": []}"#,
+                "at id: expected u64, found a number out of its range",
+            ),
+            (r#"{"id": -1e30, "items": []}"#, "at id: expected u64, found a number out of its range"),
+            (
+                r#"{"id": 1e3, "items": []}"#,
+                "at id: expected u64, found a number with a point or an exponent",
+            ),
             (r#"{"id": 1, "items": {}}"#, "at items: expected a sequence, found an object"),
             (r#"{"id": 1}"#, "missing field `items`"),
             (
@@ -572,6 +617,75 @@ mod tests {
         assert!(explained::<State>(r#"{"Open": null, "Paid": null}"#).contains("its only key"));
         assert!(explained::<State>("17").contains("found a number"));
         assert!(explained::<BTreeMap<bool, u8>>(r#"{"maybe": 1}"#).contains("a boolean"));
+    }
+
+    #[test]
+    fn a_number_of_128_bits_is_not_blamed_for_what_is_wrong_behind_it() {
+        #[derive(Debug, Deserialize)]
+        #[expect(dead_code, reason = "only read")]
+        struct Wide {
+            signed: i128,
+            unsigned: u128,
+            id: u8,
+        }
+        let (signed, unsigned) = (i128::MIN, u128::MAX);
+        let text =
+            explained::<Wide>(&format!(r#"{{"signed": {signed}, "unsigned": {unsigned}, "id": "a"}}"#));
+        assert_eq!(text, "at id: expected u8, found a string");
+    }
+
+    #[test]
+    fn whatever_the_form_of_an_enum_or_of_a_key_no_value_is_shown() {
+        #[derive(Debug, Deserialize)]
+        #[serde(tag = "type", deny_unknown_fields)]
+        #[expect(dead_code, reason = "only read")]
+        enum Tagged {
+            Card { number: u64 },
+        }
+        #[derive(Debug, Deserialize)]
+        #[serde(tag = "t", content = "c")]
+        #[expect(dead_code, reason = "only read")]
+        enum Adjacent {
+            Card(u64),
+        }
+        #[derive(Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+        enum Name {
+            Ann,
+        }
+        #[derive(Debug, Deserialize)]
+        #[expect(dead_code, reason = "only read")]
+        struct Flat {
+            id: u8,
+            #[serde(flatten)]
+            rest: Rest,
+        }
+        #[derive(Debug, Deserialize)]
+        #[expect(dead_code, reason = "only read")]
+        struct Rest {
+            price: f64,
+        }
+        for text in [
+            explained::<Tagged>(r#"{"type": "hunter2"}"#),
+            explained::<Tagged>(r#"{"type": "Card", "number": "hunter2"}"#),
+            explained::<Tagged>(r#"{"type": "Card", "number": 1, "my hunter2": 2}"#),
+            explained::<Tagged>(r#"{"number": "hunter2"}"#),
+            explained::<Adjacent>(r#"{"t": "hunter2", "c": 1}"#),
+            explained::<Adjacent>(r#"{"t": "Card", "c": "hunter2"}"#),
+            explained::<BTreeMap<Name, u8>>(r#"{"hunter2": 1}"#),
+            explained::<BTreeMap<char, u8>>(r#"{"hunter2": 1}"#),
+            explained::<BTreeMap<u8, u8>>(r#"{"hunter2": 1}"#),
+            explained::<Flat>(r#"{"id": 1, "price": "hunter2"}"#),
+            explained::<Flat>(r#"{"id": "hunter2", "price": 1}"#),
+            explained::<(u8, bool)>(r#"[1, "hunter2"]"#),
+            explained::<[u8; 2]>(r#"[1, 2, "hunter2"]"#),
+            explained::<char>(r#""hunter2""#),
+            explained::<std::net::IpAddr>(r#""hunter2""#),
+            explained::<std::num::NonZeroU8>("0"),
+            explained::<std::time::Duration>(r#"{"secs": "hunter2", "nanos": 0}"#),
+        ] {
+            assert!(!text.contains("hunter2") && !text.is_empty(), "{text}");
+            assert!(!text.starts_with("another type of value"), "{text}");
+        }
     }
 
     #[test]
