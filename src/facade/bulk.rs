@@ -1,7 +1,7 @@
 //! [`BulkLoad`]: many records in a row, and how far it has got. Nothing is allocated per record beyond its place in the queue of
 //! open deliveries, which is bounded; what bounds the bytes is the producer's `buffer.memory`.
 
-use std::{collections::VecDeque, fmt, time::Duration};
+use std::{collections::VecDeque, fmt, pin::pin, time::Duration};
 
 use futures_core::Stream;
 use futures_util::FutureExt as _;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{Place, log};
 use crate::{
     error::{Error, ErrorKind},
-    producer::{Delivery, IntoKey, KafkaProducer, Key},
+    producer::{Delivery, IntoKey, KafkaProducer, Key, OutgoingRecord},
     time::{self, Instant},
 };
 
@@ -54,6 +54,8 @@ struct Pending<'k, V> {
     number: u64,
     key: Option<Key<'k>>,
     value: V,
+    /// What interceptors have made of it, who see it once, however long it waits.
+    shown: Option<OutgoingRecord<'static>>,
     /// `max.block.ms` is over then, however often a progress came between.
     until: Instant,
 }
@@ -137,14 +139,15 @@ where
                 tokio::task::yield_now().await;
                 return Some(self.report());
             }
-            let waited = if self.open.len() < OPEN && self.take_next() {
-                self.send_pending(deadline).await
+            let is_time = if self.open.len() < OPEN && self.take_next() {
+                !self.send_pending(deadline).await
             } else if let Some((number, delivery)) = self.open.front_mut() {
                 let number = *number;
                 let outcome = tokio::time::timeout_at(deadline, delivery).await;
-                outcome.map(|outcome| {
+                outcome.map_or(true, |outcome| {
                     self.open.pop_front();
                     self.answered(number, outcome.map(drop));
+                    false
                 })
             } else {
                 self.is_over = true;
@@ -154,7 +157,7 @@ where
                 }
                 return Some(self.report());
             };
-            if waited.is_err() {
+            if is_time {
                 return Some(self.report());
             }
         }
@@ -189,7 +192,7 @@ where
                     let number = self.progress.taken;
                     self.progress.taken += 1;
                     let until = time::after(self.client.max_block());
-                    self.pending = Some(Pending { number, key: key.into_key(), value, until });
+                    self.pending = Some(Pending { number, key: key.into_key(), value, shown: None, until });
                 }
                 None => self.is_drained = true,
             }
@@ -197,23 +200,31 @@ where
         self.pending.is_some()
     }
 
-    /// Sends it, which waits for memory at most until then.
-    async fn send_pending(&mut self, deadline: Instant) -> Result<(), tokio::time::error::Elapsed> {
-        let Some(Pending { number, key, value, until }) = &self.pending else { return Ok(()) };
+    /// Sends it, which waits for memory at most until `deadline`. False if it is still waiting then.
+    async fn send_pending(&mut self, deadline: Instant) -> bool {
+        let Some(Pending { number, key, value, shown, until }) = &mut self.pending else { return true };
         let (number, until) = (*number, *until);
-        let sent = {
-            let mut sending = self.client.send(&self.topic, value).key(key.clone()).into_future();
-            // A timer only for what has to wait.
-            match (&mut sending).now_or_never() {
-                Some(sent) => sent,
-                None => match tokio::time::timeout_at(deadline.min(until), sending).await {
-                    Ok(sent) => sent,
-                    Err(elapsed) if time::now() < until => return Err(elapsed),
-                    Err(_) => Err(self.too_late()),
-                },
+        let limit = deadline.min(until);
+        let sent = match shown {
+            None if self.client.has_interceptors() => match self.client.show(&self.topic, key.clone(), value)
+            {
+                Ok(record) => in_time(self.client.send_shown(shown.insert(record)), limit).await,
+                Err(error) => Some(Err(error)),
+            },
+            None => {
+                in_time(self.client.send(&self.topic, &*value).key(key.clone()).into_future(), limit).await
             }
+            Some(record) => in_time(self.client.send_shown(record), limit).await,
         };
-        self.pending = None;
+        let sent = match sent {
+            Some(sent) => sent,
+            None if time::now() < until => return false,
+            None => Err(self.too_late()),
+        };
+        let sent = match self.pending.take().and_then(|pending| pending.shown) {
+            Some(record) => self.client.watch(&record, sent),
+            None => sent,
+        };
         match sent {
             Ok(delivery) => self.open.push_back((number, delivery)),
             Err(error) => {
@@ -221,7 +232,7 @@ where
                 self.answered(number, Err(error));
             }
         }
-        Ok(())
+        true
     }
 
     /// A record could not be taken within `max.block.ms`.
@@ -260,5 +271,14 @@ where
     fn report(&mut self) -> Progress {
         let failures = std::mem::take(&mut self.progress.failures);
         Progress { failures, ..self.progress.clone() }
+    }
+}
+
+/// A timer only for what has to wait.
+async fn in_time<T>(sending: impl Future<Output = T>, limit: Instant) -> Option<T> {
+    let mut sending = pin!(sending);
+    match (&mut sending).now_or_never() {
+        Some(sent) => Some(sent),
+        None => tokio::time::timeout_at(limit, sending).await.ok(),
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::{Arc, PoisonError, atomic::Ordering};
 
 use super::{
-    Delivery, Shared,
+    Delivery, OutgoingRecord, Shared,
     accumulator::{Appended, Parts},
     memory::Memory,
     partitioner::partition_of,
@@ -88,13 +88,17 @@ impl Shared {
     pub(super) async fn append_intercepted(&self, record: ProducerRecord<'_>) -> Result<Delivery> {
         let interceptors = &self.settings.plugins.interceptors;
         let changed = interceptors.on_send(record);
-        let record = changed.borrowed();
-        let sent = match self.append(&record, &mut 0) {
-            Ok(Attempt::Done(delivery)) => Ok(delivery),
-            Ok(Attempt::Wait(wait)) => self.append_waiting(&record, wait).await,
-            Err(error) => Err(error),
-        };
-        interceptors.watch(record.topic, sent)
+        let sent = self.append_shown(&changed).await;
+        interceptors.watch(changed.topic(), sent)
+    }
+
+    /// Of a record that interceptors have seen, and are still to be told of.
+    pub(super) async fn append_shown(&self, record: &OutgoingRecord<'_>) -> Result<Delivery> {
+        let record = record.borrowed();
+        match self.append(&record, &mut 0)? {
+            Attempt::Done(delivery) => Ok(delivery),
+            Attempt::Wait(wait) => self.append_waiting(&record, wait).await,
+        }
     }
 
     /// The slow road: learns the topic or waits for memory, as often as needed, and looks once for new partitions.
@@ -211,8 +215,13 @@ impl Shared {
 
     pub(super) async fn learn_topic(&self, topic: &str, deadline: Instant) -> Result<()> {
         let name: Arc<str> = topic.into();
-        let metadata =
-            self.cluster.require_topics(std::slice::from_ref(&name), Create::IfAllowed, deadline).await?;
+        let known =
+            self.cluster.require_topics(std::slice::from_ref(&name), Create::IfAllowed, deadline).await;
+        // Of a producer that has ended meanwhile its own end is told.
+        let metadata = known.map_err(|error| match error.kind() {
+            ErrorKind::Closed => self.refusal(),
+            _ => error,
+        })?;
         self.topics.update(&name, &metadata, &self.limits, &self.environment);
         Ok(())
     }

@@ -85,6 +85,17 @@ impl<'a> OutgoingRecord<'a> {
         }
     }
 
+    pub(super) fn into_owned(self) -> OutgoingRecord<'static> {
+        OutgoingRecord {
+            topic: Cow::Owned(self.topic.into_owned()),
+            partition: self.partition,
+            key: self.key.map(|key| Cow::Owned(key.into_owned())),
+            value: self.value.map(|value| Cow::Owned(value.into_owned())),
+            headers: Cow::Owned(self.headers.into_owned()),
+            timestamp: self.timestamp,
+        }
+    }
+
     pub(super) fn borrowed(&self) -> ProducerRecord<'_> {
         ProducerRecord {
             topic: &self.topic,

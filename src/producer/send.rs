@@ -15,7 +15,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    Delivery, KafkaProducer,
+    Delivery, KafkaProducer, OutgoingRecord,
     append::{Attempt, Wait},
     key::{IntoKey, Key},
 };
@@ -92,9 +92,7 @@ impl<'a, V: Serialize + ?Sized> SendJson<'a, V> {
                 return ControlFlow::Continue(draft.take().wait(buffer, None));
             }
             Ok(()) => draft.producer.shared().append(&draft.record(&buffer), &mut 0),
-            Err(cause) => Err(Error::new(ErrorKind::Json, "the value cannot be written as JSON")
-                .with_topic(draft.topic)
-                .with_source(cause)),
+            Err(cause) => Err(unwritable(draft.topic, cause)),
         };
         let sent = match sent {
             Ok(Attempt::Done(delivery)) => Ok(delivery),
@@ -135,6 +133,39 @@ impl<'a> Draft<'a> {
             }
         })
     }
+}
+
+impl KafkaProducer {
+    pub(crate) fn has_interceptors(&self) -> bool {
+        !self.shared().settings.plugins.interceptors.is_empty()
+    }
+
+    /// What interceptors make of a value that is to be sent as JSON, for [`send_shown`](Self::send_shown), which can then be
+    /// called again and again; [`watch`](Self::watch) has them told of the end.
+    pub(crate) fn show<V: Serialize + ?Sized>(
+        &self,
+        topic: &str,
+        key: Option<Key<'_>>,
+        value: &V,
+    ) -> Result<OutgoingRecord<'static>> {
+        let mut buffer = Vec::new();
+        json::write(&mut buffer, value).map_err(|cause| unwritable(topic, cause))?;
+        let mut record = ProducerRecord::new(topic).value(&buffer);
+        record.key = key.as_ref().map(Key::as_bytes);
+        Ok(self.shared().settings.plugins.interceptors.on_send(record).into_owned())
+    }
+
+    pub(crate) async fn send_shown(&self, record: &OutgoingRecord<'_>) -> Result<Delivery> {
+        self.shared().append_shown(record).await
+    }
+
+    pub(crate) fn watch(&self, record: &OutgoingRecord<'_>, sent: Result<Delivery>) -> Result<Delivery> {
+        self.shared().settings.plugins.interceptors.watch(record.topic(), sent)
+    }
+}
+
+fn unwritable(topic: &str, cause: serde_json::Error) -> Error {
+    Error::new(ErrorKind::Json, "the value cannot be written as JSON").with_topic(topic).with_source(cause)
 }
 
 impl<'a, V: Serialize + ?Sized> IntoFuture for SendJson<'a, V> {

@@ -136,6 +136,63 @@ async fn the_facades_producer_and_transactions_have_interceptors_too() {
 }
 
 #[tokio::test]
+async fn interceptors_see_each_record_of_a_bulk_load_once_however_long_it_waits() {
+    let (broker, kafka) = cluster().await;
+    let witness = Witness::default();
+    let settings = |p: dtkafka::ProducerConfig| {
+        p.set("buffer.memory", 8192).set("batch.size", 1024).interceptor(witness.clone())
+    };
+    let producer = Producer::new_with(&kafka, settings).await.unwrap();
+    producer.client().partitions_for(TOPIC).await.unwrap();
+    broker.control().hold(ApiKey::Produce);
+    let value = "x".repeat(300);
+    let mut load =
+        producer.bulk_load(TOPIC, (0..100_u32).map(|key| (key, &value))).every(Duration::from_millis(10));
+    // Memory is full, and the next record waits through many a progress.
+    let mut last = load.next().await.unwrap();
+    for _ in 0..10 {
+        last = load.next().await.unwrap();
+    }
+    assert!(last.taken < 100 && last.delivered == 0, "{last}");
+    assert_eq!(*witness.sent.lock().unwrap() as u64, last.taken);
+    broker.control().release(ApiKey::Produce);
+    let last = load.finish().await;
+    assert_eq!((last.delivered, last.failed), (100, 0));
+    assert_eq!((*witness.sent.lock().unwrap(), witness.told().len()), (100, 100));
+    producer.close().await.unwrap();
+    for partition in 0..3 {
+        let records = broker.records(TOPIC, partition).unwrap();
+        assert!(records.iter().all(|record| record.headers.len() == 1), "shown once each");
+    }
+}
+
+#[tokio::test]
+async fn interceptors_hear_of_a_bulk_record_that_was_not_taken_in_time() {
+    let (broker, kafka) = cluster().await;
+    let witness = Witness::default();
+    let settings = |p: dtkafka::ProducerConfig| {
+        p.set("buffer.memory", 4096).set("max.block.ms", 100).interceptor(witness.clone())
+    };
+    let producer = Producer::new_with(&kafka, settings).await.unwrap();
+    producer.client().partitions_for(TOPIC).await.unwrap();
+    broker.control().hold(ApiKey::Produce);
+    let value = "x".repeat(3000);
+    let mut load =
+        producer.bulk_load(TOPIC, (0..2_u32).map(|key| (key, &value))).every(Duration::from_millis(10));
+    let mut failures = Vec::new();
+    while failures.is_empty() {
+        failures.extend(load.next().await.unwrap().failures);
+    }
+    // However many progresses came between: each of them is shorter than max.block.ms.
+    assert_eq!((failures[0].0, failures[0].1.kind()), (1, ErrorKind::Timeout), "{}", failures[0].1);
+    assert_eq!(witness.told(), [Err(ErrorKind::Timeout)]);
+    broker.control().release(ApiKey::Produce);
+    let last = load.finish().await;
+    assert_eq!((last.delivered, last.failed), (1, 1));
+    producer.close().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_partitioner_of_ones_own_decides_for_records_that_name_no_partition() {
     let (broker, kafka) = cluster().await;
     let by_value = |topic: &str, _: Option<&[u8]>, value: Option<&[u8]>, partitions: Partitions<'_>| {
