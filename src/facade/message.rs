@@ -215,6 +215,9 @@ impl<'a, T> IntoIterator for &'a Batch<T> {
 /// The message of a [`Batch`] at which its handler failed: those before it are done, it and those behind it are not.
 #[derive(Debug)]
 pub struct FailedAt {
+    /// Of the message's first place: in a retry topic those of several partitions wait beside each other.
+    pub(super) topic: Arc<str>,
+    pub(super) partition: i32,
     pub(super) offset: i64,
     pub(super) cause: super::HandlerError,
 }
@@ -222,7 +225,8 @@ pub struct FailedAt {
 impl FailedAt {
     /// The handler failed at this message.
     pub fn new<T>(message: &Message<T>, cause: impl Into<super::HandlerError>) -> Self {
-        Self { offset: message.offset, cause: cause.into() }
+        let Message { topic, partition, offset, .. } = message;
+        Self { topic: Arc::clone(topic), partition: *partition, offset: *offset, cause: cause.into() }
     }
 }
 

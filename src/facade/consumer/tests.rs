@@ -88,10 +88,20 @@ async fn run_with(
     records: Vec<ConsumerRecord>,
     token: CancellationToken,
 ) -> Ended {
+    run_of(consumer, "orders", book, records, token).await
+}
+
+async fn run_of(
+    consumer: &Consumer,
+    topic: &str,
+    book: &Arc<Book>,
+    records: Vec<ConsumerRecord>,
+    token: CancellationToken,
+) -> Ended {
     let life = crate::consumer::acknowledge::Life::of_tests();
     let bounds = Bounds { runs: 1, records: 100, bytes: 1 << 20, span: 1000 };
     let mut lanes = Lanes::new(Ordering::Partition, bounds);
-    let partition = TopicPartition::new("orders", 0);
+    let partition = TopicPartition::new(topic, 0);
     for record in records {
         lanes.push(time::now(), &partition, life, Chunk::One(Box::new(record)), None).unwrap();
     }
@@ -104,7 +114,7 @@ async fn run_with(
         stride: lane::stride(),
         environment: Environment::default(),
     };
-    let route = consumer.routes.of(&consumer.topics, &"orders".into());
+    let route = consumer.routes.of(&consumer.topics, &topic.into());
     lane::run(Arc::new(kit), route, whole, token).await
 }
 
@@ -507,4 +517,125 @@ async fn a_client_that_is_closed_while_handlers_run_ends_the_consumer_when_they_
         }
         assert!(begun.elapsed() < PATIENCE);
     }
+}
+
+#[tokio::test]
+async fn what_a_handler_leaves_behind_may_panic_when_it_is_dropped() {
+    struct Remains;
+    impl Drop for Remains {
+        fn drop(&mut self) {
+            panic!("a test's remains");
+        }
+    }
+    let policy = ErrorPolicy::retry(2, Duration::ZERO).deadline(Duration::from_millis(20)).then_skip();
+    let consumer = consumer()
+        .register_handler("orders", async |order: Message<i64>| {
+            match order.value {
+                7 => {
+                    let _remains = Remains;
+                    pending::<()>().await;
+                }
+                8 => {
+                    let _remains = Remains;
+                }
+                _ => {}
+            }
+            Ok(())
+        })
+        .unwrap()
+        .error_policy(policy)
+        .unwrap();
+    let book = Arc::new(Book::default());
+    let ended = run(&consumer, &book, (7..10).map(record).collect()).await;
+    assert!(matches!(ended.outcome, Outcome::Done), "{ended:?}");
+    assert_eq!((book.done(), consumer.metrics().skipped), ([7, 8, 9].into(), 2));
+}
+
+#[tokio::test]
+async fn what_a_record_lies_in_is_let_go_of_before_the_next_load_is_handled() {
+    struct Owned(Arc<AtomicUsize>);
+    impl AsRef<[u8]> for Owned {
+        fn as_ref(&self) -> &[u8] {
+            b"7"
+        }
+    }
+    impl Drop for Owned {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Relaxed);
+        }
+    }
+    let alive = Arc::new(AtomicUsize::new(0));
+    let (seen, count) = (Arc::new(Mutex::new(Vec::new())), Arc::clone(&alive));
+    let log = Arc::clone(&seen);
+    let consumer = consumer()
+        .register_handler("orders", async move |_: Message<i64>| {
+            log.lock().unwrap().push(count.load(Relaxed));
+            Ok(())
+        })
+        .unwrap();
+    let mut records: Vec<_> = (0..4).map(record).collect();
+    for record in &mut records {
+        alive.fetch_add(1, Relaxed);
+        record.value = Some(bytes::Bytes::from_owner(Owned(Arc::clone(&alive))));
+    }
+    run(&consumer, &Arc::new(Book::default()), records).await;
+    assert_eq!(*seen.lock().unwrap(), [4, 3, 2, 1]);
+}
+
+/// A record of `topic` as it waits in a retry topic after three attempts.
+fn waiting(offset: i64, topic: &str, partition: i32, at: i64, value: &str) -> ConsumerRecord {
+    let mut record = ConsumerRecord::new("orders-retry-1s", 0, offset).with_value(value.to_owned());
+    for (name, text) in [
+        ("topic", topic.to_owned()),
+        ("partition", partition.to_string()),
+        ("offset", at.to_string()),
+        ("attempts", "3".to_owned()),
+        ("due", "0".to_owned()),
+    ] {
+        record = record.with_header(format!("dtkafka-retry-{name}"), text);
+    }
+    record
+}
+
+#[tokio::test]
+async fn a_batch_of_a_retry_topic_counts_on_beside_a_record_that_cannot_be_read() {
+    let calls: Arc<Mutex<Vec<(u32, Vec<i64>)>>> = Arc::default();
+    let log = Arc::clone(&calls);
+    let policy = ErrorPolicy::Stop.retry_topics([Duration::from_secs(1)]).then_skip();
+    let consumer = consumer()
+        .register_batch_handler("orders", 4, Duration::ZERO, async move |batch: Batch<i64>| {
+            let attempt = batch.iter().next().map_or(0, |message| message.attempt);
+            log.lock().unwrap().push((attempt, batch.values().copied().collect()));
+            Ok(())
+        })
+        .unwrap()
+        .error_policy(policy)
+        .unwrap();
+    let records = ["1", "\"two\"", "3"].into_iter().zip(0..);
+    let records = records.map(|(value, offset)| waiting(offset, "orders", 0, 40 + offset, value)).collect();
+    let book = Arc::new(Book::default());
+    let ended = run_of(&consumer, "orders-retry-1s", &book, records, CancellationToken::new()).await;
+    assert!(matches!(ended.outcome, Outcome::Done), "{ended:?}");
+    assert_eq!(*calls.lock().unwrap(), [(4, vec![1]), (4, vec![3])]);
+    let metrics = consumer.metrics();
+    assert_eq!((book.done(), metrics.skipped, metrics.failed), ([0, 1, 2].into(), 1, 1));
+}
+
+#[tokio::test]
+async fn in_a_retry_topic_a_batch_fails_at_the_message_of_its_own_partition() {
+    let fails = |batch: &Batch<i64>| match batch.iter().find(|message| message.partition == 1) {
+        Some(message) => Err(FailedAt::new(message, "of partition 1").into()),
+        None => Ok(()),
+    };
+    let policy = ErrorPolicy::Stop.retry_topics([Duration::from_secs(1)]).then_skip();
+    let (consumer, batches) = batching(policy, fails);
+    let records = (0..3).map(|offset| waiting(offset, "orders", offset as i32, 40, &offset.to_string()));
+    let book = Arc::new(Book::default());
+    run_of(&consumer, "orders-retry-1s", &book, records.collect(), CancellationToken::new()).await;
+    assert_eq!(
+        *batches.lock().unwrap(),
+        [vec![0, 1, 2], vec![2]],
+        "the first was done, the second is skipped"
+    );
+    assert_eq!(consumer.metrics().skipped, 1);
 }

@@ -26,7 +26,7 @@ pub(super) struct Item {
 }
 
 impl Lane {
-    /// A batch of records through its handler.
+    /// A batch of records through its handler, when those that have waited in a retry topic have waited long enough.
     pub(super) async fn batch(&mut self, call: &Arc<CallBatch>, mut items: Vec<Item>) -> Result<Flow, Error> {
         if self.route.level > 0 {
             let mut due = 0;
@@ -39,6 +39,10 @@ impl Lane {
                 return Ok(Flow::Abandoned);
             }
         }
+        self.call_batch(call, items).await
+    }
+
+    async fn call_batch(&mut self, call: &Arc<CallBatch>, mut items: Vec<Item>) -> Result<Flow, Error> {
         let mut attempt = 1;
         while let Some(first) = items.first() {
             if self.is_ending() {
@@ -61,6 +65,7 @@ impl Lane {
                     continue;
                 }
                 Ok(Err(BatchFailure::Unreadable(0, error))) => {
+                    self.kit.counters.failed();
                     let flow =
                         self.deal_with_each(&mut items, 1, Failure::Unreadable(error), attempt).await?;
                     if flow == Flow::Abandoned {
@@ -72,7 +77,7 @@ impl Lane {
                 Ok(Err(BatchFailure::Unreadable(index, _))) => {
                     // Those before it first; it is then the first of the rest.
                     let rest = items.split_off(index);
-                    if Box::pin(self.batch_of_level(call, items)).await? == Flow::Abandoned {
+                    if Box::pin(self.call_batch(call, items)).await? == Flow::Abandoned {
                         return Ok(Flow::Abandoned);
                     }
                     items = rest;
@@ -82,8 +87,7 @@ impl Lane {
                 Err(failure) => failure,
             };
             self.kit.counters.failed();
-            let place =
-                failed_at(&failure).and_then(|at| items.iter().position(|item| item.record.offset == at));
+            let place = failed_at(&failure).and_then(|at| items.iter().position(|item| item.is_at(at)));
             self.finish(items.drain(..place.unwrap_or(0)));
             if let Decision::RetryAfter(pause) = self.decide(&failure, attempt) {
                 tracing::warn!(attempt, ?pause, topic = %self.partition.topic, "the handler of a batch is called again after a pause");
@@ -101,12 +105,6 @@ impl Lane {
             attempt = 1;
         }
         Ok(Flow::Handled)
-    }
-
-    /// A part of a batch that has waited already.
-    async fn batch_of_level(&mut self, call: &Arc<CallBatch>, items: Vec<Item>) -> Result<Flow, Error> {
-        // Restoring again what was restored changes nothing, and what is due is due.
-        self.batch(call, items).await
     }
 
     /// Deals with the first `count` records for good, one after the other.
@@ -148,13 +146,18 @@ impl From<(usize, Error)> for BatchFailure {
 }
 
 impl Item {
+    fn is_at(&self, place: &FailedAt) -> bool {
+        let record = &self.record;
+        (record.offset, record.partition, &record.topic) == (place.offset, place.partition, &place.topic)
+    }
+
     pub(super) fn of(record: ConsumerRecord) -> Self {
         Self { offset: record.offset, before: 0, record }
     }
 }
 
-/// The offset at which the handler of a batch says it failed.
-fn failed_at(failure: &Failure) -> Option<i64> {
+/// The message at which the handler of a batch says it failed.
+fn failed_at(failure: &Failure) -> Option<&FailedAt> {
     let Failure::Handler(error) = failure else { return None };
-    causes(error.as_ref()).find_map(|cause| cause.downcast_ref::<FailedAt>()).map(|at| at.offset)
+    causes(error.as_ref()).find_map(|cause| cause.downcast_ref::<FailedAt>())
 }
