@@ -120,6 +120,26 @@ impl Consumer {
         facade::Consumer::new_with(&kafka.0, topics, overrides).map(Self)
     }
 
+    /// A consumer of all topics whose whole names match this regular expression; nothing connects yet.
+    ///
+    /// # Errors
+    /// As [`Consumer::matching`](crate::Consumer::matching).
+    pub fn matching(kafka: &KafkaInstance, pattern: &str) -> Result<Self> {
+        facade::Consumer::matching(&kafka.0, pattern).map(Self)
+    }
+
+    /// [`matching`](Self::matching) with settings of its own.
+    ///
+    /// # Errors
+    /// As [`Consumer::matching`](crate::Consumer::matching).
+    pub fn matching_with(
+        kafka: &KafkaInstance,
+        pattern: &str,
+        overrides: impl FnOnce(ConsumerConfig) -> ConsumerConfig,
+    ) -> Result<Self> {
+        facade::Consumer::matching_with(&kafka.0, pattern, overrides).map(Self)
+    }
+
     /// Adds a handler for the records of a topic, on threads for blocking work. It may use everything of this module.
     ///
     /// # Errors

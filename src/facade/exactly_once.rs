@@ -29,6 +29,9 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(900);
 /// Records of one partition come in order, one at a time; partitions are worked on at the same time. What the body does besides
 /// writing through its transaction happens again when a transaction has to be aborted.
 ///
+/// To `tokio::spawn` a run, let the body own what it uses (`async move`, an `Arc` or a clone): the compiler does not see that the
+/// future of one that borrows may change threads, and says that `Send` is not general enough.
+///
 /// ```no_run
 /// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {
 /// use dtkafka::ExactlyOnce;
@@ -37,7 +40,7 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(900);
 ///     .transactional_id("invoicing-1")
 ///     .run(async |record, output| {
 ///         let order: u64 = record.json()?;
-///         output.send("invoices", &order).await?;
+///         drop(output.send("invoices", &order).await?); // the commit waits for it
 ///         Ok(())
 ///     })
 ///     .await

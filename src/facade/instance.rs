@@ -147,8 +147,8 @@ impl KafkaInstance {
     /// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {
     /// kafka
     ///     .transaction(async |transaction| {
-    ///         transaction.send("orders", &7).await?;
-    ///         transaction.send("invoices", &7).await?;
+    ///         drop(transaction.send("orders", &7).await?); // the commit waits for it
+    ///         drop(transaction.send("invoices", &7).await?);
     ///         Ok(())
     ///     })
     ///     .await?;

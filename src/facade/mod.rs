@@ -6,6 +6,7 @@
 
 mod bulk;
 mod codec;
+mod consumed;
 mod consumer;
 mod dispatch;
 mod exactly_once;

@@ -3,7 +3,7 @@
 
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
-use super::HandlerError;
+use super::{HandlerError, consumed::Consumed};
 use crate::{
     error::{Error, ErrorKind, Result},
     record::ConsumerRecord,
@@ -240,7 +240,7 @@ impl ErrorPolicy {
     }
 
     /// What is wrong with the policy of a consumer of `topics`.
-    pub(super) fn check(&self, topics: &[Arc<str>]) -> Result<()> {
+    pub(super) fn check(&self, consumed: &Consumed) -> Result<()> {
         let bad = |text: String| {
             Err(Error::new(ErrorKind::Config, format!("the error policy cannot be used: {text}")))
         };
@@ -257,11 +257,16 @@ impl ErrorPolicy {
             Last::DeadLetter(Topic::Named(topic)) if topic.trim().is_empty() => {
                 bad("the dead letter topic's name is empty".to_owned())
             }
-            Last::DeadLetter(Topic::Named(topic)) if topics.contains(topic) => bad(format!(
+            Last::DeadLetter(Topic::Named(topic)) if consumed.takes(topic) => bad(format!(
                 "the dead letter topic {topic} is one of the topics consumed, and would feed itself"
             )),
             _ => Ok(()),
         }
+    }
+
+    /// How the names of retry topics end.
+    pub(super) fn retry_endings(&self) -> impl Iterator<Item = String> {
+        self.retry_topics.iter().map(|pause| in_words(*pause))
     }
 
     /// The topics where records of `topic` wait, with their pauses.
@@ -483,7 +488,7 @@ mod tests {
 
     #[test]
     fn policies_that_cannot_work_are_refused() {
-        let topics = ["orders".into()];
+        let topics = Consumed::named(["orders"]).unwrap();
         let bad = [
             ErrorPolicy::retry(0, Duration::ZERO),
             ErrorPolicy::Stop.then_dead_letter(""),

@@ -1,18 +1,22 @@
 //! Which handlers and which policy a topic has. Pure.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use super::{
+    consumed::Consumed,
     dispatch::lanes::Gather,
     handler::{BatchSize, CallBatch, ErasedHandler, Kind, MakeCalls},
     policy::ErrorPolicy,
 };
 use crate::error::{Error, ErrorKind, Result};
+
+/// Between the name of a topic and the pause of its retry topic.
+const RETRY: &str = "-retry-";
 
 /// The topics a handler or a policy is for: one by its name, those that match a pattern, or all that no other handler takes.
 ///
@@ -47,6 +51,25 @@ impl Topics {
 
     fn is_others(&self) -> bool {
         self.0 == Selector::Others
+    }
+
+    fn takes_none_of(&self, own: &Consumed) -> bool {
+        match (&self.0, own) {
+            (Selector::Others, _) | (Selector::Matching(_), Consumed::Matching { .. }) => false,
+            (Selector::Named(name), _) => own.excludes(name),
+            (Selector::Matching(_), Consumed::Named(names)) => !names.iter().any(|topic| self.names(topic)),
+        }
+    }
+
+    /// Whether a topic that is not known yet may have handlers of both.
+    fn may_meet(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Selector::Others, Selector::Others) => true,
+            (Selector::Others, _) | (_, Selector::Others) => false,
+            (Selector::Named(name), _) => other.names(name),
+            (_, Selector::Named(name)) => self.names(name),
+            (Selector::Matching(_), Selector::Matching(_)) => true,
+        }
     }
 
     /// Whether it names this topic, and not just takes what is left.
@@ -152,34 +175,55 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    /// Adds a handler for some of `topics`.
-    pub(super) fn add(&mut self, own: &[Arc<str>], topics: Topics, handler: ErasedHandler) -> Result<()> {
-        if !topics.is_others() && !own.iter().any(|topic| topics.names(topic)) {
+    /// Adds a handler for some of the topics that are consumed.
+    pub(super) fn add(&mut self, own: &Consumed, topics: Topics, handler: ErasedHandler) -> Result<()> {
+        if topics.takes_none_of(own) {
             let what = match &topics.0 {
                 Selector::Matching(_) => "the consumer consumes no topic that matches the pattern",
                 _ => "the consumer does not consume this topic",
             };
             return Err(Error::new(ErrorKind::InvalidArgument, what)
                 .with_topic(topics.to_string())
-                .with_hint(format!("its topics are {}", own.join(", "))));
+                .with_hint(own.to_string()));
+        }
+        if let Some(topic) = self.conflict(own, &topics, &handler) {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "a topic has either one handler of batches or handlers of single records",
+            )
+            .with_topic(topic)
+            .with_hint("do in one batch handler what both would do"));
         }
         self.handlers.push((topics, handler));
-        for topic in own {
-            let count = |is_batch: bool| {
-                self.handlers_of(topic).filter(|h| matches!(h.0, Kind::Batch(..)) == is_batch).count()
-            };
-            if count(true) > 1 || (count(true) == 1 && count(false) > 0) {
-                self.handlers.pop();
-                return Err(Error::new(
-                    ErrorKind::InvalidArgument,
-                    "a topic has either one handler of batches or handlers of single records",
-                )
-                .with_topic(Arc::clone(topic))
-                .with_hint("do in one batch handler what both would do"));
-            }
-        }
         self.forget();
         Ok(())
+    }
+
+    /// The topics that would have another handler beside one of batches.
+    fn conflict(&self, own: &Consumed, topics: &Topics, handler: &ErasedHandler) -> Option<Arc<str>> {
+        let is_batch = |handler: &ErasedHandler| matches!(handler.0, Kind::Batch(..));
+        let mut others = self.handlers.iter().filter(|(_, other)| is_batch(other) || is_batch(handler));
+        match own {
+            Consumed::Matching { .. } => {
+                let (met, _) = others.find(|(other, _)| other.may_meet(topics))?;
+                Some(met.to_string().into())
+            }
+            Consumed::Named(names) => {
+                // A handler for all others has what no other names.
+                let named = |topic: &str| {
+                    topics.names(topic) || self.handlers.iter().any(|(other, _)| other.names(topic))
+                };
+                let takes = |topics: &Topics, topic: &str| match named(topic) {
+                    true => topics.names(topic),
+                    false => topics.is_others(),
+                };
+                let others: Vec<_> = others.map(|(other, _)| other).collect();
+                let meets = |topic: &&Arc<str>| {
+                    takes(topics, topic) && others.iter().any(|other| takes(other, topic))
+                };
+                names.iter().find(meets).cloned()
+            }
+        }
     }
 
     /// Sets the policy of some topics; the last one that names a topic is its own.
@@ -207,6 +251,19 @@ impl Routes {
         named.or_else(others).map(|(_, policy)| policy.clone()).unwrap_or_default()
     }
 
+    /// The pattern of all topics to be read: those that match, and their retry topics.
+    pub(super) fn with_retry_topics(&self, text: &str) -> String {
+        let endings: BTreeSet<_> =
+            self.policies.iter().flat_map(|(_, policy)| policy.retry_endings()).collect();
+        match endings.is_empty() {
+            true => text.to_owned(),
+            false => {
+                let endings: Vec<_> = endings.into_iter().collect();
+                format!("(?:{text})(?:{RETRY}(?:{}))?", endings.join("|"))
+            }
+        }
+    }
+
     /// The retry topics that records of these topics may wait in.
     pub(super) fn retry_topics(&self, own: &[Arc<str>]) -> Vec<Arc<str>> {
         own.iter()
@@ -217,20 +274,24 @@ impl Routes {
     }
 
     /// The road of a topic's records. `own`: the topics consumed, whose retry topics it may be.
-    pub(super) fn of(&self, own: &[Arc<str>], topic: &Arc<str>) -> Arc<Route> {
+    pub(super) fn of(&self, own: &Consumed, topic: &Arc<str>) -> Arc<Route> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(route) = known.get(topic) {
             return Arc::clone(route);
         }
         let waits = |origin: &Arc<str>| {
-            let mut names =
-                self.policy_of(origin).retry_topics_of(origin).map(|(name, _)| name).collect::<Vec<_>>();
-            names.iter_mut().position(|name| name == topic).map(|level| (Arc::clone(origin), level + 1))
+            let level = self.policy_of(origin).retry_topics_of(origin).position(|(name, _)| name == *topic);
+            level.map(|level| (Arc::clone(origin), level + 1))
         };
-        let (origin, level) = match own.contains(topic) {
-            true => (Arc::clone(topic), 0),
-            false => own.iter().find_map(waits).unwrap_or_else(|| (Arc::clone(topic), 0)),
+        let waiting = match own {
+            Consumed::Named(names) if names.contains(topic) => None,
+            Consumed::Named(names) => names.iter().find_map(waits),
+            // A pattern for `orders-eu` may match its retry topics as well.
+            Consumed::Matching { .. } => {
+                topic.rfind(RETRY).and_then(|end| topic.get(..end)).and_then(|origin| waits(&origin.into()))
+            }
         };
+        let (origin, level) = waiting.unwrap_or_else(|| (Arc::clone(topic), 0));
         let policy = self.policy_of(&origin);
         let mut each = Vec::new();
         let mut batch = None;
@@ -274,8 +335,8 @@ mod tests {
         <Batch<u32>>::erase(async |_: Batch<u32>| -> HandlerResult { Ok(()) })
     }
 
-    fn own() -> Vec<Arc<str>> {
-        ["orders", "orders-eu", "audit"].map(Arc::from).to_vec()
+    fn own() -> Consumed {
+        Consumed::named(["orders", "orders-eu", "audit"]).unwrap()
     }
 
     fn count(routes: &Routes, topic: &str) -> usize {
@@ -351,9 +412,55 @@ mod tests {
         routes.add(&own(), "orders".into(), each()).unwrap();
         let pauses = [Duration::from_secs(1), Duration::from_secs(60)];
         routes.set_policy("orders".into(), ErrorPolicy::Stop.retry_topics(pauses));
-        assert_eq!(routes.retry_topics(&own()), ["orders-retry-1s", "orders-retry-1m"].map(Arc::from));
+        let Consumed::Named(names) = own() else { unreachable!("they are named") };
+        assert_eq!(routes.retry_topics(&names), ["orders-retry-1s", "orders-retry-1m"].map(Arc::from));
         let route = routes.of(&own(), &"orders-retry-1m".into());
         assert_eq!((route.level, count(&routes, "orders-retry-1m")), (2, 1));
         assert_eq!(routes.of(&own(), &"orders".into()).level, 0);
+    }
+
+    #[cfg(feature = "pattern")]
+    #[test]
+    fn topics_of_a_pattern_have_their_handlers_and_their_retry_topics() {
+        let own = Consumed::matching("orders-.*", false).unwrap();
+        let mut routes = Routes::default();
+        let error = routes.add(&own, "audit".into(), each()).unwrap_err();
+        assert!(error.to_string().contains("orders-.*"), "{error}");
+        routes.add(&own, "orders-eu".into(), each()).unwrap();
+        routes.add(&own, Topics::others(), batch()).unwrap();
+        let pauses = [Duration::from_secs(1), Duration::from_secs(60)];
+        routes.set_policy("orders-eu".into(), ErrorPolicy::Stop.retry_topics(pauses));
+        routes.set_policy(Topics::others(), ErrorPolicy::Stop.retry_topics([pauses[0]]));
+        let of = |topic: &str| routes.of(&own, &topic.into());
+        assert_eq!((of("orders-eu").level, of("orders-us").level), (0, 0));
+        let retry = of("orders-eu-retry-1m");
+        assert_eq!((retry.level, matches!(retry.handlers, Handlers::Each(_))), (2, true));
+        let retry = of("orders-us-retry-1s");
+        assert_eq!((retry.level, matches!(retry.handlers, Handlers::Batch(..))), (1, true));
+        assert_eq!(of("orders-us-retry-1m").level, 0, "its policy knows no such topic");
+        let whole = Consumed::matching(&routes.with_retry_topics("orders-.*|x"), false).unwrap();
+        for (topic, expected) in
+            [("x", true), ("x-retry-1m", true), ("x-retry-2m", false), ("y-retry-1m", false)]
+        {
+            assert_eq!(whole.takes(topic), expected, "{topic}");
+        }
+        let dead = ErrorPolicy::dead_letter("orders-dead").check(&own).unwrap_err();
+        assert!(dead.to_string().contains("feed itself"), "{dead}");
+    }
+
+    #[cfg(feature = "pattern")]
+    #[test]
+    fn handlers_that_may_meet_in_a_topic_not_yet_known_are_refused() {
+        let own = Consumed::matching(".*", false).unwrap();
+        let mut routes = Routes::default();
+        routes.add(&own, Topics::matching("orders-*"), batch()).unwrap();
+        for topics in [Topics::matching("*-eu"), "orders-us".into()] {
+            assert!(routes.add(&own, topics.clone(), each()).is_err(), "{topics}");
+            assert!(routes.add(&own, topics, batch()).is_err());
+        }
+        routes.add(&own, "audit".into(), each()).unwrap();
+        routes.add(&own, "audit".into(), each()).unwrap();
+        assert!(routes.add(&own, "audit".into(), batch()).is_err());
+        routes.add(&own, Topics::others(), batch()).unwrap();
     }
 }

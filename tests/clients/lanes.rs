@@ -803,3 +803,170 @@ async fn a_condition_that_panics_ends_the_call_and_its_records_come_again() {
     }
     assert_eq!(*seen.lock().unwrap(), [0, 1, 2]);
 }
+
+#[tokio::test]
+async fn a_run_that_was_stopped_and_dropped_does_not_end_the_next() {
+    let (broker, kafka) = broker(&[("orders", 1)]).await;
+    produce(&kafka, "orders", 1, 1, 0..5).await;
+    let (mut consumer, seen) = (Consumer::new(&kafka, ["orders"]).unwrap(), Seen::default());
+    let log = Arc::clone(&seen);
+    consumer
+        .add_handler("orders", async move |m: Message<u32>| -> HandlerResult {
+            log.lock().unwrap().push(m.value);
+            Ok(())
+        })
+        .unwrap();
+    let handle = consumer.handle();
+    for _ in 0..3 {
+        let mut running = Box::pin(consumer.run(std::future::pending::<()>()));
+        assert!(futures_util::FutureExt::now_or_never(&mut running).is_none());
+        handle.stop();
+        drop(running);
+    }
+    let next = async {
+        tokio::select! {
+            ended = consumer.run(std::future::pending::<()>()) => panic!("it ends by itself: {ended:?}"),
+            () = until(|| seen.lock().unwrap().len() == 5) => handle.stop(),
+        }
+    };
+    next.await;
+    consumer.run(std::future::ready(())).await.unwrap();
+    assert_eq!(broker.committed("g", "orders", 0), Some(5));
+}
+
+#[tokio::test]
+async fn a_dead_letter_topic_that_is_missing_is_waited_for_and_one_that_is_refused_ends_the_consumer() {
+    let broker = EmbeddedBroker::builder().auto_create_topics(false).start().await.unwrap();
+    broker.create_topic("orders", 1).unwrap();
+    let config = KafkaConfig::new()
+        .set_bootstrap_servers(broker.bootstrap_servers())
+        .set_group_id("g")
+        .set_auto_offset_reset("earliest")
+        .set("max.block.ms", 300)
+        .set("retry.backoff.ms", 10);
+    let kafka = KafkaInstance::new(config).unwrap();
+    produce(&kafka, "orders", 1, 1, 0..4).await;
+    let calls = Arc::new(AtomicUsize::new(0));
+    let consumer = || {
+        let calls = Arc::clone(&calls);
+        Consumer::new(&kafka, ["orders"])
+            .unwrap()
+            .register_handler("orders", async move |m: Message<u32>| match m.value {
+                2 => {
+                    calls.fetch_add(1, Relaxed);
+                    Err("never this one".into())
+                }
+                _ => Ok(()),
+            })
+            .unwrap()
+            .error_policy(ErrorPolicy::dead_letter("dead"))
+            .unwrap()
+    };
+    // A topic may be made any time: it is waited for, and said what is missing.
+    let running = run(consumer());
+    until(|| calls.load(Relaxed) > 2).await;
+    assert_eq!(broker.committed("g", "orders", 0), Some(2));
+    if let Err(error) = running.stop().await.1 {
+        assert!(error.topic() == Some("dead") && error.hint().is_some(), "{error}");
+    }
+    assert_eq!(broker.committed("g", "orders", 0), Some(2));
+    broker.create_topic("dead", 1).unwrap();
+    let refusal = dtkafka_testcontainers::broker::ResponseError::TopicAuthorizationFailed;
+    broker.control().fail_topic(ApiKey::Produce, "dead", 1, refusal);
+    let outcome = tokio::time::timeout(PATIENCE, consumer().run(std::future::pending::<()>())).await;
+    let error = outcome.expect("it goes on").unwrap_err();
+    assert!(error.topic() == Some("dead") && error.hint().is_some(), "{error}");
+    assert_eq!(broker.committed("g", "orders", 0), Some(2));
+    // Allowed in the end, it goes on where it stood.
+    let running = run(consumer());
+    until(|| broker.committed("g", "orders", 0) == Some(4)).await;
+    running.stop().await.1.unwrap();
+    assert_eq!(broker.records("dead", 0).unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_record_in_a_retry_topic_waits_on_over_a_shutdown_and_counts_on() {
+    let (broker, kafka) = broker(&[("orders", 1), ("orders-retry-300ms", 1), ("dead", 1)]).await;
+    produce(&kafka, "orders", 1, 1, 0..3).await;
+    let seen: Arc<Mutex<Vec<(u32, u32)>>> = Arc::default();
+    let consumer = || {
+        let log = Arc::clone(&seen);
+        Consumer::new(&kafka, ["orders"])
+            .unwrap()
+            .register_handler("orders", async move |m: Message<u32>| {
+                log.lock().unwrap().push((m.value, m.attempt));
+                if m.value == 1 { Err("not this one".into()) } else { Ok(()) }
+            })
+            .unwrap()
+            .error_policy(
+                ErrorPolicy::retry(2, Duration::ZERO)
+                    .retry_topics([Duration::from_millis(300)])
+                    .then_dead_letter("dead"),
+            )
+            .unwrap()
+    };
+    let running = run(consumer());
+    until(|| broker.records("orders-retry-300ms", 0).unwrap().len() == 1).await;
+    running.stop().await.1.unwrap();
+    let second = run(consumer());
+    until(|| broker.records("dead", 0).unwrap().len() == 1).await;
+    second.stop().await.1.unwrap();
+    let attempts: Vec<_> =
+        seen.lock().unwrap().iter().filter(|(value, _)| *value == 1).map(|(_, attempt)| *attempt).collect();
+    assert_eq!(attempts, [1, 2, 3, 4]);
+    let letter = &broker.records("dead", 0).unwrap()[0];
+    let header = |name: &str| {
+        let found = letter.headers.iter().find(|(key, _)| key == &format!("dtkafka-dead-letter-{name}"));
+        String::from_utf8(found.unwrap().1.clone().unwrap().to_vec()).unwrap()
+    };
+    assert_eq!(["topic", "offset", "attempts"].map(header), ["orders", "1", "4"].map(str::to_owned));
+    assert_eq!(letter.value.as_deref(), Some(&b"1"[..]));
+}
+
+#[tokio::test]
+async fn topics_of_a_pattern_have_handlers_those_made_later_and_their_retry_topics_too() {
+    for protocol in ["classic", "consumer"] {
+        let (broker, kafka) =
+            broker(&[("orders-eu", 2), ("orders-eu-retry-200ms", 1), ("audit", 1), ("dead", 1)]).await;
+        produce(&kafka, "audit", 1, 1, 0..3).await;
+        produce(&kafka, "orders-eu", 2, 2, 0..6).await;
+        let seen: Arc<Mutex<BTreeMap<String, Vec<(u32, u32)>>>> = Arc::default();
+        let note = |log: &Arc<Mutex<BTreeMap<String, Vec<(u32, u32)>>>>, m: &Message<u32>, name: &str| {
+            let place = format!("{name}:{}", m.topic);
+            log.lock().unwrap().entry(place).or_default().push((m.value, m.attempt));
+        };
+        let (eu, rest) = (Arc::clone(&seen), Arc::clone(&seen));
+        let settings = |c: ConsumerConfig| c.set("group.protocol", protocol).set("metadata.max.age.ms", 100);
+        let consumer = Consumer::matching_with(&kafka, "orders-[a-z]+", settings)
+            .unwrap()
+            .register_handler("orders-eu", async move |m: Message<u32>| {
+                note(&eu, &m, "eu");
+                if m.value == 3 && m.attempt == 1 { Err("later".into()) } else { Ok(()) }
+            })
+            .unwrap()
+            .register_handler(Topics::others(), async move |m: Message<u32>| {
+                note(&rest, &m, "rest");
+                Ok(())
+            })
+            .unwrap()
+            .error_policy_for("orders-eu", ErrorPolicy::Stop.retry_topics([Duration::from_millis(200)]))
+            .unwrap();
+        let running = run(consumer);
+        until(|| seen.lock().unwrap().get("eu:orders-eu").is_some_and(|seen| seen.len() == 7)).await;
+        broker.create_topic("orders-us", 1).unwrap();
+        produce(&kafka, "orders-us", 1, 1, 0..2).await;
+        until(|| seen.lock().unwrap().get("rest:orders-us").is_some_and(|seen| seen.len() == 2)).await;
+        running.stop().await.1.unwrap();
+        let seen = seen.lock().unwrap();
+        assert_eq!(seen.len(), 2, "{protocol}: {seen:?}");
+        assert!(seen["eu:orders-eu"].contains(&(3, 2)), "{protocol}: {seen:?}");
+        assert_eq!(broker.committed("g", "orders-eu", 0), Some(3));
+        assert_eq!(broker.committed("g", "orders-eu-retry-200ms", 0), Some(1));
+    }
+    let (_broker, kafka) = broker(&[]).await;
+    let error = Consumer::matching(&kafka, "orders-(").unwrap_err();
+    assert!(error.to_string().contains("'orders-('"), "{error}");
+    let consumer = Consumer::matching(&kafka, "orders-.*").unwrap();
+    let error = consumer.error_policy(ErrorPolicy::dead_letter("orders-dead")).unwrap_err();
+    assert!(error.to_string().contains("feed itself"), "{error}");
+}

@@ -37,6 +37,7 @@ use crate::{
     },
     error::{Error, ErrorKind, Result},
     facade::{
+        consumed::Consumed,
         dispatch::{
             lanes::{Bounds, LaneId, Lanes, Ordering, Pause},
             pace::Pace,
@@ -66,7 +67,7 @@ impl Ledger for KafkaConsumer {
 
 /// What an engine is made of.
 pub(super) struct Plan {
-    pub(super) topics: Arc<[Arc<str>]>,
+    pub(super) topics: Consumed,
     pub(super) routes: Arc<Routes>,
     pub(super) ordering: Ordering,
     pub(super) bounds: Bounds,

@@ -28,6 +28,7 @@ use self::{
 };
 use super::{
     KafkaInstance, Place,
+    consumed::Consumed,
     dispatch::lanes::{Bounds, Ordering},
     log, logged,
     outbox::Outbox,
@@ -35,7 +36,7 @@ use super::{
     routes::{Routes, Topics},
 };
 use crate::{
-    config::ConsumerConfig,
+    config::{ConsumerConfig, GroupProtocol},
     consumer::{KafkaConsumer, Listen, RebalanceListener},
     error::{Error, ErrorKind, Result},
     record::TopicPartition,
@@ -96,7 +97,7 @@ const OUTBOX_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Consumer {
     kafka: KafkaInstance,
     overrides: ConsumerConfig,
-    topics: Arc<[Arc<str>]>,
+    topics: Consumed,
     routes: Arc<Routes>,
     ordering: Ordering,
     concurrency: Option<usize>,
@@ -144,26 +145,70 @@ impl Consumer {
         overrides: impl FnOnce(ConsumerConfig) -> ConsumerConfig,
     ) -> Result<Self> {
         const PLACE: Place = Place { controller: "dtkafka::Consumer::new", subject: SUBJECT };
-        let topics = topics.into_iter().map(|topic| Arc::from(topic.as_ref())).collect();
-        logged(PLACE, Self::build(kafka, topics, overrides(ConsumerConfig::new())))
+        let overrides = overrides(ConsumerConfig::new());
+        logged(PLACE, Self::build(kafka, overrides, |_| Consumed::named(topics)))
     }
 
-    fn build(kafka: &KafkaInstance, topics: Arc<[Arc<str>]>, overrides: ConsumerConfig) -> Result<Self> {
+    /// A consumer of all topics whose whole names match this regular expression, those made later too; nothing connects yet.
+    ///
+    /// Who matches, and in which syntax, is as in [`KafkaConsumer::subscribe_pattern`]; new topics are found within
+    /// `metadata.max.age.ms`. Handlers may name a topic, some of the topics ([`Topics::matching`]), or all others. Retry topics
+    /// of the [`ErrorPolicy`] are read as well. **A dead letter topic must not match**: one that the policy names is refused, one
+    /// that its closure chooses is yours to look after.
+    ///
+    /// ```no_run
+    /// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {
+    /// use dtkafka::{Consumer, Message, Topics};
+    ///
+    /// let mut consumer = Consumer::matching(&kafka, r"orders-[a-z]{2}")?
+    ///     .register_handler("orders-eu", async |order: Message<u64>| {
+    ///         println!("from Europe: {}", order.value);
+    ///         Ok(())
+    ///     })?
+    ///     .register_handler(Topics::others(), async |order: Message<u64>| {
+    ///         println!("from {}: {}", order.topic(), order.value);
+    ///         Ok(())
+    ///     })?;
+    /// consumer.run_until_signal().await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`], with the pattern, for one that cannot be read; [`ErrorKind::Unsupported`] where the client
+    /// is to match and was built without the feature `pattern`; [`ErrorKind::Config`] as [`new`](Self::new). Logged before it is
+    /// returned.
+    pub fn matching(kafka: &KafkaInstance, pattern: &str) -> Result<Self> {
+        Self::matching_with(kafka, pattern, |consumer| consumer)
+    }
+
+    /// [`matching`](Self::matching) with settings of its own, which win over those of the instance.
+    ///
+    /// # Errors
+    /// As [`matching`](Self::matching).
+    pub fn matching_with(
+        kafka: &KafkaInstance,
+        pattern: &str,
+        overrides: impl FnOnce(ConsumerConfig) -> ConsumerConfig,
+    ) -> Result<Self> {
+        const PLACE: Place = Place { controller: "dtkafka::Consumer::matching", subject: SUBJECT };
+        let overrides = overrides(ConsumerConfig::new());
+        let outcome = Self::build(kafka, overrides, |by_brokers| Consumed::matching(pattern, by_brokers));
+        logged(PLACE, outcome)
+    }
+
+    fn build(
+        kafka: &KafkaInstance,
+        overrides: ConsumerConfig,
+        topics: impl FnOnce(bool) -> Result<Consumed>,
+    ) -> Result<Self> {
         let settings = overrides.merged(kafka.config()).resolve_consumer()?;
         if settings.group_id.is_none() {
             return Err(Error::new(ErrorKind::Config, "a consumer with handlers needs a group")
                 .with_hint("set group.id"));
         }
-        if topics.is_empty() || topics.iter().any(|topic| topic.trim().is_empty()) {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "no topic is named, or one with an empty name",
-            )
-            .with_hint("name the topics to consume"));
-        }
         Ok(Self {
             kafka: kafka.clone(),
-            topics,
+            topics: topics(settings.group_protocol == GroupProtocol::Consumer)?,
             routes: Arc::default(),
             ordering: Ordering::default(),
             concurrency: None,
@@ -319,6 +364,8 @@ impl Consumer {
     /// As [`consume`](Self::consume); the group is left in the background only when the consumer is dropped.
     pub async fn run<F: Future>(&mut self, shutdown: F) -> Result<()> {
         const PLACE: Place = Place { controller: "dtkafka::Consumer::run", subject: SUBJECT };
+        // Also where this future is dropped: the next `run` is not ended by what ended this one.
+        let _renewed = RenewStop(Arc::clone(&self.shared));
         let stop = self.shared.stop_token();
         let mut shutdown = pin!(
             async {
@@ -329,7 +376,6 @@ impl Consumer {
         let begun = (time::now(), self.shared.counters.snapshot());
         let outcome = self.run_until(shutdown.as_mut()).await;
         let closed = self.close().await;
-        self.shared.renew_stop();
         let done = self.shared.counters.snapshot();
         tracing::info!(
             seconds = (time::now() - begun.0).as_secs_f64(),
@@ -483,9 +529,7 @@ impl Consumer {
     /// The engine, connected, with nothing left of a call that was dropped.
     async fn work(&mut self) -> Result<Working<'_>> {
         if self.engine.is_none() {
-            let topics: Vec<_> =
-                self.topics.iter().cloned().chain(self.routes.retry_topics(&self.topics)).collect();
-            let client = Arc::new(self.kafka.start_consumer(&topics, self.overrides.clone()).await?);
+            let client = Arc::new(self.connect().await?);
             if let Some(listener) = &self.listener {
                 client.listen(Arc::clone(listener));
             }
@@ -511,6 +555,22 @@ impl Consumer {
         Ok(Working { engine, interrupted: &mut self.interrupted, is_done: false })
     }
 
+    /// A client of all topics that are consumed, retry topics included.
+    async fn connect(&self) -> Result<KafkaConsumer> {
+        let overrides = self.overrides.clone();
+        match &self.topics {
+            Consumed::Named(topics) => {
+                let topics: Vec<_> = topics.iter().cloned().chain(self.routes.retry_topics(topics)).collect();
+                self.kafka.start_consumer(&topics, overrides).await
+            }
+            Consumed::Matching { text, .. } => {
+                let client = self.kafka.start_consumer(&[], overrides).await?;
+                client.subscribe_pattern(&self.routes.with_retry_topics(text))?;
+                Ok(client)
+            }
+        }
+    }
+
     fn plan(&self) -> Plan {
         let runs = self.concurrency.unwrap_or(match self.ordering {
             Ordering::Partition => usize::MAX,
@@ -518,7 +578,7 @@ impl Consumer {
         });
         let records = (2 * self.take).max(4 * self.concurrency.unwrap_or(1)).max(1000);
         Plan {
-            topics: Arc::clone(&self.topics),
+            topics: self.topics.clone(),
             routes: Arc::clone(&self.routes),
             ordering: self.ordering,
             bounds: Bounds { runs, records, bytes: self.buffer, span: 10 * records as u64 },
@@ -526,6 +586,14 @@ impl Consumer {
             keep_alive: self.keep_alive,
             auto_commit: self.auto_commit,
         }
+    }
+}
+
+struct RenewStop(Arc<Shared>);
+
+impl Drop for RenewStop {
+    fn drop(&mut self) {
+        self.0.renew_stop();
     }
 }
 

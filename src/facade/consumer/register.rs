@@ -150,7 +150,6 @@ impl Consumer {
 
     fn add(&mut self, topics: Topics, handler: ErasedHandler) -> Result<()> {
         const PLACE: Place = Place { controller: "dtkafka::Consumer::register_handler", subject: SUBJECT };
-        let own = Arc::clone(&self.topics);
-        logged(PLACE, Arc::make_mut(&mut self.routes).add(&own, topics, handler))
+        logged(PLACE, Arc::make_mut(&mut self.routes).add(&self.topics, topics, handler))
     }
 }
