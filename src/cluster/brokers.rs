@@ -280,6 +280,12 @@ impl Brokers {
         slots.iter().filter_map(|slot| slot.close_idle(now, self.settings.connections_max_idle)).min()
     }
 
+    /// Closes every connection with its last answer.
+    pub(crate) fn retire_all(&self) {
+        let slots: Vec<Arc<Slot>> = lock(&self.inner).slots.values().cloned().collect();
+        slots.iter().for_each(|slot| slot.retire());
+    }
+
     fn slot(&self, id: i32, lane: Lane) -> Result<(Arc<Slot>, Address)> {
         let mut inner = lock(&self.inner);
         let address = inner.addresses.get(&id).cloned().ok_or_else(|| {

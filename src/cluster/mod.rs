@@ -49,7 +49,7 @@ use crate::{
 #[derive(Clone)]
 pub(crate) struct Cluster {
     shared: Arc<Shared>,
-    _driver: Arc<task::Driver>,
+    driver: Arc<task::Driver>,
 }
 
 struct Shared {
@@ -102,7 +102,14 @@ impl Cluster {
             settings,
         });
         let driver = Arc::new(task::Driver::start(Arc::clone(&shared))?);
-        Ok(Self { shared, _driver: driver })
+        Ok(Self { shared, driver })
+    }
+
+    /// The client has ended, though handles of it may be kept: nothing is asked any more, and no connection stays open.
+    pub(crate) fn end(&self) {
+        let _ = self.shared.ended.set(Error::closed("client"));
+        self.driver.end();
+        self.shared.brokers.retire_all();
     }
 
     pub(crate) fn settings(&self) -> &Arc<ClientSettings> {

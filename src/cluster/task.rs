@@ -24,9 +24,15 @@ impl Driver {
     }
 }
 
+impl Driver {
+    pub(super) fn end(&self) {
+        self.0.abort();
+    }
+}
+
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.0.abort();
+        self.end();
     }
 }
 

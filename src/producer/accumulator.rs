@@ -174,7 +174,12 @@ impl Accumulator {
         self.bytes += reserved;
         let builder = BatchBuilder::new(memory.buffer());
         let open = self.open.insert(OpenBatch { builder, receipt, created: now(), reserved });
-        Self::write(open, parts, &mut self.scheduled, true)
+        let appended = Self::write(open, parts, &mut self.scheduled, true);
+        if open.builder.len() >= self.limits.batch_size {
+            // A record that fills a batch by itself has nothing to linger for.
+            self.close_open();
+        }
+        appended
     }
 
     #[inline]
@@ -233,6 +238,11 @@ impl Accumulator {
             self.close_open();
         }
         self.closed.front().map(|open| open.builder.count())
+    }
+
+    /// Bytes of the oldest batch, uncompressed.
+    pub(super) fn first_len(&self) -> usize {
+        self.closed.front().or(self.open.as_ref()).map_or(0, OpenBatch::len)
     }
 
     pub(super) fn take_first(&mut self) -> Option<OpenBatch> {

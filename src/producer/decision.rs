@@ -51,12 +51,8 @@ pub(crate) fn decide(code: ErrorCode, context: Context) -> Decision {
         told::NONE => Decision::Acknowledge,
         // An earlier attempt is in the log, too far back for the broker to know its offset.
         told::DUPLICATE_SEQUENCE_NUMBER => Decision::Acknowledge,
-        // The limit may have been lowered after an attempt that was written.
-        told::MESSAGE_TOO_LARGE | told::RECORD_LIST_TOO_LARGE
-            if context.count > 1 && !context.possibly_written =>
-        {
-            Decision::Split
-        }
+        // The parts have the numbers of the whole, so that none is taken where an earlier attempt was.
+        told::MESSAGE_TOO_LARGE | told::RECORD_LIST_TOO_LARGE if context.count > 1 => Decision::Split,
         // Behind a batch that is being retried it is only early, and behind one that was
         // taken out it had to come. Otherwise the log has lost what came before, and with it this batch, or it remembers
         // only later ones: after a clean restart a broker knows the last batch of a producer alone.
@@ -180,11 +176,10 @@ mod tests {
             let unknown = Context { possibly_written: true, behind_gap, ..FRESH };
             for code in -1..140 {
                 let decision = decide(ErrorCode(code), unknown);
-                let anew = [Decision::Bump, Decision::Reidentify, Decision::Renumber, Decision::Split]
-                    .contains(&decision);
+                let anew = [Decision::Bump, Decision::Reidentify, Decision::Renumber].contains(&decision);
                 assert!(!anew, "{}: {decision:?}", ErrorCode(code));
             }
-            for code in [10, 18, 45, 47, 49, 59, 90] {
+            for code in [45, 47, 49, 59, 90] {
                 assert_eq!(decide(ErrorCode(code), unknown), Decision::Fail { possibly_written: true });
             }
         }
@@ -203,6 +198,15 @@ mod tests {
     fn codes_that_can_come_after_the_write_leave_its_outcome_open() {
         let open: Vec<i16> = (-1..140).filter(|code| leaves_open(ErrorCode(*code))).collect();
         assert_eq!(open, [-1, 3, 6, 7, 20, 56]);
+    }
+
+    #[test]
+    fn a_batch_too_large_is_split_whatever_became_of_earlier_attempts() {
+        for context in [FRESH, Context { possibly_written: true, ..FRESH }] {
+            assert_eq!(decide(ErrorCode(10), context), Decision::Split);
+        }
+        let one = Context { count: 1, possibly_written: true, ..FRESH };
+        assert_eq!(decide(ErrorCode(10), one), Decision::Fail { possibly_written: true });
     }
 
     #[test]

@@ -32,7 +32,7 @@ mod unheard;
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -103,6 +103,8 @@ struct Shared {
     transactions: Option<Transactions>,
     statistics: Mutex<ProducerStatistics>,
     unheard: Mutex<Unheard>,
+    /// Records that were given up when the producer ended.
+    given_up: AtomicU64,
 }
 
 /// How far the end of the producer has come.
@@ -174,6 +176,7 @@ impl KafkaProducer {
             transactions,
             statistics: Mutex::default(),
             unheard: Mutex::default(),
+            given_up: AtomicU64::new(0),
             settings,
         });
         task::spawn(Arc::clone(&shared))?;
@@ -344,7 +347,7 @@ impl KafkaProducer {
     /// been written.
     ///
     /// # Errors
-    /// [`ErrorKind::Timeout`] with the number of batches given up; or as [`flush`](Self::flush), of records that failed unheard
+    /// [`ErrorKind::Timeout`] with the number of records given up; or as [`flush`](Self::flush), of records that failed unheard
     /// before.
     ///
     /// # Cancel safety
@@ -352,17 +355,19 @@ impl KafkaProducer {
     pub async fn close_within(&self, deadline: Duration) -> Result<()> {
         let shared = self.shared();
         let mut closing = shared.closing.subscribe();
-        let unresolved = shared.begin_close(time::after(deadline));
+        if *closing.borrow_and_update() == Closing::Done {
+            return shared.take_unheard();
+        }
+        shared.begin_close(time::after(deadline));
         // The task itself ends by the deadline: nothing here can wait longer.
         let _ = closing.wait_for(|closing| *closing == Closing::Done).await;
-        let given_up = unresolved.iter().filter(|receipt| receipt.was_closed()).count();
-        drop(unresolved);
+        let given_up = shared.given_up.load(Ordering::Relaxed);
         if given_up == 0 {
             return shared.take_unheard();
         }
         Err(Error::new(
             ErrorKind::Timeout,
-            format!("closed with {given_up} batches not delivered; their deliveries say what may have been written"),
+            format!("closed with {given_up} records not delivered; their deliveries say what may have been written"),
         )
         .with_hint("give close more time"))
     }
@@ -370,12 +375,15 @@ impl KafkaProducer {
     /// The number of partitions of a topic.
     ///
     /// # Errors
-    /// The broker's error, or [`Timeout`](ErrorKind::Timeout) after `max.block.ms`.
+    /// The broker's error, or [`Timeout`](ErrorKind::Timeout) after `max.block.ms`; [`Closed`](ErrorKind::Closed).
     ///
     /// # Cancel safety
     /// Can be dropped at any time.
     pub async fn partitions_for(&self, topic: &str) -> Result<usize> {
         let shared = self.shared();
+        if *shared.closing.borrow() != Closing::Open {
+            return Err(shared.refusal());
+        }
         shared.learn_topic(topic, time::now() + shared.settings.max_block).await?;
         Ok(shared.topics.snapshot().queues.get(topic).map_or(0, |topic| topic.count))
     }
@@ -416,8 +424,8 @@ impl Drop for Handle {
 }
 
 impl Shared {
-    /// Refuses new records and has the task drain the rest. Returns what has no answer yet.
-    fn begin_close(&self, deadline: Instant) -> Vec<Arc<receipt::Receipt>> {
+    /// Refuses new records and has the task drain the rest.
+    fn begin_close(&self, deadline: Instant) {
         self.memory.close();
         self.closing.send_if_modified(|closing| {
             self.is_closing.store(true, Ordering::Relaxed);
@@ -431,12 +439,7 @@ impl Shared {
             }
             change
         });
-        let mut unresolved = Vec::new();
-        for partition in self.topics.snapshot().partitions() {
-            unresolved.extend(partition.lock().unresolved().cloned());
-        }
         self.wake.notify_one();
-        unresolved
     }
 
     /// Nothing this producer sends can succeed any more.
@@ -509,7 +512,11 @@ impl Shared {
                 "the producer has ended with records that were not delivered; close() it, and keep its runtime until that returns"
             );
         }
+        if error.kind() == ErrorKind::Closed {
+            self.given_up.store(undelivered, Ordering::Relaxed);
+        }
         self.settle(aftermath);
+        self.cluster.end();
         self.closing.send_replace(Closing::Done);
         if let Some(transactions) = &self.transactions {
             transactions.lock().handle_fatal(error.clone().with_fatal());

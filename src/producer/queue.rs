@@ -82,6 +82,8 @@ impl Aftermath {
 /// What is remembered of a batch in flight.
 #[derive(Debug)]
 struct Flying {
+    /// The topic as it was when this left.
+    topic_id: TopicId,
     deadline: Instant,
     receipt: Arc<Receipt>,
     /// Its time is over, or its transaction was given up: it is not sent again.
@@ -188,9 +190,14 @@ impl Queue {
         }
     }
 
+    /// Bytes of the next batch at most: one that was never sent may still be compressed.
+    pub(crate) fn next_len(&self) -> usize {
+        self.pending.front().map_or_else(|| self.accumulator.first_len(), |batch| batch.bytes.len())
+    }
+
     /// Where the partition is now, before a batch is asked for. Whoever waited for its old leader goes to a new one at once
     /// (KIP-951).
-    pub(crate) fn handle_place(&mut self, place: &Place) {
+    pub(crate) fn handle_place(&mut self, place: &Place, aftermath: &mut Aftermath) {
         if (place.topic_id, place.leader_epoch) == (self.topic_id, self.leader_epoch) {
             return;
         }
@@ -209,6 +216,7 @@ impl Queue {
             // One that is not told for a while, by an older broker, may be another when it is told again.
             self.topic_id = place.topic_id;
         }
+        self.give_up_earlier_life(aftermath);
     }
 
     /// The next batch that may leave.
@@ -289,7 +297,8 @@ impl Queue {
     }
 
     fn fly(&mut self, order: Order, deadline: Instant, receipt: Arc<Receipt>) {
-        self.in_flight.insert(order, Flying { deadline, receipt, given_up: false });
+        let topic_id = self.topic_id;
+        self.in_flight.insert(order, Flying { topic_id, deadline, receipt, given_up: false });
     }
 
     /// When to look again if nothing happens before: the end of `linger.ms`, of a back-off, or of the oldest batch.

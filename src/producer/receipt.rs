@@ -14,7 +14,7 @@ use std::{
 
 use super::interceptor::Interceptors;
 use crate::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result},
     record::RecordMetadata,
 };
 
@@ -198,15 +198,6 @@ impl Receipt {
         }
     }
 
-    /// Whether the batch was given up because the producer was closed.
-    pub(crate) fn was_closed(&self) -> bool {
-        match self.outcome.get() {
-            Some(Outcome::Failed(error)) => error.kind() == ErrorKind::Closed,
-            Some(Outcome::Split(parts)) => parts.iter().any(|part| part.receipt.was_closed()),
-            Some(Outcome::Acknowledged(_)) | None => false,
-        }
-    }
-
     /// Waits until every record of the batch has its answer.
     pub(crate) async fn resolved(self: Arc<Self>) {
         let mut waiting = vec![self];
@@ -245,7 +236,8 @@ impl Receipt {
 /// Dropping it does not take the record back: the producer goes on delivering. Awaiting it by reference and dropping
 /// that future loses nothing.
 #[derive(Debug)]
-#[must_use = "a record is only known to be written when its delivery was awaited, or the producer flushed and its errors counted"]
+#[must_use = "a record is only known to be written when its delivery was awaited, its producer flushed, or its transaction committed; \
+              `drop` it to say that you mean one of these"]
 pub struct Delivery {
     receipt: Arc<Receipt>,
     index: u32,

@@ -310,14 +310,19 @@ impl Sender {
                 continue;
             }
             let place = requests.binary_search_by_key(&leader, |planned| planned.leader);
-            if place.is_ok_and(|place| requests[place].size >= self.settings.max_request_size) {
+            // A batch by itself may have any size: each of its records may be sent.
+            let most = self.settings.max_request_size;
+            let room = place.map_or(usize::MAX, |place| most.saturating_sub(requests[place].size));
+            if room == 0 {
                 continue;
             }
             let pace = Pace::new(hurry, self.leaders.in_flight(leader));
             if !self.is_permitted(&partition, now, pace, permit) {
                 continue;
             }
-            let Some(batch) = self.take(&partition, &at, now, pace, permit.identity) else { continue };
+            let Some(batch) = self.take(&partition, &at, room, now, pace, permit.identity) else {
+                continue;
+            };
             let size = batch.bytes.len();
             let sent = Sent { partition, topic_id: at.topic_id, batch };
             match place {
@@ -361,16 +366,22 @@ impl Sender {
         &mut self,
         partition: &Arc<PartitionQueue>,
         place: &Place,
+        room: usize,
         now: Instant,
         pace: Pace,
         identity: Result<Option<ProducerIdentity>, NotYet>,
     ) -> Option<Batch> {
+        let told = self.aftermath.resolved.len();
         let taken = {
             let mut queue = partition.lock();
-            queue.handle_place(place);
-            queue.poll_batch(now, pace, identity)?
+            queue.handle_place(place, &mut self.aftermath);
+            if queue.next_len() <= room { queue.poll_batch(now, pace, identity) } else { None }
         };
-        let mut batch = match taken {
+        if self.aftermath.resolved.len() > told {
+            self.note_failures(told);
+            self.settle_verdicts(Some(now));
+        }
+        let mut batch = match taken? {
             Taken::Again(batch) => {
                 self.counts.retries += 1;
                 batch

@@ -62,8 +62,8 @@ impl Transactions {
 /// let mut producer =
 ///     kafka.get_transactional_producer_with(|p| p.set("transactional.id", "billing-1")).await?;
 /// let transaction = producer.begin().await?;
-/// transaction.send("orders", &7).await?;
-/// transaction.send("invoices", &7).await?;
+/// drop(transaction.send("orders", &7).await?); // the commit waits for it
+/// drop(transaction.send("invoices", &7).await?);
 /// transaction.commit().await?;
 /// # Ok(()) }
 /// ```

@@ -14,6 +14,7 @@ mod backend;
 mod codecs;
 mod consumer_protocol;
 mod dropped;
+mod edges;
 mod errors;
 mod facade;
 mod faults;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     batch::{self, EncodedBatch, Stamp},
+    cluster::TopicId,
     error::Error,
     producer::receipt::Receipt,
     time::Instant,
@@ -48,6 +49,8 @@ pub(crate) struct Batch {
     pub(super) not_before: Option<Instant>,
     /// Why the last attempt failed.
     pub(super) cause: Option<Error>,
+    /// The topic in whose log it may be, once it may be in one (KIP-516).
+    pub(super) log: Option<TopicId>,
 }
 
 impl Batch {
@@ -73,6 +76,7 @@ impl Batch {
             purges: 0,
             not_before: None,
             cause: None,
+            log: None,
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{Aftermath, Batch, Order, Queue};
 use crate::{
     batch::{EncodedBatch, Stamp},
+    cluster::are_two_lives,
     error::{Error, ErrorKind},
     producer::{
         accumulator::OpenBatch,
@@ -76,8 +77,7 @@ impl Queue {
         error: Error,
         aftermath: &mut Aftermath,
     ) {
-        let given_up = self.in_flight.remove(&batch.order).is_none_or(|flying| flying.given_up);
-        self.recovering = true;
+        let given_up = self.land(&mut batch);
         let exhausted = batch.attempts > self.limits.retries;
         match decision {
             Decision::Retry { .. } | Decision::Early | Decision::Bump | Decision::Reidentify if given_up => {
@@ -119,17 +119,27 @@ impl Queue {
         self.after_landing(aftermath);
     }
 
+    /// A batch is in flight no more, and not acknowledged. Whether it was given up meanwhile.
+    fn land(&mut self, batch: &mut Batch) -> bool {
+        self.recovering = true;
+        let Some(flying) = self.in_flight.remove(&batch.order) else { return true };
+        if batch.possibly_written {
+            batch.log.get_or_insert(flying.topic_id);
+        }
+        flying.given_up
+    }
+
     /// Two halves in place of a batch the broker finds too large (`max.message.bytes`). They keep its sequence numbers, so
-    /// that what was sent behind it still fits.
+    /// that what was sent behind it still fits, and that what may be in the log already is not taken again.
     pub(crate) fn handle_split(
         &mut self,
-        batch: Batch,
+        mut batch: Batch,
         halves: [EncodedBatch; 2],
         aftermath: &mut Aftermath,
     ) {
-        self.in_flight.remove(&batch.order);
-        self.recovering = true;
-        let stamp = batch.stamp.filter(|stamp| self.sequences.is_intact() && self.sequences.is_own(stamp));
+        self.land(&mut batch);
+        let fits = |stamp: &Stamp| self.sequences.is_intact() && self.sequences.is_own(stamp);
+        let stamp = batch.stamp.filter(|stamp| batch.possibly_written || fits(stamp));
         let mut parts = Vec::with_capacity(2);
         let mut first = 0;
         let mut reserved = batch.reserved;
@@ -147,6 +157,8 @@ impl Queue {
             half.stale_bytes = true;
             half.attempts = batch.attempts;
             half.purges = batch.purges;
+            half.possibly_written = batch.possibly_written;
+            half.log = batch.log;
             self.put_back(half);
         }
         aftermath.resolved.push((batch.receipt, Outcome::Split(parts)));
@@ -243,18 +255,33 @@ impl Queue {
     /// Once nothing is in flight and the sequence does not fit: a batch that may be written cannot be asked for while an older
     /// one waits that certainly is not, since the log might take it first. It fails, and says so.
     pub(super) fn after_landing(&mut self, aftermath: &mut Aftermath) {
+        self.give_up_earlier_life(aftermath);
         if self.sequences.is_intact() || !self.in_flight.is_empty() || !self.limits.idempotent {
             return;
         }
         if self.pending.front().is_none_or(|first| first.possibly_written) {
             return;
         }
+        let lost = "an earlier batch of the partition was refused, and the answer to this one was lost";
+        self.give_up_pending(lost, |batch| batch.possibly_written, aftermath);
+    }
+
+    /// What may be in the log of a topic that was made again is never written to the new one.
+    pub(super) fn give_up_earlier_life(&mut self, aftermath: &mut Aftermath) {
+        let topic_id = self.topic_id;
+        let is_earlier = |batch: &Batch| batch.log.is_some_and(|log| are_two_lives(log, topic_id));
+        if self.limits.idempotent && self.pending.iter().any(is_earlier) {
+            let lost =
+                "the topic was deleted and made again, and the answer to this batch of before was lost";
+            self.give_up_pending(lost, is_earlier, aftermath);
+        }
+    }
+
+    /// Fails those of the batches waiting to be sent again that are meant: each may be written.
+    fn give_up_pending(&mut self, why: &str, is_meant: impl Fn(&Batch) -> bool, aftermath: &mut Aftermath) {
         for batch in std::mem::take(&mut self.pending) {
-            if batch.possibly_written {
-                let error = Error::new(
-                    ErrorKind::Disconnected,
-                    "an earlier batch of the partition was refused, and the answer to this one was lost",
-                );
+            if is_meant(&batch) {
+                let error = Error::new(ErrorKind::Disconnected, why);
                 let error = match &batch.cause {
                     Some(cause) => with_cause(error, cause),
                     None => error,

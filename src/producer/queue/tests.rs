@@ -83,6 +83,12 @@ impl Rig {
         self.tell(aftermath);
     }
 
+    fn place(&mut self, place: &Place) {
+        let mut aftermath = Aftermath::default();
+        self.queue.handle_place(place, &mut aftermath);
+        self.tell(aftermath);
+    }
+
     fn tell(&mut self, aftermath: Aftermath) {
         for (receipt, outcome) in aftermath.resolved {
             receipt.resolve(outcome);
@@ -311,14 +317,14 @@ fn place(topic: u8, leader_epoch: i32) -> Place {
 #[test]
 fn a_topic_made_again_gets_nothing_before_the_old_one_has_answered_and_then_one_batch_at_a_time() {
     let mut rig = Rig::new(limits());
-    rig.queue.handle_place(&place(1, 7));
+    rig.place(&place(1, 7));
     rig.introduce();
     let _sent: Vec<_> = (1..4).map(|id| rig.send(id)).collect();
     let first = rig.poll(true).unwrap();
     let _sent = rig.send(4);
     let second = rig.poll(true).unwrap();
     let _sent = rig.send(5);
-    rig.queue.handle_place(&place(2, 0));
+    rig.place(&place(2, 0));
     assert!(rig.poll(true).is_none(), "what is out lands first");
     // The old topic has taken one, and is gone when the other comes.
     rig.acknowledge(first, 1);
@@ -337,17 +343,17 @@ fn a_topic_made_again_gets_nothing_before_the_old_one_has_answered_and_then_one_
 #[test]
 fn a_topic_whose_id_is_not_known_for_a_while_is_the_same_topic() {
     let mut rig = Rig::new(limits());
-    rig.queue.handle_place(&place(0, -1));
+    rig.place(&place(0, -1));
     rig.introduce();
-    rig.queue.handle_place(&place(1, 3));
+    rig.place(&place(1, 3));
     let _sent = rig.send(1);
     let first = rig.poll(true).unwrap();
     let _sent = rig.send(2);
     let second = rig.poll(true).unwrap();
-    rig.queue.handle_place(&place(0, 3));
+    rig.place(&place(0, 3));
     let _sent = rig.send(3);
     let third = rig.poll(true).unwrap();
-    rig.queue.handle_place(&place(2, 0));
+    rig.place(&place(2, 0));
     let _sent = rig.send(4);
     assert!(rig.poll(true).is_none(), "and this is another");
     for (batch, offset) in [(first, 1), (second, 2), (third, 3)] {
@@ -359,15 +365,58 @@ fn a_topic_whose_id_is_not_known_for_a_while_is_the_same_topic() {
 #[test]
 fn a_newer_leader_is_asked_at_once_by_what_the_old_one_has_refused() {
     let mut rig = Rig::new(limits());
-    rig.queue.handle_place(&place(1, 3));
+    rig.place(&place(1, 3));
     rig.introduce();
     let _sent = rig.send(1);
     let batch = rig.poll(true).unwrap();
     let (retry_at, error) = (rig.now + Duration::from_secs(1), Error::closed("test"));
     let decision = Decision::Retry { stale_leader: true };
     rig.queue.handle_refused(batch, decision, retry_at, error, &mut Aftermath::default());
-    rig.queue.handle_place(&place(1, 3));
+    rig.place(&place(1, 3));
     assert!(rig.poll(true).is_none(), "it backs off");
-    rig.queue.handle_place(&place(1, 4));
+    rig.place(&place(1, 4));
     assert!(rig.poll(true).is_some());
+}
+
+#[test]
+fn what_may_be_in_the_log_of_a_topic_that_was_made_again_fails_and_never_goes_to_the_new_one() {
+    // The answer is lost before the topic is known to be another, or after that.
+    for is_known in [false, true] {
+        let mut rig = Rig::new(limits());
+        rig.place(&place(1, 7));
+        rig.introduce();
+        let lost = rig.send(1);
+        let mut first = rig.poll(true).unwrap();
+        let refused = rig.send(2);
+        let second = rig.poll(true).unwrap();
+        let waiting = rig.send(3);
+        first.possibly_written = true;
+        if is_known {
+            rig.place(&place(2, 0));
+            assert!(rig.poll(true).is_none());
+        }
+        rig.settle(first, Decision::Retry { stale_leader: true });
+        rig.settle(second, Decision::Retry { stale_leader: true });
+        rig.place(&place(2, 0));
+        let error = futures_util::FutureExt::now_or_never(lost).expect("it is told at once").unwrap_err();
+        assert!(error.possibly_written() && error.to_string().contains("made again"), "{error}");
+        // What was certainly not taken goes to the new one, in order, under the next epoch.
+        let mut written = Vec::new();
+        while let Some(batch) = rig.poll(true) {
+            written.extend(ids(&batch.bytes));
+            rig.acknowledge(batch, written.len() as i64);
+        }
+        assert_eq!((written, rig.identity.epoch), (vec![2, 3], 1));
+        assert!(futures_util::FutureExt::now_or_never(refused).unwrap().is_ok());
+        assert!(futures_util::FutureExt::now_or_never(waiting).unwrap().is_ok());
+    }
+}
+
+#[test]
+fn a_record_that_fills_a_batch_by_itself_does_not_linger() {
+    for batch_size in [0, 1, 100] {
+        let mut rig = Rig::new(Limits { batch_size, linger: Duration::from_secs(60), ..limits() });
+        let _sent = (rig.send(1), rig.send(2));
+        assert_eq!(ids(&rig.poll(false).expect("it is full").bytes), [1], "batch.size {batch_size}");
+    }
 }

@@ -235,7 +235,7 @@ impl Sender {
     }
 
     /// Failures told since `told`: a transaction they belong to must be aborted.
-    fn note_failures(&mut self, told: usize) {
+    pub(super) fn note_failures(&mut self, told: usize) {
         for (_, outcome) in self.aftermath.resolved.iter().skip(told) {
             if let Outcome::Failed(error) = outcome {
                 self.counts.failed_batches += 1;
@@ -245,7 +245,7 @@ impl Sender {
         }
     }
 
-    fn settle_verdicts(&mut self, now: Option<Instant>) {
+    pub(super) fn settle_verdicts(&mut self, now: Option<Instant>) {
         let (bump, renew) = (self.aftermath.bump.take(), self.aftermath.renew.take());
         self.open_attempts |= bump.is_some();
         let Some(now) = now else { return };
