@@ -33,11 +33,17 @@ pub(crate) struct Args {
     pub(crate) concurrency: usize,
     /// How long a handler waits.
     pub(crate) pause: Duration,
+    /// Where `copy` writes to.
+    pub(crate) to: String,
+    /// Records of a transaction; 0: as many as come while it is open.
+    pub(crate) txn_records: u64,
+    /// How long a transaction is open; 0: until it has its records.
+    pub(crate) txn_ms: u64,
 }
 
 impl Args {
     pub(crate) fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, Failure> {
-        let mode = words.next().ok_or("say produce, consume, latency, pingpong, members or scaling")?;
+        let mode = words.next().ok_or("say produce, consume, latency, pingpong, members, copy or scaling")?;
         let mut options = BTreeMap::new();
         while let Some(word) = words.next() {
             let name = word.strip_prefix("--").ok_or_else(|| format!("unexpected {word}"))?;
@@ -52,7 +58,7 @@ impl Args {
             value.ok_or_else(|| format!("--{name} is required").into())
         };
         let scaling = mode == "scaling";
-        let reads = matches!(mode.as_str(), "consume" | "members");
+        let reads = matches!(mode.as_str(), "consume" | "members" | "copy");
         let args = Self {
             brokers: take("brokers", None)?,
             topic: take("topic", scaling.then_some("scaling"))?,
@@ -79,8 +85,14 @@ impl Args {
             },
             concurrency: take("concurrency", Some("0"))?.parse()?,
             pause: Duration::from_millis(take("pause-ms", Some("0"))?.parse()?),
+            to: take("to", (mode != "copy").then_some(""))?,
+            txn_records: take("txn-records", Some("0"))?.parse()?,
+            txn_ms: take("txn-ms", Some("0"))?.parse()?,
             mode,
         };
+        if args.mode == "copy" && args.txn_records == 0 && args.txn_ms == 0 {
+            return Err("copy needs --txn-records or --txn-ms".into());
+        }
         match options.keys().next() {
             Some(unknown) => Err(format!("unknown option --{unknown}").into()),
             None => Ok(args),

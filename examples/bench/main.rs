@@ -9,6 +9,7 @@
 //! bench latency  --brokers H:P --topic T --records N --rate R --size BYTES
 //! bench pingpong --brokers H:P --topic T --records N --size BYTES
 //! bench members  --brokers H:P --topic T --records N --group G --consumers 5
+//! bench copy     --brokers H:P --topic T --records N --group G --to TOPIC [--txn-records N] [--txn-ms MS]
 //! bench scaling  --brokers H:P                       tables of all that grows; makes and deletes its topics, takes minutes
 //! ```
 //! `json` is what the facade is compared with: serde_json and the client of bytes. `facade` sends and handles the same value of
@@ -21,6 +22,7 @@
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
 mod args;
+mod copy;
 mod handlers;
 mod members;
 mod modes;

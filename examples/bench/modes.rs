@@ -10,6 +10,7 @@ use dtkafka::{Delivery, KafkaConfig, KafkaConsumer, KafkaInstance, KafkaProducer
 
 use crate::{
     args::{Args, Failure, Payload, key},
+    copy::copy,
     handlers::{self, Event},
     members::members,
     report::{Report, Touch, cpu},
@@ -30,11 +31,12 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         "latency" => latency(&args).await,
         "pingpong" => pingpong(&args).await,
         "members" => members(&args).await,
+        "copy" => copy(&args).await,
         "scaling" => scaling(&args).await,
-        other => {
-            Err(format!("unknown mode {other}: say produce, consume, latency, pingpong, members or scaling")
-                .into())
-        }
+        other => Err(format!(
+            "unknown mode {other}: say produce, consume, latency, pingpong, members, copy or scaling"
+        )
+        .into()),
     }
 }
 
