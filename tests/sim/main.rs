@@ -48,7 +48,6 @@ const FOUND: &[(u64, &str)] = &[
     (1013, "a consumer whose last commit took long turned in circles until its close was over"),
     (2033, "a fetch session that was out of step answered at once, again and again"),
     (3163, "a static leader that came back did not see what its topics had grown by"),
-    (3346, "the same, among several members"),
     (3854, "a connection was kept for ever that answered none of many calls with short deadlines"),
 ];
 

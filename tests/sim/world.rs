@@ -294,7 +294,7 @@ async fn play(world: &Arc<World>, rng: &mut Rng) -> Facts {
         let shared = group_settings(world.profile, rng);
         let facade = rng.percent(40);
         for number in 0..rng.range(1, 3) as u32 {
-            let plan = members::Plan::draw(group, number, &topics, &shared, facade, rng);
+            let plan = members::Plan::draw(group, number, &topics, &shared, facade, world.profile, rng);
             world.history.note(format!("{plan:?}"));
             actors.spawn(members::run(Arc::clone(world), plan, rng.child()));
         }
