@@ -159,6 +159,10 @@ impl Brokers {
         lock(&self.causes).why(id).cloned()
     }
 
+    pub(crate) fn has_address(&self, id: i32) -> bool {
+        lock(&self.inner).addresses.contains_key(&id)
+    }
+
     /// How often and for how long brokers have held this client back.
     pub(crate) fn pauses(&self) -> &Pauses {
         &self.pauses

@@ -26,6 +26,8 @@ pub(crate) struct Metadata {
     pub(crate) cluster_id: Option<String>,
     pub(crate) controller: Option<i32>,
     pub(crate) brokers: BTreeMap<i32, Broker>,
+    /// Where brokers say they are that nobody can reach there.
+    misplaced: BTreeMap<i32, String>,
     pub(crate) topics: BTreeMap<Arc<str>, Topic>,
     /// All topics of this pattern are in it.
     matched: Option<Arc<Pattern>>,
@@ -186,6 +188,19 @@ impl Metadata {
             ),
             Some(_) => None,
         }
+    }
+
+    /// Why a broker cannot be reached, where no address leads to it.
+    pub(crate) fn why_broker(&self, id: i32) -> Option<Error> {
+        if self.version == 0 || self.brokers.contains_key(&id) {
+            return None;
+        }
+        let text = match self.misplaced.get(&id) {
+            Some(place) => format!("the broker says that it is at {place}, where no client can reach it"),
+            None => "the broker is not among those that the cluster tells of".to_owned(),
+        };
+        let hint = "see that the broker runs, and to its advertised.listeners";
+        Some(Error::new(ErrorKind::Disconnected, text).with_broker(id).with_hint(hint))
     }
 
     /// Whether a topic can be used: it is there, and has at least one leader.

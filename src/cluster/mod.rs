@@ -232,9 +232,14 @@ impl Cluster {
         }
     }
 
-    /// Why a broker cannot be reached, if the last attempt failed.
+    /// Why a broker cannot be reached, if the last attempt failed, or nothing leads to it.
     pub(crate) fn why(&self, broker: i32) -> Option<Error> {
-        self.shared.brokers.why(broker)
+        self.shared.brokers.why(broker).or_else(|| self.why_nowhere(broker))
+    }
+
+    /// Why no address is known of a broker.
+    fn why_nowhere(&self, broker: i32) -> Option<Error> {
+        if self.shared.brokers.has_address(broker) { None } else { self.metadata().why_broker(broker) }
     }
 
     /// Why nothing can be written to, or read from, a topic or one of its partitions, as far as is known: the source of a
@@ -278,7 +283,7 @@ impl Cluster {
             Ok(_) => {}
             Err(_) => self.refresh(),
         }
-        connection
+        connection.map_err(|error| self.why_nowhere(broker).unwrap_or(error))
     }
 
     /// One request to one broker.
@@ -320,7 +325,9 @@ impl Shared {
             .send_modify(|health| *health = Health { attempts: health.attempts + 1, error: Some(error) });
     }
 
+    /// Whether something can be waited for.
     fn check_driver(&self) -> Result<()> {
+        driver::check_runtime()?;
         self.ended.get().map_or(Ok(()), |error| Err(error.clone()))
     }
 

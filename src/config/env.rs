@@ -96,7 +96,9 @@ type Pair = Result<(String, String), String>;
 pub(super) fn read_properties(text: &str) -> Vec<(usize, Pair)> {
     let mut pairs = Vec::new();
     // Editors put a byte order mark in front.
-    let mut lines = text.strip_prefix('\u{feff}').unwrap_or(text).lines().zip(1..);
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n");
+    // Java: a line ends with either, or both.
+    let mut lines = text.split(['\n', '\r']).zip(1..);
     while let Some((line, number)) = lines.next() {
         let mut line = line.trim_start().to_owned();
         if line.is_empty() || line.starts_with(['#', '!']) {

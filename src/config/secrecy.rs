@@ -6,6 +6,8 @@
 
 use std::{borrow::Cow, collections::BTreeSet};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+
 use super::{
     Entry, env, jaas,
     properties::{self, Kind},
@@ -251,6 +253,49 @@ pub(crate) fn path(path: &str) -> String {
     }
 }
 
+/// A text of somebody who has seen the secret, without it: verbatim, in hexadecimal and in base64, whole or in part.
+pub(crate) fn without(text: &str, secret: &str) -> String {
+    let text = match secret.len() {
+        // One so short would be found in any text.
+        0..4 => text.to_owned(),
+        _ => text.replace(secret, HIDDEN),
+    };
+    let windows: BTreeSet<Vec<u8>> = forms(secret)
+        .iter()
+        .flat_map(|form| form.windows(TELLING).map(<[u8]>::to_vec).collect::<Vec<_>>())
+        .collect();
+    let mut told = vec![false; text.len()];
+    for (at, window) in text.as_bytes().windows(TELLING).enumerate() {
+        if windows.contains(window) {
+            told[at..at + TELLING].fill(true);
+        }
+    }
+    let mut shown = String::with_capacity(text.len());
+    let mut was_told = false;
+    for (at, c) in text.char_indices() {
+        let is_told = told.get(at..at + c.len_utf8()).is_some_and(|bytes| bytes.contains(&true));
+        match (is_told, was_told) {
+            (false, _) => shown.push(c),
+            (true, false) => shown.push_str(HIDDEN),
+            (true, true) => {}
+        }
+        was_told = is_told;
+    }
+    shown
+}
+
+/// How a secret may be written.
+fn forms(secret: &str) -> Vec<Vec<u8>> {
+    let hex = secret.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let mut forms = vec![secret.as_bytes().to_vec(), hex.to_ascii_uppercase().into_bytes(), hex.into_bytes()];
+    // Three bytes are four characters: what stands before decides which, and is in the first of them.
+    for (before, mixed) in [(0, 0), (1, 2), (2, 3)] {
+        let encoded = BASE64.encode([&vec![0; before], secret.as_bytes()].concat());
+        forms.push(encoded.trim_end_matches('=').bytes().skip(mixed).collect());
+    }
+    forms
+}
+
 /// The secrets of a configuration, to find them where they do not belong.
 #[derive(Default)]
 pub(super) struct Secrets(BTreeSet<[u8; TELLING]>);
@@ -359,6 +404,34 @@ mod tests {
         ] {
             assert_eq!(text(telling), HIDDEN);
         }
+    }
+
+    #[test]
+    fn who_has_seen_a_secret_does_not_give_it_away_in_any_form_or_part() {
+        const SECRET: &str = "Canary7f3A9c2E+pa55/W\u{f6}8Zt";
+        let bytes = SECRET.as_bytes();
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut told =
+            vec![SECRET.to_owned(), SECRET[..12].to_owned(), SECRET[7..].to_owned(), hex.to_uppercase(), hex];
+        for before in ["", "\0u\0", "\0user\0", "\0users\0", "u:"] {
+            told.push(BASE64.encode(format!("{before}{SECRET}")));
+        }
+        let encoded: Vec<String> =
+            ["", "1", "12"].map(|before| BASE64.encode(format!("{before}{SECRET}"))).into();
+        for told in told {
+            let text = without(&format!("no such user: {told}, or it is locked"), SECRET);
+            assert!(text.starts_with("no such user: ") && text.contains(HIDDEN), "{text}");
+            assert!(text.ends_with(", or it is locked"), "{text}");
+            for form in
+                [SECRET.as_bytes()].into_iter().chain(encoded.iter().map(|form| &form.as_bytes()[4..]))
+            {
+                let shown = |window: &&[u8]| text.as_bytes().windows(TELLING).any(|part| part == *window);
+                assert!(form.windows(TELLING).all(|window| !shown(&window)), "{text}");
+            }
+        }
+        assert_eq!(without("Authentication failed", SECRET), "Authentication failed");
+        assert_eq!(without("the user pen has a pen", "pen"), "the user pen has a pen");
+        assert_eq!(without("not hunt-7 again", "hunt-7"), "not [hidden] again");
     }
 
     #[test]

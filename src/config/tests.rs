@@ -483,6 +483,10 @@ fn a_properties_file_reads_as_java_reads_it() {
     assert_eq!(pairs, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
     assert!(refusal(&local().set_properties_text("a=b\nc=\\u12")).contains("line 2"));
     assert_eq!(KafkaConfig::from_properties_text("\u{feff}group.id=g").get("group_id").as_deref(), Some("g"));
+    // Java: a carriage return ends a line too.
+    let mac = env::read_properties("group.id=g\r\rclient.id=a\\\rb\rlinger.ms=5\r\n");
+    let mac: Vec<_> = mac.into_iter().map(|(line, pair)| (line, pair.unwrap().1)).collect();
+    assert_eq!(mac, [(1, "g".to_owned()), (3, "ab".to_owned()), (5, "5".to_owned())]);
     let key = "group.id=g\nssl.keystore.key=-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49\nZq9=\n-----END PRIVATE KEY-----";
     let error = refusal(&local().set_properties_text(key));
     assert!(error.contains("lines 3 to 5 of the properties: no known property"), "{error}");

@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, future::Future, sync::Arc, sync::Mutex, time::Duration};
 
 use super::{
-    Connection,
+    Connection, Reading,
     api::{self, Api, Channel, ChannelError, Versions, wire},
     fault_error,
     notices::{Limits, Notices},
@@ -211,6 +211,7 @@ async fn set_up(
     }
     notices.set_limits(limits);
     Ok(Connection {
+        _reading: Reading::watch(&notices),
         channel,
         notices,
         order: Order::default(),

@@ -19,12 +19,14 @@ use std::{
     collections::BTreeMap,
     pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Poll,
     time::Duration,
 };
+
+use tokio::task::AbortHandle;
 
 #[cfg(any(test, feature = "unstable-fuzzing"))]
 pub(crate) use self::sasl::fuzz as fuzz_scram;
@@ -67,6 +69,40 @@ pub(crate) struct Connection {
     idle_since: Mutex<Instant>,
     /// The first call that had no answer, since when there was none at all, and the pauses before it.
     silent_since: Mutex<Option<(Instant, Duration)>>,
+    _reading: Reading,
+}
+
+/// Sees the end of the runtime in which answers are read, which may be another one than that of those who wait for them.
+struct Reading(AbortHandle);
+
+impl Reading {
+    /// To be called where the connection is made.
+    fn watch(notices: &Arc<Notices>) -> Self {
+        struct Guard(Weak<Notices>);
+        impl Drop for Guard {
+            fn drop(&mut self) {
+                if let Some(notices) = self.0.upgrade() {
+                    notices.orphan();
+                }
+            }
+        }
+        let guard = Guard(Arc::downgrade(notices));
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it does nothing, and ends with its runtime or its connection"
+        )]
+        let task = tokio::spawn(async move {
+            let _guard = guard;
+            std::future::pending::<()>().await;
+        });
+        Self(task.abort_handle())
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// How often and for how long brokers held this client back, over all its connections.
@@ -142,7 +178,11 @@ impl Connection {
         let slot = api::is_read_whole::<R>().then(Arc::default);
         let mut request = pin!(self.channel.request_up_to::<MAX, R>(Box::new(request), slot.as_deref()));
         let mut turn = self.order.turn(&self.notices).into_slot(slot.clone());
-        let mut answer = pin!(std::future::poll_fn(|cx| turn.poll(cx, request.as_mut())));
+        let mut answer = pin!(std::future::poll_fn(|cx| match turn.poll(cx, request.as_mut()) {
+            Poll::Pending if self.notices.is_orphaned() =>
+                Poll::Ready(Err(ChannelError::Lost("the runtime in which it was made has ended".to_owned()))),
+            polled => polled,
+        }));
         let mut until = deadline;
         loop {
             match tokio::time::timeout_at(until, answer.as_mut()).await {

@@ -22,6 +22,8 @@ pub(crate) struct Notices {
     pub(super) lost: AtomicBool,
     /// The connection wants it closed.
     pub(super) ended: AtomicBool,
+    /// The runtime has ended that reads answers: none will come.
+    orphaned: AtomicBool,
     pub(super) fault: OnceLock<Fault>,
     /// The other side of TLS refused what it was shown.
     pub(super) refused: AtomicBool,
@@ -46,6 +48,17 @@ impl Notices {
     /// Whether the peer has closed the stream, or reading or writing has failed.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Acquire) || self.ended.load(Ordering::Acquire)
+    }
+
+    /// The runtime ends in which answers are read. Nobody is left who would tell those who wait.
+    pub(super) fn orphan(&self) {
+        self.orphaned.store(true, Ordering::Release);
+        self.lost.store(true, Ordering::Release);
+        self.wake_waiting();
+    }
+
+    pub(super) fn is_orphaned(&self) -> bool {
+        self.orphaned.load(Ordering::Acquire)
     }
 
     /// Why the stream itself ended the connection.

@@ -827,6 +827,40 @@ async fn a_connection_is_shared_between_threads() {
     sent(&connection.call(wire::HeartbeatRequest::default(), soon()));
 }
 
+#[test]
+fn who_waits_for_an_answer_hears_of_the_end_of_the_runtime_in_which_the_connection_was_made() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (keep, first) = (runtime(), runtime());
+    let (listener, address) = keep.block_on(listen());
+    // It greets, and never answers anything else.
+    keep.spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut peer = Peer(stream);
+        peer.greet().await;
+        while peer.asked().await.is_some() {}
+    });
+    let connection =
+        first.block_on(async { Connection::dial(&address, &settings(), None, soon()).await }).unwrap();
+    let connection = Arc::new(connection);
+    let calling = {
+        let connection = Arc::clone(&connection);
+        keep.spawn(async move {
+            let deadline = now() + Duration::from_secs(600);
+            connection.call(wire::HeartbeatRequest::default(), deadline).await
+        })
+    };
+    while connection.notices.left() < 2 {
+        std::thread::yield_now();
+    }
+    drop(first);
+    let error = keep.block_on(calling).unwrap().unwrap_err();
+    assert!(error.kind() == ErrorKind::Disconnected && error.to_string().contains("runtime"), "{error}");
+    assert!(connection.is_closed());
+    let late = keep.block_on(connection.call(wire::HeartbeatRequest::default(), soon())).unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::Disconnected);
+}
+
 #[cfg(any(feature = "tls-graviola", feature = "tls-rustcrypto"))]
 mod tls {
     use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};

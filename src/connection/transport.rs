@@ -3,11 +3,20 @@
 //! It resolves names and opens sockets, and nothing else does. It knows nothing of TLS, SASL or Kafka, which come on top of
 //! whatever stream it opens, and keeps no deadline of its own: the caller drops an attempt that takes too long.
 
-use std::{fmt, future::Future, io, net::SocketAddr, panic::AssertUnwindSafe, pin::Pin, sync::Arc};
+use std::{
+    fmt,
+    future::Future,
+    io,
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use futures_util::FutureExt;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpSocket, TcpStream, lookup_host},
 };
 
@@ -50,7 +59,7 @@ pub trait Transport: Send + Sync + 'static {
     ///
     /// # Errors
     /// An error counts as a broker that cannot be reached: it is in the source of the client's error, and the client tries
-    /// again after `reconnect.backoff.ms`.
+    /// again after `reconnect.backoff.ms`. So does a panic, here and of the stream.
     ///
     /// # Cancel safety
     /// The client drops the future when the attempt has taken `socket.connection.setup.timeout.ms`; what it had opened
@@ -123,8 +132,10 @@ impl Target {
         match self {
             Self::Tcp(answer) => open_tcp(*answer).await.map(Opened::Tcp),
             Self::Custom(transport) => {
-                let opened = transport.connect(&address.host, address.port).await;
-                opened.map(Opened::Custom).map_err(|error| {
+                let connecting = async { transport.connect(&address.host, address.port).await };
+                let opened =
+                    AssertUnwindSafe(connecting).catch_unwind().await.unwrap_or_else(|_| Err(panicked()));
+                opened.map(|stream| Opened::Custom(Box::new(Guarded(Some(stream))))).map_err(|error| {
                     Error::new(ErrorKind::Connect(Stage::Tcp), "the transport could not connect")
                         .with_source(error)
                         .with_hint(
@@ -134,6 +145,65 @@ impl Target {
                 })
             }
         }
+    }
+}
+
+/// A stream of the user's. A panic of it is a failure of the stream, and does not end the client's tasks.
+struct Guarded(Option<Box<dyn TransportStream>>);
+
+fn panicked() -> io::Error {
+    io::Error::other("the transport panicked")
+}
+
+impl Guarded {
+    fn guard<T>(
+        &mut self,
+        poll: impl FnOnce(Pin<&mut Box<dyn TransportStream>>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let Some(stream) = &mut self.0 else { return Poll::Ready(Err(panicked())) };
+        let polled = std::panic::catch_unwind(AssertUnwindSafe(|| poll(Pin::new(stream))));
+        polled.unwrap_or_else(|_| {
+            // Nobody knows what state it is in. Its end may panic as well.
+            let stream = self.0.take();
+            let _ = std::panic::catch_unwind(AssertUnwindSafe(|| drop(stream)));
+            Poll::Ready(Err(panicked()))
+        })
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.guard(|stream| stream.poll_read(cx, buffer))
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.guard(|stream| stream.poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.guard(|stream| stream.poll_write_vectored(cx, parts))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.as_ref().is_some_and(|stream| stream.is_write_vectored())
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.guard(|stream| stream.poll_flush(cx))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.guard(|stream| stream.poll_shutdown(cx))
     }
 }
 

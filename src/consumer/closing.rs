@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{KafkaConsumer, Shared, listener::Listening};
 use crate::{
+    driver,
     error::{Error, ErrorKind, Result},
     group::GroupMembershipOperation,
     time::{self, Instant},
@@ -88,6 +89,8 @@ impl KafkaConsumer {
             shared.lock().tell_farewell();
             Listening::tell(&self.shared).await;
         };
+        // Where nothing can be waited for, it goes on in the background.
+        driver::check_runtime()?;
         if tokio::time::timeout_at(deadline, telling).await.is_err() {
             tracing::warn!("the rebalance listener has not returned by the end of the close");
         }

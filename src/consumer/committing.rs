@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     cluster::TopicId,
+    driver,
     error::{Error, ErrorKind, Result},
     record::{OffsetAndMetadata, TopicPartition},
 };
@@ -103,6 +104,7 @@ impl Shared {
         let receipt = self.change(|core, _| core.commit(offsets, deadline))?;
         let outcome = async move {
             let Some(receipt) = receipt else { return Ok(()) };
+            driver::check_runtime()?;
             match tokio::time::timeout_at(deadline, receipt).await {
                 Ok(Ok(result)) => result,
                 Ok(Err(_)) => Err(Error::closed("consumer")),

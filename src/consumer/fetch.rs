@@ -79,6 +79,8 @@ struct BrokerFetch {
     /// What was asked aside since the session's fetch left: once is enough.
     asked_aside: BTreeMap<TopicPartition, Wanted>,
     retry_at: Option<Instant>,
+    /// Why its last fetch has brought nothing.
+    trouble: Option<Error>,
     backoff: Backoff,
     /// How many partitions it is asked for, but for those that run low.
     wanted: usize,
@@ -162,6 +164,8 @@ pub(crate) struct Fetcher {
     standings: BTreeMap<TopicPartition, (i32, Standing)>,
     /// Left out until a time.
     waiting: BTreeSet<TopicPartition>,
+    /// Those of which the last fetch was refused.
+    refused: BTreeSet<TopicPartition>,
     tokens: Tokens,
     rng: Rng,
 }
@@ -173,6 +177,7 @@ impl Fetcher {
             brokers: BTreeMap::new(),
             standings: BTreeMap::new(),
             waiting: BTreeSet::new(),
+            refused: BTreeSet::new(),
             tokens: Tokens::default(),
             rng,
         }
@@ -290,6 +295,7 @@ impl Fetcher {
             aside: None,
             asked_aside: BTreeMap::new(),
             retry_at: None,
+            trouble: None,
             backoff: Backoff::new(backoff.0, backoff.1),
             wanted: 0,
             low: 0,
@@ -398,6 +404,7 @@ impl Fetcher {
                 state.retry_at = Some(now + state.backoff.next(&mut self.rng));
                 partitions.forget_replica(broker, now + self.settings.replica_max_age);
                 effects.refresh_metadata = true;
+                state.trouble = Some(error.clone());
                 if !error.is_retriable() {
                     effects.errors.push(error);
                 }
@@ -411,6 +418,7 @@ impl Fetcher {
                 partitions.forget_replica(broker, now + self.settings.replica_max_age);
                 let error = Error::from_code("Fetch", answer.error_code).with_broker(broker);
                 effects.refresh_metadata = true;
+                state.trouble = Some(error.clone());
                 if !is_passing(&error) {
                     effects.errors.push(error);
                 }
@@ -418,6 +426,7 @@ impl Fetcher {
             return effects;
         }
         state.backoff.reset();
+        state.trouble = None;
         let brought = |data: &wire::fetch_response::PartitionData| {
             data.records.as_ref().is_some_and(|records| !records.is_empty())
         };
@@ -441,7 +450,28 @@ impl Fetcher {
             state.session.handle_failure();
             state.retry_at = Some(now + state.backoff.next(&mut self.rng));
         }
+        // A session tells of what has changed: what was asked for and is not refused again is not refused any more.
+        self.refused.retain(|key| {
+            let is_over = state.session.asked(key).is_some() && !effects.refused.contains(key);
+            if let Some(partition) = partitions.get_mut(key).filter(|_| is_over) {
+                partition.trouble = None;
+            }
+            !is_over
+        });
+        self.refused.append(&mut effects.refused);
         effects
+    }
+
+    /// Why nothing comes of a partition that has nothing left to hand out, as far as brokers have said.
+    pub(crate) fn why<'a>(&'a self, now: Instant, partition: &'a Partition) -> Option<&'a Error> {
+        if !partition.queue.is_empty() {
+            return None;
+        }
+        let of_broker = || {
+            let (source, _) = partition.source(now).filter(|_| partition.position().is_some())?;
+            self.brokers.get(&source)?.trouble.as_ref()
+        };
+        partition.trouble.as_ref().or_else(of_broker)
     }
 }
 

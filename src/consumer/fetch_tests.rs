@@ -473,6 +473,34 @@ fn a_lost_connection_pauses_the_broker_and_opens_a_new_session() {
 }
 
 #[test]
+fn why_nothing_comes_is_known_until_something_comes() {
+    let mut bench = Bench::new(&[1, 1, 2], 1 << 20);
+    let why = |bench: &Bench, partition| {
+        let partition = bench.partitions.get(&key(partition)).unwrap();
+        bench.fetcher.why(bench.now, partition).map(ToString::to_string)
+    };
+    let (fetch, _other) = (bench.plan().unwrap(), bench.plan().unwrap());
+    assert_eq!(why(&bench, 0), None);
+    bench.answered(&fetch, Err(Error::new(crate::error::ErrorKind::Disconnected, "it closed")));
+    assert!(why(&bench, 0).unwrap().contains("it closed") && why(&bench, 1).is_some());
+    assert_eq!(why(&bench, 2), None, "of another broker");
+    bench.now += Duration::from_secs(1);
+    let fetch = bench.plan().unwrap();
+    bench.answer(&fetch, vec![refused(0, 56), data(1, batch(0, 10))]);
+    assert!(why(&bench, 0).unwrap().contains("KafkaStorageError"));
+    assert_eq!(why(&bench, 1), None, "it has brought something");
+    // Others go on; what is not asked for again is still refused.
+    let fetch = bench.plan().unwrap();
+    bench.answer(&fetch, vec![data(1, batch(10, 10))]);
+    assert!(why(&bench, 0).is_some());
+    bench.now += Duration::from_secs(1);
+    let fetch = bench.plan().unwrap();
+    assert!(Bench::sent(&fetch).contains(&(0, 0)));
+    bench.answer(&fetch, vec![]);
+    assert_eq!(why(&bench, 0), None, "a session does not tell of what has not changed");
+}
+
+#[test]
 fn a_stale_answer_of_a_broker_is_dropped() {
     let mut bench = Bench::new(&[1], 1 << 20);
     let fetch = bench.plan().unwrap();

@@ -24,6 +24,9 @@ use crate::{
     time::{Backoff, Instant, Rng},
 };
 
+/// How often the pause between resets in a row is doubled.
+const MOST_DOUBLED: u32 = 4;
+
 /// One partition whose first or last offset is wanted.
 #[derive(Debug, Clone)]
 pub(crate) struct Lookup {
@@ -105,12 +108,22 @@ impl Lookups {
     /// The reset policy decides where a partition goes on whose position is outside the log. True if it fails there.
     pub(crate) fn handle_out_of_range(
         &self,
+        now: Instant,
         key: &TopicPartition,
         offset: i64,
         partitions: &mut Partitions,
     ) -> bool {
         let phase = self.reset_or(|| Error::from_code("Fetch", OFFSET_OUT_OF_RANGE).with_offset(offset));
-        restart(key, phase, partitions)
+        let failed = restart(key, phase, partitions);
+        if let Some(partition) = partitions.get_mut(key) {
+            // A leader that refuses what it has named itself is not asked in a circle.
+            let again = partition.resets.min(MOST_DOUBLED);
+            partition.resets += 1;
+            if again > 0 && !failed {
+                partition.retry_at = Some(now + self.pause * (1 << again));
+            }
+        }
+        failed
     }
 
     /// A log was cut before the position. With a reset policy reading goes on where it was cut, as in Java; without one the
@@ -383,6 +396,7 @@ impl Lookups {
         let retry_at = *effects.retry_at.get_or_insert_with(|| now + self.backoff.next(&mut self.rng));
         if let Some(partition) = partitions.get_mut(key) {
             partition.retry_at = Some(retry_at);
+            partition.trouble = Some(error.clone());
         }
         effects.forget_coordinator |= error.code().is_some_and(|code| is_moved(code.0));
         // Another epoch of the member is on its way, or its end.
@@ -458,6 +472,45 @@ mod tests {
 
     fn key(partition: i32) -> TopicPartition {
         TopicPartition::new("orders", partition)
+    }
+
+    #[test]
+    fn positions_that_are_outside_the_log_again_and_again_are_looked_up_less_and_less_often() {
+        let mut bench = Bench::new(
+            AutoOffsetReset::Earliest,
+            &Phase::Fetching(crate::consumer::partitions::Position::at(7)),
+        );
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            bench.lookups.handle_out_of_range(bench.now, &key(0), 7, &mut bench.partitions);
+            let before = bench.now;
+            let asked = loop {
+                match bench.questions().offsets {
+                    Some((_, asked)) => break asked,
+                    None => bench.now += PAUSE,
+                }
+            };
+            pauses.push((bench.now - before).as_millis() / PAUSE.as_millis());
+            let answer = BTreeMap::from([(key(0), found(7))]);
+            bench.lookups.handle_listed(bench.now, &asked, Ok(answer), &mut bench.partitions);
+            assert_eq!(bench.next(0), Some(7));
+        }
+        assert_eq!(pauses, [0, 2, 4, 8, 16, 16, 16, 16], "the first is at once");
+    }
+
+    #[test]
+    fn why_an_offset_is_not_known_is_kept_until_it_is() {
+        let mut bench = Bench::new(AutoOffsetReset::Latest, &Phase::AwaitingCommitted);
+        let asked = bench.questions().committed;
+        let silence = Error::new(ErrorKind::Timeout, "no answer");
+        bench.lookups.handle_committed(bench.now, &asked, Err(silence), &mut bench.partitions);
+        let why = |bench: &Bench| bench.partitions.get(&key(0)).unwrap().trouble.clone();
+        assert!(why(&bench).unwrap().to_string().contains("no answer"));
+        bench.now += PAUSE * 20;
+        let asked = bench.questions().committed;
+        let answer = (0..4).map(|partition| (key(partition), found(5))).collect();
+        bench.lookups.handle_committed(bench.now, &asked, Ok(answer), &mut bench.partitions);
+        assert!(why(&bench).is_none());
     }
 
     #[test]
@@ -569,7 +622,7 @@ mod tests {
         for (policy, failed) in [(AutoOffsetReset::Earliest, false), (AutoOffsetReset::None, true)] {
             let mut bench = Bench::new(policy, &Phase::AwaitingCommitted);
             let Bench { lookups, partitions, .. } = &mut bench;
-            assert_eq!(lookups.handle_out_of_range(&key(0), 99, partitions), failed);
+            assert_eq!(lookups.handle_out_of_range(time::now(), &key(0), 99, partitions), failed);
             match bench.partitions.get(&key(0)).unwrap().phase() {
                 Phase::Failed(error) => assert_eq!((error.offset(), error.partition()), (Some(99), Some(0))),
                 phase => assert!(matches!(phase, Phase::AwaitingReset(ResetTo::Earliest)), "{phase:?}"),

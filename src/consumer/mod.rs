@@ -267,6 +267,7 @@ impl KafkaConsumer {
             if let Some(offset) = self.shared.lock().position(partition)? {
                 return Ok(offset);
             }
+            driver::check_runtime()?;
             if tokio::time::timeout_at(deadline, changed).await.is_err() {
                 return Err(Error::new(ErrorKind::Timeout, "the position is not known yet")
                     .with_topic(Arc::clone(&partition.topic))

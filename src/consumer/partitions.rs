@@ -172,6 +172,7 @@ impl Partitions {
         partition.end_before = None;
         partition.asked = false;
         partition.retry_at = None;
+        partition.trouble = None;
         self.doubt(key);
         self.touch(key);
     }
@@ -245,6 +246,8 @@ impl Partitions {
             queue: Queue::default(),
             asked: false,
             retry_at: None,
+            resets: 0,
+            trouble: None,
             leader: None,
             topic_id: TopicId::default(),
             replica: None,

@@ -11,6 +11,7 @@ use super::{
     records::ConsumerRecords,
 };
 use crate::{
+    driver,
     error::{Error, ErrorKind, Result},
     record::TopicPartition,
     time,
@@ -52,7 +53,11 @@ impl KafkaConsumer {
             changed.as_mut().enable();
             Listening::tell(&self.shared).await;
             let records = polling.take(max)?;
-            if !records.is_empty() || tokio::time::timeout_at(deadline, changed).await.is_err() {
+            if !records.is_empty() {
+                return Ok(records);
+            }
+            driver::check_runtime()?;
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
                 return Ok(records);
             }
         }

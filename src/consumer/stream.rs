@@ -13,7 +13,7 @@ use futures_core::Stream;
 use tokio::{sync::futures::Notified, time::Sleep};
 
 use super::{Shared, listener::Listening, partitions::Turn, polling::Polling, records::ConsumerRecords};
-use crate::{error::Result, record::ConsumerRecord, time};
+use crate::{driver, error::Result, record::ConsumerRecord, time};
 
 /// The stream of [`KafkaConsumer::stream`](super::KafkaConsumer::stream). Ends after the consumer was closed.
 pub struct RecordStream<'a> {
@@ -76,6 +76,10 @@ impl Stream for RecordStream<'_> {
             };
             if let Some(item) = take_one(&polling).transpose() {
                 return Poll::Ready(Some(item));
+            }
+            if let Err(error) = driver::check_runtime() {
+                self.ended = true;
+                return Poll::Ready(Some(Err(error)));
             }
             let changed = self.listen();
             let alive = Box::pin(tokio::time::sleep(self.shared.settings.max_poll_interval / 3));

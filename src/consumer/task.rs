@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Shared,
-    core::{Action, Core, partition_count},
+    core::{Action, Core, ShouldGetOn, partition_count},
     ledger::Life,
     lookups::{Found, Lookup},
     partitions::{Check, EpochEnds},
@@ -246,18 +246,20 @@ impl Shared {
         if !starving.is_due(now) {
             return;
         }
-        let (running, joining) = self.lock().should_get_on();
+        let ShouldGetOn { partitions, joining, group: refused } = self.lock().should_get_on(now);
         let cluster = &self.cluster;
-        let mut why: BTreeMap<What, Error> = running
+        let mut why: BTreeMap<What, Error> = partitions
             .into_iter()
-            .filter_map(|key| {
-                let error = cluster.why_topic(&key.topic, Some(key.partition))?;
+            .filter_map(|(key, answered)| {
+                let error = cluster.why_topic(&key.topic, Some(key.partition)).or(answered)?;
                 let error = error.with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
                 Some((What::Partition(key), error))
             })
             .collect();
         let group = self.settings.group_id.as_ref().filter(|_| joining);
-        if let Some(error) = group.and_then(|group| cluster.why_coordinator(CoordinatorKind::Group, group)) {
+        let unreachable =
+            |group: &Arc<str>| cluster.why_coordinator(CoordinatorKind::Group, group).or(refused);
+        if let Some(error) = group.and_then(unreachable) {
             why.insert(What::Group, error);
         }
         let news = starving.handle_look(now, why);

@@ -117,6 +117,12 @@ struct Inner {
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
+/// No topic has a longer name.
+const LONGEST_NAME: usize = 249;
+
+/// What of a broker's own words an error repeats, in characters.
+const LONGEST_TEXT: usize = 1_000;
+
 impl Error {
     /// What kind of failure this is.
     pub fn kind(&self) -> ErrorKind {
@@ -271,8 +277,10 @@ impl Error {
         self
     }
 
-    /// What the broker itself says, after its error code.
+    /// What the broker itself says, after its error code: short, and without what confuses a terminal or a log.
     pub(crate) fn with_message(self, text: &str) -> Self {
+        let plain = |c: char| if c.is_control() { ' ' } else { c };
+        let text: String = text.chars().take(LONGEST_TEXT).map(plain).collect();
         self.change(|inner| inner.message = format!("{}: {text}", inner.message))
     }
 
@@ -363,8 +371,10 @@ impl fmt::Display for Error {
             places.push(format!("api {api}"));
         }
         match (&inner.topic, inner.partition) {
-            (Some(topic), Some(partition)) => places.push(format!("topic {topic} partition {partition}")),
-            (Some(topic), None) => places.push(format!("topic {topic}")),
+            (Some(topic), Some(partition)) => {
+                places.push(format!("topic {} partition {partition}", shown_name(topic)))
+            }
+            (Some(topic), None) => places.push(format!("topic {}", shown_name(topic))),
             _ => {}
         }
         match (inner.offset, inner.last_offset) {
@@ -381,17 +391,29 @@ impl fmt::Display for Error {
         if !places.is_empty() {
             write!(f, " [{}]", places.join(", "))?;
         }
-        if let Some(source) = &inner.source {
+        let source = inner.source.as_ref().map(ToString::to_string);
+        if let Some(source) = &source {
             write!(f, ": {source}")?;
         }
         if inner.possibly_written {
             f.write_str("; the record may have been written")?;
         }
-        if let Some(hint) = &inner.hint {
-            write!(f, "; {hint}")?;
+        // The cause may have said it.
+        match &inner.hint {
+            Some(hint) if !source.is_some_and(|source| source.contains(hint)) => write!(f, "; {hint}"),
+            _ => Ok(()),
         }
-        Ok(())
     }
+}
+
+/// A name as it was given, which may be none: as long as a topic's may be, and in one line.
+fn shown_name(name: &str) -> String {
+    let plain = |c: char| if c.is_control() { '?' } else { c };
+    let mut shown: String = name.chars().take(LONGEST_NAME).map(plain).collect();
+    if shown.len() < name.len() {
+        shown.push_str("...");
+    }
+    shown
 }
 
 impl fmt::Debug for Error {
@@ -425,6 +447,31 @@ mod tests {
              the record may have been written; raise delivery.timeout.ms"
         );
         assert!(error.is_retriable() && error.possibly_written() && !error.is_fatal());
+    }
+
+    #[test]
+    fn a_hint_of_the_cause_is_said_once() {
+        let cause = Error::closed("broker").with_hint("see to the broker");
+        let text = cause.clone().over("it waited").to_string();
+        assert_eq!(text.matches("see to the broker").count(), 1, "{text}");
+        let text = cause.over("it waited").with_hint("raise the limit").to_string();
+        assert!(text.ends_with("see to the broker; raise the limit"), "{text}");
+    }
+
+    #[test]
+    fn a_name_that_can_be_none_is_cut_and_of_one_line() {
+        let text = Error::closed("x").with_topic("a\nERROR b").to_string();
+        assert_eq!(text, "the x is closed [topic a?ERROR b]");
+        let text = Error::closed("x").with_topic("n".repeat(1 << 20)).with_partition(3).to_string();
+        assert!(text.len() < 400 && text.contains("n... partition 3"), "{text}");
+        assert!(Error::closed("x").with_topic("n".repeat(249)).to_string().ends_with("nn]"));
+    }
+
+    #[test]
+    fn what_a_broker_says_is_short_and_of_one_line() {
+        let told = format!("no\r\nERROR forged line\u{1b}[2J{}", "x".repeat(1 << 20));
+        let text = Error::from_code("Produce", 87).with_message(&told).to_string();
+        assert!(text.len() < 1200 && text.contains("forged") && !text.contains(char::is_control), "{text}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::{Place, log};
 use crate::{
+    driver,
     error::{Error, ErrorKind},
     producer::{Delivery, IntoKey, KafkaProducer, Key, OutgoingRecord},
     time::{self, Instant},
@@ -124,6 +125,13 @@ where
     pub async fn next(&mut self) -> Option<Progress> {
         if self.is_over {
             return None;
+        }
+        if let Err(error) = driver::check_runtime() {
+            // As with a producer that was closed: one failure, and the rest is not taken.
+            self.is_over = true;
+            self.progress.taken += 1;
+            self.answered(self.progress.taken - 1, Err(error));
+            return Some(self.report());
         }
         let deadline = time::after(self.every);
         let mut stride = 0;

@@ -8,6 +8,7 @@ use tracing::{Instrument as _, Span};
 use super::{BulkLoad, KafkaInstance, Place, log, logged};
 use crate::{
     config::ProducerConfig,
+    driver,
     error::{Error, ErrorKind, Result},
     producer::{Delivery, IntoKey, KafkaProducer, SendJson},
     record::{RecordMetadata, Timestamp},
@@ -225,6 +226,7 @@ impl<'a, V: Serialize + Sync + ?Sized> SendAndWait<'a, V> {
                 Error::new(ErrorKind::InvalidArgument, "the timeout of send is zero").with_topic(self.topic)
             );
         }
+        driver::check_runtime()?;
         let mut delivery = None;
         let acknowledged = async { delivery.insert(self.send.await?).await };
         let outcome = tokio::time::timeout(self.timeout, acknowledged).await;

@@ -130,6 +130,27 @@ pub(crate) enum Answer {
     Beat(BeatAnswer),
 }
 
+impl Answer {
+    /// Why the question has to be put again, where that is not the ordinary course of a rebalance.
+    pub(crate) fn trouble(&self) -> Option<Error> {
+        let (api, error) = match self {
+            Self::Join { error, .. } => ("JoinGroup", *error),
+            Self::Sync { error, .. } => ("SyncGroup", *error),
+            Self::Heartbeat { error } => ("Heartbeat", *error),
+            Self::Leave { error } => ("LeaveGroup", *error),
+            Self::Beat(answer) => ("ConsumerGroupHeartbeat", answer.error),
+        };
+        let is_ordinary = matches!(
+            error,
+            0 | code::REBALANCE_IN_PROGRESS
+                | code::MEMBER_ID_REQUIRED
+                | code::UNKNOWN_MEMBER_ID
+                | code::ILLEGAL_GENERATION
+        );
+        (!is_ordinary).then(|| Error::from_code(api, error))
+    }
+}
+
 /// One exchange with the coordinator: due at a time, or out and waited for.
 #[derive(Debug, Clone, Copy)]
 enum Exchange {

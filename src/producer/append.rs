@@ -14,6 +14,7 @@ use super::{
 use crate::{
     batch,
     cluster::Create,
+    driver,
     error::{Error, ErrorKind, Result},
     record::ProducerRecord,
     time::{self, Instant},
@@ -230,6 +231,9 @@ impl Shared {
     async fn look_again(&self, topic: &str, deadline: Instant) {
         let mut snapshots = self.cluster.subscribe();
         self.cluster.refresh();
+        if driver::check_runtime().is_err() {
+            return;
+        }
         if let Ok(Ok(())) = tokio::time::timeout_at(deadline, snapshots.changed()).await {
             let snapshot = Arc::clone(&snapshots.borrow_and_update());
             self.topics.update(&topic.into(), &snapshot, &self.limits, &self.environment);

@@ -12,6 +12,7 @@ use bytes::BytesMut;
 use tokio::sync::Semaphore;
 
 use crate::{
+    driver,
     error::{Error, ErrorKind, Result},
     time::Instant,
 };
@@ -73,6 +74,7 @@ impl Memory {
     /// # Cancel safety
     /// A dropped call takes nothing.
     pub(crate) async fn take(&self, bytes: usize, deadline: Instant, register: impl FnOnce()) -> Result<()> {
+        driver::check_runtime()?;
         let _waiting = Waiting::new(&self.waiting);
         register();
         match tokio::time::timeout_at(deadline, self.free.acquire_many(self.clamp(bytes))).await {

@@ -65,6 +65,7 @@ pub(crate) use self::{
 use crate::{
     cluster::Cluster,
     config::settings::{Acks, ProducerSettings},
+    driver,
     error::{Error, ErrorKind, Result},
     record::ProducerRecord,
     time::{self, Backoff, Environment, Instant},
@@ -275,6 +276,7 @@ impl KafkaProducer {
     /// # Cancel safety
     /// Dropping it does not stop the sending.
     pub async fn flush_within(&self, limit: Duration) -> Result<()> {
+        driver::check_runtime()?;
         match tokio::time::timeout_at(time::after(limit), self.flush()).await {
             Ok(flushed) => flushed,
             Err(_elapsed) => Err(Error::new(

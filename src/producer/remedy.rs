@@ -2,7 +2,7 @@
 //! to. It decides nothing about a batch's fate.
 
 use super::sender::Answer;
-use crate::error::{Error, code};
+use crate::error::{Error, ErrorKind, code};
 
 /// The broker's answer to a batch as an error.
 pub(super) fn broker_error(answer: &Answer, leader: i32) -> Error {
@@ -19,7 +19,14 @@ pub(super) fn broker_error(answer: &Answer, leader: i32) -> Error {
 
 /// No idempotent write will be allowed.
 pub(super) fn not_idempotent(error: Error) -> Error {
-    error.with_fatal().with_hint("grant IdempotentWrite, or set enable.idempotence=false")
+    let error = error.with_fatal();
+    match error.kind() {
+        ErrorKind::Broker(_) | ErrorKind::Unsupported => {
+            error.with_hint("grant IdempotentWrite, or set enable.idempotence=false")
+        }
+        // A refused password or certificate says by itself what to change.
+        _ => error,
+    }
 }
 
 /// What to change for records that were refused with this code.

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     batch::{Compressor, Decompressor},
     cluster::{Metadata, Place, TopicId},
-    error::Error,
+    error::{Error, ErrorKind},
     time::{Backoff, Instant, Rng},
 };
 
@@ -140,6 +140,8 @@ pub(crate) struct Sender {
     failure: Option<Error>,
     /// Attempts to get a producer id that failed since the last that did not.
     identity_failures: u64,
+    /// Why there is no producer id yet.
+    no_identity: Option<Error>,
     /// Some attempt of what failed may be in the log, or come there late.
     open_attempts: bool,
     counts: Counts,
@@ -175,6 +177,7 @@ impl Sender {
             fatal: None,
             failure: None,
             identity_failures: 0,
+            no_identity: None,
             open_attempts: false,
             counts: Counts::default(),
             told: Counts::default(),
@@ -427,9 +430,11 @@ impl Sender {
                 if failures > 0 {
                     tracing::info!(failures, "there is a producer id");
                 }
+                self.no_identity = None;
                 self.identity.handle_answer(identity);
             }
-            Err(error) if error.is_retriable() => {
+            // An answer that cannot be read may be damaged on its way.
+            Err(error) if error.is_retriable() || error.kind() == ErrorKind::Protocol => {
                 match self.identity_failures {
                     0 => {
                         tracing::warn!(%error, "no producer id yet; further failures are counted, not logged")
@@ -437,6 +442,7 @@ impl Sender {
                     _ => tracing::debug!(%error, "no producer id yet"),
                 }
                 self.identity_failures += 1;
+                self.no_identity = Some(error);
                 self.identity.handle_failure(now, &mut self.rng);
             }
             Err(error) => {

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     cluster::Cluster,
     config::settings::ProducerSettings,
+    driver,
     error::{Error, ErrorKind, Result, code},
     record::{ConsumerGroupMetadata, ProducerRecord, TopicPartition},
     time::{self, Backoff, Instant},
@@ -240,6 +241,7 @@ pub(crate) fn is_refused(error: &Error) -> bool {
 }
 
 async fn wait_for(changed: &mut watch::Receiver<()>, deadline: Instant, what: &str) -> Result<()> {
+    driver::check_runtime()?;
     match tokio::time::timeout_at(deadline, changed.changed()).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(Error::closed("producer")),

@@ -11,6 +11,7 @@
 
 mod admin;
 mod backend;
+mod causes;
 mod codecs;
 mod consumer_protocol;
 mod dropped;
@@ -28,6 +29,7 @@ mod plugins;
 mod producer;
 mod quotas;
 mod reading;
+mod runtimes;
 mod security;
 mod seeds;
 mod stress;

@@ -2,7 +2,9 @@
 
 use std::{
     io,
+    pin::Pin,
     sync::{Arc, Mutex},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -124,4 +126,73 @@ async fn an_error_of_the_transport_is_in_the_clients_error() {
     let text = format!("{error:?} {error}");
     assert!(text.contains("set_transport"), "{text}");
     assert!(text.contains("no tunnel to nowhere.invalid:9092"), "{text}");
+}
+
+/// Panics at its first use of a kind, and works after that.
+#[derive(Clone)]
+struct Panicking {
+    how: &'static str,
+    left: Arc<std::sync::atomic::AtomicBool>,
+    port: u16,
+}
+
+impl Panicking {
+    fn is_due(&self, how: &str) -> bool {
+        self.how == how && self.left.swap(false, std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+impl Transport for Panicking {
+    fn connect<'a>(&'a self, _host: &'a str, _port: u16) -> Connecting<'a> {
+        assert!(!self.is_due("connect"), "connect panics");
+        Box::pin(async move {
+            assert!(!self.is_due("its future"), "its future panics");
+            let stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await?;
+            Ok(Box::new(PanickingStream(stream, self.clone())) as _)
+        })
+    }
+}
+
+struct PanickingStream(tokio::net::TcpStream, Panicking);
+
+impl tokio::io::AsyncRead for PanickingStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        assert!(!self.1.is_due("read"), "read panics");
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl tokio::io::AsyncWrite for PanickingStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        assert!(!self.1.is_due("write"), "write panics");
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        assert!(!self.1.is_due("flush"), "flush panics");
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test]
+async fn a_panic_of_the_transport_is_a_broker_that_cannot_be_reached_and_ends_no_client() {
+    let broker = EmbeddedBroker::start().await.unwrap();
+    broker.create_topic("orders", 1).unwrap();
+    let port = broker.bootstrap_servers().rsplit(':').next().unwrap().parse().unwrap();
+    for how in ["connect", "its future", "read", "write", "flush"] {
+        let transport = Panicking { how, left: Arc::new(true.into()), port };
+        let config =
+            KafkaConfig::new().set_bootstrap_servers("elsewhere:9092").set_transport(transport.clone());
+        let producer = KafkaInstance::new(config).unwrap().get_producer().await.unwrap();
+        producer.send("orders", &1).await.unwrap().await.unwrap();
+        assert!(!transport.left.load(std::sync::atomic::Ordering::SeqCst), "{how}");
+    }
 }

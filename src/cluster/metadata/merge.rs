@@ -71,9 +71,13 @@ impl Metadata {
         keep: impl Fn(&str) -> bool,
     ) -> Self {
         let version = self.version + 1;
-        let mut brokers = BTreeMap::new();
+        let (mut brokers, mut misplaced) = (BTreeMap::new(), BTreeMap::new());
         for broker in answer.brokers.into_iter().take(MOST_BROKERS) {
-            let Some(address) = address(broker.node_id, &broker.host, broker.port) else { continue };
+            let Some(address) = address(broker.node_id, &broker.host, broker.port) else {
+                let host: String = broker.host.chars().take(SHOWN_OF_A_HOST).collect();
+                misplaced.insert(broker.node_id, format!("{host:?} port {}", broker.port));
+                continue;
+            };
             let rack = broker.rack.map(|rack| rack.to_string());
             // Of a broker that is listed twice the first counts.
             brokers.entry(broker.node_id).or_insert(Broker { address, rack });
@@ -103,6 +107,7 @@ impl Metadata {
             cluster_id,
             controller: (answer.controller_id >= 0).then_some(answer.controller_id),
             brokers,
+            misplaced,
             topics,
             matched: self.matched.clone(),
         }
@@ -154,12 +159,21 @@ pub(in crate::cluster) fn address(id: i32, host: &str, port: i32) -> Option<Addr
     // As a URL has it, and a resolver does not.
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     match u16::try_from(port) {
-        Ok(port) if id >= 0 && port > 0 && !host.is_empty() => Some(Address { host: host.to_owned(), port }),
+        Ok(port) if id >= 0 && port > 0 && is_host(host) => Some(Address { host: host.to_owned(), port }),
         _ => {
+            let host: String = host.chars().take(SHOWN_OF_A_HOST).collect();
             tracing::debug!(id, host, port, "there can be no such broker; it is passed over");
             None
         }
     }
+}
+
+/// What an error or a log repeats of a host that cannot be.
+const SHOWN_OF_A_HOST: usize = 60;
+
+/// No name in DNS is longer than 253 bytes, and none has such characters.
+fn is_host(host: &str) -> bool {
+    (1..=255).contains(&host.len()) && !host.chars().any(|c| c.is_control() || c.is_whitespace())
 }
 
 fn merge_topic(

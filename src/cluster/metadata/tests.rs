@@ -245,6 +245,9 @@ fn brokers_that_cannot_be_and_what_is_listed_twice_are_passed_over() {
         broker(5, "b5", 0),
         broker(6, "b6", 9092),
         broker(6, "evil", 9092),
+        broker(7, "a\0b", 9092),
+        broker(8, "two words", 9092),
+        broker(9, &"h".repeat(30_000), 9092),
     ];
     let mut twice = topic("a", &[(6, 0), (7, 9), (8, 9)]);
     twice.partitions[1].partition_index = 0;
@@ -255,6 +258,11 @@ fn brokers_that_cannot_be_and_what_is_listed_twice_are_passed_over() {
     assert_eq!(metadata.brokers[&6].address.host, "b6");
     assert_eq!(metadata.topics["a"].partitions.len(), 1);
     assert_eq!(metadata.leader("a", 0), Some((6, 0)));
+    let why = |id| metadata.why_broker(id).map(|error| error.to_string()).unwrap_or_default();
+    assert_eq!(why(6), "");
+    assert!(why(5).contains("\"b5\" port 0") && why(5).contains("advertised.listeners"), "{}", why(5));
+    assert!(why(9).len() < 300 && why(7).contains(r#""a\0b""#), "{}", why(9));
+    assert!(why(77).contains("not among those") && why(77).contains("broker 77"), "{}", why(77));
 }
 
 #[test]

@@ -18,7 +18,10 @@ use bytes::Bytes;
 use self::scram::{Challenge, Hash, Proven, Refusal};
 use super::api::{Api, Channel, ChannelError, wire};
 use crate::{
-    config::settings::{SaslMechanism, SaslSettings},
+    config::{
+        secrecy,
+        settings::{SaslMechanism, SaslSettings},
+    },
     error::{Error, ErrorKind, Result, Stage, code},
     time::Environment,
 };
@@ -64,7 +67,7 @@ async fn scram(
     environment: &Environment,
 ) -> Result<Option<Duration>> {
     let mechanism = mechanism_name(settings.mechanism);
-    let refused = |refusal: Refusal| refused(mechanism, &refusal);
+    let refused = |Refusal { step, why }: Refusal| refused(mechanism, step, &hidden(&why, settings));
     let (opened, message) =
         scram::start(hash, &settings.username, settings.password.clone(), scram::nonce(environment));
     let answer = exchange(channel, message, settings).await?;
@@ -89,8 +92,7 @@ async fn prove(
         .map_err(|_| sasl_error(format!("{mechanism} was cut short: the runtime is ending")))
 }
 
-fn refused(mechanism: &'static str, refusal: &Refusal) -> Error {
-    let Refusal { step, why } = refusal;
+fn refused(mechanism: &'static str, step: &str, why: &str) -> Error {
     sasl_error(format!("{mechanism} failed at {step}: {why}"))
         .with_hint("check sasl.username and sasl.password, and that this is the broker it claims to be")
         .with_permanent()
@@ -106,8 +108,7 @@ fn lifetime(answer: &wire::SaslAuthenticateResponse) -> Option<Duration> {
 
 /// The text without the password: a server may repeat what it was sent, and a user may have taken one for the other.
 fn hidden(text: &str, settings: &SaslSettings) -> String {
-    let password = settings.password.expose();
-    if password.len() < 4 { text.to_owned() } else { text.replace(password, "[hidden]") }
+    secrecy::without(text, settings.password.expose())
 }
 
 /// A server's text as an error may repeat it: short, and without what confuses a terminal.

@@ -103,6 +103,14 @@ enum Mode {
     Manual,
 }
 
+/// What should get on, and why it does not as far as brokers have said.
+#[derive(Debug, Default)]
+pub(crate) struct ShouldGetOn {
+    pub(crate) partitions: Vec<(TopicPartition, Option<Error>)>,
+    pub(crate) joining: bool,
+    pub(crate) group: Option<Error>,
+}
+
 pub(crate) struct Core {
     settings: Arc<ConsumerSettings>,
     client: Arc<ClientSettings>,
@@ -118,6 +126,8 @@ pub(crate) struct Core {
     fetcher: Fetcher,
     metadata: Arc<Metadata>,
     interest: Interest,
+    /// Why the last question to the group's coordinator has to be put again.
+    group_trouble: Option<Error>,
     /// Topics are subscribed to by this.
     pattern: Option<ByPattern>,
     revoking: Option<Revoking>,
@@ -173,7 +183,8 @@ impl Core {
             lookups: Lookups::new(settings.auto_offset_reset, client.retry_backoff, backoff(), seed()),
             fetcher: Fetcher::new(fetch, seed()),
             metadata: Arc::new(Metadata::default()),
-            interest: Interest { topics: Vec::new(), due: None, backoff: backoff() },
+            interest: Interest { topics: Vec::new(), due: None, told: None, backoff: backoff() },
+            group_trouble: None,
             pattern: None,
             revoking: None,
             telling: Telling::default(),
@@ -358,15 +369,19 @@ impl Core {
         Ok(())
     }
 
-    /// What should get on: the partitions that are not paused, and whether the member waits for its group.
-    pub(crate) fn should_get_on(&self) -> (Vec<TopicPartition>, bool) {
+    /// What should get on, with what brokers have answered to it: the partitions that are not paused, and the member, if it
+    /// waits for its group.
+    pub(crate) fn should_get_on(&self, now: Instant) -> ShouldGetOn {
         if self.closing.is_some() {
-            return (Vec::new(), false);
+            return ShouldGetOn::default();
         }
         let running = self.partitions.iter().filter(|(_, partition)| !partition.paused);
+        let running =
+            running.map(|(key, partition)| (key.clone(), self.fetcher.why(now, partition).cloned()));
         let joining =
             self.member.as_ref().is_some_and(|member| !member.is_idle() && member.identity().is_none());
-        (running.map(|(key, _)| key.clone()).collect(), joining && matches!(self.mode, Mode::Topics))
+        let joining = joining && matches!(self.mode, Mode::Topics);
+        ShouldGetOn { partitions: running.collect(), joining, group: self.group_trouble.clone() }
     }
 
     /// Something has not got on for long: the next poll says so.

@@ -17,7 +17,7 @@ use crate::{
         lookups::{self, Found, Lookup},
         partitions::{Check, EpochEnds, Phase},
     },
-    error::Result,
+    error::{ErrorKind, Result},
     flights::Token,
     record::TopicPartition,
     time::{Backoff, Instant},
@@ -27,6 +27,8 @@ use crate::{
 pub(super) struct Interest {
     pub(super) topics: Vec<Arc<str>>,
     pub(super) due: Option<Instant>,
+    /// Why one could not be used the last time.
+    pub(super) told: Option<ErrorKind>,
     pub(super) backoff: Backoff,
 }
 
@@ -43,8 +45,13 @@ impl Core {
         if self.interest.topics != topics {
             return;
         }
-        let Err(error) = result else { return self.interest.backoff.reset() };
-        warn!(%error, "a topic of the consumer cannot be used yet");
+        let Err(error) = result else {
+            self.interest.told = None;
+            return self.interest.backoff.reset();
+        };
+        if self.interest.told.replace(error.kind()) != Some(error.kind()) {
+            warn!(%error, "a topic of the consumer cannot be used yet; the same again is not logged");
+        }
         self.interest.due = Some(now + self.interest.backoff.next(&mut self.rng));
         if !error.is_retriable() {
             self.fail(error);
@@ -90,7 +97,7 @@ impl Core {
         if let Err(error) = &answer {
             debug!(%error, broker, "a fetch failed");
         }
-        let Effects { refresh_metadata, out_of_range, truncated, hints, endpoints, errors, buffered } =
+        let Effects { refresh_metadata, out_of_range, truncated, hints, endpoints, errors, buffered, .. } =
             self.fetcher.handle_answer(now, broker, token, answer, &mut self.partitions, decompressor);
         if !hints.is_empty() {
             self.actions.push_back(Action::LearnLeaders(hints, endpoints));
@@ -103,7 +110,7 @@ impl Core {
         }
         for (key, offset) in out_of_range {
             info!(partition = %key, offset, "the position is outside the log");
-            self.news |= self.lookups.handle_out_of_range(&key, offset, &mut self.partitions);
+            self.news |= self.lookups.handle_out_of_range(now, &key, offset, &mut self.partitions);
         }
         for error in errors {
             self.fail(error);

@@ -100,6 +100,7 @@ impl Core {
 
     pub(crate) fn handle_group(&mut self, now: Instant, token: Token, answer: Result<Answer>) {
         if let Some(member) = &mut self.member {
+            self.group_trouble = answer.as_ref().map_or_else(|error| Some(error.clone()), Answer::trouble);
             member.handle_answer(now, token, answer);
         }
         self.run_member(now);

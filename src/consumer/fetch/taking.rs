@@ -3,7 +3,7 @@
 //! Each partition's part is compared with what was asked: one that was released or moved meanwhile is passed over. Nothing is
 //! decoded here but a batch's header, and nothing that is damaged is passed over for what its header says.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use tracing::warn;
 
@@ -36,6 +36,8 @@ pub(crate) struct Effects {
     pub(crate) endpoints: Vec<Endpoint>,
     /// For the user.
     pub(crate) errors: Vec<Error>,
+    /// What was refused for now.
+    pub(super) refused: BTreeSet<TopicPartition>,
     /// There is something to hand out.
     pub(crate) buffered: bool,
 }
@@ -122,6 +124,7 @@ impl Taking<'_> {
             let end = EpochEnd { epoch: data.diverging_epoch.epoch, offset: data.diverging_epoch.end_offset };
             return self.on_diverged(key, end, partitions, effects);
         }
+        partition.resets = 0;
         let is_leader = partition.leader.is_some_and(|(leader, _)| leader == self.broker);
         if data.preferred_read_replica >= 0 && is_leader && data.preferred_read_replica != self.broker {
             let until = now + self.settings.replica_max_age;
@@ -277,37 +280,42 @@ impl Taking<'_> {
             return true;
         }
         let drained = partition.queue.is_empty();
-        self.on_partition_error(key, data.error_code, asked.offset, drained, effects);
+        let known = partition.trouble.as_ref().and_then(Error::code);
+        let told = Error::from_code("Fetch", data.error_code)
+            .with_topic(Arc::clone(&key.topic))
+            .with_partition(key.partition)
+            .with_offset(asked.offset);
+        if data.error_code != code::OFFSET_OUT_OF_RANGE {
+            effects.refused.insert(key.clone());
+            partition.trouble = Some(told.clone());
+        }
+        let is_news = known != told.code();
+        self.on_partition_error(key, told, is_news, asked.offset, drained, effects);
         false
     }
 
     fn on_partition_error(
         &self,
         key: &TopicPartition,
-        error: i16,
+        told: Error,
+        is_news: bool,
         offset: i64,
         drained: bool,
         effects: &mut Effects,
     ) {
-        let told = || {
-            Error::from_code("Fetch", error)
-                .with_topic(Arc::clone(&key.topic))
-                .with_partition(key.partition)
-                .with_offset(offset)
-        };
-        match error {
+        match told.code().map_or(0, |code| code.0) {
             code::OFFSET_OUT_OF_RANGE => {
                 if drained {
                     effects.out_of_range.push((key.clone(), offset));
                 }
             }
             code::TOPIC_AUTHORIZATION_FAILED => {
-                effects.errors.push(told().with_hint("grant the user Read on the topic"));
+                effects.errors.push(told.with_hint("grant the user Read on the topic"));
             }
             code::CORRUPT_MESSAGE => {
                 effects
                     .errors
-                    .push(told().with_hint("the broker cannot read its own log here: seek past the offset"));
+                    .push(told.with_hint("the broker cannot read its own log here: seek past the offset"));
             }
             code::UNKNOWN_TOPIC_OR_PARTITION
             | code::UNKNOWN_TOPIC_ID
@@ -316,11 +324,13 @@ impl Taking<'_> {
             | code::UNKNOWN_LEADER_EPOCH => {
                 effects.refresh_metadata = true;
             }
-            _ if is_passing(&told()) => {
-                warn!(error = %told(), "a fetch is refused for now");
+            _ if is_passing(&told) => {
+                if is_news {
+                    warn!(error = %told, "a fetch is refused for now; the same again is not logged");
+                }
                 effects.refresh_metadata = true;
             }
-            _ => effects.errors.push(told()),
+            _ => effects.errors.push(told),
         }
     }
 }

@@ -91,6 +91,10 @@ pub(crate) struct Partition {
     pub(crate) asked: bool,
     /// Not to be asked about or fetched before.
     pub(crate) retry_at: Option<Instant>,
+    /// How often in a row its position was outside the log.
+    pub(crate) resets: u32,
+    /// Why the last question about it, or for its records, has to be put again.
+    pub(crate) trouble: Option<Error>,
     pub(crate) leader: Option<(i32, i32)>,
     /// Of the topic it is of; all zeros where unknown.
     pub(crate) topic_id: TopicId,

@@ -38,6 +38,7 @@ use super::{
 use crate::{
     config::{ConsumerConfig, GroupProtocol},
     consumer::{KafkaConsumer, Listen, RebalanceListener},
+    driver,
     error::{Error, ErrorKind, Result},
     record::TopicPartition,
     telemetry::ConsumerMetrics,
@@ -331,6 +332,7 @@ impl Consumer {
     }
 
     async fn consume_once(&mut self, timeout: Duration) -> Result<usize> {
+        driver::check_runtime()?;
         let (limit, auto_commit) = (self.drain_timeout, self.auto_commit);
         let mut working = self.work().await?;
         let engine = working.engine();
@@ -366,6 +368,7 @@ impl Consumer {
         const PLACE: Place = Place { controller: "dtkafka::Consumer::run", subject: SUBJECT };
         // Also where this future is dropped: the next `run` is not ended by what ended this one.
         let _renewed = RenewStop(Arc::clone(&self.shared));
+        logged(PLACE, driver::check_runtime())?;
         let stop = self.shared.stop_token();
         let mut shutdown = pin!(
             async {
@@ -469,6 +472,7 @@ impl Consumer {
     /// A dropped commit may still be done.
     pub async fn commit(&mut self) -> Result<()> {
         const PLACE: Place = Place { controller: "dtkafka::Consumer::commit", subject: SUBJECT };
+        logged(PLACE, driver::check_runtime())?;
         let Some(engine) = &mut self.engine else { return Ok(()) };
         if self.interrupted {
             // Its handlers may just have finished what the last of them did.
@@ -499,6 +503,7 @@ impl Consumer {
     /// As [`close`](Self::close).
     pub async fn close_within(&mut self, limit: Duration) -> Result<()> {
         const PLACE: Place = Place { controller: "dtkafka::Consumer::close", subject: SUBJECT };
+        logged(PLACE, driver::check_runtime())?;
         let Some(mut engine) = self.engine.take() else { return Ok(()) };
         self.interrupted = false;
         engine.halt().await;

@@ -1,12 +1,17 @@
 //! How a membership ends: by leaving, by a loss, by what the coordinator refuses; and what is only asked again. It must never
 //! take what passes for an end, nor ask again without a pause.
 
+use std::time::Duration;
+
 use super::{Member, State, send};
 use crate::{
     error::Error,
     group::{Action, Exchange, GroupMembershipOperation, Reason, Request, code, refusal::explain},
     time::Instant,
 };
+
+/// How many generations in a row may end under this member's hands before it waits with the next.
+const SYNCS_AT_ONCE: u32 = 5;
 
 impl Member {
     /// A commit was refused because the generation is over.
@@ -40,9 +45,20 @@ impl Member {
             self.drop_assignment();
             return self.retry(now);
         }
+        let pause = self.pause_of_churn();
         self.drop_assignment();
-        self.state = State::Idle { rejoin: true, not_before: now };
+        self.state = State::Idle { rejoin: true, not_before: now + pause };
         self.join_if_idle(now);
+    }
+
+    /// A generation ended while its assignment was waited for: as a rule because another member came, who is not to wait for
+    /// this one. A coordinator that says so again and again is not asked without a pause.
+    fn pause_of_churn(&mut self) -> Duration {
+        if !matches!(self.state, State::Syncing { .. }) {
+            return Duration::ZERO;
+        }
+        self.failed_syncs = self.failed_syncs.saturating_add(1);
+        if self.failed_syncs <= SYNCS_AT_ONCE { Duration::ZERO } else { self.churn.next(&mut self.rng) }
     }
 
     pub(super) fn drop_assignment(&mut self) {
@@ -115,8 +131,10 @@ impl Member {
                     self.rebalance(now, "the group rebalances");
                 }
                 State::Revoking { .. } => self.on_beat(now),
-                // The coordinator holds a join back until the rebalance is under way, so this does not spin.
-                State::Syncing { .. } => self.join(now),
+                State::Syncing { .. } => {
+                    let pause = self.pause_of_churn();
+                    self.join_after(now, pause);
+                }
                 _ => self.retry(now),
             },
             code::UNKNOWN_MEMBER_ID => {

@@ -23,6 +23,7 @@ mod rebalance;
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use super::{
@@ -112,6 +113,9 @@ pub(crate) struct Member {
     reason: Reason,
     tokens: Tokens,
     backoff: Backoff,
+    /// How often in a row a generation ended before its assignment came, and the pauses before it is joined again.
+    failed_syncs: u32,
+    churn: Backoff,
     rng: Rng,
     actions: VecDeque<Action>,
 }
@@ -135,6 +139,8 @@ impl Member {
             departure: GroupMembershipOperation::Default,
             reason: Reason::default(),
             tokens: Tokens::default(),
+            churn: backoff.clone(),
+            failed_syncs: 0,
             backoff,
             rng,
             actions: VecDeque::new(),
@@ -245,8 +251,12 @@ impl Member {
             }
             Ok(Answer::Join { error: code::MEMBER_ID_REQUIRED, member_id, .. }) => {
                 // KIP-394: the coordinator wants to see the id again, so that a lost answer leaves no ghost behind.
+                let is_news = self.member_id.is_empty() && !member_id.is_empty();
                 self.member_id = member_id;
-                self.join(now);
+                match is_news {
+                    true => self.join(now),
+                    false => self.retry(now),
+                }
             }
             Ok(Answer::Sync { error: 0, assignment }) => self.on_synced(now, &assignment),
             Ok(Answer::Heartbeat { error: 0 }) => self.on_beat(now),
@@ -297,7 +307,7 @@ impl Member {
                     reason: self.reason.clone(),
                 };
                 // Java: the coordinator holds the answer back for as long as other members may take.
-                let patience = self.settings.max_poll_interval + std::time::Duration::from_secs(5);
+                let patience = self.settings.max_poll_interval + Duration::from_secs(5);
                 let token = send(
                     &mut self.tokens,
                     &mut self.actions,

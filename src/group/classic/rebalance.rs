@@ -1,7 +1,7 @@
 //! How a member gets its partitions: join, plan, sync, and what is given up before. It must never join again while something
 //! that is to go is still being worked on.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{Heart, Member, State};
 use crate::{
@@ -72,11 +72,15 @@ impl Member {
     }
 
     pub(super) fn join(&mut self, now: Instant) {
+        self.join_after(now, Duration::ZERO);
+    }
+
+    pub(super) fn join_after(&mut self, now: Instant, pause: Duration) {
         self.planned = None;
         if self.settings.cooperative {
             self.claim.clone_from(&self.owned);
         }
-        self.state = State::Joining { exchange: Exchange::Due(now) };
+        self.state = State::Joining { exchange: Exchange::Due(now + pause) };
         self.handle_timeout(now);
     }
 
@@ -125,6 +129,8 @@ impl Member {
     pub(super) fn on_synced(&mut self, now: Instant, assignment: &[u8]) {
         let State::Syncing { generation, .. } = self.state else { return };
         self.backoff.reset();
+        self.churn.reset();
+        self.failed_syncs = 0;
         if self.stale {
             return self.join(now);
         }

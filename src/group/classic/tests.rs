@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use super::*;
 use crate::{
     config::settings::GroupProtocol,
@@ -257,6 +255,49 @@ fn a_rebalance_revokes_first_and_joins_only_then() {
     bench.member.handle_revoked(bench.now, token);
     assert_eq!(bench.joins().1, "me");
     assert_eq!(bench.member.identity(), None);
+}
+
+#[test]
+fn a_coordinator_that_never_lets_a_member_in_is_not_asked_without_a_pause() {
+    let asked_in_a_second = |answer: fn(&mut Bench, Token, bool)| {
+        let mut bench = Bench::new();
+        bench.subscribe(&["t"]);
+        let (mut asked, start) = (0, bench.now);
+        while bench.now < start + Duration::from_secs(1) {
+            bench.poll();
+            while let Some(action) = bench.member.poll_action() {
+                if let Action::Send { token, request, .. } = action {
+                    asked += 1;
+                    assert!(asked < 100, "in circles");
+                    answer(&mut bench, token, matches!(request, Request::Join { .. }));
+                }
+            }
+            bench.now += Duration::from_millis(10);
+            bench.member.handle_timeout(bench.now);
+        }
+        asked
+    };
+    let never =
+        |bench: &mut Bench, token, _| bench.answer(token, join_error(code::MEMBER_ID_REQUIRED, "given"));
+    assert!((3..20).contains(&asked_in_a_second(never)));
+    let nameless =
+        |bench: &mut Bench, token, _| bench.answer(token, join_error(code::MEMBER_ID_REQUIRED, ""));
+    assert!((3..20).contains(&asked_in_a_second(nameless)));
+    for ends in [
+        |bench: &mut Bench, token, joins| ends_again(bench, token, joins, code::REBALANCE_IN_PROGRESS),
+        |bench: &mut Bench, token, joins| ends_again(bench, token, joins, code::ILLEGAL_GENERATION),
+        |bench: &mut Bench, token, joins| ends_again(bench, token, joins, code::UNKNOWN_MEMBER_ID),
+    ] {
+        assert!((12..40).contains(&asked_in_a_second(ends)));
+    }
+}
+
+/// The group lets the member in, and has ended the generation when it asks for its assignment.
+fn ends_again(bench: &mut Bench, token: Token, joins: bool, error: i16) {
+    match joins {
+        true => bench.join_answer(token, 5, "other"),
+        false => bench.answer(token, Answer::Sync { error, assignment: bytes::Bytes::new() }),
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::{
 impl Queue {
     /// Gives up batches whose time is over. One in flight is told so now, and its answer, when it comes, only says how far the
     /// log is: its neighbours in the request are none the wiser.
-    pub(crate) fn expire(&mut self, now: Instant, aftermath: &mut Aftermath) {
+    pub(crate) fn expire(&mut self, now: Instant, no_identity: Option<&Error>, aftermath: &mut Aftermath) {
         for flying in self.in_flight.values_mut() {
             if flying.deadline <= now && !flying.given_up {
                 flying.given_up = true;
@@ -44,7 +44,10 @@ impl Queue {
             }
         }
         while let Some(open) = self.accumulator.take_expired(now) {
-            let error = delivery_timeout("it waited for its leader");
+            let error = match no_identity {
+                Some(cause) => with_cause(delivery_timeout("it waited for a producer id"), cause),
+                None => delivery_timeout("it waited for its leader"),
+            };
             aftermath.resolved.push((open.receipt, Outcome::Failed(error)));
             self.release(open.reserved, None, aftermath);
         }

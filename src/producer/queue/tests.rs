@@ -251,7 +251,7 @@ fn an_old_batch_is_given_up_and_says_whether_it_may_be_written() {
     let waiting = rig.send(1);
     rig.now += Duration::from_secs(120);
     let mut aftermath = Aftermath::default();
-    rig.queue.expire(rig.now, &mut aftermath);
+    rig.queue.expire(rig.now, None, &mut aftermath);
     rig.tell(aftermath);
     let error = |delivery: Delivery| futures_util::FutureExt::now_or_never(delivery).unwrap().unwrap_err();
     assert!(error(sent).possibly_written() && !error(waiting).possibly_written());

@@ -228,7 +228,7 @@ impl Sender {
     pub(super) fn expire(&mut self, now: Instant) {
         let told = self.aftermath.resolved.len();
         for partition in &self.active {
-            partition.lock().expire(now, &mut self.aftermath);
+            partition.lock().expire(now, self.no_identity.as_ref(), &mut self.aftermath);
         }
         self.note_failures(told);
         self.settle_verdicts(Some(now));

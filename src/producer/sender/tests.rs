@@ -767,6 +767,37 @@ fn a_hundred_records_are_split_down_to_single_ones() {
 }
 
 #[test]
+fn why_no_producer_id_comes_is_in_the_error_of_what_waited_for_it() {
+    let mut world = World::new(3, 1, limits(true));
+    let delivery = world.send(0, 1);
+    for cause in [Error::protocol("damaged"), Error::new(ErrorKind::Disconnected, "the broker closed")] {
+        world.turn(true);
+        assert!(std::mem::take(&mut world.asking), "it is asked for again");
+        world.sender.handle_identity(world.now, Err(cause));
+        assert!(world.sender.poll_fatal().is_none(), "it may come yet");
+        world.now += Duration::from_secs(20);
+    }
+    world.now += Duration::from_secs(600);
+    world.turn(true);
+    let error = deliver(delivery).unwrap_err();
+    assert!(!error.possibly_written() && error.to_string().contains("producer id"), "{error}");
+    assert!(error.to_string().contains("the broker closed"), "{error}");
+    for (cause, hint) in [
+        (
+            Error::new(ErrorKind::Connect(crate::error::Stage::Sasl), "refused")
+                .with_hint("check sasl.password"),
+            "sasl",
+        ),
+        (Error::from_code("InitProducerId", 31), "IdempotentWrite"),
+    ] {
+        let mut world = World::new(3, 1, limits(true));
+        world.sender.handle_identity(world.now, Err(cause.with_permanent()));
+        let fatal = world.sender.poll_fatal().unwrap();
+        assert!(fatal.is_fatal() && fatal.hint().unwrap().contains(hint), "{fatal}");
+    }
+}
+
+#[test]
 fn a_healthy_partition_goes_on_while_another_producer_id_is_awaited() {
     let mut world = introduced(2, limits(true));
     let _refused = fill(&mut world, 0, 1..2);
