@@ -129,9 +129,10 @@ fn read_inner(
         slots.push(message.slot);
         at += size;
     }
-    // KIP-31: the wrapper has the offset of its last message, whatever the relative offsets start with.
+    // KIP-31: the wrapper has the offset of its last message, whatever the relative offsets start with. Absolute ones must fit:
+    // reading goes on behind the wrapper, and what lies behind it would be handed out twice.
     let base = if wrapper.magic == 0 {
-        Some(first)
+        Some(first).filter(|_| last <= wrapper.last_offset)
     } else {
         last.checked_sub(first).map(|span| wrapper.last_offset - span)
     };

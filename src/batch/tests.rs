@@ -122,6 +122,19 @@ fn message_sets_written_by_java_are_read_with_every_codec() {
 }
 
 #[test]
+fn a_message_set_whose_messages_lie_behind_it_is_an_error() {
+    for codec in ["snappy", "gzip-6", "lz4-9"] {
+        let last = 42 + 58_i64;
+        for (offset, is_good) in [(last, true), (last - 1, false), (42, false), (0, false)] {
+            let mut bytes = fixture(&format!("v0-{codec}.bin")).to_vec();
+            // No CRC covers the wrapper's offset.
+            bytes[..8].copy_from_slice(&offset.to_be_bytes());
+            assert_eq!(read(bytes.into(), true).is_ok(), is_good, "{codec} at {offset}");
+        }
+    }
+}
+
+#[test]
 fn the_brokers_time_replaces_the_time_of_every_record() {
     for name in ["v2-appended-lz4-9.bin", "v1-appended-gzip-6.bin"] {
         let raw = split(fixture(name)).next().unwrap().unwrap();
