@@ -250,7 +250,21 @@ impl Brokers {
         }
     }
 
+    /// The broker behind a bootstrap address, where that is known: one outage is told of once.
+    fn known_as(&self, id: i32) -> i32 {
+        let inner = lock(&self.inner);
+        let Some(address) = inner.addresses.get(&id).filter(|_| id < 0) else { return id };
+        let broker = inner.addresses.iter().find(|(known, other)| **known >= 0 && *other == address);
+        broker.map_or(id, |(known, _)| *known)
+    }
+
     fn handle_reached(&self, id: i32, address: &Address) {
+        let known = self.known_as(id);
+        if known != id {
+            // From before the broker was known.
+            let _ = lock(&self.causes).handle_success(time::now(), id);
+        }
+        let id = known;
         let over = lock(&self.causes).handle_success(time::now(), id);
         if let Some(over) = over {
             tracing::info!(
@@ -264,6 +278,7 @@ impl Brokers {
     }
 
     fn handle_unreachable(&self, id: i32, error: &Error) {
+        let id = self.known_as(id);
         if lock(&self.causes).handle_failure(time::now(), id, error) {
             tracing::warn!(broker = id, %error, "a broker cannot be reached; further failures are counted, not logged");
         } else {
@@ -511,6 +526,20 @@ mod tests {
 
     fn ids(brokers: &Brokers, snapshot: &Metadata) -> Vec<i32> {
         brokers.candidates(snapshot, false).into_iter().map(|candidate| candidate.id).collect()
+    }
+
+    #[tokio::test]
+    async fn the_outage_of_a_bootstrap_address_is_that_of_the_broker_behind_it() {
+        let config = KafkaConfig::new().set_bootstrap_servers("127.0.0.1:1").set("reconnect.backoff.ms", 0);
+        let settings = Arc::new(config.resolve_client().unwrap());
+        let address = settings.bootstrap[0].clone();
+        let brokers = Brokers::new(settings, None).unwrap();
+        let deadline = time::now() + Duration::from_secs(30);
+        assert!(brokers.connection(-1, Lane::Main, deadline).await.is_err());
+        assert!(brokers.why(-1).is_some());
+        brokers.learn_one(7, address);
+        assert!(brokers.connection(-1, Lane::Main, deadline).await.is_err());
+        assert!(brokers.why(7).is_some());
     }
 
     #[tokio::test]
