@@ -639,3 +639,57 @@ async fn in_a_retry_topic_a_batch_fails_at_the_message_of_its_own_partition() {
     );
     assert_eq!(consumer.metrics().skipped, 1);
 }
+
+#[tokio::test]
+async fn a_handler_whose_partition_is_lost_is_dropped_where_it_waits() {
+    use dtkafka_testcontainers::{
+        EmbeddedBroker,
+        broker::{ApiKey, ResponseError},
+    };
+
+    /// Counts those that were dropped.
+    struct Dropped(Arc<AtomicUsize>);
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    let broker = EmbeddedBroker::builder().start().await.unwrap();
+    broker.create_topic("t", 1).unwrap();
+    let config = KafkaConfig::new()
+        .set_bootstrap_servers(broker.bootstrap_servers())
+        .set_group_id("g")
+        .set_auto_offset_reset("earliest")
+        .set("heartbeat.interval.ms", 50)
+        .set("session.timeout.ms", 6000);
+    let kafka = KafkaInstance::new(config).unwrap();
+    let producer = kafka.get_producer().await.unwrap();
+    producer.send("t", &1).await.unwrap().await.unwrap();
+    let (begun, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (begins, drops) = (Arc::clone(&begun), Arc::clone(&dropped));
+    let mut consumer = Consumer::new(&kafka, ["t"])
+        .unwrap()
+        .register_handler("t", async move |_: Message<u32>| {
+            let _here = Dropped(Arc::clone(&drops));
+            begins.fetch_add(1, Relaxed);
+            pending::<HandlerResult>().await
+        })
+        .unwrap();
+    let watch = async {
+        while begun.load(Relaxed) < 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        broker.control().fail(ApiKey::Heartbeat, 1, ResponseError::UnknownMemberId);
+        // It comes again once the member has joined again, and not before the first is gone.
+        while begun.load(Relaxed) < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(dropped.load(Relaxed), 1, "it works on in a partition that may be another member's");
+    };
+    tokio::select! {
+        biased;
+        ended = tokio::time::timeout(Duration::from_secs(30), watch) => ended.expect("the record does not come again"),
+        ended = consumer.run(pending::<()>()) => panic!("{ended:?}"),
+    }
+}
