@@ -130,6 +130,14 @@ impl Cluster {
         self.shared.wake.notify_one();
     }
 
+    /// As [`refresh`](Self::refresh); the version of the first snapshot that is no older than this complaint, which one that is
+    /// being asked for already may be.
+    pub(crate) fn complain(&self) -> u64 {
+        let (version, is_asking) = (self.metadata().version, self.shared.refresh().is_asking());
+        self.refresh();
+        version + 1 + u64::from(is_asking)
+    }
+
     /// Exactly these topics are subscribed to from now on.
     pub(crate) fn follow(&self, topics: &[Arc<str>]) {
         self.shared.refresh().follow(time::now(), topics);

@@ -210,6 +210,11 @@ impl Refresh {
         self.wanted = true;
     }
 
+    /// Whether a question is out: its answer may be older than a complaint that comes now.
+    pub(crate) fn is_asking(&self) -> bool {
+        matches!(self.state, State::Asking)
+    }
+
     /// Whether a topic is still of interest: what is not is dropped from the snapshot.
     pub(crate) fn knows(&self, topic: &str) -> bool {
         let is_matched = || self.matching.as_ref().is_some_and(|pattern| pattern.takes(topic, false));

@@ -230,13 +230,16 @@ impl Shared {
     /// Takes over the next snapshot; without one in time the topic stays as it was.
     async fn look_again(&self, topic: &str, deadline: Instant) {
         let mut snapshots = self.cluster.subscribe();
-        self.cluster.refresh();
+        let version = self.cluster.complain();
         if driver::check_runtime().is_err() {
             return;
         }
-        if let Ok(Ok(())) = tokio::time::timeout_at(deadline, snapshots.changed()).await {
+        while let Ok(Ok(())) = tokio::time::timeout_at(deadline, snapshots.changed()).await {
             let snapshot = Arc::clone(&snapshots.borrow_and_update());
             self.topics.update(&topic.into(), &snapshot, &self.limits, &self.environment);
+            if snapshot.version >= version {
+                return;
+            }
         }
     }
 }

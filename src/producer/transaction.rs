@@ -19,6 +19,7 @@
 use std::{
     collections::{BTreeSet, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use super::identity::ProducerIdentity;
@@ -27,6 +28,15 @@ use crate::{
     record::{ConsumerGroupMetadata, TopicPartition},
     time::{Backoff, Instant, Rng},
 };
+
+/// How long the markers of the transaction before are waited for before the next is asked for again: they are written in a few
+/// milliseconds. Java: `TransactionManager.ADD_PARTITIONS_RETRY_BACKOFF_MS`, there for one of these calls.
+pub(crate) const CONCURRENT_PAUSE: Duration = Duration::from_millis(20);
+
+/// Whether the coordinator is still at the end of the transaction before.
+pub(crate) fn is_concurrent(error: &Error) -> bool {
+    error.code().is_some_and(|told| told.0 == code::CONCURRENT_TRANSACTIONS)
+}
 
 /// Partitions of a transaction.
 pub(crate) type Partitions = BTreeSet<(Arc<str>, i32)>;
@@ -420,7 +430,11 @@ impl Core {
                 self.handle_done(call, reply);
             }
             Err(error) => match verdict(call, &error) {
-                Verdict::Again => self.not_before = Some(now + self.backoff.next(rng)),
+                Verdict::Again => {
+                    let pause = self.backoff.next(rng);
+                    let most = if is_concurrent(&error) { CONCURRENT_PAUSE } else { pause };
+                    self.not_before = Some(now + pause.min(most));
+                }
                 Verdict::Abort => self.handle_abortable(call, error),
                 Verdict::Forgotten => self.handle_forgotten(error),
                 Verdict::Fenced => self.handle_fatal(error.with_fatal().with_hint(

@@ -14,6 +14,7 @@ use crate::{
         receipt::{Ack, Outcome},
         remedy::{broker_error, not_idempotent},
         topics::PartitionQueue,
+        transaction::{CONCURRENT_PAUSE, is_concurrent},
     },
     time::Instant,
 };
@@ -155,6 +156,7 @@ impl Sender {
     ) {
         // KIP-580: each batch has a back-off of its own.
         let pause = self.backoff.after(batch.attempts.saturating_sub(1), &mut self.rng);
+        let pause = if is_concurrent(&error) { pause.min(CONCURRENT_PAUSE) } else { pause };
         let told = self.aftermath.resolved.len();
         partition.lock().handle_refused(batch, decision, now + pause, error, &mut self.aftermath);
         self.note_failures(told);

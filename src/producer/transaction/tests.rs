@@ -223,6 +223,20 @@ fn a_commit_is_told_before_the_new_epoch_that_the_next_transaction_needs() {
 }
 
 #[test]
+fn the_end_of_the_transaction_before_is_waited_for_in_short_pauses_however_often() {
+    let (mut rig, mut call) = asked_to_commit();
+    for _ in 0..20 {
+        rig.reply(&call, Err(broker(code::CONCURRENT_TRANSACTIONS)));
+        assert!(rig.call(idle()).is_none(), "not at once");
+        rig.now += CONCURRENT_PAUSE;
+        call = rig.call(idle()).expect("its markers are there in a few milliseconds");
+    }
+    rig.reply(&call, Err(broker(code::COORDINATOR_NOT_AVAILABLE)));
+    rig.now += CONCURRENT_PAUSE;
+    assert!(rig.call(idle()).is_none(), "who is away has more time");
+}
+
+#[test]
 fn an_error_says_that_the_commit_may_stand_where_an_attempt_had_no_clear_answer() {
     let possibly = |rig: &Rig| rig.core.outcome(1).unwrap().unwrap_err().possibly_written();
     for told in [code::PRODUCER_FENCED, code::INVALID_TXN_STATE, code::TRANSACTION_ABORTABLE] {
