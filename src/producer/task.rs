@@ -177,6 +177,7 @@ impl Task {
 
     /// Asks the coordinator for what is due. Returns when to look again.
     fn step_transaction(&mut self, now: Instant) -> Option<Instant> {
+        self.shared.transactions.as_ref()?;
         let shared = Arc::clone(&self.shared);
         let transactions = shared.transactions.as_ref()?;
         // Looked at in this order: whoever has asked for the end has sent everything before. An end that is asked for after this
