@@ -323,12 +323,13 @@ pub struct OffsetAndMetadata {
     pub leader_epoch: Option<i32>,
     /// Any text of the user's, often empty. Brokers take 4096 bytes unless told otherwise (`offset.metadata.max.bytes`).
     pub metadata: String,
+    pub(crate) origin: Origin,
 }
 
 impl OffsetAndMetadata {
     /// Without epoch and text.
     pub fn new(offset: i64) -> Self {
-        Self { offset, leader_epoch: None, metadata: String::new() }
+        Self { offset, leader_epoch: None, metadata: String::new(), origin: Origin::default() }
     }
 
     /// With this text.
@@ -344,6 +345,33 @@ impl OffsetAndMetadata {
         self.leader_epoch = Some(leader_epoch);
         self
     }
+}
+
+/// The life of a partition that an offset was read in, where that is known. It is no part of what is committed, and two offsets
+/// do not differ by it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Origin(Option<u64>);
+
+impl Origin {
+    pub(crate) fn of(life: u64) -> Self {
+        Self(Some(life))
+    }
+
+    pub(crate) fn life(self) -> Option<u64> {
+        self.0
+    }
+}
+
+impl PartialEq for Origin {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Origin {}
+
+impl std::hash::Hash for Origin {
+    fn hash<H: std::hash::Hasher>(&self, _: &mut H) {}
 }
 
 impl From<i64> for OffsetAndMetadata {

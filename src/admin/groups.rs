@@ -301,7 +301,8 @@ fn committed_offsets(
         if offset >= 0 {
             let leader_epoch = (epoch >= 0).then_some(epoch);
             let metadata = metadata.map(|text| text.to_string()).unwrap_or_default();
-            found.insert(key, OffsetAndMetadata { offset, leader_epoch, metadata });
+            let found_offset = OffsetAndMetadata::new(offset).with_metadata(metadata);
+            found.insert(key, OffsetAndMetadata { leader_epoch, ..found_offset });
         }
     }
     Ok(found)
@@ -464,7 +465,7 @@ mod tests {
         let new = committed_offsets(wire::OffsetFetchResponse { groups: vec![group], ..Default::default() })
             .unwrap();
         assert_eq!(old, new);
-        let offset = OffsetAndMetadata { offset: 7, leader_epoch: Some(4), metadata: String::new() };
+        let offset = OffsetAndMetadata::new(7).with_leader_epoch(4);
         assert!(new.into_iter().eq([(TopicPartition::new("orders", 0), offset)]));
     }
 

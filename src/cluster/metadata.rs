@@ -30,7 +30,7 @@ pub(crate) struct Metadata {
     misplaced: BTreeMap<i32, String>,
     pub(crate) topics: BTreeMap<Arc<str>, Topic>,
     /// All topics of this pattern are in it.
-    matched: Option<Arc<Pattern>>,
+    matched: Option<(Arc<Pattern>, u64)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,13 +113,18 @@ impl Metadata {
 
     /// The topics there are of a pattern, sorted; `None` as long as brokers have not been asked for all.
     pub(crate) fn matching(&self, pattern: &Arc<Pattern>) -> Option<Vec<Arc<str>>> {
-        self.matched.as_ref().filter(|matched| Arc::ptr_eq(matched, pattern))?;
+        self.matched.as_ref().filter(|(matched, _)| Arc::ptr_eq(matched, pattern))?;
         let is_there = |topic: &Topic| topic.error.is_none_or(|code| code.0 != UNKNOWN_TOPIC_OR_PARTITION);
         let topics = self
             .topics
             .iter()
             .filter(|(name, topic)| is_there(topic) && pattern.takes(name, topic.is_internal));
         Some(topics.map(|(name, _)| Arc::clone(name)).collect())
+    }
+
+    /// The version in which brokers have last told of all topics.
+    pub(crate) fn matched_in(&self) -> Option<u64> {
+        self.matched.as_ref().map(|(_, version)| *version)
     }
 
     /// What is known of a topic.

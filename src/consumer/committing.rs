@@ -11,16 +11,18 @@ use std::{
     task::{Context, Poll},
 };
 
+use tokio::sync::oneshot;
+
 use super::{
     KafkaConsumer, Shared,
+    ledger::Life,
     logs::{Insisting, all_found},
     lookups::Place,
-    offsets::{Offset, Offsets, commit_timeout},
+    offsets::{Offset, Offsets, Since},
     requests,
 };
 use crate::{
     cluster::TopicId,
-    driver,
     error::{Error, ErrorKind, Result},
     record::{OffsetAndMetadata, TopicPartition},
 };
@@ -52,7 +54,7 @@ impl KafkaConsumer {
         &self,
         offsets: impl IntoIterator<Item = (TopicPartition, O)>,
     ) -> Result<()> {
-        let offsets = checked(offsets)?;
+        let offsets = checked(offsets, Since::Now)?;
         self.commit_inner(Some(offsets)).await
     }
 
@@ -62,7 +64,8 @@ impl KafkaConsumer {
 
     /// A handle that any task can commit through, while others poll. It does not keep the consumer alive.
     pub fn committer(&self) -> Committer {
-        Committer { shared: Arc::downgrade(&self.shared) }
+        let made_in = self.shared.lock().partitions.now();
+        Committer { shared: Arc::downgrade(&self.shared), made_in }
     }
 
     /// The group's committed offsets, asked of the coordinator; `None` where there is none.
@@ -91,7 +94,10 @@ impl KafkaConsumer {
         };
         let offset = |Place { offset, leader_epoch, metadata, .. }: Place| {
             let leader_epoch = Some(leader_epoch).filter(|epoch| *epoch >= 0);
-            (offset >= 0).then_some(OffsetAndMetadata { offset, leader_epoch, metadata })
+            (offset >= 0).then(|| OffsetAndMetadata {
+                leader_epoch,
+                ..OffsetAndMetadata::new(offset).with_metadata(metadata)
+            })
         };
         Ok(found.into_iter().map(|(key, place)| (key, offset(place))).collect())
     }
@@ -102,16 +108,7 @@ impl Shared {
     fn begin_commit(&self, offsets: Option<Offsets>) -> Result<Committing> {
         let deadline = self.api_deadline();
         let receipt = self.change(|core, _| core.commit(offsets, deadline))?;
-        let outcome = async move {
-            let Some(receipt) = receipt else { return Ok(()) };
-            driver::check_runtime()?;
-            match tokio::time::timeout_at(deadline, receipt).await {
-                Ok(Ok(result)) => result,
-                Ok(Err(_)) => Err(Error::closed("consumer")),
-                Err(_elapsed) => Err(commit_timeout()),
-            }
-        };
-        Ok(Committing(Box::pin(outcome)))
+        Ok(Committing(receipt.map_or(Waiting::Done(Some(Ok(()))), Waiting::For)))
     }
 
     /// The ids of the partitions' topics, as far as they are known.
@@ -124,11 +121,17 @@ impl Shared {
 /// What any task can commit through; see [`KafkaConsumer::committer`]. Cheap to clone.
 ///
 /// Commits are sent in the order in which they were asked for, by whomever: none overtakes another, and none is made later than
-/// one that was asked for after it. What is committed is what is named: where several tasks handle records of one partition, let
+/// one that was asked for after it. While one is out, those that wait go into one request, with the last offset of each
+/// partition; 10,000 may wait, and more are refused with [`ErrorKind::Timeout`]. What is committed is what is named: where several tasks handle records of one partition, let
 /// them find out together which is the first that is not done.
+///
+/// A number does not say of which log it is. Once a topic was deleted and made again, a committer that was taken before commits
+/// for it only what records of the new one say ([`PartitionRecords::offset_after`](crate::PartitionRecords::offset_after)), and
+/// refuses other offsets with `UnknownTopicOrPartition`: take another committer then.
 #[derive(Clone)]
 pub struct Committer {
     shared: Weak<Shared>,
+    made_in: Life,
 }
 
 impl fmt::Debug for Committer {
@@ -161,7 +164,7 @@ impl Committer {
         &self,
         offsets: impl IntoIterator<Item = (TopicPartition, O)>,
     ) -> Result<Committing> {
-        let offsets = checked(offsets)?;
+        let offsets = checked(offsets, Since::Handle(self.made_in))?;
         let shared = self.shared.upgrade().ok_or_else(|| Error::closed("consumer"))?;
         shared.begin_commit(Some(offsets))
     }
@@ -170,7 +173,13 @@ impl Committer {
 /// The outcome of a commit that is on its way; see [`Committer::commit_async`]. Its errors are those of
 /// [`KafkaConsumer::commit_offsets`]. Dropped, the commit goes on.
 #[must_use = "whether the commit has succeeded is known only when this is awaited"]
-pub struct Committing(Pin<Box<dyn Future<Output = Result<()>> + Send + Sync>>);
+pub struct Committing(Waiting);
+
+/// It needs no runtime: the consumer's driver keeps the deadline.
+enum Waiting {
+    For(oneshot::Receiver<Result<()>>),
+    Done(Option<Result<()>>),
+}
 
 impl fmt::Debug for Committing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -182,7 +191,17 @@ impl Future for Committing {
     type Output = Result<()>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx)
+        let result = match &mut self.0 {
+            Waiting::For(receipt) => match Pin::new(receipt).poll(cx) {
+                Poll::Ready(Ok(result)) => result,
+                Poll::Ready(Err(_gone)) => Err(Error::closed("consumer")),
+                Poll::Pending => return Poll::Pending,
+            },
+            // Asked once more after its end, it has nothing to say.
+            Waiting::Done(result) => return result.take().map_or(Poll::Pending, Poll::Ready),
+        };
+        self.0 = Waiting::Done(None);
+        Poll::Ready(result)
     }
 }
 
@@ -191,10 +210,11 @@ const LONGEST_TEXT: usize = i16::MAX as usize;
 
 fn checked<O: Into<OffsetAndMetadata>>(
     offsets: impl IntoIterator<Item = (TopicPartition, O)>,
+    since: Since,
 ) -> Result<Offsets> {
     let mut checked = Offsets::new();
     for (key, offset) in offsets {
-        let OffsetAndMetadata { offset, leader_epoch, metadata } = offset.into();
+        let OffsetAndMetadata { offset, leader_epoch, metadata, origin } = offset.into();
         let wrong = |text: &str| {
             Error::new(ErrorKind::InvalidArgument, text)
                 .with_topic(Arc::clone(&key.topic))
@@ -210,7 +230,8 @@ fn checked<O: Into<OffsetAndMetadata>>(
             return Err(wrong("the text committed with an offset is too long").with_hint(hint));
         }
         let leader_epoch = leader_epoch.unwrap_or(-1);
-        checked.insert(key, Offset { offset, leader_epoch, metadata, ..Offset::default() });
+        let since = origin.life().map_or(since, |life| Since::Records(Life::numbered(life)));
+        checked.insert(key, Offset { offset, leader_epoch, metadata, since, ..Offset::default() });
     }
     Ok(checked)
 }

@@ -20,6 +20,15 @@ pub(crate) struct Life(u64);
 impl Life {
     /// Of what is asked for by somebody else than an assigned partition.
     pub(crate) const NONE: Self = Self(0);
+
+    /// As it is named where lives are not known.
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn numbered(number: u64) -> Self {
+        Self(number)
+    }
 }
 
 #[cfg(any(test, feature = "unstable-benches"))]
@@ -37,6 +46,11 @@ pub(crate) struct Lives(u64);
 impl Lives {
     pub(crate) fn begin(&mut self) -> Life {
         self.0 += 1;
+        Life(self.0)
+    }
+
+    /// The last that was given out.
+    pub(crate) fn last(&self) -> Life {
         Life(self.0)
     }
 }

@@ -304,8 +304,10 @@ impl World {
             Ok(()) => {
                 for (partition, offset) in owed {
                     let committed = self.ours_committed[*partition as usize];
+                    // Where he went back and is as far as the group was, nothing is to be committed.
+                    let is_there = self.committed[*partition as usize] == *offset;
                     assert!(
-                        committed >= *offset,
+                        committed >= *offset || is_there,
                         "seed {}: a commit says Ok; {partition} was handed out to {offset}, committed to {committed}",
                         self.seed
                     );
@@ -626,6 +628,7 @@ impl World {
             let to = (position.next + self.rng.below(9) as i64 - 5).clamp(0, self.ends[at]);
             self.handled[at].extend(0..to);
             self.back[at] = self.back[at].min(to);
+            self.goes_back(number, to);
             self.owed.remove(&number);
             self.out.retain(|(key, _, _)| key.partition != number);
             self.core.seek(self.now, &key(number), Phase::Fetching(Position::at(to))).unwrap();
@@ -698,10 +701,24 @@ impl World {
         let deadline = self.now + seconds(8);
         let named = self.chance(6).then(|| self.named()).flatten();
         let by_name = named.is_some();
-        match self.core.commit(named, deadline) {
+        let back =
+            named.iter().flatten().map(|(key, named)| (key.partition, named.offset)).collect::<Vec<_>>();
+        let outcome = self.core.commit(named, deadline);
+        if let Ok(Some(_)) = outcome {
+            back.into_iter().for_each(|(partition, offset)| self.goes_back(partition, offset));
+        }
+        match outcome {
             Ok(Some(receipt)) => self.receipts.push((receipt, if by_name { BTreeMap::new() } else { owed })),
             Ok(None) => self.told(Ok(()), &owed),
             Err(error) => self.told(Err(error), &owed),
+        }
+    }
+
+    /// The user goes back on purpose. What he commits of that may go out in one request with what he has committed before, and says
+    /// then where the partition stands.
+    fn goes_back(&mut self, partition: i32, offset: i64) {
+        for owed in self.receipts.iter_mut().filter_map(|(_, owed)| owed.get_mut(&partition)) {
+            *owed = offset.min(*owed);
         }
     }
 

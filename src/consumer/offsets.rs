@@ -1,12 +1,12 @@
 //! Commits: their order, their retries, and who waits for them. Pure.
 //!
 //! One commit is out at a time and the next waits for its answer, so that an older position can never overwrite a newer
-//! one. A commit carries the tenure of each partition: what belongs to an earlier assignment is dropped, and never sent
+//! one. What waits goes out together: of a partition only the last offset, and each who waits is told of what he has named. A commit carries the tenure of each partition: what belongs to an earlier assignment is dropped, and never sent
 //! under a later generation, since another member may have gone on from there. What is still of the same assignment when the
 //! group has gone on to another generation, as with cooperative rebalancing, is sent again under that one. What may be
 //! committed is decided elsewhere (`ledger.rs`): this file must never raise an offset.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use super::{fetch::is_passing, ledger::Life};
 use crate::{
@@ -29,6 +29,25 @@ pub(crate) struct Offset {
     pub(crate) topic_id: TopicId,
     /// The assignment it belongs to; `None` outside a group, where nobody else owns the partition.
     pub(crate) tenure: Option<Life>,
+    pub(crate) since: Since,
+}
+
+/// Since when what the user names can be known to him: a number does not say of which log it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Since {
+    #[default]
+    Now,
+    /// It comes from records that were handed out in this life.
+    Records(Life),
+    /// It is asked for through a handle that was made in this life.
+    Handle(Life),
+}
+
+impl Offset {
+    /// Of the same assignment and the same topic: the later one says all that the earlier one did.
+    fn supersedes(&self, before: &Self) -> bool {
+        (self.tenure, self.topic_id) == (before.tenure, before.topic_id)
+    }
 }
 
 pub(crate) type Offsets = BTreeMap<TopicPartition, Offset>;
@@ -53,27 +72,134 @@ pub(crate) struct CommitAction {
     pub(crate) deadline: Instant,
 }
 
-/// What became of a commit.
-#[derive(Debug)]
+/// What became of commits.
+#[derive(Debug, Default)]
 pub(crate) struct Outcome {
-    /// `None` for an automatic commit.
-    pub(crate) ticket: Option<Ticket>,
+    /// The commits that are over; `None` names an automatic one.
+    pub(crate) settled: Vec<(Option<Ticket>, Result<()>)>,
     /// What was committed, whatever happened to the rest.
     pub(crate) committed: Offsets,
-    pub(crate) result: Result<()>,
     /// The coordinator was lost: look it up again.
     pub(crate) forget_coordinator: bool,
     /// The generation of the commit is over, with the coordinator's code.
     pub(crate) fenced: Option<(i32, i16)>,
 }
 
+impl Outcome {
+    fn is_nothing(&self) -> bool {
+        self.settled.is_empty()
+            && self.committed.is_empty()
+            && !self.forget_coordinator
+            && self.fenced.is_none()
+    }
+}
+
+/// A commit as it was asked for; it may go out together with others.
+#[derive(Debug)]
+struct Waiter {
+    ticket: Option<Ticket>,
+    /// What of it is not settled yet.
+    keys: Vec<TopicPartition>,
+    deadline: Instant,
+    /// What becomes of it when the rest is done: a partition of it is gone, another member's, or refused.
+    failure: Option<Error>,
+}
+
+impl Waiter {
+    fn end(self, otherwise: impl FnOnce() -> Result<()>) -> (Option<Ticket>, Result<()>) {
+        (self.ticket, self.failure.map_or_else(otherwise, Err))
+    }
+}
+
+/// What goes out in one request.
 #[derive(Debug)]
 struct Pending {
-    ticket: Option<Ticket>,
     offsets: Offsets,
-    deadline: Instant,
-    /// A partition of it is gone, or another member's: what becomes of the commit when the rest is done.
-    gone: Option<Error>,
+    waiters: Vec<Waiter>,
+    /// The last and the first deadline of those who wait; the last outlives who does not wait any more.
+    last: Instant,
+    first: Option<Instant>,
+}
+
+impl Pending {
+    fn new(ticket: Option<Ticket>, offsets: Offsets, deadline: Instant) -> Self {
+        let keys = offsets.keys().cloned().collect();
+        let waiter = Waiter { ticket, keys, deadline, failure: None };
+        Self { offsets, waiters: vec![waiter], last: deadline, first: Some(deadline) }
+    }
+
+    /// A later one goes out with it: per partition the later offset counts.
+    fn absorb(&mut self, later: Self) {
+        for (key, offset) in later.offsets {
+            let is_other = |before: &Offset| !offset.supersedes(before);
+            if self.offsets.get(&key).is_some_and(is_other) {
+                self.fail(&key, over);
+            }
+            self.offsets.insert(key, offset);
+        }
+        self.waiters.extend(later.waiters);
+        self.last = self.last.max(later.last);
+        self.first = self.first.into_iter().chain(later.first).min();
+    }
+
+    /// Nothing becomes of this partition for those who wait for it so far.
+    fn fail(&mut self, key: &TopicPartition, error: impl Fn() -> Error) {
+        for waiter in &mut self.waiters {
+            if waiter.keys.contains(key) {
+                waiter.keys.retain(|waited| waited != key);
+                waiter.failure.get_or_insert_with(&error);
+            }
+        }
+    }
+
+    /// Nothing becomes of all of it that is not `kept`.
+    fn fail_unless(&mut self, kept: impl Fn(&TopicPartition, &Offset) -> bool) {
+        let before = self.offsets.len();
+        self.offsets.retain(|key, offset| kept(key, offset));
+        if self.offsets.len() == before {
+            return;
+        }
+        let offsets = &self.offsets;
+        for waiter in &mut self.waiters {
+            let waited = waiter.keys.len();
+            waiter.keys.retain(|key| offsets.contains_key(key));
+            if waiter.keys.len() < waited {
+                waiter.failure.get_or_insert_with(over);
+            }
+        }
+    }
+
+    /// Takes out the waiters for whom it is over.
+    fn take(&mut self, is_over: impl FnMut(&Waiter) -> bool) -> Vec<Waiter> {
+        let (over, rest) = std::mem::take(&mut self.waiters).into_iter().partition(is_over);
+        self.waiters = rest;
+        self.first = self.waiters.iter().map(|waiter| waiter.deadline).min();
+        over
+    }
+
+    /// Settles those of whom nothing is left to be committed.
+    fn settle(&mut self, settled: &mut Vec<(Option<Ticket>, Result<()>)>) {
+        let offsets = &self.offsets;
+        for waiter in &mut self.waiters {
+            waiter.keys.retain(|key| offsets.contains_key(key));
+        }
+        settled
+            .extend(self.take(|waiter| waiter.keys.is_empty()).into_iter().map(|done| done.end(|| Ok(()))));
+    }
+
+    /// Settles those who have waited until `now`.
+    fn expire(&mut self, now: Instant, settled: &mut Vec<(Option<Ticket>, Result<()>)>) {
+        if self.first.is_some_and(|first| first <= now) {
+            let late = self.take(|waiter| waiter.deadline <= now);
+            settled.extend(late.into_iter().map(|late| late.end(|| Err(commit_timeout()))));
+        }
+    }
+
+    /// Nothing of it is committed.
+    fn end(self) -> Outcome {
+        let settled = self.waiters.into_iter().map(|waiter| waiter.end(|| Err(over()))).collect();
+        Outcome { settled, ..Outcome::default() }
+    }
 }
 
 #[derive(Debug)]
@@ -101,11 +227,14 @@ impl State {
     }
 }
 
-/// The queue of commits.
+/// The commit that is out, and what waits for its answer.
 #[derive(Debug)]
 pub(crate) struct Commits {
-    queue: VecDeque<Pending>,
+    /// All that was asked for since the commit before it went out.
+    waiting: Option<Pending>,
     state: State,
+    /// So many waiters are looked through for those that nobody waits for any more.
+    crowd: usize,
     tokens: Tokens,
     backoff: Backoff,
     rng: Rng,
@@ -113,28 +242,44 @@ pub(crate) struct Commits {
 
 impl Commits {
     pub(crate) fn new(backoff: Backoff, rng: Rng) -> Self {
-        Self { queue: VecDeque::new(), state: State::Idle, tokens: Tokens::default(), backoff, rng }
+        Self { waiting: None, state: State::Idle, crowd: CROWD, tokens: Tokens::default(), backoff, rng }
     }
 
-    /// Nothing is out or queued.
+    /// Nothing is out or waits.
     pub(crate) fn is_idle(&self) -> bool {
-        matches!(self.state, State::Idle) && self.queue.is_empty()
+        matches!(self.state, State::Idle) && self.waiting.is_none()
     }
 
-    /// Whether an automatic commit is out or queued already.
+    /// Whether an automatic commit is out or waits already.
     pub(crate) fn has_automatic(&self) -> bool {
-        self.state.commit().into_iter().chain(&self.queue).any(|commit| commit.ticket.is_none())
+        let mut all = self.state.commit().into_iter().chain(&self.waiting);
+        all.any(|commit| commit.waiters.iter().any(|waiter| waiter.ticket.is_none()))
     }
 
-    /// What the group will have of a partition when all that is out and queued has succeeded; `None` where nothing is.
+    /// What the group will have of a partition when all that is out and waits has succeeded; `None` where nothing is.
     pub(crate) fn planned(&self, key: &TopicPartition) -> Option<i64> {
-        let last = self.queue.iter().rev().chain(self.state.commit());
-        last.filter_map(|commit| commit.offsets.get(key)).map(|offset| offset.offset).next()
+        let mut last = self.waiting.iter().chain(self.state.commit());
+        last.find_map(|commit| commit.offsets.get(key)).map(|offset| offset.offset)
     }
 
-    /// Queues a commit. The deadline bounds its retries.
+    /// Asks for a commit, which goes out together with what waits already. The deadline bounds its retries.
     pub(crate) fn handle_commit(&mut self, ticket: Option<Ticket>, offsets: Offsets, deadline: Instant) {
-        self.queue.push_back(Pending { ticket, offsets, deadline, gone: None });
+        let commit = Pending::new(ticket, offsets, deadline);
+        match &mut self.waiting {
+            Some(waiting) => waiting.absorb(commit),
+            None => self.waiting = Some(commit),
+        }
+    }
+
+    /// Whether one more may be asked for. Those that `is_forgotten` by who asked for them do not count: they are made, and
+    /// nobody is told.
+    pub(crate) fn has_room(&mut self, mut is_forgotten: impl FnMut(Ticket) -> bool) -> bool {
+        let Some(waiting) = &mut self.waiting else { return true };
+        if waiting.waiters.len() >= self.crowd.min(MOST_WAITING) {
+            waiting.take(|waiter| waiter.ticket.is_some_and(&mut is_forgotten));
+            self.crowd = (waiting.waiters.len() * 2).max(CROWD);
+        }
+        waiting.waiters.len() < MOST_WAITING
     }
 
     /// The next commit to send, in the name of `identity`. `is_ours`: whether a partition is still of that assignment.
@@ -145,7 +290,7 @@ impl Commits {
         is_ours: impl Fn(&TopicPartition, Life) -> bool,
     ) -> Option<Next> {
         let mut commit = match std::mem::replace(&mut self.state, State::Idle) {
-            State::Idle => self.queue.pop_front()?,
+            State::Idle => self.waiting.take()?,
             State::BackingOff { until, commit, .. } if until <= now => commit,
             State::BackingOff { superseded: Some(generation), commit, .. }
                 if identity.is_none_or(|identity| identity.generation != generation) =>
@@ -157,32 +302,46 @@ impl Commits {
                 return None;
             }
         };
-        let before = commit.offsets.len();
         // What was committed without a membership never goes out in the name of one that has come since.
         let is_member = identity.is_some_and(|identity| identity.generation >= 0);
-        commit.offsets.retain(|key, offset| offset.tenure.map_or(!is_member, |tenure| is_ours(key, tenure)));
-        if commit.offsets.len() < before {
-            commit.gone.get_or_insert_with(over);
-        }
+        commit.fail_unless(|key, offset| offset.tenure.map_or(!is_member, |tenure| is_ours(key, tenure)));
         let identity = match identity {
             Some(identity) if !commit.offsets.is_empty() => identity.clone(),
-            _ => return Some(Next::Dropped(failed(commit))),
+            _ => return Some(Next::Dropped(commit.end())),
         };
         let token = self.tokens.next();
-        let (offsets, deadline) = (commit.offsets.clone(), commit.deadline);
+        let (offsets, deadline) = (commit.offsets.clone(), commit.last);
         self.state = State::Out { token, generation: identity.generation, commit };
         Some(Next::Send(CommitAction { token, identity, offsets, deadline }))
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        match &self.state {
+        let again = match &self.state {
             State::BackingOff { until, .. } => Some(*until),
             State::Idle | State::Out { .. } => None,
-        }
+        };
+        let waited = self.state.commit().into_iter().chain(&self.waiting).filter_map(|commit| commit.first);
+        again.into_iter().chain(waited).min()
     }
 
-    /// The coordinator's code for every partition, or why there is no answer. Returns what became of the commit, unless
-    /// it goes on. `is_gone`: whether the metadata knows that there is no such partition any more, of the topic of that id. A
+    /// Whose commits have taken too long.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Option<Outcome> {
+        let mut outcome = Outcome::default();
+        if let State::Out { commit, .. } | State::BackingOff { commit, .. } = &mut self.state {
+            commit.expire(now, &mut outcome.settled);
+        }
+        if let Some(waiting) = &mut self.waiting {
+            waiting.expire(now, &mut outcome.settled);
+        }
+        if matches!(&self.state, State::BackingOff { commit, .. } if commit.last <= now) {
+            self.state = State::Idle;
+        }
+        self.waiting.take_if(|waiting| waiting.last <= now);
+        (!outcome.is_nothing()).then_some(outcome)
+    }
+
+    /// The coordinator's code for every partition, or why there is no answer. Returns what has become of commits, if that is
+    /// anything yet. `is_gone`: whether the metadata knows that there is no such partition any more, of the topic of that id. A
     /// commit that waited for one to come back would hold up all others, and the rebalance that lets go of it.
     pub(crate) fn handle_answer(
         &mut self,
@@ -198,95 +357,101 @@ impl Commits {
                 return None;
             }
         };
-        let mut outcome = Outcome {
-            ticket: commit.ticket,
-            committed: Offsets::new(),
-            result: Ok(()),
-            forget_coordinator: false,
-            fenced: None,
-        };
-        let failure = match answer {
-            Err(error) => {
-                let lost = error.code().is_none_or(|code| code::is_moved(code.0));
-                outcome.forget_coordinator = lost;
-                Some(error)
-            }
-            Ok(codes) => {
-                let mut failure: Option<Error> = None;
-                let offsets = std::mem::take(&mut commit.offsets);
-                for (partition, offset) in offsets {
-                    match codes.get(&partition).copied() {
-                        Some(0) => {
-                            outcome.committed.insert(partition, offset);
-                        }
-                        Some(UNKNOWN_TOPIC_OR_PARTITION) if is_gone(&partition, offset.topic_id) => {
-                            commit.gone = Some(partition_gone(&partition));
-                        }
-                        refused => {
-                            let error = refusal(&partition, refused, generation, &mut outcome);
-                            // The one that says most: a retriable one only if nothing worse came with it.
-                            if failure
-                                .as_ref()
-                                .is_none_or(|known| known.is_retriable() && !error.is_retriable())
-                            {
-                                failure = Some(error);
-                            }
-                            commit.offsets.insert(partition, offset);
-                        }
-                    }
-                }
-                failure
-            }
-        };
-        let Some(error) = failure else {
-            self.backoff.reset();
-            outcome.result = commit.gone.map_or(Ok(()), Err);
-            return Some(outcome);
-        };
-        let again = now + self.backoff.next(&mut self.rng);
+        let mut outcome = Outcome::default();
+        let refused = refused(&mut commit, generation, answer, is_gone, &mut outcome);
         let superseded =
             outcome.fenced.filter(|(_, code)| is_superseded(*code)).map(|(generation, _)| generation);
-        let goes_on = match outcome.fenced {
-            Some(_) => superseded.is_some_and(|generation| generation >= 0),
-            None => is_passing(&error) || is_rebalancing(&error),
-        };
-        if goes_on && again < commit.deadline {
-            self.state = State::BackingOff { until: again, superseded, commit };
-            // What is committed already must count even if the rest never succeeds.
-            let told =
-                !outcome.committed.is_empty() || outcome.forget_coordinator || outcome.fenced.is_some();
-            outcome.ticket = None;
-            return told.then_some(outcome);
+        // What may succeed later, and why it has not; the rest is over.
+        let mut again: BTreeMap<TopicPartition, Error> = BTreeMap::new();
+        for (key, offset, error) in refused {
+            let goes_on = match outcome.fenced {
+                Some(_) => superseded.is_some_and(|generation| generation >= 0),
+                None => is_passing(&error) || is_rebalancing(&error),
+            };
+            if goes_on {
+                commit.offsets.insert(key.clone(), offset);
+                again.insert(key, error);
+            } else {
+                commit.fail(&key, || error.clone());
+            }
         }
-        self.backoff.reset();
-        outcome.result = Err(error);
-        Some(outcome)
+        commit.settle(&mut outcome.settled);
+        if commit.offsets.is_empty() {
+            self.backoff.reset();
+            return Some(outcome);
+        }
+        let until = now + self.backoff.next(&mut self.rng);
+        for late in commit.take(|waiter| waiter.deadline <= until) {
+            let cause = late.keys.first().and_then(|key| again.get(key)).cloned();
+            outcome.settled.push(late.end(|| Err(cause.unwrap_or_else(commit_timeout))));
+        }
+        if commit.last <= until {
+            self.backoff.reset();
+        } else {
+            self.state = State::BackingOff { until, superseded, commit };
+        }
+        // What is committed already must count even if the rest never succeeds.
+        (!outcome.is_nothing()).then_some(outcome)
     }
 
     /// The partitions are somebody else's: what waits or is out fails, and nothing of it is sent any more.
-    pub(crate) fn handle_lost(&mut self) -> Vec<Outcome> {
+    pub(crate) fn handle_lost(&mut self) -> Outcome {
         let current = match std::mem::replace(&mut self.state, State::Idle) {
             State::Idle => None,
             State::Out { commit, .. } | State::BackingOff { commit, .. } => Some(commit),
         };
-        let (standing, lost) = current
-            .into_iter()
-            .chain(self.queue.drain(..))
-            .partition::<Vec<_>, _>(|commit| commit.offsets.values().all(|offset| offset.tenure.is_none()));
-        self.queue = standing.into();
-        lost.into_iter().map(failed).collect()
+        let mut outcome = Outcome::default();
+        for mut commit in current.into_iter().chain(self.waiting.take()) {
+            commit.fail_unless(|_, offset| offset.tenure.is_none());
+            commit.settle(&mut outcome.settled);
+            match &mut self.waiting {
+                _ if commit.offsets.is_empty() => {}
+                Some(standing) => standing.absorb(commit),
+                None => self.waiting = Some(commit),
+            }
+        }
+        outcome
     }
 }
 
-fn failed(commit: Pending) -> Outcome {
-    Outcome {
-        ticket: commit.ticket,
-        committed: Offsets::new(),
-        result: Err(commit.gone.unwrap_or_else(over)),
-        forget_coordinator: false,
-        fenced: None,
+/// Takes what the coordinator answered out of the commit; what it has refused, or not heard of, comes back with the reason.
+fn refused(
+    commit: &mut Pending,
+    generation: i32,
+    answer: Result<BTreeMap<TopicPartition, i16>>,
+    is_gone: impl Fn(&TopicPartition, TopicId) -> bool,
+    outcome: &mut Outcome,
+) -> Vec<(TopicPartition, Offset, Error)> {
+    let offsets = std::mem::take(&mut commit.offsets);
+    let codes = match answer {
+        Ok(codes) => codes,
+        Err(error) => {
+            outcome.forget_coordinator = error.code().is_none_or(|code| code::is_moved(code.0));
+            return offsets.into_iter().map(|(key, offset)| (key, offset, error.clone())).collect();
+        }
+    };
+    let mut refused = Vec::new();
+    for (key, offset) in offsets {
+        match codes.get(&key).copied() {
+            Some(0) => {
+                outcome.committed.insert(key, offset);
+            }
+            Some(UNKNOWN_TOPIC_OR_PARTITION) if is_gone(&key, offset.topic_id) => {
+                commit.fail(&key, || partition_gone(&key));
+            }
+            code => {
+                let error = refusal(&key, code, generation, outcome);
+                refused.push((key, offset, error));
+            }
+        }
     }
+    refused
 }
+
+/// More commits than this do not wait at once for one that is out: who asks for so many does not look at what becomes of them.
+const MOST_WAITING: usize = 10_000;
+
+const CROWD: usize = 64;
 
 /// Why nothing was committed: the assignment that it belongs to is over.
 pub(crate) fn over() -> Error {

@@ -38,17 +38,26 @@ fn codes(list: &[(i32, i16)]) -> Result<BTreeMap<TopicPartition, i16>> {
     Ok(list.iter().map(|(partition, code)| (TopicPartition::new("t", *partition), *code)).collect())
 }
 
+/// Whose commits are over, and whether they have succeeded.
+fn settled(outcome: &Outcome) -> Vec<(Option<Ticket>, bool)> {
+    outcome.settled.iter().map(|(ticket, result)| (*ticket, result.is_ok())).collect()
+}
+
+fn failure(outcome: &Outcome) -> &Error {
+    outcome.settled.iter().find_map(|(_, result)| result.as_ref().err()).unwrap()
+}
+
 #[test]
 fn commits_are_sent_one_at_a_time_in_the_order_they_were_made() {
     let (mut commits, now) = (commits(), time::now());
     let deadline = now + Duration::from_secs(60);
     commits.handle_commit(Some(1), offsets(&[(0, 10)]), deadline);
-    commits.handle_commit(Some(2), offsets(&[(0, 20)]), deadline);
     let first = sent(&mut commits, now);
+    commits.handle_commit(Some(2), offsets(&[(0, 20)]), deadline);
     assert_eq!(first.offsets, offsets(&[(0, 10)]));
     assert!(commits.poll_action(now, Some(&member(3)), |_, _| true).is_none());
     let outcome = commits.handle_answer(now, first.token, codes(&[(0, 0)]), |_, _| false).unwrap();
-    assert_eq!((outcome.ticket, outcome.committed), (Some(1), offsets(&[(0, 10)])));
+    assert_eq!((settled(&outcome), outcome.committed), (vec![(Some(1), true)], offsets(&[(0, 10)])));
     assert_eq!(sent(&mut commits, now).offsets, offsets(&[(0, 20)]));
 }
 
@@ -57,11 +66,11 @@ fn a_retry_keeps_its_place_before_later_commits() {
     let (mut commits, now) = (commits(), time::now());
     let deadline = now + Duration::from_secs(60);
     commits.handle_commit(Some(1), offsets(&[(0, 10)]), deadline);
-    commits.handle_commit(Some(2), offsets(&[(0, 20)]), deadline);
     let first = sent(&mut commits, now);
+    commits.handle_commit(Some(2), offsets(&[(0, 20)]), deadline);
     let told =
         commits.handle_answer(now, first.token, codes(&[(0, code::NOT_COORDINATOR)]), |_, _| false).unwrap();
-    assert!(told.forget_coordinator && told.ticket.is_none() && told.result.is_ok());
+    assert!(told.forget_coordinator && told.settled.is_empty());
     assert!(commits.poll_action(now, Some(&member(3)), |_, _| true).is_none());
     let again = commits.poll_timeout().unwrap();
     assert_eq!(sent(&mut commits, again).offsets, offsets(&[(0, 10)]));
@@ -80,7 +89,8 @@ fn only_what_failed_is_sent_again() {
     assert_eq!(told.committed, offsets(&[(0, 10)]));
     let second = later(&mut commits);
     assert_eq!(second.offsets, offsets(&[(1, 11)]));
-    assert!(commits.handle_answer(now, second.token, codes(&[(1, 0)]), |_, _| false).unwrap().result.is_ok());
+    let told = commits.handle_answer(now, second.token, codes(&[(1, 0)]), |_, _| false).unwrap();
+    assert_eq!(settled(&told), [(Some(1), true)]);
 }
 
 #[test]
@@ -91,13 +101,13 @@ fn a_partition_that_is_gone_holds_nothing_up_and_is_told_of_in_the_end() {
     let out = sent(&mut commits, now);
     let answer = codes(&[(0, 0), (1, UNKNOWN_TOPIC_OR_PARTITION), (2, UNKNOWN_TOPIC_OR_PARTITION)]);
     let told = commits.handle_answer(now, out.token, answer, |key, _| key.partition == 2).unwrap();
-    assert!(told.ticket.is_none() && told.result.is_ok(), "partition 1 may come back");
+    assert!(told.settled.is_empty(), "partition 1 may come back");
 
     let again = later(&mut commits);
     assert_eq!(again.offsets, offsets(&[(1, 11)]));
     let told = commits.handle_answer(now, again.token, codes(&[(1, 0)]), |_, _| false).unwrap();
-    assert_eq!((told.ticket, told.committed), (Some(1), offsets(&[(1, 11)])));
-    assert_eq!(told.result.unwrap_err().partition(), Some(2));
+    assert_eq!((settled(&told), &told.committed), (vec![(Some(1), false)], &offsets(&[(1, 11)])));
+    assert_eq!(failure(&told).partition(), Some(2));
     assert!(commits.is_idle());
 }
 
@@ -122,8 +132,8 @@ fn a_commit_whose_generation_is_over_goes_again_under_the_next_with_what_is_stil
     let out = sent(&mut commits, now);
     let refused = codes(&[(0, code::ILLEGAL_GENERATION), (1, code::ILLEGAL_GENERATION)]);
     let told = commits.handle_answer(now, out.token, refused, |_, _| false).unwrap();
-    assert_eq!((told.ticket, told.fenced), (None, Some((3, code::ILLEGAL_GENERATION))));
-    assert!(told.result.is_ok() && !commits.is_idle());
+    assert_eq!((told.settled.len(), told.fenced), (0, Some((3, code::ILLEGAL_GENERATION))));
+    assert!(!commits.is_idle());
     assert!(commits.poll_action(now, Some(&member(3)), |_, _| true).is_none(), "it would be refused again");
 
     // The plan is not there yet.
@@ -135,8 +145,8 @@ fn a_commit_whose_generation_is_over_goes_again_under_the_next_with_what_is_stil
     let at = commits.poll_timeout().unwrap();
     let Some(Next::Send(out)) = commits.poll_action(at, Some(&member(4)), is_ours) else { panic!() };
     let told = commits.handle_answer(at, out.token, codes(&[(0, 0)]), |_, _| false).unwrap();
-    assert_eq!((told.ticket, told.committed.len()), (Some(1), 1));
-    told.result.expect_err("partition 1 was given up uncommitted");
+    assert_eq!(told.committed.len(), 1);
+    assert_eq!(settled(&told), [(Some(1), false)], "partition 1 was given up uncommitted");
 }
 
 #[test]
@@ -147,9 +157,8 @@ fn a_commit_whose_generation_is_over_fails_with_its_partitions() {
     commits.handle_commit(Some(1), ours, now + Duration::from_secs(60));
     let out = sent(&mut commits, now);
     let refused = codes(&[(0, code::ILLEGAL_GENERATION)]);
-    assert!(commits.handle_answer(now, out.token, refused, |_, _| false).unwrap().result.is_ok());
-    let lost = commits.handle_lost();
-    assert!(lost.len() == 1 && lost[0].ticket == Some(1) && lost[0].result.is_err());
+    assert!(commits.handle_answer(now, out.token, refused, |_, _| false).unwrap().settled.is_empty());
+    assert_eq!(settled(&commits.handle_lost()), [(Some(1), false)]);
     assert!(commits.is_idle());
 }
 
@@ -178,7 +187,7 @@ fn a_commit_of_a_member_that_is_out_fails_and_tells_the_membership() {
         let out = sent(&mut commits, now);
         let outcome = commits.handle_answer(now, out.token, codes(&[(0, refused)]), |_, _| false).unwrap();
         assert_eq!(outcome.fenced, Some((3, refused)));
-        assert!(outcome.result.is_err() && outcome.committed.is_empty());
+        assert!(settled(&outcome) == [(Some(1), false)] && outcome.committed.is_empty());
     }
 }
 
@@ -193,12 +202,13 @@ fn retries_end_at_the_deadline_with_the_last_cause() {
         tries += 1;
         let lost = Err(Error::new(ErrorKind::Disconnected, "gone"));
         match commits.handle_answer(now, out.token, lost, |_, _| false).unwrap() {
-            outcome if outcome.result.is_err() => break outcome,
+            outcome if !outcome.settled.is_empty() => break outcome,
             _ => now = commits.poll_timeout().unwrap(),
         }
     };
     assert!(tries > 2 && now < deadline);
-    assert_eq!(outcome.ticket, Some(1));
+    assert_eq!(settled(&outcome), [(Some(1), false)]);
+    assert_eq!(failure(&outcome).kind(), ErrorKind::Disconnected);
     assert!(commits.is_idle());
 }
 
@@ -209,21 +219,20 @@ fn lost_partitions_fail_every_waiting_commit_but_those_outside_the_group() {
     let mut outside = offsets(&[(1, 5)]);
     outside.values_mut().for_each(|offset| offset.tenure = None);
     commits.handle_commit(Some(1), offsets(&[(0, 10)]), deadline);
-    commits.handle_commit(Some(2), outside.clone(), deadline);
-    commits.handle_commit(Some(3), outside.clone(), deadline);
     let out = sent(&mut commits, now);
-    let lost: Vec<_> = commits.handle_lost().into_iter().map(|outcome| outcome.ticket).collect();
-    assert_eq!(lost, [Some(1)]);
+    commits.handle_commit(Some(2), outside.clone(), deadline);
+    assert_eq!(settled(&commits.handle_lost()), [(Some(1), false)]);
     assert!(commits.handle_answer(now, out.token, codes(&[(0, 0)]), |_, _| false).is_none());
     let nobody = Identity::standalone();
     let Some(Next::Send(out)) = commits.poll_action(now, Some(&nobody), |_, _| false) else { panic!() };
     assert_eq!(out.offsets, outside);
+    commits.handle_commit(Some(3), outside, deadline);
     commits.handle_answer(now, out.token, codes(&[(1, 0)]), |_, _| false).unwrap();
     // Nor does it go out in the name of a membership that has come since.
     let Some(Next::Dropped(dropped)) = commits.poll_action(now, Some(&member(1)), |_, _| true) else {
         panic!()
     };
-    assert_eq!((dropped.ticket, dropped.result.is_err()), (Some(3), true));
+    assert_eq!(settled(&dropped), [(Some(3), false)]);
 }
 
 #[test]
@@ -240,10 +249,100 @@ fn what_belongs_to_an_earlier_assignment_is_dropped_and_the_rest_is_sent() {
     assert_eq!(out.offsets.keys().map(|key| key.partition).collect::<Vec<_>>(), [1]);
     let outcome = commits.handle_answer(now, out.token, codes(&[(1, 0)]), |_, _| false).unwrap();
     assert_eq!(outcome.committed.len(), 1);
-    assert_eq!(outcome.result.unwrap_err().code().map(|code| code.0), Some(code::UNKNOWN_MEMBER_ID));
+    assert_eq!(failure(&outcome).code().map(|code| code.0), Some(code::UNKNOWN_MEMBER_ID));
 
     commits.handle_commit(Some(2), both, now + Duration::from_secs(60));
     let dropped = commits.poll_action(now, Some(&member(5)), |_, _| false);
     let Some(Next::Dropped(outcome)) = dropped else { panic!("{dropped:?}") };
-    assert!(outcome.ticket == Some(2) && outcome.result.is_err() && commits.is_idle());
+    assert!(settled(&outcome) == [(Some(2), false)] && commits.is_idle());
+}
+
+#[test]
+fn what_waits_goes_out_together_with_the_last_offset_of_each_partition_and_all_are_told() {
+    let (mut commits, now) = (commits(), time::now());
+    let deadline = now + Duration::from_secs(60);
+    commits.handle_commit(Some(1), offsets(&[(0, 1)]), deadline);
+    let out = sent(&mut commits, now);
+    for number in 2..=1000 {
+        commits.handle_commit(
+            Some(number),
+            offsets(&[(0, number as i64), ((number % 3) as i32 + 1, 7)]),
+            deadline,
+        );
+    }
+    commits.handle_answer(now, out.token, codes(&[(0, 0)]), |_, _| false).unwrap();
+    let out = sent(&mut commits, now);
+    assert_eq!(out.offsets, offsets(&[(0, 1000), (1, 7), (2, 7), (3, 7)]));
+    let refused = codes(&[(0, 0), (1, 0), (2, 0), (3, code::OFFSET_METADATA_TOO_LARGE)]);
+    let told = commits.handle_answer(now, out.token, refused, |_, _| false).unwrap();
+    let expected: Vec<_> = (2..=1000).map(|number| (Some(number), number % 3 != 2)).collect();
+    assert_eq!(settled(&told), expected, "each of what it has named");
+    assert_eq!(failure(&told).partition(), Some(3));
+    assert!(commits.is_idle());
+}
+
+#[test]
+fn who_waits_only_for_what_is_committed_does_not_wait_for_what_is_not_yet() {
+    let (mut commits, now) = (commits(), time::now());
+    commits.handle_commit(Some(1), offsets(&[(0, 10)]), now + Duration::from_secs(60));
+    commits.handle_commit(Some(2), offsets(&[(1, 20)]), now + Duration::from_secs(60));
+    let out = sent(&mut commits, now);
+    let answer = codes(&[(0, 0), (1, code::COORDINATOR_LOAD_IN_PROGRESS)]);
+    let told = commits.handle_answer(now, out.token, answer, |_, _| false).unwrap();
+    assert_eq!(settled(&told), [(Some(1), true)]);
+    let again = later(&mut commits);
+    let told = commits.handle_answer(now, again.token, codes(&[(1, 0)]), |_, _| false).unwrap();
+    assert_eq!(settled(&told), [(Some(2), true)]);
+}
+
+#[test]
+fn a_commit_of_an_earlier_assignment_fails_when_one_of_a_later_one_takes_its_place() {
+    let (mut commits, now) = (commits(), time::now());
+    let deadline = now + Duration::from_secs(60);
+    let mut lives = Lives::default();
+    for (ticket, offset) in [(1, 70), (2, 5)] {
+        let mut named = offsets(&[(0, offset)]);
+        named.values_mut().for_each(|offset| offset.tenure = Some(lives.begin()));
+        commits.handle_commit(Some(ticket), named, deadline);
+    }
+    let out = sent(&mut commits, now);
+    assert_eq!(out.offsets.values().map(|offset| offset.offset).collect::<Vec<_>>(), [5]);
+    let told = commits.handle_answer(now, out.token, codes(&[(0, 0)]), |_, _| false).unwrap();
+    assert_eq!(settled(&told), [(Some(1), false), (Some(2), true)]);
+}
+
+#[test]
+fn each_is_told_by_its_own_deadline_whatever_becomes_of_the_request() {
+    let (mut commits, now) = (commits(), time::now());
+    let at = |seconds| now + Duration::from_secs(seconds);
+    commits.handle_commit(Some(1), offsets(&[(0, 10)]), at(1));
+    let out = sent(&mut commits, now);
+    commits.handle_commit(Some(2), offsets(&[(0, 20)]), at(3));
+    commits.handle_commit(Some(3), offsets(&[(0, 30)]), at(2));
+    for (seconds, ticket) in [(1, 1), (2, 3), (3, 2)] {
+        assert_eq!(commits.poll_timeout(), Some(at(seconds)));
+        let late = commits.handle_timeout(at(seconds)).unwrap();
+        assert_eq!(settled(&late), [(Some(ticket), false)]);
+        assert_eq!(failure(&late).kind(), ErrorKind::Timeout);
+    }
+    assert_eq!(commits.poll_timeout(), None);
+    let told = commits.handle_answer(at(4), out.token, codes(&[(0, 0)]), |_, _| false).unwrap();
+    assert_eq!((told.committed.len(), told.settled.len()), (1, 0));
+    assert!(commits.is_idle(), "what nobody waits for any more is not sent after its time");
+}
+
+#[test]
+fn so_many_may_wait_and_those_that_are_forgotten_do_not_count() {
+    let (mut commits, now) = (commits(), time::now());
+    let deadline = now + Duration::from_secs(60);
+    commits.handle_commit(Some(0), offsets(&[(0, 1)]), deadline);
+    sent(&mut commits, now);
+    let most = MOST_WAITING as u64;
+    for ticket in 1..=most * 3 {
+        assert!(commits.has_room(|ticket| ticket <= most * 2), "{ticket}");
+        commits.handle_commit(Some(ticket), offsets(&[(0, ticket as i64)]), deadline);
+    }
+    assert!(!commits.has_room(|ticket| ticket <= most * 2));
+    assert_eq!(commits.planned(&TopicPartition::new("t", 0)), Some(most as i64 * 3));
+    assert!(commits.has_room(|_| true));
 }

@@ -86,6 +86,8 @@ pub(crate) struct Partitions {
     /// A fetch waits for memory: whatever is handed out may make room.
     is_short: bool,
     lives: Lives,
+    /// The topics that were ever assigned, by their last ids, and since when another one has that name.
+    known: BTreeMap<Arc<str>, (TopicId, Life)>,
     /// Leaders that have named a replica that failed, and until when they are to serve what they lead themselves.
     kept_to: BTreeMap<i32, Instant>,
     /// Records are acknowledged one by one, and not by the next poll.

@@ -12,7 +12,7 @@ use crate::{
     batch::{DecodedBatch, RecordSlot},
     error::Result,
     json,
-    record::{ConsumerRecord, TimestampType, TopicPartition},
+    record::{ConsumerRecord, OffsetAndMetadata, Origin, TimestampType, TopicPartition},
 };
 
 /// The records of one poll, by partition.
@@ -162,6 +162,26 @@ impl PartitionRecords {
     /// Never true for what a poll hands out.
     pub fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// What to commit once everything up to this offset is done: the offset after it, and of which log it is. Where the topic was
+    /// made again since, or the partition was taken away, such a commit is refused, and a number could not be.
+    ///
+    /// ```no_run
+    /// # async fn doc(consumer: &dtkafka::KafkaConsumer) -> dtkafka::Result<()> {
+    /// let records = consumer.poll(std::time::Duration::from_secs(1)).await?;
+    /// for (partition, records) in &records {
+    ///     for record in records {
+    ///         consumer.commit_offsets([(partition.clone(), records.offset_after(record.offset()))]).await?;
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn offset_after(&self, offset: i64) -> OffsetAndMetadata {
+        OffsetAndMetadata {
+            origin: Origin::of(self.life.number()),
+            ..OffsetAndMetadata::new(offset.saturating_add(1))
+        }
     }
 
     /// The life of the partition that the records belong to.

@@ -121,7 +121,8 @@ impl Membership {
         self.topics.clone_from(&topics);
         self.pattern.clone_from(&pattern);
         match (&mut self.member, pattern) {
-            (Member::Classic(member), _) => member.handle_subscription(now, topics),
+            (Member::Classic(member), None) => member.handle_subscription(now, topics),
+            (Member::Classic(member), Some(_)) => member.handle_matching(now, topics),
             (Member::Consumer(member), None) => member.handle_subscription(now, topics, None),
             (Member::Consumer(member), pattern) => member.handle_subscription(now, Vec::new(), pattern),
         }

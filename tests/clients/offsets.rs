@@ -1,12 +1,12 @@
 //! What is committed, with what, by whom, and of which topic.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use dtkafka::{
     ConsumerConfig, ErrorKind, KafkaConfig, KafkaConsumer, KafkaInstance, NewTopic, OffsetAndMetadata,
     TopicPartition,
 };
-use dtkafka_testcontainers::EmbeddedBroker;
+use dtkafka_testcontainers::{EmbeddedBroker, NewRecord};
 
 use crate::on_every_backend;
 
@@ -107,5 +107,99 @@ async fn the_position_in_a_topic_is_not_committed_for_another_that_was_made_unde
     // An error where the client has not heard of it, and the place where the new one begins where it has.
     let outcome = consumer.commit().await;
     assert!(broker.committed("g", "orders", 0).is_none_or(|offset| offset == 0), "{outcome:?}");
+    consumer.close(WAIT).await.unwrap();
+}
+
+/// Waits on a thread that no runtime has ever seen.
+fn wait_without_runtime<F: Future + Send + 'static>(future: F) -> F::Output
+where
+    F::Output: Send + 'static,
+{
+    struct Thread(std::thread::Thread);
+    impl std::task::Wake for Thread {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    std::thread::spawn(move || {
+        let waker = Arc::new(Thread(std::thread::current())).into();
+        let mut future = std::pin::pin!(future);
+        loop {
+            match future.as_mut().poll(&mut std::task::Context::from_waker(&waker)) {
+                std::task::Poll::Ready(output) => return output,
+                std::task::Poll::Pending => std::thread::park(),
+            }
+        }
+    })
+    .join()
+    .unwrap()
+}
+
+#[tokio::test]
+async fn a_commit_can_be_awaited_and_dropped_where_there_is_no_runtime() {
+    let broker = EmbeddedBroker::start().await.unwrap();
+    let kafka = KafkaInstance::new(
+        KafkaConfig::new()
+            .set_bootstrap_servers(broker.bootstrap_servers())
+            .set_group_id("g")
+            .set_auto_offset_reset("earliest"),
+    )
+    .unwrap();
+    broker.create_topic("orders", 1).unwrap();
+    let key = TopicPartition::new("orders", 0);
+    let consumer = kafka.get_consumer_with(["orders"], manual).await.unwrap();
+    broker.feed("orders", 0, NewRecord::new("a")).unwrap();
+    read(&consumer, 1).await;
+    let committer = consumer.committer();
+    let (first, second) = (committer.clone(), committer.clone());
+    let place = key.clone();
+    let committed = tokio::task::spawn_blocking(move || {
+        wait_without_runtime(async move {
+            drop(first.commit_async([(place.clone(), 1)]));
+            second.commit_offsets([(place, 1)]).await
+        })
+    });
+    committed.await.unwrap().unwrap();
+    assert_eq!(consumer.committed([key.clone()]).await.unwrap()[&key], Some(OffsetAndMetadata::new(1)));
+    let left = committer.commit_async([(key, 1)]).unwrap();
+    consumer.close(WAIT).await.unwrap();
+    drop(consumer);
+    let _told = tokio::task::spawn_blocking(|| wait_without_runtime(left)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_task_that_is_still_at_a_record_of_a_topic_that_was_made_again_commits_nothing_for_the_new_one() {
+    let broker = EmbeddedBroker::builder().auto_create_topics(false).start().await.unwrap();
+    let config = KafkaConfig::new()
+        .set_bootstrap_servers(broker.bootstrap_servers())
+        .set_group_id("g")
+        .set_auto_offset_reset("earliest")
+        .set("metadata.max.age.ms", 200);
+    let feed = |count: usize| {
+        for _ in 0..count {
+            broker.feed("orders", 0, NewRecord::new("x")).unwrap();
+        }
+    };
+    broker.create_topic("orders", 1).unwrap();
+    feed(3);
+    let key = TopicPartition::new("orders", 0);
+    let consumer = KafkaInstance::new(config).unwrap().get_consumer_with(["orders"], manual).await.unwrap();
+    let mut old = Vec::new();
+    while old.is_empty() {
+        let records = consumer.poll(WAIT).await.unwrap();
+        old.extend(records.iter().map(|(_, records)| records.offset_after(2)));
+    }
+    let committer = consumer.committer();
+    broker.delete_topic("orders").unwrap();
+    broker.create_topic("orders", 1).unwrap();
+    feed(10);
+    while consumer.position(&key).await.map_or(true, |position| position < 10) {
+        let _ = consumer.poll(Duration::from_millis(50)).await;
+    }
+    // Both are below the position of now: no number would tell.
+    committer.commit_offsets([(key.clone(), old.remove(0))]).await.unwrap_err();
+    committer.commit_offsets([(key.clone(), 3)]).await.unwrap_err();
+    assert_eq!(consumer.committed([key.clone()]).await.unwrap()[&key], None);
+    consumer.committer().commit_offsets([(key.clone(), 9)]).await.unwrap();
     consumer.close(WAIT).await.unwrap();
 }

@@ -145,7 +145,7 @@ impl Metadata {
         for name in asked {
             new.topics.entry(Arc::clone(name)).or_insert_with(|| gone(version));
         }
-        new.matched = Some(Arc::clone(pattern));
+        new.matched = Some((Arc::clone(pattern), version));
         new
     }
 }

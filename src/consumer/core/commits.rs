@@ -14,7 +14,7 @@ use crate::{
     config::settings::GroupProtocol,
     consumer::{
         ledger::{Committed, Life},
-        offsets::{self, CommitAction, Offset, Offsets, Outcome, over},
+        offsets::{self, CommitAction, Offset, Offsets, Outcome, Since, over},
     },
     error::{Error, ErrorKind, Result},
     flights::Token,
@@ -24,7 +24,8 @@ use crate::{
 };
 
 impl Core {
-    /// Commits these offsets, or all positions. `None` if there is nothing to commit.
+    /// Commits these offsets, or all positions. `None` if there is nothing to commit. What becomes of it is told by the deadline
+    /// at the latest.
     pub(crate) fn commit(
         &mut self,
         offsets: Option<Offsets>,
@@ -56,6 +57,17 @@ impl Core {
                 "the consumer is not part of the group at the moment: keep polling; what was not committed is handed out again",
             ));
         }
+        let waiters = &mut self.waiters;
+        let has_room = self.commits.has_room(|ticket| {
+            let is_forgotten = waiters.get(&ticket).is_none_or(oneshot::Sender::is_closed);
+            if is_forgotten {
+                waiters.remove(&ticket);
+            }
+            is_forgotten
+        });
+        if !has_room {
+            return Err(too_many());
+        }
         self.partitions.cover_explicit(&offsets);
         let ticket = self.next_ticket;
         self.next_ticket += 1;
@@ -68,6 +80,7 @@ impl Core {
     /// Binds offsets that the user names to the assignment. A member commits what is its own, and nothing from before its
     /// assignment began: another member may have committed beyond that.
     fn check_tenure(&self, offsets: &mut Offsets) -> Result<()> {
+        offsets.iter().try_for_each(|(key, offset)| self.check_log(key, offset.since))?;
         if !matches!(self.mode, Mode::Topics) {
             // What a task knows of the days of a membership is not committed in nobody's name: others may have gone on since.
             if self.was_member
@@ -110,6 +123,27 @@ impl Core {
             offset.topic_id = partition.topic_id;
         }
         Ok(())
+    }
+
+    /// What the user knows of a log before its topic was made again is not committed for the one that there is now, whose
+    /// offsets are other ones.
+    fn check_log(&self, key: &TopicPartition, since: Since) -> Result<()> {
+        let begun = match since {
+            Since::Now => return Ok(()),
+            Since::Records(_) => self.partitions.get(key).map(|partition| partition.account.tenure()),
+            Since::Handle(_) => self.partitions.made_again(&key.topic),
+        };
+        let error = match (since, begun) {
+            (Since::Records(life), Some(begun)) if life < begun => over(),
+            (Since::Handle(life), Some(begun)) if life < begun => {
+                Error::from_code("OffsetCommit", UNKNOWN_TOPIC_OR_PARTITION).with_hint(
+                    "the topic was made again since the committer was: take another one, or commit what the records say \
+                     (PartitionRecords::offset_after)",
+                )
+            }
+            _ => return Ok(()),
+        };
+        Err(error.with_topic(Arc::clone(&key.topic)).with_partition(key.partition))
     }
 
     /// The id of a partition's topic: of the one that its position is of, where it is assigned.
@@ -207,13 +241,14 @@ impl Core {
         if outcome.forget_coordinator {
             self.actions.push_back(Action::ForgetCoordinator);
         }
-        match outcome.ticket.and_then(|ticket| self.waiters.remove(&ticket)) {
-            // Whoever does not wait any more does not care.
-            Some(waiter) => drop(waiter.send(outcome.result)),
-            None => {
-                if let Err(error) = outcome.result {
-                    warn!(%error, "an automatic commit failed");
+        for (ticket, result) in outcome.settled {
+            match (ticket, result) {
+                (Some(ticket), result) => {
+                    // Whoever does not wait any more does not care.
+                    let _ = self.waiters.remove(&ticket).map(|waiter| waiter.send(result));
                 }
+                (None, Err(error)) => warn!(%error, "an automatic commit failed"),
+                (None, Ok(())) => {}
             }
         }
         if let (Some((generation, code)), Some(member)) = (outcome.fenced, &mut self.member) {
@@ -221,6 +256,14 @@ impl Core {
             self.run_member(now);
         }
     }
+}
+
+fn too_many() -> Error {
+    Error::new(ErrorKind::Timeout, "too many commits wait for the coordinator")
+        .with_api("OffsetCommit")
+        .with_hint(
+            "await what commit_async gives back before more is committed, or drop it if it does not matter",
+        )
 }
 
 /// What is committed and does not change is committed again after so long. Brokers keep offsets for a week unless told otherwise,
@@ -348,5 +391,38 @@ mod tests {
         core.handle_commit(now, again[0].token, refused());
         let error = receipt.try_recv().unwrap().unwrap_err();
         assert_eq!(error.code().map(|code| code.0), Some(UNKNOWN_TOPIC_OR_PARTITION), "{error}");
+    }
+
+    #[test]
+    fn what_was_read_before_a_topic_was_made_again_is_not_committed_for_the_one_that_there_is_now() {
+        let now = time::now();
+        let mut core = core(now);
+        let commit = |core: &mut Core, since| {
+            let named = Offset { offset: 70, since, ..Offset::default() };
+            core.commit(Some([(key(), named)].into()), now + IDLE).map(drop)
+        };
+        let records = Since::Records(core.partitions.get(&key()).unwrap().account.life());
+        let handle = Since::Handle(core.partitions.now());
+        for since in [records, handle, Since::Now] {
+            commit(&mut core, since).unwrap();
+        }
+        core.handle_metadata(now, metadata(&core.metadata, [2; 16]));
+        let code = |error: Error| error.code().map(|code| code.0);
+        assert_eq!(code(commit(&mut core, records).unwrap_err()), Some(group::code::UNKNOWN_MEMBER_ID));
+        let error = commit(&mut core, handle).unwrap_err();
+        assert!(error.to_string().contains("made again"), "{error}");
+        assert_eq!((error.topic(), code(error.clone())), (Some("orders"), Some(UNKNOWN_TOPIC_OR_PARTITION)));
+        let again = Since::Handle(core.partitions.now());
+        for since in [again, Since::Now] {
+            commit(&mut core, since).unwrap();
+        }
+
+        // Nor of one that was made again while nobody had it assigned.
+        core.assign(now, Vec::new()).unwrap();
+        core.handle_metadata(now, metadata(&core.metadata, [3; 16]));
+        core.assign(now, vec![key()]).unwrap();
+        assert_eq!(code(commit(&mut core, again).unwrap_err()), Some(UNKNOWN_TOPIC_OR_PARTITION));
+        let last = Since::Handle(core.partitions.now());
+        commit(&mut core, last).unwrap();
     }
 }

@@ -399,6 +399,9 @@ impl Core {
             member.handle_timeout(now);
         }
         self.run_member(now);
+        if let Some(late) = self.commits.handle_timeout(now) {
+            self.on_commit(now, late);
+        }
         if self.auto_commit_at.is_some_and(|at| at <= now) {
             self.auto_commit_at = Some(now + self.settings.auto_commit_interval);
             if self.closing.is_none() && !self.commits.has_automatic() {

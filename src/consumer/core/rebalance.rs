@@ -240,9 +240,8 @@ impl Core {
         self.tell_lost(&lost);
         self.revoking = None;
         self.partitions.release(&lost);
-        for outcome in self.commits.handle_lost() {
-            self.on_commit(now, outcome);
-        }
+        let lost = self.commits.handle_lost();
+        self.on_commit(now, lost);
     }
 
     /// Remembers, for the next commit, that something of these partitions was handed out and is not committed.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::{Action, Core, Mode};
 use crate::{
+    cluster::Metadata,
     config::settings::GroupProtocol,
     error::{Error, ErrorKind, Result},
     pattern::{Pattern, invalid},
@@ -24,13 +25,64 @@ pub(super) struct ByPattern {
     is_followed: bool,
     /// Topics that the broker has found are looked for by their ids.
     is_identifying: bool,
+    /// The snapshot that was matched last: each is once.
+    seen: Option<Arc<Metadata>>,
+    /// Some topic has matched the last time that one was looked for.
+    has_matched: bool,
+    /// The answer in which nothing matches any more; the next one must say so as well.
+    missed_in: Option<u64>,
 }
 
 impl ByPattern {
+    fn new(text: Arc<str>, pattern: Option<Arc<Pattern>>) -> Self {
+        Self {
+            text,
+            pattern,
+            is_followed: false,
+            is_identifying: false,
+            seen: None,
+            has_matched: false,
+            missed_in: None,
+        }
+    }
+
+    /// What is to be subscribed to now, or that metadata is to be asked for again. A broker that has just started, or a moment in
+    /// which all are made anew, must not cost what the member has: that nothing matches any more counts when two answers say so.
+    fn look(&mut self, metadata: &Arc<Metadata>, pattern: &Arc<Pattern>) -> Look {
+        if self.seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, metadata)) {
+            return Look::Nothing;
+        }
+        self.seen = Some(Arc::clone(metadata));
+        let Some(topics) = metadata.matching(pattern) else { return Look::Unknown };
+        if topics.is_empty() && self.has_matched {
+            let answer = metadata.matched_in();
+            match self.missed_in {
+                None => {
+                    self.missed_in = answer;
+                    return Look::Again;
+                }
+                missed if missed == answer => return Look::Nothing,
+                Some(_) => {}
+            }
+        }
+        self.missed_in = None;
+        self.has_matched = !topics.is_empty();
+        Look::Found(topics)
+    }
+
     pub(super) fn identify(&mut self, topics: Vec<Uuid>) -> Action {
         self.is_identifying = true;
         Action::Identify(topics)
     }
+}
+
+/// What a look at the topics has brought.
+enum Look {
+    Nothing,
+    /// Brokers have not told of all topics yet.
+    Unknown,
+    Again,
+    Found(Vec<Arc<str>>),
 }
 
 impl Core {
@@ -103,8 +155,7 @@ impl Core {
         let pattern = if is_brokers { None } else { Some(read()?) };
         self.drop_pattern();
         self.follow(now, Vec::new());
-        self.pattern =
-            Some(ByPattern { text: Arc::clone(text), pattern, is_followed: false, is_identifying: false });
+        self.pattern = Some(ByPattern::new(Arc::clone(text), pattern));
         self.mode = Mode::Topics;
         self.advance_pattern(now);
         self.run_member(now);
@@ -138,15 +189,16 @@ impl Core {
         }
         let text = Arc::clone(&by.text);
         match followed {
-            Some(pattern) => {
+            Some(pattern) => match by.look(&self.metadata, &pattern) {
+                Look::Found(topics) => member.handle_pattern(now, &text, topics),
                 // What was subscribed to before stays until it is known what matches.
-                if let Some(topics) = self.metadata.matching(&pattern) {
-                    member.handle_pattern(now, &text, topics);
-                } else if member.protocol().is_none() {
-                    member.handle_pattern(now, &text, Vec::new());
-                }
-            }
+                Look::Unknown if member.protocol().is_none() => member.handle_pattern(now, &text, Vec::new()),
+                Look::Again => self.actions.push_back(Action::RefreshMetadata),
+                Look::Unknown | Look::Nothing => {}
+            },
             None if self.closing.is_none() => {
+                // The client may have to match once more.
+                (by.seen, by.has_matched) = (None, false);
                 member.handle_pattern(now, &text, Vec::new());
                 let topics = self.partitions.topics();
                 if self.interest.topics != topics {
@@ -341,5 +393,50 @@ mod tests {
         }
         core.handle_poll(now).unwrap();
         assert_eq!(joined(&actions(&mut core, now)), Some(vec!["users".into()]));
+    }
+
+    #[test]
+    fn that_nothing_matches_any_more_counts_when_two_answers_about_all_topics_say_so() {
+        let now = time::now();
+        let mut core = core("classic", now);
+        let has_matched = |core: &Core| core.pattern.as_ref().unwrap().has_matched;
+        core.subscribe_pattern(now, &"orders-.*".into()).unwrap();
+        core.handle_metadata(now, all(&core, &["orders-eu"]));
+        core.handle_poll(now).unwrap();
+        assert!(joined(&actions(&mut core, now)).is_some());
+        let asks_again = |core: &mut Core| {
+            actions(core, now).iter().filter(|action| matches!(action, Action::RefreshMetadata)).count()
+        };
+
+        core.handle_metadata(now, all(&core, &["users"]));
+        assert_eq!(asks_again(&mut core), 1);
+        // An answer about some topics says nothing of all.
+        core.handle_metadata(
+            now,
+            Arc::new(core.metadata.merge(answer(&["users"]), &["users".into()], |_| true)),
+        );
+        assert_eq!((asks_again(&mut core), has_matched(&core)), (0, true));
+        core.handle_metadata(now, all(&core, &["orders-eu"]));
+        assert_eq!((asks_again(&mut core), has_matched(&core)), (0, true));
+
+        core.handle_metadata(now, all(&core, &[]));
+        assert_eq!((asks_again(&mut core), has_matched(&core)), (1, true));
+        core.handle_metadata(now, all(&core, &[]));
+        assert_eq!((asks_again(&mut core), has_matched(&core)), (0, false));
+        core.handle_metadata(now, all(&core, &["orders-us"]));
+        assert!(has_matched(&core), "it is taken in at once");
+    }
+
+    #[test]
+    fn topics_are_matched_once_for_each_answer() {
+        let now = time::now();
+        let mut core = core("classic", now);
+        core.subscribe_pattern(now, &"orders-.*".into()).unwrap();
+        core.handle_metadata(now, all(&core, &["orders-eu"]));
+        let by = core.pattern.as_mut().unwrap();
+        let pattern = by.pattern.clone().unwrap();
+        assert!(matches!(by.look(&core.metadata, &pattern), Look::Nothing), "this one was looked at");
+        let next = Arc::new(core.metadata.merge_all(answer(&["orders-eu"]), &[], &pattern, |_| false));
+        assert!(matches!(by.look(&next, &pattern), Look::Found(topics) if topics.len() == 1));
     }
 }

@@ -7,7 +7,7 @@ use super::{Partition, Partitions, Phase, Position};
 use crate::{
     consumer::{
         ledger::{Committed, Life, Mark},
-        offsets::{Offset, Offsets},
+        offsets::{Offset, Offsets, Since},
     },
     record::TopicPartition,
 };
@@ -129,7 +129,17 @@ impl Partitions {
             let same = committed.filter(|committed| committed.offset == offset);
             let metadata = || same.map(|committed| committed.metadata.clone()).unwrap_or_default();
             new.then(|| {
-                (key.clone(), Offset { offset, leader_epoch, metadata: metadata(), topic_id, tenure })
+                (
+                    key.clone(),
+                    Offset {
+                        offset,
+                        leader_epoch,
+                        metadata: metadata(),
+                        topic_id,
+                        tenure,
+                        since: Since::Now,
+                    },
+                )
             })
         });
         pairs.collect()

@@ -179,6 +179,12 @@ impl Partitions {
                 again.push(key.clone());
             }
             partition.topic_id = id;
+            // Whether or not it was assigned when that happened.
+            match self.known.get_mut(&key.topic) {
+                Some((known, _)) if *known == id => {}
+                Some(known) => *known = (id, self.lives.begin()),
+                None => drop(self.known.insert(Arc::clone(&key.topic), (id, Life::NONE))),
+            }
             mark(&mut partition.is_touched, key, &mut self.touched);
         }
         again
@@ -336,6 +342,16 @@ impl Partitions {
             self.uncovered.push(key.clone());
         }
         self.set_phase(key, Phase::Fetching(position));
+    }
+
+    /// The life in which a topic was found to be another one than that of its name before.
+    pub(crate) fn made_again(&self, topic: &Arc<str>) -> Option<Life> {
+        self.known.get(topic).map(|(_, since)| *since)
+    }
+
+    /// The last life of all that have begun.
+    pub(crate) fn now(&self) -> Life {
+        self.lives.last()
     }
 
     /// The topic was made again: nothing that is known of the partition, or done with, is of the log that there is now.

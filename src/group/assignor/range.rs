@@ -122,11 +122,13 @@ impl<'a> Deal<'a> {
             waiting.entry(*rack).or_default().push_back(member);
         }
         for partition in 0..self.owners.len() {
-            let matches = |rack: &Option<&str>| {
-                rack.is_none_or(|rack| topics.iter().all(|topic| topic.partitions[partition].contains(rack)))
-            };
+            // Members may have as many racks as there are members: only those of replicas are looked at.
+            let of_topics = topics.iter().map(|topic| &topic.partitions[partition]);
+            let Some(fewest) = of_topics.clone().min_by_key(|racks| racks.len()) else { return };
+            let of_all = fewest.iter().filter(|rack| of_topics.clone().all(|racks| racks.contains(*rack)));
             let mut first: Option<usize> = None;
-            for (_, queue) in waiting.iter_mut().filter(|(rack, _)| matches(rack)) {
+            for rack in of_all.map(|rack| Some(*rack)).chain([None]) {
+                let Some(queue) = waiting.get_mut(&rack) else { continue };
                 // Room only becomes less: who has none has had his turn.
                 while queue.front().is_some_and(|member| self.room(*member) == 0) {
                     queue.pop_front();
@@ -141,18 +143,26 @@ impl<'a> Deal<'a> {
 
     /// Each member in turn takes the first partitions that match it.
     fn match_ranges(&mut self, partitions: &[PartitionRacks<'_>]) {
-        let mut looked_at: BTreeMap<Option<&str>, usize> = BTreeMap::new();
+        // What an earlier member of the rack passed over does not match this one either.
+        let mut matching: BTreeMap<&str, VecDeque<usize>> = BTreeMap::new();
+        for (partition, racks) in partitions.iter().enumerate() {
+            for rack in racks {
+                matching.entry(rack).or_default().push_back(partition);
+            }
+        }
+        let mut any: VecDeque<usize> = (0..partitions.len()).collect();
         for member in 0..self.racks.len() {
-            let rack = self.racks[member];
-            // What an earlier member of the rack passed over does not match this one either.
-            let next = looked_at.entry(rack).or_default();
+            let left = match self.racks[member] {
+                Some(rack) => matching.get_mut(rack),
+                None => Some(&mut any),
+            };
+            let Some(left) = left else { continue };
             let mut taken = Vec::new();
-            while taken.len() < self.room(member) && *next < partitions.len() {
-                let matches = rack.is_none_or(|rack| partitions[*next].contains(rack));
-                if matches && self.owners[*next].is_none() {
-                    taken.push(*next);
+            while taken.len() < self.room(member) {
+                let Some(partition) = left.pop_front() else { break };
+                if self.owners[partition].is_none() {
+                    taken.push(partition);
                 }
-                *next += 1;
             }
             self.give(member, &taken);
         }
@@ -171,10 +181,39 @@ impl<'a> Deal<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::super::{
-        GroupInfo, Strategy,
+        GroupInfo, GroupMember, Racks, Strategy,
         tests::{counts, expected, member, shown},
     };
+
+    /// Looked at each with each they would be a hundred million pairs: no time is measured, but a test that takes minutes is seen.
+    #[test]
+    fn as_many_racks_as_members_and_partitions_are_not_looked_at_each_with_each() {
+        let all = 10_000;
+        for topics in [&["t"][..], &["t", "u"]] {
+            let members: Vec<_> = (0..all)
+                .map(|at| GroupMember {
+                    rack: Some(format!("rack-{at}")),
+                    ..member(&format!("m{at:05}"), topics)
+                })
+                .collect();
+            let of_partition =
+                |at: i32| vec![Arc::from(format!("rack-{at}")), Arc::from(format!("foreign-{at}"))];
+            let of_topic: Vec<Vec<Arc<str>>> = (0..all).rev().map(of_partition).collect();
+            let racks: Racks = topics.iter().map(|topic| (Arc::from(*topic), of_topic.clone())).collect();
+            let sizes: Vec<_> = topics.iter().map(|topic| (*topic, all)).collect();
+            let counts = counts(&sizes);
+            let assignment =
+                Strategy::Range.assign(&GroupInfo::new(&members, &counts).with_racks(&racks)).unwrap();
+            for at in 0..all {
+                let owned = &assignment[&format!("m{at:05}")];
+                assert!(owned.len() == topics.len(), "{at}: {owned:?}");
+                assert!(owned.iter().all(|key| key.partition == all - 1 - at), "{at}: {owned:?}");
+            }
+        }
+    }
 
     #[test]
     fn two_topics_of_three_partitions_among_two_members_as_in_javas_documentation() {

@@ -89,7 +89,7 @@ impl Member {
         let known = !self.member_id.is_empty() && leaves;
         match self.state {
             State::Fatal | State::Leaving { .. } => {}
-            State::Idle { .. } => self.on_left(now),
+            // Also from outside: the coordinator keeps the place of a static member, and may not know yet of what was lost.
             _ if known => {
                 let request = Request::Leave { member_id: std::mem::take(&mut self.member_id), reason };
                 let deadline = now + self.settings.request_timeout;

@@ -199,6 +199,25 @@ impl Member {
         self.join_if_idle(now);
     }
 
+    /// What matches a pattern now. Where that is nothing any more, what the member has goes as in a rebalance, and then it leaves:
+    /// the user has not unsubscribed.
+    pub(crate) fn handle_matching(&mut self, now: Instant, topics: Vec<Arc<str>>) {
+        if !topics.is_empty() || self.topics.is_empty() {
+            return self.handle_subscription(now, topics);
+        }
+        self.topics = topics;
+        match &self.state {
+            State::Stable { .. } => self.rebalance(now, NOTHING_MATCHES),
+            State::Idle { .. } => self.leave(now, NOTHING_MATCHES),
+            State::Joining { exchange: Exchange::Due(_) } if self.owned.is_empty() => {
+                self.leave(now, NOTHING_MATCHES);
+            }
+            State::Revoking { .. } | State::Leaving { .. } | State::Fatal => {}
+            State::Joining { exchange: Exchange::Due(_) } => {}
+            State::Joining { .. } | State::Planning { .. } | State::Syncing { .. } => self.stale = true,
+        }
+    }
+
     /// The user polls: proof of life, and the only thing that makes an idle member join. What was lost in the meantime was
     /// lost before the user could know; what it still commits of it must not go out under a new generation.
     pub(crate) fn handle_poll(&mut self, now: Instant) {
@@ -377,6 +396,8 @@ impl Member {
         }
     }
 }
+
+const NOTHING_MATCHES: &str = "no topic matches the pattern any more";
 
 fn send(tokens: &mut Tokens, actions: &mut VecDeque<Action>, request: Request, deadline: Instant) -> Token {
     let token = tokens.next();

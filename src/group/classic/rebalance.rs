@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use super::{Heart, Member, State};
+use super::{Heart, Member, NOTHING_MATCHES, State};
 use crate::{
     error::Error,
     flights::Token,
@@ -76,6 +76,9 @@ impl Member {
     }
 
     pub(super) fn join_after(&mut self, now: Instant, pause: Duration) {
+        if self.topics.is_empty() && self.owned.is_empty() {
+            return self.leave(now, NOTHING_MATCHES);
+        }
         self.planned = None;
         if self.settings.cooperative {
             self.claim.clone_from(&self.owned);

@@ -1,3 +1,5 @@
+use bytes::Bytes;
+
 use super::*;
 use crate::{
     config::settings::GroupProtocol,
@@ -806,4 +808,75 @@ fn a_cooperative_member_gives_up_only_the_topics_it_does_not_want_any_more() {
     bench.member.handle_revoked(bench.now, token);
     let (_, Request::Join { claim, .. }) = bench.sent() else { panic!("no join") };
     assert!(claim.is_empty());
+}
+
+#[test]
+fn a_static_member_outside_its_group_leaves_it_all_the_same_when_its_close_is_to() {
+    for (departure, leaves) in
+        [(GroupMembershipOperation::LeaveGroup, true), (GroupMembershipOperation::Default, false)]
+    {
+        let mut bench = Bench::stable_with(|settings| settings.instance_id = Some("i".into()));
+        bench.pass(POLL_INTERVAL);
+        assert!(matches!(bench.member.poll_action(), Some(Action::Lost { .. })));
+        bench.nothing();
+        assert!(bench.member.is_idle(), "its place waits for it until its session ends");
+        bench.member.set_departure(departure);
+        bench.member.handle_close(bench.now);
+        if leaves {
+            let (token, left) = bench.sent();
+            assert!(matches!(&left, Request::Leave { member_id, .. } if member_id == "me"), "{left:?}");
+            assert!(!bench.member.is_idle());
+            bench.answer(token, Answer::Leave { error: 0 });
+        }
+        bench.nothing();
+        assert!(bench.member.is_idle());
+    }
+}
+
+fn matching(bench: &mut Bench, topics: &[&str]) {
+    let topics = topics.iter().map(|topic| Arc::from(*topic)).collect();
+    bench.member.handle_matching(bench.now, topics);
+}
+
+#[test]
+fn with_nothing_that_matches_any_more_partitions_go_as_in_a_rebalance_and_then_the_member_leaves() {
+    for cooperative in [false, true] {
+        let mut bench = Bench::stable_with(|settings| settings.cooperative = cooperative);
+        matching(&mut bench, &[]);
+        let token = bench.revocation();
+        bench.nothing();
+        bench.member.handle_revoked(bench.now, token);
+        let (token, left) = bench.sent();
+        assert!(matches!(left, Request::Leave { .. }), "{left:?}");
+        bench.answer(token, Answer::Leave { error: 0 });
+        bench.poll();
+        bench.nothing();
+        matching(&mut bench, &["t"]);
+        bench.poll();
+        bench.joins();
+    }
+}
+
+#[test]
+fn with_nothing_that_matches_any_more_during_a_cooperative_rebalance_what_is_kept_is_given_up_in_order() {
+    let mut bench = Bench::stable_with(|settings| settings.cooperative = true);
+    let token = bench.heartbeat();
+    bench.answer(token, Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS });
+    let (token, _) = bench.joins();
+    matching(&mut bench, &[]);
+    bench.join_answer(token, 6, "other");
+    let (token, _) = bench.sent();
+    bench.answer(
+        token,
+        Answer::Sync { error: 0, assignment: encode_assignment(&[TopicPartition::new("t", 0)]) },
+    );
+    let (token, request) = bench.sent();
+    assert!(matches!(&request, Request::Join { topics, .. } if topics.is_empty()), "{request:?}");
+    bench.join_answer(token, 7, "other");
+    let (token, _) = bench.sent();
+    bench.answer(token, Answer::Sync { error: 0, assignment: Bytes::new() });
+    assert!(matches!(bench.member.poll_action(), Some(Action::Assign { added }) if added.is_empty()));
+    let token = bench.revocation();
+    bench.member.handle_revoked(bench.now, token);
+    assert!(matches!(bench.sent().1, Request::Leave { .. }));
 }

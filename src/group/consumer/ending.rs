@@ -44,6 +44,7 @@ impl Member {
     /// The coordinator has given our partitions away, or may have.
     pub(super) fn lose(&mut self, now: Instant) {
         let was_joining = matches!(self.state, State::Joining { .. });
+        self.is_counted = false;
         self.drop_assignment();
         if was_joining {
             // A coordinator that says so again and again must not be asked without a pause.
@@ -88,18 +89,19 @@ impl Member {
 
     pub(super) fn leave(&mut self, now: Instant) {
         self.drop_assignment();
+        // As in Java: a static member says that it is away also when it is to stay.
+        let epoch = match (self.departure, &self.settings.instance_id) {
+            (GroupMembershipOperation::LeaveGroup, _) | (GroupMembershipOperation::Default, None) => LEAVE,
+            (_, Some(_)) => LEAVE_FOR_A_WHILE,
+            (GroupMembershipOperation::RemainInGroup, None) => STAY,
+        };
         match self.state {
             State::Fatal | State::Leaving { .. } => {}
-            State::Idle { .. } => self.on_left(now),
-            State::Joining { .. } | State::Joined { .. } => {
-                // As in Java: a static member says that it is away also when it is to stay.
-                let epoch = match (self.departure, &self.settings.instance_id) {
-                    (GroupMembershipOperation::LeaveGroup, _) | (GroupMembershipOperation::Default, None) => {
-                        LEAVE
-                    }
-                    (_, Some(_)) => LEAVE_FOR_A_WHILE,
-                    (GroupMembershipOperation::RemainInGroup, None) => return self.on_left(now),
-                };
+            _ if epoch == STAY => self.on_left(now),
+            // One that is outside has nothing to say unless its place is still kept, as that of a static member is.
+            State::Idle { .. } if !self.is_counted || epoch != LEAVE => self.on_left(now),
+            State::Idle { .. } | State::Joining { .. } | State::Joined { .. } => {
+                self.is_counted &= epoch != LEAVE;
                 let beat = Beat {
                     member_id: self.member_id.clone(),
                     epoch,
@@ -197,3 +199,5 @@ impl Member {
 
 pub(super) const LEAVE: i32 = -1;
 pub(super) const LEAVE_FOR_A_WHILE: i32 = -2;
+/// No epoch that is sent.
+const STAY: i32 = i32::MIN;

@@ -94,6 +94,7 @@ impl Member {
             self.backoff.reset();
         }
         self.unreleased_since = None;
+        self.is_counted = true;
         self.told = told;
         self.epoch = answer.epoch;
         self.interval = answer.interval.max(LEAST_INTERVAL);

@@ -121,6 +121,8 @@ pub(crate) struct Member {
     telling: Option<Told>,
     /// The broker's pause between heartbeats.
     interval: Duration,
+    /// The coordinator may still count us in, whatever has become of the membership here.
+    is_counted: bool,
     /// Nothing was answered since we were let in.
     is_fresh: bool,
     /// The target has just been heard of: what it names may not have been looked up yet.
@@ -154,6 +156,7 @@ impl Member {
             told: None,
             telling: None,
             interval: FIRST_INTERVAL,
+            is_counted: false,
             is_fresh: false,
             is_unheard: false,
             hurried: 0,

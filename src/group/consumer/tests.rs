@@ -647,3 +647,30 @@ fn an_answer_without_an_epoch_or_an_interval_is_not_followed() {
     bench.quiet();
     assert!(bench.member.poll_timeout().unwrap() > bench.now, "it does not beat without a pause");
 }
+
+#[test]
+fn a_static_member_outside_its_group_leaves_it_all_the_same_when_its_close_is_to() {
+    for (departure, leaves) in
+        [(GroupMembershipOperation::LeaveGroup, true), (GroupMembershipOperation::Default, false)]
+    {
+        let mut bench = Bench::joined_with(|settings| settings.instance_id = Some("i".to_owned()));
+        bench.member.handle_poll_end(bench.now);
+        bench.pass(POLL_INTERVAL);
+        bench.lost();
+        let (token, away) = bench.beat();
+        assert_eq!(away.epoch, LEAVE_FOR_A_WHILE);
+        bench.answer(token, -2, None);
+        assert!(bench.member.is_idle());
+        bench.member.set_departure(departure);
+        bench.member.handle_close(bench.now);
+        if leaves {
+            let (token, left) = bench.beat();
+            assert_eq!(left.epoch, LEAVE);
+            bench.answer(token, -1, None);
+        }
+        bench.quiet();
+        assert!(bench.member.is_idle());
+        bench.member.handle_close(bench.now);
+        bench.quiet();
+    }
+}
