@@ -925,13 +925,15 @@ async fn a_record_in_a_retry_topic_waits_on_over_a_shutdown_and_counts_on() {
 
 #[tokio::test]
 async fn topics_of_a_pattern_have_handlers_those_made_later_and_their_retry_topics_too() {
+    /// Value and attempt of each message, by handler and topic.
+    type Seen = Arc<Mutex<BTreeMap<String, Vec<(u32, u32)>>>>;
     for protocol in ["classic", "consumer"] {
         let (broker, kafka) =
             broker(&[("orders-eu", 2), ("orders-eu-retry-200ms", 1), ("audit", 1), ("dead", 1)]).await;
         produce(&kafka, "audit", 1, 1, 0..3).await;
         produce(&kafka, "orders-eu", 2, 2, 0..6).await;
-        let seen: Arc<Mutex<BTreeMap<String, Vec<(u32, u32)>>>> = Arc::default();
-        let note = |log: &Arc<Mutex<BTreeMap<String, Vec<(u32, u32)>>>>, m: &Message<u32>, name: &str| {
+        let seen = Seen::default();
+        let note = |log: &Seen, m: &Message<u32>, name: &str| {
             let place = format!("{name}:{}", m.topic);
             log.lock().unwrap().entry(place).or_default().push((m.value, m.attempt));
         };

@@ -599,7 +599,8 @@ fn waiting(offset: i64, topic: &str, partition: i32, at: i64, value: &str) -> Co
 
 #[tokio::test]
 async fn a_batch_of_a_retry_topic_counts_on_beside_a_record_that_cannot_be_read() {
-    let calls: Arc<Mutex<Vec<(u32, Vec<i64>)>>> = Arc::default();
+    type Call = (u32, Vec<i64>);
+    let calls: Arc<Mutex<Vec<Call>>> = Arc::default();
     let log = Arc::clone(&calls);
     let policy = ErrorPolicy::Stop.retry_topics([Duration::from_secs(1)]).then_skip();
     let consumer = consumer()
