@@ -114,15 +114,16 @@ fn read_inner(
         if message.magic != wrapper.magic || message.attributes & CODEC_MASK != 0 {
             return Err(wrong("holds a message of another magic or one that is compressed again"));
         }
-        last = i64_at(bytes, BASE_OFFSET.start);
+        let offset = i64_at(bytes, BASE_OFFSET.start);
         if check_crc {
             check(bytes, wrapper.last_offset)?;
         }
         if slots.is_empty() {
-            first = last;
+            (first, last) = (offset, offset);
         }
+        let is_behind = offset >= std::mem::replace(&mut last, offset);
         let delta =
-            last.checked_sub(first).and_then(|delta| i32::try_from(delta).ok()).filter(|delta| *delta >= 0);
+            offset.checked_sub(first).and_then(|delta| i32::try_from(delta).ok()).filter(|_| is_behind);
         message.slot.offset_delta = delta.ok_or_else(|| wrong("is not in the order of its offsets"))?;
         message.slot.timestamp = broker_time.unwrap_or(message.slot.timestamp);
         check_slots(slots.len() + 1, data.len(), max_decompressed)?;

@@ -135,6 +135,20 @@ fn a_message_set_whose_messages_lie_behind_it_is_an_error() {
 }
 
 #[test]
+fn a_message_set_whose_messages_go_back_is_an_error() {
+    let input = include_bytes!("../../fuzz/corpus/batches/v0-lz4-behind-its-wrapper");
+    for check_crc in [false, true] {
+        for raw in split(Bytes::copy_from_slice(&input[1..])) {
+            let Ok(raw) = raw else { break };
+            if let Ok(batch) = raw.decode(check_crc, &Decompressor::new(), 1 << 20) {
+                let offsets: Vec<i64> = batch.slots.iter().map(|slot| batch.offset(slot)).collect();
+                assert!(offsets.is_sorted() && offsets.last() <= Some(&batch.last_offset), "{offsets:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_brokers_time_replaces_the_time_of_every_record() {
     for name in ["v2-appended-lz4-9.bin", "v1-appended-gzip-6.bin"] {
         let raw = split(fixture(name)).next().unwrap().unwrap();

@@ -85,6 +85,11 @@ fn input(corpus: &[Vec<u8>], seed: u64, number: u64) -> Vec<u8> {
     input
 }
 
+/// The first inputs are the corpus as it is.
+fn numbered(corpus: &[Vec<u8>], seed: u64, number: u64) -> Vec<u8> {
+    corpus.get(number as usize).cloned().unwrap_or_else(|| input(corpus, seed, number))
+}
+
 #[test]
 fn no_input_makes_a_reader_panic_hang_or_take_more_memory_than_it_may() {
     let long = setting("DTKAFKA_FUZZ_SECONDS");
@@ -119,7 +124,7 @@ fn no_input_makes_a_reader_panic_hang_or_take_more_memory_than_it_may() {
         };
         if status != "exit status: 0" {
             let number = fs::read_to_string(&progress).unwrap_or_default().trim().parse().unwrap_or_default();
-            let input = input(&corpus(target.name), seed, number);
+            let input = numbered(&corpus(target.name), seed, number);
             panic!(
                 "{}, seed {seed}, input {number}: {status}\n{}\n{:?}",
                 target.name,
@@ -149,11 +154,7 @@ fn reads_inputs_alone() {
     let inputs = inputs.unwrap_or_else(|| if seconds.is_some() { u64::MAX } else { INPUTS });
     let mut number = 0;
     while number < inputs && until.is_none_or(|until| number % 32 > 0 || now() < until) {
-        // The first inputs are the corpus as it is.
-        let bytes = match corpus.get(number as usize) {
-            Some(bytes) => bytes.clone(),
-            None => input(&corpus, seed, number),
-        };
+        let bytes = numbered(&corpus, seed, number);
         progress.seek(SeekFrom::Start(0)).unwrap();
         progress.write_all(format!("{number:20}").as_bytes()).unwrap();
         let region = Region::new(ALLOCATOR);
