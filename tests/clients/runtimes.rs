@@ -70,7 +70,6 @@ fn calls_of_a_client_outside_a_runtime_are_errors() {
     outside("beginning_offsets", consumer.beginning_offsets([key.clone()]));
     outside("offsets_for_times", consumer.offsets_for_times([(key.clone(), 0)]));
     outside("committed", consumer.committed([key.clone()]));
-    outside("commit_offsets", consumer.commit_offsets([(key.clone(), 0)]));
     outside("consume", facade.consume(PATIENCE));
     outside("run", facade.run(std::future::pending::<()>()));
     outside("Consumer::close", facade.close());
