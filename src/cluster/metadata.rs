@@ -23,6 +23,8 @@ pub(crate) struct Metadata {
     names: Arc<BTreeMap<TopicId, Arc<str>>>,
     /// 0 before the first answer; grows by one with each.
     pub(crate) version: u64,
+    /// The number of the last question about all topics of interest whose answer is in it.
+    pub(crate) answers: u64,
     pub(crate) cluster_id: Option<String>,
     pub(crate) controller: Option<i32>,
     pub(crate) brokers: BTreeMap<i32, Broker>,

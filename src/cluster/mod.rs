@@ -130,12 +130,12 @@ impl Cluster {
         self.shared.wake.notify_one();
     }
 
-    /// As [`refresh`](Self::refresh); the version of the first snapshot that is no older than this complaint, which one that is
-    /// being asked for already may be.
-    pub(crate) fn complain(&self) -> u64 {
-        let (version, is_asking) = (self.metadata().version, self.shared.refresh().is_asking());
-        self.refresh();
-        version + 1 + u64::from(is_asking)
+    /// As [`refresh`](Self::refresh), of one topic; which [`answers`](Metadata::answers) a snapshot has at least that is no older
+    /// than this complaint.
+    pub(crate) fn complain(&self, topic: &Arc<str>) -> u64 {
+        let awaited = self.shared.refresh().complain(time::now(), topic);
+        self.shared.wake.notify_one();
+        awaited
     }
 
     /// Exactly these topics are subscribed to from now on.

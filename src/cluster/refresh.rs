@@ -35,6 +35,8 @@ pub(crate) struct Ask {
     pub(crate) create: bool,
     /// Only the bootstrap addresses are asked (KIP-1102): no known broker has told anything for long.
     pub(crate) rebootstrap: bool,
+    /// Its number among the questions about all topics of interest, from 1 on; 0 for one about some of them only.
+    pub(crate) number: u64,
 }
 
 /// Whether brokers may create a topic that does not exist (where `auto.create.topics.enable` lets them).
@@ -72,6 +74,8 @@ pub(crate) struct Refresh {
     state: State,
     /// Someone saw that the snapshot is stale.
     wanted: bool,
+    /// How many questions about all topics of interest were put, whatever became of them.
+    asked: u64,
     /// The question that is out came of a complaint or of somebody who waits.
     hurried: bool,
     pause: Duration,
@@ -121,6 +125,7 @@ impl Refresh {
             unasked: false,
             state: State::BackingOff { until: now },
             wanted: false,
+            asked: 0,
             hurried: false,
             pause: backoff.initial(),
             failing_since: None,
@@ -210,9 +215,12 @@ impl Refresh {
         self.wanted = true;
     }
 
-    /// Whether a question is out: its answer may be older than a complaint that comes now.
-    pub(crate) fn is_asking(&self) -> bool {
-        matches!(self.state, State::Asking)
+    /// As [`Self::want`], of one topic; the number of the first question that is put after this complaint. An answer to that one
+    /// or to a later one is no older. One that is out does not count, whether its answer is taken over, lost, or on its way.
+    pub(crate) fn complain(&mut self, now: Instant, topic: &Arc<str>) -> u64 {
+        self.interest(now, topic).used = now;
+        self.want();
+        self.asked + 1
     }
 
     /// Whether a topic is still of interest: what is not is dropped from the snapshot.
@@ -252,10 +260,12 @@ impl Refresh {
         self.unasked = false;
         if by_id {
             let ids = self.ids.iter().copied().collect();
-            return Some(Ask { topics: Vec::new(), matching: None, ids, create, rebootstrap });
+            return Some(Ask { topics: Vec::new(), matching: None, ids, create, rebootstrap, number: 0 });
         }
+        let number = if create { 0 } else { self.asked + 1 };
         if !create {
             self.wanted = false;
+            self.asked = number;
         }
         let matching = self.matching.clone().filter(|_| !create);
         let asked = self.topics.iter_mut().filter(|(_, topic)| !create || topic.create);
@@ -263,7 +273,7 @@ impl Refresh {
             (topic.new, topic.awaited) = (false, false);
             Arc::clone(name)
         });
-        Some(Ask { topics: topics.collect(), matching, ids: Vec::new(), create, rebootstrap })
+        Some(Ask { topics: topics.collect(), matching, ids: Vec::new(), create, rebootstrap, number })
     }
 
     /// When to call [`Self::poll_ask`] again, if nothing happens before.
@@ -430,6 +440,48 @@ mod tests {
         refresh.want();
         refresh.handle_answer(now, &ask, false, |_| Found::Settled, &mut Rng::new(1));
         assert!(refresh.poll_ask(now + 2 * BACKOFF).is_some());
+    }
+
+    #[test]
+    fn a_complaint_during_a_question_that_fails_is_answered_by_the_next_one() {
+        let now = crate::time::now();
+        let mut refresh = settled(now);
+        refresh.want();
+        let lost = refresh.poll_ask(now + BACKOFF).unwrap();
+        let awaited = refresh.complain(now + BACKOFF, &"orders".into());
+        assert!(lost.number < awaited, "it was put before the complaint");
+        refresh.handle_failure(now + BACKOFF, &lost, &mut Rng::new(1));
+        let again = answer(&mut refresh, now + 3 * BACKOFF, Found::Settled);
+        assert_eq!((again.number, again.topics), (awaited, topics(&["orders"])));
+        assert_eq!(waits(&refresh, now + 3 * BACKOFF), MAX_AGE, "nothing else is asked for it");
+    }
+
+    #[test]
+    fn a_complaint_between_an_answer_and_its_snapshot_is_answered_by_the_next_question() {
+        let now = crate::time::now();
+        let mut refresh = settled(now);
+        refresh.want();
+        // The core has this answer already; the snapshot that carries its number is not published yet.
+        let early = answer(&mut refresh, now + BACKOFF, Found::Settled);
+        let awaited = refresh.complain(now + BACKOFF, &"orders".into());
+        assert!(early.number < awaited, "it was answered before the complaint");
+        assert_eq!(answer(&mut refresh, now + 3 * BACKOFF, Found::Settled).number, awaited);
+    }
+
+    #[test]
+    fn a_question_about_some_topics_only_answers_no_complaint() {
+        let now = crate::time::now();
+        let mut refresh = settled(now);
+        let awaited = refresh.complain(now, &"orders".into());
+        refresh.want_topics(now, &topics(&["new"]), Create::IfAllowed);
+        refresh.identify(&[[1; 16]]);
+        let mut later = now;
+        let mut asked = Vec::new();
+        for _ in 0..3 {
+            later += 2 * BACKOFF;
+            asked.push(answer(&mut refresh, later, Found::Settled).number);
+        }
+        assert_eq!(asked, [0, 0, awaited]);
     }
 
     #[test]

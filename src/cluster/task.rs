@@ -159,16 +159,17 @@ fn publish(
                         refresh.handle_named(now, &Arc::from(name.as_str()));
                     }
                 }
-                let new = Arc::new(match &ask.matching {
+                let mut new = match &ask.matching {
                     Some(pattern) => {
                         old.merge_all(answer, &ask.topics, pattern, |topic| refresh.knows(topic))
                     }
                     None => old.merge(answer, &ask.topics, |topic| refresh.knows(topic)),
-                });
+                };
+                new.answers = new.answers.max(ask.number);
                 refresh.handle_names(new.topic_names());
                 let changed = !new.agrees_with(&old);
                 refresh.handle_answer(now, ask, changed, |topic| new.found(topic), rng);
-                new
+                Arc::new(new)
             };
             shared.brokers.learn(&new);
             shared.snapshot.send_modify(|current| {

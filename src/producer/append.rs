@@ -13,11 +13,12 @@ use super::{
 };
 use crate::{
     batch,
-    cluster::Create,
+    cluster::{Create, Metadata},
     driver,
     error::{Error, ErrorKind, Result},
     record::ProducerRecord,
     time::{self, Instant},
+    watch,
 };
 
 /// What one attempt to append came to.
@@ -116,7 +117,7 @@ impl Shared {
                 Wait::Topic => self.learn_topic(record.topic, deadline).await?,
                 Wait::Partition(_) if !looked && record.partition.is_none_or(|number| number >= 0) => {
                     looked = true;
-                    self.look_again(record.topic, deadline).await;
+                    self.look_again(record, deadline).await;
                 }
                 Wait::Partition(count) => return Err(no_such_partition(record, count)),
                 Wait::Memory(bytes) => {
@@ -227,17 +228,31 @@ impl Shared {
         Ok(())
     }
 
-    /// Takes over the next snapshot; without one in time the topic stays as it was.
-    async fn look_again(&self, topic: &str, deadline: Instant) {
+    /// Takes over the first snapshot that has the record's partition, or that brokers were asked for after it was missed; without
+    /// one in time the topic stays as it was.
+    async fn look_again(&self, record: &ProducerRecord<'_>, deadline: Instant) {
+        let topic: Arc<str> = record.topic.into();
         let mut snapshots = self.cluster.subscribe();
-        let version = self.cluster.complain();
+        let take_over = |snapshots: &mut watch::Receiver<Arc<Metadata>>| {
+            let snapshot = Arc::clone(&snapshots.borrow_and_update());
+            self.topics.update(&topic, &snapshot, &self.limits, &self.environment);
+            snapshot
+        };
+        let index = record.partition.and_then(|number| usize::try_from(number).ok());
+        let is_there = |snapshot: &Metadata| {
+            let count = snapshot.topics.get(&topic).map_or(0, |topic| topic.partitions.len());
+            index.is_some_and(|index| index < count)
+        };
+        if is_there(&take_over(&mut snapshots)) {
+            return;
+        }
+        let awaited = self.cluster.complain(&topic);
         if driver::check_runtime().is_err() {
             return;
         }
         while let Ok(Ok(())) = tokio::time::timeout_at(deadline, snapshots.changed()).await {
-            let snapshot = Arc::clone(&snapshots.borrow_and_update());
-            self.topics.update(&topic.into(), &snapshot, &self.limits, &self.environment);
-            if snapshot.version >= version {
+            let snapshot = take_over(&mut snapshots);
+            if is_there(&snapshot) || snapshot.answers >= awaited {
                 return;
             }
         }

@@ -11,7 +11,7 @@ use dtkafka_testcontainers::{
     EmbeddedBroker,
     broker::{ApiKey, ResponseError},
 };
-use futures_util::future::join_all;
+use futures_util::{FutureExt as _, future::join_all};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const TOPIC: &str = "orders";
@@ -224,6 +224,31 @@ async fn what_waits_for_a_partition_that_is_gone_fails_alone_and_says_why() {
     broker.grow_topic(TOPIC, 4).unwrap();
     answer(producer.send(TOPIC, &4).partition(3).await.unwrap()).await.unwrap();
     producer.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_missing_partition_is_told_soon_though_the_question_that_was_out_is_lost() {
+    let (broker, config) = cluster(1, 3).await;
+    let producer = producer(&config).await;
+    answer(producer.send(TOPIC, &1).partition(0).await.unwrap()).await.unwrap();
+    broker.control().hold(ApiKey::Metadata);
+    let before = broker.control().requests(ApiKey::Metadata);
+    let mut asks = Box::pin(async { producer.send(TOPIC, &2).partition(7).await });
+    assert!((&mut asks).now_or_never().is_none());
+    until(|| broker.control().requests(ApiKey::Metadata) > before).await;
+    let mut joins = Box::pin(async { producer.send(TOPIC, &3).partition(8).await });
+    assert!((&mut joins).now_or_never().is_none());
+    broker.control().stop_broker(1).unwrap();
+    broker.control().release(ApiKey::Metadata);
+    broker.control().start_broker(1).await.unwrap();
+    let both = tokio::time::timeout(PATIENCE, async { [asks.await, joins.await] }).await.expect("it stalls");
+    for told in both {
+        let error = told.unwrap_err();
+        assert!(
+            error.kind() == ErrorKind::InvalidArgument && error.to_string().contains("3 partitions"),
+            "{error}"
+        );
+    }
 }
 
 #[tokio::test]

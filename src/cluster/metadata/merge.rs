@@ -103,6 +103,7 @@ impl Metadata {
         let names = topics.iter().filter(|(_, topic)| topic.id != TopicId::default());
         Self {
             version,
+            answers: self.answers,
             names: Arc::new(names.map(|(name, topic)| (topic.id, Arc::clone(name))).collect()),
             cluster_id,
             controller: (answer.controller_id >= 0).then_some(answer.controller_id),
