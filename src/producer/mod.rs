@@ -357,9 +357,6 @@ impl KafkaProducer {
     pub async fn close_within(&self, deadline: Duration) -> Result<()> {
         let shared = self.shared();
         let mut closing = shared.closing.subscribe();
-        if *closing.borrow_and_update() == Closing::Done {
-            return shared.take_unheard();
-        }
         shared.begin_close(time::after(deadline));
         // The task itself ends by the deadline: nothing here can wait longer.
         let _ = closing.wait_for(|closing| *closing == Closing::Done).await;

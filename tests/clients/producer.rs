@@ -338,6 +338,25 @@ async fn close_within_returns_in_time_when_every_broker_is_dead() {
 }
 
 #[tokio::test]
+async fn every_close_says_what_was_given_up_also_after_one_that_was_dropped() {
+    let broker = cluster(1).await;
+    let producer = producer_with(&broker, |p| p).await;
+    acknowledged(send(&producer, 0, 0..1).await, 0).await;
+    broker.control().stop_broker(1).unwrap();
+    let lost = send(&producer, 1, 0..3).await;
+    assert!(producer.close_within(Duration::from_millis(100)).now_or_never().is_none());
+    // The last of them finds an end that is long over.
+    for _ in 0..3 {
+        let told = producer.close().await.unwrap_err();
+        assert_eq!(told.kind(), ErrorKind::Timeout, "{told}");
+        assert!(told.to_string().contains("3 records not delivered"), "{told}");
+    }
+    for delivery in lost {
+        assert_eq!(failure(delivery).await.kind(), ErrorKind::Closed);
+    }
+}
+
+#[tokio::test]
 async fn close_within_says_that_a_record_without_an_answer_may_be_written() {
     let broker = cluster(1).await;
     let producer = producer_with(&broker, |p| p.set("linger.ms", 0)).await;
