@@ -150,13 +150,18 @@ impl Sender {
         &mut self,
         now: Instant,
         partition: &PartitionQueue,
-        batch: Batch,
+        mut batch: Batch,
         decision: Decision,
         error: Error,
     ) {
         // KIP-580: each batch has a back-off of its own.
-        let pause = self.backoff.after(batch.attempts.saturating_sub(1), &mut self.rng);
-        let pause = if is_concurrent(&error) { pause.min(CONCURRENT_PAUSE) } else { pause };
+        let mut pause = self.backoff.after(batch.attempts.saturating_sub(1), &mut self.rng);
+        if is_concurrent(&error) {
+            pause = pause.min(CONCURRENT_PAUSE);
+            // The broker only asks to wait: with pauses so short a few `retries` would be over before the markers are written.
+            // `delivery.timeout.ms` ends this.
+            batch.attempts = batch.attempts.saturating_sub(1);
+        }
         let told = self.aftermath.resolved.len();
         partition.lock().handle_refused(batch, decision, now + pause, error, &mut self.aftermath);
         self.note_failures(told);

@@ -615,6 +615,31 @@ fn each_batch_has_a_back_off_of_its_own() {
 }
 
 #[test]
+fn waiting_for_the_transaction_before_uses_up_no_retries_but_the_time_to_deliver() {
+    let mut world = introduced(1, Limits { retries: 2, ..limits(true) });
+    let delivery = fill(&mut world, 0, 1..2).remove(0);
+    for code in [vec![51; 50], vec![19], vec![51; 50], vec![19]].concat() {
+        assert!(!world.wire[&1].is_empty(), "it was not sent again");
+        world.answer(1, |_, _| refused(code));
+        world.now += if code == 51 { Duration::from_millis(20) } else { Duration::from_secs(1) };
+        world.turn(true);
+    }
+    world.answer(1, |_, _| None);
+    assert_eq!(deliver(delivery).unwrap(), 1);
+    let late = fill(&mut world, 0, 2..3).remove(0);
+    let begun = world.now;
+    while world.wire.get(&1).is_some_and(|requests| !requests.is_empty()) {
+        assert!(world.now - begun < Duration::from_secs(121), "it never ends");
+        world.answer(1, |_, _| refused(51));
+        world.now += Duration::from_millis(20);
+        world.turn(true);
+    }
+    assert_eq!(world.now - begun, Duration::from_secs(120));
+    let error = deliver(late).unwrap_err();
+    assert!(error.kind() == ErrorKind::Timeout && !error.possibly_written(), "{error}");
+}
+
+#[test]
 fn a_batch_whose_time_is_over_takes_none_of_its_neighbours_along() {
     for idempotent in [true, false] {
         let mut world = World::new(1, 4, limits(idempotent));
