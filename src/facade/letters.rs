@@ -99,6 +99,9 @@ pub(super) struct Waited {
     pub(super) due: i64,
 }
 
+/// No record was tried more often, whatever its headers say: anyone can write them.
+const MOST_ATTEMPTS: u32 = 1_000_000;
+
 /// Gives a record of a retry topic its first place, time and headers back. One that somebody else has written there is due
 /// at once.
 pub(super) fn restore(record: &mut ConsumerRecord) -> Waited {
@@ -108,7 +111,9 @@ pub(super) fn restore(record: &mut ConsumerRecord) -> Waited {
         std::str::from_utf8(value).ok()?.parse().ok()
     };
     let waited = Waited {
-        attempts: number("attempts").and_then(|attempts| u32::try_from(attempts).ok()).unwrap_or(0),
+        attempts: number("attempts")
+            .and_then(|attempts| u32::try_from(attempts.min(MOST_ATTEMPTS.into())).ok())
+            .unwrap_or(0),
         due: number("due").unwrap_or(0),
     };
     let (partition, offset) = (number("partition"), number("offset"));
@@ -212,5 +217,11 @@ mod tests {
             vec![Header::new("dtkafka-retry-due", "soon"), Header::new("dtkafka-retry-partition", "x")];
         assert_eq!(restore(&mut foreign).due, 0);
         assert_eq!(foreign.partition, 3);
+        for (text, attempts) in
+            [("-1", 0), ("4294967295", MOST_ATTEMPTS), ("9223372036854775807", MOST_ATTEMPTS)]
+        {
+            let mut foreign = record().with_header("dtkafka-retry-attempts", text);
+            assert_eq!(restore(&mut foreign).attempts, attempts, "{text}");
+        }
     }
 }

@@ -13,7 +13,10 @@ use super::{
     handler::{BatchSize, CallBatch, ErasedHandler, Kind, MakeCalls},
     policy::ErrorPolicy,
 };
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    record::TopicPartition,
+};
 
 /// Between the name of a topic and the pause of its retry topic.
 const RETRY: &str = "-retry-";
@@ -137,6 +140,8 @@ pub(super) enum Handlers {
 
 /// The road of a topic's records.
 pub(super) struct Route {
+    /// The topic whose records these are: of a retry topic, that they came from.
+    pub(super) origin: Arc<str>,
     pub(super) handlers: Handlers,
     pub(super) policy: ErrorPolicy,
     /// How many retry topics its records have been through.
@@ -146,6 +151,22 @@ pub(super) struct Route {
 }
 
 impl Route {
+    /// Why a record may not become a dead letter in `topic`: it would come back from there for ever. `from`: where it was read.
+    pub(super) fn refuse_circle(&self, from: &TopicPartition, topic: &Arc<str>, error: &Error) -> Result<()> {
+        if **topic != *from.topic && *topic != self.origin {
+            return Ok(());
+        }
+        let text = "the dead letter topic is the one the record came from, and would feed itself";
+        let refused =
+            Error::new(ErrorKind::Config, text).with_topic(Arc::clone(topic)).with_partition(from.partition);
+        let refused = match error.offset() {
+            Some(offset) => refused.with_offset(offset),
+            None => refused,
+        };
+        let hint = "let the error policy name a topic that this consumer does not read, or a pattern that does not match it";
+        Err(refused.with_hint(hint).with_source(error.clone()))
+    }
+
     pub(super) fn is_unhandled(&self) -> bool {
         matches!(self.handlers, Handlers::None)
     }
@@ -245,6 +266,11 @@ impl Routes {
             .map(|(_, handler)| handler)
     }
 
+    /// Whether a handler is for this topic alone.
+    fn is_named(&self, topic: &str) -> bool {
+        self.handlers.iter().any(|(topics, _)| matches!(&topics.0, Selector::Named(name) if **name == *topic))
+    }
+
     fn policy_of(&self, topic: &str) -> ErrorPolicy {
         let named = self.policies.iter().rev().find(|(topics, _)| topics.names(topic));
         let others = || self.policies.iter().rev().find(|(topics, _)| topics.is_others());
@@ -286,9 +312,12 @@ impl Routes {
         let waiting = match own {
             Consumed::Named(names) if names.contains(topic) => None,
             Consumed::Named(names) => names.iter().find_map(waits),
+            // A topic of its own that is only named like one.
+            Consumed::Matching { .. } if self.is_named(topic) => None,
             // A pattern for `orders-eu` may match its retry topics as well.
             Consumed::Matching { .. } => {
-                topic.rfind(RETRY).and_then(|end| topic.get(..end)).and_then(|origin| waits(&origin.into()))
+                let origin = topic.rfind(RETRY).and_then(|end| topic.get(..end));
+                origin.filter(|origin| !own.excludes(origin)).and_then(|origin| waits(&origin.into()))
             }
         };
         let (origin, level) = waiting.unwrap_or_else(|| (Arc::clone(topic), 0));
@@ -307,7 +336,7 @@ impl Routes {
             None => Handlers::Each(each),
         };
         let retry_topics = policy.retry_topics_of(&origin).collect();
-        let route = Arc::new(Route { handlers, policy, level, retry_topics });
+        let route = Arc::new(Route { origin, handlers, policy, level, retry_topics });
         known.insert(Arc::clone(topic), Arc::clone(&route));
         route
     }
@@ -446,6 +475,24 @@ mod tests {
         }
         let dead = ErrorPolicy::dead_letter("orders-dead").check(&own).unwrap_err();
         assert!(dead.to_string().contains("feed itself"), "{dead}");
+    }
+
+    #[cfg(feature = "pattern")]
+    #[test]
+    fn a_topic_that_is_only_named_like_a_retry_topic_has_its_own_handler() {
+        let own = Consumed::matching("orders.*|audit-retry-1m", false).unwrap();
+        let mut routes = Routes::default();
+        routes.add(&own, Topics::matching("orders*"), batch()).unwrap();
+        routes.set_policy(Topics::others(), ErrorPolicy::Stop.retry_topics([Duration::from_secs(60)]));
+        let level = |routes: &Routes, topic: &str| routes.of(&own, &topic.into()).level;
+        assert_eq!(level(&routes, "orders-retry-1m"), 1, "a pattern of handlers does not name it");
+        assert_eq!(level(&routes, "audit-retry-1m"), 0, "nobody here reads audit");
+        let mut routes = Routes::default();
+        routes.set_policy(Topics::others(), ErrorPolicy::Stop.retry_topics([Duration::from_secs(60)]));
+        routes.add(&own, "orders-retry-1m".into(), each()).unwrap();
+        let route = routes.of(&own, &"orders-retry-1m".into());
+        assert_eq!((route.level, route.is_unhandled(), &*route.origin), (0, false, "orders-retry-1m"));
+        assert_eq!(level(&routes, "orders-eu-retry-1m"), 1);
     }
 
     #[cfg(feature = "pattern")]

@@ -259,7 +259,7 @@ impl Lane {
         before: u32,
     ) -> Result<Flow, Error> {
         for handler in calls {
-            if let Err(failure) = self.call(handler, record, before + 1).await {
+            if let Err(failure) = self.call(handler, record, before.saturating_add(1)).await {
                 let flow = Box::pin(self.after_failure(handler, failure, record.to_record(), before)).await?;
                 match flow {
                     After::Taken => {}
@@ -286,7 +286,7 @@ impl Lane {
             let decision = self.decide(&failure, attempt);
             let error = failure.into_error(&record.topic, record.partition, record.offset);
             let Decision::RetryAfter(pause) = decision else {
-                return match self.deal(decision, &record, before + attempt, error).await? {
+                return match self.deal(decision, &record, before.saturating_add(attempt), error).await? {
                     Flow::Handled => Ok(After::Dealt),
                     Flow::Abandoned => Ok(After::Abandoned),
                 };
@@ -297,7 +297,7 @@ impl Lane {
             }
             attempt += 1;
             self.kit.counters.retried();
-            match self.call(handler, Given::Alone(&record), before + attempt).await {
+            match self.call(handler, Given::Alone(&record), before.saturating_add(attempt)).await {
                 Ok(()) => return Ok(After::Taken),
                 Err(again) => failure = again,
             }
@@ -326,6 +326,7 @@ impl Lane {
             }
             Decision::DeadLetter => {
                 let Some(topic) = route.policy.dead_letter_topic(record, &error) else { return Err(error) };
+                route.refuse_circle(&self.partition, &topic, &error)?;
                 let headers = letters::dead_letter_headers(record, attempts, &error);
                 let Some(written) = self.send(&topic, record, &headers).await? else {
                     return Ok(Flow::Abandoned);
@@ -384,11 +385,14 @@ impl Lane {
         }
     }
 
-    /// Waits until this time (milliseconds since the Unix epoch).
+    /// Waits until this time (milliseconds since the Unix epoch), and no longer than records of this retry topic wait: anyone
+    /// can write such a header.
     async fn wait_until(&mut self, due: i64) -> Flow {
+        let longest = self.route.level.checked_sub(1).and_then(|level| self.route.retry_topics.get(level));
+        let longest = longest.map_or(Duration::MAX, |(_, pause)| *pause);
         let left = due.saturating_sub(self.kit.environment.wall_clock_ms());
         match u64::try_from(left) {
-            Ok(left) if left > 0 => self.pause(Duration::from_millis(left)).await,
+            Ok(left) if left > 0 => self.pause(Duration::from_millis(left).min(longest)).await,
             _ if self.is_ending() => Flow::Abandoned,
             _ => Flow::Handled,
         }

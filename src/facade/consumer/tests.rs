@@ -598,6 +598,49 @@ fn waiting(offset: i64, topic: &str, partition: i32, at: i64, value: &str) -> Co
 }
 
 #[tokio::test]
+async fn a_dead_letter_to_where_its_record_came_from_is_not_written_and_stops_the_consumer() {
+    for (from, to) in
+        [("orders", "orders"), ("orders-retry-1s", "orders"), ("orders-retry-1s", "orders-retry-1s")]
+    {
+        let policy = ErrorPolicy::Stop.retry_topics([Duration::from_secs(1)]);
+        let consumer = consumer()
+            .register_raw_handler("orders", async |_| Err("never".into()))
+            .unwrap()
+            .error_policy(policy.retry_if(|_| false).then_dead_letter_by(move |_, _| to.to_owned()))
+            .unwrap();
+        let book = Arc::new(Book::default());
+        let ended = run_of(&consumer, from, &book, vec![record(7)], CancellationToken::new()).await;
+        let Outcome::Failed(error) = ended.outcome else { panic!("{from} to {to}: {:?}", ended.outcome) };
+        assert_eq!((error.kind(), error.topic(), error.offset()), (ErrorKind::Config, Some(to), Some(7)));
+        assert!(error.to_string().contains("feed itself") && error.hint().is_some(), "{error}");
+        assert!(book.done().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn headers_that_somebody_else_wrote_neither_hold_a_retry_topic_up_nor_overflow() {
+    let attempts: Arc<Mutex<Vec<u32>>> = Arc::default();
+    let log = Arc::clone(&attempts);
+    let policy = ErrorPolicy::Stop.retry_topics([Duration::from_millis(20)]).then_skip();
+    let consumer = consumer()
+        .register_handler("orders", async move |message: Message<i64>| {
+            log.lock().unwrap().push(message.attempt);
+            Err("never".into())
+        })
+        .unwrap()
+        .error_policy(policy)
+        .unwrap();
+    let record = record(0)
+        .with_header("dtkafka-retry-attempts", u32::MAX.to_string())
+        .with_header("dtkafka-retry-due", i64::MAX.to_string());
+    let book = Arc::new(Book::default());
+    let run = run_of(&consumer, "orders-retry-20ms", &book, vec![record], CancellationToken::new());
+    let ended = tokio::time::timeout(Duration::from_secs(30), run).await.expect("it waits for ever");
+    assert!(matches!(ended.outcome, Outcome::Done), "{ended:?}");
+    assert_eq!((attempts.lock().unwrap().len(), book.done()), (1, [0].into()));
+}
+
+#[tokio::test]
 async fn a_batch_of_a_retry_topic_counts_on_beside_a_record_that_cannot_be_read() {
     type Call = (u32, Vec<i64>);
     let calls: Arc<Mutex<Vec<Call>>> = Arc::default();

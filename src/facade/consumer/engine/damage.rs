@@ -78,6 +78,9 @@ impl Engine {
             self.on_passed(Passed { partition, life, error, outcome: Ok(false) });
             return;
         };
+        if let Err(refused) = route.refuse_circle(&partition, &topic, &error) {
+            return self.on_passed(Passed { partition, life, error, outcome: Err(refused) });
+        }
         record.value = Some(bytes);
         let kit = Arc::clone(&self.kit);
         self.passing.spawn(async move {

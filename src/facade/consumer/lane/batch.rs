@@ -48,7 +48,7 @@ impl Lane {
             if self.is_ending() {
                 return Ok(Flow::Abandoned);
             }
-            let number = first.before + attempt;
+            let number = first.before.saturating_add(attempt);
             let given: Vec<_> = items.iter().map(|item| item.record.clone()).collect();
             let count = given.len();
             let span = spans::process(
@@ -120,7 +120,7 @@ impl Lane {
         let error = failure.into_error(&first.record.topic, first.record.partition, first.record.offset);
         for item in items.drain(..count.min(items.len())).collect::<Vec<_>>() {
             let error = error.clone().with_offset(item.record.offset);
-            let dealt = self.deal(decision, &item.record, item.before + attempt, error).await?;
+            let dealt = self.deal(decision, &item.record, item.before.saturating_add(attempt), error).await?;
             if dealt == Flow::Abandoned {
                 return Ok(Flow::Abandoned);
             }
