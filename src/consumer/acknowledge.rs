@@ -12,7 +12,7 @@ use super::{
     partitions::{Phase, Position},
     records::PartitionRecords,
 };
-pub(crate) use super::{core::Change, ledger::Life};
+pub(crate) use super::{core::Change, ledger::Life, lookups::FromStart};
 use crate::{
     cluster::UNKNOWN_TOPIC_OR_PARTITION,
     error::{Error, Result},
@@ -57,6 +57,11 @@ impl KafkaConsumer {
     /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) after a close.
     pub(crate) fn keep_alive(&self) -> Result<()> {
         self.shared.lock().handle_alive(time::now())
+    }
+
+    /// These topics are read from their start where nothing was committed, whatever `auto.offset.reset` says.
+    pub(crate) fn read_from_start(&self, topics: FromStart) {
+        self.shared.lock().set_from_start(topics);
     }
 
     /// Whether somebody works on what was taken. While that is so, and something of it is outstanding, the poll interval does

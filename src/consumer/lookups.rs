@@ -84,8 +84,12 @@ pub(crate) struct Effects {
 const LOOKED_FOR: u32 = 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// Says of a topic whether it is read from its start where nothing else is known, whatever the reset policy says.
+pub(crate) type FromStart = Arc<dyn Fn(&Arc<str>) -> bool + Send + Sync>;
+
 pub(crate) struct Lookups {
     policy: AutoOffsetReset,
+    from_start: Option<FromStart>,
     /// Between two looks at a partition without a leader.
     pause: Duration,
     backoff: Backoff,
@@ -94,12 +98,35 @@ pub(crate) struct Lookups {
 
 impl Lookups {
     pub(crate) fn new(policy: AutoOffsetReset, pause: Duration, backoff: Backoff, rng: Rng) -> Self {
-        Self { policy, pause, backoff, rng }
+        Self { policy, from_start: None, pause, backoff, rng }
+    }
+
+    /// These topics are read from their start where they have no position, and where theirs is outside the log.
+    pub(crate) fn set_from_start(&mut self, topics: FromStart) {
+        self.from_start = Some(topics);
+    }
+
+    fn is_from_start(&self, topic: &Arc<str>) -> bool {
+        self.from_start.as_ref().is_some_and(|is_one| is_one(topic))
+    }
+
+    /// The policy once there was a position: that it means nothing any more is for the user, where the policy says so.
+    fn policy_of(&self, topic: &Arc<str>) -> AutoOffsetReset {
+        match self.policy {
+            AutoOffsetReset::None => AutoOffsetReset::None,
+            _ if self.is_from_start(topic) => AutoOffsetReset::Earliest,
+            policy => policy,
+        }
+    }
+
+    /// What becomes of a partition that nothing was committed of.
+    fn first_phase(&self, topic: &Arc<str>) -> Phase {
+        if self.is_from_start(topic) { Phase::AwaitingReset(ResetTo::Earliest) } else { self.reset_phase() }
     }
 
     /// What the reset policy makes of a partition without an offset.
     pub(crate) fn reset_phase(&self) -> Phase {
-        self.reset_or(|| {
+        reset_or(self.policy, || {
             let text = "there is no committed offset to start from, and auto.offset.reset is none";
             Error::new(ErrorKind::InvalidArgument, text)
         })
@@ -113,7 +140,8 @@ impl Lookups {
         offset: i64,
         partitions: &mut Partitions,
     ) -> bool {
-        let phase = self.reset_or(|| Error::from_code("Fetch", OFFSET_OUT_OF_RANGE).with_offset(offset));
+        let policy = self.policy_of(&key.topic);
+        let phase = reset_or(policy, || Error::from_code("Fetch", OFFSET_OUT_OF_RANGE).with_offset(offset));
         let failed = restart(key, phase, partitions);
         if let Some(partition) = partitions.get_mut(key) {
             // A leader that refuses what it has named itself is not asked in a circle.
@@ -147,7 +175,7 @@ impl Lookups {
             }
             (_, None) => {
                 warn!(%error, "records that were read are gone; auto.offset.reset decides where reading goes on");
-                restart(key, self.reset_phase(), partitions)
+                restart(key, self.first_phase(&key.topic), partitions)
             }
         }
     }
@@ -158,7 +186,8 @@ impl Lookups {
         for key in keys {
             let text = "the topic was deleted and made again: the position is of the old one";
             let position = partitions.get(key).and_then(Partition::position).map(|position| position.next);
-            let phase = self.reset_or(|| {
+            let policy = self.policy_of(&key.topic);
+            let phase = reset_or(policy, || {
                 let error = Error::from_code("Metadata", crate::error::code::INCONSISTENT_TOPIC_ID)
                     .with_message(text);
                 match position {
@@ -166,22 +195,11 @@ impl Lookups {
                     None => error,
                 }
             });
-            warn!(partition = %key, position, policy = %self.policy, "{text}; auto.offset.reset decides where reading begins");
+            warn!(partition = %key, position, %policy, "{text}; auto.offset.reset decides where reading begins");
             failed |= matches!(phase, Phase::Failed(_));
             partitions.begin_again(key, phase);
         }
         failed
-    }
-
-    fn reset_or(&self, failure: impl FnOnce() -> Error) -> Phase {
-        match self.policy {
-            AutoOffsetReset::Earliest => Phase::AwaitingReset(ResetTo::Earliest),
-            AutoOffsetReset::Latest => Phase::AwaitingReset(ResetTo::Latest),
-            AutoOffsetReset::ByDuration(age) => Phase::AwaitingReset(ResetTo::Ago(age)),
-            AutoOffsetReset::None => {
-                Phase::Failed(failure().with_hint("seek, or set auto.offset.reset to earliest or latest"))
-            }
-        }
     }
 
     /// What to ask of whom. Partitions of other leaders than the first's are for the next call.
@@ -323,7 +341,7 @@ impl Lookups {
                     partitions.set_committed(key, Committed { offset, metadata, since: now, is_own: false });
                     effects.settled = true;
                 }
-                Some(Ok(_)) => effects.settled |= restart(key, self.reset_phase(), partitions),
+                Some(Ok(_)) => effects.settled |= restart(key, self.first_phase(&key.topic), partitions),
                 Some(Err(code)) => {
                     effects.refresh_metadata |= code == UNKNOWN_TOPIC_ID;
                     self.retry(now, key, &Error::from_code("OffsetFetch", code), partitions, &mut effects);
@@ -405,6 +423,17 @@ impl Lookups {
         if !error.is_retriable() && !is_passing(error) && !is_fenced {
             let error = error.clone().with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
             effects.errors.push(error);
+        }
+    }
+}
+
+fn reset_or(policy: AutoOffsetReset, failure: impl FnOnce() -> Error) -> Phase {
+    match policy {
+        AutoOffsetReset::Earliest => Phase::AwaitingReset(ResetTo::Earliest),
+        AutoOffsetReset::Latest => Phase::AwaitingReset(ResetTo::Latest),
+        AutoOffsetReset::ByDuration(age) => Phase::AwaitingReset(ResetTo::Ago(age)),
+        AutoOffsetReset::None => {
+            Phase::Failed(failure().with_hint("seek, or set auto.offset.reset to earliest or latest"))
         }
     }
 }
@@ -531,6 +560,40 @@ mod tests {
         assert_eq!((lookups[0].to, lookups[0].leader_epoch), (ResetTo::Latest, 3));
         bench.now = Lookups::poll_timeout(bench.now, &bench.partitions).unwrap();
         assert_eq!(bench.questions().committed.len(), 2, "the rest is asked for again after one back-off");
+    }
+
+    #[test]
+    fn a_topic_that_is_read_from_its_start_begins_there_under_every_policy() {
+        let policies = [
+            AutoOffsetReset::Latest,
+            AutoOffsetReset::None,
+            AutoOffsetReset::ByDuration(PAUSE),
+            AutoOffsetReset::Earliest,
+        ];
+        for policy in policies {
+            let mut bench = Bench::new(policy, &Phase::AwaitingCommitted);
+            bench.lookups.set_from_start(Arc::new(|topic| **topic == *"orders"));
+            let asked = bench.questions().committed;
+            let answer = Found::from([(key(0), found(5)), (key(1), found(-1))]);
+            bench.lookups.handle_committed(bench.now, &asked, Ok(answer), &mut bench.partitions);
+            assert_eq!(bench.next(0), Some(5), "what was committed stands");
+            let (_, asked) = bench.questions().offsets.unwrap();
+            assert_eq!((asked[0].partition.partition, asked[0].to), (1, ResetTo::Earliest), "{policy}");
+            // A position outside the log as well, unless the user wants to hear of that.
+            let Bench { lookups, partitions, .. } = &mut bench;
+            let failed = lookups.handle_out_of_range(time::now(), &key(0), 99, partitions);
+            assert_eq!(failed, policy == AutoOffsetReset::None);
+            let phase = partitions.get(&key(0)).unwrap().phase();
+            assert!(failed || matches!(phase, Phase::AwaitingReset(ResetTo::Earliest)), "{policy} {phase:?}");
+
+            let mut bench = Bench::new(policy, &Phase::AwaitingCommitted);
+            bench.lookups.set_from_start(Arc::new(|topic| **topic == *"orders-retry-1m"));
+            let asked = bench.questions().committed;
+            let answer = Found::from([(key(1), found(-1))]);
+            bench.lookups.handle_committed(bench.now, &asked, Ok(answer), &mut bench.partitions);
+            let to = bench.questions().offsets.map(|(_, asked)| asked[0].to);
+            assert_eq!(to == Some(ResetTo::Earliest), policy == AutoOffsetReset::Earliest, "{policy} {to:?}");
+        }
     }
 
     #[test]

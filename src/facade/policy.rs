@@ -199,6 +199,10 @@ impl ErrorPolicy {
     /// After the last attempt, the record goes on to topics named after its own and the pauses, such as `orders-retry-1m`,
     /// one after the other; the consumer reads them as well, and calls the handlers again when the pause is over. So it
     /// waits without holding up those behind it, which **overtake it**. The topics must exist, or be created by the brokers.
+    ///
+    /// What nobody has committed there is read from the start, whatever `auto.offset.reset` says: the records are this group's
+    /// own work. A handler that is registered for such a topic by its name, with [`Consumer::matching`](crate::Consumer::matching),
+    /// makes it a topic like any other.
     pub fn retry_topics(mut self, pauses: impl IntoIterator<Item = Duration>) -> Self {
         self.retry_topics = pauses.into_iter().collect();
         self
@@ -219,7 +223,8 @@ impl ErrorPolicy {
     /// In the end the record is written to this topic, and counts as handled when the broker has acknowledged it.
     ///
     /// Key, value, headers and timestamp are the original ones; the headers `dtkafka-dead-letter-topic`, `-partition`,
-    /// `-offset`, `-timestamp`, `-attempts` and `-error` (with all causes) are added, each as text.
+    /// `-offset`, `-timestamp`, `-attempts` and `-error` (with all causes) are added, each as text. A record that was read
+    /// from that very topic stops the consumer.
     pub fn then_dead_letter(mut self, topic: impl Into<String>) -> Self {
         self.last = Last::DeadLetter(Topic::Named(topic.into().into()));
         self

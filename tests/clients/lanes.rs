@@ -924,6 +924,41 @@ async fn a_record_in_a_retry_topic_waits_on_over_a_shutdown_and_counts_on() {
 }
 
 #[tokio::test]
+async fn what_waits_in_a_retry_topic_is_not_lost_where_reading_begins_at_the_end() {
+    for (reset, by_pattern) in [("latest", false), ("latest", true), ("none", false), ("none", true)] {
+        let (broker, kafka) = broker(&[("orders", 1), ("orders-retry-300ms", 1)]).await;
+        produce(&kafka, "orders", 1, 1, 0..3).await;
+        let seen = Seen::default();
+        let consumer = |reset: &str| {
+            let log = Arc::clone(&seen);
+            let settings = |c: ConsumerConfig| c.auto_offset_reset(reset);
+            let consumer = match by_pattern {
+                true => Consumer::matching_with(&kafka, "orders", settings),
+                false => Consumer::new_with(&kafka, ["orders"], settings),
+            };
+            consumer
+                .unwrap()
+                .register_handler("orders", async move |m: Message<u32>| {
+                    log.lock().unwrap().push(m.value);
+                    if m.value == 1 && m.attempt == 1 { Err("later".into()) } else { Ok(()) }
+                })
+                .unwrap()
+                .error_policy(ErrorPolicy::Stop.retry_topics([Duration::from_millis(300)]))
+                .unwrap()
+        };
+        let first = run(consumer("earliest"));
+        until(|| broker.records("orders-retry-300ms", 0).unwrap().len() == 1).await;
+        first.stop().await.1.unwrap();
+        // Its original is committed; of the retry topic nothing is.
+        let second = run(consumer(reset));
+        until(|| broker.committed("g", "orders-retry-300ms", 0) == Some(1)).await;
+        second.stop().await.1.unwrap();
+        let seen = seen.lock().unwrap();
+        assert_eq!(seen.iter().filter(|value| **value == 1).count(), 2, "{reset} {by_pattern}: {seen:?}");
+    }
+}
+
+#[tokio::test]
 async fn topics_of_a_pattern_have_handlers_those_made_later_and_their_retry_topics_too() {
     /// Value and attempt of each message, by handler and topic.
     type Seen = Arc<Mutex<BTreeMap<String, Vec<(u32, u32)>>>>;

@@ -30,7 +30,7 @@ use super::{
     buffer::Decoded,
     fetch::{FetchAction, FetchSettings, Fetcher},
     ledger::Life,
-    lookups::{Lookup, Lookups},
+    lookups::{FromStart, Lookup, Lookups},
     offsets::{CommitAction, Commits, Ticket},
     partitions::{Check, JobKey, Next, Partition, Partitions, Phase, Turn},
 };
@@ -254,6 +254,11 @@ impl Core {
             member.handle_alive(now);
         }
         Ok(())
+    }
+
+    /// See [`Lookups::set_from_start`].
+    pub(crate) fn set_from_start(&mut self, topics: FromStart) {
+        self.lookups.set_from_start(topics);
     }
 
     /// Whether somebody is at work on what is acknowledged one by one. While that is so, and something is outstanding, the

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     consumer::{
         KafkaConsumer,
-        acknowledge::{Change, Life, Taken},
+        acknowledge::{Change, FromStart, Life, Taken},
     },
     error::{Error, ErrorKind, Result},
     facade::{
@@ -76,6 +76,14 @@ pub(super) struct Plan {
     /// How often the member says that it is alive while handlers run.
     pub(super) keep_alive: Duration,
     pub(super) auto_commit: bool,
+}
+
+impl Plan {
+    /// Records of retry topics are this consumer's own work, whose originals are committed: none may be passed over.
+    pub(super) fn read_from_start(&self) -> FromStart {
+        let (topics, routes) = (self.topics.clone(), Arc::clone(&self.routes));
+        Arc::new(move |topic| routes.of(&topics, topic).level > 0)
+    }
 }
 
 /// A run that is out.
@@ -157,6 +165,9 @@ impl Engine {
     pub(super) fn follow_plan(&mut self, plan: Plan) {
         if self.lanes.is_empty() {
             self.lanes = Lanes::new(plan.ordering, plan.bounds);
+        }
+        if !Arc::ptr_eq(&self.plan.routes, &plan.routes) {
+            self.client.read_from_start(plan.read_from_start());
         }
         self.plan = plan;
     }

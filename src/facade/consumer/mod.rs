@@ -154,8 +154,9 @@ impl Consumer {
     ///
     /// Who matches, and in which syntax, is as in [`KafkaConsumer::subscribe_pattern`]; new topics are found within
     /// `metadata.max.age.ms`. Handlers may name a topic, some of the topics ([`Topics::matching`]), or all others. Retry topics
-    /// of the [`ErrorPolicy`] are read as well. **A dead letter topic must not match**: one that the policy names is refused, one
-    /// that its closure chooses is yours to look after.
+    /// of the [`ErrorPolicy`] are read as well. **A dead letter topic must not match**: one that the policy names is refused where
+    /// the client can read the pattern. What is left, such as one that a closure chooses, is yours to look after; only a letter
+    /// to the topic that its record came from is not written, and stops the consumer.
     ///
     /// ```no_run
     /// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {
@@ -562,18 +563,19 @@ impl Consumer {
 
     /// A client of all topics that are consumed, retry topics included.
     async fn connect(&self) -> Result<KafkaConsumer> {
-        let overrides = self.overrides.clone();
+        let client = self.kafka.start_consumer(&[], self.overrides.clone()).await?;
+        // Before anything can be assigned.
+        client.read_from_start(self.plan().read_from_start());
         match &self.topics {
             Consumed::Named(topics) => {
                 let topics: Vec<_> = topics.iter().cloned().chain(self.routes.retry_topics(topics)).collect();
-                self.kafka.start_consumer(&topics, overrides).await
+                client.subscribe(&topics)?;
             }
             Consumed::Matching { text, .. } => {
-                let client = self.kafka.start_consumer(&[], overrides).await?;
                 client.subscribe_pattern(&self.routes.with_retry_topics(text))?;
-                Ok(client)
             }
         }
+        Ok(client)
     }
 
     fn plan(&self) -> Plan {
