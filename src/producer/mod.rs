@@ -511,12 +511,16 @@ impl Shared {
                 "the producer has ended with records that were not delivered; close() it, and keep its runtime until that returns"
             );
         }
-        if error.kind() == ErrorKind::Closed {
-            self.given_up.store(undelivered, Ordering::Relaxed);
-        }
         self.settle(aftermath);
         self.cluster.end();
-        self.closing.send_replace(Closing::Done);
+        self.closing.send_if_modified(|closing| {
+            // By a close. Where the end came by itself, the deliveries tell of it, or what is unheard.
+            if matches!(*closing, Closing::Draining(_)) && error.kind() == ErrorKind::Closed {
+                self.given_up.store(undelivered, Ordering::Relaxed);
+            }
+            *closing = Closing::Done;
+            true
+        });
         if let Some(transactions) = &self.transactions {
             transactions.lock().handle_fatal(error.clone().with_fatal());
             transactions.notify();
