@@ -929,7 +929,7 @@ async fn what_waits_in_a_retry_topic_is_not_lost_where_reading_begins_at_the_end
         let (broker, kafka) = broker(&[("orders", 1), ("orders-retry-300ms", 1)]).await;
         produce(&kafka, "orders", 1, 1, 0..3).await;
         let seen = Seen::default();
-        let consumer = |reset: &str| {
+        let consumer = |reset: &str, policy: ErrorPolicy| {
             let log = Arc::clone(&seen);
             let settings = |c: ConsumerConfig| c.auto_offset_reset(reset);
             let consumer = match by_pattern {
@@ -940,21 +940,23 @@ async fn what_waits_in_a_retry_topic_is_not_lost_where_reading_begins_at_the_end
                 .unwrap()
                 .register_handler("orders", async move |m: Message<u32>| {
                     log.lock().unwrap().push(m.value);
-                    if m.value == 1 && m.attempt == 1 { Err("later".into()) } else { Ok(()) }
+                    Ok(())
                 })
                 .unwrap()
-                .error_policy(ErrorPolicy::Stop.retry_topics([Duration::from_millis(300)]))
+                .error_policy(policy)
                 .unwrap()
         };
-        let first = run(consumer("earliest"));
-        until(|| broker.records("orders-retry-300ms", 0).unwrap().len() == 1).await;
+        let first = run(consumer("earliest", ErrorPolicy::Stop));
+        until(|| broker.committed("g", "orders", 0) == Some(3)).await;
         first.stop().await.1.unwrap();
-        // Its original is committed; of the retry topic nothing is.
-        let second = run(consumer(reset));
+        // A letter that nobody has seen yet: of the retry topic nothing is committed.
+        produce(&kafka, "orders-retry-300ms", 1, 1, 3..4).await;
+        assert_eq!(broker.committed("g", "orders-retry-300ms", 0), None);
+        let policy = ErrorPolicy::Stop.retry_topics([Duration::from_millis(300)]);
+        let second = run(consumer(reset, policy));
         until(|| broker.committed("g", "orders-retry-300ms", 0) == Some(1)).await;
         second.stop().await.1.unwrap();
-        let seen = seen.lock().unwrap();
-        assert_eq!(seen.iter().filter(|value| **value == 1).count(), 2, "{reset} {by_pattern}: {seen:?}");
+        assert_eq!(*seen.lock().unwrap(), [0, 1, 2, 3], "{reset} {by_pattern}");
     }
 }
 
