@@ -66,7 +66,7 @@ fn tell(report: &Report, with_history: bool) {
     for violation in report.violations.iter().take(20) {
         eprintln!("  {violation}");
     }
-    eprintln!("replay it with DTKAFKA_SIM_SEED={} cargo test --test sim seeds", report.seed);
+    eprintln!("replay it with DTKAFKA_SIM_SEED={} cargo test --test sim no_seed -- --nocapture", report.seed);
 }
 
 /// Ends the process when a world does not end: somebody turns in circles there without waiting, and its time stands still.
