@@ -171,6 +171,13 @@ impl Guarded {
     }
 }
 
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let stream = self.0.take();
+        let _ = std::panic::catch_unwind(AssertUnwindSafe(|| drop(stream)));
+    }
+}
+
 impl AsyncRead for Guarded {
     fn poll_read(
         mut self: Pin<&mut Self>,

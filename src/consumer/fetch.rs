@@ -391,6 +391,7 @@ impl Fetcher {
                 let asked = Asked { names: &aside.names, asked: &|key| aside.asked.get(key).copied() };
                 let taking = Taking { now, broker, settings: &self.settings, decompressor };
                 taking.take(answer, &asked, partitions, &mut effects);
+                self.refused.append(&mut effects.refused);
             }
             return effects;
         }

@@ -691,6 +691,26 @@ fn what_is_sought_while_a_fetch_waits_is_asked_for_aside_and_once() {
 }
 
 #[test]
+fn what_was_refused_aside_is_not_refused_any_more_once_the_session_has_it() {
+    let mut bench = Bench::new(&[1, 1], 1 << 20);
+    let parked = bench.plan().unwrap();
+    bench.partitions.restart(&key(0), Phase::Fetching(Position::at(100)));
+    bench.plan();
+    bench.now = bench.fetcher.poll_timeout(bench.now, &bench.partitions).unwrap();
+    let aside = bench.plan().unwrap();
+    bench.answer(&aside, vec![refused(0, 56)]);
+    let is_refused =
+        |bench: &Bench| bench.fetcher.why(bench.now, bench.partitions.get(&key(0)).unwrap()).is_some();
+    assert!(aside.is_aside && is_refused(&bench));
+    bench.answer(&parked, vec![]);
+    bench.now += Duration::from_secs(2);
+    let fetch = bench.plan().unwrap();
+    assert!(!fetch.is_aside && Bench::sent(&fetch).contains(&(0, 100)));
+    bench.answer(&fetch, vec![]);
+    assert!(!is_refused(&bench));
+}
+
+#[test]
 fn a_partition_that_is_full_for_long_costs_no_fetch() {
     let mut bench = Bench::new(&[1, 1], 1 << 20);
     let fetch = bench.plan().unwrap();
@@ -982,6 +1002,31 @@ fn where_no_epoch_can_be_compared_nothing_is_asked() {
         bench.lead(2, epoch);
         assert!(lookups.poll_questions(bench.now, &mut bench.partitions).checks.is_none());
         assert!(bench.plan().is_some());
+    }
+}
+
+#[test]
+fn what_was_in_the_way_of_a_check_is_nothing_any_more_once_there_is_no_doubt() {
+    let mut lookups = Bench::lookups(AutoOffsetReset::None);
+    for leads_again in [false, true] {
+        let mut bench = Bench::read_up_to_20(20);
+        bench.lead(2, 4);
+        let (_, checks) = lookups.poll_questions(bench.now, &mut bench.partitions).checks.unwrap();
+        let ends = EpochEnds::from([(key(0), Err(code::NOT_LEADER_OR_FOLLOWER))]);
+        lookups.handle_epoch_ends(bench.now, &checks, Ok(Some(ends)), &mut bench.partitions);
+        let why = |bench: &Bench| {
+            let partition = bench.partitions.get(&key(0)).unwrap();
+            bench.fetcher.why(bench.now, partition).is_some()
+        };
+        assert!(why(&bench));
+        match leads_again {
+            true => bench.lead(1, 3),
+            false => {
+                bench.now = Lookups::poll_timeout(bench.now, &bench.partitions).unwrap();
+                drop(bench.check(&mut lookups, 3, 25));
+            }
+        }
+        assert!(!why(&bench), "an idle partition is no partition that cannot be read");
     }
 }
 

@@ -108,7 +108,10 @@ fn lifetime(answer: &wire::SaslAuthenticateResponse) -> Option<Duration> {
 
 /// The text without the password: a server may repeat what it was sent, and a user may have taken one for the other.
 fn hidden(text: &str, settings: &SaslSettings) -> String {
-    secrecy::without(text, settings.password.expose())
+    let password = settings.password.expose();
+    // No more than is shown, and what may hold the password across its end: a peer may send a megabyte.
+    let text: String = text.chars().take(SHOWN_CHARS + 2 * password.len()).collect();
+    secrecy::without(&text, password)
 }
 
 /// A server's text as an error may repeat it: short, and without what confuses a terminal.

@@ -17,6 +17,7 @@ mod telling;
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::sync::oneshot;
@@ -103,6 +104,10 @@ enum Mode {
     Manual,
 }
 
+/// For so long what a coordinator has answered says why the member is not let in. It is asked again before that; a question that is
+/// out for longer waits for the other members.
+const TROUBLE_LASTS: Duration = Duration::from_secs(5);
+
 /// What should get on, and why it does not as far as brokers have said.
 #[derive(Debug, Default)]
 pub(crate) struct ShouldGetOn {
@@ -127,7 +132,7 @@ pub(crate) struct Core {
     metadata: Arc<Metadata>,
     interest: Interest,
     /// Why the last question to the group's coordinator has to be put again.
-    group_trouble: Option<Error>,
+    group_trouble: Option<(Instant, Error)>,
     /// Topics are subscribed to by this.
     pattern: Option<ByPattern>,
     revoking: Option<Revoking>,
@@ -386,7 +391,9 @@ impl Core {
         let joining =
             self.member.as_ref().is_some_and(|member| !member.is_idle() && member.identity().is_none());
         let joining = joining && matches!(self.mode, Mode::Topics);
-        ShouldGetOn { partitions: running.collect(), joining, group: self.group_trouble.clone() }
+        let trouble = self.group_trouble.as_ref();
+        let trouble = trouble.filter(|(since, _)| now.saturating_duration_since(*since) < TROUBLE_LASTS);
+        ShouldGetOn { partitions: running.collect(), joining, group: trouble.map(|(_, error)| error.clone()) }
     }
 
     /// Something has not got on for long: the next poll says so.

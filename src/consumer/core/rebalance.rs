@@ -100,7 +100,8 @@ impl Core {
 
     pub(crate) fn handle_group(&mut self, now: Instant, token: Token, answer: Result<Answer>) {
         if let Some(member) = &mut self.member {
-            self.group_trouble = answer.as_ref().map_or_else(|error| Some(error.clone()), Answer::trouble);
+            let trouble = answer.as_ref().map_or_else(|error| Some(error.clone()), Answer::trouble);
+            self.group_trouble = trouble.map(|error| (now, error));
             member.handle_answer(now, token, answer);
         }
         self.run_member(now);

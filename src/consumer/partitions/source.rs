@@ -118,6 +118,8 @@ impl Partition {
     /// Nothing of its position is in doubt any more, and no answer about that is waited for.
     fn settle(&mut self) {
         self.ahead = 0;
+        // Why it could not be asked about says nothing of what can be fetched now.
+        self.trouble = None;
         if self.position().is_some() {
             self.asked = false;
         }
@@ -148,6 +150,7 @@ impl Partitions {
                 partition.leader = leader;
                 partition.replica = None;
                 partition.end_before = None;
+                partition.trouble = None;
                 partition.retry_at = partition.retry_at.map(|at| at.min(now));
                 mark(&mut partition.is_touched, key, &mut self.touched);
                 if partition.is_unchecked {

@@ -86,10 +86,12 @@ impl Member {
             GroupMembershipOperation::LeaveGroup => true,
             GroupMembershipOperation::RemainInGroup => false,
         };
-        let known = !self.member_id.is_empty() && leaves;
+        // Also from outside: the coordinator keeps the place of a static member, and may not know yet of what was lost. One that is
+        // not static has no place left to give up, and nothing to wait for.
+        let is_outside = matches!(self.state, State::Idle { .. }) && self.settings.instance_id.is_none();
+        let known = !self.member_id.is_empty() && leaves && !is_outside;
         match self.state {
             State::Fatal | State::Leaving { .. } => {}
-            // Also from outside: the coordinator keeps the place of a static member, and may not know yet of what was lost.
             _ if known => {
                 let request = Request::Leave { member_id: std::mem::take(&mut self.member_id), reason };
                 let deadline = now + self.settings.request_timeout;

@@ -833,6 +833,19 @@ fn a_static_member_outside_its_group_leaves_it_all_the_same_when_its_close_is_to
     }
 }
 
+#[test]
+fn a_member_that_was_lost_and_is_not_static_has_nothing_to_wait_for_in_its_close() {
+    let mut bench = Bench::stable();
+    bench.pass(SESSION);
+    while let Some(action) = bench.member.poll_action() {
+        assert!(!matches!(action, Action::Send { request: Request::Leave { .. }, .. }), "{action:?}");
+    }
+    assert!(bench.member.is_idle(), "it joins with the next poll");
+    bench.member.handle_close(bench.now);
+    bench.nothing();
+    assert!(bench.member.is_idle(), "a coordinator that is gone would hold it up");
+}
+
 fn matching(bench: &mut Bench, topics: &[&str]) {
     let topics = topics.iter().map(|topic| Arc::from(*topic)).collect();
     bench.member.handle_matching(bench.now, topics);
