@@ -49,6 +49,10 @@ const FOUND: &[(u64, &str)] = &[
     (2033, "a fetch session that was out of step answered at once, again and again"),
     (3163, "a static leader that came back did not see what its topics had grown by"),
     (3854, "a connection was kept for ever that answered none of many calls with short deadlines"),
+    (
+        7477,
+        "the broker of the kit gave a producer that had aborted the epoch it had, and nothing of it was taken any more",
+    ),
 ];
 
 fn number(variable: &str) -> Option<u64> {

@@ -155,7 +155,8 @@ impl Transactions {
             self.all.insert(id.to_owned(), txn);
             return Ok(identity);
         };
-        let is_retry = expected.is_some() && expected == txn.previous;
+        // An end of the first version leaves the epoch as it is: who asks with it asks for the next one.
+        let is_retry = expected.is_some() && expected == txn.previous && expected != Some(txn.identity);
         if expected.is_some_and(|e| e != txn.identity) && !is_retry {
             return Err(ResponseError::ProducerFenced);
         }
@@ -380,6 +381,13 @@ mod tests {
         assert_eq!(play.end((7, 0), true, false), Ok((7, 0)));
         assert_eq!(play.end((7, 0), false, false), Err(ResponseError::InvalidTxnState));
         play.add((7, 0)).unwrap();
+        // KIP-360: after an abort the producer asks for its next epoch, once.
+        assert_eq!(play.end((7, 0), false, false), Ok((7, 0)));
+        play.now = Duration::from_secs(2);
+        assert_eq!(play.settle(), [(false, (7, 0))]);
+        assert_eq!(play.init(Some((7, 0))), Ok((7, 1)));
+        assert_eq!(play.init(Some((7, 0))), Ok((7, 1)), "its answer was lost");
+        assert_eq!(play.init(Some((7, 1))), Ok((7, 2)));
     }
 
     #[test]
