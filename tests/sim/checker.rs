@@ -292,7 +292,8 @@ fn check_commits(world: &World, facts: &Facts, events: &[(Instant, Event)], view
         };
         if *offset < before {
             violation(format!(
-                "{group} committed {place}@{offset} at {seconds:.3}, and {before} before: it went back"
+                "{group} committed {place}@{offset} at {seconds:.3} by {} in {}, and {before} before: it went back",
+                commit.member, commit.generation
             ));
         }
         let records = log.get(&place);
