@@ -163,18 +163,22 @@ impl Guarded {
         let Some(stream) = &mut self.0 else { return Poll::Ready(Err(panicked())) };
         let polled = std::panic::catch_unwind(AssertUnwindSafe(|| poll(Pin::new(stream))));
         polled.unwrap_or_else(|_| {
-            // Nobody knows what state it is in. Its end may panic as well.
-            let stream = self.0.take();
-            let _ = std::panic::catch_unwind(AssertUnwindSafe(|| drop(stream)));
+            // Nobody knows what state it is in.
+            self.let_go();
             Poll::Ready(Err(panicked()))
         })
+    }
+
+    /// Its end may panic as well.
+    fn let_go(&mut self) {
+        let stream = self.0.take();
+        let _ = std::panic::catch_unwind(AssertUnwindSafe(|| drop(stream)));
     }
 }
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        let stream = self.0.take();
-        let _ = std::panic::catch_unwind(AssertUnwindSafe(|| drop(stream)));
+        self.let_go();
     }
 }
 

@@ -104,8 +104,8 @@ enum Mode {
     Manual,
 }
 
-/// For so long what a coordinator has answered says why the member is not let in. It is asked again before that; a question that is
-/// out for longer waits for the other members.
+/// For so long, and two back-offs, what a coordinator has answered says why the member is not let in. It is asked again before that;
+/// a question that is out for longer waits for the other members.
 const TROUBLE_LASTS: Duration = Duration::from_secs(5);
 
 /// What should get on, and why it does not as far as brokers have said.
@@ -391,8 +391,9 @@ impl Core {
         let joining =
             self.member.as_ref().is_some_and(|member| !member.is_idle() && member.identity().is_none());
         let joining = joining && matches!(self.mode, Mode::Topics);
+        let lasts = TROUBLE_LASTS.saturating_add(self.client.retry_backoff_max.saturating_mul(2));
         let trouble = self.group_trouble.as_ref();
-        let trouble = trouble.filter(|(since, _)| now.saturating_duration_since(*since) < TROUBLE_LASTS);
+        let trouble = trouble.filter(|(since, _)| now.saturating_duration_since(*since) < lasts);
         ShouldGetOn { partitions: running.collect(), joining, group: trouble.map(|(_, error)| error.clone()) }
     }
 
