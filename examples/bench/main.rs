@@ -12,6 +12,7 @@
 //! bench copy     --brokers H:P --topic T --records N --group G --to TOPIC [--txn-records N] [--txn-ms MS]
 //! bench scaling  --brokers H:P                       tables of all that grows; makes and deletes its topics, takes minutes
 //! ```
+//! With `BENCH_CA=ca.pem` over TLS, trusting that file's authority.
 //! `json` is what the facade is compared with: serde_json and the client of bytes. `facade` sends and handles the same value of
 //! ten fields; its handler does nothing, or waits for `--pause-ms`,
 //! under `run`; `consume` calls that in its place.

@@ -45,6 +45,10 @@ pub(crate) fn kafka(args: &Args) -> Result<KafkaInstance, Failure> {
     if !args.group.is_empty() {
         config = config.set_group_id(args.group.as_str());
     }
+    // TLS with the authority in the file BENCH_CA.
+    if let Ok(ca) = std::env::var("BENCH_CA") {
+        config = config.set("security.protocol", "SSL").set("ssl.ca.location", ca);
+    }
     Ok(KafkaInstance::new(config.set_auto_offset_reset("earliest").set_enable_auto_commit(false))?)
 }
 
