@@ -21,6 +21,7 @@ use tokio::{
     time::Instant,
 };
 
+pub(super) use self::committing::is_of_rebalance;
 use self::{
     committing::{Committing, end_of},
     damage::{Damaged, Passed},

@@ -1,8 +1,8 @@
 //! [`Consumer`]: hands records to the handlers of their topics, beside each other where their order allows it, and commits
 //! what they have handled.
 //!
-//! The builder and the calls of users; [`engine`] does the work while it is connected, [`lane`] takes a record through its
-//! handlers. A dropped call leaves no task behind: [`Working`] ends them.
+//! Here it is built and looked at; [`running`] has the calls that take records, [`engine`] does the work while it is connected,
+//! [`lane`] takes a record through its handlers.
 
 #[cfg(feature = "unstable-benches")]
 mod bench;
@@ -11,49 +11,31 @@ mod engine;
 mod lane;
 mod load;
 mod register;
+mod running;
 
-use std::{
-    collections::BTreeMap,
-    pin::{Pin, pin},
-    sync::Arc,
-    time::Duration,
-};
-
-use futures_util::FutureExt as _;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 pub use self::control::{ConsumerHandle, Rebalance};
-use self::{
-    control::Shared,
-    engine::{Engine, Plan},
-};
+use self::{control::Shared, engine::Engine};
 use super::{
     KafkaInstance, Place,
     consumed::Consumed,
-    dispatch::lanes::{Bounds, Ordering},
-    log, logged,
-    outbox::Outbox,
+    dispatch::lanes::Ordering,
+    logged,
     policy::ErrorPolicy,
     routes::{Routes, Topics},
 };
 use crate::{
     config::{ConsumerConfig, GroupProtocol},
     consumer::{KafkaConsumer, Listen, RebalanceListener},
-    driver,
     error::{Error, ErrorKind, Result},
     record::TopicPartition,
     telemetry::ConsumerMetrics,
-    time,
 };
 
 const SUBJECT: &str = "Kafka Consumer";
-/// How long [`Consumer::run`] waits for records before it looks around.
-const RUN_POLL: Duration = Duration::from_secs(1);
-/// The pause of [`Consumer::run`] after an error that may pass by itself.
-const RUN_PAUSE: Duration = Duration::from_millis(500);
 /// How long [`Consumer::close`] tries to leave the group, and handlers have to end, as in Java.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the producer of dead letters may take to end.
-const OUTBOX_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Hands the records of its topics to handlers, at least once each, and commits what they have handled.
 ///
@@ -314,323 +296,6 @@ impl Consumer {
     pub fn metrics(&self) -> ConsumerMetrics {
         self.shared.metrics()
     }
-
-    /// Polls once, waiting for records up to `timeout`, hands what came to the handlers, waits for them, and commits if
-    /// automatic commits are on. Returns how many records were handled.
-    ///
-    /// # Errors
-    /// The handler's error ([`Handler`](ErrorKind::Handler)) or that of reading the value ([`Json`](ErrorKind::Json)), with topic,
-    /// partition and offset, where the policy is to stop: this record and what follows come again with the next call, and
-    /// what was handled before is committed. Otherwise that of connecting, polling, dead-lettering or committing; no record
-    /// is lost by it. Logged before it is returned.
-    ///
-    /// # Cancel safety
-    /// Dropped, the running handlers end where they stand; their records and what follows come again with the next call.
-    pub async fn consume(&mut self, timeout: Duration) -> Result<usize> {
-        const PLACE: Place = Place { controller: "dtkafka::Consumer::consume", subject: SUBJECT };
-        let outcome = self.consume_once(timeout).await;
-        logged(PLACE, outcome)
-    }
-
-    async fn consume_once(&mut self, timeout: Duration) -> Result<usize> {
-        driver::check_runtime()?;
-        let (limit, auto_commit) = (self.drain_timeout, self.auto_commit);
-        let mut working = self.work().await?;
-        let engine = working.engine();
-        engine.take(timeout).await?;
-        let outcome = engine.drain(pin!(std::future::pending::<()>()), limit).await;
-        let handled = engine.take_handled();
-        working.is_done = true;
-        if !auto_commit {
-            return outcome.map(|()| handled);
-        }
-        match (working.engine().commit().await, outcome) {
-            (Ok(()), outcome) => outcome.map(|()| handled),
-            (Err(error), Ok(())) if !is_of_rebalance(&error) => Err(error),
-            (Err(error), outcome) => {
-                tracing::warn!(%error, "what was handled could not be committed; it may be handled again");
-                outcome.map(|()| handled)
-            }
-        }
-    }
-
-    /// Consumes until `shutdown` completes, or [`ConsumerHandle::stop`] is called; then lets the running handlers finish (up
-    /// to [`drain_timeout`](Self::drain_timeout)), commits if automatic commits are on, and leaves the group.
-    ///
-    /// Errors that may pass by themselves, such as a lost connection, are logged and do not end it.
-    ///
-    /// # Errors
-    /// As [`consume`](Self::consume), for errors that stay. What was handled is committed and the group is left before that.
-    /// Logged before it is returned.
-    ///
-    /// # Cancel safety
-    /// As [`consume`](Self::consume); the group is left in the background only when the consumer is dropped.
-    pub async fn run<F: Future>(&mut self, shutdown: F) -> Result<()> {
-        const PLACE: Place = Place { controller: "dtkafka::Consumer::run", subject: SUBJECT };
-        // Also where this future is dropped: the next `run` is not ended by what ended this one.
-        let _renewed = RenewStop(Arc::clone(&self.shared));
-        logged(PLACE, driver::check_runtime())?;
-        let stop = self.shared.stop_token();
-        let mut shutdown = pin!(
-            async {
-                tokio::select! { biased; _ = shutdown => {} () = stop.cancelled() => {} }
-            }
-            .fuse()
-        );
-        let begun = (time::now(), self.shared.counters.snapshot());
-        let outcome = self.run_until(shutdown.as_mut()).await;
-        let closed = self.close().await;
-        let done = self.shared.counters.snapshot();
-        tracing::info!(
-            seconds = (time::now() - begun.0).as_secs_f64(),
-            handled = done.handled - begun.1.handled,
-            failed = done.failed - begun.1.failed,
-            retried = done.retried - begun.1.retried,
-            skipped = done.skipped - begun.1.skipped,
-            dead_lettered = done.dead_lettered - begun.1.dead_lettered,
-            "the consumer has ended and left its group"
-        );
-        logged(PLACE, outcome).and(closed)
-    }
-
-    async fn run_until<S: futures_util::future::FusedFuture<Output = ()>>(
-        &mut self,
-        mut shutdown: Pin<&mut S>,
-    ) -> Result<()> {
-        const PLACE: Place = Place { controller: "dtkafka::Consumer::run", subject: SUBJECT };
-        let limit = self.drain_timeout;
-        loop {
-            let round = async {
-                // Connecting may take long; a shutdown does not wait for it.
-                let mut working = tokio::select! {
-                    biased;
-                    () = shutdown.as_mut() => return Ok(()),
-                    working = self.work() => working?,
-                };
-                let engine = working.engine();
-                let ended =
-                    engine.run(shutdown.as_mut(), RUN_POLL, RUN_PAUSE, |error| log(PLACE, error)).await;
-                let finished = engine.finish(limit).await;
-                working.is_done = true;
-                ended.and(finished)
-            };
-            match round.await {
-                Err(error) if error.is_retriable() && !shutdown.is_terminated() => {
-                    log(PLACE, &error);
-                    tokio::select! {
-                        biased;
-                        () = shutdown.as_mut() => return Ok(()),
-                        () = tokio::time::sleep(RUN_PAUSE) => {}
-                    }
-                }
-                ended => return ended,
-            }
-        }
-    }
-
-    /// [`run`](Self::run) until the process is told to end: by SIGTERM, SIGINT (ctrl-c), or what the system has in their place.
-    /// Needs the feature `signal`, which is on by default.
-    ///
-    /// # Errors
-    /// As [`run`](Self::run); also if no signal can be listened for.
-    ///
-    /// # Cancel safety
-    /// As [`run`](Self::run).
-    #[cfg(feature = "signal")]
-    pub async fn run_until_signal(&mut self) -> Result<()> {
-        let failed = |cause: std::io::Error| {
-            Error::new(ErrorKind::InvalidArgument, "signals cannot be listened for").with_source(cause)
-        };
-        #[cfg(unix)]
-        {
-            use tokio::signal::unix::{SignalKind, signal};
-            let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-            let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-            self.run(async {
-                tokio::select! {
-                    biased;
-                    _ = terminate.recv() => tracing::info!("SIGTERM: the consumer ends"),
-                    _ = interrupt.recv() => tracing::info!("SIGINT: the consumer ends"),
-                }
-            })
-            .await
-        }
-        #[cfg(not(unix))]
-        {
-            let mut outcome = Ok(());
-            let ran = self.run(async { outcome = tokio::signal::ctrl_c().await }).await;
-            outcome.map_err(failed).and(ran)
-        }
-    }
-
-    /// Commits what was handled and not committed yet: for consumers without automatic commits.
-    ///
-    /// # Errors
-    /// The coordinator's error; after a rebalance, the partitions may be another member's, which handles the records again.
-    /// [`ErrorKind::Timeout`] after `default.api.timeout.ms`. Logged before it is returned.
-    ///
-    /// # Cancel safety
-    /// A dropped commit may still be done.
-    pub async fn commit(&mut self) -> Result<()> {
-        const PLACE: Place = Place { controller: "dtkafka::Consumer::commit", subject: SUBJECT };
-        logged(PLACE, driver::check_runtime())?;
-        let Some(engine) = &mut self.engine else { return Ok(()) };
-        if self.interrupted {
-            // Its handlers may just have finished what the last of them did.
-            engine.recover().await;
-            self.interrupted = false;
-        }
-        logged(PLACE, engine.commit().await)
-    }
-
-    /// Commits what was handled if automatic commits are on, and leaves the group. Returns within 30 s or so.
-    ///
-    /// # Errors
-    /// That of committing, else that of leaving; the group then notices by `session.timeout.ms`. Logged before it is returned.
-    /// In the middle of a rebalance there is nothing to commit, which is no error.
-    ///
-    /// # Cancel safety
-    /// Dropped, it goes on leaving in the background.
-    pub async fn close(&mut self) -> Result<()> {
-        self.close_within(CLOSE_TIMEOUT).await
-    }
-
-    /// [`close`](Self::close) with a limit of its own for committing and leaving.
-    ///
-    /// # Errors
-    /// As [`close`](Self::close); [`ErrorKind::Timeout`] when the limit has passed.
-    ///
-    /// # Cancel safety
-    /// As [`close`](Self::close).
-    pub async fn close_within(&mut self, limit: Duration) -> Result<()> {
-        const PLACE: Place = Place { controller: "dtkafka::Consumer::close", subject: SUBJECT };
-        logged(PLACE, driver::check_runtime())?;
-        let Some(mut engine) = self.engine.take() else { return Ok(()) };
-        self.interrupted = false;
-        engine.halt().await;
-        let deadline = time::after(limit);
-        let committed = match self.auto_commit {
-            true => tokio::time::timeout_at(deadline, engine.commit()).await,
-            false => Ok(Ok(())),
-        };
-        let committed = committed.map(|committed| match committed {
-            // Between two assignments it has nothing: what it had was committed as it went.
-            Err(error) if is_of_rebalance(&error) => {
-                tracing::warn!(%error, "nothing could be committed at the end; it may be handled again");
-                Ok(())
-            }
-            committed => committed,
-        });
-        let committed = committed.unwrap_or_else(|_elapsed| {
-            Err(Error::new(ErrorKind::Timeout, "what was handled could not be committed in time")
-                .with_hint("give close more time; these records come again"))
-        });
-        let left = || deadline.saturating_duration_since(time::now()).max(Duration::from_millis(100));
-        let closed = engine.client.close(left()).await;
-        // A letter that is still on its way was given up: its record comes again.
-        engine.close_outbox(left().min(OUTBOX_TIMEOUT)).await;
-        logged(PLACE, committed.and(closed))
-    }
-
-    /// The engine, connected, with nothing left of a call that was dropped.
-    async fn work(&mut self) -> Result<Working<'_>> {
-        if self.engine.is_none() {
-            let client = Arc::new(self.connect().await?);
-            if let Some(listener) = &self.listener {
-                client.listen(Arc::clone(listener));
-            }
-            self.shared.connect(&client);
-            let environment = self.kafka.config().resolve_client()?.environment;
-            let outbox = Outbox::new(self.kafka.clone());
-            self.engine = Some(Box::new(Engine::new(
-                client,
-                self.plan(),
-                outbox,
-                Arc::clone(&self.shared),
-                environment,
-            )));
-        }
-        let plan = self.plan();
-        let engine = self.engine.as_mut().ok_or_else(|| Error::closed("consumer"))?;
-        if self.interrupted {
-            engine.recover().await;
-            self.interrupted = false;
-        }
-        engine.follow_plan(plan);
-        engine.client.set_at_work(true);
-        Ok(Working { engine, interrupted: &mut self.interrupted, is_done: false })
-    }
-
-    /// A client of all topics that are consumed, retry topics included.
-    async fn connect(&self) -> Result<KafkaConsumer> {
-        let client = self.kafka.start_consumer(&[], self.overrides.clone()).await?;
-        // Before anything can be assigned.
-        client.read_from_start(self.plan().read_from_start());
-        match &self.topics {
-            Consumed::Named(topics) => {
-                let topics: Vec<_> = topics.iter().cloned().chain(self.routes.retry_topics(topics)).collect();
-                client.subscribe(&topics)?;
-            }
-            Consumed::Matching { text, .. } => {
-                client.subscribe_pattern(&self.routes.with_retry_topics(text))?;
-            }
-        }
-        Ok(client)
-    }
-
-    fn plan(&self) -> Plan {
-        let runs = self.concurrency.unwrap_or(match self.ordering {
-            Ordering::Partition => usize::MAX,
-            Ordering::Key | Ordering::Unordered => 1,
-        });
-        let records = (2 * self.take).max(4 * self.concurrency.unwrap_or(1)).max(1000);
-        Plan {
-            topics: self.topics.clone(),
-            routes: Arc::clone(&self.routes),
-            ordering: self.ordering,
-            bounds: Bounds { runs, records, bytes: self.buffer, span: 10 * records as u64 },
-            take: self.take,
-            keep_alive: self.keep_alive,
-            auto_commit: self.auto_commit,
-        }
-    }
-}
-
-struct RenewStop(Arc<Shared>);
-
-impl Drop for RenewStop {
-    fn drop(&mut self) {
-        self.0.renew_stop();
-    }
-}
-
-/// A call at work. Dropped before it is done, it ends what it has started.
-struct Working<'a> {
-    engine: &'a mut Engine,
-    interrupted: &'a mut bool,
-    is_done: bool,
-}
-
-impl Working<'_> {
-    fn engine(&mut self) -> &mut Engine {
-        self.engine
-    }
-}
-
-impl Drop for Working<'_> {
-    fn drop(&mut self) {
-        self.engine.client.set_at_work(false);
-        if !self.is_done {
-            self.engine.abort_all();
-            *self.interrupted = true;
-        }
-    }
-}
-
-/// Another member has the partitions: the records come again there, and nothing is to be done here.
-fn is_of_rebalance(error: &Error) -> bool {
-    // ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID, REBALANCE_IN_PROGRESS, FENCED_MEMBER_EPOCH, STALE_MEMBER_EPOCH
-    error.code().is_some_and(|code| matches!(code.0, 22 | 25 | 27 | 110 | 113))
 }
 
 #[cfg(test)]

@@ -1,14 +1,21 @@
 //! Runs of lanes with handlers of every kind, against a ledger that only counts.
 
+mod batches;
+mod connected;
+mod spans;
+
 use std::{
     collections::BTreeSet,
     future::pending,
+    pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
+
+use futures_util::FutureExt as _;
 
 use super::{
     lane::{self, Ended, Kit, Ledger, Outcome},
@@ -19,12 +26,12 @@ use crate::{
     config::KafkaConfig,
     consumer::acknowledge::Life,
     facade::{
-        CancellationToken, FailedAt, HandlerResult, Message,
-        dispatch::lanes::{Lanes, Run},
-        message::Batch,
+        CancellationToken, HandlerResult, Message,
+        dispatch::lanes::{Bounds, Lanes, Run},
+        outbox::Outbox,
     },
     record::ConsumerRecord,
-    time::Environment,
+    time::{self, Environment},
 };
 
 /// What was said, in order.
@@ -280,83 +287,6 @@ async fn nothing_more_is_begun_in_a_life_that_is_over() {
     assert_eq!((ended.handled, seen.lock().unwrap().len()), (0, 3), "no handler waited, so none could know");
 }
 
-/// What a batch handler was given.
-type Batches = Arc<Mutex<Vec<Vec<i64>>>>;
-
-fn batching(
-    policy: ErrorPolicy,
-    fail: impl Fn(&Batch<i64>) -> HandlerResult + Clone + Send + Sync + 'static,
-) -> (Consumer, Batches) {
-    let batches = Batches::default();
-    let log = Arc::clone(&batches);
-    let consumer = consumer()
-        .register_batch_handler("orders", 4, Duration::ZERO, async move |batch: Batch<i64>| {
-            log.lock().unwrap().push(batch.values().copied().collect());
-            fail(&batch)
-        })
-        .unwrap()
-        .error_policy(policy)
-        .unwrap();
-    (consumer, batches)
-}
-
-#[tokio::test]
-async fn batches_have_at_most_the_size_asked_for_and_keep_their_order() {
-    let (consumer, batches) = batching(ErrorPolicy::Stop, |_| Ok(()));
-    let book = Arc::new(Book::default());
-    let ended = run(&consumer, &book, (0..10).map(record).collect()).await;
-    assert_eq!(*batches.lock().unwrap(), [vec![0, 1, 2, 3], vec![4, 5, 6, 7], vec![8, 9]]);
-    assert_eq!((ended.handled, book.done()), (10, (0..10).collect()));
-}
-
-#[tokio::test]
-async fn those_before_the_message_at_which_a_batch_failed_are_done() {
-    let at_two = |batch: &Batch<i64>| match batch.iter().find(|message| message.value == 2) {
-        Some(message) => Err(FailedAt::new(message, "two").into()),
-        None => Ok(()),
-    };
-    let (consumer, batches) = batching(ErrorPolicy::Stop, at_two);
-    let book = Arc::new(Book::default());
-    let ended = run(&consumer, &book, (0..6).map(record).collect()).await;
-    let Outcome::Failed(error) = ended.outcome else { panic!("{ended:?}") };
-    assert_eq!((error.offset(), book.done()), (Some(2), [0, 1].into()), "{error}");
-
-    let (consumer, again) = batching(ErrorPolicy::retry(2, Duration::ZERO).then_skip(), at_two);
-    let book = Arc::new(Book::default());
-    let ended = run(&consumer, &book, (0..6).map(record).collect()).await;
-    assert!(matches!(ended.outcome, Outcome::Done), "{ended:?}");
-    assert_eq!(*again.lock().unwrap(), [vec![0, 1, 2, 3], vec![2, 3], vec![3], vec![4, 5]]);
-    assert_eq!((book.done(), consumer.metrics().skipped), ((0..6).collect(), 1));
-    assert_eq!(batches.lock().unwrap().len(), 1);
-}
-
-#[tokio::test]
-async fn a_batch_that_fails_as_a_whole_is_dealt_with_as_a_whole() {
-    let never =
-        |batch: &Batch<i64>| if batch.values().any(|value| *value < 4) { Err("down".into()) } else { Ok(()) };
-    let (consumer, batches) = batching(ErrorPolicy::retry(2, Duration::ZERO).then_skip(), never);
-    let book = Arc::new(Book::default());
-    run(&consumer, &book, (0..6).map(record).collect()).await;
-    assert_eq!(*batches.lock().unwrap(), [vec![0, 1, 2, 3], vec![0, 1, 2, 3], vec![4, 5]]);
-    assert_eq!((book.done(), consumer.metrics().skipped), ((0..6).collect(), 4));
-}
-
-#[tokio::test]
-async fn a_record_that_cannot_be_read_leaves_its_batch_alone() {
-    for (policy, done, skipped) in [(ErrorPolicy::Skip, 6, 1), (ErrorPolicy::Stop, 2, 0)] {
-        let (consumer, batches) = batching(policy, |_| Ok(()));
-        let book = Arc::new(Book::default());
-        let mut records: Vec<_> = (0..6).map(record).collect();
-        records[2] = record(2).with_value("{nope");
-        let ended = run(&consumer, &book, records).await;
-        assert_eq!(batches.lock().unwrap()[0], [0, 1], "those before it come first");
-        assert_eq!((book.done().len(), consumer.metrics().skipped), (done, skipped));
-        if let Outcome::Failed(error) = ended.outcome {
-            assert_eq!((error.kind(), error.offset()), (ErrorKind::Json, Some(2)));
-        }
-    }
-}
-
 #[tokio::test]
 async fn on_one_thread_others_run_between_records_whose_handlers_block() {
     let turns = Arc::new(AtomicUsize::new(0));
@@ -404,119 +334,6 @@ fn a_consumer_that_runs_may_cross_threads() {
     sends(&consumer.run_until_signal());
     sends(&consumer.consume(Duration::ZERO));
     sends(&consumer);
-}
-
-/// What spans were made, and what was noted with them.
-#[derive(Default, Clone)]
-struct Spans(Arc<Mutex<Vec<String>>>);
-
-impl tracing::field::Visit for Spans {
-    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-        self.0.lock().unwrap().push(format!("{field}={value:?}"));
-    }
-}
-
-impl tracing::Subscriber for Spans {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.is_span() && metadata.target() == "dtkafka::messaging"
-    }
-
-    fn new_span(&self, span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        span.record(&mut self.clone());
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, values: &tracing::span::Record<'_>) {
-        values.record(&mut self.clone());
-    }
-
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn event(&self, _: &tracing::Event<'_>) {}
-
-    fn enter(&self, _: &tracing::span::Id) {}
-
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
-#[tokio::test(start_paused = true)]
-async fn each_call_of_a_handler_has_a_span_by_the_conventions_without_key_and_value() {
-    let spans = Spans::default();
-    crate::heard::on_every_thread();
-    let _guard = tracing::subscriber::set_default(spans.clone());
-    let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    let (consumer, seen) = seeing(ErrorPolicy::retry(2, Duration::from_secs(1)), &[1]);
-    let record = record(7).with_key("secret key").with_header("traceparent", parent);
-    run(&consumer, &Arc::default(), vec![record]).await;
-    assert_eq!(seen.lock().unwrap()[0].1.traceparent(), Some(parent));
-    let told = spans.0.lock().unwrap().clone();
-    for field in [
-        "otel.name=process orders",
-        "otel.kind=\"consumer\"",
-        "messaging.system=\"kafka\"",
-        "messaging.destination.name=\"orders\"",
-        "messaging.destination.partition.id=0",
-        "messaging.kafka.offset=7",
-        "dtkafka.attempt=1",
-        "dtkafka.attempt=2",
-    ] {
-        assert!(told.iter().any(|found| found == field), "{field}\n{told:?}");
-    }
-    assert!(told.contains(&format!("traceparent={parent:?}")), "{told:?}");
-    assert!(!told.concat().contains("secret"), "{told:?}");
-}
-
-#[tokio::test]
-async fn a_client_that_is_closed_while_handlers_run_ends_the_consumer_when_they_are_done() {
-    use dtkafka_testcontainers::EmbeddedBroker;
-    const PATIENCE: Duration = Duration::from_secs(20);
-    let broker = EmbeddedBroker::builder().start().await.unwrap();
-    broker.create_topic("orders", 1).unwrap();
-    let config = KafkaConfig::new()
-        .set_bootstrap_servers(broker.bootstrap_servers())
-        .set_group_id("g")
-        .set_auto_offset_reset("earliest");
-    let kafka = KafkaInstance::new(config).unwrap();
-    let producer = kafka.get_producer().await.unwrap();
-    producer.send("orders", &1).await.unwrap().await.unwrap();
-    for runs in [true, false] {
-        let client = Arc::new(std::sync::OnceLock::<std::sync::Weak<KafkaConsumer>>::new());
-        let ended = Arc::new(AtomicUsize::new(0));
-        let (of_handler, count) = (Arc::clone(&client), Arc::clone(&ended));
-        let mut consumer = Consumer::new(&kafka, ["orders"])
-            .unwrap()
-            .register_handler("orders", async move |_: Message<i64>| {
-                let client = of_handler.get().and_then(std::sync::Weak::upgrade);
-                client.expect("connected").close(PATIENCE).await.ok();
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                count.fetch_add(1, Relaxed);
-                Ok(())
-            })
-            .unwrap();
-        let engine = consumer.work().await.unwrap();
-        client.set(Arc::downgrade(&engine.engine.client)).unwrap();
-        drop(engine);
-        // Looked at whenever the consumer is: one that turns in circles lets nothing else run.
-        let begun = crate::time::now();
-        let late = std::future::poll_fn(|_| match begun.elapsed() > PATIENCE {
-            true => std::task::Poll::Ready(()),
-            false => std::task::Poll::Pending,
-        });
-        let error = match runs {
-            true => consumer.run(late).await.unwrap_err(),
-            false => loop {
-                if let Err(error) = consumer.consume(PATIENCE).await {
-                    break error;
-                }
-            },
-        };
-        assert_eq!((error.kind(), ended.load(Relaxed)), (ErrorKind::Closed, 1), "{error}");
-        // And again at once.
-        if !runs {
-            assert_eq!(consumer.run(pending::<()>()).await.unwrap_err().kind(), ErrorKind::Closed);
-        }
-        assert!(begun.elapsed() < PATIENCE);
-    }
 }
 
 #[tokio::test]
@@ -638,102 +455,4 @@ async fn headers_that_somebody_else_wrote_neither_hold_a_retry_topic_up_nor_over
     let ended = tokio::time::timeout(Duration::from_secs(30), run).await.expect("it waits for ever");
     assert!(matches!(ended.outcome, Outcome::Done), "{ended:?}");
     assert_eq!((attempts.lock().unwrap().len(), book.done()), (1, [0].into()));
-}
-
-#[tokio::test]
-async fn a_batch_of_a_retry_topic_counts_on_beside_a_record_that_cannot_be_read() {
-    type Call = (u32, Vec<i64>);
-    let calls: Arc<Mutex<Vec<Call>>> = Arc::default();
-    let log = Arc::clone(&calls);
-    let policy = ErrorPolicy::Stop.retry_topics([Duration::from_secs(1)]).then_skip();
-    let consumer = consumer()
-        .register_batch_handler("orders", 4, Duration::ZERO, async move |batch: Batch<i64>| {
-            let attempt = batch.iter().next().map_or(0, |message| message.attempt);
-            log.lock().unwrap().push((attempt, batch.values().copied().collect()));
-            Ok(())
-        })
-        .unwrap()
-        .error_policy(policy)
-        .unwrap();
-    let records = ["1", "\"two\"", "3"].into_iter().zip(0..);
-    let records = records.map(|(value, offset)| waiting(offset, "orders", 0, 40 + offset, value)).collect();
-    let book = Arc::new(Book::default());
-    let ended = run_of(&consumer, "orders-retry-1s", &book, records, CancellationToken::new()).await;
-    assert!(matches!(ended.outcome, Outcome::Done), "{ended:?}");
-    assert_eq!(*calls.lock().unwrap(), [(4, vec![1]), (4, vec![3])]);
-    let metrics = consumer.metrics();
-    assert_eq!((book.done(), metrics.skipped, metrics.failed), ([0, 1, 2].into(), 1, 1));
-}
-
-#[tokio::test]
-async fn in_a_retry_topic_a_batch_fails_at_the_message_of_its_own_partition() {
-    let fails = |batch: &Batch<i64>| match batch.iter().find(|message| message.partition == 1) {
-        Some(message) => Err(FailedAt::new(message, "of partition 1").into()),
-        None => Ok(()),
-    };
-    let policy = ErrorPolicy::Stop.retry_topics([Duration::from_secs(1)]).then_skip();
-    let (consumer, batches) = batching(policy, fails);
-    let records = (0..3).map(|offset| waiting(offset, "orders", offset as i32, 40, &offset.to_string()));
-    let book = Arc::new(Book::default());
-    run_of(&consumer, "orders-retry-1s", &book, records.collect(), CancellationToken::new()).await;
-    assert_eq!(
-        *batches.lock().unwrap(),
-        [vec![0, 1, 2], vec![2]],
-        "the first was done, the second is skipped"
-    );
-    assert_eq!(consumer.metrics().skipped, 1);
-}
-
-#[tokio::test]
-async fn a_handler_whose_partition_is_lost_is_dropped_where_it_waits() {
-    use dtkafka_testcontainers::{
-        EmbeddedBroker,
-        broker::{ApiKey, ResponseError},
-    };
-
-    /// Counts those that were dropped.
-    struct Dropped(Arc<AtomicUsize>);
-    impl Drop for Dropped {
-        fn drop(&mut self) {
-            self.0.fetch_add(1, Relaxed);
-        }
-    }
-
-    let broker = EmbeddedBroker::builder().start().await.unwrap();
-    broker.create_topic("t", 1).unwrap();
-    let config = KafkaConfig::new()
-        .set_bootstrap_servers(broker.bootstrap_servers())
-        .set_group_id("g")
-        .set_auto_offset_reset("earliest")
-        .set("heartbeat.interval.ms", 50)
-        .set("session.timeout.ms", 6000);
-    let kafka = KafkaInstance::new(config).unwrap();
-    let producer = kafka.get_producer().await.unwrap();
-    producer.send("t", &1).await.unwrap().await.unwrap();
-    let (begun, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let (begins, drops) = (Arc::clone(&begun), Arc::clone(&dropped));
-    let mut consumer = Consumer::new(&kafka, ["t"])
-        .unwrap()
-        .register_handler("t", async move |_: Message<u32>| {
-            let _here = Dropped(Arc::clone(&drops));
-            begins.fetch_add(1, Relaxed);
-            pending::<HandlerResult>().await
-        })
-        .unwrap();
-    let watch = async {
-        while begun.load(Relaxed) < 1 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        broker.control().fail(ApiKey::Heartbeat, 1, ResponseError::UnknownMemberId);
-        // It comes again once the member has joined again, and not before the first is gone.
-        while begun.load(Relaxed) < 2 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        assert_eq!(dropped.load(Relaxed), 1, "it works on in a partition that may be another member's");
-    };
-    tokio::select! {
-        biased;
-        ended = tokio::time::timeout(Duration::from_secs(30), watch) => ended.expect("the record does not come again"),
-        ended = consumer.run(pending::<()>()) => panic!("{ended:?}"),
-    }
 }

@@ -6,7 +6,11 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::Engine;
-use crate::{error::Result, facade::consumer::is_of_rebalance, telemetry::spans, time};
+use crate::{
+    error::{Error, Result},
+    telemetry::spans,
+    time,
+};
 
 /// A commit that is out.
 pub(super) type Committing = Pin<Box<dyn Future<Output = Result<()>> + Send + Sync>>;
@@ -63,4 +67,10 @@ pub(super) async fn end_of(committing: &mut Option<Committing>) -> Result<()> {
         Some(committing) => committing.await,
         None => std::future::pending().await,
     }
+}
+
+/// Another member has the partitions: the records come again there, and nothing is to be done here.
+pub(in crate::facade::consumer) fn is_of_rebalance(error: &Error) -> bool {
+    // ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID, REBALANCE_IN_PROGRESS, FENCED_MEMBER_EPOCH, STALE_MEMBER_EPOCH
+    error.code().is_some_and(|code| matches!(code.0, 22 | 25 | 27 | 110 | 113))
 }

@@ -1,0 +1,125 @@
+//! Handlers of many records at once.
+
+use super::*;
+use crate::facade::{FailedAt, message::Batch};
+
+/// What a batch handler was given.
+type Batches = Arc<Mutex<Vec<Vec<i64>>>>;
+
+fn batching(
+    policy: ErrorPolicy,
+    fail: impl Fn(&Batch<i64>) -> HandlerResult + Clone + Send + Sync + 'static,
+) -> (Consumer, Batches) {
+    let batches = Batches::default();
+    let log = Arc::clone(&batches);
+    let consumer = consumer()
+        .register_batch_handler("orders", 4, Duration::ZERO, async move |batch: Batch<i64>| {
+            log.lock().unwrap().push(batch.values().copied().collect());
+            fail(&batch)
+        })
+        .unwrap()
+        .error_policy(policy)
+        .unwrap();
+    (consumer, batches)
+}
+
+#[tokio::test]
+async fn batches_have_at_most_the_size_asked_for_and_keep_their_order() {
+    let (consumer, batches) = batching(ErrorPolicy::Stop, |_| Ok(()));
+    let book = Arc::new(Book::default());
+    let ended = run(&consumer, &book, (0..10).map(record).collect()).await;
+    assert_eq!(*batches.lock().unwrap(), [vec![0, 1, 2, 3], vec![4, 5, 6, 7], vec![8, 9]]);
+    assert_eq!((ended.handled, book.done()), (10, (0..10).collect()));
+}
+
+#[tokio::test]
+async fn those_before_the_message_at_which_a_batch_failed_are_done() {
+    let at_two = |batch: &Batch<i64>| match batch.iter().find(|message| message.value == 2) {
+        Some(message) => Err(FailedAt::new(message, "two").into()),
+        None => Ok(()),
+    };
+    let (consumer, batches) = batching(ErrorPolicy::Stop, at_two);
+    let book = Arc::new(Book::default());
+    let ended = run(&consumer, &book, (0..6).map(record).collect()).await;
+    let Outcome::Failed(error) = ended.outcome else { panic!("{ended:?}") };
+    assert_eq!((error.offset(), book.done()), (Some(2), [0, 1].into()), "{error}");
+
+    let (consumer, again) = batching(ErrorPolicy::retry(2, Duration::ZERO).then_skip(), at_two);
+    let book = Arc::new(Book::default());
+    let ended = run(&consumer, &book, (0..6).map(record).collect()).await;
+    assert!(matches!(ended.outcome, Outcome::Done), "{ended:?}");
+    assert_eq!(*again.lock().unwrap(), [vec![0, 1, 2, 3], vec![2, 3], vec![3], vec![4, 5]]);
+    assert_eq!((book.done(), consumer.metrics().skipped), ((0..6).collect(), 1));
+    assert_eq!(batches.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_batch_that_fails_as_a_whole_is_dealt_with_as_a_whole() {
+    let never =
+        |batch: &Batch<i64>| if batch.values().any(|value| *value < 4) { Err("down".into()) } else { Ok(()) };
+    let (consumer, batches) = batching(ErrorPolicy::retry(2, Duration::ZERO).then_skip(), never);
+    let book = Arc::new(Book::default());
+    run(&consumer, &book, (0..6).map(record).collect()).await;
+    assert_eq!(*batches.lock().unwrap(), [vec![0, 1, 2, 3], vec![0, 1, 2, 3], vec![4, 5]]);
+    assert_eq!((book.done(), consumer.metrics().skipped), ((0..6).collect(), 4));
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_leaves_its_batch_alone() {
+    for (policy, done, skipped) in [(ErrorPolicy::Skip, 6, 1), (ErrorPolicy::Stop, 2, 0)] {
+        let (consumer, batches) = batching(policy, |_| Ok(()));
+        let book = Arc::new(Book::default());
+        let mut records: Vec<_> = (0..6).map(record).collect();
+        records[2] = record(2).with_value("{nope");
+        let ended = run(&consumer, &book, records).await;
+        assert_eq!(batches.lock().unwrap()[0], [0, 1], "those before it come first");
+        assert_eq!((book.done().len(), consumer.metrics().skipped), (done, skipped));
+        if let Outcome::Failed(error) = ended.outcome {
+            assert_eq!((error.kind(), error.offset()), (ErrorKind::Json, Some(2)));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_batch_of_a_retry_topic_counts_on_beside_a_record_that_cannot_be_read() {
+    type Call = (u32, Vec<i64>);
+    let calls: Arc<Mutex<Vec<Call>>> = Arc::default();
+    let log = Arc::clone(&calls);
+    let policy = ErrorPolicy::Stop.retry_topics([Duration::from_secs(1)]).then_skip();
+    let consumer = consumer()
+        .register_batch_handler("orders", 4, Duration::ZERO, async move |batch: Batch<i64>| {
+            let attempt = batch.iter().next().map_or(0, |message| message.attempt);
+            log.lock().unwrap().push((attempt, batch.values().copied().collect()));
+            Ok(())
+        })
+        .unwrap()
+        .error_policy(policy)
+        .unwrap();
+    let records = ["1", "\"two\"", "3"].into_iter().zip(0..);
+    let records = records.map(|(value, offset)| waiting(offset, "orders", 0, 40 + offset, value)).collect();
+    let book = Arc::new(Book::default());
+    let ended = run_of(&consumer, "orders-retry-1s", &book, records, CancellationToken::new()).await;
+    assert!(matches!(ended.outcome, Outcome::Done), "{ended:?}");
+    assert_eq!(*calls.lock().unwrap(), [(4, vec![1]), (4, vec![3])]);
+    let metrics = consumer.metrics();
+    assert_eq!((book.done(), metrics.skipped, metrics.failed), ([0, 1, 2].into(), 1, 1));
+}
+
+#[tokio::test]
+async fn in_a_retry_topic_a_batch_fails_at_the_message_of_its_own_partition() {
+    let fails = |batch: &Batch<i64>| match batch.iter().find(|message| message.partition == 1) {
+        Some(message) => Err(FailedAt::new(message, "of partition 1").into()),
+        None => Ok(()),
+    };
+    let policy = ErrorPolicy::Stop.retry_topics([Duration::from_secs(1)]).then_skip();
+    let (consumer, batches) = batching(policy, fails);
+    let records = (0..3).map(|offset| waiting(offset, "orders", offset as i32, 40, &offset.to_string()));
+    let book = Arc::new(Book::default());
+    run_of(&consumer, "orders-retry-1s", &book, records.collect(), CancellationToken::new()).await;
+    assert_eq!(
+        *batches.lock().unwrap(),
+        [vec![0, 1, 2], vec![2]],
+        "the first was done, the second is skipped"
+    );
+    assert_eq!(consumer.metrics().skipped, 1);
+}

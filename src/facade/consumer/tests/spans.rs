@@ -1,0 +1,63 @@
+//! What is told to `tracing` of a call.
+
+use super::*;
+
+/// What spans were made, and what was noted with them.
+#[derive(Default, Clone)]
+struct Spans(Arc<Mutex<Vec<String>>>);
+
+impl tracing::field::Visit for Spans {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        self.0.lock().unwrap().push(format!("{field}={value:?}"));
+    }
+}
+
+impl tracing::Subscriber for Spans {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.is_span() && metadata.target() == "dtkafka::messaging"
+    }
+
+    fn new_span(&self, span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        span.record(&mut self.clone());
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, values: &tracing::span::Record<'_>) {
+        values.record(&mut self.clone());
+    }
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {}
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_call_of_a_handler_has_a_span_by_the_conventions_without_key_and_value() {
+    let spans = Spans::default();
+    crate::heard::on_every_thread();
+    let _guard = tracing::subscriber::set_default(spans.clone());
+    let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let (consumer, seen) = seeing(ErrorPolicy::retry(2, Duration::from_secs(1)), &[1]);
+    let record = record(7).with_key("secret key").with_header("traceparent", parent);
+    run(&consumer, &Arc::default(), vec![record]).await;
+    assert_eq!(seen.lock().unwrap()[0].1.traceparent(), Some(parent));
+    let told = spans.0.lock().unwrap().clone();
+    for field in [
+        "otel.name=process orders",
+        "otel.kind=\"consumer\"",
+        "messaging.system=\"kafka\"",
+        "messaging.destination.name=\"orders\"",
+        "messaging.destination.partition.id=0",
+        "messaging.kafka.offset=7",
+        "dtkafka.attempt=1",
+        "dtkafka.attempt=2",
+    ] {
+        assert!(told.iter().any(|found| found == field), "{field}\n{told:?}");
+    }
+    assert!(told.contains(&format!("traceparent={parent:?}")), "{told:?}");
+    assert!(!told.concat().contains("secret"), "{told:?}");
+}
