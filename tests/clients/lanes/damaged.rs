@@ -1,0 +1,105 @@
+//! Batches that cannot be read, and what is done with them.
+
+use super::*;
+
+/// Three batches of the only partition of `orders`: 0 to 2, then 3 and 4, which cannot be read, then 5 to 7.
+async fn with_a_damaged_batch() -> (EmbeddedBroker, KafkaInstance) {
+    let (broker, kafka) = broker(&[("orders", 1), ("dead", 1), ("others", 1)]).await;
+    for batch in [0..3, 3..5, 5..8] {
+        produce(&kafka, "orders", 1, 1, batch).await;
+    }
+    broker.control().damage("orders", 0, 3).unwrap();
+    (broker, kafka)
+}
+
+fn logging(kafka: &KafkaInstance, policy: ErrorPolicy) -> (Consumer, Seen) {
+    let seen = Seen::default();
+    let log = Arc::clone(&seen);
+    let consumer = Consumer::new(kafka, ["orders"])
+        .unwrap()
+        .register_handler("orders", async move |m: Message<u32>| {
+            log.lock().unwrap().push(m.value);
+            Ok(())
+        })
+        .unwrap()
+        .error_policy(policy)
+        .unwrap();
+    (consumer, seen)
+}
+
+#[tokio::test]
+async fn a_damaged_batch_is_passed_over_when_its_letter_is_acknowledged_and_not_before() {
+    let (broker, kafka) = with_a_damaged_batch().await;
+    let (consumer, seen) = logging(&kafka, ErrorPolicy::dead_letter("dead"));
+    let before = broker.control().requests(ApiKey::Produce);
+    broker.control().hold(ApiKey::Produce);
+    let running = run(consumer);
+    until(|| broker.control().requests(ApiKey::Produce) > before).await;
+    until(|| broker.committed("g", "orders", 0) == Some(3)).await;
+    assert_eq!(*seen.lock().unwrap(), [0, 1, 2]);
+    // The user's pause is not undone by going on behind the batch.
+    let orders = dtkafka::TopicPartition::new("orders", 0);
+    running.handle.pause([orders.clone()]).unwrap();
+    broker.control().release(ApiKey::Produce);
+    until(|| running.handle.metrics().dead_lettered == 1).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(*seen.lock().unwrap(), [0, 1, 2], "it is paused");
+    running.handle.resume([orders]).unwrap();
+    until(|| seen.lock().unwrap().len() == 6).await;
+    running.stop().await.1.unwrap();
+    assert_eq!(*seen.lock().unwrap(), [0, 1, 2, 5, 6, 7]);
+    assert_eq!(broker.committed("g", "orders", 0), Some(8));
+    assert_eq!(broker.records("dead", 0).unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_shutdown_is_heard_while_the_letter_of_a_damaged_batch_is_on_its_way() {
+    let (broker, kafka) = with_a_damaged_batch().await;
+    let (consumer, seen) = logging(&kafka, ErrorPolicy::dead_letter("dead"));
+    let before = broker.control().requests(ApiKey::Produce);
+    broker.control().hold(ApiKey::Produce);
+    let running = run(consumer);
+    until(|| broker.control().requests(ApiKey::Produce) > before).await;
+    let begun = Instant::now();
+    running.stop().await.1.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!((broker.committed("g", "orders", 0), seen.lock().unwrap().len()), (Some(3), 3));
+}
+
+#[tokio::test]
+async fn what_stands_before_a_damaged_batch_and_comes_again_is_handled_before_the_batch_is_passed_over() {
+    let (broker, kafka) = with_a_damaged_batch().await;
+    produce(&kafka, "others", 1, 1, 0..1).await;
+    // The letters of another topic fail for a while, and with them all that is at work.
+    let fault = dtkafka_testcontainers::broker::ResponseError::NotEnoughReplicas;
+    broker.control().fail_topic(ApiKey::Produce, "dead", usize::MAX, fault);
+    let seen = Seen::default();
+    let (log, calls) = (Arc::clone(&seen), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&calls);
+    let config = kafka.config().clone().set("delivery.timeout.ms", 500).set("request.timeout.ms", 400);
+    let kafka = KafkaInstance::new(config).unwrap();
+    let consumer = Consumer::new(&kafka, ["orders", "others"])
+        .unwrap()
+        .drain_timeout(Duration::from_millis(50))
+        .register_handler("orders", async move |m: Message<u32>| {
+            if m.value == 1 && count.fetch_add(1, Relaxed) == 0 {
+                std::future::pending::<()>().await;
+            }
+            log.lock().unwrap().push(m.value);
+            Ok(())
+        })
+        .unwrap()
+        .register_handler("others", async |_: Message<u32>| Err("never".into()))
+        .unwrap()
+        .error_policy_for("orders", ErrorPolicy::Skip)
+        .unwrap()
+        .error_policy_for("others", ErrorPolicy::dead_letter("dead"))
+        .unwrap();
+    let running = run(consumer);
+    until(|| calls.load(Relaxed) > 1).await;
+    broker.control().clear();
+    until(|| broker.committed("g", "orders", 0) == Some(8)).await;
+    running.stop().await.1.unwrap();
+    assert_eq!(*seen.lock().unwrap(), [0, 1, 2, 5, 6, 7]);
+    assert_eq!(broker.committed("g", "others", 0), Some(1));
+}

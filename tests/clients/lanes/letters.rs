@@ -1,0 +1,205 @@
+//! Dead letters: written, acknowledged, refused, sent back.
+
+use dtkafka::Replay;
+
+use super::*;
+
+#[tokio::test]
+async fn a_dead_letter_is_acknowledged_before_its_record_is_committed() {
+    let (broker, kafka) = broker(&[("orders", 1), ("dead", 1)]).await;
+    produce(&kafka, "orders", 1, 1, 0..3).await;
+    let mut consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_handler(
+            "orders",
+            async |m: Message<u32>| {
+                if m.value == 1 { Err("never".into()) } else { Ok(()) }
+            },
+        )
+        .unwrap()
+        .error_policy(ErrorPolicy::dead_letter("dead"))
+        .unwrap();
+    let control = broker.control();
+    control.hold(ApiKey::Produce);
+    let consuming = tokio::spawn(async move {
+        let handled = consumer.consume(PATIENCE).await;
+        (consumer, handled)
+    });
+    let before = control.requests(ApiKey::Produce);
+    until(|| control.requests(ApiKey::Produce) > before || consuming.is_finished()).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!consuming.is_finished(), "the letter is not acknowledged yet");
+    assert!(broker.committed("g", "orders", 0).is_none_or(|offset| offset <= 1));
+    control.release(ApiKey::Produce);
+    let (mut consumer, handled) = consuming.await.unwrap();
+    assert_eq!((handled.unwrap(), broker.committed("g", "orders", 0)), (3, Some(3)));
+    assert_eq!(broker.records("dead", 0).unwrap().len(), 1);
+    assert_eq!(consumer.metrics().dead_lettered, 1);
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_run_that_is_told_to_stop_while_a_letter_is_on_its_way_stops() {
+    let (broker, kafka) = broker(&[("orders", 1), ("dead", 1)]).await;
+    produce(&kafka, "orders", 1, 1, 0..3).await;
+    let consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_handler("orders", async |_: Message<u32>| Err("never".into()))
+        .unwrap()
+        .error_policy(ErrorPolicy::dead_letter("dead"))
+        .unwrap();
+    let control = broker.control();
+    control.hold(ApiKey::Produce);
+    let before = control.requests(ApiKey::Produce);
+    let running = run(consumer);
+    until(|| control.requests(ApiKey::Produce) > before).await;
+    let begun = Instant::now();
+    let (_consumer, outcome) = running.stop().await;
+    outcome.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(broker.committed("g", "orders", 0).is_none_or(|offset| offset == 0), "it comes again");
+    control.release(ApiKey::Produce);
+}
+
+#[tokio::test]
+async fn dead_letters_are_sent_back_by_a_filter_and_by_a_group_once() {
+    let (broker, kafka) = broker(&[("orders", 1), ("dead", 2)]).await;
+    let producer = kafka.get_producer().await.unwrap();
+    for number in 0..6_u32 {
+        let value = number.to_string();
+        let header = [dtkafka::Header::new("trace", format!("t{number}"))];
+        let record = ProducerRecord::new("orders").key("k").value(&value).headers(&header);
+        producer.send_record(record).await.unwrap().await.unwrap();
+    }
+    producer.close().await.unwrap();
+    let is_mended = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (seen, mended) = (Seen::default(), Arc::clone(&is_mended));
+    let log = Arc::clone(&seen);
+    let mut consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_handler("orders", async move |m: Message<u32>| {
+            if m.value % 2 == 1 && !mended.load(Relaxed) {
+                return Err(format!("odd {}", m.value).into());
+            }
+            assert_eq!(m.header_str("trace"), Some(format!("t{}", m.value).as_str()));
+            assert!(!m.headers.iter().any(|header| header.key.starts_with("dtkafka")));
+            log.lock().unwrap().push(m.value);
+            Ok(())
+        })
+        .unwrap()
+        .error_policy(ErrorPolicy::Stop.then_dead_letter_by(|_, _| "dead".to_owned()))
+        .unwrap();
+    let mut handled = 0;
+    while handled < 6 {
+        handled += consumer.consume(PATIENCE).await.unwrap();
+    }
+    is_mended.store(true, Relaxed);
+    let replay = Replay::from_dead_letters(&kafka, "dead");
+    let some = replay.clone().filter(|letter| letter.error.contains("odd 3")).run().await.unwrap();
+    assert_eq!((some.read, some.sent, some.left), (3, 1, 2));
+    let all = replay.clone().group("replay").run().await.unwrap();
+    assert_eq!((all.read, all.sent), (3, 3));
+    let none = replay.group("replay").run().await.unwrap();
+    assert_eq!((none.read, none.sent), (0, 0), "the group has seen them");
+    while handled < 10 {
+        handled += consumer.consume(PATIENCE).await.unwrap();
+    }
+    let mut seen = seen.lock().unwrap().clone();
+    seen.sort_unstable();
+    assert_eq!(seen, [0, 1, 2, 3, 3, 4, 5]);
+    assert_eq!(broker.committed("g", "orders", 0), Some(10));
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_letter_that_is_too_large_for_its_topic_ends_the_consumer_and_says_what_to_do() {
+    let (broker, kafka) = broker(&[("orders", 1)]).await;
+    let dead = dtkafka::NewTopic::new("dead").partitions(1).replication_factor(1);
+    kafka.admin().await.unwrap().create_topic(dead.config("max.message.bytes", "500")).await.unwrap();
+    let producer = kafka.get_producer().await.unwrap();
+    let value = "x".repeat(400);
+    producer.send("orders", &value).await.unwrap().await.unwrap();
+    let mut consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_handler("orders", async |_: Message<String>| Err("e".repeat(100_000).into()))
+        .unwrap()
+        .error_policy(ErrorPolicy::dead_letter("dead"))
+        .unwrap();
+    let error = consumer.run(std::future::pending::<()>()).await.unwrap_err();
+    assert!(error.to_string().contains("dead"), "{error}");
+    assert!(error.hint().unwrap().contains("max.message.bytes"), "{:?}", error.hint());
+    assert_eq!(broker.committed("g", "orders", 0).unwrap_or(0), 0);
+}
+
+#[tokio::test]
+async fn letters_are_acknowledged_by_all_replicas_whatever_the_producers_of_the_user_ask_for() {
+    let (broker, kafka) = broker(&[("orders", 1), ("dead", 1)]).await;
+    produce(&kafka, "orders", 1, 1, 0..1).await;
+    let config = kafka.config().clone().set("acks", 0).set("enable.idempotence", false);
+    let kafka =
+        KafkaInstance::new(config.set("delivery.timeout.ms", 800).set("request.timeout.ms", 700)).unwrap();
+    let fault = dtkafka_testcontainers::broker::ResponseError::NotEnoughReplicas;
+    broker.control().fail_topic(ApiKey::Produce, "dead", usize::MAX, fault);
+    let mut consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_handler("orders", async |_: Message<u32>| Err("never".into()))
+        .unwrap()
+        .error_policy(ErrorPolicy::dead_letter("dead"))
+        .unwrap();
+    consumer.consume(PATIENCE).await.unwrap_err();
+    assert_eq!(broker.committed("g", "orders", 0).unwrap_or(0), 0, "no letter was written");
+    broker.control().clear();
+    assert_eq!(consumer.consume(PATIENCE).await.unwrap(), 1);
+    assert_eq!(broker.committed("g", "orders", 0), Some(1));
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dead_letter_topic_that_is_missing_is_waited_for_and_one_that_is_refused_ends_the_consumer() {
+    let broker = EmbeddedBroker::builder().auto_create_topics(false).start().await.unwrap();
+    broker.create_topic("orders", 1).unwrap();
+    let config = KafkaConfig::new()
+        .set_bootstrap_servers(broker.bootstrap_servers())
+        .set_group_id("g")
+        .set_auto_offset_reset("earliest")
+        .set("max.block.ms", 300)
+        .set("retry.backoff.ms", 10);
+    let kafka = KafkaInstance::new(config).unwrap();
+    produce(&kafka, "orders", 1, 1, 0..4).await;
+    let calls = Arc::new(AtomicUsize::new(0));
+    let consumer = || {
+        let calls = Arc::clone(&calls);
+        Consumer::new(&kafka, ["orders"])
+            .unwrap()
+            .register_handler("orders", async move |m: Message<u32>| match m.value {
+                2 => {
+                    calls.fetch_add(1, Relaxed);
+                    Err("never this one".into())
+                }
+                _ => Ok(()),
+            })
+            .unwrap()
+            .error_policy(ErrorPolicy::dead_letter("dead"))
+            .unwrap()
+    };
+    // A topic may be made any time: it is waited for, and said what is missing.
+    let running = run(consumer());
+    until(|| calls.load(Relaxed) > 2).await;
+    assert_eq!(broker.committed("g", "orders", 0), Some(2));
+    if let Err(error) = running.stop().await.1 {
+        assert!(error.topic() == Some("dead") && error.hint().is_some(), "{error}");
+    }
+    assert_eq!(broker.committed("g", "orders", 0), Some(2));
+    broker.create_topic("dead", 1).unwrap();
+    let refusal = dtkafka_testcontainers::broker::ResponseError::TopicAuthorizationFailed;
+    broker.control().fail_topic(ApiKey::Produce, "dead", 1, refusal);
+    let outcome = tokio::time::timeout(PATIENCE, consumer().run(std::future::pending::<()>())).await;
+    let error = outcome.expect("it goes on").unwrap_err();
+    assert!(error.topic() == Some("dead") && error.hint().is_some(), "{error}");
+    assert_eq!(broker.committed("g", "orders", 0), Some(2));
+    // Allowed in the end, it goes on where it stood.
+    let running = run(consumer());
+    until(|| broker.committed("g", "orders", 0) == Some(4)).await;
+    running.stop().await.1.unwrap();
+    assert_eq!(broker.records("dead", 0).unwrap().len(), 1);
+}
