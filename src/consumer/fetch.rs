@@ -477,5 +477,4 @@ impl Fetcher {
 }
 
 #[cfg(test)]
-#[path = "fetch_tests.rs"]
 mod tests;

@@ -1,0 +1,225 @@
+//! Batches that cannot be read, and answers that bring nothing.
+
+use super::*;
+
+#[test]
+fn a_damaged_batch_ends_a_poll_after_what_came_before_it_and_others_go_on() {
+    let mut bench = Bench::new(&[1, 1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    let mut damaged = batch(10, 10);
+    let last = damaged.len() - 1;
+    damaged[last] ^= 1;
+    bench.answer(&fetch, vec![data(0, [batch(0, 10), damaged].concat()), data(1, batch(0, 10))]);
+    assert_eq!(bench.poll(100), [0i64; 0]); // the damage is found, and partition 0 goes behind
+    let mut offsets = bench.poll(100);
+    offsets.sort_unstable();
+    assert_eq!(offsets, (0..10).flat_map(|offset| [offset, offset]).collect::<Vec<_>>());
+    assert_eq!(bench.covered(0), Some(10), "never past the damage");
+}
+
+#[test]
+fn an_answer_with_only_the_start_of_a_batch_is_an_error_with_a_back_off() {
+    let whole = batch(0, 100);
+    for cut in [1, 11, 16, 61, whole.len() - 1] {
+        let mut bench = Bench::new(&[1], 1 << 20);
+        let action = bench.plan().unwrap();
+        let effects = bench.answer(&action, vec![data(0, whole[..cut].to_vec())]);
+        let [error] = &effects.errors[..] else { panic!("{cut}: {:?}", effects.errors) };
+        assert_eq!((error.topic(), error.partition(), error.offset()), (Some("t"), Some(0), Some(0)));
+        let text = error.to_string();
+        assert!(text.contains(&format!("{cut} bytes, only the start")), "{text}");
+        assert_eq!(text.contains(&format!("claims {} bytes", whole.len())), cut >= 12, "{text}");
+        assert!(text.contains("max.partition.fetch.bytes") && text.contains("seek past"), "{text}");
+        assert!(bench.plan().is_none(), "nothing is asked in vain meanwhile");
+        bench.now += Duration::from_secs(1);
+        assert!(bench.plan().is_some(), "it is asked again");
+    }
+    // Behind a whole batch it is usual.
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let action = bench.plan().unwrap();
+    let effects = bench.answer(&action, vec![data(0, [&whole[..], &whole[..70]].concat())]);
+    assert!(effects.errors.is_empty() && effects.buffered);
+}
+
+#[test]
+fn a_checksum_is_checked_when_it_is_asked_for_and_not_otherwise() {
+    for checked in [true, false] {
+        let mut bench = Bench::new(&[1], 1 << 20);
+        let fetch = bench.plan().unwrap();
+        let mut damaged = batch(0, 10);
+        damaged[17] ^= 1;
+        bench.answer(&fetch, vec![data(0, damaged)]);
+        let Next::Decode(job) = bench.partitions.next_chunk(5, Turn::Poll, 1) else { panic!() };
+        let (_, result) = job.split().1.run(checked, &bench.decompressor, 1 << 20);
+        assert_eq!(result.is_err(), checked);
+    }
+}
+
+#[test]
+fn an_answer_without_progress_is_an_error_with_place_and_is_not_asked_for_again_at_once() {
+    let cut = |from: usize, to: usize| batch(0, 10)[from..to].to_vec();
+    let mut announced = batch(0, 10);
+    announced[8..12].copy_from_slice(&1_000_000i32.to_be_bytes());
+    for records in [cut(0, 1), cut(0, 11), cut(0, 40), cut(0, batch(0, 10).len() - 1), announced] {
+        let mut bench = Bench::new(&[1], 1 << 20);
+        let fetch = bench.plan().unwrap();
+        let effects = bench.answer(&fetch, vec![data(0, records)]);
+        let error = effects.errors.first().expect("nobody is told");
+        assert_eq!((error.topic(), error.partition(), error.offset()), (Some("t"), Some(0), Some(0)));
+        assert!(bench.plan().is_none());
+        let again = bench.fetcher.poll_timeout(bench.now, &bench.partitions).unwrap();
+        assert!(again - bench.now >= Duration::from_secs(1));
+        // A seek passes it at once.
+        bench.partitions.restart(&key(0), Phase::Fetching(Position::at(10)));
+        assert_eq!(Bench::sent(&bench.plan().unwrap()), [(0, 10)]);
+    }
+    // A batch that lies before what was asked for moves nothing either.
+    let mut bench = Bench::new(&[1], 1 << 20);
+    bench.partitions.restart(&key(0), Phase::Fetching(Position::at(10)));
+    let fetch = bench.plan().unwrap();
+    assert_eq!(bench.answer(&fetch, vec![data(0, batch(0, 10))]).errors.len(), 1);
+}
+
+#[test]
+fn what_the_broker_cannot_explain_is_asked_again_and_is_no_error_of_the_user() {
+    let unknown = crate::error::code::UNKNOWN_SERVER_ERROR;
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    let effects = bench.answer(&fetch, vec![refused(0, unknown)]);
+    assert!(effects.errors.is_empty() && effects.refresh_metadata);
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    let whole = wire::FetchResponse { error_code: unknown, ..Default::default() };
+    let effects = bench.answered(&fetch, Ok(whole));
+    assert!(effects.errors.is_empty());
+    assert!(bench.plan().is_none(), "not at once");
+}
+
+/// The error that a poll ends with, when the damaged batch is put back.
+fn damage(bench: &mut Bench) -> Error {
+    let Next::Decode(job) = bench.partitions.next_chunk(500, Turn::Poll, 1) else {
+        panic!("nothing to decode")
+    };
+    let (key, decoding) = job.split();
+    let (decoded, result) = decoding.run(true, &bench.decompressor, 1 << 20);
+    bench.partitions.check_in(key, decoded, true);
+    result.unwrap_err()
+}
+
+#[test]
+fn what_stands_before_a_batch_with_a_wrong_count_is_handed_out_first_and_is_never_taken_for_it() {
+    for count in [i32::MAX, 1_000, -1] {
+        let mut bench = Bench::new(&[1], 1 << 20);
+        let fetch = bench.plan().unwrap();
+        let mut wrong = batch(10, 10);
+        wrong[57..61].copy_from_slice(&count.to_be_bytes());
+        let effects =
+            bench.answer(&fetch, vec![data(0, [batch(0, 10), wrong.clone(), batch(20, 10)].concat())]);
+        assert!(effects.errors.is_empty(), "{:?}", effects.errors);
+        let error = damage(&mut bench);
+        assert_eq!((error.offset(), error.last_offset()), (Some(10), Some(19)));
+        let found = |bench: &Bench| bench.partitions.get(&key(0)).unwrap().damaged(&error).unwrap();
+        assert_eq!(found(&bench), None, "the good one stands in front");
+        // As it came, too.
+        bench.partitions.restart(&key(0), Phase::Fetching(Position::at(0)));
+        let fetch = bench.plan().unwrap();
+        bench.answer(&fetch, vec![data(0, [batch(0, 10), wrong.clone()].concat())]);
+        assert_eq!(found(&bench), None);
+        bench.partitions.restart(&key(0), Phase::Fetching(Position::at(0)));
+        let fetch = bench.plan().unwrap();
+        bench.answer(&fetch, vec![data(0, [batch(0, 10), wrong.clone(), batch(20, 10)].concat())]);
+        damage(&mut bench);
+        assert_eq!(bench.poll(10), (0..10).collect::<Vec<_>>());
+        assert_eq!(found(&bench).unwrap(), wrong);
+    }
+}
+
+#[test]
+fn what_cannot_be_told_apart_into_batches_is_an_error_when_all_before_it_is_handed_out() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    let mut unknown = batch(10, 10);
+    unknown[16] = 9; // the magic
+    let effects = bench.answer(&fetch, vec![data(0, [batch(0, 10), unknown.clone()].concat())]);
+    assert!(effects.errors.is_empty() && effects.buffered);
+    assert!(bench.plan().is_none(), "nothing is asked in vain meanwhile");
+    bench.now += Duration::from_millis(100);
+    let fetch = bench.plan().unwrap();
+    assert_eq!(Bench::sent(&fetch), [(0, 10)]);
+    assert!(
+        bench.answer(&fetch, vec![data(0, unknown.clone())]).errors.is_empty(),
+        "there is still something"
+    );
+    assert_eq!(bench.poll(100), (0..10).collect::<Vec<_>>());
+    bench.now += Duration::from_millis(100);
+    let fetch = bench.plan().unwrap();
+    let effects = bench.answer(&fetch, vec![data(0, unknown)]);
+    assert_eq!(effects.errors[0].offset(), Some(10));
+}
+
+#[test]
+fn a_damaged_header_has_no_batch_passed_over_in_silence() {
+    let aborted = wire::fetch_response::AbortedTransaction { producer_id: 5, first_offset: 0 };
+    let control: &dyn Fn(&mut Vec<u8>) = &|batch| batch[22] ^= 0x20;
+    let producer: &dyn Fn(&mut Vec<u8>) = &|batch| {
+        batch[22] |= 0x10;
+        batch[50] = 5;
+        batch[43..50].fill(0);
+    };
+    for (flip, read_committed, checked) in
+        [(control, true, true), (control, false, true), (producer, true, true), (control, true, false)]
+    {
+        let mut bench = Bench::new(&[1], 1 << 20);
+        bench.fetcher.settings.read_committed = read_committed;
+        bench.fetcher.settings.check_crcs = checked;
+        let fetch = bench.plan().unwrap();
+        let mut flipped = batch(10, 10);
+        flip(&mut flipped);
+        let mut answer = data(0, [batch(0, 10), flipped, batch(20, 10)].concat());
+        answer.aborted_transactions = Some(vec![aborted.clone()]);
+        answer.last_stable_offset = 1_000;
+        bench.answer(&fetch, vec![answer]);
+        if !checked {
+            // Who does not ask for it believes the header.
+            assert_eq!(bench.poll(100), (0..10).chain(20..30).collect::<Vec<_>>());
+            continue;
+        }
+        let error = damage(&mut bench);
+        assert_eq!((error.offset(), error.last_offset()), (Some(10), Some(19)));
+        assert!(error.to_string().contains("CRC"), "{error}");
+        assert_eq!(bench.poll(10), (0..10).collect::<Vec<_>>());
+        assert_eq!(bench.covered(0), Some(10), "never past the damage");
+    }
+}
+
+#[test]
+fn a_damaged_batch_is_passed_over_as_far_as_the_next_one_or_not_at_all_where_its_end_cannot_be() {
+    let damaged = |delta: i32| {
+        let mut damaged = batch(0, 10);
+        damaged[23..27].copy_from_slice(&delta.to_be_bytes());
+        damaged
+    };
+    let found = |delta: i32, next: Vec<u8>, at: i64| {
+        let mut bench = Bench::new(&[1], 1 << 20);
+        bench.partitions.restart(&key(0), Phase::Fetching(Position::at(at)));
+        let fetch = bench.plan().unwrap();
+        let effects = bench.answer(&fetch, vec![data(0, [damaged(delta), next].concat())]);
+        assert!(effects.errors.is_empty(), "{:?}", effects.errors);
+        let error = damage(&mut bench);
+        let fetched = bench.partitions.get(&key(0)).unwrap().position().unwrap().fetch;
+        let found = bench.partitions.get(&key(0)).unwrap().damaged(&error);
+        (
+            error.last_offset().unwrap(),
+            fetched,
+            found.map(|bytes| bytes.is_some()).map_err(|error| error.hint().is_some()),
+        )
+    };
+    // Too far, and too short: the next one tells. 1,000 is the end of the log.
+    for delta in [500, 5_000, 3] {
+        assert_eq!(found(delta, batch(10, 10), 0), (9, 20, Ok(true)), "{delta}");
+    }
+    // In its middle, too.
+    assert_eq!(found(3, batch(10, 10), 5), (9, 20, Ok(true)));
+    assert_eq!(found(999, Vec::new(), 0), (999, 1_000, Ok(true)));
+    assert_eq!(found(1_000, Vec::new(), 0), (1_000, 1_001, Err(true)), "behind the end of the log");
+}

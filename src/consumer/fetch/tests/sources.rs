@@ -1,0 +1,148 @@
+//! Where a partition is read from: topics that were made again, ids (KIP-516), replicas nearby (KIP-392), leaders
+//! that are named (KIP-951).
+
+use super::*;
+
+#[test]
+fn a_topic_made_again_is_read_by_the_reset_policy_and_nothing_of_the_old_one_is_committed() {
+    let ids = |bench: &mut Bench, id: u8| bench.partitions.set_topic_ids(|_| [id; 16]);
+    let mut bench = Bench::read_up_to_20(20);
+    assert!(ids(&mut bench, 1).is_empty(), "an id that is heard of first is no news");
+    assert!(ids(&mut bench, 0).is_empty(), "nor is a broker that tells none");
+    assert_eq!(bench.covered(0), Some(20));
+    let again = ids(&mut bench, 2);
+    assert_eq!(again, [key(0)]);
+    for (policy, fails) in [(AutoOffsetReset::Earliest, false), (AutoOffsetReset::None, true)] {
+        assert_eq!(Bench::lookups(policy).handle_made_again(&again, &mut bench.partitions), fails);
+        assert_eq!(bench.covered(0), None);
+        assert_eq!(bench.partitions.buffered(), 0);
+    }
+    let error = bench.partitions.failure().unwrap();
+    assert!(error.to_string().contains("made again"), "{error}");
+}
+
+#[test]
+fn topics_are_asked_for_by_id_and_answers_are_told_apart_by_it() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    bench.partitions.set_topic_ids(|_| [7; 16]);
+    let fetch = bench.plan().unwrap();
+    assert!(fetch.request.by_id);
+    let answer = |id: u8| wire::FetchResponse {
+        session_id: 9,
+        responses: vec![wire::fetch_response::FetchableTopicResponse {
+            topic_id: wire::Uuid([id; 16]),
+            partitions: vec![data(0, batch(0, 10))],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    bench.answered(&fetch, Ok(answer(6)));
+    assert_eq!(bench.position().fetch, 0, "that is another topic");
+    bench.now += Duration::from_millis(200);
+    let fetch = bench.plan().unwrap();
+    bench.answered(&fetch, Ok(answer(7)));
+    assert_eq!(bench.position().fetch, 10);
+}
+
+#[test]
+fn the_nearest_replica_is_read_until_it_refuses_and_at_most_for_its_time() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let send_to_2 = |bench: &mut Bench| {
+        let fetch = bench.plan().unwrap();
+        assert_eq!(fetch.broker, 1);
+        let mut nearer = data(0, Vec::new());
+        nearer.preferred_read_replica = 2;
+        bench.answer(&fetch, vec![nearer]);
+        // The session with it may have the partition on its list still.
+        bench.plan().filter(|fetch| fetch.broker == 2).unwrap()
+    };
+    // One that lags has not got that far: its leader has.
+    let fetch = send_to_2(&mut bench);
+    let effects = bench.answer(&fetch, vec![refused(0, code::OFFSET_OUT_OF_RANGE)]);
+    assert!(effects.out_of_range.is_empty(), "only the leader's word is taken for that");
+    bench.now += Duration::from_millis(100);
+    // One that cannot be reached.
+    let fetch = send_to_2(&mut bench);
+    bench.answered(&fetch, Err(Error::new(crate::ErrorKind::Disconnected, "gone")));
+    bench.now += Duration::from_secs(2);
+    // Its time is over.
+    let fetch = send_to_2(&mut bench);
+    bench.answer(&fetch, vec![data(0, Vec::new())]);
+    bench.now += Duration::from_secs(300);
+    bench.partitions.check_replicas(bench.now, |_| true);
+    // It is not among the brokers any more.
+    let fetch = send_to_2(&mut bench);
+    bench.partitions.check_replicas(bench.now, |broker| broker != 2);
+    bench.answer(&fetch, Vec::new());
+    // The leader moves.
+    send_to_2(&mut bench);
+    bench.lead(1, 1);
+    assert_eq!(bench.plan().map(|fetch| fetch.broker), Some(1));
+}
+
+#[test]
+fn a_leader_that_has_named_a_replica_that_failed_is_not_asked_for_one_for_long() {
+    let (second, five_minutes) = (Duration::from_secs(1), Duration::from_secs(300));
+    type Fail = fn(&mut Bench, &FetchAction);
+    let fails: [(Fail, Duration); 4] = [
+        (
+            |bench, fetch| {
+                bench.answer(fetch, vec![refused(0, code::OFFSET_OUT_OF_RANGE)]);
+            },
+            second,
+        ),
+        (
+            |bench, fetch| {
+                bench.answer(fetch, vec![refused(0, code::NOT_LEADER_OR_FOLLOWER)]);
+            },
+            five_minutes,
+        ),
+        (
+            |bench, fetch| {
+                let gone = Error::new(crate::ErrorKind::Disconnected, "gone");
+                bench.answered(fetch, Err(gone));
+            },
+            five_minutes,
+        ),
+        (
+            |bench, fetch| {
+                let denied = wire::FetchResponse { error_code: 31, ..Default::default() };
+                bench.answered(fetch, Ok(denied));
+            },
+            five_minutes,
+        ),
+    ];
+    for (fail, pause) in fails {
+        let mut bench = Bench::new(&[1], 1 << 20);
+        let fetch = bench.plan().unwrap();
+        assert!(fetch.broker == 1 && fetch.names_rack);
+        let mut nearer = data(0, Vec::new());
+        nearer.preferred_read_replica = 2;
+        bench.answer(&fetch, vec![nearer]);
+        let fetch = bench.plan().filter(|fetch| fetch.broker == 2).unwrap();
+        let failed = bench.now;
+        fail(&mut bench, &fetch);
+        bench.now += Duration::from_millis(100);
+        let fetch = bench.plan().unwrap();
+        assert!(fetch.broker == 1 && !fetch.names_rack, "the leader serves it itself");
+        bench.answer(&fetch, vec![data(0, batch(0, 10))]);
+        bench.now = failed + pause - Duration::from_millis(1);
+        let fetch = bench.plan().unwrap();
+        assert!(fetch.broker == 1 && !fetch.names_rack);
+        bench.answer(&fetch, vec![]);
+        bench.now = failed + pause;
+        assert!(bench.plan().is_some_and(|fetch| fetch.broker == 1 && fetch.names_rack));
+    }
+}
+
+#[test]
+fn a_refusal_that_names_the_leader_is_handed_on() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    let mut moved = refused(0, code::NOT_LEADER_OR_FOLLOWER);
+    moved.current_leader.leader_id = 2;
+    moved.current_leader.leader_epoch = 1;
+    let effects = bench.answer(&fetch, vec![moved]);
+    assert_eq!(effects.hints, [LeaderHint { partition: key(0), topic_id: [0; 16], leader: 2, epoch: 1 }]);
+    assert!(effects.refresh_metadata);
+}

@@ -1,0 +1,88 @@
+//! Cooperative rebalancing (KIP-429).
+
+use super::*;
+
+/// A follower with these partitions of t in generation 5.
+fn cooperative(partitions: &[i32]) -> Bench {
+    let mut bench = Bench::with(|settings| settings.cooperative = true);
+    bench.subscribe(&["t"]);
+    bench.poll();
+    rejoined(&mut bench, 5, partitions);
+    let Some(Action::Assign { added }) = bench.member.poll_action() else { panic!("no assignment") };
+    assert_eq!(added, keys(partitions));
+    bench
+}
+
+fn keys(partitions: &[i32]) -> Vec<TopicPartition> {
+    partitions.iter().map(|partition| TopicPartition::new("t", *partition)).collect()
+}
+
+/// The join that is out is answered, and the sync after it. What the join claimed.
+fn rejoined(bench: &mut Bench, generation: i32, partitions: &[i32]) -> (Vec<TopicPartition>, i32) {
+    let (token, Request::Join { claim, generation: before, .. }) = bench.sent() else { panic!("no join") };
+    bench.answer(
+        token,
+        Answer::Join {
+            error: 0,
+            generation,
+            member_id: "me".into(),
+            leader: "other".into(),
+            protocol: "cooperative-sticky".into(),
+            members: Vec::new(),
+            skip_assignment: false,
+        },
+    );
+    let (token, Request::Sync { .. }) = bench.sent() else { panic!("no sync") };
+    bench.answer(token, Answer::Sync { error: 0, assignment: encode_assignment(&keys(partitions)) });
+    (claim, before)
+}
+
+#[test]
+fn a_cooperative_member_keeps_what_stays_and_gives_up_what_goes_in_a_rebalance_of_its_own() {
+    let mut bench = cooperative(&[0, 1, 2]);
+    let beat = bench.heartbeat();
+    bench.answer(beat, Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS });
+    assert_eq!(bench.member.identity().unwrap().generation, 5, "it goes on committing");
+    assert_eq!(rejoined(&mut bench, 6, &[1, 3]), (keys(&[0, 1, 2]), 5));
+    assert!(matches!(bench.member.poll_action(), Some(Action::Assign { added }) if added == keys(&[3])));
+    let Some(Action::Revoke { token, partitions }) = bench.member.poll_action() else {
+        panic!("no revocation")
+    };
+    assert_eq!(partitions, keys(&[0, 2]));
+    assert_eq!(bench.member.identity().unwrap().generation, 6);
+    bench.member.handle_revoked(bench.now, token);
+    assert_eq!(rejoined(&mut bench, 7, &[1, 3]), (keys(&[1, 3]), 6));
+    assert!(matches!(bench.member.poll_action(), Some(Action::Assign { added }) if added.is_empty()));
+    bench.nothing();
+}
+
+#[test]
+fn a_cooperative_member_that_is_not_known_any_more_loses_what_it_kept() {
+    let mut bench = cooperative(&[0, 1]);
+    let beat = bench.heartbeat();
+    bench.answer(beat, Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS });
+    let (token, _) = bench.joins();
+    bench.answer(token, join_error(code::UNKNOWN_MEMBER_ID, ""));
+    let lost = bench.member.poll_action();
+    assert!(matches!(lost, Some(Action::Lost { partitions }) if partitions == keys(&[0, 1])));
+    assert!(bench.member.identity().is_none());
+    bench.pass_to_timeout();
+    let (_, Request::Join { claim, generation, member_id, .. }) = bench.sent() else { panic!("no join") };
+    assert_eq!((claim, generation, member_id.as_str()), (Vec::new(), -1, ""));
+}
+
+#[test]
+fn a_cooperative_member_gives_up_only_the_topics_it_does_not_want_any_more() {
+    let mut bench = cooperative(&[0, 1]);
+    bench.subscribe(&["t", "u"]);
+    bench.joins();
+    let mut bench = cooperative(&[0, 1]);
+    bench.subscribe(&["u"]);
+    let Some(Action::Revoke { token, partitions }) = bench.member.poll_action() else {
+        panic!("no revocation")
+    };
+    assert_eq!(partitions, keys(&[0, 1]));
+    bench.member.handle_revoked(bench.now, token);
+    let (_, Request::Join { claim, .. }) = bench.sent() else { panic!("no join") };
+    assert!(claim.is_empty());
+}
