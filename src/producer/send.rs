@@ -30,6 +30,17 @@ thread_local! {
     static JSON: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
+/// Bytes that a thread keeps for the next value: room for what `max.request.size` lets through unless it is raised, and not for
+/// the one value that was larger than all others.
+const KEPT: usize = 2 << 20;
+
+#[inline]
+fn keep(buffer: Vec<u8>) {
+    if buffer.capacity() <= KEPT {
+        JSON.set(buffer);
+    }
+}
+
 /// A record being put together by [`KafkaProducer::send`]; `.await` it to send.
 #[must_use = "nothing is sent until it is awaited"]
 #[derive(Debug)]
@@ -99,7 +110,7 @@ impl<'a, V: Serialize + ?Sized> SendJson<'a, V> {
             Ok(Attempt::Wait(wait)) => return ControlFlow::Continue(draft.take().wait(buffer, Some(wait))),
             Err(error) => Err(error),
         };
-        JSON.set(buffer);
+        keep(buffer);
         ControlFlow::Break(sent)
     }
 }
@@ -222,5 +233,19 @@ impl<V: Serialize + ?Sized> Future for Sending<'_, V> {
 impl<V: ?Sized> std::fmt::Debug for Sending<'_, V> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sending").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_keeps_no_more_than_its_values_usually_take() {
+        keep(vec![b'x'; KEPT]);
+        let usual = JSON.take();
+        assert_eq!(usual.capacity(), KEPT);
+        keep(vec![b'x'; 50 << 20]);
+        assert_eq!(JSON.take().capacity(), 0, "50 MiB would stay for ever");
     }
 }
