@@ -162,6 +162,14 @@ impl Cluster {
         self.shared.wake.notify_one();
     }
 
+    /// This topic was written to; the snapshot, which may be too old to have it, soon does.
+    pub(crate) fn expect_topic(&self, topic: &Arc<str>) {
+        if !self.metadata().is_usable(topic) {
+            self.shared.refresh().expect(time::now(), topic);
+            self.shared.wake.notify_one();
+        }
+    }
+
     /// These topics are in use: they are followed for another `metadata.max.idle.ms`.
     pub(crate) fn touch_topics<'a>(&self, topics: impl IntoIterator<Item = &'a Arc<str>>) {
         self.shared.refresh().touch(time::now(), topics);

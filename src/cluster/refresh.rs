@@ -106,6 +106,8 @@ struct Interest {
     new: bool,
     create: bool,
     unsettled: bool,
+    /// Somebody has written to it: an answer without it is too old.
+    expected: bool,
 }
 
 #[derive(Debug)]
@@ -148,6 +150,13 @@ impl Refresh {
             interest.awaited = true;
             interest.create |= create == Create::IfAllowed;
         }
+    }
+
+    /// This topic was written to: it is asked about until an answer has it, for `metadata.max.idle.ms` at most.
+    pub(crate) fn expect(&mut self, now: Instant, topic: &Arc<str>) {
+        let interest = self.interest(now, topic);
+        interest.used = now;
+        (interest.awaited, interest.expected) = (true, true);
     }
 
     /// These topics are in use.
@@ -207,6 +216,7 @@ impl Refresh {
             new: true,
             create: false,
             unsettled: false,
+            expected: false,
         })
     }
 
@@ -297,13 +307,16 @@ impl Refresh {
             if ask.create {
                 topic.create = false;
             }
+            let is_looked_for = topic.followed
+                || (topic.expected && now.saturating_duration_since(topic.used) < self.limits.max_idle);
             topic.unsettled = match found(name) {
                 Found::Settled => false,
                 Found::Unsettled => true,
                 // Whoever waits for it asks again; nobody else needs to know.
-                Found::Missing => topic.followed,
+                Found::Missing => is_looked_for,
             };
-            topic.awaited |= topic.unsettled && topic.followed;
+            topic.expected &= topic.unsettled;
+            topic.awaited |= topic.unsettled && is_looked_for;
         }
         if changed || !self.hurried {
             self.backoff.reset();
@@ -508,6 +521,29 @@ mod tests {
             answer(&mut refresh, now, Found::Missing);
         }
         assert_eq!(waits(&refresh, now), MAX_AGE);
+    }
+
+    #[test]
+    fn a_topic_that_was_written_to_is_asked_about_until_it_is_found_or_for_a_time() {
+        for (is_there, asked) in [(true, 4), (false, 60)] {
+            let begun = crate::time::now();
+            let (mut now, mut refresh) = (begun, settled(begun));
+            refresh.expect(now, &"new".into());
+            assert_eq!(waits(&refresh, now), Duration::ZERO);
+            let mut answers = 0;
+            while waits(&refresh, now) < UNHURRIED {
+                now += waits(&refresh, now);
+                answers += 1;
+                answer(
+                    &mut refresh,
+                    now,
+                    if is_there && answers > 3 { Found::Settled } else { Found::Missing },
+                );
+            }
+            assert!((4..=asked + 10).contains(&answers), "{answers}");
+            assert_eq!(is_there, now - begun < MAX_IDLE, "{:?}", now - begun);
+            assert_eq!(waits(&refresh, now), MAX_AGE);
+        }
     }
 
     #[test]

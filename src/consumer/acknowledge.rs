@@ -3,7 +3,7 @@
 //!
 //! Lives tell what belongs together: an acknowledgment of an earlier life is refused, and never counts for a later one.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -62,6 +62,12 @@ impl KafkaConsumer {
     /// These topics are read from their start where nothing was committed, whatever `auto.offset.reset` says.
     pub(crate) fn read_from_start(&self, topics: FromStart) {
         self.shared.lock().set_from_start(topics);
+    }
+
+    /// A record was written to this topic: where it is one that is subscribed to, it is not left to `metadata.max.age.ms` when it
+    /// is found.
+    pub(crate) fn expect_topic(&self, topic: &Arc<str>) {
+        self.shared.cluster.expect_topic(topic);
     }
 
     /// Whether somebody works on what was taken. While that is so, and something of it is outstanding, the poll interval does

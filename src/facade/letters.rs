@@ -59,6 +59,15 @@ pub(super) fn dead_letter_headers(record: &ConsumerRecord, attempts: u32, error:
     own.cloned().chain(origin(DEAD, record, attempts, error)).collect()
 }
 
+/// Whether a record became a dead letter in this topic before, by what it says itself.
+pub(super) fn was_in(record: &ConsumerRecord, topic: &str) -> bool {
+    let name = format!("{DEAD}topic");
+    record
+        .headers
+        .iter()
+        .any(|header| header.key == name && header.value.as_deref() == Some(topic.as_bytes()))
+}
+
 /// The headers of a letter that holds a whole batch, which cannot be read: `record` is its first offset and its bytes.
 pub(super) fn batch_headers(record: &ConsumerRecord, last_offset: i64, error: &Error) -> Vec<Header> {
     let last = Header::new(format!("{DEAD}last-offset"), last_offset.to_string());
@@ -170,6 +179,18 @@ mod tests {
         ] {
             assert_eq!(text(&headers, &format!("{DEAD}{name}")), value, "{name}");
         }
+    }
+
+    #[test]
+    fn a_letter_of_a_letter_says_all_the_topics_it_came_from() {
+        let mut record = record();
+        for topic in ["a", "b", "c"] {
+            record.topic = topic.into();
+            assert!(!was_in(&record, topic), "{topic}");
+            record.headers = dead_letter_headers(&record, 1, &failed());
+            assert!(was_in(&record, topic) && was_in(&record, "a"), "{topic}");
+        }
+        assert!(!was_in(&record, "d"));
     }
 
     #[test]

@@ -224,7 +224,7 @@ impl ErrorPolicy {
     ///
     /// Key, value, headers and timestamp are the original ones; the headers `dtkafka-dead-letter-topic`, `-partition`,
     /// `-offset`, `-timestamp`, `-attempts` and `-error` (with all causes) are added, each as text. A record that was read
-    /// from that very topic stops the consumer.
+    /// from that very topic, or became a dead letter there before, would go round in a circle, and stops the consumer.
     pub fn then_dead_letter(mut self, topic: impl Into<String>) -> Self {
         self.last = Last::DeadLetter(Topic::Named(topic.into().into()));
         self

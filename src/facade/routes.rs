@@ -11,11 +11,12 @@ use super::{
     consumed::Consumed,
     dispatch::lanes::Gather,
     handler::{BatchSize, CallBatch, ErasedHandler, Kind, MakeCalls},
+    letters,
     policy::ErrorPolicy,
 };
 use crate::{
     error::{Error, ErrorKind, Result},
-    record::TopicPartition,
+    record::{ConsumerRecord, TopicPartition},
 };
 
 /// Between the name of a topic and the pause of its retry topic.
@@ -152,18 +153,29 @@ pub(super) struct Route {
 
 impl Route {
     /// Why a record may not become a dead letter in `topic`: it would come back from there for ever. `from`: where it was read.
-    pub(super) fn refuse_circle(&self, from: &TopicPartition, topic: &Arc<str>, error: &Error) -> Result<()> {
-        if **topic != *from.topic && *topic != self.origin {
-            return Ok(());
-        }
-        let text = "the dead letter topic is the one the record came from, and would feed itself";
+    pub(super) fn refuse_circle(
+        &self,
+        from: &TopicPartition,
+        record: &ConsumerRecord,
+        topic: &Arc<str>,
+        error: &Error,
+    ) -> Result<()> {
+        let text = match () {
+            () if **topic == *from.topic || *topic == self.origin => {
+                "the dead letter topic is the one the record came from, and would feed itself"
+            }
+            () if letters::was_in(record, topic) => {
+                "the record has been in the dead letter topic before, became a dead letter there, and would go round in a circle"
+            }
+            () => return Ok(()),
+        };
         let refused =
             Error::new(ErrorKind::Config, text).with_topic(Arc::clone(topic)).with_partition(from.partition);
         let refused = match error.offset() {
             Some(offset) => refused.with_offset(offset),
             None => refused,
         };
-        let hint = "let the error policy name a topic that this consumer does not read, or a pattern that does not match it";
+        let hint = "let the error policy name a topic from which no record comes back to the topics of this consumer";
         Err(refused.with_hint(hint).with_source(error.clone()))
     }
 
@@ -351,10 +363,7 @@ impl fmt::Debug for Routes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        facade::{HandlerResult, handler::HandlerArgument, message::Batch},
-        record::ConsumerRecord,
-    };
+    use crate::facade::{HandlerResult, handler::HandlerArgument, message::Batch};
 
     fn each() -> ErasedHandler {
         ConsumerRecord::erase(async |_: ConsumerRecord| -> HandlerResult { Ok(()) })

@@ -28,6 +28,8 @@ impl Ledger for Nothing {
     }
 
     fn hand_back(&self, _: &TopicPartition, _: Life, _: &[i64]) {}
+
+    fn expect_topic(&self, _: &Arc<str>) {}
 }
 
 impl Consumer {

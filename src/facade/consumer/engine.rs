@@ -64,6 +64,10 @@ impl Ledger for KafkaConsumer {
             Self::hand_back(self, partition, life, *offset);
         }
     }
+
+    fn expect_topic(&self, topic: &Arc<str>) {
+        Self::expect_topic(self, topic);
+    }
 }
 
 /// What an engine is made of.

@@ -59,6 +59,8 @@ pub(super) trait Ledger: Send + Sync {
     fn done(&self, partition: &TopicPartition, life: Life, offsets: &[i64]) -> bool;
     /// These come again: nobody works on them any more.
     fn hand_back(&self, partition: &TopicPartition, life: Life, offsets: &[i64]);
+    /// A record was put into this retry topic, and is to be read there.
+    fn expect_topic(&self, topic: &Arc<str>);
 }
 
 /// What all runs share.
@@ -326,7 +328,7 @@ impl Lane {
             }
             Decision::DeadLetter => {
                 let Some(topic) = route.policy.dead_letter_topic(record, &error) else { return Err(error) };
-                route.refuse_circle(&self.partition, &topic, &error)?;
+                route.refuse_circle(&self.partition, record, &topic, &error)?;
                 let headers = letters::dead_letter_headers(record, attempts, &error);
                 let Some(written) = self.send(&topic, record, &headers).await? else {
                     return Ok(Flow::Abandoned);
@@ -345,6 +347,7 @@ impl Lane {
                 if self.send(topic, record, &headers).await?.is_none() {
                     return Ok(Flow::Abandoned);
                 }
+                self.kit.ledger.expect_topic(topic);
                 tracing::warn!(attempts, ?pause, %error, retry_topic = %topic, "the record waits in a retry topic");
                 self.kit.counters.retried();
                 Ok(Flow::Handled)

@@ -203,3 +203,28 @@ async fn a_dead_letter_topic_that_is_missing_is_waited_for_and_one_that_is_refus
     running.stop().await.1.unwrap();
     assert_eq!(broker.records("dead", 0).unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn letters_that_would_go_round_in_a_circle_stop_the_last_of_its_consumers() {
+    let (broker, kafka) = broker(&[("a", 1), ("b", 1), ("c", 1)]).await;
+    produce(&kafka, "a", 1, 1, 0..1).await;
+    let consumer = |from: &'static str, to: &str| {
+        Consumer::new_with(&kafka, [from], |c| c.group_id(from))
+            .unwrap()
+            .register_handler(from, async |_: Message<u32>| Err("never".into()))
+            .unwrap()
+            .error_policy(ErrorPolicy::dead_letter(to))
+            .unwrap()
+    };
+    let others = [run(consumer("a", "b")), run(consumer("b", "c"))];
+    let mut last = consumer("c", "a");
+    let ended = tokio::time::timeout(PATIENCE, last.run(std::future::pending::<()>())).await;
+    let error = ended.expect("it goes round").unwrap_err();
+    assert_eq!((error.kind(), error.topic()), (dtkafka::ErrorKind::Config, Some("a")));
+    assert!(error.to_string().contains("circle") && error.hint().is_some(), "{error}");
+    for other in others {
+        other.stop().await.1.unwrap();
+    }
+    let count = |topic: &str| broker.records(topic, 0).unwrap().len();
+    assert_eq!((["a", "b", "c"].map(count), broker.committed("c", "c", 0).unwrap_or(0)), ([1, 1, 1], 0));
+}

@@ -160,3 +160,32 @@ async fn topics_of_a_pattern_have_handlers_those_made_later_and_their_retry_topi
     let error = consumer.error_policy(ErrorPolicy::dead_letter("orders-dead")).unwrap_err();
     assert!(error.to_string().contains("feed itself"), "{error}");
 }
+
+#[tokio::test]
+async fn a_retry_topic_that_its_first_record_makes_is_read_at_once() {
+    for by_pattern in [false, true] {
+        let (broker, kafka) = broker(&[("orders", 1)]).await;
+        produce(&kafka, "orders", 1, 1, 0..1).await;
+        let seen: Arc<Mutex<Vec<u32>>> = Arc::default();
+        let log = Arc::clone(&seen);
+        // A refresh by time would come too late for the test.
+        let settings = |c: ConsumerConfig| c.set("metadata.max.age.ms", 3_600_000);
+        let consumer = match by_pattern {
+            true => Consumer::matching_with(&kafka, "orders", settings),
+            false => Consumer::new_with(&kafka, ["orders"], settings),
+        };
+        let consumer = consumer
+            .unwrap()
+            .register_handler("orders", async move |m: Message<u32>| {
+                log.lock().unwrap().push(m.attempt);
+                if m.attempt == 1 { Err("later".into()) } else { Ok(()) }
+            })
+            .unwrap()
+            .error_policy(ErrorPolicy::Stop.retry_topics([Duration::from_millis(20)]))
+            .unwrap();
+        let running = run(consumer);
+        until(|| broker.committed("g", "orders-retry-20ms", 0) == Some(1)).await;
+        running.stop().await.1.unwrap();
+        assert_eq!(*seen.lock().unwrap(), [1, 2], "{by_pattern}");
+    }
+}

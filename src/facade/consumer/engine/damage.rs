@@ -78,7 +78,7 @@ impl Engine {
             self.on_passed(Passed { partition, life, error, outcome: Ok(false) });
             return;
         };
-        if let Err(refused) = route.refuse_circle(&partition, &topic, &error) {
+        if let Err(refused) = route.refuse_circle(&partition, &record, &topic, &error) {
             return self.on_passed(Passed { partition, life, error, outcome: Err(refused) });
         }
         record.value = Some(bytes);
