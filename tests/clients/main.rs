@@ -24,6 +24,8 @@ mod groups;
 mod heard;
 mod kit;
 mod lanes;
+#[path = "../chaos/faults.rs"]
+mod nodes;
 mod offsets;
 mod plugins;
 mod producer;
