@@ -1,0 +1,114 @@
+//! The consumer's requests on the wire: built from what the core decides, read back into what it understands.
+//!
+//! One exchange per function; nothing is retried and nothing decided here, but for forgetting a coordinator that does
+//! not answer. [`group`](mod@group) is membership, [`offsets`] what a group has committed, [`logs`] what leaders are asked.
+//! This file reaches the coordinator, and gathers partitions under their topics.
+
+mod group;
+mod logs;
+mod offsets;
+
+use std::sync::{Arc, atomic::Ordering};
+
+pub(super) use self::{
+    group::{assigned, group},
+    logs::{epoch_ends, fetch, list_offsets},
+    offsets::{commit, find_committed},
+};
+use super::Shared;
+use crate::{
+    cluster::{CoordinatorKind, Lane, TopicId, kafka_string},
+    connection::{
+        Connection,
+        api::{Api, wire},
+    },
+    error::{Error, ErrorKind, Result},
+    record::TopicPartition,
+    time::{self, Instant},
+};
+
+fn group_id(shared: &Shared) -> Result<&str> {
+    shared.settings.group_id.as_deref().ok_or_else(|| {
+        Error::new(ErrorKind::Config, "the call needs a consumer group").with_hint("set group.id")
+    })
+}
+
+async fn coordinator(shared: &Shared, lane: Lane, deadline: Instant) -> Result<(i32, Arc<Connection>)> {
+    let group = group_id(shared)?;
+    let deadline = deadline.min(time::now() + shared.cluster.settings().request_timeout);
+    let broker = shared.cluster.coordinator(CoordinatorKind::Group, group, deadline).await?;
+    shared.coordinator.store(broker, Ordering::Relaxed);
+    let connection = noted(shared, broker, shared.cluster.connection(broker, lane, deadline).await)?;
+    Ok((broker, connection))
+}
+
+async fn to_coordinator<R: Api>(
+    shared: &Shared,
+    lane: Lane,
+    request: R,
+    deadline: Instant,
+) -> Result<R::Response> {
+    let (broker, connection) = coordinator(shared, lane, deadline).await?;
+    let answer = connection.call(request, deadline).await;
+    if lane == Lane::Group && answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Timeout) {
+        // Whatever is asked next would wait behind this, for as long as the poll interval.
+        connection.end();
+    }
+    noted(shared, broker, answer.map_err(|error| error.with_broker(broker)))
+}
+
+/// A coordinator that cannot be reached may have moved.
+fn noted<T>(shared: &Shared, broker: i32, result: Result<T>) -> Result<T> {
+    if let (Err(error), Some(group)) = (&result, &shared.settings.group_id)
+        && error.code().is_none()
+        && error.is_retriable()
+    {
+        shared.cluster.forget_coordinator(CoordinatorKind::Group, group, broker);
+    }
+    result
+}
+
+/// Gathers items under their topics and those's ids. The items come sorted by partition, or nearly so.
+fn by_topic_id<'a, T, U>(
+    items: impl Iterator<Item = T>,
+    key: impl Fn(&T) -> &'a TopicPartition,
+    item: impl Fn(&T) -> U,
+    id: impl Fn(&T) -> TopicId,
+) -> Vec<(wire::Str, TopicId, Vec<U>)>
+where
+    T: 'a,
+{
+    let mut topics: Vec<(wire::Str, TopicId, Vec<U>)> = Vec::new();
+    for each in items {
+        let (topic, id) = (&key(&each).topic, id(&each));
+        if topics.last().is_none_or(|(name, last, _)| *last != id || name.as_str() != &**topic) {
+            topics.push((kafka_string(topic), id, Vec::new()));
+        }
+        if let Some((_, _, partitions)) = topics.last_mut() {
+            partitions.push(item(&each));
+        }
+    }
+    topics
+}
+
+/// Gathers items under their topics. The items come sorted by partition.
+fn by_topic<'a, T, U>(
+    items: impl Iterator<Item = T>,
+    key: impl Fn(&T) -> &'a TopicPartition,
+    item: impl Fn(T) -> U,
+) -> Vec<(wire::Str, Vec<U>)>
+where
+    T: 'a,
+{
+    let mut topics: Vec<(wire::Str, Vec<U>)> = Vec::new();
+    for each in items {
+        let topic = &key(&each).topic;
+        if topics.last().is_none_or(|(name, _)| name.as_str() != &**topic) {
+            topics.push((kafka_string(topic), Vec::new()));
+        }
+        if let Some((_, partitions)) = topics.last_mut() {
+            partitions.push(item(each));
+        }
+    }
+    topics
+}
