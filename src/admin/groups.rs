@@ -1,6 +1,9 @@
 //! Consumer groups and what they have committed. Each group is asked about at its own coordinator.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::{At, KafkaAdmin, broker_error};
 use crate::{
@@ -106,7 +109,7 @@ impl KafkaAdmin {
                 wire::OffsetFetchRequest { group_id: kafka_string(group), topics: None, ..Default::default() }
             };
             // Later versions name topics by their ids.
-            committed_offsets(connection.call_up_to::<9, _>(request, until).await?)
+            committed_offsets(group, connection.call_up_to::<9, _>(request, until).await?)
         })
     }
 
@@ -158,7 +161,7 @@ impl KafkaAdmin {
             for (leader, partitions) in by_leader {
                 let request = list_offsets(&partitions);
                 let answer = self.cluster.call(leader, Lane::Main, request, until).await?;
-                read_list_offsets(answer, &mut found)?;
+                read_list_offsets(answer, &partitions, &mut found)?;
             }
             Ok(())
         })?;
@@ -177,10 +180,11 @@ impl KafkaAdmin {
         retry!(self, At::Coordinator(group), |connection, until| {
             let request =
                 wire::DescribeGroupsRequest { groups: vec![kafka_string(group)], ..Default::default() };
-            let mut answer = connection.call(request, until).await?;
+            let answer = connection.call(request, until).await?;
             let described = answer
                 .groups
-                .pop()
+                .into_iter()
+                .find(|described| described.group_id.as_str() == group)
                 .ok_or_else(|| Error::protocol("an answer without the group asked for"))?;
             let message = described.error_message.as_deref();
             let error = broker_error("DescribeGroups", described.error_code, message);
@@ -247,8 +251,8 @@ impl KafkaAdmin {
             let outcome = retry!(self, At::Coordinator(&group), |connection, until| {
                 let names = vec![kafka_string(&group)];
                 let request = wire::DeleteGroupsRequest { groups_names: names };
-                let mut answer = connection.call(request, until).await?;
-                let result = answer.results.pop();
+                let answer = connection.call(request, until).await?;
+                let result = answer.results.into_iter().find(|result| result.group_id.as_str() == group);
                 let result =
                     result.ok_or_else(|| Error::protocol("an answer without the group asked for"))?;
                 broker_error("DeleteGroups", result.error_code, None).map_or(Ok(()), Err)
@@ -265,9 +269,12 @@ fn at(error: Error, partition: &TopicPartition) -> Error {
 
 /// Both layouts of an OffsetFetch answer: one group (up to version 7), or a list with one group in it.
 fn committed_offsets(
-    mut answer: wire::OffsetFetchResponse,
+    group: &str,
+    answer: wire::OffsetFetchResponse,
 ) -> Result<BTreeMap<TopicPartition, OffsetAndMetadata>> {
-    let (code, rows): (i16, Vec<_>) = match answer.groups.pop() {
+    let (is_listed, mut groups) = (!answer.groups.is_empty(), answer.groups.into_iter());
+    let (code, rows): (i16, Vec<_>) = match groups.find(|found| found.group_id.as_str() == group) {
+        None if is_listed => return Err(Error::protocol("an answer without the group asked for")),
         Some(group) => {
             let rows = group.topics.into_iter().flat_map(|topic| {
                 let name = topic.name;
@@ -329,18 +336,24 @@ fn list_offsets(partitions: &[&TopicPartition]) -> wire::ListOffsetsRequest {
 
 fn read_list_offsets(
     answer: wire::ListOffsetsResponse,
+    asked: &[&TopicPartition],
     found: &mut BTreeMap<TopicPartition, i64>,
 ) -> Result<()> {
+    let mut left: BTreeSet<&TopicPartition> = asked.iter().copied().collect();
     for topic in answer.topics {
         for partition in topic.partitions {
             let key = TopicPartition::new(topic.name.as_str(), partition.partition_index);
+            if !left.remove(&key) {
+                continue;
+            }
             if let Some(error) = broker_error("ListOffsets", partition.error_code, None) {
                 return Err(at(error, &key));
             }
             found.insert(key, partition.offset);
         }
     }
-    Ok(())
+    let missing = || Error::protocol("the answer leaves out a partition").with_api("ListOffsets");
+    left.first().map_or(Ok(()), |partition| Err(at(missing(), partition)))
 }
 
 fn describe(group: wire::describe_groups_response::DescribedGroup) -> Result<GroupDescription> {
@@ -381,9 +394,9 @@ async fn describe_consumer(
     }
     let request =
         wire::ConsumerGroupDescribeRequest { group_ids: vec![kafka_string(group)], ..Default::default() };
-    let mut answer = connection.call(request, until).await?;
-    let described =
-        answer.groups.pop().ok_or_else(|| Error::protocol("an answer without the group asked for"))?;
+    let answer = connection.call(request, until).await?;
+    let described = answer.groups.into_iter().find(|described| described.group_id.as_str() == group);
+    let described = described.ok_or_else(|| Error::protocol("an answer without the group asked for"))?;
     match broker_error("ConsumerGroupDescribe", described.error_code, described.error_message.as_deref()) {
         None => Ok(Some(consumer_description(described))),
         // The feature may be off (group.version 0).
@@ -448,8 +461,9 @@ mod tests {
             ..Default::default()
         };
         let topic = OffsetFetchResponseTopic { name: name(), partitions: vec![old(0, 7), old(1, -1)] };
-        let old = committed_offsets(wire::OffsetFetchResponse { topics: vec![topic], ..Default::default() })
-            .unwrap();
+        let old =
+            committed_offsets("", wire::OffsetFetchResponse { topics: vec![topic], ..Default::default() })
+                .unwrap();
         let new = |partition, offset| OffsetFetchResponsePartitions {
             partition_index: partition,
             committed_offset: offset,
@@ -462,8 +476,9 @@ mod tests {
             ..Default::default()
         };
         let group = OffsetFetchResponseGroup { topics: vec![topic], ..Default::default() };
-        let new = committed_offsets(wire::OffsetFetchResponse { groups: vec![group], ..Default::default() })
-            .unwrap();
+        let new =
+            committed_offsets("", wire::OffsetFetchResponse { groups: vec![group], ..Default::default() })
+                .unwrap();
         assert_eq!(old, new);
         let offset = OffsetAndMetadata::new(7).with_leader_epoch(4);
         assert!(new.into_iter().eq([(TopicPartition::new("orders", 0), offset)]));
@@ -473,15 +488,49 @@ mod tests {
     fn an_error_for_the_group_or_for_a_partition_is_an_error() {
         let group = OffsetFetchResponseGroup { error_code: 16, ..Default::default() };
         let error =
-            committed_offsets(wire::OffsetFetchResponse { groups: vec![group], ..Default::default() })
+            committed_offsets("", wire::OffsetFetchResponse { groups: vec![group], ..Default::default() })
                 .unwrap_err();
         assert!(error.is_retriable(), "{error}");
         let row = OffsetFetchResponsePartitions { partition_index: 3, error_code: 29, ..Default::default() };
         let topic = OffsetFetchResponseTopics { partitions: vec![row], ..Default::default() };
         let group = OffsetFetchResponseGroup { topics: vec![topic], ..Default::default() };
         let error =
-            committed_offsets(wire::OffsetFetchResponse { groups: vec![group], ..Default::default() })
+            committed_offsets("", wire::OffsetFetchResponse { groups: vec![group], ..Default::default() })
                 .unwrap_err();
         assert_eq!(error.partition(), Some(3));
+    }
+
+    #[test]
+    fn only_the_group_and_the_partitions_that_were_asked_about_count_and_none_may_be_left_out() {
+        let group = |name: &str, error_code| OffsetFetchResponseGroup {
+            group_id: kafka_string(name),
+            error_code,
+            ..Default::default()
+        };
+        let read =
+            |groups| committed_offsets("g", wire::OffsetFetchResponse { groups, ..Default::default() });
+        assert!(read(vec![group("g", 0), group("other", 30)]).is_ok());
+        assert!(read(vec![group("other", 0), group("g", 30)]).is_err());
+        assert!(read(vec![group("other", 0)]).unwrap_err().to_string().contains("without the group"));
+
+        use wire::list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse};
+        let end = |partition_index, offset| ListOffsetsPartitionResponse {
+            partition_index,
+            offset,
+            ..Default::default()
+        };
+        let refused = ListOffsetsPartitionResponse { error_code: 29, ..end(9, -1) };
+        let listed = |partitions| wire::ListOffsetsResponse {
+            topics: vec![ListOffsetsTopicResponse { name: kafka_string("t"), partitions }],
+            ..Default::default()
+        };
+        let keys = [TopicPartition::new("t", 0), TopicPartition::new("t", 1)];
+        let asked: Vec<_> = keys.iter().collect();
+        let mut found = BTreeMap::new();
+        let answer = listed(vec![end(0, 5), refused, end(7, 1), end(1, 6), end(0, 99)]);
+        read_list_offsets(answer, &asked, &mut found).unwrap();
+        assert!(found.values().eq(&[5, 6]), "{found:?}");
+        let error = read_list_offsets(listed(vec![end(0, 5)]), &asked, &mut found).unwrap_err();
+        assert_eq!((error.topic(), error.partition()), (Some("t"), Some(1)), "{error}");
     }
 }

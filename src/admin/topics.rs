@@ -266,10 +266,14 @@ impl KafkaAdmin {
                 configuration_keys: None,
             };
             let request = wire::DescribeConfigsRequest { resources: vec![resource], ..Default::default() };
-            let mut answer = connection.call(request, until).await?;
+            let answer = connection.call(request, until).await?;
+            let is_ours = |result: &wire::describe_configs_response::DescribeConfigsResult| {
+                result.resource_type == TOPIC_RESOURCE && result.resource_name.as_str() == topic
+            };
             let result = answer
                 .results
-                .pop()
+                .into_iter()
+                .find(is_ours)
                 .ok_or_else(|| Error::protocol("an answer without the topic asked for"))?;
             let message = result.error_message.as_deref();
             if let Some(error) = broker_error("DescribeConfigs", result.error_code, message) {
@@ -299,8 +303,12 @@ impl KafkaAdmin {
                 ..Default::default()
             };
             let answer = connection.call(request, until).await?;
+            let is_asked = |name: &str| {
+                let named = |topic: &MetadataRequestTopic| topic.name.as_deref() == Some(name);
+                topics.as_ref().is_none_or(|asked| asked.iter().any(named))
+            };
             let named = answer.topics.into_iter().filter_map(|topic| {
-                let name = topic.name.as_ref()?.to_string();
+                let name = topic.name.as_ref().filter(|name| is_asked(name))?.to_string();
                 let outcome = match topic.error_code {
                     0 => Ok(description(&name, topic)),
                     code => Err(topic_error(&name, ErrorCode(code))),
@@ -336,6 +344,10 @@ fn sort_out<T>(
 ) -> Result<()> {
     let mut patience = None;
     for (name, error) in outcomes {
+        // Said twice, or of a topic that nobody asked about.
+        if !left.contains_key(&name) {
+            continue;
+        }
         match error.map(|error| error.with_topic(name.as_str())) {
             Some(error) if error.is_retriable() && !is_final(&error) => patience = Some(error),
             error => {
@@ -399,6 +411,22 @@ mod tests {
         let (mut left, mut done) = (left(), BTreeMap::new());
         let error = sort_out(&mut left, &mut done, vec![("a".to_owned(), None)]).unwrap_err();
         assert_eq!((error.kind(), error.topic()), (ErrorKind::Protocol, Some("b")));
+    }
+
+    #[test]
+    fn what_an_answer_says_twice_or_of_other_topics_counts_for_nothing() {
+        let (mut left, mut done) = (left(), BTreeMap::new());
+        let refused = || broker_error("CreateTopics", 36, None);
+        let say = |name: &str, error| (name.to_owned(), error);
+        let outcomes = vec![
+            say("0", refused()),
+            say("a", None),
+            say("a", refused()),
+            say("b", None),
+            say("z", refused()),
+        ];
+        sort_out(&mut left, &mut done, outcomes).unwrap();
+        assert!(done.keys().eq(["a", "b"]) && done.values().all(Result::is_ok), "{done:?}");
     }
 
     #[test]

@@ -101,11 +101,11 @@ impl Cluster {
     async fn find_coordinator(&self, kind: CoordinatorKind, key: &str, deadline: Instant) -> Result<i32> {
         let connection = self.any_connection(deadline).await?;
         let deadline = deadline.min(time::now() + self.settings().request_timeout);
-        let mut answer = connection.call(request(&connection, kind, key), deadline).await?;
-        let (code, id, host, port) = match answer.coordinators.pop() {
-            Some(found) => (found.error_code, found.node_id, found.host, found.port),
-            None => (answer.error_code, answer.node_id, answer.host, answer.port),
-        };
+        let answer = connection.call(request(&connection, kind, key), deadline).await?;
+        let found = found(answer, key).ok_or_else(|| {
+            Error::protocol("the answer lacks what was asked for").with_api("FindCoordinator")
+        })?;
+        let (code, id, host, port) = (found.error_code, found.node_id, found.host, found.port);
         if code != 0 {
             let error = Error::from_code("FindCoordinator", code);
             return Err(match code {
@@ -127,6 +127,23 @@ impl Cluster {
     }
 }
 
+/// What an answer says of one key: before version 4 it speaks of one alone, and does not name it.
+fn found(
+    answer: wire::FindCoordinatorResponse,
+    key: &str,
+) -> Option<wire::find_coordinator_response::Coordinator> {
+    if !answer.coordinators.is_empty() {
+        return answer.coordinators.into_iter().find(|found| found.key.as_str() == key);
+    }
+    Some(wire::find_coordinator_response::Coordinator {
+        error_code: answer.error_code,
+        node_id: answer.node_id,
+        host: answer.host,
+        port: answer.port,
+        ..Default::default()
+    })
+}
+
 fn request(connection: &Connection, kind: CoordinatorKind, key: &str) -> wire::FindCoordinatorRequest {
     let key_type = kind.key_type();
     // KIP-699: from version 4 on, one request asks for several keys.
@@ -138,5 +155,31 @@ fn request(connection: &Connection, kind: CoordinatorKind, key: &str) -> wire::F
         }
     } else {
         wire::FindCoordinatorRequest { key: kafka_string(key), key_type, ..Default::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wire::find_coordinator_response::Coordinator;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_said_of_the_key_that_was_asked_about_counts() {
+        let named =
+            |key: &str, node_id| Coordinator { key: kafka_string(key), node_id, ..Default::default() };
+        let answer = |coordinators| wire::FindCoordinatorResponse { coordinators, ..Default::default() };
+        for others in [vec![], vec![named("before", 1), named("behind", 3)]] {
+            let mut all = others.clone();
+            assert_eq!(
+                found(answer(others), "g").map(|found| found.node_id),
+                if all.is_empty() { Some(0) } else { None }
+            );
+            all.insert(all.len() / 2, named("g", 2));
+            assert_eq!(found(answer(all), "g").unwrap().node_id, 2);
+        }
+        // Up to version 3.
+        let alone = wire::FindCoordinatorResponse { node_id: 7, error_code: 15, ..Default::default() };
+        assert_eq!(found(alone, "g").map(|found| (found.node_id, found.error_code)), Some((7, 15)));
     }
 }

@@ -1,7 +1,11 @@
 //! Carries out the calls of a transaction: finds the coordinator, asks, and turns the answer into a reply or an error. It decides
 //! nothing; codes are `transaction.rs`'s to judge.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     identity::ProducerIdentity,
@@ -83,10 +87,8 @@ impl Caller {
         let answer = connection.call(request, deadline).await?;
         check("InitProducerId", answer.error_code)?;
         let level = connection.finalized_feature("transaction.version");
-        Ok(Reply::Initialized {
-            identity: ProducerIdentity { id: answer.producer_id, epoch: answer.producer_epoch },
-            version2: level >= EPOCH_PER_TRANSACTION,
-        })
+        let identity = ProducerIdentity::told("InitProducerId", answer.producer_id, answer.producer_epoch)?;
+        Ok(Reply::Initialized { identity, version2: level >= EPOCH_PER_TRANSACTION })
     }
 
     async fn add_partitions(
@@ -115,10 +117,12 @@ impl Caller {
         };
         let answer = connection.call(request, deadline).await?;
         check("AddPartitionsToTxn", answer.error_code)?;
+        let mut answered = BTreeSet::new();
         // Of several errors the one that says most: others were only not attempted because of it.
         let mut worst: Option<Error> = None;
         for topic in &answer.results_by_topic_v3_and_below {
             for partition in &topic.results_by_partition {
+                answered.insert((topic.name.as_str(), partition.partition_index));
                 let told = partition.partition_error_code;
                 if told == 0 || (told == code::OPERATION_NOT_ATTEMPTED && worst.is_some()) {
                     continue;
@@ -135,7 +139,8 @@ impl Caller {
                 }
             }
         }
-        worst.map_or(Ok(Reply::Done), Err)
+        let asked = partitions.iter().map(|(topic, partition)| (&**topic, *partition));
+        worst.map_or_else(|| check_answered("AddPartitionsToTxn", asked, &answered), Err)
     }
 
     async fn add_offsets(
@@ -196,8 +201,10 @@ impl Caller {
             true => connection.call(request, deadline).await?,
             false => connection.call_up_to::<4, _>(request, deadline).await?,
         };
+        let mut answered = BTreeSet::new();
         for topic in &answer.topics {
             for partition in &topic.partitions {
+                answered.insert((topic.name.as_str(), partition.partition_index));
                 if partition.error_code != 0 {
                     return Err(coordinator_error("TxnOffsetCommit", partition.error_code)
                         .with_topic(topic.name.as_str())
@@ -205,7 +212,9 @@ impl Caller {
                 }
             }
         }
-        Ok(Reply::Done)
+        let asked = offsets.offsets.iter();
+        let asked = asked.map(|(partition, _)| (&*partition.topic, partition.partition));
+        check_answered("TxnOffsetCommit", asked, &answered)
     }
 
     async fn end(
@@ -226,9 +235,29 @@ impl Caller {
             false => connection.call_up_to::<4, _>(request, deadline).await?,
         };
         check("EndTxn", answer.error_code)?;
-        let next = ProducerIdentity { id: answer.producer_id, epoch: answer.producer_epoch };
-        Ok(Reply::Ended((self.version2 && next.id >= 0).then_some(next)))
+        // Earlier versions tell of none.
+        Ok(Reply::Ended(match self.version2 && answer.producer_id >= 0 {
+            true => Some(ProducerIdentity::told("EndTxn", answer.producer_id, answer.producer_epoch)?),
+            false => None,
+        }))
     }
+}
+
+/// Nothing is known to be done with a partition that an answer leaves out, whatever it says of others.
+fn check_answered<'a>(
+    api: &'static str,
+    asked: impl Iterator<Item = (&'a str, i32)>,
+    answered: &BTreeSet<(&'a str, i32)>,
+) -> Result<Reply> {
+    for (topic, partition) in asked {
+        if !answered.contains(&(topic, partition)) {
+            return Err(Error::protocol("the coordinator's answer leaves out a partition")
+                .with_api(api)
+                .with_topic(topic)
+                .with_partition(partition));
+        }
+    }
+    Ok(Reply::Done)
 }
 
 fn check(api: &'static str, told: i16) -> Result<()> {
@@ -253,5 +282,25 @@ fn coordinator_error(api: &'static str, told: i16) -> Error {
             "the group was rebalanced: abort, and process the records again from the committed offsets",
         ),
         _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_that_an_answer_leaves_out_is_not_taken_for_done() {
+        let asked = [("a", 0), ("a", 1), ("b", 0)];
+        let check = |answered: &[(&'static str, i32)]| {
+            check_answered("TxnOffsetCommit", asked.into_iter(), &answered.iter().copied().collect())
+        };
+        assert!(check(&[("b", 0), ("a", 1), ("z", 9), ("a", 0)]).is_ok());
+        for missing in asked {
+            let answered: Vec<_> =
+                asked.into_iter().filter(|key| *key != missing).chain([("z", 9)]).collect();
+            let error = check(&answered).err().unwrap();
+            assert_eq!((error.topic(), error.partition()), (Some(missing.0), Some(missing.1)), "{error}");
+        }
     }
 }

@@ -11,6 +11,7 @@
 use super::queue::Order;
 use crate::{
     batch::Stamp,
+    error::Error,
     time::{Backoff, Instant, Rng},
 };
 
@@ -19,6 +20,23 @@ use crate::{
 pub(crate) struct ProducerIdentity {
     pub(crate) id: i64,
     pub(crate) epoch: i16,
+}
+
+impl ProducerIdentity {
+    /// One that an answer gives.
+    ///
+    /// # Errors
+    /// `Protocol` for one that cannot be: brokers take batches with a negative id for those of a producer without
+    /// idempotence.
+    pub(super) fn told(api: &'static str, id: i64, epoch: i16) -> Result<Self, Error> {
+        match id >= 0 && epoch >= 0 {
+            true => Ok(Self { id, epoch }),
+            false => {
+                Err(Error::protocol(format!("there can be no producer id {id} with epoch {epoch}"))
+                    .with_api(api))
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -258,6 +276,15 @@ mod tests {
         assert!(identity.poll_ask(now));
         identity.handle_answer(FIRST);
         identity
+    }
+
+    #[test]
+    fn an_id_that_cannot_be_is_no_answer() {
+        assert_eq!(ProducerIdentity::told("InitProducerId", 7, 0).unwrap(), FIRST);
+        for (id, epoch) in [(-1, 0), (7, -1), (i64::MIN, i16::MIN)] {
+            let error = ProducerIdentity::told("InitProducerId", id, epoch).unwrap_err();
+            assert!(error.to_string().contains(&id.to_string()), "{error}");
+        }
     }
 
     #[test]

@@ -23,6 +23,8 @@ enum Link {
     Connecting,
     BackingOff(Instant),
     Up,
+    /// Its connection is to be replaced, once what is out on it has landed: what went by another would overtake that.
+    Ending,
 }
 
 #[derive(Debug)]
@@ -67,7 +69,7 @@ impl Leaders {
         }
         leader.stuck_since.get_or_insert(now);
         let due = match leader.link {
-            Link::Up | Link::Connecting => false,
+            Link::Up | Link::Connecting | Link::Ending => false,
             Link::Down => true,
             Link::BackingOff(until) => until <= now,
         };
@@ -114,9 +116,19 @@ impl Leaders {
         }
     }
 
+    /// The connection to a broker takes no more requests, and those that are out on it get their answers. True once they have:
+    /// then there is no connection.
+    pub(super) fn handle_ending(&mut self, id: i32) -> bool {
+        let Some(leader) = self.leaders.get_mut(&id) else { return true };
+        if matches!(leader.link, Link::Up | Link::Ending) {
+            leader.link = if leader.in_flight > 0 { Link::Ending } else { Link::Down };
+        }
+        leader.link != Link::Ending
+    }
+
     pub(super) fn handle_disconnected(&mut self, id: i32) {
         if let Some(leader) = self.leaders.get_mut(&id)
-            && leader.link == Link::Up
+            && matches!(leader.link, Link::Up | Link::Ending)
         {
             leader.link = Link::Down;
         }
@@ -129,5 +141,41 @@ impl Leaders {
             _ => None,
         });
         ends.fold(None, |first, end| earlier(first, Some(end)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_is_replaced_takes_nothing_and_has_no_successor_before_what_is_out_has_landed() {
+        let now = crate::time::now();
+        let pause = Duration::from_millis(100);
+        let mut leaders = Leaders {
+            leaders: BTreeMap::new(),
+            max_in_flight: 5,
+            availability_timeout: Duration::ZERO,
+            backoff: Backoff::new(pause, pause),
+        };
+        assert_eq!(leaders.access(1, now), Access::Connect);
+        leaders.handle_connected(now, 1, true, &mut Rng::new(1));
+        for _ in 0..2 {
+            assert_eq!(leaders.access(1, now), Access::Open);
+            leaders.handle_sent(1);
+        }
+        for _ in 0..2 {
+            assert!(!leaders.handle_ending(1));
+            assert_eq!(leaders.access(1, now), Access::Shut);
+            leaders.handle_landed(1);
+        }
+        assert!(leaders.handle_ending(1));
+        assert_eq!(leaders.access(1, now), Access::Connect);
+        // One that is lost has nobody who could be overtaken.
+        leaders.handle_connected(now, 1, true, &mut Rng::new(1));
+        leaders.handle_sent(1);
+        assert!(!leaders.handle_ending(1));
+        leaders.handle_disconnected(1);
+        assert_eq!(leaders.access(1, now), Access::Connect);
     }
 }

@@ -421,6 +421,11 @@ impl Sender {
         self.leaders.handle_disconnected(id);
     }
 
+    /// The connection to a leader is to be replaced: nothing more is sent by it. True once what is out on it has landed.
+    pub(crate) fn handle_ending(&mut self, id: i32) -> bool {
+        self.leaders.handle_ending(id)
+    }
+
     /// A producer id, or why there is none.
     pub(crate) fn handle_identity(&mut self, now: Instant, result: Result<ProducerIdentity, Error>) {
         match result {

@@ -210,20 +210,19 @@ impl Task {
         timeout
     }
 
-    /// A connection that is lost, or that nobody used for `connections.max.idle.ms`: a middle box may have dropped it.
+    /// A connection that is lost, or that nobody used for `connections.max.idle.ms`: a middle box may have dropped it. One that
+    /// is to be replaced, such as when its session is about to end (KIP-368), goes when what is out on it has landed.
     fn drop_spent_connections(&mut self, now: Instant) {
         let idle = self.shared.cluster.settings().connections_max_idle;
-        let is_spent = |connection: &Connection| {
-            let unused = connection.in_flight() == 0 && connection.idle_since() + idle <= now;
-            connection.is_closed() || unused
-        };
-        let spent = self.connections.iter().filter(|(_, connection)| is_spent(connection));
-        // Nearly always of none, which allocates nothing.
-        let spent: Vec<i32> = spent.map(|(id, _)| *id).collect();
-        for id in spent {
-            self.connections.remove(&id);
-            self.sender.handle_disconnected(id);
-        }
+        let sender = &mut self.sender;
+        self.connections.retain(|id, connection| {
+            let is_unused = connection.in_flight() == 0 && connection.idle_since() + idle <= now;
+            if connection.is_lost() || is_unused {
+                sender.handle_disconnected(*id);
+                return false;
+            }
+            !connection.is_closed() || !sender.handle_ending(*id)
+        });
     }
 
     fn connect(&mut self, id: i32, now: Instant) {
@@ -393,7 +392,7 @@ impl Task {
                 };
                 let answer = connection.call(request, deadline).await?;
                 match answer.error_code {
-                    0 => Ok(ProducerIdentity { id: answer.producer_id, epoch: answer.producer_epoch }),
+                    0 => ProducerIdentity::told("InitProducerId", answer.producer_id, answer.producer_epoch),
                     code => Err(Error::from_code("InitProducerId", code)),
                 }
             };
@@ -456,7 +455,9 @@ fn read_answers<'a>(answer: &'a wire::ProduceResponse, names: &'a Names) -> Vec<
             answers.push(((name, partition.index), answer));
         }
     }
-    answers.sort_unstable_by_key(|(place, _)| *place);
+    // Of a partition that is answered twice the refusal counts: an acknowledgment too many would lose records.
+    answers.sort_unstable_by_key(|(place, answer): &(_, Answer)| (*place, answer.code == code::NONE));
+    answers.dedup_by_key(|(place, _)| *place);
     answers
 }
 
@@ -573,5 +574,22 @@ mod tests {
         let partition = TopicPartition::new("orders", 3);
         assert_eq!(hints, [LeaderHint { partition, topic_id: [7; 16], leader: 3, epoch: 5 }]);
         assert_eq!((endpoints[0].id, &*endpoints[0].host, endpoints.len()), (3, "three", 1));
+    }
+
+    #[test]
+    fn of_a_partition_that_is_answered_twice_the_refusal_counts() {
+        use wire::produce_response::{PartitionProduceResponse, TopicProduceResponse};
+        for codes in [[0, 6], [6, 0]] {
+            let told = |error_code| PartitionProduceResponse { index: 3, error_code, ..Default::default() };
+            let topic = TopicProduceResponse {
+                name: kafka_string("t"),
+                partition_responses: codes.map(told).to_vec(),
+                ..Default::default()
+            };
+            let answer = wire::ProduceResponse { responses: vec![topic], ..Default::default() };
+            let names = Names::new();
+            let answers = read_answers(&answer, &names);
+            assert_eq!((answers.len(), answers[0].1.code), (1, 6));
+        }
     }
 }

@@ -551,8 +551,17 @@ enum Verdict {
 
 fn verdict(call: &Call, error: &Error) -> Verdict {
     let Some(answered) = error.code() else {
-        // The answer was lost: every one of these calls may be repeated.
-        return if error.is_retriable() { Verdict::Again } else { Verdict::Fatal };
+        return match call {
+            // The answer was lost: every one of these calls may be repeated.
+            _ if error.is_retriable() => Verdict::Again,
+            // It cannot be read, or leaves out what was asked: what it is about may not be done.
+            Call::AddPartitions(..) | Call::AddOffsets(..) | Call::CommitOffsets(..)
+                if error.kind() == ErrorKind::Protocol =>
+            {
+                Verdict::Abort
+            }
+            _ => Verdict::Fatal,
+        };
     };
     match answered.0 {
         code::PRODUCER_FENCED | code::INVALID_PRODUCER_EPOCH => Verdict::Fenced,

@@ -227,11 +227,11 @@ pub(in crate::consumer) async fn assigned(
     shared: &Shared,
     deadline: Instant,
 ) -> Result<BTreeSet<TopicPartition>> {
-    let groups = vec![kafka_string(group_id(shared)?)];
-    let request = wire::DescribeGroupsRequest { groups, ..Default::default() };
+    let id = group_id(shared)?;
+    let request = wire::DescribeGroupsRequest { groups: vec![kafka_string(id)], ..Default::default() };
     let answer = to_coordinator(shared, Lane::Main, request, deadline).await?;
     let missing = || Error::protocol("an answer without the group asked for").with_api("DescribeGroups");
-    let group = answer.groups.into_iter().next().ok_or_else(missing)?;
+    let group = answer.groups.into_iter().find(|group| group.group_id.as_str() == id).ok_or_else(missing)?;
     if group.error_code != 0 {
         return Err(Error::from_code("DescribeGroups", group.error_code));
     }

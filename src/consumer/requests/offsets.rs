@@ -111,7 +111,8 @@ pub(in crate::consumer) async fn find_committed(
     };
     let (broker, connection) = coordinator(shared, Lane::Main, deadline).await?;
     let version = connection.version::<wire::OffsetFetchRequest>().unwrap_or_default();
-    let group = kafka_string(group_id(shared)?);
+    let group_id = group_id(shared)?;
+    let group = kafka_string(group_id);
     let known = ids.iter().copied().chain(std::iter::repeat(TopicId::default()));
     let topics =
         by_topic_id(partitions.iter().zip(known), |(key, _)| key, |(key, _)| key.partition, |(_, id)| *id);
@@ -164,7 +165,9 @@ pub(in crate::consumer) async fn find_committed(
             );
         }
     }
-    for group in answer.groups {
+    let is_ours =
+        |group: &wire::offset_fetch_response::OffsetFetchResponseGroup| group.group_id.as_str() == group_id;
+    for group in answer.groups.into_iter().filter(is_ours) {
         code = group.error_code;
         for topic in group.topics {
             let Some(name) = ids.name(&topic.name, topic.topic_id) else { continue };

@@ -503,3 +503,19 @@ fn nothing_stays_open_and_what_is_told_is_so_whatever_gets_lost() {
         run(seed);
     }
 }
+
+#[test]
+fn an_answer_that_cannot_be_read_or_leaves_something_out_costs_the_transaction_and_not_the_producer() {
+    let mut rig = Rig::open(false);
+    rig.wants(0);
+    let call = rig.call(idle()).unwrap();
+    assert!(matches!(call, Call::AddPartitions(..)));
+    rig.reply(&call, Err(Error::protocol("the coordinator's answer leaves out a partition")));
+    let error = rig.core.handle_commit().unwrap_err();
+    assert!(error.requires_abort() && !error.is_fatal(), "{error}");
+    rig.core.handle_abort();
+    let call = rig.call(idle()).unwrap();
+    assert!(matches!(call, Call::End { commit: false, .. }), "{call:?}");
+    rig.reply(&call, Ok(Reply::Ended(None)));
+    rig.core.handle_begin().unwrap().unwrap();
+}
