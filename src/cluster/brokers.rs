@@ -37,6 +37,10 @@ pub(crate) enum Lane {
     Group,
 }
 
+impl Lane {
+    const ALL: [Self; 3] = [Self::Main, Self::Fetch, Self::Group];
+}
+
 pub(crate) struct Brokers {
     settings: Arc<ClientSettings>,
     /// Where connections live, if not with who asks for them.
@@ -250,25 +254,34 @@ impl Brokers {
         }
     }
 
-    /// The broker behind a bootstrap address, where that is known: one outage is told of once.
-    fn known_as(&self, id: i32) -> i32 {
-        let inner = lock(&self.inner);
-        let Some(address) = inner.addresses.get(&id).filter(|_| id < 0) else { return id };
-        let broker = inner.addresses.iter().find(|(known, other)| **known >= 0 && *other == address);
-        broker.map_or(id, |(known, _)| *known)
+    /// Under which id the outage of an address is told: that of the broker behind a bootstrap address, where it is known and no
+    /// connection to it lives, so that one outage is told of once.
+    fn told_as(&self, id: i32) -> i32 {
+        let (broker, slots) = {
+            let inner = lock(&self.inner);
+            let Some(address) = inner.addresses.get(&id).filter(|_| id < 0) else { return id };
+            let Some(broker) = inner.broker_at(address) else { return id };
+            (broker, Lane::ALL.map(|lane| inner.slots.get(&(broker, lane)).cloned()))
+        };
+        let lives = slots.iter().flatten().any(|slot| slot.is_alive());
+        if lives { id } else { broker }
     }
 
     fn handle_reached(&self, id: i32, address: &Address) {
-        let known = self.known_as(id);
-        if known != id {
-            // From before the broker was known.
-            let _ = lock(&self.causes).handle_success(time::now(), id);
-        }
-        let id = known;
-        let over = lock(&self.causes).handle_success(time::now(), id);
+        // Its outage is over, whatever it was told under.
+        let names: Vec<i32> = {
+            let inner = lock(&self.inner);
+            let others = inner.addresses.iter().filter(|(_, other)| *other == address);
+            others.map(|(name, _)| *name).chain([id]).collect()
+        };
+        let over = {
+            let mut causes = lock(&self.causes);
+            let ended = names.iter().filter_map(|name| causes.handle_success(time::now(), *name));
+            ended.max_by_key(|over| over.failures)
+        };
         if let Some(over) = over {
             tracing::info!(
-                broker = id,
+                broker = names.into_iter().max(),
                 %address,
                 failures = over.failures,
                 lasted_ms = over.lasted.as_millis() as u64,
@@ -278,7 +291,7 @@ impl Brokers {
     }
 
     fn handle_unreachable(&self, id: i32, error: &Error) {
-        let id = self.known_as(id);
+        let id = self.told_as(id);
         if lock(&self.causes).handle_failure(time::now(), id, error) {
             tracing::warn!(broker = id, %error, "a broker cannot be reached; further failures are counted, not logged");
         } else {
@@ -343,6 +356,10 @@ impl Slot {
         Some(Arc::clone(open))
     }
 
+    fn is_alive(&self) -> bool {
+        lock(&self.connection).as_ref().is_some_and(|connection| !connection.is_closed())
+    }
+
     fn retire(&self) {
         if let Some(connection) = lock(&self.connection).take() {
             connection.retire();
@@ -372,8 +389,11 @@ impl Inner {
 
     fn forget(&mut self, id: i32) -> Vec<Arc<Slot>> {
         self.addresses.remove(&id);
-        let lanes = [Lane::Main, Lane::Fetch, Lane::Group];
-        lanes.into_iter().filter_map(|lane| self.slots.remove(&(id, lane))).collect()
+        Lane::ALL.into_iter().filter_map(|lane| self.slots.remove(&(id, lane))).collect()
+    }
+
+    fn broker_at(&self, address: &Address) -> Option<i32> {
+        self.addresses.iter().find(|(id, known)| **id >= 0 && *known == address).map(|(id, _)| *id)
     }
 
     /// The connection that asked for the first metadata goes on as the main lane of the broker behind it.
@@ -381,11 +401,7 @@ impl Inner {
         let bootstrap: Vec<i32> = self.addresses.keys().copied().filter(|id| *id < 0).collect();
         for id in bootstrap {
             let Some(address) = self.addresses.get(&id) else { continue };
-            let Some(broker) =
-                self.addresses.iter().find(|(id, known)| **id >= 0 && *known == address).map(|(id, _)| *id)
-            else {
-                continue;
-            };
+            let Some(broker) = self.broker_at(address) else { continue };
             if let Some(slot) = self.slots.remove(&(id, Lane::Main)) {
                 self.slots.entry((broker, Lane::Main)).or_insert(slot);
             }
@@ -540,6 +556,46 @@ mod tests {
         brokers.learn_one(7, address);
         assert!(brokers.connection(-1, Lane::Main, deadline).await.is_err());
         assert!(brokers.why(7).is_some());
+    }
+
+    /// Lets in whoever comes first.
+    struct Once(Network, AtomicBool);
+
+    impl Transport for Arc<Once> {
+        fn connect<'a>(&'a self, host: &'a str, port: u16) -> Connecting<'a> {
+            let is_first = !self.1.swap(true, Ordering::Relaxed);
+            Box::pin(async move {
+                match is_first {
+                    true => Ok(Box::new(self.0.connect("test", host, port)?) as _),
+                    false => Err(std::io::ErrorKind::ConnectionRefused.into()),
+                }
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bootstrap_address_that_fails_says_nothing_against_a_broker_whose_connection_lives() {
+        let broker = EmbeddedBroker::builder().in_memory().start().await.unwrap();
+        let once = Arc::new(Once(broker.network(), AtomicBool::new(false)));
+        let config = KafkaConfig::new()
+            .set_bootstrap_servers(broker.bootstrap_servers())
+            .set_transport(Arc::clone(&once))
+            .set("reconnect.backoff.ms", 0);
+        let settings = Arc::new(config.resolve_client().unwrap());
+        let address = settings.bootstrap[0].clone();
+        let brokers = Brokers::new(settings, None).unwrap();
+        brokers.learn_one(7, address);
+        let deadline = time::after(Duration::from_secs(10));
+        let lives = brokers.connection(7, Lane::Fetch, deadline).await.unwrap();
+        assert!(brokers.connection(-1, Lane::Main, deadline).await.is_err());
+        assert!(brokers.why(7).is_none() && brokers.why(-1).is_some());
+        lives.end();
+        assert!(brokers.connection(-1, Lane::Main, deadline).await.is_err());
+        assert!(brokers.why(7).is_some(), "nothing of it lives any more");
+        // Whatever it was told under: it is over.
+        once.1.store(false, Ordering::Relaxed);
+        brokers.connection(7, Lane::Main, deadline).await.unwrap();
+        assert!(brokers.why(7).is_none() && brokers.why(-1).is_none());
     }
 
     #[tokio::test]

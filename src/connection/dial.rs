@@ -43,8 +43,7 @@ pub(super) async fn dial(
         // Boxed: a TLS handshake has kilobytes of state, and callers keep this future inside theirs.
         Box::pin(connect(answer, address, settings, tls, deadline))
     };
-    // A refused password or certificate is the same at the next address, and asking again may lock the account.
-    race::run(&answers, attempt, |error| !error.is_retriable())
+    race::run(&answers, attempt, is_said_for_all)
         .await
         .map_err(|failures| at(join_failures(failures), address))
 }
@@ -53,12 +52,25 @@ fn at(error: Error, address: &Address) -> Error {
     error.with_address(address.to_string())
 }
 
+/// Whether a failure at one address of a name is that of all: a refused password is the same at the next, and asking again may
+/// lock the account. Something else than a broker may listen at one of them alone.
+fn is_said_for_all(error: &Error) -> bool {
+    !error.is_retriable() && matches!(error.kind(), ErrorKind::Connect(Stage::Sasl) | ErrorKind::Config)
+}
+
 /// One error for all addresses of a name: the kind and hint of the telling one, every cause in its text.
 fn join_failures<T: std::fmt::Display>(mut failures: Vec<(T, Error)>) -> Error {
-    // What will not pass ended the race, and is the last.
-    let permanent = failures.pop_if(|(_, error)| !error.is_retriable());
-    if let Some((_, error)) = permanent {
+    // That one ended the race.
+    let last = failures.pop_if(|(_, error)| is_said_for_all(error));
+    if let Some((_, error)) = last {
         return error;
+    }
+    // Whoever answers says the same: a setting is wrong. Where nobody listens nothing is said.
+    let answered = || failures.iter().filter(|(_, error)| error.stage() != Some(Stage::Tcp));
+    if answered().all(|(_, error)| !error.is_retriable())
+        && let Some((_, error)) = answered().next()
+    {
+        return error.clone();
     }
     if failures.len() == 1 {
         return failures.remove(0).1;
@@ -319,5 +331,27 @@ mod tests {
         assert_eq!(two.stage(), Some(Stage::Tcp));
         let text = two.to_string();
         assert!(text.contains("[::1]:9092: refused") && text.contains("127.0.0.1:9092: silent"), "{text}");
+    }
+
+    #[test]
+    fn a_setting_is_wrong_where_everybody_who_answers_says_so_and_a_password_where_one_does() {
+        let passes = |stage| ("passes", Error::new(ErrorKind::Connect(stage), stage.to_string()));
+        let stays =
+            |stage| ("stays", Error::new(ErrorKind::Connect(stage), stage.to_string()).with_permanent());
+        for (failures, is_permanent) in [
+            (vec![passes(Stage::Tcp), stays(Stage::Api)], true),
+            (vec![stays(Stage::Tls), passes(Stage::Tcp), stays(Stage::Api)], true),
+            (vec![stays(Stage::Api), passes(Stage::Api)], false),
+            (vec![passes(Stage::Tls), stays(Stage::Tls)], false),
+            (vec![passes(Stage::Api), stays(Stage::Sasl)], true),
+            (vec![passes(Stage::Tcp), passes(Stage::Sasl)], false),
+        ] {
+            let text = format!("{failures:?}");
+            assert_eq!(!join_failures(failures).is_retriable(), is_permanent, "{text}");
+        }
+        assert!(is_said_for_all(&stays(Stage::Sasl).1));
+        for goes_on in [stays(Stage::Api), stays(Stage::Tls), passes(Stage::Sasl)] {
+            assert!(!is_said_for_all(&goes_on.1), "{}", goes_on.1);
+        }
     }
 }

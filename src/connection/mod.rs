@@ -19,7 +19,7 @@ use std::{
     collections::BTreeMap,
     pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Poll,
@@ -67,9 +67,19 @@ pub(crate) struct Connection {
     answered: AtomicBool,
     in_flight: AtomicUsize,
     idle_since: Mutex<Instant>,
-    /// The first call that had no answer, since when there was none at all, and the pauses before it.
-    silent_since: Mutex<Option<(Instant, Duration)>>,
+    /// Since when no answer came at all, although one was waited for.
+    silent_since: Mutex<Option<Begun>>,
     _reading: Reading,
+}
+
+/// What there was when a call began.
+#[derive(Clone, Copy)]
+struct Begun {
+    at: Instant,
+    /// The pauses that were over.
+    paused: Duration,
+    /// How many answers had come.
+    heard: u64,
 }
 
 /// Sees the end of the runtime in which answers are read, which may be another one than that of those who wait for them.
@@ -171,10 +181,9 @@ impl Connection {
         request: R,
         deadline: Instant,
     ) -> Result<R::Response> {
-        let started = now();
-        let _in_flight = self.enter::<R>(started)?;
-        let paused = self.order.paused_before();
-        let patient = self.is_patient(started, deadline);
+        let begun = self.begin();
+        let _in_flight = self.enter::<R>(begun.at)?;
+        let patient = self.is_patient(begun.at, deadline);
         let slot = api::is_read_whole::<R>().then(Arc::default);
         let mut request = pin!(self.channel.request_up_to::<MAX, R>(Box::new(request), slot.as_deref()));
         let mut turn = self.order.turn(&self.notices).into_slot(slot.clone());
@@ -188,15 +197,14 @@ impl Connection {
             match tokio::time::timeout_at(until, answer.as_mut()).await {
                 Ok(Ok(answer)) => {
                     self.answered.store(true, Ordering::Relaxed);
-                    *self.silence() = None;
                     self.handle_throttle::<R>(R::throttle_time_ms(&answer));
                     return Ok(answer);
                 }
                 Ok(Err(error)) => return Err(self.call_error::<R>(error)),
                 Err(_) => {
-                    let later = deadline + self.order.paused_in_all().saturating_sub(paused);
+                    let later = deadline + self.order.paused_in_all().saturating_sub(begun.paused);
                     if !patient || later <= until {
-                        return Err(self.timed_out::<R>(started, paused, patient));
+                        return Err(self.timed_out::<R>(begun, patient));
                     }
                     until = later;
                 }
@@ -222,9 +230,8 @@ impl Connection {
         request: R,
         deadline: Instant,
     ) -> Result<()> {
-        let started = now();
-        let _in_flight = self.enter::<R>(started)?;
-        let paused = self.order.paused_before();
+        let begun = self.begin();
+        let _in_flight = self.enter::<R>(begun.at)?;
         let mut request = pin!(self.channel.request_up_to::<MAX, R>(Box::new(request), None));
         let mut turn = self.order.turn(&self.notices);
         let written = std::future::poll_fn(|cx| match turn.poll_unanswered(cx, request.as_mut()) {
@@ -236,8 +243,12 @@ impl Connection {
         });
         match tokio::time::timeout_at(deadline, written).await {
             Ok(result) => result.map_err(|error| self.call_error::<R>(error)),
-            Err(_) => Err(self.timed_out::<R>(started, paused, self.is_patient(started, deadline))),
+            Err(_) => Err(self.timed_out::<R>(begun, self.is_patient(begun.at, deadline))),
         }
+    }
+
+    fn begin(&self) -> Begun {
+        Begun { at: now(), paused: self.order.paused_before(), heard: self.notices.heard() }
     }
 
     /// Begins a call, unless the connection is of no use.
@@ -329,7 +340,8 @@ impl Connection {
             || self.reauthenticate_by.is_some_and(|end| end <= now())
     }
 
-    fn is_lost(&self) -> bool {
+    /// Whether nothing more comes of it.
+    pub(crate) fn is_lost(&self) -> bool {
         self.spent.load(Ordering::Acquire) || self.notices.is_lost()
     }
 
@@ -394,23 +406,28 @@ impl Connection {
         error
     }
 
-    fn silence(&self) -> MutexGuard<'_, Option<(Instant, Duration)>> {
-        self.silent_since.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether there was no answer to anything for the whole request time-out, with a call that has waited since then and one
+    /// that waits in vain now.
+    fn is_silent(&self, begun: Begun) -> bool {
+        let current = self.begin();
+        let mut silence = self.silent_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = match *silence {
+            Some(since) if since.heard == current.heard => since,
+            _ if begun.heard == current.heard => begun,
+            // An answer ends it, also one that came too late for its call.
+            _ => current,
+        };
+        *silence = Some(since);
+        let paused = self.order.paused_in_all().saturating_sub(since.paused);
+        current.at - since.at >= self.request_timeout + paused
     }
 
-    /// Whether there was no answer for the whole request time-out, with a call that has begun then and has none now.
-    fn is_silent(&self, started: Instant, paused: Duration) -> bool {
-        let (since, before) = *self.silence().get_or_insert((started, paused));
-        let paused = self.order.paused_in_all().saturating_sub(before);
-        now() - since >= self.request_timeout + paused
-    }
-
-    fn timed_out<R: Api>(&self, started: Instant, paused: Duration, patient: bool) -> Error {
-        let waited = now() - started;
+    fn timed_out<R: Api>(&self, begun: Begun, patient: bool) -> Error {
+        let waited = now() - begun.at;
         // A peer that leaves a request unanswered for that long is taken for dead, as Java does. A call with a shorter
         // deadline of its own proves nothing; several, one after the other, do: answers come in order, and behind one that
         // never comes each of them would wait in vain.
-        if self.is_silent(started, paused) || patient {
+        if self.is_silent(begun) || patient {
             self.spent.store(true, Ordering::Release);
             if self.notices.stalled_since().is_some() {
                 // It does not even read: what waits to be written would be kept for it for ever.

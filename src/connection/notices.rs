@@ -30,6 +30,8 @@ pub(crate) struct Notices {
     /// Frames of which the first byte, and of which the last one, was written.
     begun: AtomicU64,
     left: AtomicU64,
+    /// Answers that have come, also those that nobody waits for any more.
+    heard: AtomicU64,
     /// Since when the peer takes nothing of what is to be written.
     stalled: Mutex<Option<Instant>>,
     /// No answer will come to the next frame.
@@ -116,6 +118,11 @@ impl Notices {
         self.left.load(Ordering::Acquire)
     }
 
+    /// Answers of which the head has come.
+    pub(super) fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Acquire)
+    }
+
     /// Since when the peer takes nothing, although there is something to write.
     pub(crate) fn stalled_since(&self) -> Option<Instant> {
         *self.stalled.lock().unwrap_or_else(PoisonError::into_inner)
@@ -151,6 +158,10 @@ impl Notices {
 
     pub(super) fn count_begun(&self) {
         self.begun.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn count_heard(&self) {
+        self.heard.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(super) fn count_left(&self) {

@@ -177,6 +177,7 @@ impl Stream {
                         return Poll::Ready(Err(self.fail(Fault::TooLarge { actual: length + 4, limit })));
                     }
                     self.greeted = true;
+                    self.notices.count_heard();
                     if let Some(slot) = asked.and_then(|asked| asked.whole) {
                         self.ahead_start += HEAD;
                         self.filling = Some(self.buffers.begin(id, length, slot));

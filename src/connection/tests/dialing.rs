@@ -149,3 +149,27 @@ async fn a_silent_address_of_a_name_holds_up_the_next_for_a_moment_only() {
     against(server, dial(&address, &settings)).await.unwrap();
     assert!(now() - started < Duration::from_secs(2));
 }
+
+#[tokio::test]
+async fn something_else_at_one_address_of_a_name_does_not_keep_from_the_broker_at_another() {
+    let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = other.local_addr().unwrap().port();
+    let Ok(broker) = TcpListener::bind(("::1", port)).await else { return };
+    let names: Vec<_> = tokio::net::lookup_host(("localhost", port)).await.unwrap().collect();
+    if names.len() < 2 {
+        return;
+    }
+    let (other, broker) = if names[0].is_ipv4() { (other, broker) } else { (broker, other) };
+    let server = async {
+        let http = async {
+            let mut peer = accept(&other).await.0;
+            let _ = peer.read(&mut vec![0; 4096]).await;
+            let _ = peer.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+            pending::<()>().await;
+        };
+        tokio::join!(http, count_heartbeats(&broker, 0));
+    };
+    let address = Address { host: "localhost".to_owned(), port };
+    let settings = settings();
+    against(server, dial(&address, &settings)).await.unwrap();
+}

@@ -134,6 +134,29 @@ async fn accept(listener: &TcpListener) -> Peer<TcpStream> {
     Peer(listener.accept().await.unwrap().0)
 }
 
+/// Ways to peers in memory, so that a test may run in paused time: each connection has its other end in the queue.
+#[derive(Clone)]
+struct Pipes(tokio::sync::mpsc::UnboundedSender<tokio::io::DuplexStream>);
+
+impl Pipes {
+    fn new() -> (ClientSettings, tokio::sync::mpsc::UnboundedReceiver<tokio::io::DuplexStream>) {
+        let (pipes, ends) = tokio::sync::mpsc::unbounded_channel();
+        (ClientSettings { route: Route::through(Self(pipes)), ..settings() }, ends)
+    }
+}
+
+impl transport::Transport for Pipes {
+    fn connect<'a>(&'a self, _host: &'a str, _port: u16) -> transport::Connecting<'a> {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let opened = self.0.send(far).map_err(|_| std::io::ErrorKind::ConnectionRefused.into());
+        Box::pin(async move { opened.map(|()| Box::new(near) as _) })
+    }
+}
+
+fn nowhere() -> Address {
+    Address { host: "in.memory".to_owned(), port: 9092 }
+}
+
 async fn dial(address: &Address, settings: &ClientSettings) -> Result<Connection> {
     Connection::dial(address, settings, None, soon()).await
 }

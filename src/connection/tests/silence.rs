@@ -58,19 +58,35 @@ async fn short_calls_that_all_go_unanswered_for_the_request_timeout_close_the_co
     against(silence, client).await;
 }
 
-#[tokio::test]
-async fn an_answer_in_between_begins_the_silence_anew() {
-    let (listener, address) = listen().await;
-    let settings = ClientSettings { request_timeout: Duration::from_secs(3600), ..settings() };
-    let client = async {
-        let connection = dial(&address, &settings).await.unwrap();
-        let beat = |within| connection.call(wire::HeartbeatRequest::default(), now() + within);
-        beat(Duration::from_millis(50)).await.unwrap_err();
-        assert!(connection.silence().is_some());
-        beat(Duration::from_secs(20)).await.unwrap();
-        assert!(connection.silence().is_none());
-    };
-    against(count_heartbeats(&listener, 1), client).await;
+#[tokio::test(start_paused = true)]
+async fn an_answer_in_between_begins_the_silence_anew_also_one_that_is_too_late_for_its_call() {
+    let second = Duration::from_secs(1);
+    for late in [false, true] {
+        let (settings, mut peers) = Pipes::new();
+        let server = async {
+            let mut peer = Peer(peers.recv().await.unwrap());
+            peer.greet().await;
+            while let Some(asked) = peer.asked().await {
+                if late {
+                    tokio::time::sleep(2 * second).await;
+                    peer.answer::<wire::HeartbeatRequest>(&asked, &Default::default()).await;
+                }
+            }
+        };
+        let client = async {
+            let connection = dial(&nowhere(), &settings).await.unwrap();
+            for _ in 0..20 {
+                let beat = connection.call(wire::HeartbeatRequest::default(), now() + second);
+                assert_eq!(beat.await.unwrap_err().kind(), ErrorKind::Timeout);
+                if connection.is_closed() {
+                    return true;
+                }
+                tokio::time::sleep(4 * second).await;
+            }
+            false
+        };
+        assert_eq!(against(server, client).await, !late, "late: {late}");
+    }
 }
 
 /// A connection whose peer answers the heartbeats with these pauses, one after another, and none afterwards; it notes when
