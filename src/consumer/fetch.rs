@@ -360,8 +360,10 @@ impl Fetcher {
         if partition.paused || matches!(partition.phase(), Phase::Failed(_)) {
             return None;
         }
-        let ready =
-            !partition.is_unchecked && partition.is_due(now) && partition.queue.bytes() < self.refill_below();
+        let ready = !partition.is_unchecked
+            && partition.is_due(now)
+            && partition.queue.bytes() < self.refill_below()
+            && !partition.is_stuck();
         let wanted = partition.position().filter(|_| ready).map(|position| Wanted {
             life: partition.life(),
             offset: position.fetch,

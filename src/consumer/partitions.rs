@@ -248,6 +248,7 @@ impl Partitions {
             queue: Queue::default(),
             asked: false,
             retry_at: None,
+            stuck_at: None,
             resets: 0,
             trouble: None,
             leader: None,
@@ -364,7 +365,8 @@ impl Partitions {
             self.buffered = self.buffered.saturating_sub(bytes - partition.queue.bytes());
             let left = partition.queue.bytes();
             let falls_below = |mark| bytes >= mark && left < mark;
-            if falls_below(refill_below) || falls_below(low_mark(refill_below)) {
+            let is_free = partition.stuck_at.is_some() && partition.queue.is_empty();
+            if falls_below(refill_below) || falls_below(low_mark(refill_below)) || is_free {
                 self.wants_fetch = true;
                 mark(&mut partition.is_touched, &key, &mut self.touched);
             }

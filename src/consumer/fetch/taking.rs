@@ -149,8 +149,6 @@ impl Taking<'_> {
                 Err(error) => {
                     is_damaged = true;
                     if !partition.queue.is_empty() {
-                        // What stands before it comes first: it is asked for again, and told of when nothing else is left.
-                        partition.retry_at = Some(now + self.settings.retry_backoff);
                         break;
                     }
                     let error = error.with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
@@ -180,9 +178,11 @@ impl Taking<'_> {
             epoch = batch.leader_epoch;
             partition.queue.push(batch, skip);
         }
-        if fetch == asked.offset && !is_damaged && !partition.queue.is_empty() {
-            partition.retry_at = Some(now + self.settings.retry_backoff);
-        } else if fetch == asked.offset && !is_damaged {
+        let makes_no_progress = fetch == asked.offset && !is_damaged;
+        // What stands before it comes first: it is asked for again, and told of, when nothing else is left.
+        let is_stuck = (is_damaged || makes_no_progress) && !partition.queue.is_empty();
+        partition.stuck_at = is_stuck.then_some(fetch);
+        if makes_no_progress && !is_stuck {
             // To ask again at once would bring the same again, for ever.
             let error = match batches.incomplete() {
                 Some(incomplete) => self.no_progress(key, fetch, incomplete),

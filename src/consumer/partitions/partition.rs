@@ -91,6 +91,8 @@ pub(crate) struct Partition {
     pub(crate) asked: bool,
     /// Not to be asked about or fetched before.
     pub(crate) retry_at: Option<Instant>,
+    /// What comes at this offset cannot be taken in: it is asked for again once nothing is left before it, and then told of.
+    pub(crate) stuck_at: Option<i64>,
     /// How often in a row its position was outside the log.
     pub(crate) resets: u32,
     /// Why the last question about it, or for its records, has to be put again.
@@ -157,6 +159,12 @@ impl Partition {
             )));
         }
         Ok(Some(batch.bytes.clone()))
+    }
+
+    /// Whether what is fetched next waits until what is before it has been handed out.
+    pub(crate) fn is_stuck(&self) -> bool {
+        let fetch = self.position().map(|position| position.fetch);
+        self.stuck_at.is_some() && self.stuck_at == fetch && !self.queue.is_empty()
     }
 
     pub(crate) fn is_due(&self, now: Instant) -> bool {
