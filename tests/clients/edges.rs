@@ -1,17 +1,28 @@
 //! Limits and odd moments of producers and transactions, on brokers of each test's own: records as large as they may be,
 //! splits while leaders move, topics that change under what is on its way, calls dropped wherever they wait.
 
-use std::{collections::BTreeSet, future::Future, pin::pin, task::Poll, time::Duration};
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
 
 use dtkafka::{
-    Acks, Delivery, ErrorKind, IsolationLevel, KafkaConfig, KafkaInstance, KafkaProducer, NewTopic,
-    ProducerRecord,
+    Acks, Connecting, Delivery, ErrorKind, IsolationLevel, KafkaConfig, KafkaInstance, KafkaProducer,
+    NewTopic, ProducerRecord, Transport,
 };
 use dtkafka_testcontainers::{
     EmbeddedBroker,
     broker::{ApiKey, ResponseError},
 };
 use futures_util::{FutureExt as _, future::join_all};
+use tokio::net::TcpStream;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const TOPIC: &str = "orders";
@@ -226,10 +237,37 @@ async fn what_waits_for_a_partition_that_is_gone_fails_alone_and_says_why() {
     producer.close().await.unwrap();
 }
 
+/// Lets nobody through while it is shut, and counts who tried.
+#[derive(Clone, Default)]
+struct Gate(Arc<(AtomicBool, AtomicUsize)>);
+
+impl Gate {
+    fn is_shut(&self) -> &AtomicBool {
+        &self.0.0
+    }
+
+    fn refused(&self) -> &AtomicUsize {
+        &self.0.1
+    }
+}
+
+impl Transport for Gate {
+    fn connect<'a>(&'a self, host: &'a str, port: u16) -> Connecting<'a> {
+        Box::pin(async move {
+            if self.is_shut().load(Ordering::Acquire) {
+                self.refused().fetch_add(1, Ordering::AcqRel);
+                return Err(std::io::ErrorKind::ConnectionRefused.into());
+            }
+            Ok(Box::new(TcpStream::connect((host, port)).await?) as _)
+        })
+    }
+}
+
 #[tokio::test]
 async fn a_missing_partition_is_told_soon_though_the_question_that_was_out_is_lost() {
     let (broker, config) = cluster(1, 3).await;
-    let producer = producer(&config).await;
+    let gate = Gate::default();
+    let producer = producer(&config.set_transport(gate.clone())).await;
     answer(producer.send(TOPIC, &1).partition(0).await.unwrap()).await.unwrap();
     broker.control().hold(ApiKey::Metadata);
     let before = broker.control().requests(ApiKey::Metadata);
@@ -238,9 +276,13 @@ async fn a_missing_partition_is_told_soon_though_the_question_that_was_out_is_lo
     until(|| broker.control().requests(ApiKey::Metadata) > before).await;
     let mut joins = Box::pin(async { producer.send(TOPIC, &3).partition(8).await });
     assert!((&mut joins).now_or_never().is_none());
+    gate.is_shut().store(true, Ordering::Release);
     broker.control().stop_broker(1).unwrap();
     broker.control().release(ApiKey::Metadata);
+    // Each question tries the broker and the bootstrap address once: the third time it is another question.
+    until(|| gate.refused().load(Ordering::Acquire) > 2).await;
     broker.control().start_broker(1).await.unwrap();
+    gate.is_shut().store(false, Ordering::Release);
     let both = tokio::time::timeout(PATIENCE, async { [asks.await, joins.await] }).await.expect("it stalls");
     for told in both {
         let error = told.unwrap_err();
