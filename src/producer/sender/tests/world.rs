@@ -1,0 +1,290 @@
+//! A cluster around the sender: its partitions' logs, and the requests that are out. In virtual time.
+//!
+//! The model keeps Kafka's rules: five batches remembered per producer and partition, after a clean restart only the last,
+//! any sequence taken from a producer that is not known, a higher epoch only from sequence 0. Requests whose connection broke
+//! may be applied, dropped, or applied much later.
+
+use super::*;
+
+/// One partition's log.
+#[derive(Default)]
+pub(super) struct Log {
+    pub(super) ids: Vec<u32>,
+    /// By producer id: its epoch, and the last batches as (base sequence, count, base offset).
+    pub(super) producers: BTreeMap<i64, (i16, Remembered)>,
+}
+
+pub(super) type Remembered = VecDeque<(i32, i32, i64)>;
+
+impl Log {
+    pub(super) fn append(&mut self, bytes: &bytes::Bytes) -> (i16, i64) {
+        let raw = batch::split(bytes.clone()).next().unwrap().unwrap();
+        let (epoch, sequence) = (raw.producer_epoch(), raw.base_sequence());
+        let offset = self.ids.len() as i64;
+        if raw.producer_id >= 0 {
+            if let Some((known_epoch, batches)) = self.producers.get(&raw.producer_id) {
+                if epoch < *known_epoch {
+                    return (47, -1);
+                }
+                if epoch > *known_epoch && sequence != 0 {
+                    return (45, -1);
+                }
+                if epoch == *known_epoch {
+                    let same =
+                        batches.iter().find(|(base, count, _)| (*base, *count) == (sequence, raw.count));
+                    if let Some((.., offset)) = same {
+                        return (0, *offset);
+                    }
+                    if batches.back().is_some_and(|(base, count, _)| base + count != sequence) {
+                        return (45, -1);
+                    }
+                }
+            }
+            let (known_epoch, batches) = self.producers.entry(raw.producer_id).or_default();
+            if *known_epoch != epoch {
+                batches.clear();
+            }
+            *known_epoch = epoch;
+            batches.push_back((sequence, raw.count, offset));
+            if batches.len() > 5 {
+                batches.pop_front();
+            }
+        }
+        self.ids.extend(ids(bytes));
+        (0, offset)
+    }
+
+    pub(super) fn fence(&mut self, bytes: &bytes::Bytes) {
+        let raw = batch::split(bytes.clone()).next().unwrap().unwrap();
+        let (epoch, batches) = self.producers.entry(raw.producer_id).or_default();
+        *epoch = (*epoch).max(raw.producer_epoch()) + 1;
+        batches.clear();
+    }
+
+    /// Brokers write down only the last batch of each producer when they stop.
+    pub(super) fn restart_cleanly(&mut self) {
+        for (_, batches) in self.producers.values_mut() {
+            batches.drain(..batches.len().saturating_sub(1));
+        }
+    }
+}
+
+pub(super) fn ids(batch: &bytes::Bytes) -> Vec<u32> {
+    let raw = batch::split(batch.clone()).next().unwrap().unwrap();
+    let decoded = raw.decode(true, &Decompressor::new(), 1 << 20).unwrap();
+    let id = |slot| u32::from_be_bytes(decoded.value(slot).unwrap()[..4].try_into().unwrap());
+    decoded.slots.iter().map(id).collect()
+}
+
+pub(super) struct World {
+    pub(super) sender: Sender,
+    pub(super) memory: Memory,
+    pub(super) partitions: Vec<Arc<PartitionQueue>>,
+    pub(super) logs: Vec<Log>,
+    /// The topic's id, and the logs of its earlier lives.
+    pub(super) topic_id: TopicId,
+    pub(super) deleted: Vec<(usize, Log)>,
+    pub(super) leaders: Vec<i32>,
+    pub(super) snapshot: Metadata,
+    /// By broker, oldest first.
+    pub(super) wire: BTreeMap<i32, VecDeque<Request>>,
+    /// Requests of broken connections that brokers have read and not yet looked at.
+    pub(super) late: Vec<(usize, TopicId, bytes::Bytes)>,
+    pub(super) scheduled: Vec<Arc<PartitionQueue>>,
+    pub(super) now: Instant,
+    pub(super) rng: Rng,
+    pub(super) asked: i64,
+    pub(super) asking: bool,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, partitions: usize, limits: Limits) -> Self {
+        let topic: Arc<str> = "orders".into();
+        let settings = SenderSettings {
+            idempotent: limits.idempotent,
+            transactional: false,
+            max_in_flight: limits.max_in_flight,
+            max_request_size: 1 << 20,
+            retry_backoff: Duration::from_millis(100),
+            retry_backoff_max: Duration::from_secs(1),
+            availability_timeout: Duration::from_millis(200),
+        };
+        let limits = Arc::new(limits);
+        let compressor = Compressor::new(Compression::None, None).unwrap();
+        let mut world = Self {
+            sender: Sender::new(settings, Arc::clone(&limits), compressor, Rng::new(seed)),
+            memory: Memory::new(BUFFER, 400),
+            partitions: (0..partitions)
+                .map(|index| Arc::new(PartitionQueue::new(&topic, index as i32, &limits, true)))
+                .collect(),
+            logs: (0..partitions).map(|_| Log::default()).collect(),
+            topic_id: [1; 16],
+            deleted: Vec::new(),
+            leaders: (0..partitions as i32).map(|index| index % BROKERS + 1).collect(),
+            snapshot: Metadata::default(),
+            wire: BTreeMap::new(),
+            late: Vec::new(),
+            scheduled: Vec::new(),
+            now: crate::time::now(),
+            rng: Rng::new(seed ^ 0xABCD),
+            asked: 0,
+            asking: false,
+        };
+        world.learn_leaders();
+        world
+    }
+
+    pub(super) fn learn_leaders(&mut self) {
+        let leader = |id: &i32| metadata::Partition {
+            leader: Some(*id),
+            leader_epoch: 0,
+            replicas: Vec::new(),
+            in_sync_replicas: Vec::new(),
+        };
+        let partitions = self.leaders.iter().map(leader).collect();
+        let topic = metadata::Topic { id: self.topic_id, partitions, ..Default::default() };
+        self.snapshot.topics = BTreeMap::from([("orders".into(), topic)]);
+    }
+
+    pub(super) fn send(&mut self, partition: usize, id: u32) -> Delivery {
+        let mut value = [0; 60];
+        value[..4].copy_from_slice(&id.to_be_bytes());
+        let size_bound = batch::record_size_bound(0, value.len(), &[]);
+        let parts = Parts { key: None, value: Some(&value), headers: &[], timestamp: 1, size_bound };
+        let now = self.now;
+        let queue = &self.partitions[partition];
+        let appended = queue.lock().append(&parts, || now, &self.memory, &mut 0);
+        match appended {
+            Appended::Done { delivery, schedule, .. } => {
+                if schedule {
+                    self.scheduled.push(Arc::clone(queue));
+                }
+                delivery
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// One turn of the task.
+    pub(super) fn turn(&mut self, hurry: bool) {
+        self.sender.handle_scheduled(&mut self.scheduled);
+        self.sender.handle_tick(self.now, &self.snapshot, hurry, None);
+        while let Some(action) = self.sender.poll_action() {
+            match action {
+                Action::Connect(id) => self.sender.handle_connected(self.now, id, true),
+                Action::AskIdentity => {
+                    assert!(!std::mem::replace(&mut self.asking, true), "one question at a time");
+                    self.asked += 1;
+                }
+                Action::Send(request) => self.wire.entry(request.leader).or_default().push_back(request),
+            }
+        }
+        if self.sender.poll_metadata() && self.rng.below(2) == 0 {
+            self.learn_leaders();
+        }
+        self.settle();
+        self.sender.poll_timeout(self.now);
+    }
+
+    pub(super) fn settle(&mut self) {
+        let aftermath = self.sender.poll_aftermath().unwrap_or_default();
+        for (receipt, outcome) in aftermath.resolved {
+            receipt.resolve(outcome);
+        }
+        self.memory.give_back(aftermath.freed);
+        assert!(self.memory.available() <= BUFFER, "memory was given back twice");
+        assert!(self.sender.poll_fatal().is_none());
+    }
+
+    pub(super) fn identify(&mut self) {
+        if std::mem::take(&mut self.asking) {
+            let identity = ProducerIdentity { id: 100 + self.asked, epoch: 0 };
+            self.sender.handle_identity(self.now, Ok(identity));
+        }
+    }
+
+    /// The topic is deleted and made again: under another id (KIP-516), with logs that know nobody.
+    pub(super) fn make_again(&mut self) {
+        self.topic_id[0] += 1;
+        let logs = self.logs.iter_mut().map(std::mem::take).enumerate();
+        self.deleted.extend(logs);
+    }
+
+    /// What a broker does with a batch.
+    pub(super) fn apply(&mut self, broker: i32, sent: &Sent) -> Answer {
+        let (index, bytes) = (sent.partition.partition as usize, &sent.batch.bytes);
+        if sent.topic_id != self.topic_id {
+            return Answer { code: 100, base_offset: -1, log_append_time: -1, ..Answer::default() };
+        }
+        if self.leaders[index] != broker {
+            return Answer { code: 6, base_offset: -1, log_append_time: -1, ..Answer::default() };
+        }
+        let (code, base_offset) = self.logs[index].append(bytes);
+        Answer { code, base_offset, log_append_time: -1, ..Answer::default() }
+    }
+
+    /// The oldest request to a broker is answered; `fault` may change what is done and said about each batch.
+    pub(super) fn answer(&mut self, broker: i32, mut fault: impl FnMut(&mut Self, &Sent) -> Option<Answer>) {
+        let Some(request) = self.wire.get_mut(&broker).and_then(VecDeque::pop_front) else { return };
+        let mut answers = BTreeMap::new();
+        for sent in &request.batches {
+            let partition = sent.partition.partition;
+            let answer = match fault(self, sent) {
+                Some(answer) => answer,
+                None => self.apply(broker, sent),
+            };
+            answers.insert(("orders", partition), answer);
+        }
+        let answers: Vec<_> = answers.into_iter().collect();
+        self.sender.handle_answers(self.now, request, &answers);
+        self.settle();
+    }
+
+    /// The connection to a broker breaks: of what is in flight some was applied, some not, and some will be.
+    pub(super) fn lose(&mut self, broker: i32) {
+        let requests = self.wire.remove(&broker).unwrap_or_default();
+        let read = self.rng.below(requests.len() + 1);
+        let applied = self.rng.below(read + 1);
+        for (place, request) in requests.iter().enumerate() {
+            for sent in &request.batches {
+                if place < applied {
+                    self.apply(broker, sent);
+                } else if place < read {
+                    let partition = sent.partition.partition as usize;
+                    self.late.push((partition, sent.topic_id, sent.batch.bytes.clone()));
+                }
+            }
+        }
+        let error = Error::new(ErrorKind::Disconnected, "lost");
+        for request in requests {
+            self.sender.handle_request_error(self.now, request, &error);
+        }
+        self.settle();
+    }
+
+    /// A broker looks at what it has read long ago.
+    pub(super) fn apply_late(&mut self, (partition, topic_id, bytes): (usize, TopicId, bytes::Bytes)) {
+        if topic_id == self.topic_id {
+            self.logs[partition].append(&bytes);
+        }
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.scheduled.is_empty() && self.sender.is_idle()
+    }
+
+    /// Without further faults, until everything has its answer.
+    pub(super) fn drain(&mut self) {
+        let mut turns = 0;
+        while !self.is_done() {
+            self.turn(true);
+            self.identify();
+            for broker in 1..=BROKERS {
+                self.answer(broker, |_, _| None);
+            }
+            self.now += Duration::from_millis(20);
+            turns += 1;
+            assert!(turns < 20_000, "the queue never drains");
+        }
+    }
+}

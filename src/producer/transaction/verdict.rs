@@ -1,0 +1,77 @@
+//! What a coordinator's error means for the transaction: decides, does nothing.
+//!
+//! KIP-360 (a producer id that is forgotten), KIP-691 (abortable, fenced and fatal errors), KIP-890 (`TRANSACTION_ABORTABLE`).
+
+use super::Call;
+use crate::error::{Error, ErrorKind, code};
+
+/// What an error of a coordinator means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Again,
+    Abort,
+    /// The coordinator has forgotten the producer id.
+    Forgotten,
+    Fenced,
+    Fatal,
+}
+
+pub(super) fn verdict(call: &Call, error: &Error) -> Verdict {
+    let Some(answered) = error.code() else {
+        return match call {
+            // The answer was lost: every one of these calls may be repeated.
+            _ if error.is_retriable() => Verdict::Again,
+            // It cannot be read, or leaves out what was asked: what it is about may not be done.
+            Call::AddPartitions(..) | Call::AddOffsets(..) | Call::CommitOffsets(..)
+                if error.kind() == ErrorKind::Protocol =>
+            {
+                Verdict::Abort
+            }
+            _ => Verdict::Fatal,
+        };
+    };
+    match answered.0 {
+        code::PRODUCER_FENCED | code::INVALID_PRODUCER_EPOCH => Verdict::Fenced,
+        // The coordinator is still at the end of the transaction before, is not the coordinator, or loads.
+        code::CONCURRENT_TRANSACTIONS
+        | code::COORDINATOR_LOAD_IN_PROGRESS
+        | code::COORDINATOR_NOT_AVAILABLE
+        | code::NOT_COORDINATOR => Verdict::Again,
+        // Idle for longer than transactional.id.expiration.ms.
+        code::INVALID_PRODUCER_ID_MAPPING if !matches!(call, Call::Init(_)) => Verdict::Forgotten,
+        // The transaction cannot be committed, but the producer can go on.
+        code::TRANSACTION_ABORTABLE
+        | code::UNKNOWN_PRODUCER_ID
+        | code::TOPIC_AUTHORIZATION_FAILED
+        | code::GROUP_AUTHORIZATION_FAILED
+        | code::OPERATION_NOT_ATTEMPTED
+        | code::INVALID_TOPIC_EXCEPTION
+        | code::ILLEGAL_GENERATION
+        | code::UNKNOWN_MEMBER_ID
+        | code::REBALANCE_IN_PROGRESS
+        | code::FENCED_INSTANCE_ID
+        | code::FENCED_MEMBER_EPOCH
+        | code::STALE_MEMBER_EPOCH
+        | code::OFFSET_METADATA_TOO_LARGE
+            if !matches!(call, Call::Init(_)) =>
+        {
+            Verdict::Abort
+        }
+        _ if answered.is_retriable() => Verdict::Again,
+        _ => Verdict::Fatal,
+    }
+}
+
+/// Whether a coordinator may have done what it was asked for although this came of it. The second two come also when its log
+/// did not take the change in time, which may stand there all the same.
+pub(super) fn leaves_open(error: &Error) -> bool {
+    error.code().is_none_or(|told| {
+        matches!(
+            told.0,
+            code::UNKNOWN_SERVER_ERROR
+                | code::COORDINATOR_NOT_AVAILABLE
+                | code::NOT_COORDINATOR
+                | code::REQUEST_TIMED_OUT
+        )
+    })
+}
