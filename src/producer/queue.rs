@@ -64,11 +64,17 @@ pub(crate) struct Aftermath {
     pub(crate) buffers: Vec<Bytes>,
     /// What became of batches, to be told.
     pub(crate) resolved: Vec<(Arc<Receipt>, Outcome)>,
-    /// Something was acknowledged under the current identity.
+    pub(crate) verdicts: Verdicts,
+}
+
+/// What the partition has found out about the producer's identity.
+#[derive(Debug, Default)]
+pub(crate) struct Verdicts {
+    /// Something was acknowledged under it.
     pub(crate) proven: bool,
-    /// Nothing more can be proved under this identity.
+    /// Nothing more can be proved under this one.
     pub(crate) bump: Option<ProducerIdentity>,
-    /// A broker refuses this identity.
+    /// A broker refuses this one.
     pub(crate) renew: Option<ProducerIdentity>,
 }
 
@@ -320,7 +326,7 @@ impl Queue {
         self.in_flight.remove(&batch.order);
         if let Some(stamp) = &batch.stamp {
             self.sequences.handle_acknowledged(stamp, batch.order, batch.count);
-            aftermath.proven = true;
+            aftermath.verdicts.proven = true;
         }
         aftermath.resolved.push((batch.receipt, Outcome::Acknowledged(ack)));
         self.release(batch.reserved, Some(batch.bytes), aftermath);

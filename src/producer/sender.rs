@@ -374,16 +374,10 @@ impl Sender {
         pace: Pace,
         identity: Result<Option<ProducerIdentity>, NotYet>,
     ) -> Option<Batch> {
-        let told = self.aftermath.resolved.len();
-        let taken = {
-            let mut queue = partition.lock();
-            queue.handle_place(place, &mut self.aftermath);
+        let taken = self.change(now, partition, |queue, aftermath| {
+            queue.handle_place(place, aftermath);
             if queue.next_len() <= room { queue.poll_batch(now, pace, identity) } else { None }
-        };
-        if self.aftermath.resolved.len() > told {
-            self.note_failures(told);
-            self.settle_verdicts(Some(now));
-        }
+        });
         let mut batch = match taken? {
             Taken::Again(batch) => {
                 self.counts.retries += 1;
@@ -399,8 +393,9 @@ impl Sender {
                         batch
                     }
                     Err((error, receipt, reserved)) => {
-                        let mut queue = partition.lock();
-                        queue.abandon(order, receipt, reserved, error, &mut self.aftermath);
+                        self.change(now, partition, |queue, aftermath| {
+                            queue.abandon(order, receipt, reserved, error, aftermath);
+                        });
                         return None;
                     }
                 }

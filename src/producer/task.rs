@@ -121,7 +121,7 @@ impl Task {
         self.drop_spent_connections(now);
         let hurry = closing != Closing::Open || self.shared.memory.is_short();
         let metadata = self.shared.cluster.metadata();
-        self.discard_aborted();
+        self.discard_aborted(now);
         match &self.shared.transactions {
             None => self.sender.handle_tick(now, &metadata, hurry, None),
             Some(transactions) => {
@@ -163,14 +163,14 @@ impl Task {
     }
 
     /// Throws away what belongs to a transaction that is over.
-    fn discard_aborted(&mut self) {
+    fn discard_aborted(&mut self, now: Instant) {
         let Some(transactions) = &self.shared.transactions else { return };
         let discard = transactions.lock().poll_discard();
         if let Some(error) = discard {
             self.shared.refuse_records();
             // Also what was sent since the last look: it would leave in the next transaction.
             self.sender.handle_scheduled(&mut self.shared.scheduled());
-            self.sender.discard(&error);
+            self.sender.discard(now, &error);
             self.settle();
         }
     }
@@ -333,7 +333,7 @@ impl Task {
                 }
             }
             Event::Identified(result) => self.sender.handle_identity(now, result),
-            Event::Written(request, Ok(())) => self.sender.handle_written(request),
+            Event::Written(request, Ok(())) => self.sender.handle_written(now, request),
             Event::Answered(request, Ok(answer), paused) => {
                 // What a quota takes is told by itself.
                 self.shared.note_latency((now - request.sent_at).saturating_sub(paused));

@@ -58,6 +58,12 @@ impl Compressor {
         Ok(Self { codec, level, contexts: Pool::default() })
     }
 
+    /// One that can compress nothing.
+    #[cfg(test)]
+    pub(crate) fn failing() -> Self {
+        Self { codec: Compression::Zstd, level: i32::MAX, contexts: Pool::default() }
+    }
+
     /// The codec's bits in a batch's attributes.
     pub(crate) fn attributes(&self) -> i16 {
         match self.codec {

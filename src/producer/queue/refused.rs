@@ -108,8 +108,8 @@ impl Queue {
                 batch.stamp = None;
                 let broken = self.sequences.break_off();
                 let verdict = match decision {
-                    Decision::Bump => &mut aftermath.bump,
-                    _ => &mut aftermath.renew,
+                    Decision::Bump => &mut aftermath.verdicts.bump,
+                    _ => &mut aftermath.verdicts.renew,
                 };
                 *verdict = broken;
                 self.put_back(batch);
@@ -245,7 +245,7 @@ impl Queue {
     fn take_out(&mut self, batch: Batch, error: Error, aftermath: &mut Aftermath) {
         if batch.stamp.is_some_and(|stamp| self.sequences.is_own(&stamp)) {
             if batch.possibly_written {
-                aftermath.bump = self.sequences.break_off();
+                aftermath.verdicts.bump = self.sequences.break_off();
             } else {
                 self.sequences.leave_gap();
             }

@@ -94,7 +94,7 @@ impl Rig {
             receipt.resolve(outcome);
         }
         self.memory.give_back(aftermath.freed);
-        if aftermath.bump == Some(self.identity) {
+        if aftermath.verdicts.bump == Some(self.identity) {
             self.identity.epoch += 1;
         }
     }

@@ -10,7 +10,7 @@ use crate::{
     producer::{
         apart::{Apart, take_apart},
         decision::{Decision, decide, leaves_open},
-        queue::Batch,
+        queue::{Aftermath, Batch, Queue, Verdicts},
         receipt::{Ack, Outcome},
         remedy::{broker_error, not_idempotent},
         topics::PartitionQueue,
@@ -46,7 +46,7 @@ impl Sender {
             batch.possibly_written |= leaves_open(code);
             let context = partition.lock().context(&batch);
             match decide(code, context) {
-                Decision::Acknowledge => self.acknowledge(&partition, batch, answer),
+                Decision::Acknowledge => self.acknowledge(now, &partition, batch, answer),
                 decision => {
                     self.handle_refusal(now, request.leader, &partition, batch, decision, answer);
                 }
@@ -54,15 +54,12 @@ impl Sender {
         }
     }
 
-    fn acknowledge(&mut self, partition: &PartitionQueue, batch: Batch, answer: &Answer) {
+    fn acknowledge(&mut self, now: Instant, partition: &PartitionQueue, batch: Batch, answer: &Answer) {
         self.counts.records += batch.count.unsigned_abs() as u64;
         // The broker knows a duplicate to be one, and not always where it is.
         let base_offset = if answer.code == 0 { answer.base_offset } else { -1 };
         let ack = Ack { base_offset, log_append_time: answer.log_append_time };
-        partition.lock().handle_acknowledged(batch, ack, &mut self.aftermath);
-        if std::mem::take(&mut self.aftermath.proven) {
-            self.identity.handle_proven();
-        }
+        self.change(now, partition, |queue, aftermath| queue.handle_acknowledged(batch, ack, aftermath));
     }
 
     fn handle_refusal(
@@ -120,25 +117,17 @@ impl Sender {
     }
 
     /// A request with `acks=0` has left: nobody will say more.
-    pub(crate) fn handle_written(&mut self, request: Request) {
+    pub(crate) fn handle_written(&mut self, now: Instant, request: Request) {
         self.landed(request.leader);
+        let unknown = Answer { base_offset: -1, log_append_time: -1, ..Answer::default() };
         for Sent { partition, batch, .. } in request.batches {
-            self.acknowledge(
-                &partition,
-                batch,
-                &Answer { base_offset: -1, log_append_time: -1, ..Answer::default() },
-            );
+            self.acknowledge(now, &partition, batch, &unknown);
         }
     }
 
     /// Fails what was not sent, and sends nothing of what is in flight again.
-    pub(crate) fn discard(&mut self, error: &Error) {
-        let told = self.aftermath.resolved.len();
-        for partition in &self.active {
-            partition.lock().discard(error, &mut self.aftermath);
-        }
-        self.note_failures(told);
-        self.settle_verdicts(None);
+    pub(crate) fn discard(&mut self, now: Instant, error: &Error) {
+        self.change_all(now, |queue, _, aftermath| queue.discard(error, aftermath));
     }
 
     fn landed(&mut self, leader: i32) {
@@ -162,17 +151,16 @@ impl Sender {
             // `delivery.timeout.ms` ends this.
             batch.attempts = batch.attempts.saturating_sub(1);
         }
-        let told = self.aftermath.resolved.len();
-        partition.lock().handle_refused(batch, decision, now + pause, error, &mut self.aftermath);
-        self.note_failures(told);
-        self.settle_verdicts(Some(now));
+        self.change(now, partition, |queue, aftermath| {
+            queue.handle_refused(batch, decision, now + pause, error, aftermath);
+        });
     }
 
     fn split(&mut self, now: Instant, partition: &PartitionQueue, batch: Batch, error: Error) {
         match batch::split_in_two(&batch.bytes, &self.compressor, &self.decompressor) {
             Ok(halves) => {
                 self.counts.splits += 1;
-                partition.lock().handle_split(batch, halves, &mut self.aftermath);
+                self.change(now, partition, |queue, aftermath| queue.handle_split(batch, halves, aftermath));
             }
             Err(cause) => {
                 let decision = Decision::Fail { possibly_written: false };
@@ -213,50 +201,64 @@ impl Sender {
                 batch::without(&batch.bytes, drop, &self.compressor, &self.decompressor).ok()
             }
         };
-        let told = self.aftermath.resolved.len();
         let Apart { parts, rest, failed } = take_apart(&batch.receipt, batch.count, &bad, &error);
-        self.aftermath.resolved.extend(failed);
-        match kept {
-            Some(kept) => partition.lock().handle_purged(batch, kept, rest, parts, &mut self.aftermath),
-            None => {
-                let error = Error::new(
-                    error.kind(),
-                    "the batch was refused for other records in it, which the broker named",
-                )
-                .with_api("Produce");
-                self.aftermath.resolved.push((rest, Outcome::Failed(error)));
-                partition.lock().handle_taken_apart(batch, parts, &mut self.aftermath);
+        self.change(now, partition, |queue, aftermath| {
+            aftermath.resolved.extend(failed);
+            match kept {
+                Some(kept) => queue.handle_purged(batch, kept, rest, parts, aftermath),
+                None => {
+                    let text = "the batch was refused for other records in it, which the broker named";
+                    let error = Error::new(error.kind(), text).with_api("Produce");
+                    aftermath.resolved.push((rest, Outcome::Failed(error)));
+                    queue.handle_taken_apart(batch, parts, aftermath);
+                }
             }
-        }
-        self.note_failures(told);
-        self.settle_verdicts(Some(now));
+        });
     }
 
     pub(super) fn expire(&mut self, now: Instant) {
-        let told = self.aftermath.resolved.len();
-        for partition in &self.active {
-            partition.lock().expire(now, self.no_identity.as_ref(), &mut self.aftermath);
-        }
-        self.note_failures(told);
-        self.settle_verdicts(Some(now));
+        self.change_all(now, |queue, no_identity, aftermath| queue.expire(now, no_identity, aftermath));
     }
 
-    /// Failures told since `told`: a transaction they belong to must be aborted.
-    pub(super) fn note_failures(&mut self, told: usize) {
+    /// Changes a partition's queue, and sees to what follows of it. There is no other way to change one: an answer to one batch may
+    /// end another, of which a transaction must know, and which may need another identity.
+    pub(super) fn change<T>(
+        &mut self,
+        now: Instant,
+        partition: &PartitionQueue,
+        change: impl FnOnce(&mut Queue, &mut Aftermath) -> T,
+    ) -> T {
+        let told = self.aftermath.resolved.len();
+        let changed = change(&mut partition.lock(), &mut self.aftermath);
+        self.follow_up(now, told);
+        changed
+    }
+
+    /// The same with every queue that has something. It is given why there is no producer id, too.
+    fn change_all(&mut self, now: Instant, change: impl Fn(&mut Queue, Option<&Error>, &mut Aftermath)) {
+        let told = self.aftermath.resolved.len();
+        for partition in &self.active {
+            change(&mut partition.lock(), self.no_identity.as_ref(), &mut self.aftermath);
+        }
+        self.follow_up(now, told);
+    }
+
+    /// What was told since `told`, and what it means for the identity.
+    fn follow_up(&mut self, now: Instant, told: usize) {
         for (_, outcome) in self.aftermath.resolved.iter().skip(told) {
+            // A transaction they belong to must be aborted.
             if let Outcome::Failed(error) = outcome {
                 self.counts.failed_batches += 1;
                 self.open_attempts |= error.possibly_written();
                 self.failure.get_or_insert_with(|| error.clone());
             }
         }
-    }
-
-    pub(super) fn settle_verdicts(&mut self, now: Option<Instant>) {
-        let (bump, renew) = (self.aftermath.bump.take(), self.aftermath.renew.take());
-        self.open_attempts |= bump.is_some();
-        let Some(now) = now else { return };
+        let Verdicts { proven, bump, renew } = std::mem::take(&mut self.aftermath.verdicts);
+        if proven {
+            self.identity.handle_proven();
+        }
         if let Some(broken) = bump {
+            self.open_attempts = true;
             self.identity.bump(broken, now, &mut self.rng);
         }
         if let Some(refused) = renew {

@@ -45,7 +45,11 @@ fn run(seed: u64) {
     let mut deliveries: Vec<(usize, u32, Delivery)> = Vec::new();
     let mut faults = 5 + rng.below(30);
     let mut lives = if rng.below(3) == 0 { 1 + rng.below(3) } else { 0 };
-    while deliveries.len() < 200 || faults > 0 {
+    // Some are closed in the middle of whatever there is.
+    let mut left = if rng.below(4) == 0 { rng.below(800) } else { usize::MAX };
+    let is_closed = left < usize::MAX;
+    while left > 0 && (deliveries.len() < 200 || faults > 0) {
+        left -= 1;
         if deliveries.len() < 200 && rng.below(3) > 0 {
             let (partition, id) = (rng.below(partitions), deliveries.len() as u32);
             let delivery = world.send(partition, id);
@@ -91,7 +95,10 @@ fn run(seed: u64) {
             _ => world.answer(broker, batch_fault),
         }
     }
-    world.drain();
+    match is_closed {
+        true => world.close(),
+        false => world.drain(),
+    }
     for late in std::mem::take(&mut world.late) {
         world.apply_late(late);
     }

@@ -188,12 +188,16 @@ impl World {
 
     pub(super) fn settle(&mut self) {
         let aftermath = self.sender.poll_aftermath().unwrap_or_default();
+        self.tell(aftermath);
+        assert!(self.sender.poll_fatal().is_none());
+    }
+
+    fn tell(&mut self, aftermath: Aftermath) {
         for (receipt, outcome) in aftermath.resolved {
             receipt.resolve(outcome);
         }
         self.memory.give_back(aftermath.freed);
         assert!(self.memory.available() <= BUFFER, "memory was given back twice");
-        assert!(self.sender.poll_fatal().is_none());
     }
 
     pub(super) fn identify(&mut self) {
@@ -242,24 +246,55 @@ impl World {
 
     /// The connection to a broker breaks: of what is in flight some was applied, some not, and some will be.
     pub(super) fn lose(&mut self, broker: i32) {
-        let requests = self.wire.remove(&broker).unwrap_or_default();
-        let read = self.rng.below(requests.len() + 1);
-        let applied = self.rng.below(read + 1);
-        for (place, request) in requests.iter().enumerate() {
-            for sent in &request.batches {
-                if place < applied {
-                    self.apply(broker, sent);
-                } else if place < read {
-                    let partition = sent.partition.partition as usize;
-                    self.late.push((partition, sent.topic_id, sent.batch.bytes.clone()));
-                }
-            }
-        }
+        let mut requests = self.wire.remove(&broker).unwrap_or_default();
+        self.read_some(broker, requests.make_contiguous());
+        self.wire.insert(broker, requests);
+        self.disconnect(broker);
+    }
+
+    /// A leader writes a batch, also one that has lost its office meanwhile.
+    pub(super) fn write(&mut self, sent: &Sent) -> Option<Answer> {
+        let (code, base_offset) = self.logs[sent.partition.partition as usize].append(&sent.batch.bytes);
+        Some(Answer { code, base_offset, log_append_time: -1, ..Answer::default() })
+    }
+
+    /// The connection to a broker breaks, and it reads nothing more of what is in flight.
+    pub(super) fn disconnect(&mut self, broker: i32) {
         let error = Error::new(ErrorKind::Disconnected, "lost");
-        for request in requests {
+        for request in self.wire.remove(&broker).unwrap_or_default() {
             self.sender.handle_request_error(self.now, request, &error);
         }
         self.settle();
+    }
+
+    /// Of these requests a broker applies some, has read some, and never sees the rest.
+    fn read_some(&mut self, broker: i32, requests: &[Request]) {
+        let read = self.rng.below(requests.len() + 1);
+        let applied = self.rng.below(read + 1);
+        for (place, sent) in requests[..read]
+            .iter()
+            .enumerate()
+            .flat_map(|(place, request)| request.batches.iter().map(move |sent| (place, sent)))
+        {
+            if place < applied {
+                self.apply(broker, sent);
+            } else {
+                let partition = sent.partition.partition as usize;
+                self.late.push((partition, sent.topic_id, sent.batch.bytes.clone()));
+            }
+        }
+    }
+
+    /// The producer ends with whatever it has. Of what is in flight some was applied, and some will be.
+    pub(super) fn close(&mut self) {
+        let mut aftermath = Aftermath::default();
+        for partition in &self.partitions {
+            partition.lock().end(&Error::closed("producer"), &mut aftermath);
+        }
+        self.tell(aftermath);
+        for (broker, mut requests) in std::mem::take(&mut self.wire) {
+            self.read_some(broker, requests.make_contiguous());
+        }
     }
 
     /// A broker looks at what it has read long ago.
