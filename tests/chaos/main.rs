@@ -3,7 +3,7 @@
 //!
 //! `DTKAFKA_CHAOS_SECONDS` is how long the weather lasts (default 20; 0 leaves the test out), `DTKAFKA_CHAOS_SEED` its
 //! seed, `DTKAFKA_CHAOS_RATE` the records of each producer in a second (default 600), `DTKAFKA_CHAOS_GROUP` the members'
-//! protocol: `eager` (default), `cooperative` or `consumer` (KIP-848).
+//! protocol: `eager` (default), `cooperative` or `consumer` (KIP-848), or `none` for producers alone.
 //! It needs what real Kafka needs; see `tests/run`.
 
 #![allow(missing_docs, reason = "the names of tests are sentences")]
@@ -63,8 +63,8 @@ fn config(kafka: &Kafka, secure: bool) -> KafkaConfig {
             .set_auto_offset_reset("earliest")
             .set("request.timeout.ms", 5000)
             .set("group.protocol", "consumer"),
-        Ok("eager") | Err(_) => config,
-        Ok(other) => panic!("DTKAFKA_CHAOS_GROUP is eager, cooperative or consumer, not {other}"),
+        Ok("eager" | "none") | Err(_) => config,
+        Ok(other) => panic!("DTKAFKA_CHAOS_GROUP is eager, cooperative, consumer or none, not {other}"),
     };
     if !secure {
         return config.set_bootstrap_servers(kafka.bootstrap_servers());
@@ -131,11 +131,12 @@ async fn run(
     let stop = Arc::new(AtomicBool::new(false));
     let watching =
         tokio::spawn(watch_commits(Arc::clone(&world), admin.clone(), GROUP.to_owned(), Arc::clone(&stop)));
-    let churn = std::thread::spawn({
+    let has_group = env::var("DTKAFKA_CHAOS_GROUP").as_deref() != Ok("none");
+    let churn = has_group.then(|| {
         let (world, stop) = (Arc::clone(&world), Arc::clone(&stop));
         let configs = [config(&kafka, false), config(&kafka, true)];
         let dice = Dice(seed ^ 1);
-        move || members(&world, &configs, dice, &stop)
+        std::thread::spawn(move || members(&world, &configs, dice, &stop))
     });
 
     let faults = weather(&mut kafka, &admin, &topics, &mut dice, Instant::now() + length).await;
@@ -145,9 +146,12 @@ async fn run(
         producer.await.unwrap();
     }
     let log = read_all(&world, &instance).await;
-    let caught_up = caught_up(&world, &admin, &log).await;
+    let caught_up = match has_group {
+        true => caught_up(&world, &admin, &log).await,
+        false => Some(calm),
+    };
     stop.store(true, Ordering::Relaxed);
-    let lives = tokio::task::spawn_blocking(|| churn.join().unwrap()).await.unwrap();
+    let lives = tokio::task::spawn_blocking(|| churn.map_or(0, |churn| churn.join().unwrap())).await.unwrap();
     watching.await.unwrap();
     kafka.stop().await.unwrap();
 
