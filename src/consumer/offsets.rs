@@ -205,9 +205,10 @@ impl Pending {
 #[derive(Debug)]
 enum State {
     Idle,
+    /// Also when nothing of it is ours any more: under the same identity the coordinator would take it after a later one.
     Out {
         token: Token,
-        generation: i32,
+        identity: Identity,
         commit: Pending,
     },
     BackingOff {
@@ -245,9 +246,9 @@ impl Commits {
         Self { waiting: None, state: State::Idle, crowd: CROWD, tokens: Tokens::default(), backoff, rng }
     }
 
-    /// Nothing is out or waits.
+    /// Nothing that anybody cares about is out or waits.
     pub(crate) fn is_idle(&self) -> bool {
-        matches!(self.state, State::Idle) && self.waiting.is_none()
+        self.state.commit().is_none_or(|commit| commit.offsets.is_empty()) && self.waiting.is_none()
     }
 
     /// Whether an automatic commit is out or waits already.
@@ -291,6 +292,13 @@ impl Commits {
     ) -> Option<Next> {
         let mut commit = match std::mem::replace(&mut self.state, State::Idle) {
             State::Idle => self.waiting.take()?,
+            State::Out { identity: before, commit, .. }
+                if commit.offsets.is_empty()
+                    && self.waiting.is_some()
+                    && identity.is_some_and(|identity| *identity != before) =>
+            {
+                self.waiting.take()?
+            }
             State::BackingOff { until, commit, .. } if until <= now => commit,
             State::BackingOff { superseded: Some(generation), commit, .. }
                 if identity.is_none_or(|identity| identity.generation != generation) =>
@@ -311,7 +319,7 @@ impl Commits {
         };
         let token = self.tokens.next();
         let (offsets, deadline) = (commit.offsets.clone(), commit.last);
-        self.state = State::Out { token, generation: identity.generation, commit };
+        self.state = State::Out { token, identity: identity.clone(), commit };
         Some(Next::Send(CommitAction { token, identity, offsets, deadline }))
     }
 
@@ -351,7 +359,9 @@ impl Commits {
         is_gone: impl Fn(&TopicPartition, TopicId) -> bool,
     ) -> Option<Outcome> {
         let (mut commit, generation) = match std::mem::replace(&mut self.state, State::Idle) {
-            State::Out { token: waited, generation, commit } if waited == token => (commit, generation),
+            State::Out { token: waited, identity, commit } if waited == token => {
+                (commit, identity.generation)
+            }
             other => {
                 self.state = other;
                 return None;
@@ -394,22 +404,24 @@ impl Commits {
         (!outcome.is_nothing()).then_some(outcome)
     }
 
-    /// The partitions are somebody else's: what waits or is out fails, and nothing of it is sent any more.
-    pub(crate) fn handle_lost(&mut self) -> Outcome {
-        let current = match std::mem::replace(&mut self.state, State::Idle) {
-            State::Idle => None,
-            State::Out { commit, .. } | State::BackingOff { commit, .. } => Some(commit),
-        };
+    /// Partitions are somebody else's: what waits or is out of those that are not ours any more fails, and is not sent again.
+    pub(crate) fn handle_lost(&mut self, is_ours: impl Fn(&TopicPartition, Life) -> bool) -> Outcome {
         let mut outcome = Outcome::default();
-        for mut commit in current.into_iter().chain(self.waiting.take()) {
-            commit.fail_unless(|_, offset| offset.tenure.is_none());
+        let mut drop_lost = |commit: &mut Pending| {
+            commit.fail_unless(|key, offset| offset.tenure.is_none_or(|tenure| is_ours(key, tenure)));
             commit.settle(&mut outcome.settled);
-            match &mut self.waiting {
-                _ if commit.offsets.is_empty() => {}
-                Some(standing) => standing.absorb(commit),
-                None => self.waiting = Some(commit),
-            }
+            commit.offsets.is_empty()
+        };
+        if let State::Out { commit, .. } = &mut self.state {
+            // Its answer is waited for all the same.
+            drop_lost(commit);
         }
+        if let State::BackingOff { commit, .. } = &mut self.state
+            && drop_lost(commit)
+        {
+            self.state = State::Idle;
+        }
+        self.waiting.take_if(|commit| drop_lost(commit));
         outcome
     }
 }

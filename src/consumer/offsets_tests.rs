@@ -158,7 +158,7 @@ fn a_commit_whose_generation_is_over_fails_with_its_partitions() {
     let out = sent(&mut commits, now);
     let refused = codes(&[(0, code::ILLEGAL_GENERATION)]);
     assert!(commits.handle_answer(now, out.token, refused, |_, _| false).unwrap().settled.is_empty());
-    assert_eq!(settled(&commits.handle_lost()), [(Some(1), false)]);
+    assert_eq!(settled(&commits.handle_lost(|_, _| false)), [(Some(1), false)]);
     assert!(commits.is_idle());
 }
 
@@ -221,8 +221,10 @@ fn lost_partitions_fail_every_waiting_commit_but_those_outside_the_group() {
     commits.handle_commit(Some(1), offsets(&[(0, 10)]), deadline);
     let out = sent(&mut commits, now);
     commits.handle_commit(Some(2), outside.clone(), deadline);
-    assert_eq!(settled(&commits.handle_lost()), [(Some(1), false)]);
-    assert!(commits.handle_answer(now, out.token, codes(&[(0, 0)]), |_, _| false).is_none());
+    assert_eq!(settled(&commits.handle_lost(|_, _| false)), [(Some(1), false)]);
+    assert!(!commits.is_idle(), "the other one waits");
+    let late = commits.handle_answer(now, out.token, codes(&[(0, 0)]), |_, _| false).unwrap();
+    assert!(late.committed.is_empty() && late.settled.is_empty());
     let nobody = Identity::standalone();
     let Some(Next::Send(out)) = commits.poll_action(now, Some(&nobody), |_, _| false) else { panic!() };
     assert_eq!(out.offsets, outside);
@@ -233,6 +235,58 @@ fn lost_partitions_fail_every_waiting_commit_but_those_outside_the_group() {
         panic!()
     };
     assert_eq!(settled(&dropped), [(Some(3), false)]);
+}
+
+#[test]
+fn a_commit_that_is_out_when_its_partition_is_lost_is_not_passed_by_another_under_the_same_identity() {
+    let (mut commits, now) = (commits(), time::now());
+    let deadline = now + Duration::from_secs(60);
+    let send = |commits: &mut Commits, identity: Identity| match commits.poll_action(
+        now,
+        Some(&identity),
+        |_, _| true,
+    )? {
+        Next::Send(commit) => Some(commit),
+        dropped => panic!("{dropped:?}"),
+    };
+    commits.handle_commit(Some(1), offsets(&[(0, 10)]), deadline);
+    let early = sent(&mut commits, now);
+    commits.handle_lost(|_, _| false);
+    assert!(commits.is_idle(), "nobody who closes waits for it");
+    // Assigned again: a follower that joins again is let in under the generation that stands.
+    commits.handle_commit(Some(2), offsets(&[(0, 20)]), deadline);
+    assert!(
+        send(&mut commits, member(3)).is_none(),
+        "the coordinator may still take the first, and after this"
+    );
+    assert_eq!(commits.planned(&TopicPartition::new("t", 0)), Some(20));
+    let told = commits.handle_answer(now, early.token, codes(&[(0, 0)]), |_, _| false).unwrap();
+    assert!(told.committed.is_empty() && told.settled.is_empty() && told.fenced.is_none());
+    let second = send(&mut commits, member(3)).unwrap();
+    assert_eq!(second.offsets, offsets(&[(0, 20)]));
+
+    // Under another generation the coordinator refuses what comes late.
+    commits.handle_lost(|_, _| false);
+    commits.handle_commit(Some(3), offsets(&[(0, 30)]), deadline);
+    let third = send(&mut commits, member(4)).unwrap();
+    assert!(commits.handle_answer(now, second.token, codes(&[(0, 0)]), |_, _| false).is_none());
+    let told = commits.handle_answer(now, third.token, codes(&[(0, 0)]), |_, _| false).unwrap();
+    assert_eq!(settled(&told), [(Some(3), true)]);
+}
+
+#[test]
+fn what_is_still_ours_when_other_partitions_are_lost_stays_out_and_is_told_of() {
+    let (mut commits, now) = (commits(), time::now());
+    let deadline = now + Duration::from_secs(60);
+    commits.handle_commit(Some(1), offsets(&[(0, 10), (1, 11)]), deadline);
+    let out = sent(&mut commits, now);
+    commits.handle_commit(Some(2), offsets(&[(1, 12)]), deadline);
+    commits.handle_commit(Some(3), offsets(&[(0, 13)]), deadline);
+    assert_eq!(settled(&commits.handle_lost(|key, _| key.partition == 1)), [(Some(3), false)]);
+    assert!(commits.poll_action(now, Some(&member(4)), |_, _| true).is_none(), "one at a time");
+    let told = commits.handle_answer(now, out.token, codes(&[(0, 0), (1, 0)]), |_, _| false).unwrap();
+    assert_eq!((settled(&told), told.committed), (vec![(Some(1), false)], offsets(&[(1, 11)])));
+    assert_eq!(sent(&mut commits, now).offsets, offsets(&[(1, 12)]));
 }
 
 #[test]

@@ -118,6 +118,11 @@ impl Partitions {
         self.partitions.get(partition)
     }
 
+    /// Whether the partition is ours, by the assignment of that tenure.
+    pub(crate) fn is_of(&self, partition: &TopicPartition, tenure: Life) -> bool {
+        self.partitions.get(partition).is_some_and(|partition| partition.account.tenure() == tenure)
+    }
+
     /// For the fetcher and for look-ups: the fetcher looks at the partition again.
     pub(crate) fn get_mut(&mut self, partition: &TopicPartition) -> Option<&mut Partition> {
         self.touch(partition);

@@ -404,7 +404,7 @@ impl World {
                     self.after(delay, Event::Request(who, token, beat));
                 }
             }
-            Action::Revoke { token, partitions } => {
+            Action::Revoke { token, partitions, .. } => {
                 let has = |key| self.clients[who].owned.contains_key(key);
                 assert!(partitions.iter().all(has), "what is revoked was not there");
                 let busy = Duration::from_millis(self.rng.below(2_000) as u64);

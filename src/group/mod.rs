@@ -61,8 +61,8 @@ pub(crate) enum Action {
     /// Where `keeps`, the coordinator's assignment stands: the counts are then those that it covers.
     Plan { token: Token, assignor: Strategy, members: Vec<GroupMember>, keeps: bool },
     /// Stop handing out records of these partitions, commit what is done, release them; then `handle_revoked` with the
-    /// same token.
-    Revoke { token: Token, partitions: Vec<TopicPartition> },
+    /// same token. The coordinator may wait for that since `since`, and for no longer than the rebalance time-out.
+    Revoke { token: Token, partitions: Vec<TopicPartition>, since: Instant },
     /// These partitions are somebody else's already: release them, commit nothing. The next poll joins again.
     Lost { partitions: Vec<TopicPartition> },
     /// These partitions are ours, beside those that are already, until a `Revoke` or `Lost` names them.

@@ -508,7 +508,7 @@ impl World {
                 assert_eq!(assignor, self.coordinator.assignor);
                 self.clients[who].member.handle_plan(self.now, token, assignor, counts, plan);
             }
-            Action::Revoke { token, partitions } => {
+            Action::Revoke { token, partitions, .. } => {
                 let busy = Duration::from_millis(self.rng.below(2_000) as u64);
                 self.after(busy, Event::Revoked(who, token));
                 self.clients[who].revoking = Some((token, partitions));

@@ -13,7 +13,7 @@ use crate::{
     cluster::{TopicId, UNKNOWN_TOPIC_OR_PARTITION, are_two_lives},
     config::settings::GroupProtocol,
     consumer::{
-        ledger::{Committed, Life},
+        ledger::Committed,
         offsets::{self, CommitAction, Offset, Offsets, Outcome, Since, over},
     },
     error::{Error, ErrorKind, Result},
@@ -201,9 +201,7 @@ impl Core {
         loop {
             let identity = self.identity().ok().flatten();
             let partitions = &self.partitions;
-            let is_ours = |key: &TopicPartition, tenure: Life| {
-                partitions.get(key).is_some_and(|partition| partition.account.tenure() == tenure)
-            };
+            let is_ours = |key: &TopicPartition, tenure| partitions.is_of(key, tenure);
             match self.commits.poll_action(now, identity.as_ref(), is_ours)? {
                 offsets::Next::Send(commit) => return Some(commit),
                 offsets::Next::Dropped(outcome) => self.on_commit(now, outcome),

@@ -27,6 +27,8 @@ pub(super) struct Revoking {
     token: Token,
     partitions: Vec<TopicPartition>,
     stage: Stage,
+    /// The coordinator waits no longer than until then.
+    ends: Instant,
 }
 
 impl Revoking {
@@ -40,7 +42,7 @@ impl Revoking {
 
 #[derive(Debug, Clone, Copy)]
 enum Stage {
-    /// The user may be at work on records of them. The coordinator waits no longer than until then.
+    /// The user may be at work on records of them.
     Working {
         until: Instant,
     },
@@ -135,7 +137,9 @@ impl Core {
                     let deadline = now + self.settings.session_timeout / 2;
                     self.actions.push_back(Action::Plan { token, assignor, members, keeps, deadline });
                 }
-                group::Action::Revoke { token, partitions } => self.begin_revocation(now, token, partitions),
+                group::Action::Revoke { token, partitions, since } => {
+                    self.begin_revocation(now, token, partitions, since);
+                }
                 group::Action::Lost { partitions } => self.on_lost(now, &partitions),
                 group::Action::Assign { added } => {
                     info!(partitions = ?added, "partitions assigned");
@@ -160,25 +164,32 @@ impl Core {
         self.advance_close(now);
     }
 
-    fn begin_revocation(&mut self, now: Instant, token: Token, partitions: Vec<TopicPartition>) {
+    fn begin_revocation(
+        &mut self,
+        now: Instant,
+        token: Token,
+        partitions: Vec<TopicPartition>,
+        since: Instant,
+    ) {
         debug!(partitions = partitions.len(), "the group rebalances");
         self.partitions.set_revoking(&partitions, true);
-        // The coordinator waits for the rebalance time-out, which is the poll interval. What is acknowledged record by record
-        // keeps a rest of it to commit what is done.
+        // The coordinator waits for the rebalance time-out, which is the poll interval, and has begun before this member heard of
+        // it. What is acknowledged record by record keeps a rest of it to commit what is done.
         let patience = self.settings.max_poll_interval;
         let rest =
             if self.partitions.is_by_each() { (patience / 5).min(COMMIT_REST) } else { Duration::ZERO };
+        let ends = since + patience;
         self.note(Change::Revoking, &partitions);
         self.revoking =
-            Some(Revoking { token, partitions, stage: Stage::Working { until: now + (patience - rest) } });
+            Some(Revoking { token, partitions, stage: Stage::Working { until: ends - rest }, ends });
         self.news = true;
         self.advance_revocation(now);
     }
 
     /// A revocation goes on as soon as nothing of its partitions is in the user's hands, and ends when every commit has.
     pub(super) fn advance_revocation(&mut self, now: Instant) {
-        let Some(Revoking { partitions, stage, .. }) = &self.revoking else { return };
-        let mut stage = *stage;
+        let Some(Revoking { partitions, stage, ends, .. }) = &self.revoking else { return };
+        let (mut stage, ends) = (*stage, *ends);
         if let Stage::Working { until } = stage {
             if self.partitions.is_outstanding(partitions) && now < until {
                 return;
@@ -195,10 +206,14 @@ impl Core {
             && (!self.telling.is_busy() || until <= now)
         {
             self.tell_lost(&[]);
-            let deadline = now + self.client.request_timeout;
+            let mut deadline = now + self.client.request_timeout;
             if self.settings.enable_auto_commit {
                 // The listener may have sought.
                 self.commit_covered(deadline);
+            }
+            if now < ends {
+                // Nobody else's records are worked on for the sake of a commit that takes long.
+                deadline = deadline.min(ends);
             }
             stage = Stage::Committing { deadline };
         }
@@ -241,7 +256,9 @@ impl Core {
         self.tell_lost(&lost);
         self.revoking = None;
         self.partitions.release(&lost);
-        let lost = self.commits.handle_lost();
+        let partitions = &self.partitions;
+        let is_ours = |key: &TopicPartition, tenure| partitions.is_of(key, tenure);
+        let lost = self.commits.handle_lost(is_ours);
         self.on_commit(now, lost);
     }
 
@@ -276,3 +293,77 @@ impl Core {
 
 /// What of the rebalance time-out is kept to commit in.
 const COMMIT_REST: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::KafkaConfig,
+        group::{Request, code, wire::encode_assignment},
+        time::{self, Rng},
+    };
+
+    const HEARTBEAT: Duration = Duration::from_secs(3);
+
+    fn asked(core: &mut Core, now: Instant) -> (Token, Request) {
+        let actions = std::iter::from_fn(|| core.poll_action(now));
+        let found = actions.filter_map(|action| match action {
+            Action::Group { token, request, .. } => Some((token, request)),
+            _ => None,
+        });
+        found.last().expect("the coordinator is asked for nothing")
+    }
+
+    #[test]
+    fn a_handler_is_not_waited_for_longer_than_the_coordinator_waits_whenever_the_member_heard_of_it() {
+        let (mut now, key) = (time::now(), TopicPartition::new("orders", 0));
+        let config = KafkaConfig::new()
+            .set_bootstrap_servers("localhost:9092")
+            .set_group_id("g")
+            .set_enable_auto_commit(true)
+            .set("heartbeat.interval.ms", HEARTBEAT.as_millis() as u64)
+            .set("max.poll.interval.ms", 5_000);
+        let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
+        let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1));
+        core.acknowledge_each();
+        core.subscribe(now, vec!["orders".into()]).unwrap();
+        core.handle_poll(now).unwrap();
+        let (token, _) = asked(&mut core, now);
+        let join = Answer::Join {
+            error: 0,
+            generation: 1,
+            member_id: "me".into(),
+            leader: "other".into(),
+            protocol: "range".into(),
+            members: Vec::new(),
+            skip_assignment: false,
+        };
+        core.handle_group(now, token, Ok(join));
+        let (token, _) = asked(&mut core, now);
+        let assignment = encode_assignment(std::slice::from_ref(&key));
+        core.handle_group(now, token, Ok(Answer::Sync { error: 0, assignment }));
+        core.partitions.set_position(&key, 0, 1);
+        core.partitions.get_mut(&key).unwrap().account.hand_out_each(0..2, 1);
+        let life = core.partitions.get(&key).unwrap().life();
+
+        // Another member has joined right after this one was told of its assignment.
+        let begun = now;
+        now += HEARTBEAT;
+        core.handle_timeout(now);
+        let (token, request) = asked(&mut core, now);
+        assert!(matches!(request, Request::Heartbeat { .. }), "{request:?}");
+        core.handle_group(now, token, Ok(Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS }));
+        assert_eq!(core.handle_done(&key, life, &[0]), 1);
+        core.handle_poll_end(now);
+        let mut revoked = || loop {
+            core.handle_timeout(now);
+            while core.poll_action(now).is_some() {}
+            if core.take_changes().iter().any(|change| matches!(change, Change::Revoked(_))) {
+                break now - begun;
+            }
+            now = core.poll_timeout(now).expect("the revocation waits for ever");
+        };
+        // Its commit is never answered.
+        assert_eq!(revoked(), Duration::from_secs(5), "the other member has it from then on");
+    }
+}

@@ -41,6 +41,10 @@ use crate::{
 #[derive(Debug, Clone, Copy)]
 struct Heart {
     beat: Exchange,
+    /// When the last heartbeat was sent.
+    sent: Instant,
+    /// The group did not rebalance then, as the coordinator has said: whatever has begun has begun after that.
+    at_rest: Instant,
     /// The coordinator forgets a member that it has not heard of for the session timeout.
     session_ends: Instant,
 }
@@ -278,7 +282,12 @@ impl Member {
                 }
             }
             Ok(Answer::Sync { error: 0, assignment }) => self.on_synced(now, &assignment),
-            Ok(Answer::Heartbeat { error: 0 }) => self.on_beat(now),
+            Ok(Answer::Heartbeat { error: 0 }) => {
+                if let State::Stable { heart, .. } = &mut self.state {
+                    heart.at_rest = heart.sent;
+                }
+                self.on_beat(now);
+            }
             Ok(Answer::Join { error, .. }) => self.on_error(now, "JoinGroup", error),
             Ok(Answer::Sync { error, .. }) => self.on_error(now, "SyncGroup", error),
             Ok(Answer::Heartbeat { error }) => self.on_error(now, "Heartbeat", error),
@@ -363,6 +372,7 @@ impl Member {
                     let deadline = heart.session_ends.min(now + patience);
                     let token = send(&mut self.tokens, &mut self.actions, request, deadline);
                     heart.beat = Exchange::Out { token };
+                    heart.sent = now;
                 }
             }
             _ => {}
@@ -392,7 +402,8 @@ impl Member {
         self.backoff.reset();
         let (beat, session) = (self.settings.heartbeat_interval, self.settings.session_timeout);
         if let State::Stable { heart, .. } | State::Revoking { heart, .. } = &mut self.state {
-            *heart = Heart { beat: Exchange::Due(now + beat), session_ends: now + session };
+            heart.beat = Exchange::Due(now + beat);
+            heart.session_ends = now + session;
         }
     }
 }

@@ -143,6 +143,8 @@ impl Member {
         };
         let heart = Heart {
             beat: Exchange::Due(now + self.settings.heartbeat_interval),
+            sent: now,
+            at_rest: now,
             session_ends: now + self.settings.session_timeout,
         };
         self.state = State::Stable { generation, heart };
@@ -184,7 +186,7 @@ impl Member {
         let token = self.tokens.next();
         self.state = State::Revoking { generation, heart, token };
         self.revoking.clone_from(&partitions);
-        self.actions.push_back(Action::Revoke { token, partitions });
+        self.actions.push_back(Action::Revoke { token, partitions, since: heart.at_rest });
     }
 }
 

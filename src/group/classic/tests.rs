@@ -248,6 +248,36 @@ fn a_heartbeat_answer_of_the_last_generation_is_dropped() {
 }
 
 #[test]
+fn a_revocation_counts_from_the_last_heartbeat_that_the_coordinator_answered_well() {
+    let since = |bench: &mut Bench| match bench.member.poll_action() {
+        Some(Action::Revoke { since, .. }) => since,
+        other => panic!("no revocation but {other:?}"),
+    };
+    let second = Duration::from_secs(1);
+    let mut bench = Bench::stable();
+    let token = bench.heartbeat();
+    let well = bench.now;
+    bench.pass(second);
+    bench.answer(token, Answer::Heartbeat { error: 0 });
+    // The next one is lost, and it may be that which was to hear of the rebalance.
+    let token = bench.heartbeat();
+    bench.member.handle_answer(bench.now, token, Err(disconnected()));
+    assert!(matches!(bench.member.poll_action(), Some(Action::ForgetCoordinator)));
+    bench.pass_to_timeout();
+    let (token, _) = bench.sent();
+    bench.pass(second);
+    bench.answer(token, Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS });
+    assert_eq!(since(&mut bench), well, "it may have begun right after that");
+
+    // Without any heartbeat yet: from the assignment on.
+    let mut bench = Bench::stable();
+    let assigned = bench.now;
+    let token = bench.heartbeat();
+    bench.answer(token, Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS });
+    assert_eq!(since(&mut bench), assigned);
+}
+
+#[test]
 fn a_rebalance_revokes_first_and_joins_only_then() {
     let mut bench = Bench::stable();
     let beat = bench.heartbeat();

@@ -50,6 +50,7 @@ impl Member {
             is_full,
         };
         self.telling = Some(current);
+        self.unanswered_since.get_or_insert(now);
         let token = self.send(beat, now + self.patience());
         if let State::Joining { exchange } | State::Joined { exchange } = &mut self.state {
             *exchange = Exchange::Out { token };
@@ -102,8 +103,13 @@ impl Member {
             self.member_id = id;
         }
         self.state = State::Joined { exchange: Exchange::Due(now + self.interval) };
+        // An answer that was lost may have said the same already.
+        let asked = self.unanswered_since.take().unwrap_or(now);
         if let Some(assignment) = answer.assignment {
-            self.target = assignment.into_iter().collect();
+            let target = assignment.into_iter().collect();
+            if target != self.target {
+                (self.target, self.target_since) = (target, asked);
+            }
             self.is_unheard = true;
         }
         self.reconcile();

@@ -114,6 +114,10 @@ pub(crate) struct Member {
     revoking: Option<(Token, Vec<IdPartition>)>,
     /// What the coordinator wants us to have.
     target: BTreeSet<IdPartition>,
+    /// Since when it may wait for what is not in it: since it was first asked for what it has answered.
+    target_since: Instant,
+    /// When the first heartbeat was sent that no good answer has come to.
+    unanswered_since: Option<Instant>,
     names: Arc<Names>,
     /// What the coordinator knows of us; `None` where it may know nothing, so that all must be said.
     told: Option<Told>,
@@ -152,6 +156,8 @@ impl Member {
             owned: BTreeMap::new(),
             revoking: None,
             target: BTreeSet::new(),
+            target_since: now,
+            unanswered_since: None,
             names: Arc::default(),
             told: None,
             telling: None,

@@ -100,7 +100,7 @@ impl Member {
         partitions.sort();
         let token = self.tokens.next();
         self.revoking = Some((token, keys));
-        self.actions.push_back(Action::Revoke { token, partitions });
+        self.actions.push_back(Action::Revoke { token, partitions, since: self.target_since });
         true
     }
 

@@ -116,7 +116,7 @@ impl Bench {
 
     fn revoked(&mut self) -> (Token, Vec<TopicPartition>) {
         match self.member.poll_action() {
-            Some(Action::Revoke { token, partitions }) => (token, partitions),
+            Some(Action::Revoke { token, partitions, .. }) => (token, partitions),
             other => panic!("a revocation was due, not {other:?}"),
         }
     }
@@ -246,6 +246,32 @@ fn what_goes_is_released_before_the_coordinator_hears_of_it_and_what_is_new_come
     bench.member.handle_revoked(bench.now, revocation);
     assert_eq!(bench.assigned(), [key("payments", 0)]);
     assert_eq!(bench.beat().1.owned, Some(vec![(ORDERS, 1), (PAYMENTS, 0)]));
+}
+
+#[test]
+fn a_revocation_counts_from_the_first_heartbeat_whose_answer_may_have_said_it() {
+    let mut bench = Bench::joined();
+    bench.pass_to_timeout();
+    let (token, _) = bench.beat();
+    let first = bench.now;
+    bench.member.handle_answer(bench.now, token, Err(Error::new(ErrorKind::Disconnected, "gone")));
+    assert!(matches!(bench.member.poll_action(), Some(Action::ForgetCoordinator)));
+    bench.pass_to_timeout();
+    let (token, _) = bench.beat();
+    bench.pass(Duration::from_secs(1));
+    bench.answer(token, 2, Some(&[(ORDERS, 0)]));
+    let Some(Action::Revoke { token, since, .. }) = bench.member.poll_action() else { panic!() };
+    assert_eq!(since, first);
+
+    // A target that was heard of during the revocation is as old as itself.
+    bench.pass_to_timeout();
+    let second = bench.now;
+    let (beat, _) = bench.beat();
+    bench.answer(beat, 3, Some(&[]));
+    bench.pass(Duration::from_secs(1));
+    bench.member.handle_revoked(bench.now, token);
+    let Some(Action::Revoke { since, .. }) = bench.member.poll_action() else { panic!() };
+    assert_eq!(since, second);
 }
 
 #[test]

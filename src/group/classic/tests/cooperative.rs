@@ -45,7 +45,7 @@ fn a_cooperative_member_keeps_what_stays_and_gives_up_what_goes_in_a_rebalance_o
     assert_eq!(bench.member.identity().unwrap().generation, 5, "it goes on committing");
     assert_eq!(rejoined(&mut bench, 6, &[1, 3]), (keys(&[0, 1, 2]), 5));
     assert!(matches!(bench.member.poll_action(), Some(Action::Assign { added }) if added == keys(&[3])));
-    let Some(Action::Revoke { token, partitions }) = bench.member.poll_action() else {
+    let Some(Action::Revoke { token, partitions, .. }) = bench.member.poll_action() else {
         panic!("no revocation")
     };
     assert_eq!(partitions, keys(&[0, 2]));
@@ -78,7 +78,7 @@ fn a_cooperative_member_gives_up_only_the_topics_it_does_not_want_any_more() {
     bench.joins();
     let mut bench = cooperative(&[0, 1]);
     bench.subscribe(&["u"]);
-    let Some(Action::Revoke { token, partitions }) = bench.member.poll_action() else {
+    let Some(Action::Revoke { token, partitions, .. }) = bench.member.poll_action() else {
         panic!("no revocation")
     };
     assert_eq!(partitions, keys(&[0, 1]));
