@@ -3,7 +3,10 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dtkafka::{AutoOffsetReset, ConsumerConfig, KafkaConfig, KafkaConsumer, KafkaInstance, TopicPartition};
-use dtkafka_testcontainers::{EmbeddedBroker, NewRecord, broker::Profile};
+use dtkafka_testcontainers::{
+    Effect, EmbeddedBroker, Fault, NewRecord,
+    broker::{ApiKey, Profile},
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const TOPIC: &str = "orders";
@@ -24,10 +27,17 @@ async fn reader(broker: &EmbeddedBroker, reset: AutoOffsetReset) -> KafkaConsume
 }
 
 async fn reader_with(broker: &EmbeddedBroker, reset: AutoOffsetReset, backoff: Duration) -> KafkaConsumer {
-    let config = KafkaConfig::new()
+    reader_of(config(broker, backoff), reset).await
+}
+
+fn config(broker: &EmbeddedBroker, backoff: Duration) -> KafkaConfig {
+    KafkaConfig::new()
         .set_bootstrap_servers(broker.bootstrap_servers())
         .set("retry.backoff.ms", backoff.as_millis().to_string())
-        .set("retry.backoff.max.ms", (backoff * 5).as_millis().to_string());
+        .set("retry.backoff.max.ms", (backoff * 5).as_millis().to_string())
+}
+
+async fn reader_of(config: KafkaConfig, reset: AutoOffsetReset) -> KafkaConsumer {
     let kafka = KafkaInstance::new(config).unwrap();
     let settings = |c: ConsumerConfig| c.auto_offset_reset(reset);
     let none: [&str; 0] = [];
@@ -113,6 +123,28 @@ async fn who_leads_now_is_learnt_from_the_refusal_before_metadata_is_asked_for_a
         feed(&broker, [value]);
         assert_eq!(values(&read(&consumer, 1).await), [value]);
     }
+}
+
+#[tokio::test]
+async fn the_replica_in_the_readers_rack_is_read_and_the_leader_once_that_one_is_gone() {
+    let broker = EmbeddedBroker::builder().brokers(3).racks(["a", "b", "c"]).start().await.unwrap();
+    broker.create_topic(TOPIC, 1).unwrap();
+    let config = config(&broker, Duration::from_millis(10)).set("client.rack", "b");
+    let consumer = reader_of(config, AutoOffsetReset::Earliest).await;
+    feed(&broker, ["a", "b"]);
+    read(&consumer, 2).await;
+    // Who asks the leader gets nothing from now on.
+    let leader = Fault::on(ApiKey::Fetch).broker(1).effect(Effect::Silence);
+    let silent = broker.control().inject(leader);
+    feed(&broker, ["c", "d"]);
+    assert_eq!(values(&read(&consumer, 2).await), ["c", "d"]);
+    let elsewhere = reader(&broker, AutoOffsetReset::Earliest).await;
+    assert_eq!(elsewhere.poll(Duration::from_millis(500)).await.unwrap().records().count(), 0);
+
+    broker.control().withdraw(silent);
+    broker.control().stop_broker(2).unwrap();
+    feed(&broker, ["e"]);
+    assert_eq!(read(&consumer, 1).await, [(4, "e".to_owned())]);
 }
 
 #[tokio::test]

@@ -114,7 +114,7 @@ mod tests {
         }
         assert_eq!(offsets, [3, 6, 7]);
         assert_eq!((log.start(), log.end()), (0, 8));
-        let (bytes, next) = log.read(0, Isolation::Uncommitted, 1, true);
+        let (bytes, next) = log.read(0, log.readable_end(Isolation::Uncommitted), 1, true);
         assert_eq!(next, 4);
         assert_eq!(crc32c::crc32c(&bytes[21..]).to_be_bytes(), bytes[17..21]);
     }

@@ -104,6 +104,7 @@ pub type Partitioned = BTreeMap<i32, Vec<StoredRecord>>;
 #[derive(Debug, Clone)]
 pub struct EmbeddedBrokerBuilder {
     brokers: i32,
+    racks: Vec<String>,
     options: Options,
     users: sasl::Users,
     tls: Option<TlsPem>,
@@ -117,6 +118,14 @@ impl EmbeddedBrokerBuilder {
     #[must_use]
     pub fn brokers(mut self, brokers: i32) -> Self {
         self.brokers = brokers.max(1);
+        self
+    }
+
+    /// Where the brokers stand (`broker.rack`), in the order of their ids. A leader names the replica in the reader's rack
+    /// (`client.rack`), and followers answer readers too (KIP-392, `RackAwareReplicaSelector`). Default: nowhere.
+    #[must_use]
+    pub fn racks<R: Into<String>>(mut self, racks: impl IntoIterator<Item = R>) -> Self {
+        self.racks = racks.into_iter().map(Into::into).collect();
         self
     }
 
@@ -236,6 +245,7 @@ impl EmbeddedBrokerBuilder {
         let port = |fixed: u16| if self.in_memory { fixed } else { 0 };
         let node = |id: i32| Node {
             host: if self.in_memory { format!("broker-{id}") } else { "127.0.0.1".to_owned() },
+            rack: usize::try_from(id - 1).ok().and_then(|index| self.racks.get(index).cloned()),
             ports: listeners.iter().map(|(l, p)| (*l, port(*p))).collect(),
             running: watch::Sender::new(false),
             accepting: Vec::new(),
@@ -311,6 +321,7 @@ impl EmbeddedBroker {
     pub fn builder() -> EmbeddedBrokerBuilder {
         EmbeddedBrokerBuilder {
             brokers: 1,
+            racks: Vec::new(),
             options: Options {
                 default_partitions: 1,
                 auto_create_topics: true,

@@ -65,6 +65,12 @@ impl Partition {
         self.update();
     }
 
+    /// Where the log ends at one of its replicas.
+    pub(super) fn end_at(&self, broker: i32) -> Option<i64> {
+        let is_replica = broker == self.leader || self.replicas.contains(&broker);
+        is_replica.then(|| self.lagging.get(&broker).copied().unwrap_or_else(|| self.log.end()))
+    }
+
     /// Would this broker lead without losing what was acknowledged?
     pub(super) fn is_in_sync(&self, broker: i32) -> bool {
         self.isr.contains(&broker)

@@ -294,7 +294,8 @@ fn endpoints(call: &Call<'_>, response: &ProduceResponse) -> Vec<NodeEndpoint> {
     let cluster = call.cluster();
     let endpoint = |id: i32| {
         let (host, port) = cluster.address(id, call.listener)?;
-        Some(NodeEndpoint::default().with_node_id(id.into()).with_host(text(&host)).with_port(port.into()))
+        let endpoint = NodeEndpoint::default().with_node_id(id.into()).with_host(text(&host));
+        Some(endpoint.with_port(port.into()).with_rack(cluster.rack(id).map(text)))
     };
     leaders.into_iter().filter_map(endpoint).collect()
 }

@@ -1,4 +1,5 @@
-//! Fetch (key 1): whole batches from the leader, by sessions (KIP-227), waiting up to `max_wait_ms` for `min_bytes`.
+//! Fetch (key 1): whole batches from the leader or a follower (KIP-392), by sessions (KIP-227), waiting up to `max_wait_ms` for
+//! `min_bytes`.
 //!
 //! Every append wakes every waiting fetch; each looks again at its own partitions. Nothing is read before the answer
 //! is due.
@@ -36,6 +37,7 @@ pub(super) async fn handle(call: &Call<'_>, request: FetchRequest) -> FetchRespo
         plan,
         injected,
         max_bytes: usize::try_from(request.max_bytes).unwrap_or(0),
+        rack: request.rack_id.to_string(),
         isolation: match request.isolation_level {
             1 => Isolation::Committed,
             _ => Isolation::Uncommitted,
@@ -91,27 +93,48 @@ struct Read<'a> {
     plan: Plan,
     injected: BTreeMap<String, Option<ResponseError>>,
     max_bytes: usize,
+    /// Where the reader is; empty if it does not say.
+    rack: String,
     isolation: Isolation,
 }
 
+/// A partition as this broker has it.
+struct Kept<'c> {
+    partition: &'c Partition,
+    /// Where readers must stop, by isolation and by what the broker has.
+    end: i64,
+    high_watermark: i64,
+    stable: i64,
+    /// The replica that the reader is to ask instead.
+    nearer: Option<i32>,
+}
+
 impl Read<'_> {
-    fn find<'c>(
-        &self,
-        cluster: &'c Cluster,
-        key: &Key,
-        want: &Wanted,
-    ) -> Result<&'c Partition, ResponseError> {
+    fn find<'c>(&self, cluster: &'c Cluster, key: &Key, want: &Wanted) -> Result<Kept<'c>, ResponseError> {
         if let Some(Some(error)) = self.injected.get(&key.topic) {
             return Err(*error);
         }
         if self.call.version >= 13 && cluster.topic_name(key.topic_id).is_none() {
             return Err(ResponseError::UnknownTopicId);
         }
-        let found = cluster.led_partition(self.call.broker, &key.topic, key.partition, want.leader_epoch)?;
-        if want.offset < found.log.start() || want.offset > found.log.end() {
+        let broker = self.call.broker;
+        // Who asks in an earlier version knows leaders only.
+        let found = match self.call.version {
+            11.. => cluster.kept_partition(broker, &key.topic, key.partition, want.leader_epoch)?,
+            _ => cluster.led_partition(broker, &key.topic, key.partition, want.leader_epoch)?,
+        };
+        let (log, has) = (&found.log, found.end_at(broker).unwrap_or(-1));
+        if want.offset < log.start() || want.offset > has {
             return Err(ResponseError::OffsetOutOfRange);
         }
-        Ok(found)
+        let asks_leader = found.leader == broker && !self.rack.is_empty();
+        Ok(Kept {
+            partition: found,
+            end: log.readable_end(self.isolation).min(has),
+            high_watermark: log.high_watermark().min(has),
+            stable: log.last_stable_offset().min(has),
+            nearer: if asks_leader { cluster.nearer_replica(found, &self.rack, want.offset) } else { None },
+        })
     }
 
     /// Is there enough to answer, an error to tell, or nothing to wait for?
@@ -121,12 +144,10 @@ impl Read<'_> {
         for (key, want, _) in &self.plan.partitions {
             match self.find(&cluster, key, want) {
                 Err(_) => return true,
-                Ok(partition) => {
-                    bytes += partition.log.readable(
-                        want.offset,
-                        self.isolation,
-                        enough.saturating_sub(bytes).max(1),
-                    );
+                Ok(Kept { nearer: Some(_), .. }) => return true,
+                Ok(Kept { partition, end, .. }) => {
+                    let missing = enough.saturating_sub(bytes).max(1);
+                    bytes += partition.log.readable(want.offset, end, missing);
                 }
             }
         }
@@ -146,15 +167,16 @@ impl Read<'_> {
             let mut now = None;
             match self.find(&cluster, key, want) {
                 Err(error) => self.refuse(&cluster, key, error, &mut data),
-                Ok(partition) => {
+                Ok(Kept { partition, end, high_watermark: high, stable, nearer }) => {
                     let log = &partition.log;
                     let limit = left.min(usize::try_from(want.max_bytes).unwrap_or(0));
-                    let (records, next) = log.read(want.offset, self.isolation, limit, !any);
+                    let end = if nearer.is_some() { want.offset } else { end };
+                    let (records, next) = log.read(want.offset, end, limit, !any);
                     any |= !records.is_empty();
                     left = left.saturating_sub(records.len());
-                    let (high, stable) = (log.high_watermark(), log.last_stable_offset());
                     now = Some((high, log.start(), stable));
                     data = data
+                        .with_preferred_read_replica(nearer.unwrap_or(-1).into())
                         .with_high_watermark(high)
                         .with_last_stable_offset(stable)
                         .with_log_start_offset(log.start())
@@ -162,7 +184,10 @@ impl Read<'_> {
                         .with_records(Some(records));
                 }
             }
-            let news = now.is_none() || now != *told || data.records.as_ref().is_some_and(|r| !r.is_empty());
+            let news = now.is_none()
+                || now != *told
+                || data.preferred_read_replica.0 >= 0
+                || data.records.as_ref().is_some_and(|r| !r.is_empty());
             if self.plan.incremental && !news {
                 continue;
             }
@@ -234,7 +259,8 @@ fn endpoints(call: &Call<'_>, cluster: &Cluster, response: &FetchResponse) -> Ve
     leaders.dedup();
     let endpoint = |id: i32| {
         let (host, port) = cluster.address(id, call.listener)?;
-        Some(NodeEndpoint::default().with_node_id(id.into()).with_host(text(&host)).with_port(port.into()))
+        let endpoint = NodeEndpoint::default().with_node_id(id.into()).with_host(text(&host));
+        Some(endpoint.with_port(port.into()).with_rack(cluster.rack(id).map(text)))
     };
     leaders.into_iter().filter_map(endpoint).collect()
 }

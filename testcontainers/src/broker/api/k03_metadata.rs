@@ -24,7 +24,8 @@ pub(super) fn handle(call: &Call<'_>, request: MetadataRequest) -> MetadataRespo
             let broker = MetadataResponseBroker::default()
                 .with_node_id(id.into())
                 .with_host(text(&host))
-                .with_port(port.into());
+                .with_port(port.into())
+                .with_rack(cluster.rack(id).map(text));
             response.brokers.push(broker);
         }
     }

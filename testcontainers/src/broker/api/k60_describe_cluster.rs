@@ -18,7 +18,8 @@ pub(super) fn handle(call: &Call<'_>, _request: DescribeClusterRequest) -> Descr
             let broker = DescribeClusterBroker::default()
                 .with_broker_id(id.into())
                 .with_host(text(&host))
-                .with_port(port.into());
+                .with_port(port.into())
+                .with_rack(cluster.rack(id).map(text));
             response.brokers.push(broker);
         }
     }

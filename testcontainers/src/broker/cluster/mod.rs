@@ -112,6 +112,8 @@ pub(super) struct Options {
 /// One broker: where it listens and whether it runs.
 pub(super) struct Node {
     pub(super) host: String,
+    /// `broker.rack`.
+    pub(super) rack: Option<String>,
     pub(super) ports: BTreeMap<Listener, u16>,
     /// True while the broker runs; its connections watch it.
     pub(super) running: watch::Sender<bool>,
@@ -221,6 +223,10 @@ impl Cluster {
     pub(super) fn address(&self, broker: i32, listener: Listener) -> Option<(String, u16)> {
         let node = self.nodes.get(&broker)?;
         Some((node.host.clone(), *node.ports.get(&listener)?))
+    }
+
+    pub(super) fn rack(&self, broker: i32) -> Option<&str> {
+        self.nodes.get(&broker)?.rack.as_deref()
     }
 
     pub(super) fn next_producer_id(&mut self) -> i64 {

@@ -55,12 +55,16 @@ impl Cluster {
         if let Some(replicas) = placement.replicas.get(&partition) {
             return Partition::new(replicas.clone());
         }
-        let running: Vec<i32> = self.running().map(|(id, _)| id).collect();
+        let mut brokers: Vec<i32> = self.running().map(|(id, _)| id).collect();
+        if brokers.is_empty() {
+            // They lead it once they run.
+            brokers.extend(self.nodes.keys());
+        }
         let factor = if placement.factor < 1 { self.options.default_replication } else { placement.factor };
-        let factor = usize::try_from(factor).unwrap_or(1).clamp(1, running.len().max(1));
+        let factor = usize::try_from(factor).unwrap_or(1).clamp(1, brokers.len().max(1));
         let turn = usize::try_from(partition).unwrap_or(0);
         Partition::new(
-            running.iter().copied().cycle().skip(turn % running.len().max(1)).take(factor).collect(),
+            brokers.iter().copied().cycle().skip(turn % brokers.len().max(1)).take(factor).collect(),
         )
     }
 
@@ -118,14 +122,38 @@ impl Cluster {
         partition: i32,
         client_epoch: i32,
     ) -> Result<&Partition, ResponseError> {
+        let found = self.kept_partition(broker, topic, partition, client_epoch)?;
+        if found.leader == broker { Ok(found) } else { Err(ResponseError::NotLeaderOrFollower) }
+    }
+
+    /// The partition, if `broker` leads or follows it (KIP-392) and the client's leader epoch is the current one.
+    pub(in super::super) fn kept_partition(
+        &self,
+        broker: i32,
+        topic: &str,
+        partition: i32,
+        client_epoch: i32,
+    ) -> Result<&Partition, ResponseError> {
         let found = self.partition(topic, partition)?;
         let epoch = found.log.leader_epoch();
         match client_epoch {
             e if e >= 0 && e < epoch => Err(ResponseError::FencedLeaderEpoch),
             e if e > epoch => Err(ResponseError::UnknownLeaderEpoch),
-            _ if found.leader != broker => Err(ResponseError::NotLeaderOrFollower),
+            _ if found.end_at(broker).is_none() => Err(ResponseError::NotLeaderOrFollower),
             _ => Ok(found),
         }
+    }
+
+    /// The replica that a reader in `rack` is sent to by the leader, as Apache Kafka's `RackAwareReplicaSelector` has it: one in
+    /// sync that has the offset. None where the leader is as near.
+    pub(in super::super) fn nearer_replica(&self, found: &Partition, rack: &str, offset: i64) -> Option<i32> {
+        let is_there = |id: &i32| self.nodes.get(id).is_some_and(|node| node.rack.as_deref() == Some(rack));
+        if is_there(&found.leader) {
+            return None;
+        }
+        let has = |id: &i32| found.end_at(*id).is_some_and(|end| end >= offset);
+        let fits = |id: &&i32| is_there(id) && self.runs(**id) && found.is_in_sync(**id) && has(id);
+        found.replicas.iter().find(fits).copied()
     }
 
     /// Makes `broker` the leader under a new epoch.

@@ -226,9 +226,8 @@ impl PartitionLog {
         &mut self.batches
     }
 
-    /// How many bytes are there to read from `offset`, counted no further than `enough`.
-    pub(super) fn readable(&self, offset: i64, isolation: Isolation, enough: usize) -> usize {
-        let end = self.readable_end(isolation);
+    /// How many bytes are there to read from `offset` to `end`, counted no further than `enough`.
+    pub(super) fn readable(&self, offset: i64, end: i64, enough: usize) -> usize {
         let mut sum = 0;
         for batch in self.batches_from(offset).iter().take_while(|b| b.base_offset < end) {
             sum += batch.len();
@@ -239,16 +238,9 @@ impl PartitionLog {
         sum
     }
 
-    /// Whole batches from `offset` up to `max_bytes`, and the offset behind the last; with `at_least_one` the first comes
-    /// whatever its size (KIP-74).
-    pub(super) fn read(
-        &self,
-        offset: i64,
-        isolation: Isolation,
-        max_bytes: usize,
-        at_least_one: bool,
-    ) -> (Bytes, i64) {
-        let end = self.readable_end(isolation);
+    /// Whole batches from `offset` to `end` up to `max_bytes`, and the offset behind the last; with `at_least_one` the first
+    /// comes whatever its size (KIP-74).
+    pub(super) fn read(&self, offset: i64, end: i64, max_bytes: usize, at_least_one: bool) -> (Bytes, i64) {
         let batches = self.batches_from(offset);
         let (mut size, mut count) = (0, 0);
         for batch in batches.iter().take_while(|b| b.base_offset < end) {

@@ -68,7 +68,7 @@ fn offsets_are_given_in_order_and_the_checksum_stays_valid() {
     assert_eq!(append(&mut log, &["a", "b"], None), 0);
     log.begin_epoch();
     assert_eq!(append(&mut log, &["c"], None), 2);
-    let read = log.read(2, ALL, 1 << 20, true).0;
+    let read = log.read(2, log.readable_end(ALL), 1 << 20, true).0;
     assert_eq!(i64_at(&read, 0), 2);
     assert_eq!(i32_at(&read, 12), 1);
     assert!(Incoming::parse(&read).is_ok());
@@ -111,11 +111,14 @@ fn reads_keep_batches_whole_and_the_first_one_always_comes() {
     let mut log = PartitionLog::new();
     append(&mut log, &["a", "b"], None);
     append(&mut log, &["c"], None);
-    let first = log.read(1, ALL, 1, true).0;
+    let first = log.read(1, log.readable_end(ALL), 1, true).0;
     assert_eq!(i64_at(&first, 0), 0);
-    assert!(log.read(0, ALL, 1, false).0.is_empty());
-    assert_eq!(log.read(0, ALL, 1 << 20, false).0.len(), log.readable(0, ALL, usize::MAX));
-    assert!(log.read(3, ALL, 1 << 20, true).0.is_empty());
+    assert!(log.read(0, log.readable_end(ALL), 1, false).0.is_empty());
+    assert_eq!(
+        log.read(0, log.readable_end(ALL), 1 << 20, false).0.len(),
+        log.readable(0, log.readable_end(ALL), usize::MAX)
+    );
+    assert!(log.read(3, log.readable_end(ALL), 1 << 20, true).0.is_empty());
 }
 
 #[test]
@@ -135,7 +138,7 @@ fn append_time_replaces_the_timestamp_under_a_new_checksum() {
     let mut log = PartitionLog::new();
     let done = log.append(Incoming::parse(&batch(&["a"], None)).unwrap(), Some(5_000), 5_000).unwrap();
     assert_eq!(done.append_time_ms, 5_000);
-    let read = Incoming::parse(&log.read(0, ALL, 1 << 20, true).0).unwrap();
+    let read = Incoming::parse(&log.read(0, log.readable_end(ALL), 1 << 20, true).0).unwrap();
     assert_eq!(read.max_timestamp, 5_000);
 }
 
@@ -154,8 +157,8 @@ fn readers_of_committed_records_stop_at_an_open_transaction() {
     log.append(transactional(&["b", "c"], (9, 0, 0)), None, 0).unwrap();
     append(&mut log, &["d"], None);
     assert_eq!((log.last_stable_offset(), log.high_watermark()), (1, 4));
-    assert_eq!(log.read(0, Isolation::Committed, 1 << 20, true).1, 1);
-    assert_eq!(log.readable(1, Isolation::Committed, 1), 0);
+    assert_eq!(log.read(0, log.readable_end(Isolation::Committed), 1 << 20, true).1, 1);
+    assert_eq!(log.readable(1, log.readable_end(Isolation::Committed), 1), 0);
     log.append_marker(marker(9, 0, false), 5).unwrap();
     assert_eq!((log.last_stable_offset(), log.end()), (5, 5));
     assert_eq!(log.aborted(0, 5), [Aborted { producer_id: 9, first_offset: 1 }]);
@@ -202,7 +205,7 @@ fn a_lagging_replica_holds_the_high_watermark_back() {
     log.set_replicated(Some(2));
     append(&mut log, &["c"], None);
     assert_eq!((log.high_watermark(), log.end()), (2, 3));
-    assert_eq!(log.read(0, ALL, 1 << 20, true).1, 2);
+    assert_eq!(log.read(0, log.readable_end(ALL), 1 << 20, true).1, 2);
     assert_eq!(log.delete_before(3), Err(ResponseError::OffsetOutOfRange));
     log.set_replicated(None);
     assert_eq!(log.high_watermark(), 3);

@@ -130,3 +130,56 @@ async fn an_answer_may_be_corrupt_throttled_or_lost_after_it_was_applied() {
     assert!(answer.is_err());
     assert_eq!(broker.records("t", 0).unwrap().len(), 1, "it was written");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_topic_that_was_made_while_nobody_ran_is_led_by_who_comes() {
+    let broker = EmbeddedBroker::builder().in_memory().brokers(2).start().await.unwrap();
+    let control = broker.control();
+    (1..=2).for_each(|id| control.stop_broker(id).unwrap());
+    broker.create_topic("t", 2).unwrap();
+    for id in 1..=2 {
+        control.start_broker(id).await.unwrap();
+    }
+    let metadata = connect(&broker, 1).call(9, &MetadataRequest::default().with_topics(None)).await;
+    let partitions = metadata.topics[0].partitions.iter();
+    assert_eq!(partitions.map(|p| (p.error_code, p.leader_id.0)).collect::<Vec<_>>(), [(0, 1), (0, 2)]);
+    assert_eq!(produced(&mut connect(&broker, 1), 9, batch(&["a"], None)).await, (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_names_the_replica_in_the_readers_rack_and_that_one_answers_with_what_it_has() {
+    let broker =
+        EmbeddedBroker::builder().in_memory().brokers(3).racks(["a", "b", "c"]).start().await.unwrap();
+    broker.create_topic("t", 1).unwrap();
+    let control = broker.control();
+    let (mut leader, mut near) = (connect(&broker, 1), connect(&broker, 2));
+    let metadata = leader.call(9, &MetadataRequest::default().with_topics(None)).await;
+    let racks = metadata.brokers.iter().map(|broker| broker.rack.as_deref());
+    assert_eq!(racks.collect::<Vec<_>>(), [Some("a"), Some("b"), Some("c")]);
+    assert_eq!(produced(&mut leader, 9, batch(&["a"], None)).await.0, 0);
+
+    let fetch = |offset, rack| fetch(offset).with_max_wait_ms(0).with_rack_id(text(rack));
+    let told = |answer: FetchResponse| {
+        let data = answer.responses[0].partitions[0].clone();
+        let has_records = data.records.is_some_and(|records| !records.is_empty());
+        (data.error_code, data.preferred_read_replica.0, data.high_watermark, has_records)
+    };
+    assert_eq!(told(leader.call(11, &fetch(0, "b")).await), (0, 2, 1, false));
+    assert_eq!(told(leader.call(11, &fetch(0, "a")).await), (0, -1, 1, true), "it is as near");
+    assert_eq!(told(leader.call(11, &fetch(0, "")).await), (0, -1, 1, true));
+    assert_eq!(told(leader.call(11, &fetch(0, "d")).await), (0, -1, 1, true), "nobody is there");
+    assert_eq!(told(near.call(11, &fetch(0, "b")).await), (0, -1, 1, true));
+    let refused = ResponseError::NotLeaderOrFollower.code();
+    assert_eq!(told(near.call(10, &fetch(0, "")).await).0, refused, "an earlier version asks leaders");
+
+    // One that lags is not named once it is out of sync, and has no more than it has.
+    control.shrink_isr("t", 0, 2).unwrap();
+    assert_eq!(produced(&mut leader, 9, batch(&["b"], None)).await.0, 0);
+    assert_eq!(told(leader.call(11, &fetch(1, "b")).await), (0, -1, 2, true));
+    assert_eq!(told(near.call(11, &fetch(1, "b")).await), (0, -1, 1, false));
+    assert_eq!(told(near.call(11, &fetch(2, "b")).await).0, ResponseError::OffsetOutOfRange.code());
+    control.catch_up("t", 0, 2).unwrap();
+    assert_eq!(told(near.call(11, &fetch(1, "b")).await), (0, -1, 2, true));
+    control.stop_broker(2).unwrap();
+    assert_eq!(told(leader.call(11, &fetch(0, "b")).await), (0, -1, 2, true), "it does not run");
+}
