@@ -75,7 +75,8 @@ pub(crate) struct Parts<'a> {
 pub(crate) enum Appended {
     /// It is in a batch. `wake`: the task has something new to look at. `schedule`: and does not know this queue yet.
     Done { delivery: Delivery, wake: bool, schedule: bool },
-    /// So many more bytes of memory must be taken first.
+    /// So many bytes of memory must be taken first: as many as the record needs in whatever batch is open by then, so that it
+    /// never holds some while it waits for more.
     NeedMemory(usize),
     /// The producer has ended: nothing would ever send the record.
     Ended,
@@ -136,14 +137,13 @@ impl Accumulator {
                 return Self::write(open, parts, &mut self.scheduled, false);
             }
             if needed <= self.limits.batch_size {
-                return match reserve(memory, credit, needed, open.reserved, self.limits.batch_size) {
-                    Ok(taken) => {
-                        open.reserved += taken;
-                        self.bytes += taken;
-                        Self::write(open, parts, &mut self.scheduled, false)
-                    }
-                    Err(missing) => Appended::NeedMemory(missing),
+                let Some(taken) = reserve(memory, credit, needed, open.reserved, self.limits.batch_size)
+                else {
+                    return Appended::NeedMemory(batch::BATCH_HEADER_LEN + parts.size_bound);
                 };
+                open.reserved += taken;
+                self.bytes += taken;
+                return Self::write(open, parts, &mut self.scheduled, false);
             }
             self.close_open();
         }
@@ -162,9 +162,8 @@ impl Accumulator {
             return Appended::Ended;
         }
         let needed = batch::BATCH_HEADER_LEN + parts.size_bound;
-        let reserved = match reserve(memory, credit, needed, 0, self.limits.batch_size) {
-            Ok(reserved) => reserved,
-            Err(missing) => return Appended::NeedMemory(missing),
+        let Some(reserved) = reserve(memory, credit, needed, 0, self.limits.batch_size) else {
+            return Appended::NeedMemory(needed);
         };
         while self.unresolved.front().is_some_and(|receipt| receipt.is_resolved()) {
             self.unresolved.pop_front();
@@ -309,26 +308,20 @@ impl OpenBatch {
     }
 }
 
-/// Takes memory so that a batch that has `reserved` bytes can hold `needed`: twice what it has, if there is that much.
+/// Takes memory so that a batch that has `reserved` bytes can hold `needed`: out of what was waited for, or twice what it has,
+/// if there is that much.
 fn reserve(
     memory: &Memory,
     credit: &mut usize,
     needed: usize,
     reserved: usize,
     batch_size: usize,
-) -> Result<usize, usize> {
-    let generous = needed.max((2 * reserved).max(FIRST_RESERVATION).min(batch_size)) - reserved;
-    if *credit == 0 && memory.try_take(generous) {
-        return Ok(generous);
-    }
+) -> Option<usize> {
     let exact = needed - reserved;
     if *credit >= exact {
         *credit -= exact;
-        return Ok(exact);
+        return Some(exact);
     }
-    if memory.try_take(exact - *credit) {
-        *credit = 0;
-        return Ok(exact);
-    }
-    Err(exact - *credit)
+    let generous = needed.max((2 * reserved).max(FIRST_RESERVATION).min(batch_size)) - reserved;
+    [generous, exact].into_iter().find(|bytes| memory.try_take(*bytes))
 }

@@ -202,14 +202,16 @@ impl Receipt {
     pub(crate) async fn resolved(self: Arc<Self>) {
         let mut waiting = vec![self];
         while let Some(receipt) = waiting.pop() {
-            let last = std::future::poll_fn(|context| receipt.poll(context)).await;
+            let mut registered = 0;
+            let last = std::future::poll_fn(|context| receipt.poll(context, &mut registered)).await;
             if let Outcome::Split(parts) = last {
                 waiting.extend(parts.iter().map(|part| Arc::clone(&part.receipt)));
             }
         }
     }
 
-    fn poll(&self, context: &Context<'_>) -> Poll<&Outcome> {
+    /// `registered`: one more than the place of who asks among those who wait; 0 before it waits.
+    fn poll(&self, context: &Context<'_>, registered: &mut u32) -> Poll<&Outcome> {
         if let Some(outcome) = self.outcome.get() {
             return Poll::Ready(outcome);
         }
@@ -218,9 +220,15 @@ impl Receipt {
         if let Some(outcome) = self.outcome.get() {
             return Poll::Ready(outcome);
         }
-        // A task that polls again, or awaits its records in order, registers once.
-        if !waiting.last().is_some_and(|last| last.will_wake(context.waker())) {
+        // A task that polls again, or awaits its records in order, registers once. A place may be that of several.
+        let own = (*registered as usize).checked_sub(1).and_then(|place| waiting.get(place));
+        if own.or(waiting.last()).is_some_and(|waker| waker.will_wake(context.waker())) {
+            if *registered == 0 {
+                *registered = waiting.len() as u32;
+            }
+        } else {
             waiting.push(context.waker().clone());
+            *registered = waiting.len() as u32;
         }
         Poll::Pending
     }
@@ -241,12 +249,14 @@ impl Receipt {
 pub struct Delivery {
     receipt: Arc<Receipt>,
     index: u32,
+    /// Its place among those who wait for the receipt.
+    registered: u32,
     timestamp: i64,
 }
 
 impl Delivery {
     pub(crate) fn new(receipt: Arc<Receipt>, index: u32, timestamp: i64) -> Self {
-        Self { receipt, index, timestamp }
+        Self { receipt, index, registered: 0, timestamp }
     }
 
     /// The topic the record goes to.
@@ -276,7 +286,7 @@ impl Future for Delivery {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             let this = &mut *self;
-            let ack = match this.receipt.poll(context) {
+            let ack = match this.receipt.poll(context, &mut this.registered) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Outcome::Failed(error)) => {
                     this.receipt.heard.fetch_add(1, Ordering::Relaxed);
@@ -288,7 +298,7 @@ impl Future for Delivery {
                     let Some((index, part)) = part_with(parts, this.index) else {
                         return Poll::Ready(Err(Error::protocol("a split batch lost a record")));
                     };
-                    (this.index, this.receipt) = (index, Arc::clone(part));
+                    (this.index, this.receipt, this.registered) = (index, Arc::clone(part), 0);
                     continue;
                 }
             };
@@ -307,6 +317,39 @@ fn part_with(parts: &[Part], index: u32) -> Option<(u32, &Arc<Receipt>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tasks_that_look_again_and_again_by_turns_register_once_each() {
+        let receipt = Receipt::new("orders".into(), 0);
+        let (one, other) = (Wakes::waker(), Wakes::waker());
+        let mut deliveries = [0, 1].map(|index| Delivery::new(Arc::clone(&receipt), index, 0));
+        for _ in 0..100 {
+            for (delivery, (_, waker)) in deliveries.iter_mut().zip([&one, &other]) {
+                assert!(Pin::new(delivery).poll(&mut Context::from_waker(waker)).is_pending());
+            }
+        }
+        assert_eq!(receipt.waiting.lock().unwrap().len(), 2);
+        // One that is awaited elsewhere takes no place from the others.
+        let [_, moved] = &mut deliveries;
+        assert!(Pin::new(moved).poll(&mut Context::from_waker(&one.1)).is_pending());
+        receipt.resolve(acknowledged(7));
+        assert!(one.0.0.load(Ordering::Relaxed) > 0 && other.0.0.load(Ordering::Relaxed) > 0);
+    }
+
+    struct Wakes(AtomicU32);
+
+    impl Wakes {
+        fn waker() -> (Arc<Self>, Waker) {
+            let wakes = Arc::new(Self(AtomicU32::new(0)));
+            (Arc::clone(&wakes), Waker::from(wakes))
+        }
+    }
+
+    impl std::task::Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 
     fn acknowledged(base_offset: i64) -> Outcome {
         Outcome::Acknowledged(Ack { base_offset, log_append_time: -1 })
