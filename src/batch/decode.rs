@@ -263,16 +263,19 @@ impl RawBatch {
         let broker_time = (self.timestamp_type == TimestampType::LogAppendTime).then_some(self.max_timestamp);
         slots.reserve_exact(self.count as usize);
         let mut reader = Reader { data, at: 0 };
+        let mut before = -1;
         for index in 0..self.count {
+            // Offsets rise: what looks for a record by its offset rests on that.
             let slot = reader
                 .record(self.base_timestamp, broker_time)
-                .filter(|slot| (0..=last_delta).contains(&slot.offset_delta));
+                .filter(|slot| before < slot.offset_delta && slot.offset_delta <= last_delta);
             let Some(slot) = slot else {
                 return Err(corrupt(
                     self.base_offset,
                     format!("record {index} of a batch of {} cannot be read", self.count),
                 ));
             };
+            before = slot.offset_delta;
             slots.push(slot);
         }
         if reader.at != data.len() {

@@ -331,6 +331,23 @@ fn a_record_count_other_than_the_records_is_an_error_with_every_codec() {
     }
 }
 
+#[test]
+fn records_whose_offsets_do_not_rise_are_damage() {
+    let record = Plain { timestamp: 1, key: None, value: Some(vec![7; 3]), headers: Vec::new() };
+    let good = encode(&[record.clone(), record.clone(), record], Stamp::NONE, Compression::None, None).bytes;
+    // Each is of one size: length, attributes, time and offset in a byte each, and the rest.
+    let size = (good.len() - BATCH_HEADER_LEN) / 3;
+    for (deltas, is_good) in
+        [([0, 1, 2], true), ([0, 0, 1], false), ([1, 0, 2], false), ([0, 2, 2], false), ([0, 1, 3], false)]
+    {
+        let mut bytes = BytesMut::from(&good[..]);
+        for (index, delta) in deltas.into_iter().enumerate() {
+            bytes[BATCH_HEADER_LEN + index * size + 3] = delta << 1;
+        }
+        assert_eq!(read(bytes.freeze(), false).is_ok(), is_good, "{deltas:?}");
+    }
+}
+
 /// The batch at another offset; neither is covered by the CRC.
 fn moved(batch: &Bytes, offset: i64) -> Bytes {
     let mut bytes = BytesMut::from(&batch[..]);

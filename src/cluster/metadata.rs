@@ -63,6 +63,8 @@ pub(crate) struct Topic {
     pub(crate) is_internal: bool,
     /// The index is the partition's number.
     pub(crate) partitions: Vec<Partition>,
+    /// Those of its last id, while it is said not to be there: who says so may lag behind, and so may who then tells of leaders.
+    pub(crate) gone: Vec<Partition>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

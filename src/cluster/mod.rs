@@ -158,7 +158,13 @@ impl Cluster {
 
     /// Records wait for a topic that the snapshot does not lead to.
     pub(crate) fn want_topic(&self, topic: &Arc<str>) {
-        self.shared.refresh().want_topics(time::now(), [topic], Create::IfAllowed);
+        // One that is there, and has no leader at the moment, is not to be made.
+        let is_missing = self.metadata().found(topic) == refresh::Found::Missing;
+        let create = match is_missing && self.settings().allow_auto_create_topics {
+            true => Create::IfAllowed,
+            false => Create::Never,
+        };
+        self.shared.refresh().want_topics(time::now(), [topic], create);
         self.shared.wake.notify_one();
     }
 

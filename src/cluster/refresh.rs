@@ -58,6 +58,16 @@ pub(crate) enum Found {
     Missing,
 }
 
+/// What a question is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// All topics of interest.
+    Full,
+    /// Those that may be created, by themselves, so that nothing else comes back by it.
+    Create,
+    ById,
+}
+
 /// How often an unsettled topic is looked at that nobody waits for.
 const UNHURRIED: Duration = Duration::from_secs(10);
 
@@ -67,8 +77,7 @@ pub(crate) struct Refresh {
     /// Topics whose names are looked for.
     matching: Option<Arc<Pattern>>,
     ids: BTreeSet<TopicId>,
-    /// The last question was for ids: the next is not.
-    was_by_id: bool,
+    last: Kind,
     /// The pattern or an id has not been asked about yet.
     unasked: bool,
     state: State,
@@ -123,7 +132,7 @@ impl Refresh {
             topics: BTreeMap::new(),
             matching: None,
             ids: BTreeSet::new(),
-            was_by_id: false,
+            last: Kind::Full,
             unasked: false,
             state: State::BackingOff { until: now },
             wanted: false,
@@ -190,7 +199,9 @@ impl Refresh {
     /// Exactly these topics are looked for by id.
     pub(crate) fn identify(&mut self, ids: &[TopicId]) {
         self.unasked |= ids.iter().any(|id| !self.ids.contains(id));
-        self.was_by_id &= !self.unasked;
+        if self.unasked && self.last == Kind::ById {
+            self.last = Kind::Full;
+        }
         self.ids = ids.iter().copied().collect();
     }
 
@@ -263,10 +274,9 @@ impl Refresh {
             || !self.ids.is_empty()
             || self.topics.values().any(|topic| topic.awaited && !topic.new);
         self.state = State::Asking;
-        // Those that may be created are asked about by themselves, so that nothing else comes back by it.
-        let create = self.topics.values().any(|topic| topic.create);
-        let by_id = !create && !self.ids.is_empty() && !self.was_by_id;
-        self.was_by_id = by_id;
+        let kind = self.kind();
+        self.last = kind;
+        let (create, by_id) = (kind == Kind::Create, kind == Kind::ById);
         self.unasked = false;
         if by_id {
             let ids = self.ids.iter().copied().collect();
@@ -284,6 +294,22 @@ impl Refresh {
             Arc::clone(name)
         });
         Some(Ask { topics: topics.collect(), matching, ids: Vec::new(), create, rebootstrap, number })
+    }
+
+    /// What the next question is about. Whoever wants it again and again, as for a topic that nobody makes, keeps the others from
+    /// nothing but each second question.
+    fn kind(&self) -> Kind {
+        let order = match self.last {
+            Kind::Full => [Kind::Create, Kind::ById, Kind::Full],
+            Kind::Create => [Kind::ById, Kind::Full, Kind::Create],
+            Kind::ById => [Kind::Full, Kind::Create, Kind::ById],
+        };
+        let is_wanted = |kind: &Kind| match kind {
+            Kind::Create => self.topics.values().any(|topic| topic.create),
+            Kind::ById => !self.ids.is_empty(),
+            Kind::Full => true,
+        };
+        order.into_iter().find(is_wanted).unwrap_or(Kind::Full)
     }
 
     /// When to call [`Self::poll_ask`] again, if nothing happens before.

@@ -35,7 +35,7 @@ pub(crate) use self::tls::fuzz as fuzz_pem;
 use self::{
     api::{Api, Channel, ChannelError, Versions},
     notices::{Fault, Notices},
-    order::Order,
+    order::{Asking, Order},
     throttle::Told,
 };
 pub(crate) use self::{tls::Tls, whole::KeptMemory};
@@ -156,7 +156,7 @@ impl Connection {
     /// # Errors
     /// `Timeout` at the deadline, `Disconnected` when the connection is lost before the answer, `Unsupported` when the
     /// broker does not offer the API, `InvalidArgument` when the negotiated version cannot express the request,
-    /// `Protocol` when the answer cannot be read.
+    /// `Protocol` when the answer cannot be read. [`Error::is_unsent`] where nothing of the request was written.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the connection usable: a request half written is finished in the background, its
@@ -186,30 +186,27 @@ impl Connection {
         let patient = self.is_patient(begun.at, deadline);
         let slot = api::is_read_whole::<R>().then(Arc::default);
         let mut request = pin!(self.channel.request_up_to::<MAX, R>(Box::new(request), slot.as_deref()));
-        let mut turn = self.order.turn(&self.notices).into_slot(slot.clone());
-        let mut answer = pin!(std::future::poll_fn(|cx| match turn.poll(cx, request.as_mut()) {
-            Poll::Pending if self.notices.is_orphaned() =>
-                Poll::Ready(Err(ChannelError::Lost("the runtime in which it was made has ended".to_owned()))),
-            polled => polled,
-        }));
+        let turn = self.order.turn(&self.notices).into_slot(slot.clone());
+        let mut asking = Asking { turn, request: request.as_mut() };
         let mut until = deadline;
-        loop {
-            match tokio::time::timeout_at(until, answer.as_mut()).await {
+        let error = loop {
+            match tokio::time::timeout_at(until, &mut asking).await {
                 Ok(Ok(answer)) => {
                     self.answered.store(true, Ordering::Relaxed);
                     self.handle_throttle::<R>(R::throttle_time_ms(&answer));
                     return Ok(answer);
                 }
-                Ok(Err(error)) => return Err(self.call_error::<R>(error)),
+                Ok(Err(error)) => break self.call_error::<R>(error),
                 Err(_) => {
                     let later = deadline + self.order.paused_in_all().saturating_sub(begun.paused);
                     if !patient || later <= until {
-                        return Err(self.timed_out::<R>(begun, patient));
+                        break self.timed_out::<R>(begun, patient);
                     }
                     until = later;
                 }
             }
-        }
+        };
+        Err(if asking.turn.is_unsent() { error.with_unsent() } else { error })
     }
 
     /// For how long the broker has wanted to be left alone until now (KIP-219).
@@ -258,7 +255,7 @@ impl Connection {
             self.end();
         }
         if self.is_lost() {
-            return Err(self.disconnected::<R>("the connection is closed"));
+            return Err(self.disconnected::<R>("the connection is closed").with_unsent());
         }
         Ok(InFlight::enter(self))
     }

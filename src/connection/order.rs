@@ -13,6 +13,7 @@ use std::{
 };
 
 use super::{
+    api::ChannelError,
     notices::Notices,
     throttle::{Throttle, Told},
     whole::Slot,
@@ -91,7 +92,15 @@ impl Order {
 
     /// A place in the order; the first poll takes it.
     pub(super) fn turn<'a>(&'a self, notices: &'a Notices) -> Turn<'a> {
-        Turn { order: self, notices, state: Place::New, whole: None, pause: None, awaits: None }
+        Turn {
+            order: self,
+            notices,
+            state: Place::New,
+            is_unsent: true,
+            whole: None,
+            pause: None,
+            awaits: None,
+        }
     }
 }
 
@@ -100,6 +109,8 @@ pub(super) struct Turn<'a> {
     order: &'a Order,
     notices: &'a Notices,
     state: Place,
+    /// Once it has left: nothing of its frame was written.
+    is_unsent: bool,
     /// Where it wants its answer.
     whole: Option<Arc<Slot>>,
     pause: Option<Pin<Box<tokio::time::Sleep>>>,
@@ -165,6 +176,15 @@ impl Turn<'_> {
         matches!(self.state, Place::Left)
     }
 
+    /// Whether nothing of its frame was written: the broker cannot have heard of it.
+    pub(super) fn is_unsent(&self) -> bool {
+        match self.state {
+            Place::New | Place::InLine(_) => true,
+            Place::Writing { frame, .. } => self.notices.begun() < frame,
+            Place::Left => self.is_unsent,
+        }
+    }
+
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if let Some(pause) = &mut self.pause {
@@ -204,9 +224,8 @@ impl Turn<'_> {
 
     fn leave(&mut self) {
         let (Place::InLine(ticket) | Place::Writing { ticket, .. }) = self.state else { return };
-        if let Place::Writing { frame, .. } = self.state
-            && self.notices.begun() < frame
-        {
+        self.is_unsent = self.is_unsent();
+        if let (Place::Writing { .. }, true) = (self.state, self.is_unsent) {
             // It was dropped, or failed, before anything was written.
             self.notices.expect_an_answer();
         }
@@ -214,6 +233,26 @@ impl Turn<'_> {
         let next = self.order.lock().line.leave(ticket);
         if let Some(next) = next {
             next.wake();
+        }
+    }
+}
+
+/// A request that waits for its turn, and then for its answer.
+pub(super) struct Asking<'a, F> {
+    pub(super) turn: Turn<'a>,
+    pub(super) request: Pin<&'a mut F>,
+}
+
+impl<T, F: Future<Output = Result<T, ChannelError>>> Future for Asking<'_, F> {
+    type Output = Result<T, ChannelError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        match this.turn.poll(cx, this.request.as_mut()) {
+            Poll::Pending if this.turn.notices.is_orphaned() => {
+                Poll::Ready(Err(ChannelError::Lost("the runtime in which it was made has ended".to_owned())))
+            }
+            polled => polled,
         }
     }
 }

@@ -82,6 +82,8 @@ struct BrokerFetch {
     /// Why its last fetch has brought nothing.
     trouble: Option<Error>,
     backoff: Backoff,
+    /// How many answers in a row came at once and brought nothing.
+    in_vain: u32,
     /// How many partitions it is asked for, but for those that run low.
     wanted: usize,
     /// How many run low.
@@ -151,6 +153,8 @@ pub(super) fn is_passing(error: &Error) -> bool {
 
 /// The smallest room worth a fetch; below it the consumer waits for a poll.
 const LEAST_FETCH: usize = 64 * 1024;
+/// So many answers in a row may come at once and bring nothing before a broker is asked less often.
+const MOST_IN_VAIN: u32 = 5;
 /// How long a fetch is out before it is taken to wait at the broker, so that what it does not ask for is asked aside.
 const SHORT_WAIT: Duration = Duration::from_millis(20);
 
@@ -297,6 +301,7 @@ impl Fetcher {
             retry_at: None,
             trouble: None,
             backoff: Backoff::new(backoff.0, backoff.1),
+            in_vain: 0,
             wanted: 0,
             low: 0,
             left_out: 0,
@@ -397,9 +402,7 @@ impl Fetcher {
             }
             return effects;
         }
-        if state.in_flight.take_if(|out| out.token == token).is_none() {
-            return effects;
-        }
+        let Some(out) = state.in_flight.take_if(|out| out.token == token) else { return effects };
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
@@ -428,11 +431,22 @@ impl Fetcher {
             }
             return effects;
         }
-        state.backoff.reset();
         state.trouble = None;
         let brought = |data: &wire::fetch_response::PartitionData| {
             data.records.as_ref().is_some_and(|records| !records.is_empty())
         };
+        let says_nothing = |data: &wire::fetch_response::PartitionData| {
+            data.error_code == 0 && data.diverging_epoch.end_offset < 0 && !brought(data)
+        };
+        let is_early = now < out.since + self.settings.max_wait / 2;
+        let is_empty = answer.responses.iter().flat_map(|topic| &topic.partitions).all(says_nothing);
+        state.in_vain = if is_early && is_empty { state.in_vain.saturating_add(1) } else { 0 };
+        if state.in_vain > MOST_IN_VAIN {
+            // It does not wait for records, as it was asked to: to ask again at once would turn in circles.
+            state.retry_at = Some(now + state.backoff.next(&mut self.rng));
+        } else {
+            state.backoff.reset();
+        }
         let unordered = if answer.session_id == 0 { &answer.responses[..] } else { &[] };
         for topic in unordered {
             let Some(name) = state.session.names().topic(topic.topic_id.0, &topic.topic) else { continue };

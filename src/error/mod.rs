@@ -113,6 +113,7 @@ struct Inner {
     fatal: bool,
     requires_abort: bool,
     permanent: bool,
+    unsent: bool,
     possibly_written: bool,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
@@ -253,6 +254,7 @@ impl Error {
             fatal: false,
             requires_abort: false,
             permanent: false,
+            unsent: false,
             possibly_written: false,
             source: None,
         }))
@@ -342,6 +344,16 @@ impl Error {
             (inner.hint, inner.permanent) = (hint, permanent);
             (inner.topic, inner.partition, inner.broker) = (topic, partition, broker);
         })
+    }
+
+    /// Nothing of the request was written.
+    pub(crate) fn with_unsent(self) -> Self {
+        self.change(|inner| inner.unsent = true)
+    }
+
+    /// Whether nothing of the request that failed was written: the broker cannot have done it.
+    pub(crate) fn is_unsent(&self) -> bool {
+        self.0.unsent
     }
 
     /// Waiting will not help: a setting, a certificate or the other side must change first.

@@ -436,6 +436,14 @@ fn name_of<'a>(topic: &'a wire::produce_response::TopicProduceResponse, names: &
     }
 }
 
+/// The id of the topic that was asked about, also where the answer is by name: epochs compare only within one life of a topic.
+fn id_of(topic: &wire::produce_response::TopicProduceResponse, names: &Names) -> TopicId {
+    if topic.topic_id.0 != TopicId::default() {
+        return topic.topic_id.0;
+    }
+    names.iter().find(|(_, name)| **name == *topic.name).map_or_else(TopicId::default, |(id, _)| *id)
+}
+
 fn read_answers<'a>(answer: &'a wire::ProduceResponse, names: &'a Names) -> Vec<((&'a str, i32), Answer)> {
     let mut answers = Vec::new();
     for topic in &answer.responses {
@@ -471,7 +479,7 @@ fn read_leaders(answer: &wire::ProduceResponse, names: &Names) -> (Vec<LeaderHin
                 let partition = TopicPartition::new(name_of(topic, names), partition.index);
                 hints.push(LeaderHint {
                     partition,
-                    topic_id: topic.topic_id.0,
+                    topic_id: id_of(topic, names),
                     leader: told.leader_id,
                     epoch: told.leader_epoch,
                 });
@@ -574,6 +582,14 @@ mod tests {
         let partition = TopicPartition::new("orders", 3);
         assert_eq!(hints, [LeaderHint { partition, topic_id: [7; 16], leader: 3, epoch: 5 }]);
         assert_eq!((endpoints[0].id, &*endpoints[0].host, endpoints.len()), (3, "three", 1));
+        // Up to version 12 the answer is by name, and the id is that of the records.
+        let by_name = TopicProduceResponse {
+            name: kafka_string("orders"),
+            partition_responses: vec![told(code::NOT_LEADER_OR_FOLLOWER, 3)],
+            ..Default::default()
+        };
+        let answer = wire::ProduceResponse { responses: vec![by_name], ..Default::default() };
+        assert_eq!(read_leaders(&answer, &names).0[0].topic_id, [7; 16]);
     }
 
     #[test]

@@ -188,8 +188,26 @@ fn merge_topic(
         return Topic { told_in: version, refused: known.refused + 1, ..known.clone() };
     }
     let former = known.map(|known| known.former.clone()).unwrap_or_default().followed_by(id);
+    let error = (answer.error_code != 0).then_some(ErrorCode(answer.error_code));
     // KIP-516: epochs compare only within one life of the topic.
-    let known = known.filter(|known| known.id == id);
+    let of_this_life =
+        |known: &Topic| known.id == id || (id != TopicId::default() && known.former.last == id);
+    let gone = match known {
+        Some(known)
+            if error.is_some() && answer.partitions.is_empty() && known.former.last != TopicId::default() =>
+        {
+            if known.partitions.is_empty() {
+                known.gone.clone()
+            } else {
+                known.partitions.clone()
+            }
+        }
+        _ => Vec::new(),
+    };
+    let known = known.filter(|known| of_this_life(known)).map(|known| match known.partitions.is_empty() {
+        true => &known.gone,
+        false => &known.partitions,
+    });
     // A topic has no more partitions than the answer lists, so this cannot grow by an unchecked number.
     let listed = answer.partitions.len();
     if listed > MOST_PARTITIONS {
@@ -202,6 +220,7 @@ fn merge_topic(
             error: Some(ErrorCode(INVALID_PARTITIONS)),
             is_internal,
             partitions: Vec::new(),
+            gone,
         };
     }
     let mut partitions: Vec<Option<Partition>> = Vec::new();
@@ -212,7 +231,7 @@ fn merge_topic(
             continue;
         };
         let newer = known
-            .and_then(|known| known.partitions.get(index))
+            .and_then(|known| known.get(index))
             .filter(|known| partition.leader_epoch >= 0 && known.leader_epoch > partition.leader_epoch);
         // Of a partition that is listed twice the first counts.
         partitions[index].get_or_insert_with(|| match newer {
@@ -229,6 +248,5 @@ fn merge_topic(
     while partitions.pop_if(|last| last.is_none()).is_some() {}
     // In the same memory.
     let partitions = partitions.into_iter().map(|known| known.unwrap_or(Partition::UNKNOWN)).collect();
-    let error = (answer.error_code != 0).then_some(ErrorCode(answer.error_code));
-    Topic { id, refused: 0, former, told_in: version, error, is_internal, partitions }
+    Topic { id, refused: 0, former, told_in: version, error, is_internal, partitions, gone }
 }

@@ -163,6 +163,34 @@ fn a_leader_of_an_older_epoch_does_not_replace_a_newer_one() {
 }
 
 #[test]
+fn a_broker_that_does_not_know_a_topic_yet_has_none_of_its_epochs_forgotten() {
+    let told = |id: u8, epoch| MetadataResponseTopic {
+        topic_id: wire::Uuid([id; 16]),
+        ..topic("orders", &[(epoch % 2, epoch)])
+    };
+    let missing = || MetadataResponseTopic { error_code: 3, ..topic("orders", &[]) };
+    let known = Metadata::default().merge(answer(vec![told(1, 7)]), &[], all);
+    let gone = known.merge(answer(vec![missing()]), &[], all).merge(answer(vec![missing()]), &[], all);
+    assert_eq!(gone.leader("orders", 0), None);
+    let behind = gone.merge(answer(vec![told(1, 6)]), &[], all);
+    assert_eq!(behind.leader("orders", 0), Some((1, 7)), "who tells of it lags behind");
+    assert_eq!(behind.merge(answer(vec![told(1, 8)]), &[], all).leader("orders", 0), Some((0, 8)));
+    assert_eq!(
+        gone.merge(answer(vec![told(2, 0)]), &[], all).leader("orders", 0),
+        Some((0, 0)),
+        "it was made again"
+    );
+    // Without ids nobody knows which life it is.
+    let known = Metadata::default().merge(answer(vec![topic("orders", &[(1, 7)])]), &[], all);
+    let again = known.merge(answer(vec![missing()]), &[], all).merge(
+        answer(vec![topic("orders", &[(2, 0)])]),
+        &[],
+        all,
+    );
+    assert_eq!(again.leader("orders", 0), Some((2, 0)));
+}
+
+#[test]
 fn a_topic_made_again_starts_its_epochs_again() {
     let first = Metadata::default().merge(answer(vec![topic("orders", &[(2, 5)])]), &[], all);
     let mut again = topic("orders", &[(1, 0)]);

@@ -129,6 +129,29 @@ fn a_question_about_some_topics_only_answers_no_complaint() {
 }
 
 #[test]
+fn a_topic_that_nobody_makes_keeps_the_others_from_no_more_than_each_second_question() {
+    let mut now = crate::time::now();
+    let mut refresh = settled(now);
+    refresh.follow(now, &topics(&["led"]));
+    answer(&mut refresh, now, Found::Settled);
+    for with_ids in [false, true] {
+        refresh.identify(if with_ids { &[[1; 16]] } else { &[] });
+        for _ in 0..5 {
+            // Whoever writes to it wants it again after each answer; meanwhile a leader dies.
+            let awaited = refresh.complain(now, &"led".into());
+            let mut asked = Vec::new();
+            for _ in 0..3 {
+                refresh.want_topics(now, &topics(&["missing"]), Create::IfAllowed);
+                now += Duration::from_secs(2);
+                asked.push(answer(&mut refresh, now, Found::Missing).number);
+            }
+            assert!(asked.iter().any(|number| *number >= awaited), "{asked:?} {with_ids}");
+            assert!(asked.contains(&0), "the topic is asked about as well");
+        }
+    }
+}
+
+#[test]
 fn a_new_topic_does_not_wait_but_a_broken_cluster_makes_it_wait() {
     let now = crate::time::now();
     let mut refresh = settled(now);
@@ -214,7 +237,9 @@ fn a_question_that_may_create_is_put_again_when_it_was_lost() {
     refresh.want_topics(now, &topics(&["new"]), Create::IfAllowed);
     let ask = refresh.poll_ask(now).unwrap();
     refresh.handle_failure(now, &ask, &mut Rng::new(1));
-    assert_eq!(refresh.poll_ask(now + 2 * BACKOFF), Some(ask));
+    // One that loses every question like it keeps nobody from the others.
+    assert!(!answer(&mut refresh, now + 2 * BACKOFF, Found::Missing).create);
+    assert_eq!(refresh.poll_ask(now + 20 * BACKOFF), Some(ask));
 }
 
 #[test]

@@ -186,3 +186,31 @@ async fn a_peer_that_stops_reading_loses_its_connection_with_the_request_time_ou
     };
     tokio::time::timeout_at(soon(), against(server, client)).await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_call_says_whether_anything_of_it_was_written() {
+    let second = Duration::from_secs(1);
+    let (settings, mut peers) = Pipes::new();
+    let server = async {
+        let mut peer = Peer(peers.recv().await.unwrap());
+        peer.greet().await;
+        let asked = peer.asked().await.unwrap();
+        let answer = wire::HeartbeatResponse { throttle_time_ms: 5000, ..Default::default() };
+        peer.answer::<wire::HeartbeatRequest>(&asked, &answer).await;
+        peer.asked().await.unwrap();
+    };
+    let client = async {
+        let connection = dial(&nowhere(), &settings).await.unwrap();
+        let beat = |within| connection.call(wire::HeartbeatRequest::default(), now() + within);
+        beat(second).await.unwrap();
+        // The broker wants to be left alone.
+        let error = beat(second).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Timeout && error.is_unsent(), "{error}");
+        // It is read, and the connection ends.
+        let error = beat(10 * second).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Disconnected && !error.is_unsent(), "{error}");
+        let error = beat(10 * second).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Disconnected && error.is_unsent(), "{error}");
+    };
+    against(server, client).await;
+}

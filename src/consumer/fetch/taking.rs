@@ -279,7 +279,10 @@ impl Taking<'_> {
             effects.refresh_metadata |= data.error_code != code::OFFSET_OUT_OF_RANGE;
             return true;
         }
-        let drained = partition.queue.is_empty();
+        // Of one that does not lead any more, or of a position that is being checked, it says nothing.
+        let is_source =
+            partition.leader == Some((self.broker, asked.leader_epoch)) && !partition.is_unchecked;
+        let is_believed = partition.queue.is_empty() && is_source;
         let known = partition.trouble.as_ref().and_then(Error::code);
         let told = Error::from_code("Fetch", data.error_code)
             .with_topic(Arc::clone(&key.topic))
@@ -290,7 +293,7 @@ impl Taking<'_> {
             partition.trouble = Some(told.clone());
         }
         let is_news = known != told.code();
-        self.on_partition_error(key, told, is_news, asked.offset, drained, effects);
+        self.on_partition_error(key, told, is_news, asked.offset, is_believed, effects);
         false
     }
 
@@ -300,12 +303,12 @@ impl Taking<'_> {
         told: Error,
         is_news: bool,
         offset: i64,
-        drained: bool,
+        is_believed: bool,
         effects: &mut Effects,
     ) {
         match told.code().map_or(0, |code| code.0) {
             code::OFFSET_OUT_OF_RANGE => {
-                if drained {
+                if is_believed {
                     effects.out_of_range.push((key.clone(), offset));
                 }
             }

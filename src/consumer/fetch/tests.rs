@@ -348,6 +348,21 @@ fn an_offset_outside_the_log_is_reset_only_when_the_buffer_is_empty() {
 }
 
 #[test]
+fn an_offset_outside_the_log_is_for_the_leader_of_now_to_tell() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    for (leader, is_believed) in [((2, 1), false), ((2, 1), true), ((2, 2), false), ((2, 2), true)] {
+        if is_believed {
+            bench.now += Duration::from_secs(1);
+        }
+        let fetch = bench.plan().unwrap();
+        bench.partitions.set_leaders(bench.now, |_| Some(leader));
+        let effects = bench.answer(&fetch, vec![refused(0, code::OFFSET_OUT_OF_RANGE)]);
+        assert_eq!(!effects.out_of_range.is_empty(), is_believed, "{leader:?}");
+        bench.now += Duration::from_secs(1);
+    }
+}
+
+#[test]
 fn errors_of_one_partition_pause_it_alone() {
     for error in [code::UNKNOWN_TOPIC_OR_PARTITION, 6, code::FENCED_LEADER_EPOCH, code::UNKNOWN_LEADER_EPOCH]
     {

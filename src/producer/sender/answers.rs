@@ -102,8 +102,8 @@ impl Sender {
     pub(crate) fn handle_request_error(&mut self, now: Instant, request: Request, error: &Error) {
         self.landed(request.leader);
         // An answer that did not come says nothing; one that cannot be read says the same.
-        let unknown =
-            matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Disconnected | ErrorKind::Protocol);
+        let unknown = !error.is_unsent()
+            && matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Disconnected | ErrorKind::Protocol);
         self.handle_disconnected(request.leader);
         self.wants_metadata = true;
         let decision = match unknown || error.is_retriable() {

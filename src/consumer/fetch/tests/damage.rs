@@ -230,3 +230,28 @@ fn a_damaged_batch_is_passed_over_as_far_as_the_next_one_or_not_at_all_where_its
     assert_eq!(found(999, Vec::new(), 0), (999, 1_000, Ok(true)));
     assert_eq!(found(1_000, Vec::new(), 0), (1_000, 1_001, Err(true)), "behind the end of the log");
 }
+
+#[test]
+fn a_broker_that_answers_at_once_with_nothing_is_asked_less_and_less_often() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let mut pauses = Vec::new();
+    for _ in 0..12 {
+        let before = bench.now;
+        let fetch = loop {
+            match bench.plan() {
+                Some(fetch) => break fetch,
+                None => bench.now += Duration::from_millis(10),
+            }
+        };
+        pauses.push((bench.now - before).as_millis());
+        bench.answer(&fetch, Vec::new());
+    }
+    assert!(pauses[..5].iter().all(|pause| *pause == 0), "{pauses:?}");
+    assert!(pauses[11] > 5 * pauses[6] && pauses[6] > 0, "{pauses:?}");
+    // One that waits for records is asked again at once, whatever it brings.
+    bench.now += Duration::from_secs(2);
+    let fetch = bench.plan().unwrap();
+    bench.now += Duration::from_millis(500);
+    bench.answer(&fetch, Vec::new());
+    assert!(bench.plan().is_some());
+}
