@@ -22,6 +22,7 @@ mod refused;
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -39,6 +40,10 @@ use crate::{
     error::{Error, Result},
     time::Instant,
 };
+
+/// A broker forgets a producer that has sent nothing for `producer.id.expiration.ms`, a day unless set: long before that one
+/// batch goes alone again.
+const PROOF_LASTS: Duration = Duration::from_secs(600);
 
 /// Attempts of a batch for which a leader that is newer ends its pause.
 const MOST_HURRIED: u32 = 3;
@@ -113,6 +118,8 @@ pub(crate) struct Queue {
     leader_epoch: i32,
     /// The topic was made again since the last batch left.
     made_again: bool,
+    /// When a batch left last.
+    left_at: Option<Instant>,
 }
 
 impl Queue {
@@ -129,6 +136,7 @@ impl Queue {
             topic_id: TopicId::default(),
             leader_epoch: -1,
             made_again: false,
+            left_at: None,
         }
     }
 
@@ -236,7 +244,9 @@ impl Queue {
             return None;
         }
         self.recovering = false;
-        if std::mem::take(&mut self.made_again) {
+        let is_forgotten =
+            self.in_flight.is_empty() && self.left_at.is_some_and(|left_at| left_at + PROOF_LASTS <= now);
+        if std::mem::take(&mut self.made_again) || is_forgotten {
             // Only now: an answer of the old log proves nothing to the new one.
             self.sequences.forget_proof();
         }
@@ -244,7 +254,7 @@ impl Queue {
             return None;
         }
         if let Some(batch) = self.pending.pop_front() {
-            return self.poll_pending(batch);
+            return self.poll_pending(now, batch);
         }
         let count = self.accumulator.first_count()?;
         let stamp = match self.limits.idempotent {
@@ -254,7 +264,7 @@ impl Queue {
         let open = self.accumulator.take_first()?;
         let order = Order { batch: self.next_order, record: 0 };
         self.next_order += 1;
-        self.fly(order, open.deadline(&self.limits), Arc::clone(&open.receipt));
+        self.fly(now, order, open.deadline(&self.limits), Arc::clone(&open.receipt));
         Some(Taken::First { open, stamp, order })
     }
 
@@ -285,7 +295,7 @@ impl Queue {
         }
     }
 
-    fn poll_pending(&mut self, mut batch: Batch) -> Option<Taken> {
+    fn poll_pending(&mut self, now: Instant, mut batch: Batch) -> Option<Taken> {
         if self.limits.idempotent {
             if batch.stamp.is_none() {
                 batch.stamp = self.sequences.stamp(batch.count, self.limits.transactional);
@@ -298,12 +308,13 @@ impl Queue {
             // It is asked for under a stamp that does not fit: until that has its answer nothing may pass it.
             self.recovering = !self.sequences.is_intact();
         }
-        self.fly(batch.order, batch.deadline, Arc::clone(&batch.receipt));
+        self.fly(now, batch.order, batch.deadline, Arc::clone(&batch.receipt));
         Some(Taken::Again(batch))
     }
 
-    fn fly(&mut self, order: Order, deadline: Instant, receipt: Arc<Receipt>) {
+    fn fly(&mut self, now: Instant, order: Order, deadline: Instant, receipt: Arc<Receipt>) {
         let topic_id = self.topic_id;
+        self.left_at = Some(now);
         self.in_flight.insert(order, Flying { topic_id, deadline, receipt, given_up: false });
     }
 

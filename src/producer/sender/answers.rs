@@ -236,11 +236,12 @@ impl Sender {
 
     /// The same with every queue that has something. It is given why there is no producer id, too.
     fn change_all(&mut self, now: Instant, change: impl Fn(&mut Queue, Option<&Error>, &mut Aftermath)) {
-        let told = self.aftermath.resolved.len();
-        for partition in &self.active {
-            change(&mut partition.lock(), self.no_identity.as_ref(), &mut self.aftermath);
+        for index in 0..self.active.len() {
+            let told = self.aftermath.resolved.len();
+            change(&mut self.active[index].lock(), self.no_identity.as_ref(), &mut self.aftermath);
+            // One by one: each may have found out something about another identity.
+            self.follow_up(now, told);
         }
-        self.follow_up(now, told);
     }
 
     /// What was told since `told`, and what it means for the identity.
@@ -248,6 +249,8 @@ impl Sender {
         for (_, outcome) in self.aftermath.resolved.iter().skip(told) {
             // A transaction they belong to must be aborted.
             if let Outcome::Failed(error) = outcome {
+                // What waited behind it may leave.
+                self.unplanned = true;
                 self.counts.failed_batches += 1;
                 self.open_attempts |= error.possibly_written();
                 self.failure.get_or_insert_with(|| error.clone());
@@ -257,6 +260,7 @@ impl Sender {
         if proven {
             self.identity.handle_proven();
         }
+        self.unplanned |= bump.is_some() || renew.is_some();
         if let Some(broken) = bump {
             self.open_attempts = true;
             self.identity.bump(broken, now, &mut self.rng);

@@ -463,6 +463,7 @@ fn what_cannot_be_compressed_fails_its_transaction_and_nothing_behind_it() {
     let bad = fill(&mut world, 0, 1..2).remove(0);
     assert!(!deliver(bad).unwrap_err().possibly_written());
     assert!(matches!(world.sender.poll_failure(), Some((_, false))));
+    assert_eq!(world.sender.poll_timeout(world.now), Some(world.now), "what is behind it is looked at");
     world.sender.compressor = working;
     let good = fill(&mut world, 0, 2..3).remove(0);
     world.drain();
@@ -539,4 +540,66 @@ fn a_batch_whose_time_ends_before_it_is_split_is_not_and_halves_end_with_it() {
         assert_eq!((deliver(behind).unwrap(), &world.logs[0].ids), (1, &vec![0, 3]));
         assert_eq!((world.asked, world.memory.available()), (1, BUFFER));
     }
+}
+
+#[test]
+fn two_partitions_that_break_at_once_under_two_epochs_both_go_on() {
+    for first in [0, 1] {
+        for seed in 0..6 {
+            let mut world = World::new(seed, 2, limits(true));
+            let _warm = [world.send(0, 0), world.send(1, 0)];
+            world.drain();
+            // One has an answer to wait for under the first epoch, the other goes on under the next.
+            let _unknown = fill(&mut world, 1 - first, 1..2);
+            world.disconnect(2 - first as i32);
+            let _again = fill(&mut world, first, 1..2);
+            world.answer(1 + first as i32, |_, _| refused(59));
+            world.turn(true);
+            world.answer(1 + first as i32, |_, _| refused(7));
+            world.now += Duration::from_secs(120);
+            world.turn(true);
+            let begun = world.now;
+            let deliveries = [world.send(0, 2), world.send(1, 2)];
+            world.drain();
+            assert_eq!(deliveries.map(|delivery| deliver(delivery).unwrap()), [1, 1]);
+            assert!(world.now - begun < Duration::from_secs(10));
+        }
+    }
+}
+
+#[test]
+fn what_a_plan_finds_out_is_planned_with_at_once() {
+    let mut world = introduced(1, limits(true));
+    let lost = fill(&mut world, 0, 1..2).remove(0);
+    world.disconnect(1);
+    let behind = fill(&mut world, 0, 2..3).remove(0);
+    world.make_again();
+    world.learn_leaders();
+    world.turn(true);
+    assert!(deliver(lost).unwrap_err().possibly_written());
+    // Nothing but the time-out wakes the task.
+    while world.sender.poll_timeout(world.now).is_some_and(|timeout| timeout <= world.now) {
+        world.turn(true);
+    }
+    world.answer(1, |_, _| None);
+    assert_eq!(deliver(behind).unwrap(), 0);
+}
+
+#[test]
+fn a_producer_that_brokers_have_forgotten_sends_one_batch_alone_again() {
+    let mut world = introduced(1, limits(true));
+    world.now += Duration::from_secs(24 * 3600);
+    world.logs[0].producers.clear();
+    let deliveries = fill(&mut world, 0, 1..6);
+    assert_eq!(
+        world.wire[&1].len(),
+        1,
+        "a second one would be taken in place of the first, were that refused"
+    );
+    world.answer(1, |_, _| refused(19));
+    world.drain();
+    for (delivery, offset) in deliveries.into_iter().zip(1..) {
+        assert_eq!(deliver(delivery).unwrap(), offset);
+    }
+    assert_eq!((&world.logs[0].ids, world.asked), (&vec![0, 1, 2, 3, 4, 5], 1));
 }
