@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     identity::ProducerIdentity,
-    transaction::{Call, Offsets, Partitions, Reply},
+    transaction::{Call, NotDone, Offsets, Partitions, Reply},
 };
 use crate::{
     cluster::{Cluster, CoordinatorKind, Lane, kafka_string, millis},
@@ -33,15 +33,22 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    pub(super) async fn execute(&self, call: &Call) -> Result<Reply> {
+    pub(super) async fn execute(&self, call: &Call) -> Result<Reply, NotDone> {
         let deadline = time::now() + self.cluster.settings().request_timeout;
         let (kind, key) = match call {
             Call::CommitOffsets(_, offsets) => (CoordinatorKind::Group, &offsets.group.group_id),
             _ => (CoordinatorKind::Transaction, &self.id),
         };
-        let broker = self.cluster.coordinator(kind, key, deadline).await?;
-        let reply = self.ask(broker, call, deadline).await;
-        if let Err(error) = &reply {
+        let unreached = |error| NotDone { error, asked: false };
+        let broker = self.cluster.coordinator(kind, key, deadline).await.map_err(unreached)?;
+        let reply = match self.cluster.connection(broker, Lane::Main, deadline).await {
+            Ok(connection) => {
+                let reply = self.ask(&connection, call, deadline).await;
+                reply.map_err(|error| NotDone { error, asked: true })
+            }
+            Err(error) => Err(unreached(error)),
+        };
+        reply.map_err(|NotDone { error, asked }| {
             let moved = match error.code() {
                 Some(told) => matches!(told.0, code::NOT_COORDINATOR | code::COORDINATOR_NOT_AVAILABLE),
                 None => true,
@@ -49,24 +56,23 @@ impl Caller {
             if moved {
                 self.cluster.forget_coordinator(kind, key, broker);
             }
-        }
-        reply.map_err(|error| error.with_broker(broker))
+            NotDone { error: error.with_broker(broker), asked }
+        })
     }
 
-    async fn ask(&self, broker: i32, call: &Call, deadline: Instant) -> Result<Reply> {
-        let connection = self.cluster.connection(broker, Lane::Main, deadline).await?;
+    async fn ask(&self, connection: &Connection, call: &Call, deadline: Instant) -> Result<Reply> {
         match call {
-            Call::Init(known) => self.init(&connection, *known, deadline).await,
+            Call::Init(known) => self.init(connection, *known, deadline).await,
             Call::AddPartitions(identity, partitions) => {
-                self.add_partitions(&connection, *identity, partitions, deadline).await
+                self.add_partitions(connection, *identity, partitions, deadline).await
             }
             Call::AddOffsets(identity, group) => {
-                self.add_offsets(&connection, *identity, group, deadline).await
+                self.add_offsets(connection, *identity, group, deadline).await
             }
             Call::CommitOffsets(identity, offsets) => {
-                self.commit_offsets(&connection, *identity, offsets, deadline).await
+                self.commit_offsets(connection, *identity, offsets, deadline).await
             }
-            Call::End { identity, commit } => self.end(&connection, *identity, *commit, deadline).await,
+            Call::End { identity, commit } => self.end(connection, *identity, *commit, deadline).await,
         }
     }
 

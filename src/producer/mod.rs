@@ -513,6 +513,10 @@ impl Shared {
         }
         self.settle(aftermath);
         self.cluster.end();
+        if let Some(transactions) = &self.transactions {
+            // Before it is done: who sees that finds the transaction's own end.
+            transactions.lock().handle_fatal(error.clone().with_fatal());
+        }
         self.closing.send_if_modified(|closing| {
             // By a close. Where the end came by itself, the deliveries tell of it, or what is unheard.
             if matches!(*closing, Closing::Draining(_)) && error.kind() == ErrorKind::Closed {
@@ -522,7 +526,6 @@ impl Shared {
             true
         });
         if let Some(transactions) = &self.transactions {
-            transactions.lock().handle_fatal(error.clone().with_fatal());
             transactions.notify();
         }
     }

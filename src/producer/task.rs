@@ -11,7 +11,7 @@ use super::{
     queue::Aftermath,
     receipt::Outcome,
     sender::{Action, Answer, Permit, Request, Sender, SenderSettings, earlier},
-    transaction::{Call, Outstanding, Reply},
+    transaction::{Call, NotDone, Outstanding, Reply},
     wire_acks,
 };
 use crate::{
@@ -37,7 +37,7 @@ enum Event {
     Answered(Request, Result<wire::ProduceResponse>, Duration),
     /// With `acks=0`, which no broker answers.
     Written(Request, Result<()>),
-    Replied(Call, Result<Reply>),
+    Replied(Call, Result<Reply, NotDone>),
 }
 
 struct Task {

@@ -78,6 +78,14 @@ pub(crate) enum Reply {
     Ended(Option<ProducerIdentity>),
 }
 
+/// Why a call came to nothing, as far as is known.
+#[derive(Debug)]
+pub(crate) struct NotDone {
+    pub(crate) error: Error,
+    /// The coordinator was reached, and may have done it.
+    pub(crate) asked: bool,
+}
+
 /// What is still to be sent or answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Outstanding {
@@ -144,6 +152,8 @@ pub(crate) struct Core {
     discard: Option<Error>,
     out: bool,
     not_before: Option<Instant>,
+    /// Why the last call must be made again.
+    trouble: Option<Error>,
     backoff: Backoff,
     /// Grows with each transaction, so that a guard ends its own alone.
     number: u64,
@@ -168,6 +178,7 @@ impl Core {
             discard: None,
             out: false,
             not_before: None,
+            trouble: None,
             backoff,
             number: 0,
         }
@@ -346,6 +357,11 @@ impl Core {
         self.commit_lost || (self.commit_sent && self.out)
     }
 
+    /// Why a call that is being made again and again comes to nothing.
+    pub(crate) fn trouble(&self) -> Option<Error> {
+        self.trouble.clone()
+    }
+
     /// Whether the first call has been answered.
     pub(crate) fn is_initialized(&self) -> Option<Result<()>> {
         match &self.state {
@@ -423,28 +439,40 @@ impl Core {
     }
 
     /// The answer to the call that is out.
-    pub(crate) fn handle_reply(&mut self, now: Instant, call: &Call, reply: Result<Reply>, rng: &mut Rng) {
+    pub(crate) fn handle_reply(
+        &mut self,
+        now: Instant,
+        call: &Call,
+        reply: Result<Reply, NotDone>,
+        rng: &mut Rng,
+    ) {
         self.out = false;
-        let commit = matches!(call, Call::End { commit: true, .. });
-        self.commit_lost |= commit && reply.as_ref().is_err_and(leaves_open);
-        match reply {
+        let NotDone { error, asked } = match reply {
             Ok(reply) => {
+                self.trouble = None;
                 self.backoff.reset();
-                self.handle_done(call, reply);
+                return self.handle_done(call, reply);
             }
-            Err(error) => match verdict(call, &error) {
-                Verdict::Again => {
-                    let pause = self.backoff.next(rng);
-                    let most = if is_concurrent(&error) { CONCURRENT_PAUSE } else { pause };
-                    self.not_before = Some(now + pause.min(most));
-                }
-                Verdict::Abort => self.handle_abortable(call, error),
-                Verdict::Forgotten => self.handle_forgotten(error),
-                Verdict::Fenced => self.handle_fatal(error.with_fatal().with_hint(
-                    "another producer with this transactional.id has taken over: give each its own, and make this one anew",
-                )),
-                Verdict::Fatal => self.handle_fatal(error.with_fatal()),
-            },
+            Err(not_done) => not_done,
+        };
+        if matches!(call, Call::End { commit: true, .. }) {
+            self.commit_lost |= asked && leaves_open(&error);
+            // Nobody has heard of it, so that it can still be aborted.
+            self.commit_sent &= asked || self.commit_lost;
+        }
+        match verdict(call, &error) {
+            Verdict::Again => {
+                let pause = self.backoff.next(rng);
+                let most = if is_concurrent(&error) { CONCURRENT_PAUSE } else { pause };
+                self.not_before = Some(now + pause.min(most));
+                self.trouble = Some(error);
+            }
+            Verdict::Abort => self.handle_abortable(call, error),
+            Verdict::Forgotten => self.handle_forgotten(error),
+            Verdict::Fenced => self.handle_fatal(error.with_fatal().with_hint(
+                "another producer with this transactional.id has taken over: give each its own, and make this one anew",
+            )),
+            Verdict::Fatal => self.handle_fatal(error.with_fatal()),
         }
     }
 

@@ -46,6 +46,23 @@ impl Transactions {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Until something of the core has changed.
+    async fn wait(&self, changed: &mut watch::Receiver<()>, deadline: Instant, what: &str) -> Result<()> {
+        driver::check_runtime()?;
+        match tokio::time::timeout_at(deadline, changed.changed()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Error::closed("producer")),
+            Err(_elapsed) => {
+                let error = Error::new(ErrorKind::Timeout, format!("{what} within max.block.ms"))
+                    .with_hint("see to the transaction coordinator, or raise max.block.ms");
+                Err(match self.lock().trouble() {
+                    Some(cause) => error.with_source(cause),
+                    None => error,
+                })
+            }
+        }
+    }
+
     /// Wakes the handles that wait for the core.
     pub(super) fn notify(&self) {
         self.changed.send_replace(());
@@ -110,7 +127,7 @@ impl TransactionalProducer {
                 break begun?;
             }
             self.shared().wake.notify_one();
-            wait_for(&mut changed, deadline, "the transaction before has not ended").await?;
+            self.transactions()?.wait(&mut changed, deadline, "the transaction before has not ended").await?;
         };
         self.shared().accept_records();
         Ok(Transaction { producer: self, number, ended: false })
@@ -205,14 +222,16 @@ impl TransactionalProducer {
         let mut changed = transactions.changed.subscribe();
         loop {
             changed.borrow_and_update();
+            // Looked at before the core, which knows its end before this does.
+            let is_done = *self.shared().closing.borrow() == super::Closing::Done;
             let seen = look(&transactions.lock());
             if let Some(seen) = seen {
                 return seen;
             }
-            if *self.shared().closing.borrow() == super::Closing::Done {
+            if is_done {
                 return Err(self.shared().fatal_error().unwrap_or_else(|| Error::closed("producer")));
             }
-            wait_for(&mut changed, deadline, what).await?;
+            transactions.wait(&mut changed, deadline, what).await?;
         }
     }
 }
@@ -238,16 +257,6 @@ pub(crate) fn is_refused(error: &Error) -> bool {
                 | code::POLICY_VIOLATION
         )
     })
-}
-
-async fn wait_for(changed: &mut watch::Receiver<()>, deadline: Instant, what: &str) -> Result<()> {
-    driver::check_runtime()?;
-    match tokio::time::timeout_at(deadline, changed.changed()).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(Error::closed("producer")),
-        Err(_elapsed) => Err(Error::new(ErrorKind::Timeout, format!("{what} within max.block.ms"))
-            .with_hint("see to the transaction coordinator, or raise max.block.ms")),
-    }
 }
 
 /// An open transaction. Several tasks may send through it at once.

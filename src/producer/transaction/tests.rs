@@ -43,7 +43,13 @@ impl Rig {
     }
 
     fn reply(&mut self, call: &Call, reply: Result<Reply>) {
+        let reply = reply.map_err(|error| NotDone { error, asked: true });
         self.core.handle_reply(self.now, call, reply, &mut self.rng);
+    }
+
+    /// Nobody was there who could be asked.
+    fn unreached(&mut self, call: &Call, error: Error) {
+        self.core.handle_reply(self.now, call, Err(NotDone { error, asked: false }), &mut self.rng);
     }
 
     fn wants(&mut self, partition: i32) {
@@ -278,6 +284,55 @@ fn an_error_says_that_the_commit_may_stand_where_an_attempt_had_no_clear_answer(
 }
 
 #[test]
+fn a_commit_that_reached_nobody_is_none_and_can_be_aborted() {
+    let refused = || Error::new(ErrorKind::Disconnected, "connection refused");
+    for (told, possibly) in [(refused(), false), (broker(code::COORDINATOR_NOT_AVAILABLE), false)] {
+        let (mut rig, call) = asked_to_commit();
+        rig.unreached(&call, told);
+        assert!(rig.core.trouble().is_some());
+        rig.now += Duration::from_secs(2);
+        let call = rig.call(idle()).unwrap();
+        assert!(matches!(call, Call::End { commit: true, .. }), "it is asked for again: {call:?}");
+        rig.unreached(&call, broker(code::INVALID_TXN_STATE));
+        assert_eq!(rig.core.outcome(1).unwrap().unwrap_err().possibly_written(), possibly);
+    }
+    let (mut rig, call) = asked_to_commit();
+    rig.unreached(&call, refused());
+    assert!(matches!(rig.core.handle_impatience(1), Impatience::Aborted));
+    rig.now += Duration::from_secs(2);
+    assert!(matches!(rig.call(idle()), Some(Call::End { commit: false, .. })));
+    // Once somebody may have heard of it, no later attempt takes that back.
+    let (mut rig, call) = asked_to_commit();
+    rig.reply(&call, Err(refused()));
+    rig.now += Duration::from_secs(2);
+    let call = rig.call(idle()).unwrap();
+    rig.unreached(&call, refused());
+    assert!(matches!(rig.core.handle_impatience(1), Impatience::Asked));
+    rig.core.handle_abort();
+    rig.now += Duration::from_secs(2);
+    assert!(matches!(rig.call(idle()), Some(Call::End { commit: true, .. })));
+}
+
+#[test]
+fn an_answer_that_is_damaged_on_its_way_ends_no_producer() {
+    let damaged = || Error::protocol("the answer cannot be read");
+    let mut rig = Rig { core: core(), now: crate::time::now(), rng: Rng::new(1) };
+    rig.core.handle_init();
+    let call = rig.call(idle()).unwrap();
+    rig.reply(&call, Err(damaged()));
+    assert!(rig.core.is_initialized().is_none());
+    rig.now += Duration::from_secs(2);
+    assert!(matches!(rig.call(idle()), Some(Call::Init(None))));
+    let (mut rig, call) = asked_to_commit();
+    rig.reply(&call, Err(damaged()));
+    assert!(rig.core.outcome(1).is_none());
+    rig.now += Duration::from_secs(2);
+    let call = rig.call(idle()).unwrap();
+    rig.reply(&call, Ok(Reply::Ended(None)));
+    assert!(rig.core.outcome(1).unwrap().is_ok());
+}
+
+#[test]
 fn a_producer_id_that_the_coordinator_has_forgotten_is_replaced_without_an_end() {
     let forgotten = || broker(code::INVALID_PRODUCER_ID_MAPPING);
     let mut rig = Rig::open(false);
@@ -445,7 +500,8 @@ fn run(seed: u64) {
         if let Some(call) = &out
             && random.below(2) == 0
         {
-            let reply = match if calm { 9 } else { random.below(10) } {
+            let mut asked = true;
+            let reply = match if calm { 11 } else { random.below(12) } {
                 0 => Err(Error::new(ErrorKind::Disconnected, "lost before")),
                 1 => {
                     coordinator.answer(call, version2, number).unwrap();
@@ -453,11 +509,20 @@ fn run(seed: u64) {
                 }
                 2 => Err(broker([14, 15, 16, 51][random.below(4)])),
                 3 if !matches!(call, Call::Init(_) | Call::End { .. }) => Err(broker(120)),
+                4 => {
+                    asked = false;
+                    Err(Error::new(ErrorKind::Disconnected, "nobody was there"))
+                }
+                5 => {
+                    coordinator.answer(call, version2, number).unwrap();
+                    Err(Error::protocol("the answer cannot be read"))
+                }
                 _ => coordinator.answer(call, version2, number),
             };
             if reply.is_ok() && matches!(call, Call::End { commit: true, .. }) {
                 told_committed.push(number);
             }
+            let reply = reply.map_err(|error| NotDone { error, asked });
             rig.core.handle_reply(rig.now, call, reply, &mut rig.rng);
             out = None;
         }
@@ -474,7 +539,7 @@ fn run(seed: u64) {
     for _ in 0..20 {
         if let Some(call) = out.take().or_else(|| rig.call(idle())) {
             let reply = coordinator.answer(&call, version2, number);
-            rig.core.handle_reply(rig.now, &call, reply, &mut rig.rng);
+            rig.reply(&call, reply);
         }
         rig.now += Duration::from_secs(2);
     }

@@ -19,14 +19,14 @@ pub(super) enum Verdict {
 pub(super) fn verdict(call: &Call, error: &Error) -> Verdict {
     let Some(answered) = error.code() else {
         return match call {
-            // The answer was lost: every one of these calls may be repeated.
-            _ if error.is_retriable() => Verdict::Again,
             // It cannot be read, or leaves out what was asked: what it is about may not be done.
             Call::AddPartitions(..) | Call::AddOffsets(..) | Call::CommitOffsets(..)
                 if error.kind() == ErrorKind::Protocol =>
             {
                 Verdict::Abort
             }
+            // The answer was lost, or damaged on its way: every one of these calls may be repeated.
+            _ if error.is_retriable() || error.kind() == ErrorKind::Protocol => Verdict::Again,
             _ => Verdict::Fatal,
         };
     };
