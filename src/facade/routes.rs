@@ -28,7 +28,7 @@ const RETRY: &str = "-retry-";
 /// use dtkafka::Topics;
 ///
 /// let one: Topics = "orders".into();
-/// let some = Topics::matching("orders-*");
+/// let some = Topics::glob("orders-*");
 /// let rest = Topics::others();
 /// # let _ = (one, some, rest);
 /// ```
@@ -38,14 +38,15 @@ pub struct Topics(Selector);
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Selector {
     Named(Arc<str>),
-    Matching(Arc<str>),
+    Glob(Arc<str>),
     Others,
 }
 
 impl Topics {
-    /// Those whose whole name matches: `*` stands for any characters, `?` for one.
-    pub fn matching(pattern: &str) -> Self {
-        Self(Selector::Matching(pattern.into()))
+    /// Those whose whole name matches: `*` stands for any characters, `?` for one. No regular expression, as
+    /// [`Consumer::matching`](crate::Consumer::matching) takes it.
+    pub fn glob(pattern: &str) -> Self {
+        Self(Selector::Glob(pattern.into()))
     }
 
     /// Those that no other handler takes.
@@ -59,9 +60,9 @@ impl Topics {
 
     fn takes_none_of(&self, own: &Consumed) -> bool {
         match (&self.0, own) {
-            (Selector::Others, _) | (Selector::Matching(_), Consumed::Matching { .. }) => false,
+            (Selector::Others, _) | (Selector::Glob(_), Consumed::Matching { .. }) => false,
             (Selector::Named(name), _) => own.excludes(name),
-            (Selector::Matching(_), Consumed::Named(names)) => !names.iter().any(|topic| self.names(topic)),
+            (Selector::Glob(_), Consumed::Named(names)) => !names.iter().any(|topic| self.names(topic)),
         }
     }
 
@@ -72,7 +73,7 @@ impl Topics {
             (Selector::Others, _) | (_, Selector::Others) => false,
             (Selector::Named(name), _) => other.names(name),
             (_, Selector::Named(name)) => self.names(name),
-            (Selector::Matching(_), Selector::Matching(_)) => true,
+            (Selector::Glob(_), Selector::Glob(_)) => true,
         }
     }
 
@@ -80,7 +81,7 @@ impl Topics {
     fn names(&self, topic: &str) -> bool {
         match &self.0 {
             Selector::Named(name) => **name == *topic,
-            Selector::Matching(pattern) => matches(pattern.as_bytes(), topic.as_bytes()),
+            Selector::Glob(pattern) => matches(pattern.as_bytes(), topic.as_bytes()),
             Selector::Others => false,
         }
     }
@@ -101,7 +102,7 @@ impl From<String> for Topics {
 impl fmt::Display for Topics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Selector::Named(name) | Selector::Matching(name) => f.write_str(name),
+            Selector::Named(name) | Selector::Glob(name) => f.write_str(name),
             Selector::Others => f.write_str("all other topics"),
         }
     }
@@ -212,7 +213,7 @@ impl Routes {
     pub(super) fn add(&mut self, own: &Consumed, topics: Topics, handler: ErasedHandler) -> Result<()> {
         if topics.takes_none_of(own) {
             let what = match &topics.0 {
-                Selector::Matching(_) => "the consumer consumes no topic that matches the pattern",
+                Selector::Glob(_) => "the consumer consumes no topic that matches the pattern",
                 _ => "the consumer does not consume this topic",
             };
             return Err(Error::new(ErrorKind::InvalidArgument, what)
@@ -408,7 +409,7 @@ mod tests {
     fn a_topic_has_every_handler_that_names_it_and_else_those_for_the_others() {
         let mut routes = Routes::default();
         routes.add(&own(), "orders".into(), each()).unwrap();
-        routes.add(&own(), Topics::matching("orders*"), each()).unwrap();
+        routes.add(&own(), Topics::glob("orders*"), each()).unwrap();
         assert_eq!(
             (count(&routes, "orders"), count(&routes, "orders-eu"), count(&routes, "audit")),
             (2, 1, 0)
@@ -421,13 +422,13 @@ mod tests {
     #[test]
     fn handlers_that_could_never_run_or_not_together_are_refused() {
         let mut routes = Routes::default();
-        for topics in [Topics::from("payments"), Topics::matching("p*")] {
+        for topics in [Topics::from("payments"), Topics::glob("p*")] {
             let error = routes.add(&own(), topics, each()).unwrap_err();
             assert!(error.to_string().contains("orders, orders-eu, audit"), "{error}");
         }
         routes.add(&own(), "orders".into(), batch()).unwrap();
         for handler in [each(), batch()] {
-            let error = routes.add(&own(), Topics::matching("orders*"), handler).unwrap_err();
+            let error = routes.add(&own(), Topics::glob("orders*"), handler).unwrap_err();
             assert_eq!(error.topic(), Some("orders"), "{error}");
         }
         assert_eq!((count(&routes, "orders"), count(&routes, "orders-eu")), (100, 0));
@@ -440,7 +441,7 @@ mod tests {
         routes.set_policy(Topics::others(), ErrorPolicy::Skip);
         routes.set_policy("orders".into(), ErrorPolicy::dead_letter("dead"));
         assert!(says(&routes, "orders").contains("dead") && says(&routes, "audit").contains("skip"));
-        routes.set_policy(Topics::matching("*"), ErrorPolicy::Stop);
+        routes.set_policy(Topics::glob("*"), ErrorPolicy::Stop);
         assert!(says(&routes, "orders").contains("stop") && says(&routes, "audit").contains("stop"));
     }
 
@@ -491,7 +492,7 @@ mod tests {
     fn a_topic_that_is_only_named_like_a_retry_topic_has_its_own_handler() {
         let own = Consumed::matching("orders.*|audit-retry-1m", false).unwrap();
         let mut routes = Routes::default();
-        routes.add(&own, Topics::matching("orders*"), batch()).unwrap();
+        routes.add(&own, Topics::glob("orders*"), batch()).unwrap();
         routes.set_policy(Topics::others(), ErrorPolicy::Stop.retry_topics([Duration::from_secs(60)]));
         let level = |routes: &Routes, topic: &str| routes.of(&own, &topic.into()).level;
         assert_eq!(level(&routes, "orders-retry-1m"), 1, "a pattern of handlers does not name it");
@@ -509,8 +510,8 @@ mod tests {
     fn handlers_that_may_meet_in_a_topic_not_yet_known_are_refused() {
         let own = Consumed::matching(".*", false).unwrap();
         let mut routes = Routes::default();
-        routes.add(&own, Topics::matching("orders-*"), batch()).unwrap();
-        for topics in [Topics::matching("*-eu"), "orders-us".into()] {
+        routes.add(&own, Topics::glob("orders-*"), batch()).unwrap();
+        for topics in [Topics::glob("*-eu"), "orders-us".into()] {
             assert!(routes.add(&own, topics.clone(), each()).is_err(), "{topics}");
             assert!(routes.add(&own, topics, batch()).is_err());
         }

@@ -344,7 +344,7 @@ async fn batches_patterns_and_the_rest_have_their_handlers() {
     let mut consumer = Consumer::new(&kafka, ["orders-eu", "orders-us", "audit"])
         .unwrap()
         .register_batch_handler(
-            Topics::matching("orders-*"),
+            Topics::glob("orders-*"),
             10,
             Duration::from_millis(200),
             async move |batch: Batch<u32>| {

@@ -135,7 +135,7 @@ impl Consumer {
     /// A consumer of all topics whose whole names match this regular expression, those made later too; nothing connects yet.
     ///
     /// Who matches, and in which syntax, is as in [`KafkaConsumer::subscribe_pattern`]; new topics are found within
-    /// `metadata.max.age.ms`, a retry topic when the first record is put into it. Handlers may name a topic, some of the topics ([`Topics::matching`]), or all others. Retry topics
+    /// `metadata.max.age.ms`, a retry topic when the first record is put into it. Handlers may name a topic, some of the topics ([`Topics::glob`]), or all others. Retry topics
     /// of the [`ErrorPolicy`] are read as well. **A dead letter topic must not match**: one that the policy names is refused where
     /// the client can read the pattern. What is left, such as one that a closure chooses, is yours to look after; only a letter
     /// that would go round in a circle, to a topic that its record came from, is not written, and stops the consumer.

@@ -23,7 +23,7 @@ impl Consumer {
     ///
     /// A closure needs no types beyond its message's; it fails with a [`HandlerError`](crate::HandlerError), into which `?`
     /// turns any error. For functions with an error type of their own see [`register`](Self::register). Several topics have
-    /// one handler by a pattern ([`Topics::matching`]), all that are left by [`Topics::others`].
+    /// one handler by a pattern ([`Topics::glob`]), all that are left by [`Topics::others`].
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] for a topic that this consumer does not consume, or that has a handler of batches.
