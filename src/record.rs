@@ -111,6 +111,17 @@ impl fmt::Display for TopicPartition {
     }
 }
 
+/// Partitions as the log names them: no line holds more than a few of a thousand.
+pub(crate) fn list<'a>(partitions: impl IntoIterator<Item = &'a TopicPartition>) -> String {
+    const SHOWN: usize = 32;
+    let mut partitions = partitions.into_iter();
+    let shown: Vec<_> = partitions.by_ref().take(SHOWN).map(ToString::to_string).collect();
+    match (shown.join(", "), partitions.count()) {
+        (shown, 0) => shown,
+        (shown, more) => format!("{shown} and {more} more"),
+    }
+}
+
 /// One header of a record (KIP-82). Keys may repeat; order is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
@@ -514,6 +525,14 @@ mod tests {
             let error = bad.parse::<TopicPartition>().unwrap_err();
             assert!(error.to_string().contains("orders-3"), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn many_partitions_are_one_short_line() {
+        let partitions: Vec<_> = (0..1000).map(|number| TopicPartition::new("orders", number)).collect();
+        assert_eq!(list(&partitions[..2]), "orders-0, orders-1");
+        let all = list(&partitions);
+        assert!(all.ends_with("orders-31 and 968 more"), "{all}");
     }
 
     #[test]

@@ -94,16 +94,16 @@ impl KafkaConsumer {
         counted
     }
 
-    /// A record comes back unhandled: nobody works on it, and the frontier stays before it in this life.
-    pub(crate) fn hand_back(&self, partition: &TopicPartition, life: Life, offset: i64) -> bool {
+    /// Records come back unhandled: nobody works on them, and the frontier stays before them in this life. How many were out.
+    pub(crate) fn hand_back_all(&self, partition: &TopicPartition, life: Life, offsets: &[i64]) -> usize {
         let mut core = self.shared.lock();
-        let was_out = core.hand_back(partition, life, offset);
+        let were_out = offsets.iter().filter(|offset| core.hand_back(partition, life, **offset)).count();
         let is_awaited = core.is_revoking();
         drop(core);
         if is_awaited {
             self.shared.wake.notify_one();
         }
-        was_out
+        were_out
     }
 
     /// Hands out again from the first record that is not done, in a new life. Nothing to do if the life is over.

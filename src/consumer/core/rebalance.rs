@@ -17,7 +17,7 @@ use crate::{
         self, Answer, Membership,
         assignor::{Assignment, Strategy},
     },
-    record::TopicPartition,
+    record::{TopicPartition, list},
     time::Instant,
 };
 
@@ -142,7 +142,7 @@ impl Core {
                 }
                 group::Action::Lost { partitions } => self.on_lost(now, &partitions),
                 group::Action::Assign { added } => {
-                    info!(partitions = ?added, "partitions assigned");
+                    info!(partitions = %list(&added), "partitions assigned");
                     self.partitions.add(added.iter().cloned(), &self.start_phase());
                     self.refresh_leaders(now);
                     self.note(Change::Assigned, &added);
@@ -246,8 +246,8 @@ impl Core {
             partitions.iter().filter(|key| self.partitions.get(key).is_some()).cloned().collect();
         if !lost.is_empty() {
             warn!(
-                partitions = lost.len(),
-                "no longer part of the group: the partitions are released uncommitted"
+                partitions = %list(&lost),
+                "no longer part of the group: the partitions are released uncommitted; their records come again elsewhere"
             );
             self.note_unfinished(&lost);
             self.note(Change::Lost, &lost);

@@ -47,7 +47,7 @@ use crate::{
         outbox::Outbox,
         routes::Routes,
     },
-    record::TopicPartition,
+    record::{self, TopicPartition},
     time::{self, Environment},
 };
 
@@ -60,9 +60,7 @@ impl Ledger for KafkaConsumer {
     }
 
     fn hand_back(&self, partition: &TopicPartition, life: Life, offsets: &[i64]) {
-        for offset in offsets {
-            Self::hand_back(self, partition, life, *offset);
-        }
+        self.hand_back_all(partition, life, offsets);
     }
 
     fn expect_topic(&self, topic: &Arc<str>) {
@@ -341,10 +339,8 @@ impl Engine {
     fn follow_group(&mut self) {
         for change in self.client.take_changes() {
             match &change {
-                Change::Assigned(partitions) => {
-                    self.shared.counters.rebalanced();
-                    tracing::info!(partitions = %list(partitions), "partitions assigned");
-                }
+                // What comes and what is lost was logged by the member.
+                Change::Assigned(_) => self.shared.counters.rebalanced(),
                 Change::Revoking(partitions) => {
                     tracing::info!(partitions = %list(partitions), "partitions are being revoked");
                     self.revoke(partitions, false);
@@ -353,10 +349,7 @@ impl Engine {
                     tracing::info!(partitions = %list(partitions), "partitions revoked");
                     self.revoke(partitions, true);
                 }
-                Change::Lost(partitions) => {
-                    tracing::warn!(partitions = %list(partitions), "partitions lost; their records come again elsewhere");
-                    self.revoke(partitions, true);
-                }
+                Change::Lost(partitions) => self.revoke(partitions, true),
             }
             self.shared.tell(&change);
         }
@@ -578,6 +571,5 @@ fn panicked(panic: &(dyn Any + Send), partition: &TopicPartition) -> Error {
 }
 
 fn list(partitions: &[(TopicPartition, Life)]) -> String {
-    let names: Vec<_> = partitions.iter().map(|(partition, _)| partition.to_string()).collect();
-    names.join(", ")
+    record::list(partitions.iter().map(|(partition, _)| partition))
 }
