@@ -52,6 +52,16 @@ impl<E: Into<HandlerError>> HandlerOutput for std::result::Result<(), E> {
 ///
 /// Implemented for all of them that can be cloned, sent and shared; never by hand. What an `async move` closure captures is
 /// cloned for each call: put state into an `Arc`.
+///
+/// | the compiler says | what helps |
+/// | --- | --- |
+/// | the trait `Clone` is not implemented for `Database` | handlers run beside each other: share it, `Arc::new(database)` |
+/// | `database` does not live long enough, or may outlive borrowed value | `async move`, and an `Arc` |
+/// | `Rc<..>`, or a `MutexGuard` held across an `.await`, cannot be sent between threads | an `Arc`; let go of the guard before the `.await` |
+/// | expected function signature `fn((Message<_>,))`, found `fn((Order,))` | take a `Message<Order>`: the order is its `value` |
+/// | expected `Result<(), Box<dyn Error ..>>`, found `Result<(), io::Error>` | [`register`](crate::Consumer::register) takes every error; in a closure, `?` and `Ok(())` |
+/// | `Result<..>` is not a future | `async \|order\| ..`, or `register_blocking_handler` for code that blocks |
+/// | the trait `Deserialize` is not implemented for `Order` | `#[derive(serde::Deserialize)]` |
 pub trait Handler<A>: Clone + Send + Sync + 'static {
     /// What a call of the function runs.
     type Running: Future<Output: HandlerOutput> + Send + 'static;

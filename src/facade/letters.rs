@@ -40,9 +40,15 @@ pub(super) fn bounded(mut text: String) -> String {
     text
 }
 
-/// The error's text and that of every cause it does not name itself, up to a bound.
+/// The error's text and that of every cause it does not name itself, up to a bound. What the program's settings could change is
+/// not the letter's.
 pub(super) fn chain(error: &Error) -> String {
     let mut text = error.to_string();
+    if let Some(hint) = error.hint()
+        && let Some(said) = text.strip_suffix(hint).and_then(|text| text.strip_suffix("; "))
+    {
+        text.truncate(said.len());
+    }
     for cause in causes(error).skip(1) {
         let cause = cause.to_string();
         if !text.contains(&cause) {
@@ -179,6 +185,12 @@ mod tests {
         ] {
             assert_eq!(text(&headers, &format!("{DEAD}{name}")), value, "{name}");
         }
+    }
+
+    #[test]
+    fn a_letter_says_what_failed_and_not_which_setting_to_change() {
+        let headers = dead_letter_headers(&record(), 1, &failed().with_hint("choose another policy"));
+        assert_eq!(text(&headers, &format!("{DEAD}error")), "the handler failed: could not store: disk full");
     }
 
     #[test]

@@ -125,7 +125,7 @@ impl Replay {
     /// Reads what is there now and sends it back; returns when all is acknowledged.
     ///
     /// # Errors
-    /// Those of reading and sending. What was sent before stays sent, and with a [`group`](Self::group) is committed only
+    /// `UnknownTopicOrPartition` where there is no such topic; those of reading and sending. What was sent before stays sent, and with a [`group`](Self::group) is committed only
     /// together with all that was read. Logged before it is returned.
     ///
     /// # Cancel safety
@@ -157,10 +157,12 @@ impl Replay {
     }
 
     async fn send_back(&self, consumer: &KafkaConsumer, producer: &KafkaProducer) -> Result<Replayed> {
-        let count = i32::try_from(producer.partitions_for(&self.letters).await?).unwrap_or(i32::MAX);
+        // Not by a client that may create what it asks for: a name with a slip of the pen is no topic.
+        let found = self.kafka.admin().await?.describe_topic(&self.letters).await?;
         let topic: Arc<str> = self.letters.as_str().into();
+        let numbers = found.partitions.iter().map(|partition| partition.partition);
         let partitions: Vec<_> =
-            (0..count).map(|partition| TopicPartition::new(Arc::clone(&topic), partition)).collect();
+            numbers.map(|partition| TopicPartition::new(Arc::clone(&topic), partition)).collect();
         let ends = consumer.end_offsets(partitions.iter().cloned()).await?;
         consumer.assign(partitions.iter().cloned())?;
         if self.group.is_none() {

@@ -228,3 +228,12 @@ async fn letters_that_would_go_round_in_a_circle_stop_the_last_of_its_consumers(
     let count = |topic: &str| broker.records(topic, 0).unwrap().len();
     assert_eq!((["a", "b", "c"].map(count), broker.committed("c", "c", 0).unwrap_or(0)), ([1, 1, 1], 0));
 }
+
+#[tokio::test]
+async fn letters_of_a_topic_that_does_not_exist_are_an_error_and_make_no_topic() {
+    let (_broker, kafka) = broker(&[("orders-dead", 1)]).await;
+    let error = Replay::from_dead_letters(&kafka, "orders-ded").run().await.unwrap_err();
+    assert_eq!(error.topic(), Some("orders-ded"), "{error}");
+    assert_eq!(kafka.admin().await.unwrap().list_topics().await.unwrap(), ["orders-dead"]);
+    assert_eq!(Replay::from_dead_letters(&kafka, "orders-dead").run().await.unwrap().read, 0);
+}
