@@ -23,7 +23,12 @@ const FAR_AWAY: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
 /// The deadline after a time that a user has named, which may be `Duration::MAX` for "as long as it takes".
 pub(crate) fn after(duration: Duration) -> Instant {
-    now() + duration.min(FAR_AWAY)
+    later(now(), duration)
+}
+
+/// As [`after`], counted from `now`.
+pub(crate) fn later(now: Instant, duration: Duration) -> Instant {
+    now + duration.min(FAR_AWAY)
 }
 
 /// Milliseconds since the Unix epoch, as record timestamps want them.

@@ -359,7 +359,7 @@ async fn work_on_partition(
 fn note(taken: &mut Taken, records: &ConsumerRecords) {
     for (partition, part) in records {
         let (Some(first), Some(last)) = (part.iter().next(), part.iter().last()) else { continue };
-        let (life, first, next) = (part.life(), first.offset(), last.offset() + 1);
+        let (life, first, next) = (part.life(), first.offset(), last.offset().saturating_add(1));
         taken.records += part.len();
         match taken.offsets.get_mut(partition) {
             Some(span) if span.life == life => span.next = next,

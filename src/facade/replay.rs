@@ -188,7 +188,14 @@ impl Replay {
         }
         replayed.sent += acknowledged(&mut deliveries).await?;
         if self.group.is_some() {
-            consumer.commit_offsets(ends).await?;
+            // Another replay of the group may have come further meanwhile.
+            let committed = consumer.committed(ends.keys().cloned()).await?;
+            let is_behind = |partition: &TopicPartition, end: i64| {
+                committed.get(partition).and_then(Option::as_ref).is_none_or(|at| at.offset < end)
+            };
+            consumer
+                .commit_offsets(ends.into_iter().filter(|(partition, end)| is_behind(partition, *end)))
+                .await?;
         }
         Ok(replayed)
     }

@@ -7,6 +7,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
+use tokio::sync::Notify;
+
 use crate::{
     consumer::{
         KafkaConsumer,
@@ -39,6 +41,8 @@ type Listener = Arc<dyn Fn(&Rebalance) + Send + Sync>;
 pub(super) struct Shared {
     pub(super) counters: Arc<ConsumerCounters>,
     state: Mutex<State>,
+    /// Something was paused or resumed: the engine is to follow.
+    steered: Notify,
 }
 
 #[derive(Default)]
@@ -46,7 +50,7 @@ struct State {
     client: Weak<KafkaConsumer>,
     /// Cancelled by a handle: `run` ends.
     stop: CancellationToken,
-    /// By the user; the lanes pause and resume others.
+    /// By the user. The engine, which has reasons of its own, resumes.
     paused: BTreeSet<TopicPartition>,
     listeners: Vec<Listener>,
 }
@@ -73,8 +77,14 @@ impl Shared {
         self.lock().listeners.push(listener);
     }
 
-    pub(super) fn is_paused(&self, partition: &TopicPartition) -> bool {
-        self.lock().paused.contains(partition)
+    /// The partitions that the user has paused.
+    pub(super) fn paused(&self) -> BTreeSet<TopicPartition> {
+        self.lock().paused.clone()
+    }
+
+    /// Waits until the user may have paused or resumed something.
+    pub(super) async fn steered(&self) {
+        self.steered.notified().await;
     }
 
     pub(super) fn tell(&self, change: &Change) {
@@ -111,26 +121,23 @@ impl Shared {
         metrics
     }
 
-    fn client(&self) -> Option<Arc<KafkaConsumer>> {
+    pub(super) fn client(&self) -> Option<Arc<KafkaConsumer>> {
         self.lock().client.upgrade()
     }
 
-    fn change(
-        &self,
-        partitions: Vec<TopicPartition>,
-        change: impl FnOnce(&KafkaConsumer, Vec<TopicPartition>) -> Result<()>,
-        note: impl Fn(&mut BTreeSet<TopicPartition>, TopicPartition),
-    ) -> Result<()> {
+    /// The client, if it has all of these partitions.
+    fn client_of(&self, partitions: &BTreeSet<TopicPartition>) -> Result<Arc<KafkaConsumer>> {
         let Some(client) = self.client() else {
             return Err(Error::new(ErrorKind::InvalidArgument, "the consumer has no partitions yet")
                 .with_hint("it connects and joins its group when it first consumes"));
         };
-        change(&client, partitions.clone())?;
-        let mut state = self.lock();
-        for partition in partitions {
-            note(&mut state.paused, partition);
+        let assigned: BTreeSet<_> = client.assignment().into_iter().collect();
+        match partitions.difference(&assigned).next() {
+            None => Ok(client),
+            Some(stranger) => Err(Error::new(ErrorKind::InvalidArgument, "the partition is not assigned")
+                .with_topic(Arc::clone(&stranger.topic))
+                .with_partition(stranger.partition)),
         }
-        Ok(())
     }
 }
 
@@ -181,20 +188,23 @@ impl ConsumerHandle {
     /// [`ErrorKind::InvalidArgument`] if a partition is not assigned; none is paused then.
     pub fn pause(&self, partitions: impl IntoIterator<Item = TopicPartition>) -> Result<()> {
         let partitions = partitions.into_iter().collect();
-        self.shared.change(partitions, KafkaConsumer::pause, |paused, partition| {
-            paused.insert(partition);
-        })
+        let client = self.shared.client_of(&partitions)?;
+        self.shared.lock().paused.extend(partitions.iter().cloned());
+        self.shared.steered.notify_one();
+        client.pause(partitions)
     }
 
-    /// Takes records of these partitions again.
+    /// Takes records of these partitions again, as soon as [`run`](crate::Consumer::run) or
+    /// [`consume`](crate::Consumer::consume) is at work and the lanes of the partition have room.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] if a partition is not assigned; none is resumed then.
     pub fn resume(&self, partitions: impl IntoIterator<Item = TopicPartition>) -> Result<()> {
         let partitions = partitions.into_iter().collect();
-        self.shared.change(partitions, KafkaConsumer::resume, |paused, partition| {
-            paused.remove(&partition);
-        })
+        self.shared.client_of(&partitions)?;
+        self.shared.lock().paused.retain(|partition| !partitions.contains(partition));
+        self.shared.steered.notify_one();
+        Ok(())
     }
 
     /// The partitions paused by [`pause`](Self::pause), sorted.

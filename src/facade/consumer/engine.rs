@@ -87,6 +87,24 @@ impl Plan {
         let (topics, routes) = (self.topics.clone(), Arc::clone(&self.routes));
         Arc::new(move |topic| routes.of(&topics, topic).level > 0)
     }
+
+    /// All topics that are read, retry topics included; or their pattern.
+    fn reads(&self) -> Vec<Arc<str>> {
+        match &self.topics {
+            Consumed::Named(topics) => {
+                topics.iter().cloned().chain(self.routes.retry_topics(topics)).collect()
+            }
+            Consumed::Matching { text, .. } => vec![self.routes.with_retry_topics(text).into()],
+        }
+    }
+
+    pub(super) fn subscribe(&self, client: &KafkaConsumer) -> Result<()> {
+        let reads = self.reads();
+        match &self.topics {
+            Consumed::Named(_) => client.subscribe(&reads),
+            Consumed::Matching { .. } => reads.iter().try_for_each(|text| client.subscribe_pattern(text)),
+        }
+    }
 }
 
 /// A run that is out.
@@ -120,6 +138,8 @@ pub(super) struct Engine {
     committing: Option<Committing>,
     alive_at: Instant,
     shared: Arc<Shared>,
+    /// Paused by the user, as far as that was followed.
+    by_user: BTreeSet<TopicPartition>,
     unhandled: BTreeSet<Arc<str>>,
     /// The client has ended, and it has been told of: there is nothing to wait for of it any more.
     is_closed: bool,
@@ -159,20 +179,26 @@ impl Engine {
             pace: Pace::default(),
             committing: None,
             shared,
+            by_user: BTreeSet::new(),
             unhandled: BTreeSet::new(),
             is_closed: false,
         }
     }
 
-    /// Handlers and bounds may have changed since the last call.
-    pub(super) fn follow_plan(&mut self, plan: Plan) {
+    /// Handlers, policies and bounds may have changed since the last call.
+    pub(super) fn follow_plan(&mut self, plan: Plan) -> Result<()> {
         if self.lanes.is_empty() {
             self.lanes = Lanes::new(plan.ordering, plan.bounds);
         }
         if !Arc::ptr_eq(&self.plan.routes, &plan.routes) {
             self.client.read_from_start(plan.read_from_start());
+            // A policy may have brought retry topics.
+            if self.plan.reads() != plan.reads() {
+                plan.subscribe(&self.client)?;
+            }
         }
         self.plan = plan;
+        Ok(())
     }
 
     /// Ends what a dropped call has left, and goes back to what it did not handle.
@@ -216,9 +242,7 @@ impl Engine {
             .partition(|(partition, damaged)| self.client.is_live(partition, damaged.life));
         self.damaged = waiting;
         for partition in over.into_keys().chain(paused) {
-            if !self.damaged.contains_key(&partition) {
-                self.resume(partition);
-            }
+            self.resume(partition);
         }
         self.stop = CancellationToken::new();
     }
@@ -239,7 +263,16 @@ impl Engine {
 
     /// The next records, put into their lanes.
     pub(super) async fn take(&mut self, timeout: Duration) -> Result<()> {
-        let taken = self.client.take(self.plan.take, timeout).await;
+        let until = time::after(timeout);
+        let taken = loop {
+            self.follow_user();
+            let left = until.saturating_duration_since(time::now());
+            tokio::select! {
+                biased;
+                () = self.shared.steered() => {}
+                taken = self.client.take(self.plan.take, left) => break taken,
+            }
+        };
         self.put(taken)
     }
 
@@ -256,12 +289,26 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes records of it again, unless the user has paused it.
+    /// Takes records of it again, unless there is another reason not to: the user, full lanes, or a damaged batch.
     fn resume(&self, partition: TopicPartition) {
-        if !self.shared.is_paused(&partition)
-            && let Err(error) = self.client.resume([partition])
-        {
+        let is_held = self.by_user.contains(&partition)
+            || self.lanes.is_paused(&partition)
+            || self.damaged.contains_key(&partition);
+        if !is_held && let Err(error) = self.client.resume([partition]) {
             tracing::debug!(%error, "the partition is gone");
+        }
+    }
+
+    /// Pauses and resumes what the user has paused and resumed. Here alone anything is resumed, as here all reasons are known.
+    fn follow_user(&mut self) {
+        let before = std::mem::replace(&mut self.by_user, self.shared.paused());
+        for partition in self.by_user.difference(&before) {
+            if let Err(error) = self.client.pause([partition.clone()]) {
+                tracing::debug!(%error, "the partition is gone");
+            }
+        }
+        for partition in before.difference(&self.by_user) {
+            self.resume(partition.clone());
         }
     }
 
@@ -287,9 +334,7 @@ impl Engine {
             let outcome = match pause {
                 Pause::Pause(partition) => self.client.pause([partition]),
                 Pause::Resume(partition) => {
-                    if !self.damaged.contains_key(&partition) {
-                        self.resume(partition);
-                    }
+                    self.resume(partition);
                     Ok(())
                 }
             };
@@ -352,6 +397,12 @@ impl Engine {
                 Change::Lost(partitions) => self.revoke(partitions, true),
             }
             self.shared.tell(&change);
+            // What was paused goes with its life: paused again, it is paused anew.
+            if let Change::Revoked(gone) | Change::Lost(gone) = &change {
+                for (partition, _) in gone {
+                    self.by_user.remove(partition);
+                }
+            }
         }
     }
 
@@ -398,6 +449,7 @@ impl Engine {
                 }
             }
             outcome = end_of(&mut self.committing) => self.on_commit(outcome),
+            () = self.shared.steered() => {}
             () = tokio::time::sleep_until(wake_at) => self.look_around(),
         }
         self.follow();
@@ -409,6 +461,7 @@ impl Engine {
             self.on_join(ended);
         }
         self.follow_group();
+        self.follow_user();
     }
 
     fn on_join(&mut self, ended: std::result::Result<(tokio::task::Id, Ended), tokio::task::JoinError>) {
@@ -432,7 +485,9 @@ impl Engine {
 
     /// When there is something to do that nothing else will tell.
     fn wake_at(&self) -> Instant {
-        self.lanes.poll_timeout().map_or(self.alive_at, |at| at.min(self.alive_at))
+        // A lane that waits for more records starts no more once this ends: its time would be in the past for ever.
+        let gathered = self.lanes.poll_timeout().filter(|_| !self.stop.is_cancelled());
+        gathered.map_or(self.alive_at, |at| at.min(self.alive_at))
     }
 
     fn look_around(&mut self) {
@@ -540,6 +595,7 @@ impl Engine {
                     }
                 }
                 outcome = end_of(&mut self.committing) => self.on_commit(outcome),
+                () = self.shared.steered() => {}
                 taken = taking => {
                     not_before = None;
                     match self.put(taken) {

@@ -20,7 +20,6 @@ use crate::{
     error::{Error, ErrorKind, Result},
     facade::{
         Place,
-        consumed::Consumed,
         dispatch::lanes::{Bounds, Ordering},
         log, logged,
         outbox::Outbox,
@@ -277,7 +276,7 @@ impl Consumer {
             engine.recover().await;
             self.interrupted = false;
         }
-        engine.follow_plan(plan);
+        engine.follow_plan(plan)?;
         engine.client.set_at_work(true);
         Ok(Working { engine, interrupted: &mut self.interrupted, is_done: false })
     }
@@ -286,16 +285,9 @@ impl Consumer {
     async fn connect(&self) -> Result<KafkaConsumer> {
         let client = self.kafka.start_consumer(&[], self.overrides.clone()).await?;
         // Before anything can be assigned.
-        client.read_from_start(self.plan().read_from_start());
-        match &self.topics {
-            Consumed::Named(topics) => {
-                let topics: Vec<_> = topics.iter().cloned().chain(self.routes.retry_topics(topics)).collect();
-                client.subscribe(&topics)?;
-            }
-            Consumed::Matching { text, .. } => {
-                client.subscribe_pattern(&self.routes.with_retry_topics(text))?;
-            }
-        }
+        let plan = self.plan();
+        client.read_from_start(plan.read_from_start());
+        plan.subscribe(&client)?;
         Ok(client)
     }
 

@@ -16,7 +16,10 @@ use std::{
     time::Duration,
 };
 
-use crate::{record::TopicPartition, time::Instant};
+use crate::{
+    record::TopicPartition,
+    time::{Instant, later},
+};
 
 /// Which records of a [`Consumer`](crate::Consumer) are handled one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -242,7 +245,8 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         });
         let was_idle = lane.queue.is_empty() && lane.running.is_none();
         if lane.queue.is_empty() {
-            lane.not_before = gather.filter(|gather| !gather.wait.is_zero()).map(|gather| now + gather.wait);
+            lane.not_before =
+                gather.filter(|gather| !gather.wait.is_zero()).map(|gather| later(now, gather.wait));
         }
         lane.queue.push_back((number, load));
         if was_idle {
@@ -387,6 +391,14 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
             let partition = home.partition.clone();
             self.pauses.push_back(if pause { Pause::Pause(partition) } else { Pause::Resume(partition) });
         }
+    }
+
+    /// Whether a partition was paused and not resumed.
+    pub(crate) fn is_paused(&self, partition: &TopicPartition) -> bool {
+        self.by_partition
+            .get(partition)
+            .and_then(|id| self.homes.get(id))
+            .is_some_and(|home| home.paused && !home.revoked)
     }
 
     /// The partitions that were paused and not resumed.

@@ -237,3 +237,15 @@ async fn letters_of_a_topic_that_does_not_exist_are_an_error_and_make_no_topic()
     assert_eq!(kafka.admin().await.unwrap().list_topics().await.unwrap(), ["orders-dead"]);
     assert_eq!(Replay::from_dead_letters(&kafka, "orders-dead").run().await.unwrap().read, 0);
 }
+
+#[tokio::test]
+async fn a_replay_commits_nothing_backwards() {
+    let (broker, kafka) = broker(&[("orders", 1), ("orders-dead", 1)]).await;
+    produce(&kafka, "orders-dead", 1, 1, 0..3).await;
+    let dead = dtkafka::TopicPartition::new("orders-dead", 0);
+    let other = kafka.get_consumer_with([""; 0], |c| c.group_id("replay")).await.unwrap();
+    other.commit_offsets([(dead, 5)]).await.unwrap();
+    let replayed = Replay::from_dead_letters(&kafka, "orders-dead").group("replay").run().await.unwrap();
+    assert_eq!((replayed.read, broker.committed("replay", "orders-dead", 0)), (0, Some(5)));
+    other.close(PATIENCE).await.unwrap();
+}

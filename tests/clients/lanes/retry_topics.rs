@@ -189,3 +189,29 @@ async fn a_retry_topic_that_its_first_record_makes_is_read_at_once() {
         assert_eq!(*seen.lock().unwrap(), [1, 2], "{by_pattern}");
     }
 }
+
+#[tokio::test]
+async fn retry_topics_of_a_policy_that_comes_later_are_read() {
+    for by_pattern in [false, true] {
+        let (broker, kafka) = broker(&[("orders", 1), ("orders-retry-20ms", 1)]).await;
+        produce(&kafka, "orders", 1, 1, 0..1).await;
+        let consumer = match by_pattern {
+            true => Consumer::matching(&kafka, "orders"),
+            false => Consumer::new(&kafka, ["orders"]),
+        };
+        let mut consumer = consumer
+            .unwrap()
+            .register_handler("orders", async |m: Message<u32>| {
+                if m.value == 1 && m.attempt == 1 { Err("later".into()) } else { Ok(()) }
+            })
+            .unwrap();
+        while consumer.consume(PATIENCE).await.unwrap() == 0 {}
+        let policy = ErrorPolicy::Stop.retry_topics([Duration::from_millis(20)]);
+        let running = run(consumer.error_policy(policy).unwrap());
+        produce(&kafka, "orders", 1, 1, 1..2).await;
+        until(|| broker.committed("g", "orders-retry-20ms", 0) == Some(1)).await;
+        let (consumer, outcome) = running.stop().await;
+        outcome.unwrap();
+        assert_eq!(consumer.metrics().handled, 3, "{by_pattern}");
+    }
+}

@@ -46,7 +46,11 @@ impl Engine {
         // What stands before it is handled first: going on behind it says that all before it is done.
         // While there is something to be taken before it, it is met again.
         if let Some((life, bytes)) = self.client.damaged(&partition, &error)? {
-            self.client.pause([partition.clone()])?;
+            if let Err(error) = self.client.pause([partition.clone()]) {
+                // A rebalance has come between: whoever has the partition now meets the batch.
+                tracing::debug!(%error, "the partition is gone");
+                return Ok(Vec::new());
+            }
             self.damaged.insert(partition, Damaged { life, bytes, error });
         }
         Ok(Vec::new())

@@ -6,6 +6,7 @@ use dtkafka_testcontainers::{
 };
 
 use super::*;
+use crate::facade::message::Batch;
 
 #[tokio::test]
 async fn a_client_that_is_closed_while_handlers_run_ends_the_consumer_when_they_are_done() {
@@ -106,4 +107,124 @@ async fn a_handler_whose_partition_is_lost_is_dropped_where_it_waits() {
         ended = tokio::time::timeout(Duration::from_secs(30), watch) => ended.expect("the record does not come again"),
         ended = consumer.run(pending::<()>()) => panic!("{ended:?}"),
     }
+}
+
+async fn with_records(topics: &[&str], count: i64) -> (EmbeddedBroker, KafkaInstance) {
+    let broker = EmbeddedBroker::builder().start().await.unwrap();
+    let config = KafkaConfig::new()
+        .set_bootstrap_servers(broker.bootstrap_servers())
+        .set_group_id("g")
+        .set_auto_offset_reset("earliest");
+    let kafka = KafkaInstance::new(config).unwrap();
+    let producer = kafka.get_producer().await.unwrap();
+    for topic in topics {
+        broker.create_topic(topic, 1).unwrap();
+        let mut last = None;
+        for number in 0..count {
+            last = Some(producer.send(topic, &number).await.unwrap());
+        }
+        last.unwrap().await.unwrap();
+    }
+    (broker, kafka)
+}
+
+#[tokio::test]
+async fn a_partition_whose_lanes_are_full_is_not_resumed_by_the_user() {
+    let (broker, kafka) = with_records(&["t"], 3000).await;
+    broker.create_topic("turns", 1).unwrap();
+    let producer = kafka.get_producer().await.unwrap();
+    let go_on = Arc::new(tokio::sync::Notify::new());
+    let (wait, turns) = (Arc::clone(&go_on), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&turns);
+    let mut consumer = Consumer::new(&kafka, ["t", "turns"])
+        .unwrap()
+        .register_handler("t", async move |m: Message<i64>| {
+            if m.value == 0 {
+                wait.notified().await;
+            }
+            Ok(())
+        })
+        .unwrap()
+        .register_handler("turns", async move |_: Message<i64>| {
+            count.fetch_add(1, Relaxed);
+            Ok(())
+        })
+        .unwrap();
+    let (handle, shared) = (consumer.handle(), Arc::clone(&consumer.shared));
+    let partition = TopicPartition::new("t", 0);
+    let paused = || shared.client().map_or_else(Vec::new, |client| client.paused());
+    let until = async |is_so: &dyn Fn() -> bool| {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    // What comes afterwards is handled: the engine has seen all that was asked of it.
+    let a_turn = async || {
+        let before = turns.load(Relaxed);
+        producer.send("turns", &0).await.unwrap().await.unwrap();
+        until(&|| turns.load(Relaxed) > before).await;
+    };
+    let watch = async {
+        until(&|| !paused().is_empty()).await;
+        a_turn().await;
+        let full = handle.metrics().in_work;
+        for _ in 0..3 {
+            handle.pause([partition.clone()]).unwrap();
+            assert_eq!(handle.paused(), [partition.clone()]);
+            a_turn().await;
+            handle.resume([partition.clone()]).unwrap();
+            a_turn().await;
+            assert_eq!(paused(), [partition.clone()], "its lanes are full");
+        }
+        // But for the record of the last turn.
+        assert!(handle.metrics().in_work <= full + 1);
+        handle.pause([partition.clone()]).unwrap();
+        go_on.notify_one();
+        until(&|| handle.metrics().in_work == 0).await;
+        a_turn().await;
+        assert_eq!(paused(), [partition.clone()], "the user has paused it");
+        handle.resume([partition.clone()]).unwrap();
+        until(&|| handle.metrics().lag == Some(0) && handle.metrics().in_work == 0).await;
+        assert!(paused().is_empty());
+        let stranger = TopicPartition::new("t", 7);
+        assert!(handle.pause([stranger.clone()]).is_err() && handle.resume([stranger]).is_err());
+        handle.stop();
+    };
+    let both = async { tokio::join!(watch, consumer.run(pending::<()>())).1.unwrap() };
+    tokio::time::timeout(Duration::from_secs(60), both).await.expect("it does not come to its end");
+    assert_eq!(handle.metrics().handled as usize, 3000 + turns.load(Relaxed));
+}
+
+#[tokio::test]
+async fn a_batch_that_gathers_does_not_turn_in_circles_while_another_handler_ends() {
+    let (_broker, kafka) = with_records(&["slow", "gathers"], 1).await;
+    let begun = Arc::new(tokio::sync::Notify::new());
+    let begins = Arc::clone(&begun);
+    let mut consumer = Consumer::new(&kafka, ["slow", "gathers"])
+        .unwrap()
+        .register_handler("slow", async move |_: Message<i64>| {
+            begins.notify_one();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            Ok(())
+        })
+        .unwrap()
+        .register_batch_handler("gathers", 100, Duration::from_millis(100), async |_: Batch<i64>| Ok(()))
+        .unwrap();
+    // Told to stop while the batch still waits for more.
+    let handle = consumer.handle();
+    let shutdown = async {
+        begun.notified().await;
+        while handle.metrics().in_work < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let mut polls = 0;
+    let mut running = pin!(consumer.run(shutdown));
+    std::future::poll_fn(|context| {
+        polls += 1;
+        running.as_mut().poll(context)
+    })
+    .await
+    .unwrap();
+    assert!(polls < 300, "{polls} turns for nothing");
 }

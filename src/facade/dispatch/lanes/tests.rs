@@ -266,3 +266,13 @@ fn whatever_happens_every_record_runs_once_or_is_given_back_and_order_is_kept() 
         assert!(lanes.is_empty(), "seed {seed}");
     }
 }
+
+#[test]
+fn who_gathers_for_as_long_as_it_takes_waits_for_enough() {
+    let mut lanes = Lanes::new(Ordering::Partition, bounds(1));
+    let gather = Some(Gather { records: 3, wait: Duration::MAX });
+    lanes.push(now(), &partition(0), 1, records(0..2, 0), gather).unwrap();
+    assert!(lanes.poll_run(now()).is_none());
+    lanes.push(now(), &partition(0), 1, records(2..3, 0), gather).unwrap();
+    assert!(lanes.poll_run(now()).is_some());
+}
