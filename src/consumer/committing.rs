@@ -72,7 +72,7 @@ impl KafkaConsumer {
     ///
     /// # Errors
     /// [`ErrorKind::Config`] without a `group.id`; the coordinator's error; [`ErrorKind::Timeout`] after
-    /// `default.api.timeout.ms`.
+    /// `default.api.timeout.ms`; [`ErrorKind::Closed`] after [`close`](Self::close).
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -80,6 +80,7 @@ impl KafkaConsumer {
         &self,
         partitions: impl IntoIterator<Item = TopicPartition>,
     ) -> Result<BTreeMap<TopicPartition, Option<OffsetAndMetadata>>> {
+        self.shared.lock().check_open()?;
         let mut partitions: Vec<_> = partitions.into_iter().collect();
         partitions.sort();
         let deadline = self.api_deadline();
@@ -197,8 +198,10 @@ impl Future for Committing {
                 Poll::Ready(Err(_gone)) => Err(Error::closed("consumer")),
                 Poll::Pending => return Poll::Pending,
             },
-            // Asked once more after its end, it has nothing to say.
-            Waiting::Done(result) => return result.take().map_or(Poll::Pending, Poll::Ready),
+            Waiting::Done(result) => result.take().unwrap_or_else(|| {
+                let text = "the future of a commit was polled after it had ended";
+                Err(Error::new(ErrorKind::InvalidArgument, text))
+            }),
         };
         self.0 = Waiting::Done(None);
         Poll::Ready(result)

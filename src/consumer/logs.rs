@@ -25,7 +25,8 @@ impl KafkaConsumer {
     /// The offsets of the first records still in the logs.
     ///
     /// # Errors
-    /// The leaders' errors; [`ErrorKind::Timeout`] after `default.api.timeout.ms`.
+    /// The leaders' errors; [`ErrorKind::Timeout`] after `default.api.timeout.ms`;
+    /// [`ErrorKind::Closed`] after [`close`](Self::close).
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -40,7 +41,8 @@ impl KafkaConsumer {
     /// The offsets that the next records will get (with `read_committed`: after the last record that can be read).
     ///
     /// # Errors
-    /// The leaders' errors; [`ErrorKind::Timeout`] after `default.api.timeout.ms`.
+    /// The leaders' errors; [`ErrorKind::Timeout`] after `default.api.timeout.ms`;
+    /// [`ErrorKind::Closed`] after [`close`](Self::close).
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -57,7 +59,7 @@ impl KafkaConsumer {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] for a negative time; the leaders' errors; [`ErrorKind::Timeout`] after
-    /// `default.api.timeout.ms`.
+    /// `default.api.timeout.ms`; [`ErrorKind::Closed`] after [`close`](Self::close).
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -86,6 +88,7 @@ impl KafkaConsumer {
         &self,
         asked: BTreeMap<TopicPartition, ResetTo>,
     ) -> Result<BTreeMap<TopicPartition, Place>> {
+        self.shared.lock().check_open()?;
         let mut topics: Vec<_> = asked.keys().map(|key| Arc::clone(&key.topic)).collect();
         topics.dedup();
         let deadline = self.api_deadline();

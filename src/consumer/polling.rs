@@ -124,7 +124,7 @@ impl<'a> Polling<'a> {
                         Next::Nothing => break,
                     }
                 }
-                if core.take_wants_fetch() {
+                if core.take_wants_fetch(time::now) {
                     // A thread of its own needs not be let.
                     shared.yields.store(shared.home.is_none(), Ordering::Relaxed);
                     shared.wake.notify_one();

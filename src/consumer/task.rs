@@ -67,14 +67,16 @@ async fn run(shared: Arc<Shared>) {
             }
             (core.poll_timeout(now), core.is_closed())
         };
+        if closed {
+            // What is still out is dropped: nobody waits for it any more. The handle may be kept for long.
+            shared.cluster.end();
+            shared.tell();
+            return;
+        }
         shared.look(&mut starving);
         shared.tell();
         for action in actions.drain(..) {
             start(&shared, action, &work);
-        }
-        if closed {
-            // What is still out is dropped: nobody waits for it any more.
-            return;
         }
         let look = starving.poll_timeout();
         let sleep = tokio::time::sleep_until(timeout.map_or(look, |at| at.min(look)));

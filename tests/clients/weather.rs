@@ -225,6 +225,46 @@ async fn idle_connections_are_closed_by_a_timer_and_made_again_when_needed() {
     producer.send("t", &2).await.unwrap().await.unwrap();
 }
 
+#[tokio::test]
+async fn a_client_that_was_closed_has_no_connection_though_its_handle_is_kept() {
+    for group in [None, Some("classic"), Some("consumer")] {
+        let broker = broker().await;
+        broker.create_topic("t", 1).unwrap();
+        let kafka = KafkaInstance::new(config(broker.bootstrap_servers()).set_group_id("g")).unwrap();
+        let consumer = match group {
+            None => {
+                let consumer = kafka.get_consumer(Vec::<String>::new()).await.unwrap();
+                consumer.assign([TopicPartition::new("t", 0)]).unwrap();
+                consumer
+            }
+            Some(protocol) => {
+                kafka.get_consumer_with(["t"], |c| c.set("group.protocol", protocol)).await.unwrap()
+            }
+        };
+        let producer = kafka.get_producer().await.unwrap();
+        producer.send("t", &1).await.unwrap().await.unwrap();
+        while consumer.assignment().is_empty() {
+            consumer.poll(Duration::from_millis(50)).await.unwrap();
+        }
+        consumer.position(&TopicPartition::new("t", 0)).await.unwrap();
+        let port: u16 = broker.bootstrap_servers().rsplit(':').next().unwrap().parse().unwrap();
+        assert!(open_to(port) > 0);
+        consumer.close(PATIENCE).await.unwrap();
+        producer.close().await.unwrap();
+        let closing = async {
+            while open_to(port) > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, closing).await.unwrap();
+        let error = consumer.committed([TopicPartition::new("t", 0)]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+        let error = consumer.end_offsets([TopicPartition::new("t", 0)]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+        assert_eq!(open_to(port), 0);
+    }
+}
+
 /// Connections of this process to a port, as the system has them.
 fn open_to(port: u16) -> usize {
     let Ok(table) = std::fs::read_to_string("/proc/self/net/tcp") else { return 0 };

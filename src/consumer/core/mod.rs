@@ -46,7 +46,7 @@ use crate::{
     },
     pattern::Pattern,
     record::TopicPartition,
-    time::{self, Backoff, Instant, Rng},
+    time::{Backoff, Instant, Rng},
     wire::Uuid,
 };
 
@@ -319,9 +319,9 @@ impl Core {
         self.partitions.next_chunk(max, turn, self.fetcher.refill_below())
     }
 
-    /// Whether what was taken since the last time makes the driver send a fetch.
-    pub(crate) fn take_wants_fetch(&mut self) -> bool {
-        self.partitions.take_wants_fetch() && self.fetcher.is_due(time::now(), &mut self.partitions)
+    /// Whether what was taken since the last time makes the driver send a fetch. The clock is read where that matters alone.
+    pub(crate) fn take_wants_fetch(&mut self, now: impl FnOnce() -> Instant) -> bool {
+        self.partitions.take_wants_fetch() && self.fetcher.is_due(now(), &mut self.partitions)
     }
 
     pub(crate) fn check_in(&mut self, job: JobKey, decoded: Decoded, damaged: bool) {
