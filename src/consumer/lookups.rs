@@ -180,10 +180,20 @@ impl Lookups {
         }
     }
 
-    /// A topic was deleted and made again: the positions of the old one mean nothing in the new. True if one fails.
-    pub(crate) fn handle_made_again(&self, keys: &[TopicPartition], partitions: &mut Partitions) -> bool {
+    /// A topic was deleted and made again: the positions of the old one mean nothing in the new. True if one fails. Of who is
+    /// `in_group` and has handed out nothing of the old one, the group may know where it is in the new.
+    pub(crate) fn handle_made_again(
+        &self,
+        keys: &[TopicPartition],
+        in_group: bool,
+        partitions: &mut Partitions,
+    ) -> bool {
         let mut failed = false;
         for key in keys {
+            if in_group && partitions.get(key).is_some_and(Partition::is_untouched) {
+                partitions.begin_again(key, Phase::AwaitingCommitted);
+                continue;
+            }
             let text = "the topic was deleted and made again: the position is of the old one";
             let position = partitions.get(key).and_then(Partition::position).map(|position| position.next);
             let policy = self.policy_of(&key.topic);

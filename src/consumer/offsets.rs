@@ -44,9 +44,16 @@ pub(crate) enum Since {
 }
 
 impl Offset {
-    /// Of the same assignment and the same topic: the later one says all that the earlier one did.
+    /// Of the same assignment and the same topic: the later one says all that the earlier one did. An assignment is of one topic,
+    /// whether its id is known or not.
     fn supersedes(&self, before: &Self) -> bool {
-        (self.tenure, self.topic_id) == (before.tenure, before.topic_id)
+        let is_same = || !before.is_by_id() || self.topic_id == before.topic_id;
+        self.tenure == before.tenure && (is_same() || self.tenure.is_some() && !self.is_by_id())
+    }
+
+    /// Whether its topic is named by its id. One request does so with all of its topics, or with none.
+    fn is_by_id(&self) -> bool {
+        self.topic_id != TopicId::default()
     }
 }
 
@@ -79,6 +86,8 @@ pub(crate) struct Outcome {
     pub(crate) settled: Vec<(Option<Ticket>, Result<()>)>,
     /// What was committed, whatever happened to the rest.
     pub(crate) committed: Offsets,
+    /// Refused, as there are no such partitions any more.
+    pub(crate) gone: Vec<TopicPartition>,
     /// The coordinator was lost: look it up again.
     pub(crate) forget_coordinator: bool,
     /// The generation of the commit is over, with the coordinator's code.
@@ -111,10 +120,13 @@ impl Waiter {
     }
 }
 
-/// What goes out in one request.
+/// What goes out in one request, or in two that take turns where not all topics have an id: what has one must not go by name,
+/// which may be another topic's by now.
 #[derive(Debug)]
 struct Pending {
     offsets: Offsets,
+    /// Whether its last request named topics by their ids.
+    by_id: bool,
     waiters: Vec<Waiter>,
     /// The last and the first deadline of those who wait; the last outlives who does not wait any more.
     last: Instant,
@@ -125,15 +137,35 @@ impl Pending {
     fn new(ticket: Option<Ticket>, offsets: Offsets, deadline: Instant) -> Self {
         let keys = offsets.keys().cloned().collect();
         let waiter = Waiter { ticket, keys, deadline, failure: None };
-        Self { offsets, waiters: vec![waiter], last: deadline, first: Some(deadline) }
+        Self { offsets, by_id: false, waiters: vec![waiter], last: deadline, first: Some(deadline) }
+    }
+
+    /// What goes out next.
+    fn next_request(&mut self) -> Offsets {
+        self.by_id = match self.offsets.values().any(Offset::is_by_id) {
+            true if self.offsets.values().all(Offset::is_by_id) => true,
+            true => !self.by_id,
+            false => false,
+        };
+        let of_request = |(_, offset): &(&TopicPartition, &Offset)| offset.is_by_id() == self.by_id;
+        self.offsets.iter().filter(of_request).map(|(key, offset)| (key.clone(), offset.clone())).collect()
+    }
+
+    /// Takes out what has just gone out.
+    fn take_request(&mut self) -> Offsets {
+        let all = std::mem::take(&mut self.offsets).into_iter();
+        let (request, rest) = all.partition(|(_, offset)| offset.is_by_id() == self.by_id);
+        self.offsets = rest;
+        request
     }
 
     /// A later one goes out with it: per partition the later offset counts.
     fn absorb(&mut self, later: Self) {
-        for (key, offset) in later.offsets {
-            let is_other = |before: &Offset| !offset.supersedes(before);
-            if self.offsets.get(&key).is_some_and(is_other) {
-                self.fail(&key, over);
+        for (key, mut offset) in later.offsets {
+            match self.offsets.get(&key) {
+                Some(before) if !offset.supersedes(before) => self.fail(&key, over),
+                Some(before) if !offset.is_by_id() => offset.topic_id = before.topic_id,
+                _ => {}
             }
             self.offsets.insert(key, offset);
         }
@@ -318,7 +350,7 @@ impl Commits {
             _ => return Some(Next::Dropped(commit.end())),
         };
         let token = self.tokens.next();
-        let (offsets, deadline) = (commit.offsets.clone(), commit.last);
+        let (offsets, deadline) = (commit.next_request(), commit.last);
         self.state = State::Out { token, identity: identity.clone(), commit };
         Some(Next::Send(CommitAction { token, identity, offsets, deadline }))
     }
@@ -390,7 +422,8 @@ impl Commits {
             self.backoff.reset();
             return Some(outcome);
         }
-        let until = now + self.backoff.next(&mut self.rng);
+        // What the request did not name goes at once.
+        let until = if again.is_empty() { now } else { now + self.backoff.next(&mut self.rng) };
         for late in commit.take(|waiter| waiter.deadline <= until) {
             let cause = late.keys.first().and_then(|key| again.get(key)).cloned();
             outcome.settled.push(late.end(|| Err(cause.unwrap_or_else(commit_timeout))));
@@ -434,7 +467,7 @@ fn refused(
     is_gone: impl Fn(&TopicPartition, TopicId) -> bool,
     outcome: &mut Outcome,
 ) -> Vec<(TopicPartition, Offset, Error)> {
-    let offsets = std::mem::take(&mut commit.offsets);
+    let offsets = commit.take_request();
     let codes = match answer {
         Ok(codes) => codes,
         Err(error) => {
@@ -450,6 +483,7 @@ fn refused(
             }
             Some(UNKNOWN_TOPIC_OR_PARTITION) if is_gone(&key, offset.topic_id) => {
                 commit.fail(&key, || partition_gone(&key));
+                outcome.gone.push(key);
             }
             code => {
                 let error = refusal(&key, code, generation, outcome);

@@ -400,3 +400,75 @@ fn so_many_may_wait_and_those_that_are_forgotten_do_not_count() {
     assert_eq!(commits.planned(&TopicPartition::new("t", 0)), Some(most as i64 * 3));
     assert!(commits.has_room(|_| true));
 }
+
+/// Of topic `t`, whose id is `id`.
+fn of_topic(id: TopicId, topic: &str, partition: i32, offset: i64) -> Offsets {
+    let offset = Offset { offset, topic_id: id, ..Offset::default() };
+    [(TopicPartition::new(topic, partition), offset)].into()
+}
+
+#[test]
+fn topics_without_an_id_go_in_a_request_of_their_own_and_take_turns_with_the_others() {
+    let (mut commits, mut now) = (commits(), time::now());
+    let nobody = Identity::standalone();
+    let sent = |commits: &mut Commits, now| match commits.poll_action(now, Some(&nobody), |_, _| true) {
+        Some(Next::Send(commit)) => commit,
+        other => panic!("nothing is sent but {other:?}"),
+    };
+    let (known, unknown) = (of_topic([1; 16], "a", 0, 10), of_topic([0; 16], "b", 0, 20));
+    for (ticket, offsets) in [(1, &known), (2, &unknown)] {
+        commits.handle_commit(Some(ticket), offsets.clone(), now + Duration::from_secs(60));
+    }
+    let key = |offsets: &Offsets| offsets.keys().next().unwrap().clone();
+    for _ in 0..3 {
+        let first = sent(&mut commits, now);
+        assert_eq!(first.offsets, known);
+        let refused = Ok([(key(&known), code::COORDINATOR_LOAD_IN_PROGRESS)].into());
+        assert!(commits.handle_answer(now, first.token, refused, |_, _| false).is_none());
+        now = commits.poll_timeout().unwrap();
+        let second = sent(&mut commits, now);
+        assert_eq!(second.offsets, unknown, "it waits for no answer that the other gets");
+        let lost = Err(Error::new(ErrorKind::Disconnected, "gone"));
+        assert!(commits.handle_answer(now, second.token, lost, |_, _| false).unwrap().settled.is_empty());
+        now = commits.poll_timeout().unwrap();
+    }
+    for (ticket, offsets) in [(1, known), (2, unknown)] {
+        let out = sent(&mut commits, now);
+        assert_eq!(out.offsets, offsets);
+        let told =
+            commits.handle_answer(now, out.token, Ok([(key(&offsets), 0)].into()), |_, _| false).unwrap();
+        assert_eq!((settled(&told), told.committed), (vec![(Some(ticket), true)], offsets));
+    }
+    assert!(commits.is_idle());
+}
+
+#[test]
+fn an_offset_of_a_topic_whose_id_is_not_known_yet_is_superseded_by_one_with_the_id_and_not_the_other_way_round()
+ {
+    let tenure = Some(Lives::default().begin());
+    // (the tenure, the ids of the two, whose commits are told of success, the id that is sent)
+    for (tenure, first, second, told, id) in [
+        (None, [0; 16], [1; 16], [true, true], [1; 16]),
+        (None, [1; 16], [1; 16], [true, true], [1; 16]),
+        (None, [1; 16], [2; 16], [false, true], [2; 16]),
+        // By hand nobody knows which topic the name is of by now; an assignment is of one.
+        (None, [1; 16], [0; 16], [false, true], [0; 16]),
+        (tenure, [1; 16], [0; 16], [true, true], [1; 16]),
+        (tenure, [0; 16], [1; 16], [true, true], [1; 16]),
+    ] {
+        let (mut commits, now) = (commits(), time::now());
+        for (ticket, id) in [(1, first), (2, second)] {
+            let mut offsets = of_topic(id, "a", 0, 10 + ticket as i64);
+            offsets.values_mut().for_each(|offset| offset.tenure = tenure);
+            commits.handle_commit(Some(ticket), offsets, now + Duration::from_secs(60));
+        }
+        let identity = if tenure.is_some() { member(3) } else { Identity::standalone() };
+        let Some(Next::Send(out)) = commits.poll_action(now, Some(&identity), |_, _| true) else { panic!() };
+        let (key, offset) = out.offsets.first_key_value().unwrap();
+        assert_eq!((offset.offset, offset.topic_id), (12, id));
+        let outcome =
+            commits.handle_answer(now, out.token, Ok([(key.clone(), 0)].into()), |_, _| false).unwrap();
+        let told = [(Some(1), told[0]), (Some(2), told[1])];
+        assert_eq!(settled(&outcome), told, "{first:?} and {second:?}");
+    }
+}

@@ -261,6 +261,7 @@ impl Partitions {
             replica: None,
             is_unchecked: false,
             ahead: 0,
+            gone_told: false,
             end_before: None,
             end: None,
             is_ready: false,

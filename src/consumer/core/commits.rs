@@ -152,11 +152,17 @@ impl Core {
         assigned.unwrap_or_else(|| self.metadata.topic_id(&key.topic))
     }
 
-    /// Those of partitions that are there. That of a deleted topic was told of by the commit that met it: nobody needs to be
-    /// told again with every one after it.
+    /// Those of partitions that are there, as far as the coordinator has said. That of a deleted topic was told of by the commit
+    /// that it refused: nobody needs to be told again with every one after it. What the metadata alone says may be wrong: of a
+    /// broker that has just started.
     fn there(&self, mut offsets: Offsets) -> Offsets {
-        offsets.retain(|key, _| !self.metadata.is_gone(&key.topic, key.partition));
+        offsets.retain(|key, _| !self.is_known_to_be_gone(key));
         offsets
+    }
+
+    pub(super) fn is_known_to_be_gone(&self, key: &TopicPartition) -> bool {
+        self.partitions.get(key).is_some_and(|partition| partition.gone_told)
+            && self.metadata.is_gone(&key.topic, key.partition)
     }
 
     /// Who commits; `None` between generations.
@@ -236,6 +242,11 @@ impl Core {
             let committed = Committed { offset, metadata, since: now, is_own: true };
             self.partitions.set_committed(&key, committed);
         }
+        for key in outcome.gone {
+            if let Some(partition) = self.partitions.get_mut(&key) {
+                partition.gone_told = true;
+            }
+        }
         if outcome.forget_coordinator {
             self.actions.push_back(Action::ForgetCoordinator);
         }
@@ -274,7 +285,10 @@ mod tests {
     use crate::{
         cluster::Metadata,
         config::KafkaConfig,
-        consumer::lookups::Place,
+        consumer::{
+            lookups::Place,
+            partitions::{Phase, Position},
+        },
         time::{self, Rng},
         wire::{
             self, Uuid,
@@ -348,6 +362,80 @@ mod tests {
             }
         }
         assert_eq!(sent, [1, 61, 121]);
+    }
+
+    #[test]
+    fn committed_offsets_of_topics_without_an_id_are_asked_for_apart_from_the_others() {
+        let now = time::now();
+        let mut core = core(now);
+        let unknown = TopicPartition::new("unknown", 0);
+        core.assign(now, vec![TopicPartition::new("orders", 1), unknown.clone()]).unwrap();
+        let asked = std::iter::from_fn(|| core.poll_action(now)).filter_map(|action| match action {
+            Action::FindCommitted { partitions, .. } => {
+                Some(partitions.into_iter().map(|(key, _)| key).collect::<Vec<_>>())
+            }
+            _ => None,
+        });
+        assert_eq!(asked.collect::<Vec<_>>(), [vec![TopicPartition::new("orders", 1)], vec![unknown]]);
+    }
+
+    #[test]
+    fn what_the_metadata_says_is_gone_is_committed_until_the_coordinator_says_so_too() {
+        let now = time::now();
+        let mut core = core(now);
+        let deleted = |core: &Core| {
+            let topic = MetadataResponseTopic {
+                error_code: UNKNOWN_TOPIC_OR_PARTITION,
+                name: Some("orders".into()),
+                ..Default::default()
+            };
+            let answer = wire::MetadataResponse { topics: vec![topic], ..Default::default() };
+            Arc::new(core.metadata.merge(answer, &["orders".into()], |_| true))
+        };
+        core.handle_metadata(now, deleted(&core));
+        core.handle_metadata(now, deleted(&core));
+        assert!(core.metadata.is_gone("orders", 0));
+        core.seek(now, &key(), Phase::Fetching(Position::at(9))).unwrap();
+        let commit = |core: &mut Core| core.commit(None, now + IDLE).unwrap();
+        let mut receipt = commit(&mut core).expect("one broker may know less than another");
+        let sent = commits(&mut core, now);
+        assert_eq!(sent[0].offsets[&key()].offset, 9);
+        core.handle_commit(now, sent[0].token, Ok([(key(), UNKNOWN_TOPIC_OR_PARTITION)].into()));
+        let error = receipt.try_recv().unwrap().unwrap_err();
+        assert_eq!(error.code().map(|code| code.0), Some(UNKNOWN_TOPIC_OR_PARTITION), "{error}");
+        assert!(commit(&mut core).is_none(), "told once");
+
+        core.handle_metadata(now, metadata(&core.metadata, ORDERS));
+        core.handle_metadata(now, deleted(&core));
+        assert!(commit(&mut core).is_some(), "it was there meanwhile");
+    }
+
+    #[test]
+    fn who_has_handed_out_nothing_of_a_topic_begins_where_the_group_is_in_the_one_made_again() {
+        let now = time::now();
+        let asked = |core: &mut Core| {
+            let actions: Vec<_> = std::iter::from_fn(|| core.poll_action(now)).collect();
+            assert!(!actions.iter().any(|action| matches!(action, Action::ListOffsets { .. })));
+            actions.into_iter().find_map(|action| match action {
+                Action::FindCommitted { partitions, .. } => Some(partitions),
+                _ => None,
+            })
+        };
+        let at = |offset| Place { offset, leader_epoch: -1, timestamp: -1, metadata: String::new() };
+        for has_position in [true, false] {
+            let mut core = core(now);
+            let mut before = Vec::new();
+            if !has_position {
+                core.assign(now, Vec::new()).unwrap();
+                core.assign(now, vec![key()]).unwrap();
+                before = asked(&mut core).unwrap();
+            }
+            core.handle_metadata(now, metadata(&core.metadata, [2; 16]));
+            let again = asked(&mut core).expect("the group may be in the new one already");
+            core.handle_found_committed(now, &before, Ok([(key(), Ok(at(5)))].into()));
+            core.handle_found_committed(now, &again, Ok([(key(), Ok(at(1_000)))].into()));
+            assert_eq!(core.position(&key()).unwrap(), Some(1_000));
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 use super::{Action, Core};
 use crate::{
     batch::Decompressor,
-    cluster::Metadata,
+    cluster::{Metadata, TopicId},
     connection::api::wire,
     consumer::{
         fetch::Effects,
@@ -150,8 +150,11 @@ impl Core {
         if let Some((broker, checks)) = questions.checks {
             self.actions.push_back(Action::CheckEpochs { broker, checks, deadline });
         }
-        if !questions.committed.is_empty() {
-            self.actions.push_back(Action::FindCommitted { partitions: questions.committed, deadline });
+        // A request names all topics by their ids, or none: what has one must not be taken for another topic of its name.
+        let (by_id, by_name): (Vec<_>, Vec<_>) =
+            questions.committed.into_iter().partition(|(key, _)| self.topic_id(key) != TopicId::default());
+        for partitions in [by_id, by_name].into_iter().filter(|partitions| !partitions.is_empty()) {
+            self.actions.push_back(Action::FindCommitted { partitions, deadline });
         }
         self.actions.pop_front()
     }
@@ -168,7 +171,7 @@ impl Core {
         let metadata = &self.metadata;
         self.partitions.check_replicas(now, |broker| metadata.brokers.contains_key(&broker));
         let again = self.partitions.set_topic_ids(|topic| metadata.topic_id(topic));
-        self.news |= self.lookups.handle_made_again(&again, &mut self.partitions);
+        self.news |= self.lookups.handle_made_again(&again, self.member.is_some(), &mut self.partitions);
         let all = self.partitions.set_leaders(now, |key| metadata.leader(&key.topic, key.partition));
         if !all && self.metadata.version > 0 {
             debug!("a partition has no leader at the moment, or is not known");

@@ -266,7 +266,7 @@ impl Core {
     fn note_unfinished(&mut self, partitions: &[TopicPartition]) {
         let by_each = self.partitions.is_by_each();
         // What was handed out of a deleted topic is nobody else's to handle.
-        let there = partitions.iter().filter(|key| !self.metadata.is_gone(&key.topic, key.partition));
+        let there = partitions.iter().filter(|key| !self.is_known_to_be_gone(key));
         let mut assigned = there.filter_map(|key| self.partitions.get(key));
         self.lost |= assigned.any(|partition| {
             let position = partition.position().map(|position| position.next);

@@ -106,6 +106,8 @@ pub(crate) struct Partition {
     pub(crate) is_unchecked: bool,
     /// How often its leader was looked for, as the one that is known is an earlier one than that of what was read.
     pub(crate) ahead: u32,
+    /// A commit was refused as there is no such partition: nobody needs to be told again, as long as that is so.
+    pub(crate) gone_told: bool,
     /// The end of the log, from before it was asked for a record by its time.
     pub(crate) end_before: Option<i64>,
     /// The end of what can be read, as of the last fetch: the high watermark, or with read_committed the last stable offset.
@@ -133,6 +135,14 @@ impl Partition {
             Phase::Fetching(position) => Some(position),
             _ => None,
         }
+    }
+
+    /// Whether nothing was handed out of it, nor committed, since it was assigned or sought.
+    pub(crate) fn is_untouched(&self) -> bool {
+        let account = &self.account;
+        let is_own = account.committed().is_some_and(|committed| committed.is_own);
+        let is_where_it_began = self.position().is_none_or(|position| account.begun() == Some(position.next));
+        is_where_it_began && !account.is_outstanding() && !is_own
     }
 
     pub(crate) fn phase(&self) -> &Phase {

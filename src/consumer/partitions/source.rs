@@ -146,6 +146,7 @@ impl Partitions {
         for (key, partition) in &mut self.partitions {
             let leader = leader(key);
             all &= leader.is_some();
+            partition.gone_told &= leader.is_none();
             if leader != partition.leader {
                 partition.leader = leader;
                 partition.replica = None;

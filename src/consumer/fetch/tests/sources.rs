@@ -13,7 +13,7 @@ fn a_topic_made_again_is_read_by_the_reset_policy_and_nothing_of_the_old_one_is_
     let again = ids(&mut bench, 2);
     assert_eq!(again, [key(0)]);
     for (policy, fails) in [(AutoOffsetReset::Earliest, false), (AutoOffsetReset::None, true)] {
-        assert_eq!(Bench::lookups(policy).handle_made_again(&again, &mut bench.partitions), fails);
+        assert_eq!(Bench::lookups(policy).handle_made_again(&again, false, &mut bench.partitions), fails);
         assert_eq!(bench.covered(0), None);
         assert_eq!(bench.partitions.buffered(), 0);
     }
