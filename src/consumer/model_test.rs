@@ -112,8 +112,22 @@ impl Handled {
     }
 }
 
-/// Where the outcome of a commit comes, and what it commits.
-type Receipt = (oneshot::Receiver<Result<()>>, BTreeMap<i32, i64>);
+/// A commit whose outcome is to come.
+struct Receipt {
+    outcome: oneshot::Receiver<Result<()>>,
+    asked: BTreeMap<i32, Asked>,
+    /// All that was handed out is to be committed with it.
+    is_all: bool,
+}
+
+/// Where a commit is to bring a partition.
+struct Asked {
+    offset: i64,
+    /// And those asked for after it, which may go out in its place.
+    later: BTreeSet<i64>,
+    /// The coordinator has taken it, or one of those.
+    is_met: bool,
+}
 
 struct World {
     seed: u64,
@@ -138,6 +152,7 @@ struct World {
     next: BTreeMap<(i32, Life), i64>,
     /// Handed out, and neither known to be committed nor told to be lost.
     owed: BTreeMap<i32, i64>,
+    /// The last that the coordinator has taken from this consumer.
     ours_committed: Vec<i64>,
     receipts: Vec<Receipt>,
     polling: bool,
@@ -287,9 +302,9 @@ impl World {
             self.start(action);
         }
         let mut receipts = std::mem::take(&mut self.receipts);
-        receipts.retain_mut(|(receipt, owed)| match receipt.try_recv() {
+        receipts.retain_mut(|receipt| match receipt.outcome.try_recv() {
             Ok(outcome) => {
-                self.told(outcome, owed);
+                self.told(outcome, &receipt.asked, receipt.is_all);
                 false
             }
             Err(oneshot::error::TryRecvError::Empty) => true,
@@ -299,23 +314,23 @@ impl World {
     }
 
     /// A commit has an outcome.
-    fn told(&mut self, outcome: Result<()>, owed: &BTreeMap<i32, i64>) {
-        match outcome {
-            Ok(()) => {
-                for (partition, offset) in owed {
-                    let committed = self.ours_committed[*partition as usize];
-                    // Where he went back and is as far as the group was, nothing is to be committed.
-                    let is_there = self.committed[*partition as usize] == *offset;
-                    assert!(
-                        committed >= *offset || is_there,
-                        "seed {}: a commit says Ok; {partition} was handed out to {offset}, committed to {committed}",
-                        self.seed
-                    );
-                    self.owed.retain(|key, owed| key != partition || *owed > *offset);
-                }
-            }
+    fn told(&mut self, outcome: Result<()>, asked: &BTreeMap<i32, Asked>, is_all: bool) {
+        if outcome.is_err() {
             // Said once of all that is gone.
-            Err(_) => self.owed.clear(),
+            self.owed.clear();
+            return;
+        }
+        for (partition, Asked { offset, later, is_met }) in asked {
+            let committed = self.ours_committed[*partition as usize];
+            assert!(
+                is_met,
+                "seed {}: a commit says Ok, and neither {offset} of {partition} nor one of {later:?} was committed, but \
+                 {committed}",
+                self.seed
+            );
+            if is_all {
+                self.owed.retain(|key, owed| key != partition || *owed > *offset);
+            }
         }
     }
 
@@ -548,7 +563,12 @@ impl World {
                     offset.offset
                 );
                 self.committed[number] = offset.offset;
-                self.ours_committed[number] = self.ours_committed[number].max(offset.offset);
+                self.ours_committed[number] = offset.offset;
+                for asked in
+                    self.receipts.iter_mut().filter_map(|receipt| receipt.asked.get_mut(&key.partition))
+                {
+                    asked.is_met |= asked.offset == offset.offset || asked.later.contains(&offset.offset);
+                }
             }
         }
         let answer = if self.chance(20) { Err(Self::gone()) } else { Ok(codes) };
@@ -628,7 +648,6 @@ impl World {
             let to = (position.next + self.rng.below(9) as i64 - 5).clamp(0, self.ends[at]);
             self.handled[at].extend(0..to);
             self.back[at] = self.back[at].min(to);
-            self.goes_back(number, to);
             self.owed.remove(&number);
             self.out.retain(|(key, _, _)| key.partition != number);
             self.core.seek(self.now, &key(number), Phase::Fetching(Position::at(to))).unwrap();
@@ -697,28 +716,38 @@ impl World {
         for (key, _, offset) in self.out.drain(..) {
             self.handled[key.partition as usize].insert(offset);
         }
-        let owed = self.owed.clone();
-        let deadline = self.now + seconds(8);
         let named = self.chance(6).then(|| self.named()).flatten();
-        let by_name = named.is_some();
-        let back =
-            named.iter().flatten().map(|(key, named)| (key.partition, named.offset)).collect::<Vec<_>>();
-        let outcome = self.core.commit(named, deadline);
-        if let Ok(Some(_)) = outcome {
-            back.into_iter().for_each(|(partition, offset)| self.goes_back(partition, offset));
-        }
-        match outcome {
-            Ok(Some(receipt)) => self.receipts.push((receipt, if by_name { BTreeMap::new() } else { owed })),
-            Ok(None) => self.told(Ok(()), &owed),
-            Err(error) => self.told(Err(error), &owed),
-        }
-    }
-
-    /// The user goes back on purpose. What he commits of that may go out in one request with what he has committed before, and says
-    /// then where the partition stands.
-    fn goes_back(&mut self, partition: i32, offset: i64) {
-        for owed in self.receipts.iter_mut().filter_map(|(_, owed)| owed.get_mut(&partition)) {
-            *owed = offset.min(*owed);
+        let is_all = named.is_none();
+        let asked: BTreeMap<i32, i64> = match &named {
+            Some(named) => named.iter().map(|(key, named)| (key.partition, named.offset)).collect(),
+            None => self.owed.clone(),
+        };
+        // Also what was sought.
+        let sent: BTreeMap<i32, i64> = match &named {
+            Some(_) => asked.clone(),
+            None => {
+                let position =
+                    |number| Some((number, self.core.partitions.get(&key(number))?.position()?.next));
+                (0..PARTITIONS).filter_map(position).collect()
+            }
+        };
+        let asked = asked.into_iter().map(|(partition, offset)| {
+            let at = partition as usize;
+            let is_met = self.ours_committed[at] == offset || self.committed[at] == offset;
+            (partition, Asked { offset, later: BTreeSet::new(), is_met })
+        });
+        let asked = asked.collect();
+        match self.core.commit(named, self.now + seconds(8)) {
+            Ok(Some(outcome)) => {
+                for receipt in &mut self.receipts {
+                    for (partition, asked) in &mut receipt.asked {
+                        asked.later.extend(sent.get(partition));
+                    }
+                }
+                self.receipts.push(Receipt { outcome, asked, is_all });
+            }
+            Ok(None) => self.told(Ok(()), &asked, is_all),
+            Err(error) => self.told(Err(error), &asked, is_all),
         }
     }
 
