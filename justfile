@@ -73,9 +73,9 @@ chaos SECONDS="120":
 exactly-once RECORDS="500000" KILLS="20":
     for version in 4.3.1 3.9.1; do DTKAFKA_REQUIRE_KAFKA=$version DTKAFKA_EXACTLY_ONCE_RECORDS={{ RECORDS }} DTKAFKA_EXACTLY_ONCE_KILLS={{ KILLS }} DTKAFKA_EXACTLY_ONCE_RESTARTS=2 cargo test --workspace --test exactly_once -- --nocapture || exit 1; done
 
-# the same with a group of each protocol: eager, cooperative and KIP-848
-soak-groups SECONDS="600":
-    for group in eager cooperative consumer; do DTKAFKA_CHAOS_GROUP=$group just chaos {{ SECONDS }} || exit 1; done
+# the same with a group of each protocol, eager, cooperative and KIP-848, at RATE records a second from each of five producers
+soak-groups SECONDS="600" RATE="4000":
+    for group in eager cooperative consumer; do CARGO_PROFILE_DEV_OPT_LEVEL=1 DTKAFKA_CHAOS_GROUP=$group DTKAFKA_CHAOS_RATE={{ RATE }} just chaos {{ SECONDS }} || exit 1; done
 
 # whether the tests find the defects that tests/plants/ plants
 plants *NAMES:

@@ -1,46 +1,74 @@
-//! The clients under test: producers of every codec, and members of one group that close, are dropped, or vanish.
+//! The clients under test: producers of every codec, and who looks at what the group commits.
 
 use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicU8, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
-    thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use dtkafka::{
-    ConsumerRecords, Delivery, KafkaAdmin, KafkaConfig, KafkaConsumer, KafkaInstance, ProducerRecord,
-    TopicPartition,
-};
-use tokio::runtime::Runtime;
+use dtkafka::{Delivery, KafkaAdmin, KafkaConfig, KafkaInstance, ProducerRecord, TopicPartition};
 
-use crate::judge::{Judge, Place, Record, Told};
+use crate::{
+    judge::{Count, Judge, Place, Record, Told},
+    owners::Owners,
+};
 
 /// What all clients share.
 #[derive(Debug)]
 pub(crate) struct World {
-    pub(crate) topics: Vec<String>,
+    topics: Vec<String>,
+    /// Of each topic.
+    partitions: u16,
+    began: Instant,
     judge: Mutex<Judge>,
+    owners: Mutex<Owners>,
     pub(crate) sending: AtomicBool,
 }
 
 impl World {
-    pub(crate) fn new(topics: Vec<String>) -> Arc<Self> {
-        Arc::new(Self { topics, judge: Mutex::default(), sending: AtomicBool::new(true) })
+    pub(crate) fn new(topics: Vec<String>, partitions: u16) -> Arc<Self> {
+        Arc::new(Self {
+            topics,
+            partitions,
+            began: Instant::now(),
+            judge: Mutex::default(),
+            owners: Mutex::default(),
+            sending: AtomicBool::new(true),
+        })
+    }
+
+    pub(crate) fn topics(&self) -> impl Iterator<Item = &str> {
+        self.topics.iter().map(String::as_str)
+    }
+
+    /// Since the beginning.
+    pub(crate) fn now(&self) -> Duration {
+        self.began.elapsed()
     }
 
     pub(crate) fn judge(&self) -> MutexGuard<'_, Judge> {
         self.judge.lock().unwrap()
     }
 
-    fn place(&self, topic: &str, partition: i32) -> Place {
-        (self.topics.iter().position(|name| name == topic).unwrap(), partition)
+    pub(crate) fn owners(&self) -> MutexGuard<'_, Owners> {
+        self.owners.lock().unwrap()
+    }
+
+    pub(crate) fn place(&self, topic: &str, partition: i32) -> Place {
+        let topic = self.topics.iter().position(|name| name == topic).unwrap();
+        (u16::try_from(topic).unwrap(), u16::try_from(partition).unwrap())
+    }
+
+    pub(crate) fn places(&self) -> Vec<Place> {
+        let topic = |topic| (0..self.partitions).map(move |partition| (topic, partition));
+        (0..u16::try_from(self.topics.len()).unwrap()).flat_map(topic).collect()
     }
 
     pub(crate) fn partition(&self, place: Place) -> TopicPartition {
-        TopicPartition::new(self.topics[place.0].as_str(), place.1)
+        TopicPartition::new(self.topics[usize::from(place.0)].as_str(), i32::from(place.1))
     }
 }
 
@@ -85,83 +113,6 @@ pub(crate) async fn producer(world: Arc<World>, config: KafkaConfig, number: u32
     producer.close().await.unwrap();
 }
 
-/// How a member is to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum End {
-    /// It closes: commits and leaves.
-    Close = 1,
-    /// It is dropped.
-    Drop = 2,
-}
-
-/// A member of the group on a thread and a runtime of its own.
-pub(crate) struct Member {
-    end: Arc<AtomicU8>,
-    thread: JoinHandle<()>,
-}
-
-impl Member {
-    pub(crate) fn start(world: Arc<World>, config: KafkaConfig, name: String, commits_itself: bool) -> Self {
-        let end = Arc::new(AtomicU8::new(0));
-        let asked = Arc::clone(&end);
-        let thread = std::thread::spawn(move || {
-            let runtime = Runtime::new().unwrap();
-            runtime.block_on(async {
-                let kafka = KafkaInstance::new(config).unwrap();
-                let topics: Vec<&str> = world.topics.iter().map(String::as_str).collect();
-                let consumer =
-                    kafka.get_consumer_with(topics, |c| c.enable_auto_commit(commits_itself)).await.unwrap();
-                member(&world, consumer, &name, &asked, commits_itself).await;
-            });
-            runtime.shutdown_background();
-        });
-        Self { end, thread }
-    }
-
-    /// Asks it to end, and waits for that, blocking.
-    pub(crate) fn end(self, how: End) {
-        self.end.store(how as u8, Ordering::Relaxed);
-        self.thread.join().unwrap();
-    }
-}
-
-async fn member(world: &World, consumer: KafkaConsumer, name: &str, end: &AtomicU8, commits_itself: bool) {
-    loop {
-        match end.load(Ordering::Relaxed) {
-            0 => {}
-            1 => {
-                return consumer
-                    .close(Duration::from_secs(20))
-                    .await
-                    .unwrap_or_else(|error| log(name, &error));
-            }
-            _ => return drop(consumer),
-        }
-        match consumer.poll(Duration::from_millis(200)).await {
-            Ok(records) => handle(world, &records, name),
-            Err(error) => {
-                log(name, &error);
-                assert!(error.is_retriable(), "{name}: {error}");
-            }
-        }
-        if !commits_itself && let Err(error) = consumer.commit().await {
-            log(name, &error);
-        }
-    }
-}
-
-fn log(name: &str, error: &dtkafka::Error) {
-    eprintln!("chaos: {name}: {error}");
-}
-
-fn handle(world: &World, records: &ConsumerRecords, name: &str) {
-    let mut judge = world.judge();
-    for record in records.records() {
-        judge.handled(name, world.place(record.topic(), record.partition()), record.offset());
-    }
-}
-
 /// Looks at what is committed until `stop`.
 pub(crate) async fn watch_commits(
     world: Arc<World>,
@@ -170,42 +121,49 @@ pub(crate) async fn watch_commits(
     stop: Arc<AtomicBool>,
 ) {
     while !stop.load(Ordering::Relaxed) {
+        let floors = world.judge().floors();
         // While the coordinator is away there is nothing to see.
         if let Ok(offsets) = admin.group_offsets(&group).await {
             let mut judge = world.judge();
             for (partition, offset) in offsets {
-                judge.committed(world.place(&partition.topic, partition.partition), offset.offset);
+                let place = world.place(&partition.topic, partition.partition);
+                judge.committed(place, offset.offset, floors.get(&place).copied().unwrap_or(0));
             }
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 
-/// Every record of every partition, up to the end of now.
-pub(crate) async fn read_all(world: &World, kafka: &KafkaInstance) -> BTreeMap<Place, Vec<(i64, Record)>> {
+/// Tells the judge every record of every partition, up to the end of now.
+pub(crate) async fn read_all(world: &World, kafka: &KafkaInstance) -> Count {
     let consumer =
         kafka.get_consumer_with(Vec::<&str>::new(), |c| c.enable_auto_commit(false)).await.unwrap();
-    let mut partitions = Vec::new();
-    for topic in &world.topics {
-        let count = kafka.admin().await.unwrap().describe_topic(topic).await.unwrap().partitions.len();
-        partitions.extend((0..i32::try_from(count).unwrap()).map(|p| TopicPartition::new(topic.as_str(), p)));
-    }
-    consumer.assign(partitions.clone()).unwrap();
-    consumer.seek_to_beginning(&partitions).unwrap();
-    let ends = consumer.end_offsets(partitions).await.unwrap();
-    let mut log: BTreeMap<Place, Vec<(i64, Record)>> = BTreeMap::new();
-    let mut left: i64 = ends.values().sum();
+    let partitions: Vec<_> = ends(world, kafka).await.into_iter().collect();
+    consumer.assign(partitions.iter().map(|(partition, _)| partition.clone())).unwrap();
+    consumer.seek_to_beginning(partitions.iter().map(|(partition, _)| partition)).unwrap();
+    let mut left: i64 = partitions.iter().map(|(_, end)| end).sum();
     while left > 0 {
-        for record in consumer.poll(Duration::from_secs(5)).await.unwrap().records() {
+        let records = consumer.poll(Duration::from_secs(5)).await.unwrap();
+        let mut judge = world.judge();
+        for record in records.records() {
             let place = world.place(record.topic(), record.partition());
-            let text = String::from_utf8(record.value().unwrap().to_vec()).unwrap();
-            let mut words = text.split(' ');
+            let mut words = std::str::from_utf8(record.value().unwrap()).unwrap().split(' ');
             let producer = words.next().unwrap().parse().unwrap();
             let number = words.next().unwrap().parse().unwrap();
-            log.entry(place).or_default().push((record.offset(), Record { producer, number }));
+            judge.in_log(place, record.offset(), Record { producer, number });
             left -= 1;
         }
     }
     consumer.close(Duration::from_secs(5)).await.unwrap();
-    log
+    world.judge().log_ends()
+}
+
+/// Where the logs end now.
+pub(crate) async fn ends(world: &World, kafka: &KafkaInstance) -> BTreeMap<TopicPartition, i64> {
+    let consumer =
+        kafka.get_consumer_with(Vec::<&str>::new(), |c| c.enable_auto_commit(false)).await.unwrap();
+    let partitions = world.places().into_iter().map(|place| world.partition(place));
+    let ends = consumer.end_offsets(partitions).await.unwrap();
+    consumer.close(Duration::from_secs(5)).await.unwrap();
+    ends
 }

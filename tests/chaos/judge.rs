@@ -1,6 +1,6 @@
 //! What was sent, acknowledged, in the log, handled and committed, and what of it must never be. Pure: no clients.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// A record by who sent it and which of that producer's it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -9,8 +9,8 @@ pub(crate) struct Record {
     pub(crate) number: u64,
 }
 
-/// A partition of one of the topics.
-pub(crate) type Place = (usize, i32);
+/// A partition of one of the topics. Small: a long run keeps some ten million of them.
+pub(crate) type Place = (u16, u16);
 
 /// What the producer was told of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,16 +23,42 @@ pub(crate) enum Told {
     Never,
 }
 
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    told: Option<Told>,
+    in_log: bool,
+}
+
 /// Everything seen in one run.
 #[derive(Debug, Default)]
 pub(crate) struct Judge {
-    told: BTreeMap<Record, Told>,
-    /// Per place, the next offset that nobody has handled.
-    frontier: BTreeMap<Place, i64>,
-    committed: BTreeMap<Place, i64>,
+    /// Of each producer, by the record's number.
+    sent: BTreeMap<u32, Vec<Seen>>,
+    /// The last record of a producer in a place.
+    last: BTreeMap<(u32, Place), u64>,
+    group: BTreeMap<Place, Progress>,
     pub(crate) handled: u64,
     pub(crate) handled_again: u64,
     pub(crate) violations: Vec<String>,
+}
+
+/// How far the group has come in a place.
+#[derive(Debug, Default)]
+struct Progress {
+    /// The next offset that nobody has handled.
+    frontier: i64,
+    /// So much is committed at least: seen at the coordinator, or told to who has committed it.
+    committed: i64,
+    seen: i64,
+    /// By member, where it goes on; those that were told that it is theirs, and not that it is gone.
+    owners: BTreeMap<u32, Reading>,
+}
+
+#[derive(Debug)]
+struct Reading {
+    /// What was committed when it began: what is before is nobody's any more.
+    floor: i64,
+    next: Option<i64>,
 }
 
 /// What came of the records, in numbers.
@@ -46,90 +72,162 @@ pub(crate) struct Count {
 
 impl Judge {
     pub(crate) fn told(&mut self, record: Record, told: Told) {
-        if self.told.insert(record, told).is_some() {
+        if self.seen(record).told.replace(told).is_some() {
             self.violations.push(format!("{record:?} got two answers"));
         }
     }
 
-    /// A member of the group was handed a record.
-    pub(crate) fn handled(&mut self, member: &str, place: Place, offset: i64) {
-        let frontier = self.frontier.entry(place).or_insert(0);
-        match offset.cmp(frontier) {
+    fn seen(&mut self, record: Record) -> &mut Seen {
+        let sent = self.sent.entry(record.producer).or_default();
+        let index = usize::try_from(record.number).unwrap();
+        if sent.len() <= index {
+            sent.resize(index + 1, Seen::default());
+        }
+        &mut sent[index]
+    }
+
+    /// A member is told that a place is its own.
+    pub(crate) fn assigned(&mut self, member: u32, place: Place) {
+        let progress = self.group.entry(place).or_default();
+        let reading = Reading { floor: progress.committed, next: None };
+        if progress.owners.insert(member, reading).is_some() {
+            self.violations.push(format!("member {member} was given {place:?} twice"));
+        }
+    }
+
+    /// A member is told that a place is not its own any more.
+    pub(crate) fn given_up(&mut self, member: u32, place: Place) {
+        if self.group.entry(place).or_default().owners.remove(&member).is_none() {
+            self.violations.push(format!("member {member} gave up {place:?}, which it did not have"));
+        }
+    }
+
+    /// A member has ended, with or without a word.
+    pub(crate) fn ended(&mut self, member: u32) {
+        for progress in self.group.values_mut() {
+            progress.owners.remove(&member);
+        }
+    }
+
+    /// A member of the group was handed a record. Again is legal for what was not committed when its reading began.
+    pub(crate) fn handled(&mut self, member: u32, place: Place, offset: i64) {
+        let progress = self.group.entry(place).or_default();
+        let wrong = match progress.owners.get_mut(&member) {
+            None => Some("which it had given up".to_owned()),
+            Some(Reading { floor, next }) => {
+                let wrong = match next {
+                    Some(next) if *next != offset => Some(format!("behind {next}")),
+                    None if offset < *floor => Some(format!("and {floor} was committed before it began")),
+                    _ => None,
+                };
+                *next = Some(offset + 1);
+                wrong
+            }
+        };
+        if let Some(wrong) = wrong {
+            self.violations.push(format!("member {member} got {place:?} at {offset}, {wrong}"));
+        }
+        match offset.cmp(&progress.frontier) {
             std::cmp::Ordering::Equal => {
-                *frontier += 1;
+                progress.frontier += 1;
                 self.handled += 1;
             }
             std::cmp::Ordering::Less => self.handled_again += 1,
             std::cmp::Ordering::Greater => {
-                let text = format!("{member} got {place:?} at {offset}, and nobody has handled {frontier}");
-                *frontier = offset + 1;
-                self.violations.push(text);
+                let frontier = std::mem::replace(&mut progress.frontier, offset + 1);
+                self.violations.push(format!(
+                    "member {member} got {place:?} at {offset}, and nobody has handled {frontier}"
+                ));
             }
         }
     }
 
-    /// The group's committed offset, as the coordinator tells it.
-    pub(crate) fn committed(&mut self, place: Place, offset: i64) {
-        let frontier = self.frontier.get(&place).copied().unwrap_or(0);
+    /// Where a member stands in each of its places.
+    pub(crate) fn positions(&self, member: u32) -> Vec<(Place, i64)> {
+        let position =
+            |(place, progress): (&Place, &Progress)| Some((*place, progress.owners.get(&member)?.next?));
+        self.group.iter().filter_map(position).collect()
+    }
+
+    /// A member was told that so much is committed.
+    pub(crate) fn commit_told(&mut self, positions: &[(Place, i64)]) {
+        for (place, offset) in positions {
+            let progress = self.group.entry(*place).or_default();
+            progress.committed = progress.committed.max(*offset);
+        }
+    }
+
+    /// What is committed at least.
+    pub(crate) fn floors(&self) -> BTreeMap<Place, i64> {
+        self.group.iter().map(|(place, progress)| (*place, progress.committed)).collect()
+    }
+
+    /// The group's committed offset, as the coordinator tells it who had asked when `floor` was committed.
+    pub(crate) fn committed(&mut self, place: Place, offset: i64, floor: i64) {
+        let progress = self.group.entry(place).or_default();
+        let frontier = progress.frontier;
         if offset > frontier {
             self.violations
                 .push(format!("{place:?} is committed up to {offset}, and handled up to {frontier}"));
         }
-        let before = self.committed.entry(place).or_insert(0);
-        if offset < *before {
+        let before = std::mem::replace(&mut progress.seen, offset).max(floor);
+        if offset < before {
             self.violations.push(format!("the commit of {place:?} went back from {before} to {offset}"));
         }
-        *before = offset;
+        progress.committed = progress.committed.max(offset);
     }
 
-    /// Compares with the whole log: the records of each place in order, from its first offset on.
-    pub(crate) fn log(&mut self, log: &BTreeMap<Place, Vec<(i64, Record)>>) -> Count {
-        let mut found: BTreeMap<Record, (Place, i64)> = BTreeMap::new();
-        let mut last: BTreeMap<(u32, Place), u64> = BTreeMap::new();
+    /// The next record of a place's log, from its first offset on. To be called when all answers are there.
+    pub(crate) fn in_log(&mut self, place: Place, offset: i64, record: Record) {
         let mut wrong = Vec::new();
-        for (place, records) in log {
-            for (offset, record) in records {
-                if let Some(first) = found.insert(*record, (*place, *offset)) {
-                    wrong.push(format!("doubled: {record:?} at {first:?} and {place:?} {offset}"));
-                }
-                let before = last.entry((record.producer, *place)).or_insert(record.number);
-                if record.number < *before {
-                    wrong.push(format!("reordered: {record:?} behind {before} in {place:?} at {offset}"));
-                }
-                *before = record.number;
-            }
+        let before = std::mem::replace(self.last.entry((record.producer, place)).or_insert(0), record.number);
+        if record.number < before {
+            wrong.push(format!("reordered: {record:?} behind {before} in {place:?} at {offset}"));
         }
-        let mut count = Count { in_log: found.len(), ..Count::default() };
-        for (record, told) in &self.told {
-            match (told, found.get(record)) {
-                (Told::Acknowledged(place, offset), Some(at))
-                    if at == &(*place, *offset) || (*offset == -1 && at.0 == *place) => {}
-                (Told::Acknowledged(..), Some(at)) => {
-                    wrong.push(format!("elsewhere: {record:?} was {told:?} and is at {at:?}"));
-                }
-                (Told::Acknowledged(..), None) => wrong.push(format!("lost: {record:?}, {told:?}")),
-                (Told::Never, Some(at)) => {
-                    wrong.push(format!("ghost: {record:?} was never written, and is at {at:?}"))
-                }
-                (Told::Never, None) | (Told::Possibly, _) => {}
-            }
-            match told {
-                Told::Acknowledged(..) => count.acknowledged += 1,
-                Told::Possibly => count.possibly += 1,
-                Told::Never => count.never += 1,
-            }
+        let seen = self.seen(record);
+        if std::mem::replace(&mut seen.in_log, true) {
+            wrong.push(format!("doubled: {record:?}, again in {place:?} at {offset}"));
         }
-        let known: BTreeSet<&Record> = self.told.keys().collect();
-        for record in found.keys().filter(|record| !known.contains(record)) {
-            wrong.push(format!("ghost: {record:?} is in the log, and nobody was told of it"));
+        match seen.told {
+            Some(Told::Acknowledged(at, told)) if at != place || told != offset && told != -1 => {
+                wrong.push(format!(
+                    "elsewhere: {record:?} was {:?} and is at {offset} in {place:?}",
+                    seen.told
+                ));
+            }
+            Some(Told::Never) => {
+                wrong.push(format!("ghost: {record:?} was never written, and is in {place:?} at {offset}"));
+            }
+            None => wrong.push(format!("ghost: {record:?} is in the log, and nobody was told of it")),
+            Some(Told::Acknowledged(..) | Told::Possibly) => {}
         }
         self.violations.append(&mut wrong);
+    }
+
+    /// The whole log was told: what is missing of it.
+    pub(crate) fn log_ends(&mut self) -> Count {
+        let mut count = Count::default();
+        for (producer, sent) in &self.sent {
+            for (number, seen) in (0..).zip(sent) {
+                count.in_log += usize::from(seen.in_log);
+                match seen.told {
+                    Some(Told::Acknowledged(..)) => count.acknowledged += 1,
+                    Some(Told::Possibly) => count.possibly += 1,
+                    Some(Told::Never) => count.never += 1,
+                    None => {}
+                }
+                if matches!(seen.told, Some(Told::Acknowledged(..))) && !seen.in_log {
+                    let record = Record { producer: *producer, number };
+                    self.violations.push(format!("lost: {record:?}, {:?}", seen.told));
+                }
+            }
+        }
         count
     }
 
     /// How far the group has come in each place.
-    pub(crate) fn frontier(&self) -> &BTreeMap<Place, i64> {
-        &self.frontier
+    pub(crate) fn frontier(&self) -> BTreeMap<Place, i64> {
+        self.group.iter().map(|(place, progress)| (*place, progress.frontier)).collect()
     }
 }
 
@@ -148,8 +246,10 @@ mod tests {
         for (number, told) in told {
             judge.told(record(*number), *told);
         }
-        let records = log.iter().map(|(offset, number)| (*offset, record(*number))).collect();
-        judge.log(&BTreeMap::from([(PLACE, records)]));
+        for (offset, number) in log {
+            judge.in_log(PLACE, *offset, record(*number));
+        }
+        judge.log_ends();
         judge.violations.iter().map(|text| text.split(':').next().unwrap_or("").to_owned()).collect()
     }
 
@@ -159,7 +259,7 @@ mod tests {
         assert!(judged(&[(0, at(0)), (1, Told::Possibly), (2, Told::Never)], &[(0, 0), (1, 1)]).is_empty());
         assert_eq!(judged(&[(0, at(0))], &[]), ["lost"]);
         assert_eq!(judged(&[(0, at(1))], &[(0, 0)]), ["elsewhere"]);
-        assert_eq!(judged(&[(0, at(1))], &[(0, 0), (1, 0)]), ["doubled"]);
+        assert_eq!(judged(&[(0, at(-1))], &[(0, 0), (1, 0)]), ["doubled"]);
         assert_eq!(judged(&[(0, at(1)), (1, at(0))], &[(0, 1), (1, 0)]), ["reordered"]);
         assert_eq!(judged(&[(0, Told::Never)], &[(0, 0)]), ["ghost"]);
         assert_eq!(judged(&[], &[(0, 0)]), ["ghost"]);
@@ -168,16 +268,43 @@ mod tests {
     #[test]
     fn each_wrong_of_a_group_is_seen() {
         let mut judge = Judge::default();
-        judge.handled("a", PLACE, 0);
-        judge.handled("b", PLACE, 0);
-        judge.committed(PLACE, 1);
+        judge.assigned(1, PLACE);
+        judge.handled(1, PLACE, 0);
+        judge.assigned(2, PLACE);
+        judge.handled(2, PLACE, 0);
+        judge.committed(PLACE, 1, 0);
         assert!(judge.violations.is_empty());
         assert_eq!((judge.handled, judge.handled_again), (1, 1));
-        judge.handled("b", PLACE, 2);
-        assert_eq!(judge.violations.len(), 1, "1 was skipped");
-        judge.committed(PLACE, 4);
-        assert_eq!(judge.violations.len(), 2, "3 was not handled");
-        judge.committed(PLACE, 3);
-        assert_eq!(judge.violations.len(), 3, "it went back");
+        judge.handled(2, PLACE, 2);
+        assert_eq!(judge.violations.len(), 3 - 1, "1 was skipped, by it and by all");
+        judge.committed(PLACE, 4, 0);
+        assert_eq!(judge.violations.len(), 3, "3 was not handled");
+        judge.committed(PLACE, 3, 0);
+        assert_eq!(judge.violations.len(), 4, "it went back");
+    }
+
+    #[test]
+    fn what_was_committed_is_handled_again_by_nobody_who_begins_later() {
+        let mut judge = Judge::default();
+        judge.assigned(1, PLACE);
+        (0..5).for_each(|offset| judge.handled(1, PLACE, offset));
+        // One that does not know yet that it was lost may go on; who follows begins at what is committed.
+        judge.commit_told(&[(PLACE, 3)]);
+        assert_eq!((judge.positions(1), judge.floors()[&PLACE]), (vec![(PLACE, 5)], 3));
+        judge.assigned(2, PLACE);
+        (3..6).for_each(|offset| judge.handled(2, PLACE, offset));
+        judge.handled(1, PLACE, 5);
+        assert!(judge.violations.is_empty());
+        judge.given_up(1, PLACE);
+        judge.handled(1, PLACE, 6);
+        assert_eq!(judge.violations.len(), 1, "it had given it up");
+        judge.ended(2);
+        judge.assigned(3, PLACE);
+        judge.handled(3, PLACE, 2);
+        assert_eq!(judge.violations.len(), 2, "it was committed");
+        judge.committed(PLACE, 2, 3);
+        assert_eq!(judge.violations.len(), 3, "somebody was told Ok of more");
+        judge.given_up(2, PLACE);
+        assert_eq!(judge.violations.len(), 4, "it had nothing");
     }
 }

@@ -1,9 +1,10 @@
 //! Three real brokers, one after the other killed, paused or restarted, while producers of every codec send and a group
-//! of members that come and go reads: nothing lost, doubled, reordered, skipped or invented.
+//! of members that come and go, die, freeze and block reads: nothing lost, doubled, reordered, skipped or invented, no
+//! commit goes back, and handled again is only what was not committed when its partition was given to another.
 //!
 //! `DTKAFKA_CHAOS_SECONDS` is how long the weather lasts (default 20; 0 leaves the test out), `DTKAFKA_CHAOS_SEED` its
-//! seed, `DTKAFKA_CHAOS_RATE` the records of each producer in a second (default 600), `DTKAFKA_CHAOS_GROUP` the members'
-//! protocol: `eager` (default), `cooperative` or `consumer` (KIP-848), or `none` for producers alone.
+//! seed, `DTKAFKA_CHAOS_RATE` the records of each of the five producers in a second (default 600), `DTKAFKA_CHAOS_GROUP`
+//! the members' protocol: `eager` (default), `cooperative` or `consumer` (KIP-848), or `none` for producers alone.
 //! It needs what real Kafka needs; see `tests/run`.
 
 #![allow(missing_docs, reason = "the names of tests are sentences")]
@@ -18,6 +19,8 @@
 mod clients;
 mod faults;
 mod judge;
+mod members;
+mod owners;
 
 use std::{
     env,
@@ -28,17 +31,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dtkafka::{KafkaConfig, KafkaInstance, NewTopic};
+use dtkafka::{KafkaAdmin, KafkaConfig, KafkaInstance, NewTopic};
 use dtkafka_testcontainers::{Listener, launch::Kafka};
 
 use crate::{
-    clients::{End, Member, World, producer, read_all, watch_commits},
+    clients::{World, ends, producer, read_all, watch_commits},
     faults::{Dice, in_sync, weather},
+    members::{POLL_INTERVAL, churn},
 };
 
 const GROUP: &str = "chaos";
-const PARTITIONS: i32 = 6;
-const MEMBERS: usize = 3;
+const TOPICS: [&str; 3] = ["chaos-a", "chaos-b", "chaos-c"];
+const PARTITIONS: u16 = 6;
 /// Records of each producer in a second, unless `DTKAFKA_CHAOS_RATE` says otherwise.
 const RATE: u64 = 600;
 const CODECS: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
@@ -47,24 +51,42 @@ fn number(name: &str) -> Option<u64> {
     env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
 }
 
+/// The protocol of the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Group {
+    Eager,
+    Cooperative,
+    /// KIP-848.
+    Consumer,
+    /// Producers alone.
+    None,
+}
+
+impl Group {
+    fn of_environment() -> Self {
+        match env::var("DTKAFKA_CHAOS_GROUP").as_deref() {
+            Ok("eager") | Err(_) => Self::Eager,
+            Ok("cooperative") => Self::Cooperative,
+            Ok("consumer") => Self::Consumer,
+            Ok("none") => Self::None,
+            Ok(other) => panic!("DTKAFKA_CHAOS_GROUP is eager, cooperative, consumer or none, not {other}"),
+        }
+    }
+}
+
 /// Half of the clients go through TLS and SCRAM.
 fn config(kafka: &Kafka, secure: bool) -> KafkaConfig {
     let config = KafkaConfig::new()
         .set_group_id(GROUP)
         .set_auto_offset_reset("earliest")
-        .set("session.timeout.ms", 6000)
-        .set("heartbeat.interval.ms", 500)
-        .set("request.timeout.ms", 5000);
-    let config = match env::var("DTKAFKA_CHAOS_GROUP").as_deref() {
-        Ok("cooperative") => config.set("partition.assignment.strategy", "cooperative-sticky"),
-        // The broker keeps the times of these groups (KIP-848).
-        Ok("consumer") => KafkaConfig::new()
-            .set_group_id(GROUP)
-            .set_auto_offset_reset("earliest")
-            .set("request.timeout.ms", 5000)
-            .set("group.protocol", "consumer"),
-        Ok("eager" | "none") | Err(_) => config,
-        Ok(other) => panic!("DTKAFKA_CHAOS_GROUP is eager, cooperative, consumer or none, not {other}"),
+        .set("request.timeout.ms", 5000)
+        .set("max.poll.interval.ms", POLL_INTERVAL.as_millis() as u64);
+    let classic = config.clone().set("session.timeout.ms", 6000).set("heartbeat.interval.ms", 500);
+    let config = match Group::of_environment() {
+        Group::Eager | Group::None => classic,
+        Group::Cooperative => classic.set("partition.assignment.strategy", "cooperative-sticky"),
+        // The broker keeps the times of these groups.
+        Group::Consumer => config.set("group.protocol", "consumer"),
     };
     if !secure {
         return config.set_bootstrap_servers(kafka.bootstrap_servers());
@@ -113,15 +135,18 @@ async fn run(
         .start()
         .await
         .unwrap();
-    let topics = vec!["chaos-a".to_owned(), "chaos-b".to_owned()];
+    let topics = TOPICS.map(str::to_owned).to_vec();
     let instance = KafkaInstance::new(config(&kafka, false)).unwrap();
     let admin = instance.admin().await.unwrap();
     for topic in &topics {
-        admin.create_topic(NewTopic::new(topic).partitions(PARTITIONS).replication_factor(3)).await.unwrap();
+        admin
+            .create_topic(NewTopic::new(topic).partitions(PARTITIONS.into()).replication_factor(3))
+            .await
+            .unwrap();
     }
     in_sync(&admin, &topics).await;
 
-    let world = World::new(topics.clone());
+    let world = World::new(topics.clone(), PARTITIONS);
     let rate = number("DTKAFKA_CHAOS_RATE").unwrap_or(RATE);
     let mut producers = Vec::new();
     for (number, codec) in (0..).zip(CODECS) {
@@ -131,89 +156,70 @@ async fn run(
     let stop = Arc::new(AtomicBool::new(false));
     let watching =
         tokio::spawn(watch_commits(Arc::clone(&world), admin.clone(), GROUP.to_owned(), Arc::clone(&stop)));
-    let has_group = env::var("DTKAFKA_CHAOS_GROUP").as_deref() != Ok("none");
-    let churn = has_group.then(|| {
+    let group = Group::of_environment();
+    let members = (group != Group::None).then(|| {
         let (world, stop) = (Arc::clone(&world), Arc::clone(&stop));
         let configs = [config(&kafka, false), config(&kafka, true)];
         let dice = Dice(seed ^ 1);
-        std::thread::spawn(move || members(&world, &configs, dice, &stop))
+        std::thread::spawn(move || churn(&world, &configs, dice, &stop))
     });
 
+    let from = world.now();
     let faults = weather(&mut kafka, &admin, &topics, &mut dice, Instant::now() + length).await;
-    let calm = Instant::now();
+    let calm = world.now();
     world.sending.store(false, Ordering::Relaxed);
     for producer in producers {
         producer.await.unwrap();
     }
-    let log = read_all(&world, &instance).await;
-    let caught_up = match has_group {
-        true => caught_up(&world, &admin, &log).await,
-        false => Some(calm),
+    let caught_up = match group {
+        Group::None => Some(calm),
+        _ => caught_up(&world, &instance, &admin).await,
     };
+    let without = world.owners().share_without(from, calm);
     stop.store(true, Ordering::Relaxed);
-    let lives = tokio::task::spawn_blocking(|| churn.map_or(0, |churn| churn.join().unwrap())).await.unwrap();
+    let lives = tokio::task::spawn_blocking(|| members.map(|members| members.join().unwrap())).await.unwrap();
     watching.await.unwrap();
+    let count = read_all(&world, &instance).await;
     kafka.stop().await.unwrap();
 
-    let mut judge = world.judge();
-    let count = judge.log(&log);
+    let judge = world.judge();
     let Some(caught_up) = caught_up.map(|at| at - calm) else {
         panic!("the group is not at the end of the log: {:?}\n{:#?}", judge.frontier(), judge.violations);
     };
-    eprintln!("chaos: {faults:?} over {length:?}, {lives} lives of members");
-    eprintln!("chaos: {count:?}, handled {} and again {}", judge.handled, judge.handled_again);
+    let owners = world.owners();
+    let per_second = count.in_log as f64 / (calm - from).as_secs_f64();
+    eprintln!("chaos: {faults:?} over {length:?}, {lives:?}");
+    eprintln!(
+        "chaos: {count:?}, {per_second:.0}/s, handled {} and again {}",
+        judge.handled, judge.handled_again
+    );
+    eprintln!(
+        "chaos: {group:?}: a partition has no owner for {:.2} % of the time; {} moved, {} given up and given back",
+        without * 100.0,
+        owners.moved,
+        owners.given_back
+    );
     eprintln!("chaos: lag 0 {caught_up:?} after the calm, {} warnings", warnings.load(Ordering::Relaxed));
     let shown: Vec<&String> = judge.violations.iter().take(20).collect();
     assert!(shown.is_empty(), "seed {seed}: {} violations, the first: {shown:#?}", judge.violations.len());
-}
-
-/// Three members, of which one after the other ends in some way and is replaced; the last ones close. Returns how many
-/// there were.
-fn members(world: &Arc<World>, configs: &[KafkaConfig; 2], mut dice: Dice, stop: &AtomicBool) -> usize {
-    let mut lives = 0;
-    let mut start = || {
-        lives += 1;
-        let name = format!("member {lives}");
-        let config = configs[lives % 2].clone();
-        // A static member says no word when it ends, as one that is killed: the group waits for its session's end.
-        let config =
-            if lives % 3 == 0 { config.set("group.instance.id", name.replace(' ', "-")) } else { config };
-        Member::start(Arc::clone(world), config, name, lives % 4 < 2)
-    };
-    let mut alive: Vec<Member> = (0..MEMBERS).map(|_| start()).collect();
-    while !stop.load(Ordering::Relaxed) {
-        let until = Instant::now() + Duration::from_millis(3000 + dice.below(5000));
-        while Instant::now() < until && !stop.load(Ordering::Relaxed) {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        if !world.sending.load(Ordering::Relaxed) {
-            continue;
-        }
-        let index = usize::try_from(dice.below(MEMBERS as u64)).unwrap();
-        let how = if dice.below(2) == 0 { End::Close } else { End::Drop };
-        alive.swap_remove(index).end(how);
-        alive.push(start());
-    }
-    for member in alive {
-        member.end(End::Close);
-    }
-    lives
+    // What does not move is not taken away. It comes back only where the member is gone that it was taken away for.
+    assert!(
+        group == Group::Eager || owners.given_back * 4 <= owners.moved,
+        "seed {seed}: {} partitions were taken away for nothing, {} moved",
+        owners.given_back,
+        owners.moved
+    );
 }
 
 /// When the group had committed everything; `None` if it never came there.
-async fn caught_up(
-    world: &World,
-    admin: &dtkafka::KafkaAdmin,
-    log: &std::collections::BTreeMap<judge::Place, Vec<(i64, judge::Record)>>,
-) -> Option<Instant> {
-    let ends: Vec<_> =
-        log.iter().filter_map(|(place, records)| Some((*place, records.last()?.0 + 1))).collect();
+async fn caught_up(world: &World, instance: &KafkaInstance, admin: &KafkaAdmin) -> Option<Duration> {
+    let ends = ends(world, instance).await;
     let deadline = Instant::now() + Duration::from_secs(60);
     while Instant::now() < deadline {
         if let Ok(offsets) = admin.group_offsets(GROUP).await {
-            let at = |place| offsets.get(&world.partition(place)).map_or(0, |offset| offset.offset);
-            if ends.iter().all(|(place, end)| at(*place) == *end) {
-                return Some(Instant::now());
+            let at = |partition| offsets.get(partition).map_or(0, |offset| offset.offset);
+            if ends.iter().all(|(partition, end)| at(partition) == *end) {
+                return Some(world.now());
             }
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
