@@ -134,6 +134,20 @@ pub(crate) fn decode_assignment(bytes: &[u8]) -> Result<Vec<TopicPartition>> {
     Ok(partitions)
 }
 
+/// No member has more partitions: a consumer keeps something for each.
+const MOST_PARTITIONS: usize = 50_000;
+
+/// # Errors
+/// `Protocol` for more partitions than any member of a group has.
+pub(crate) fn check_count(what: &str, count: usize) -> Result<()> {
+    match count <= MOST_PARTITIONS {
+        true => Ok(()),
+        false => {
+            Err(Error::protocol(format!("the group's {what} names more than {MOST_PARTITIONS} partitions")))
+        }
+    }
+}
+
 fn length(length: usize) -> i32 {
     i32::try_from(length).unwrap_or(i32::MAX)
 }
@@ -211,12 +225,13 @@ impl<'a> Input<'a> {
 
     fn partitions(&mut self) -> Result<Vec<TopicPartition>> {
         let mut partitions = Vec::new();
+        let what = self.what;
         self.list(|input| {
             let topic = input.string()?;
             for partition in input.list(Self::int32)? {
                 partitions.push(TopicPartition { topic: Arc::clone(&topic), partition });
             }
-            Ok(())
+            check_count(what, partitions.len())
         })?;
         Ok(partitions)
     }
@@ -240,6 +255,16 @@ mod tests {
             user_data: Some(Bytes::from_static(b"xy")),
         };
         assert_eq!(decode_subscription(&encode_subscription(&subscription)).unwrap(), subscription);
+    }
+
+    #[test]
+    fn more_partitions_than_any_member_has_are_not_read() {
+        let of =
+            |count: usize| -> Vec<_> { (0..).take(count).map(|n| TopicPartition::new("a", n)).collect() };
+        let read = |count| decode_assignment(&encode_assignment(&of(count)));
+        assert_eq!(read(MOST_PARTITIONS).unwrap().len(), MOST_PARTITIONS);
+        let error = read(MOST_PARTITIONS + 1).unwrap_err();
+        assert!(error.to_string().contains("assignment names more than 50000"), "{error}");
     }
 
     #[test]

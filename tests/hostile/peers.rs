@@ -348,6 +348,42 @@ fn answers() -> Vec<Peer> {
             }),
         ),
         peer(
+            "an assignment of as many partitions as fit",
+            &[Kind::Member],
+            with_made(|asked, answer, made| match asked.key {
+                14 => made.answer(asked, || assigned(1_000_000)),
+                _ => honest(answer),
+            }),
+        ),
+        peer(
+            "an assignment of as many partitions as a member may have",
+            &[Kind::Member],
+            with_made(|asked, answer, made| match asked.key {
+                14 => made.answer(asked, || assigned(50_000)),
+                _ => honest(answer),
+            }),
+        ),
+        peer(
+            "members with as many partitions as fit",
+            &[Kind::Member],
+            with_made(|asked, answer, made| match asked.key {
+                11 => made.answer(asked, || owners(20, 50_000)),
+                _ => honest(answer),
+            }),
+        ),
+        peer(
+            "committed offsets of partitions nobody asked about",
+            &[Kind::Member, Kind::Admin],
+            with_made(|asked, answer, made| match asked.key {
+                9 => made.answer(asked, foreign_committed),
+                _ => honest(answer),
+            }),
+        ),
+        peer("ids of producers that cannot be", &[Kind::Producer], |asked, answer| match asked.key {
+            22 => asked.answer(&wire::InitProducerIdResponse::default().with_producer_id((-1).into())),
+            _ => honest(answer),
+        }),
+        peer(
             "offsets of partitions nobody asked about",
             EVERY,
             with_made(|asked, answer, made| match asked.key {
@@ -364,6 +400,50 @@ fn answers() -> Vec<Peer> {
             }),
         ),
     ]
+}
+
+/// A member's partitions of the topic, as groups write them.
+fn partitions_of_a_member(count: i32) -> Vec<u8> {
+    let mut bytes = vec![0, 0, 0, 1, 0, 1, b't'];
+    bytes.extend(count.to_be_bytes());
+    bytes.extend((0..count).flat_map(i32::to_be_bytes));
+    bytes
+}
+
+/// An assignment of so many partitions.
+fn assigned(count: i32) -> wire::SyncGroupResponse {
+    let assignment = [&[0, 0][..], &partitions_of_a_member(count), &[0; 4]].concat();
+    wire::SyncGroupResponse::default()
+        .with_protocol_type(Some(text("consumer")))
+        .with_protocol_name(Some(text("range")))
+        .with_assignment(assignment.into())
+}
+
+/// Members that say that they have so many partitions each.
+fn owners(members: i32, partitions: i32) -> wire::JoinGroupResponse {
+    let owned = partitions_of_a_member(partitions);
+    let metadata =
+        Bytes::from([&[0, 1, 0, 0, 0, 1, 0, 1, b't', 0xff, 0xff, 0xff, 0xff][..], &owned].concat());
+    let mut joined = joined(members);
+    for member in &mut joined.members {
+        member.metadata = metadata.clone();
+    }
+    joined
+}
+
+fn foreign_committed() -> wire::OffsetFetchResponse {
+    use wire::offset_fetch_response::{OffsetFetchResponsePartition, OffsetFetchResponseTopic};
+    let partition = |n: i32| {
+        OffsetFetchResponsePartition::default()
+            .with_partition_index(n % 40_000 - 100)
+            .with_committed_offset(i64::MAX - 1)
+    };
+    let topic = |name: &str| {
+        OffsetFetchResponseTopic::default()
+            .with_name(text(name).into())
+            .with_partitions((0..80_000).map(partition).collect())
+    };
+    wire::OffsetFetchResponse::default().with_topics(vec![topic("other"), topic(TOPIC)])
 }
 
 fn foreign_offsets() -> wire::ListOffsetsResponse {

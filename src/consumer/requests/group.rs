@@ -11,8 +11,8 @@ use crate::{
         Answer, Beat, BeatAnswer, IdPartition, Request,
         assignor::{GroupMember, Strategy},
         wire::{
-            MemberSubscription, decode_assignment, decode_generation, decode_sticky, decode_subscription,
-            encode_generation, encode_sticky, encode_subscription,
+            MemberSubscription, check_count, decode_assignment, decode_generation, decode_sticky,
+            decode_subscription, encode_generation, encode_sticky, encode_subscription,
         },
     },
     record::TopicPartition,
@@ -124,6 +124,8 @@ async fn heartbeat(
         topic_partitions: beat.owned.map(|owned| by_id(&owned)),
     };
     let answer = to_coordinator(shared, Lane::Group, request, deadline).await?;
+    let topics = answer.assignment.iter().flat_map(|assignment| &assignment.topic_partitions);
+    check_count("assignment", topics.map(|topic| topic.partitions.len()).sum())?;
     let assigned = |topic: wire::consumer_group_heartbeat_response::TopicPartitions| {
         topic.partitions.into_iter().map(move |partition| (topic.topic_id, partition))
     };
