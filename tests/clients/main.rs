@@ -34,6 +34,7 @@ mod reading;
 mod runtimes;
 mod security;
 mod seeds;
+mod storms;
 mod stress;
 mod subscriptions;
 mod topics;
