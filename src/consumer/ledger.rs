@@ -274,6 +274,11 @@ impl Account {
         self.is_uncovered || self.out > 0
     }
 
+    /// Whether something that was handed out is not done: with the user, or given back.
+    pub(crate) fn has_undone(&self) -> bool {
+        self.is_uncovered || !self.window.is_empty()
+    }
+
     /// What may be committed.
     pub(crate) fn frontier(&self) -> Option<Mark> {
         self.covered

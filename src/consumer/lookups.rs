@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     fetch::{
@@ -140,6 +140,10 @@ impl Lookups {
         offset: i64,
         partitions: &mut Partitions,
     ) -> bool {
+        if self.waits_for_the_user(now, key, partitions) {
+            return false;
+        }
+        info!(partition = %key, offset, "the position is outside the log");
         let policy = self.policy_of(&key.topic);
         let phase = reset_or(policy, || Error::from_code("Fetch", OFFSET_OUT_OF_RANGE).with_offset(offset));
         let failed = restart(key, phase, partitions);
@@ -158,10 +162,15 @@ impl Lookups {
     /// user decides. True if it fails there.
     pub(crate) fn handle_truncated(
         &self,
+        now: Instant,
         key: &TopicPartition,
         truncation: &Truncation,
         partitions: &mut Partitions,
     ) -> bool {
+        let is_cut = truncation.divergent.is_some() && !matches!(self.policy, AutoOffsetReset::None);
+        if !is_cut && self.waits_for_the_user(now, key, partitions) {
+            return false;
+        }
         let error = truncation.error().with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
         match (self.policy, truncation.divergent) {
             (AutoOffsetReset::None, _) => {
@@ -178,6 +187,17 @@ impl Lookups {
                 restart(key, self.first_phase(&key.topic), partitions)
             }
         }
+    }
+
+    /// Reading begins somewhere else only when all that was handed out is done: the new place is committed, and would pass over
+    /// what is not; and records that are waited with would be taken for those of another life. It is asked again then.
+    fn waits_for_the_user(&self, now: Instant, key: &TopicPartition, partitions: &mut Partitions) -> bool {
+        let Some(partition) = partitions.get_mut(key).filter(|partition| partition.account.has_undone())
+        else {
+            return false;
+        };
+        partition.retry_at = Some(now + self.pause);
+        true
     }
 
     /// A topic was deleted and made again: the positions of the old one mean nothing in the new. True if one fails. Of who is
@@ -198,8 +218,10 @@ impl Lookups {
             let position = partitions.get(key).and_then(Partition::position).map(|position| position.next);
             let policy = self.policy_of(&key.topic);
             let phase = reset_or(policy, || {
+                // The code is a passing one; this is over only when the user seeks.
                 let error = Error::from_code("Metadata", crate::error::code::INCONSISTENT_TOPIC_ID)
-                    .with_message(text);
+                    .with_message(text)
+                    .with_permanent();
                 match position {
                     Some(position) => error.with_offset(position),
                     None => error,
@@ -309,7 +331,7 @@ impl Lookups {
                         debug!(partition = %key, ?end, "what was buffered is not in the log any more")
                     }
                     Checked::Truncated(truncation) => {
-                        effects.settled |= self.handle_truncated(key, &truncation, partitions);
+                        effects.settled |= self.handle_truncated(now, key, &truncation, partitions);
                     }
                 },
                 Some(Err(code)) => {

@@ -228,6 +228,7 @@ impl ExactlyOnce {
                 Ok(records) => records,
                 Err(error) if error.is_retriable() => {
                     tracing::warn!(%error, "the consumer will go on");
+                    tokio::time::sleep(backoff.next(&mut rng)).await;
                     continue;
                 }
                 Err(error) => return Err(error),

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::{Action, Core};
 use crate::{
@@ -106,10 +106,9 @@ impl Core {
             self.actions.push_back(Action::RefreshMetadata);
         }
         for (key, truncation) in truncated {
-            self.news |= self.lookups.handle_truncated(&key, &truncation, &mut self.partitions);
+            self.news |= self.lookups.handle_truncated(now, &key, &truncation, &mut self.partitions);
         }
         for (key, offset) in out_of_range {
-            info!(partition = %key, offset, "the position is outside the log");
             self.news |= self.lookups.handle_out_of_range(now, &key, offset, &mut self.partitions);
         }
         for error in errors {

@@ -15,7 +15,7 @@ use crate::{
     config::settings::Compression,
     consumer::{
         lookups::Lookups,
-        partitions::{EpochEnd, EpochEnds, Next, Position, ResetTo, Turn},
+        partitions::{EpochEnd, EpochEnds, Next, Position, ResetTo, Truncation, Turn},
     },
     time,
 };
@@ -359,6 +359,50 @@ fn an_offset_outside_the_log_is_for_the_leader_of_now_to_tell() {
         let effects = bench.answer(&fetch, vec![refused(0, code::OFFSET_OUT_OF_RANGE)]);
         assert_eq!(!effects.out_of_range.is_empty(), is_believed, "{leader:?}");
         bench.now += Duration::from_secs(1);
+    }
+}
+
+#[test]
+fn a_position_is_reset_only_when_all_that_was_handed_out_is_done() {
+    let policies = [AutoOffsetReset::Earliest, AutoOffsetReset::Latest, AutoOffsetReset::None];
+    let ways = [(false, false), (false, true), (true, false), (true, true)];
+    for (policy, (by_each, is_truncated)) in
+        policies.into_iter().flat_map(|policy| ways.map(|way| (policy, way)))
+    {
+        let lookups = Bench::lookups(policy);
+        let mut bench = Bench::new(&[1], 1 << 20);
+        if by_each {
+            bench.partitions.acknowledge_each();
+        }
+        let fetch = bench.plan().unwrap();
+        bench.answer(&fetch, vec![data(0, batch(0, 10))]);
+        let offsets = bench.poll(100);
+        let life = bench.partitions.get(&key(0)).unwrap().life();
+        let reset = |bench: &mut Bench| {
+            let (now, partitions) = (bench.now, &mut bench.partitions);
+            let failed = match is_truncated {
+                // By a leader that cannot say where.
+                true => {
+                    let truncation = Truncation { position: 10, epoch: 0, divergent: None };
+                    lookups.handle_truncated(now, &key(0), &truncation, partitions)
+                }
+                false => lookups.handle_out_of_range(now, &key(0), 10, partitions),
+            };
+            assert_eq!(failed, partitions.failure().is_some());
+            partitions.get(&key(0)).unwrap().life() != life
+        };
+        assert!(!reset(&mut bench), "{policy} {by_each} {is_truncated}: they are with the user");
+        assert!(bench.plan().is_none(), "asked again only after a pause");
+        if by_each {
+            // One of them comes back unhandled, and is read again at some time.
+            bench.partitions.done(&key(0), life, &offsets[1..]);
+            bench.partitions.hand_back(&key(0), life, 0);
+            assert!(!reset(&mut bench), "{policy} {is_truncated}: one is not done");
+            assert!(bench.partitions.rewind(&key(0), life));
+        } else {
+            bench.partitions.cover();
+        }
+        assert!(reset(&mut bench), "{policy} {by_each} {is_truncated}");
     }
 }
 

@@ -19,6 +19,7 @@ fn a_topic_made_again_is_read_by_the_reset_policy_and_nothing_of_the_old_one_is_
     }
     let error = bench.partitions.failure().unwrap();
     assert!(error.to_string().contains("made again"), "{error}");
+    assert!(!error.is_retriable(), "it is over only when the user seeks");
 }
 
 #[test]

@@ -91,6 +91,7 @@ fn a_log_cut_before_the_position_is_read_on_where_it_was_cut_or_is_an_error_by_t
     }
     let mut bench = Bench::read_up_to_20(20);
     let mut lookups = Bench::lookups(AutoOffsetReset::None);
+    bench.partitions.cover();
     bench.lead(2, 4);
     assert!(bench.check(&mut lookups, 2, 10).settled);
     let error = bench.partitions.failure().unwrap();
@@ -125,6 +126,7 @@ fn a_leader_that_knows_no_such_epoch_leaves_it_to_the_reset_policy() {
     // Its log begins later: where they part nobody can say.
     let mut bench = Bench::read_up_to_20(20);
     let mut lookups = Bench::lookups(AutoOffsetReset::Earliest);
+    bench.partitions.cover();
     bench.lead(2, 4);
     bench.check(&mut lookups, -1, -1);
     let partition = bench.partitions.get(&key(0)).unwrap();
