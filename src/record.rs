@@ -68,7 +68,7 @@ impl FromStr for TopicPartition {
         let parts = text.rsplit_once('-').filter(|(topic, _)| !topic.is_empty());
         match parts.and_then(|(topic, number)| Some((topic, number.parse().ok().filter(|n| *n >= 0)?))) {
             Some((topic, partition)) => Ok(Self::new(topic, partition)),
-            None => Err(Error::new(ErrorKind::InvalidArgument, "this names no partition of a topic")
+            None => Err(Error::new(ErrorKind::InvalidArgument, "this is not a topic and a partition")
                 .with_hint("write it as topic-number, such as orders-3")),
         }
     }

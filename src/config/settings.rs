@@ -250,6 +250,7 @@ impl fmt::Debug for PemSource {
 
 /// How clients talk to brokers (`security.protocol`): encrypted or not, authenticated or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum SecurityProtocol {
     /// Neither encrypted nor authenticated (the default).
     #[default]
@@ -304,7 +305,7 @@ impl fmt::Debug for SaslSettings {
 /// How many replicas must have a record before the broker acknowledges it (`acks`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Acks {
-    /// All in-sync replicas (`-1`, the default): an acknowledged record survives the loss of any of them but the last.
+    /// All in-sync replicas (`-1`, the default): an acknowledged record survives as long as one of them does.
     #[default]
     All,
     /// The leader alone: lost if the leader fails before the others have copied it.
@@ -332,6 +333,7 @@ pub enum KeyHash {
 
 /// The codec of a record batch (`compression.type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Compression {
     /// No compression (the default).
     #[default]
@@ -348,6 +350,7 @@ pub enum Compression {
 
 /// Where to start where the group has no committed offset (`auto.offset.reset`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum AutoOffsetReset {
     /// At the first record still in the log.
     Earliest,
@@ -406,8 +409,9 @@ impl From<AutoOffsetReset> for SettingValue {
     }
 }
 
-/// How a member and its group's coordinator come to terms (`group.protocol`).
+/// Which protocol a member and its group's coordinator speak (`group.protocol`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum GroupProtocol {
     /// The members assign: one of them for all (the default, as in Java). Every broker has it.
     #[default]

@@ -125,7 +125,7 @@ impl<'a> Polling<'a> {
                     }
                 }
                 if core.take_wants_fetch(time::now) {
-                    // A thread of its own needs not be let.
+                    // A consumer with a thread of its own does not depend on this poll yielding.
                     shared.yields.store(shared.home.is_none(), Ordering::Relaxed);
                     shared.wake.notify_one();
                 }

@@ -266,7 +266,7 @@ impl Shared {
         }
         let news = starving.handle_look(now, why);
         for (what, lasted) in news.over {
-            tracing::info!(?what, lasted_ms = lasted.as_millis() as u64, "it gets on again");
+            tracing::info!(?what, lasted_ms = lasted.as_millis() as u64, "the consumer gets on again");
         }
         let count = news.starving.len();
         if let Some((what, cause)) = news.starving.into_iter().next() {

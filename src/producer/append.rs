@@ -121,7 +121,7 @@ impl Shared {
                 }
                 Wait::Partition(count) => return Err(no_such_partition(record, count)),
                 Wait::Memory(bytes) => {
-                    // Who is woken must see that somebody waits, or a long linger would outlast the shortage.
+                    // The sender is woken when this wait can be seen, or a long linger would outlast the shortage.
                     self.memory
                         .take(bytes, deadline, || self.wake.notify_one())
                         .await

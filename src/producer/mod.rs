@@ -100,7 +100,7 @@ struct Shared {
     /// Set with `closing`, for the path of every record.
     is_closing: AtomicBool,
     fatal: Mutex<Option<Error>>,
-    /// What a producer of transactions has more.
+    /// Of a transactional producer alone.
     transactions: Option<Transactions>,
     statistics: Mutex<ProducerStatistics>,
     unheard: Mutex<Unheard>,

@@ -45,7 +45,7 @@ use crate::{
 /// batch goes alone again.
 const PROOF_LASTS: Duration = Duration::from_secs(600);
 
-/// Attempts of a batch for which a leader that is newer ends its pause.
+/// A newer leader ends the pause of a batch with at most so many attempts.
 const MOST_HURRIED: u32 = 3;
 
 /// A batch that may leave now.

@@ -316,7 +316,7 @@ impl Transaction<'_> {
             return Ok(());
         }
         if let Some((partition, offset)) = offsets.iter().find(|(_, offset)| *offset < 0) {
-            return Err(Error::new(ErrorKind::InvalidArgument, format!("{offset} is no offset"))
+            return Err(Error::new(ErrorKind::InvalidArgument, format!("the offset {offset} is negative"))
                 .with_topic(Arc::clone(&partition.topic))
                 .with_partition(partition.partition));
         }

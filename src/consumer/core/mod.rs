@@ -1,4 +1,4 @@
-//! The consumer's mind: joins membership, positions, fetches and commits into one state machine. Pure.
+//! The consumer's state machine: joins membership, positions, fetches and commits into one state machine. Pure.
 //!
 //! What is subscribed to is in `subscribing.rs`, what happens to the assignment in `rebalance.rs`, commits in `commits.rs`, where partitions are read from in
 //! `reading.rs`, what a listener is told in `telling.rs`, the end in `closing.rs`.
@@ -137,7 +137,7 @@ pub(crate) struct Core {
     pattern: Option<ByPattern>,
     revoking: Option<Revoking>,
     telling: Telling,
-    /// Kept only for who acknowledges records one by one.
+    /// Kept only where records are acknowledged one by one.
     changes: Vec<Change>,
     /// Records were handed out of partitions that were taken away before they were committed: the next commit says so.
     lost: bool,
@@ -252,7 +252,7 @@ impl Core {
         self.partitions.acknowledge_each();
     }
 
-    /// The user is alive, and says nothing of what is done.
+    /// The poll interval begins anew; nothing is acknowledged.
     pub(crate) fn handle_alive(&mut self, now: Instant) -> Result<()> {
         self.check_open()?;
         if let Some(member) = &mut self.member {
@@ -277,7 +277,7 @@ impl Core {
         self.at_work = at_work;
     }
 
-    /// A poll waits that may never be looked after again.
+    /// A poll waits that may never be polled again: the poll interval must run.
     pub(crate) fn handle_loose_poll(&mut self, now: Instant) {
         if let Some(member) = &mut self.member {
             member.handle_loose_poll(now);

@@ -291,7 +291,7 @@ impl Core {
     }
 }
 
-/// What of the rebalance time-out is kept to commit in.
+/// The part of the rebalance time-out that is kept for the last commit.
 const COMMIT_REST: Duration = Duration::from_secs(5);
 
 #[cfg(test)]

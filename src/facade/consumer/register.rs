@@ -105,7 +105,10 @@ impl Consumer {
         const PLACE: Place =
             Place { controller: "dtkafka::Consumer::register_batch_handler", subject: SUBJECT };
         if records == 0 {
-            return logged(PLACE, Err(Error::new(ErrorKind::InvalidArgument, "a batch of 0 records")));
+            return logged(
+                PLACE,
+                Err(Error::new(ErrorKind::InvalidArgument, "a batch needs at least one record")),
+            );
         }
         self.with(
             topics.into(),
