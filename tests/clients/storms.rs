@@ -12,10 +12,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use dtkafka::{Connecting, KafkaConfig, KafkaInstance, Transport};
+use dtkafka::{
+    Connecting, ConsumerConfig, IsolationLevel, KafkaConfig, KafkaInstance, TopicPartition,
+    TransactionalProducer, Transport,
+};
 use dtkafka_testcontainers::{
     EmbeddedBroker, Listener,
-    broker::{ApiKey, Network},
+    broker::{ApiKey, Network, Profile},
 };
 use kafka_protocol::{
     messages as wire,
@@ -207,6 +210,9 @@ async fn carry(sky: &Sky, mut near: DuplexStream, mut far: DuplexStream) -> io::
 struct Storm {
     name: String,
     sasl: Option<&'static str>,
+    /// Transactions instead of a producer and a group.
+    transactions: bool,
+    profile: Profile,
     settings: Vec<(&'static str, &'static str)>,
     route: Route,
     act: Act,
@@ -216,6 +222,8 @@ fn storm(name: impl Into<String>) -> Storm {
     Storm {
         name: name.into(),
         sasl: None,
+        transactions: false,
+        profile: Profile::Latest,
         settings: Vec::new(),
         route: Box::new(|_, _, _| Way::There),
         act: Box::new(|_, _| None),
@@ -238,20 +246,20 @@ impl Storm {
         self
     }
 
+    /// Of transactions, with brokers of this kind.
+    fn transactions(mut self, profile: Profile) -> Self {
+        (self.transactions, self.profile) = (true, profile);
+        self
+    }
+
     fn set(mut self, name: &'static str, value: &'static str) -> Self {
         self.settings.push((name, value));
         self
     }
 
     async fn run(self) -> Result<String, String> {
-        let broker = EmbeddedBroker::builder()
-            .brokers(2)
-            .in_memory()
-            .seed(7)
-            .user("alice", "secret")
-            .start()
-            .await
-            .unwrap();
+        let builder = EmbeddedBroker::builder().brokers(2).in_memory().seed(7).profile(self.profile);
+        let broker = builder.user("alice", "secret").start().await.unwrap();
         broker.create_topic(TOPIC, 4).unwrap();
         let listener = if self.sasl.is_some() { Listener::SaslPlaintext } else { Listener::Plaintext };
         let sky = Arc::new(Sky {
@@ -282,7 +290,12 @@ impl Storm {
         for (name, value) in self.settings {
             config = config.set(name, value);
         }
-        let work = async { tokio::try_join!(produce(config.clone()), consume(config.clone(), &broker)) };
+        let work = async {
+            if self.transactions {
+                return transact(config.clone(), &sky).await;
+            }
+            tokio::try_join!(produce(config.clone()), consume(config.clone(), &broker)).map(|_| ())
+        };
         let done = tokio::time::timeout(CALM, work).await;
         let took = sky.start.elapsed();
         let asked: u64 = sky.requests.lock().unwrap().values().sum();
@@ -291,7 +304,8 @@ impl Storm {
         match done {
             Err(_) => return Err(format!("not done after {facts}; {:?}", sky.requests.lock().unwrap())),
             Ok(Err(text)) => return Err(format!("{text} after {facts}")),
-            Ok(Ok(_)) => {}
+            Ok(Ok(())) if self.transactions => return Ok(facts),
+            Ok(Ok(())) => {}
         }
         let mut log: Vec<u32> = (0..4)
             .flat_map(|partition| broker.records(TOPIC, partition).unwrap())
@@ -359,6 +373,75 @@ async fn consume(config: KafkaConfig, broker: &EmbeddedBroker) -> Result<(), Str
     }
     consumer.close(Duration::from_secs(30)).await.map_err(|error| format!("close: {error}"))?;
     Ok(())
+}
+
+/// Transactions of five records each, read back when all is calm: each that was committed is seen whole and once, and one of
+/// which nobody knows whole or not at all.
+async fn transact(config: KafkaConfig, sky: &Sky) -> Result<(), String> {
+    let kafka = KafkaInstance::new(config).unwrap();
+    let mut fates = Vec::new();
+    let mut kept = None;
+    let mut errors = Vec::new();
+    while fates.len() < 12 {
+        if errors.len() > 100 {
+            return Err(format!("{} errors, such as {}", errors.len(), errors[99]));
+        }
+        let number = fates.len() as u32;
+        let made = match kept.take() {
+            Some(producer) => Ok(producer),
+            None => kafka.get_transactional_producer_with(|p| p.set("transactional.id", "mine")).await,
+        };
+        let outcome = match made {
+            Ok(producer) => {
+                let producer: &mut TransactionalProducer = kept.insert(producer);
+                async {
+                    let transaction = producer.begin().await?;
+                    for record in 0..5 {
+                        drop(transaction.send(TOPIC, &(number * 10 + record)).await?);
+                    }
+                    transaction.commit().await
+                }
+                .await
+            }
+            Err(error) => Err(error),
+        };
+        if outcome.as_ref().is_err_and(dtkafka::Error::is_fatal) {
+            kept = None;
+        }
+        match outcome {
+            Ok(()) => fates.push(true),
+            Err(error) if error.possibly_written() => fates.push(false),
+            Err(error) => errors.push(error.to_string()),
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    drop(kept);
+    tokio::time::sleep_until(sky.start + WEATHER + Duration::from_secs(15)).await;
+    let settings = |c: ConsumerConfig| {
+        c.set("isolation.level", IsolationLevel::ReadCommitted).set("enable.auto.commit", false)
+    };
+    let consumer =
+        kafka.get_consumer_with(Vec::<String>::new(), settings).await.map_err(|error| error.to_string())?;
+    let partitions: Vec<_> = (0..4).map(|number| TopicPartition::new(TOPIC, number)).collect();
+    consumer.assign(partitions.clone()).map_err(|error| error.to_string())?;
+    let mut seen = BTreeMap::<u32, u32>::new();
+    for _ in 0..20 {
+        for record in
+            consumer.poll(Duration::from_millis(700)).await.map_err(|error| error.to_string())?.records()
+        {
+            *seen.entry(record.json().unwrap()).or_default() += 1;
+        }
+    }
+    for (number, is_committed) in fates.iter().enumerate() {
+        let counts: Vec<u32> =
+            (0..5).map(|record| seen.remove(&(number as u32 * 10 + record)).unwrap_or(0)).collect();
+        if counts != [1; 5] && (*is_committed || counts != [0; 5]) {
+            return Err(format!(
+                "transaction {number}, committed: {is_committed}, is seen as {counts:?}; {errors:?}"
+            ));
+        }
+    }
+    if seen.is_empty() { Ok(()) } else { Err(format!("{seen:?} are nobody's")) }
 }
 
 /// Those that both clients use.
@@ -797,6 +880,44 @@ fn lies() -> Vec<Storm> {
     ]
 }
 
+fn transactions() -> Vec<Storm> {
+    let mut storms = Vec::new();
+    let apis = [
+        ApiKey::InitProducerId,
+        ApiKey::FindCoordinator,
+        ApiKey::AddPartitionsToTxn,
+        ApiKey::Produce,
+        ApiKey::EndTxn,
+    ];
+    for profile in [Profile::Kafka28, Profile::Latest] {
+        storms.push(storm(format!("transactions, {profile:?}: nothing")).transactions(profile));
+        for api in apis {
+            for how in 0..4 {
+                let text = broken(how, 8).0;
+                storms.push(
+                    storm(format!("transactions, {profile:?}: {api:?}: 8 bytes, {text}"))
+                        .transactions(profile)
+                        .act(move |asked, _| {
+                            (asked.is(api) && asked.number % 2 == 0).then(|| broken(how, 8).1)
+                        }),
+                );
+            }
+        }
+    }
+    storms.push(
+        storm("transactions: partitions added, and left out of the answer")
+            .transactions(Profile::Kafka28)
+            .act(|asked, frame| {
+                (asked.is(ApiKey::AddPartitionsToTxn) && asked.number % 2 == 0).then(|| {
+                    asked.changed(frame, |answer: &mut wire::AddPartitionsToTxnResponse| {
+                        answer.results_by_topic_v3_and_below.clear();
+                    })
+                })
+            }),
+    );
+    storms
+}
+
 fn session(asked: Asked, frame: &[u8], ms: i64) -> Option<Reply> {
     asked.is(ApiKey::SaslAuthenticate).then(|| {
         asked.changed(frame, |answer: &mut wire::SaslAuthenticateResponse| answer.session_lifetime_ms = ms)
@@ -848,4 +969,9 @@ fn ways_that_lead_elsewhere_or_nowhere_are_weather() {
 #[test]
 fn lies_that_pass_do_no_harm() {
     each(lies());
+}
+
+#[test]
+fn transactions_are_whole_or_not_there_whatever_breaks_off() {
+    each(transactions());
 }
