@@ -14,7 +14,7 @@ use bytes::BytesMut;
 use tokio::sync::oneshot;
 
 use super::{
-    core::{Action, Core},
+    core::{Action, Core, Notice},
     fetch::FetchAction,
     ledger::Life,
     lookups::{Found, Lookup, Place},
@@ -157,6 +157,8 @@ struct World {
     receipts: Vec<Receipt>,
     polling: bool,
     given_up: BTreeSet<i32>,
+    /// What the listener was told that it has; none where there is no listener.
+    heard: Option<BTreeSet<TopicPartition>>,
 }
 
 impl World {
@@ -218,7 +220,9 @@ impl World {
             receipts: Vec::new(),
             polling: false,
             given_up: BTreeSet::new(),
+            heard: (seed % 2 == 1).then(BTreeSet::new),
         };
+        world.core.set_listening(world.heard.is_some());
         world.core.handle_metadata(now, Arc::new(metadata()));
         world.after(Duration::ZERO, Event::User);
         world.after(seconds(3), Event::Group2);
@@ -671,6 +675,7 @@ impl World {
         }
         self.core.handle_poll(self.now).unwrap();
         self.polling = true;
+        self.listen();
         while self.core.take_error().is_some() {}
         let mut left = 5;
         while left > 0 {
@@ -692,8 +697,27 @@ impl World {
         }
     }
 
+    /// The listener returns at once.
+    fn listen(&mut self) {
+        let (Some(heard), seed) = (&mut self.heard, self.seed) else { return };
+        while let Some(notice) = self.core.next_notice(self.now) {
+            let (Notice::Assigned(partitions) | Notice::Revoked(partitions) | Notice::Lost(partitions)) =
+                &notice;
+            let comes = matches!(notice, Notice::Assigned(_));
+            for key in partitions {
+                let is_news = if comes { heard.insert(key.clone()) } else { heard.remove(key) };
+                assert!(is_news, "seed {seed}: {notice:?} is told again");
+            }
+            self.core.handle_told(self.now);
+        }
+    }
+
     fn handed_out(&mut self, key: &TopicPartition, life: Life, offset: i64) {
         let (number, seed) = (key.partition, self.seed);
+        assert!(
+            self.heard.as_ref().is_none_or(|heard| heard.contains(key)),
+            "seed {seed}: {offset} of {key} is handed out, which the listener was not told of"
+        );
         assert!(
             !self.given_up.contains(&number),
             "seed {seed}: {key} was given up, and {offset} is handed out"

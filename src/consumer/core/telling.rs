@@ -1,9 +1,10 @@
 //! What a rebalance listener is told, and what waits for it. Pure.
 //!
 //! Notices are told one at a time, in order. Nothing is handed out while one is told or waits to be, and a revocation goes on
-//! only when its listener has returned or the coordinator will wait no longer; what was not told by then is told as lost.
+//! only when its listener has returned or the coordinator will wait no longer; what was not told by then is told as lost. It must
+//! never tell twice that a partition is gone, nor that one is gone that was not told of.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::{Core, Mode};
 use crate::{record::TopicPartition, time::Instant};
@@ -26,6 +27,8 @@ pub(super) struct Telling {
     waiting: VecDeque<Notice>,
     /// What the listener is at.
     told: Option<Notice>,
+    /// What is the consumer's, by all that was told and waits to be.
+    has: BTreeSet<TopicPartition>,
 }
 
 impl Telling {
@@ -40,9 +43,16 @@ impl Telling {
         self.told.is_some() || !self.waiting.is_empty()
     }
 
-    /// What the listener was never told it has it need not be told it loses. The rest of these partitions.
-    fn forget_untold(&mut self, partitions: &[TopicPartition]) -> Vec<TopicPartition> {
-        let mut rest = partitions.to_vec();
+    /// These come.
+    fn add(&mut self, partitions: &[TopicPartition]) {
+        self.has.extend(partitions.iter().cloned());
+        self.push(Notice::Assigned(partitions.to_vec()));
+    }
+
+    /// These go. Those of them that the listener is to hear of: not what it was told of already, nor what it was never told that
+    /// it has.
+    fn take(&mut self, partitions: &[TopicPartition]) -> Vec<TopicPartition> {
+        let mut rest: Vec<_> = partitions.iter().filter(|key| self.has.remove(*key)).cloned().collect();
         self.waiting.retain_mut(|notice| match notice {
             Notice::Assigned(added) => {
                 rest.retain(|key| !added.contains(key));
@@ -64,12 +74,7 @@ impl Telling {
             }
             _ => true,
         });
-        if let Some(Notice::Revoked(told)) = &self.told {
-            // They heard of it in time, or as good as.
-            lost.retain(|key| !told.contains(key));
-        }
         lost.sort();
-        lost.dedup();
         if !lost.is_empty() {
             self.push(Notice::Lost(lost));
         }
@@ -124,13 +129,13 @@ impl Core {
 
     pub(super) fn tell_assigned(&mut self, partitions: &[TopicPartition]) {
         if !partitions.is_empty() {
-            self.telling.push(Notice::Assigned(partitions.to_vec()));
+            self.telling.add(partitions);
         }
     }
 
     /// True if the listener must be waited for.
     pub(super) fn tell_revoked(&mut self, partitions: &[TopicPartition]) -> bool {
-        let gone = self.telling.forget_untold(partitions);
+        let gone = self.telling.take(partitions);
         if gone.is_empty() || !self.telling.is_on {
             return false;
         }
@@ -141,7 +146,60 @@ impl Core {
 
     /// These are gone without the listener; so is what waited for it.
     pub(super) fn tell_lost(&mut self, partitions: &[TopicPartition]) {
-        let gone = self.telling.forget_untold(partitions);
+        let gone = self.telling.take(partitions);
         self.telling.lose(gone);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        config::KafkaConfig,
+        time::{self, Rng},
+    };
+
+    fn told(core: &mut Core, now: Instant) -> Vec<Notice> {
+        let mut all = Vec::new();
+        while let Some(notice) = core.next_notice(now) {
+            core.handle_told(now);
+            all.push(notice);
+        }
+        all
+    }
+
+    #[test]
+    fn what_goes_is_told_once_however_it_goes() {
+        let now = time::now();
+        let config = KafkaConfig::new().set_bootstrap_servers("localhost:9092").set_group_id("g");
+        let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
+        let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1));
+        core.set_listening(true);
+        core.subscribe(now, vec!["t".into()]).unwrap();
+        let keys = [0, 1, 2].map(|partition| TopicPartition::new("t", partition));
+        core.partitions.add(keys.iter().cloned(), &crate::consumer::partitions::Phase::AwaitingCommitted);
+        core.tell_assigned(&keys);
+        assert_eq!(told(&mut core, now), [Notice::Assigned(keys.to_vec())]);
+
+        // It is revoked, and lost while its commits are out.
+        core.tell_revoked(&keys[..1]);
+        assert_eq!(told(&mut core, now), [Notice::Revoked(keys[..1].to_vec())]);
+        core.tell_lost(&keys[..2]);
+        assert_eq!(told(&mut core, now), [Notice::Lost(keys[1..2].to_vec())]);
+        // What waits to be told as lost is not told as lost again.
+        core.tell_assigned(&keys[..2]);
+        told(&mut core, now);
+        core.tell_revoked(&keys[..1]);
+        core.tell_lost(&[]);
+        core.tell_lost(&keys[..1]);
+        assert_eq!(told(&mut core, now), [Notice::Lost(keys[..1].to_vec())]);
+        // It closes during a revocation.
+        core.tell_revoked(&keys[1..2]);
+        core.tell_farewell();
+        core.tell_revoked(&keys[2..]);
+        let gone = [Notice::Revoked(keys[1..2].to_vec()), Notice::Revoked(keys[2..].to_vec())];
+        assert_eq!(told(&mut core, now), gone);
     }
 }
