@@ -287,13 +287,14 @@ impl Lane {
             self.kit.counters.failed();
             let decision = self.decide(&failure, attempt);
             let error = failure.into_error(&record.topic, record.partition, record.offset);
+            let calls = before.saturating_add(attempt);
             let Decision::RetryAfter(pause) = decision else {
-                return match self.deal(decision, &record, before.saturating_add(attempt), error).await? {
+                return match self.deal(decision, &record, calls, error).await? {
                     Flow::Handled => Ok(After::Dealt),
                     Flow::Abandoned => Ok(After::Abandoned),
                 };
             };
-            tracing::warn!(attempt, ?pause, %error, "the handler is called again after a pause");
+            tracing::warn!(attempt = calls, ?pause, %error, "the handler is called again after a pause");
             if self.pause(pause).await == Flow::Abandoned {
                 return Ok(After::Abandoned);
             }

@@ -90,7 +90,7 @@ impl Lane {
             let place = failed_at(&failure).and_then(|at| items.iter().position(|item| item.is_at(at)));
             self.finish(items.drain(..place.unwrap_or(0)));
             if let Decision::RetryAfter(pause) = self.decide(&failure, attempt) {
-                tracing::warn!(attempt, ?pause, topic = %self.partition.topic, "the handler of a batch is called again after a pause");
+                tracing::warn!(attempt = number, ?pause, topic = %self.partition.topic, "the handler of a batch is called again after a pause");
                 if self.pause(pause).await == Flow::Abandoned {
                     return Ok(Flow::Abandoned);
                 }

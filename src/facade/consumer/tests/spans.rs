@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// What spans were made, and what was noted with them.
+/// What spans were made and what was logged, with all that was noted.
 #[derive(Default, Clone)]
 struct Spans(Arc<Mutex<Vec<String>>>);
 
@@ -14,7 +14,7 @@ impl tracing::field::Visit for Spans {
 
 impl tracing::Subscriber for Spans {
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.is_span() && metadata.target() == "dtkafka::messaging"
+        metadata.is_event() || metadata.target() == "dtkafka::messaging"
     }
 
     fn new_span(&self, span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
@@ -28,7 +28,9 @@ impl tracing::Subscriber for Spans {
 
     fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
 
-    fn event(&self, _: &tracing::Event<'_>) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        event.record(&mut self.clone());
+    }
 
     fn enter(&self, _: &tracing::span::Id) {}
 
@@ -60,4 +62,18 @@ async fn each_call_of_a_handler_has_a_span_by_the_conventions_without_key_and_va
     }
     assert!(told.contains(&format!("traceparent={parent:?}")), "{told:?}");
     assert!(!told.concat().contains("secret"), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_counts_the_calls_before_a_retry_topic_too() {
+    let told = Spans::default();
+    crate::heard::on_every_thread();
+    let _guard = tracing::subscriber::set_default(told.clone());
+    let policy = ErrorPolicy::retry(2, Duration::from_secs(1)).retry_topics([Duration::from_secs(1)]);
+    let (consumer, seen) = seeing(policy, &[1]);
+    let records = vec![waiting(0, "orders", 0, 40, "7")];
+    run_of(&consumer, "orders-retry-1s", &Arc::default(), records, CancellationToken::new()).await;
+    assert_eq!(seen.lock().unwrap().len(), 2);
+    let told = told.0.lock().unwrap().clone();
+    assert!(told.contains(&"attempt=4".to_owned()), "after three of before: {told:?}");
 }
