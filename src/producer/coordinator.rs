@@ -44,7 +44,7 @@ impl Caller {
         let reply = match self.cluster.connection(broker, Lane::Main, deadline).await {
             Ok(connection) => {
                 let reply = self.ask(&connection, call, deadline).await;
-                reply.map_err(|error| NotDone { error, asked: true })
+                reply.map_err(|error| NotDone { asked: !error.is_unsent(), error })
             }
             Err(error) => Err(unreached(error)),
         };
