@@ -174,6 +174,34 @@ fn what_may_come_in_late_is_kept_out_by_a_new_epoch_before_the_next_transaction(
 }
 
 #[test]
+fn offsets_that_may_come_in_late_are_kept_out_of_the_next_transaction_by_a_new_epoch() {
+    for (version2, asked) in [(false, true), (false, false), (true, true)] {
+        let mut rig = Rig::open(version2);
+        rig.core.handle_offsets(offsets()).unwrap();
+        let mut call = rig.call(idle()).unwrap();
+        if !version2 {
+            rig.reply(&call, Ok(Reply::Done));
+            call = rig.call(idle()).unwrap();
+        }
+        assert!(matches!(call, Call::CommitOffsets(..)), "{call:?}");
+        let lost = Error::new(ErrorKind::Disconnected, "lost");
+        match asked {
+            true => rig.reply(&call, Err(lost)),
+            false => rig.unreached(&call, lost),
+        }
+        rig.core.handle_abort();
+        rig.now += Duration::from_secs(2);
+        let call = rig.call(idle()).unwrap();
+        assert!(matches!(call, Call::End { commit: false, .. }), "{call:?}");
+        let next = version2.then_some(ProducerIdentity { id: 7, epoch: 1 });
+        rig.reply(&call, Ok(Reply::Ended(next)));
+        // With version 2 the end has brought one.
+        let call = rig.call(idle());
+        assert_eq!(matches!(call, Some(Call::Init(Some(FIRST)))), !version2 && asked, "{call:?}");
+    }
+}
+
+#[test]
 fn a_commit_that_was_asked_for_cannot_be_aborted_any_more() {
     let mut rig = Rig::open(true);
     rig.core.handle_sent();
