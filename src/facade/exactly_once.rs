@@ -297,7 +297,7 @@ impl ExactlyOnce {
             return transaction.abort().await.map_err(failed);
         };
         let offsets = taken.offsets.iter().map(|(partition, span)| (partition.clone(), span.next));
-        transaction.send_offsets(&group, offsets).await.map_err(failed)?;
+        transaction.add_offsets(&group, offsets).map_err(failed)?;
         transaction.commit_patiently(shutdown).await.map_err(failed)?;
         for (partition, span) in taken.offsets.iter().filter(|(_, span)| span.is_cut) {
             if let Err(error) = consumer.seek_in(partition, span.life, span.next) {

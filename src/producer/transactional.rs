@@ -311,9 +311,23 @@ impl Transaction<'_> {
         group: &ConsumerGroupMetadata,
         offsets: impl IntoIterator<Item = (TopicPartition, i64)>,
     ) -> Result<()> {
+        let Some(job) = self.add_offsets(group, offsets)? else { return Ok(()) };
+        self.producer.shared().wake.notify_one();
+        let deadline = time::after(self.producer.shared().settings.max_block);
+        let look = |core: &Core| core.is_job_done(job);
+        self.producer.wait(deadline, "the offsets did not become part of the transaction", look).await
+    }
+
+    /// As [`send_offsets`](Self::send_offsets), but does not wait for it: a commit does, and asks for it at the same time as what it
+    /// delivers. Returns the job to wait for, unless there is nothing to do.
+    pub(crate) fn add_offsets(
+        &self,
+        group: &ConsumerGroupMetadata,
+        offsets: impl IntoIterator<Item = (TopicPartition, i64)>,
+    ) -> Result<Option<u64>> {
         let offsets: Vec<_> = offsets.into_iter().collect();
         if offsets.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         if let Some((partition, offset)) = offsets.iter().find(|(_, offset)| *offset < 0) {
             return Err(Error::new(ErrorKind::InvalidArgument, format!("the offset {offset} is negative"))
@@ -321,11 +335,7 @@ impl Transaction<'_> {
                 .with_partition(partition.partition));
         }
         let offsets = Offsets { group: group.clone(), offsets };
-        let job = self.producer.transactions()?.lock().handle_offsets(offsets)?;
-        self.producer.shared().wake.notify_one();
-        let deadline = time::after(self.producer.shared().settings.max_block);
-        let look = |core: &Core| core.is_job_done(job);
-        self.producer.wait(deadline, "the offsets did not become part of the transaction", look).await
+        self.producer.transactions()?.lock().handle_offsets(offsets).map(Some)
     }
 
     /// Delivers everything that was sent, and commits.
