@@ -460,11 +460,8 @@ impl Core {
             // Nobody has heard of it, so that it can still be aborted.
             self.commit_sent &= asked || self.commit_lost;
         }
-        if asked
-            && error.code().is_none()
-            && !self.version2
-            && !matches!(call, Call::Init(_) | Call::End { .. })
-        {
+        let is_lost = asked && error.code().is_none() && error.kind() != ErrorKind::Protocol;
+        if is_lost && !self.version2 && !matches!(call, Call::Init(_) | Call::End { .. }) {
             // It may come in when this transaction is over, and offsets of one that was aborted would be committed with the next.
             self.needs_bump = true;
         }
