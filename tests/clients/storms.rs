@@ -18,14 +18,14 @@ use dtkafka::{
 };
 use dtkafka_testcontainers::{
     EmbeddedBroker, Listener,
-    broker::{ApiKey, Network, Profile},
+    broker::{ApiKey, MemoryStream, Network, Profile},
 };
 use kafka_protocol::{
     messages as wire,
     protocol::{Decodable, Encodable, StrBytes},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream},
     time::Instant,
 };
 
@@ -158,14 +158,14 @@ impl Transport for Wire {
     }
 }
 
-async fn read_frame(stream: &mut DuplexStream) -> io::Result<Vec<u8>> {
+async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let mut frame = vec![0; stream.read_u32().await? as usize];
     stream.read_exact(&mut frame).await?;
     Ok(frame)
 }
 
 /// One request after the other.
-async fn carry(sky: &Sky, mut near: DuplexStream, mut far: DuplexStream) -> io::Result<()> {
+async fn carry(sky: &Sky, mut near: DuplexStream, mut far: MemoryStream) -> io::Result<()> {
     loop {
         let request = read_frame(&mut near).await?;
         let short = |at: usize| i16::from_be_bytes([request[at], request[at + 1]]);

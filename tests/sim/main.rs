@@ -50,8 +50,23 @@ const FOUND: &[(u64, &str)] = &[
     (3163, "a static leader that came back did not see what its topics had grown by"),
     (3854, "a connection was kept for ever that answered none of many calls with short deadlines"),
     (
+        6557,
+        "a handler ran on when another member had its partition: its time counted from when the member heard of the rebalance",
+    ),
+    (6665, "the same"),
+    (
         7477,
         "the broker of the kit gave a producer that had aborted the epoch it had, and nothing of it was taken any more",
+    ),
+    (40655, "a topic that was made in the kit while no broker ran never had a leader"),
+    (42159, "as 6557"),
+    (
+        42265,
+        "the broker of the kit read what had come over a connection that was broken, and took an older commit last",
+    ),
+    (
+        100_150,
+        "the broker of the kit gave the ids of fetch sessions again, and a reader went on with another one's",
     ),
 ];
 

@@ -10,9 +10,9 @@ use std::{
 };
 
 use dtkafka::{Connecting, Transport};
-use dtkafka_testcontainers::broker::Network;
+use dtkafka_testcontainers::broker::{Breaker, Network};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
     sync::Notify,
     time::Instant,
 };
@@ -121,8 +121,8 @@ impl Transport for Wire {
             let broker = self.air.network.connect(&self.client, host, port)?;
             let (near, far) = tokio::io::duplex(BUFFER);
             let (from_client, to_client) = tokio::io::split(far);
+            let (broken, breaker) = (Arc::new(Notify::new()), broker.breaker());
             let (from_broker, to_broker) = tokio::io::split(broker);
-            let broken = Arc::new(Notify::new());
             let name = self.air.name(&self.client, host);
             tracing::trace!(name, "opens");
             tokio::spawn(carry(
@@ -130,56 +130,63 @@ impl Transport for Wire {
                 format!("{name} out"),
                 from_client,
                 to_broker,
-                Arc::clone(&broken),
+                (Arc::clone(&broken), breaker.clone()),
             ));
-            tokio::spawn(carry(Arc::clone(&self.air), format!("{name} in"), from_broker, to_client, broken));
+            let ends = (broken, breaker);
+            tokio::spawn(carry(Arc::clone(&self.air), format!("{name} in"), from_broker, to_client, ends));
             Ok(Box::new(near) as _)
         })
     }
 }
 
 /// Carries bytes in one direction until either end closes or the connection breaks.
-async fn carry(
+async fn carry<S: AsyncRead + AsyncWrite, T: AsyncRead + AsyncWrite>(
     air: Arc<Air>,
     name: String,
-    from: ReadHalf<DuplexStream>,
-    to: WriteHalf<DuplexStream>,
-    broken: Arc<Notify>,
+    from: ReadHalf<S>,
+    to: WriteHalf<T>,
+    (broken, breaker): (Arc<Notify>, Breaker),
 ) {
-    tokio::select! {
+    let breaks = tokio::select! {
         biased;
-        () = broken.notified() => {}
-        () = air.storm.notified() => {}
-        _ = carry_all(&air, &name, from, to) => {}
-    }
+        () = broken.notified() => false,
+        () = air.storm.notified() => true,
+        carried = carry_all(&air, &name, from, to) => carried.unwrap_or(false),
+    };
     tracing::trace!(name, "ends");
-    // Both directions end together: what is on its way is lost, as with a reset.
+    if breaks {
+        // What is on its way is lost, and what the broker has not read.
+        breaker.reset();
+    }
+    // Both directions end together.
     broken.notify_one();
 }
 
-async fn carry_all(
+/// Whether the connection breaks.
+async fn carry_all<S: AsyncRead + AsyncWrite, T: AsyncRead + AsyncWrite>(
     air: &Air,
     name: &str,
-    mut from: ReadHalf<DuplexStream>,
-    mut to: WriteHalf<DuplexStream>,
-) -> io::Result<()> {
+    mut from: ReadHalf<S>,
+    mut to: WriteHalf<T>,
+) -> io::Result<bool> {
     let mut buffer = vec![0; BUFFER];
     loop {
         let length = from.read(&mut buffer).await?;
         tracing::trace!(name, length, at = air.millis(), "piece");
         if length == 0 {
-            return to.shutdown().await;
+            to.shutdown().await?;
+            return Ok(false);
         }
         tokio::time::sleep(air.latency()).await;
         if air.breaks() {
-            return Ok(());
+            return Ok(true);
         }
         let cut = air.split(length);
         to.write_all(&buffer[..cut]).await?;
         if cut < length {
             tokio::time::sleep(air.latency()).await;
             if air.breaks() {
-                return Ok(());
+                return Ok(true);
             }
             to.write_all(&buffer[cut..length]).await?;
         }

@@ -226,7 +226,7 @@ impl FaultControl {
     pub fn forget_fetch_sessions(&self, broker: i32) -> Result<(), BrokerError> {
         let mut cluster = self.shared.cluster();
         let node = cluster.nodes.get_mut(&broker).ok_or(BrokerError::NoSuchBroker(broker))?;
-        node.sessions = super::session::FetchSessions::default();
+        node.sessions.forget();
         Ok(())
     }
 
@@ -290,7 +290,7 @@ impl FaultControl {
         let was_running = *node.running.borrow();
         node.running.send_replace(false);
         if was_running {
-            node.sessions = super::session::FetchSessions::default();
+            node.sessions.forget();
             cluster.broker_stopped(broker, clean, self.shared.clock.now());
         }
         drop(cluster);

@@ -11,9 +11,8 @@ use std::{
 };
 
 use kafka_protocol::{ResponseError, messages::ApiKey};
-use tokio::io::DuplexStream;
 
-use super::{BrokerError, Effect, EmbeddedBroker, Fault, StoredRecord};
+use super::{BrokerError, Effect, EmbeddedBroker, Fault, MemoryStream, StoredRecord};
 
 /// A cluster for tests of code that sends: no broker is started, no port is opened, and what was sent can be looked at.
 ///
@@ -58,7 +57,7 @@ impl FakeKafka {
     /// The way to it: a function of host and port, as `KafkaConfig::set_transport` takes one.
     pub fn transport(
         &self,
-    ) -> impl Fn(String, u16) -> Ready<io::Result<DuplexStream>> + Clone + Send + Sync + 'static {
+    ) -> impl Fn(String, u16) -> Ready<io::Result<MemoryStream>> + Clone + Send + Sync + 'static {
         let network = self.broker.network();
         move |host: String, port| ready(network.connect("client", &host, port))
     }

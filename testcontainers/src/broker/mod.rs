@@ -49,7 +49,7 @@ use self::consumer_group::Times;
 pub use self::control::FaultControl;
 pub use self::fake::FakeKafka;
 pub use self::faults::{Effect, Fault, FaultId};
-pub use self::network::Network;
+pub use self::network::{Breaker, MemoryStream, Network};
 pub use self::profile::Profile;
 pub use self::quotas::Quota;
 use self::session::FetchSessions;
@@ -368,7 +368,8 @@ impl EmbeddedBroker {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        drop(network::serve(&self.shared, "", broker_id, listener, stream));
+        let breaker = network::Breaker::default();
+        drop(network::serve(&self.shared, "", broker_id, listener, stream, breaker));
     }
 
     /// Opens in-memory connections to the brokers.

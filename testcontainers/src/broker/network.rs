@@ -4,9 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::sync::Notify;
 
 use super::cluster::Shared;
 use super::{Listener, server, watch};
@@ -86,6 +90,69 @@ impl Links {
     }
 }
 
+/// Breaks a connection in memory as a TCP reset does: what the broker has not read yet is lost, what it works on it still does.
+/// A stream that is only dropped ends in an orderly way: the broker reads what was written before, when it gets there.
+#[derive(Debug, Clone, Default)]
+pub struct Breaker(Arc<(AtomicBool, Notify)>);
+
+impl Breaker {
+    /// Breaks it, now and for good.
+    pub fn reset(&self) {
+        self.0.0.store(true, Ordering::Relaxed);
+        self.0.1.notify_one();
+    }
+
+    pub(super) fn is_reset(&self) -> bool {
+        self.0.0.load(Ordering::Relaxed)
+    }
+
+    /// For the broker alone: it wakes one.
+    pub(super) async fn broken(&self) {
+        while !self.is_reset() {
+            self.0.1.notified().await;
+        }
+    }
+}
+
+/// The client's end of a connection in memory.
+#[derive(Debug)]
+pub struct MemoryStream {
+    stream: DuplexStream,
+    breaker: Breaker,
+}
+
+impl MemoryStream {
+    /// What breaks this connection.
+    #[must_use]
+    pub fn breaker(&self) -> Breaker {
+        self.breaker.clone()
+    }
+}
+
+impl AsyncRead for MemoryStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for MemoryStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 /// Opens in-memory connections to the brokers of one cluster. Cheap to clone.
 ///
 /// With [`super::EmbeddedBrokerBuilder::in_memory`] a client that asks this instead of the operating system needs no
@@ -102,7 +169,7 @@ impl Network {
     /// # Errors
     /// `NotFound`: nobody has this address. `ConnectionRefused`: the broker is stopped. Over a link that is cut the
     /// connection opens and stays silent.
-    pub fn connect(&self, client: &str, host: &str, port: u16) -> io::Result<DuplexStream> {
+    pub fn connect(&self, client: &str, host: &str, port: u16) -> io::Result<MemoryStream> {
         let found = {
             let cluster = self.shared.cluster();
             let of = |id: i32| {
@@ -122,10 +189,11 @@ impl Network {
     ///
     /// # Errors
     /// `NotFound`: there is no such broker. `ConnectionRefused`: it is stopped.
-    pub fn connect_to(&self, client: &str, broker: i32, listener: Listener) -> io::Result<DuplexStream> {
-        let (ours, theirs) = tokio::io::duplex(BUFFER);
-        serve(&self.shared, client, broker, listener, theirs)?;
-        Ok(ours)
+    pub fn connect_to(&self, client: &str, broker: i32, listener: Listener) -> io::Result<MemoryStream> {
+        let (stream, theirs) = tokio::io::duplex(BUFFER);
+        let breaker = Breaker::default();
+        serve(&self.shared, client, broker, listener, theirs, breaker.clone())?;
+        Ok(MemoryStream { stream, breaker })
     }
 }
 
@@ -136,6 +204,7 @@ pub(super) fn serve<S>(
     broker: i32,
     listener: Listener,
     stream: S,
+    breaker: Breaker,
 ) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -147,7 +216,7 @@ where
     if !*running.borrow() {
         return Err(io::Error::new(io::ErrorKind::ConnectionRefused, format!("broker {broker} is stopped")));
     }
-    let peer = server::Peer { name: client.to_owned(), host: "/in-memory".to_owned() };
+    let peer = server::Peer { name: client.to_owned(), host: "/in-memory".to_owned(), breaker };
     tokio::spawn(server::serve(Arc::clone(shared), broker, listener, stream, peer, running));
     Ok(())
 }

@@ -16,6 +16,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::api::{self, Call};
 use super::cluster::Shared;
 use super::faults::{Asked, Effect};
+use super::network::Breaker;
 use super::random::Random;
 use super::sasl::Login;
 use super::watch;
@@ -35,6 +36,8 @@ pub(super) struct Peer {
     /// What the network calls it: given at an in-memory connection, else the `client.id` of its first request.
     pub(super) name: String,
     pub(super) host: String,
+    /// Of a connection in memory.
+    pub(super) breaker: Breaker,
 }
 
 /// Binds a broker's listeners (the same ports as before, if it had some) and starts to accept.
@@ -108,7 +111,8 @@ fn spawn_accept(
                     if stream.set_nodelay(true).is_err() {
                         continue;
                     }
-                    let peer = Peer { name: String::new(), host: format!("/{}", peer.ip()) };
+                    let host = format!("/{}", peer.ip());
+                    let peer = Peer { name: String::new(), host, breaker: Breaker::default() };
                     connections.spawn(serve(Arc::clone(&shared), broker, listener, stream, peer, running.clone()));
                 }
             }
@@ -204,7 +208,12 @@ struct Connection {
 impl Connection {
     async fn run<S: AsyncRead + AsyncWrite + Unpin>(&mut self, mut stream: S) {
         let mut buffer = BytesMut::with_capacity(64 * 1024);
+        let breaker = self.peer.breaker.clone();
         loop {
+            if breaker.is_reset() {
+                // What has come and was not read is lost with the connection.
+                return;
+            }
             match take_frame(&mut buffer) {
                 Err(Close) => return,
                 Ok(Some(frame)) => match self.handle(frame).await {
@@ -227,10 +236,16 @@ impl Connection {
                         return;
                     }
                 },
-                Ok(None) => match stream.read_buf(&mut buffer).await {
-                    Ok(0) | Err(_) => return,
-                    Ok(_) => {}
-                },
+                Ok(None) => {
+                    let read = tokio::select! {
+                        biased;
+                        () = breaker.broken() => return,
+                        read = stream.read_buf(&mut buffer) => read,
+                    };
+                    if !read.is_ok_and(|length| length > 0) {
+                        return;
+                    }
+                }
             }
         }
     }

@@ -126,6 +126,11 @@ impl FetchSessions {
         self.given
     }
 
+    /// Forgets every session. Their ids are not given again: who goes on with one would be taken for somebody else.
+    pub(super) fn forget(&mut self) {
+        self.sessions.clear();
+    }
+
     /// Remembers what the answer says of a partition; `None` makes the next answer name it again.
     pub(super) fn told(&mut self, id: i32, key: &Key, told: Told) {
         if let Some(partition) = self.sessions.get_mut(&id).and_then(|s| s.partitions.get_mut(key)) {
@@ -182,6 +187,19 @@ mod tests {
             sessions.plan(Now::ZERO, 9, 99, 1, vec![], &[]).unwrap_err(),
             ResponseError::FetchSessionIdNotFound
         );
+    }
+
+    #[test]
+    fn who_goes_on_with_a_session_that_was_forgotten_gets_nobody_elses() {
+        let mut sessions = FetchSessions::default();
+        let open = |sessions: &mut FetchSessions| {
+            sessions.plan(Now::ZERO, 9, 0, 0, vec![want(0, 0)], &[]).unwrap().session_id
+        };
+        let forgotten = open(&mut sessions);
+        sessions.forget();
+        open(&mut sessions);
+        let refused = sessions.plan(Now::ZERO, 9, forgotten, 1, vec![], &[]).unwrap_err();
+        assert_eq!(refused, ResponseError::FetchSessionIdNotFound);
     }
 
     #[test]

@@ -183,3 +183,25 @@ async fn a_leader_names_the_replica_in_the_readers_rack_and_that_one_answers_wit
     control.stop_broker(2).unwrap();
     assert_eq!(told(leader.call(11, &fetch(0, "b")).await), (0, -1, 2, true), "it does not run");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_broker_has_not_read_when_a_connection_breaks_is_lost_and_what_was_only_closed_is_served() {
+    for breaks in [true, false] {
+        let broker = in_memory(1).await;
+        let pause = Duration::from_secs(5);
+        broker.control().inject(Fault::on(ApiKey::Produce).times(1).effect(Effect::Throttle(pause)));
+        let stream = broker.network().connect_to("c", 1, Listener::Plaintext).unwrap();
+        let breaker = stream.breaker();
+        let mut client = Client::over(stream);
+        client.call(9, &produce("t", batch(&["a"], None))).await;
+        // The broker does not read for a while.
+        client.send(9, &produce("t", batch(&["b"], None))).await;
+        tokio::time::sleep(pause / 2).await;
+        if breaks {
+            breaker.reset();
+        }
+        drop(client);
+        tokio::time::sleep(pause).await;
+        assert_eq!(broker.records("t", 0).unwrap().len(), if breaks { 1 } else { 2 });
+    }
+}
