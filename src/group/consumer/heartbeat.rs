@@ -33,13 +33,13 @@ impl Member {
         let is_full = told.is_none();
         let changed =
             |differs: fn(&Told, &Told) -> bool| told.as_ref().is_none_or(|told| differs(told, &current));
-        let no_longer = || told.as_ref().and_then(|told| told.pattern.as_ref()).map(|_| Arc::from(""));
         let pattern = match &current.pattern {
             Some(pattern) => {
                 changed(|told, current| told.pattern != current.pattern).then(|| Arc::clone(pattern))
             }
-            None => no_longer(),
+            None => self.may_have_pattern.then(|| Arc::from("")),
         };
+        self.may_have_pattern |= current.pattern.is_some();
         let beat = Beat {
             member_id: self.member_id.clone(),
             epoch: self.epoch,
@@ -96,6 +96,7 @@ impl Member {
         }
         self.unreleased_since = None;
         self.is_counted = true;
+        self.may_have_pattern &= told.as_ref().is_none_or(|told| told.pattern.is_some());
         self.told = told;
         self.epoch = answer.epoch;
         self.interval = answer.interval.max(LEAST_INTERVAL);
@@ -103,8 +104,10 @@ impl Member {
             self.member_id = id;
         }
         self.state = State::Joined { exchange: Exchange::Due(now + self.interval) };
-        // An answer that was lost may have said the same already.
+        // An answer that was lost may have said the same already; but a coordinator that had not heard of us for the session would
+        // not know us any more.
         let asked = self.unanswered_since.take().unwrap_or(now);
+        let asked = now.checked_sub(self.settings.session_timeout).map_or(asked, |known| asked.max(known));
         if let Some(assignment) = answer.assignment {
             let target = assignment.into_iter().collect();
             if target != self.target {

@@ -121,6 +121,8 @@ pub(crate) struct Member {
     names: Arc<Names>,
     /// What the coordinator knows of us; `None` where it may know nothing, so that all must be said.
     told: Option<Told>,
+    /// The coordinator may have been told of a pattern, and not that it is over.
+    may_have_pattern: bool,
     /// What the heartbeat that is out says.
     telling: Option<Told>,
     /// The broker's pause between heartbeats.
@@ -161,6 +163,7 @@ impl Member {
             names: Arc::default(),
             told: None,
             telling: None,
+            may_have_pattern: false,
             interval: FIRST_INTERVAL,
             is_counted: false,
             is_fresh: false,

@@ -254,8 +254,7 @@ fn a_revocation_counts_from_the_first_heartbeat_whose_answer_may_have_said_it() 
     bench.pass_to_timeout();
     let (token, _) = bench.beat();
     let first = bench.now;
-    bench.member.handle_answer(bench.now, token, Err(Error::new(ErrorKind::Disconnected, "gone")));
-    assert!(matches!(bench.member.poll_action(), Some(Action::ForgetCoordinator)));
+    bench.lose_answer(token);
     bench.pass_to_timeout();
     let (token, _) = bench.beat();
     bench.pass(Duration::from_secs(1));
@@ -272,6 +271,43 @@ fn a_revocation_counts_from_the_first_heartbeat_whose_answer_may_have_said_it() 
     bench.member.handle_revoked(bench.now, token);
     let Some(Action::Revoke { since, .. }) = bench.member.poll_action() else { panic!() };
     assert_eq!(since, second);
+}
+
+#[test]
+fn a_coordinator_that_was_away_for_long_leaves_a_revocation_its_time() {
+    let mut bench = Bench::joined();
+    let away = bench.now + POLL_INTERVAL * 2;
+    bench.pass_to_timeout();
+    while bench.now < away {
+        let (token, _) = bench.beat();
+        bench.refuse(token, code::COORDINATOR_LOAD_IN_PROGRESS);
+        bench.pass_to_timeout();
+    }
+    let (token, _) = bench.beat();
+    bench.answer(token, 2, Some(&[(ORDERS, 0)]));
+    let Some(Action::Revoke { since, .. }) = bench.member.poll_action() else { panic!() };
+    assert_eq!(since, bench.now - SESSION, "it knows us, and so has heard of us since then");
+}
+
+#[test]
+fn a_pattern_is_taken_back_also_where_a_heartbeat_was_lost() {
+    let mut bench = Bench::joined();
+    let told = |bench: &mut Bench| {
+        let (token, beat) = bench.beat();
+        (token, beat.pattern.as_deref().map(str::to_owned))
+    };
+    bench.member.handle_subscription(bench.now, Vec::new(), Some("ord.*".into()));
+    let (token, pattern) = told(&mut bench);
+    assert_eq!(pattern.as_deref(), Some("ord.*"));
+    bench.lose_answer(token);
+    bench.subscribe(&["orders"]);
+    bench.pass_to_timeout();
+    let (token, pattern) = told(&mut bench);
+    assert_eq!(pattern.as_deref(), Some(""), "it may have heard the pattern");
+    bench.answer(token, 1, None);
+    // Now it knows.
+    bench.pass_to_timeout();
+    assert_eq!(told(&mut bench).1, None);
 }
 
 #[test]
