@@ -157,6 +157,11 @@ impl KafkaConsumer {
         passed.unwrap_or(false)
     }
 
+    /// The present life of a partition, if it is assigned.
+    pub(crate) fn life_of(&self, partition: &TopicPartition) -> Option<Life> {
+        self.shared.lock().partitions.get(partition).map(|partition| partition.life())
+    }
+
     /// Whether what was handed out in this life still counts.
     pub(crate) fn is_live(&self, partition: &TopicPartition, life: Life) -> bool {
         self.shared.lock().partitions.get(partition).is_some_and(|partition| partition.life() == life)

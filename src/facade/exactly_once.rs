@@ -211,7 +211,8 @@ impl ExactlyOnce {
     ) -> Result<()> {
         let shutdown = pin!(shutdown);
         let shutdown = shutdown.shared();
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
+        let pauses = || Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
+        let (mut polling, mut backoff) = (pauses(), pauses());
         let mut rng = self.kafka.config().resolve_client()?.environment.rng();
         loop {
             let polled = tokio::select! {
@@ -219,6 +220,9 @@ impl ExactlyOnce {
                 () = shutdown.clone() => return Ok(()),
                 polled = consumer.poll(Duration::from_secs(1)) => polled,
             };
+            if polled.is_ok() {
+                polling.reset();
+            }
             let records = match polled {
                 // Another may have taken over since: that ends the loop also when nothing comes any more.
                 Ok(records) if records.is_empty() => match producer.fatal() {
@@ -228,8 +232,11 @@ impl ExactlyOnce {
                 Ok(records) => records,
                 Err(error) if error.is_retriable() => {
                     tracing::warn!(%error, "the consumer will go on");
-                    tokio::time::sleep(backoff.next(&mut rng)).await;
-                    continue;
+                    tokio::select! {
+                        biased;
+                        () = shutdown.clone() => return Ok(()),
+                        () = tokio::time::sleep(polling.next(&mut rng)) => continue,
+                    }
                 }
                 Err(error) => return Err(error),
             };

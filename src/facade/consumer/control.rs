@@ -2,13 +2,14 @@
 //! shares a little state with it, and owns nothing.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use tokio::sync::Notify;
 
+use super::pauses::{Pauses, Wanted};
 use crate::{
     consumer::{
         KafkaConsumer,
@@ -50,8 +51,8 @@ struct State {
     client: Weak<KafkaConsumer>,
     /// Cancelled by a handle: `run` ends.
     stop: CancellationToken,
-    /// By the user. The engine, which has reasons of its own, resumes.
-    paused: BTreeSet<TopicPartition>,
+    /// By the user.
+    pauses: Pauses,
     listeners: Vec<Listener>,
 }
 
@@ -61,7 +62,10 @@ impl Shared {
     }
 
     pub(super) fn connect(&self, client: &Arc<KafkaConsumer>) {
-        self.lock().client = Arc::downgrade(client);
+        let mut state = self.lock();
+        state.client = Arc::downgrade(client);
+        // Those were of another client.
+        state.pauses = Pauses::default();
     }
 
     pub(super) fn stop_token(&self) -> CancellationToken {
@@ -77,9 +81,9 @@ impl Shared {
         self.lock().listeners.push(listener);
     }
 
-    /// The partitions that the user has paused.
-    pub(super) fn paused(&self) -> BTreeSet<TopicPartition> {
-        self.lock().paused.clone()
+    /// What the user has paused and resumed since this was last asked.
+    pub(super) fn follow_pauses(&self) -> Option<Wanted> {
+        self.lock().pauses.follow()
     }
 
     /// Waits until the user may have paused or resumed something.
@@ -99,9 +103,9 @@ impl Shared {
         };
         let listeners = {
             let mut state = self.lock();
-            if let Rebalance::Revoked(gone) | Rebalance::Lost(gone) = &rebalance {
-                for partition in gone {
-                    state.paused.remove(partition);
+            if let Change::Revoked(gone) | Change::Lost(gone) = change {
+                for (partition, life) in gone {
+                    state.pauses.handle_gone(partition, *life);
                 }
             }
             state.listeners.clone()
@@ -125,19 +129,31 @@ impl Shared {
         self.lock().client.upgrade()
     }
 
-    /// The client, if it has all of these partitions.
-    fn client_of(&self, partitions: &BTreeSet<TopicPartition>) -> Result<Arc<KafkaConsumer>> {
+    /// The client and the present lives of these partitions, if it has them all.
+    fn client_of(
+        &self,
+        partitions: impl IntoIterator<Item = TopicPartition>,
+    ) -> Result<(Arc<KafkaConsumer>, BTreeMap<TopicPartition, Life>)> {
         let Some(client) = self.client() else {
             return Err(Error::new(ErrorKind::InvalidArgument, "the consumer has no partitions yet")
                 .with_hint("it connects and joins its group when it first consumes"));
         };
-        let assigned: BTreeSet<_> = client.assignment().into_iter().collect();
-        match partitions.difference(&assigned).next() {
-            None => Ok(client),
-            Some(stranger) => Err(Error::new(ErrorKind::InvalidArgument, "the partition is not assigned")
-                .with_topic(Arc::clone(&stranger.topic))
-                .with_partition(stranger.partition)),
+        let mut lives = BTreeMap::new();
+        for partition in partitions {
+            let Some(life) = client.life_of(&partition) else {
+                return Err(Error::new(ErrorKind::InvalidArgument, "the partition is not assigned")
+                    .with_topic(partition.topic)
+                    .with_partition(partition.partition));
+            };
+            lives.insert(partition, life);
         }
+        Ok((client, lives))
+    }
+
+    /// Notes it, and has the engine follow.
+    fn steer(&self, note: impl FnOnce(&mut Pauses)) {
+        note(&mut self.lock().pauses);
+        self.steered.notify_one();
     }
 }
 
@@ -187,11 +203,14 @@ impl ConsumerHandle {
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] if a partition is not assigned; none is paused then.
     pub fn pause(&self, partitions: impl IntoIterator<Item = TopicPartition>) -> Result<()> {
-        let partitions = partitions.into_iter().collect();
-        let client = self.shared.client_of(&partitions)?;
-        self.shared.lock().paused.extend(partitions.iter().cloned());
-        self.shared.steered.notify_one();
-        client.pause(partitions)
+        let (client, lives) = self.shared.client_of(partitions)?;
+        let partitions: Vec<_> = lives.keys().cloned().collect();
+        self.shared.steer(|pauses| pauses.pause(lives));
+        let paused = client.pause(partitions.iter().cloned());
+        if paused.is_err() {
+            self.shared.steer(|pauses| pauses.resume(partitions));
+        }
+        paused
     }
 
     /// Takes records of these partitions again, as soon as [`run`](crate::Consumer::run) or
@@ -200,16 +219,14 @@ impl ConsumerHandle {
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] if a partition is not assigned; none is resumed then.
     pub fn resume(&self, partitions: impl IntoIterator<Item = TopicPartition>) -> Result<()> {
-        let partitions = partitions.into_iter().collect();
-        self.shared.client_of(&partitions)?;
-        self.shared.lock().paused.retain(|partition| !partitions.contains(partition));
-        self.shared.steered.notify_one();
+        let (_, lives) = self.shared.client_of(partitions)?;
+        self.shared.steer(|pauses| pauses.resume(lives.into_keys()));
         Ok(())
     }
 
     /// The partitions paused by [`pause`](Self::pause), sorted.
     pub fn paused(&self) -> Vec<TopicPartition> {
-        self.shared.lock().paused.iter().cloned().collect()
+        self.shared.lock().pauses.paused().cloned().collect()
     }
 }
 

@@ -30,6 +30,7 @@ use super::{
     control::Shared,
     lane::{self, Ended, GRACE, Kit, Ledger, Outcome},
     load::Chunk,
+    pauses::Wanted,
 };
 use crate::{
     consumer::{
@@ -301,14 +302,15 @@ impl Engine {
 
     /// Pauses and resumes what the user has paused and resumed. Here alone anything is resumed, as here all reasons are known.
     fn follow_user(&mut self) {
-        let before = std::mem::replace(&mut self.by_user, self.shared.paused());
-        for partition in self.by_user.difference(&before) {
+        let Some(Wanted { paused, freed }) = self.shared.follow_pauses() else { return };
+        self.by_user = paused;
+        for partition in &self.by_user {
             if let Err(error) = self.client.pause([partition.clone()]) {
                 tracing::debug!(%error, "the partition is gone");
             }
         }
-        for partition in before.difference(&self.by_user) {
-            self.resume(partition.clone());
+        for partition in freed {
+            self.resume(partition);
         }
     }
 
@@ -397,12 +399,6 @@ impl Engine {
                 Change::Lost(partitions) => self.revoke(partitions, true),
             }
             self.shared.tell(&change);
-            // What was paused goes with its life: paused again, it is paused anew.
-            if let Change::Revoked(gone) | Change::Lost(gone) = &change {
-                for (partition, _) in gone {
-                    self.by_user.remove(partition);
-                }
-            }
         }
     }
 

@@ -10,6 +10,7 @@ mod control;
 mod engine;
 mod lane;
 mod load;
+mod pauses;
 mod register;
 mod running;
 

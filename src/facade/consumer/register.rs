@@ -87,7 +87,8 @@ impl Consumer {
     }
 
     /// Adds a handler of many records at once: up to `records` of one lane, or fewer when the first of them has waited for
-    /// `wait`; zero takes what is there. See [`Batch`].
+    /// `wait`; zero takes what is there. [`consume`](Self::consume) returns no sooner than its last batch is handled: a long `wait` is
+    /// for [`run`](Self::run). See [`Batch`].
     ///
     /// # Errors
     /// As [`register_handler`](Self::register_handler); also for 0 records, or a topic that has another handler.

@@ -228,3 +228,32 @@ async fn a_batch_that_gathers_does_not_turn_in_circles_while_another_handler_end
     .unwrap();
     assert!(polls < 300, "{polls} turns for nothing");
 }
+
+#[tokio::test]
+async fn a_pause_between_two_calls_ends_when_it_is_resumed_and_with_its_client() {
+    let (_broker, kafka) = with_records(&["t"], 2).await;
+    let mut consumer = Consumer::new_with(&kafka, ["t"], |c| c.max_poll_records(1))
+        .unwrap()
+        .register_handler("t", async |_: Message<i64>| Ok(()))
+        .unwrap();
+    let (handle, partition) = (consumer.handle(), TopicPartition::new("t", 0));
+    let handled = async |consumer: &mut Consumer, count: u64| {
+        let all = async {
+            while consumer.metrics().handled < count {
+                consumer.consume(Duration::from_millis(200)).await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), all).await.expect("it stays paused");
+    };
+    handled(&mut consumer, 1).await;
+    handle.pause([partition.clone()]).unwrap();
+    handle.resume([partition.clone()]).unwrap();
+    handled(&mut consumer, 2).await;
+    handle.pause([partition]).unwrap();
+    consumer.close().await.unwrap();
+    let producer = kafka.get_producer().await.unwrap();
+    producer.send("t", &2).await.unwrap().await.unwrap();
+    handled(&mut consumer, 3).await;
+    assert!(handle.paused().is_empty());
+    consumer.close().await.unwrap();
+}

@@ -1,0 +1,99 @@
+//! Which partitions the user has paused. Pure: the engine follows it, and alone resumes, as it alone knows all reasons not to.
+//!
+//! A pause belongs to the life it was made in: what is heard late of the end of an earlier one does not undo it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{consumer::acknowledge::Life, record::TopicPartition};
+
+#[derive(Default)]
+pub(super) struct Pauses {
+    noted: BTreeMap<TopicPartition, Life>,
+    /// Not paused any more: the client may still have them paused.
+    freed: BTreeSet<TopicPartition>,
+    /// Something has changed since it was followed.
+    is_news: bool,
+}
+
+/// What the engine is to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) paused: BTreeSet<TopicPartition>,
+    /// To be resumed, unless something else holds them.
+    pub(super) freed: BTreeSet<TopicPartition>,
+}
+
+impl Pauses {
+    pub(super) fn pause(&mut self, partitions: BTreeMap<TopicPartition, Life>) {
+        self.freed.retain(|partition| !partitions.contains_key(partition));
+        self.noted.extend(partitions);
+        self.is_news = true;
+    }
+
+    pub(super) fn resume(&mut self, partitions: impl IntoIterator<Item = TopicPartition>) {
+        for partition in partitions {
+            self.noted.remove(&partition);
+            self.freed.insert(partition);
+        }
+        self.is_news = true;
+    }
+
+    /// This life of a partition, and those before it, are over.
+    pub(super) fn handle_gone(&mut self, partition: &TopicPartition, life: Life) {
+        if self.noted.get(partition).is_some_and(|noted| *noted <= life) {
+            self.resume([partition.clone()]);
+        }
+    }
+
+    /// By name, sorted.
+    pub(super) fn paused(&self) -> impl Iterator<Item = &TopicPartition> {
+        self.noted.keys()
+    }
+
+    /// What has changed since this was last asked.
+    pub(super) fn follow(&mut self) -> Option<Wanted> {
+        std::mem::take(&mut self.is_news).then(|| Wanted {
+            paused: self.paused().cloned().collect(),
+            freed: std::mem::take(&mut self.freed),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn partition() -> TopicPartition {
+        TopicPartition::new("orders", 3)
+    }
+
+    fn paused_in(life: u64) -> Pauses {
+        let mut pauses = Pauses::default();
+        pauses.pause([(partition(), Life::numbered(life))].into());
+        pauses
+    }
+
+    #[test]
+    fn the_end_of_an_earlier_life_undoes_no_pause_and_that_of_its_own_does() {
+        let mut pauses = paused_in(2);
+        assert_eq!(pauses.follow().unwrap().paused, [partition()].into());
+        pauses.handle_gone(&partition(), Life::numbered(1));
+        assert_eq!(pauses.follow(), None, "it is heard of late");
+        pauses.handle_gone(&partition(), Life::numbered(4));
+        let gone = pauses.follow().unwrap();
+        assert_eq!((gone.paused.len(), gone.freed), (0, [partition()].into()));
+        assert_eq!(pauses.follow(), None);
+    }
+
+    #[test]
+    fn what_is_paused_and_resumed_between_two_looks_is_resumed() {
+        let mut pauses = paused_in(1);
+        pauses.resume([partition()]);
+        assert_eq!(pauses.follow().unwrap().freed, [partition()].into());
+        let mut pauses = paused_in(1);
+        pauses.resume([partition()]);
+        pauses.pause([(partition(), Life::numbered(1))].into());
+        let wanted = pauses.follow().unwrap();
+        assert_eq!((wanted.paused, wanted.freed.len()), ([partition()].into(), 0));
+    }
+}
