@@ -102,11 +102,12 @@ impl Sender {
     pub(crate) fn handle_request_error(&mut self, now: Instant, request: Request, error: &Error) {
         self.landed(request.leader);
         // An answer that did not come says nothing; one that cannot be read says the same.
-        let unknown = !error.is_unsent()
-            && matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Disconnected | ErrorKind::Protocol);
+        let lost = matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Disconnected | ErrorKind::Protocol);
+        // What was never sent is sent again as well: another request's answer may have ended its connection.
+        let unknown = lost && !error.is_unsent();
         self.handle_disconnected(request.leader);
         self.wants_metadata = true;
-        let decision = match unknown || error.is_retriable() {
+        let decision = match lost || error.is_retriable() {
             true => Decision::Retry { stale_leader: true },
             false => Decision::Fail { possibly_written: false },
         };

@@ -300,6 +300,22 @@ fn what_has_not_left_when_its_connection_goes_is_not_called_possibly_written() {
 }
 
 #[test]
+fn what_waited_on_a_connection_that_damage_has_ended_goes_again() {
+    for kind in [ErrorKind::Timeout, ErrorKind::Disconnected, ErrorKind::Protocol] {
+        for unsent in [true, false] {
+            let mut world = introduced(1, limits(true));
+            let delivery = fill(&mut world, 0, 1..2).remove(0);
+            let request = world.wire.get_mut(&1).and_then(VecDeque::pop_front).unwrap();
+            let error = Error::new(kind, "the answer before is too large");
+            let error = if unsent { error.with_unsent() } else { error };
+            world.sender.handle_request_error(world.now, request, &error);
+            world.drain();
+            assert_eq!(deliver(delivery).unwrap(), 1, "{kind:?}, unsent: {unsent}");
+        }
+    }
+}
+
+#[test]
 fn codes_that_can_come_after_the_append_are_told_when_the_record_fails_in_the_end() {
     for (code, open) in [(7, true), (20, true), (6, true), (3, true), (56, true), (19, false), (5, false)] {
         let mut world = introduced(1, Limits { retries: 1, ..limits(true) });
