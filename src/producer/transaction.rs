@@ -447,9 +447,9 @@ impl Core {
         rng: &mut Rng,
     ) {
         self.out = false;
+        self.trouble = None;
         let NotDone { error, asked } = match reply {
             Ok(reply) => {
-                self.trouble = None;
                 self.backoff.reset();
                 return self.handle_done(call, reply);
             }
@@ -551,8 +551,8 @@ impl Core {
         }
     }
 
-    /// The coordinator does not know the producer id any more (KIP-360): there is nothing to end there, and a new identity, asked
-    /// for with the old one, goes on unless another producer has taken the name meanwhile.
+    /// The coordinator does not know the producer id any more (KIP-360), or nothing of the transaction: there is nothing to end
+    /// there, and a new identity, asked for with the old one, goes on unless another producer has taken the name meanwhile.
     fn handle_forgotten(&mut self, error: Error) {
         self.begun = false;
         self.needs_bump = true;

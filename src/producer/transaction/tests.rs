@@ -399,6 +399,7 @@ fn every_error_code_of_every_call_has_its_verdict() {
         Call::AddOffsets(FIRST, "billing".into()),
         Call::CommitOffsets(FIRST, Arc::new(offsets())),
         Call::End { identity: FIRST, commit: true },
+        Call::End { identity: FIRST, commit: false },
     ];
     let abortable = [12, 17, 22, 25, 27, 29, 30, 55, 59, 82, 110, 113, 120];
     for call in &calls {
@@ -407,15 +408,54 @@ fn every_error_code_of_every_call_has_its_verdict() {
                 47 | 90 => Verdict::Fenced,
                 14 | 15 | 16 | 51 => Verdict::Again,
                 49 if !matches!(call, Call::Init(_)) => Verdict::Forgotten,
+                48 if matches!(call, Call::End { commit: false, .. }) => Verdict::Forgotten,
                 _ if abortable.contains(&told) && !matches!(call, Call::Init(_)) => Verdict::Abort,
                 _ if ErrorCode(told).is_retriable() => Verdict::Again,
                 _ => Verdict::Fatal,
             };
             assert_eq!(verdict(call, &broker(told)), expected, "{call:?} {}", ErrorCode(told));
         }
-        assert_eq!(verdict(call, &Error::new(ErrorKind::Disconnected, "lost")), Verdict::Again);
+        let unsent = Error::protocol("another's answer ended the connection").with_unsent();
+        for error in [unsent, Error::new(ErrorKind::Disconnected, "lost")] {
+            assert_eq!(verdict(call, &error), Verdict::Again, "{error}");
+        }
         assert_eq!(verdict(call, &Error::new(ErrorKind::Unsupported, "old")), Verdict::Fatal);
     }
+}
+
+#[test]
+fn the_abort_of_what_never_joined_ends_no_producer() {
+    for refusal in [broker(code::TOPIC_AUTHORIZATION_FAILED), Error::new(ErrorKind::Disconnected, "lost")] {
+        let mut rig = Rig::open(false);
+        rig.wants(0);
+        let call = rig.call(idle()).unwrap();
+        rig.reply(&call, Err(refusal));
+        rig.core.handle_abort();
+        rig.now += Duration::from_secs(2);
+        let call = rig.call(idle()).unwrap();
+        assert!(matches!(call, Call::End { commit: false, .. }), "{call:?}");
+        rig.reply(&call, Err(broker(code::INVALID_TXN_STATE)));
+        // The new epoch ends whatever comes in late.
+        let call = rig.call(idle()).unwrap();
+        assert!(matches!(call, Call::Init(Some(FIRST))), "{call:?}");
+        let next = ProducerIdentity { id: 7, epoch: 1 };
+        rig.reply(&call, Ok(Reply::Initialized { identity: next, version2: false }));
+        assert!(rig.core.outcome(1).unwrap().is_ok());
+        rig.core.handle_begin().unwrap().unwrap();
+    }
+}
+
+#[test]
+fn the_trouble_of_a_call_ends_with_it() {
+    let mut rig = Rig::open(false);
+    rig.wants(0);
+    let call = rig.call(idle()).unwrap();
+    rig.reply(&call, Err(broker(code::COORDINATOR_NOT_AVAILABLE)));
+    assert!(rig.core.trouble().is_some());
+    rig.now += Duration::from_secs(2);
+    let call = rig.call(idle()).unwrap();
+    rig.reply(&call, Err(broker(code::TOPIC_AUTHORIZATION_FAILED)));
+    assert!(rig.core.trouble().is_none(), "the abort is not waited for because of it");
 }
 
 #[test]
@@ -466,6 +506,9 @@ impl Coordinator {
                     return Ok(ended(self.epoch));
                 }
                 assert_eq!(from.epoch, self.epoch, "an old epoch is used");
+                if !self.ongoing && !version2 {
+                    return Err(broker(code::INVALID_TXN_STATE));
+                }
                 self.ongoing = false;
                 if *commit {
                     self.committed.push(number);
@@ -532,7 +575,7 @@ fn run(seed: u64) {
             let reply = match if calm { 11 } else { random.below(12) } {
                 0 => Err(Error::new(ErrorKind::Disconnected, "lost before")),
                 1 => {
-                    coordinator.answer(call, version2, number).unwrap();
+                    drop(coordinator.answer(call, version2, number));
                     Err(Error::new(ErrorKind::Disconnected, "lost after"))
                 }
                 2 => Err(broker([14, 15, 16, 51][random.below(4)])),
@@ -542,7 +585,7 @@ fn run(seed: u64) {
                     Err(Error::new(ErrorKind::Disconnected, "nobody was there"))
                 }
                 5 => {
-                    coordinator.answer(call, version2, number).unwrap();
+                    drop(coordinator.answer(call, version2, number));
                     Err(Error::protocol("the answer cannot be read"))
                 }
                 _ => coordinator.answer(call, version2, number),
@@ -571,7 +614,7 @@ fn run(seed: u64) {
         }
         rig.now += Duration::from_secs(2);
     }
-    assert!(rig.core.is_settled(), "seed {seed}: {:?}", rig.core.state);
+    assert!(matches!(rig.core.state, State::Ready), "seed {seed}: {:?}", rig.core.state);
     assert!(!coordinator.ongoing, "seed {seed}: a transaction stays open");
     for number in &told_committed {
         assert!(

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, code};
 pub(super) enum Verdict {
     Again,
     Abort,
-    /// The coordinator has forgotten the producer id.
+    /// The coordinator has forgotten the producer id, or the transaction: there is nothing to end.
     Forgotten,
     Fenced,
     Fatal,
@@ -21,7 +21,7 @@ pub(super) fn verdict(call: &Call, error: &Error) -> Verdict {
         return match call {
             // It cannot be read, or leaves out what was asked: what it is about may not be done.
             Call::AddPartitions(..) | Call::AddOffsets(..) | Call::CommitOffsets(..)
-                if error.kind() == ErrorKind::Protocol =>
+                if error.kind() == ErrorKind::Protocol && !error.is_unsent() =>
             {
                 Verdict::Abort
             }
@@ -39,6 +39,9 @@ pub(super) fn verdict(call: &Call, error: &Error) -> Verdict {
         | code::NOT_COORDINATOR => Verdict::Again,
         // Idle for longer than transactional.id.expiration.ms.
         code::INVALID_PRODUCER_ID_MAPPING if !matches!(call, Call::Init(_)) => Verdict::Forgotten,
+        // What is aborted never began there: what would have joined was refused or got lost (Java asks for no end then). Before
+        // `transaction.version` 2 the coordinator refuses to end nothing.
+        code::INVALID_TXN_STATE if matches!(call, Call::End { commit: false, .. }) => Verdict::Forgotten,
         // The transaction cannot be committed, but the producer can go on.
         code::TRANSACTION_ABORTABLE
         | code::UNKNOWN_PRODUCER_ID
