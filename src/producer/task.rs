@@ -463,9 +463,16 @@ fn read_answers<'a>(answer: &'a wire::ProduceResponse, names: &'a Names) -> Vec<
             answers.push(((name, partition.index), answer));
         }
     }
-    // Of a partition that is answered twice the refusal counts: an acknowledgment too many would lose records.
-    answers.sort_unstable_by_key(|(place, answer): &(_, Answer)| (*place, answer.code == code::NONE));
-    answers.dedup_by_key(|(place, _)| *place);
+    answers.sort_unstable_by_key(|(place, _): &(_, Answer)| *place);
+    // Of answers that contradict each other none counts: nobody knows what became of the batch.
+    answers.dedup_by(|(place, other), (kept_place, kept)| {
+        let is_same = place == kept_place;
+        if is_same && other.code != kept.code {
+            let message = Some(String::from("the broker's answer contradicts itself"));
+            *kept = Answer { code: code::UNKNOWN_SERVER_ERROR, message, ..Answer::default() };
+        }
+        is_same
+    });
     answers
 }
 
@@ -593,9 +600,12 @@ mod tests {
     }
 
     #[test]
-    fn of_a_partition_that_is_answered_twice_the_refusal_counts() {
+    fn of_answers_that_contradict_each_other_for_a_partition_none_counts() {
         use wire::produce_response::{PartitionProduceResponse, TopicProduceResponse};
-        for codes in [[0, 6], [6, 0]] {
+        let unknown = code::UNKNOWN_SERVER_ERROR;
+        for (codes, expected) in
+            [([0, 87], unknown), ([87, 0], unknown), ([6, 87], unknown), ([0, 0], code::NONE), ([6, 6], 6)]
+        {
             let told = |error_code| PartitionProduceResponse { index: 3, error_code, ..Default::default() };
             let topic = TopicProduceResponse {
                 name: kafka_string("t"),
@@ -605,7 +615,7 @@ mod tests {
             let answer = wire::ProduceResponse { responses: vec![topic], ..Default::default() };
             let names = Names::new();
             let answers = read_answers(&answer, &names);
-            assert_eq!((answers.len(), answers[0].1.code), (1, 6));
+            assert_eq!((answers.len(), answers[0].1.code), (1, expected), "{codes:?}");
         }
     }
 }
