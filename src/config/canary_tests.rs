@@ -2,10 +2,10 @@
 //! its decimal, hexadecimal or base64 form.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, HashSet},
     ffi::OsString,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -20,12 +20,41 @@ const KEY: &str = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgU3VjaEFLZXlPZ
 
 /// Everything that would give the secret away.
 struct Canary {
-    verbatim: BTreeSet<Vec<u8>>,
+    verbatim: Windows,
     /// In lower case.
-    hex: BTreeSet<Vec<u8>>,
-    base64: BTreeSet<Vec<u8>>,
+    hex: Windows,
+    base64: Windows,
     /// As `{:?}` of bytes writes them.
     decimal: Vec<String>,
+}
+
+/// Pieces of one length, by their first two bytes: most of a text begins none of them.
+struct Windows(BTreeMap<[u8; 2], Vec<Vec<u8>>>, Vec<bool>);
+
+impl Windows {
+    fn new(pieces: impl Iterator<Item = Vec<u8>>) -> Self {
+        let mut by_start = BTreeMap::<[u8; 2], Vec<Vec<u8>>>::new();
+        let mut is_start = vec![false; 1 << 16];
+        for piece in pieces {
+            let start = [piece[0], piece[1]];
+            is_start[usize::from(u16::from_be_bytes(start))] = true;
+            by_start.entry(start).or_default().push(piece);
+        }
+        Self(by_start, is_start)
+    }
+
+    fn find(&self, text: &str) -> Option<Vec<u8>> {
+        let bytes = text.as_bytes();
+        for at in 1..bytes.len() {
+            let start = [bytes[at - 1], bytes[at]];
+            if self.1[usize::from(u16::from_be_bytes(start))]
+                && let Some(found) = self.0[&start].iter().find(|piece| bytes[at - 1..].starts_with(piece))
+            {
+                return Some(found.clone());
+            }
+        }
+        None
+    }
 }
 
 impl Canary {
@@ -35,10 +64,10 @@ impl Canary {
         let hex = |window: &[u8]| window.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()).collect();
         let decimal = |window: &[u8]| window.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
         Self {
-            verbatim: windows().map(<[u8]>::to_vec).collect(),
-            hex: windows().map(hex).collect(),
+            verbatim: Windows::new(windows().map(<[u8]>::to_vec)),
+            hex: Windows::new(windows().map(hex)),
             // Six bytes are eight characters; every window, so that it does not matter what stands before it.
-            base64: windows().map(|window| STANDARD.encode(&window[..6]).into_bytes()).collect(),
+            base64: Windows::new(windows().map(|window| STANDARD.encode(&window[..6]).into_bytes())),
             decimal: windows().step_by(4).map(decimal).collect(),
         }
     }
@@ -48,12 +77,9 @@ impl Canary {
         let joined: String =
             text.chars().filter(|c| !c.is_whitespace() && !matches!(c, '"' | '\\')).collect();
         let lower = joined.to_ascii_lowercase();
-        let found = |set: &BTreeSet<Vec<u8>>, text: &str, len: usize| {
-            text.as_bytes().windows(len).find(|window| set.contains(*window)).map(<[u8]>::to_vec)
-        };
-        found(&self.verbatim, &joined, 8)
-            .or_else(|| found(&self.base64, &joined, 8))
-            .or_else(|| found(&self.hex, &lower, 16))
+        let found = self.verbatim.find(&joined).or_else(|| self.base64.find(&joined));
+        found
+            .or_else(|| self.hex.find(&lower))
             .map(|window| String::from_utf8_lossy(&window).into_owned())
             .or_else(|| self.decimal.iter().find(|form| text.contains(*form)).cloned())
     }
@@ -104,6 +130,13 @@ impl io::Write for Log {
     }
 }
 
+/// What `describe` says that it does not say of every configuration.
+fn told_of(config: &KafkaConfig) -> String {
+    static ALWAYS: LazyLock<HashSet<String>> =
+        LazyLock::new(|| KafkaConfig::new().describe().lines().map(str::to_owned).collect());
+    config.describe().lines().filter(|line| !ALWAYS.contains(*line)).collect::<Vec<_>>().join("\n")
+}
+
 /// All that a program can print of a configuration: `Debug`, `describe`, every error, and what is logged meanwhile.
 fn shown(make: impl FnOnce() -> KafkaConfig) -> String {
     let log = Log::default();
@@ -115,7 +148,7 @@ fn shown(make: impl FnOnce() -> KafkaConfig) -> String {
     crate::heard::on_every_thread();
     let mut text = tracing::subscriber::with_default(subscriber, || {
         let config = make();
-        let mut text = format!("{config:?} {config:#?} {}", config.describe());
+        let mut text = format!("{config:?} {config:#?} {}", told_of(&config));
         match config.resolve_client() {
             Ok(settings) => {
                 text.push_str(&format!("{settings:?}"));

@@ -366,6 +366,7 @@ impl Fetcher {
             return None;
         }
         let ready = !partition.is_unchecked
+            && !partition.is_outside()
             && partition.is_due(now)
             && partition.queue.bytes() < self.refill_below()
             && !partition.is_stuck();

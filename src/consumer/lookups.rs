@@ -63,6 +63,8 @@ pub(crate) struct Questions {
     pub(crate) checks: Option<(i32, Vec<Check>)>,
     /// A partition has no leader that could be asked, or only an earlier one.
     pub(crate) leaderless: bool,
+    /// A partition has failed: its position is outside the log.
+    pub(crate) failed: bool,
 }
 
 /// What the core must do after an answer.
@@ -140,7 +142,9 @@ impl Lookups {
         offset: i64,
         partitions: &mut Partitions,
     ) -> bool {
-        if self.waits_for_the_user(now, key, partitions) {
+        if has_undone(key, partitions) {
+            // To fetch meanwhile would pass over what is written there, should the log grow to the position.
+            partitions.set_outside(key, offset, now + self.pause);
             return false;
         }
         info!(partition = %key, offset, "the position is outside the log");
@@ -168,7 +172,12 @@ impl Lookups {
         partitions: &mut Partitions,
     ) -> bool {
         let is_cut = truncation.divergent.is_some() && !matches!(self.policy, AutoOffsetReset::None);
-        if !is_cut && self.waits_for_the_user(now, key, partitions) {
+        if !is_cut && has_undone(key, partitions) {
+            // What is buffered is in no log any more. The leader is asked again until the user has done the rest.
+            partitions.drop_buffered(key);
+            if let Some(partition) = partitions.get_mut(key) {
+                partition.retry_at = Some(now + self.pause);
+            }
             return false;
         }
         let error = truncation.error().with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
@@ -187,17 +196,6 @@ impl Lookups {
                 restart(key, self.first_phase(&key.topic), partitions)
             }
         }
-    }
-
-    /// Reading begins somewhere else only when all that was handed out is done: the new place is committed, and would pass over
-    /// what is not; and records that are waited with would be taken for those of another life. It is asked again then.
-    fn waits_for_the_user(&self, now: Instant, key: &TopicPartition, partitions: &mut Partitions) -> bool {
-        let Some(partition) = partitions.get_mut(key).filter(|partition| partition.account.has_undone())
-        else {
-            return false;
-        };
-        partition.retry_at = Some(now + self.pause);
-        true
     }
 
     /// A topic was deleted and made again: the positions of the old one mean nothing in the new. True if one fails. Of who is
@@ -237,6 +235,10 @@ impl Lookups {
     /// What to ask of whom. Partitions of other leaders than the first's are for the next call.
     pub(crate) fn poll_questions(&self, now: Instant, partitions: &mut Partitions) -> Questions {
         let mut questions = Questions::default();
+        let outside = partitions.outside().filter(|(_, _, partition)| partition.is_due(now));
+        for (key, offset) in outside.map(|(key, offset, _)| (key.clone(), offset)).collect::<Vec<_>>() {
+            questions.failed |= self.handle_out_of_range(now, &key, offset, partitions);
+        }
         partitions.each_unsettled(|key, partition| {
             if partition.asked || !partition.is_due(now) {
                 return;
@@ -350,7 +352,9 @@ impl Lookups {
 
     pub(crate) fn poll_timeout(now: Instant, partitions: &Partitions) -> Option<Instant> {
         let waiting = partitions.unsettled().chain(partitions.unchecked());
-        waiting.filter_map(|(_, partition)| partition.retry_at).filter(|at| *at > now).min()
+        let outside = partitions.outside().map(|(_, _, partition)| partition);
+        let waiting = waiting.map(|(_, partition)| partition).chain(outside);
+        waiting.filter_map(|partition| partition.retry_at).filter(|at| *at > now).min()
     }
 
     /// The committed offsets of the partitions asked about.
@@ -477,6 +481,12 @@ fn awaiting<'a>(
     partitions: &'a mut Partitions,
 ) -> Option<&'a mut Partition> {
     partitions.get_mut(key).filter(|partition| partition.life() == life && partition.asked)
+}
+
+/// Whether something that was handed out of it is not done. Then the reset policy waits: the place that it gives is committed,
+/// and would pass over what is not done; and what waits in lanes would be dropped as of an earlier life.
+fn has_undone(key: &TopicPartition, partitions: &Partitions) -> bool {
+    partitions.get(key).is_some_and(|partition| partition.account.has_undone())
 }
 
 /// Starts a partition again in this phase. True if that is a failure.

@@ -77,6 +77,8 @@ pub(crate) struct Partitions {
     failed: BTreeSet<TopicPartition>,
     /// Partitions whose position may not be in the log of their leader.
     unchecked: BTreeSet<TopicPartition>,
+    /// Partitions whose position is outside the log, and is not reset before all that was handed out is done.
+    outside: BTreeSet<TopicPartition>,
     paused: BTreeSet<TopicPartition>,
     /// Partitions of which the fetcher may want something else than before. Some may not be assigned any more.
     touched: Vec<TopicPartition>,
@@ -177,6 +179,8 @@ impl Partitions {
         list(&mut self.failed, key, matches!(phase, Phase::Failed(_)));
         partition.phase = phase;
         partition.end_before = None;
+        partition.outside = None;
+        self.outside.remove(key);
         partition.asked = false;
         partition.retry_at = None;
         partition.trouble = None;
@@ -235,6 +239,7 @@ impl Partitions {
         self.unsettled.retain(|key| partitions.contains_key(key));
         self.failed.retain(|key| partitions.contains_key(key));
         self.unchecked.retain(|key| partitions.contains_key(key));
+        self.outside.retain(|key| partitions.contains_key(key));
         self.paused.retain(|key| partitions.contains_key(key));
         self.buffered = self.partitions.values().map(|partition| partition.queue.bytes()).sum();
     }
@@ -260,6 +265,7 @@ impl Partitions {
             topic_id: TopicId::default(),
             replica: None,
             is_unchecked: false,
+            outside: None,
             ahead: 0,
             gone_told: false,
             end_before: None,

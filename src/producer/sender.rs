@@ -259,7 +259,12 @@ impl Sender {
         self.active.retain(|partition| {
             let mut queue = partition.lock();
             timeout = earlier(timeout, queue.poll_timeout(now));
-            !queue.unschedule_if_idle()
+            let is_over = queue.unschedule_if_idle();
+            if is_over {
+                // Nothing would look at its leader any more: its next record does.
+                partition.set_available(true);
+            }
+            !is_over
         });
         timeout
     }

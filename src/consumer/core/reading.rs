@@ -140,6 +140,7 @@ impl Core {
     pub(super) fn poll_lookup(&mut self, now: Instant) -> Option<Action> {
         let deadline = now + self.client.request_timeout;
         let questions = self.lookups.poll_questions(now, &mut self.partitions);
+        self.news |= questions.failed;
         if questions.leaderless {
             self.actions.push_back(Action::RefreshMetadata);
         }

@@ -211,10 +211,8 @@ impl Core {
                 // The listener may have sought.
                 self.commit_covered(deadline);
             }
-            if now < ends {
-                // Nobody else's records are worked on for the sake of a commit that takes long.
-                deadline = deadline.min(ends);
-            }
+            // Nobody else's records are worked on for the sake of a commit that takes long.
+            deadline = deadline.min(if now < ends { ends } else { now + COMMIT_REST });
             stage = Stage::Committing { deadline };
         }
         if let Some(revoking) = &mut self.revoking {

@@ -375,8 +375,11 @@ fn a_position_is_reset_only_when_all_that_was_handed_out_is_done() {
             bench.partitions.acknowledge_each();
         }
         let fetch = bench.plan().unwrap();
-        bench.answer(&fetch, vec![data(0, batch(0, 10))]);
-        let offsets = bench.poll(100);
+        bench.answer(&fetch, vec![data(0, [batch(0, 10), batch(10, 10)].concat())]);
+        let offsets = bench.poll(10);
+        if !is_truncated {
+            bench.partitions.drop_buffered(&key(0));
+        }
         let life = bench.partitions.get(&key(0)).unwrap().life();
         let reset = |bench: &mut Bench| {
             let (now, partitions) = (bench.now, &mut bench.partitions);
@@ -393,6 +396,12 @@ fn a_position_is_reset_only_when_all_that_was_handed_out_is_done() {
         };
         assert!(!reset(&mut bench), "{policy} {by_each} {is_truncated}: they are with the user");
         assert!(bench.plan().is_none(), "asked again only after a pause");
+        assert_eq!(bench.poll(100), [0i64; 0], "nothing more is handed out of a log that is no more");
+        bench.now += Duration::from_secs(60);
+        if !is_truncated {
+            assert!(bench.plan().is_none(), "the log may have grown to the position meanwhile");
+            assert!(!lookups.poll_questions(bench.now, &mut bench.partitions).failed);
+        }
         if by_each {
             // One of them comes back unhandled, and is read again at some time.
             bench.partitions.done(&key(0), life, &offsets[1..]);

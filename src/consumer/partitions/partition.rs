@@ -104,6 +104,8 @@ pub(crate) struct Partition {
     pub(crate) replica: Option<Replica>,
     /// The leader may have another log than what was fetched: it is asked before the partition is fetched on.
     pub(crate) is_unchecked: bool,
+    /// The position is outside the log, by the leader's word: nothing is fetched before it is reset.
+    pub(super) outside: Option<i64>,
     /// How often its leader was looked for, as the one that is known is an earlier one than that of what was read.
     pub(crate) ahead: u32,
     /// A commit was refused as there is no such partition: nobody needs to be told again, as long as that is so.
@@ -169,6 +171,11 @@ impl Partition {
             )));
         }
         Ok(Some(batch.bytes.clone()))
+    }
+
+    /// Whether its position is known to be outside the log.
+    pub(crate) fn is_outside(&self) -> bool {
+        self.outside.is_some()
     }
 
     /// Whether what is fetched next waits until what is before it has been handed out.

@@ -317,8 +317,22 @@ impl Partitions {
         Checked::Truncated(Truncation { position: next, epoch: leader_epoch.max(fetch_epoch), divergent })
     }
 
+    /// The position is outside the log, and stays until all that was handed out is done.
+    pub(crate) fn set_outside(&mut self, key: &TopicPartition, offset: i64, look_at: Instant) {
+        let Some(partition) = self.get_mut(key) else { return };
+        partition.outside = Some(offset);
+        partition.retry_at = Some(look_at);
+        self.outside.insert(key.clone());
+    }
+
+    /// Partitions whose position is outside the log, and where it is.
+    pub(crate) fn outside(&self) -> impl Iterator<Item = (&TopicPartition, i64, &Partition)> {
+        let pairs = self.outside.iter().filter_map(|key| self.partitions.get_key_value(key));
+        pairs.filter_map(|(key, partition)| Some((key, partition.outside?, partition)))
+    }
+
     /// Drops what waits to be handed out; it is fetched again. False while a poll decodes it.
-    fn drop_buffered(&mut self, key: &TopicPartition) -> bool {
+    pub(crate) fn drop_buffered(&mut self, key: &TopicPartition) -> bool {
         let Some(partition) = self.partitions.get_mut(key) else { return false };
         if partition.queue.is_checked_out() {
             return false;
