@@ -108,15 +108,14 @@ impl Member {
         // not know us any more.
         let asked = self.unanswered_since.take().unwrap_or(now);
         let asked = now.checked_sub(self.settings.session_timeout).map_or(asked, |known| asked.max(known));
+        self.is_unheard = answer.assignment.is_some();
         if let Some(assignment) = answer.assignment {
             let target = assignment.into_iter().collect();
             if target != self.target {
                 (self.target, self.target_since) = (target, asked);
             }
-            self.is_unheard = true;
         }
         self.reconcile();
-        self.is_unheard = false;
         self.hurry(now);
     }
 }
