@@ -47,6 +47,8 @@ pub(crate) struct Place {
     pub(crate) timestamp: i64,
     /// Committed along; else empty.
     pub(crate) metadata: String,
+    /// Committed for the topic of this id; what is known by name alone may be of an earlier one.
+    pub(crate) by_id: bool,
 }
 
 /// The answer for each partition, or the broker's code.
@@ -371,6 +373,14 @@ impl Lookups {
             let Some(partition) = awaiting(key, *life, partitions) else { continue };
             partition.asked = false;
             match found.remove(key) {
+                // The coordinator may not know yet that the topic was made again. Before 0 nothing can be missed.
+                Some(Ok(Place { offset: offset @ 1.., by_id: false, .. }))
+                    if partition.committed_before == Some(offset) =>
+                {
+                    warn!(partition = %key, offset, "the committed offset is the one from before the topic was made again; \
+                        auto.offset.reset decides where reading begins");
+                    effects.settled |= restart(key, self.first_phase(&key.topic), partitions);
+                }
                 Some(Ok(Place { offset, leader_epoch, metadata, .. })) if offset >= 0 => {
                     self.backoff.reset();
                     partitions.set_position(key, offset, leader_epoch);

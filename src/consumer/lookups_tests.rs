@@ -32,7 +32,7 @@ impl Bench {
 }
 
 fn found(offset: i64) -> Result<Place, i16> {
-    Ok(Place { offset, leader_epoch: -1, timestamp: -1, metadata: String::new() })
+    Ok(Place { offset, leader_epoch: -1, timestamp: -1, metadata: String::new(), by_id: false })
 }
 
 fn key(partition: i32) -> TopicPartition {

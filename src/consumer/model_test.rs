@@ -814,7 +814,7 @@ fn metadata() -> Metadata {
 
 /// `DTKAFKA_MODEL_SEEDS` for more of them, `DTKAFKA_MODEL_FROM` to begin elsewhere.
 fn place(offset: i64) -> Place {
-    Place { offset, leader_epoch: -1, timestamp: -1, metadata: String::new() }
+    Place { offset, leader_epoch: -1, timestamp: -1, metadata: String::new(), by_id: false }
 }
 
 #[test]

@@ -87,7 +87,7 @@ pub(crate) struct Outcome {
     /// What was committed, whatever happened to the rest.
     pub(crate) committed: Offsets,
     /// Refused, as there are no such partitions any more.
-    pub(crate) gone: Vec<TopicPartition>,
+    pub(crate) gone: Offsets,
     /// The coordinator was lost: look it up again.
     pub(crate) forget_coordinator: bool,
     /// The generation of the commit is over, with the coordinator's code.
@@ -483,7 +483,7 @@ fn refused(
             }
             Some(UNKNOWN_TOPIC_OR_PARTITION) if is_gone(&key, offset.topic_id) => {
                 commit.fail(&key, || partition_gone(&key));
-                outcome.gone.push(key);
+                outcome.gone.insert(key, offset);
             }
             code => {
                 let error = refusal(&key, code, generation, outcome);

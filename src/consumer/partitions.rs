@@ -270,6 +270,7 @@ impl Partitions {
             gone_told: false,
             end_before: None,
             end: None,
+            committed_before: None,
             is_ready: false,
             is_touched: false,
         }

@@ -143,7 +143,8 @@ pub(crate) fn check_count(what: &str, count: usize) -> Result<()> {
     match count <= MOST_PARTITIONS {
         true => Ok(()),
         false => {
-            Err(Error::protocol(format!("the group's {what} names more than {MOST_PARTITIONS} partitions")))
+            Err(Error::protocol(format!("the group's {what} names more than {MOST_PARTITIONS} partitions"))
+                .with_hint("start more members: a consumer keeps something for each of its partitions"))
         }
     }
 }
@@ -265,6 +266,7 @@ mod tests {
         assert_eq!(read(MOST_PARTITIONS).unwrap().len(), MOST_PARTITIONS);
         let error = read(MOST_PARTITIONS + 1).unwrap_err();
         assert!(error.to_string().contains("assignment names more than 50000"), "{error}");
+        assert!(error.to_string().contains("start more members"), "{error}");
     }
 
     #[test]

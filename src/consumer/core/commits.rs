@@ -237,13 +237,24 @@ impl Core {
         }
     }
 
+    /// Whether what became of this commit says something of the partition that is assigned now: it is of the same assignment, and
+    /// of the same topic.
+    fn is_still_of(&self, key: &TopicPartition, offset: &Offset) -> bool {
+        offset.tenure.is_none_or(|tenure| self.partitions.is_of(key, tenure))
+            && !are_two_lives(offset.topic_id, self.topic_id(key))
+    }
+
     pub(super) fn on_commit(&mut self, now: Instant, outcome: Outcome) {
-        for (key, Offset { offset, metadata, .. }) in outcome.committed {
-            let committed = Committed { offset, metadata, since: now, is_own: true };
-            self.partitions.set_committed(&key, committed);
+        for (key, committed) in outcome.committed {
+            if self.is_still_of(&key, &committed) {
+                let Offset { offset, metadata, .. } = committed;
+                self.partitions.set_committed(&key, Committed { offset, metadata, since: now, is_own: true });
+            }
         }
-        for key in outcome.gone {
-            if let Some(partition) = self.partitions.get_mut(&key) {
+        for (key, refused) in outcome.gone {
+            if self.is_still_of(&key, &refused)
+                && let Some(partition) = self.partitions.get_mut(&key)
+            {
                 partition.gone_told = true;
             }
         }
@@ -314,6 +325,10 @@ mod tests {
         Arc::new(before.merge(answer, &["orders".into()], |_| true))
     }
 
+    fn place(offset: i64, by_id: bool) -> Place {
+        Place { offset, leader_epoch: -1, timestamp: -1, metadata: String::new(), by_id }
+    }
+
     /// One that has partition 0 of `orders` assigned by hand, at what the group has committed: offset 5, and a text.
     fn core(now: Instant) -> Core {
         let config = KafkaConfig::new().set_bootstrap_servers("localhost:9092").set_group_id("g");
@@ -327,7 +342,8 @@ mod tests {
                 asked = partitions;
             }
         }
-        let place = Place { offset: 5, leader_epoch: 1, timestamp: -1, metadata: "mine".to_owned() };
+        let place =
+            Place { offset: 5, leader_epoch: 1, timestamp: -1, metadata: "mine".to_owned(), by_id: true };
         core.handle_found_committed(now, &asked, Ok([(key(), Ok(place))].into()));
         core
     }
@@ -421,7 +437,7 @@ mod tests {
                 _ => None,
             })
         };
-        let at = |offset| Place { offset, leader_epoch: -1, timestamp: -1, metadata: String::new() };
+        let at = |offset| place(offset, true);
         for has_position in [true, false] {
             let mut core = core(now);
             let mut before = Vec::new();
@@ -436,6 +452,65 @@ mod tests {
             core.handle_found_committed(now, &again, Ok([(key(), Ok(at(1_000)))].into()));
             assert_eq!(core.position(&key()).unwrap(), Some(1_000));
         }
+    }
+
+    #[test]
+    fn a_number_from_before_a_topic_was_made_again_is_believed_by_its_id_alone() {
+        let now = time::now();
+        for (found, expected) in [
+            (place(5, false), None),
+            (place(5, true), Some(5)),
+            (place(6, false), Some(6)),
+            (place(0, false), Some(0)),
+        ] {
+            let mut core = core(now);
+            let mut asked = Vec::new();
+            for id in [[2; 16], [3; 16]] {
+                core.handle_metadata(now, metadata(&core.metadata, id));
+                asked = std::iter::from_fn(|| core.poll_action(now))
+                    .find_map(|action| match action {
+                        Action::FindCommitted { partitions, .. } => Some(partitions),
+                        _ => None,
+                    })
+                    .unwrap();
+            }
+            core.handle_found_committed(now, &asked, Ok([(key(), Ok(found.clone()))].into()));
+            assert_eq!(core.position(&key()).unwrap(), expected, "{found:?}");
+            let is_reset = std::iter::from_fn(|| core.poll_action(now))
+                .any(|action| matches!(action, Action::ListOffsets { .. }));
+            assert_eq!(is_reset, expected.is_none(), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn what_becomes_of_a_commit_says_nothing_of_a_later_assignment_or_another_topic() {
+        let now = time::now();
+        let mut core = core(now);
+        let before = core.partitions.get(&key()).unwrap().account.tenure();
+        let told = |core: &mut Core, code, tenure, topic_id| {
+            let offsets =
+                || Offsets::from([(key(), Offset { offset: 70, tenure, topic_id, ..Offset::default() })]);
+            let (committed, gone) = match code {
+                0 => (offsets(), Offsets::new()),
+                _ => (Offsets::new(), offsets()),
+            };
+            core.on_commit(now, Outcome { committed, gone, ..Outcome::default() });
+            let partition = core.partitions.get(&key()).unwrap();
+            (
+                partition.account.committed().is_some_and(|committed| committed.offset == 70),
+                partition.gone_told,
+            )
+        };
+        core.assign(now, Vec::new()).unwrap();
+        core.assign(now, vec![key()]).unwrap();
+        core.handle_metadata(now, metadata(&core.metadata, [2; 16]));
+        let tenure = core.partitions.get(&key()).unwrap().account.tenure();
+        for code in [0, UNKNOWN_TOPIC_OR_PARTITION] {
+            assert_eq!(told(&mut core, code, Some(before), [2; 16]), (false, false), "an earlier assignment");
+            assert_eq!(told(&mut core, code, None, ORDERS), (false, false), "the topic before");
+        }
+        assert_eq!(told(&mut core, 0, Some(tenure), [2; 16]), (true, false));
+        assert_eq!(told(&mut core, UNKNOWN_TOPIC_OR_PARTITION, None, [2; 16]), (true, true));
     }
 
     #[test]

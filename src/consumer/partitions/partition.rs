@@ -114,6 +114,8 @@ pub(crate) struct Partition {
     pub(crate) end_before: Option<i64>,
     /// The end of what can be read, as of the last fetch: the high watermark, or with read_committed the last stable offset.
     pub(crate) end: Option<i64>,
+    /// What the group had of the topic of this name before it was made again, as far as that is known.
+    pub(crate) committed_before: Option<i64>,
     /// It stands in `Partitions::ready`.
     pub(super) is_ready: bool,
     /// It stands in `Partitions::touched`.

@@ -377,6 +377,8 @@ impl Partitions {
         let Some(partition) = self.partitions.get_mut(key) else { return };
         self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
         partition.queue = Queue::default();
+        let committed = partition.account.committed().map(|committed| committed.offset);
+        partition.committed_before = committed.or(partition.committed_before);
         partition.account = Account::open(self.lives.begin());
         partition.end = None;
         self.uncovered.retain(|uncovered| uncovered != key);

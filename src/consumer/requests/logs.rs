@@ -105,7 +105,7 @@ pub(in crate::consumer) async fn list_offsets(
             let code = partition.error_code;
             let (offset, leader_epoch) = (partition.offset, partition.leader_epoch);
             let timestamp = partition.timestamp;
-            let place = Place { offset, leader_epoch, timestamp, metadata: String::new() };
+            let place = Place { offset, leader_epoch, timestamp, metadata: String::new(), by_id: false };
             found.insert(key, if code == 0 { Ok(place) } else { Err(code) });
         }
     }

@@ -146,19 +146,21 @@ pub(in crate::consumer) async fn find_committed(
     };
     let answer = noted(shared, broker, answer)?;
     let mut found = Found::new();
-    let mut add = |name: &Arc<str>, partition: i32, place: (i64, i32, Option<wire::Str>), code: i16| {
-        let key = TopicPartition { topic: Arc::clone(name), partition };
-        let (offset, leader_epoch, metadata) = place;
-        let metadata = metadata.map(|text| text.to_string()).unwrap_or_default();
-        let place = Place { offset, leader_epoch, timestamp: -1, metadata };
-        found.insert(key, if code == 0 { Ok(place) } else { Err(code) });
-    };
+    let mut add =
+        |name: &Arc<str>, by_id: bool, partition: i32, place: (i64, i32, Option<wire::Str>), code: i16| {
+            let key = TopicPartition { topic: Arc::clone(name), partition };
+            let (offset, leader_epoch, metadata) = place;
+            let metadata = metadata.map(|text| text.to_string()).unwrap_or_default();
+            let place = Place { offset, leader_epoch, timestamp: -1, metadata, by_id };
+            found.insert(key, if code == 0 { Ok(place) } else { Err(code) });
+        };
     let mut code = answer.error_code;
     for topic in answer.topics {
         let name: Arc<str> = Arc::from(topic.name.as_str());
         for partition in topic.partitions {
             add(
                 &name,
+                false,
                 partition.partition_index,
                 (partition.committed_offset, partition.committed_leader_epoch, partition.metadata),
                 partition.error_code,
@@ -174,6 +176,7 @@ pub(in crate::consumer) async fn find_committed(
             for partition in topic.partitions {
                 add(
                     &name,
+                    topic.topic_id != wire::Uuid::default(),
                     partition.partition_index,
                     (partition.committed_offset, partition.committed_leader_epoch, partition.metadata),
                     partition.error_code,
