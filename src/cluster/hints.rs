@@ -13,7 +13,7 @@ use crate::record::TopicPartition;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LeaderHint {
     pub(crate) partition: TopicPartition,
-    /// Of the topic that was asked about: all zeros where that was asked about by name.
+    /// As whoever asked knew the topic; all zeros where that knew none.
     pub(crate) topic_id: TopicId,
     pub(crate) leader: i32,
     pub(crate) epoch: i32,

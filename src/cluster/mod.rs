@@ -158,13 +158,24 @@ impl Cluster {
 
     /// Records wait for a topic that the snapshot does not lead to.
     pub(crate) fn want_topic(&self, topic: &Arc<str>) {
-        // One that is there, and has no leader at the moment, is not to be made.
-        let is_missing = self.metadata().found(topic) == refresh::Found::Missing;
-        let create = match is_missing && self.settings().allow_auto_create_topics {
+        let create = match self.settings().allow_auto_create_topics {
             true => Create::IfAllowed,
             false => Create::Never,
         };
-        self.shared.refresh().want_topics(time::now(), [topic], create);
+        self.want_topics(&self.metadata(), [topic], create);
+    }
+
+    fn want_topics<'a>(
+        &self,
+        metadata: &Metadata,
+        topics: impl IntoIterator<Item = &'a Arc<str>>,
+        create: Create,
+    ) {
+        let mut refresh = self.shared.refresh();
+        for topic in topics {
+            refresh.want_topics(time::now(), [topic], create.of(metadata.found(topic)));
+        }
+        drop(refresh);
         self.shared.wake.notify_one();
     }
 
@@ -244,8 +255,7 @@ impl Cluster {
                 return Err(error.clone());
             }
             let unusable = topics.iter().filter(|topic| !metadata.is_usable(topic));
-            self.shared.refresh().want_topics(time::now(), unusable, create);
-            self.shared.wake.notify_one();
+            self.want_topics(&metadata, unusable, create);
             match tokio::time::timeout_at(deadline, health.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(Error::closed("client")),

@@ -47,6 +47,13 @@ pub(crate) enum Create {
     IfAllowed,
 }
 
+impl Create {
+    /// Of a topic that was found so. One that is there, and has no leader at the moment, is not to be made.
+    pub(super) fn of(self, found: Found) -> Self {
+        if found == Found::Missing { self } else { Self::Never }
+    }
+}
+
 /// What an answer says about a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Found {
@@ -78,8 +85,12 @@ pub(crate) struct Refresh {
     matching: Option<Arc<Pattern>>,
     ids: BTreeSet<TopicId>,
     last: Kind,
-    /// The pattern or an id has not been asked about yet.
-    unasked: bool,
+    /// The pattern has not been asked about yet.
+    new_pattern: bool,
+    /// One of the ids has not.
+    new_ids: bool,
+    /// When all topics of interest were last told about.
+    told_at: Instant,
     state: State,
     /// Someone saw that the snapshot is stale.
     wanted: bool,
@@ -111,7 +122,7 @@ struct Interest {
     followed: bool,
     /// Somebody waits for it.
     awaited: bool,
-    /// Nobody has asked about it yet: it need not wait.
+    /// It has not been asked about yet, or only so that nobody makes it: it need not wait.
     new: bool,
     create: bool,
     unsettled: bool,
@@ -133,7 +144,9 @@ impl Refresh {
             matching: None,
             ids: BTreeSet::new(),
             last: Kind::Full,
-            unasked: false,
+            new_pattern: false,
+            new_ids: false,
+            told_at: now,
             state: State::BackingOff { until: now },
             wanted: false,
             asked: 0,
@@ -161,7 +174,8 @@ impl Refresh {
         }
     }
 
-    /// This topic was written to: it is asked about until an answer has it, for `metadata.max.idle.ms` at most.
+    /// This topic was written to: it is asked about until an answer has it with all its leaders, for `metadata.max.idle.ms`
+    /// after it was last used at most.
     pub(crate) fn expect(&mut self, now: Instant, topic: &Arc<str>) {
         let interest = self.interest(now, topic);
         interest.used = now;
@@ -192,16 +206,14 @@ impl Refresh {
 
     /// From now on topics of this pattern are subscribed to as well.
     pub(crate) fn follow_matching(&mut self, pattern: Option<Arc<Pattern>>) {
-        self.unasked |= pattern.is_some();
+        self.new_pattern = pattern.is_some();
         self.matching = pattern;
     }
 
     /// Exactly these topics are looked for by id.
     pub(crate) fn identify(&mut self, ids: &[TopicId]) {
-        self.unasked |= ids.iter().any(|id| !self.ids.contains(id));
-        if self.unasked && self.last == Kind::ById {
-            self.last = Kind::Full;
-        }
+        self.new_ids |= ids.iter().any(|id| !self.ids.contains(id));
+        self.new_ids &= !ids.is_empty();
         self.ids = ids.iter().copied().collect();
     }
 
@@ -217,6 +229,7 @@ impl Refresh {
     /// sooner than anything else.
     pub(crate) fn handle_names(&mut self, names: &BTreeMap<TopicId, Arc<str>>) {
         self.ids.retain(|id| !names.contains_key(id));
+        self.new_ids &= !self.ids.is_empty();
     }
 
     fn interest(&mut self, now: Instant, topic: &Arc<str>) -> &mut Interest {
@@ -270,46 +283,62 @@ impl Refresh {
             (Some(after), Some(failing)) => self.misled || failing >= after,
             _ => false,
         };
-        self.hurried = self.wanted
-            || !self.ids.is_empty()
-            || self.topics.values().any(|topic| topic.awaited && !topic.new);
-        self.state = State::Asking;
-        let kind = self.kind();
-        self.last = kind;
+        let kind = self.kind(now);
         let (create, by_id) = (kind == Kind::Create, kind == Kind::ById);
-        self.unasked = false;
+        // By a question about those to be made nobody else is served.
+        let is_repeated = |topic: &Interest| topic.awaited && !topic.new && (topic.create || !create);
+        self.hurried =
+            (self.wanted && !create) || !self.ids.is_empty() || self.topics.values().any(is_repeated);
+        (self.state, self.last) = (State::Asking, kind);
         if by_id {
+            self.new_ids = false;
             let ids = self.ids.iter().copied().collect();
             return Some(Ask { topics: Vec::new(), matching: None, ids, create, rebootstrap, number: 0 });
         }
         let number = if create { 0 } else { self.asked + 1 };
         if !create {
-            self.wanted = false;
+            (self.wanted, self.new_pattern) = (false, false);
             self.asked = number;
         }
         let matching = self.matching.clone().filter(|_| !create);
         let asked = self.topics.iter_mut().filter(|(_, topic)| !create || topic.create);
         let topics = asked.map(|(name, topic)| {
-            (topic.new, topic.awaited) = (false, false);
+            topic.new &= topic.create && !create;
+            topic.awaited = false;
             Arc::clone(name)
         });
         Some(Ask { topics: topics.collect(), matching, ids: Vec::new(), create, rebootstrap, number })
     }
 
-    /// What the next question is about. Whoever wants it again and again, as for a topic that nobody makes, keeps the others from
-    /// nothing but each second question.
-    fn kind(&self) -> Kind {
+    /// What the next question is about. They take turns, so that what is wanted again and again, as a topic that nobody makes,
+    /// keeps nobody from the others. What is new does not wait for a question about all that nobody wants yet.
+    fn kind(&self, now: Instant) -> Kind {
         let order = match self.last {
             Kind::Full => [Kind::Create, Kind::ById, Kind::Full],
             Kind::Create => [Kind::ById, Kind::Full, Kind::Create],
             Kind::ById => [Kind::Full, Kind::Create, Kind::ById],
         };
+        let is_new = self.new_ids || self.any(|topic| topic.new && topic.create);
         let is_wanted = |kind: &Kind| match kind {
-            Kind::Create => self.topics.values().any(|topic| topic.create),
+            Kind::Create => self.any(|topic| topic.create),
             Kind::ById => !self.ids.is_empty(),
-            Kind::Full => true,
+            Kind::Full => !is_new || self.is_full_due(now),
         };
         order.into_iter().find(is_wanted).unwrap_or(Kind::Full)
+    }
+
+    /// Whether a question about all is due, whatever else is.
+    fn is_full_due(&self, now: Instant) -> bool {
+        let age = now.saturating_duration_since(self.told_at);
+        let is_awaited = || self.wanted || self.any(|topic| topic.awaited && !topic.create);
+        self.new_pattern
+            || self.any(|topic| topic.new && !topic.create)
+            || (age >= self.pause && is_awaited())
+            || age >= self.limits.max_age
+    }
+
+    fn any(&self, holds: fn(&Interest) -> bool) -> bool {
+        self.topics.values().any(holds)
     }
 
     /// When to call [`Self::poll_ask`] again, if nothing happens before.
@@ -328,14 +357,19 @@ impl Refresh {
     ) {
         self.failing_since = None;
         self.misled = false;
+        if ask.number > 0 {
+            self.told_at = now;
+        }
         for name in &ask.topics {
             let Some(topic) = self.topics.get_mut(name) else { continue };
-            if ask.create {
-                topic.create = false;
+            let found = found(name);
+            if ask.create || found != Found::Missing {
+                // It was asked for, or is there already.
+                (topic.new, topic.create) = (false, false);
             }
             let is_looked_for = topic.followed
                 || (topic.expected && now.saturating_duration_since(topic.used) < self.limits.max_idle);
-            topic.unsettled = match found(name) {
+            topic.unsettled = match found {
                 Found::Settled => false,
                 Found::Unsettled => true,
                 // Whoever waits for it asks again; nobody else needs to know.
@@ -344,10 +378,10 @@ impl Refresh {
             topic.expected &= topic.unsettled;
             topic.awaited |= topic.unsettled && is_looked_for;
         }
-        if changed || !self.hurried {
+        if changed || !(self.hurried || ask.create) {
             self.backoff.reset();
             self.pause = self.backoff.initial();
-        } else {
+        } else if self.hurried {
             self.pause = self.backoff.next(rng);
         }
         self.state = State::Idle { since: now };
@@ -376,15 +410,14 @@ impl Refresh {
             State::BackingOff { until } => return Some(until),
             State::Idle { since } => since,
         };
-        let any = |holds: fn(&Interest) -> bool| self.topics.values().any(holds);
-        let wait = if self.unasked || any(|topic| topic.new) {
+        let wait = if self.new_pattern || self.new_ids || self.any(|topic| topic.new) {
             Duration::ZERO
-        } else if self.wanted || !self.ids.is_empty() || any(|topic| topic.awaited || topic.create) {
+        } else if self.wanted || !self.ids.is_empty() || self.any(|topic| topic.awaited || topic.create) {
             self.pause
-        } else if any(|topic| topic.unsettled) {
+        } else if self.any(|topic| topic.unsettled) {
             UNHURRIED.min(self.limits.max_age)
         } else {
-            self.limits.max_age
+            return Some(self.told_at + self.limits.max_age);
         };
         Some(since + wait)
     }

@@ -238,10 +238,12 @@ impl Connection {
             Poll::Pending if turn.has_left() => Poll::Ready(Ok(())),
             Poll::Pending => Poll::Pending,
         });
-        match tokio::time::timeout_at(deadline, written).await {
-            Ok(result) => result.map_err(|error| self.call_error::<R>(error)),
-            Err(_) => Err(self.timed_out::<R>(begun, self.is_patient(begun.at, deadline))),
-        }
+        let error = match tokio::time::timeout_at(deadline, written).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => self.call_error::<R>(error),
+            Err(_) => self.timed_out::<R>(begun, self.is_patient(begun.at, deadline)),
+        };
+        Err(if turn.is_unsent() { error.with_unsent() } else { error })
     }
 
     fn begin(&self) -> Begun {

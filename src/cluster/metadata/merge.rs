@@ -139,7 +139,7 @@ impl Metadata {
             let was_gone = topic.error.is_some_and(|code| code.0 == UNKNOWN_TOPIC_OR_PARTITION);
             let told_in = if was_gone { topic.told_in } else { new.version };
             if new.version - told_in < REMEMBERED {
-                let gone = || Topic { former: former.clone(), ..gone(told_in) };
+                let gone = || Topic { former: former.clone(), gone: topic.of_last_id(), ..gone(told_in) };
                 new.topics.entry(Arc::clone(name)).or_insert_with(gone);
             }
         }
@@ -177,6 +177,18 @@ fn is_host(host: &str) -> bool {
     (1..=255).contains(&host.len()) && !host.chars().any(|c| c.is_control() || c.is_whitespace())
 }
 
+impl Topic {
+    /// What is known of its partitions, there or gone, to be kept while the topic is not there; nothing without an id, by which
+    /// alone the same topic is known when it comes back.
+    fn of_last_id(&self) -> Vec<Partition> {
+        match (self.former.last == TopicId::default(), self.partitions.is_empty()) {
+            (true, _) => Vec::new(),
+            (false, true) => self.gone.clone(),
+            (false, false) => self.partitions.clone(),
+        }
+    }
+}
+
 fn merge_topic(
     version: u64,
     known: Option<&Topic>,
@@ -194,19 +206,18 @@ fn merge_topic(
         |known: &Topic| known.id == id || (id != TopicId::default() && known.former.last == id);
     let gone = match known {
         Some(known)
-            if error.is_some() && answer.partitions.is_empty() && known.former.last != TopicId::default() =>
+            if error.is_some() && answer.partitions.is_empty() && known.former.last == former.last =>
         {
-            if known.partitions.is_empty() {
-                known.gone.clone()
-            } else {
-                known.partitions.clone()
-            }
+            known.of_last_id()
         }
         _ => Vec::new(),
     };
-    let known = known.filter(|known| of_this_life(known)).map(|known| match known.partitions.is_empty() {
-        true => &known.gone,
-        false => &known.partitions,
+    let known = known.filter(|known| of_this_life(known)).map(|known| {
+        // Without an id nobody knows whether it is the topic that was there before.
+        match known.partitions.is_empty() && id != TopicId::default() {
+            true => &known.gone,
+            false => &known.partitions,
+        }
     });
     // A topic has no more partitions than the answer lists, so this cannot grow by an unchecked number.
     let listed = answer.partitions.len();

@@ -180,6 +180,16 @@ fn a_broker_that_does_not_know_a_topic_yet_has_none_of_its_epochs_forgotten() {
         Some((0, 0)),
         "it was made again"
     );
+    // Neither does one that is told of without its id, or has its next id before it has partitions.
+    let nameless = gone.merge(answer(vec![topic("orders", &[(2, 0)])]), &[], all);
+    assert_eq!(nameless.leader("orders", 0), Some((2, 0)));
+    let starting = MetadataResponseTopic {
+        topic_id: wire::Uuid([2; 16]),
+        error_code: LEADER_NOT_AVAILABLE,
+        ..topic("orders", &[])
+    };
+    let starting = known.merge(answer(vec![starting]), &[], all);
+    assert_eq!(starting.merge(answer(vec![told(2, 0)]), &[], all).leader("orders", 0), Some((0, 0)));
     // Without ids nobody knows which life it is.
     let known = Metadata::default().merge(answer(vec![topic("orders", &[(1, 7)])]), &[], all);
     let again = known.merge(answer(vec![missing()]), &[], all).merge(
@@ -188,6 +198,22 @@ fn a_broker_that_does_not_know_a_topic_yet_has_none_of_its_epochs_forgotten() {
         all,
     );
     assert_eq!(again.leader("orders", 0), Some((2, 0)));
+}
+
+#[test]
+fn a_list_of_all_topics_without_one_has_none_of_its_epochs_forgotten() {
+    let told = |epoch| {
+        let topic = topic("orders", &[(epoch % 2, epoch)]);
+        answer(vec![MetadataResponseTopic { topic_id: wire::Uuid([1; 16]), ..topic }])
+    };
+    let pattern = Pattern::new("orders.*", false).unwrap();
+    let mut metadata = Metadata::default().merge_all(told(7), &[], &pattern, |_| false);
+    for _ in 0..2 {
+        metadata = metadata.merge_all(answer(Vec::new()), &[], &pattern, |_| false);
+        assert!(metadata.is_gone("orders", 0));
+    }
+    let behind = metadata.merge_all(told(6), &[], &pattern, |_| false);
+    assert_eq!(behind.leader("orders", 0), Some((1, 7)), "who tells of it lags behind");
 }
 
 #[test]

@@ -293,6 +293,10 @@ fn topics_of_a_pattern_are_asked_about_with_all_at_once_and_when_metadata_is_old
     refresh.want_topics(now, &topics(&["new"]), Create::IfAllowed);
     let ask = answer(&mut refresh, now, Found::Settled);
     assert!(ask.create && ask.matching.is_none(), "nothing else is created by it");
+    refresh.follow_matching(Some(Arc::clone(&pattern)));
+    refresh.want_topics(now, &topics(&["newer"]), Create::IfAllowed);
+    let asked = [answer(&mut refresh, now, Found::Missing), answer(&mut refresh, now, Found::Settled)];
+    assert_eq!(asked.map(|ask| ask.matching.is_some()), [true, false], "neither waits");
     assert!(answer(&mut refresh, now + MAX_AGE * 2, Found::Settled).matching.is_some());
     refresh.follow_matching(None);
     assert!(!refresh.knows("orders-eu"));
@@ -320,5 +324,101 @@ fn ids_are_asked_about_by_themselves_and_in_turn_with_names_until_they_have_one(
     }
     assert!(pauses[0] > Duration::ZERO && pauses[7] > 3 * pauses[1], "{pauses:?}");
     refresh.identify(&[]);
-    assert_eq!(waits(&refresh, now), MAX_AGE);
+    assert_eq!(waits(&refresh, now), MAX_AGE - pauses[7], "all were told about before the last pause");
+}
+
+#[test]
+fn new_topics_are_asked_for_at_once_and_by_themselves_one_after_the_other() {
+    let now = crate::time::now();
+    let mut refresh = settled(now);
+    // One that is there, and one that is made by the question.
+    for (round, found) in [Found::Settled, Found::Unsettled].into_iter().cycle().take(50).enumerate() {
+        let new = topics(&[&format!("new-{round}")]);
+        if round == 20 {
+            refresh.want();
+        }
+        refresh.want_topics(now, &new, Create::IfAllowed);
+        assert_eq!(waits(&refresh, now), Duration::ZERO);
+        let ask = answer(&mut refresh, now, found);
+        assert_eq!((ask.topics, ask.create), (new, true), "{round}");
+    }
+    assert_eq!(waits(&refresh, now), BACKOFF, "the complaint has its pause");
+    assert_eq!(answer(&mut refresh, now + BACKOFF, Found::Settled).topics.len(), 50);
+    assert_eq!(waits(&refresh, now + BACKOFF), MAX_AGE);
+}
+
+#[test]
+fn a_new_topic_waits_for_a_question_about_all_that_is_due_and_for_no_pause_after_it() {
+    let mut now = crate::time::now();
+    let mut refresh = settled(now);
+    refresh.want_topics(now, &topics(&["first"]), Create::IfAllowed);
+    assert!(answer(&mut refresh, now, Found::Settled).create);
+    let awaited = refresh.complain(now, &"first".into());
+    now += BACKOFF;
+    refresh.want_topics(now, &topics(&["second"]), Create::IfAllowed);
+    assert_eq!(answer(&mut refresh, now, Found::Missing).number, awaited);
+    assert_eq!(waits(&refresh, now), Duration::ZERO);
+    let ask = answer(&mut refresh, now, Found::Settled);
+    assert_eq!((ask.topics, ask.create), (topics(&["second"]), true));
+}
+
+#[test]
+fn topics_that_are_new_again_and_again_keep_nobody_from_a_question_about_all() {
+    type Wants = fn(&mut Refresh, Instant);
+    let never: Wants = |refresh, now| refresh.want_topics(now, &topics(&["never"]), Create::Never);
+    let complaint: Wants = |refresh, _| refresh.want();
+    let nothing: Wants = |_, _| {};
+    for (wants, within) in [(never, Duration::ZERO), (complaint, 2 * BACKOFF), (nothing, MAX_AGE + BACKOFF)] {
+        let begun = crate::time::now();
+        let (mut now, mut refresh) = (begun, settled(begun));
+        refresh.want_topics(now, &topics(&["first"]), Create::IfAllowed);
+        answer(&mut refresh, now, Found::Settled);
+        wants(&mut refresh, now);
+        for round in 0.. {
+            refresh.want_topics(now, &topics(&[&format!("new-{round}")]), Create::IfAllowed);
+            if answer(&mut refresh, now, Found::Settled).number > 0 {
+                break;
+            }
+            now += BACKOFF;
+        }
+        assert!(now - begun <= within, "{:?}", now - begun);
+    }
+}
+
+#[test]
+fn only_a_topic_that_is_not_there_is_to_be_made() {
+    for (found, create) in [
+        (Found::Missing, Create::IfAllowed),
+        (Found::Unsettled, Create::Never),
+        (Found::Settled, Create::Never),
+    ] {
+        assert_eq!(Create::IfAllowed.of(found), create);
+        assert_eq!(Create::Never.of(found), Create::Never);
+    }
+}
+
+#[test]
+fn a_topic_that_is_found_is_not_asked_for_any_more() {
+    let now = crate::time::now();
+    let mut refresh = settled(now);
+    refresh.want_topics(now, &topics(&["new"]), Create::IfAllowed);
+    let lost = refresh.poll_ask(now).unwrap();
+    refresh.handle_failure(now, &lost, &mut Rng::new(1));
+    let later = now + 2 * BACKOFF;
+    assert!(!answer(&mut refresh, later, Found::Settled).create);
+    assert_eq!(waits(&refresh, later), MAX_AGE);
+}
+
+#[test]
+fn ids_that_are_new_do_not_wait_whatever_is_asked_before_them() {
+    let now = crate::time::now();
+    let mut refresh = settled(now);
+    for id in 1..=9 {
+        refresh.want_topics(now, &topics(&[&format!("new-{id}")]), Create::IfAllowed);
+        refresh.identify(&[[id; 16]]);
+        let asked = [answer(&mut refresh, now, Found::Settled), answer(&mut refresh, now, Found::Settled)];
+        assert_eq!(asked.map(|ask| (ask.create, ask.ids.len(), ask.number)), [(true, 0, 0), (false, 1, 0)]);
+    }
+    refresh.identify(&[]);
+    assert_eq!(waits(&refresh, now), MAX_AGE, "what is not looked for any more is not new");
 }

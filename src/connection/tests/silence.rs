@@ -159,6 +159,12 @@ async fn a_pause_that_comes_while_a_call_waits_is_added_to_its_time() {
 
 #[tokio::test]
 async fn a_peer_that_stops_reading_loses_its_connection_with_the_request_time_out() {
+    for is_answered in [true, false] {
+        lose_a_peer_that_stops_reading(is_answered).await;
+    }
+}
+
+async fn lose_a_peer_that_stops_reading(is_answered: bool) {
     let (listener, address) = listen().await;
     let server = async {
         let mut peer = accept(&listener).await;
@@ -176,8 +182,13 @@ async fn a_peer_that_stops_reading_loses_its_connection_with_the_request_time_ou
             wire::produce_request::TopicProduceData { partition_data: vec![data], ..Default::default() };
         let request = wire::ProduceRequest { topic_data: vec![topic], ..Default::default() };
         let deadline = now() + settings.request_timeout;
-        let error = connection.call(request, deadline).await.unwrap_err();
+        let error = match is_answered {
+            true => connection.call(request, deadline).await.map(|_| ()),
+            false => connection.send_unanswered::<12, _>(request, deadline).await,
+        };
+        let error = error.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+        assert!(!error.is_unsent(), "some of it was written");
         assert!(connection.is_lost());
         // What waited to be written in the background is given back with the socket.
         while connection.notices.begun() != 2 || Arc::strong_count(&connection.notices) > 2 {
@@ -205,6 +216,9 @@ async fn a_failed_call_says_whether_anything_of_it_was_written() {
         beat(second).await.unwrap();
         // The broker wants to be left alone.
         let error = beat(second).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Timeout && error.is_unsent(), "{error}");
+        let request = wire::ProduceRequest::default();
+        let error = connection.send_unanswered::<12, _>(request, now() + second).await.unwrap_err();
         assert!(error.kind() == ErrorKind::Timeout && error.is_unsent(), "{error}");
         // It is read, and the connection ends.
         let error = beat(10 * second).await.unwrap_err();
