@@ -222,7 +222,7 @@ impl Receipt {
         }
         // A task that polls again, or awaits its records in order, registers once. A place may be that of several.
         let own = (*registered as usize).checked_sub(1).and_then(|place| waiting.get(place));
-        if own.or(waiting.last()).is_some_and(|waker| waker.will_wake(context.waker())) {
+        if own.or_else(|| waiting.last()).is_some_and(|waker| waker.will_wake(context.waker())) {
             if *registered == 0 {
                 *registered = waiting.len() as u32;
             }

@@ -136,11 +136,11 @@ async fn accept(listener: &TcpListener) -> Peer<TcpStream> {
 
 /// Ways to peers in memory, so that a test may run in paused time: each connection has its other end in the queue.
 #[derive(Clone)]
-struct Pipes(tokio::sync::mpsc::UnboundedSender<tokio::io::DuplexStream>);
+struct Pipes(tokio::sync::mpsc::Sender<tokio::io::DuplexStream>);
 
 impl Pipes {
-    fn new() -> (ClientSettings, tokio::sync::mpsc::UnboundedReceiver<tokio::io::DuplexStream>) {
-        let (pipes, ends) = tokio::sync::mpsc::unbounded_channel();
+    fn open() -> (ClientSettings, tokio::sync::mpsc::Receiver<tokio::io::DuplexStream>) {
+        let (pipes, ends) = tokio::sync::mpsc::channel(8);
         (ClientSettings { route: Route::through(Self(pipes)), ..settings() }, ends)
     }
 }
@@ -148,7 +148,7 @@ impl Pipes {
 impl transport::Transport for Pipes {
     fn connect<'a>(&'a self, _host: &'a str, _port: u16) -> transport::Connecting<'a> {
         let (near, far) = tokio::io::duplex(1 << 16);
-        let opened = self.0.send(far).map_err(|_| std::io::ErrorKind::ConnectionRefused.into());
+        let opened = self.0.try_send(far).map_err(|_| std::io::ErrorKind::ConnectionRefused.into());
         Box::pin(async move { opened.map(|()| Box::new(near) as _) })
     }
 }

@@ -62,7 +62,7 @@ async fn short_calls_that_all_go_unanswered_for_the_request_timeout_close_the_co
 async fn an_answer_in_between_begins_the_silence_anew_also_one_that_is_too_late_for_its_call() {
     let second = Duration::from_secs(1);
     for late in [false, true] {
-        let (settings, mut peers) = Pipes::new();
+        let (settings, mut peers) = Pipes::open();
         let server = async {
             let mut peer = Peer(peers.recv().await.unwrap());
             peer.greet().await;
@@ -201,7 +201,7 @@ async fn lose_a_peer_that_stops_reading(is_answered: bool) {
 #[tokio::test(start_paused = true)]
 async fn a_failed_call_says_whether_anything_of_it_was_written() {
     let second = Duration::from_secs(1);
-    let (settings, mut peers) = Pipes::new();
+    let (settings, mut peers) = Pipes::open();
     let server = async {
         let mut peer = Peer(peers.recv().await.unwrap());
         peer.greet().await;

@@ -170,11 +170,11 @@ async fn a_partition_whose_lanes_are_full_is_not_resumed_by_the_user() {
         let full = handle.metrics().in_work;
         for _ in 0..3 {
             handle.pause([partition.clone()]).unwrap();
-            assert_eq!(handle.paused(), [partition.clone()]);
+            assert_eq!(handle.paused(), std::slice::from_ref(&partition));
             a_turn().await;
             handle.resume([partition.clone()]).unwrap();
             a_turn().await;
-            assert_eq!(paused(), [partition.clone()], "its lanes are full");
+            assert_eq!(paused(), std::slice::from_ref(&partition), "its lanes are full");
         }
         // But for the record of the last turn.
         assert!(handle.metrics().in_work <= full + 1);
@@ -182,7 +182,7 @@ async fn a_partition_whose_lanes_are_full_is_not_resumed_by_the_user() {
         go_on.notify_one();
         until(&|| handle.metrics().in_work == 0).await;
         a_turn().await;
-        assert_eq!(paused(), [partition.clone()], "the user has paused it");
+        assert_eq!(paused(), std::slice::from_ref(&partition), "the user has paused it");
         handle.resume([partition.clone()]).unwrap();
         until(&|| handle.metrics().lag == Some(0) && handle.metrics().in_work == 0).await;
         assert!(paused().is_empty());
