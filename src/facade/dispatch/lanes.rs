@@ -231,7 +231,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         };
         self.homes.insert(id, home);
         if let Some(earlier) = self.by_partition.insert(partition.clone(), id) {
-            // Its records come again in this life, or were left behind by a seek.
+            // Its records come again in this life, were left behind by a seek, or are of a topic that is no more.
             drop(self.empty(earlier));
         }
         id
