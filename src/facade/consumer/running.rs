@@ -74,7 +74,7 @@ impl Consumer {
         }
     }
 
-    /// Consumes until `shutdown` completes, or [`ConsumerHandle::stop`] is called; then lets the running handlers finish (up
+    /// Consumes until `shutdown` completes, or [`ConsumerHandle::stop`](crate::ConsumerHandle::stop) is called; then lets the running handlers finish (up
     /// to [`drain_timeout`](Self::drain_timeout)), commits if automatic commits are on, and leaves the group.
     ///
     /// Errors that may pass by themselves, such as a lost connection, are logged and do not end it.
