@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use dtkafka::Ordering;
 
+pub(crate) const MODES: &str = "produce, consume, latency, pingpong, members, copy, rebalance or scaling";
+
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(Debug, Clone)]
@@ -39,11 +41,13 @@ pub(crate) struct Args {
     pub(crate) txn_records: u64,
     /// How long a transaction is open; 0: until it has its records.
     pub(crate) txn_ms: u64,
+    /// Of the group: `eager`, `cooperative` or `consumer`.
+    pub(crate) protocol: String,
 }
 
 impl Args {
     pub(crate) fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, Failure> {
-        let mode = words.next().ok_or("say produce, consume, latency, pingpong, members, copy or scaling")?;
+        let mode = words.next().ok_or_else(|| format!("say {MODES}"))?;
         let mut options = BTreeMap::new();
         while let Some(word) = words.next() {
             let name = word.strip_prefix("--").ok_or_else(|| format!("unexpected {word}"))?;
@@ -58,11 +62,12 @@ impl Args {
             value.ok_or_else(|| format!("--{name} is required").into())
         };
         let scaling = mode == "scaling";
-        let reads = matches!(mode.as_str(), "consume" | "members" | "copy");
+        let rebalance = mode == "rebalance";
+        let reads = rebalance || matches!(mode.as_str(), "consume" | "members" | "copy");
         let args = Self {
             brokers: take("brokers", None)?,
             topic: take("topic", scaling.then_some("scaling"))?,
-            records: take("records", scaling.then_some("0"))?.parse()?,
+            records: take("records", (scaling || rebalance).then_some("0"))?.parse()?,
             size: take("size", (reads || scaling).then_some("0"))?.parse()?,
             group: take("group", (!reads).then_some(""))?,
             compression: take("compression", Some("none"))?,
@@ -88,6 +93,7 @@ impl Args {
             to: take("to", (mode != "copy").then_some(""))?,
             txn_records: take("txn-records", Some("0"))?.parse()?,
             txn_ms: take("txn-ms", Some("0"))?.parse()?,
+            protocol: take("protocol", Some("eager"))?,
             mode,
         };
         if args.mode == "copy" && args.txn_records == 0 && args.txn_ms == 0 {

@@ -10,6 +10,7 @@
 //! bench pingpong --brokers H:P --topic T --records N --size BYTES
 //! bench members  --brokers H:P --topic T --records N --group G --consumers 5
 //! bench copy     --brokers H:P --topic T --records N --group G --to TOPIC [--txn-records N] [--txn-ms MS]
+//! bench rebalance --brokers H:P --topic T --group G --consumers 50 --protocol eager|cooperative|consumer
 //! bench scaling  --brokers H:P                       tables of all that grows; makes and deletes its topics, takes minutes
 //! ```
 //! With `BENCH_CA=ca.pem` over TLS, trusting that file's authority.
@@ -27,6 +28,7 @@ mod copy;
 mod handlers;
 mod members;
 mod modes;
+mod rebalance;
 mod report;
 mod scaling;
 

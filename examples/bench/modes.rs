@@ -9,10 +9,11 @@ use std::{
 use dtkafka::{Delivery, KafkaConfig, KafkaConsumer, KafkaInstance, KafkaProducer, ProducerRecord};
 
 use crate::{
-    args::{Args, Failure, Payload, key},
+    args::{Args, Failure, MODES, Payload, key},
     copy::copy,
     handlers::{self, Event},
     members::members,
+    rebalance::rebalance,
     report::{Report, Touch, cpu},
     scaling::scaling,
 };
@@ -32,11 +33,9 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         "pingpong" => pingpong(&args).await,
         "members" => members(&args).await,
         "copy" => copy(&args).await,
+        "rebalance" => rebalance(&args).await,
         "scaling" => scaling(&args).await,
-        other => Err(format!(
-            "unknown mode {other}: say produce, consume, latency, pingpong, members, copy or scaling"
-        )
-        .into()),
+        other => Err(format!("unknown mode {other}: say {MODES}").into()),
     }
 }
 
