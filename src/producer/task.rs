@@ -464,12 +464,12 @@ fn read_answers<'a>(answer: &'a wire::ProduceResponse, names: &'a Names) -> Vec<
         }
     }
     answers.sort_unstable_by_key(|(place, _): &(_, Answer)| *place);
-    // Of answers that contradict each other none counts: nobody knows what became of the batch.
+    // Of answers that contradict each other none counts: nobody knows what became of the batch, as after a time-out.
     answers.dedup_by(|(place, other), (kept_place, kept)| {
         let is_same = place == kept_place;
         if is_same && other.code != kept.code {
             let message = Some(String::from("the broker's answer contradicts itself"));
-            *kept = Answer { code: code::UNKNOWN_SERVER_ERROR, message, ..Answer::default() };
+            *kept = Answer { code: code::REQUEST_TIMED_OUT, message, ..Answer::default() };
         }
         is_same
     });
@@ -602,7 +602,7 @@ mod tests {
     #[test]
     fn of_answers_that_contradict_each_other_for_a_partition_none_counts() {
         use wire::produce_response::{PartitionProduceResponse, TopicProduceResponse};
-        let unknown = code::UNKNOWN_SERVER_ERROR;
+        let unknown = code::REQUEST_TIMED_OUT;
         for (codes, expected) in
             [([0, 87], unknown), ([87, 0], unknown), ([6, 87], unknown), ([0, 0], code::NONE), ([6, 6], 6)]
         {
