@@ -27,14 +27,20 @@ fn logging(kafka: &KafkaInstance, policy: ErrorPolicy) -> (Consumer, Seen) {
     (consumer, seen)
 }
 
-#[tokio::test]
-async fn a_damaged_batch_is_passed_over_when_its_letter_is_acknowledged_and_not_before() {
+/// The letter of a damaged batch has been sent, and is not answered.
+async fn with_a_letter_on_its_way() -> (EmbeddedBroker, Running, Seen) {
     let (broker, kafka) = with_a_damaged_batch().await;
     let (consumer, seen) = logging(&kafka, ErrorPolicy::dead_letter("dead"));
     let before = broker.control().requests(ApiKey::Produce);
     broker.control().hold(ApiKey::Produce);
     let running = run(consumer);
     until(|| broker.control().requests(ApiKey::Produce) > before).await;
+    (broker, running, seen)
+}
+
+#[tokio::test]
+async fn a_damaged_batch_is_passed_over_when_its_letter_is_acknowledged_and_not_before() {
+    let (broker, running, seen) = with_a_letter_on_its_way().await;
     until(|| broker.committed("g", "orders", 0) == Some(3)).await;
     assert_eq!(*seen.lock().unwrap(), [0, 1, 2]);
     // The user's pause is not undone by going on behind the batch.
@@ -54,12 +60,7 @@ async fn a_damaged_batch_is_passed_over_when_its_letter_is_acknowledged_and_not_
 
 #[tokio::test]
 async fn a_shutdown_is_heard_while_the_letter_of_a_damaged_batch_is_on_its_way() {
-    let (broker, kafka) = with_a_damaged_batch().await;
-    let (consumer, seen) = logging(&kafka, ErrorPolicy::dead_letter("dead"));
-    let before = broker.control().requests(ApiKey::Produce);
-    broker.control().hold(ApiKey::Produce);
-    let running = run(consumer);
-    until(|| broker.control().requests(ApiKey::Produce) > before).await;
+    let (broker, running, seen) = with_a_letter_on_its_way().await;
     let begun = Instant::now();
     running.stop().await.1.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());

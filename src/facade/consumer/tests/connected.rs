@@ -11,15 +11,7 @@ use crate::facade::message::Batch;
 #[tokio::test]
 async fn a_client_that_is_closed_while_handlers_run_ends_the_consumer_when_they_are_done() {
     const PATIENCE: Duration = Duration::from_secs(20);
-    let broker = EmbeddedBroker::builder().start().await.unwrap();
-    broker.create_topic("orders", 1).unwrap();
-    let config = KafkaConfig::new()
-        .set_bootstrap_servers(broker.bootstrap_servers())
-        .set_group_id("g")
-        .set_auto_offset_reset("earliest");
-    let kafka = KafkaInstance::new(config).unwrap();
-    let producer = kafka.get_producer().await.unwrap();
-    producer.send("orders", &1).await.unwrap().await.unwrap();
+    let (_broker, kafka) = with_records(&["orders"], 1).await;
     for runs in [true, false] {
         let client = Arc::new(std::sync::OnceLock::<std::sync::Weak<KafkaConsumer>>::new());
         let ended = Arc::new(AtomicUsize::new(0));
