@@ -55,12 +55,12 @@ pub(crate) fn check_runtime() -> Result<()> {
 /// A thread with a runtime of its own, for a client that must stay alive while the user's code does not yield. It ends when
 /// this is dropped, and drops what still runs on it.
 #[derive(Debug)]
-pub(crate) struct Home {
+pub(crate) struct DriverThread {
     runtime: Handle,
     end: Arc<Notify>,
 }
 
-impl Home {
+impl DriverThread {
     /// # Errors
     /// [`ErrorKind::Config`] where the system gives no thread.
     pub(crate) fn start(name: &str) -> Result<Self> {
@@ -81,7 +81,7 @@ impl Home {
     }
 }
 
-impl Drop for Home {
+impl Drop for DriverThread {
     fn drop(&mut self) {
         // The permit is kept, should the thread not wait yet.
         self.end.notify_one();

@@ -20,7 +20,7 @@ use super::{candidates::Candidate, causes::Causes};
 use crate::{
     cluster::metadata::Metadata,
     config::settings::{Address, ClientSettings},
-    connection::{Connection, Pauses, Tls},
+    connection::{Connection, ThrottleTotals, Tls},
     driver::Within,
     error::{Error, ErrorKind, Result},
     time::{self, Backoff, Instant},
@@ -48,7 +48,7 @@ pub(crate) struct Brokers {
     tls: Option<Tls>,
     inner: Mutex<Inner>,
     causes: Mutex<Causes<i32>>,
-    pauses: Arc<Pauses>,
+    pauses: Arc<ThrottleTotals>,
     /// A connection was made that the idle timer does not know of.
     is_new: AtomicBool,
 }
@@ -168,7 +168,7 @@ impl Brokers {
     }
 
     /// How often and for how long brokers have held this client back.
-    pub(crate) fn pauses(&self) -> &Pauses {
+    pub(crate) fn pauses(&self) -> &ThrottleTotals {
         &self.pauses
     }
 

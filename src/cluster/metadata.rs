@@ -76,9 +76,9 @@ pub(crate) struct Partition {
     pub(crate) in_sync_replicas: Vec<i32>,
 }
 
-/// Where a partition is.
+/// Who leads a partition of which topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct Leadership {
     pub(crate) leader: i32,
     /// -1 where unknown.
     pub(crate) leader_epoch: i32,
@@ -99,10 +99,10 @@ impl Metadata {
     }
 
     /// The leader of a partition, its epoch, and the topic's id.
-    pub(crate) fn place(&self, topic: &str, partition: i32) -> Option<Place> {
+    pub(crate) fn leadership(&self, topic: &str, partition: i32) -> Option<Leadership> {
         let topic = self.topics.get(topic)?;
         let known = topic.partitions.get(usize::try_from(partition).ok()?)?;
-        Some(Place { leader: known.leader?, leader_epoch: known.leader_epoch, topic_id: topic.id })
+        Some(Leadership { leader: known.leader?, leader_epoch: known.leader_epoch, topic_id: topic.id })
     }
 
     /// The id of a topic; all zeros where it is not known.

@@ -30,7 +30,7 @@ pub(crate) use self::{
     brokers::Lane,
     coordinators::CoordinatorKind,
     hints::{Endpoint, LeaderHint},
-    metadata::{Metadata, Partition, Place, TopicId, UNKNOWN_TOPIC_OR_PARTITION, are_two_lives},
+    metadata::{Leadership, Metadata, Partition, TopicId, UNKNOWN_TOPIC_OR_PARTITION, are_two_lives},
     refresh::Create,
 };
 use crate::{

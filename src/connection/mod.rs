@@ -36,7 +36,7 @@ use self::{
     api::{Api, Channel, ChannelError, Versions},
     notices::{Fault, Notices},
     order::{Asking, Order},
-    throttle::Told,
+    throttle::ThrottleChange,
 };
 pub(crate) use self::{tls::Tls, whole::KeptMemory};
 use crate::{
@@ -54,7 +54,7 @@ pub(crate) struct Connection {
     versions: Versions,
     /// The cluster's finalized features (KIP-584) and their levels.
     features: BTreeMap<String, i16>,
-    pauses: Arc<Pauses>,
+    pauses: Arc<ThrottleTotals>,
     request_timeout: Duration,
     /// SASL was not asked for: the broker may close the connection because it wants it.
     without_sasl: bool,
@@ -117,13 +117,13 @@ impl Drop for Reading {
 
 /// How often and for how long brokers held this client back, over all its connections.
 #[derive(Debug, Default)]
-pub(crate) struct Pauses {
+pub(crate) struct ThrottleTotals {
     /// Answers that asked for a pause.
     answers: AtomicU64,
     paused_ms: AtomicU64,
 }
 
-impl Pauses {
+impl ThrottleTotals {
     pub(crate) fn so_far(&self) -> (u64, Duration) {
         let paused = Duration::from_millis(self.paused_ms.load(Ordering::Relaxed));
         (self.answers.load(Ordering::Relaxed), paused)
@@ -276,13 +276,13 @@ impl Connection {
         }
         match told {
             None => {}
-            Some(Told::Begins { pause }) => tracing::warn!(
+            Some(ThrottleChange::Begins { pause }) => tracing::warn!(
                 address = %self.address,
                 api = R::NAME,
                 pause_ms = pause.as_millis() as u64,
                 "the broker holds this client back, because it is over a quota; see to the quotas of its user and client.id"
             ),
-            Some(Told::Ends { answers, paused }) => tracing::info!(
+            Some(ThrottleChange::Ends { answers, paused }) => tracing::info!(
                 address = %self.address,
                 answers,
                 paused_ms = paused.as_millis() as u64,
@@ -297,7 +297,7 @@ impl Connection {
     }
 
     /// Has the pauses of this connection counted there.
-    pub(crate) fn with_pauses(mut self, pauses: Arc<Pauses>) -> Self {
+    pub(crate) fn with_pauses(mut self, pauses: Arc<ThrottleTotals>) -> Self {
         self.pauses = pauses;
         self
     }

@@ -15,7 +15,7 @@ use std::{
 use super::{
     api::ChannelError,
     notices::Notices,
-    throttle::{Throttle, Told},
+    throttle::{Throttle, ThrottleChange},
     whole::Slot,
 };
 use crate::time::{self, Instant};
@@ -71,7 +71,7 @@ impl Order {
     }
 
     /// An answer asks for a pause of so many milliseconds, or for none.
-    pub(super) fn handle_throttle(&self, ms: i32) -> (Duration, Option<Told>) {
+    pub(super) fn handle_throttle(&self, ms: i32) -> (Duration, Option<ThrottleChange>) {
         self.lock().throttle.handle_answer(time::now, ms)
     }
 
@@ -95,7 +95,7 @@ impl Order {
         Turn {
             order: self,
             notices,
-            state: Place::New,
+            state: TurnState::New,
             is_unsent: true,
             whole: None,
             pause: None,
@@ -108,7 +108,7 @@ impl Order {
 pub(super) struct Turn<'a> {
     order: &'a Order,
     notices: &'a Notices,
-    state: Place,
+    state: TurnState,
     /// Once it has left: nothing of its frame was written.
     is_unsent: bool,
     /// Where it wants its answer.
@@ -119,7 +119,7 @@ pub(super) struct Turn<'a> {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Place {
+enum TurnState {
     New,
     InLine(u64),
     /// Its frame is being written, and has left when so many have.
@@ -141,7 +141,7 @@ impl Turn<'_> {
     pub(super) fn poll<F: Future>(&mut self, cx: &mut Context<'_>, request: Pin<&mut F>) -> Poll<F::Output> {
         ready!(self.poll_turn(cx));
         let polled = request.poll(cx);
-        if let Place::Writing { frame, ticket } = self.state
+        if let TurnState::Writing { frame, ticket } = self.state
             && (polled.is_ready() || self.notices.left() >= frame)
         {
             self.leave();
@@ -162,7 +162,7 @@ impl Turn<'_> {
         cx: &mut Context<'_>,
         request: Pin<&mut F>,
     ) -> Poll<F::Output> {
-        let begins = !matches!(self.state, Place::Writing { .. } | Place::Left);
+        let begins = !matches!(self.state, TurnState::Writing { .. } | TurnState::Left);
         ready!(self.poll_turn(cx));
         if begins {
             // Nobody else's frame can come between: it is this one's turn.
@@ -173,15 +173,15 @@ impl Turn<'_> {
 
     /// Whether the frame is written whole.
     pub(super) fn has_left(&self) -> bool {
-        matches!(self.state, Place::Left)
+        matches!(self.state, TurnState::Left)
     }
 
     /// Whether nothing of its frame was written: the broker cannot have heard of it.
     pub(super) fn is_unsent(&self) -> bool {
         match self.state {
-            Place::New | Place::InLine(_) => true,
-            Place::Writing { frame, .. } => self.notices.begun() < frame,
-            Place::Left => self.is_unsent,
+            TurnState::New | TurnState::InLine(_) => true,
+            TurnState::Writing { frame, .. } => self.notices.begun() < frame,
+            TurnState::Left => self.is_unsent,
         }
     }
 
@@ -193,11 +193,11 @@ impl Turn<'_> {
             }
             let mut state = self.order.lock();
             let ticket = match self.state {
-                Place::New => state.line.join(),
-                Place::InLine(ticket) => ticket,
-                Place::Writing { .. } | Place::Left => return Poll::Ready(()),
+                TurnState::New => state.line.join(),
+                TurnState::InLine(ticket) => ticket,
+                TurnState::Writing { .. } | TurnState::Left => return Poll::Ready(()),
             };
-            self.state = Place::InLine(ticket);
+            self.state = TurnState::InLine(ticket);
             if !state.line.is_first(ticket) {
                 state.line.wait(ticket, cx.waker());
                 return Poll::Pending;
@@ -207,7 +207,7 @@ impl Turn<'_> {
                 continue;
             }
             // A frame whose request was dropped in the middle may still be on its way: it is counted already.
-            self.state = Place::Writing { ticket, frame: self.notices.begun() + 1 };
+            self.state = TurnState::Writing { ticket, frame: self.notices.begun() + 1 };
             if let Some(slot) = &self.whole {
                 // Nobody else's frame can come between.
                 self.notices.expect_whole(Arc::downgrade(slot));
@@ -223,13 +223,13 @@ impl Turn<'_> {
     }
 
     fn leave(&mut self) {
-        let (Place::InLine(ticket) | Place::Writing { ticket, .. }) = self.state else { return };
+        let (TurnState::InLine(ticket) | TurnState::Writing { ticket, .. }) = self.state else { return };
         self.is_unsent = self.is_unsent();
-        if let (Place::Writing { .. }, true) = (self.state, self.is_unsent) {
+        if let (TurnState::Writing { .. }, true) = (self.state, self.is_unsent) {
             // It was dropped, or failed, before anything was written.
             self.notices.expect_an_answer();
         }
-        self.state = Place::Left;
+        self.state = TurnState::Left;
         let next = self.order.lock().line.leave(ticket);
         if let Some(next) = next {
             next.wake();

@@ -26,7 +26,7 @@ pub(super) struct Throttle {
 
 /// A change of state, to be told once.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Told {
+pub(super) enum ThrottleChange {
     Begins { pause: Duration },
     Ends { answers: u64, paused: Duration },
 }
@@ -38,7 +38,7 @@ impl Throttle {
         &mut self,
         now: impl FnOnce() -> Instant,
         ms: i32,
-    ) -> (Duration, Option<Told>) {
+    ) -> (Duration, Option<ThrottleChange>) {
         let pause = u64::try_from(ms).map_or(Duration::ZERO, Duration::from_millis).min(LONGEST);
         if pause.is_zero() {
             let quiet = self.until.is_some_and(|until| until + QUIET <= now());
@@ -47,7 +47,10 @@ impl Throttle {
             }
             self.until = None;
             let paused = self.total - self.began_with;
-            return (Duration::ZERO, Some(Told::Ends { answers: std::mem::take(&mut self.answers), paused }));
+            return (
+                Duration::ZERO,
+                Some(ThrottleChange::Ends { answers: std::mem::take(&mut self.answers), paused }),
+            );
         }
         let (now, begins) = (now(), self.until.is_none());
         if begins {
@@ -59,7 +62,7 @@ impl Throttle {
         let grown = until - from;
         self.total += grown;
         self.until = Some(until);
-        (grown, begins.then_some(Told::Begins { pause }))
+        (grown, begins.then_some(ThrottleChange::Begins { pause }))
     }
 
     /// Until when nothing may be sent. The clock is read only where the broker has ever asked for a pause.
@@ -93,7 +96,7 @@ mod tests {
         assert_eq!(throttle.handle_answer(|| start, 0), (Duration::ZERO, None));
         assert_eq!(
             throttle.handle_answer(|| start, 2000),
-            (2 * SECOND, Some(Told::Begins { pause: 2 * SECOND }))
+            (2 * SECOND, Some(ThrottleChange::Begins { pause: 2 * SECOND }))
         );
         assert_eq!(throttle.held_until(|| start), Some(start + 2 * SECOND));
         // Pauses that overlap are counted once.
@@ -106,10 +109,10 @@ mod tests {
         );
         assert_eq!(throttle.held_until(|| start + 3 * SECOND), None);
         let told = throttle.handle_answer(|| start + 13 * SECOND, 0).1;
-        assert_eq!(told, Some(Told::Ends { answers: 3, paused: 3 * SECOND }));
+        assert_eq!(told, Some(ThrottleChange::Ends { answers: 3, paused: 3 * SECOND }));
         assert_eq!(throttle.handle_answer(|| start + 14 * SECOND, 0).1, None);
         let told = throttle.handle_answer(|| start + 15 * SECOND, 100).1;
-        assert_eq!(told, Some(Told::Begins { pause: Duration::from_millis(100) }));
+        assert_eq!(told, Some(ThrottleChange::Begins { pause: Duration::from_millis(100) }));
     }
 
     #[test]

@@ -96,7 +96,7 @@ impl Decoding {
     }
 }
 
-/// What [`Queue::take`] found.
+/// What [`Buffer::take`] found.
 #[derive(Debug)]
 pub(crate) enum Taken {
     Chunk(Chunk),
@@ -107,13 +107,13 @@ pub(crate) enum Taken {
 
 /// The batches of one partition.
 #[derive(Debug, Default)]
-pub(crate) struct Queue {
+pub(crate) struct Buffer {
     entries: VecDeque<Entry>,
     bytes: usize,
     checked_out: bool,
 }
 
-impl Queue {
+impl Buffer {
     /// Bytes of the network that wait here, those being decoded included.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
@@ -266,8 +266,8 @@ mod tests {
         builder.finish(Stamp::NONE, &Compressor::new(codec, None).unwrap()).unwrap().bytes
     }
 
-    fn queue(batches: &[Bytes]) -> Queue {
-        let mut queue = Queue::default();
+    fn queue(batches: &[Bytes]) -> Buffer {
+        let mut queue = Buffer::default();
         for (batch, offset) in batches.iter().zip(0_i64..) {
             let mut batch = BytesMut::from(&batch[..]);
             batch[..8].copy_from_slice(&offset.to_be_bytes());

@@ -17,7 +17,7 @@ use super::{
     KafkaConsumer, Shared,
     ledger::Life,
     logs::{Insisting, all_found},
-    lookups::Place,
+    lookups::FoundOffset,
     offsets::{Offset, Offsets, Since},
     requests,
 };
@@ -93,7 +93,7 @@ impl KafkaConsumer {
                 break outcome?;
             }
         };
-        let offset = |Place { offset, leader_epoch, metadata, .. }: Place| {
+        let offset = |FoundOffset { offset, leader_epoch, metadata, .. }: FoundOffset| {
             let leader_epoch = Some(leader_epoch).filter(|epoch| *epoch >= 0);
             (offset >= 0).then(|| OffsetAndMetadata {
                 leader_epoch,

@@ -12,7 +12,7 @@ use std::{
 };
 
 pub(crate) use self::taking::Effects;
-use self::taking::{Asked, Taking};
+use self::taking::{Requested, Taking};
 use super::{
     partitions::{Partition, Partitions, Phase},
     session::{Names, Session, SessionRequest, Wanted},
@@ -396,7 +396,7 @@ impl Fetcher {
         if let Some(aside) = state.aside.take_if(|aside| aside.out.token == token) {
             // What goes wrong here the session's fetch meets as well, and deals with.
             if let Some(answer) = answer.ok().filter(|answer| answer.error_code == 0) {
-                let asked = Asked { names: &aside.names, asked: &|key| aside.asked.get(key).copied() };
+                let asked = Requested { names: &aside.names, asked: &|key| aside.asked.get(key).copied() };
                 let taking = Taking { now, broker, settings: &self.settings, decompressor };
                 taking.take(answer, &asked, partitions, &mut effects);
                 self.refused.append(&mut effects.refused);
@@ -457,7 +457,7 @@ impl Fetcher {
             }
         }
         let session = &state.session;
-        let asked = Asked { names: session.names(), asked: &|key| session.asked(key).copied() };
+        let asked = Requested { names: session.names(), asked: &|key| session.asked(key).copied() };
         let taking = Taking { now, broker, settings: &self.settings, decompressor };
         if !taking.take(answer, &asked, partitions, &mut effects) {
             // A session that is out of step would answer at once with it, again and again.

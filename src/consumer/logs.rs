@@ -9,7 +9,7 @@ use std::{
 use super::{
     KafkaConsumer, Shared,
     ledger::Life,
-    lookups::{Found, Lookup, Place},
+    lookups::{Found, FoundOffset, Lookup},
     partitions::ResetTo,
     requests,
 };
@@ -73,8 +73,8 @@ impl KafkaConsumer {
             asked.insert(key, ResetTo::Time(time));
         }
         let found = self.list_offsets(asked).await?;
-        let record = |place: Place| {
-            let Place { offset, leader_epoch, timestamp, .. } = place;
+        let record = |place: FoundOffset| {
+            let FoundOffset { offset, leader_epoch, timestamp, .. } = place;
             (offset >= 0).then(|| OffsetAndTimestamp {
                 offset,
                 timestamp,
@@ -87,7 +87,7 @@ impl KafkaConsumer {
     async fn list_offsets(
         &self,
         asked: BTreeMap<TopicPartition, ResetTo>,
-    ) -> Result<BTreeMap<TopicPartition, Place>> {
+    ) -> Result<BTreeMap<TopicPartition, FoundOffset>> {
         self.shared.lock().check_open()?;
         let mut topics: Vec<_> = asked.keys().map(|key| Arc::clone(&key.topic)).collect();
         topics.dedup();
@@ -106,7 +106,7 @@ impl KafkaConsumer {
         topics: &[Arc<str>],
         asked: &BTreeMap<TopicPartition, ResetTo>,
         deadline: Instant,
-    ) -> Result<BTreeMap<TopicPartition, Place>> {
+    ) -> Result<BTreeMap<TopicPartition, FoundOffset>> {
         let metadata = self.shared.cluster.require_topics(topics, Create::Never, deadline).await?;
         let mut leaders: BTreeMap<i32, Vec<Lookup>> = BTreeMap::new();
         for (key, to) in asked {
@@ -180,7 +180,7 @@ pub(super) fn all_found<'a>(
     api: &'static str,
     partitions: impl Iterator<Item = &'a TopicPartition>,
     found: &Found,
-) -> Result<BTreeMap<TopicPartition, Place>> {
+) -> Result<BTreeMap<TopicPartition, FoundOffset>> {
     let place = |key: &TopicPartition| match found.get(key) {
         Some(Ok(place)) => Ok((key.clone(), place.clone())),
         Some(Err(code)) => {
@@ -191,7 +191,7 @@ pub(super) fn all_found<'a>(
     partitions.map(place).collect()
 }
 
-fn offsets(places: BTreeMap<TopicPartition, Place>) -> BTreeMap<TopicPartition, i64> {
+fn offsets(places: BTreeMap<TopicPartition, FoundOffset>) -> BTreeMap<TopicPartition, i64> {
     places.into_iter().map(|(key, place)| (key, place.offset)).collect()
 }
 

@@ -38,7 +38,7 @@ pub(crate) struct Lookup {
 
 /// A place in a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct FoundOffset {
     /// Below 0: there is none.
     pub(crate) offset: i64,
     /// Committed: of the record before it; looked up by time: of the record there. -1 where unknown.
@@ -52,7 +52,7 @@ pub(crate) struct Place {
 }
 
 /// The answer for each partition, or the broker's code.
-pub(crate) type Found = BTreeMap<TopicPartition, Result<Place, i16>>;
+pub(crate) type Found = BTreeMap<TopicPartition, Result<FoundOffset, i16>>;
 
 /// What to ask now.
 #[derive(Debug, Default)]
@@ -374,14 +374,14 @@ impl Lookups {
             partition.asked = false;
             match found.remove(key) {
                 // The coordinator may not know yet that the topic was made again. Before 0 nothing can be missed.
-                Some(Ok(Place { offset: offset @ 1.., by_id: false, .. }))
+                Some(Ok(FoundOffset { offset: offset @ 1.., by_id: false, .. }))
                     if partition.committed_before == Some(offset) =>
                 {
                     warn!(partition = %key, offset, "the committed offset is the one from before the topic was made again; \
                         auto.offset.reset decides where reading begins");
                     effects.settled |= restart(key, self.first_phase(&key.topic), partitions);
                 }
-                Some(Ok(Place { offset, leader_epoch, metadata, .. })) if offset >= 0 => {
+                Some(Ok(FoundOffset { offset, leader_epoch, metadata, .. })) if offset >= 0 => {
                     self.backoff.reset();
                     partitions.set_position(key, offset, leader_epoch);
                     partitions.set_committed(key, Committed { offset, metadata, since: now, is_own: false });
@@ -413,7 +413,7 @@ impl Lookups {
             let Some(partition) = awaiting(key, lookup.life, partitions) else { continue };
             partition.asked = false;
             match found.remove(key) {
-                Some(Ok(Place { offset, .. })) if offset >= 0 => {
+                Some(Ok(FoundOffset { offset, .. })) if offset >= 0 => {
                     self.backoff.reset();
                     let wants_time = matches!(partition.phase(), Phase::AwaitingReset(to) if to.is_time());
                     if wants_time && !lookup.to.is_time() {

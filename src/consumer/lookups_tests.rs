@@ -31,8 +31,8 @@ impl Bench {
     }
 }
 
-fn found(offset: i64) -> Result<Place, i16> {
-    Ok(Place { offset, leader_epoch: -1, timestamp: -1, metadata: String::new(), by_id: false })
+fn found(offset: i64) -> Result<FoundOffset, i16> {
+    Ok(FoundOffset { offset, leader_epoch: -1, timestamp: -1, metadata: String::new(), by_id: false })
 }
 
 fn key(partition: i32) -> TopicPartition {

@@ -55,7 +55,7 @@ use crate::{
     batch::Decompressor,
     cluster::Cluster,
     config::settings::{ClientSettings, ConsumerSettings, GroupProtocol},
-    driver::{self, Home},
+    driver::{self, DriverThread},
     error::{Error, ErrorKind, Result},
     record::{ConsumerGroupMetadata, TopicPartition},
     time::{self, Instant},
@@ -94,7 +94,7 @@ struct Shared {
     /// The driver has a fetch to send: on a runtime of one thread a poll must let it.
     yields: AtomicBool,
     /// The last to go: the cluster and its connections live there.
-    home: Option<Home>,
+    home: Option<DriverThread>,
 }
 
 impl fmt::Debug for KafkaConsumer {
@@ -114,13 +114,13 @@ impl KafkaConsumer {
         if settings.group_id.is_none() || client.environment.is_simulated() {
             return Self::start_on(Cluster::start(client)?, settings, None);
         }
-        let home = Home::start("dtkafka-consumer")?;
+        let home = DriverThread::start("dtkafka-consumer")?;
         let runtime = home.runtime().clone();
         let _within = runtime.enter();
         Self::start_on(Cluster::start_in(client, Some(runtime.clone()))?, settings, Some(home))
     }
 
-    fn start_on(cluster: Cluster, settings: ConsumerSettings, home: Option<Home>) -> Result<Self> {
+    fn start_on(cluster: Cluster, settings: ConsumerSettings, home: Option<DriverThread>) -> Result<Self> {
         let settings = Arc::new(settings);
         let client = Arc::clone(cluster.settings());
         let rng = client.environment.rng();

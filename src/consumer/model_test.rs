@@ -17,7 +17,7 @@ use super::{
     core::{Action, Core, Notice},
     fetch::FetchAction,
     ledger::Life,
-    lookups::{Found, Lookup, Place},
+    lookups::{Found, FoundOffset, Lookup},
     offsets::{CommitAction, Offset, Offsets},
     partitions::{Next, Phase, Position, ResetTo, Turn},
 };
@@ -813,8 +813,8 @@ fn metadata() -> Metadata {
 }
 
 /// `DTKAFKA_MODEL_SEEDS` for more of them, `DTKAFKA_MODEL_FROM` to begin elsewhere.
-fn place(offset: i64) -> Place {
-    Place { offset, leader_epoch: -1, timestamp: -1, metadata: String::new(), by_id: false }
+fn place(offset: i64) -> FoundOffset {
+    FoundOffset { offset, leader_epoch: -1, timestamp: -1, metadata: String::new(), by_id: false }
 }
 
 #[test]

@@ -64,10 +64,10 @@ pub(crate) type Ticket = u64;
 
 /// What [`Commits::poll_action`] found.
 #[derive(Debug)]
-pub(crate) enum Next {
+pub(crate) enum NextCommit {
     Send(CommitAction),
     /// Nothing of a commit is ours to commit any more.
-    Dropped(Outcome),
+    Dropped(CommitOutcome),
 }
 
 /// A commit to send; its answer goes to `handle_answer` with the same token.
@@ -81,7 +81,7 @@ pub(crate) struct CommitAction {
 
 /// What became of commits.
 #[derive(Debug, Default)]
-pub(crate) struct Outcome {
+pub(crate) struct CommitOutcome {
     /// The commits that are over; `None` names an automatic one.
     pub(crate) settled: Vec<(Option<Ticket>, Result<()>)>,
     /// What was committed, whatever happened to the rest.
@@ -94,7 +94,7 @@ pub(crate) struct Outcome {
     pub(crate) fenced: Option<(i32, i16)>,
 }
 
-impl Outcome {
+impl CommitOutcome {
     fn is_nothing(&self) -> bool {
         self.settled.is_empty()
             && self.committed.is_empty()
@@ -228,9 +228,9 @@ impl Pending {
     }
 
     /// Nothing of it is committed.
-    fn end(self) -> Outcome {
+    fn end(self) -> CommitOutcome {
         let settled = self.waiters.into_iter().map(|waiter| waiter.end(|| Err(over()))).collect();
-        Outcome { settled, ..Outcome::default() }
+        CommitOutcome { settled, ..CommitOutcome::default() }
     }
 }
 
@@ -321,7 +321,7 @@ impl Commits {
         now: Instant,
         identity: Option<&Identity>,
         is_ours: impl Fn(&TopicPartition, Life) -> bool,
-    ) -> Option<Next> {
+    ) -> Option<NextCommit> {
         let mut commit = match std::mem::replace(&mut self.state, State::Idle) {
             State::Idle => self.waiting.take()?,
             State::Out { identity: before, commit, .. }
@@ -347,12 +347,12 @@ impl Commits {
         commit.fail_unless(|key, offset| offset.tenure.map_or(!is_member, |tenure| is_ours(key, tenure)));
         let identity = match identity {
             Some(identity) if !commit.offsets.is_empty() => identity.clone(),
-            _ => return Some(Next::Dropped(commit.end())),
+            _ => return Some(NextCommit::Dropped(commit.end())),
         };
         let token = self.tokens.next();
         let (offsets, deadline) = (commit.next_request(), commit.last);
         self.state = State::Out { token, identity: identity.clone(), commit };
-        Some(Next::Send(CommitAction { token, identity, offsets, deadline }))
+        Some(NextCommit::Send(CommitAction { token, identity, offsets, deadline }))
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
@@ -365,8 +365,8 @@ impl Commits {
     }
 
     /// Whose commits have taken too long.
-    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Option<Outcome> {
-        let mut outcome = Outcome::default();
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Option<CommitOutcome> {
+        let mut outcome = CommitOutcome::default();
         if let State::Out { commit, .. } | State::BackingOff { commit, .. } = &mut self.state {
             commit.expire(now, &mut outcome.settled);
         }
@@ -389,7 +389,7 @@ impl Commits {
         token: Token,
         answer: Result<BTreeMap<TopicPartition, i16>>,
         is_gone: impl Fn(&TopicPartition, TopicId) -> bool,
-    ) -> Option<Outcome> {
+    ) -> Option<CommitOutcome> {
         let (mut commit, generation) = match std::mem::replace(&mut self.state, State::Idle) {
             State::Out { token: waited, identity, commit } if waited == token => {
                 (commit, identity.generation)
@@ -399,7 +399,7 @@ impl Commits {
                 return None;
             }
         };
-        let mut outcome = Outcome::default();
+        let mut outcome = CommitOutcome::default();
         let refused = refused(&mut commit, generation, answer, is_gone, &mut outcome);
         let superseded =
             outcome.fenced.filter(|(_, code)| is_superseded(*code)).map(|(generation, _)| generation);
@@ -438,8 +438,8 @@ impl Commits {
     }
 
     /// Partitions are somebody else's: what waits or is out of those that are not ours any more fails, and is not sent again.
-    pub(crate) fn handle_lost(&mut self, is_ours: impl Fn(&TopicPartition, Life) -> bool) -> Outcome {
-        let mut outcome = Outcome::default();
+    pub(crate) fn handle_lost(&mut self, is_ours: impl Fn(&TopicPartition, Life) -> bool) -> CommitOutcome {
+        let mut outcome = CommitOutcome::default();
         let mut drop_lost = |commit: &mut Pending| {
             commit.fail_unless(|key, offset| offset.tenure.is_none_or(|tenure| is_ours(key, tenure)));
             commit.settle(&mut outcome.settled);
@@ -465,7 +465,7 @@ fn refused(
     generation: i32,
     answer: Result<BTreeMap<TopicPartition, i16>>,
     is_gone: impl Fn(&TopicPartition, TopicId) -> bool,
-    outcome: &mut Outcome,
+    outcome: &mut CommitOutcome,
 ) -> Vec<(TopicPartition, Offset, Error)> {
     let offsets = commit.take_request();
     let codes = match answer {
@@ -508,7 +508,7 @@ fn refusal(
     partition: &TopicPartition,
     refused: Option<i16>,
     generation: i32,
-    outcome: &mut Outcome,
+    outcome: &mut CommitOutcome,
 ) -> Error {
     let error = match refused {
         None => Error::protocol("the coordinator left out a partition").with_api("OffsetCommit"),

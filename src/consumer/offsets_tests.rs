@@ -24,7 +24,7 @@ fn offsets(list: &[(i32, i64)]) -> Offsets {
 
 fn sent(commits: &mut Commits, now: Instant) -> CommitAction {
     match commits.poll_action(now, Some(&member(3)), |_, _| true) {
-        Some(Next::Send(commit)) => commit,
+        Some(NextCommit::Send(commit)) => commit,
         other => panic!("nothing is sent but {other:?}"),
     }
 }
@@ -39,11 +39,11 @@ fn codes(list: &[(i32, i16)]) -> Result<BTreeMap<TopicPartition, i16>> {
 }
 
 /// Whose commits are over, and whether they have succeeded.
-fn settled(outcome: &Outcome) -> Vec<(Option<Ticket>, bool)> {
+fn settled(outcome: &CommitOutcome) -> Vec<(Option<Ticket>, bool)> {
     outcome.settled.iter().map(|(ticket, result)| (*ticket, result.is_ok())).collect()
 }
 
-fn failure(outcome: &Outcome) -> &Error {
+fn failure(outcome: &CommitOutcome) -> &Error {
     outcome.settled.iter().find_map(|(_, result)| result.as_ref().err()).unwrap()
 }
 
@@ -138,12 +138,12 @@ fn a_commit_whose_generation_is_over_goes_again_under_the_next_with_what_is_stil
 
     // The plan is not there yet.
     let is_ours = |_: &TopicPartition, tenure| tenure == kept;
-    let Some(Next::Send(out)) = commits.poll_action(now, Some(&member(4)), is_ours) else { panic!() };
+    let Some(NextCommit::Send(out)) = commits.poll_action(now, Some(&member(4)), is_ours) else { panic!() };
     assert_eq!((out.identity.generation, out.offsets.len()), (4, 1));
     let waits = codes(&[(0, code::REBALANCE_IN_PROGRESS)]);
     assert!(commits.handle_answer(now, out.token, waits, |_, _| false).is_none());
     let at = commits.poll_timeout().unwrap();
-    let Some(Next::Send(out)) = commits.poll_action(at, Some(&member(4)), is_ours) else { panic!() };
+    let Some(NextCommit::Send(out)) = commits.poll_action(at, Some(&member(4)), is_ours) else { panic!() };
     let told = commits.handle_answer(at, out.token, codes(&[(0, 0)]), |_, _| false).unwrap();
     assert_eq!(told.committed.len(), 1);
     assert_eq!(settled(&told), [(Some(1), false)], "partition 1 was given up uncommitted");
@@ -226,12 +226,12 @@ fn lost_partitions_fail_every_waiting_commit_but_those_outside_the_group() {
     let late = commits.handle_answer(now, out.token, codes(&[(0, 0)]), |_, _| false).unwrap();
     assert!(late.committed.is_empty() && late.settled.is_empty());
     let nobody = Identity::standalone();
-    let Some(Next::Send(out)) = commits.poll_action(now, Some(&nobody), |_, _| false) else { panic!() };
+    let Some(NextCommit::Send(out)) = commits.poll_action(now, Some(&nobody), |_, _| false) else { panic!() };
     assert_eq!(out.offsets, outside);
     commits.handle_commit(Some(3), outside, deadline);
     commits.handle_answer(now, out.token, codes(&[(1, 0)]), |_, _| false).unwrap();
     // Nor does it go out in the name of a membership that has come since.
-    let Some(Next::Dropped(dropped)) = commits.poll_action(now, Some(&member(1)), |_, _| true) else {
+    let Some(NextCommit::Dropped(dropped)) = commits.poll_action(now, Some(&member(1)), |_, _| true) else {
         panic!()
     };
     assert_eq!(settled(&dropped), [(Some(3), false)]);
@@ -246,7 +246,7 @@ fn a_commit_that_is_out_when_its_partition_is_lost_is_not_passed_by_another_unde
         Some(&identity),
         |_, _| true,
     )? {
-        Next::Send(commit) => Some(commit),
+        NextCommit::Send(commit) => Some(commit),
         dropped => panic!("{dropped:?}"),
     };
     commits.handle_commit(Some(1), offsets(&[(0, 10)]), deadline);
@@ -299,7 +299,7 @@ fn what_belongs_to_an_earlier_assignment_is_dropped_and_the_rest_is_sent() {
     both.get_mut(&TopicPartition::new("t", 1)).unwrap().tenure = Some(current);
     commits.handle_commit(Some(1), both.clone(), now + Duration::from_secs(60));
     let is_ours = |_: &TopicPartition, tenure| tenure == current;
-    let Some(Next::Send(out)) = commits.poll_action(now, Some(&member(4)), is_ours) else { panic!() };
+    let Some(NextCommit::Send(out)) = commits.poll_action(now, Some(&member(4)), is_ours) else { panic!() };
     assert_eq!(out.offsets.keys().map(|key| key.partition).collect::<Vec<_>>(), [1]);
     let outcome = commits.handle_answer(now, out.token, codes(&[(1, 0)]), |_, _| false).unwrap();
     assert_eq!(outcome.committed.len(), 1);
@@ -307,7 +307,7 @@ fn what_belongs_to_an_earlier_assignment_is_dropped_and_the_rest_is_sent() {
 
     commits.handle_commit(Some(2), both, now + Duration::from_secs(60));
     let dropped = commits.poll_action(now, Some(&member(5)), |_, _| false);
-    let Some(Next::Dropped(outcome)) = dropped else { panic!("{dropped:?}") };
+    let Some(NextCommit::Dropped(outcome)) = dropped else { panic!("{dropped:?}") };
     assert!(settled(&outcome) == [(Some(2), false)] && commits.is_idle());
 }
 
@@ -412,7 +412,7 @@ fn topics_without_an_id_go_in_a_request_of_their_own_and_take_turns_with_the_oth
     let (mut commits, mut now) = (commits(), time::now());
     let nobody = Identity::standalone();
     let sent = |commits: &mut Commits, now| match commits.poll_action(now, Some(&nobody), |_, _| true) {
-        Some(Next::Send(commit)) => commit,
+        Some(NextCommit::Send(commit)) => commit,
         other => panic!("nothing is sent but {other:?}"),
     };
     let (known, unknown) = (of_topic([1; 16], "a", 0, 10), of_topic([0; 16], "b", 0, 20));
@@ -463,7 +463,9 @@ fn an_offset_of_a_topic_whose_id_is_not_known_yet_is_superseded_by_one_with_the_
             commits.handle_commit(Some(ticket), offsets, now + Duration::from_secs(60));
         }
         let identity = if tenure.is_some() { member(3) } else { Identity::standalone() };
-        let Some(Next::Send(out)) = commits.poll_action(now, Some(&identity), |_, _| true) else { panic!() };
+        let Some(NextCommit::Send(out)) = commits.poll_action(now, Some(&identity), |_, _| true) else {
+            panic!()
+        };
         let (key, offset) = out.offsets.first_key_value().unwrap();
         assert_eq!((offset.offset, offset.topic_id), (12, id));
         let outcome =

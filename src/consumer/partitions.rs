@@ -20,7 +20,7 @@ pub(crate) use self::partition::{Partition, Phase, Position, ResetTo};
 pub(crate) use self::source::{Check, Checked, EpochEnd, EpochEnds, Replica, Truncation};
 
 use super::{
-    buffer::{Chunk, Decoded, Decoding, Queue, Taken},
+    buffer::{Buffer, Chunk, Decoded, Decoding, Taken},
     fetch::low_mark,
     ledger::{Account, Life, Lives, Mark},
 };
@@ -255,7 +255,7 @@ impl Partitions {
             paused: false,
             is_revoking: false,
             phase: Phase::AwaitingCommitted,
-            queue: Queue::default(),
+            queue: Buffer::default(),
             asked: false,
             retry_at: None,
             stuck_at: None,
@@ -281,7 +281,7 @@ impl Partitions {
     pub(crate) fn restart(&mut self, key: &TopicPartition, phase: Phase) -> bool {
         let Some(partition) = self.partitions.get_mut(key) else { return false };
         self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
-        partition.queue = Queue::default();
+        partition.queue = Buffer::default();
         partition.account.restart(self.lives.begin());
         self.uncovered.retain(|uncovered| uncovered != key);
         let position = match &phase {
@@ -342,7 +342,7 @@ impl Partitions {
             }
             if let Phase::Fetching(position) = &mut partition.phase {
                 self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
-                partition.queue = Queue::default();
+                partition.queue = Buffer::default();
                 position.fetch = position.next;
                 position.fetch_epoch = position.leader_epoch;
                 evicted.push(key.clone());

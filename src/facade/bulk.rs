@@ -7,7 +7,7 @@ use futures_core::Stream;
 use futures_util::FutureExt as _;
 use serde::Serialize;
 
-use super::{Place, log};
+use super::{LogSubject, log};
 use crate::{
     driver,
     error::{Error, ErrorKind},
@@ -15,7 +15,8 @@ use crate::{
     time::{self, Instant},
 };
 
-const PLACE: Place = Place { controller: "dtkafka::Producer::bulk_load", subject: "Kafka Producer" };
+const PLACE: LogSubject =
+    LogSubject { controller: "dtkafka::Producer::bulk_load", subject: "Kafka Producer" };
 /// Deliveries that may be open: more would only be memory, as batches of a few thousand records are in flight at a time.
 const OPEN: usize = 1 << 16;
 /// Failures that are told of at once: a load of which everything fails must not gather all its errors.

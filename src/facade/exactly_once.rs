@@ -59,7 +59,7 @@ pub struct ExactlyOnce {
 
 /// What one transaction has taken in.
 #[derive(Default)]
-struct Taken {
+struct TransactionInput {
     offsets: BTreeMap<TopicPartition, Span>,
     group: Option<ConsumerGroupMetadata>,
     records: usize,
@@ -240,7 +240,7 @@ impl ExactlyOnce {
                 }
                 Err(error) => return Err(error),
             };
-            let mut taken = Taken::default();
+            let mut taken = TransactionInput::default();
             match self.transaction(producer, consumer, records, &mut taken, shutdown.clone(), body).await {
                 Ok(()) => backoff.reset(),
                 Err(Failed::Again(error)) => {
@@ -259,7 +259,7 @@ impl ExactlyOnce {
         producer: &mut TransactionalProducer,
         consumer: &KafkaConsumer,
         mut records: ConsumerRecords,
-        taken: &mut Taken,
+        taken: &mut TransactionInput,
         shutdown: Shared<impl Future<Output = ()>>,
         body: &impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
     ) -> Result<(), Failed> {
@@ -321,7 +321,7 @@ async fn work_on(
     consumer: &KafkaConsumer,
     transaction: &Transaction<'_>,
     records: &ConsumerRecords,
-    taken: &mut Taken,
+    taken: &mut TransactionInput,
     late: Instant,
     body: &impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
 ) -> Result<bool> {
@@ -364,7 +364,7 @@ async fn work_on_partition(
     Ok(None)
 }
 
-fn note(taken: &mut Taken, records: &ConsumerRecords) {
+fn note(taken: &mut TransactionInput, records: &ConsumerRecords) {
     for (partition, part) in records {
         let (Some(first), Some(last)) = (part.iter().next(), part.iter().last()) else { continue };
         let (life, first, next) = (part.life(), first.offset(), last.offset().saturating_add(1));
@@ -393,7 +393,7 @@ fn is_regrouped(error: &Error) -> bool {
 
 /// Has the consumer hand out again what was aborted, where the partition is still the one it was handed out of: one that was
 /// lost is its next owner's, and one that came back begins where that one left it.
-fn rewind(consumer: &KafkaConsumer, taken: &Taken) {
+fn rewind(consumer: &KafkaConsumer, taken: &TransactionInput) {
     for (partition, span) in &taken.offsets {
         if let Err(error) = consumer.seek_in(partition, span.life, span.first) {
             tracing::debug!(%error, "the partition was lost meanwhile");

@@ -14,8 +14,8 @@ use std::{
 use serde::de::DeserializeOwned;
 
 use super::{
+    borrowed::{BorrowedRecord, RawValue},
     codec::Codec,
-    given::{Given, RawValue},
     message::{Batch, CancellationToken, Message},
 };
 use crate::{
@@ -129,7 +129,7 @@ pub(super) type MakeCalls = dyn Fn() -> Box<dyn Calls> + Send + Sync;
 /// The calls of a handler of single records, one after the other.
 pub(super) trait Calls: Send {
     /// Reads the record and calls the handler, whose future is then to be polled. The `attempt`-th call for this record.
-    fn start(&mut self, record: Given<'_>, attempt: u32) -> Result<()>;
+    fn start(&mut self, record: BorrowedRecord<'_>, attempt: u32) -> Result<()>;
     /// Polls the call that was started.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<HandlerResult>;
     /// Ends the call where it stands.
@@ -144,11 +144,11 @@ struct Caller<C, F> {
 
 impl<C, F> Calls for Caller<C, F>
 where
-    C: Fn(Given<'_>, u32) -> Result<F> + Send + Sync,
+    C: Fn(BorrowedRecord<'_>, u32) -> Result<F> + Send + Sync,
     F: Future<Output: HandlerOutput> + Send,
 {
     #[inline]
-    fn start(&mut self, record: Given<'_>, attempt: u32) -> Result<()> {
+    fn start(&mut self, record: BorrowedRecord<'_>, attempt: u32) -> Result<()> {
         let running = (self.call)(record, attempt)?;
         self.running.set(Some(running));
         Ok(())
@@ -209,7 +209,7 @@ pub(super) fn reader<T, C: Codec<T>>(codec: C) -> impl Fn(RawValue<'_>) -> Resul
 
 impl ErasedHandler {
     pub(super) fn each<F: Future<Output: HandlerOutput> + Send + 'static>(
-        call: impl Fn(Given<'_>, u32) -> Result<F> + Send + Sync + 'static,
+        call: impl Fn(BorrowedRecord<'_>, u32) -> Result<F> + Send + Sync + 'static,
     ) -> Self {
         let call = Arc::new(call);
         Self(Kind::Each(Arc::new(move || {
@@ -225,14 +225,14 @@ impl ErasedHandler {
         read: impl Fn(RawValue<'_>) -> Result<T> + Send + Sync + 'static,
         handler: impl Handler<Message<T>>,
     ) -> Self {
-        Self::each(move |record: Given<'_>, attempt| {
+        Self::each(move |record: BorrowedRecord<'_>, attempt| {
             let value = read(record.value())?;
             Ok(handler.call(record.message(value, attempt)))
         })
     }
 
     pub(super) fn raw(handler: impl Handler<ConsumerRecord>) -> Self {
-        Self::each(move |record: Given<'_>, _| Ok(handler.call(record.to_record())))
+        Self::each(move |record: BorrowedRecord<'_>, _| Ok(handler.call(record.to_record())))
     }
 
     /// Runs on the threads for blocking work. What panics there panics here as well.
@@ -241,7 +241,7 @@ impl ErasedHandler {
         handler: impl Fn(Message<T>) -> HandlerResult + Send + Sync + 'static,
     ) -> Self {
         let handler = Arc::new(handler);
-        Self::each(move |record: Given<'_>, attempt| {
+        Self::each(move |record: BorrowedRecord<'_>, attempt| {
             let value = read(record.value())?;
             let (handler, message) = (Arc::clone(&handler), record.message(value, attempt));
             Ok(async move {
@@ -269,7 +269,8 @@ impl ErasedHandler {
             Arc::new(move |records, attempt| {
                 let mut messages = Vec::with_capacity(records.len());
                 for (index, record) in records.into_iter().enumerate() {
-                    let value = read(Given::Alone(&record).value()).map_err(|error| (index, error))?;
+                    let value =
+                        read(BorrowedRecord::Alone(&record).value()).map_err(|error| (index, error))?;
                     messages.push(Message::of(record, value, attempt));
                 }
                 let running = handler.call(Batch::new(messages));
@@ -294,7 +295,7 @@ mod tests {
     async fn call(handler: &ErasedHandler, value: &str) -> std::result::Result<(), String> {
         let Kind::Each(make) = &handler.0 else { panic!("a batch handler") };
         let mut calls = make();
-        calls.start(Given::Alone(&record(value)), 1).map_err(|error| error.to_string())?;
+        calls.start(BorrowedRecord::Alone(&record(value)), 1).map_err(|error| error.to_string())?;
         std::future::poll_fn(|context| calls.poll(context)).await.map_err(|error| error.to_string())
     }
 

@@ -7,7 +7,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
 
-use super::{Place, logged};
+use super::{LogSubject, logged};
 use crate::{
     admin::KafkaAdmin,
     cluster::Cluster,
@@ -52,8 +52,8 @@ impl KafkaInstance {
     /// [`ErrorKind::Config`](crate::ErrorKind::Config) naming every value that is wrong and what is accepted, also where no
     /// broker is named at all, and what is wrong with a file.
     pub fn new(config: KafkaConfig) -> Result<Self> {
-        const PLACE: Place =
-            Place { controller: "dtkafka::KafkaInstance::new", subject: "Kafka configuration" };
+        const PLACE: LogSubject =
+            LogSubject { controller: "dtkafka::KafkaInstance::new", subject: "Kafka configuration" };
         logged(PLACE, config.validate_with(Tls::problems))?;
         Ok(Self { config: Arc::new(config) })
     }
@@ -96,8 +96,8 @@ impl KafkaInstance {
         &self,
         overrides: impl FnOnce(ProducerConfig) -> ProducerConfig,
     ) -> Result<KafkaProducer> {
-        const PLACE: Place =
-            Place { controller: "dtkafka::KafkaInstance::get_producer", subject: "Kafka Producer" };
+        const PLACE: LogSubject =
+            LogSubject { controller: "dtkafka::KafkaInstance::get_producer", subject: "Kafka Producer" };
         let config = overrides(ProducerConfig::new()).merged(&self.config);
         logged(PLACE, start_producer(&config).await)
     }
@@ -126,7 +126,7 @@ impl KafkaInstance {
         &self,
         overrides: impl FnOnce(ProducerConfig) -> ProducerConfig,
     ) -> Result<TransactionalProducer> {
-        const PLACE: Place = Place {
+        const PLACE: LogSubject = LogSubject {
             controller: "dtkafka::KafkaInstance::get_transactional_producer",
             subject: "Kafka Producer",
         };
@@ -221,8 +221,8 @@ impl KafkaInstance {
         overrides: impl FnOnce(ProducerConfig) -> ProducerConfig,
         body: impl AsyncFnOnce(KafkaProducer) -> Result<T, E>,
     ) -> Result<T, E> {
-        const PLACE: Place =
-            Place { controller: "dtkafka::KafkaInstance::producer_context", subject: "Kafka Producer" };
+        const PLACE: LogSubject =
+            LogSubject { controller: "dtkafka::KafkaInstance::producer_context", subject: "Kafka Producer" };
         let producer = self.get_producer_with(overrides).await?;
         // Nothing of the body is looked at after a panic but the panic itself.
         let outcome = AssertUnwindSafe(body(producer.clone())).catch_unwind().await;
@@ -263,8 +263,8 @@ impl KafkaInstance {
         topics: impl IntoIterator<Item = impl AsRef<str>>,
         overrides: impl FnOnce(ConsumerConfig) -> ConsumerConfig,
     ) -> Result<KafkaConsumer> {
-        const PLACE: Place =
-            Place { controller: "dtkafka::KafkaInstance::get_consumer", subject: "Kafka Consumer" };
+        const PLACE: LogSubject =
+            LogSubject { controller: "dtkafka::KafkaInstance::get_consumer", subject: "Kafka Consumer" };
         let topics: Vec<Arc<str>> = topics.into_iter().map(|topic| Arc::from(topic.as_ref())).collect();
         logged(PLACE, self.start_consumer(&topics, overrides(ConsumerConfig::new())).await)
     }
@@ -318,8 +318,8 @@ impl KafkaInstance {
         overrides: impl FnOnce(ConsumerConfig) -> ConsumerConfig,
         body: impl AsyncFnOnce(&KafkaConsumer) -> Result<T, E>,
     ) -> Result<T, E> {
-        const PLACE: Place =
-            Place { controller: "dtkafka::KafkaInstance::consumer_context", subject: "Kafka Consumer" };
+        const PLACE: LogSubject =
+            LogSubject { controller: "dtkafka::KafkaInstance::consumer_context", subject: "Kafka Consumer" };
         let overrides = overrides(ConsumerConfig::new());
         let auto_commit =
             overrides.merged(&self.config).resolve_consumer().is_ok_and(|s| s.enable_auto_commit);
@@ -360,7 +360,8 @@ impl KafkaInstance {
     /// # Cancel safety
     /// Dropped, no client is left behind.
     pub async fn admin(&self) -> Result<KafkaAdmin> {
-        const PLACE: Place = Place { controller: "dtkafka::KafkaInstance::admin", subject: "Kafka Admin" };
+        const PLACE: LogSubject =
+            LogSubject { controller: "dtkafka::KafkaInstance::admin", subject: "Kafka Admin" };
         logged(PLACE, start_admin(&self.config).await)
     }
 }

@@ -4,13 +4,13 @@
 //! happens to a record that its handlers do not take. Errors are logged here, with the fields `controller`, `subject` and `payload`, before they are
 //! returned. Never logs a password, a key or a value.
 
+mod borrowed;
 mod bulk;
 mod codec;
 mod consumed;
 mod consumer;
 mod dispatch;
 mod exactly_once;
-mod given;
 mod handler;
 mod instance;
 mod letters;
@@ -41,23 +41,23 @@ use crate::error::{Error, Result};
 
 /// Who logs an error, and about what.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct LogSubject {
     controller: &'static str,
     subject: &'static str,
 }
 
 /// Logs the error, if it is one, and hands the result on.
-fn logged<T>(place: Place, result: Result<T>) -> Result<T> {
+fn logged<T>(about: LogSubject, result: Result<T>) -> Result<T> {
     if let Err(error) = &result {
-        log(place, error);
+        log(about, error);
     }
     result
 }
 
-fn log(place: Place, error: &Error) {
+fn log(about: LogSubject, error: &Error) {
     tracing::error!(
-        controller = place.controller,
-        subject = place.subject,
+        controller = about.controller,
+        subject = about.subject,
         payload = %payload(error),
         "{error}"
     );

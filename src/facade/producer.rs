@@ -5,7 +5,7 @@ use std::{future::IntoFuture, pin::Pin, time::Duration};
 use serde::Serialize;
 use tracing::{Instrument as _, Span};
 
-use super::{BulkLoad, KafkaInstance, Place, log, logged};
+use super::{BulkLoad, KafkaInstance, LogSubject, log, logged};
 use crate::{
     config::ProducerConfig,
     driver,
@@ -107,7 +107,8 @@ impl Producer {
         topic: &str,
         records: impl IntoIterator<Item = (K, &'a V)>,
     ) -> Vec<Result<RecordMetadata>> {
-        const PLACE: Place = Place { controller: "dtkafka::Producer::send_many", subject: "Kafka Producer" };
+        const PLACE: LogSubject =
+            LogSubject { controller: "dtkafka::Producer::send_many", subject: "Kafka Producer" };
         let mut deliveries = Vec::new();
         for (key, value) in records {
             // Waits for memory alone, which is the back-pressure.
@@ -167,7 +168,8 @@ impl Producer {
     /// # Cancel safety
     /// Dropping it does not stop the closing.
     pub async fn close(&self) -> Result<()> {
-        const PLACE: Place = Place { controller: "dtkafka::Producer::close", subject: "Kafka Producer" };
+        const PLACE: LogSubject =
+            LogSubject { controller: "dtkafka::Producer::close", subject: "Kafka Producer" };
         logged(PLACE, self.client.close().await)
     }
 }
@@ -249,7 +251,8 @@ impl<'a, V: Serialize + Sync + ?Sized> IntoFuture for SendAndWait<'a, V> {
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send + 'a>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        const PLACE: Place = Place { controller: "dtkafka::Producer::send", subject: "Kafka Producer" };
+        const PLACE: LogSubject =
+            LogSubject { controller: "dtkafka::Producer::send", subject: "Kafka Producer" };
         let span = crate::telemetry::spans::send(self.topic);
         let sending = async move {
             let outcome = logged(PLACE, self.wait().await);

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
-use super::{KafkaInstance, Place, letters, logged};
+use super::{KafkaInstance, LogSubject, letters, logged};
 use crate::{
     consumer::KafkaConsumer,
     error::Result,
@@ -131,7 +131,7 @@ impl Replay {
     /// # Cancel safety
     /// Dropped, what was sent stays sent.
     pub async fn run(self) -> Result<Replayed> {
-        const PLACE: Place = Place { controller: "dtkafka::Replay::run", subject: "Kafka Replay" };
+        const PLACE: LogSubject = LogSubject { controller: "dtkafka::Replay::run", subject: "Kafka Replay" };
         logged(PLACE, self.replay().await)
     }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::receipt::{Outcome, Part, Receipt};
+use super::receipt::{BatchOutcome, Part, Receipt};
 use crate::error::Error;
 
 /// A batch without its bad records.
@@ -12,7 +12,7 @@ pub(super) struct Apart {
     /// Of the records that were not refused.
     pub(super) rest: Arc<Receipt>,
     /// Of those that were, each with what the broker said of it.
-    pub(super) failed: Vec<(Arc<Receipt>, Outcome)>,
+    pub(super) failed: Vec<(Arc<Receipt>, BatchOutcome)>,
 }
 
 /// `bad`: what was said of records, by their places in the batch.
@@ -32,7 +32,7 @@ pub(super) fn take_apart(
             Some(message) => {
                 let receipt = Receipt::part_of(whole, 1);
                 let error = message.map_or_else(|| error.clone(), |text| error.clone().with_message(text));
-                apart.failed.push((Arc::clone(&receipt), Outcome::Failed(error)));
+                apart.failed.push((Arc::clone(&receipt), BatchOutcome::Failed(error)));
                 apart.parts.push(Part { first, index: 0, receipt });
             }
             None => {

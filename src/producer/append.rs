@@ -37,7 +37,7 @@ pub(super) enum Wait {
 }
 
 /// What a partitioner of the user's has said.
-enum Asked {
+enum PartitionChoice {
     /// Nothing: the topic is not known yet.
     Unknown,
     /// The record's own partition counts, else the rules for its key.
@@ -52,9 +52,9 @@ impl Shared {
         }
         let parts = self.check(record)?;
         let partition = match self.ask_partitioner(record)? {
-            Asked::Unknown => return Ok(Attempt::Wait(Wait::Topic)),
-            Asked::Anywhere => record.partition,
-            Asked::Chosen(partition) => Some(partition),
+            PartitionChoice::Unknown => return Ok(Attempt::Wait(Wait::Topic)),
+            PartitionChoice::Anywhere => record.partition,
+            PartitionChoice::Chosen(partition) => Some(partition),
         };
         self.topics.with(|topics| {
             let Some(topic) = topics.queues.get(record.topic) else { return Ok(Attempt::Wait(Wait::Topic)) };
@@ -172,14 +172,14 @@ impl Shared {
     /// What the user's partitioner says, if there is one to be asked. Never under a lock or within the thread's snapshot, which it
     /// may use itself.
     #[inline]
-    fn ask_partitioner(&self, record: &ProducerRecord<'_>) -> Result<Asked> {
+    fn ask_partitioner(&self, record: &ProducerRecord<'_>) -> Result<PartitionChoice> {
         let (Some(partitioner), None) = (&self.settings.plugins.partitioner, record.partition) else {
-            return Ok(Asked::Anywhere);
+            return Ok(PartitionChoice::Anywhere);
         };
         let topic = self.topics.with(|topics| topics.queues.get(record.topic).cloned());
-        let Some(topic) = topic else { return Ok(Asked::Unknown) };
+        let Some(topic) = topic else { return Ok(PartitionChoice::Unknown) };
         let chosen = partitioner.ask(record, Partitions::new(&topic))?;
-        Ok(chosen.map_or(Asked::Anywhere, Asked::Chosen))
+        Ok(chosen.map_or(PartitionChoice::Anywhere, PartitionChoice::Chosen))
     }
 
     fn choose_partition<'a>(

@@ -3,7 +3,7 @@
 //! Implements the producer's side of KIP-98 (sequences), KIP-126 (splitting), KIP-360 (recovery by a new epoch) and
 //! KIP-951's codes. A batch that may be in the log is never sent under another stamp.
 
-use crate::error::{ErrorCode, code as told};
+use crate::error::{ErrorCode, code};
 
 /// What is known of the batch besides the answer.
 #[derive(Debug, Clone, Copy)]
@@ -48,15 +48,15 @@ pub(crate) enum Decision {
 pub(crate) fn decide(code: ErrorCode, context: Context) -> Decision {
     let fail = Decision::Fail { possibly_written: context.possibly_written };
     match code.0 {
-        told::NONE => Decision::Acknowledge,
+        code::NONE => Decision::Acknowledge,
         // An earlier attempt is in the log, too far back for the broker to know its offset.
-        told::DUPLICATE_SEQUENCE_NUMBER => Decision::Acknowledge,
+        code::DUPLICATE_SEQUENCE_NUMBER => Decision::Acknowledge,
         // The parts have the numbers of the whole, so that none is taken where an earlier attempt was.
-        told::MESSAGE_TOO_LARGE | told::RECORD_LIST_TOO_LARGE if context.count > 1 => Decision::Split,
+        code::MESSAGE_TOO_LARGE | code::RECORD_LIST_TOO_LARGE if context.count > 1 => Decision::Split,
         // Behind a batch that is being retried it is only early, and behind one that was
         // taken out it had to come. Otherwise the log has lost what came before, and with it this batch, or it remembers
         // only later ones: after a clean restart a broker knows the last batch of a producer alone.
-        told::OUT_OF_ORDER_SEQUENCE_NUMBER if context.idempotent => {
+        code::OUT_OF_ORDER_SEQUENCE_NUMBER if context.idempotent => {
             if context.predecessors_pending {
                 Decision::Early
             } else if context.possibly_written {
@@ -70,28 +70,28 @@ pub(crate) fn decide(code: ErrorCode, context: Context) -> Decision {
             }
         }
         // The broker has forgotten us, so it cannot tell whether it has an earlier attempt (KIP-360).
-        told::UNKNOWN_PRODUCER_ID
+        code::UNKNOWN_PRODUCER_ID
             if context.idempotent && !context.possibly_written && !context.transactional =>
         {
             Decision::Bump
         }
         // Somebody else uses our id.
-        told::INVALID_PRODUCER_EPOCH | told::INVALID_PRODUCER_ID_MAPPING | told::PRODUCER_FENCED
+        code::INVALID_PRODUCER_EPOCH | code::INVALID_PRODUCER_ID_MAPPING | code::PRODUCER_FENCED
             if context.idempotent && !context.possibly_written && !context.transactional =>
         {
             Decision::Reidentify
         }
         // No idempotent write will be allowed.
-        told::CLUSTER_AUTHORIZATION_FAILED if context.idempotent => Decision::Fatal,
-        told::NOT_LEADER_OR_FOLLOWER
-        | told::UNKNOWN_TOPIC_OR_PARTITION
-        | told::LEADER_NOT_AVAILABLE
-        | told::REPLICA_NOT_AVAILABLE
-        | told::KAFKA_STORAGE_ERROR
-        | told::FENCED_LEADER_EPOCH
-        | told::UNKNOWN_LEADER_EPOCH
-        | told::UNKNOWN_TOPIC_ID
-        | told::INCONSISTENT_TOPIC_ID => Decision::Retry { stale_leader: true },
+        code::CLUSTER_AUTHORIZATION_FAILED if context.idempotent => Decision::Fatal,
+        code::NOT_LEADER_OR_FOLLOWER
+        | code::UNKNOWN_TOPIC_OR_PARTITION
+        | code::LEADER_NOT_AVAILABLE
+        | code::REPLICA_NOT_AVAILABLE
+        | code::KAFKA_STORAGE_ERROR
+        | code::FENCED_LEADER_EPOCH
+        | code::UNKNOWN_LEADER_EPOCH
+        | code::UNKNOWN_TOPIC_ID
+        | code::INCONSISTENT_TOPIC_ID => Decision::Retry { stale_leader: true },
         _ if code.is_retriable() => Decision::Retry { stale_leader: false },
         _ => fail,
     }
@@ -103,12 +103,12 @@ pub(crate) fn leaves_open(code: ErrorCode) -> bool {
     // partition is moved away from it, while it waits for the replicas. After the others it may have written it and failed then.
     matches!(
         code.0,
-        told::UNKNOWN_SERVER_ERROR
-            | told::UNKNOWN_TOPIC_OR_PARTITION
-            | told::NOT_LEADER_OR_FOLLOWER
-            | told::REQUEST_TIMED_OUT
-            | told::NOT_ENOUGH_REPLICAS_AFTER_APPEND
-            | told::KAFKA_STORAGE_ERROR
+        code::UNKNOWN_SERVER_ERROR
+            | code::UNKNOWN_TOPIC_OR_PARTITION
+            | code::NOT_LEADER_OR_FOLLOWER
+            | code::REQUEST_TIMED_OUT
+            | code::NOT_ENOUGH_REPLICAS_AFTER_APPEND
+            | code::KAFKA_STORAGE_ERROR
     )
 }
 

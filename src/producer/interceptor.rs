@@ -270,7 +270,7 @@ mod tests {
     use super::*;
     use crate::{
         error::ErrorKind,
-        producer::receipt::{Ack, Outcome, Part, Receipt},
+        producer::receipt::{Ack, BatchOutcome, Part, Receipt},
     };
 
     #[derive(Clone, Default)]
@@ -319,8 +319,8 @@ mod tests {
         }
     }
 
-    fn acknowledged(base_offset: i64) -> Outcome {
-        Outcome::Acknowledged(Ack { base_offset, log_append_time: -1 })
+    fn acknowledged(base_offset: i64) -> BatchOutcome {
+        BatchOutcome::Acknowledged(Ack { base_offset, log_append_time: -1 })
     }
 
     #[test]
@@ -369,10 +369,10 @@ mod tests {
         for index in 0..3 {
             Delivery::new(Arc::clone(&whole), index, 0).watch(&all);
         }
-        bad.resolve_telling(Outcome::Failed(Error::from_code("Produce", 87)), &all);
+        bad.resolve_telling(BatchOutcome::Failed(Error::from_code("Produce", 87)), &all);
         let part = |first, index, receipt: &Arc<Receipt>| Part { first, index, receipt: Arc::clone(receipt) };
         let parts = vec![part(0, 0, &kept), part(1, 0, &bad), part(2, 1, &kept)];
-        whole.resolve_telling(Outcome::Split(parts), &all);
+        whole.resolve_telling(BatchOutcome::Split(parts), &all);
         assert_eq!(heard.take(), ["Broker(InvalidRecord (87))"], "the bad one has failed before");
         kept.resolve_telling(acknowledged(50), &all);
         assert_eq!(heard.take(), ["orders-0 50", "orders-0 51"]);

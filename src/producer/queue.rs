@@ -32,11 +32,11 @@ use super::{
     accumulator::{Accumulator, Appended, Limits, OpenBatch, Pace, Parts},
     identity::{NotYet, ProducerIdentity, Sequences, Settled},
     memory::Memory,
-    receipt::{Ack, Outcome, Receipt},
+    receipt::{Ack, BatchOutcome, Receipt},
 };
 use crate::{
     batch::Stamp,
-    cluster::{Place, TopicId, are_two_lives},
+    cluster::{Leadership, TopicId, are_two_lives},
     error::{Error, Result},
     time::Instant,
 };
@@ -68,7 +68,7 @@ pub(crate) struct Aftermath {
     /// Buffers that can be used again.
     pub(crate) buffers: Vec<Bytes>,
     /// What became of batches, to be told.
-    pub(crate) resolved: Vec<(Arc<Receipt>, Outcome)>,
+    pub(crate) resolved: Vec<(Arc<Receipt>, BatchOutcome)>,
     pub(crate) verdicts: Verdicts,
 }
 
@@ -209,26 +209,26 @@ impl Queue {
         self.pending.front().map_or_else(|| self.accumulator.first_len(), |batch| batch.bytes.len())
     }
 
-    /// Where the partition is now, before a batch is asked for. Whoever waited for its old leader goes to a new one at once
+    /// Who leads the partition now; to be called before a batch is asked for. Whoever waited for its old leader goes to a new one at once
     /// (KIP-951).
-    pub(crate) fn handle_place(&mut self, place: &Place, aftermath: &mut Aftermath) {
-        if (place.topic_id, place.leader_epoch) == (self.topic_id, self.leader_epoch) {
+    pub(crate) fn handle_leadership(&mut self, leadership: &Leadership, aftermath: &mut Aftermath) {
+        if (leadership.topic_id, leadership.leader_epoch) == (self.topic_id, self.leader_epoch) {
             return;
         }
-        if are_two_lives(self.topic_id, place.topic_id) {
+        if are_two_lives(self.topic_id, leadership.topic_id) {
             self.made_again = true;
             self.recovering = true;
         }
-        if self.made_again || place.leader_epoch > self.leader_epoch {
+        if self.made_again || leadership.leader_epoch > self.leader_epoch {
             // A broker that names a newer leader with each refusal hurries nobody for ever.
             let most = if self.made_again { u32::MAX } else { MOST_HURRIED };
             let hurried = self.pending.iter_mut().filter(|batch| batch.attempts <= most);
             hurried.for_each(|batch| batch.not_before = None);
         }
-        self.leader_epoch = place.leader_epoch;
-        if place.topic_id != TopicId::default() {
+        self.leader_epoch = leadership.leader_epoch;
+        if leadership.topic_id != TopicId::default() {
             // One that is not told for a while, by an older broker, may be another when it is told again.
-            self.topic_id = place.topic_id;
+            self.topic_id = leadership.topic_id;
         }
         self.give_up_earlier_life(aftermath);
     }
@@ -339,7 +339,7 @@ impl Queue {
             self.sequences.handle_acknowledged(stamp, batch.order, batch.count);
             aftermath.verdicts.proven = true;
         }
-        aftermath.resolved.push((batch.receipt, Outcome::Acknowledged(ack)));
+        aftermath.resolved.push((batch.receipt, BatchOutcome::Acknowledged(ack)));
         self.release(batch.reserved, Some(batch.bytes), aftermath);
         self.after_landing(aftermath);
     }
@@ -348,19 +348,19 @@ impl Queue {
     pub(crate) fn end(&mut self, error: &Error, aftermath: &mut Aftermath) {
         for batch in self.pending.drain(..) {
             let error = error.clone().with_possibly_written(batch.possibly_written);
-            aftermath.resolved.push((batch.receipt, Outcome::Failed(error)));
+            aftermath.resolved.push((batch.receipt, BatchOutcome::Failed(error)));
         }
         for open in self.accumulator.take_all() {
-            aftermath.resolved.push((open.receipt, Outcome::Failed(error.clone())));
+            aftermath.resolved.push((open.receipt, BatchOutcome::Failed(error.clone())));
         }
         // Receipts resolve once: what is left is in flight.
         for receipt in self.accumulator.end() {
             let error = error.clone().with_possibly_written(true);
-            aftermath.resolved.push((receipt, Outcome::Failed(error)));
+            aftermath.resolved.push((receipt, BatchOutcome::Failed(error)));
         }
         for (_, flying) in std::mem::take(&mut self.in_flight) {
             let error = error.clone().with_possibly_written(true);
-            aftermath.resolved.push((flying.receipt, Outcome::Failed(error)));
+            aftermath.resolved.push((flying.receipt, BatchOutcome::Failed(error)));
         }
         aftermath.freed += std::mem::take(&mut self.accumulator.bytes);
     }

@@ -29,7 +29,7 @@ pub(crate) struct Ack {
 
 /// What became of a batch.
 #[derive(Debug)]
-pub(crate) enum Outcome {
+pub(crate) enum BatchOutcome {
     Acknowledged(Ack),
     Failed(Error),
     /// The batch was too large, or had bad records in it, and went on in parts, sorted by `first`.
@@ -58,7 +58,7 @@ struct Watched {
 pub(crate) struct Receipt {
     topic: Arc<str>,
     partition: i32,
-    outcome: OnceLock<Outcome>,
+    outcome: OnceLock<BatchOutcome>,
     waiting: Mutex<Vec<Waker>>,
     /// Empty without interceptors.
     watched: Mutex<Vec<Watched>>,
@@ -117,15 +117,15 @@ impl Receipt {
 
     /// Tells all who wait. Never call it under a lock: it wakes tasks. The first outcome stands; false if this was not it.
     #[cfg(any(test, feature = "unstable-benches"))]
-    pub(crate) fn resolve(&self, outcome: Outcome) -> bool {
+    pub(crate) fn resolve(&self, outcome: BatchOutcome) -> bool {
         self.resolve_telling(outcome, &Interceptors::default())
     }
 
     /// The same, and interceptors are told of each record before anybody else is.
-    pub(crate) fn resolve_telling(&self, outcome: Outcome, interceptors: &Interceptors) -> bool {
+    pub(crate) fn resolve_telling(&self, outcome: BatchOutcome, interceptors: &Interceptors) -> bool {
         let outcome = match outcome {
-            Outcome::Failed(error) => {
-                Outcome::Failed(error.with_topic(Arc::clone(&self.topic)).with_partition(self.partition))
+            BatchOutcome::Failed(error) => {
+                BatchOutcome::Failed(error.with_topic(Arc::clone(&self.topic)).with_partition(self.partition))
             }
             outcome => outcome,
         };
@@ -160,14 +160,14 @@ impl Receipt {
     }
 
     /// Tells interceptors of a record, or notes it in the part of the batch that it is in now.
-    fn tell(&self, outcome: &Outcome, record: Watched, interceptors: &Interceptors) {
+    fn tell(&self, outcome: &BatchOutcome, record: Watched, interceptors: &Interceptors) {
         let Watched { index, timestamp } = record;
         match outcome {
-            Outcome::Failed(error) => interceptors.on_acknowledgement(Err(error)),
-            Outcome::Acknowledged(ack) => {
+            BatchOutcome::Failed(error) => interceptors.on_acknowledgement(Err(error)),
+            BatchOutcome::Acknowledged(ack) => {
                 interceptors.on_acknowledgement(Ok(&self.metadata(ack, index, timestamp)));
             }
-            Outcome::Split(parts) => {
+            BatchOutcome::Split(parts) => {
                 if let Some((index, part)) = part_with(parts, index) {
                     part.watch(Watched { index, timestamp }, interceptors);
                 }
@@ -193,7 +193,7 @@ impl Receipt {
     pub(crate) fn is_resolved(&self) -> bool {
         match self.outcome.get() {
             None => false,
-            Some(Outcome::Split(parts)) => parts.iter().all(|part| part.receipt.is_resolved()),
+            Some(BatchOutcome::Split(parts)) => parts.iter().all(|part| part.receipt.is_resolved()),
             Some(_) => true,
         }
     }
@@ -204,14 +204,14 @@ impl Receipt {
         while let Some(receipt) = waiting.pop() {
             let mut registered = 0;
             let last = std::future::poll_fn(|context| receipt.poll(context, &mut registered)).await;
-            if let Outcome::Split(parts) = last {
+            if let BatchOutcome::Split(parts) = last {
                 waiting.extend(parts.iter().map(|part| Arc::clone(&part.receipt)));
             }
         }
     }
 
     /// `registered`: one more than the place of who asks among those who wait; 0 before it waits.
-    fn poll(&self, context: &Context<'_>, registered: &mut u32) -> Poll<&Outcome> {
+    fn poll(&self, context: &Context<'_>, registered: &mut u32) -> Poll<&BatchOutcome> {
         if let Some(outcome) = self.outcome.get() {
             return Poll::Ready(outcome);
         }
@@ -288,12 +288,12 @@ impl Future for Delivery {
             let this = &mut *self;
             let ack = match this.receipt.poll(context, &mut this.registered) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Outcome::Failed(error)) => {
+                Poll::Ready(BatchOutcome::Failed(error)) => {
                     this.receipt.heard.fetch_add(1, Ordering::Relaxed);
                     return Poll::Ready(Err(error.clone()));
                 }
-                Poll::Ready(Outcome::Acknowledged(ack)) => *ack,
-                Poll::Ready(Outcome::Split(parts)) => {
+                Poll::Ready(BatchOutcome::Acknowledged(ack)) => *ack,
+                Poll::Ready(BatchOutcome::Split(parts)) => {
                     // Batches can be split again and again.
                     let Some((index, part)) = part_with(parts, this.index) else {
                         return Poll::Ready(Err(Error::protocol("a split batch lost a record")));
@@ -351,8 +351,8 @@ mod tests {
         }
     }
 
-    fn acknowledged(base_offset: i64) -> Outcome {
-        Outcome::Acknowledged(Ack { base_offset, log_append_time: -1 })
+    fn acknowledged(base_offset: i64) -> BatchOutcome {
+        BatchOutcome::Acknowledged(Ack { base_offset, log_append_time: -1 })
     }
 
     #[tokio::test]
@@ -364,8 +364,8 @@ mod tests {
         );
         let deliveries: Vec<_> = (0..4).map(|i| Delivery::new(Arc::clone(&receipt), i, 0)).collect();
         let part = |first, index, receipt: &Arc<Receipt>| Part { first, index, receipt: Arc::clone(receipt) };
-        receipt.resolve(Outcome::Split(vec![part(0, 0, &kept), part(1, 0, &bad), part(2, 1, &kept)]));
-        bad.resolve(Outcome::Failed(Error::from_code("Produce", 87)));
+        receipt.resolve(BatchOutcome::Split(vec![part(0, 0, &kept), part(1, 0, &bad), part(2, 1, &kept)]));
+        bad.resolve(BatchOutcome::Failed(Error::from_code("Produce", 87)));
         kept.resolve(acknowledged(50));
         let mut outcomes = Vec::new();
         for delivery in deliveries {
@@ -402,7 +402,7 @@ mod tests {
         let parts = [Receipt::new("orders".into(), 0), Receipt::new("orders".into(), 0)];
         let deliveries: Vec<_> = (0..4).map(|i| Delivery::new(Arc::clone(&receipt), i, 0)).collect();
         let part = |first, receipt: &Arc<Receipt>| Part { first, index: 0, receipt: Arc::clone(receipt) };
-        receipt.resolve(Outcome::Split(vec![part(0, &parts[0]), part(3, &parts[1])]));
+        receipt.resolve(BatchOutcome::Split(vec![part(0, &parts[0]), part(3, &parts[1])]));
         assert!(!receipt.is_resolved());
         parts[0].resolve(acknowledged(10));
         parts[1].resolve(acknowledged(20));
@@ -417,7 +417,7 @@ mod tests {
     #[tokio::test]
     async fn the_first_outcome_stands() {
         let receipt = Receipt::new("orders".into(), 0);
-        receipt.resolve(Outcome::Failed(Error::closed("producer")));
+        receipt.resolve(BatchOutcome::Failed(Error::closed("producer")));
         receipt.resolve(acknowledged(1));
         let error = Delivery::new(receipt, 0, 0).await.unwrap_err();
         assert_eq!(error.to_string(), "the producer is closed [topic orders partition 0]");

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     batch::{Compressor, Decompressor},
-    cluster::{Metadata, Place, TopicId},
+    cluster::{Leadership, Metadata, TopicId},
     error::{Error, ErrorKind},
     time::{Backoff, Instant, Rng},
 };
@@ -303,7 +303,7 @@ impl Sender {
         }
         for index in 0..self.active.len() {
             let partition = Arc::clone(&self.active[index]);
-            let Some(at) = metadata.place(&partition.topic, partition.partition) else {
+            let Some(at) = metadata.leadership(&partition.topic, partition.partition) else {
                 self.missing.insert(Arc::clone(&partition.topic));
                 continue;
             };
@@ -373,14 +373,14 @@ impl Sender {
     fn take(
         &mut self,
         partition: &Arc<PartitionQueue>,
-        place: &Place,
+        leadership: &Leadership,
         room: usize,
         now: Instant,
         pace: Pace,
         identity: Result<Option<ProducerIdentity>, NotYet>,
     ) -> Option<Batch> {
         let taken = self.change(now, partition, |queue, aftermath| {
-            queue.handle_place(place, aftermath);
+            queue.handle_leadership(leadership, aftermath);
             if queue.next_len() <= room { queue.poll_batch(now, pace, identity) } else { None }
         });
         let mut batch = match taken? {

@@ -9,7 +9,7 @@ use super::{
     coordinator::Caller,
     identity::{NotYet, ProducerIdentity},
     queue::Aftermath,
-    receipt::Outcome,
+    receipt::BatchOutcome,
     sender::{Action, Answer, Permit, Request, Sender, SenderSettings, earlier},
     transaction::{Call, NotDone, Outstanding, Reply},
     wire_acks,
@@ -507,7 +507,7 @@ impl Shared {
     pub(super) fn settle(&self, aftermath: Aftermath) {
         for (receipt, outcome) in aftermath.resolved {
             let outcome = match outcome {
-                Outcome::Failed(error) => {
+                BatchOutcome::Failed(error) => {
                     // What was never sent does not know why: the cluster does.
                     let never_sent = error.kind() == ErrorKind::Timeout && error.source().is_none();
                     let (topic, partition) = receipt.place();
@@ -516,7 +516,7 @@ impl Shared {
                         Some(why) => error.with_source(why),
                         None => error,
                     };
-                    Outcome::Failed(match &self.transactions {
+                    BatchOutcome::Failed(match &self.transactions {
                         Some(_) => error.with_requires_abort(),
                         None => error,
                     })
@@ -524,7 +524,7 @@ impl Shared {
                 outcome => outcome,
             };
             let failed = match (&outcome, &self.transactions) {
-                (Outcome::Failed(error), None) => Some(error.clone()),
+                (BatchOutcome::Failed(error), None) => Some(error.clone()),
                 // A transaction says by itself that it has failed.
                 _ => None,
             };

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
     use crate::{
         error::ErrorKind,
-        producer::receipt::{Delivery, Outcome, Part},
+        producer::receipt::{BatchOutcome, Delivery, Part},
     };
 
     fn failed(count: u32) -> (Arc<Receipt>, Vec<Delivery>, Error) {
@@ -82,7 +82,7 @@ mod tests {
         receipt.set_records(count);
         let deliveries = (0..count).map(|index| Delivery::new(Arc::clone(&receipt), index, 0)).collect();
         let error = Error::new(ErrorKind::Timeout, "too late");
-        receipt.resolve(Outcome::Failed(error.clone()));
+        receipt.resolve(BatchOutcome::Failed(error.clone()));
         (receipt, deliveries, error)
     }
 
@@ -121,9 +121,9 @@ mod tests {
         let whole = Receipt::new("orders".into(), 0);
         let part = Receipt::part_of(&whole, 3);
         let error = Error::new(ErrorKind::Timeout, "too late");
-        part.resolve(Outcome::Failed(error.clone()));
+        part.resolve(BatchOutcome::Failed(error.clone()));
         unheard.note(&part, &error);
-        whole.resolve(Outcome::Split(vec![Part { first: 0, index: 0, receipt: part }]));
+        whole.resolve(BatchOutcome::Split(vec![Part { first: 0, index: 0, receipt: part }]));
         assert!(unheard.take().is_none());
         drop(whole);
         assert!(unheard.take().unwrap().to_string().contains("3 records failed"));

@@ -14,7 +14,7 @@ use crate::{
     config::settings::GroupProtocol,
     consumer::{
         ledger::Committed,
-        offsets::{self, CommitAction, Offset, Offsets, Outcome, Since, over},
+        offsets::{self, CommitAction, CommitOutcome, Offset, Offsets, Since, over},
     },
     error::{Error, ErrorKind, Result},
     flights::Token,
@@ -209,8 +209,8 @@ impl Core {
             let partitions = &self.partitions;
             let is_ours = |key: &TopicPartition, tenure| partitions.is_of(key, tenure);
             match self.commits.poll_action(now, identity.as_ref(), is_ours)? {
-                offsets::Next::Send(commit) => return Some(commit),
-                offsets::Next::Dropped(outcome) => self.on_commit(now, outcome),
+                offsets::NextCommit::Send(commit) => return Some(commit),
+                offsets::NextCommit::Dropped(outcome) => self.on_commit(now, outcome),
             }
         }
     }
@@ -244,7 +244,7 @@ impl Core {
             && !are_two_lives(offset.topic_id, self.topic_id(key))
     }
 
-    pub(super) fn on_commit(&mut self, now: Instant, outcome: Outcome) {
+    pub(super) fn on_commit(&mut self, now: Instant, outcome: CommitOutcome) {
         for (key, committed) in outcome.committed {
             if self.is_still_of(&key, &committed) {
                 let Offset { offset, metadata, .. } = committed;
@@ -297,7 +297,7 @@ mod tests {
         cluster::Metadata,
         config::KafkaConfig,
         consumer::{
-            lookups::Place,
+            lookups::FoundOffset,
             partitions::{Phase, Position},
         },
         time::{self, Rng},
@@ -325,8 +325,8 @@ mod tests {
         Arc::new(before.merge(answer, &["orders".into()], |_| true))
     }
 
-    fn place(offset: i64, by_id: bool) -> Place {
-        Place { offset, leader_epoch: -1, timestamp: -1, metadata: String::new(), by_id }
+    fn place(offset: i64, by_id: bool) -> FoundOffset {
+        FoundOffset { offset, leader_epoch: -1, timestamp: -1, metadata: String::new(), by_id }
     }
 
     /// One that has partition 0 of `orders` assigned by hand, at what the group has committed: offset 5, and a text.
@@ -342,8 +342,13 @@ mod tests {
                 asked = partitions;
             }
         }
-        let place =
-            Place { offset: 5, leader_epoch: 1, timestamp: -1, metadata: "mine".to_owned(), by_id: true };
+        let place = FoundOffset {
+            offset: 5,
+            leader_epoch: 1,
+            timestamp: -1,
+            metadata: "mine".to_owned(),
+            by_id: true,
+        };
         core.handle_found_committed(now, &asked, Ok([(key(), Ok(place))].into()));
         core
     }
@@ -494,7 +499,7 @@ mod tests {
                 0 => (offsets(), Offsets::new()),
                 _ => (Offsets::new(), offsets()),
             };
-            core.on_commit(now, Outcome { committed, gone, ..Outcome::default() });
+            core.on_commit(now, CommitOutcome { committed, gone, ..CommitOutcome::default() });
             let partition = core.partitions.get(&key()).unwrap();
             (
                 partition.account.committed().is_some_and(|committed| committed.offset == 70),

@@ -43,7 +43,7 @@ pub(crate) struct Effects {
 }
 
 /// What an answer is the answer to.
-pub(super) struct Asked<'a> {
+pub(super) struct Requested<'a> {
     pub(super) names: &'a Names,
     pub(super) asked: &'a dyn Fn(&TopicPartition) -> Option<Wanted>,
 }
@@ -61,7 +61,7 @@ impl Taking<'_> {
     pub(super) fn take(
         &self,
         answer: wire::FetchResponse,
-        asked: &Asked<'_>,
+        asked: &Requested<'_>,
         partitions: &mut Partitions,
         effects: &mut Effects,
     ) -> bool {

@@ -8,7 +8,7 @@ use super::source::Replica;
 use crate::{
     cluster::TopicId,
     consumer::{
-        buffer::Queue,
+        buffer::Buffer,
         ledger::{Account, Life, Mark},
     },
     error::{Error, Result},
@@ -86,7 +86,7 @@ pub(crate) struct Partition {
     /// It is being given up: nothing more is handed out of it.
     pub(super) is_revoking: bool,
     pub(super) phase: Phase,
-    pub(crate) queue: Queue,
+    pub(crate) queue: Buffer,
     /// A look-up of its offset is out.
     pub(crate) asked: bool,
     /// Not to be asked about or fetched before.

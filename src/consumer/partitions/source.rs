@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Mark, Partition, Partitions, Phase, Position, Queue, list, mark};
+use super::{Buffer, Mark, Partition, Partitions, Phase, Position, list, mark};
 use crate::{
     cluster::TopicId,
     consumer::{ledger::Account, ledger::Life},
@@ -339,7 +339,7 @@ impl Partitions {
         }
         if let Phase::Fetching(position) = &mut partition.phase {
             self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
-            partition.queue = Queue::default();
+            partition.queue = Buffer::default();
             position.fetch = position.next;
             position.fetch_epoch = position.leader_epoch;
         }
@@ -350,7 +350,7 @@ impl Partitions {
     pub(crate) fn cut(&mut self, key: &TopicPartition, offset: i64, epoch: i32) {
         let Some(partition) = self.partitions.get_mut(key) else { return };
         self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
-        partition.queue = Queue::default();
+        partition.queue = Buffer::default();
         let undone = partition.account.first_not_done().filter(|first| *first < offset);
         let position = undone.map_or_else(|| Position::after(offset, epoch), Position::at);
         let life = self.lives.begin();
@@ -376,7 +376,7 @@ impl Partitions {
     pub(crate) fn begin_again(&mut self, key: &TopicPartition, phase: Phase) {
         let Some(partition) = self.partitions.get_mut(key) else { return };
         self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
-        partition.queue = Queue::default();
+        partition.queue = Buffer::default();
         let committed = partition.account.committed().map(|committed| committed.offset);
         partition.committed_before = committed.or(partition.committed_before);
         partition.account = Account::open(self.lives.begin());

@@ -9,7 +9,7 @@ use crate::{
     connection::api::wire,
     consumer::{
         fetch::FetchAction,
-        lookups::{Found, Lookup, Place},
+        lookups::{Found, FoundOffset, Lookup},
         partitions::{Check, EpochEnd, EpochEnds},
     },
     error::{ErrorKind, Result},
@@ -105,7 +105,8 @@ pub(in crate::consumer) async fn list_offsets(
             let code = partition.error_code;
             let (offset, leader_epoch) = (partition.offset, partition.leader_epoch);
             let timestamp = partition.timestamp;
-            let place = Place { offset, leader_epoch, timestamp, metadata: String::new(), by_id: false };
+            let place =
+                FoundOffset { offset, leader_epoch, timestamp, metadata: String::new(), by_id: false };
             found.insert(key, if code == 0 { Ok(place) } else { Err(code) });
         }
     }

@@ -8,7 +8,7 @@ use crate::{
     config::settings::IsolationLevel,
     connection::api::wire,
     consumer::{
-        lookups::{Found, Place},
+        lookups::{Found, FoundOffset},
         offsets::CommitAction,
     },
     error::{
@@ -151,7 +151,7 @@ pub(in crate::consumer) async fn find_committed(
             let key = TopicPartition { topic: Arc::clone(name), partition };
             let (offset, leader_epoch, metadata) = place;
             let metadata = metadata.map(|text| text.to_string()).unwrap_or_default();
-            let place = Place { offset, leader_epoch, timestamp: -1, metadata, by_id };
+            let place = FoundOffset { offset, leader_epoch, timestamp: -1, metadata, by_id };
             found.insert(key, if code == 0 { Ok(place) } else { Err(code) });
         };
     let mut code = answer.error_code;

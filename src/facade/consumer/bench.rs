@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::{
     Consumer,
-    lane::{self, Kit, Ledger, Outcome},
+    lane::{self, Kit, Ledger, RunOutcome},
     load::Chunk,
 };
 use crate::{
@@ -60,7 +60,7 @@ impl Consumer {
             let ended = lane::run(Arc::clone(&kit), Arc::clone(&route), run, token).await;
             lanes.handle_end(ended.lane);
             handled += ended.handled;
-            if let Outcome::Failed(error) = ended.outcome {
+            if let RunOutcome::Failed(error) = ended.outcome {
                 return Err(error);
             }
         }

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::pauses::{Pauses, Wanted};
+use super::pauses::{PauseChanges, Pauses};
 use crate::{
     consumer::{
         KafkaConsumer,
@@ -82,7 +82,7 @@ impl Shared {
     }
 
     /// What the user has paused and resumed since this was last asked.
-    pub(super) fn follow_pauses(&self) -> Option<Wanted> {
+    pub(super) fn follow_pauses(&self) -> Option<PauseChanges> {
         self.lock().pauses.follow()
     }
 

@@ -28,9 +28,9 @@ use self::{
 };
 use super::{
     control::Shared,
-    lane::{self, Ended, GRACE, Kit, Ledger, Outcome},
+    lane::{self, Ended, GRACE, Kit, Ledger, RunOutcome},
     load::Chunk,
-    pauses::Wanted,
+    pauses::PauseChanges,
 };
 use crate::{
     consumer::{
@@ -42,7 +42,7 @@ use crate::{
         consumed::Consumed,
         dispatch::{
             lanes::{Bounds, LaneId, Lanes, Ordering, Pause},
-            pace::Pace,
+            pace::CommitPace,
         },
         message::CancellationToken,
         outbox::Outbox,
@@ -135,7 +135,7 @@ pub(super) struct Engine {
     failure: Option<Error>,
     /// Records done since this was last asked.
     handled: usize,
-    pace: Pace,
+    pace: CommitPace,
     committing: Option<Committing>,
     alive_at: Instant,
     shared: Arc<Shared>,
@@ -177,7 +177,7 @@ impl Engine {
             passing: JoinSet::new(),
             failure: None,
             handled: 0,
-            pace: Pace::default(),
+            pace: CommitPace::default(),
             committing: None,
             shared,
             by_user: BTreeSet::new(),
@@ -302,7 +302,7 @@ impl Engine {
 
     /// Pauses and resumes what the user has paused and resumed. Here alone anything is resumed, as here all reasons are known.
     fn follow_user(&mut self) {
-        let Some(Wanted { paused, freed }) = self.shared.follow_pauses() else { return };
+        let Some(PauseChanges { paused, freed }) = self.shared.follow_pauses() else { return };
         self.by_user = paused;
         for partition in &self.by_user {
             if let Err(error) = self.client.pause([partition.clone()]) {
@@ -370,11 +370,11 @@ impl Engine {
         self.lanes.handle_end(ended.lane);
         self.handled += ended.handled;
         match ended.outcome {
-            Outcome::Done => {}
+            RunOutcome::Done => {}
             // Where it was its partition's alone, what is left was handed back.
-            Outcome::Abandoned if !self.stop.is_cancelled() => {}
-            Outcome::Abandoned => drop(self.left.insert((ended.partition, ended.life))),
-            Outcome::Failed(error) => {
+            RunOutcome::Abandoned if !self.stop.is_cancelled() => {}
+            RunOutcome::Abandoned => drop(self.left.insert((ended.partition, ended.life))),
+            RunOutcome::Failed(error) => {
                 self.left.insert((ended.partition, ended.life));
                 self.on_failure(error);
             }

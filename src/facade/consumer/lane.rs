@@ -23,9 +23,9 @@ use crate::{
     consumer::acknowledge::Life,
     error::Error,
     facade::{
-        Place,
+        LogSubject,
+        borrowed::BorrowedRecord,
         dispatch::lanes::{LaneId, Run},
-        given::Given,
         handler::Calls,
         letters, log,
         message::CancellationToken,
@@ -38,7 +38,7 @@ use crate::{
     time::{self, Environment, Rng},
 };
 
-const PLACE: Place = Place { controller: "dtkafka::Consumer::handler", subject: SUBJECT };
+const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::handler", subject: SUBJECT };
 /// How long a letter that is on its way may still take when the consumer stops.
 pub(super) const GRACE: Duration = Duration::from_millis(500);
 /// After how many records whose handlers did not wait a lane lets others run. Where one thread does everything, after each:
@@ -76,7 +76,7 @@ pub(super) struct Kit {
 
 /// How a run ended.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(super) enum RunOutcome {
     Done,
     /// Told to give up; what is left comes again, here or at another member.
     Abandoned,
@@ -90,7 +90,7 @@ pub(super) struct Ended {
     pub(super) life: Life,
     /// Records that are done.
     pub(super) handled: usize,
-    pub(super) outcome: Outcome,
+    pub(super) outcome: RunOutcome,
 }
 
 /// What became of a record that is not an error of the whole run.
@@ -142,9 +142,9 @@ pub(super) async fn run(
     lane.tell();
     lane.count_prompt(begun);
     let outcome = match flow {
-        Ok(Flow::Handled) if !lane.is_over => Outcome::Done,
-        Ok(_) => Outcome::Abandoned,
-        Err(error) => Outcome::Failed(error),
+        Ok(Flow::Handled) if !lane.is_over => RunOutcome::Done,
+        Ok(_) => RunOutcome::Abandoned,
+        Err(error) => RunOutcome::Failed(error),
     };
     Ended { lane: id, partition: lane.partition, life, handled: lane.handled, outcome }
 }
@@ -235,7 +235,11 @@ impl Lane {
     }
 
     /// One record through all handlers of its topic.
-    async fn each(&mut self, calls: &mut [Box<dyn Calls>], record: Given<'_>) -> Result<Flow, Error> {
+    async fn each(
+        &mut self,
+        calls: &mut [Box<dyn Calls>],
+        record: BorrowedRecord<'_>,
+    ) -> Result<Flow, Error> {
         if self.route.level > 0 {
             // Boxed, as all that is rare: its state would make that of every record larger.
             return Box::pin(self.each_waited(calls, record)).await;
@@ -244,20 +248,24 @@ impl Lane {
     }
 
     /// One record of a retry topic, when its pause is over.
-    async fn each_waited(&mut self, calls: &mut [Box<dyn Calls>], record: Given<'_>) -> Result<Flow, Error> {
+    async fn each_waited(
+        &mut self,
+        calls: &mut [Box<dyn Calls>],
+        record: BorrowedRecord<'_>,
+    ) -> Result<Flow, Error> {
         let mut record = record.to_record();
         let waited = letters::restore(&mut record);
         if self.wait_until(waited.due).await == Flow::Abandoned {
             return Ok(Flow::Abandoned);
         }
-        self.call_all(calls, Given::Alone(&record), waited.attempts).await
+        self.call_all(calls, BorrowedRecord::Alone(&record), waited.attempts).await
     }
 
     /// `before`: how often its handlers were called before it waited in a retry topic.
     async fn call_all(
         &mut self,
         calls: &mut [Box<dyn Calls>],
-        record: Given<'_>,
+        record: BorrowedRecord<'_>,
         before: u32,
     ) -> Result<Flow, Error> {
         for handler in calls {
@@ -300,7 +308,7 @@ impl Lane {
             }
             attempt += 1;
             self.kit.counters.retried();
-            match self.call(handler, Given::Alone(&record), before.saturating_add(attempt)).await {
+            match self.call(handler, BorrowedRecord::Alone(&record), before.saturating_add(attempt)).await {
                 Ok(()) => return Ok(After::Taken),
                 Err(again) => failure = again,
             }
@@ -406,7 +414,7 @@ impl Lane {
     async fn call(
         &mut self,
         handler: &mut Box<dyn Calls>,
-        record: Given<'_>,
+        record: BorrowedRecord<'_>,
         attempt: u32,
     ) -> Result<(), Failure> {
         let place = record.value();

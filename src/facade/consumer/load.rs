@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hasher as _};
 
 use crate::{
     consumer::{PartitionRecords, RecordRefs},
-    facade::{dispatch::lanes::Load, given::Given},
+    facade::{borrowed::BorrowedRecord, dispatch::lanes::Load},
     record::ConsumerRecord,
 };
 
@@ -78,13 +78,13 @@ pub(super) enum Givens<'a> {
 }
 
 impl<'a> Iterator for Givens<'a> {
-    type Item = Given<'a>;
+    type Item = BorrowedRecord<'a>;
 
     #[inline]
-    fn next(&mut self) -> Option<Given<'a>> {
+    fn next(&mut self) -> Option<BorrowedRecord<'a>> {
         match self {
-            Self::Polled(records) => records.next().map(Given::Polled),
-            Self::One(record) => record.take().map(Given::Alone),
+            Self::Polled(records) => records.next().map(BorrowedRecord::Polled),
+            Self::One(record) => record.take().map(BorrowedRecord::Alone),
         }
     }
 }

@@ -19,7 +19,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 pub use self::control::{ConsumerHandle, Rebalance};
 use self::{control::Shared, engine::Engine};
 use super::{
-    KafkaInstance, Place,
+    KafkaInstance, LogSubject,
     consumed::Consumed,
     dispatch::lanes::Ordering,
     logged,
@@ -128,7 +128,7 @@ impl Consumer {
         topics: impl IntoIterator<Item = impl AsRef<str>>,
         overrides: impl FnOnce(ConsumerConfig) -> ConsumerConfig,
     ) -> Result<Self> {
-        const PLACE: Place = Place { controller: "dtkafka::Consumer::new", subject: SUBJECT };
+        const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::new", subject: SUBJECT };
         let overrides = overrides(ConsumerConfig::new());
         logged(PLACE, Self::build(kafka, overrides, |_| Consumed::named(topics)))
     }
@@ -175,7 +175,7 @@ impl Consumer {
         pattern: &str,
         overrides: impl FnOnce(ConsumerConfig) -> ConsumerConfig,
     ) -> Result<Self> {
-        const PLACE: Place = Place { controller: "dtkafka::Consumer::matching", subject: SUBJECT };
+        const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::matching", subject: SUBJECT };
         let overrides = overrides(ConsumerConfig::new());
         let outcome = Self::build(kafka, overrides, |by_brokers| Consumed::matching(pattern, by_brokers));
         logged(PLACE, outcome)
@@ -267,7 +267,8 @@ impl Consumer {
     /// # Errors
     /// As [`error_policy`](Self::error_policy).
     pub fn error_policy_for(mut self, topics: impl Into<Topics>, policy: ErrorPolicy) -> Result<Self> {
-        const PLACE: Place = Place { controller: "dtkafka::Consumer::error_policy", subject: SUBJECT };
+        const PLACE: LogSubject =
+            LogSubject { controller: "dtkafka::Consumer::error_policy", subject: SUBJECT };
         logged(PLACE, policy.check(&self.topics))?;
         Arc::make_mut(&mut self.routes).set_policy(topics.into(), policy);
         Ok(self)

@@ -17,7 +17,7 @@ pub(super) struct Pauses {
 
 /// What the engine is to do.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(super) struct PauseChanges {
     pub(super) paused: BTreeSet<TopicPartition>,
     /// To be resumed, unless something else holds them.
     pub(super) freed: BTreeSet<TopicPartition>,
@@ -51,8 +51,8 @@ impl Pauses {
     }
 
     /// What has changed since this was last asked.
-    pub(super) fn follow(&mut self) -> Option<Wanted> {
-        std::mem::take(&mut self.is_news).then(|| Wanted {
+    pub(super) fn follow(&mut self) -> Option<PauseChanges> {
+        std::mem::take(&mut self.is_news).then(|| PauseChanges {
             paused: self.paused().cloned().collect(),
             freed: std::mem::take(&mut self.freed),
         })

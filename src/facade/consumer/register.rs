@@ -8,7 +8,7 @@ use super::{Consumer, SUBJECT};
 use crate::{
     error::{Error, ErrorKind, Result},
     facade::{
-        Place,
+        LogSubject,
         codec::Codec,
         handler::{self, BatchSize, ErasedHandler, Handler, HandlerArgument, HandlerResult},
         logged,
@@ -103,8 +103,8 @@ impl Consumer {
         T: DeserializeOwned + Send + 'static,
         F: AsyncFn(Batch<T>) -> HandlerResult + Handler<Batch<T>>,
     {
-        const PLACE: Place =
-            Place { controller: "dtkafka::Consumer::register_batch_handler", subject: SUBJECT };
+        const PLACE: LogSubject =
+            LogSubject { controller: "dtkafka::Consumer::register_batch_handler", subject: SUBJECT };
         if records == 0 {
             return logged(
                 PLACE,
@@ -153,7 +153,8 @@ impl Consumer {
     }
 
     fn add(&mut self, topics: Topics, handler: ErasedHandler) -> Result<()> {
-        const PLACE: Place = Place { controller: "dtkafka::Consumer::register_handler", subject: SUBJECT };
+        const PLACE: LogSubject =
+            LogSubject { controller: "dtkafka::Consumer::register_handler", subject: SUBJECT };
         logged(PLACE, Arc::make_mut(&mut self.routes).add(&self.topics, topics, handler))
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     driver,
     error::{Error, ErrorKind, Result},
     facade::{
-        Place,
+        LogSubject,
         dispatch::lanes::{Bounds, Ordering},
         log, logged,
         outbox::Outbox,
@@ -47,7 +47,7 @@ impl Consumer {
     /// # Cancel safety
     /// Dropped, the running handlers end where they stand; their records and what follows come again with the next call.
     pub async fn consume(&mut self, timeout: Duration) -> Result<usize> {
-        const PLACE: Place = Place { controller: "dtkafka::Consumer::consume", subject: SUBJECT };
+        const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::consume", subject: SUBJECT };
         let outcome = self.consume_once(timeout).await;
         logged(PLACE, outcome)
     }
@@ -86,7 +86,7 @@ impl Consumer {
     /// # Cancel safety
     /// As [`consume`](Self::consume); the group is left in the background only when the consumer is dropped.
     pub async fn run<F: Future>(&mut self, shutdown: F) -> Result<()> {
-        const PLACE: Place = Place { controller: "dtkafka::Consumer::run", subject: SUBJECT };
+        const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::run", subject: SUBJECT };
         // Also where this future is dropped: the next `run` is not ended by what ended this one.
         let _renewed = RenewStop(Arc::clone(&self.shared));
         logged(PLACE, driver::check_runtime())?;
@@ -117,7 +117,7 @@ impl Consumer {
         &mut self,
         mut shutdown: Pin<&mut S>,
     ) -> Result<()> {
-        const PLACE: Place = Place { controller: "dtkafka::Consumer::run", subject: SUBJECT };
+        const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::run", subject: SUBJECT };
         let limit = self.drain_timeout;
         loop {
             let round = async {
@@ -192,7 +192,7 @@ impl Consumer {
     /// # Cancel safety
     /// A dropped commit may still be done.
     pub async fn commit(&mut self) -> Result<()> {
-        const PLACE: Place = Place { controller: "dtkafka::Consumer::commit", subject: SUBJECT };
+        const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::commit", subject: SUBJECT };
         logged(PLACE, driver::check_runtime())?;
         let Some(engine) = &mut self.engine else { return Ok(()) };
         if self.interrupted {
@@ -223,7 +223,7 @@ impl Consumer {
     /// # Cancel safety
     /// As [`close`](Self::close).
     pub async fn close_within(&mut self, limit: Duration) -> Result<()> {
-        const PLACE: Place = Place { controller: "dtkafka::Consumer::close", subject: SUBJECT };
+        const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::close", subject: SUBJECT };
         logged(PLACE, driver::check_runtime())?;
         let Some(mut engine) = self.engine.take() else { return Ok(()) };
         self.interrupted = false;

@@ -119,7 +119,7 @@ struct Out {
 
 /// One life of a partition: from its assignment, or a seek, to the next.
 #[derive(Debug)]
-struct Home<L> {
+struct PartitionLanes<L> {
     partition: TopicPartition,
     life: L,
     /// Waiting or running.
@@ -137,7 +137,7 @@ struct Home<L> {
 pub(crate) struct Lanes<W, L> {
     ordering: Ordering,
     bounds: Bounds,
-    homes: BTreeMap<u64, Home<L>>,
+    homes: BTreeMap<u64, PartitionLanes<L>>,
     /// That of the present life of each partition.
     by_partition: BTreeMap<TopicPartition, u64>,
     lanes: BTreeMap<LaneId, Lane<W>>,
@@ -218,7 +218,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         }
         let id = self.next_home;
         self.next_home += 1;
-        let home = Home {
+        let home = PartitionLanes {
             partition: partition.clone(),
             life,
             records: 0,
@@ -321,7 +321,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
     /// Starts nothing more of this life of a partition and of those before it, and gives back what waits there, by life.
     /// What runs ends by itself. A later life, which may have come before its predecessor's end was heard of, goes on.
     pub(crate) fn revoke(&mut self, partition: &TopicPartition, life: L) -> Vec<(L, Vec<W>)> {
-        let is_meant = |home: &Home<L>| home.partition == *partition && home.life <= life;
+        let is_meant = |home: &PartitionLanes<L>| home.partition == *partition && home.life <= life;
         let homes = self.homes.iter().filter(|(_, home)| is_meant(home));
         let homes: Vec<_> = homes.map(|(id, home)| (*id, home.life)).collect();
         homes.into_iter().map(|(id, life)| (life, self.empty(id))).collect()

@@ -14,7 +14,7 @@ const LONGEST: Duration = Duration::from_millis(100);
 const SHORTEST: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub(crate) struct CommitPace {
     /// Records done in all, and how many of them when the last commit began.
     total: u64,
     before: u64,
@@ -24,7 +24,7 @@ pub(crate) struct Pace {
     is_out: bool,
 }
 
-impl Pace {
+impl CommitPace {
     /// So many records are done in all.
     pub(crate) fn handle_done(&mut self, now: Instant, total: u64) {
         self.total = total;
@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn a_take_s_worth_is_committed_at_once_and_less_when_nothing_is_left_or_after_a_while() {
         let begun = now();
-        let mut pace = Pace::default();
+        let mut pace = CommitPace::default();
         assert!(!pace.poll_commit(begun, 500, true), "nothing is done");
         assert_eq!(pace.poll_timeout(begun, 500, true), None);
         assert_eq!(pace.poll_timeout(begun, 500, false), Some(begun + LONGEST), "a lane may do something");
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn one_commit_is_out_at_a_time_and_the_next_keeps_its_distance() {
         let begun = now();
-        let mut pace = Pace::default();
+        let mut pace = CommitPace::default();
         pace.handle_done(begun, 500);
         assert!(pace.poll_commit(begun, 500, false));
         pace.handle_done(begun, 5000);

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Beat, BeatAnswer, Member, State, Told};
+use super::{Beat, BeatAnswer, Member, Reported, State};
 use crate::{
     error::Error,
     flights::Token,
@@ -12,9 +12,9 @@ use crate::{
 };
 
 impl Member {
-    pub(super) fn current(&self) -> Told {
+    pub(super) fn current(&self) -> Reported {
         let owned = self.owned.keys().copied().collect();
-        Told { topics: self.topics.clone(), pattern: self.pattern.clone(), owned }
+        Reported { topics: self.topics.clone(), pattern: self.pattern.clone(), owned }
     }
 
     /// Whether the coordinator should hear something before it is time.
@@ -31,8 +31,9 @@ impl Member {
         let (told, current) = (self.told.take(), self.current());
         // What was told before counts as told again only with the answer.
         let is_full = told.is_none();
-        let changed =
-            |differs: fn(&Told, &Told) -> bool| told.as_ref().is_none_or(|told| differs(told, &current));
+        let changed = |differs: fn(&Reported, &Reported) -> bool| {
+            told.as_ref().is_none_or(|told| differs(told, &current))
+        };
         let pattern = match &current.pattern {
             Some(pattern) => {
                 changed(|told, current| told.pattern != current.pattern).then(|| Arc::clone(pattern))
@@ -84,7 +85,7 @@ impl Member {
         }
     }
 
-    pub(super) fn on_beat(&mut self, now: Instant, answer: BeatAnswer, told: Option<Told>) {
+    pub(super) fn on_beat(&mut self, now: Instant, answer: BeatAnswer, told: Option<Reported>) {
         if answer.epoch <= 0 {
             let error = Error::protocol(format!("the coordinator answers with the epoch {}", answer.epoch));
             return self.stop(now, error.with_api(CONSUMER_HEARTBEAT));

@@ -91,7 +91,7 @@ enum State {
 
 /// What the coordinator has been told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Told {
+struct Reported {
     topics: Vec<Arc<str>>,
     pattern: Option<Arc<str>>,
     owned: BTreeSet<IdPartition>,
@@ -120,11 +120,11 @@ pub(crate) struct Member {
     unanswered_since: Option<Instant>,
     names: Arc<Names>,
     /// What the coordinator knows of us; `None` where it may know nothing, so that all must be said.
-    told: Option<Told>,
+    told: Option<Reported>,
     /// The coordinator may have been told of a pattern, and not that it is over.
     may_have_pattern: bool,
     /// What the heartbeat that is out says.
-    telling: Option<Told>,
+    telling: Option<Reported>,
     /// The broker's pause between heartbeats.
     interval: Duration,
     /// The coordinator may still count us in, whatever has become of the membership here.

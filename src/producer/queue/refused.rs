@@ -12,7 +12,7 @@ use crate::{
         accumulator::OpenBatch,
         decision::{Context, Decision},
         identity::sequence_after,
-        receipt::{Outcome, Part, Receipt},
+        receipt::{BatchOutcome, Part, Receipt},
     },
     time::Instant,
 };
@@ -26,7 +26,7 @@ impl Queue {
                 flying.given_up = true;
                 let error =
                     delivery_timeout("a request with it has no answer yet").with_possibly_written(true);
-                aftermath.resolved.push((Arc::clone(&flying.receipt), Outcome::Failed(error)));
+                aftermath.resolved.push((Arc::clone(&flying.receipt), BatchOutcome::Failed(error)));
             }
         }
         if self.pending.iter().any(|batch| batch.deadline <= now) {
@@ -48,7 +48,7 @@ impl Queue {
                 Some(cause) => with_cause(delivery_timeout("it waited for a producer id"), cause),
                 None => delivery_timeout("it waited for its leader"),
             };
-            aftermath.resolved.push((open.receipt, Outcome::Failed(error)));
+            aftermath.resolved.push((open.receipt, BatchOutcome::Failed(error)));
             self.release(open.reserved, None, aftermath);
         }
         self.after_landing(aftermath);
@@ -164,7 +164,7 @@ impl Queue {
             half.log = batch.log;
             self.put_back(half);
         }
-        aftermath.resolved.push((batch.receipt, Outcome::Split(parts)));
+        aftermath.resolved.push((batch.receipt, BatchOutcome::Split(parts)));
         self.after_landing(aftermath);
     }
 
@@ -187,7 +187,7 @@ impl Queue {
         rest.attempts = batch.attempts;
         rest.purges = batch.purges + 1;
         self.put_back(rest);
-        aftermath.resolved.push((batch.receipt, Outcome::Split(parts)));
+        aftermath.resolved.push((batch.receipt, BatchOutcome::Split(parts)));
         self.after_landing(aftermath);
     }
 
@@ -198,7 +198,7 @@ impl Queue {
         if batch.stamp.is_some() {
             self.sequences.leave_gap();
         }
-        aftermath.resolved.push((batch.receipt, Outcome::Split(parts)));
+        aftermath.resolved.push((batch.receipt, BatchOutcome::Split(parts)));
         self.release(batch.reserved, Some(batch.bytes), aftermath);
         self.after_landing(aftermath);
     }
@@ -220,7 +220,7 @@ impl Queue {
         self.in_flight.remove(&order);
         self.recovering = true;
         self.sequences.leave_gap();
-        aftermath.resolved.push((receipt, Outcome::Failed(error)));
+        aftermath.resolved.push((receipt, BatchOutcome::Failed(error)));
         self.release(reserved, None, aftermath);
         self.after_landing(aftermath);
     }
@@ -235,7 +235,7 @@ impl Queue {
         }
         let opens: Vec<OpenBatch> = self.accumulator.take_all().collect();
         for open in opens {
-            aftermath.resolved.push((open.receipt, Outcome::Failed(error.clone())));
+            aftermath.resolved.push((open.receipt, BatchOutcome::Failed(error.clone())));
             self.release(open.reserved, None, aftermath);
         }
         self.after_landing(aftermath);
@@ -251,7 +251,7 @@ impl Queue {
             }
         }
         let error = error.with_possibly_written(batch.possibly_written);
-        aftermath.resolved.push((batch.receipt, Outcome::Failed(error)));
+        aftermath.resolved.push((batch.receipt, BatchOutcome::Failed(error)));
         self.release(batch.reserved, Some(batch.bytes), aftermath);
     }
 

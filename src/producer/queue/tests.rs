@@ -83,9 +83,9 @@ impl Rig {
         self.tell(aftermath);
     }
 
-    fn place(&mut self, place: &Place) {
+    fn leadership(&mut self, leadership: &Leadership) {
         let mut aftermath = Aftermath::default();
-        self.queue.handle_place(place, &mut aftermath);
+        self.queue.handle_leadership(leadership, &mut aftermath);
         self.tell(aftermath);
     }
 
@@ -176,7 +176,7 @@ fn no_more_than_five_batches_are_in_flight_and_one_until_the_broker_knows_the_pr
     let mut rig = Rig::new(limits());
     let _deliveries: Vec<_> = (0..50).map(|id| rig.send(id)).collect();
     let first = rig.poll(true).unwrap();
-    assert!(rig.poll(true).is_none(), "were the first refused, the second would be taken in its place");
+    assert!(rig.poll(true).is_none(), "were the first refused, the second would be taken in its leadership");
     rig.settle(first, Decision::Retry { stale_leader: false });
     let first = rig.poll(true).unwrap();
     assert!(rig.poll(true).is_none());
@@ -330,21 +330,21 @@ fn what_is_discarded_is_not_sent_again_and_what_is_in_flight_keeps_its_answer() 
     assert_eq!((rig.queue.is_idle(), rig.memory.available()), (true, 1 << 20));
 }
 
-fn place(topic: u8, leader_epoch: i32) -> Place {
-    Place { leader: 1, leader_epoch, topic_id: [topic; 16] }
+fn leadership(topic: u8, leader_epoch: i32) -> Leadership {
+    Leadership { leader: 1, leader_epoch, topic_id: [topic; 16] }
 }
 
 #[test]
 fn a_topic_made_again_gets_nothing_before_the_old_one_has_answered_and_then_one_batch_at_a_time() {
     let mut rig = Rig::new(limits());
-    rig.place(&place(1, 7));
+    rig.leadership(&leadership(1, 7));
     rig.introduce();
     let _sent: Vec<_> = (1..4).map(|id| rig.send(id)).collect();
     let first = rig.poll(true).unwrap();
     let _sent = rig.send(4);
     let second = rig.poll(true).unwrap();
     let _sent = rig.send(5);
-    rig.place(&place(2, 0));
+    rig.leadership(&leadership(2, 0));
     assert!(rig.poll(true).is_none(), "what is out lands first");
     // The old topic has taken one, and is gone when the other comes.
     rig.acknowledge(first, 1);
@@ -363,17 +363,17 @@ fn a_topic_made_again_gets_nothing_before_the_old_one_has_answered_and_then_one_
 #[test]
 fn a_topic_whose_id_is_not_known_for_a_while_is_the_same_topic() {
     let mut rig = Rig::new(limits());
-    rig.place(&place(0, -1));
+    rig.leadership(&leadership(0, -1));
     rig.introduce();
-    rig.place(&place(1, 3));
+    rig.leadership(&leadership(1, 3));
     let _sent = rig.send(1);
     let first = rig.poll(true).unwrap();
     let _sent = rig.send(2);
     let second = rig.poll(true).unwrap();
-    rig.place(&place(0, 3));
+    rig.leadership(&leadership(0, 3));
     let _sent = rig.send(3);
     let third = rig.poll(true).unwrap();
-    rig.place(&place(2, 0));
+    rig.leadership(&leadership(2, 0));
     let _sent = rig.send(4);
     assert!(rig.poll(true).is_none(), "and this is another");
     for (batch, offset) in [(first, 1), (second, 2), (third, 3)] {
@@ -385,16 +385,16 @@ fn a_topic_whose_id_is_not_known_for_a_while_is_the_same_topic() {
 #[test]
 fn a_newer_leader_is_asked_at_once_by_what_the_old_one_has_refused() {
     let mut rig = Rig::new(limits());
-    rig.place(&place(1, 3));
+    rig.leadership(&leadership(1, 3));
     rig.introduce();
     let _sent = rig.send(1);
     let batch = rig.poll(true).unwrap();
     let (retry_at, error) = (rig.now + Duration::from_secs(1), Error::closed("test"));
     let decision = Decision::Retry { stale_leader: true };
     rig.queue.handle_refused(batch, decision, retry_at, error, &mut Aftermath::default());
-    rig.place(&place(1, 3));
+    rig.leadership(&leadership(1, 3));
     assert!(rig.poll(true).is_none(), "it backs off");
-    rig.place(&place(1, 4));
+    rig.leadership(&leadership(1, 4));
     assert!(rig.poll(true).is_some());
 }
 
@@ -403,7 +403,7 @@ fn what_may_be_in_the_log_of_a_topic_that_was_made_again_fails_and_never_goes_to
     // The answer is lost before the topic is known to be another, or after that.
     for is_known in [false, true] {
         let mut rig = Rig::new(limits());
-        rig.place(&place(1, 7));
+        rig.leadership(&leadership(1, 7));
         rig.introduce();
         let lost = rig.send(1);
         let mut first = rig.poll(true).unwrap();
@@ -412,12 +412,12 @@ fn what_may_be_in_the_log_of_a_topic_that_was_made_again_fails_and_never_goes_to
         let waiting = rig.send(3);
         first.possibly_written = true;
         if is_known {
-            rig.place(&place(2, 0));
+            rig.leadership(&leadership(2, 0));
             assert!(rig.poll(true).is_none());
         }
         rig.settle(first, Decision::Retry { stale_leader: true });
         rig.settle(second, Decision::Retry { stale_leader: true });
-        rig.place(&place(2, 0));
+        rig.leadership(&leadership(2, 0));
         let error = futures_util::FutureExt::now_or_never(lost).expect("it is told at once").unwrap_err();
         assert!(error.possibly_written() && error.to_string().contains("made again"), "{error}");
         // What was certainly not taken goes to the new one, in order, under the next epoch.

@@ -11,7 +11,7 @@ use crate::{
         apart::{Apart, take_apart},
         decision::{Decision, decide, leaves_open},
         queue::{Aftermath, Batch, Queue, Verdicts},
-        receipt::{Ack, Outcome},
+        receipt::{Ack, BatchOutcome},
         remedy::{broker_error, not_idempotent},
         topics::PartitionQueue,
         transaction::{CONCURRENT_PAUSE, is_concurrent},
@@ -210,7 +210,7 @@ impl Sender {
                 None => {
                     let text = "the batch was refused for other records in it, which the broker named";
                     let error = Error::new(error.kind(), text).with_api("Produce");
-                    aftermath.resolved.push((rest, Outcome::Failed(error)));
+                    aftermath.resolved.push((rest, BatchOutcome::Failed(error)));
                     queue.handle_taken_apart(batch, parts, aftermath);
                 }
             }
@@ -249,7 +249,7 @@ impl Sender {
     fn follow_up(&mut self, now: Instant, told: usize) {
         for (_, outcome) in self.aftermath.resolved.iter().skip(told) {
             // A transaction they belong to must be aborted.
-            if let Outcome::Failed(error) = outcome {
+            if let BatchOutcome::Failed(error) = outcome {
                 // What waited behind it may leave.
                 self.unplanned = true;
                 self.counts.failed_batches += 1;

@@ -41,13 +41,13 @@ async fn those_before_the_message_at_which_a_batch_failed_are_done() {
     let (consumer, batches) = batching(ErrorPolicy::Stop, at_two);
     let book = Arc::new(Book::default());
     let ended = run(&consumer, &book, (0..6).map(record).collect()).await;
-    let Outcome::Failed(error) = ended.outcome else { panic!("{ended:?}") };
+    let RunOutcome::Failed(error) = ended.outcome else { panic!("{ended:?}") };
     assert_eq!((error.offset(), book.done()), (Some(2), [0, 1].into()), "{error}");
 
     let (consumer, again) = batching(ErrorPolicy::retry(2, Duration::ZERO).then_skip(), at_two);
     let book = Arc::new(Book::default());
     let ended = run(&consumer, &book, (0..6).map(record).collect()).await;
-    assert!(matches!(ended.outcome, Outcome::Done), "{ended:?}");
+    assert!(matches!(ended.outcome, RunOutcome::Done), "{ended:?}");
     assert_eq!(*again.lock().unwrap(), [vec![0, 1, 2, 3], vec![2, 3], vec![3], vec![4, 5]]);
     assert_eq!((book.done(), consumer.metrics().skipped), ((0..6).collect(), 1));
     assert_eq!(batches.lock().unwrap().len(), 1);
@@ -74,7 +74,7 @@ async fn a_record_that_cannot_be_read_leaves_its_batch_alone() {
         let ended = run(&consumer, &book, records).await;
         assert_eq!(batches.lock().unwrap()[0], [0, 1], "those before it come first");
         assert_eq!((book.done().len(), consumer.metrics().skipped), (done, skipped));
-        if let Outcome::Failed(error) = ended.outcome {
+        if let RunOutcome::Failed(error) = ended.outcome {
             assert_eq!((error.kind(), error.offset()), (ErrorKind::Json, Some(2)));
         }
     }
@@ -99,7 +99,7 @@ async fn a_batch_of_a_retry_topic_counts_on_beside_a_record_that_cannot_be_read(
     let records = records.map(|(value, offset)| waiting(offset, "orders", 0, 40 + offset, value)).collect();
     let book = Arc::new(Book::default());
     let ended = run_of(&consumer, "orders-retry-1s", &book, records, CancellationToken::new()).await;
-    assert!(matches!(ended.outcome, Outcome::Done), "{ended:?}");
+    assert!(matches!(ended.outcome, RunOutcome::Done), "{ended:?}");
     assert_eq!(*calls.lock().unwrap(), [(4, vec![1]), (4, vec![3])]);
     let metrics = consumer.metrics();
     assert_eq!((book.done(), metrics.skipped, metrics.failed), ([0, 1, 2].into(), 1, 1));

@@ -11,7 +11,7 @@ use crate::{
 };
 
 #[derive(Clone, Copy)]
-pub(super) enum Given<'a> {
+pub(super) enum BorrowedRecord<'a> {
     Polled(RecordRef<'a>),
     Alone(&'a ConsumerRecord),
 }
@@ -25,7 +25,7 @@ pub(super) struct RawValue<'a> {
     pub(super) bytes: Option<&'a [u8]>,
 }
 
-impl<'a> Given<'a> {
+impl<'a> BorrowedRecord<'a> {
     #[inline]
     pub(super) fn offset(self) -> i64 {
         match self {
