@@ -148,7 +148,7 @@ fn config(
 pub(crate) struct Report {
     pub(crate) seed: u64,
     pub(crate) world: String,
-    pub(crate) history: Vec<String>,
+    pub(crate) history: History,
     pub(crate) violations: Vec<String>,
 }
 
@@ -268,7 +268,7 @@ async fn live(seed: u64) -> Report {
         world.topics.len(),
         world.groups.len()
     );
-    Report { seed, world: world_line, history: world.history.lines(), violations: world.history.violations() }
+    Report { seed, world: world_line, history: world.history.clone(), violations: world.history.violations() }
 }
 
 /// Lets everybody live, brings the calm, and waits for the end.
