@@ -88,7 +88,7 @@ pub(crate) fn time_of(timestamp_ms: i64) -> Option<SystemTime> {
 
 /// A record's time: milliseconds since the Unix epoch, or a [`SystemTime`].
 ///
-/// What lies before 1970 counts as 1970.
+/// Times before 1970 count as 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timestamp(pub(crate) i64);
 
@@ -165,7 +165,7 @@ pub struct ProducerRecord<'a> {
 }
 
 impl<'a> ProducerRecord<'a> {
-    /// A record for `topic` with neither key nor value (a null value is a tombstone on a compacted topic).
+    /// A record for `topic` without key and value (a null value is a tombstone on a compacted topic).
     pub fn new(topic: &'a str) -> Self {
         Self { topic, partition: None, key: None, value: None, headers: Cow::Borrowed(&[]), timestamp: None }
     }
@@ -220,7 +220,7 @@ impl<'a> ProducerRecord<'a> {
     }
 }
 
-/// Where an acknowledged record is.
+/// The place of an acknowledged record in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecordMetadata {
@@ -228,7 +228,7 @@ pub struct RecordMetadata {
     pub topic: Arc<str>,
     /// The partition.
     pub partition: i32,
-    /// The record's offset; -1 where the broker does not tell it (`acks=0`, or a duplicate whose batch it no longer knows).
+    /// The record's offset; -1 if the broker does not say (`acks=0`, or a duplicate whose batch it no longer knows).
     pub offset: i64,
     /// Milliseconds since the Unix epoch: the record's own time, or the broker's for `LogAppendTime` topics.
     pub timestamp: i64,
@@ -275,7 +275,7 @@ impl RecordMetadata {
     }
 }
 
-/// What a group's coordinator knows a member by, at one moment: for offsets that are committed in a transaction (KIP-447).
+/// How a group's coordinator identifies a member at one moment: for offsets that are committed in a transaction (KIP-447).
 ///
 /// Take it before the records are processed: a member that has lost its partitions meanwhile is then refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -296,7 +296,7 @@ impl ConsumerGroupMetadata {
         Self { group_id, generation_or_member_epoch, member_id, group_instance_id }
     }
 
-    /// The group without a member: for offsets of partitions that were assigned by hand. Nothing fences others then.
+    /// The group without a member: for offsets of partitions that were assigned by hand. Nothing then fences other writers.
     pub fn of_group(group_id: impl Into<Arc<str>>) -> Self {
         Self::new(group_id.into(), -1, String::new(), None)
     }
@@ -317,7 +317,7 @@ impl ConsumerGroupMetadata {
     }
 }
 
-/// What is committed for a partition. An `i64` is one without more.
+/// What is committed for a partition. An `i64` converts into one with only an offset.
 ///
 /// ```
 /// # use dtkafka::OffsetAndMetadata;
@@ -330,9 +330,9 @@ impl ConsumerGroupMetadata {
 pub struct OffsetAndMetadata {
     /// The offset of the next record to read: one more than that of the last one done.
     pub offset: i64,
-    /// The leader epoch of the last record read (KIP-320), where it is known: who goes on from there notices a truncated log.
+    /// The leader epoch of the last record read (KIP-320), if known: whoever continues from there notices a truncated log.
     pub leader_epoch: Option<i32>,
-    /// Any text of the user's, often empty. Brokers take 4096 bytes unless told otherwise (`offset.metadata.max.bytes`).
+    /// Your own text, often empty. Brokers take 4096 bytes unless told otherwise (`offset.metadata.max.bytes`).
     pub metadata: String,
     pub(crate) origin: Origin,
 }

@@ -240,7 +240,7 @@ impl KafkaAdmin {
     /// [`Timeout`](crate::ErrorKind::Timeout) with the last cause.
     ///
     /// # Cancel safety
-    /// Dropped, any of the groups may be deleted.
+    /// If dropped, any of the groups may be deleted.
     pub async fn delete_groups(
         &self,
         groups: impl IntoIterator<Item = impl Into<String>>,

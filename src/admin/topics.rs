@@ -122,7 +122,7 @@ impl KafkaAdmin {
     /// `TopicAuthorizationFailed` …; [`Timeout`](ErrorKind::Timeout) with the last cause.
     ///
     /// # Cancel safety
-    /// Dropped, the topic may or may not be created.
+    /// If dropped, the topic may or may not be created.
     pub async fn create_topic(&self, topic: NewTopic) -> Result<()> {
         only(self.create_topics([topic]).await?)
     }
@@ -133,7 +133,7 @@ impl KafkaAdmin {
     /// Those of no topic in particular: no connection, no time. Per topic as [`create_topic`](Self::create_topic).
     ///
     /// # Cancel safety
-    /// Dropped, any of the topics may be created.
+    /// If dropped, any of the topics may be created.
     pub async fn create_topics(
         &self,
         topics: impl IntoIterator<Item = NewTopic>,
@@ -164,7 +164,7 @@ impl KafkaAdmin {
     /// [`Timeout`](ErrorKind::Timeout) with the last cause.
     ///
     /// # Cancel safety
-    /// Dropped, the topic may or may not be deleted.
+    /// If dropped, the topic may or may not be deleted.
     pub async fn delete_topic(&self, topic: &str) -> Result<()> {
         only(self.delete_topics([topic]).await?)
     }
@@ -175,7 +175,7 @@ impl KafkaAdmin {
     /// Those of no topic in particular: no connection, no time. Per topic as [`delete_topic`](Self::delete_topic).
     ///
     /// # Cancel safety
-    /// Dropped, any of the topics may be deleted.
+    /// If dropped, any of the topics may be deleted.
     pub async fn delete_topics(
         &self,
         topics: impl IntoIterator<Item = impl Into<String>>,

@@ -62,7 +62,7 @@ impl KafkaConsumer {
     /// [`ErrorKind::InvalidArgument`] within a rebalance listener; [`ErrorKind::Closed`] if the consumer's runtime has ended.
     ///
     /// # Cancel safety
-    /// Dropped, it goes on closing in the background.
+    /// If dropped, it goes on closing in the background.
     pub async fn close(&self, deadline: Duration) -> Result<()> {
         self.close_with(CloseOptions::new().timeout(deadline)).await
     }
@@ -73,7 +73,7 @@ impl KafkaConsumer {
     /// As [`close`](Self::close).
     ///
     /// # Cancel safety
-    /// Dropped, it goes on closing in the background.
+    /// If dropped, it goes on closing in the background.
     pub async fn close_with(&self, options: CloseOptions) -> Result<()> {
         if !self.is_owner {
             return Err(Error::new(

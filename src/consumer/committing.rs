@@ -62,13 +62,13 @@ impl KafkaConsumer {
         self.shared.begin_commit(offsets)?.await
     }
 
-    /// A handle that any task can commit through, while others poll. It does not keep the consumer alive.
+    /// A handle through which any task can commit while others poll. It does not keep the consumer alive.
     pub fn committer(&self) -> Committer {
         let made_in = self.shared.lock().partitions.now();
         Committer { shared: Arc::downgrade(&self.shared), made_in }
     }
 
-    /// The group's committed offsets, asked of the coordinator; `None` where there is none.
+    /// The group's committed offsets, from the coordinator; `None` for a partition without one.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] without a `group.id`; the coordinator's error; [`ErrorKind::Timeout`] after
@@ -119,16 +119,17 @@ impl Shared {
     }
 }
 
-/// What any task can commit through; see [`KafkaConsumer::committer`]. Cheap to clone.
+/// A handle through which any task can commit; see [`KafkaConsumer::committer`]. Cheap to clone.
 ///
-/// Commits are sent in the order in which they were asked for, by whomever: none overtakes another, and none is made later than
-/// one that was asked for after it. While one is out, those that wait go into one request, with the last offset of each
-/// partition; 10,000 may wait, and more are refused with [`ErrorKind::Timeout`]. What is committed is what is named: where several tasks handle records of one partition, let
-/// them find out together which is the first that is not done.
+/// Commits are sent in the order in which they were made, by whichever task: none overtakes another. While one is out, those that
+/// wait are merged into one request, with the last offset of each partition; 10,000 may wait, and more are refused with
+/// [`ErrorKind::Timeout`]. Exactly the named offsets are committed: if several tasks handle records of one partition, they must
+/// agree on the first record that is not done.
 ///
-/// A number does not say of which log it is. Once a topic was deleted and made again, a committer that was taken before commits
-/// for it only what records of the new one say ([`PartitionRecords::offset_after`](crate::PartitionRecords::offset_after)), and
-/// refuses other offsets with `UnknownTopicOrPartition`: take another committer then.
+/// An offset alone does not say which log it belongs to. Once a topic was deleted and created again, an older committer commits
+/// for it only offsets that come with records of the new one
+/// ([`PartitionRecords::offset_after`](crate::PartitionRecords::offset_after)), and refuses others with
+/// `UnknownTopicOrPartition`: get a new committer then.
 #[derive(Clone)]
 pub struct Committer {
     shared: Weak<Shared>,
@@ -156,8 +157,8 @@ impl Committer {
         self.commit_async(offsets)?.await
     }
 
-    /// Asks for a commit and does not wait: it has its place in the order when this returns, and what is given back is its
-    /// outcome, which need not be awaited.
+    /// Starts a commit without waiting for it. Its place in the order is fixed when this returns; the returned outcome need not
+    /// be awaited.
     ///
     /// # Errors
     /// As [`commit_offsets`](Self::commit_offsets), for what is wrong before anything is sent.

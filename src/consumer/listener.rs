@@ -14,7 +14,7 @@ use std::{
 use super::{KafkaConsumer, Shared, core::Notice};
 use crate::{record::TopicPartition, time};
 
-/// Hears of what happens to a consumer's partitions: Java's `ConsumerRebalanceListener`, with futures.
+/// Is called when a consumer's partitions change: Java's `ConsumerRebalanceListener`, with futures.
 ///
 /// ```no_run
 /// use dtkafka::{KafkaConsumer, RebalanceListener, TopicPartition};
@@ -168,7 +168,7 @@ impl Listening {
     /// Makes every call that waits, one after the other. `Arc`, as calls own the consumer they are about.
     ///
     /// # Cancel safety
-    /// Dropped, it leaves the call it is at to the next.
+    /// If dropped, it leaves the call it is at to the next.
     pub(super) async fn tell(shared: &Arc<Shared>) {
         loop {
             let freed = shared.changed.notified();

@@ -146,8 +146,8 @@ impl KafkaConsumer {
         self.shared.cluster.connect(self.api_deadline()).await
     }
 
-    /// Joins the group for these topics, in place of those subscribed to before; none at all unsubscribes. The group is
-    /// joined by the next `poll`.
+    /// Subscribes to these topics, in place of those before; no topics at all means [`unsubscribe`](Self::unsubscribe). The next
+    /// `poll` joins the group.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] without a `group.id`; [`ErrorKind::InvalidArgument`] for an empty name, or while partitions
@@ -157,8 +157,8 @@ impl KafkaConsumer {
         self.change(|core, now| core.subscribe(now, topics))
     }
 
-    /// Joins the group for all topics whose whole name matches this regular expression, in place of those subscribed to before.
-    /// Topics that match and are made later are taken in, deleted ones are let go.
+    /// Subscribes to all topics whose whole name matches this regular expression, in place of those before. Matching topics
+    /// that are created later are added, deleted ones are removed.
     ///
     /// In a classic group the client matches. It asks for the metadata of all topics every `metadata.max.age.ms`, whose answer
     /// must fit into `receive.message.max.bytes`, and leaves out the brokers' own topics unless `exclude.internal.topics` is
@@ -175,8 +175,8 @@ impl KafkaConsumer {
         self.change(|core, now| core.subscribe_pattern(now, &pattern))
     }
 
-    /// Has this listener told of partitions that come and go, in place of the one before; see [`RebalanceListener`] for when it
-    /// is called. Set it before the first poll, or it does not hear of what was assigned already.
+    /// Calls this listener when partitions come and go, in place of the one set before; see [`RebalanceListener`] for when.
+    /// Set it before the first poll, or it misses what was assigned already.
     pub fn set_rebalance_listener(&self, listener: impl RebalanceListener) {
         self.listen(Arc::new(listener));
     }
@@ -186,8 +186,8 @@ impl KafkaConsumer {
         self.shared.lock().set_listening(true);
     }
 
-    /// Leaves the group, or drops the assigned partitions. Nothing is committed; a rebalance listener hears of it as
-    /// [`lost`](RebalanceListener::lost), in the next poll with a subscription or the close.
+    /// Leaves the group, or drops the assigned partitions. Nothing is committed; a rebalance listener is called with
+    /// [`lost`](RebalanceListener::lost), by the next poll with a subscription or by the close.
     ///
     /// # Errors
     /// [`ErrorKind::Closed`] after [`close`](Self::close).
@@ -210,7 +210,7 @@ impl KafkaConsumer {
         self.shared.lock().partitions.iter().map(|(key, _)| key.clone()).collect()
     }
 
-    /// What the group's coordinator knows this consumer by now: for
+    /// How the group's coordinator identifies this consumer now: for
     /// [`Transaction::send_offsets`](crate::Transaction::send_offsets) (KIP-447). Take it before the records are processed.
     ///
     /// # Errors
@@ -276,8 +276,8 @@ impl KafkaConsumer {
         }
     }
 
-    /// Goes on at this offset. Buffered records of the partition are dropped; the next automatic commit commits the new
-    /// place.
+    /// Continues at this offset. Buffered records of the partition are dropped; the next automatic commit commits the new
+    /// position.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] if the partition is not assigned or the offset is negative.
@@ -285,7 +285,7 @@ impl KafkaConsumer {
         self.change(|core, now| core.seek(now, partition, Phase::Fetching(Position::at(offset))))
     }
 
-    /// Goes on at the first record still in the log.
+    /// Continues at the first record still in the log.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] if a partition is not assigned.
@@ -296,7 +296,7 @@ impl KafkaConsumer {
         self.seek_all(partitions, ResetTo::Earliest)
     }
 
-    /// Goes on after the last record.
+    /// Continues after the last record.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] if a partition is not assigned.
@@ -304,7 +304,7 @@ impl KafkaConsumer {
         self.seek_all(partitions, ResetTo::Latest)
     }
 
-    /// Goes on at the first record with this time or a later one, in milliseconds since the Unix epoch; at the end where there
+    /// Continues at the first record with this time or a later one, in milliseconds since the Unix epoch; at the end if there
     /// is none.
     ///
     /// # Errors
@@ -324,8 +324,8 @@ impl KafkaConsumer {
         })
     }
 
-    /// Hands out no more of these partitions until [`resume`](Self::resume); they stay assigned, and the member goes on
-    /// polling. A rebalance forgets it.
+    /// Returns no more records of these partitions until [`resume`](Self::resume); they stay assigned, and you should keep
+    /// polling. A rebalance ends the pause.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] if a partition is not assigned; none is paused then.
@@ -333,7 +333,7 @@ impl KafkaConsumer {
         self.set_paused(partitions, true)
     }
 
-    /// Hands out these partitions again.
+    /// Returns records of these partitions again.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] if a partition is not assigned; none is resumed then.

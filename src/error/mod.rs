@@ -130,7 +130,7 @@ impl Error {
         self.0.kind
     }
 
-    /// The broker's error code, where the failure is one.
+    /// The broker's error code, if the failure is one.
     pub fn code(&self) -> Option<ErrorCode> {
         match self.0.kind {
             ErrorKind::Broker(code) => Some(code),
@@ -138,7 +138,7 @@ impl Error {
         }
     }
 
-    /// How far a connection came, where the failure is one of connecting.
+    /// How far a connection came, if the failure is one of connecting.
     pub fn stage(&self) -> Option<Stage> {
         match self.0.kind {
             ErrorKind::Connect(stage) => Some(stage),
@@ -161,14 +161,14 @@ impl Error {
         self.0.offset
     }
 
-    /// The last offset of the batch concerned, where the failure is one of a whole batch that tells it. A consumer goes on
-    /// behind what it cannot read with a `seek` to the offset after it.
+    /// The last offset of the batch concerned, if the failure is one of a whole batch and its end is known. To continue behind
+    /// it, `seek` to the offset after it.
     pub fn last_offset(&self) -> Option<i64> {
         self.0.last_offset
     }
 
-    /// Where a log was truncated (KIP-320): the first offset from which on it differs from what was read. A consumer with
-    /// `auto.offset.reset=none` goes on with a `seek` there, after it has undone what it made of the records behind it.
+    /// Where a log was truncated (KIP-320): the first offset from which it differs from what was read. With
+    /// `auto.offset.reset=none`, undo what you made of the records behind it and `seek` there to continue.
     pub fn divergent_offset(&self) -> Option<i64> {
         self.0.divergent_offset
     }
@@ -188,7 +188,7 @@ impl Error {
         self.0.api
     }
 
-    /// What to change, where that is known.
+    /// What to change, if that is known.
     pub fn hint(&self) -> Option<&str> {
         self.0.hint.as_deref()
     }
@@ -226,8 +226,8 @@ impl Error {
                 .is_some_and(|told| matches!(told.0, code::PRODUCER_FENCED | code::INVALID_PRODUCER_EPOCH))
     }
 
-    /// Whether a record that failed with this error may be in the log all the same: a request was sent, and its answer
-    /// never came. Sending such a record again may write it twice.
+    /// Whether a record that failed with this error may be in the log nevertheless: a request was sent, and its outcome is
+    /// not known. Sending such a record again may write it twice.
     pub fn possibly_written(&self) -> bool {
         self.0.possibly_written
     }

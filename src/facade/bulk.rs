@@ -24,7 +24,7 @@ const FAILURES: usize = 1000;
 /// Records between two looks at the clock.
 const STRIDE: u32 = 64;
 
-/// How far a [`BulkLoad`] has got.
+/// The progress of a [`BulkLoad`].
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Progress {
@@ -34,7 +34,7 @@ pub struct Progress {
     pub delivered: u64,
     /// Records that failed.
     pub failed: u64,
-    /// Which of them have failed since the last progress: the record's place in the iterator, from 0, and why.
+    /// The records that failed since the last progress: their index in the iterator, from 0, and why.
     pub failures: Vec<(u64, Error)>,
 }
 
@@ -182,7 +182,7 @@ where
     /// Runs to the end without looking on: the last progress, with the first 1,000 failures.
     ///
     /// # Cancel safety
-    /// Dropped, what was sent is still delivered, and the rest is not sent.
+    /// If dropped, what was sent is still delivered, and the rest is not sent.
     pub async fn finish(mut self) -> Progress {
         let (mut failures, mut last) = (Vec::new(), Progress::default());
         while let Some(mut progress) = self.next().await {

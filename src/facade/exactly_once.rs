@@ -83,7 +83,7 @@ enum Failed {
 }
 
 impl ExactlyOnce {
-    /// Of these topics, as a member of this group.
+    /// Reads these topics as a member of this group.
     pub fn new<T: Into<String>>(
         kafka: &KafkaInstance,
         from: impl IntoIterator<Item = T>,
@@ -111,20 +111,20 @@ impl ExactlyOnce {
         self
     }
 
-    /// How long a transaction takes in records before it is committed. Default: 100 ms.
+    /// How long a transaction gathers records before it is committed. Default: 100 ms.
     pub fn commit_interval(mut self, interval: Duration) -> Self {
         self.interval = interval;
         self
     }
 
-    /// How many records a transaction takes in at most (fewer where the body is slow: it ends after half of
+    /// How many records a transaction gathers at most (fewer if the body is slow: it ends after half of
     /// `transaction.timeout.ms` between two records), rounded up to whole polls. Default: 10,000.
     pub fn commit_records(mut self, records: usize) -> Self {
         self.most_records = records.max(1);
         self
     }
 
-    /// Runs until the body fails or the producer can do nothing more. Brokers that are away are waited for.
+    /// Runs until the body fails or the producer cannot continue. Waits for brokers that are away.
     ///
     /// # Errors
     /// The body's error, whose transaction is aborted; a [fatal](Error::is_fatal) error such as that of a second instance with

@@ -49,8 +49,8 @@ impl KafkaInstance {
     /// Checks the whole configuration, and reads the certificate and key files it names; nothing connects yet.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](crate::ErrorKind::Config) naming every value that is wrong and what is accepted, also where no
-    /// broker is named at all, and what is wrong with a file.
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) naming every value that is wrong and what is accepted, including a
+    /// missing broker address and an unusable file.
     pub fn new(config: KafkaConfig) -> Result<Self> {
         const PLACE: LogSubject =
             LogSubject { controller: "dtkafka::KafkaInstance::new", subject: "Kafka configuration" };
@@ -64,15 +64,15 @@ impl KafkaInstance {
     }
 
     /// A producer with the settings of the configuration; waits for the first answer of a broker, for at most
-    /// `max.block.ms`. Why there is none yet is logged once.
+    /// `max.block.ms`. The reason for waiting is logged once.
     ///
     /// # Errors
     /// [`Connect`](crate::ErrorKind::Connect) with the stage reached, every cause and the setting to change: at once for
-    /// what waiting does not mend (a refused password, a certificate), after `max.block.ms` otherwise;
+    /// what waiting cannot change (a refused password, a certificate), after `max.block.ms` otherwise;
     /// [`Config`](crate::ErrorKind::Config) outside a tokio runtime. Logged before it is returned.
     ///
     /// # Cancel safety
-    /// Dropped, no client is left behind.
+    /// If dropped, no client is left behind.
     pub async fn get_producer(&self) -> Result<KafkaProducer> {
         self.get_producer_with(|producer| producer).await
     }
@@ -91,7 +91,7 @@ impl KafkaInstance {
     /// As [`get_producer`](Self::get_producer), and [`Config`](crate::ErrorKind::Config) naming every override that is wrong.
     ///
     /// # Cancel safety
-    /// Dropped, no client is left behind.
+    /// If dropped, no client is left behind.
     pub async fn get_producer_with(
         &self,
         overrides: impl FnOnce(ProducerConfig) -> ProducerConfig,
@@ -102,26 +102,26 @@ impl KafkaInstance {
         logged(PLACE, start_producer(&config).await)
     }
 
-    /// A producer of transactions with the `transactional.id` of the configuration: fences others of that id and ends what they
-    /// left open.
+    /// A transactional producer with the `transactional.id` of the configuration. It fences others with that id and ends the
+    /// transactions that they left open.
     ///
     /// # Errors
     /// As [`get_producer`](Self::get_producer); [`Config`](crate::ErrorKind::Config) without a `transactional.id`; the
     /// coordinator's refusal.
     ///
     /// # Cancel safety
-    /// Dropped, no client is left behind.
+    /// If dropped, no client is left behind.
     pub async fn get_transactional_producer(&self) -> Result<TransactionalProducer> {
         self.get_transactional_producer_with(|producer| producer).await
     }
 
-    /// A producer of transactions with settings of its own, which win over those of the configuration.
+    /// A transactional producer with settings of its own, which win over those of the configuration.
     ///
     /// # Errors
     /// As [`get_transactional_producer`](Self::get_transactional_producer).
     ///
     /// # Cancel safety
-    /// Dropped, no client is left behind.
+    /// If dropped, no client is left behind.
     pub async fn get_transactional_producer_with(
         &self,
         overrides: impl FnOnce(ProducerConfig) -> ProducerConfig,
@@ -176,7 +176,7 @@ impl KafkaInstance {
     /// goes through with [`Error::other`](crate::Error::other).
     ///
     /// # Cancel safety
-    /// Dropped, the body ends where it stands; what was sent is still delivered in the background.
+    /// If dropped, the body ends where it stands; what was sent is still delivered in the background.
     pub async fn producer_context<T>(&self, body: impl AsyncFnOnce(KafkaProducer) -> Result<T>) -> Result<T> {
         self.producer_context_with(|producer| producer, body).await
     }
@@ -197,7 +197,7 @@ impl KafkaInstance {
     }
 
     /// [`producer_context_with`](Self::producer_context_with) for bodies with an error type of their own, such as
-    /// `anyhow::Error`. Of closures, the type must be written out.
+    /// `anyhow::Error`. Closures must spell out that type.
     ///
     /// ```no_run
     /// # async fn example(kafka: dtkafka::KafkaInstance) -> Result<(), Box<dyn std::error::Error>> {
@@ -243,7 +243,7 @@ impl KafkaInstance {
     /// topic name; as [`get_producer`](Self::get_producer), after `default.api.timeout.ms`. Logged before it is returned.
     ///
     /// # Cancel safety
-    /// Dropped, no client is left behind.
+    /// If dropped, no client is left behind.
     pub async fn get_consumer(
         &self,
         topics: impl IntoIterator<Item = impl AsRef<str>>,
@@ -257,7 +257,7 @@ impl KafkaInstance {
     /// As [`get_consumer`](Self::get_consumer), and [`Config`](crate::ErrorKind::Config) naming every override that is wrong.
     ///
     /// # Cancel safety
-    /// Dropped, no client is left behind.
+    /// If dropped, no client is left behind.
     pub async fn get_consumer_with(
         &self,
         topics: impl IntoIterator<Item = impl AsRef<str>>,
@@ -271,15 +271,15 @@ impl KafkaInstance {
 
     /// Runs `body` with a consumer of these topics that leaves its group afterwards, also when the body fails or panics.
     ///
-    /// With `enable.auto.commit` (the default), everything the body was handed out is committed when it returns `Ok`; when
-    /// it fails, only what it had done with, which is all but the records of its last poll.
+    /// With `enable.auto.commit` (the default) everything that the body was given is committed if it returns `Ok`; if
+    /// it fails, everything but the records of its last poll.
     ///
     /// # Errors
     /// The body's, else that of committing and closing; as [`get_consumer`](Self::get_consumer) before that. An error that is
     /// not this crate's goes through with [`Error::other`](crate::Error::other).
     ///
     /// # Cancel safety
-    /// Dropped, the body ends where it stands; the group is left in the background, without a commit.
+    /// If dropped, the body ends where it stands; the group is left in the background, without a commit.
     pub async fn consumer_context<T>(
         &self,
         topics: impl IntoIterator<Item = impl AsRef<str>>,
@@ -305,7 +305,7 @@ impl KafkaInstance {
     }
 
     /// [`consumer_context_with`](Self::consumer_context_with) for bodies with an error type of their own, such as
-    /// `anyhow::Error`. Of closures, the type must be written out.
+    /// `anyhow::Error`. Closures must spell out that type.
     ///
     /// # Errors
     /// As [`consumer_context`](Self::consumer_context).
@@ -358,7 +358,7 @@ impl KafkaInstance {
     /// As [`get_producer`](Self::get_producer), after `default.api.timeout.ms`. Logged before it is returned.
     ///
     /// # Cancel safety
-    /// Dropped, no client is left behind.
+    /// If dropped, no client is left behind.
     pub async fn admin(&self) -> Result<KafkaAdmin> {
         const PLACE: LogSubject =
             LogSubject { controller: "dtkafka::KafkaInstance::admin", subject: "Kafka Admin" };

@@ -80,15 +80,13 @@ enum Topic {
 
 type Choose = dyn Fn(&ConsumerRecord, &Error) -> String + Send + Sync;
 
-/// What a [`Consumer`](crate::Consumer) does with a record that its handlers do not take: one returned an error, panicked or
-/// ran into its deadline, the value cannot be read, or the batch it came in is damaged or
-/// larger than `max.decompressed.bytes`.
+/// What a [`Consumer`](crate::Consumer) does with a record that could not be handled: a handler returned an error, panicked or
+/// missed its deadline, the value cannot be read, or its batch is damaged or larger than `max.decompressed.bytes`.
 ///
-/// A failing handler is called again as [`retry`](Self::retry) says; handlers of the record that succeeded are not. Then,
-/// or at once without a retry, the record is dealt with for good: the consumer stops (the default), skips it, or writes it
-/// to a dead letter topic. A value that cannot be read, and such a batch, will not get better: they are dealt with at
-/// once. Of a batch, a dead letter holds all bytes as they are in the log. Where
-/// nobody can tell where a damaged batch ends, the consumer stops at it.
+/// A failing handler is called again as [`retry`](Self::retry) says; handlers of the record that succeeded are not. After that,
+/// or at once without a retry, the consumer stops (the default), skips the record, or writes it to a dead letter topic. Retrying
+/// cannot help with an unreadable value or a damaged batch, so this happens to them at once. The dead letter of a batch holds
+/// all its bytes as they are in the log. If nobody can tell where a damaged batch ends, the consumer stops at it.
 ///
 /// ```
 /// use std::time::Duration;
@@ -169,9 +167,9 @@ impl ErrorPolicy {
         self
     }
 
-    /// Tries again only where `is_passing` says so of the handler's error. Panics and deadlines are tried again all the same.
+    /// Tries again only if `is_passing` returns true for the handler's error. Panics and missed deadlines are always tried again.
     ///
-    /// Of several conditions all must agree.
+    /// If there are several conditions, all must agree.
     pub fn retry_if(
         mut self,
         is_passing: impl Fn(&(dyn StdError + 'static)) -> bool + Send + Sync + 'static,
@@ -180,7 +178,7 @@ impl ErrorPolicy {
         self
     }
 
-    /// Does not try again where the handler's error, or one of its causes, is an `E`.
+    /// Does not try again if the handler's error, or one of its causes, is an `E`.
     ///
     /// `anyhow` hides the outermost error's type when it becomes a boxed error: with it, give the error a `context`, or use
     /// [`retry_if`](Self::retry_if) on its text.
@@ -189,8 +187,8 @@ impl ErrorPolicy {
         self
     }
 
-    /// How long one call of a handler may take. It is dropped then, which counts as a failure; a blocking handler cannot be
-    /// stopped, and is left to run out. Default: no limit.
+    /// How long one call of a handler may take. Then it is dropped, which counts as a failure; a blocking handler cannot be
+    /// stopped, and runs to its end unobserved. Default: no limit.
     pub fn deadline(mut self, limit: Duration) -> Self {
         self.deadline = Some(limit);
         self
@@ -200,27 +198,27 @@ impl ErrorPolicy {
     /// one after the other; the consumer reads them as well, and calls the handlers again when the pause is over. So it
     /// waits without holding up those behind it, which **overtake it**. The topics must exist, or be created by the brokers.
     ///
-    /// What nobody has committed there is read from the start, whatever `auto.offset.reset` says: the records are this group's
-    /// own work. A handler that is registered for such a topic by its name, with [`Consumer::matching`](crate::Consumer::matching),
+    /// A retry topic without a committed offset is read from the start, whatever `auto.offset.reset` says: its records are this
+    /// group's own work. A handler that is registered for such a topic by its name, with [`Consumer::matching`](crate::Consumer::matching),
     /// makes it a topic like any other.
     pub fn retry_topics(mut self, pauses: impl IntoIterator<Item = Duration>) -> Self {
         self.retry_topics = pauses.into_iter().collect();
         self
     }
 
-    /// In the end the consumer stops with the error (the default).
+    /// Finally the consumer stops with the error (the default).
     pub fn then_stop(mut self) -> Self {
         self.last = Last::Stop;
         self
     }
 
-    /// In the end the record is logged and counts as handled. **It is lost to the handlers.**
+    /// Finally the record is logged and counts as handled. **It is lost to the handlers.**
     pub fn then_skip(mut self) -> Self {
         self.last = Last::Skip;
         self
     }
 
-    /// In the end the record is written to this topic, and counts as handled when the broker has acknowledged it.
+    /// Finally the record is written to this topic, and counts as handled when the broker has acknowledged it.
     ///
     /// Key, value, headers and timestamp are the original ones; the headers `dtkafka-dead-letter-topic`, `-partition`,
     /// `-offset`, `-timestamp`, `-attempts` and `-error` (with all causes) are added, each as text. A record that was read

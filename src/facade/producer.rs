@@ -47,7 +47,7 @@ impl Producer {
     /// As [`KafkaInstance::get_producer`].
     ///
     /// # Cancel safety
-    /// Dropped, no client is left behind.
+    /// If dropped, no client is left behind.
     pub async fn new(kafka: &KafkaInstance) -> Result<Self> {
         Ok(Self { client: kafka.get_producer().await? })
     }
@@ -58,7 +58,7 @@ impl Producer {
     /// As [`KafkaInstance::get_producer_with`].
     ///
     /// # Cancel safety
-    /// Dropped, no client is left behind.
+    /// If dropped, no client is left behind.
     pub async fn new_with(
         kafka: &KafkaInstance,
         overrides: impl FnOnce(ProducerConfig) -> ProducerConfig,
@@ -76,7 +76,7 @@ impl Producer {
     /// in the log all the same. Logged before it is returned.
     ///
     /// # Cancel safety
-    /// Dropped, the record may still be written.
+    /// If dropped, the record may still be written.
     pub fn send<'a, V: Serialize + ?Sized>(&'a self, topic: &'a str, value: &'a V) -> SendAndWait<'a, V> {
         SendAndWait {
             send: self.client.send(topic, value),
@@ -86,7 +86,7 @@ impl Producer {
         }
     }
 
-    /// Sends many values as JSON, none waiting for the one before it, and returns when each has its answer: one result for
+    /// Sends many values as JSON, without waiting in between, and returns when each has its answer: one result for
     /// each, in order.
     ///
     /// ```no_run
@@ -98,10 +98,10 @@ impl Producer {
     /// ```
     ///
     /// # Errors
-    /// None of its own: each record has its own, as in [`send`](Self::send), after `delivery.timeout.ms` at the latest.
+    /// None for the call: each record has its own, as in [`send`](Self::send), after `delivery.timeout.ms` at the latest.
     ///
     /// # Cancel safety
-    /// Dropped, what was sent so far is still delivered.
+    /// If dropped, what was sent so far is still delivered.
     pub async fn send_many<'a, K: IntoKey<'a>, V: Serialize + ?Sized + 'a>(
         &self,
         topic: &str,
@@ -129,7 +129,7 @@ impl Producer {
         results
     }
 
-    /// Sends any number of values as JSON, none waiting for the one before it, and tells how far it has got as it goes.
+    /// Sends any number of values as JSON, without waiting in between, and reports its progress.
     ///
     /// Nothing is sent before [`next`](BulkLoad::next), [`stream`](BulkLoad::stream) or [`finish`](BulkLoad::finish) is awaited.
     /// Memory stays flat however many there are: records are taken from the iterator in order, as `buffer.memory` has room for

@@ -22,7 +22,7 @@ use crate::{
 /// Between the name of a topic and the pause of its retry topic.
 const RETRY: &str = "-retry-";
 
-/// The topics a handler or a policy is for: one by its name, those that match a pattern, or all that no other handler takes.
+/// The topics of a handler or a policy: one by name, those that match a pattern, or all that have no other handler.
 ///
 /// ```
 /// use dtkafka::Topics;
@@ -43,13 +43,13 @@ enum Selector {
 }
 
 impl Topics {
-    /// Those whose whole name matches: `*` stands for any characters, `?` for one. No regular expression, as
-    /// [`Consumer::matching`](crate::Consumer::matching) takes it.
+    /// Topics whose whole name matches: `*` stands for any characters, `?` for one. Not a regular expression, unlike
+    /// [`Consumer::matching`](crate::Consumer::matching).
     pub fn glob(pattern: &str) -> Self {
         Self(Selector::Glob(pattern.into()))
     }
 
-    /// Those that no other handler takes.
+    /// Topics that have no other handler.
     pub fn others() -> Self {
         Self(Selector::Others)
     }

@@ -20,11 +20,11 @@ use crate::{
     record::{Header, ProducerRecord, RecordMetadata, Timestamp},
 };
 
-/// Code of yours that sees each record of a producer before it is sent, may change it, and hears what became of it.
+/// Your own code that sees each record of a producer before it is sent, may change it, and learns its outcome.
 ///
 /// Set it with [`ProducerConfig::interceptor`](crate::ProducerConfig::interceptor), once for each; they are called in that order,
-/// each with what the one before made of the record. A panic in one is logged: what it did to the record is forgotten, the
-/// record is sent, and the next interceptors are called all the same.
+/// each with the record as the one before left it. A panic is logged and its changes to the record are discarded; the record is
+/// still sent, and the next interceptors are still called.
 ///
 /// ```no_run
 /// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {

@@ -214,7 +214,7 @@ impl KafkaProducer {
     /// without the topic; [`Closed`](ErrorKind::Closed). None of them leaves a record behind.
     ///
     /// # Cancel safety
-    /// Dropped before it returned, nothing was sent.
+    /// If dropped before it returned, nothing was sent.
     #[expect(clippy::manual_async_fn, reason = "an `async fn` would move each record once more")]
     pub fn send_record<'r>(
         &self,
@@ -304,8 +304,8 @@ impl KafkaProducer {
 
     /// Sends everything at once, without `linger.ms`, and waits until each record sent before has its answer.
     ///
-    /// The answers themselves are in the deliveries. Of records that failed, and whose deliveries were dropped without having
-    /// been awaited, it tells once.
+    /// The answers themselves are in the deliveries. Failed records whose deliveries were dropped without having been awaited are
+    /// reported here, once.
     ///
     /// # Errors
     /// [`ErrorKind::Closed`] if the producer was closed before. The first error of the records that failed unheard since the

@@ -13,7 +13,7 @@ use crate::{
     record::ProducerRecord,
 };
 
-/// Chooses the partition of records that name none: rules of your own in place of `partitioner`'s (Java: `partitioner.class`).
+/// Chooses the partition of records that name none, in place of the property `partitioner` (Java: `partitioner.class`).
 ///
 /// Set it with [`ProducerConfig::partitioner`](crate::ProducerConfig::partitioner). A closure will do:
 ///
@@ -68,7 +68,7 @@ impl<'a> Partitions<'a> {
         Self { topic }
     }
 
-    /// How many there are: their numbers go from 0 to one less. At least 1.
+    /// How many partitions there are, at least 1; they are numbered from 0.
     pub fn count(&self) -> i32 {
         i32::try_from(self.topic.count).unwrap_or(i32::MAX)
     }

@@ -194,7 +194,7 @@ impl<'a, V: Serialize + ?Sized> IntoFuture for SendJson<'a, V> {
 /// As [`KafkaProducer::send`].
 ///
 /// # Cancel safety
-/// Dropped before it returned, nothing was sent.
+/// If dropped before it returned, nothing was sent.
 #[must_use = "nothing is sent until it is awaited"]
 pub struct Sending<'a, V: ?Sized>(Stage<'a, V>);
 

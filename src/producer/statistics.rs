@@ -10,7 +10,7 @@ use super::{Shared, sender::Counts};
 pub struct ProducerStatistics {
     /// Bytes of `buffer.memory` in use.
     pub buffered_bytes: usize,
-    /// Batches that have no answer yet: those that are filled, wait, or are on their way.
+    /// Batches without an answer yet: being filled, waiting or in flight.
     pub unanswered_batches: u64,
     /// Records in them.
     pub unanswered_records: u64,
@@ -30,9 +30,9 @@ pub struct ProducerStatistics {
     pub failed_batches: u64,
     /// Bytes of batches after compression by those before; 1 without any.
     pub compression_ratio: f64,
-    /// Answers in which a broker asked to be left alone, because the client is over a quota (KIP-219).
+    /// Answers in which a broker throttled this client, because it is over a quota (KIP-219).
     pub throttled: u64,
-    /// For how long brokers wanted to be left alone, pauses of one connection that overlap counted once.
+    /// For how long brokers throttled this client; overlapping pauses of one connection count once.
     pub throttle_time: Duration,
     /// How many requests were answered within 1, 2, 4, 8 ... ms; the last is for all that took longer. What brokers wanted to be
     /// left alone for is not counted.

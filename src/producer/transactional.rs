@@ -116,7 +116,7 @@ impl TransactionalProducer {
     /// longer than `max.block.ms`.
     ///
     /// # Cancel safety
-    /// Dropped before it returned, nothing was begun that stays open: the next `begin` sees to it.
+    /// If dropped before it returned, nothing was begun that stays open: the next `begin` sees to it.
     pub async fn begin(&mut self) -> Result<Transaction<'_>> {
         let deadline = time::after(self.shared().settings.max_block);
         let mut changed = self.transactions()?.changed.subscribe();
@@ -279,7 +279,7 @@ impl Transaction<'_> {
     /// [`Error::requires_abort`] is true.
     ///
     /// # Cancel safety
-    /// Dropped before it returned, nothing was sent.
+    /// If dropped before it returned, nothing was sent.
     pub fn send<'a, V: Serialize + ?Sized>(&'a self, topic: &'a str, value: &'a V) -> SendJson<'a, V> {
         self.producer.producer.send(topic, value)
     }
@@ -290,7 +290,7 @@ impl Transaction<'_> {
     /// As [`send`](Self::send).
     ///
     /// # Cancel safety
-    /// Dropped before it returned, nothing was sent.
+    /// If dropped before it returned, nothing was sent.
     pub async fn send_record(&self, record: ProducerRecord<'_>) -> Result<Delivery> {
         self.producer.producer.send_record(record).await
     }
@@ -305,7 +305,7 @@ impl Transaction<'_> {
     /// [`ErrorKind::Timeout`] after `max.block.ms`.
     ///
     /// # Cancel safety
-    /// Dropped before it returned, the offsets may or may not be part of the transaction: abort it.
+    /// If dropped before it returned, the offsets may or may not be part of the transaction: abort it.
     pub async fn send_offsets(
         &self,
         group: &ConsumerGroupMetadata,
@@ -394,7 +394,7 @@ impl Transaction<'_> {
         committed
     }
 
-    /// Throws away what was not sent, and has brokers mark what was as aborted.
+    /// Discards what was not sent, and has the brokers mark what was as aborted.
     ///
     /// # Errors
     /// A fatal error; [`ErrorKind::Timeout`] after `max.block.ms`, while the driver goes on.

@@ -105,9 +105,9 @@ pub struct ConsumerMetrics {
     pub rebalances: u64,
     /// Records taken and not done: waiting for their handlers or in them.
     pub in_work: u64,
-    /// Answers in which a broker asked to be left alone, because the client is over a quota (KIP-219).
+    /// Answers in which a broker throttled this client, because it is over a quota (KIP-219).
     pub throttled: u64,
-    /// For how long brokers wanted to be left alone, pauses of one connection that overlap counted once.
+    /// For how long brokers throttled this client; overlapping pauses of one connection count once.
     pub throttle_time: Duration,
     /// Records between the consumer's positions and the ends of its partitions, as of the last fetch; `None` while it is not
     /// connected.

@@ -21,17 +21,17 @@ use crate::{
     telemetry::{ConsumerCounters, ConsumerMetrics},
 };
 
-/// What has happened to a consumer's partitions.
+/// A change of a consumer's partitions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rebalance {
-    /// They are the consumer's now.
+    /// The consumer has them now.
     Assigned(Vec<TopicPartition>),
-    /// They are about to go: nothing more is begun in them, and what is at work is waited for.
+    /// They are about to go: nothing more is started in them, and running handlers are waited for.
     Revoking(Vec<TopicPartition>),
     /// They are gone; what was done is committed.
     Revoked(Vec<TopicPartition>),
-    /// They were taken away: what was not committed comes again at another member.
+    /// They were taken away: what was not committed is delivered again, to another member.
     Lost(Vec<TopicPartition>),
 }
 
@@ -157,7 +157,7 @@ impl Shared {
     }
 }
 
-/// Looks at a [`Consumer`](crate::Consumer) and steers it while it runs. Cheap to clone, usable from any task.
+/// Inspects and controls a [`Consumer`](crate::Consumer) while it runs. Cheap to clone, usable from any task.
 ///
 /// ```no_run
 /// # async fn example(mut consumer: dtkafka::Consumer) -> dtkafka::Result<()> {
@@ -177,7 +177,8 @@ pub struct ConsumerHandle {
 }
 
 impl ConsumerHandle {
-    /// Ends [`run`](crate::Consumer::run) as its `shutdown` does: what is at work ends, is committed, and the group is left.
+    /// Ends [`run`](crate::Consumer::run) as its `shutdown` does: running handlers finish, their records are committed, and the
+    /// group is left.
     pub fn stop(&self) {
         self.shared.stop_token().cancel();
     }

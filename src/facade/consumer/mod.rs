@@ -135,11 +135,13 @@ impl Consumer {
 
     /// A consumer of all topics whose whole names match this regular expression, those made later too; nothing connects yet.
     ///
-    /// Who matches, and in which syntax, is as in [`KafkaConsumer::subscribe_pattern`]; new topics are found within
-    /// `metadata.max.age.ms`, a retry topic when the first record is put into it. Handlers may name a topic, some of the topics ([`Topics::glob`]), or all others. Retry topics
-    /// of the [`ErrorPolicy`] are read as well. **A dead letter topic must not match**: one that the policy names is refused where
-    /// the client can read the pattern. What is left, such as one that a closure chooses, is yours to look after; only a letter
-    /// that would go round in a circle, to a topic that its record came from, is not written, and stops the consumer.
+    /// Who matches, and in which syntax, is as in [`KafkaConsumer::subscribe_pattern`]. New topics are found within
+    /// `metadata.max.age.ms`, a retry topic when the first record is put into it. Handlers may name a topic, some of the topics
+    /// ([`Topics::glob`]), or all others. Retry topics of the [`ErrorPolicy`] are read as well.
+    ///
+    /// **A dead letter topic must not match.** One that the policy names is refused if the client can read the pattern; one that a
+    /// closure chooses is your responsibility. A letter that would go in a circle, to a topic that its record came from, is not
+    /// written, and stops the consumer.
     ///
     /// ```no_run
     /// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {
@@ -217,19 +219,19 @@ impl Consumer {
         self
     }
 
-    /// How many handlers run at once; 0 counts as 1. Default: with [`Ordering::Partition`] as many as there are partitions,
+    /// How many handlers may run at once; 0 counts as 1. Default: with [`Ordering::Partition`] as many as there are partitions,
     /// with [`Ordering::Key`] and [`Ordering::Unordered`] 1.
     ///
-    /// What waits is bounded per partition, in records and in bytes (`fetch.buffer.memory` in all), so that many keys cost
-    /// no more than few. A partition that is full is paused by itself.
+    /// Waiting records are bounded per partition, in number and in bytes (`fetch.buffer.memory` in all), so that many keys cost
+    /// no more than few. Only the partition that is full is paused.
     #[must_use]
     pub fn concurrency(mut self, handlers: usize) -> Self {
         self.concurrency = Some(handlers.max(1));
         self
     }
 
-    /// How long handlers at work may take to end after a shutdown, or after another one has failed; they are dropped then,
-    /// and their records come again. Default: 30 s.
+    /// How long running handlers may take to end after a shutdown, or after another one has failed. After that they are dropped,
+    /// and their records are delivered again. Default: 30 s.
     #[must_use]
     pub fn drain_timeout(mut self, limit: Duration) -> Self {
         self.drain_timeout = limit;
@@ -244,9 +246,9 @@ impl Consumer {
         self
     }
 
-    /// Has this listener told of partitions that come and go, and waits for it: before records of new partitions are handled,
-    /// and before partitions go, when their handlers are done and what they did may still be committed. In place of the one
-    /// before; it is used from the next connecting on.
+    /// Calls this listener when partitions come and go, and waits for it: before records of new partitions are handled,
+    /// and before partitions go, when their handlers are done and what they did may still be committed. Replaces the listener
+    /// set before; takes effect with the next connect.
     #[must_use]
     pub fn rebalance_listener(mut self, listener: impl RebalanceListener) -> Self {
         self.listener = Some(Arc::new(listener));
@@ -274,12 +276,12 @@ impl Consumer {
         Ok(self)
     }
 
-    /// A handle that can be asked, and can pause and stop it, while it runs.
+    /// A handle that looks at the consumer, and can pause and stop it, while it runs.
     pub fn handle(&self) -> ConsumerHandle {
         ConsumerHandle { shared: Arc::clone(&self.shared) }
     }
 
-    /// The client underneath, while it is connected. What it has taken is this consumer's: poll through this one only.
+    /// The client underneath, while it is connected. Do not poll it: its records belong to this consumer.
     pub fn client(&self) -> Option<&KafkaConsumer> {
         self.engine.as_ref().map(|engine| &*engine.client)
     }

@@ -19,11 +19,11 @@ use crate::{
 };
 
 impl Consumer {
-    /// Adds a handler for the records of a topic, after those it has. Their values are read as JSON.
+    /// Adds a handler for the records of a topic, behind those it has already. Values are read as JSON.
     ///
     /// A closure needs no types beyond its message's; it fails with a [`HandlerError`](crate::HandlerError), into which `?`
-    /// turns any error. For functions with an error type of their own see [`register`](Self::register). Several topics have
-    /// one handler by a pattern ([`Topics::glob`]), all that are left by [`Topics::others`].
+    /// turns any error. For functions with an error type of their own see [`register`](Self::register). One handler serves several
+    /// topics with [`Topics::glob`], and all topics without a handler with [`Topics::others`].
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] for a topic that this consumer does not consume, or that has a handler of batches.
@@ -36,7 +36,7 @@ impl Consumer {
         self.with(topics.into(), ErasedHandler::json(handler))
     }
 
-    /// Adds a handler for the records of a topic as bytes, after those it has.
+    /// Adds a handler for the records of a topic as bytes, behind those it has already.
     ///
     /// # Errors
     /// As [`register_handler`](Self::register_handler).
@@ -48,7 +48,7 @@ impl Consumer {
     }
 
     /// Adds a handler with an error type of its own, such as `anyhow::Error`: a function of a [`Message`], a [`Batch`] (up
-    /// to 500 records, of what is there) or a [`ConsumerRecord`]. Of closures, all types must be written out.
+    /// to 500 records that are there) or a [`ConsumerRecord`]. Closures must spell out all types.
     ///
     /// ```no_run
     /// # fn example(consumer: dtkafka::Consumer) -> dtkafka::Result<dtkafka::Consumer> {
@@ -86,8 +86,8 @@ impl Consumer {
         Ok(self)
     }
 
-    /// Adds a handler of many records at once: up to `records` of one lane, or fewer when the first of them has waited for
-    /// `wait`; zero takes what is there. [`consume`](Self::consume) returns no sooner than its last batch is handled: a long `wait` is
+    /// Adds a handler of many records at once: up to `records` of one lane, or fewer once the first of them has waited for
+    /// `wait`; with zero it takes what is there. [`consume`](Self::consume) returns no sooner than its last batch is handled: a long `wait` is
     /// for [`run`](Self::run). See [`Batch`].
     ///
     /// # Errors

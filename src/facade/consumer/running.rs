@@ -35,17 +35,17 @@ const RUN_PAUSE: Duration = Duration::from_millis(500);
 const OUTBOX_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Consumer {
-    /// Polls once, waiting for records up to `timeout`, hands what came to the handlers, waits for them, and commits if
+    /// Polls once, waiting up to `timeout` for records, passes them to their handlers, waits for these, and commits if
     /// automatic commits are on. Returns how many records were handled.
     ///
     /// # Errors
     /// The handler's error ([`Handler`](ErrorKind::Handler)) or that of reading the value ([`Json`](ErrorKind::Json)), with topic,
-    /// partition and offset, where the policy is to stop: this record and what follows come again with the next call, and
-    /// what was handled before is committed. Otherwise that of connecting, polling, dead-lettering or committing; no record
-    /// is lost by it. Logged before it is returned.
+    /// partition and offset, if the policy is to stop: this record and those behind it come again with the next call, and
+    /// what was handled before is committed. Otherwise that of connecting, polling, dead-lettering or committing, by which no
+    /// record is lost. Logged before it is returned.
     ///
     /// # Cancel safety
-    /// Dropped, the running handlers end where they stand; their records and what follows come again with the next call.
+    /// If dropped, the running handlers end where they stand; their records and what follows come again with the next call.
     pub async fn consume(&mut self, timeout: Duration) -> Result<usize> {
         const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::consume", subject: SUBJECT };
         let outcome = self.consume_once(timeout).await;
@@ -77,7 +77,7 @@ impl Consumer {
     /// Consumes until `shutdown` completes, or [`ConsumerHandle::stop`](crate::ConsumerHandle::stop) is called; then lets the running handlers finish (up
     /// to [`drain_timeout`](Self::drain_timeout)), commits if automatic commits are on, and leaves the group.
     ///
-    /// Errors that may pass by themselves, such as a lost connection, are logged and do not end it.
+    /// Errors that may pass, such as a lost connection, are logged and do not end it.
     ///
     /// # Errors
     /// As [`consume`](Self::consume), for errors that stay. What was handled is committed and the group is left before that.
@@ -210,7 +210,7 @@ impl Consumer {
     /// In the middle of a rebalance there is nothing to commit, which is no error.
     ///
     /// # Cancel safety
-    /// Dropped, it goes on leaving in the background.
+    /// If dropped, it goes on leaving in the background.
     pub async fn close(&mut self) -> Result<()> {
         self.close_within(CLOSE_TIMEOUT).await
     }
