@@ -87,7 +87,8 @@ pub(super) fn retry_headers(record: &ConsumerRecord, attempts: u32, error: &Erro
     own.cloned().chain(origin(RETRY, record, attempts, error)).chain([due]).collect()
 }
 
-/// The record with these headers, on its way to another topic.
+/// The record with these headers, on its way to another topic. It is stamped there anew: by an old time the broker would take it
+/// for expired, and delete it before it is read.
 pub(super) fn forwarded<'a>(
     topic: &'a str,
     record: &'a ConsumerRecord,
@@ -99,9 +100,6 @@ pub(super) fn forwarded<'a>(
     }
     if let Some(value) = &record.value {
         letter = letter.value(value);
-    }
-    if record.timestamp >= 0 {
-        letter = letter.timestamp(record.timestamp);
     }
     letter
 }
@@ -120,24 +118,32 @@ const MOST_ATTEMPTS: u32 = 1_000_000;
 /// Gives a record of a retry topic its first place, time and headers back. One that somebody else has written there is due
 /// at once.
 pub(super) fn restore(record: &mut ConsumerRecord) -> Waited {
-    let number = |name: &str| -> Option<i64> {
-        let name = format!("{RETRY}{name}");
-        let value = crate::record::last_header(&record.headers, &name)?;
-        std::str::from_utf8(value).ok()?.parse().ok()
-    };
+    let number = |name: &str| number(&record.headers, name);
     let waited = Waited {
         attempts: number("attempts")
             .and_then(|attempts| u32::try_from(attempts.min(MOST_ATTEMPTS.into())).ok())
             .unwrap_or(0),
-        due: number("due").unwrap_or(0),
+        due: waits_until(record),
     };
-    let (partition, offset) = (number("partition"), number("offset"));
+    let (partition, offset, timestamp) = (number("partition"), number("offset"), number("timestamp"));
     let topic = record.header_str(&format!("{RETRY}topic")).map(Arc::from);
     record.topic = topic.unwrap_or_else(|| Arc::clone(&record.topic));
     record.partition = partition.and_then(|number| i32::try_from(number).ok()).unwrap_or(record.partition);
     record.offset = offset.unwrap_or(record.offset);
+    record.timestamp = timestamp.unwrap_or(record.timestamp);
     record.headers.retain(|header| !header.key.starts_with(RETRY));
     waited
+}
+
+/// When the pause of a record of a retry topic is over (milliseconds since the Unix epoch).
+pub(super) fn waits_until(record: &ConsumerRecord) -> i64 {
+    number(&record.headers, "due").unwrap_or(0)
+}
+
+/// A number that a record of a retry topic says of itself.
+fn number(headers: &[Header], name: &str) -> Option<i64> {
+    let value = crate::record::last_header(headers, &format!("{RETRY}{name}"))?;
+    std::str::from_utf8(value).ok()?.parse().ok()
 }
 
 /// When a pause that begins now is over.
@@ -216,11 +222,11 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_keeps_key_value_and_timestamp_and_a_tombstone_stays_one() {
+    fn a_letter_keeps_key_and_value_is_stamped_anew_and_a_tombstone_stays_one() {
         let record = record();
         let letter = forwarded("dead", &record, &[]);
         assert_eq!((letter.key, letter.value), (Some(&b"k"[..]), Some(&b"{}"[..])));
-        assert_eq!((letter.topic, letter.timestamp), ("dead", Some(1_700_000_000_000)));
+        assert_eq!((letter.topic, letter.timestamp), ("dead", None), "or retention may delete it at once");
         let tombstone = ConsumerRecord::new("orders", 0, 0);
         let letter = forwarded("dead", &tombstone, &[]);
         assert_eq!((letter.key, letter.value, letter.timestamp), (None, None, None));
@@ -231,6 +237,7 @@ mod tests {
         let mut waiting = record();
         waiting.headers = retry_headers(&record(), 3, &failed(), 1_700_000_060_000);
         (waiting.topic, waiting.partition, waiting.offset) = ("orders-retry-1m".into(), 0, 7);
+        waiting.timestamp = 1_800_000_000_000;
         // A second pause replaces what the first has noted.
         let mut again = waiting.clone();
         assert_eq!(restore(&mut waiting), Waited { attempts: 3, due: 1_700_000_060_000 });

@@ -25,7 +25,7 @@ pub struct DeadLetter {
     /// The record as it was: topic, partition, offset, key, value, headers, timestamp. Where a letter does not say where it
     /// comes from, these are its own.
     pub record: ConsumerRecord,
-    /// Whether the letter says where the record comes from.
+    /// Whether it says where it comes from.
     pub has_origin: bool,
     /// How often its handlers were called.
     pub attempts: u32,
@@ -47,13 +47,14 @@ impl DeadLetter {
         let number = |name: &str| text(&record, name).and_then(|text| text.parse::<i64>().ok());
         let topic = text(&record, "topic").filter(|topic| !topic.is_empty());
         let attempts = number("attempts").and_then(|number| u32::try_from(number).ok()).unwrap_or(0);
-        let (partition, offset) = (number("partition"), number("offset"));
+        let (partition, offset, timestamp) = (number("partition"), number("offset"), number("timestamp"));
         let error = text(&record, "error").unwrap_or_default();
         let has_origin = topic.is_some();
         if let Some(topic) = topic {
             record.topic = topic.into();
             record.partition = partition.and_then(|number| i32::try_from(number).ok()).unwrap_or(-1);
             record.offset = offset.unwrap_or(-1);
+            record.timestamp = timestamp.unwrap_or(record.timestamp);
         }
         record.headers.retain(|header| !header.key.starts_with(letters::DEAD));
         Self { record, has_origin, attempts, error, letter_partition, letter_offset }
@@ -62,7 +63,8 @@ impl DeadLetter {
 
 type Filter = Arc<dyn Fn(&DeadLetter) -> bool + Send + Sync>;
 
-/// Sends the records of a dead letter topic back to the topics they came from, with their keys, values and headers.
+/// Sends the records of a dead letter topic back to the topics they came from, with their keys, values and headers. They are
+/// stamped anew there, or a topic that keeps records for a time would delete old ones before they are read.
 ///
 /// ```no_run
 /// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {
@@ -93,7 +95,7 @@ pub struct Replayed {
     pub read: u64,
     /// Those that were sent back, and acknowledged.
     pub sent: u64,
-    /// Letters that were not sent: the filter refused them, or they do not say where they come from.
+    /// Those that stayed: the filter refuses them, or they do not say where they come from.
     pub left: u64,
 }
 
@@ -103,7 +105,7 @@ impl Replay {
         Self { kafka: kafka.clone(), letters: topic.into(), to: None, group: None, filter: None }
     }
 
-    /// Sends back only letters for which `chosen` returns true. Default: all.
+    /// Sends back only what `chosen` takes. Default: all.
     pub fn filter(mut self, chosen: impl Fn(&DeadLetter) -> bool + Send + Sync + 'static) -> Self {
         self.filter = Some(Arc::new(chosen));
         self
@@ -115,8 +117,8 @@ impl Replay {
         self
     }
 
-    /// Starts at this group's committed offsets, and commits what was read: no letter is read twice, whatever the filter
-    /// decides. Default: all letters, each time.
+    /// Goes on where this group stands, and commits how far it came: no letter is looked at twice, whatever the filter says
+    /// of it. Default: all letters, each time.
     pub fn group(mut self, group: impl Into<String>) -> Self {
         self.group = Some(group.into());
         self
@@ -129,7 +131,7 @@ impl Replay {
     /// together with all that was read. Logged before it is returned.
     ///
     /// # Cancel safety
-    /// If dropped, what was sent stays sent.
+    /// Dropped, what was sent stays sent.
     pub async fn run(self) -> Result<Replayed> {
         const PLACE: LogSubject = LogSubject { controller: "dtkafka::Replay::run", subject: "Kafka Replay" };
         logged(PLACE, self.replay().await)
@@ -258,7 +260,7 @@ mod tests {
         let error = Error::new(ErrorKind::Handler, "out of stock");
         let headers = letters::dead_letter_headers(&record, 5, &error);
         let mut written = ConsumerRecord::new("orders-dead", 0, 7).with_key("k").with_value("{}");
-        (written.headers, written.timestamp) = (headers, record.timestamp);
+        (written.headers, written.timestamp) = (headers, 1_800_000_000_000);
         let letter = DeadLetter::read(written);
         assert_eq!((&letter.record, letter.attempts, letter.has_origin), (&record, 5, true));
         assert_eq!((letter.letter_partition, letter.letter_offset), (0, 7));
