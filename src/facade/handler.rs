@@ -17,6 +17,7 @@ use super::{
     borrowed::{BorrowedRecord, RawValue},
     codec::Codec,
     message::{Batch, CancellationToken, Message},
+    policy::Failure,
 };
 use crate::{
     error::{Error, ErrorKind, Result},
@@ -128,9 +129,14 @@ pub(super) type MakeCalls = dyn Fn() -> Box<dyn Calls> + Send + Sync;
 
 /// The calls of a handler of single records, one after the other.
 pub(super) trait Calls: Send {
-    /// Reads the record and calls the handler, whose future is then to be polled. The `attempt`-th call for this record.
-    fn start(&mut self, record: BorrowedRecord<'_>, attempt: u32) -> Result<()>;
-    /// Polls the call that was started.
+    /// Reads the record and calls the handler, up to where it waits for the first time. The `attempt`-th call for this record.
+    fn begin(
+        &mut self,
+        record: BorrowedRecord<'_>,
+        attempt: u32,
+        context: &mut Context<'_>,
+    ) -> Poll<std::result::Result<(), Failure>>;
+    /// Goes on with a call that waits.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<HandlerResult>;
     /// Ends the call where it stands.
     fn clear(&mut self);
@@ -138,20 +144,26 @@ pub(super) trait Calls: Send {
 
 /// One handler with the place for its future.
 struct Caller<C, F> {
+    /// Puts the future of a call there.
     call: Arc<C>,
     running: Pin<Box<Option<F>>>,
 }
 
 impl<C, F> Calls for Caller<C, F>
 where
-    C: Fn(BorrowedRecord<'_>, u32) -> Result<F> + Send + Sync,
+    C: Fn(BorrowedRecord<'_>, u32, Pin<&mut Option<F>>) -> Result<()> + Send + Sync,
     F: Future<Output: HandlerOutput> + Send,
 {
-    #[inline]
-    fn start(&mut self, record: BorrowedRecord<'_>, attempt: u32) -> Result<()> {
-        let running = (self.call)(record, attempt)?;
-        self.running.set(Some(running));
-        Ok(())
+    fn begin(
+        &mut self,
+        record: BorrowedRecord<'_>,
+        attempt: u32,
+        context: &mut Context<'_>,
+    ) -> Poll<std::result::Result<(), Failure>> {
+        match (self.call)(record, attempt, self.running.as_mut()) {
+            Ok(()) => self.poll(context).map_err(Failure::Handler),
+            Err(unreadable) => Poll::Ready(Err(Failure::Unreadable(unreadable))),
+        }
     }
 
     #[inline]
@@ -168,6 +180,7 @@ where
         self.running.set(None);
     }
 }
+
 /// Records and the number of the call; the index of the first record that cannot be read.
 pub(super) type CallBatch =
     dyn Fn(Vec<ConsumerRecord>, u32) -> std::result::Result<Running, (usize, Error)> + Send + Sync;
@@ -208,8 +221,9 @@ pub(super) fn reader<T, C: Codec<T>>(codec: C) -> impl Fn(RawValue<'_>) -> Resul
 }
 
 impl ErasedHandler {
+    /// `call` puts the future of a call in its place: from hand to hand it would be copied each time.
     pub(super) fn each<F: Future<Output: HandlerOutput> + Send + 'static>(
-        call: impl Fn(BorrowedRecord<'_>, u32) -> Result<F> + Send + Sync + 'static,
+        call: impl Fn(BorrowedRecord<'_>, u32, Pin<&mut Option<F>>) -> Result<()> + Send + Sync + 'static,
     ) -> Self {
         let call = Arc::new(call);
         Self(Kind::Each(Arc::new(move || {
@@ -225,14 +239,18 @@ impl ErasedHandler {
         read: impl Fn(RawValue<'_>) -> Result<T> + Send + Sync + 'static,
         handler: impl Handler<Message<T>>,
     ) -> Self {
-        Self::each(move |record: BorrowedRecord<'_>, attempt| {
+        Self::each(move |record: BorrowedRecord<'_>, attempt, mut running: Pin<&mut Option<_>>| {
             let value = read(record.value())?;
-            Ok(handler.call(record.message(value, attempt)))
+            running.set(Some(handler.call(record.message(value, attempt))));
+            Ok(())
         })
     }
 
     pub(super) fn raw(handler: impl Handler<ConsumerRecord>) -> Self {
-        Self::each(move |record: BorrowedRecord<'_>, _| Ok(handler.call(record.to_record())))
+        Self::each(move |record: BorrowedRecord<'_>, _, mut running: Pin<&mut Option<_>>| {
+            running.set(Some(handler.call(record.to_record())));
+            Ok(())
+        })
     }
 
     /// Runs on the threads for blocking work. What panics there panics here as well.
@@ -241,10 +259,10 @@ impl ErasedHandler {
         handler: impl Fn(Message<T>) -> HandlerResult + Send + Sync + 'static,
     ) -> Self {
         let handler = Arc::new(handler);
-        Self::each(move |record: BorrowedRecord<'_>, attempt| {
+        Self::each(move |record: BorrowedRecord<'_>, attempt, mut running: Pin<&mut Option<_>>| {
             let value = read(record.value())?;
             let (handler, message) = (Arc::clone(&handler), record.message(value, attempt));
-            Ok(async move {
+            running.set(Some(async move {
                 let token = CancellationToken::current();
                 let span = tracing::Span::current();
                 let work = AssertUnwindSafe(move || span.in_scope(|| token.sync_scope(|| handler(message))));
@@ -255,7 +273,8 @@ impl ErasedHandler {
                         Err(_ended) => Err("the runtime is shutting down".into()),
                     },
                 }
-            })
+            }));
+            Ok(())
         })
     }
 
@@ -295,8 +314,16 @@ mod tests {
     async fn call(handler: &ErasedHandler, value: &str) -> std::result::Result<(), String> {
         let Kind::Each(make) = &handler.0 else { panic!("a batch handler") };
         let mut calls = make();
-        calls.start(BorrowedRecord::Alone(&record(value)), 1).map_err(|error| error.to_string())?;
-        std::future::poll_fn(|context| calls.poll(context)).await.map_err(|error| error.to_string())
+        let record = record(value);
+        let mut is_begun = false;
+        let ended = std::future::poll_fn(|context| match std::mem::replace(&mut is_begun, true) {
+            false => calls.begin(BorrowedRecord::Alone(&record), 1, context),
+            true => calls.poll(context).map_err(Failure::Handler),
+        });
+        ended.await.map_err(|failure| match failure {
+            Failure::Handler(error) => error.to_string(),
+            failure => failure.into_error(&record.topic, 3, 42).to_string(),
+        })
     }
 
     /// As `anyhow::Error`: no error itself, but it becomes one.

@@ -220,7 +220,8 @@ impl ErrorPolicy {
 
     /// Finally the record is written to this topic, and counts as handled when the broker has acknowledged it.
     ///
-    /// Key, value, headers and timestamp are the original ones; the headers `dtkafka-dead-letter-topic`, `-partition`,
+    /// Key, value and headers are the original ones, and the timestamp is that of the letter, or a topic that keeps records for a time
+    /// would delete it at once; the headers `dtkafka-dead-letter-topic`, `-partition`,
     /// `-offset`, `-timestamp`, `-attempts` and `-error` (with all causes) are added, each as text. A record that was read
     /// from that very topic, or became a dead letter there before, would go round in a circle, and stops the consumer.
     pub fn then_dead_letter(mut self, topic: impl Into<String>) -> Self {
@@ -364,6 +365,20 @@ fn in_words(pause: Duration) -> String {
     }
 }
 
+/// The pause that [`in_words`] has said.
+pub(super) fn pause_in_words(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let unit = match unit {
+        "h" => 3_600_000,
+        "m" => 60_000,
+        "s" => 1000,
+        "ms" => 1,
+        _ => return None,
+    };
+    let pause = Duration::from_millis(number.parse::<u64>().ok()?.checked_mul(unit)?);
+    (in_words(pause) == text).then_some(pause)
+}
+
 /// What to do with a record after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Decision {
@@ -378,6 +393,17 @@ pub(super) enum Decision {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pause_reads_as_it_was_written() {
+        for ms in [1, 500, 1000, 1500, 60_000, 90_000, 3_600_000, 86_400_000, u64::MAX] {
+            let pause = Duration::from_millis(ms);
+            assert_eq!(pause_in_words(&in_words(pause)), Some(pause));
+        }
+        for text in ["", "m", "1", "01m", "60s", "1000ms", "1d", "-1m", "1m2", "99999999999999999999ms"] {
+            assert_eq!(pause_in_words(text), None, "{text}");
+        }
+    }
 
     fn failed() -> Failure {
         Failure::Handler("out of stock".into())

@@ -25,7 +25,7 @@ pub struct DeadLetter {
     /// The record as it was: topic, partition, offset, key, value, headers, timestamp. Where a letter does not say where it
     /// comes from, these are its own.
     pub record: ConsumerRecord,
-    /// Whether it says where it comes from.
+    /// Whether the letter says where the record comes from.
     pub has_origin: bool,
     /// How often its handlers were called.
     pub attempts: u32,
@@ -95,7 +95,7 @@ pub struct Replayed {
     pub read: u64,
     /// Those that were sent back, and acknowledged.
     pub sent: u64,
-    /// Those that stayed: the filter refuses them, or they do not say where they come from.
+    /// Letters that were not sent: the filter refused them, or they do not say where they come from.
     pub left: u64,
 }
 
@@ -105,7 +105,7 @@ impl Replay {
         Self { kafka: kafka.clone(), letters: topic.into(), to: None, group: None, filter: None }
     }
 
-    /// Sends back only what `chosen` takes. Default: all.
+    /// Sends back only letters for which `chosen` returns true. Default: all.
     pub fn filter(mut self, chosen: impl Fn(&DeadLetter) -> bool + Send + Sync + 'static) -> Self {
         self.filter = Some(Arc::new(chosen));
         self
@@ -117,8 +117,8 @@ impl Replay {
         self
     }
 
-    /// Goes on where this group stands, and commits how far it came: no letter is looked at twice, whatever the filter says
-    /// of it. Default: all letters, each time.
+    /// Starts at this group's committed offsets, and commits what was read: no letter is read twice, whatever the filter
+    /// decides. Default: all letters, each time.
     pub fn group(mut self, group: impl Into<String>) -> Self {
         self.group = Some(group.into());
         self
@@ -131,7 +131,7 @@ impl Replay {
     /// together with all that was read. Logged before it is returned.
     ///
     /// # Cancel safety
-    /// Dropped, what was sent stays sent.
+    /// If dropped, what was sent stays sent.
     pub async fn run(self) -> Result<Replayed> {
         const PLACE: LogSubject = LogSubject { controller: "dtkafka::Replay::run", subject: "Kafka Replay" };
         logged(PLACE, self.replay().await)

@@ -12,7 +12,7 @@ use super::{
     dispatch::lanes::Gather,
     handler::{BatchSize, CallBatch, ErasedHandler, Kind, MakeCalls},
     letters,
-    policy::ErrorPolicy,
+    policy::{ErrorPolicy, pause_in_words},
 };
 use crate::{
     error::{Error, ErrorKind, Result},
@@ -148,6 +148,8 @@ pub(super) struct Route {
     pub(super) policy: ErrorPolicy,
     /// How many retry topics its records have been through.
     pub(super) level: usize,
+    /// How long a record waits in this retry topic at most.
+    pause: Duration,
     /// The topics of the next levels with their pauses.
     pub(super) retry_topics: Vec<(Arc<str>, Duration)>,
 }
@@ -178,6 +180,13 @@ impl Route {
         };
         let hint = "let the error policy name a topic from which no record comes back to the topics of this consumer";
         Err(refused.with_hint(hint).with_source(error.clone()))
+    }
+
+    /// How much of a pause is left that ends then (milliseconds since the Unix epoch), and no more than records of this topic wait:
+    /// anyone can write such a header.
+    pub(super) fn left_to_wait(&self, due: i64, now_ms: i64) -> Duration {
+        let left = u64::try_from(due.saturating_sub(now_ms)).unwrap_or(0);
+        Duration::from_millis(left).min(self.pause)
     }
 
     pub(super) fn is_unhandled(&self) -> bool {
@@ -318,22 +327,8 @@ impl Routes {
         if let Some(route) = known.get(topic) {
             return Arc::clone(route);
         }
-        let waits = |origin: &Arc<str>| {
-            let level = self.policy_of(origin).retry_topics_of(origin).position(|(name, _)| name == *topic);
-            level.map(|level| (Arc::clone(origin), level + 1))
-        };
-        let waiting = match own {
-            Consumed::Named(names) if names.contains(topic) => None,
-            Consumed::Named(names) => names.iter().find_map(waits),
-            // A topic of its own that is only named like one.
-            Consumed::Matching { .. } if self.is_named(topic) => None,
-            // A pattern for `orders-eu` may match its retry topics as well.
-            Consumed::Matching { .. } => {
-                let origin = topic.rfind(RETRY).and_then(|end| topic.get(..end));
-                origin.filter(|origin| !own.excludes(origin)).and_then(|origin| waits(&origin.into()))
-            }
-        };
-        let (origin, level) = waiting.unwrap_or_else(|| (Arc::clone(topic), 0));
+        let (origin, level, pause) =
+            self.waits_for(own, topic).unwrap_or_else(|| (Arc::clone(topic), 0, Duration::ZERO));
         let policy = self.policy_of(&origin);
         let mut each = Vec::new();
         let mut batch = None;
@@ -349,9 +344,32 @@ impl Routes {
             None => Handlers::Each(each),
         };
         let retry_topics = policy.retry_topics_of(&origin).collect();
-        let route = Arc::new(Route { origin, handlers, policy, level, retry_topics });
+        let route = Arc::new(Route { origin, handlers, policy, level, pause, retry_topics });
         known.insert(Arc::clone(topic), Arc::clone(&route));
         route
+    }
+
+    /// The topic whose records wait in this one, how many retry topics they have been through, and how long they wait here.
+    fn waits_for(&self, own: &Consumed, topic: &Arc<str>) -> Option<(Arc<str>, usize, Duration)> {
+        let is_own = match own {
+            Consumed::Named(names) => names.contains(topic),
+            // A topic of its own that is only named like one.
+            Consumed::Matching { .. } => self.is_named(topic),
+        };
+        let end = topic.rfind(RETRY).filter(|_| !is_own)?;
+        let origin: Arc<str> = topic.get(..end).filter(|origin| !own.excludes(origin))?.into();
+        let levels: Vec<_> = self.policy_of(&origin).retry_topics_of(&origin).collect();
+        if let Some(level) = levels.iter().position(|(name, _)| name == topic) {
+            let pause = levels.get(level).map_or(Duration::ZERO, |(_, pause)| *pause);
+            return Some((origin, level + 1, pause));
+        }
+        // Of a policy there was before: what waits there is this group's work, and has its last try. Where no policy has retry topics,
+        // and a handler takes it, it is only named like one.
+        let is_one = !levels.is_empty()
+            || matches!(own, Consumed::Named(_))
+            || self.handlers_of(topic).next().is_none();
+        let pause = topic.get(end + RETRY.len()..).and_then(pause_in_words).filter(|_| is_one)?;
+        Some((origin, levels.len().max(1), pause))
     }
 }
 
@@ -476,7 +494,8 @@ mod tests {
         assert_eq!((retry.level, matches!(retry.handlers, Handlers::Each(_))), (2, true));
         let retry = of("orders-us-retry-1s");
         assert_eq!((retry.level, matches!(retry.handlers, Handlers::Batch(..))), (1, true));
-        assert_eq!(of("orders-us-retry-1m").level, 0, "its policy knows no such topic");
+        let former = of("orders-us-retry-1m");
+        assert_eq!((former.level, &*former.origin), (1, "orders-us"), "of a policy there was: the last try");
         let whole = Consumed::matching(&routes.with_retry_topics("orders-.*|x"), false).unwrap();
         for (topic, expected) in
             [("x", true), ("x-retry-1m", true), ("x-retry-2m", false), ("y-retry-1m", false)]
@@ -519,5 +538,40 @@ mod tests {
         routes.add(&own, "audit".into(), each()).unwrap();
         assert!(routes.add(&own, "audit".into(), batch()).is_err());
         routes.add(&own, Topics::others(), batch()).unwrap();
+    }
+
+    #[test]
+    fn what_waits_in_the_retry_topic_of_a_policy_there_was_has_its_last_try() {
+        let mut routes = Routes::default();
+        routes.add(&own(), "orders".into(), each()).unwrap();
+        routes.set_policy("orders".into(), ErrorPolicy::Stop.retry_topics([Duration::from_secs(300)]));
+        let route = routes.of(&own(), &"orders-retry-1m".into());
+        assert_eq!((&*route.origin, route.level, route.is_unhandled()), ("orders", 1, false));
+        assert_eq!(route.left_to_wait(3_600_000, 0).as_secs(), 60, "no longer than records waited there");
+        assert_eq!(route.left_to_wait(1500, 500).as_secs(), 1);
+        assert!(route.left_to_wait(500, 1500).is_zero());
+        // A policy without any.
+        routes.set_policy("orders".into(), ErrorPolicy::Skip);
+        assert_eq!(routes.of(&own(), &"orders-retry-1m".into()).level, 1);
+        assert_eq!(routes.of(&own(), &"orders".into()).level, 0);
+    }
+
+    #[cfg(feature = "pattern")]
+    #[test]
+    fn a_topic_named_like_a_retry_topic_is_its_own_where_no_policy_has_any_and_a_handler_takes_it() {
+        let own = Consumed::matching("orders.*", false).unwrap();
+        let mut routes = Routes::default();
+        routes.add(&own, "orders".into(), each()).unwrap();
+        let of = |routes: &Routes, topic: &str| {
+            let route = routes.of(&own, &topic.into());
+            (route.origin.to_string(), route.level, route.is_unhandled())
+        };
+        let waits = ("orders".to_owned(), 1, false);
+        assert_eq!(of(&routes, "orders-retry-1m"), waits, "nobody else would handle it");
+        assert_eq!(of(&routes, "orders-retry-soon"), ("orders-retry-soon".to_owned(), 0, true));
+        routes.add(&own, Topics::others(), each()).unwrap();
+        assert_eq!(of(&routes, "orders-retry-1m"), ("orders-retry-1m".to_owned(), 0, false));
+        routes.set_policy("orders".into(), ErrorPolicy::Stop.retry_topics([Duration::from_secs(300)]));
+        assert_eq!(of(&routes, "orders-retry-1m"), waits);
     }
 }

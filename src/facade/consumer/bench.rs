@@ -52,7 +52,7 @@ impl Consumer {
             counters: Arc::clone(&self.shared.counters),
             rng: Mutex::new(Environment::default().rng()),
             environment: Environment::default(),
-            stride: lane::stride(),
+            is_alone: lane::is_alone(),
         });
         let mut handled = 0;
         while let Some(run) = lanes.poll_run(time::now()) {

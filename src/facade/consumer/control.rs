@@ -208,9 +208,10 @@ impl ConsumerHandle {
         let partitions: Vec<_> = lives.keys().cloned().collect();
         self.shared.steer(|pauses| pauses.pause(lives));
         let paused = client.pause(partitions.iter().cloned());
-        if paused.is_err() {
-            self.shared.steer(|pauses| pauses.resume(partitions));
-        }
+        self.shared.steer(|pauses| match paused {
+            Ok(()) => pauses.handle_paused(partitions),
+            Err(_) => pauses.resume(partitions),
+        });
         paused
     }
 

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     consumer::{
-        KafkaConsumer,
+        KafkaConsumer, PartitionRecords,
         acknowledge::{Change, FromStart, Life, Taken},
     },
     error::{Error, ErrorKind, Result},
@@ -44,11 +44,12 @@ use crate::{
             lanes::{Bounds, LaneId, Lanes, Ordering, Pause},
             pace::CommitPace,
         },
+        letters,
         message::CancellationToken,
         outbox::Outbox,
-        routes::Routes,
+        routes::{Route, Routes},
     },
-    record::{self, TopicPartition},
+    record::{self, ConsumerRecord, TopicPartition},
     time::{self, Environment},
 };
 
@@ -159,7 +160,7 @@ impl Engine {
             ledger: Arc::clone(&client) as Arc<dyn Ledger>,
             outbox,
             counters: Arc::clone(&shared.counters),
-            stride: lane::stride(),
+            is_alone: lane::is_alone(),
             rng: Mutex::new(environment.rng()),
             environment,
         });
@@ -280,14 +281,31 @@ impl Engine {
     fn put(&mut self, taken: Result<Vec<Taken>>) -> Result<()> {
         self.alive_at = time::after(self.plan.keep_alive);
         for Taken { partition, life, records } in taken.or_else(|error| self.on_damage(error))? {
-            let chunk = Chunk::Polled(records);
-            let gather = self.plan.routes.of(&self.plan.topics, &partition.topic).gather();
-            if let Err(refused) = self.lanes.push(time::now(), &partition, life, chunk, gather) {
-                self.hand_back(&partition, life, [refused]);
+            let route = self.plan.routes.of(&self.plan.topics, &partition.topic);
+            for chunk in self.chunks(&route, records) {
+                if let Err(refused) = self.lanes.push(time::now(), &partition, life, chunk, route.gather()) {
+                    self.hand_back(&partition, life, [refused]);
+                }
             }
         }
         self.follow_pauses();
         Ok(())
+    }
+
+    /// Records as their lanes take them: those of a retry topic one by one, as each waits for its own time.
+    fn chunks(&self, route: &Route, records: PartitionRecords) -> Vec<Chunk> {
+        if route.level == 0 {
+            return vec![Chunk::Polled(records)];
+        }
+        let (now, now_ms) = (time::now(), self.kit.environment.wall_clock_ms());
+        let due = |record: &ConsumerRecord| {
+            time::later(now, route.left_to_wait(letters::waits_until(record), now_ms))
+        };
+        let chunk = |record: ConsumerRecord| {
+            let due = due(&record);
+            Chunk::Due(Box::new(record), due)
+        };
+        records.into_iter().map(chunk).collect()
     }
 
     /// Takes records of it again, unless there is another reason not to: the user, full lanes, or a damaged batch.
@@ -372,7 +390,12 @@ impl Engine {
         match ended.outcome {
             RunOutcome::Done => {}
             // Where it was its partition's alone, what is left was handed back.
-            RunOutcome::Abandoned if !self.stop.is_cancelled() => {}
+            RunOutcome::Abandoned if !self.stop.is_cancelled() => {
+                if !self.client.is_live(&ended.partition, ended.life) {
+                    // What waits in other lanes of that life is in no log any more, or comes again.
+                    drop(self.lanes.revoke(&ended.partition, ended.life));
+                }
+            }
             RunOutcome::Abandoned => drop(self.left.insert((ended.partition, ended.life))),
             RunOutcome::Failed(error) => {
                 self.left.insert((ended.partition, ended.life));

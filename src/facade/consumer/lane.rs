@@ -3,15 +3,15 @@
 //! done, before it waits for anything and when it ends.
 
 mod batch;
+mod each;
 
 use std::{
     any::Any,
-    collections::VecDeque,
     future::poll_fn,
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::AssertUnwindSafe,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
+    task::Poll,
     time::Duration,
 };
 
@@ -24,9 +24,7 @@ use crate::{
     error::Error,
     facade::{
         LogSubject,
-        borrowed::BorrowedRecord,
         dispatch::lanes::{LaneId, Run},
-        handler::Calls,
         letters, log,
         message::CancellationToken,
         outbox::Outbox,
@@ -34,20 +32,18 @@ use crate::{
         routes::{Handlers, Route},
     },
     record::{ConsumerRecord, TopicPartition},
-    telemetry::{ConsumerCounters, spans},
+    telemetry::ConsumerCounters,
     time::{self, Environment, Rng},
 };
 
 const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::handler", subject: SUBJECT };
 /// How long a letter that is on its way may still take when the consumer stops.
 pub(super) const GRACE: Duration = Duration::from_millis(500);
-/// After how many records whose handlers did not wait a lane lets others run. Where one thread does everything, after each:
-/// a handler may block it, and the member must still say that it is alive.
-pub(super) fn stride() -> u32 {
+
+/// Whether one thread does everything here.
+pub(super) fn is_alone() -> bool {
     let handle = tokio::runtime::Handle::try_current();
-    let is_alone =
-        handle.is_ok_and(|handle| handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::CurrentThread);
-    if is_alone { 1 } else { 32 }
+    handle.is_ok_and(|handle| handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::CurrentThread)
 }
 
 /// How many records may be done that the ledger has not been told of: each telling takes its lock.
@@ -69,8 +65,8 @@ pub(super) struct Kit {
     pub(super) outbox: Outbox,
     pub(super) counters: Arc<ConsumerCounters>,
     pub(super) rng: Mutex<Rng>,
-    /// See [`stride`].
-    pub(super) stride: u32,
+    /// See [`is_alone`].
+    pub(super) is_alone: bool,
     pub(super) environment: Environment,
 }
 
@@ -160,36 +156,8 @@ impl Lane {
                 Ok(Flow::Handled)
             }
             Handlers::Each(handlers) => {
-                let mut calls: Vec<_> = handlers.iter().map(|make| make()).collect();
-                let mut stride = 0;
-                let mut loads = VecDeque::from(loads);
-                // One after the other is let go of, and with it the answer that its records lie in.
-                while let Some(load) = loads.front() {
-                    let mut ended = 0;
-                    for record in load.given() {
-                        let prompt = self.prompt;
-                        let flow = match self.is_ending() {
-                            true => Ok(Flow::Abandoned),
-                            false => self.each(&mut calls, record).await,
-                        };
-                        if !matches!(flow, Ok(Flow::Handled)) {
-                            self.give_back(offsets(&loads).skip(ended));
-                            return flow;
-                        }
-                        self.done.push(record.offset());
-                        (stride, ended) = (stride + 1, ended + 1);
-                        // After one that waited as well: a shutdown may have come meanwhile.
-                        if stride == self.kit.stride || self.prompt == prompt {
-                            stride = 0;
-                            if self.done.len() >= TELL {
-                                self.tell();
-                            }
-                            tokio::task::yield_now().await;
-                        }
-                    }
-                    loads.pop_front();
-                }
-                Ok(Flow::Handled)
+                let calls = handlers.iter().map(|make| make()).collect();
+                self.each(calls, loads.into()).await
             }
             Handlers::Batch(size, call) => {
                 let mut items: Vec<_> = loads.into_iter().flat_map(Chunk::records).map(Item::of).collect();
@@ -221,6 +189,16 @@ impl Lane {
         self.is_over || self.token.is_cancelled()
     }
 
+    /// A handler that was told to give up can do so by an error alone, which says nothing of the record: it comes again.
+    fn is_given_up(&self, failure: &Failure) -> bool {
+        let is_given_up =
+            self.is_ending() && !matches!(failure, Failure::Unreadable(_) | Failure::Corrupt(_));
+        if is_given_up {
+            tracing::debug!(partition = %self.partition, "a handler gave up as it was told to; its record comes again");
+        }
+        is_given_up
+    }
+
     /// Tells the ledger what is done.
     fn tell(&mut self) {
         if !self.done.is_empty() {
@@ -231,87 +209,6 @@ impl Lane {
             }
             self.kit.counters.handled(self.done.len());
             self.done.clear();
-        }
-    }
-
-    /// One record through all handlers of its topic.
-    async fn each(
-        &mut self,
-        calls: &mut [Box<dyn Calls>],
-        record: BorrowedRecord<'_>,
-    ) -> Result<Flow, Error> {
-        if self.route.level > 0 {
-            // Boxed, as all that is rare: its state would make that of every record larger.
-            return Box::pin(self.each_waited(calls, record)).await;
-        }
-        self.call_all(calls, record, 0).await
-    }
-
-    /// One record of a retry topic, when its pause is over.
-    async fn each_waited(
-        &mut self,
-        calls: &mut [Box<dyn Calls>],
-        record: BorrowedRecord<'_>,
-    ) -> Result<Flow, Error> {
-        let mut record = record.to_record();
-        let waited = letters::restore(&mut record);
-        if self.wait_until(waited.due).await == Flow::Abandoned {
-            return Ok(Flow::Abandoned);
-        }
-        self.call_all(calls, BorrowedRecord::Alone(&record), waited.attempts).await
-    }
-
-    /// `before`: how often its handlers were called before it waited in a retry topic.
-    async fn call_all(
-        &mut self,
-        calls: &mut [Box<dyn Calls>],
-        record: BorrowedRecord<'_>,
-        before: u32,
-    ) -> Result<Flow, Error> {
-        for handler in calls {
-            if let Err(failure) = self.call(handler, record, before.saturating_add(1)).await {
-                let flow = Box::pin(self.after_failure(handler, failure, record.to_record(), before)).await?;
-                match flow {
-                    After::Taken => {}
-                    After::Dealt => return Ok(Flow::Handled),
-                    After::Abandoned => return Ok(Flow::Abandoned),
-                }
-            }
-        }
-        Ok(Flow::Handled)
-    }
-
-    /// Calls a handler again that has failed, or deals with the record for good.
-    async fn after_failure(
-        &mut self,
-        handler: &mut Box<dyn Calls>,
-        mut failure: Failure,
-        record: ConsumerRecord,
-        before: u32,
-    ) -> Result<After, Error> {
-        self.tell();
-        let mut attempt = 1;
-        loop {
-            self.kit.counters.failed();
-            let decision = self.decide(&failure, attempt);
-            let error = failure.into_error(&record.topic, record.partition, record.offset);
-            let calls = before.saturating_add(attempt);
-            let Decision::RetryAfter(pause) = decision else {
-                return match self.deal(decision, &record, calls, error).await? {
-                    Flow::Handled => Ok(After::Dealt),
-                    Flow::Abandoned => Ok(After::Abandoned),
-                };
-            };
-            tracing::warn!(attempt = calls, ?pause, %error, "the handler is called again after a pause");
-            if self.pause(pause).await == Flow::Abandoned {
-                return Ok(After::Abandoned);
-            }
-            attempt += 1;
-            self.kit.counters.retried();
-            match self.call(handler, BorrowedRecord::Alone(&record), before.saturating_add(attempt)).await {
-                Ok(()) => return Ok(After::Taken),
-                Err(again) => failure = again,
-            }
         }
     }
 
@@ -397,64 +294,14 @@ impl Lane {
         }
     }
 
-    /// Waits until this time (milliseconds since the Unix epoch), and no longer than records of this retry topic wait: anyone
-    /// can write such a header.
+    /// Waits until this time (milliseconds since the Unix epoch): mostly it is over, as the lane has waited for it.
     async fn wait_until(&mut self, due: i64) -> Flow {
-        let longest = self.route.level.checked_sub(1).and_then(|level| self.route.retry_topics.get(level));
-        let longest = longest.map_or(Duration::MAX, |(_, pause)| *pause);
-        let left = due.saturating_sub(self.kit.environment.wall_clock_ms());
-        match u64::try_from(left) {
-            Ok(left) if left > 0 => self.pause(Duration::from_millis(left).min(longest)).await,
-            _ if self.is_ending() => Flow::Abandoned,
-            _ => Flow::Handled,
+        let left = self.route.left_to_wait(due, self.kit.environment.wall_clock_ms());
+        match () {
+            () if !left.is_zero() => self.pause(left).await,
+            () if self.is_ending() => Flow::Abandoned,
+            () => Flow::Handled,
         }
-    }
-
-    /// Calls a handler once; a panic and a deadline are failures like any other.
-    async fn call(
-        &mut self,
-        handler: &mut Box<dyn Calls>,
-        record: BorrowedRecord<'_>,
-        attempt: u32,
-    ) -> Result<(), Failure> {
-        let place = record.value();
-        let span = spans::process(place.topic, (place.partition, place.offset), attempt, None, || {
-            record.traceparent()
-        });
-        let mut is_started = false;
-        let mut step = |context: &mut Context<'_>| {
-            let _entered = span.enter();
-            // The call itself reads the value and runs the closure up to its first await: it may panic as well.
-            if !std::mem::replace(&mut is_started, true)
-                && let Err(unreadable) = handler.start(record, attempt)
-            {
-                return Poll::Ready(Err(Failure::Unreadable(unreadable)));
-            }
-            handler.poll(context).map_err(Failure::Handler)
-        };
-        let outcome = match self.route.policy.limit() {
-            // Most handlers do not wait, and need nothing of what waiting takes.
-            None => {
-                let mut first = |context: &mut Context<'_>| catch_unwind(AssertUnwindSafe(|| step(context)));
-                match poll_fn(|context| Poll::Ready(first(context))).await {
-                    Ok(Poll::Ready(outcome)) => {
-                        self.prompt += 1;
-                        outcome
-                    }
-                    // Boxed, as all that is rare in the life of a lane: a lane of one record is moved as it is spawned.
-                    Ok(Poll::Pending) => Box::pin(self.guard(poll_fn(step), true)).await.unwrap_or_else(Err),
-                    Err(panic) => {
-                        self.prompt += 1;
-                        Err(Failure::Panic(text_of(&*panic)))
-                    }
-                }
-            }
-            Some(_) => Box::pin(self.guard(poll_fn(step), false)).await.unwrap_or_else(Err),
-        };
-        if outcome.is_err() && catch_unwind(AssertUnwindSafe(|| handler.clear())).is_err() {
-            tracing::error!("what a handler that failed has left behind panicked when it was dropped");
-        }
-        outcome
     }
 
     /// Runs a handler to its end, its panic or its deadline. Before it waits, what was done before is told. `waits`: it was polled
@@ -513,22 +360,6 @@ impl Lane {
             self.kit.counters.took(left / self.prompt, u64::from(self.prompt));
         }
     }
-}
-
-enum After {
-    /// The handler took it in the end.
-    Taken,
-    Dealt,
-    Abandoned,
-}
-
-/// The offsets of these loads, in order.
-fn offsets(loads: &VecDeque<Chunk>) -> impl Iterator<Item = i64> {
-    let mut all = Vec::new();
-    for load in loads {
-        load.offsets(&mut |offset| all.push(offset));
-    }
-    all.into_iter()
 }
 
 /// What a panic said.

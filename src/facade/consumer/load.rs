@@ -6,6 +6,7 @@ use crate::{
     consumer::{PartitionRecords, RecordRefs},
     facade::{borrowed::BorrowedRecord, dispatch::lanes::Load},
     record::ConsumerRecord,
+    time::Instant,
 };
 
 /// Records of one partition in the order of their offsets.
@@ -14,6 +15,8 @@ pub(super) enum Chunk {
     /// As they were polled; each becomes a record when its turn comes.
     Polled(PartitionRecords),
     One(Box<ConsumerRecord>),
+    /// One of a retry topic, and when its pause is over.
+    Due(Box<ConsumerRecord>, Instant),
 }
 
 impl Chunk {
@@ -21,7 +24,7 @@ impl Chunk {
     pub(super) fn records(self) -> impl Iterator<Item = ConsumerRecord> + Send {
         let (polled, one) = match self {
             Self::Polled(records) => (Some(records), None),
-            Self::One(record) => (None, Some(*record)),
+            Self::One(record) | Self::Due(record, _) => (None, Some(*record)),
         };
         polled.into_iter().flatten().chain(one)
     }
@@ -30,7 +33,7 @@ impl Chunk {
     pub(super) fn given(&self) -> Givens<'_> {
         match self {
             Self::Polled(records) => Givens::Polled(records.iter()),
-            Self::One(record) => Givens::One(Some(record)),
+            Self::One(record) | Self::Due(record, _) => Givens::One(Some(record)),
         }
     }
 
@@ -38,7 +41,7 @@ impl Chunk {
     pub(super) fn offsets(&self, hand_out: &mut dyn FnMut(i64)) {
         match self {
             Self::Polled(records) => records.iter().for_each(|record| hand_out(record.offset())),
-            Self::One(record) => hand_out(record.offset),
+            Self::One(record) | Self::Due(record, _) => hand_out(record.offset),
         }
     }
 }
@@ -47,18 +50,28 @@ impl Load for Chunk {
     fn len(&self) -> usize {
         match self {
             Self::Polled(records) => records.len(),
-            Self::One(_) => 1,
+            Self::One(_) | Self::Due(..) => 1,
         }
     }
 
     fn bytes(&self) -> usize {
         match self {
             Self::Polled(records) => records.bytes(),
-            Self::One(record) => record.value.as_ref().map_or(0, |value| value.len()) + 200,
+            Self::One(record) | Self::Due(record, _) => {
+                record.value.as_ref().map_or(0, |value| value.len()) + 200
+            }
+        }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        match self {
+            Self::Due(_, due) => Some(*due),
+            Self::Polled(_) | Self::One(_) => None,
         }
     }
 
     fn each(self, hand_out: &mut dyn FnMut(Option<u64>, Self)) {
+        let due = self.due();
         for record in self.records() {
             // Without a secret: the same key has the same lane in every process, as it has the same partition.
             let hash = record.key.as_deref().map(|key| {
@@ -66,7 +79,12 @@ impl Load for Chunk {
                 hasher.write(key);
                 hasher.finish()
             });
-            hand_out(hash, Self::One(Box::new(record)));
+            let record = Box::new(record);
+            let one = match due {
+                None => Self::One(record),
+                Some(due) => Self::Due(record, due),
+            };
+            hand_out(hash, one);
         }
     }
 }

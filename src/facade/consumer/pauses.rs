@@ -38,6 +38,15 @@ impl Pauses {
         self.is_news = true;
     }
 
+    /// The client has them paused. What was resumed between the note and that has to be resumed after it.
+    pub(super) fn handle_paused(&mut self, partitions: impl IntoIterator<Item = TopicPartition>) {
+        for partition in partitions {
+            if !self.noted.contains_key(&partition) {
+                self.resume([partition]);
+            }
+        }
+    }
+
     /// This life of a partition, and those before it, are over.
     pub(super) fn handle_gone(&mut self, partition: &TopicPartition, life: Life) {
         if self.noted.get(partition).is_some_and(|noted| *noted <= life) {
@@ -83,6 +92,17 @@ mod tests {
         let gone = pauses.follow().unwrap();
         assert_eq!((gone.paused.len(), gone.freed), (0, [partition()].into()));
         assert_eq!(pauses.follow(), None);
+    }
+
+    #[test]
+    fn what_was_resumed_before_the_client_had_it_paused_is_resumed_again() {
+        let mut pauses = paused_in(1);
+        pauses.handle_paused([partition()]);
+        assert_eq!(pauses.follow().unwrap().paused, [partition()].into(), "the note stands");
+        pauses.resume([partition()]);
+        assert_eq!(pauses.follow().unwrap().freed, [partition()].into(), "the engine resumes it at once");
+        pauses.handle_paused([partition()]);
+        assert_eq!(pauses.follow().unwrap().freed, [partition()].into());
     }
 
     #[test]

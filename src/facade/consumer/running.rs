@@ -291,17 +291,18 @@ impl Consumer {
         Ok(client)
     }
 
-    fn plan(&self) -> Plan {
+    pub(super) fn plan(&self) -> Plan {
         let runs = self.concurrency.unwrap_or(match self.ordering {
             Ordering::Partition => usize::MAX,
             Ordering::Key | Ordering::Unordered => 1,
         });
-        let records = (2 * self.take).max(4 * self.concurrency.unwrap_or(1)).max(1000);
+        let at_once = self.concurrency.unwrap_or(1).saturating_mul(4);
+        let records = self.take.saturating_mul(2).max(at_once).max(1000);
         Plan {
             topics: self.topics.clone(),
             routes: Arc::clone(&self.routes),
             ordering: self.ordering,
-            bounds: Bounds { runs, records, bytes: self.buffer, span: 10 * records as u64 },
+            bounds: Bounds { runs, records, bytes: self.buffer, span: (records as u64).saturating_mul(10) },
             take: self.take,
             keep_alive: self.keep_alive,
             auto_commit: self.auto_commit,

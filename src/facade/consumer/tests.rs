@@ -120,7 +120,7 @@ async fn run_of(
         outbox: Outbox::new(instance()),
         counters: Arc::clone(&consumer.shared.counters),
         rng: Mutex::new(Environment::default().rng()),
-        stride: lane::stride(),
+        is_alone: lane::is_alone(),
         environment: Environment::default(),
     };
     let route = consumer.routes.of(&consumer.topics, &topic.into());
@@ -279,6 +279,81 @@ async fn a_handler_sees_that_it_should_give_up() {
 }
 
 #[tokio::test]
+async fn a_handler_that_gives_up_as_it_was_told_to_says_nothing_of_its_record() {
+    let policies = [
+        ErrorPolicy::Stop,
+        ErrorPolicy::Skip,
+        ErrorPolicy::retry(2, Duration::ZERO).then_skip(),
+        ErrorPolicy::Stop.retry_topics([Duration::from_secs(60)]).then_dead_letter("dead"),
+        ErrorPolicy::Skip.deadline(Duration::from_secs(60)),
+    ];
+    for (policy, panics) in policies.iter().flat_map(|policy| [(policy, false), (policy, true)]) {
+        let consumer = consumer()
+            .register_handler("orders", async move |order: Message<i64>| {
+                order.cancellation().cancelled().await;
+                if panics { panic!("told to give up") } else { Err("told to give up".into()) }
+            })
+            .unwrap()
+            .error_policy(policy.clone())
+            .unwrap();
+        let (book, token) = (Arc::new(Book::default()), CancellationToken::new());
+        let cancel = async {
+            tokio::task::yield_now().await;
+            token.cancel();
+        };
+        let (ended, ()) =
+            tokio::join!(run_with(&consumer, &book, vec![record(7), record(8)], token.clone()), cancel);
+        assert!(matches!(ended.outcome, RunOutcome::Abandoned), "{policy:?}: {ended:?}");
+        assert_eq!(book.said(), [Said::Back(vec![7, 8])], "{policy:?}");
+        assert_eq!((consumer.metrics().failed, consumer.metrics().skipped), (0, 0), "{policy:?}");
+    }
+}
+
+#[tokio::test]
+async fn handlers_that_wait_or_fail_among_others_that_do_not_are_called_in_turn_and_once() {
+    /// What a handler does with a record: by two bits of the record's number each.
+    fn behaviour(record: i64, handler: usize) -> (bool, bool) {
+        let bits = record >> (2 * handler);
+        (bits & 1 == 1, bits & 2 == 2)
+    }
+    let calls = Arc::new(Mutex::new(Vec::new()));
+    let mut consumer = consumer().error_policy(ErrorPolicy::retry(2, Duration::ZERO)).unwrap();
+    for handler in 0..3 {
+        let calls = Arc::clone(&calls);
+        consumer = consumer
+            .register_handler("orders", async move |order: Message<i64>| {
+                let (waits, fails) = behaviour(order.value, handler);
+                calls.lock().unwrap().push((order.value, handler, order.attempt));
+                if waits {
+                    tokio::task::yield_now().await;
+                }
+                if fails && order.attempt == 1 { Err("not yet".into()) } else { Ok(()) }
+            })
+            .unwrap();
+    }
+    let book = Arc::new(Book::default());
+    let ended = run(&consumer, &book, (0..64).map(record).collect()).await;
+    assert!(matches!(ended.outcome, RunOutcome::Done), "{ended:?}");
+    assert_eq!((ended.handled, book.done()), (64, (0..64).collect()));
+    let all = (0..64).flat_map(|record| (0..3).map(move |handler| (record, handler)));
+    let expected: Vec<_> = all
+        .flat_map(|(record, handler)| {
+            let attempts = if behaviour(record, handler).1 { 2 } else { 1 };
+            (1..=attempts).map(move |attempt| (record, handler, attempt))
+        })
+        .collect();
+    assert_eq!(*calls.lock().unwrap(), expected);
+}
+
+#[test]
+fn any_number_of_handlers_at_once_is_taken() {
+    for concurrency in [1, usize::MAX / 4, usize::MAX] {
+        let bounds = consumer().concurrency(concurrency).plan().bounds;
+        assert!(bounds.records >= 1000 && bounds.span >= bounds.records as u64, "{bounds:?}");
+    }
+}
+
+#[tokio::test]
 async fn nothing_more_is_begun_in_a_life_that_is_over() {
     let (consumer, seen) = seeing(ErrorPolicy::Skip, &[1]);
     let book = Arc::new(Book::default());
@@ -297,6 +372,7 @@ async fn on_one_thread_others_run_between_records_whose_handlers_block() {
     let consumer = consumer()
         .register_handler("orders", async move |_: Message<i64>| {
             log.lock().unwrap().push(count.load(Relaxed));
+            std::thread::sleep(Duration::from_millis(2));
             Ok(())
         })
         .unwrap();

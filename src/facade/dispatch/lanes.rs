@@ -60,6 +60,8 @@ pub(crate) struct Gather {
 pub(crate) trait Load: Sized {
     fn len(&self) -> usize;
     fn bytes(&self) -> usize;
+    /// It is not to be handled before.
+    fn due(&self) -> Option<Instant>;
     /// Record by record, each with the hash of its key.
     fn each(self, hand_out: &mut dyn FnMut(Option<u64>, Self));
 }
@@ -100,12 +102,21 @@ struct Lane<W> {
     queue: VecDeque<(u64, W)>,
     /// It may start no sooner, unless it has enough.
     not_before: Option<Instant>,
+    /// By when it is looked at again, as one of those that wait.
+    waits_until: Option<Instant>,
     running: Option<Out>,
 }
 
 impl<W: Load> Lane<W> {
     fn waiting(&self) -> usize {
         self.queue.iter().map(|(_, load)| load.len()).sum()
+    }
+
+    /// When it may start: its first record is due, and there is enough to gather, or no more time to.
+    fn ready_at(&self, gather: Option<Gather>) -> Option<Instant> {
+        let due = self.queue.front().and_then(|(_, load)| load.due());
+        let gathered = gather.filter(|gather| self.waiting() < gather.records).and(self.not_before);
+        due.max(gathered)
     }
 }
 
@@ -142,8 +153,8 @@ pub(crate) struct Lanes<W, L> {
     by_partition: BTreeMap<TopicPartition, u64>,
     lanes: BTreeMap<LaneId, Lane<W>>,
     ready: VecDeque<LaneId>,
-    /// Lanes that wait for more, by when they wait no longer.
-    gathering: BTreeSet<(Instant, LaneId)>,
+    /// Lanes that wait for more, or until their first record is due, by when they are looked at again. They hold no run.
+    waiting: BTreeSet<(Instant, LaneId)>,
     running: usize,
     next_home: u64,
     pauses: VecDeque<Pause>,
@@ -158,7 +169,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
             by_partition: BTreeMap::new(),
             lanes: BTreeMap::new(),
             ready: VecDeque::new(),
-            gathering: BTreeSet::new(),
+            waiting: BTreeSet::new(),
             running: 0,
             next_home: 0,
             pauses: VecDeque::new(),
@@ -241,6 +252,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         let lane = self.lanes.entry(id).or_insert_with(|| Lane {
             queue: VecDeque::new(),
             not_before: None,
+            waits_until: None,
             running: None,
         });
         let was_idle = lane.queue.is_empty() && lane.running.is_none();
@@ -251,9 +263,9 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         lane.queue.push_back((number, load));
         if was_idle {
             self.ready.push_back(id);
-        } else if let Some(until) = lane.not_before
+        } else if let Some(until) = lane.waits_until
             && gather.is_some_and(|gather| lane.waiting() >= gather.records)
-            && self.gathering.remove(&(until, id))
+            && self.waiting.remove(&(until, id))
         {
             self.ready.push_back(id);
         }
@@ -261,24 +273,23 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
 
     /// The next run that may start.
     pub(crate) fn poll_run(&mut self, now: Instant) -> Option<Run<W, L>> {
-        while let Some(&(until, id)) = self.gathering.first().filter(|(until, _)| *until <= now) {
-            self.gathering.remove(&(until, id));
+        while let Some(&(until, id)) = self.waiting.first().filter(|(until, _)| *until <= now) {
+            self.waiting.remove(&(until, id));
             self.ready.push_back(id);
         }
         while self.running < self.bounds.runs {
             let id = self.ready.pop_front()?;
             let Some(lane) = self.lanes.get_mut(&id) else { continue };
             let Some(home) = self.homes.get(&id.home) else { continue };
-            if let (Some(until), Some(gather)) = (lane.not_before, home.gather)
-                && until > now
-                && lane.waiting() < gather.records
-            {
-                self.gathering.insert((until, id));
+            lane.waits_until = lane.ready_at(home.gather).filter(|until| *until > now);
+            if let Some(until) = lane.waits_until {
+                self.waiting.insert((until, id));
                 continue;
             }
-            // A partition's lane takes all it has; a key's takes one, so that no key holds a place for long.
+            // A partition's lane takes all that is due; a key's takes one, so that no key holds a place for long.
             let takes_all = id.slot == Slot::Whole || home.gather.is_some();
-            let count = if takes_all { lane.queue.len() } else { 1.min(lane.queue.len()) };
+            let due = lane.queue.iter().take_while(|(_, load)| load.due().is_none_or(|due| due <= now));
+            let count = due.take(if takes_all { usize::MAX } else { 1 }).count();
             if count == 0 {
                 continue;
             }
@@ -293,9 +304,9 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         None
     }
 
-    /// When a lane waits no longer for more records.
+    /// When a lane waits no longer.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.gathering.first().map(|(until, _)| *until)
+        self.waiting.first().map(|(until, _)| *until)
     }
 
     /// A run has ended, whether all of it was done or not.
@@ -348,7 +359,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         }
         for lane in over {
             self.lanes.remove(&lane);
-            self.gathering.retain(|(_, gathering)| *gathering != lane);
+            self.waiting.retain(|(_, waiting)| *waiting != lane);
         }
         // In the order they were taken, whatever lane they stood in.
         waiting.sort_by_key(|(number, _)| *number);

@@ -86,9 +86,12 @@ impl Lane {
                 Ok(Err(BatchFailure::Handler(cause))) => Failure::Handler(cause),
                 Err(failure) => failure,
             };
-            self.kit.counters.failed();
             let place = failed_at(&failure).and_then(|at| items.iter().position(|item| item.is_at(at)));
             self.finish(items.drain(..place.unwrap_or(0)));
+            if self.is_given_up(&failure) {
+                return Ok(Flow::Abandoned);
+            }
+            self.kit.counters.failed();
             if let Decision::RetryAfter(pause) = self.decide(&failure, attempt) {
                 tracing::warn!(attempt = number, ?pause, topic = %self.partition.topic, "the handler of a batch is called again after a pause");
                 if self.pause(pause).await == Flow::Abandoned {

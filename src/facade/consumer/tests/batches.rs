@@ -123,3 +123,27 @@ async fn in_a_retry_topic_a_batch_fails_at_the_message_of_its_own_partition() {
     );
     assert_eq!(consumer.metrics().skipped, 1);
 }
+
+#[tokio::test]
+async fn a_batch_that_gives_up_as_it_was_told_to_comes_again() {
+    for policy in [ErrorPolicy::Stop, ErrorPolicy::Skip, ErrorPolicy::retry(2, Duration::ZERO).then_skip()] {
+        let consumer = consumer()
+            .register_batch_handler("orders", 4, Duration::ZERO, async move |batch: Batch<i64>| {
+                batch.cancellation().cancelled().await;
+                let third = batch.into_iter().nth(2).ok_or("no third")?;
+                Err(FailedAt::new(&third, "told to give up"))?
+            })
+            .unwrap()
+            .error_policy(policy)
+            .unwrap();
+        let (book, token) = (Arc::new(Book::default()), CancellationToken::new());
+        let cancel = async {
+            tokio::task::yield_now().await;
+            token.cancel();
+        };
+        let (ended, ()) =
+            tokio::join!(run_with(&consumer, &book, (0..6).map(record).collect(), token.clone()), cancel);
+        assert!(matches!(ended.outcome, RunOutcome::Abandoned), "{ended:?}");
+        assert_eq!((book.done(), consumer.metrics().failed), ([0, 1].into(), 0), "those before it are done");
+    }
+}

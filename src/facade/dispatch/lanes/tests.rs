@@ -16,6 +16,10 @@ impl Load for Records {
         70 * Self::len(self) + 30
     }
 
+    fn due(&self) -> Option<Instant> {
+        None
+    }
+
     fn each(self, hand_out: &mut dyn FnMut(Option<u64>, Self)) {
         for record in self {
             hand_out(record.1, vec![record]);
@@ -275,4 +279,81 @@ fn who_gathers_for_as_long_as_it_takes_waits_for_enough() {
     assert!(lanes.poll_run(now()).is_none());
     lanes.push(now(), &partition(0), 1, records(2..3, 0), gather).unwrap();
     assert!(lanes.poll_run(now()).is_some());
+}
+
+/// A record that is due at its time.
+#[derive(Debug, PartialEq)]
+struct DueRecord(i64, Option<Instant>);
+
+impl Load for DueRecord {
+    fn len(&self) -> usize {
+        1
+    }
+
+    fn bytes(&self) -> usize {
+        100
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.1
+    }
+
+    fn each(self, hand_out: &mut dyn FnMut(Option<u64>, Self)) {
+        hand_out(Some(7), self);
+    }
+}
+
+#[test]
+fn a_record_that_is_not_due_holds_no_place_and_those_behind_it_in_its_lane_wait() {
+    let begin = now();
+    let at = |seconds: u64| begin + Duration::from_secs(seconds);
+    for ordering in [Ordering::Partition, Ordering::Key, Ordering::Unordered] {
+        let mut lanes = Lanes::new(ordering, bounds(1));
+        let retry = TopicPartition::new("orders-retry-1m", 0);
+        for (offset, due) in [(0, 60), (1, 60), (2, 61)] {
+            lanes.push(begin, &retry, 1, DueRecord(offset, Some(at(due))), None).unwrap();
+        }
+        lanes.push(begin, &partition(0), 1, DueRecord(0, None), None).unwrap();
+        let other = lanes.poll_run(begin).unwrap();
+        assert_eq!(other.partition, partition(0), "{ordering:?}");
+        lanes.handle_end(other.lane);
+        assert!(lanes.poll_run(at(59)).is_none() && !lanes.is_empty());
+        assert_eq!(lanes.poll_timeout(), Some(at(60)));
+        let mut handled = Vec::new();
+        let mut until = |lanes: &mut Lanes<DueRecord, u64>, now: Instant| {
+            while let Some(run) = lanes.poll_run(now) {
+                handled.extend(run.loads.iter().map(|load| load.0));
+                lanes.handle_end(run.lane);
+            }
+            handled.clone()
+        };
+        assert_eq!(until(&mut lanes, at(60)), [0, 1], "{ordering:?}");
+        assert_eq!(lanes.poll_timeout(), Some(at(61)));
+        assert_eq!(until(&mut lanes, at(61)), [0, 1, 2]);
+        assert!(lanes.is_empty() && lanes.poll_timeout().is_none());
+    }
+}
+
+#[test]
+fn a_lane_that_gathers_has_what_is_due_and_a_full_one_does_not_start_before() {
+    let begin = now();
+    let at = |seconds: u64| begin + Duration::from_secs(seconds);
+    let gather = Some(Gather { records: 2, wait: Duration::from_secs(5) });
+    let mut lanes = Lanes::new(Ordering::Partition, bounds(1));
+    for (offset, due) in [(0, 60), (1, 60), (2, 90)] {
+        lanes.push(begin, &partition(0), 1, DueRecord(offset, Some(at(due))), gather).unwrap();
+        assert!(lanes.poll_run(begin).is_none());
+    }
+    assert!(lanes.poll_run(at(59)).is_none());
+    let run = lanes.poll_run(at(60)).unwrap();
+    assert_eq!(run.loads, [DueRecord(0, Some(at(60))), DueRecord(1, Some(at(60)))]);
+    lanes.handle_end(run.lane);
+    assert!(lanes.poll_run(at(89)).is_none());
+    assert_eq!(lanes.poll_run(at(90)).unwrap().loads.len(), 1);
+    // What is revoked while it waits is given back, and wakes nobody.
+    let mut lanes = Lanes::new(Ordering::Key, bounds(1));
+    lanes.push(begin, &partition(0), 1, DueRecord(0, Some(at(60))), None).unwrap();
+    assert!(lanes.poll_run(begin).is_none());
+    assert_eq!(lanes.revoke(&partition(0), 1), [(1, vec![DueRecord(0, Some(at(60)))])]);
+    assert!(lanes.is_empty() && lanes.poll_timeout().is_none());
 }

@@ -1,0 +1,340 @@
+//! Records of a lane one by one, each through all handlers of its topic. Most handlers do not wait: they are called in a
+//! [pass](Lane::pass), which is no future. What waits or fails is awaited, record by record.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tracing::Span;
+
+use super::{Flow, Lane, TELL, text_of};
+use crate::{
+    error::Error,
+    facade::{
+        borrowed::BorrowedRecord,
+        consumer::load::{Chunk, Givens},
+        handler::Calls,
+        letters,
+        policy::{Decision, Failure},
+    },
+    record::ConsumerRecord,
+    telemetry::spans,
+    time,
+};
+
+/// After how many records whose handlers did not wait a lane lets others run.
+const STRIDE: usize = 32;
+/// After how long it does where one thread does everything: handlers may block it, and the others wait.
+const TURN: Duration = Duration::from_millis(1);
+
+/// A call of a handler that has begun.
+enum Begun {
+    Ended(Result<(), Failure>),
+    Waits(Span),
+}
+
+/// How a pass has ended.
+enum Pass<'a> {
+    /// All records are done.
+    Over,
+    /// Others may run.
+    Enough,
+    /// The lane is to give up. What was not done is not begun.
+    Ending,
+    /// This record is not done with. The handlers before this one are, whose call has begun.
+    Stuck(BorrowedRecord<'a>, usize, Begun),
+    /// Nothing was begun with this record: it has a deadline, or waits in a retry topic.
+    Slow(BorrowedRecord<'a>),
+}
+
+/// How far a lane has come.
+#[derive(Default)]
+struct Course {
+    /// Records of the load that are done.
+    done: usize,
+    /// Records since others could run.
+    stride: usize,
+}
+
+impl Course {
+    fn step(&mut self) {
+        self.done += 1;
+        self.stride += 1;
+    }
+}
+
+enum After {
+    /// The handler took it in the end.
+    Taken,
+    Dealt,
+    Abandoned,
+}
+
+impl Lane {
+    /// All records through all handlers.
+    pub(super) async fn each(
+        &mut self,
+        mut calls: Vec<Box<dyn Calls>>,
+        mut loads: VecDeque<Chunk>,
+    ) -> Result<Flow, Error> {
+        let mut course = Course::default();
+        // One after the other is let go of, and with it the answer that its records lie in.
+        while let Some(load) = loads.front() {
+            let mut records = load.given();
+            course.done = 0;
+            loop {
+                let pass =
+                    poll_fn(|context| Poll::Ready(self.pass(context, &mut calls, &mut records, &mut course)));
+                let (record, flow) = match pass.await {
+                    Pass::Over => break,
+                    Pass::Enough => (None, Ok(Flow::Handled)),
+                    Pass::Ending => (None, Ok(Flow::Abandoned)),
+                    // Boxed, as all that is rare: a lane of one record is moved as it is spawned.
+                    Pass::Stuck(record, index, begun) => {
+                        let rest = Box::pin(self.go_on(&mut calls, record, index, begun));
+                        (Some(record), rest.await)
+                    }
+                    Pass::Slow(record) => (Some(record), Box::pin(self.each_slow(&mut calls, record)).await),
+                };
+                if !matches!(flow, Ok(Flow::Handled)) {
+                    self.give_back(offsets(&loads).skip(course.done));
+                    return flow;
+                }
+                if let Some(record) = record {
+                    self.done.push(record.offset());
+                    course.step();
+                }
+                course.stride = 0;
+                if self.done.len() >= TELL {
+                    self.tell();
+                }
+                tokio::task::yield_now().await;
+            }
+            loads.pop_front();
+        }
+        Ok(Flow::Handled)
+    }
+
+    /// Takes records through their handlers as long as none waits and none fails.
+    fn pass<'a>(
+        &mut self,
+        context: &mut Context<'_>,
+        calls: &mut [Box<dyn Calls>],
+        records: &mut Givens<'a>,
+        course: &mut Course,
+    ) -> Pass<'a> {
+        let is_slow = self.route.level > 0 || self.route.policy.limit().is_some();
+        let ends_at = self.kit.is_alone.then(|| time::after(TURN));
+        for record in records {
+            if self.is_ending() {
+                return Pass::Ending;
+            }
+            if is_slow {
+                return Pass::Slow(record);
+            }
+            for (index, handler) in calls.iter_mut().enumerate() {
+                match self.begin(context, &mut **handler, record, 1) {
+                    Begun::Ended(Ok(())) => {}
+                    begun => return Pass::Stuck(record, index, begun),
+                }
+            }
+            self.done.push(record.offset());
+            course.step();
+            if course.stride >= STRIDE || ends_at.is_some_and(|at| time::now() >= at) {
+                return Pass::Enough;
+            }
+        }
+        Pass::Over
+    }
+
+    /// Calls a handler, up to where it waits. A panic is a failure like any other.
+    #[inline]
+    fn begin(
+        &mut self,
+        context: &mut Context<'_>,
+        handler: &mut dyn Calls,
+        record: BorrowedRecord<'_>,
+        attempt: u32,
+    ) -> Begun {
+        let span = process(record, attempt);
+        let begun =
+            span.in_scope(|| catch_unwind(AssertUnwindSafe(|| handler.begin(record, attempt, context))));
+        let outcome = match begun {
+            Ok(Poll::Pending) => return Begun::Waits(span),
+            Ok(Poll::Ready(outcome)) => outcome,
+            Err(panic) => Err(Failure::Panic(text_of(&*panic))),
+        };
+        self.prompt += 1;
+        Begun::Ended(outcome)
+    }
+
+    /// Waits for a handler whose call has begun.
+    async fn end(&mut self, handler: &mut dyn Calls, begun: Begun) -> Result<(), Failure> {
+        let outcome = match begun {
+            Begun::Ended(outcome) => outcome,
+            Begun::Waits(span) => {
+                let running = poll_fn(|context| span.in_scope(|| handler.poll(context)));
+                let ended = self.guard(running, true).await;
+                ended.and_then(|result| result.map_err(Failure::Handler))
+            }
+        };
+        cleared(handler, outcome)
+    }
+
+    /// Calls a handler once, to its end, its panic or its deadline.
+    async fn call(
+        &mut self,
+        handler: &mut dyn Calls,
+        record: BorrowedRecord<'_>,
+        attempt: u32,
+    ) -> Result<(), Failure> {
+        if self.route.policy.limit().is_none() {
+            let begun = poll_fn(|context| Poll::Ready(self.begin(context, handler, record, attempt))).await;
+            return self.end(handler, begun).await;
+        }
+        let span = process(record, attempt);
+        let mut is_begun = false;
+        let running = poll_fn(|context| {
+            span.in_scope(|| match std::mem::replace(&mut is_begun, true) {
+                false => handler.begin(record, attempt, context),
+                true => handler.poll(context).map_err(Failure::Handler),
+            })
+        });
+        let outcome = self.guard(running, false).await.unwrap_or_else(Err);
+        cleared(handler, outcome)
+    }
+
+    /// A record from its first handler on.
+    async fn each_slow(
+        &mut self,
+        calls: &mut [Box<dyn Calls>],
+        record: BorrowedRecord<'_>,
+    ) -> Result<Flow, Error> {
+        if self.route.level == 0 {
+            return self.call_all(calls, record, 0).await;
+        }
+        // One of a retry topic, when its pause is over.
+        let mut record = record.to_record();
+        let waited = letters::restore(&mut record);
+        if self.wait_until(waited.due).await == Flow::Abandoned {
+            return Ok(Flow::Abandoned);
+        }
+        self.call_all(calls, BorrowedRecord::Alone(&record), waited.attempts).await
+    }
+
+    /// A record through these handlers. `before`: how often they were called before it waited in a retry topic.
+    async fn call_all(
+        &mut self,
+        calls: &mut [Box<dyn Calls>],
+        record: BorrowedRecord<'_>,
+        before: u32,
+    ) -> Result<Flow, Error> {
+        for handler in calls {
+            let outcome = self.call(&mut **handler, record, before.saturating_add(1)).await;
+            match self.after(&mut **handler, outcome, record, before).await? {
+                After::Taken => {}
+                After::Dealt => return Ok(Flow::Handled),
+                After::Abandoned => return Ok(Flow::Abandoned),
+            }
+        }
+        Ok(Flow::Handled)
+    }
+
+    /// A record from this handler on, whose call has begun.
+    async fn go_on(
+        &mut self,
+        calls: &mut [Box<dyn Calls>],
+        record: BorrowedRecord<'_>,
+        index: usize,
+        begun: Begun,
+    ) -> Result<Flow, Error> {
+        let Some((handler, rest)) = calls.get_mut(index..).and_then(<[_]>::split_first_mut) else {
+            return Ok(Flow::Handled);
+        };
+        let outcome = self.end(&mut **handler, begun).await;
+        match self.after(&mut **handler, outcome, record, 0).await? {
+            After::Taken => self.call_all(rest, record, 0).await,
+            After::Dealt => Ok(Flow::Handled),
+            After::Abandoned => Ok(Flow::Abandoned),
+        }
+    }
+
+    /// What a handler's call has come to.
+    async fn after(
+        &mut self,
+        handler: &mut dyn Calls,
+        outcome: Result<(), Failure>,
+        record: BorrowedRecord<'_>,
+        before: u32,
+    ) -> Result<After, Error> {
+        match outcome {
+            Ok(()) => Ok(After::Taken),
+            Err(failure) => Box::pin(self.after_failure(handler, failure, record.to_record(), before)).await,
+        }
+    }
+
+    /// Calls a handler again that has failed, or deals with the record for good.
+    async fn after_failure(
+        &mut self,
+        handler: &mut dyn Calls,
+        mut failure: Failure,
+        record: ConsumerRecord,
+        before: u32,
+    ) -> Result<After, Error> {
+        self.tell();
+        let mut attempt = 1;
+        loop {
+            if self.is_given_up(&failure) {
+                return Ok(After::Abandoned);
+            }
+            self.kit.counters.failed();
+            let decision = self.decide(&failure, attempt);
+            let error = failure.into_error(&record.topic, record.partition, record.offset);
+            let calls = before.saturating_add(attempt);
+            let Decision::RetryAfter(pause) = decision else {
+                return match self.deal(decision, &record, calls, error).await? {
+                    Flow::Handled => Ok(After::Dealt),
+                    Flow::Abandoned => Ok(After::Abandoned),
+                };
+            };
+            tracing::warn!(attempt = calls, ?pause, %error, "the handler is called again after a pause");
+            if self.pause(pause).await == Flow::Abandoned {
+                return Ok(After::Abandoned);
+            }
+            attempt += 1;
+            self.kit.counters.retried();
+            match self.call(handler, BorrowedRecord::Alone(&record), before.saturating_add(attempt)).await {
+                Ok(()) => return Ok(After::Taken),
+                Err(again) => failure = again,
+            }
+        }
+    }
+}
+
+/// The span of a call.
+#[inline]
+fn process(record: BorrowedRecord<'_>, attempt: u32) -> Span {
+    let value = record.value();
+    spans::process(value.topic, (value.partition, value.offset), attempt, None, || record.traceparent())
+}
+
+/// What a handler that failed has left behind is dropped.
+fn cleared(handler: &mut dyn Calls, outcome: Result<(), Failure>) -> Result<(), Failure> {
+    if outcome.is_err() && catch_unwind(AssertUnwindSafe(|| handler.clear())).is_err() {
+        tracing::error!("what a handler that failed has left behind panicked when it was dropped");
+    }
+    outcome
+}
+
+/// The offsets of these loads, in order.
+fn offsets(loads: &VecDeque<Chunk>) -> impl Iterator<Item = i64> {
+    let mut all = Vec::new();
+    for load in loads {
+        load.offsets(&mut |offset| all.push(offset));
+    }
+    all.into_iter()
+}
