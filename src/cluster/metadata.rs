@@ -54,7 +54,7 @@ pub(crate) struct Topic {
     pub(crate) id: TopicId,
     /// The ids it had before, by which brokers that lag behind may still know it.
     pub(crate) former: Former,
-    /// How many answers in a row told of a former id.
+    /// How many answers in a row told of a former id, or of older leaders.
     pub(crate) refused: u32,
     /// The version of the snapshot that asked about it last.
     pub(crate) told_in: u64,

@@ -37,7 +37,7 @@ use crate::{
     config::settings::ClientSettings,
     connection::Connection,
     driver,
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorCode, ErrorKind, Result, code},
     pattern::Pattern,
     race,
     time::{self, Backoff, Instant},
@@ -398,9 +398,13 @@ impl Shared {
     }
 }
 
-/// Whether waiting will not help. An answer that cannot be read may be damaged on its way.
+/// Whether waiting will not help. An answer that cannot be read may be damaged on its way; a broker that is not of the cluster any
+/// more, or does not know itself what is wrong, is not the only one.
 fn is_a_setting(error: &Error) -> bool {
-    !error.is_retriable() && error.kind() != ErrorKind::Protocol
+    let is_its_own = |code: ErrorCode| {
+        matches!(code.0, code::REBOOTSTRAP_REQUIRED | code::UNKNOWN_SERVER_ERROR) || !code.is_known()
+    };
+    !error.is_retriable() && error.kind() != ErrorKind::Protocol && !error.code().is_some_and(is_its_own)
 }
 
 /// One error out of those of every broker tried. It is permanent only if all of them are: while one may come back,

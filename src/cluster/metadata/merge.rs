@@ -59,7 +59,8 @@ impl Former {
 pub(super) const MOST_FORMER: usize = 16;
 
 /// No broker lags behind for more answers in a row. After so many, without the id that counts between them, it was that one which
-/// a broker behind had told, to a client that had heard of none before.
+/// a broker behind had told, to a client that had heard of none before. An epoch that no broker tells of any more was never true,
+/// or is of a log that was lost.
 pub(super) const MOST_REFUSED: u32 = 20;
 
 impl Metadata {
@@ -199,6 +200,7 @@ fn merge_topic(
     if let Some(known) = known.filter(lags) {
         return Topic { told_in: version, refused: known.refused + 1, ..known.clone() };
     }
+    let refused = known.map_or(0, |known| known.refused);
     let former = known.map(|known| known.former.clone()).unwrap_or_default().followed_by(id);
     let error = (answer.error_code != 0).then_some(ErrorCode(answer.error_code));
     // KIP-516: epochs compare only within one life of the topic.
@@ -234,6 +236,7 @@ fn merge_topic(
             gone,
         };
     }
+    let mut lags = false;
     let mut partitions: Vec<Option<Partition>> = Vec::new();
     partitions.resize_with(listed, || None);
     for partition in answer.partitions {
@@ -242,8 +245,10 @@ fn merge_topic(
             continue;
         };
         let newer = known
+            .filter(|_| refused < MOST_REFUSED)
             .and_then(|known| known.get(index))
             .filter(|known| partition.leader_epoch >= 0 && known.leader_epoch > partition.leader_epoch);
+        lags |= newer.is_some();
         // Of a partition that is listed twice the first counts.
         partitions[index].get_or_insert_with(|| match newer {
             // KIP-320: a broker that lags behind must not lead us back to an old leader.
@@ -259,5 +264,6 @@ fn merge_topic(
     while partitions.pop_if(|last| last.is_none()).is_some() {}
     // In the same memory.
     let partitions = partitions.into_iter().map(|known| known.unwrap_or(Partition::UNKNOWN)).collect();
-    Topic { id, refused: 0, former, told_in: version, error, is_internal, partitions, gone }
+    let refused = if lags { refused + 1 } else { 0 };
+    Topic { id, refused, former, told_in: version, error, is_internal, partitions, gone }
 }

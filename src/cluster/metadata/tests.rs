@@ -163,6 +163,24 @@ fn a_leader_of_an_older_epoch_does_not_replace_a_newer_one() {
 }
 
 #[test]
+fn an_epoch_that_no_answer_tells_of_any_more_does_not_count_for_ever() {
+    let told = |epoch| answer(vec![topic("orders", &[(epoch % 2, epoch)])]);
+    let mut metadata = Metadata::default().merge(told(1001), &[], all);
+    for _ in 1..MOST_REFUSED {
+        metadata = metadata.merge(told(4), &[], all);
+    }
+    // Told between them, it counts on.
+    metadata = metadata.merge(told(1001), &[], all);
+    for _ in 0..MOST_REFUSED {
+        metadata = metadata.merge(told(4), &[], all);
+        assert_eq!(metadata.leader("orders", 0), Some((1, 1001)));
+    }
+    metadata = metadata.merge(told(4), &[], all);
+    assert_eq!(metadata.leader("orders", 0), Some((0, 4)));
+    assert_eq!(metadata.merge(told(3), &[], all).leader("orders", 0), Some((0, 4)), "now that one lags");
+}
+
+#[test]
 fn a_broker_that_does_not_know_a_topic_yet_has_none_of_its_epochs_forgotten() {
     let told = |id: u8, epoch| MetadataResponseTopic {
         topic_id: wire::Uuid([id; 16]),

@@ -38,8 +38,10 @@ impl Sender {
                 let error = Error::protocol("the broker's answer lacks a partition")
                     .with_api("Produce")
                     .with_broker(request.leader);
+                // As after a time-out.
                 batch.possibly_written = true;
-                self.refuse(now, &partition, batch, Decision::Fail { possibly_written: true }, error);
+                self.wants_metadata = true;
+                self.refuse(now, &partition, batch, Decision::Retry { stale_leader: true }, error);
                 continue;
             };
             let code = ErrorCode(answer.code);

@@ -272,17 +272,22 @@ fn records_beside_a_bad_one_are_written_and_the_bad_one_is_told_why() {
 }
 
 #[test]
-fn a_partition_that_the_answer_lacks_fails_as_possibly_written() {
-    let mut world = introduced(1, limits(true));
-    let delivery = fill(&mut world, 0, 1..2).remove(0);
-    let request = world.wire.get_mut(&1).and_then(VecDeque::pop_front).unwrap();
-    world.apply(1, &request.batches[0]);
-    world.sender.handle_answers(world.now, request, &[]);
-    world.settle();
-    assert!(deliver(delivery).unwrap_err().possibly_written());
-    let next = fill(&mut world, 0, 2..3).remove(0);
-    world.drain();
-    assert_eq!((deliver(next).unwrap(), &world.logs[0].ids), (2, &vec![0, 1, 2]));
+fn a_partition_that_the_answer_lacks_is_asked_again_and_without_retries_may_be_written() {
+    for retries in [1, 0] {
+        let mut world = introduced(1, Limits { retries, ..limits(true) });
+        let delivery = fill(&mut world, 0, 1..2).remove(0);
+        let request = world.wire.get_mut(&1).and_then(VecDeque::pop_front).unwrap();
+        world.apply(1, &request.batches[0]);
+        world.sender.handle_answers(world.now, request, &[]);
+        world.settle();
+        let next = fill(&mut world, 0, 2..3).remove(0);
+        world.drain();
+        match retries {
+            0 => assert!(deliver(delivery).unwrap_err().possibly_written()),
+            _ => assert_eq!(deliver(delivery).unwrap(), 1),
+        }
+        assert_eq!((deliver(next).unwrap(), &world.logs[0].ids), (2, &vec![0, 1, 2]));
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! KIP-360 (a producer id that is forgotten), KIP-691 (abortable, fenced and fatal errors), KIP-890 (`TRANSACTION_ABORTABLE`).
 
 use super::Call;
-use crate::error::{Error, ErrorKind, code};
+use crate::error::{Error, ErrorCode, ErrorKind, code};
 
 /// What an error of a coordinator means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,21 +60,30 @@ pub(super) fn verdict(call: &Call, error: &Error) -> Verdict {
         {
             Verdict::Abort
         }
+        // It says nothing of the producer: what was asked may not be done.
+        _ if says_nothing(answered)
+            && matches!(call, Call::AddPartitions(..) | Call::AddOffsets(..) | Call::CommitOffsets(..)) =>
+        {
+            Verdict::Abort
+        }
         _ if answered.is_retriable() => Verdict::Again,
         _ => Verdict::Fatal,
     }
+}
+
+/// A broker that does not know itself what is wrong, or says it in a way that is newer than this client.
+fn says_nothing(answered: ErrorCode) -> bool {
+    answered.0 == code::UNKNOWN_SERVER_ERROR || !answered.is_known()
 }
 
 /// Whether a coordinator may have done what it was asked for although this came of it. The second two come also when its log
 /// did not take the change in time, which may stand there all the same.
 pub(super) fn leaves_open(error: &Error) -> bool {
     error.code().is_none_or(|told| {
-        matches!(
-            told.0,
-            code::UNKNOWN_SERVER_ERROR
-                | code::COORDINATOR_NOT_AVAILABLE
-                | code::NOT_COORDINATOR
-                | code::REQUEST_TIMED_OUT
-        )
+        says_nothing(told)
+            || matches!(
+                told.0,
+                code::COORDINATOR_NOT_AVAILABLE | code::NOT_COORDINATOR | code::REQUEST_TIMED_OUT
+            )
     })
 }
