@@ -5,18 +5,19 @@ use std::{
     sync::Arc,
 };
 
-use super::{At, KafkaAdmin, broker_error};
+use super::{At, Doubt, KafkaAdmin, broker_error};
 use crate::{
     cluster::{Create, Lane, kafka_string},
     connection::{Connection, api::wire},
-    error::{Error, Result, code::UNSUPPORTED_VERSION},
+    error::{
+        Error, Result,
+        code::{GROUP_ID_NOT_FOUND, UNSUPPORTED_VERSION},
+    },
     group::wire::decode_assignment,
     record::{OffsetAndMetadata, TopicPartition, serialize_fields},
     time::Instant,
 };
 
-/// GROUP_ID_NOT_FOUND
-const GROUP_ID_NOT_FOUND: i16 = 69;
 /// ListOffsets: the offset after the last record.
 const LATEST: i64 = -1;
 
@@ -247,17 +248,17 @@ impl KafkaAdmin {
     ) -> Result<BTreeMap<String, Result<()>>> {
         let mut done = BTreeMap::new();
         for group in groups {
-            let group = group.into();
+            let (group, mut doubt) = (group.into(), Doubt::default());
             let outcome = retry!(self, At::Coordinator(&group), |connection, until| {
                 let names = vec![kafka_string(&group)];
                 let request = wire::DeleteGroupsRequest { groups_names: names };
-                let answer = connection.call(request, until).await?;
+                let answer = doubt.note(connection.call(request, until).await)?;
                 let result = answer.results.into_iter().find(|result| result.group_id.as_str() == group);
                 let result =
                     result.ok_or_else(|| Error::protocol("an answer without the group asked for"))?;
                 broker_error("DeleteGroups", result.error_code, None).map_or(Ok(()), Err)
             });
-            done.insert(group, outcome);
+            done.insert(group, outcome.map_err(|error| doubt.word(error, GROUP_ID_NOT_FOUND)));
         }
         Ok(done)
     }

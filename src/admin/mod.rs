@@ -34,7 +34,7 @@ pub use self::{
 use crate::{
     cluster::{Cluster, CoordinatorKind, Lane},
     connection::Connection,
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, code},
     time::{self, Backoff, Instant, Rng},
 };
 
@@ -45,8 +45,9 @@ use crate::{
 ///
 /// Every call ends by `default.api.timeout.ms` (1 minute). Within it, an answer that calls for patience, such as that of
 /// a broker which is no longer the controller, is asked for again after `retry.backoff.ms`. A change whose answer was
-/// lost is asked for again too, and may then report that it was already made (`TopicAlreadyExists`,
-/// `UnknownTopicOrPartition`), as in Java's client.
+/// lost is asked for again too. Whether that has made it or somebody else, if it was already made then
+/// (`TopicAlreadyExists`, `UnknownTopicOrPartition`, `GroupIdNotFound`), nobody can tell, nor whether it was made if no answer comes at all:
+/// such an error says so ([`Error::possibly_written`]).
 ///
 /// ```no_run
 /// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {
@@ -166,6 +167,31 @@ impl<'a> Attempts<'a> {
     }
 }
 
+/// Whether a change may have been made without an answer that says so.
+#[derive(Debug, Default)]
+struct Doubt(bool);
+
+impl Doubt {
+    /// Takes note of the outcome of a request.
+    fn note<T>(&mut self, outcome: Result<T>) -> Result<T> {
+        if let Err(error) = &outcome {
+            self.0 |= !error.is_unsent();
+        }
+        outcome
+    }
+
+    /// A broker has begun with the change, and does not know how it ends.
+    fn note_refusal(&mut self, error: &Error) {
+        self.0 |= error.code().is_some_and(|code| code.0 == code::REQUEST_TIMED_OUT);
+    }
+
+    /// What the user is told of a change that failed. `made`: the code that says that there is nothing left to change.
+    fn word(&self, error: Error, made: i16) -> Error {
+        let is_open = error.code().is_none_or(|code| code.0 == made);
+        if self.0 && is_open { error.with_possibly_made() } else { error }
+    }
+}
+
 fn out_of_time(cause: Error, limit: Duration) -> Error {
     Error::new(ErrorKind::Timeout, format!("given up after {} ms", limit.as_millis()))
         .with_source(cause)
@@ -187,6 +213,29 @@ fn broker_error(api: &'static str, code: i16, message: Option<&str>) -> Option<E
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_have_been_done_by_a_request_without_an_answer_is_said_to_be_so() {
+        const MADE: i16 = code::TOPIC_ALREADY_EXISTS;
+        let lost = || Error::new(ErrorKind::Disconnected, "gone");
+        let answers = [
+            (lost(), true),
+            (lost().with_unsent(), false),
+            (Error::from_code("CreateTopics", code::REQUEST_TIMED_OUT), true),
+            (Error::from_code("CreateTopics", code::NOT_CONTROLLER), false),
+        ];
+        for (first, is_doubtful) in answers {
+            let mut doubt = Doubt::default();
+            match first.code() {
+                Some(_) => doubt.note_refusal(&first),
+                None => drop(doubt.note(Err::<(), _>(first.clone()))),
+            }
+            let is_open = |error| doubt.word(error, MADE).possibly_written();
+            assert_eq!(is_open(Error::from_code("CreateTopics", MADE)), is_doubtful, "{first}");
+            assert_eq!(is_open(out_of_time(first.clone(), Duration::ZERO)), is_doubtful, "{first}");
+            assert!(!is_open(Error::from_code("CreateTopics", code::INVALID_TOPIC_EXCEPTION)), "{first}");
+        }
+    }
 
     /// Never called: that it compiles is the test.
     #[allow(dead_code, reason = "it is only compiled")]

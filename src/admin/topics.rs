@@ -3,16 +3,16 @@
 
 use std::collections::BTreeMap;
 
-use super::{At, KafkaAdmin, broker_error};
+use super::{At, Doubt, KafkaAdmin, broker_error};
 use crate::{
-    cluster::{kafka_string, metadata::topic_error, millis},
+    cluster::{UNKNOWN_TOPIC_OR_PARTITION, kafka_string, metadata::topic_error, millis},
     connection::api::wire::{
         self,
         create_topics_request::{CreatableTopic, CreatableTopicConfig},
         describe_configs_request::DescribeConfigsResource,
         metadata_request::MetadataRequestTopic,
     },
-    error::{Error, ErrorCode, ErrorKind, Result},
+    error::{Error, ErrorCode, ErrorKind, Result, code::TOPIC_ALREADY_EXISTS},
     time,
 };
 
@@ -140,21 +140,21 @@ impl KafkaAdmin {
     ) -> Result<BTreeMap<String, Result<()>>> {
         let mut left: BTreeMap<String, NewTopic> =
             topics.into_iter().map(|topic| (topic.name.clone(), topic)).collect();
-        let mut done = BTreeMap::new();
-        retry!(self, At::Controller, |connection, until| {
+        let (mut done, mut doubt) = (BTreeMap::new(), Doubt::default());
+        let ended = retry!(self, At::Controller, |connection, until| {
             let request = wire::CreateTopicsRequest {
                 topics: left.values().map(NewTopic::to_wire).collect(),
                 timeout_ms: millis(until.saturating_duration_since(time::now())),
                 ..Default::default()
             };
-            let answer = connection.call(request, until).await?;
+            let answer = doubt.note(connection.call(request, until).await)?;
             let outcomes = answer.topics.into_iter().map(|topic| {
                 let error = broker_error("CreateTopics", topic.error_code, topic.error_message.as_deref());
                 (topic.name.to_string(), error)
             });
-            sort_out(&mut left, &mut done, outcomes.collect())
-        })?;
-        Ok(done)
+            sort_out(&mut left, &mut done, outcomes.collect(), &mut doubt)
+        });
+        outcomes(left, done, ended, &doubt, TOPIC_ALREADY_EXISTS)
     }
 
     /// Deletes a topic and returns when the controller has; brokers may serve it a moment longer.
@@ -181,8 +181,8 @@ impl KafkaAdmin {
         topics: impl IntoIterator<Item = impl Into<String>>,
     ) -> Result<BTreeMap<String, Result<()>>> {
         let mut left: BTreeMap<String, ()> = topics.into_iter().map(|topic| (topic.into(), ())).collect();
-        let mut done = BTreeMap::new();
-        retry!(self, At::Controller, |connection, until| {
+        let (mut done, mut doubt) = (BTreeMap::new(), Doubt::default());
+        let ended = retry!(self, At::Controller, |connection, until| {
             let mut request = wire::DeleteTopicsRequest {
                 timeout_ms: millis(until.saturating_duration_since(time::now())),
                 ..Default::default()
@@ -197,14 +197,14 @@ impl KafkaAdmin {
             } else {
                 request.topic_names = left.keys().map(|name| kafka_string(name)).collect();
             }
-            let answer = connection.call(request, until).await?;
+            let answer = doubt.note(connection.call(request, until).await)?;
             let outcomes = answer.responses.into_iter().filter_map(|topic| {
                 let error = broker_error("DeleteTopics", topic.error_code, topic.error_message.as_deref());
                 Some((topic.name?.to_string(), error))
             });
-            sort_out(&mut left, &mut done, outcomes.collect())
-        })?;
-        Ok(done)
+            sort_out(&mut left, &mut done, outcomes.collect(), &mut doubt)
+        });
+        outcomes(left, done, ended, &doubt, UNKNOWN_TOPIC_OR_PARTITION)
     }
 
     /// One topic's partitions, leaders and replicas. Never creates a topic.
@@ -341,6 +341,7 @@ fn sort_out<T>(
     left: &mut BTreeMap<String, T>,
     done: &mut BTreeMap<String, Result<()>>,
     outcomes: Vec<(String, Option<Error>)>,
+    doubt: &mut Doubt,
 ) -> Result<()> {
     let mut patience = None;
     for (name, error) in outcomes {
@@ -349,7 +350,10 @@ fn sort_out<T>(
             continue;
         }
         match error.map(|error| error.with_topic(name.as_str())) {
-            Some(error) if error.is_retriable() && !is_final(&error) => patience = Some(error),
+            Some(error) if error.is_retriable() && !is_final(&error) => {
+                doubt.note_refusal(&error);
+                patience = Some(error);
+            }
             error => {
                 left.remove(&name);
                 done.insert(name, error.map_or(Ok(()), Err));
@@ -367,7 +371,28 @@ fn sort_out<T>(
 
 /// `UnknownTopicOrPartition` calls for patience when a topic is used, not when it is deleted.
 fn is_final(error: &Error) -> bool {
-    error.code() == Some(ErrorCode(3))
+    error.code() == Some(ErrorCode(UNKNOWN_TOPIC_OR_PARTITION))
+}
+
+/// What became of each topic. How the call `ended` counts for those that are left, and for the whole call where no topic has an
+/// outcome.
+fn outcomes<T>(
+    left: BTreeMap<String, T>,
+    done: BTreeMap<String, Result<()>>,
+    ended: Result<()>,
+    doubt: &Doubt,
+    made: i16,
+) -> Result<BTreeMap<String, Result<()>>> {
+    let word = |error| doubt.word(error, made);
+    let mut told: BTreeMap<_, _> =
+        done.into_iter().map(|(name, outcome)| (name, outcome.map_err(word))).collect();
+    if let Err(error) = ended.map_err(word) {
+        if told.is_empty() {
+            return Err(error);
+        }
+        told.extend(left.into_keys().map(|name| (name.clone(), Err(error.clone().with_topic(name)))));
+    }
+    Ok(told)
 }
 
 /// The outcome of a call about one topic.
@@ -388,12 +413,12 @@ mod tests {
     fn only_topics_whose_error_calls_for_patience_are_asked_about_again() {
         let (mut left, mut done) = (left(), BTreeMap::new());
         let outcomes = vec![("a".to_owned(), None), ("b".to_owned(), broker_error("CreateTopics", 41, None))];
-        let error = sort_out(&mut left, &mut done, outcomes).unwrap_err();
+        let error = sort_out(&mut left, &mut done, outcomes, &mut Doubt::default()).unwrap_err();
         assert_eq!((error.code(), error.topic()), (Some(ErrorCode(41)), Some("b")));
         assert!(left.keys().eq(["b"]) && done["a"].is_ok());
         let outcomes =
             vec![("b".to_owned(), broker_error("CreateTopics", 36, Some("Topic 'b' already exists.")))];
-        sort_out(&mut left, &mut done, outcomes).unwrap();
+        sort_out(&mut left, &mut done, outcomes, &mut Doubt::default()).unwrap();
         let error = done["b"].clone().unwrap_err();
         assert!(error.to_string().contains("already exists"), "{error}");
     }
@@ -402,14 +427,15 @@ mod tests {
     fn a_topic_that_is_not_there_is_a_final_answer_to_a_deletion() {
         let (mut left, mut done) = (left(), BTreeMap::new());
         let outcomes = vec![("a".to_owned(), None), ("b".to_owned(), broker_error("DeleteTopics", 3, None))];
-        sort_out(&mut left, &mut done, outcomes).unwrap();
+        sort_out(&mut left, &mut done, outcomes, &mut Doubt::default()).unwrap();
         assert_eq!(done["b"].clone().unwrap_err().code(), Some(ErrorCode(3)));
     }
 
     #[test]
     fn an_answer_that_leaves_out_a_topic_is_an_error() {
         let (mut left, mut done) = (left(), BTreeMap::new());
-        let error = sort_out(&mut left, &mut done, vec![("a".to_owned(), None)]).unwrap_err();
+        let error =
+            sort_out(&mut left, &mut done, vec![("a".to_owned(), None)], &mut Doubt::default()).unwrap_err();
         assert_eq!((error.kind(), error.topic()), (ErrorKind::Protocol, Some("b")));
     }
 
@@ -425,8 +451,29 @@ mod tests {
             say("b", None),
             say("z", refused()),
         ];
-        sort_out(&mut left, &mut done, outcomes).unwrap();
+        sort_out(&mut left, &mut done, outcomes, &mut Doubt::default()).unwrap();
         assert!(done.keys().eq(["a", "b"]) && done.values().all(Result::is_ok), "{done:?}");
+    }
+
+    #[test]
+    fn what_is_known_of_topics_is_told_though_the_call_ends_without_an_answer_for_others() {
+        let (mut left, mut done, mut doubt) = (left(), BTreeMap::new(), Doubt::default());
+        let lost = || Error::new(ErrorKind::Timeout, "no answer");
+        doubt.note(Err::<(), _>(lost())).unwrap_err();
+        let whole = outcomes(left.clone(), done.clone(), Err(lost()), &doubt, TOPIC_ALREADY_EXISTS);
+        assert!(whole.unwrap_err().possibly_written(), "nothing is known of any of them");
+
+        let exists = broker_error("CreateTopics", TOPIC_ALREADY_EXISTS, None);
+        let patience = broker_error("CreateTopics", 41, None);
+        let said = vec![("a".to_owned(), exists), ("b".to_owned(), patience)];
+        let error = sort_out(&mut left, &mut done, said, &mut doubt).unwrap_err();
+        let told =
+            outcomes(left, done, Err(lost().with_source(error)), &doubt, TOPIC_ALREADY_EXISTS).unwrap();
+        let told = told.iter().map(|(name, outcome)| (name.as_str(), outcome.as_ref().unwrap_err()));
+        for (name, error) in told {
+            assert_eq!(error.topic(), Some(name));
+            assert!(error.possibly_written() && error.to_string().contains("may have done it"), "{error}");
+        }
     }
 
     #[test]

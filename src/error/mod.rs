@@ -75,11 +75,6 @@ impl ErrorCode {
         code::lookup(self.0).map_or_else(|| format!("Unknown({})", self.0), |(name, _)| name.to_owned())
     }
 
-    /// Whether it was a code of Kafka's when this was written.
-    pub(crate) fn is_known(self) -> bool {
-        code::lookup(self.0).is_some()
-    }
-
     /// Whether the protocol guide calls the code retriable.
     pub fn is_retriable(self) -> bool {
         code::lookup(self.0).is_some_and(|(_, retriable)| retriable)
@@ -119,7 +114,8 @@ struct Inner {
     requires_abort: bool,
     permanent: bool,
     unsent: bool,
-    possibly_written: bool,
+    /// What may have been done all the same.
+    possibly: Option<&'static str>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
@@ -232,9 +228,10 @@ impl Error {
     }
 
     /// Whether a record that failed with this error may be in the log nevertheless: a request was sent, and its outcome is
-    /// not known. Sending such a record again may write it twice.
+    /// not known. Sending such a record again may write it twice. For a [`KafkaAdmin`](crate::KafkaAdmin): whether the change may
+    /// have been made nevertheless.
     pub fn possibly_written(&self) -> bool {
-        self.0.possibly_written
+        self.0.possibly.is_some()
     }
 
     /// An error of your own, to return from the body of a context: its text and source are kept, its kind is
@@ -260,7 +257,7 @@ impl Error {
             requires_abort: false,
             permanent: false,
             unsent: false,
-            possibly_written: false,
+            possibly: None,
             source: None,
         }))
     }
@@ -372,7 +369,14 @@ impl Error {
     }
 
     pub(crate) fn with_possibly_written(self, possibly: bool) -> Self {
-        self.change(|inner| inner.possibly_written = possibly)
+        self.change(|inner| inner.possibly = possibly.then_some("the record may have been written"))
+    }
+
+    /// The same of a change that was asked of an admin.
+    pub(crate) fn with_possibly_made(self) -> Self {
+        self.change(|inner| {
+            inner.possibly = Some("an earlier request was not answered, and may have done it")
+        })
     }
 }
 
@@ -412,8 +416,8 @@ impl fmt::Display for Error {
         if let Some(source) = &source {
             write!(f, ": {source}")?;
         }
-        if inner.possibly_written {
-            f.write_str("; the record may have been written")?;
+        if let Some(possibly) = inner.possibly {
+            write!(f, "; {possibly}")?;
         }
         // The cause may have said it.
         match &inner.hint {
