@@ -114,10 +114,18 @@ impl Member {
             Some(code) => self.on_error(now, error.api().unwrap_or("FindCoordinator"), code.0),
             None if error.is_retriable() => {
                 self.actions.push_back(Action::ForgetCoordinator);
-                self.retry(now);
+                if self.is_given_up(now) { self.lose(now) } else { self.retry(now) }
             }
             None => self.stop(now, error),
         }
+    }
+
+    /// Whether the group goes on without a member that has kept partitions through a rebalance: its coordinator could not be reached
+    /// while it joins, for as long as a session lasts.
+    fn is_given_up(&mut self, now: Instant) -> bool {
+        let is_joining = matches!(self.state, State::Joining { .. } | State::Syncing { .. });
+        let since = *self.unreached_since.get_or_insert(now);
+        is_joining && !self.owned.is_empty() && since + self.settings.session_timeout <= now
     }
 
     pub(super) fn on_error(&mut self, now: Instant, api: &'static str, error: i16) {

@@ -109,10 +109,10 @@ pub(crate) struct Member {
     planned: Option<BTreeMap<Arc<str>, i32>>,
     /// What a leader that came back would have got by a new plan.
     expected: Option<Vec<TopicPartition>>,
-    /// What the coordinator kept did not fit: the next plan is sent, whatever it says.
-    is_misfit: bool,
     /// Something changed while a join or sync was out: join again after it.
     stale: bool,
+    /// Since when every question to the coordinator has failed, while it joins.
+    unreached_since: Option<Instant>,
     presence: Presence,
     departure: GroupMembershipOperation,
     /// Why it joins next (KIP-800).
@@ -141,8 +141,8 @@ impl Member {
             generation: -1,
             planned: None,
             expected: None,
-            is_misfit: false,
             stale: false,
+            unreached_since: None,
             departure: GroupMembershipOperation::Default,
             reason: Reason::default(),
             tokens: Tokens::default(),
@@ -258,6 +258,9 @@ impl Member {
         if matches!(self.state, State::Leaving { .. }) {
             // Whatever the answer: the session timeout does the rest.
             return self.on_left(now);
+        }
+        if answer.is_ok() {
+            self.unreached_since = None;
         }
         match answer {
             Err(error) => self.on_failure(now, error),

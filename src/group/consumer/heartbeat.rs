@@ -109,7 +109,8 @@ impl Member {
         // not know us any more.
         let asked = self.unanswered_since.take().unwrap_or(now);
         let asked = now.checked_sub(self.settings.session_timeout).map_or(asked, |known| asked.max(known));
-        self.is_unheard = answer.assignment.is_some();
+        // What is said in a hurry is answered before anybody can have looked a topic up.
+        self.is_unheard = answer.assignment.is_some() || self.is_unheard && self.hurried > 0;
         if let Some(assignment) = answer.assignment {
             let target = assignment.into_iter().collect();
             if target != self.target {

@@ -131,7 +131,8 @@ pub(crate) struct Member {
     is_counted: bool,
     /// Nothing was answered since we were let in.
     is_fresh: bool,
-    /// The target has just been heard of, and no heartbeat was answered since: what it names may not have been looked up yet.
+    /// The target has just been heard of, and no heartbeat of its time was answered since: what it names may not have been looked
+    /// up yet.
     is_unheard: bool,
     /// Heartbeats in a row that did not wait for their time.
     hurried: u32,

@@ -486,6 +486,26 @@ fn a_topic_that_was_made_again_is_another_one_and_nothing_of_the_old_one_is_comm
 }
 
 #[test]
+fn a_heartbeat_in_a_hurry_does_not_end_the_wait_for_the_name_of_a_topic_that_was_made_again() {
+    let mut bench = Bench::joined();
+    bench.pass(INTERVAL);
+    let (token, _) = bench.beat();
+    // It says what the member does not want any more before the answer that takes a topic in the place of another comes.
+    bench.subscribe(&["orders", "payments"]);
+    bench.answer(token, 2, Some(&[(ORDERS_AGAIN, 0)]));
+    assert!(matches!(bench.member.poll_action(), Some(Action::Identify { .. })));
+    let (token, _) = bench.beat();
+    bench.answer(token, 2, None);
+    let waits = std::iter::from_fn(|| bench.member.poll_action());
+    let (mut again, waits): (Vec<_>, Vec<_>) =
+        waits.partition(|action| matches!(action, Action::Identify { .. }));
+    assert!(again.pop().is_some() && waits.is_empty(), "it is being asked about: {waits:?}");
+    bench.member.handle_names(bench.now, &names(&[(ORDERS_AGAIN, "orders"), (PAYMENTS, "payments")]));
+    assert_eq!(bench.lost(), [key("orders", 0), key("orders", 1)]);
+    assert_eq!(bench.assigned(), [key("orders", 0)]);
+}
+
+#[test]
 fn a_topic_that_never_gets_a_name_does_not_hold_up_what_must_go() {
     let mut bench = Bench::joined();
     bench.pass_to_timeout();

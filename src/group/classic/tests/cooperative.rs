@@ -72,6 +72,38 @@ fn a_cooperative_member_that_is_not_known_any_more_loses_what_it_kept() {
 }
 
 #[test]
+fn a_cooperative_member_that_cannot_reach_its_coordinator_while_it_joins_loses_what_it_kept_with_its_session()
+{
+    for was_heard in [false, true] {
+        let mut bench = cooperative(&[0, 1]);
+        let beat = bench.heartbeat();
+        bench.answer(beat, Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS });
+        let mut since = bench.now;
+        let mut hears = was_heard.then_some(bench.now + SESSION / 2);
+        let lost = loop {
+            match bench.member.poll_action() {
+                Some(Action::Send { token, .. }) if hears.is_some_and(|at| at <= bench.now) => {
+                    (hears, since) = (None, bench.now);
+                    bench.answer(token, join_error(code::COORDINATOR_LOAD_IN_PROGRESS, ""));
+                }
+                Some(Action::Send { token, .. }) => {
+                    bench.member.handle_answer(bench.now, token, Err(disconnected()));
+                }
+                Some(Action::ForgetCoordinator) => {}
+                Some(Action::Lost { partitions }) => break partitions,
+                None => bench.pass_to_timeout(),
+                other => panic!("unexpected {other:?}"),
+            }
+            bench.poll();
+        };
+        assert_eq!(lost, keys(&[0, 1]));
+        let after = bench.now - since;
+        assert!(SESSION <= after && after <= SESSION + Duration::from_secs(4), "{was_heard} {after:?}");
+        assert!(bench.member.identity().is_none(), "another member's by now");
+    }
+}
+
+#[test]
 fn a_cooperative_member_gives_up_only_the_topics_it_does_not_want_any_more() {
     let mut bench = cooperative(&[0, 1]);
     bench.subscribe(&["t", "u"]);
