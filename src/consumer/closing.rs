@@ -89,6 +89,8 @@ impl KafkaConsumer {
             shared.lock().tell_farewell();
             Listening::tell(&self.shared).await;
         };
+        shared.lock().prepare_close(deadline);
+        shared.wake.notify_one();
         // Where nothing can be waited for, it goes on in the background.
         driver::check_runtime()?;
         if tokio::time::timeout_at(deadline, telling).await.is_err() {

@@ -485,6 +485,9 @@ impl Fetcher {
         if !partition.queue.is_empty() {
             return None;
         }
+        if let Phase::Replaced(error) = partition.phase() {
+            return Some(error);
+        }
         let of_broker = || {
             let (source, _) = partition.source(now).filter(|_| partition.position().is_some())?;
             self.brokers.get(&source)?.trouble.as_ref()

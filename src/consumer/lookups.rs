@@ -144,15 +144,22 @@ impl Lookups {
         offset: i64,
         partitions: &mut Partitions,
     ) -> bool {
-        if has_undone(key, partitions) {
+        let asks = partitions.get(key).is_some_and(|partition| partition.is_outside() && partition.asked);
+        if asks || has_undone(key, partitions) {
             // To fetch meanwhile would pass over what is written there, should the log grow to the position.
-            partitions.set_outside(key, offset, now + self.pause);
+            let is_news = partitions.get(key).is_some_and(|partition| !partition.is_outside());
+            partitions.set_outside(key, offset, if is_news { now } else { now + self.pause });
             return false;
         }
         info!(partition = %key, offset, "the position is outside the log");
         let policy = self.policy_of(&key.topic);
         let phase = reset_or(policy, || Error::from_code("Fetch", OFFSET_OUT_OF_RANGE).with_offset(offset));
+        let end =
+            partitions.get(key).and_then(|partition| partition.end_before).filter(|_| is_latest(policy));
         let failed = restart(key, phase, partitions);
+        if let Some(end) = end {
+            partitions.set_position(key, end, -1);
+        }
         if let Some(partition) = partitions.get_mut(key) {
             // A leader that refuses what it has named itself is not asked in a circle.
             let again = partition.resets.min(MOST_DOUBLED);
@@ -234,11 +241,24 @@ impl Lookups {
         failed
     }
 
+    /// The same where the coordinator assigns by id: the new topic is another partition, which it may give to another member.
+    pub(crate) fn handle_replaced(&self, keys: &[TopicPartition], partitions: &mut Partitions) {
+        for key in keys {
+            warn!(partition = %key, "the topic was deleted and made again: it waits to be assigned anew");
+            let text = "the topic was deleted and made again, and the group's coordinator has not assigned the new one yet";
+            let error = Error::from_code("ConsumerGroupHeartbeat", crate::error::code::INCONSISTENT_TOPIC_ID);
+            partitions.begin_again(key, Phase::Replaced(error.with_message(text)));
+        }
+    }
+
     /// What to ask of whom. Partitions of other leaders than the first's are for the next call.
     pub(crate) fn poll_questions(&self, now: Instant, partitions: &mut Partitions) -> Questions {
         let mut questions = Questions::default();
         let outside = partitions.outside().filter(|(_, _, partition)| partition.is_due(now));
         for (key, offset) in outside.map(|(key, offset, _)| (key.clone(), offset)).collect::<Vec<_>>() {
+            if is_latest(self.policy_of(&key.topic)) {
+                ask_for_end(&key, partitions, &mut questions);
+            }
             questions.failed |= self.handle_out_of_range(now, &key, offset, partitions);
         }
         partitions.each_unsettled(|key, partition| {
@@ -416,7 +436,7 @@ impl Lookups {
                 Some(Ok(FoundOffset { offset, .. })) if offset >= 0 => {
                     self.backoff.reset();
                     let wants_time = matches!(partition.phase(), Phase::AwaitingReset(to) if to.is_time());
-                    if wants_time && !lookup.to.is_time() {
+                    if wants_time && !lookup.to.is_time() || partition.is_outside() {
                         partition.end_before = Some(offset);
                         continue;
                     }
@@ -470,6 +490,26 @@ impl Lookups {
             let error = error.clone().with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
             effects.errors.push(error);
         }
+    }
+}
+
+fn is_latest(policy: AutoOffsetReset) -> bool {
+    matches!(policy, AutoOffsetReset::Latest)
+}
+
+/// Of a partition whose position is outside the log: the end of the log is taken only when all that was handed out is done, but it is that
+/// of now. What is written meanwhile is not to be passed.
+fn ask_for_end(key: &TopicPartition, partitions: &mut Partitions, questions: &mut Questions) {
+    let Some(partition) = partitions.get_mut(key) else { return };
+    let Some((leader, leader_epoch)) = partition.leader else { return };
+    if partition.asked || partition.end_before.is_some() {
+        return;
+    }
+    let (broker, lookups) = questions.offsets.get_or_insert_with(|| (leader, Vec::new()));
+    if *broker == leader {
+        partition.asked = true;
+        let (life, partition, to) = (partition.life(), key.clone(), ResetTo::Latest);
+        lookups.push(Lookup { partition, life, leader_epoch, to });
     }
 }
 

@@ -215,6 +215,42 @@ fn a_leader_that_has_moved_is_looked_for() {
 }
 
 #[test]
+fn the_end_that_a_position_outside_the_log_is_reset_to_is_that_of_then_though_it_is_taken_later() {
+    let position = Phase::Fetching(crate::consumer::partitions::Position::at(1_000));
+    for is_answered_late in [false, true] {
+        let mut bench = Bench::new(AutoOffsetReset::Latest, &position);
+        bench.partitions.set_position(&key(0), 1_000, -1);
+        bench.partitions.acknowledge_each();
+        let partition = bench.partitions.get_mut(&key(0)).unwrap();
+        partition.account.hand_out_each(999..1_000, 1);
+        let life = partition.life();
+        let Bench { lookups, partitions, now } = &mut bench;
+        assert!(!lookups.handle_out_of_range(*now, &key(0), 1_000, partitions));
+        let (broker, asked) = bench.questions().offsets.expect("it is asked for at once");
+        assert_eq!((broker, asked.len(), asked[0].to), (7, 1, ResetTo::Latest));
+        let answer = || Ok(Found::from([(key(0), found(900))]));
+        if !is_answered_late {
+            bench.lookups.handle_listed(bench.now, &asked, answer(), &mut bench.partitions);
+        }
+        for _ in 0..5 {
+            bench.now += PAUSE;
+            assert!(bench.questions().offsets.is_none_or(|(_, asked)| asked.is_empty()));
+            assert_eq!(bench.next(0), Some(1_000), "a handler is at work");
+        }
+        assert_eq!(bench.partitions.done(&key(0), life, &[999]), 1);
+        if is_answered_late {
+            bench.now += PAUSE;
+            bench.questions();
+            assert_eq!(bench.next(0), Some(1_000), "the answer is on its way");
+            bench.lookups.handle_listed(bench.now, &asked, answer(), &mut bench.partitions);
+        }
+        bench.now += PAUSE;
+        bench.questions();
+        assert_eq!(bench.next(0), Some(900), "what is written since is not passed over");
+    }
+}
+
+#[test]
 fn a_position_outside_the_log_is_the_policys_to_mend() {
     for (policy, failed) in [(AutoOffsetReset::Earliest, false), (AutoOffsetReset::None, true)] {
         let mut bench = Bench::new(policy, &Phase::AwaitingCommitted);

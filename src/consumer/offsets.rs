@@ -98,6 +98,7 @@ impl CommitOutcome {
     fn is_nothing(&self) -> bool {
         self.settled.is_empty()
             && self.committed.is_empty()
+            && self.gone.is_empty()
             && !self.forget_coordinator
             && self.fenced.is_none()
     }

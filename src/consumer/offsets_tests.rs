@@ -94,6 +94,16 @@ fn only_what_failed_is_sent_again() {
 }
 
 #[test]
+fn that_a_partition_is_gone_is_told_though_nothing_else_has_come_of_the_commit_yet() {
+    let (mut commits, now) = (commits(), time::now());
+    commits.handle_commit(Some(1), offsets(&[(0, 10), (1, 11)]), now + Duration::from_secs(60));
+    let out = sent(&mut commits, now);
+    let answer = codes(&[(0, code::COORDINATOR_LOAD_IN_PROGRESS), (1, UNKNOWN_TOPIC_OR_PARTITION)]);
+    let told = commits.handle_answer(now, out.token, answer, |key, _| key.partition == 1);
+    assert_eq!(told.expect("it would be committed again and again").gone, offsets(&[(1, 11)]));
+}
+
+#[test]
 fn a_partition_that_is_gone_holds_nothing_up_and_is_told_of_in_the_end() {
     let (mut commits, now) = (commits(), time::now());
     let all = offsets(&[(0, 10), (1, 11), (2, 12)]);

@@ -3,7 +3,7 @@
 //! A poll that returns nothing says nothing: the topic may be idle, or its leader gone, its partition missing, its group
 //! without a coordinator. After `unreadable.warn.ms` the difference is said, once per change of state.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{error::Error, record::TopicPartition, time::Instant};
 
@@ -13,6 +13,31 @@ pub(super) enum What {
     /// The group has not let the member in.
     Group,
     Partition(TopicPartition),
+}
+
+/// What should get on, and why it does not as far as brokers have answered.
+#[derive(Debug, Default)]
+pub(super) struct ShouldGetOn {
+    pub(super) partitions: Vec<(TopicPartition, Option<Error>)>,
+    /// `None` where no group is to let the member in.
+    pub(super) group: Option<Option<Error>>,
+}
+
+impl ShouldGetOn {
+    /// All that does not get on, and why: that nobody can be asked counts before what was answered when that was still so.
+    pub(super) fn causes(
+        self,
+        unreachable: impl Fn(&TopicPartition) -> Option<Error>,
+        without_coordinator: impl FnOnce() -> Option<Error>,
+    ) -> BTreeMap<What, Error> {
+        let partitions = self.partitions.into_iter().filter_map(|(key, answered)| {
+            let error = unreachable(&key).or(answered)?;
+            let error = error.with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
+            Some((What::Partition(key), error))
+        });
+        let group = self.group.and_then(|answered| without_coordinator().or(answered));
+        partitions.chain(group.map(|error| (What::Group, error))).collect()
+    }
 }
 
 #[derive(Debug)]
@@ -35,6 +60,21 @@ pub(super) struct News {
     pub(super) starving: Vec<(What, Error)>,
     /// What was told of and goes on.
     pub(super) over: Vec<(What, Duration)>,
+}
+
+impl News {
+    /// What poll is to say: of one that stands for all, the group before a partition.
+    pub(super) fn error(self, patience: Duration) -> Option<Error> {
+        let (count, patience) = (self.starving.len(), patience.as_millis());
+        let (what, cause) = self.starving.into_iter().next()?;
+        Some(cause.over(match what {
+            What::Group => format!("the group has not let this member in for {patience} ms"),
+            What::Partition(_) if count > 1 => {
+                format!("{count} partitions could not be read for {patience} ms, of which this is one")
+            }
+            What::Partition(_) => format!("the partition could not be read for {patience} ms"),
+        }))
+    }
 }
 
 /// How often is looked.
@@ -102,5 +142,67 @@ mod tests {
         starving.handle_look(at(20), why());
         assert!(starving.handle_look(at(25), why()).starving.is_empty(), "its time begins anew");
         assert!(!starving.is_due(at(25)) && starving.is_due(starving.poll_timeout()));
+    }
+
+    #[test]
+    fn what_starves_is_said_with_its_cause_and_for_all_that_starve() {
+        let error = |text: &'static str| Error::new(ErrorKind::Timeout, text);
+        let partition = |number| TopicPartition::new("orders", number);
+        let answered = |number, answer: Option<_>| (partition(number), answer.map(error));
+        // What should get on, which partition has no leader, whether there is a coordinator, and what is said.
+        type Row = (ShouldGetOn, Option<i32>, bool, Option<&'static str>);
+        let rows: [Row; 7] = [
+            (ShouldGetOn::default(), Some(0), false, None),
+            (ShouldGetOn { partitions: vec![answered(0, None)], group: None }, None, false, None),
+            (
+                ShouldGetOn { partitions: vec![answered(0, Some("refused"))], group: None },
+                Some(0),
+                false,
+                Some("the partition could not be read for 10 ms [topic orders partition 0]: no leader"),
+            ),
+            (
+                ShouldGetOn {
+                    partitions: vec![
+                        answered(3, Some("refused")),
+                        answered(4, None),
+                        answered(5, Some("slow")),
+                    ],
+                    group: None,
+                },
+                None,
+                false,
+                Some(
+                    "2 partitions could not be read for 10 ms, of which this is one [topic orders partition 3]: refused",
+                ),
+            ),
+            (
+                ShouldGetOn { partitions: vec![answered(0, Some("refused"))], group: Some(None) },
+                None,
+                false,
+                Some("the group has not let this member in for 10 ms: no coordinator"),
+            ),
+            (
+                ShouldGetOn { partitions: Vec::new(), group: Some(Some(error("not authorized"))) },
+                None,
+                true,
+                Some("the group has not let this member in for 10 ms: not authorized"),
+            ),
+            (ShouldGetOn { partitions: Vec::new(), group: Some(None) }, None, true, None),
+        ];
+        let patience = Duration::from_millis(10);
+        for (should, leaderless, has_coordinator, said) in rows {
+            let shown = format!("{should:?}");
+            let why = should.causes(
+                |key| (leaderless == Some(key.partition)).then(|| error("no leader")),
+                || (!has_coordinator).then(|| error("no coordinator")),
+            );
+            let starving = why.into_iter().collect();
+            let text = News { starving, over: Vec::new() }.error(patience).map(|error| error.to_string());
+            let text = text.as_deref();
+            assert!(
+                text == said || said.zip(text).is_some_and(|(said, text)| text.starts_with(said)),
+                "{shown}: {text:?}"
+            );
+        }
     }
 }

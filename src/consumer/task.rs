@@ -9,18 +9,18 @@ use std::{
 
 use super::{
     Shared,
-    core::{Action, Core, ShouldGetOn, partition_count},
+    core::{Action, Core, partition_count},
     ledger::Life,
     lookups::{Found, Lookup},
     partitions::{Check, EpochEnds},
     requests,
-    starving::{Starving, What},
+    starving::Starving,
 };
 use crate::{
     cluster::{CoordinatorKind, Create, Metadata, Partition},
     connection::api::wire,
     driver,
-    error::{Error, Result},
+    error::Result,
     flights::{Flights, Token},
     group::{
         Answer,
@@ -248,37 +248,17 @@ impl Shared {
         if !starving.is_due(now) {
             return;
         }
-        let ShouldGetOn { partitions, joining, group: refused } = self.lock().should_get_on(now);
-        let cluster = &self.cluster;
-        let mut why: BTreeMap<What, Error> = partitions
-            .into_iter()
-            .filter_map(|(key, answered)| {
-                let error = cluster.why_topic(&key.topic, Some(key.partition)).or(answered)?;
-                let error = error.with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
-                Some((What::Partition(key), error))
-            })
-            .collect();
-        let group = self.settings.group_id.as_ref().filter(|_| joining);
-        let unreachable =
-            |group: &Arc<str>| cluster.why_coordinator(CoordinatorKind::Group, group).or(refused);
-        if let Some(error) = group.and_then(unreachable) {
-            why.insert(What::Group, error);
-        }
+        let should = self.lock().should_get_on(now);
+        let (cluster, group) = (&self.cluster, self.settings.group_id.as_ref());
+        let why = should.causes(
+            |key| cluster.why_topic(&key.topic, Some(key.partition)),
+            || cluster.why_coordinator(CoordinatorKind::Group, group?),
+        );
         let news = starving.handle_look(now, why);
-        for (what, lasted) in news.over {
+        for (what, lasted) in &news.over {
             tracing::info!(?what, lasted_ms = lasted.as_millis() as u64, "the consumer gets on again");
         }
-        let count = news.starving.len();
-        if let Some((what, cause)) = news.starving.into_iter().next() {
-            let patience = self.settings.unreadable_warn.as_millis();
-            let text = match &what {
-                What::Group => format!("the group has not let this member in for {patience} ms"),
-                What::Partition(_) if count > 1 => {
-                    format!("{count} partitions could not be read for {patience} ms, of which this is one")
-                }
-                What::Partition(_) => format!("the partition could not be read for {patience} ms"),
-            };
-            let error = cause.over(text);
+        if let Some(error) = news.error(self.settings.unreadable_warn) {
             tracing::warn!(%error, "the consumer does not get on");
             self.lock().handle_starving(error);
         }

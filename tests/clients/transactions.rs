@@ -224,6 +224,39 @@ on_every_backend! {
         assert_eq!(seen_in_the_end(&kafka, &target).await, [3, 100]);
     }
 
+    async fn a_member_waits_for_the_offsets_of_an_open_transaction_whatever_records_it_reads(backend) {
+        let (kafka, group, source) = (backend.instance(), unique("heirs"), backend.topic("source", 1).await);
+        let plain = kafka.get_producer().await.unwrap();
+        for number in 0..10 {
+            let _delivery = plain.send(&source, &number).await.unwrap();
+        }
+        plain.close().await.unwrap();
+        let config = |c: dtkafka::ConsumerConfig| {
+            c.group_id(&group).set("enable.auto.commit", false).set("auto.offset.reset", "earliest")
+        };
+        let consumer = kafka.get_consumer_with([&source], config).await.unwrap();
+        let metadata = group_of(&consumer).await;
+        let mut producer = producer(backend, &unique("id")).await;
+        let transaction = producer.begin().await.unwrap();
+        transaction.send_offsets(&metadata, [(TopicPartition::new(&*source, 0), 7)]).await.unwrap();
+        consumer.close(PATIENCE).await.unwrap();
+        let heir = kafka.get_consumer_with([&source], config).await.unwrap();
+        let early = heir.poll(Duration::from_secs(2)).await.unwrap();
+        assert!(early.is_empty(), "its records may be handled by the transaction");
+        transaction.commit().await.unwrap();
+        let deadline = std::time::Instant::now() + PATIENCE;
+        let first = loop {
+            assert!(std::time::Instant::now() < deadline);
+            let records = heir.poll(Duration::from_secs(1)).await.unwrap();
+            if let Some(record) = records.records().next() {
+                break record.offset();
+            }
+        };
+        assert_eq!(first, 7);
+        heir.close(PATIENCE).await.unwrap();
+        producer.close().await.unwrap();
+    }
+
     async fn a_body_that_fails_aborts_and_one_that_returns_commits(backend) {
         let (topic, kafka) = (backend.topic("bodies", 1).await, backend.instance());
         let mut producer = producer(backend, &unique("id")).await;

@@ -46,14 +46,19 @@ impl Core {
         }
     }
 
+    /// Before the listener is told of a close, which may take all the time that there is: what is done is committed.
+    pub(crate) fn prepare_close(&mut self, deadline: Instant) {
+        if self.closing.is_none() && self.settings.enable_auto_commit {
+            self.commit_covered(deadline);
+        }
+    }
+
     /// Commits what is done, leaves the group, and is closed by the deadline at the latest.
     pub(crate) fn begin_close(&mut self, now: Instant, deadline: Instant) {
         if self.closing.is_some() {
             return;
         }
-        if self.settings.enable_auto_commit {
-            self.commit_covered(deadline);
-        }
+        self.prepare_close(deadline);
         self.closing = Some(Closing::Committing { deadline });
         self.news = true;
         self.advance_close(now);

@@ -34,6 +34,7 @@ use super::{
     lookups::{FromStart, Lookup, Lookups},
     offsets::{CommitAction, Commits, Ticket},
     partitions::{Check, JobKey, Next, Partition, Partitions, Phase, Turn},
+    starving::ShouldGetOn,
 };
 use crate::{
     cluster::{Endpoint, LeaderHint, Metadata},
@@ -107,14 +108,6 @@ enum Mode {
 /// For so long, and two back-offs, what a coordinator has answered says why the member is not let in. It is asked again before that;
 /// a question that is out for longer waits for the other members.
 const TROUBLE_LASTS: Duration = Duration::from_secs(5);
-
-/// What should get on, and why it does not as far as brokers have said.
-#[derive(Debug, Default)]
-pub(crate) struct ShouldGetOn {
-    pub(crate) partitions: Vec<(TopicPartition, Option<Error>)>,
-    pub(crate) joining: bool,
-    pub(crate) group: Option<Error>,
-}
 
 pub(crate) struct Core {
     settings: Arc<ConsumerSettings>,
@@ -349,7 +342,9 @@ impl Core {
             return Err(Error::new(ErrorKind::InvalidArgument, "an offset cannot be negative")
                 .with_offset(position.next));
         }
-        if !self.partitions.restart(key, phase) {
+        // That of a new topic may become another member's.
+        let is_replaced = |partition: &Partition| matches!(partition.phase(), Phase::Replaced(_));
+        if self.partitions.get(key).is_some_and(is_replaced) || !self.partitions.restart(key, phase) {
             return Err(not_assigned(key));
         }
         self.refresh_leaders(now);
@@ -381,7 +376,7 @@ impl Core {
 
     /// What should get on, with what brokers have answered to it: the partitions that are not paused, and the member, if it
     /// waits for its group.
-    pub(crate) fn should_get_on(&self, now: Instant) -> ShouldGetOn {
+    pub(in crate::consumer) fn should_get_on(&self, now: Instant) -> ShouldGetOn {
         if self.closing.is_some() {
             return ShouldGetOn::default();
         }
@@ -394,7 +389,8 @@ impl Core {
         let lasts = TROUBLE_LASTS.saturating_add(self.client.retry_backoff_max.saturating_mul(2));
         let trouble = self.group_trouble.as_ref();
         let trouble = trouble.filter(|(since, _)| now.saturating_duration_since(*since) < lasts);
-        ShouldGetOn { partitions: running.collect(), joining, group: trouble.map(|(_, error)| error.clone()) }
+        let group = joining.then(|| trouble.map(|(_, error)| error.clone()));
+        ShouldGetOn { partitions: running.collect(), group }
     }
 
     /// Something has not got on for long: the next poll says so.

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use tracing::{debug, warn};
 
-use super::{Action, Core};
+use super::{Action, Core, Mode};
 use crate::{
     batch::Decompressor,
     cluster::{Metadata, TopicId},
+    config::settings::GroupProtocol,
     connection::api::wire,
     consumer::{
         fetch::Effects,
@@ -171,7 +172,11 @@ impl Core {
         let metadata = &self.metadata;
         self.partitions.check_replicas(now, |broker| metadata.brokers.contains_key(&broker));
         let again = self.partitions.set_topic_ids(|topic| metadata.topic_id(topic));
-        self.news |= self.lookups.handle_made_again(&again, self.member.is_some(), &mut self.partitions);
+        if matches!(self.mode, Mode::Topics) && self.group_protocol() == Some(GroupProtocol::Consumer) {
+            self.lookups.handle_replaced(&again, &mut self.partitions);
+        } else {
+            self.news |= self.lookups.handle_made_again(&again, self.member.is_some(), &mut self.partitions);
+        }
         let all = self.partitions.set_leaders(now, |key| metadata.leader(&key.topic, key.partition));
         if !all && self.metadata.version > 0 {
             debug!("a partition has no leader at the moment, or is not known");
@@ -185,4 +190,116 @@ impl Core {
 pub(crate) fn partition_count(metadata: &Metadata, topic: &str) -> Option<i32> {
     let topic = metadata.topics.get(topic).filter(|topic| topic.error.is_none())?;
     i32::try_from(topic.partitions.len()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        config::KafkaConfig,
+        consumer::{lookups::FoundOffset, partitions::Position},
+        group::{Answer, BeatAnswer},
+        time::{self, Rng},
+        wire::{
+            self, Uuid,
+            metadata_response::{MetadataResponsePartition, MetadataResponseTopic},
+        },
+    };
+
+    const OLD: Uuid = Uuid([1; 16]);
+    const NEW: Uuid = Uuid([2; 16]);
+    const INTERVAL: Duration = Duration::from_secs(5);
+
+    fn hear_of(core: &mut Core, now: Instant, id: Uuid) {
+        let partition = MetadataResponsePartition { leader_id: 1, leader_epoch: 1, ..Default::default() };
+        let topic = MetadataResponseTopic {
+            name: Some("orders".into()),
+            topic_id: id,
+            partitions: vec![partition],
+            ..Default::default()
+        };
+        let answer = wire::MetadataResponse { topics: vec![topic], ..Default::default() };
+        let metadata = core.metadata.merge(answer, &["orders".into()], |_| true);
+        core.handle_metadata(now, Arc::new(metadata));
+    }
+
+    fn actions(core: &mut Core, now: Instant) -> Vec<Action> {
+        core.handle_timeout(now);
+        std::iter::from_fn(|| core.poll_action(now)).collect()
+    }
+
+    /// The coordinator answers the heartbeat that is due, and the group has committed this of what it names.
+    fn assigned(core: &mut Core, now: Instant, id: Uuid, committed: i64) {
+        let beat = |actions: &[Action]| {
+            actions.iter().find_map(|action| match action {
+                Action::Group { token, .. } => Some(*token),
+                _ => None,
+            })
+        };
+        let answer = |core: &mut Core, token, assignment| {
+            let answer = BeatAnswer { epoch: 1, interval: INTERVAL, assignment, ..BeatAnswer::default() };
+            core.handle_group(now, token, Ok(Answer::Beat(answer)));
+        };
+        let due = beat(&actions(core, now)).expect("a heartbeat is due");
+        answer(core, due, Some(vec![(id, 0)]));
+        let actions = actions(core, now);
+        let taken = beat(&actions).expect("what was taken is told");
+        answer(core, taken, None);
+        let asked = actions.into_iter().find_map(|action| match action {
+            Action::FindCommitted { partitions, .. } => Some(partitions),
+            _ => None,
+        });
+        let asked = asked.expect("the committed offset is asked for");
+        let place = FoundOffset {
+            offset: committed,
+            leader_epoch: 1,
+            timestamp: -1,
+            metadata: String::new(),
+            by_id: true,
+        };
+        let found = asked.iter().map(|(key, _)| (key.clone(), Ok(place.clone()))).collect();
+        core.handle_found_committed(now, &asked, Ok(found));
+    }
+
+    #[test]
+    fn a_topic_made_again_is_not_read_before_the_coordinator_that_assigns_by_id_has_named_it() {
+        let key = TopicPartition::new("orders", 0);
+        for was_read in [false, true] {
+            let now = time::now();
+            let config = KafkaConfig::new()
+                .set_bootstrap_servers("localhost:9092")
+                .set_group_id("g")
+                .set_auto_offset_reset("earliest")
+                .set("group.protocol", "consumer");
+            let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
+            let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1));
+            hear_of(&mut core, now, OLD);
+            core.subscribe(now, vec!["orders".into()]).unwrap();
+            core.handle_poll(now).unwrap();
+            assigned(&mut core, now, OLD, 7);
+            assert_eq!(core.position(&key).unwrap(), Some(7));
+            core.partitions.get_mut(&key).unwrap().account.hand_out();
+            if was_read {
+                core.partitions.get_mut(&key).unwrap().position_mut().unwrap().next = 9;
+            }
+            actions(&mut core, now);
+
+            hear_of(&mut core, now, NEW);
+            let done = actions(&mut core, now);
+            assert!(
+                done.iter().all(|action| matches!(action, Action::Group { .. } | Action::RefreshMetadata)),
+                "{done:?}"
+            );
+            assert_eq!(core.position(&key).unwrap(), None);
+            core.seek(now, &key, Phase::Fetching(Position::at(3))).unwrap_err();
+            assert!(core.commit(None, now + INTERVAL).unwrap().is_none());
+            let said = core.should_get_on(now).partitions.pop().and_then(|(_, error)| error);
+            assert!(said.is_some_and(|error| error.is_retriable()), "it says what it waits for");
+
+            assigned(&mut core, now + INTERVAL, NEW, 1_000);
+            assert_eq!(core.position(&key).unwrap(), Some(1_000));
+        }
+    }
 }

@@ -400,7 +400,15 @@ fn a_position_is_reset_only_when_all_that_was_handed_out_is_done() {
         bench.now += Duration::from_secs(60);
         if !is_truncated {
             assert!(bench.plan().is_none(), "the log may have grown to the position meanwhile");
-            assert!(!lookups.poll_questions(bench.now, &mut bench.partitions).failed);
+            let questions = lookups.poll_questions(bench.now, &mut bench.partitions);
+            assert!(!questions.failed);
+            assert_eq!(
+                questions.offsets.is_some(),
+                matches!(policy, AutoOffsetReset::Latest),
+                "its end of now"
+            );
+            let partition = bench.partitions.get_mut(&key(0)).unwrap();
+            (partition.asked, partition.end_before) = (false, questions.offsets.map(|_| 20));
         }
         if by_each {
             // One of them comes back unhandled, and is read again at some time.

@@ -49,6 +49,9 @@ pub(crate) enum Phase {
     /// The start or the end of the log is being looked up.
     AwaitingReset(ResetTo),
     Fetching(Position),
+    /// Its topic was made again, and the group's coordinator, which assigns by id, has not named the new one yet: nothing
+    /// happens until then. Why nothing comes of it.
+    Replaced(Error),
     /// Nothing happens until the user seeks; every poll says why.
     Failed(Error),
 }
@@ -110,7 +113,7 @@ pub(crate) struct Partition {
     pub(crate) ahead: u32,
     /// A commit was refused as there is no such partition: nobody needs to be told again, as long as that is so.
     pub(crate) gone_told: bool,
-    /// The end of the log, from before it was asked for a record by its time.
+    /// The end of the log, from before it was asked for a record by its time; or from when its position was found to be outside.
     pub(crate) end_before: Option<i64>,
     /// The end of what can be read, as of the last fetch: the high watermark, or with read_committed the last stable offset.
     pub(crate) end: Option<i64>,

@@ -5,7 +5,6 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{Shared, by_topic_id, coordinator, group_id, noted};
 use crate::{
     cluster::{Lane, TopicId, kafka_string},
-    config::settings::IsolationLevel,
     connection::api::wire,
     consumer::{
         lookups::{Found, FoundOffset},
@@ -136,10 +135,9 @@ pub(in crate::consumer) async fn find_committed(
         request.group_id = group;
         request.topics = Some(topics.into_iter().map(topic).collect());
     }
-    // KIP-447: offsets of an open transaction are waited for, so that a restarted processor does not read twice.
-    if version >= 7 {
-        request.require_stable = shared.settings.isolation_level == IsolationLevel::ReadCommitted;
-    }
+    // KIP-447: offsets of an open transaction are waited for, so that a restarted processor does not read twice. As in Java also by
+    // who reads uncommitted records: the offsets are of its own group's transactions, whatever the records are of.
+    request.require_stable = version >= 7;
     let answer = match ids.are_known() {
         true => connection.call(request, deadline).await,
         false => connection.call_up_to::<OFFSETS_BY_NAME, _>(request, deadline).await,

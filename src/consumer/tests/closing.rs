@@ -66,6 +66,26 @@ async fn closing_ends_by_its_deadline_when_the_coordinator_is_silent() {
 }
 
 #[tokio::test]
+async fn what_is_done_is_committed_by_a_close_whose_listener_never_returns() {
+    struct Hangs;
+    impl RebalanceListener for Hangs {
+        async fn revoked(&self, _consumer: &KafkaConsumer, _partitions: &[TopicPartition]) {
+            std::future::pending().await
+        }
+    }
+    let bench = Bench::embedded(1).await;
+    bench.topic("t", 1).await;
+    bench.produce("t", 1, 0, 10).await;
+    let consumer = bench.consumer(&bench.config().set_enable_auto_commit(true));
+    consumer.set_rebalance_listener(Hangs);
+    consumer.subscribe(["t"]).unwrap();
+    read(&consumer, 10).await;
+    consumer.poll(Duration::ZERO).await.unwrap();
+    assert_eq!(consumer.close(Duration::from_secs(1)).await.unwrap_err().kind(), ErrorKind::Timeout);
+    assert_eq!(bench.broker.as_ref().unwrap().committed("group", "t", 0), Some(10));
+}
+
+#[tokio::test]
 async fn a_consumer_holds_nothing_once_a_close_that_was_too_short_has_returned() {
     let bench = Bench::embedded(1).await;
     let topic = unique("held");
