@@ -220,17 +220,18 @@ impl Account {
         }
     }
 
-    /// One record is done. False if it is not out in this life.
-    pub(crate) fn done(&mut self, life: Life, offset: i64, position: Option<Mark>) -> bool {
-        if !self.settle(life, offset, State::Done) {
-            return false;
+    /// Records are done, by offset. How many of them were out in this life.
+    pub(crate) fn done(&mut self, life: Life, offsets: &[i64], position: Option<Mark>) -> usize {
+        // What works in order asks for no search: each stands behind the one before.
+        let (mut counted, mut next) = (0, 0);
+        for offset in offsets {
+            if let Some(index) = self.settle(life, *offset, State::Done, next) {
+                (counted, next) = (counted + 1, index + 1);
+            }
         }
-        let mut last = None;
-        while let Some(front) = self.window.front().filter(|front| front.state == State::Done) {
-            last = Some(front.leader_epoch);
-            self.window.pop_front();
-        }
-        if let Some(leader_epoch) = last {
+        let done = self.window.iter().take_while(|handed_out| handed_out.state == State::Done).count();
+        let last = self.window.drain(..done).next_back();
+        if let Some(HandedOut { leader_epoch, .. }) = last {
             // What lies between two records of one epoch is of that epoch; between others nobody knows.
             let next = self.window.front().map(|front| Mark {
                 offset: front.offset,
@@ -238,30 +239,27 @@ impl Account {
             });
             self.covered = next.or(position).or(self.covered);
         }
-        true
+        counted
     }
 
     /// One record comes back unhandled. False if it is not out in this life.
     pub(crate) fn hand_back(&mut self, life: Life, offset: i64) -> bool {
-        self.settle(life, offset, State::Back)
+        self.settle(life, offset, State::Back, 0).is_some()
     }
 
-    fn settle(&mut self, life: Life, offset: i64, state: State) -> bool {
+    /// Where the record stands, if it was out in this life; probably at `guess`.
+    fn settle(&mut self, life: Life, offset: i64, state: State, guess: usize) -> Option<usize> {
         if life != self.life {
-            return false;
+            return None;
         }
-        // Mostly the first: what works in order asks for no search.
-        let index = match self.window.front() {
-            Some(front) if front.offset == offset => Ok(0),
-            _ => self.window.binary_search_by_key(&offset, |handed_out| handed_out.offset),
+        let index = match self.window.get(guess) {
+            Some(guessed) if guessed.offset == offset => guess,
+            _ => self.window.binary_search_by_key(&offset, |handed_out| handed_out.offset).ok()?,
         };
-        let Ok(index) = index else { return false };
-        let Some(found) = self.window.get_mut(index).filter(|found| found.state == State::Out) else {
-            return false;
-        };
+        let found = self.window.get_mut(index).filter(|found| found.state == State::Out)?;
         found.state = state;
         self.out -= 1;
-        true
+        Some(index)
     }
 
     /// Records that are acknowledged one by one, and are not yet.
@@ -332,13 +330,43 @@ mod tests {
         let life = account.life();
         account.hand_out_each([10, 11, 15, 16].into_iter(), 3);
         let position = Some(mark(20));
-        assert!(account.done(life, 15, position) && account.done(life, 11, position));
+        assert_eq!(account.done(life, &[15, 11], position), 2);
         assert_eq!((account.frontier(), account.outstanding()), (Some(mark(10)), 2));
-        assert!(account.done(life, 10, position));
+        assert_eq!(account.done(life, &[10], position), 1);
         assert_eq!(account.frontier(), Some(mark(16)), "compacted offsets are passed");
-        assert!(account.done(life, 16, position));
+        assert_eq!(account.done(life, &[16], position), 1);
         assert_eq!((account.frontier(), account.outstanding()), (Some(mark(20)), 0), "the position, not 17");
-        assert!(!account.done(life, 16, position), "once");
+        assert_eq!(account.done(life, &[16], position), 0, "once");
+    }
+
+    #[test]
+    fn many_at_once_are_as_one_by_one_whatever_their_order() {
+        let offsets = [10, 11, 14, 15, 19, 20];
+        let position = Some(mark(21));
+        for bits in 0_u32..1 << offsets.len() {
+            let some: Vec<i64> =
+                (0..offsets.len()).filter(|i| bits >> i & 1 == 1).map(|i| offsets[i]).collect();
+            let backwards: Vec<i64> = some.iter().rev().copied().collect();
+            let states = [&some, &backwards].map(|order| {
+                let (mut one_by_one, mut at_once) = (account(), account());
+                for account in [&mut one_by_one, &mut at_once] {
+                    account.hand_out_each(offsets.into_iter(), 3);
+                    assert!(account.hand_back(account.life(), 15));
+                }
+                let life = at_once.life();
+                let counted: usize = order.iter().map(|one| one_by_one.done(life, &[*one], position)).sum();
+                assert_eq!(at_once.done(life, order, position), counted);
+                [one_by_one, at_once].map(|account| {
+                    (
+                        account.frontier(),
+                        account.outstanding(),
+                        account.first_not_done(),
+                        account.has_undone(),
+                    )
+                })
+            });
+            assert!(states.iter().flatten().all(|state| *state == states[0][0]), "{some:?}: {states:?}");
+        }
     }
 
     #[test]
@@ -348,11 +376,11 @@ mod tests {
         account.hand_out_each([10, 11].into_iter(), 3);
         account.hand_out_each([15].into_iter(), 5);
         let position = Some(Mark { offset: 17, leader_epoch: 6 });
-        assert!(account.done(life, 10, position));
+        assert_eq!(account.done(life, &[10], position), 1);
         assert_eq!(account.frontier(), Some(Mark { offset: 11, leader_epoch: 3 }));
-        assert!(account.done(life, 11, position));
+        assert_eq!(account.done(life, &[11], position), 1);
         assert_eq!(account.frontier(), Some(Mark { offset: 15, leader_epoch: -1 }), "14 may be of 3, 4 or 5");
-        assert!(account.done(life, 15, position));
+        assert_eq!(account.done(life, &[15], position), 1);
         assert_eq!(account.frontier(), position, "a marker of a later leader is before it");
     }
 
@@ -362,8 +390,8 @@ mod tests {
         let life = account.life();
         account.hand_out_each(10..14, 3);
         assert!(account.hand_back(life, 11) && account.hand_back(life, 13));
-        assert!(account.done(life, 12, Some(mark(14))));
-        assert!(account.done(life, 10, Some(mark(14))));
+        assert_eq!(account.done(life, &[12], Some(mark(14))), 1);
+        assert_eq!(account.done(life, &[10], Some(mark(14))), 1);
         assert!(!account.is_outstanding());
         assert_eq!((account.frontier(), account.first_not_done()), (Some(mark(11)), Some(11)));
     }
@@ -376,7 +404,7 @@ mod tests {
         account.set_committed(Committed { offset: 10, metadata: String::new(), since, is_own: true });
         account.hand_out_each(10..14, 3);
         assert!(!account.is_uncommitted(Some(14), true));
-        assert!(account.done(life, 12, Some(mark(14))));
+        assert_eq!(account.done(life, &[12], Some(mark(14))), 1);
         assert!(account.is_uncommitted(Some(14), true));
     }
 
@@ -390,7 +418,7 @@ mod tests {
         account.restart(lives.begin());
         account.begin_at(mark(10));
         account.hand_out_each(10..12, 3);
-        assert!(!account.done(first, 10, Some(mark(12))));
+        assert_eq!(account.done(first, &[10], Some(mark(12))), 0);
         assert_eq!((account.frontier(), account.outstanding()), (Some(mark(10)), 2));
         assert_eq!(account.tenure(), first, "a seek does not end the assignment");
     }

@@ -75,6 +75,11 @@ impl ErrorCode {
         code::lookup(self.0).map_or_else(|| format!("Unknown({})", self.0), |(name, _)| name.to_owned())
     }
 
+    /// Whether it was a code of Kafka's when this was written.
+    pub(crate) fn is_known(self) -> bool {
+        code::lookup(self.0).is_some()
+    }
+
     /// Whether the protocol guide calls the code retriable.
     pub fn is_retriable(self) -> bool {
         code::lookup(self.0).is_some_and(|(_, retriable)| retriable)

@@ -12,6 +12,7 @@ use std::{
 use dtkafka::{Delivery, KafkaAdmin, KafkaConfig, KafkaInstance, ProducerRecord, TopicPartition};
 
 use crate::{
+    blocks::Blocks,
     judge::{Count, Judge, Place, Record, Told},
     owners::Owners,
 };
@@ -25,6 +26,7 @@ pub(crate) struct World {
     began: Instant,
     judge: Mutex<Judge>,
     owners: Mutex<Owners>,
+    blocks: Mutex<Blocks>,
     pub(crate) sending: AtomicBool,
 }
 
@@ -36,6 +38,7 @@ impl World {
             began: Instant::now(),
             judge: Mutex::default(),
             owners: Mutex::default(),
+            blocks: Mutex::default(),
             sending: AtomicBool::new(true),
         })
     }
@@ -55,6 +58,10 @@ impl World {
 
     pub(crate) fn owners(&self) -> MutexGuard<'_, Owners> {
         self.owners.lock().unwrap()
+    }
+
+    pub(crate) fn blocks(&self) -> MutexGuard<'_, Blocks> {
+        self.blocks.lock().unwrap()
     }
 
     pub(crate) fn place(&self, topic: &str, partition: i32) -> Place {

@@ -30,13 +30,14 @@ impl Dice {
 /// Longer than the clients' `request.timeout.ms` here.
 const PAUSE: Duration = Duration::from_secs(8);
 
-/// Goes on until `end`; every node is up when it returns.
+/// Goes on until `end`, and says when a broker begins to be paused, and when it ends; every node is up when it returns.
 pub(crate) async fn weather(
     kafka: &mut Kafka,
     admin: &KafkaAdmin,
     topics: &[String],
     dice: &mut Dice,
     end: Instant,
+    sleeps: impl Fn(bool),
 ) -> Faults {
     let mut faults = Faults::default();
     while Instant::now() < end {
@@ -51,6 +52,7 @@ pub(crate) async fn weather(
             }
             1 => {
                 eprintln!("chaos: broker {} is paused", index + 1);
+                sleeps(true);
                 node.pause();
                 faults.paused += 1;
             }
@@ -64,6 +66,7 @@ pub(crate) async fn weather(
         tokio::time::sleep(away).await;
         if kind == 1 {
             kafka.node(index).unwrap().resume();
+            sleeps(false);
         } else {
             kafka.restart(index).await.unwrap();
         }

@@ -5,6 +5,7 @@
 //! `DTKAFKA_CHAOS_SECONDS` is how long the weather lasts (default 20; 0 leaves the test out), `DTKAFKA_CHAOS_SEED` its
 //! seed, `DTKAFKA_CHAOS_RATE` the records of each of the five producers in a second (default 600), `DTKAFKA_CHAOS_GROUP`
 //! the members' protocol: `eager` (default), `cooperative` or `consumer` (KIP-848), or `none` for producers alone.
+//! `DTKAFKA_CHAOS_BESIDE` is the command of a program that runs beside, such as `benches/peers/java/Churn.java`.
 //! It needs what real Kafka needs; see `tests/run`.
 
 #![allow(missing_docs, reason = "the names of tests are sentences")]
@@ -16,6 +17,7 @@
     reason = "a test may panic and spawn, and so may what its tests share"
 )]
 
+mod blocks;
 mod clients;
 mod faults;
 mod judge;
@@ -164,8 +166,12 @@ async fn run(
         std::thread::spawn(move || churn(&world, &configs, dice, &stop))
     });
 
+    let beside = beside(&kafka, length);
     let from = world.now();
-    let faults = weather(&mut kafka, &admin, &topics, &mut dice, Instant::now() + length).await;
+    let faults = weather(&mut kafka, &admin, &topics, &mut dice, Instant::now() + length, |sleeps| {
+        world.blocks().broker_sleeps(world.now(), sleeps)
+    })
+    .await;
     let calm = world.now();
     world.sending.store(false, Ordering::Relaxed);
     for producer in producers {
@@ -180,6 +186,9 @@ async fn run(
     let lives = tokio::task::spawn_blocking(|| members.map(|members| members.join().unwrap())).await.unwrap();
     watching.await.unwrap();
     let count = read_all(&world, &instance).await;
+    if let Some(mut beside) = beside {
+        tokio::task::spawn_blocking(move || beside.wait()).await.unwrap().unwrap();
+    }
     kafka.stop().await.unwrap();
 
     let judge = world.judge();
@@ -199,6 +208,11 @@ async fn run(
         owners.moved,
         owners.given_back
     );
+    let blocks = world.blocks();
+    eprintln!(
+        "chaos: {} members blocked and kept what they had, {} did not as a broker had slept",
+        blocks.kept, blocks.excused
+    );
     eprintln!("chaos: lag 0 {caught_up:?} after the calm, {} warnings", warnings.load(Ordering::Relaxed));
     let shown: Vec<&String> = judge.violations.iter().take(20).collect();
     assert!(shown.is_empty(), "seed {seed}: {} violations, the first: {shown:#?}", judge.violations.len());
@@ -209,6 +223,15 @@ async fn run(
         owners.given_back,
         owners.moved
     );
+}
+
+fn beside(kafka: &Kafka, length: Duration) -> Option<std::process::Child> {
+    let command = env::var("DTKAFKA_CHAOS_BESIDE").ok()?;
+    let mut words = command.split_whitespace();
+    let mut program = std::process::Command::new(words.next()?);
+    program.args(words).arg("--brokers").arg(kafka.bootstrap_servers());
+    program.args(["--topics", &TOPICS.join(","), "--seconds", &length.as_secs().to_string()]);
+    Some(program.spawn().unwrap())
 }
 
 /// When the group had committed everything; `None` if it never came there.

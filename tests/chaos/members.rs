@@ -177,6 +177,10 @@ impl RebalanceListener for Hears {
     }
 
     async fn lost(&self, _consumer: &KafkaConsumer, partitions: &[TopicPartition]) {
+        if !partitions.is_empty() && self.world.blocks().lost(self.world.now(), self.number) {
+            let text = format!("member {} blocked its threads, and lost {partitions:?}", self.number);
+            self.world.judge().violations.push(text);
+        }
         self.given_up(partitions, false);
     }
 }
@@ -200,7 +204,10 @@ impl Life<'_> {
                 return;
             }
             match self.consumer.poll(Duration::from_millis(200)).await {
-                Ok(records) => self.handle(&records),
+                Ok(records) => {
+                    self.world.blocks().polled(self.number);
+                    self.handle(&records);
+                }
                 Err(error) => {
                     self.log(&error);
                     assert!(error.is_retriable(), "member {}: {error}", self.number);
@@ -215,6 +222,7 @@ impl Life<'_> {
                     Ordering::Relaxed,
                 );
             } else if is(Order::Block) {
+                self.world.blocks().begins(self.world.now(), self.number);
                 std::thread::sleep(BLOCK);
                 let _ended_meanwhile = order.compare_exchange(
                     Order::Block as u8,

@@ -28,7 +28,7 @@ impl Partitions {
     pub(crate) fn done(&mut self, key: &TopicPartition, life: Life, offsets: &[i64]) -> usize {
         let Some(partition) = self.partitions.get_mut(key) else { return 0 };
         let position = partition.position().map(Position::mark);
-        offsets.iter().filter(|offset| partition.account.done(life, **offset, position)).count()
+        partition.account.done(life, offsets, position)
     }
 
     /// One record comes back unhandled.

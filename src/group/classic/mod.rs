@@ -109,6 +109,8 @@ pub(crate) struct Member {
     planned: Option<BTreeMap<Arc<str>, i32>>,
     /// What a leader that came back would have got by a new plan.
     expected: Option<Vec<TopicPartition>>,
+    /// What the coordinator kept did not fit: the next plan is sent, whatever it says.
+    is_misfit: bool,
     /// Something changed while a join or sync was out: join again after it.
     stale: bool,
     /// Since when every question to the coordinator has failed, while it joins.
@@ -141,6 +143,7 @@ impl Member {
             generation: -1,
             planned: None,
             expected: None,
+            is_misfit: false,
             stale: false,
             unreached_since: None,
             departure: GroupMembershipOperation::Default,

@@ -122,8 +122,9 @@ impl Member {
             // the same, and must see when its topics change.
             Some(members) => {
                 let token = self.tokens.next();
-                self.state = State::Planning { generation, token, keeps: skip_assignment };
-                self.actions.push_back(Action::Plan { token, assignor, members, keeps: skip_assignment });
+                let keeps = skip_assignment && !self.is_misfit;
+                self.state = State::Planning { generation, token, keeps };
+                self.actions.push_back(Action::Plan { token, assignor, members, keeps });
             }
             None => self.sync(now, generation, assignor, Vec::new()),
         }
@@ -161,10 +162,11 @@ impl Member {
             // Another member gets them in the rebalance after this.
             return self.revoke(generation, heart, revoked);
         }
-        if self.expected.take().is_some_and(|mut expected| {
+        self.is_misfit = self.expected.take().is_some_and(|mut expected| {
             expected.sort();
             expected != self.owned
-        }) {
+        });
+        if self.is_misfit {
             self.rebalance(now, "the assignment of before does not fit any more");
         }
     }

@@ -413,3 +413,36 @@ fn a_static_leader_that_came_back_sees_new_partitions() {
     // Those that came while it was away as well.
     returned(3, &[0]).revocation();
 }
+
+#[test]
+fn a_coordinator_that_keeps_what_does_not_fit_is_sent_a_plan_the_next_time_whatever_it_says() {
+    let mut bench = returned(3, &[0]);
+    let token = bench.revocation();
+    bench.member.handle_revoked(bench.now, token);
+    let (token, _) = bench.sent();
+    let me = GroupMember { instance_id: Some("a".into()), ..GroupMember::new("me", ["t"]) };
+    let joined = Answer::Join {
+        error: 0,
+        generation: 4,
+        member_id: "me".into(),
+        leader: "me".into(),
+        protocol: "range".into(),
+        members: vec![me],
+        skip_assignment: true,
+    };
+    bench.answer(token, joined);
+    let Some(Action::Plan { token, assignor, members, keeps: false }) = bench.member.poll_action() else {
+        panic!("no plan that counts")
+    };
+    let counts: BTreeMap<Arc<str>, i32> = [(Arc::from("t"), 3)].into();
+    let plan = assignor.assign(&GroupInfo::new(&members, &counts));
+    bench.member.handle_plan(bench.now, token, assignor, counts, plan);
+    let (token, Request::Sync { assignments, .. }) = bench.sent() else { panic!("no sync") };
+    assert!(!assignments.is_empty());
+    // One that keeps its own all the same does not have it joined again and again.
+    let assignment = encode_assignment(&[TopicPartition::new("t", 0)]);
+    bench.answer(token, Answer::Sync { error: 0, assignment });
+    assert!(matches!(bench.member.poll_action(), Some(Action::Assign { .. })));
+    bench.nothing();
+    assert!(bench.member.is_stable());
+}
