@@ -13,8 +13,9 @@ use std::{
 };
 
 use dtkafka::{
-    Consumer, ConsumerConfig, ConsumerHandle, ConsumerRecord, ErrorPolicy, KafkaAdmin, KafkaConfig,
-    KafkaInstance, Message, NewTopic, Ordering, ProducerRecord, Result, TopicPartition,
+    Batch, Consumer, ConsumerConfig, ConsumerHandle, ConsumerRecord, ErrorPolicy, FailedAt, HandlerResult,
+    KafkaAdmin, KafkaConfig, KafkaInstance, Message, NewTopic, Ordering, ProducerRecord, Result,
+    TopicPartition,
 };
 use dtkafka_testcontainers::{EmbeddedBroker, launch::Kafka};
 
@@ -48,10 +49,20 @@ enum Last {
     RetryTopic,
 }
 
+/// What handles the records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Each,
+    /// Up to eight at once.
+    Batch,
+    Blocking,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Round {
     /// Topics and group are named by it.
     number: u64,
+    form: Form,
     ordering: Ordering,
     concurrency: usize,
     last: Last,
@@ -65,9 +76,9 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 impl Round {
-    fn new(ordering: Ordering, concurrency: usize, last: Last, seed: u64) -> Self {
+    fn new(form: Form, ordering: Ordering, concurrency: usize, last: Last, seed: u64) -> Self {
         let count = number("DTKAFKA_STRESS", 3000).try_into().unwrap();
-        Self { number: 0, ordering, concurrency, last, count, seed }
+        Self { number: 0, form, ordering, concurrency, last, count, seed }
     }
 
     fn draw(dice: &mut Dice) -> Self {
@@ -75,7 +86,8 @@ impl Round {
         let ordering = [Ordering::Partition, Ordering::Key, Ordering::Unordered][one_of(3)];
         let concurrency = [1, 2, 6, 16, 64, 256][one_of(6)];
         let last = [Last::DeadLetter, Last::Skip, Last::Stop, Last::RetryTopic][one_of(4)];
-        Self::new(ordering, concurrency, last, dice.below(u64::MAX))
+        let form = [Form::Each, Form::Batch, Form::Blocking][one_of(3)];
+        Self::new(form, ordering, concurrency, last, dice.below(u64::MAX))
     }
 
     fn topic(&self) -> String {
@@ -117,15 +129,21 @@ impl Round {
     }
 
     fn policy(&self) -> ErrorPolicy {
-        let policy = ErrorPolicy::retry(2, Duration::from_millis(1)).deadline(Duration::from_millis(300));
+        // A batch is called again for each of its records that panics or hangs once.
+        let attempts = match (self.form, self.last) {
+            (_, Last::Stop) | (Form::Each | Form::Blocking, Last::RetryTopic) => 1,
+            (Form::Each | Form::Blocking, Last::DeadLetter | Last::Skip) => 2,
+            (Form::Batch, _) => 6,
+        };
+        let policy =
+            ErrorPolicy::retry(attempts, Duration::from_millis(1)).deadline(Duration::from_millis(300));
         match self.last {
             Last::DeadLetter => policy.then_dead_letter(self.dead()),
             Last::Skip => policy.then_skip(),
-            Last::Stop => ErrorPolicy::Stop.deadline(Duration::from_millis(300)),
-            Last::RetryTopic => ErrorPolicy::Stop
-                .deadline(Duration::from_millis(300))
-                .retry_topics([Duration::from_millis(50)])
-                .then_dead_letter(self.dead()),
+            Last::Stop => policy,
+            Last::RetryTopic => {
+                policy.retry_topics([Duration::from_millis(50)]).then_dead_letter(self.dead())
+            }
         }
     }
 }
@@ -138,19 +156,68 @@ struct History {
     tried: Mutex<BTreeSet<u32>>,
 }
 
-async fn handle(round: Round, history: Arc<History>, message: Message<u32>) -> dtkafka::HandlerResult {
-    let first = history.tried.lock().unwrap().insert(message.value);
-    match round.fate(message.value) {
-        Fate::FailsOnce if first => return Err("not yet".into()),
-        Fate::PanicsOnce if first => panic!("{} bursts", message.value),
-        Fate::HangsOnce if first => std::future::pending().await,
+impl History {
+    /// What the record does to its handler now.
+    fn fate(&self, round: Round, message: &Message<u32>) -> Fate {
+        let is_first = self.tried.lock().unwrap().insert(message.value);
+        match round.fate(message.value) {
+            Fate::FailsOnce | Fate::PanicsOnce | Fate::HangsOnce if !is_first => Fate::Well,
+            fate => fate,
+        }
+    }
+
+    fn note(&self, message: &Message<u32>) {
+        self.done.lock().unwrap().insert((message.partition, message.offset));
+        self.handled.lock().unwrap().push(message.value);
+    }
+}
+
+async fn handle(round: Round, history: &History, message: Message<u32>) -> HandlerResult {
+    match history.fate(round, &message) {
+        Fate::FailsOnce => return Err("not yet".into()),
+        Fate::PanicsOnce => panic!("{} bursts", message.value),
+        Fate::HangsOnce => std::future::pending().await,
         Fate::FailsAlways => return Err("never".into()),
         Fate::Blocks => std::thread::sleep(Duration::from_micros(500)),
-        Fate::Waits => tokio::time::sleep(Duration::from_millis(u64::from(message.value % 3))).await,
-        _ => {}
+        Fate::Waits => {
+            let token = message.cancellation();
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(u64::from(message.value % 3))) => {}
+                () = token.cancelled() => return Err("told to give up".into()),
+            }
+        }
+        Fate::Well | Fate::NoJson => {}
     }
-    history.done.lock().unwrap().insert((message.partition, message.offset));
-    history.handled.lock().unwrap().push(message.value);
+    history.note(&message);
+    Ok(())
+}
+
+async fn handle_batch(round: Round, history: &History, batch: Batch<u32>) -> HandlerResult {
+    for message in batch {
+        let copy = message.clone();
+        handle(round, history, message).await.map_err(|error| FailedAt::new(&copy, error))?;
+    }
+    Ok(())
+}
+
+/// On a thread of its own.
+fn handle_blocking(round: Round, history: &History, message: Message<u32>) -> HandlerResult {
+    let token = message.cancellation();
+    match history.fate(round, &message) {
+        Fate::FailsOnce => return Err("not yet".into()),
+        Fate::PanicsOnce => panic!("{} bursts", message.value),
+        Fate::HangsOnce => {
+            while !token.is_cancelled() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            return Err("told to give up".into());
+        }
+        Fate::FailsAlways => return Err("never".into()),
+        Fate::Blocks => std::thread::sleep(Duration::from_micros(500)),
+        Fate::Waits => std::thread::sleep(Duration::from_millis(u64::from(message.value % 3))),
+        Fate::Well | Fate::NoJson => {}
+    }
+    history.note(&message);
     Ok(())
 }
 
@@ -160,17 +227,24 @@ fn member(kafka: &KafkaInstance, round: Round, history: &Arc<History>) -> Consum
         let c = c.group_id(round.group()).session_timeout(6000).heartbeat_interval(100);
         c.auto_commit_interval(50).max_poll_records(200)
     };
-    Consumer::new_with(kafka, [round.topic()], settings)
-        .unwrap()
-        .ordering(round.ordering)
-        .concurrency(round.concurrency)
-        .drain_timeout(Duration::from_secs(5))
-        .register_handler(round.topic(), async move |message: Message<u32>| {
-            handle(round, Arc::clone(&history), message).await
-        })
-        .unwrap()
-        .error_policy(round.policy())
-        .unwrap()
+    let consumer = Consumer::new_with(kafka, [round.topic()], settings).unwrap();
+    let consumer = consumer.ordering(round.ordering).concurrency(round.concurrency);
+    let consumer = consumer.drain_timeout(Duration::from_secs(5)).error_policy(round.policy()).unwrap();
+    let topic = round.topic();
+    let registered = match round.form {
+        Form::Each => {
+            consumer.register_handler(topic, async move |message| handle(round, &history, message).await)
+        }
+        Form::Batch => {
+            let wait = Duration::from_millis(5);
+            consumer.register_batch_handler(topic, 8, wait, async move |batch| {
+                handle_batch(round, &history, batch).await
+            })
+        }
+        Form::Blocking => consumer
+            .register_blocking_handler(topic, move |message| handle_blocking(round, &history, message)),
+    };
+    registered.unwrap()
 }
 
 struct Running {
@@ -443,21 +517,26 @@ fn check_end(
 }
 
 macro_rules! rounds {
-    ($($name:ident: $ordering:ident, $concurrency:literal, $last:ident;)*) => {$(
+    ($($name:ident: $form:ident, $ordering:ident, $concurrency:literal, $last:ident;)*) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
         async fn $name() {
-            alone(Round::new(Ordering::$ordering, $concurrency, Last::$last, line!().into())).await;
+            let (form, ordering, last) = (Form::$form, Ordering::$ordering, Last::$last);
+            alone(Round::new(form, ordering, $concurrency, last, line!().into())).await;
         }
     )*};
 }
 
 rounds! {
-    nothing_is_lost_or_out_of_order_per_partition: Partition, 16, DeadLetter;
-    nothing_is_lost_or_out_of_order_per_key: Key, 16, DeadLetter;
-    nothing_is_lost_without_an_order: Unordered, 16, DeadLetter;
-    nothing_else_is_skipped: Key, 64, Skip;
-    nothing_is_lost_by_members_that_stop_at_a_failure: Partition, 2, Stop;
-    nothing_is_lost_by_way_of_a_retry_topic: Partition, 1, RetryTopic;
+    nothing_is_lost_or_out_of_order_per_partition: Each, Partition, 16, DeadLetter;
+    nothing_is_lost_or_out_of_order_per_key: Each, Key, 16, DeadLetter;
+    nothing_is_lost_without_an_order: Each, Unordered, 16, DeadLetter;
+    nothing_else_is_skipped: Each, Key, 64, Skip;
+    nothing_is_lost_by_members_that_stop_at_a_failure: Each, Partition, 2, Stop;
+    nothing_is_lost_by_way_of_a_retry_topic: Each, Partition, 1, RetryTopic;
+    nothing_is_lost_by_handlers_of_batches: Batch, Partition, 16, DeadLetter;
+    nothing_is_lost_by_batches_of_a_key: Batch, Key, 16, RetryTopic;
+    nothing_is_lost_by_handlers_that_block_their_thread: Blocking, Key, 16, Skip;
+    nothing_is_lost_by_blocking_handlers_that_stop_at_a_failure: Blocking, Partition, 6, Stop;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -92,6 +92,10 @@ impl Lane {
                 return Ok(Flow::Abandoned);
             }
             self.kit.counters.failed();
+            if place.is_some_and(|place| place > 0) {
+                // Another one than that which failed before.
+                attempt = 1;
+            }
             if let Decision::RetryAfter(pause) = self.decide(&failure, attempt) {
                 tracing::warn!(attempt = number, ?pause, topic = %self.partition.topic, "the handler of a batch is called again after a pause");
                 if self.pause(pause).await == Flow::Abandoned {

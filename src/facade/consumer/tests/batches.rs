@@ -147,3 +147,20 @@ async fn a_batch_that_gives_up_as_it_was_told_to_comes_again() {
         assert_eq!((book.done(), consumer.metrics().failed), ([0, 1].into(), 0), "those before it are done");
     }
 }
+
+#[tokio::test]
+async fn each_message_at_which_a_batch_fails_has_its_own_attempts() {
+    let failures = Arc::new(Mutex::new(BTreeSet::new()));
+    let (consumer, batches) = batching(ErrorPolicy::retry(2, Duration::ZERO).then_skip(), move |batch| {
+        let mut failed = failures.lock().unwrap();
+        match batch.iter().find(|message| message.value < 3 && failed.insert(message.value)) {
+            Some(message) => Err(FailedAt::new(message, "not yet").into()),
+            None => Ok(()),
+        }
+    });
+    let book = Arc::new(Book::default());
+    let ended = run(&consumer, &book, (0..4).map(record).collect()).await;
+    assert!(matches!(ended.outcome, RunOutcome::Done), "{ended:?}");
+    let expected = [vec![0, 1, 2, 3], vec![0, 1, 2, 3], vec![1, 2, 3], vec![2, 3]];
+    assert_eq!((batches.lock().unwrap().as_slice(), consumer.metrics().skipped), (&expected[..], 0));
+}
