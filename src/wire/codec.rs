@@ -16,7 +16,7 @@ pub(crate) mod prelude {
     pub(crate) use super::super::tests::Samples;
     pub(crate) use super::{
         super::{Str, Uuid, WireError},
-        Field, Reader, Writer, at_least_one, ignorable, same,
+        Read, Reader, Write, Writer, at_least_one, ignorable, same,
     };
 }
 
@@ -92,7 +92,7 @@ impl Reader {
 
     /// Reads a field. One call a field keeps the tables' code small.
     #[inline(never)]
-    pub(crate) fn get<T: Field>(&mut self, name: &'static str, field: &mut T) -> Result<(), WireError> {
+    pub(crate) fn get<T: Read>(&mut self, name: &'static str, field: &mut T) -> Result<(), WireError> {
         self.field = name;
         *field = T::read(self)?;
         Ok(())
@@ -282,9 +282,20 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// Writes what says by its length that it is null.
+    fn or_null(&mut self, value: Option<&impl Write>, small: bool) -> Result<(), WireError> {
+        match value {
+            None => {
+                self.signed_length(-1, small);
+                Ok(())
+            }
+            Some(value) => value.write(self),
+        }
+    }
+
     /// Writes a field. One call a field keeps the tables' code small.
     #[inline(never)]
-    pub(crate) fn give<T: Field>(&mut self, name: &'static str, field: &T) -> Result<(), WireError> {
+    pub(crate) fn give<T: Write>(&mut self, name: &'static str, field: &T) -> Result<(), WireError> {
         self.field = name;
         field.write(self)
     }
@@ -297,7 +308,7 @@ impl<'a> Writer<'a> {
     }
 
     /// One tagged field.
-    pub(crate) fn tagged(&mut self, tag: u32, field: &impl Field) -> Result<(), WireError> {
+    pub(crate) fn tagged(&mut self, tag: u32, field: &impl Write) -> Result<(), WireError> {
         let mut counter = Writer::new(None, self.version, self.flexible);
         field.write(&mut counter)?;
         let size =
@@ -308,53 +319,57 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// What a field of a message can be.
-pub(crate) trait Field: Sized {
+/// What can be read from an answer.
+pub(crate) trait Read: Sized {
     /// The fewest bytes it takes, in whatever version.
     const MIN_SIZE: usize;
 
     fn read(reader: &mut Reader) -> Result<Self, WireError>;
 
-    fn write(&self, writer: &mut Writer<'_>) -> Result<(), WireError>;
-
-    /// Some value, as the generator has it.
-    #[cfg(test)]
-    fn sample(samples: &mut super::tests::Samples) -> Self;
-
-    /// The value as Kafka's own classes show it.
-    #[cfg(test)]
-    fn json(&self, version: i16) -> serde_json::Value;
-}
-
-/// A field that can be null. As given here for structures, with a byte before them that says so; the others have a length
-/// for it.
-pub(crate) trait Nullable: Field {
+    /// One that can be null. As given here for structures, with a byte before them that says so; what has a length says it
+    /// there, and numbers cannot be null.
     fn read_nullable(reader: &mut Reader) -> Result<Option<Self>, WireError> {
         if i8::read(reader)? < 0 { Ok(None) } else { Self::read(reader).map(Some) }
     }
 
+    /// Some value, as the generator has it.
+    #[cfg(test)]
+    fn sample(samples: &mut super::tests::Samples) -> Self;
+}
+
+/// What can be written into a request.
+pub(crate) trait Write: Sized {
+    fn write(&self, writer: &mut Writer<'_>) -> Result<(), WireError>;
+
+    /// As [`Read::read_nullable`] reads it.
     fn write_nullable(value: Option<&Self>, writer: &mut Writer<'_>) -> Result<(), WireError> {
         match value {
             None => (-1i8).write(writer),
             Some(value) => 1i8.write(writer).and_then(|()| value.write(writer)),
         }
     }
+
+    /// The value as Kafka's own classes show it.
+    #[cfg(test)]
+    fn json(&self, version: i16) -> serde_json::Value;
 }
 
-impl<T: Nullable> Field for Option<T> {
+impl<T: Read> Read for Option<T> {
     const MIN_SIZE: usize = 1;
 
     fn read(reader: &mut Reader) -> Result<Self, WireError> {
         T::read_nullable(reader)
     }
 
-    fn write(&self, writer: &mut Writer<'_>) -> Result<(), WireError> {
-        T::write_nullable(self.as_ref(), writer)
-    }
-
     #[cfg(test)]
     fn sample(samples: &mut super::tests::Samples) -> Self {
         if samples.null() { None } else { Some(T::sample(samples)) }
+    }
+}
+
+impl<T: Write> Write for Option<T> {
+    fn write(&self, writer: &mut Writer<'_>) -> Result<(), WireError> {
+        T::write_nullable(self.as_ref(), writer)
     }
 
     #[cfg(test)]
@@ -365,21 +380,23 @@ impl<T: Nullable> Field for Option<T> {
 
 macro_rules! integers {
     ($($type:ty),*) => {$(
-        impl Field for $type {
+        impl Read for $type {
             const MIN_SIZE: usize = size_of::<Self>();
 
             fn read(reader: &mut Reader) -> Result<Self, WireError> {
                 reader.array().map(Self::from_be_bytes)
             }
 
-            fn write(&self, writer: &mut Writer<'_>) -> Result<(), WireError> {
-                writer.put(&self.to_be_bytes());
-                Ok(())
-            }
-
             #[cfg(test)]
             fn sample(samples: &mut super::tests::Samples) -> Self {
                 samples.number() as Self
+            }
+        }
+
+        impl Write for $type {
+            fn write(&self, writer: &mut Writer<'_>) -> Result<(), WireError> {
+                writer.put(&self.to_be_bytes());
+                Ok(())
             }
 
             #[cfg(test)]
@@ -392,7 +409,7 @@ macro_rules! integers {
 
 integers!(i8, i16, i32, i64);
 
-impl Field for bool {
+impl Read for bool {
     const MIN_SIZE: usize = 1;
 
     fn read(reader: &mut Reader) -> Result<Self, WireError> {
@@ -400,14 +417,16 @@ impl Field for bool {
         Ok(byte != 0)
     }
 
-    fn write(&self, writer: &mut Writer<'_>) -> Result<(), WireError> {
-        writer.put(&[u8::from(*self)]);
-        Ok(())
-    }
-
     #[cfg(test)]
     fn sample(samples: &mut super::tests::Samples) -> Self {
         samples.number() % 2 == 1
+    }
+}
+
+impl Write for bool {
+    fn write(&self, writer: &mut Writer<'_>) -> Result<(), WireError> {
+        writer.put(&[u8::from(*self)]);
+        Ok(())
     }
 
     #[cfg(test)]
@@ -416,16 +435,11 @@ impl Field for bool {
     }
 }
 
-impl Field for Uuid {
+impl Read for Uuid {
     const MIN_SIZE: usize = 16;
 
     fn read(reader: &mut Reader) -> Result<Self, WireError> {
         reader.array().map(Self)
-    }
-
-    fn write(&self, writer: &mut Writer<'_>) -> Result<(), WireError> {
-        writer.put(&self.0);
-        Ok(())
     }
 
     #[cfg(test)]
@@ -433,6 +447,13 @@ impl Field for Uuid {
         let half = samples.number().to_be_bytes();
         Self([half, half].as_flattened().try_into().unwrap())
     }
+}
+
+impl Write for Uuid {
+    fn write(&self, writer: &mut Writer<'_>) -> Result<(), WireError> {
+        writer.put(&self.0);
+        Ok(())
+    }
 
     #[cfg(test)]
     fn json(&self, _version: i16) -> serde_json::Value {
@@ -440,31 +461,13 @@ impl Field for Uuid {
     }
 }
 
-impl Field for Str {
+impl Read for Str {
     const MIN_SIZE: usize = 1;
 
     fn read(reader: &mut Reader) -> Result<Self, WireError> {
         Self::read_nullable(reader)?.ok_or_else(|| reader.null())
     }
 
-    fn write(&self, writer: &mut Writer<'_>) -> Result<(), WireError> {
-        writer.length(self.as_bytes().len(), true)?;
-        writer.put(self.as_bytes());
-        Ok(())
-    }
-
-    #[cfg(test)]
-    fn sample(samples: &mut super::tests::Samples) -> Self {
-        samples.text().into()
-    }
-
-    #[cfg(test)]
-    fn json(&self, _version: i16) -> serde_json::Value {
-        self.to_string().into()
-    }
-}
-
-impl Nullable for Str {
     #[inline(never)]
     fn read_nullable(reader: &mut Reader) -> Result<Option<Self>, WireError> {
         let Some(length) = reader.length(1, |reader| i16::read(reader).map(i32::from))? else {
@@ -474,33 +477,57 @@ impl Nullable for Str {
         Self::from_utf8(bytes).map(Some).ok_or_else(|| reader.error("a string that is not UTF-8"))
     }
 
-    fn write_nullable(value: Option<&Self>, writer: &mut Writer<'_>) -> Result<(), WireError> {
-        match value {
-            None => {
-                writer.signed_length(-1, true);
-                Ok(())
-            }
-            Some(value) => value.write(writer),
-        }
+    #[cfg(test)]
+    fn sample(samples: &mut super::tests::Samples) -> Self {
+        samples.text().into()
     }
 }
 
-impl Field for Bytes {
+impl Write for Str {
+    fn write(&self, writer: &mut Writer<'_>) -> Result<(), WireError> {
+        writer.length(self.as_bytes().len(), true)?;
+        writer.put(self.as_bytes());
+        Ok(())
+    }
+
+    fn write_nullable(value: Option<&Self>, writer: &mut Writer<'_>) -> Result<(), WireError> {
+        writer.or_null(value, true)
+    }
+
+    #[cfg(test)]
+    fn json(&self, _version: i16) -> serde_json::Value {
+        self.to_string().into()
+    }
+}
+
+impl Read for Bytes {
     const MIN_SIZE: usize = 1;
 
     fn read(reader: &mut Reader) -> Result<Self, WireError> {
         Self::read_nullable(reader)?.ok_or_else(|| reader.null())
     }
 
+    #[inline(never)]
+    fn read_nullable(reader: &mut Reader) -> Result<Option<Self>, WireError> {
+        let Some(length) = reader.length(1, i32::read)? else { return Ok(None) };
+        reader.slice(length).map(Some)
+    }
+
+    #[cfg(test)]
+    fn sample(samples: &mut super::tests::Samples) -> Self {
+        samples.text().into()
+    }
+}
+
+impl Write for Bytes {
     fn write(&self, writer: &mut Writer<'_>) -> Result<(), WireError> {
         writer.length(self.len(), false)?;
         writer.put(self);
         Ok(())
     }
 
-    #[cfg(test)]
-    fn sample(samples: &mut super::tests::Samples) -> Self {
-        samples.text().into()
+    fn write_nullable(value: Option<&Self>, writer: &mut Writer<'_>) -> Result<(), WireError> {
+        writer.or_null(value, false)
     }
 
     #[cfg(test)]
@@ -509,48 +536,13 @@ impl Field for Bytes {
     }
 }
 
-impl Nullable for Bytes {
-    #[inline(never)]
-    fn read_nullable(reader: &mut Reader) -> Result<Option<Self>, WireError> {
-        let Some(length) = reader.length(1, i32::read)? else { return Ok(None) };
-        reader.slice(length).map(Some)
-    }
-
-    fn write_nullable(value: Option<&Self>, writer: &mut Writer<'_>) -> Result<(), WireError> {
-        match value {
-            None => {
-                writer.signed_length(-1, false);
-                Ok(())
-            }
-            Some(value) => value.write(writer),
-        }
-    }
-}
-
-impl<T: Field> Field for Vec<T> {
+impl<T: Read> Read for Vec<T> {
     const MIN_SIZE: usize = 1;
 
     fn read(reader: &mut Reader) -> Result<Self, WireError> {
         Self::read_nullable(reader)?.ok_or_else(|| reader.null())
     }
 
-    fn write(&self, writer: &mut Writer<'_>) -> Result<(), WireError> {
-        writer.length(self.len(), false)?;
-        self.iter().try_for_each(|element| element.write(writer))
-    }
-
-    #[cfg(test)]
-    fn sample(samples: &mut super::tests::Samples) -> Self {
-        (0..samples.count()).map(|_| T::sample(samples)).collect()
-    }
-
-    #[cfg(test)]
-    fn json(&self, version: i16) -> serde_json::Value {
-        self.iter().map(|element| element.json(version)).collect()
-    }
-}
-
-impl<T: Field> Nullable for Vec<T> {
     fn read_nullable(reader: &mut Reader) -> Result<Option<Self>, WireError> {
         let Some(count) = reader.length(T::MIN_SIZE, i32::read)? else { return Ok(None) };
         let mut elements = reader.reserve(count)?;
@@ -560,13 +552,24 @@ impl<T: Field> Nullable for Vec<T> {
         Ok(Some(elements))
     }
 
+    #[cfg(test)]
+    fn sample(samples: &mut super::tests::Samples) -> Self {
+        (0..samples.count()).map(|_| T::sample(samples)).collect()
+    }
+}
+
+impl<T: Write> Write for Vec<T> {
+    fn write(&self, writer: &mut Writer<'_>) -> Result<(), WireError> {
+        writer.length(self.len(), false)?;
+        self.iter().try_for_each(|element| element.write(writer))
+    }
+
     fn write_nullable(value: Option<&Self>, writer: &mut Writer<'_>) -> Result<(), WireError> {
-        match value {
-            None => {
-                writer.signed_length(-1, false);
-                Ok(())
-            }
-            Some(value) => value.write(writer),
-        }
+        writer.or_null(value, false)
+    }
+
+    #[cfg(test)]
+    fn json(&self, version: i16) -> serde_json::Value {
+        self.iter().map(|element| element.json(version)).collect()
     }
 }

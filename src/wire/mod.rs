@@ -1,5 +1,6 @@
 //! Kafka's messages as tables: one per API, which read like the protocol guide, and from which both reading and writing are
-//! made. An API costs its table and nothing else.
+//! made. An API costs its table and nothing else: the direction that no client needs, and the tables that none
+//! speaks yet, are compiled for tests and fuzzing alone.
 //!
 //! No policy: no retries, no choice of version, no IO. Bytes from the network never panic here, and never reserve memory by
 //! an unchecked count (see [`codec`]).
@@ -27,16 +28,16 @@ use std::fmt;
 
 use bytes::{Buf, Bytes};
 
-use self::codec::{Field, Reader, Writer};
+use self::codec::{Read, Reader, Write, Writer};
 pub(crate) use self::{
     messages::*,
     types::{Str, Uuid},
 };
 
 /// A request that [`Connection::call`](crate::connection::Connection::call) can send.
-pub(crate) trait Api: Field + Send + 'static {
+pub(crate) trait Api: Write + Whole + Send + 'static {
     /// The answer.
-    type Response: Field + PartialEq + Send + 'static;
+    type Response: Read + Whole + Send + 'static;
     /// Kafka's number of the API.
     const KEY: i16;
     /// Kafka's name of the API, for errors and logs.
@@ -81,6 +82,17 @@ pub(crate) trait Api: Field + Send + 'static {
         out
     }
 }
+
+/// What tests and fuzzing ask of a message: that it crosses the wire in both directions, and can be compared and shown.
+#[cfg(any(test, feature = "unstable-fuzzing"))]
+pub(crate) trait Whole: Read + Write + PartialEq + fmt::Debug {}
+#[cfg(any(test, feature = "unstable-fuzzing"))]
+impl<T: Read + Write + PartialEq + fmt::Debug> Whole for T {}
+/// Of what the clients do nothing but send and receive, no more is compiled.
+#[cfg(not(any(test, feature = "unstable-fuzzing")))]
+pub(crate) trait Whole {}
+#[cfg(not(any(test, feature = "unstable-fuzzing")))]
+impl<T> Whole for T {}
 
 /// No version of the API has tagged fields.
 pub(crate) const NEVER: i16 = i16::MAX;
@@ -172,7 +184,7 @@ impl fmt::Display for WireError {
 
 impl std::error::Error for WireError {}
 
-fn encode(message: &impl Field, version: i16, flexible: bool, out: &mut Vec<u8>) -> Result<(), WireError> {
+fn encode(message: &impl Write, version: i16, flexible: bool, out: &mut Vec<u8>) -> Result<(), WireError> {
     // Records are copied once, and not again whenever the buffer grows.
     let mut counter = Writer::new(None, version, flexible);
     message.write(&mut counter)?;
@@ -180,7 +192,7 @@ fn encode(message: &impl Field, version: i16, flexible: bool, out: &mut Vec<u8>)
     message.write(&mut Writer::new(Some(out), version, flexible))
 }
 
-fn decode<T: Field>(bytes: Bytes, version: i16, flexible: bool, holds_records: bool) -> Result<T, WireError> {
+fn decode<T: Read>(bytes: Bytes, version: i16, flexible: bool, holds_records: bool) -> Result<T, WireError> {
     let mut reader = Reader::new(bytes, version, flexible, holds_records);
     let message = T::read(&mut reader)?;
     match reader.left() {

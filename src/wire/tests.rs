@@ -1,10 +1,8 @@
 //! The tables against other implementations of the protocol, and the codec against hostile bytes.
 
-use std::fmt::Debug;
-
 use bytes::Bytes;
 
-use super::{codec::Field, *};
+use super::*;
 
 /// Generates messages. Seeded.
 pub(crate) struct Samples {
@@ -104,7 +102,7 @@ const JAVA_ONLY: &[(&str, i16, i16)] = &[
 
 #[test]
 fn every_message_of_every_version_has_the_bytes_that_kafka_protocol_writes() {
-    fn check<A: Api, T: Field + Debug + PartialEq, K>(name: &str, add_unknown: fn(&mut K))
+    fn check<A: Api, T: Whole, K>(name: &str, add_unknown: fn(&mut K))
     where
         K: kafka_protocol::protocol::Encodable
             + kafka_protocol::protocol::Decodable
@@ -467,7 +465,7 @@ impl Visitor for Fixture<'_> {
 }
 
 impl Fixture<'_> {
-    fn check<A: Api, T: Field>(&mut self) {
+    fn check<A: Api, T: Whole>(&mut self) {
         let place = format!("{} version {}", self.name, self.version);
         let flexible = self.version >= A::FLEXIBLE;
         let message: T = decode(self.bytes.clone(), self.version, flexible, false)

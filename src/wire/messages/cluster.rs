@@ -124,6 +124,7 @@ api! {
     }
 }
 
+#[cfg(any(test, feature = "unstable-fuzzing"))]
 api! {
     DescribeCluster = 60, speaks 0..=2 of 0..=2, flexible 0;
 

@@ -141,5 +141,3 @@ api! {
         partitions: Vec<i32>;
     }
 }
-
-impl crate::wire::codec::Nullable for consumer_group_heartbeat_response::Assignment {}

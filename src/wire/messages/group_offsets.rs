@@ -103,6 +103,7 @@ api! {
     }
 }
 
+#[cfg(any(test, feature = "unstable-fuzzing"))]
 api! {
     OffsetDelete = 47, speaks 0..=0 of 0..=0, flexible NEVER;
 

@@ -1,4 +1,4 @@
-//! The tables, and the two macros that turn them into types. See [`crate::wire`] for how to read a table.
+//! The tables, and the macros that turn them into types. See [`crate::wire`] for how to read a table.
 
 /// One API: its row, and the structures of its request and of its response, each in a module of its own, since their names
 /// meet.
@@ -13,14 +13,14 @@ macro_rules! api {
     ) => {
         pub(crate) mod $request_mod {
             use crate::wire::codec::prelude::*;
-            message!($request $request_body);
-            $(message!($request_struct $request_struct_body);)*
+            message!(request $request $request_body);
+            $(message!(request $request_struct $request_struct_body);)*
         }
 
         pub(crate) mod $response_mod {
             use crate::wire::codec::prelude::*;
-            message!($response $response_body);
-            $(message!($response_struct $response_struct_body);)*
+            message!(response $response $response_body);
+            $(message!(response $response_struct $response_struct_body);)*
         }
 
         pub(crate) use self::{$request_mod::$request, $response_mod::$response};
@@ -43,13 +43,30 @@ macro_rules! api {
     };
 }
 
-/// One structure: its type, and how it is read and written.
+/// One structure: its type, and how it crosses the wire. The clients write requests and read responses; the other direction
+/// is compiled for tests and fuzzing alone.
 macro_rules! message {
-    ($name:ident {
+    (request $name:ident $body:tt) => {
+        structure!(#[cfg_attr(any(test, feature = "unstable-fuzzing"), derive(Debug))] #[derive(Clone, PartialEq)] $name $body);
+        writing!($name $body);
+        #[cfg(any(test, feature = "unstable-fuzzing"))]
+        reading!($name $body);
+    };
+    (response $name:ident $body:tt) => {
+        structure!(#[cfg_attr(any(test, feature = "unstable-fuzzing"), derive(Debug, Clone, PartialEq))] $name $body);
+        reading!($name $body);
+        #[cfg(any(test, feature = "unstable-fuzzing"))]
+        writing!($name $body);
+    };
+}
+
+/// The type.
+macro_rules! structure {
+    ($(#[$attribute:meta])* $name:ident {
         $($field:ident: $type:ty $([$versions:pat $(, nullable $nullable:pat)?])? $(= $default:literal)? $(, $ignorable:ident)?;)*
         $($tag:literal => $tagged:ident: $tagged_type:ty $([$tagged_versions:pat])? $(= $tagged_default:literal)? $(, $tagged_ignorable:ident)?;)*
     }) => {
-        #[derive(Debug, Clone, PartialEq)]
+        $(#[$attribute])*
         pub(crate) struct $name {
             $(pub(crate) $field: $type,)*
             $(pub(crate) $tagged: $tagged_type,)*
@@ -64,8 +81,15 @@ macro_rules! message {
                 }
             }
         }
+    };
+}
 
-        impl Field for $name {
+macro_rules! reading {
+    ($name:ident {
+        $($field:ident: $type:ty $([$versions:pat $(, nullable $nullable:pat)?])? $(= $default:literal)? $(, $ignorable:ident)?;)*
+        $($tag:literal => $tagged:ident: $tagged_type:ty $([$tagged_versions:pat])? $(= $tagged_default:literal)? $(, $tagged_ignorable:ident)?;)*
+    }) => {
+        impl Read for $name {
             const MIN_SIZE: usize = at_least_one(0 $(+ min_size!($type $([$versions])?))*);
 
             #[inline]
@@ -90,6 +114,29 @@ macro_rules! message {
                 Ok(message)
             }
 
+            #[cfg(test)]
+            fn sample(samples: &mut Samples) -> Self {
+                let mut message = Self::default();
+                $(if true $(&& matches!(samples.version, $versions))? {
+                    samples.nullable = true $($(&& matches!(samples.version, $nullable))?)?;
+                    message.$field = Read::sample(samples);
+                })*
+                $(if samples.flexible $(&& matches!(samples.version, $tagged_versions))? {
+                    samples.nullable = true;
+                    message.$tagged = Read::sample(samples);
+                })*
+                message
+            }
+        }
+    };
+}
+
+macro_rules! writing {
+    ($name:ident {
+        $($field:ident: $type:ty $([$versions:pat $(, nullable $nullable:pat)?])? $(= $default:literal)? $(, $ignorable:ident)?;)*
+        $($tag:literal => $tagged:ident: $tagged_type:ty $([$tagged_versions:pat])? $(= $tagged_default:literal)? $(, $tagged_ignorable:ident)?;)*
+    }) => {
+        impl Write for $name {
             #[inline]
             fn write(&self, writer: &mut Writer<'_>) -> Result<(), WireError> {
                 $(if true $(&& matches!(writer.version, $versions))? {
@@ -111,20 +158,6 @@ macro_rules! message {
                     writer.tagged($tag, &self.$tagged)?;
                 })*
                 Ok(())
-            }
-
-            #[cfg(test)]
-            fn sample(samples: &mut Samples) -> Self {
-                let mut message = Self::default();
-                $(if true $(&& matches!(samples.version, $versions))? {
-                    samples.nullable = true $($(&& matches!(samples.version, $nullable))?)?;
-                    message.$field = Field::sample(samples);
-                })*
-                $(if samples.flexible $(&& matches!(samples.version, $tagged_versions))? {
-                    samples.nullable = true;
-                    message.$tagged = Field::sample(samples);
-                })*
-                message
             }
 
             #[cfg(test)]
@@ -165,7 +198,7 @@ macro_rules! default {
 /// What a field takes at least: nothing where some versions are without it.
 macro_rules! min_size {
     ($type:ty) => {
-        <$type as Field>::MIN_SIZE
+        <$type as Read>::MIN_SIZE
     };
     ($type:ty [$versions:pat]) => {
         0

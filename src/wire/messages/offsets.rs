@@ -70,6 +70,7 @@ api! {
     }
 }
 
+#[cfg(any(test, feature = "unstable-fuzzing"))]
 api! {
     DeleteRecords = 21, speaks 0..=2 of 0..=2, flexible 2;
 

@@ -1,5 +1,6 @@
 //! Metrics of clients, sent to the broker. KIP-714.
 
+#[cfg(any(test, feature = "unstable-fuzzing"))]
 api! {
     GetTelemetrySubscriptions = 71, speaks 0..=0 of 0..=0, flexible 0;
 
@@ -20,6 +21,7 @@ api! {
     }
 }
 
+#[cfg(any(test, feature = "unstable-fuzzing"))]
 api! {
     PushTelemetry = 72, speaks 0..=0 of 0..=0, flexible 0;
 
