@@ -4,7 +4,7 @@
 //! slices of it and are never copied; those of Fetch come past the messenger (see [`whole`](super::whole)).
 //! Never put policy here: no retries, no deadlines, no choice of broker.
 
-use std::{collections::HashMap, io::Cursor, marker::PhantomData, sync::Arc};
+use std::{collections::HashMap, io::Cursor, sync::Arc};
 
 use bytes::{Buf, Bytes};
 use rskafka::{
@@ -21,17 +21,32 @@ use rskafka::{
     },
 };
 
-use super::{stream::Stream, whole::Slot};
+use super::stream::Stream;
 pub(crate) use crate::wire::{self, Api};
 
 /// The versions a broker offers: `(lowest, highest)` by API key.
 pub(crate) type Versions = std::collections::BTreeMap<i16, (i16, i16)>;
 
-/// The highest version both sides speak.
-pub(crate) fn negotiate<R: Api>(offered: &Versions) -> Option<i16> {
-    let &(low, high) = offered.get(&R::KEY)?;
-    let version = high.min(R::MAX);
-    (version >= low.max(R::MIN)).then_some(version)
+/// What a call knows of its API beside the messages: no code that needs no more is compiled for each of them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row {
+    pub(super) key: i16,
+    pub(super) name: &'static str,
+    pub(super) min: i16,
+    pub(super) max: i16,
+}
+
+impl Row {
+    pub(super) const fn of<R: Api>() -> Self {
+        Self { key: R::KEY, name: R::NAME, min: R::MIN, max: R::MAX }
+    }
+
+    /// The highest version both sides speak.
+    pub(super) fn negotiate(self, offered: &Versions) -> Option<i16> {
+        let &(low, high) = offered.get(&self.key)?;
+        let version = high.min(self.max);
+        (version >= low.max(self.min)).then_some(version)
+    }
 }
 
 /// Why [`Channel::request`] failed.
@@ -79,19 +94,15 @@ impl Channel {
     /// Sends a request and waits for its answer. Dropping the future never leaves half a request on the wire. In which order
     /// several at once are written is the runtime's; see [`order`](super::order).
     pub(crate) async fn request<R: Api>(&self, request: R) -> Result<R::Response, ChannelError> {
-        self.request_up_to::<{ i16::MAX }, R>(Box::new(request), None).await
+        self.request_up_to::<{ i16::MAX }, R>(Box::new(request)).await?.decode::<R>(None)
     }
 
-    /// As [`request`](Self::request), in version `MAX` at most. The stream may put the answer into `slot`.
+    /// As [`request`](Self::request), in version `MAX` at most. The answer is not decoded yet.
     pub(super) async fn request_up_to<const MAX: i16, R: Api>(
         &self,
         request: Box<R>,
-        slot: Option<&Slot>,
-    ) -> Result<R::Response, ChannelError> {
-        match self.0.request(Request::<MAX, R>(request)).await {
-            Ok(answer) => answer.decode(slot.and_then(Slot::take)),
-            Err(error) => Err(channel_error(&error)),
-        }
+    ) -> Result<Answer, ChannelError> {
+        self.0.request(Request::<MAX, R>(request)).await.map_err(|error| channel_error(&error))
     }
 }
 
@@ -131,18 +142,17 @@ fn channel_error(error: &RequestError) -> ChannelError {
 struct Request<const MAX: i16, R>(Box<R>);
 
 /// A wire answer as rskafka wants it: read, and not yet decoded.
-struct Answer<R> {
+pub(super) struct Answer {
     /// What follows its header.
     body: Bytes,
     /// Its header has tagged fields.
     is_flexible: bool,
     version: i16,
-    api: PhantomData<fn() -> R>,
 }
 
-impl<R: Api> Answer<R> {
+impl Answer {
     /// `whole` is what really came after the correlation id, if the stream kept it from the messenger.
-    fn decode(self, whole: Option<Bytes>) -> Result<R::Response, ChannelError> {
+    pub(super) fn decode<R: Api>(self, whole: Option<Bytes>) -> Result<R::Response, ChannelError> {
         let failed = |error| ChannelError::Decode(format!("version {}: {error}", self.version));
         let body = match whole {
             Some(whole) if self.is_flexible => wire::skip_tags(whole).map_err(failed)?,
@@ -155,7 +165,7 @@ impl<R: Api> Answer<R> {
 }
 
 impl<const MAX: i16, R: Api> RequestBody for Request<MAX, R> {
-    type ResponseBody = Answer<R>;
+    type ResponseBody = Answer;
     const API_KEY: ApiKey = ApiKey::Unknown(Int16(R::KEY));
     const API_VERSION_RANGE: ApiVersionRange =
         ApiVersionRange::new(version(R::MIN), version(if MAX < R::MAX { MAX } else { R::MAX }));
@@ -169,7 +179,7 @@ impl<const MAX: i16, R: Api> WriteVersionedType<Vec<u8>> for Request<MAX, R> {
     }
 }
 
-impl<R: Api> ReadVersionedType<Cursor<Vec<u8>>> for Answer<R> {
+impl ReadVersionedType<Cursor<Vec<u8>>> for Answer {
     fn read_versioned(reader: &mut Cursor<Vec<u8>>, version: ApiVersion) -> Result<Self, ReadVersionedError> {
         let start = usize::try_from(reader.position()).unwrap_or(usize::MAX);
         let mut body = Bytes::from(std::mem::take(reader.get_mut()));
@@ -180,7 +190,7 @@ impl<R: Api> ReadVersionedType<Cursor<Vec<u8>>> for Answer<R> {
             return Err(malformed_read("the answer ends inside its header".into()));
         }
         body.advance(start);
-        Ok(Self { body, is_flexible: start > CORRELATION_ID, version: version.0.0, api: PhantomData })
+        Ok(Self { body, is_flexible: start > CORRELATION_ID, version: version.0.0 })
     }
 }
 
@@ -200,20 +210,20 @@ mod tests {
     #[test]
     fn the_highest_common_version_is_used_and_none_where_there_is_none() {
         let offered = Versions::from([(0, (0, 99)), (1, (0, 7)), (2, (11, 12)), (8, (0, 1))]);
-        assert_eq!(negotiate::<wire::ProduceRequest>(&offered), Some(13));
-        assert_eq!(negotiate::<wire::FetchRequest>(&offered), Some(7));
-        assert_eq!(negotiate::<wire::ListOffsetsRequest>(&offered), None);
-        assert_eq!(negotiate::<wire::OffsetCommitRequest>(&offered), None);
-        assert_eq!(negotiate::<wire::MetadataRequest>(&offered), None);
+        assert_eq!(Row::of::<wire::ProduceRequest>().negotiate(&offered), Some(13));
+        assert_eq!(Row::of::<wire::FetchRequest>().negotiate(&offered), Some(7));
+        assert_eq!(Row::of::<wire::ListOffsetsRequest>().negotiate(&offered), None);
+        assert_eq!(Row::of::<wire::OffsetCommitRequest>().negotiate(&offered), None);
+        assert_eq!(Row::of::<wire::MetadataRequest>().negotiate(&offered), None);
     }
 
     fn read<R: Api>(version: i16, header: usize, bytes: Vec<u8>) -> Result<R::Response, String> {
         let mut cursor = Cursor::new(bytes);
         cursor.set_position(header as u64);
-        let answer = Answer::<R>::read_versioned(&mut cursor, super::version(version));
+        let answer = Answer::read_versioned(&mut cursor, super::version(version));
         assert_eq!(cursor.position() as usize, cursor.get_ref().len(), "the messenger's own check passes");
         let answer = answer.map_err(|error| error.to_string())?;
-        answer.decode(None).map_err(|error| match error {
+        answer.decode::<R>(None).map_err(|error| match error {
             ChannelError::Decode(text) => text,
             _ => "another error".to_owned(),
         })
@@ -246,23 +256,15 @@ mod tests {
         for (version, header) in [(11, &[][..]), (12, &[0]), (12, &[2, 5, 3, 1, 2, 3, 9, 0])] {
             let body = wire::FetchRequest::encode_answer(&answer, version);
             let whole = Bytes::from([header, &body].concat());
-            let stub = Answer::<wire::FetchRequest> {
-                body: Bytes::new(),
-                is_flexible: version >= 12,
-                version,
-                api: PhantomData,
+            let stub = Answer { body: Bytes::new(), is_flexible: version >= 12, version };
+            let Ok(read) = stub.decode::<wire::FetchRequest>(Some(whole)) else {
+                panic!("version {version} {header:?}")
             };
-            let Ok(read) = stub.decode(Some(whole)) else { panic!("version {version} {header:?}") };
             assert_eq!(read.session_id, 77);
         }
-        let stub = Answer::<wire::FetchRequest> {
-            body: Bytes::new(),
-            is_flexible: true,
-            version: 12,
-            api: PhantomData,
-        };
+        let stub = Answer { body: Bytes::new(), is_flexible: true, version: 12 };
         let hostile = Bytes::from_static(&[0xff, 0xff, 0xff, 0xff, 0x0f]);
-        assert!(matches!(stub.decode(Some(hostile)), Err(ChannelError::Decode(_))));
+        assert!(matches!(stub.decode::<wire::FetchRequest>(Some(hostile)), Err(ChannelError::Decode(_))));
     }
 
     #[test]

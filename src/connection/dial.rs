@@ -280,7 +280,7 @@ async fn ask_versions(
                 return Ok((offered, features.collect()));
             }
             code::UNSUPPORTED_VERSION if version > 0 => {
-                let common = api::negotiate::<wire::ApiVersionsRequest>(&offered).unwrap_or(0);
+                let common = api::Row::of::<wire::ApiVersionsRequest>().negotiate(&offered).unwrap_or(0);
                 version = common.min(version - 1);
             }
             // A broker that starts, or a proxy that has nobody behind it: no setting is known to mend it.

@@ -17,7 +17,7 @@ mod whole;
 
 use std::{
     collections::BTreeMap,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -32,8 +32,9 @@ use tokio::task::AbortHandle;
 pub(crate) use self::sasl::fuzz as fuzz_scram;
 #[cfg(all(feature = "tls", any(test, feature = "unstable-fuzzing")))]
 pub(crate) use self::tls::fuzz as fuzz_pem;
+use self::whole::Slot;
 use self::{
-    api::{Api, Channel, ChannelError, Versions},
+    api::{Answer, Api, Channel, ChannelError, Row, Versions},
     notices::{Fault, Notices},
     order::{Asking, Order},
     throttle::ThrottleChange,
@@ -181,26 +182,39 @@ impl Connection {
         request: R,
         deadline: Instant,
     ) -> Result<R::Response> {
+        let slot = api::is_read_whole::<R>().then(Arc::<Slot>::default);
+        let request = pin!(self.channel.request_up_to::<MAX, R>(Box::new(request)));
+        let answer = self.ask(Row::of::<R>(), request, slot.clone(), deadline).await?;
+        let answer = answer.decode::<R>(slot.and_then(|slot| slot.take()));
+        let answer = answer.map_err(|error| self.call_error(Row::of::<R>(), error))?;
+        self.handle_throttle(R::NAME, R::throttle_time_ms(&answer));
+        Ok(answer)
+    }
+
+    /// Waits for the turn of a request, and then for its answer.
+    async fn ask(
+        &self,
+        api: Row,
+        request: Pin<&mut (dyn Future<Output = Result<Answer, ChannelError>> + Send)>,
+        slot: Option<Arc<Slot>>,
+        deadline: Instant,
+    ) -> Result<Answer> {
         let begun = self.begin();
-        let _in_flight = self.enter::<R>(begun.at)?;
+        let _in_flight = self.enter(api, begun.at)?;
         let patient = self.is_patient(begun.at, deadline);
-        let slot = api::is_read_whole::<R>().then(Arc::default);
-        let mut request = pin!(self.channel.request_up_to::<MAX, R>(Box::new(request), slot.as_deref()));
-        let turn = self.order.turn(&self.notices).into_slot(slot.clone());
-        let mut asking = Asking { turn, request: request.as_mut() };
+        let mut asking = Asking { turn: self.order.turn(&self.notices).into_slot(slot), request };
         let mut until = deadline;
         let error = loop {
             match tokio::time::timeout_at(until, &mut asking).await {
                 Ok(Ok(answer)) => {
                     self.answered.store(true, Ordering::Relaxed);
-                    self.handle_throttle::<R>(R::throttle_time_ms(&answer));
                     return Ok(answer);
                 }
-                Ok(Err(error)) => break self.call_error::<R>(error),
+                Ok(Err(error)) => break self.call_error(api, error),
                 Err(_) => {
                     let later = deadline + self.order.paused_in_all().saturating_sub(begun.paused);
                     if !patient || later <= until {
-                        break self.timed_out::<R>(begun, patient);
+                        break self.timed_out(api, begun, patient);
                     }
                     until = later;
                 }
@@ -228,8 +242,8 @@ impl Connection {
         deadline: Instant,
     ) -> Result<()> {
         let begun = self.begin();
-        let _in_flight = self.enter::<R>(begun.at)?;
-        let mut request = pin!(self.channel.request_up_to::<MAX, R>(Box::new(request), None));
+        let _in_flight = self.enter(Row::of::<R>(), begun.at)?;
+        let mut request = pin!(self.channel.request_up_to::<MAX, R>(Box::new(request)));
         let mut turn = self.order.turn(&self.notices);
         let written = std::future::poll_fn(|cx| match turn.poll_unanswered(cx, request.as_mut()) {
             // The answer that is made up for the messenger cannot be read, and needs not.
@@ -240,8 +254,8 @@ impl Connection {
         });
         let error = match tokio::time::timeout_at(deadline, written).await {
             Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => self.call_error::<R>(error),
-            Err(_) => self.timed_out::<R>(begun, self.is_patient(begun.at, deadline)),
+            Ok(Err(error)) => self.call_error(Row::of::<R>(), error),
+            Err(_) => self.timed_out(Row::of::<R>(), begun, self.is_patient(begun.at, deadline)),
         };
         Err(if turn.is_unsent() { error.with_unsent() } else { error })
     }
@@ -251,13 +265,13 @@ impl Connection {
     }
 
     /// Begins a call, unless the connection is of no use.
-    fn enter<R: Api>(&self, started: Instant) -> Result<InFlight<'_>> {
+    fn enter(&self, api: Row, started: Instant) -> Result<InFlight<'_>> {
         // A peer that takes nothing for that long is taken for dead, whatever the deadlines of those who call.
         if self.notices.stalled_since().is_some_and(|since| since + self.request_timeout <= started) {
             self.end();
         }
         if self.is_lost() {
-            return Err(self.disconnected::<R>("the connection is closed").with_unsent());
+            return Err(self.disconnected(api, "the connection is closed").with_unsent());
         }
         Ok(InFlight::enter(self))
     }
@@ -267,7 +281,7 @@ impl Connection {
         deadline.saturating_duration_since(started) + self.request_timeout / 10 >= self.request_timeout
     }
 
-    fn handle_throttle<R: Api>(&self, ms: i32) {
+    fn handle_throttle(&self, api: &'static str, ms: i32) {
         let (grown, told) = self.order.handle_throttle(ms);
         if ms > 0 {
             self.pauses.answers.fetch_add(1, Ordering::Relaxed);
@@ -278,7 +292,7 @@ impl Connection {
             None => {}
             Some(ThrottleChange::Begins { pause }) => tracing::warn!(
                 address = %self.address,
-                api = R::NAME,
+                api,
                 pause_ms = pause.as_millis() as u64,
                 "the broker holds this client back, because it is over a quota; see to the quotas of its user and client.id"
             ),
@@ -327,7 +341,7 @@ impl Connection {
 
     /// The version in which requests of this API are sent; `None` where the broker lacks the API.
     pub(crate) fn version<R: Api>(&self) -> Option<i16> {
-        api::negotiate::<R>(&self.versions)
+        Row::of::<R>().negotiate(&self.versions)
     }
 
     /// Whether to dial a new one: the connection is lost, a request on it went unanswered for the whole request timeout,
@@ -354,46 +368,49 @@ impl Connection {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    fn call_error<R: Api>(&self, error: ChannelError) -> Error {
+    fn call_error(&self, api: Row, error: ChannelError) -> Error {
         match error {
-            ChannelError::NoVersion => self.unsupported::<R>(),
+            ChannelError::NoVersion => self.unsupported(api),
             ChannelError::Encode(text) => Error::new(
                 ErrorKind::InvalidArgument,
-                format!("the request cannot be written in version {:?}: {text}", self.version::<R>()),
+                format!(
+                    "the request cannot be written in version {:?}: {text}",
+                    api.negotiate(&self.versions)
+                ),
             )
-            .with_api(R::NAME)
+            .with_api(api.name)
             .with_address(self.address.to_string()),
             ChannelError::Decode(text) => Error::protocol(format!("the answer cannot be read: {text}"))
-                .with_api(R::NAME)
+                .with_api(api.name)
                 .with_address(self.address.to_string()),
             ChannelError::TooLarge { actual } => {
                 self.end();
-                too_large(actual, None).with_api(R::NAME).with_address(self.address.to_string())
+                too_large(actual, None).with_api(api.name).with_address(self.address.to_string())
             }
             ChannelError::Lost(text) => {
                 self.end();
                 match self.notices.fault() {
                     Some(fault) => fault_error(fault, ErrorKind::Disconnected)
-                        .with_api(R::NAME)
+                        .with_api(api.name)
                         .with_address(self.address.to_string()),
-                    None => self.disconnected::<R>(&text),
+                    None => self.disconnected(api, &text),
                 }
             }
         }
     }
 
-    fn unsupported<R: Api>(&self) -> Error {
-        let offered = match self.versions.get(&R::KEY) {
+    fn unsupported(&self, api: Row) -> Error {
+        let offered = match self.versions.get(&api.key) {
             None => "the broker does not offer it at all".to_owned(),
             Some((low, high)) => format!("the broker offers versions {low} to {high}"),
         };
-        let text = format!("this client speaks {} versions {} to {}, {offered}", R::NAME, R::MIN, R::MAX);
-        Error::new(ErrorKind::Unsupported, text).with_api(R::NAME).with_address(self.address.to_string())
+        let text = format!("this client speaks {} versions {} to {}, {offered}", api.name, api.min, api.max);
+        Error::new(ErrorKind::Unsupported, text).with_api(api.name).with_address(self.address.to_string())
     }
 
-    fn disconnected<R: Api>(&self, text: &str) -> Error {
+    fn disconnected(&self, api: Row, text: &str) -> Error {
         let error = Error::new(ErrorKind::Disconnected, format!("the connection was lost: {text}"))
-            .with_api(R::NAME)
+            .with_api(api.name)
             .with_address(self.address.to_string());
         // A SASL listener answers ApiVersions to anybody and closes on what follows.
         if self.without_sasl && !self.answered.load(Ordering::Relaxed) {
@@ -421,7 +438,7 @@ impl Connection {
         current.at - since.at >= self.request_timeout + paused
     }
 
-    fn timed_out<R: Api>(&self, begun: Begun, patient: bool) -> Error {
+    fn timed_out(&self, api: Row, begun: Begun, patient: bool) -> Error {
         let waited = now() - begun.at;
         // A peer that leaves a request unanswered for that long is taken for dead, as Java does. A call with a shorter
         // deadline of its own proves nothing; several, one after the other, do: answers come in order, and behind one that
@@ -434,7 +451,7 @@ impl Connection {
             }
         }
         let error = Error::new(ErrorKind::Timeout, format!("no answer within {} ms", waited.as_millis()))
-            .with_api(R::NAME)
+            .with_api(api.name)
             .with_address(self.address.to_string());
         match self.held_until() {
             Some(_) => error.with_hint(

@@ -138,7 +138,11 @@ impl Turn<'_> {
     }
 
     /// Polls the request when its turn has come.
-    pub(super) fn poll<F: Future>(&mut self, cx: &mut Context<'_>, request: Pin<&mut F>) -> Poll<F::Output> {
+    pub(super) fn poll<F: Future + ?Sized>(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: Pin<&mut F>,
+    ) -> Poll<F::Output> {
         ready!(self.poll_turn(cx));
         let polled = request.poll(cx);
         if let TurnState::Writing { frame, ticket } = self.state
@@ -157,7 +161,7 @@ impl Turn<'_> {
     }
 
     /// Polls a request that the broker does not answer.
-    pub(super) fn poll_unanswered<F: Future>(
+    pub(super) fn poll_unanswered<F: Future + ?Sized>(
         &mut self,
         cx: &mut Context<'_>,
         request: Pin<&mut F>,
@@ -238,12 +242,12 @@ impl Turn<'_> {
 }
 
 /// A request that waits for its turn, and then for its answer.
-pub(super) struct Asking<'a, F> {
+pub(super) struct Asking<'a, F: ?Sized> {
     pub(super) turn: Turn<'a>,
     pub(super) request: Pin<&'a mut F>,
 }
 
-impl<T, F: Future<Output = Result<T, ChannelError>>> Future for Asking<'_, F> {
+impl<T, F: Future<Output = Result<T, ChannelError>> + ?Sized> Future for Asking<'_, F> {
     type Output = Result<T, ChannelError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {

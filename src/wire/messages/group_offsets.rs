@@ -1,5 +1,6 @@
 //! Committed offsets. KIP-211, KIP-447, KIP-709, KIP-848.
 
+#[cfg(any(test, feature = "unstable-fuzzing"))]
 use crate::wire::NEVER;
 
 api! {
