@@ -1,0 +1,190 @@
+//! A cluster that lies, pauses and breaks off in one way at a time, in virtual time: producer and group work through half a
+//! minute of it and the calm after. Whatever it was, everything arrives once, is read and committed, nothing turns in circles.
+
+mod broken;
+mod lies;
+mod sky;
+mod ways;
+mod work;
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use dtkafka::KafkaConfig;
+use dtkafka_testcontainers::{
+    EmbeddedBroker, Listener,
+    broker::{ApiKey, Profile},
+};
+use kafka_protocol::protocol::{Decodable, Encodable};
+use tokio::time::Instant;
+
+use self::{
+    sky::{Act, Asked, BALANCER, Reply, Route, Sky, Way, Wire},
+    work::{consume, produce, transact},
+};
+
+const TOPIC: &str = "t";
+const RECORDS: u32 = 60;
+/// By when everything is done.
+const CALM: Duration = Duration::from_secs(180);
+
+/// What goes wrong, and what clients do meanwhile.
+struct Storm {
+    name: String,
+    sasl: Option<&'static str>,
+    /// Transactions instead of a producer and a group.
+    transactions: bool,
+    profile: Profile,
+    settings: Vec<(&'static str, &'static str)>,
+    route: Route,
+    act: Act,
+}
+
+fn storm(name: impl Into<String>) -> Storm {
+    Storm {
+        name: name.into(),
+        sasl: None,
+        transactions: false,
+        profile: Profile::Latest,
+        settings: Vec::new(),
+        route: Box::new(|_, _, _| Way::There),
+        act: Box::new(|_, _| None),
+    }
+}
+
+impl Storm {
+    fn act(mut self, act: impl Fn(Asked, &[u8]) -> Option<Reply> + Send + Sync + 'static) -> Self {
+        self.act = Box::new(act);
+        self
+    }
+
+    fn route(mut self, route: impl Fn(&str, i32, u64) -> Way + Send + Sync + 'static) -> Self {
+        self.route = Box::new(route);
+        self
+    }
+
+    fn sasl(mut self, mechanism: &'static str) -> Self {
+        self.sasl = Some(mechanism);
+        self
+    }
+
+    /// Changes every answer of one API; `change` also gets the number of the request.
+    fn lie<M: Decodable + Encodable>(
+        self,
+        api: ApiKey,
+        change: impl Fn(u64, &mut M) + Send + Sync + 'static,
+    ) -> Self {
+        self.act(move |asked, frame| {
+            asked.is(api).then(|| asked.changed(frame, |answer: &mut M| change(asked.number, answer)))
+        })
+    }
+
+    /// Of transactions, with brokers of this kind.
+    fn transactions(mut self, profile: Profile) -> Self {
+        (self.transactions, self.profile) = (true, profile);
+        self
+    }
+
+    fn set(mut self, name: &'static str, value: &'static str) -> Self {
+        self.settings.push((name, value));
+        self
+    }
+
+    async fn run(self) -> Result<String, String> {
+        let builder = EmbeddedBroker::builder().brokers(2).in_memory().seed(7).profile(self.profile);
+        let broker = builder.user("alice", "secret").start().await.unwrap();
+        broker.create_topic(TOPIC, 4).unwrap();
+        let listener = if self.sasl.is_some() { Listener::SaslPlaintext } else { Listener::Plaintext };
+        let sky = Arc::new(Sky {
+            network: broker.network(),
+            listener,
+            start: Instant::now(),
+            route: self.route,
+            act: self.act,
+            dials: AtomicU64::new(0),
+            requests: Mutex::default(),
+        });
+        let mut config = KafkaConfig::new()
+            .set_bootstrap_servers(format!("{BALANCER}:9092"))
+            .set_transport(Wire(Arc::clone(&sky)))
+            .set_simulation(7, 1_700_000_000_000)
+            .set_group_id("g")
+            .set_auto_offset_reset("earliest")
+            .set("max.block.ms", 90_000)
+            .set("max.poll.interval.ms", 20_000)
+            .set("metadata.max.age.ms", 2_000);
+        if let Some(mechanism) = self.sasl {
+            config = config
+                .set_security_protocol("SASL_PLAINTEXT")
+                .set_sasl_mechanism(mechanism)
+                .set_sasl_plain_username("alice")
+                .set_sasl_plain_password("secret");
+        }
+        for (name, value) in self.settings {
+            config = config.set(name, value);
+        }
+        let work = async {
+            if self.transactions {
+                return transact(config.clone(), &sky).await;
+            }
+            tokio::try_join!(produce(config.clone()), consume(config.clone(), &broker)).map(|_| ())
+        };
+        let done = tokio::time::timeout(CALM, work).await;
+        let took = sky.start.elapsed();
+        let asked: u64 = sky.requests.lock().unwrap().values().sum();
+        let dials = sky.dials.load(Ordering::Relaxed);
+        let facts = format!("{took:?}, {asked} requests, {dials} dials");
+        match done {
+            Err(_) => return Err(format!("not done after {facts}; {:?}", sky.requests.lock().unwrap())),
+            Ok(Err(text)) => return Err(format!("{text} after {facts}")),
+            Ok(Ok(())) if self.transactions => return Ok(facts),
+            Ok(Ok(())) => {}
+        }
+        let mut log: Vec<u32> = (0..4)
+            .flat_map(|partition| broker.records(TOPIC, partition).unwrap())
+            .map(|record| serde_json::from_slice(record.value.as_ref().unwrap()).unwrap())
+            .collect();
+        log.sort_unstable();
+        if log != (0..RECORDS).collect::<Vec<_>>() {
+            return Err(format!("the log has {log:?}, {facts}"));
+        }
+        Ok(facts)
+    }
+}
+
+/// Runs each in a runtime of its own, some beside each other.
+fn each(storms: Vec<Storm>) {
+    let only = std::env::var("DTKAFKA_STORM").unwrap_or_default();
+    let left: Vec<Storm> = storms.into_iter().filter(|storm| storm.name.contains(&only)).collect();
+    let (left, failed) = (Mutex::new(left.into_iter()), Mutex::new(Vec::new()));
+    let run = || {
+        loop {
+            let Some(storm) = left.lock().unwrap().next() else { return };
+            let name = storm.name.clone();
+            let (told, hears) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                let mut runtime = tokio::runtime::Builder::new_current_thread();
+                let runtime = runtime.enable_all().start_paused(true).build().unwrap();
+                let _ = told.send(runtime.block_on(storm.run()));
+            });
+            // A panic within it ends its thread; what turns in circles without a request, nothing.
+            match hears.recv_timeout(Duration::from_secs(120)).unwrap_or_else(|error| Err(error.to_string()))
+            {
+                Ok(facts) => println!("{name}: {facts}"),
+                Err(text) => failed.lock().unwrap().push(format!("{name}: {text}")),
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(run);
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    assert!(failed.is_empty(), "{} fail: {failed:#?}", failed.len());
+}
