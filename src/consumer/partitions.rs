@@ -280,8 +280,7 @@ impl Partitions {
     /// not assigned. What was covered stays covered unless the user seeks, who then means the new place.
     pub(crate) fn restart(&mut self, key: &TopicPartition, phase: Phase) -> bool {
         let Some(partition) = self.partitions.get_mut(key) else { return false };
-        self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
-        partition.queue = Buffer::default();
+        self.buffered = self.buffered.saturating_sub(partition.drop_buffer());
         partition.account.restart(self.lives.begin());
         self.uncovered.retain(|uncovered| uncovered != key);
         let position = match &phase {
@@ -336,15 +335,11 @@ impl Partitions {
         let mut evicted = Vec::new();
         for key in &self.paused {
             let Some(partition) = self.partitions.get_mut(key) else { continue };
-            let queue = &partition.queue;
-            if queue.is_empty() || queue.is_checked_out() {
+            if partition.queue.is_empty() {
                 continue;
             }
-            if let Phase::Fetching(position) = &mut partition.phase {
-                self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
-                partition.queue = Buffer::default();
-                position.fetch = position.next;
-                position.fetch_epoch = position.leader_epoch;
+            if let Some(bytes) = partition.drop_fetched() {
+                self.buffered = self.buffered.saturating_sub(bytes);
                 evicted.push(key.clone());
             }
         }

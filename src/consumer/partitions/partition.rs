@@ -144,6 +144,23 @@ impl Partition {
         }
     }
 
+    /// Drops what is buffered. How many bytes that was.
+    pub(super) fn drop_buffer(&mut self) -> usize {
+        std::mem::take(&mut self.queue).bytes()
+    }
+
+    /// Drops what is buffered, to be fetched again. How many bytes that was; `None` where nothing is fetched of it, or a poll
+    /// decodes what there is.
+    pub(super) fn drop_fetched(&mut self) -> Option<usize> {
+        let Phase::Fetching(position) = &mut self.phase else { return None };
+        if self.queue.is_checked_out() {
+            return None;
+        }
+        position.fetch = position.next;
+        position.fetch_epoch = position.leader_epoch;
+        Some(self.drop_buffer())
+    }
+
     /// Whether nothing was handed out of it, nor committed, since it was assigned or sought.
     pub(crate) fn is_untouched(&self) -> bool {
         let account = &self.account;

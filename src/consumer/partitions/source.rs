@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Buffer, Mark, Partition, Partitions, Phase, Position, list, mark};
+use super::{Mark, Partition, Partitions, Phase, Position, list, mark};
 use crate::{
     cluster::TopicId,
     consumer::{ledger::Account, ledger::Life},
@@ -337,11 +337,8 @@ impl Partitions {
         if partition.queue.is_checked_out() {
             return false;
         }
-        if let Phase::Fetching(position) = &mut partition.phase {
-            self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
-            partition.queue = Buffer::default();
-            position.fetch = position.next;
-            position.fetch_epoch = position.leader_epoch;
+        if let Some(bytes) = partition.drop_fetched() {
+            self.buffered = self.buffered.saturating_sub(bytes);
         }
         true
     }
@@ -349,8 +346,7 @@ impl Partitions {
     /// The log is another one from this offset on. Reading goes on there, or at the first record before it that is not done.
     pub(crate) fn cut(&mut self, key: &TopicPartition, offset: i64, epoch: i32) {
         let Some(partition) = self.partitions.get_mut(key) else { return };
-        self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
-        partition.queue = Buffer::default();
+        self.buffered = self.buffered.saturating_sub(partition.drop_buffer());
         let undone = partition.account.first_not_done().filter(|first| *first < offset);
         let position = undone.map_or_else(|| Position::after(offset, epoch), Position::at);
         let life = self.lives.begin();
@@ -375,8 +371,7 @@ impl Partitions {
     /// The topic was made again: nothing that is known of the partition, or done with, is of the log that there is now.
     pub(crate) fn begin_again(&mut self, key: &TopicPartition, phase: Phase) {
         let Some(partition) = self.partitions.get_mut(key) else { return };
-        self.buffered = self.buffered.saturating_sub(partition.queue.bytes());
-        partition.queue = Buffer::default();
+        self.buffered = self.buffered.saturating_sub(partition.drop_buffer());
         let committed = partition.account.committed().map(|committed| committed.offset);
         partition.committed_before = committed.or(partition.committed_before);
         partition.account = Account::open(self.lives.begin());
