@@ -93,6 +93,23 @@ fn fixture(name: &str) -> Bytes {
 }
 
 #[test]
+fn a_wall_clock_that_jumps_within_a_batch_is_kept_record_by_record() {
+    let jumps = [0, 10, -3_600_000, 20, 86_400_000, 30];
+    let records: Vec<Plain> = expected(true)
+        .into_iter()
+        .zip(jumps)
+        .map(|(record, jump)| Plain { timestamp: record.timestamp + jump, ..record })
+        .collect();
+    for codec in CODECS {
+        let encoded = encode(&records, Stamp::NONE, codec, None);
+        let latest = records.iter().map(|record| record.timestamp).max().unwrap();
+        let max = i64::from_be_bytes(encoded.bytes[35..43].try_into().unwrap());
+        assert_eq!(max, latest, "retention and lookups by time go by the latest");
+        assert_eq!(read(encoded.bytes, true).unwrap(), numbered(records.clone()));
+    }
+}
+
+#[test]
 fn batches_written_by_java_are_read_with_every_codec_and_level() {
     let codecs =
         "none snappy gzip-1 gzip-6 gzip-9 lz4-1 lz4-9 lz4-17 zstd--5 zstd-1 zstd-3 zstd-9 zstd-19 zstd-22";

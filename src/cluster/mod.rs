@@ -172,11 +172,15 @@ impl Cluster {
         create: Create,
     ) {
         let mut refresh = self.shared.refresh();
+        let mut is_news = false;
         for topic in topics {
-            refresh.want_topics(time::now(), [topic], create.of(metadata.found(topic)));
+            is_news |= refresh.want_topic(time::now(), topic, create.of(metadata.found(topic)));
         }
         drop(refresh);
-        self.shared.wake.notify_one();
+        // A producer says it with each of its turns: the driver is woken by the first.
+        if is_news {
+            self.shared.wake.notify_one();
+        }
     }
 
     /// This topic was written to; the snapshot, which may be too old to have it, soon does.

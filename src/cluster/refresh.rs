@@ -159,19 +159,14 @@ impl Refresh {
         }
     }
 
-    /// Somebody waits for these topics, or has records for them.
-    pub(crate) fn want_topics<'a>(
-        &mut self,
-        now: Instant,
-        topics: impl IntoIterator<Item = &'a Arc<str>>,
-        create: Create,
-    ) {
-        for topic in topics {
-            let interest = self.interest(now, topic);
-            interest.used = now;
-            interest.awaited = true;
-            interest.create |= create == Create::IfAllowed;
-        }
+    /// Somebody waits for a topic, or has records for it. Whether that is news, which may bring the next question nearer.
+    pub(crate) fn want_topic(&mut self, now: Instant, topic: &Arc<str>, create: Create) -> bool {
+        let interest = self.interest(now, topic);
+        let known = (interest.awaited, interest.create);
+        interest.used = now;
+        interest.awaited = true;
+        interest.create |= create == Create::IfAllowed;
+        interest.new || known != (interest.awaited, interest.create)
     }
 
     /// This topic was written to: it is asked about until an answer has it with all its leaders, for `metadata.max.idle.ms`

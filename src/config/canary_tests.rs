@@ -4,8 +4,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     ffi::OsString,
-    io,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::LazyLock,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -116,20 +115,6 @@ fn forms(secret: &str) -> Vec<String> {
     forms
 }
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// What `describe` says that it does not say of every configuration.
 fn told_of(config: &KafkaConfig) -> String {
     static ALWAYS: LazyLock<HashSet<String>> =
@@ -139,34 +124,23 @@ fn told_of(config: &KafkaConfig) -> String {
 
 /// All that a program can print of a configuration: `Debug`, `describe`, every error, and what is logged meanwhile.
 fn shown(make: impl FnOnce() -> KafkaConfig) -> String {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_writer(move || writer.clone())
-        .finish();
-    crate::heard::on_every_thread();
-    let mut text = tracing::subscriber::with_default(subscriber, || {
-        let config = make();
-        let mut text = format!("{config:?} {config:#?} {}", told_of(&config));
-        match config.resolve_client() {
-            Ok(settings) => {
-                text.push_str(&format!("{settings:?}"));
-            }
-            Err(error) => text.push_str(&format!("{error} {error:?}")),
+    let (log, _listening) = crate::heard::Log::of_this_thread(tracing::Level::TRACE);
+    let config = make();
+    let mut text = format!("{config:?} {config:#?} {}", told_of(&config));
+    match config.resolve_client() {
+        Ok(settings) => {
+            text.push_str(&format!("{settings:?}"));
         }
-        for error in [config.resolve_producer().err(), config.resolve_consumer().err()].into_iter().flatten()
-        {
-            text.push_str(&format!("{error} {error:?}"));
-        }
-        match KafkaInstance::new(config) {
-            Ok(kafka) => text.push_str(&format!("{kafka:?}")),
-            Err(error) => text.push_str(&format!("{error} {error:?}")),
-        }
-        text
-    });
-    text.push_str(&String::from_utf8_lossy(&log.0.lock().unwrap()));
-    text
+        Err(error) => text.push_str(&format!("{error} {error:?}")),
+    }
+    for error in [config.resolve_producer().err(), config.resolve_consumer().err()].into_iter().flatten() {
+        text.push_str(&format!("{error} {error:?}"));
+    }
+    match KafkaInstance::new(config) {
+        Ok(kafka) => text.push_str(&format!("{kafka:?}")),
+        Err(error) => text.push_str(&format!("{error} {error:?}")),
+    }
+    text + &log.text()
 }
 
 /// A configuration that has the secret where it belongs, so that it can be told from a name.

@@ -211,13 +211,10 @@ impl Connection {
                     return Ok(answer);
                 }
                 Ok(Err(error)) => break self.call_error(api, error),
-                Err(_) => {
-                    let later = deadline + self.order.paused_in_all().saturating_sub(begun.paused);
-                    if !patient || later <= until {
-                        break self.timed_out(api, begun, patient);
-                    }
-                    until = later;
-                }
+                Err(_) => match self.later(&begun, deadline, patient).filter(|later| *later > until) {
+                    Some(later) => until = later,
+                    None => break self.timed_out(api, begun, patient),
+                },
             }
         };
         Err(if asking.turn.is_unsent() { error.with_unsent() } else { error })
@@ -245,17 +242,24 @@ impl Connection {
         let _in_flight = self.enter(Row::of::<R>(), begun.at)?;
         let mut request = pin!(self.channel.request_up_to::<MAX, R>(Box::new(request)));
         let mut turn = self.order.turn(&self.notices);
-        let written = std::future::poll_fn(|cx| match turn.poll_unanswered(cx, request.as_mut()) {
-            // The answer that is made up for the messenger cannot be read, and needs not.
-            Poll::Ready(Ok(_) | Err(ChannelError::Decode(_))) => Poll::Ready(Ok(())),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending if turn.has_left() => Poll::Ready(Ok(())),
-            Poll::Pending => Poll::Pending,
-        });
-        let error = match tokio::time::timeout_at(deadline, written).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => self.call_error(Row::of::<R>(), error),
-            Err(_) => self.timed_out(Row::of::<R>(), begun, self.is_patient(begun.at, deadline)),
+        let patient = self.is_patient(begun.at, deadline);
+        let mut until = deadline;
+        let error = loop {
+            let written = std::future::poll_fn(|cx| match turn.poll_unanswered(cx, request.as_mut()) {
+                // The answer that is made up for the messenger cannot be read, and needs not.
+                Poll::Ready(Ok(_) | Err(ChannelError::Decode(_))) => Poll::Ready(Ok(())),
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Pending if turn.has_left() => Poll::Ready(Ok(())),
+                Poll::Pending => Poll::Pending,
+            });
+            match tokio::time::timeout_at(until, written).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => break self.call_error(Row::of::<R>(), error),
+                Err(_) => match self.later(&begun, deadline, patient).filter(|later| *later > until) {
+                    Some(later) => until = later,
+                    None => break self.timed_out(Row::of::<R>(), begun, patient),
+                },
+            }
         };
         Err(if turn.is_unsent() { error.with_unsent() } else { error })
     }
@@ -279,6 +283,11 @@ impl Connection {
     /// Whether the deadline leaves the whole request time-out. The tenth is for callers who compute it before they call.
     fn is_patient(&self, started: Instant, deadline: Instant) -> bool {
         deadline.saturating_duration_since(started) + self.request_timeout / 10 >= self.request_timeout
+    }
+
+    /// The deadline with the pauses that the broker has asked for since; `None` for a call with a shorter one of its own.
+    fn later(&self, begun: &Begun, deadline: Instant, patient: bool) -> Option<Instant> {
+        patient.then(|| deadline + self.order.paused_in_all().saturating_sub(begun.paused))
     }
 
     fn handle_throttle(&self, api: &'static str, ms: i32) {

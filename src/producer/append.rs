@@ -228,6 +228,17 @@ impl Shared {
         Ok(())
     }
 
+    /// Whether the snapshot has the topic, which is taken over then.
+    pub(super) fn take_over_topic(&self, topic: &str) -> bool {
+        let metadata = self.cluster.metadata();
+        let Some((name, known)) = metadata.topics.get_key_value(topic) else { return false };
+        if known.partitions.is_empty() {
+            return false;
+        }
+        self.topics.update(name, &metadata, &self.limits, &self.environment);
+        true
+    }
+
     /// Takes over the first snapshot that has the record's partition, or that brokers were asked for after it was missed; without
     /// one in time the topic stays as it was.
     async fn look_again(&self, record: &ProducerRecord<'_>, deadline: Instant) {

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     cluster::{Cluster, CoordinatorKind, Lane, kafka_string, millis},
     connection::Connection,
-    error::{Error, Result, code},
+    error::{Error, ErrorKind, Result, code},
     time::{self, Instant},
     wire,
 };
@@ -46,7 +46,7 @@ impl Caller {
                 let reply = self.ask(&connection, call, deadline).await;
                 reply.map_err(|error| NotDone { asked: !error.is_unsent(), error })
             }
-            Err(error) => Err(unreached(error)),
+            Err(error) => Err(unreached(unreachable(error))),
         };
         reply.map_err(|NotDone { error, asked }| {
             let moved = match error.code() {
@@ -249,6 +249,19 @@ impl Caller {
     }
 }
 
+/// One broker that cannot be reached, not even in time: another may coordinate soon, where no setting would help.
+fn unreachable(error: Error) -> Error {
+    if error.is_retriable() || error.is_fatal() || error.kind() == ErrorKind::Closed {
+        return error;
+    }
+    let passing = Error::new(ErrorKind::Disconnected, "the coordinator cannot be reached");
+    let passing = match error.hint() {
+        Some(hint) => passing.with_hint(hint),
+        None => passing,
+    };
+    passing.with_source(error)
+}
+
 /// Nothing is known to be done with a partition that an answer leaves out, whatever it says of others.
 fn check_answered<'a>(
     api: &'static str,
@@ -308,5 +321,15 @@ mod tests {
             let error = check(&answered).err().unwrap();
             assert_eq!((error.topic(), error.partition()), (Some(missing.0), Some(missing.1)), "{error}");
         }
+    }
+
+    #[test]
+    fn one_coordinator_that_stays_out_of_reach_passes_since_another_may_come() {
+        let refused = Error::from_code("SaslAuthenticate", code::SASL_AUTHENTICATION_FAILED).with_permanent();
+        let error = unreachable(refused.with_hint("see to the certificate"));
+        assert!(error.is_retriable() && error.code().is_none(), "{error}");
+        assert_eq!(error.hint(), Some("see to the certificate"));
+        assert!(std::error::Error::source(&error).is_some());
+        assert!(!unreachable(Error::closed("client")).is_retriable());
     }
 }

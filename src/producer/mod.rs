@@ -17,11 +17,13 @@ mod leaders;
 pub(crate) mod memory;
 pub(crate) mod partitioner;
 mod plugins;
+mod produce;
 pub(crate) mod queue;
 pub(crate) mod receipt;
 mod remedy;
 mod send;
 pub(crate) mod sender;
+mod settle;
 mod statistics;
 mod task;
 mod topics;
@@ -64,7 +66,7 @@ pub(crate) use self::{
 };
 use crate::{
     cluster::Cluster,
-    config::settings::{Acks, ProducerSettings},
+    config::settings::ProducerSettings,
     driver,
     error::{Error, ErrorKind, Result},
     record::ProducerRecord,
@@ -153,7 +155,7 @@ impl KafkaProducer {
         settings: ProducerSettings,
         transactions: Option<Transactions>,
     ) -> Result<Self> {
-        cluster.connect(time::now() + settings.max_block).await?;
+        cluster.connect(time::after(start_limit(&cluster, &settings))).await?;
         let limits = Arc::new(Limits {
             batch_size: settings.batch_size.max(1),
             linger: settings.linger,
@@ -254,7 +256,14 @@ impl KafkaProducer {
         let would_wait = |text: &str, hint: &str| {
             Err(Error::new(ErrorKind::Timeout, text).with_topic(record.topic).with_hint(hint))
         };
-        match shared.append(&record, &mut 0)? {
+        let attempt = match shared.append(&record, &mut 0)? {
+            // The cluster may know it by now: only who sends to a topic takes it over.
+            Attempt::Wait(Wait::Topic) if shared.take_over_topic(record.topic) => {
+                shared.append(&record, &mut 0)?
+            }
+            attempt => attempt,
+        };
+        match attempt {
             Attempt::Done(delivery) => Ok(delivery),
             Attempt::Wait(Wait::Memory(_)) => {
                 shared.wake.notify_one();
@@ -426,6 +435,9 @@ impl Shared {
     /// Refuses new records and has the task drain the rest.
     fn begin_close(&self, deadline: Instant) {
         self.memory.close();
+        if let Some(transactions) = &self.transactions {
+            transactions.lock().handle_close();
+        }
         self.closing.send_if_modified(|closing| {
             self.is_closing.store(true, Ordering::Relaxed);
             let change = match *closing {
@@ -531,19 +543,15 @@ impl Shared {
     }
 }
 
+/// How long the start waits for a cluster: for one connection at least, also where nothing else shall be waited for.
+fn start_limit(cluster: &Cluster, settings: &ProducerSettings) -> Duration {
+    settings.max_block.max(cluster.settings().connection_setup_timeout)
+}
+
 /// How many records an end leaves without an answer. Batches that were cut in two have several receipts.
 fn undelivered(aftermath: &Aftermath) -> u64 {
     let mut counted = std::collections::BTreeSet::new();
     let left = aftermath.resolved.iter().map(|(receipt, _)| receipt);
     let left = left.filter(|receipt| !receipt.is_resolved() && counted.insert(Arc::as_ptr(receipt)));
     left.map(|receipt| u64::from(receipt.records())).sum()
-}
-
-/// The wire's value of `acks`.
-fn wire_acks(acks: Acks) -> i16 {
-    match acks {
-        Acks::All => -1,
-        Acks::Leader => 1,
-        Acks::None => 0,
-    }
 }

@@ -2,27 +2,24 @@
 //!
 //! It decides nothing. However it ends, every record that has no answer gets one.
 
-use std::{collections::BTreeMap, error::Error as _, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
     Closing, Shared,
     coordinator::Caller,
     identity::{NotYet, ProducerIdentity},
-    queue::Aftermath,
-    receipt::BatchOutcome,
-    sender::{Action, Answer, Permit, Request, Sender, SenderSettings, earlier},
+    produce::{names, read_answers, read_leaders},
+    sender::{Action, Permit, Request, Sender, SenderSettings, earlier},
     transaction::{Call, NotDone, Outstanding, Reply},
-    wire_acks,
 };
 use crate::{
     batch,
-    cluster::{Endpoint, Lane, LeaderHint, TopicId, kafka_string, millis},
+    cluster::{Lane, TopicId},
     config::settings::Acks,
     connection::{Connection, api::wire},
     driver,
     error::{Error, ErrorKind, Result, code},
     flights::{Flight, Flights},
-    record::TopicPartition,
     time::{self, Instant, Rng},
 };
 
@@ -227,7 +224,9 @@ impl Task {
 
     fn connect(&mut self, id: i32, now: Instant) {
         let cluster = self.shared.cluster.clone();
-        let deadline = now + cluster.settings().connection_setup_timeout;
+        // Each attempt has its own, which grows (KIP-601).
+        let settings = cluster.settings();
+        let deadline = now + settings.connection_setup_timeout_max + settings.reconnect_backoff_max;
         self.work.push(Box::pin(async move {
             Event::Connected(id, cluster.connection(id, Lane::Main, deadline).await)
         }));
@@ -241,7 +240,7 @@ impl Task {
             self.sender.handle_not_sent(now, request, &error.with_broker(id));
             return;
         };
-        let wire_request = self.wire_request(&request);
+        let wire_request = self.shared.wire_request(&request);
         // Not the deadline of a batch: one that is late must not take its neighbours with it.
         let deadline = now + self.shared.cluster.settings().request_timeout;
         // By name, where a topic's id is not known (KIP-516).
@@ -282,34 +281,6 @@ impl Task {
         match std::future::poll_fn(|context| std::task::Poll::Ready(work.as_mut().poll(context))).await {
             std::task::Poll::Ready(event) => self.handle(event),
             std::task::Poll::Pending => self.work.push(work),
-        }
-    }
-
-    fn wire_request(&self, request: &Request) -> wire::ProduceRequest {
-        let mut topics: Vec<wire::produce_request::TopicProduceData> = Vec::new();
-        let mut places: BTreeMap<&str, usize> = BTreeMap::new();
-        for sent in &request.batches {
-            let place = *places.entry(&sent.partition.topic).or_insert_with(|| {
-                let name = kafka_string(&sent.partition.topic);
-                let topic_id = wire::Uuid(sent.topic_id);
-                topics.push(wire::produce_request::TopicProduceData { name, topic_id, ..Default::default() });
-                topics.len() - 1
-            });
-            let data = wire::produce_request::PartitionProduceData {
-                index: sent.partition.partition,
-                records: Some(sent.batch.bytes.clone()),
-            };
-            topics[place].partition_data.push(data);
-        }
-        wire::ProduceRequest {
-            transactional_id: self
-                .shared
-                .transactions
-                .as_ref()
-                .map(|transactions| kafka_string(&transactions.id)),
-            acks: wire_acks(self.shared.settings.acks),
-            timeout_ms: millis(self.shared.cluster.settings().request_timeout),
-            topic_data: topics,
         }
     }
 
@@ -359,19 +330,20 @@ impl Task {
         if let Some(counts) = self.sender.poll_counts() {
             self.shared.note_counts(counts);
         }
+        // The transaction first: who hears of a record that failed finds it failed.
+        let failure = self.shared.transactions.as_ref().zip(self.sender.poll_failure());
+        if let Some((transactions, (error, open))) = &failure {
+            let is_fenced = error.code().is_some_and(|told| told.0 == code::PRODUCER_FENCED);
+            let mut core = transactions.lock();
+            match is_fenced {
+                true => core.handle_fatal(error.clone().with_fatal()),
+                false => core.handle_failure(error.clone(), *open),
+            }
+        }
         if let Some(aftermath) = self.sender.poll_aftermath() {
             self.shared.settle(aftermath);
         }
-        if let Some(transactions) = &self.shared.transactions
-            && let Some((error, open)) = self.sender.poll_failure()
-        {
-            let fatal = error.code().is_some_and(|told| told.0 == code::PRODUCER_FENCED);
-            let mut core = transactions.lock();
-            match fatal {
-                true => core.handle_fatal(error.with_fatal()),
-                false => core.handle_failure(error, open),
-            }
-            drop(core);
+        if let Some((transactions, _)) = failure {
             transactions.notify();
         }
         if let Some(error) = self.sender.poll_fatal() {
@@ -410,212 +382,6 @@ impl Task {
                 let idle = settled && self.sender.is_idle() && self.shared.scheduled().is_empty();
                 time::now() >= deadline || idle
             }
-        }
-    }
-}
-
-/// The names of a request's topics, sorted by their ids.
-type Names = Vec<(TopicId, Arc<str>)>;
-
-fn names(request: &Request) -> Names {
-    let mut names = Names::new();
-    for sent in &request.batches {
-        if names.last().is_none_or(|(id, _)| *id != sent.topic_id) {
-            names.push((sent.topic_id, Arc::clone(&sent.partition.topic)));
-        }
-    }
-    names.sort_unstable_by_key(|(id, _)| *id);
-    names
-}
-
-/// What a topic of an answer is called, which names it by its id from version 13 on.
-fn name_of<'a>(topic: &'a wire::produce_response::TopicProduceResponse, names: &'a Names) -> &'a str {
-    match names.binary_search_by_key(&topic.topic_id.0, |(id, _)| *id) {
-        Ok(place) if topic.name.is_empty() => &names[place].1,
-        _ => &topic.name,
-    }
-}
-
-/// The id of the topic that was asked about, also where the answer is by name: epochs compare only within one life of a topic.
-fn id_of(topic: &wire::produce_response::TopicProduceResponse, names: &Names) -> TopicId {
-    if topic.topic_id.0 != TopicId::default() {
-        return topic.topic_id.0;
-    }
-    names.iter().find(|(_, name)| **name == *topic.name).map_or_else(TopicId::default, |(id, _)| *id)
-}
-
-fn read_answers<'a>(answer: &'a wire::ProduceResponse, names: &'a Names) -> Vec<((&'a str, i32), Answer)> {
-    let mut answers = Vec::new();
-    for topic in &answer.responses {
-        let name = name_of(topic, names);
-        for partition in &topic.partition_responses {
-            let record_errors = partition.record_errors.iter().map(|record| {
-                let message = record.batch_index_error_message.as_ref();
-                (record.batch_index, message.map(|text| text.to_string()))
-            });
-            let answer = Answer {
-                code: partition.error_code,
-                base_offset: partition.base_offset,
-                log_append_time: partition.log_append_time_ms,
-                message: partition.error_message.as_ref().map(|text| text.to_string()),
-                record_errors: record_errors.collect(),
-            };
-            answers.push(((name, partition.index), answer));
-        }
-    }
-    answers.sort_unstable_by_key(|(place, _): &(_, Answer)| *place);
-    // Of answers that contradict each other none counts: nobody knows what became of the batch, as after a time-out.
-    answers.dedup_by(|(place, other), (kept_place, kept)| {
-        let is_same = place == kept_place;
-        if is_same && other.code != kept.code {
-            let message = Some(String::from("the broker's answer contradicts itself"));
-            *kept = Answer { code: code::REQUEST_TIMED_OUT, message, ..Answer::default() };
-        }
-        is_same
-    });
-    answers
-}
-
-/// The leaders that an answer tells of in place of those that were asked (KIP-951), and where they are.
-fn read_leaders(answer: &wire::ProduceResponse, names: &Names) -> (Vec<LeaderHint>, Vec<Endpoint>) {
-    let mut hints = Vec::new();
-    for topic in &answer.responses {
-        for partition in &topic.partition_responses {
-            let told = &partition.current_leader;
-            if partition.error_code != code::NONE && told.leader_id >= 0 {
-                let partition = TopicPartition::new(name_of(topic, names), partition.index);
-                hints.push(LeaderHint {
-                    partition,
-                    topic_id: id_of(topic, names),
-                    leader: told.leader_id,
-                    epoch: told.leader_epoch,
-                });
-            }
-        }
-    }
-    let endpoints = answer.node_endpoints.iter().map(|node| Endpoint {
-        id: node.node_id,
-        host: node.host.to_string(),
-        port: node.port,
-        rack: node.rack.as_ref().map(|rack| rack.to_string()),
-    });
-    (hints, endpoints.collect())
-}
-
-impl Shared {
-    /// Does what must not be done under a partition's lock: tells those who wait, and gives memory back.
-    pub(super) fn settle(&self, aftermath: Aftermath) {
-        for (receipt, outcome) in aftermath.resolved {
-            let outcome = match outcome {
-                BatchOutcome::Failed(error) => {
-                    // What was never sent does not know why: the cluster does.
-                    let never_sent = error.kind() == ErrorKind::Timeout && error.source().is_none();
-                    let (topic, partition) = receipt.place();
-                    let why = never_sent.then(|| self.cluster.why_topic(topic, Some(partition))).flatten();
-                    let error = match why {
-                        Some(why) => error.with_source(why),
-                        None => error,
-                    };
-                    BatchOutcome::Failed(match &self.transactions {
-                        Some(_) => error.with_requires_abort(),
-                        None => error,
-                    })
-                }
-                outcome => outcome,
-            };
-            let failed = match (&outcome, &self.transactions) {
-                (BatchOutcome::Failed(error), None) => Some(error.clone()),
-                // A transaction says by itself that it has failed.
-                _ => None,
-            };
-            if receipt.resolve_telling(outcome, &self.settings.plugins.interceptors)
-                && let Some(error) = failed
-            {
-                let (topic, partition) = receipt.place();
-                let error = error.with_topic(Arc::clone(topic)).with_partition(partition);
-                self.unheard.lock().unwrap_or_else(std::sync::PoisonError::into_inner).note(&receipt, &error);
-            }
-        }
-        for buffer in aftermath.buffers.into_iter().filter_map(batch::recycle) {
-            self.memory.recycle(buffer);
-        }
-        if aftermath.freed > 0 {
-            self.memory.give_back(aftermath.freed);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn answers_by_id_and_by_name_are_read_with_the_leaders_they_tell_of() {
-        use wire::produce_response::{
-            LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse, TopicProduceResponse,
-        };
-        let told = |error_code, leader_id| PartitionProduceResponse {
-            index: leader_id,
-            error_code,
-            base_offset: 9,
-            current_leader: LeaderIdAndEpoch { leader_id, leader_epoch: 5 },
-            ..Default::default()
-        };
-        let by_id = TopicProduceResponse {
-            topic_id: wire::Uuid([7; 16]),
-            partition_responses: vec![told(code::NOT_LEADER_OR_FOLLOWER, 3), told(0, 4)],
-            ..Default::default()
-        };
-        let by_name = TopicProduceResponse {
-            name: kafka_string("invoices"),
-            partition_responses: vec![told(0, -1)],
-            ..Default::default()
-        };
-        let node = NodeEndpoint { node_id: 3, host: kafka_string("three"), port: 9092, rack: None };
-        let answer = wire::ProduceResponse {
-            responses: vec![by_id, by_name],
-            node_endpoints: vec![node],
-            ..Default::default()
-        };
-        let names = vec![([0; 16], Arc::from("wrong")), ([7; 16], Arc::from("orders"))];
-        let answers = read_answers(&answer, &names);
-        let places: Vec<_> =
-            answers.iter().map(|((name, index), answer)| (*name, *index, answer.code)).collect();
-        assert_eq!(
-            places,
-            [("invoices", -1, 0), ("orders", 3, code::NOT_LEADER_OR_FOLLOWER), ("orders", 4, 0)]
-        );
-        let (hints, endpoints) = read_leaders(&answer, &names);
-        let partition = TopicPartition::new("orders", 3);
-        assert_eq!(hints, [LeaderHint { partition, topic_id: [7; 16], leader: 3, epoch: 5 }]);
-        assert_eq!((endpoints[0].id, &*endpoints[0].host, endpoints.len()), (3, "three", 1));
-        // Up to version 12 the answer is by name, and the id is that of the records.
-        let by_name = TopicProduceResponse {
-            name: kafka_string("orders"),
-            partition_responses: vec![told(code::NOT_LEADER_OR_FOLLOWER, 3)],
-            ..Default::default()
-        };
-        let answer = wire::ProduceResponse { responses: vec![by_name], ..Default::default() };
-        assert_eq!(read_leaders(&answer, &names).0[0].topic_id, [7; 16]);
-    }
-
-    #[test]
-    fn of_answers_that_contradict_each_other_for_a_partition_none_counts() {
-        use wire::produce_response::{PartitionProduceResponse, TopicProduceResponse};
-        let unknown = code::REQUEST_TIMED_OUT;
-        for (codes, expected) in
-            [([0, 87], unknown), ([87, 0], unknown), ([6, 87], unknown), ([0, 0], code::NONE), ([6, 6], 6)]
-        {
-            let told = |error_code| PartitionProduceResponse { index: 3, error_code, ..Default::default() };
-            let topic = TopicProduceResponse {
-                name: kafka_string("t"),
-                partition_responses: codes.map(told).to_vec(),
-                ..Default::default()
-            };
-            let answer = wire::ProduceResponse { responses: vec![topic], ..Default::default() };
-            let names = Names::new();
-            let answers = read_answers(&answer, &names);
-            assert_eq!((answers.len(), answers[0].1.code), (1, expected), "{codes:?}");
         }
     }
 }

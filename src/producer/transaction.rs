@@ -191,6 +191,13 @@ impl Core {
         }
     }
 
+    /// Nobody will begin a transaction. An id that is not there yet is not asked for again: that would fence who has taken over.
+    pub(crate) fn handle_close(&mut self) {
+        if matches!(self.state, State::New | State::Initializing) {
+            self.handle_fatal(Error::closed("producer").with_fatal());
+        }
+    }
+
     /// Begins a transaction; `None` while the one before is being ended.
     pub(crate) fn handle_begin(&mut self) -> Option<Result<u64>> {
         match &self.state {
@@ -221,8 +228,7 @@ impl Core {
                 self.state = State::Committing;
                 Ok(())
             }
-            // Whatever became of records: nothing was committed.
-            State::Failed(error) | State::Fatal(error) => Err(error.clone().with_possibly_written(false)),
+            State::Failed(error) | State::Fatal(error) => Err(error.clone()),
             _ => Err(not_open()),
         }
     }
@@ -281,7 +287,9 @@ impl Core {
 
     /// A record of the transaction failed. `open`: it may be in the log, and its attempt may come in late.
     pub(crate) fn handle_failure(&mut self, error: Error, open: bool) {
-        self.needs_bump |= open;
+        // Also where a broker has refused it: a log that has lost what came before takes nothing more under this epoch (KIP-360).
+        // With version 2 the end brings the next.
+        self.needs_bump |= open || (self.begun && error.code().is_some());
         // Once the coordinator was asked to commit, every record has had its answer.
         if matches!(self.state, State::Open | State::Committing) && !self.commit_sent {
             self.fail(error);
@@ -308,6 +316,10 @@ impl Core {
     /// Everything leaves at once: the transaction is about to end.
     pub(crate) fn is_ending(&self) -> bool {
         matches!(self.state, State::Committing | State::Aborting)
+    }
+
+    fn is_fatal(&self) -> bool {
+        matches!(self.state, State::Fatal(_))
     }
 
     /// Whether no transaction is open or being ended.
@@ -460,12 +472,16 @@ impl Core {
             // Nobody has heard of it, so that it can still be aborted.
             self.commit_sent &= asked || self.commit_lost;
         }
-        let is_lost = asked && error.code().is_none() && error.kind() != ErrorKind::Protocol;
+        if self.is_fatal() {
+            return;
+        }
+        let is_lost = asked && error.code().is_none();
         if is_lost && !self.version2 && !matches!(call, Call::Init(_) | Call::End { .. }) {
             // It may come in when this transaction is over, and offsets of one that was aborted would be committed with the next.
+            // Damage says no more: it may be another answer's, which ended the connection.
             self.needs_bump = true;
         }
-        match verdict(call, &error) {
+        match verdict(call, &error, asked) {
             Verdict::Again => {
                 let pause = self.backoff.next(rng);
                 let most = if is_concurrent(&error) { CONCURRENT_PAUSE } else { pause };
@@ -483,6 +499,11 @@ impl Core {
 
     fn handle_done(&mut self, call: &Call, reply: Reply) {
         match (call, reply) {
+            // Nothing goes on, whatever is done.
+            (Call::End { commit: true, .. }, Reply::Ended(_)) if self.is_fatal() => {
+                self.committed = self.number;
+            }
+            _ if self.is_fatal() => {}
             (Call::Init(_), Reply::Initialized { identity, version2 }) => {
                 self.identity = Some(identity);
                 self.version2 = version2;
@@ -534,6 +555,8 @@ impl Core {
 
     /// Sets the transaction to fail; a new epoch is due when nobody knows what brokers have taken.
     fn fail(&mut self, error: Error) {
+        // It is told of what was never sent, too, and nothing is committed.
+        let error = error.with_possibly_written(false);
         self.discard = Some(error.clone());
         self.jobs.clear();
         self.done_jobs = self.accepted_jobs;
@@ -565,7 +588,8 @@ impl Core {
 
     /// Nothing can be sent under this id any more.
     pub(crate) fn handle_fatal(&mut self, error: Error) {
-        if !matches!(self.state, State::Fatal(_)) {
+        if !self.is_fatal() {
+            let error = error.with_possibly_written(false);
             self.discard = Some(error.clone());
             self.jobs.clear();
             self.done_jobs = self.accepted_jobs;

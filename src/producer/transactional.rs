@@ -95,8 +95,9 @@ pub struct TransactionalProducer {
 impl TransactionalProducer {
     /// Starts the producer and fences others of its id.
     pub(crate) async fn start(cluster: Cluster, settings: ProducerSettings) -> Result<Self> {
-        let limit = settings.max_block;
+        let limit = super::start_limit(&cluster, &settings);
         let producer = KafkaProducer::start_transactional(cluster, settings).await?;
+        // Dropped before it has its id, it never asks for it again.
         let this = Self { producer };
         this.transactions()?.lock().handle_init();
         this.shared().wake.notify_one();
@@ -160,8 +161,11 @@ impl TransactionalProducer {
                 Err(error) => {
                     // The cause of a failed delivery is the transaction's failure, if it has one.
                     let error = transaction.failure().unwrap_or(error).with_possibly_written(false);
-                    transaction.abort().await?;
-                    error
+                    match transaction.abort().await {
+                        // One that takes longer is waited for by the next `begin`.
+                        Err(aborting) if aborting.is_fatal() => return Err(aborting),
+                        _ => error,
+                    }
                 }
             };
             if !may_pass(&error) || attempts >= MOST_ATTEMPTS {
@@ -242,20 +246,28 @@ fn may_pass(error: &Error) -> bool {
     error.requires_abort() && !error.is_fatal() && !error.possibly_written() && !is_refused(error)
 }
 
-/// Whether brokers refuse what was sent, and will refuse it again.
+/// Whether brokers refuse what was sent, and will refuse it again. Of the codes that are not retriable few pass with another
+/// transaction: where the group, the producer's epoch or the log has moved on, and where nobody knows.
 pub(crate) fn is_refused(error: &Error) -> bool {
     error.code().is_some_and(|told| {
-        matches!(
+        let passes = matches!(
             told.0,
-            code::TOPIC_AUTHORIZATION_FAILED
-                | code::GROUP_AUTHORIZATION_FAILED
-                | code::INVALID_RECORD
-                | code::INVALID_TIMESTAMP
-                | code::MESSAGE_TOO_LARGE
-                | code::RECORD_LIST_TOO_LARGE
-                | code::INVALID_TOPIC_EXCEPTION
-                | code::POLICY_VIOLATION
-        )
+            code::UNKNOWN_SERVER_ERROR
+                | code::ILLEGAL_GENERATION
+                | code::UNKNOWN_MEMBER_ID
+                | code::REBALANCE_IN_PROGRESS
+                | code::FENCED_INSTANCE_ID
+                | code::FENCED_MEMBER_EPOCH
+                | code::STALE_MEMBER_EPOCH
+                | code::OUT_OF_ORDER_SEQUENCE_NUMBER
+                | code::INVALID_PRODUCER_EPOCH
+                | code::INVALID_PRODUCER_ID_MAPPING
+                | code::INVALID_TXN_STATE
+                | code::OPERATION_NOT_ATTEMPTED
+                | code::UNKNOWN_PRODUCER_ID
+                | code::TRANSACTION_ABORTABLE
+        );
+        !told.is_retriable() && !passes
     })
 }
 

@@ -13,6 +13,12 @@ pub(crate) struct Faults {
     pub(crate) restarted: usize,
 }
 
+impl Faults {
+    fn count(&self) -> usize {
+        self.killed + self.paused + self.restarted
+    }
+}
+
 /// A small generator: the same seed makes the same weather, as far as real brokers go.
 pub(crate) struct Dice(pub(crate) u64);
 
@@ -30,17 +36,20 @@ impl Dice {
 /// Longer than the clients' `request.timeout.ms` here.
 const PAUSE: Duration = Duration::from_secs(8);
 
-/// Goes on until `end`, and says when a broker begins to be paused, and when it ends; every node is up when it returns.
+/// Goes on until `end`, and until there were `least` faults; says when a broker begins to be paused, and when it ends. Every node is
+/// up when it returns.
 pub(crate) async fn weather(
     kafka: &mut Kafka,
     admin: &KafkaAdmin,
     topics: &[String],
     dice: &mut Dice,
     end: Instant,
+    least: usize,
     sleeps: impl Fn(bool),
 ) -> Faults {
     let mut faults = Faults::default();
-    while Instant::now() < end {
+    while Instant::now() < end || faults.count() < least {
+        let began = Instant::now();
         let index = usize::try_from(dice.below(kafka.nodes().len() as u64)).unwrap();
         let kind = dice.below(3);
         let node = kafka.node(index).unwrap();
@@ -62,6 +71,7 @@ pub(crate) async fn weather(
                 faults.restarted += 1;
             }
         }
+        let gone = began.elapsed();
         let away = if kind == 1 { PAUSE } else { Duration::from_millis(1000 + dice.below(4000)) };
         tokio::time::sleep(away).await;
         if kind == 1 {
@@ -70,8 +80,13 @@ pub(crate) async fn weather(
         } else {
             kafka.restart(index).await.unwrap();
         }
+        let up = began.elapsed();
         // A second broker that goes while the first catches up would leave partitions without a quorum: another test.
         in_sync(admin, topics).await;
+        let (number, whole) = (faults.count(), began.elapsed());
+        eprintln!(
+            "chaos: fault {number}: gone after {gone:.1?}, serves after {up:.1?}, in sync after {whole:.1?}"
+        );
         tokio::time::sleep(Duration::from_millis(500 + dice.below(1500))).await;
     }
     faults

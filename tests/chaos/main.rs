@@ -2,9 +2,10 @@
 //! of members that come and go, die, freeze and block reads: nothing lost, doubled, reordered, skipped or invented, no
 //! commit goes back, and handled again is only what was not committed when its partition was given to another.
 //!
-//! `DTKAFKA_CHAOS_SECONDS` is how long the weather lasts (default 20; 0 leaves the test out), `DTKAFKA_CHAOS_SEED` its
-//! seed, `DTKAFKA_CHAOS_RATE` the records of each of the five producers in a second (default 600), `DTKAFKA_CHAOS_GROUP`
-//! the members' protocol: `eager` (default), `cooperative` or `consumer` (KIP-848), or `none` for producers alone.
+//! `DTKAFKA_CHAOS_SECONDS` is how long the weather lasts (default 20; 0 leaves the test out) and `DTKAFKA_CHAOS_FAULTS`
+//! how many faults it has at least (default 0), `DTKAFKA_CHAOS_SEED` its seed, `DTKAFKA_CHAOS_RATE` the records of each of the
+//! five producers in a second (default 600), `DTKAFKA_CHAOS_GROUP` the members' protocol: `eager` (default), `cooperative` or
+//! `consumer` (KIP-848), or `none` for producers alone.
 //! `DTKAFKA_CHAOS_BESIDE` is the command of a program that runs beside, such as `benches/peers/java/Churn.java`.
 //! It needs what real Kafka needs; see `tests/run`.
 
@@ -168,8 +169,10 @@ async fn run(
 
     let beside = beside(&kafka, length);
     let from = world.now();
-    let faults = weather(&mut kafka, &admin, &topics, &mut dice, Instant::now() + length, |sleeps| {
-        world.blocks().broker_sleeps(world.now(), sleeps)
+    let least = number("DTKAFKA_CHAOS_FAULTS").map_or(0, |least| usize::try_from(least).unwrap());
+    let end = Instant::now() + length;
+    let faults = weather(&mut kafka, &admin, &topics, &mut dice, end, least, |sleeps| {
+        world.blocks().broker_sleeps(world.now(), sleeps);
     })
     .await;
     let calm = world.now();

@@ -2,7 +2,6 @@
 //! `kafka-instance.md`, each in its own order.
 
 use std::{
-    io,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -507,31 +506,16 @@ on_every_backend! {
 /// Error Handling: what is logged before an error is returned.
 #[test]
 fn errors_are_logged_with_controller_subject_and_payload() {
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-    impl io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    crate::heard::on_every_thread();
-    let error = tracing::subscriber::with_default(subscriber, || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            // Nobody listens on port 1.
-            let config =
-                KafkaConfig::new().set_kafka_url("kafka://user:hunter2@127.0.0.1:1").set("max.block.ms", 300);
-            let kafka_instance = KafkaInstance::new(config).unwrap();
-            kafka_instance.get_producer().await.unwrap_err()
-        })
+    let (log, _listening) = crate::heard::Log::of_this_thread(tracing::Level::INFO);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let error = runtime.block_on(async {
+        // Nobody listens on port 1.
+        let config =
+            KafkaConfig::new().set_kafka_url("kafka://user:hunter2@127.0.0.1:1").set("max.block.ms", 300);
+        let kafka_instance = KafkaInstance::new(config).unwrap();
+        kafka_instance.get_producer().await.unwrap_err()
     });
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let log = log.text();
     let line = log
         .lines()
         .find(|line| line.contains("ERROR"))

@@ -563,7 +563,7 @@ async fn nothing_is_lost_whatever_is_drawn_while_brokers_come_and_go() {
         let Brokers::Kafka(nodes) = &mut brokers else { return std::future::pending().await };
         in_sync(&admin, &topics).await;
         let years = Duration::from_secs(1 << 30);
-        weather(nodes, &admin, &topics, &mut dice, Instant::now() + years, |_| {}).await;
+        weather(nodes, &admin, &topics, &mut dice, Instant::now() + years, 0, |_| {}).await;
     };
     tokio::select! {
         () = playing => {}

@@ -1,13 +1,21 @@
 //! Transactions: all of one is seen or none, whoever fails, and nothing stays open.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 
 use dtkafka::{
-    ConsumerGroupMetadata, Error, ErrorKind, ExactlyOnce, IsolationLevel, KafkaConsumer, KafkaInstance,
-    TopicPartition, TransactionalProducer,
+    ConsumerGroupMetadata, Error, ErrorKind, ExactlyOnce, IsolationLevel, KafkaConfig, KafkaConsumer,
+    KafkaInstance, ProducerInterceptor, RecordMetadata, TopicPartition, TransactionalProducer,
+};
+use dtkafka_testcontainers::{
+    EmbeddedBroker,
+    broker::{ApiKey, ResponseError},
 };
 
 use crate::{
@@ -457,4 +465,109 @@ on_every_backend! {
         let error = backend.instance().get_transactional_producer().await.unwrap_err();
         assert!(error.to_string().contains("transactional.id"), "{error}");
     }
+}
+
+async fn embedded() -> (EmbeddedBroker, KafkaInstance) {
+    let broker = EmbeddedBroker::start().await.unwrap();
+    broker.create_topic("t", 2).unwrap();
+    let config = KafkaConfig::new().set_bootstrap_servers(broker.bootstrap_servers());
+    (broker, KafkaInstance::new(config).unwrap())
+}
+
+/// Lives as long as the producer it was given to, its driver included.
+#[derive(Debug, Clone, Default)]
+struct Sentinel(Arc<()>);
+
+impl ProducerInterceptor for Sentinel {}
+
+#[tokio::test]
+async fn who_is_given_up_before_it_has_its_id_leaves_the_name_to_its_successor() {
+    let (broker, kafka) = embedded().await;
+    let settings = |p: dtkafka::ProducerConfig| p.set("transactional.id", "heir");
+    broker.control().fail(ApiKey::InitProducerId, 1_000_000, ResponseError::CoordinatorLoadInProgress);
+    let sentinel = Sentinel::default();
+    let start = kafka.get_transactional_producer_with(|p| settings(p).interceptor(sentinel.clone()));
+    let asked = async {
+        while broker.control().requests(ApiKey::InitProducerId) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        started = start => panic!("{started:?}"),
+        () = asked => {}
+    }
+    // Whoever is left would ask for two minutes, and fence the next.
+    let gone = async {
+        while Arc::strong_count(&sentinel.0) > 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("no client is left behind");
+    broker.control().clear();
+    let mut heir = kafka.get_transactional_producer_with(settings).await.unwrap();
+    let transaction = heir.begin().await.unwrap();
+    drop(transaction.send("t", &1).await.unwrap());
+    transaction.commit().await.unwrap();
+    heir.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_producer_that_waits_for_nothing_starts_all_the_same() {
+    let (_broker, kafka) = embedded().await;
+    let settings = |p: dtkafka::ProducerConfig| p.set("max.block.ms", 0);
+    let producer = kafka.get_producer_with(settings).await.unwrap();
+    while producer.try_send(dtkafka::ProducerRecord::new("t").value("1")).is_err() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    producer.close().await.unwrap();
+    let settings = |p: dtkafka::ProducerConfig| settings(p).set("transactional.id", "id");
+    let producer = kafka.get_transactional_producer_with(settings).await.unwrap();
+    producer.close_within(PATIENCE).await.unwrap();
+}
+
+/// Holds up whoever tells of the second failure.
+struct Gate {
+    told: AtomicUsize,
+    open: Mutex<mpsc::Receiver<()>>,
+}
+
+impl ProducerInterceptor for Gate {
+    fn on_acknowledgement(&self, outcome: Result<&RecordMetadata, &Error>) {
+        if outcome.is_err() && self.told.fetch_add(1, Ordering::SeqCst) == 1 {
+            let _ = self.open.lock().unwrap().recv_timeout(PATIENCE);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_hears_of_a_failed_record_finds_the_transaction_failed() {
+    let (broker, kafka) = embedded().await;
+    let (opens, open) = mpsc::channel();
+    let gate = Gate { told: AtomicUsize::new(0), open: Mutex::new(open) };
+    let settings = |p: dtkafka::ProducerConfig| {
+        p.set("transactional.id", "id").set("max.in.flight.requests.per.connection", 1).interceptor(gate)
+    };
+    let mut producer = kafka.get_transactional_producer_with(settings).await.unwrap();
+    let transaction = producer.begin().await.unwrap();
+    // Two batches fail in one answer: they gather behind a request that has none.
+    broker.control().hold(ApiKey::Produce);
+    drop(transaction.send("t", &0).partition(0).await.unwrap());
+    while broker.records("t", 0).unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    broker.control().fail_topic(ApiKey::Produce, "t", 1, ResponseError::TopicAuthorizationFailed);
+    let first = transaction.send("t", &1).partition(0).await.unwrap();
+    let second = transaction.send("t", &2).partition(1).await.unwrap();
+    broker.control().release(ApiKey::Produce);
+    let told = tokio::select! {
+        first = first => first,
+        second = second => second,
+    };
+    let failure = transaction.failure();
+    opens.send(()).unwrap();
+    assert!(told.unwrap_err().requires_abort());
+    assert!(failure.is_some(), "a body that hears of it would be taken for the one that failed");
+    transaction.abort().await.unwrap();
+    producer.close().await.unwrap();
 }

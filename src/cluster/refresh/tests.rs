@@ -117,7 +117,7 @@ fn a_question_about_some_topics_only_answers_no_complaint() {
     let now = crate::time::now();
     let mut refresh = settled(now);
     let awaited = refresh.complain(now, &"orders".into());
-    refresh.want_topics(now, &topics(&["new"]), Create::IfAllowed);
+    refresh.want_topic(now, &"new".into(), Create::IfAllowed);
     refresh.identify(&[[1; 16]]);
     let mut later = now;
     let mut asked = Vec::new();
@@ -141,7 +141,7 @@ fn a_topic_that_nobody_makes_keeps_the_others_from_no_more_than_each_second_ques
             let awaited = refresh.complain(now, &"led".into());
             let mut asked = Vec::new();
             for _ in 0..3 {
-                refresh.want_topics(now, &topics(&["missing"]), Create::IfAllowed);
+                refresh.want_topic(now, &"missing".into(), Create::IfAllowed);
                 now += Duration::from_secs(2);
                 asked.push(answer(&mut refresh, now, Found::Missing).number);
             }
@@ -155,11 +155,11 @@ fn a_topic_that_nobody_makes_keeps_the_others_from_no_more_than_each_second_ques
 fn a_new_topic_does_not_wait_but_a_broken_cluster_makes_it_wait() {
     let now = crate::time::now();
     let mut refresh = settled(now);
-    refresh.want_topics(now, &topics(&["orders"]), Create::Never);
+    refresh.want_topic(now, &"orders".into(), Create::Never);
     let ask = refresh.poll_ask(now).unwrap();
     assert_eq!((ask.topics.len(), ask.create), (1, false));
     refresh.handle_failure(now, &ask, &mut Rng::new(1));
-    refresh.want_topics(now, &topics(&["more"]), Create::Never);
+    refresh.want_topic(now, &"more".into(), Create::Never);
     assert_eq!(refresh.poll_ask(now), None);
     assert!(refresh.poll_ask(now + 2 * BACKOFF).is_some());
 }
@@ -169,7 +169,7 @@ fn a_missing_topic_is_looked_for_as_long_as_somebody_waits_and_then_no_more() {
     let mut now = crate::time::now();
     let mut refresh = settled(now);
     for _ in 0..10 {
-        refresh.want_topics(now, &topics(&["orders"]), Create::Never);
+        refresh.want_topic(now, &"orders".into(), Create::Never);
         assert!(waits(&refresh, now) <= Duration::from_millis(1200));
         now += waits(&refresh, now);
         answer(&mut refresh, now, Found::Missing);
@@ -222,7 +222,7 @@ fn brokers_may_create_only_what_is_wanted_by_name_and_no_refresh_brings_a_topic_
     let mut refresh = settled(now);
     refresh.touch(now, &topics(&["old"]));
     answer(&mut refresh, now, Found::Settled);
-    refresh.want_topics(now, &topics(&["new"]), Create::IfAllowed);
+    refresh.want_topic(now, &"new".into(), Create::IfAllowed);
     let ask = answer(&mut refresh, now, Found::Unsettled);
     assert_eq!((ask.topics.clone(), ask.create), (topics(&["new"]), true));
     refresh.want();
@@ -234,7 +234,7 @@ fn brokers_may_create_only_what_is_wanted_by_name_and_no_refresh_brings_a_topic_
 fn a_question_that_may_create_is_put_again_when_it_was_lost() {
     let now = crate::time::now();
     let mut refresh = settled(now);
-    refresh.want_topics(now, &topics(&["new"]), Create::IfAllowed);
+    refresh.want_topic(now, &"new".into(), Create::IfAllowed);
     let ask = refresh.poll_ask(now).unwrap();
     refresh.handle_failure(now, &ask, &mut Rng::new(1));
     // One that loses every question like it keeps nobody from the others.
@@ -290,11 +290,11 @@ fn topics_of_a_pattern_are_asked_about_with_all_at_once_and_when_metadata_is_old
     assert_eq!((ask.matching.as_ref(), ask.topics.len()), (Some(&pattern), 1));
     assert!(refresh.knows("orders-eu") && refresh.knows("mine") && !refresh.knows("users"));
     assert_eq!(waits(&refresh, now), MAX_AGE);
-    refresh.want_topics(now, &topics(&["new"]), Create::IfAllowed);
+    refresh.want_topic(now, &"new".into(), Create::IfAllowed);
     let ask = answer(&mut refresh, now, Found::Settled);
     assert!(ask.create && ask.matching.is_none(), "nothing else is created by it");
     refresh.follow_matching(Some(Arc::clone(&pattern)));
-    refresh.want_topics(now, &topics(&["newer"]), Create::IfAllowed);
+    refresh.want_topic(now, &"newer".into(), Create::IfAllowed);
     let asked = [answer(&mut refresh, now, Found::Missing), answer(&mut refresh, now, Found::Settled)];
     assert_eq!(asked.map(|ask| ask.matching.is_some()), [true, false], "neither waits");
     assert!(answer(&mut refresh, now + MAX_AGE * 2, Found::Settled).matching.is_some());
@@ -337,7 +337,7 @@ fn new_topics_are_asked_for_at_once_and_by_themselves_one_after_the_other() {
         if round == 20 {
             refresh.want();
         }
-        refresh.want_topics(now, &new, Create::IfAllowed);
+        refresh.want_topic(now, &new[0], Create::IfAllowed);
         assert_eq!(waits(&refresh, now), Duration::ZERO);
         let ask = answer(&mut refresh, now, found);
         assert_eq!((ask.topics, ask.create), (new, true), "{round}");
@@ -351,11 +351,11 @@ fn new_topics_are_asked_for_at_once_and_by_themselves_one_after_the_other() {
 fn a_new_topic_waits_for_a_question_about_all_that_is_due_and_for_no_pause_after_it() {
     let mut now = crate::time::now();
     let mut refresh = settled(now);
-    refresh.want_topics(now, &topics(&["first"]), Create::IfAllowed);
+    refresh.want_topic(now, &"first".into(), Create::IfAllowed);
     assert!(answer(&mut refresh, now, Found::Settled).create);
     let awaited = refresh.complain(now, &"first".into());
     now += BACKOFF;
-    refresh.want_topics(now, &topics(&["second"]), Create::IfAllowed);
+    refresh.want_topic(now, &"second".into(), Create::IfAllowed);
     assert_eq!(answer(&mut refresh, now, Found::Missing).number, awaited);
     assert_eq!(waits(&refresh, now), Duration::ZERO);
     let ask = answer(&mut refresh, now, Found::Settled);
@@ -365,17 +365,19 @@ fn a_new_topic_waits_for_a_question_about_all_that_is_due_and_for_no_pause_after
 #[test]
 fn topics_that_are_new_again_and_again_keep_nobody_from_a_question_about_all() {
     type Wants = fn(&mut Refresh, Instant);
-    let never: Wants = |refresh, now| refresh.want_topics(now, &topics(&["never"]), Create::Never);
+    let never: Wants = |refresh, now| {
+        refresh.want_topic(now, &"never".into(), Create::Never);
+    };
     let complaint: Wants = |refresh, _| refresh.want();
     let nothing: Wants = |_, _| {};
     for (wants, within) in [(never, Duration::ZERO), (complaint, 2 * BACKOFF), (nothing, MAX_AGE + BACKOFF)] {
         let begun = crate::time::now();
         let (mut now, mut refresh) = (begun, settled(begun));
-        refresh.want_topics(now, &topics(&["first"]), Create::IfAllowed);
+        refresh.want_topic(now, &"first".into(), Create::IfAllowed);
         answer(&mut refresh, now, Found::Settled);
         wants(&mut refresh, now);
         for round in 0.. {
-            refresh.want_topics(now, &topics(&[&format!("new-{round}")]), Create::IfAllowed);
+            refresh.want_topic(now, &format!("new-{round}").into(), Create::IfAllowed);
             if answer(&mut refresh, now, Found::Settled).number > 0 {
                 break;
             }
@@ -401,7 +403,7 @@ fn only_a_topic_that_is_not_there_is_to_be_made() {
 fn a_topic_that_is_found_is_not_asked_for_any_more() {
     let now = crate::time::now();
     let mut refresh = settled(now);
-    refresh.want_topics(now, &topics(&["new"]), Create::IfAllowed);
+    refresh.want_topic(now, &"new".into(), Create::IfAllowed);
     let lost = refresh.poll_ask(now).unwrap();
     refresh.handle_failure(now, &lost, &mut Rng::new(1));
     let later = now + 2 * BACKOFF;
@@ -414,11 +416,29 @@ fn ids_that_are_new_do_not_wait_whatever_is_asked_before_them() {
     let now = crate::time::now();
     let mut refresh = settled(now);
     for id in 1..=9 {
-        refresh.want_topics(now, &topics(&[&format!("new-{id}")]), Create::IfAllowed);
+        refresh.want_topic(now, &format!("new-{id}").into(), Create::IfAllowed);
         refresh.identify(&[[id; 16]]);
         let asked = [answer(&mut refresh, now, Found::Settled), answer(&mut refresh, now, Found::Settled)];
         assert_eq!(asked.map(|ask| (ask.create, ask.ids.len(), ask.number)), [(true, 0, 0), (false, 1, 0)]);
     }
     refresh.identify(&[]);
     assert_eq!(waits(&refresh, now), MAX_AGE, "what is not looked for any more is not new");
+}
+
+#[test]
+fn a_topic_that_is_waited_for_again_and_again_is_news_once_for_each_question() {
+    let mut now = crate::time::now();
+    let mut refresh = settled(now);
+    let topic = Arc::from("orders");
+    let wants = |refresh: &mut Refresh, now, create| {
+        (0..3).map(|_| refresh.want_topic(now, &topic, create)).collect::<Vec<_>>()
+    };
+    assert!(refresh.want_topic(now, &topic, Create::Never));
+    answer(&mut refresh, now, Found::Missing);
+    for _ in 0..5 {
+        assert_eq!(wants(&mut refresh, now, Create::Never), [true, false, false]);
+        now += waits(&refresh, now);
+        answer(&mut refresh, now, Found::Unsettled);
+    }
+    assert_eq!(wants(&mut refresh, now, Create::IfAllowed), [true, false, false], "now it may be made");
 }

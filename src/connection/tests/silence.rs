@@ -157,6 +157,31 @@ async fn a_pause_that_comes_while_a_call_waits_is_added_to_its_time() {
     against(server, client).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_pause_is_no_time_out_of_what_nobody_answers() {
+    let (settings, mut peers) = Pipes::open();
+    let pause = 2 * settings.request_timeout;
+    let server = async {
+        let mut peer = Peer(peers.recv().await.unwrap());
+        peer.greet().await;
+        let asked = peer.asked().await.unwrap();
+        let throttle_time_ms = pause.as_millis() as i32;
+        let answer = wire::HeartbeatResponse { throttle_time_ms, ..Default::default() };
+        peer.answer::<wire::HeartbeatRequest>(&asked, &answer).await;
+        assert_eq!(peer.asked().await.unwrap().key, wire::ProduceRequest::KEY);
+    };
+    let client = async {
+        let connection = dial(&nowhere(), &settings).await.unwrap();
+        let deadline = || now() + settings.request_timeout;
+        connection.call(wire::HeartbeatRequest::default(), deadline()).await.unwrap();
+        let begun = now();
+        let request = wire::ProduceRequest::default();
+        connection.send_unanswered::<12, _>(request, deadline()).await.unwrap();
+        assert!(begun.elapsed() > settings.request_timeout && !connection.is_closed());
+    };
+    against(server, client).await;
+}
+
 #[tokio::test]
 async fn a_peer_that_stops_reading_loses_its_connection_with_the_request_time_out() {
     for is_answered in [true, false] {

@@ -20,7 +20,7 @@ use crate::config::{
 };
 
 /// What the files of the settings hold at a moment.
-#[derive(Default, PartialEq, Eq)]
+#[derive(Default, Clone, PartialEq, Eq)]
 pub(super) struct Files(BTreeMap<String, Result<Vec<u8>, String>>);
 
 impl Files {

@@ -121,7 +121,23 @@ mod with_rustls {
     /// A configuration, and the files it was made of.
     struct Built {
         connector: TlsConnector,
-        files: Files,
+        files: Arc<Files>,
+        /// What was passed over.
+        damaged: Vec<String>,
+        /// What the files have held since, and could not be used for.
+        refused: Option<Files>,
+    }
+
+    impl Built {
+        fn new(connector: TlsConnector, files: Files, damaged: Vec<String>) -> Self {
+            Self { connector, files: Arc::new(files), damaged, refused: None }
+        }
+
+        /// The same, after the files have held that.
+        fn after(&self, refused: Option<Files>) -> Arc<Self> {
+            let (connector, files) = (self.connector.clone(), Arc::clone(&self.files));
+            Arc::new(Self { connector, files, damaged: self.damaged.clone(), refused })
+        }
     }
 
     impl Tls {
@@ -134,7 +150,7 @@ mod with_rustls {
                 Some(config) => {
                     tracing::info!(provider = "the application's own rustls configuration", "TLS");
                     let connector = TlsConnector::from(Arc::clone(config));
-                    Some(Arc::new(Built { connector, files: Files::default() }))
+                    Some(Arc::new(Built::new(connector, Files::default(), Vec::new())))
                 }
                 None => {
                     choose(settings)?;
@@ -203,32 +219,46 @@ mod with_rustls {
     }
 
     /// What serves now, or a new configuration where a file has changed. Blocks on files. While changed files cannot be used,
-    /// half written perhaps, the earlier ones serve on.
+    /// half written perhaps, the earlier ones serve on, and that is told once.
     fn renewed(settings: &TlsSettings, current: Option<Arc<Built>>) -> Result<Arc<Built>> {
         let files = Files::read(settings);
-        let Some(current) = current else { return build(settings, files) };
-        if current.files == files {
-            return Ok(current);
+        let Some(current) = current else {
+            let built = build(settings, files)?;
+            for damage in &built.damaged {
+                tracing::warn!("a damaged certificate was passed over: {damage}");
+            }
+            return Ok(Arc::new(built));
+        };
+        match &current.refused {
+            None if *current.files == files => return Ok(current),
+            Some(_) if *current.files == files => return Ok(current.after(None)),
+            Some(refused) if *refused == files => return Ok(current),
+            _ => {}
         }
-        match build(settings, files) {
+        let again = files.clone();
+        // A bundle that is being written ends within a certificate, and the rest is not there yet.
+        let built =
+            build(settings, files).and_then(|built| match built.damaged.len() > current.damaged.len() {
+                true => Err(bad(built.damaged.join("; "))),
+                false => Ok(built),
+            });
+        match built {
             Ok(built) => {
                 tracing::info!("certificate or key files have changed; new connections use them");
-                Ok(built)
+                Ok(Arc::new(built))
             }
             Err(error) => {
                 tracing::warn!(%error, "certificate or key files have changed and cannot be used; the earlier ones serve on");
-                Ok(current)
+                Ok(current.after(Some(again)))
             }
         }
     }
 
-    fn build(settings: &TlsSettings, files: Files) -> Result<Arc<Built>> {
+    fn build(settings: &TlsSettings, files: Files) -> Result<Built> {
         let material = Material::new(settings, &files).map_err(|problems| bad(problems.join("; ")))?;
-        for warning in &material.warnings {
-            tracing::warn!("a damaged certificate was passed over: {warning}");
-        }
+        let damaged = material.warnings.clone();
         let config = client_config(settings, provider(settings)?, material)?;
-        Ok(Arc::new(Built { connector: TlsConnector::from(Arc::new(config)), files }))
+        Ok(Built::new(TlsConnector::from(Arc::new(config)), files, damaged))
     }
 
     fn client_config(
@@ -527,7 +557,11 @@ mod with_rustls {
                 folder.write("client.key", broken);
                 assert_eq!(config().await, first, "the earlier ones serve on");
             }
+            // The first certificate is there, the second is being written.
+            folder.write("ca.pem", &format!("{CA}{}", &CHAIN[..CHAIN.len() / 2]));
             folder.write("client.key", KEY);
+            assert_eq!(config().await, first, "a bundle that is half there has not all it will have");
+            folder.write("ca.pem", CA);
             assert_eq!(config().await, first, "they are as they were");
             folder.write("ca.pem", &format!("{CA}{CHAIN}"));
             let second = config().await;
@@ -535,6 +569,25 @@ mod with_rustls {
             assert_eq!(config().await, second);
             std::fs::remove_dir_all(&folder.0).unwrap();
             assert_eq!(config().await, second, "files that are gone serve on");
+        }
+
+        #[test]
+        fn files_that_cannot_be_used_are_told_of_once_however_many_connections_are_made() {
+            let folder = Folder::new("once");
+            let settings = TlsSettings {
+                roots: vec![TrustRoots::PemFile(folder.write("ca.pem", CA))],
+                ..TlsSettings::default()
+            };
+            let mut built = renewed(&settings, None).unwrap();
+            let (log, _listening) = crate::heard::Log::of_this_thread(tracing::Level::WARN);
+            for (text, told) in [("", 1), ("other", 2), (CA, 2), ("other", 3)] {
+                folder.write("ca.pem", text);
+                for _ in 0..5 {
+                    built = renewed(&settings, Some(Arc::clone(&built))).unwrap();
+                }
+                let log = log.text();
+                assert_eq!(log.matches("the earlier ones serve on").count(), told, "{text}: {log}");
+            }
         }
 
         #[tokio::test]

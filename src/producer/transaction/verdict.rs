@@ -16,12 +16,13 @@ pub(super) enum Verdict {
     Fatal,
 }
 
-pub(super) fn verdict(call: &Call, error: &Error) -> Verdict {
+/// `asked`: the coordinator was reached, and may have done it.
+pub(super) fn verdict(call: &Call, error: &Error, asked: bool) -> Verdict {
     let Some(answered) = error.code() else {
         return match call {
             // It cannot be read, or leaves out what was asked: what it is about may not be done.
             Call::AddPartitions(..) | Call::AddOffsets(..) | Call::CommitOffsets(..)
-                if error.kind() == ErrorKind::Protocol && !error.is_unsent() =>
+                if error.kind() == ErrorKind::Protocol && asked =>
             {
                 Verdict::Abort
             }
@@ -76,14 +77,17 @@ fn says_nothing(answered: ErrorCode) -> bool {
     answered.0 == code::UNKNOWN_SERVER_ERROR || !answered.is_known()
 }
 
-/// Whether a coordinator may have done what it was asked for although this came of it. The second two come also when its log
-/// did not take the change in time, which may stand there all the same.
+/// Whether a coordinator may have done what it was asked for although this came of it. The others come also when its log did not
+/// take the change in time, or took it just before the coordinator moved: it may stand there all the same.
 pub(super) fn leaves_open(error: &Error) -> bool {
     error.code().is_none_or(|told| {
         says_nothing(told)
             || matches!(
                 told.0,
-                code::COORDINATOR_NOT_AVAILABLE | code::NOT_COORDINATOR | code::REQUEST_TIMED_OUT
+                code::COORDINATOR_LOAD_IN_PROGRESS
+                    | code::COORDINATOR_NOT_AVAILABLE
+                    | code::NOT_COORDINATOR
+                    | code::REQUEST_TIMED_OUT
             )
     })
 }

@@ -1,0 +1,49 @@
+//! What an answer leaves to be done outside of every lock: receipts resolve, interceptors are told, memory is given back.
+
+use std::{error::Error as _, sync::Arc};
+
+use super::{Shared, queue::Aftermath, receipt::BatchOutcome};
+use crate::{batch, error::ErrorKind};
+
+impl Shared {
+    /// Does what must not be done under a partition's lock: tells those who wait, and gives memory back.
+    pub(super) fn settle(&self, aftermath: Aftermath) {
+        for (receipt, outcome) in aftermath.resolved {
+            let outcome = match outcome {
+                BatchOutcome::Failed(error) => {
+                    // What was never sent does not know why: the cluster does.
+                    let never_sent = error.kind() == ErrorKind::Timeout && error.source().is_none();
+                    let (topic, partition) = receipt.place();
+                    let why = never_sent.then(|| self.cluster.why_topic(topic, Some(partition))).flatten();
+                    let error = match why {
+                        Some(why) => error.with_source(why),
+                        None => error,
+                    };
+                    BatchOutcome::Failed(match &self.transactions {
+                        Some(_) => error.with_requires_abort(),
+                        None => error,
+                    })
+                }
+                outcome => outcome,
+            };
+            let failed = match (&outcome, &self.transactions) {
+                (BatchOutcome::Failed(error), None) => Some(error.clone()),
+                // A transaction says by itself that it has failed.
+                _ => None,
+            };
+            if receipt.resolve_telling(outcome, &self.settings.plugins.interceptors)
+                && let Some(error) = failed
+            {
+                let (topic, partition) = receipt.place();
+                let error = error.with_topic(Arc::clone(topic)).with_partition(partition);
+                self.unheard.lock().unwrap_or_else(std::sync::PoisonError::into_inner).note(&receipt, &error);
+            }
+        }
+        for buffer in aftermath.buffers.into_iter().filter_map(batch::recycle) {
+            self.memory.recycle(buffer);
+        }
+        if aftermath.freed > 0 {
+            self.memory.give_back(aftermath.freed);
+        }
+    }
+}
