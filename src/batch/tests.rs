@@ -374,13 +374,13 @@ fn moved(batch: &Bytes, offset: i64) -> Bytes {
 
 #[test]
 fn a_bomb_is_refused_at_the_cap_by_every_codec_with_its_sizes_and_its_place() {
-    let bomb = [Plain { timestamp: 1, key: None, value: Some(vec![0; 8 << 20]), headers: vec![] }];
+    let bomb = [Plain { timestamp: 1, key: None, value: Some(vec![0; 2 << 20]), headers: vec![] }];
     for codec in CODECS.into_iter().skip(1) {
         let bytes = moved(&encode(&bomb, Stamp::NONE, codec, None).bytes, 40);
         let compressed = bytes.len() - BATCH_HEADER_LEN;
         let raw = split(bytes).next().unwrap().unwrap();
         // Also where the limit falls within what a codec does in one go.
-        for max in [0, 1, 1000, 65_536, 131_072, 131_073, 1 << 20, 5_000_000, (8 << 20) - 1] {
+        for max in [0, 1, 1000, 65_536, 131_072, 131_073, 1 << 20, 1_500_000, (2 << 20) - 1] {
             let error = raw.decode(true, &Decompressor::new(), max).unwrap_err();
             let text = error.to_string();
             for part in [
@@ -395,21 +395,21 @@ fn a_bomb_is_refused_at_the_cap_by_every_codec_with_its_sizes_and_its_place() {
                 assert!(text.contains("by their own account"), "{codec:?}: {text}");
             }
         }
-        assert_eq!(raw.decode(true, &Decompressor::new(), 9 << 20).unwrap().slots.len(), 1);
+        assert_eq!(raw.decode(true, &Decompressor::new(), 3 << 20).unwrap().slots.len(), 1);
     }
 }
 
 #[test]
 fn a_zstd_bomb_that_does_not_say_its_length_is_no_damage() {
-    let frame = zrip::compress(&vec![0; 40 << 20], 1).unwrap();
+    let frame = zrip::compress(&vec![0; 10 << 20], 1).unwrap();
     // A single segment with a length of four bytes, made a frame with a window and no length, as Java writes it.
     assert_eq!(frame[4] >> 5, 0b101);
     let frame = Bytes::from([&frame[..4], &[frame[4] & 0b100, 0x80], &frame[9..]].concat());
-    for max in [100_000, 131_072, 1 << 20, (1 << 20) + 1, 32 << 20] {
+    for max in [100_000, 131_072, 1 << 20, (1 << 20) + 1, 8 << 20] {
         let error = Decompressor::new().decompress(4, frame.clone(), max).unwrap_err();
         assert!(error.to_string().contains("decompress to more than"), "{max}: {error}");
     }
-    assert_eq!(Decompressor::new().decompress(4, frame, 40 << 20).unwrap().len(), 40 << 20);
+    assert_eq!(Decompressor::new().decompress(4, frame, 10 << 20).unwrap().len(), 10 << 20);
 }
 
 #[test]

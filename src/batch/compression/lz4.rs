@@ -224,12 +224,12 @@ mod tests {
 
     /// A frame as other clients may write it: linked blocks, one of them stored, with every checksum and its length.
     fn full_frame() -> (Vec<u8>, Vec<u8>) {
-        let parts: [Vec<u8>; 3] = [1, 3, 7].map(|step| (0..3000).map(|at| (at * step % 256) as u8).collect());
+        let parts: [Vec<u8>; 3] = [1, 3, 7].map(|step| (0..600).map(|at| (at * step % 256) as u8).collect());
         let content = parts.concat();
         let blocks = [
             (lz4_flex::block::compress(&parts[0]), 0),
             (parts[1].clone(), STORED),
-            (lz4_flex::block::compress_with_dict(&parts[2], &content[..6000]), 0),
+            (lz4_flex::block::compress_with_dict(&parts[2], &content[..1200]), 0),
         ];
         let descriptor = [&[0x5c, 0x40][..], &(content.len() as u64).to_le_bytes()].concat();
         let mut frame = [&MAGIC[..], &descriptor, &[header_checksum(&descriptor)]].concat();
