@@ -1,4 +1,4 @@
-//! A pure-Rust client for Apache Kafka: JSON in and out through one URL, and a client of bytes below.
+//! A pure-Rust client for Apache Kafka: an API for JSON values with handlers per topic, and a complete client for bytes below it.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -36,22 +36,21 @@
 //!
 //! * **Settings**: [`KafkaConfig`] takes a URL, setters, Java property names and the environment. [`KafkaInstance`] checks
 //!   it and makes every client.
-//! * **JSON and handlers**: [`Producer`] sends a value and waits for its acknowledgment; [`Consumer`] hands records to
-//!   handlers and commits what they have handled, with an [`ErrorPolicy`] for what they have not.
+//! * **JSON and handlers**: [`Producer`] sends a value and waits for its acknowledgment; [`Consumer`] passes records to
+//!   handlers and commits what they have handled, with an [`ErrorPolicy`] for failures.
 //! * **Clients**: [`KafkaProducer`] (idempotent, batching; a [`Delivery`] per record), [`KafkaConsumer`] (groups, offsets,
 //!   records borrowed from the responses they came in), [`KafkaAdmin`] (topics, groups, offsets).
-//! * **Transactions**: [`ExactlyOnce`] reads, writes and commits in one; [`KafkaInstance::transaction`] and
-//!   [`TransactionalProducer`] by hand.
+//! * **Transactions**: [`ExactlyOnce`] reads, writes and commits in one transaction; for transactions by hand there are
+//!   [`KafkaInstance::transaction`] and [`TransactionalProducer`].
 //! * **Rebalances**: [`RebalanceListener`], for both kinds of consumers.
-//! * **Errors**: one type, [`Error`], with its [`ErrorKind`], the place it happened at, and which setting to change.
+//! * **Errors**: one type, [`Error`], with its [`ErrorKind`], where it happened, and which setting to change.
 //! * **Code of your own**: [`Codec`], [`ProducerInterceptor`], [`Partitioner`], [`Assignor`], [`Transport`].
 //! * **Guides**: [`guide`], one page each: from other clients, delivery guarantees, error handling, tuning, security,
 //!   testing, operating; and [every setting](guide::settings) with its default.
 //!
-//! # Needs
+//! # Requirements
 //!
-//! A tokio runtime with its time and IO drivers: every client has driver tasks on it. Nothing in the build needs a C
-//! toolchain.
+//! A tokio runtime with its time and IO drivers, on which clients run their driver tasks. Nothing in the build needs a C toolchain.
 //!
 //! # Features
 //!
