@@ -424,6 +424,17 @@ mod tests {
     }
 
     #[test]
+    fn what_the_user_commits_is_covered_if_it_was_handed_out_and_nothing_is_taken_back() {
+        let mut account = account();
+        for (committed, position, covered) in
+            [(15, Some(20), 15), (12, Some(20), 15), (20, Some(20), 20), (21, Some(20), 20), (21, None, 20)]
+        {
+            account.cover_explicit(mark(committed), position);
+            assert_eq!(account.frontier(), Some(mark(covered)), "{committed} of {position:?}");
+        }
+    }
+
+    #[test]
     fn a_poll_covers_what_earlier_polls_handed_out() {
         let mut account = account();
         assert!(account.hand_out() && !account.hand_out());

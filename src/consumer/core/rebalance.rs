@@ -312,9 +312,9 @@ mod tests {
         found.last().expect("the coordinator is asked for nothing")
     }
 
-    #[test]
-    fn a_handler_is_not_waited_for_longer_than_the_coordinator_waits_whenever_the_member_heard_of_it() {
-        let (mut now, key) = (time::now(), TopicPartition::new("orders", 0));
+    /// A member whose handlers have the first two records of its only partition.
+    fn joined() -> (Core, TopicPartition, Life, Instant) {
+        let (now, key) = (time::now(), TopicPartition::new("orders", 0));
         let config = KafkaConfig::new()
             .set_bootstrap_servers("localhost:9092")
             .set_group_id("g")
@@ -343,7 +343,12 @@ mod tests {
         core.partitions.set_position(&key, 0, 1);
         core.partitions.get_mut(&key).unwrap().account.hand_out_each(0..2, 1);
         let life = core.partitions.get(&key).unwrap().life();
+        (core, key, life, now)
+    }
 
+    #[test]
+    fn a_handler_is_not_waited_for_longer_than_the_coordinator_waits_whenever_the_member_heard_of_it() {
+        let (mut core, key, life, mut now) = joined();
         // Another member has joined right after this one was told of its assignment.
         let begun = now;
         now += HEARTBEAT;
@@ -353,15 +358,62 @@ mod tests {
         core.handle_group(now, token, Ok(Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS }));
         assert_eq!(core.handle_done(&key, life, &[0]), 1);
         core.handle_poll_end(now);
-        let mut revoked = || loop {
-            core.handle_timeout(now);
-            while core.poll_action(now).is_some() {}
-            if core.take_changes().iter().any(|change| matches!(change, Change::Revoked(_))) {
-                break now - begun;
+        let mut revoked = || {
+            for _ in 0..100 {
+                core.handle_timeout(now);
+                while core.poll_action(now).is_some() {}
+                if core.take_changes().iter().any(|change| matches!(change, Change::Revoked(_))) {
+                    return now - begun;
+                }
+                now = core.poll_timeout(now).expect("the revocation waits for ever");
             }
-            now = core.poll_timeout(now).expect("the revocation waits for ever");
+            panic!("the revocation is not over after {:?}", now - begun);
         };
         // Its commit is never answered.
         assert_eq!(revoked(), Duration::from_secs(5), "the other member has it from then on");
+    }
+
+    #[test]
+    fn the_poll_interval_stands_still_while_somebody_is_at_work_and_begins_anew_when_they_stop() {
+        let (mut core, _, _, mut now) = joined();
+        let mut beat = |core: &mut Core| {
+            now += HEARTBEAT;
+            core.handle_timeout(now);
+            let (token, request) = asked(core, now);
+            core.handle_group(now, token, Ok(Answer::Heartbeat { error: 0 }));
+            (now, matches!(request, Request::Heartbeat { .. }))
+        };
+        core.set_at_work(time::now(), true);
+        core.handle_poll_end(time::now());
+        let mut last = time::now();
+        for _ in 0..4 {
+            let (now, is_member) = beat(&mut core);
+            assert!(is_member, "two records are out, and a handler may block the only thread");
+            last = now;
+        }
+        core.set_at_work(last, false);
+        assert!(beat(&mut core).1, "the interval has begun anew");
+        assert!(!beat(&mut core).1, "nobody polls, and nobody is at work");
+    }
+
+    #[test]
+    fn what_the_refusal_of_a_commit_says_of_coordinator_and_group_is_heeded_at_once() {
+        let refused = |code: i16| {
+            let (mut core, key, life, now) = joined();
+            core.handle_done(&key, life, &[0]);
+            let _told = core.commit(None, now + Duration::from_secs(60)).unwrap();
+            let mut actions = std::iter::from_fn(|| core.poll_action(now));
+            let commit = actions.find_map(|action| match action {
+                Action::Commit(commit) => Some(commit),
+                _ => None,
+            });
+            core.handle_commit(now, commit.unwrap().token, Ok([(key, code)].into()));
+            std::iter::from_fn(|| core.poll_action(now)).collect::<Vec<_>>()
+        };
+        let actions = refused(code::NOT_COORDINATOR);
+        assert!(actions.iter().any(|action| matches!(action, Action::ForgetCoordinator)), "{actions:?}");
+        let actions = refused(code::ILLEGAL_GENERATION);
+        let is_join = |action: &Action| matches!(action, Action::Group { request: Request::Join { .. }, .. });
+        assert!(actions.iter().any(is_join), "{actions:?}");
     }
 }

@@ -234,6 +234,20 @@ fn buffers_of_paused_partitions_make_room_and_are_fetched_again() {
 }
 
 #[test]
+fn buffers_of_paused_partitions_stay_while_there_is_room() {
+    let mut bench = Bench::new(&[1, 2], 1 << 20);
+    let (first, second) = (bench.plan().unwrap(), bench.plan().unwrap());
+    bench.answer(&first, vec![data(0, batch(0, 10))]);
+    bench.answer(&second, vec![]);
+    bench.partitions.set_paused(&key(0), true);
+    let held = bench.partitions.buffered();
+    while bench.plan().is_some() {}
+    assert!(held > 0 && bench.partitions.buffered() == held);
+    bench.partitions.set_paused(&key(0), false);
+    assert_eq!(bench.poll(100), (0..10).collect::<Vec<_>>());
+}
+
+#[test]
 fn an_answer_for_a_partition_that_was_sought_or_released_is_dropped() {
     let mut bench = Bench::new(&[1, 1], 1 << 20);
     let fetch = bench.plan().unwrap();
@@ -434,10 +448,15 @@ fn errors_of_one_partition_pause_it_alone() {
         let fetch = bench.plan().unwrap();
         assert_eq!((Bench::sent(&fetch), Bench::forgotten(&fetch)), (vec![(1, 10)], vec![0]));
     }
-    let mut bench = Bench::new(&[1], 1 << 20);
-    let fetch = bench.plan().unwrap();
-    let effects = bench.answer(&fetch, vec![refused(0, code::TOPIC_AUTHORIZATION_FAILED)]);
-    assert!(effects.errors[0].hint().is_some());
+    for (error, hint) in
+        [(code::TOPIC_AUTHORIZATION_FAILED, "Read on the topic"), (code::CORRUPT_MESSAGE, "seek past")]
+    {
+        let mut bench = Bench::new(&[1], 1 << 20);
+        let fetch = bench.plan().unwrap();
+        let effects = bench.answer(&fetch, vec![refused(0, error)]);
+        let [told] = &effects.errors[..] else { panic!("{:?}", effects.errors) };
+        assert!(told.hint().unwrap().contains(hint), "{told}");
+    }
 }
 
 #[test]

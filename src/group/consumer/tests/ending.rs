@@ -4,16 +4,18 @@ use super::*;
 use crate::group::consumer::ending::{LEAVE, LEAVE_FOR_A_WHILE};
 
 #[test]
-fn a_member_that_is_fenced_or_forgotten_loses_all_and_joins_again_in_epoch_0() {
+fn a_member_that_is_fenced_or_forgotten_loses_all_and_joins_again_in_epoch_0_with_nothing() {
     for error in [code::FENCED_MEMBER_EPOCH, code::UNKNOWN_MEMBER_ID, code::GROUP_ID_NOT_FOUND] {
         let mut bench = Bench::joined();
         bench.pass_to_timeout();
         let (token, _) = bench.beat();
         bench.refuse(token, error);
         assert_eq!(bench.lost(), [key("orders", 0), key("orders", 1)]);
-        let (_, again) = bench.beat();
+        let (token, again) = bench.beat();
         assert_eq!((again.epoch, again.is_full, again.owned), (0, true, Some(Vec::new())));
         assert!(bench.member.identity().is_none());
+        bench.answer(token, 5, None);
+        bench.quiet();
     }
 }
 
