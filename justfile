@@ -81,6 +81,10 @@ soak-groups SECONDS="600" RATE="4000":
 plants *NAMES:
     tests/plants/run {{ NAMES }}
 
+# COUNT small changes of the cores, drawn from the number FROM on, and which of them no unit test notices: just mutants 200
+mutants COUNT="200" FROM="0":
+    tests/mutants/run {{ COUNT }} {{ FROM }}
+
 # the lowest versions of direct dependencies that Cargo.toml allows
 lowest *ARGS:
     tests/lowest-versions {{ ARGS }}
