@@ -88,6 +88,9 @@ pub(crate) struct Effects {
 const LOOKED_FOR: u32 = 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// How often the metadata are asked for a topic that is not the one that was assigned.
+const REPLACED: Duration = Duration::from_secs(1);
+
 /// Says of a topic whether it is read from its start where nothing else is known, whatever the reset policy says.
 pub(crate) type FromStart = Arc<dyn Fn(&Arc<str>) -> bool + Send + Sync>;
 
@@ -269,6 +272,11 @@ impl Lookups {
                 (Phase::AwaitingCommitted, _) => {
                     partition.asked = true;
                     questions.committed.push((key.clone(), partition.life()));
+                }
+                (Phase::Replaced(_), _) => {
+                    // What one broker has said may be behind what the coordinator knows.
+                    questions.leaderless = true;
+                    partition.retry_at = Some(now + REPLACED);
                 }
                 (Phase::AwaitingReset(_), None) => {
                     questions.leaderless = true;

@@ -175,7 +175,11 @@ impl Partitions {
             }
             phase => phase,
         };
-        list(&mut self.unsettled, key, matches!(phase, Phase::AwaitingCommitted | Phase::AwaitingReset(_)));
+        list(
+            &mut self.unsettled,
+            key,
+            matches!(phase, Phase::AwaitingCommitted | Phase::AwaitingReset(_) | Phase::Replaced(_)),
+        );
         list(&mut self.failed, key, matches!(phase, Phase::Failed(_)));
         partition.phase = phase;
         partition.end_before = None;

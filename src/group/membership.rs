@@ -19,7 +19,9 @@ use crate::{
     config::settings::GroupProtocol,
     error::{Error, ErrorKind, Result},
     flights::Token,
+    record::TopicPartition,
     time::{Instant, Rng},
+    wire::Uuid,
 };
 
 #[derive(Debug)]
@@ -96,6 +98,14 @@ impl Membership {
         match &self.member {
             Member::Classic(_) => true,
             Member::Consumer(member) => member.is_named(),
+        }
+    }
+
+    /// The id of the topic by which the coordinator has assigned a partition; `None` where it assigns by name.
+    pub(crate) fn assigned_id(&self, key: &TopicPartition) -> Option<Uuid> {
+        match &self.member {
+            Member::Classic(_) => None,
+            Member::Consumer(member) => member.assigned_id(key),
         }
     }
 
@@ -265,9 +275,7 @@ mod tests {
     use crate::{
         error::code,
         group::{BeatAnswer, Request},
-        record::TopicPartition,
         time,
-        wire::Uuid,
     };
 
     const ORDERS: Uuid = Uuid([1; 16]);

@@ -10,7 +10,6 @@ use super::{Action, Core, Mode};
 use crate::{
     batch::Decompressor,
     cluster::{Metadata, TopicId},
-    config::settings::GroupProtocol,
     connection::api::wire,
     consumer::{
         fetch::Effects,
@@ -168,15 +167,21 @@ impl Core {
         }
     }
 
+    /// Whether the topic of the partition's name is another one than that which the coordinator has assigned, by its id. Either the
+    /// coordinator has not heard of the new one yet, or the metadata are behind.
+    fn is_replaced(&self, key: &TopicPartition) -> bool {
+        let assigned = self.member.as_ref().and_then(|member| member.assigned_id(key));
+        matches!(self.mode, Mode::Topics)
+            && assigned.is_some_and(|id| id.0 != self.metadata.topic_id(&key.topic))
+    }
+
     pub(super) fn refresh_leaders(&mut self, now: Instant) {
         let metadata = &self.metadata;
         self.partitions.check_replicas(now, |broker| metadata.brokers.contains_key(&broker));
         let again = self.partitions.set_topic_ids(|topic| metadata.topic_id(topic));
-        if matches!(self.mode, Mode::Topics) && self.group_protocol() == Some(GroupProtocol::Consumer) {
-            self.lookups.handle_replaced(&again, &mut self.partitions);
-        } else {
-            self.news |= self.lookups.handle_made_again(&again, self.member.is_some(), &mut self.partitions);
-        }
+        let (replaced, again): (Vec<_>, Vec<_>) = again.into_iter().partition(|key| self.is_replaced(key));
+        self.lookups.handle_replaced(&replaced, &mut self.partitions);
+        self.news |= self.lookups.handle_made_again(&again, self.member.is_some(), &mut self.partitions);
         let all = self.partitions.set_leaders(now, |key| metadata.leader(&key.topic, key.partition));
         if !all && self.metadata.version > 0 {
             debug!("a partition has no leader at the moment, or is not known");
@@ -225,6 +230,17 @@ mod tests {
         core.handle_metadata(now, Arc::new(metadata));
     }
 
+    /// A member of the consumer protocol.
+    fn core(now: Instant) -> Core {
+        let config = KafkaConfig::new()
+            .set_bootstrap_servers("localhost:9092")
+            .set_group_id("g")
+            .set_auto_offset_reset("earliest")
+            .set("group.protocol", "consumer");
+        let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
+        Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1))
+    }
+
     fn actions(core: &mut Core, now: Instant) -> Vec<Action> {
         core.handle_timeout(now);
         std::iter::from_fn(|| core.poll_action(now)).collect()
@@ -268,13 +284,7 @@ mod tests {
         let key = TopicPartition::new("orders", 0);
         for was_read in [false, true] {
             let now = time::now();
-            let config = KafkaConfig::new()
-                .set_bootstrap_servers("localhost:9092")
-                .set_group_id("g")
-                .set_auto_offset_reset("earliest")
-                .set("group.protocol", "consumer");
-            let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
-            let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1));
+            let mut core = core(now);
             hear_of(&mut core, now, OLD);
             core.subscribe(now, vec!["orders".into()]).unwrap();
             core.handle_poll(now).unwrap();
@@ -301,5 +311,31 @@ mod tests {
             assigned(&mut core, now + INTERVAL, NEW, 1_000);
             assert_eq!(core.position(&key).unwrap(), Some(1_000));
         }
+    }
+
+    #[test]
+    fn metadata_that_are_behind_the_coordinator_stop_a_partition_only_until_they_are_not() {
+        let (mut now, key) = (time::now(), TopicPartition::new("orders", 0));
+        let mut core = core(now);
+        hear_of(&mut core, now, NEW);
+        core.subscribe(now, vec!["orders".into()]).unwrap();
+        core.handle_poll(now).unwrap();
+        assigned(&mut core, now, NEW, 7);
+        hear_of(&mut core, now, OLD);
+        assert_eq!(core.position(&key).unwrap(), None);
+        let mut found = false;
+        // An id that was replaced is not believed at once.
+        for _ in 0..60 {
+            now += Duration::from_secs(1);
+            let actions = actions(&mut core, now);
+            if actions.iter().any(|action| matches!(action, Action::FindCommitted { .. })) {
+                found = true;
+                break;
+            }
+            let asks = actions.iter().any(|action| matches!(action, Action::RefreshMetadata));
+            assert!(asks, "nobody would say that it is the same again");
+            hear_of(&mut core, now, NEW);
+        }
+        assert!(found, "it is read on where the group is");
     }
 }

@@ -49,8 +49,8 @@ pub(crate) enum Phase {
     /// The start or the end of the log is being looked up.
     AwaitingReset(ResetTo),
     Fetching(Position),
-    /// Its topic was made again, and the group's coordinator, which assigns by id, has not named the new one yet: nothing
-    /// happens until then. Why nothing comes of it.
+    /// By the metadata its topic is another one than the group's coordinator, which assigns by id, has named: nothing happens until
+    /// the two agree. Why nothing comes of it.
     Replaced(Error),
     /// Nothing happens until the user seeks; every poll says why.
     Failed(Error),

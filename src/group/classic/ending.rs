@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Member, State, send};
 use crate::{
-    error::Error,
+    error::{Error, ErrorKind},
     group::{Action, Exchange, GroupMembershipOperation, Reason, Request, code, refusal::explain},
     time::Instant,
 };
@@ -114,7 +114,7 @@ impl Member {
             Some(code) => self.on_error(now, error.api().unwrap_or("FindCoordinator"), code.0),
             None if error.is_retriable() => {
                 self.actions.push_back(Action::ForgetCoordinator);
-                if self.is_given_up(now) { self.lose(now) } else { self.retry(now) }
+                if self.is_given_up(now, &error) { self.lose(now) } else { self.retry(now) }
             }
             None => self.stop(now, error),
         }
@@ -122,9 +122,11 @@ impl Member {
 
     /// Whether the group goes on without a member that has kept partitions through a rebalance: its coordinator could not be reached
     /// while it joins, for as long as a session lasts.
-    fn is_given_up(&mut self, now: Instant) -> bool {
+    fn is_given_up(&mut self, now: Instant, error: &Error) -> bool {
         let is_joining = matches!(self.state, State::Joining { .. } | State::Syncing { .. });
-        let since = *self.unreached_since.get_or_insert(now);
+        // Where there was silence it may have been so since the question: a connection that is cut off says nothing.
+        let failed = if is_joining && error.kind() == ErrorKind::Timeout { self.asked } else { now };
+        let since = *self.unreached_since.get_or_insert(failed);
         is_joining && !self.owned.is_empty() && since + self.settings.session_timeout <= now
     }
 

@@ -115,6 +115,8 @@ pub(crate) struct Member {
     stale: bool,
     /// Since when every question to the coordinator has failed, while it joins.
     unreached_since: Option<Instant>,
+    /// When the last join or sync was sent.
+    asked: Instant,
     presence: Presence,
     departure: GroupMembershipOperation,
     /// Why it joins next (KIP-800).
@@ -146,6 +148,7 @@ impl Member {
             is_misfit: false,
             stale: false,
             unreached_since: None,
+            asked: now,
             departure: GroupMembershipOperation::Default,
             reason: Reason::default(),
             tokens: Tokens::default(),
@@ -352,6 +355,7 @@ impl Member {
                     now + patience.max(self.settings.request_timeout),
                 );
                 *exchange = Exchange::Out { token };
+                self.asked = now;
                 self.stale = false;
             }
             State::Syncing { generation, assignor, assignments, exchange }
@@ -367,6 +371,7 @@ impl Member {
                 let patience = self.settings.max_poll_interval.max(self.settings.request_timeout);
                 let token = send(&mut self.tokens, &mut self.actions, request, now + patience);
                 *exchange = Exchange::Out { token };
+                self.asked = now;
             }
             State::Stable { generation, heart } | State::Revoking { generation, heart, .. } => {
                 if heart.session_ends <= now {

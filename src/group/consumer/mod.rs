@@ -199,6 +199,11 @@ impl Member {
         matches!(self.state, State::Joined { .. })
     }
 
+    /// The id of the topic by which a partition was assigned.
+    pub(crate) fn assigned_id(&self, key: &TopicPartition) -> Option<Uuid> {
+        self.owned.iter().find(|(_, named)| *named == key).map(|((id, _), _)| *id)
+    }
+
     #[cfg(test)]
     pub(crate) fn id(&self) -> &str {
         &self.member_id

@@ -104,6 +104,21 @@ fn a_cooperative_member_that_cannot_reach_its_coordinator_while_it_joins_loses_w
 }
 
 #[test]
+fn a_join_that_was_met_with_silence_for_longer_than_the_session_loses_what_was_kept_at_once() {
+    for (kind, is_lost) in [(ErrorKind::Timeout, true), (ErrorKind::Disconnected, false)] {
+        let mut bench = cooperative(&[0, 1]);
+        let beat = bench.heartbeat();
+        bench.answer(beat, Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS });
+        let (token, _) = bench.joins();
+        bench.now += SESSION;
+        bench.member.handle_answer(bench.now, token, Err(Error::new(kind, "no answer")));
+        let actions = std::iter::from_fn(|| bench.member.poll_action());
+        let lost = actions.filter(|action| matches!(action, Action::Lost { .. })).count();
+        assert_eq!(lost == 1, is_lost, "{kind:?}: a coordinator that holds a join back knows of its member");
+    }
+}
+
+#[test]
 fn a_cooperative_member_gives_up_only_the_topics_it_does_not_want_any_more() {
     let mut bench = cooperative(&[0, 1]);
     bench.subscribe(&["t", "u"]);
