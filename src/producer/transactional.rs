@@ -267,7 +267,7 @@ pub(crate) fn is_refused(error: &Error) -> bool {
                 | code::UNKNOWN_PRODUCER_ID
                 | code::TRANSACTION_ABORTABLE
         );
-        !told.is_retriable() && !passes
+        !told.is_retriable() && !passes && told.is_known()
     })
 }
 

@@ -91,6 +91,7 @@ mod with_rustls {
         io,
         net::IpAddr,
         sync::{Arc, Mutex, PoisonError},
+        time::Duration,
     };
 
     use rustls::{
@@ -109,6 +110,7 @@ mod with_rustls {
         config::settings::{Address, TlsSettings, TrustRoots},
         connection::transport::TransportStream,
         error::{Error, ErrorKind, Result, Stage},
+        time::{self, Instant},
     };
 
     /// What all TLS connections of a client share: built with the first, so that sessions are resumed, and again when a file
@@ -124,9 +126,12 @@ mod with_rustls {
         files: Arc<Files>,
         /// What was passed over.
         damaged: Vec<String>,
-        /// What the files have held since, and could not be used for.
-        refused: Option<Files>,
+        /// What the files have held since, and could not be used for; and since when.
+        refused: Option<(Files, Instant)>,
     }
+
+    /// Whatever a file holds for so long is no longer being written.
+    const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
 
     impl Built {
         fn new(connector: TlsConnector, files: Files, damaged: Vec<String>) -> Self {
@@ -134,7 +139,7 @@ mod with_rustls {
         }
 
         /// The same, after the files have held that.
-        fn after(&self, refused: Option<Files>) -> Arc<Self> {
+        fn after(&self, refused: Option<(Files, Instant)>) -> Arc<Self> {
             let (connector, files) = (self.connector.clone(), Arc::clone(&self.files));
             Arc::new(Self { connector, files, damaged: self.damaged.clone(), refused })
         }
@@ -193,9 +198,9 @@ mod with_rustls {
                 current => {
                     let settings = Arc::clone(&self.settings);
                     let built = if is_quick(&settings) {
-                        renewed(&settings, current)?
+                        renewed(&settings, current, time::now())?
                     } else {
-                        tokio::task::spawn_blocking(move || renewed(&settings, current))
+                        tokio::task::spawn_blocking(move || renewed(&settings, current, time::now()))
                             .await
                             .map_err(|_| tls_error("TLS was cut short: the runtime is ending"))??
                     };
@@ -220,7 +225,7 @@ mod with_rustls {
 
     /// What serves now, or a new configuration where a file has changed. Blocks on files. While changed files cannot be used,
     /// half written perhaps, the earlier ones serve on, and that is told once.
-    fn renewed(settings: &TlsSettings, current: Option<Arc<Built>>) -> Result<Arc<Built>> {
+    fn renewed(settings: &TlsSettings, current: Option<Arc<Built>>, now: Instant) -> Result<Arc<Built>> {
         let files = Files::read(settings);
         let Some(current) = current else {
             let built = build(settings, files)?;
@@ -229,27 +234,33 @@ mod with_rustls {
             }
             return Ok(Arc::new(built));
         };
-        match &current.refused {
-            None if *current.files == files => return Ok(current),
-            Some(_) if *current.files == files => return Ok(current.after(None)),
-            Some(refused) if *refused == files => return Ok(current),
-            _ => {}
+        if *current.files == files {
+            return Ok(if current.refused.is_none() { current } else { current.after(None) });
+        }
+        let refused = current.refused.as_ref().filter(|(refused, _)| *refused == files);
+        let (is_told, is_written) =
+            (refused.is_some(), refused.is_some_and(|(_, since)| *since + WRITTEN_WITHIN <= now));
+        if is_told && !is_written {
+            return Ok(current);
         }
         let again = files.clone();
         // A bundle that is being written ends within a certificate, and the rest is not there yet.
-        let built =
-            build(settings, files).and_then(|built| match built.damaged.len() > current.damaged.len() {
+        let built = build(settings, files).and_then(|built| {
+            match built.damaged.len() > current.damaged.len() && !is_written {
                 true => Err(bad(built.damaged.join("; "))),
                 false => Ok(built),
-            });
+            }
+        });
         match built {
             Ok(built) => {
                 tracing::info!("certificate or key files have changed; new connections use them");
                 Ok(Arc::new(built))
             }
             Err(error) => {
-                tracing::warn!(%error, "certificate or key files have changed and cannot be used; the earlier ones serve on");
-                Ok(current.after(Some(again)))
+                if !is_told {
+                    tracing::warn!(%error, "certificate or key files have changed and cannot be used; the earlier ones serve on");
+                }
+                Ok(current.after(Some((again, now))))
             }
         }
     }
@@ -578,16 +589,36 @@ mod with_rustls {
                 roots: vec![TrustRoots::PemFile(folder.write("ca.pem", CA))],
                 ..TlsSettings::default()
             };
-            let mut built = renewed(&settings, None).unwrap();
+            let mut now = time::now();
+            let mut built = renewed(&settings, None, now).unwrap();
             let (log, _listening) = crate::heard::Log::of_this_thread(tracing::Level::WARN);
             for (text, told) in [("", 1), ("other", 2), (CA, 2), ("other", 3)] {
                 folder.write("ca.pem", text);
                 for _ in 0..5 {
-                    built = renewed(&settings, Some(Arc::clone(&built))).unwrap();
+                    built = renewed(&settings, Some(Arc::clone(&built)), now).unwrap();
+                    now += WRITTEN_WITHIN;
                 }
                 let log = log.text();
                 assert_eq!(log.matches("the earlier ones serve on").count(), told, "{text}: {log}");
             }
+        }
+
+        #[test]
+        fn a_bundle_with_a_damaged_certificate_is_taken_once_nobody_writes_it_any_more() {
+            let folder = Folder::new("damaged");
+            let settings = TlsSettings {
+                roots: vec![TrustRoots::PemFile(folder.write("ca.pem", CA))],
+                ..TlsSettings::default()
+            };
+            let now = time::now();
+            let first = renewed(&settings, None, now).unwrap();
+            folder.write("ca.pem", &format!("{CA}{}", &CHAIN[..CHAIN.len() / 2]));
+            let refused = renewed(&settings, Some(first), now).unwrap();
+            let soon = now + WRITTEN_WITHIN / 2;
+            let kept = renewed(&settings, Some(Arc::clone(&refused)), soon).unwrap();
+            assert!(Arc::ptr_eq(&kept, &refused) && kept.damaged.is_empty());
+            let taken = renewed(&settings, Some(kept), now + WRITTEN_WITHIN).unwrap();
+            assert_eq!((taken.damaged.len(), taken.refused.is_none()), (1, true));
         }
 
         #[tokio::test]
