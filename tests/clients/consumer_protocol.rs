@@ -329,3 +329,34 @@ async fn settings_of_the_other_protocol_are_refused_by_name() {
         KafkaInstance::new(config.set("group.protocol", "auto")).unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_pattern_that_an_old_coordinator_does_not_match_is_matched_by_the_client_or_refused_with_a_remedy()
+{
+    let broker = EmbeddedBroker::builder().profile(Profile::Kafka39).start().await.unwrap();
+    broker.create_topic("orders-eu", 1).unwrap();
+    let config = KafkaConfig::new().set_bootstrap_servers(broker.bootstrap_servers()).set_group_id("g");
+    for protocol in ["auto", "consumer"] {
+        let kafka = KafkaInstance::new(config.clone().set("group.protocol", protocol)).unwrap();
+        let consumer = kafka.get_consumer(Vec::<String>::new()).await.unwrap();
+        consumer.subscribe_pattern("orders-.*").unwrap();
+        let joined = async {
+            while consumer.assignment().is_empty() {
+                consumer.poll(TICK).await?;
+            }
+            Ok::<_, dtkafka::Error>(())
+        };
+        let joined = tokio::time::timeout(PATIENCE, joined).await.unwrap();
+        match protocol {
+            "auto" => {
+                joined.unwrap();
+                assert_eq!(consumer.group_protocol(), Some(GroupProtocol::Classic));
+            }
+            _ => {
+                let error = joined.unwrap_err().to_string();
+                assert!(error.contains("pattern") && error.contains("group.protocol"), "{error}");
+            }
+        }
+        consumer.close(PATIENCE).await.unwrap();
+    }
+}

@@ -6,7 +6,7 @@ use super::{Shared, coordinator, group_id, to_coordinator};
 use crate::{
     cluster::{Lane, kafka_string, millis},
     connection::api::wire,
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     group::{
         Answer, Beat, BeatAnswer, IdPartition, Request,
         assignor::{GroupMember, Strategy},
@@ -123,6 +123,14 @@ async fn heartbeat(
         server_assignor: first(&consumer.group_remote_assignor),
         topic_partitions: beat.owned.map(|owned| by_id(&owned)),
     };
+    if request.subscribed_topic_regex.is_some() {
+        let (broker, connection) = coordinator(shared, Lane::Group, deadline).await?;
+        // Before Kafka 4.0 the protocol is there, and has no patterns.
+        if connection.version::<wire::ConsumerGroupHeartbeatRequest>() == Some(0) {
+            let text = "the coordinator matches no patterns in the consumer protocol";
+            return Err(Error::new(ErrorKind::Unsupported, text).with_broker(broker));
+        }
+    }
     let answer = to_coordinator(shared, Lane::Group, request, deadline).await?;
     let topics = answer.assignment.iter().flat_map(|assignment| &assignment.topic_partitions);
     check_count("assignment", topics.map(|topic| topic.partitions.len()).sum())?;

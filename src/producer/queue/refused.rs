@@ -21,6 +21,9 @@ impl Queue {
     /// Gives up batches whose time is over. One in flight is told so now, and its answer, when it comes, only says how far the
     /// log is: its neighbours in the request are none the wiser.
     pub(crate) fn expire(&mut self, now: Instant, no_identity: Option<&Error>, aftermath: &mut Aftermath) {
+        // What stood before that which was never sent, and why it did.
+        let ahead = (!self.in_flight.is_empty() || !self.pending.is_empty())
+            .then(|| self.pending.front().and_then(|batch| batch.cause.clone()));
         for flying in self.in_flight.values_mut() {
             if flying.deadline <= now && !flying.given_up {
                 flying.given_up = true;
@@ -44,9 +47,16 @@ impl Queue {
             }
         }
         while let Some(open) = self.accumulator.take_expired(now) {
-            let error = match no_identity {
-                Some(cause) => with_cause(delivery_timeout("it waited for a producer id"), cause),
-                None => delivery_timeout("it waited for its leader"),
+            let error = match (no_identity, &ahead) {
+                (Some(cause), _) => with_cause(delivery_timeout("it waited for a producer id"), cause),
+                (None, Some(cause)) => {
+                    let error = delivery_timeout("earlier records of its partition had no answer yet");
+                    match cause {
+                        Some(cause) => with_cause(error, cause),
+                        None => error,
+                    }
+                }
+                (None, None) => delivery_timeout("it waited for its leader"),
             };
             aftermath.resolved.push((open.receipt, BatchOutcome::Failed(error)));
             self.release(open.reserved, None, aftermath);

@@ -254,7 +254,11 @@ fn an_old_batch_is_given_up_and_says_whether_it_may_be_written() {
     rig.queue.expire(rig.now, None, &mut aftermath);
     rig.tell(aftermath);
     let error = |delivery: Delivery| futures_util::FutureExt::now_or_never(delivery).unwrap().unwrap_err();
-    assert!(error(sent).possibly_written() && !error(waiting).possibly_written());
+    let (sent, waiting) = (error(sent), error(waiting));
+    assert!(sent.possibly_written() && !waiting.possibly_written());
+    // Not its leader: what stood before it, and why.
+    assert!(waiting.to_string().contains("earlier records of its partition"), "{waiting}");
+    assert!(waiting.to_string().contains("is closed"), "{waiting}");
     assert_eq!((rig.memory.used(), rig.queue.is_idle()), (0, true));
 }
 
