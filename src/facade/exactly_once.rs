@@ -268,6 +268,8 @@ impl ExactlyOnce {
         note(taken, &records);
         let transaction = producer.begin().await.map_err(failed)?;
         let late = time::after(self.worked_on_at_most());
+        // Also where nothing more comes.
+        let until = until.min(late);
         loop {
             match work_on(consumer, &transaction, &records, taken, late, body).await {
                 Ok(false) => {}

@@ -11,7 +11,7 @@ use super::{LogSubject, logged};
 use crate::{
     admin::KafkaAdmin,
     cluster::Cluster,
-    config::{ConsumerConfig, KafkaConfig, ProducerConfig},
+    config::{Acks, ConsumerConfig, KafkaConfig, ProducerConfig, settings::ProducerSettings},
     connection::Tls,
     consumer::KafkaConsumer,
     error::{Error, Result},
@@ -371,6 +371,24 @@ async fn start_producer(config: &KafkaConfig) -> Result<KafkaProducer> {
     let cluster = Cluster::start(Arc::new(config.resolve_client()?))?;
     KafkaProducer::start(cluster, settings).await
 }
+
+impl KafkaInstance {
+    /// The producer of records that are put aside or sent back. What counts as written must be: the user's other settings hold, but
+    /// every in-sync replica acknowledges, whatever they say, a record that could be read is not too large to be sent, and it is
+    /// written outside of transactions, whose id is for others.
+    pub(super) async fn get_letter_producer(
+        &self,
+        overrides: impl FnOnce(ProducerConfig) -> ProducerConfig,
+    ) -> Result<KafkaProducer> {
+        let config = ProducerConfig::new().acks(Acks::All).max_request_size(LARGEST);
+        let config = overrides(config).merged(&self.config);
+        let settings = ProducerSettings { transactional_id: None, ..config.resolve_producer()? };
+        KafkaProducer::start(Cluster::start(Arc::new(config.resolve_client()?))?, settings).await
+    }
+}
+
+/// Bytes of a request, as brokers take them by default (`socket.request.max.bytes`).
+const LARGEST: usize = 100 * 1024 * 1024;
 
 async fn start_admin(config: &KafkaConfig) -> Result<KafkaAdmin> {
     KafkaAdmin::start(Cluster::start(Arc::new(config.resolve_client()?))?).await

@@ -76,9 +76,16 @@ pub(super) fn was_in(record: &ConsumerRecord, topic: &str) -> bool {
 
 /// The headers of a letter that holds a whole batch, which cannot be read: `record` is its first offset and its bytes.
 pub(super) fn batch_headers(record: &ConsumerRecord, last_offset: i64, error: &Error) -> Vec<Header> {
-    let last = Header::new(format!("{DEAD}last-offset"), last_offset.to_string());
+    let last = Header::new(format!("{DEAD}{LAST_OFFSET}"), last_offset.to_string());
     origin(DEAD, record, 1, error).into_iter().chain([last]).collect()
 }
+
+/// Whether a letter holds a whole batch.
+pub(super) fn is_of_batch(letter: &ConsumerRecord) -> bool {
+    letter.header(&format!("{DEAD}{LAST_OFFSET}")).is_some()
+}
+
+const LAST_OFFSET: &str = "last-offset";
 
 /// The headers of a record that waits in a retry topic until `due` (milliseconds since the Unix epoch).
 pub(super) fn retry_headers(record: &ConsumerRecord, attempts: u32, error: &Error, due: i64) -> Vec<Header> {

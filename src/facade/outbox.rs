@@ -12,9 +12,6 @@ use crate::{
     record::{ConsumerRecord, Header, RecordMetadata},
 };
 
-/// Bytes of a request, as brokers take them by default (`socket.request.max.bytes`).
-const LARGEST: usize = 100 * 1024 * 1024;
-
 /// One producer, made with the first record.
 #[derive(Debug)]
 pub(super) struct Outbox {
@@ -43,7 +40,8 @@ impl Outbox {
             .with_partition(record.partition)
             .with_offset(record.offset));
         }
-        let producer = self.producer.get_or_try_init(|| self.make()).await?;
+        let producer =
+            self.producer.get_or_try_init(|| self.kafka.get_letter_producer(|p| p.linger(0))).await?;
         let letter = letters::forwarded(topic, record, headers);
         let sent = async { producer.send_record(letter).await?.await }.await;
         let is_too_large = |error: &Error| {
@@ -57,15 +55,6 @@ impl Outbox {
             ),
             false => error,
         })
-    }
-
-    /// What counts as written must be: the user's other settings hold, but every in-sync replica acknowledges, whatever they
-    /// say, and a record that could be read is not too large to be sent.
-    async fn make(&self) -> Result<KafkaProducer> {
-        let settings = |producer: crate::config::ProducerConfig| {
-            producer.linger(0).acks(crate::config::Acks::All).max_request_size(LARGEST)
-        };
-        self.kafka.get_producer_with(settings).await
     }
 
     /// Every record was awaited when it was sent: nothing is left to fail.

@@ -1,7 +1,7 @@
 //! What happens to a record that its handlers do not take: [`ErrorPolicy`], and the one function that decides. Pure: no
 //! clock, no handler, no socket; random numbers come as an argument.
 
-use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use super::{HandlerError, consumed::Consumed};
 use crate::{
@@ -256,6 +256,12 @@ impl ErrorPolicy {
         }
         if self.retry_topics.iter().any(Duration::is_zero) {
             return bad("the pause of a retry topic is 0; use retry instead".to_owned());
+        }
+        // How far a record has come is known by the topic it waits in.
+        let names: BTreeSet<String> = self.retry_endings().collect();
+        let is_whole = |pause: &Duration| pause.subsec_nanos().is_multiple_of(1_000_000);
+        if names.len() < self.retry_topics.len() || !self.retry_topics.iter().all(is_whole) {
+            return bad("the pauses of retry topics must differ, in whole milliseconds".to_owned());
         }
         match &self.last {
             Last::DeadLetter(Topic::Named(topic)) if topic.trim().is_empty() => {
@@ -524,6 +530,8 @@ mod tests {
             ErrorPolicy::Stop.then_dead_letter("orders"),
             ErrorPolicy::Stop.deadline(Duration::ZERO),
             ErrorPolicy::Stop.retry_topics([Duration::ZERO]),
+            ErrorPolicy::Stop.retry_topics([Duration::from_secs(60); 3]),
+            ErrorPolicy::Stop.retry_topics([Duration::from_micros(1500)]),
         ];
         for policy in bad {
             assert_eq!(policy.check(&topics).unwrap_err().kind(), ErrorKind::Config, "{policy:?}");

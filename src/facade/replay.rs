@@ -95,7 +95,7 @@ pub struct Replayed {
     pub read: u64,
     /// Those that were sent back, and acknowledged.
     pub sent: u64,
-    /// Letters that were not sent: the filter refused them, or they do not say where they come from.
+    /// Letters that were not sent: the filter refused them, they do not say where they come from, or they hold a damaged batch.
     pub left: u64,
 }
 
@@ -139,7 +139,7 @@ impl Replay {
 
     async fn replay(self) -> Result<Replayed> {
         let none: [&str; 0] = [];
-        let producer = self.kafka.get_producer().await?;
+        let producer = self.kafka.get_letter_producer(|producer| producer).await?;
         let group = self.group.clone();
         let consumer = self
             .kafka
@@ -212,6 +212,8 @@ impl Replay {
     }
 
     async fn send(&self, producer: &KafkaProducer, record: ConsumerRecord) -> Result<Option<Delivery>> {
+        // The bytes of a whole batch are no record.
+        let is_batch = letters::is_of_batch(&record);
         let letter = DeadLetter::read(record);
         let is_chosen = self.filter.as_ref().is_none_or(|chosen| chosen(&letter));
         let to = match &self.to {
@@ -219,7 +221,7 @@ impl Replay {
             None if letter.has_origin => Some(&*letter.record.topic),
             None => None,
         };
-        let Some(topic) = to.filter(|_| is_chosen) else { return Ok(None) };
+        let Some(topic) = to.filter(|_| is_chosen && !is_batch) else { return Ok(None) };
         let record = letters::forwarded(topic, &letter.record, &letter.record.headers);
         producer.send_record(record).await.map(Some)
     }
@@ -265,6 +267,15 @@ mod tests {
         assert_eq!((&letter.record, letter.attempts, letter.has_origin), (&record, 5, true));
         assert_eq!((letter.letter_partition, letter.letter_offset), (0, 7));
         assert_eq!(letter.error, "out of stock");
+    }
+
+    #[test]
+    fn the_letter_of_a_damaged_batch_is_told_from_that_of_a_record() {
+        let batch = ConsumerRecord::new("orders", 3, 42).with_value(vec![0; 61]);
+        let error = Error::protocol("damaged");
+        let letter = |headers| ConsumerRecord { headers, ..ConsumerRecord::new("orders-dead", 0, 7) };
+        assert!(letters::is_of_batch(&letter(letters::batch_headers(&batch, 49, &error))));
+        assert!(!letters::is_of_batch(&letter(letters::dead_letter_headers(&batch, 1, &error))));
     }
 
     #[test]

@@ -391,7 +391,8 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         let share = (self.bounds.bytes / self.by_partition.len().max(1)).max(1);
         let Some(home) = self.homes.get_mut(&id) else { return };
         let span = home.pushed - home.unfinished.first().copied().unwrap_or(home.pushed);
-        let is_full = |part: usize| home.records >= self.bounds.records / part || home.bytes >= share / part;
+        let is_full =
+            |part: usize| home.records >= self.bounds.records / part || home.bytes >= (share / part).max(1);
         let pause = match home.paused {
             false => is_full(1) || span >= self.bounds.span,
             // Not at once, or each record that is done would change it.

@@ -108,6 +108,16 @@ fn a_partition_that_is_stuck_is_paused_alone() {
 }
 
 #[test]
+fn a_partition_with_hardly_any_share_of_the_bytes_goes_on_once_it_has_nothing() {
+    let mut lanes = Lanes::new(Ordering::Partition, Bounds { bytes: 1, ..bounds(1) });
+    lanes.push(now(), &partition(0), 1, records(0..3, 0), None).unwrap();
+    assert_eq!(lanes.poll_pause(), Some(Pause::Pause(partition(0))));
+    let run = lanes.poll_run(now()).unwrap();
+    lanes.handle_end(run.lane);
+    assert_eq!(lanes.poll_pause(), Some(Pause::Resume(partition(0))));
+}
+
+#[test]
 fn a_key_that_is_stuck_pauses_its_partition_before_too_much_is_done_behind_it() {
     let mut lanes = Lanes::new(Ordering::Key, Bounds { span: 50, ..bounds(4) });
     let mut offset = 0;
