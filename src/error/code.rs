@@ -8,6 +8,14 @@ macro_rules! codes {
     ($($constant:ident = $code:literal, $name:literal $(, $retriable:ident)?;)*) => {
         $(pub(crate) const $constant: i16 = $code;)*
 
+        /// One for each code of the protocol.
+        impl super::ErrorCode {
+            $(
+                #[doc = concat!("`", $name, "`.")]
+                pub const $constant: Self = Self($code);
+            )*
+        }
+
         /// Name and retriability of a code.
         pub(super) const fn lookup(code: i16) -> Option<(&'static str, bool)> {
             match code {
@@ -193,5 +201,6 @@ mod tests {
             }
         }
         assert_eq!(known, 137);
+        assert_eq!(super::super::ErrorCode::MESSAGE_TOO_LARGE.0, MESSAGE_TOO_LARGE);
     }
 }

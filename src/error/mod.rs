@@ -65,7 +65,16 @@ impl fmt::Display for Stage {
     }
 }
 
-/// An error code of the Kafka protocol.
+/// An error code of the Kafka protocol. Brokers may answer with one that is newer than this list.
+///
+/// ```
+/// use dtkafka::{Error, ErrorCode};
+///
+/// fn is_there_already(error: &Error) -> bool {
+///     error.code() == Some(ErrorCode::TOPIC_ALREADY_EXISTS)
+/// }
+/// # let _ = is_there_already;
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ErrorCode(pub i16);
 
