@@ -199,8 +199,9 @@ impl ErrorPolicy {
     /// waits without holding up those behind it, which **overtake it**. The topics must exist, or be created by the brokers.
     ///
     /// A retry topic without a committed offset is read from the start, whatever `auto.offset.reset` says: its records are this
-    /// group's own work. A handler that is registered for such a topic by its name, with [`Consumer::matching`](crate::Consumer::matching),
-    /// makes it a topic like any other.
+    /// group's own work. Two groups that read a topic with the same pauses share its retry topics, and each handles what the other
+    /// has put there as well: give them different pauses. A handler that is registered for such a topic by its name, with
+    /// [`Consumer::matching`](crate::Consumer::matching), makes it a topic like any other.
     pub fn retry_topics(mut self, pauses: impl IntoIterator<Item = Duration>) -> Self {
         self.retry_topics = pauses.into_iter().collect();
         self

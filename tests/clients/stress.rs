@@ -24,6 +24,8 @@ use crate::nodes::{Dice, in_sync, weather};
 const PARTITIONS: i32 = 6;
 const KEYS: u32 = 200;
 const MEMBERS: usize = 3;
+/// Of a handler that hangs. One that does not must be done by then, however busy the machine is.
+const DEADLINE: Duration = Duration::from_secs(1);
 
 /// What a record does to its handler, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,8 +137,7 @@ impl Round {
             (Form::Each | Form::Blocking, Last::DeadLetter | Last::Skip) => 2,
             (Form::Batch, _) => 6,
         };
-        let policy =
-            ErrorPolicy::retry(attempts, Duration::from_millis(1)).deadline(Duration::from_millis(300));
+        let policy = ErrorPolicy::retry(attempts, Duration::from_millis(1)).deadline(DEADLINE);
         match self.last {
             Last::DeadLetter => policy.then_dead_letter(self.dead()),
             Last::Skip => policy.then_skip(),

@@ -112,11 +112,12 @@ impl<W: Load> Lane<W> {
         self.queue.iter().map(|(_, load)| load.len()).sum()
     }
 
-    /// When it may start: its first record is due, and there is enough to gather, or no more time to.
+    /// When it may start: its first record is due, and there is enough to gather, or no more time to. Of what is due later nobody
+    /// knows whether it will be enough.
     fn ready_at(&self, gather: Option<Gather>) -> Option<Instant> {
         let due = self.queue.front().and_then(|(_, load)| load.due());
-        let gathered = gather.filter(|gather| self.waiting() < gather.records).and(self.not_before);
-        due.max(gathered)
+        let is_short = |gather: &Gather| due.is_some() || self.waiting() < gather.records;
+        due.max(gather.filter(is_short).and(self.not_before))
     }
 }
 
@@ -257,8 +258,9 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         });
         let was_idle = lane.queue.is_empty() && lane.running.is_none();
         if lane.queue.is_empty() {
+            let first = load.due().map_or(now, |due| due.max(now));
             lane.not_before =
-                gather.filter(|gather| !gather.wait.is_zero()).map(|gather| later(now, gather.wait));
+                gather.filter(|gather| !gather.wait.is_zero()).map(|gather| later(first, gather.wait));
         }
         lane.queue.push_back((number, load));
         if was_idle {
@@ -354,12 +356,18 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         for (lane_id, lane) in self.lanes.range_mut(all) {
             waiting.extend(lane.queue.drain(..));
             if lane.running.is_none() {
-                over.push(*lane_id);
+                over.push((*lane_id, lane.waits_until));
             }
         }
-        for lane in over {
+        for (lane, waits_until) in over {
             self.lanes.remove(&lane);
-            self.waiting.retain(|(_, waiting)| *waiting != lane);
+            if let Some(until) = waits_until {
+                self.waiting.remove(&(until, lane));
+            }
+        }
+        if std::mem::take(&mut home.paused) {
+            // Nothing of it fills the lanes any more: its partition may be here in another life.
+            self.pauses.push_back(Pause::Resume(home.partition.clone()));
         }
         // In the order they were taken, whatever lane they stood in.
         waiting.sort_by_key(|(number, _)| *number);

@@ -89,6 +89,7 @@ impl Lane {
             loop {
                 let pass =
                     poll_fn(|context| Poll::Ready(self.pass(context, &mut calls, &mut records, &mut course)));
+                let mut has_waited = true;
                 let (record, flow) = match pass.await {
                     Pass::Over => break,
                     Pass::Enough => (None, Ok(Flow::Handled)),
@@ -98,7 +99,12 @@ impl Lane {
                         let rest = Box::pin(self.go_on(&mut calls, record, index, begun));
                         (Some(record), rest.await)
                     }
-                    Pass::Slow(record) => (Some(record), Box::pin(self.each_slow(&mut calls, record)).await),
+                    Pass::Slow(record) => {
+                        let prompt = self.prompt;
+                        let flow = Box::pin(self.each_slow(&mut calls, record)).await;
+                        has_waited = self.prompt == prompt;
+                        (Some(record), flow)
+                    }
                 };
                 if !matches!(flow, Ok(Flow::Handled)) {
                     self.give_back(offsets(&loads).skip(course.done));
@@ -107,6 +113,9 @@ impl Lane {
                 if let Some(record) = record {
                     self.done.push(record.offset());
                     course.step();
+                    if !has_waited && course.stride < STRIDE && !self.kit.is_alone {
+                        continue;
+                    }
                 }
                 course.stride = 0;
                 if self.done.len() >= TELL {

@@ -249,3 +249,43 @@ async fn a_pause_between_two_calls_ends_when_it_is_resumed_and_with_its_client()
     assert!(handle.paused().is_empty());
     consumer.close().await.unwrap();
 }
+
+#[tokio::test]
+async fn what_waits_in_lanes_of_a_life_that_is_over_is_not_handled() {
+    let (broker, kafka) = with_records(&["t"], 50).await;
+    broker.create_topic("turns", 1).unwrap();
+    let (calls, turns) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (count, count_turns) = (Arc::clone(&calls), Arc::clone(&turns));
+    let consumer = Consumer::new(&kafka, ["t", "turns"]).unwrap().ordering(Ordering::Unordered);
+    let (handle, shared, steering) = (consumer.handle(), Arc::clone(&consumer.shared), consumer.handle());
+    let mut consumer = consumer
+        .register_handler("t", async move |m: Message<i64>| {
+            if count.fetch_add(1, Relaxed) == 0 {
+                let partition = m.topic_partition();
+                steering.pause([partition.clone()])?;
+                shared.client().expect("connected").seek(&partition, 50)?;
+            }
+            HandlerResult::Ok(())
+        })
+        .unwrap()
+        .register_handler("turns", async move |_: Message<i64>| {
+            count_turns.fetch_add(1, Relaxed);
+            Ok(())
+        })
+        .unwrap();
+    let watch = async {
+        while calls.load(Relaxed) == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        // It has its turn behind all that waits.
+        let producer = kafka.get_producer().await.unwrap();
+        producer.send("turns", &0).await.unwrap().await.unwrap();
+        while turns.load(Relaxed) == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        handle.stop();
+    };
+    let both = async { tokio::join!(watch, consumer.run(pending::<()>())).1.unwrap() };
+    tokio::time::timeout(Duration::from_secs(60), both).await.expect("it does not come to its end");
+    assert_eq!(calls.load(Relaxed), 1);
+}

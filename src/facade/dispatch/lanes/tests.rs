@@ -354,8 +354,8 @@ fn a_lane_that_gathers_has_what_is_due_and_a_full_one_does_not_start_before() {
         lanes.push(begin, &partition(0), 1, DueRecord(offset, Some(at(due))), gather).unwrap();
         assert!(lanes.poll_run(begin).is_none());
     }
-    assert!(lanes.poll_run(at(59)).is_none());
-    let run = lanes.poll_run(at(60)).unwrap();
+    assert!(lanes.poll_run(at(64)).is_none(), "it waits for those that are due soon after the first");
+    let run = lanes.poll_run(at(65)).unwrap();
     assert_eq!(run.loads, [DueRecord(0, Some(at(60))), DueRecord(1, Some(at(60)))]);
     lanes.handle_end(run.lane);
     assert!(lanes.poll_run(at(89)).is_none());
@@ -366,4 +366,39 @@ fn a_lane_that_gathers_has_what_is_due_and_a_full_one_does_not_start_before() {
     assert!(lanes.poll_run(begin).is_none());
     assert_eq!(lanes.revoke(&partition(0), 1), [(1, vec![DueRecord(0, Some(at(60)))])]);
     assert!(lanes.is_empty() && lanes.poll_timeout().is_none());
+}
+
+#[test]
+fn a_full_partition_is_resumed_when_what_filled_it_is_given_back() {
+    for revoked in [true, false] {
+        let mut lanes = Lanes::new(Ordering::Key, bounds(1));
+        lanes.push(now(), &partition(0), 1, records(0..150, 7), None).unwrap();
+        let run = lanes.poll_run(now()).unwrap();
+        assert_eq!(lanes.poll_pause(), Some(Pause::Pause(partition(0))));
+        match revoked {
+            true => assert_eq!(lanes.revoke(&partition(0), 1).len(), 1),
+            // Another life of it has begun.
+            false => lanes.push(now(), &partition(0), 2, records(0..1, 7), None).unwrap(),
+        }
+        assert_eq!(lanes.poll_pause(), Some(Pause::Resume(partition(0))));
+        assert!(!lanes.is_paused(&partition(0)) && lanes.paused().next().is_none());
+        lanes.handle_end(run.lane);
+        assert_eq!(lanes.poll_pause(), None);
+    }
+}
+
+#[test]
+fn many_lanes_that_wait_are_given_back_without_a_walk_over_all_for_each() {
+    let begin = now();
+    let due = Some(begin + Duration::from_secs(60));
+    let mut lanes = Lanes::new(Ordering::Unordered, Bounds { records: usize::MAX, ..bounds(1) });
+    for number in 0..50 {
+        for offset in 0..1000 {
+            lanes.push(begin, &partition(number), 1, DueRecord(offset, due), None).unwrap();
+        }
+    }
+    assert!(lanes.poll_run(begin).is_none());
+    let given_back: usize = lanes.revoke_all().iter().map(|(_, _, waiting)| waiting.len()).sum();
+    assert_eq!((given_back, lanes.poll_timeout()), (50_000, None));
+    assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
 }
