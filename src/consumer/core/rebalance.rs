@@ -396,18 +396,42 @@ mod tests {
         assert!(!beat(&mut core).1, "nobody polls, and nobody is at work");
     }
 
+    /// The commit that goes out now.
+    fn commit_out(core: &mut Core, now: Instant) -> Token {
+        let mut actions = std::iter::from_fn(|| core.poll_action(now));
+        let commit = actions.find_map(|action| match action {
+            Action::Commit(commit) => Some(commit),
+            _ => None,
+        });
+        commit.expect("nothing is committed").token
+    }
+
+    #[test]
+    fn a_member_that_closes_leaves_its_group_as_soon_as_its_last_commit_is_answered() {
+        let (mut core, key, life, now) = joined();
+        core.handle_done(&key, life, &[0, 1]);
+        core.begin_close(now, now + Duration::from_secs(30));
+        for refused in [
+            core.subscribe(now, vec!["payments".into()]),
+            core.subscribe_pattern(now, &"pay.*".into()),
+            core.handle_alive(now),
+        ] {
+            assert_eq!(refused.unwrap_err().kind(), crate::ErrorKind::Closed);
+        }
+        let token = commit_out(&mut core, now);
+        core.handle_commit(now, token, Ok([(key, 0)].into()));
+        let (_, request) = asked(&mut core, now);
+        assert!(matches!(request, Request::Leave { .. }), "{request:?}");
+    }
+
     #[test]
     fn what_the_refusal_of_a_commit_says_of_coordinator_and_group_is_heeded_at_once() {
         let refused = |code: i16| {
             let (mut core, key, life, now) = joined();
             core.handle_done(&key, life, &[0]);
             let _told = core.commit(None, now + Duration::from_secs(60)).unwrap();
-            let mut actions = std::iter::from_fn(|| core.poll_action(now));
-            let commit = actions.find_map(|action| match action {
-                Action::Commit(commit) => Some(commit),
-                _ => None,
-            });
-            core.handle_commit(now, commit.unwrap().token, Ok([(key, code)].into()));
+            let token = commit_out(&mut core, now);
+            core.handle_commit(now, token, Ok([(key, code)].into()));
             std::iter::from_fn(|| core.poll_action(now)).collect::<Vec<_>>()
         };
         let actions = refused(code::NOT_COORDINATOR);

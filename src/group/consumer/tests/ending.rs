@@ -20,6 +20,17 @@ fn a_member_that_is_fenced_or_forgotten_loses_all_and_joins_again_in_epoch_0_wit
 }
 
 #[test]
+fn a_failure_that_does_not_pass_is_told_and_not_met_again_at_once() {
+    let mut bench = Bench::joined();
+    bench.pass_to_timeout();
+    let (token, _) = bench.beat();
+    bench.member.handle_answer(bench.now, token, Err(Error::protocol("an answer that cannot be read")));
+    assert_eq!(bench.lost(), [key("orders", 0), key("orders", 1)]);
+    assert_eq!(bench.failed().kind(), ErrorKind::Protocol);
+    bench.quiet();
+}
+
+#[test]
 fn a_member_that_is_lost_between_polls_joins_again_in_a_poll_alone() {
     let mut bench = Bench::joined();
     bench.member.handle_poll_end(bench.now);
