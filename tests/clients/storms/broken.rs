@@ -7,7 +7,7 @@ use dtkafka_testcontainers::broker::{ApiKey, Profile};
 use super::{Storm, each, sky::Reply, storm};
 
 /// Those that both clients use.
-const APIS: [ApiKey; 12] = [
+pub(super) const APIS: [ApiKey; 12] = [
     ApiKey::ApiVersions,
     ApiKey::Metadata,
     ApiKey::InitProducerId,
@@ -22,7 +22,7 @@ const APIS: [ApiKey; 12] = [
     ApiKey::OffsetCommit,
 ];
 /// How an answer breaks off after its first bytes.
-fn broken(how: usize, first: usize) -> (&'static str, Reply) {
+pub(super) fn broken(how: usize, first: usize) -> (&'static str, Reply) {
     let paused = |seconds| Reply::Paused(first, Duration::from_secs(seconds));
     match how {
         0 => ("and silence", Reply::Silence(first)),

@@ -2,6 +2,8 @@
 //! minute of it and the calm after. Whatever it was, everything arrives once, is read and committed, nothing turns in circles.
 
 mod broken;
+mod facade;
+mod impossible;
 mod lies;
 mod sky;
 mod ways;
@@ -33,12 +35,24 @@ const RECORDS: u32 = 60;
 /// By when everything is done.
 const CALM: Duration = Duration::from_secs(180);
 
+/// What clients do meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Work {
+    /// A producer and a group.
+    Clients,
+    Transactions,
+    /// A producer, and a `Consumer` whose handler fails at times.
+    Facade,
+    /// `ExactlyOnce`, from one topic to another.
+    Copy,
+    Admin,
+}
+
 /// What goes wrong, and what clients do meanwhile.
 struct Storm {
     name: String,
     sasl: Option<&'static str>,
-    /// Transactions instead of a producer and a group.
-    transactions: bool,
+    work: Work,
     profile: Profile,
     settings: Vec<(&'static str, &'static str)>,
     route: Route,
@@ -49,7 +63,7 @@ fn storm(name: impl Into<String>) -> Storm {
     Storm {
         name: name.into(),
         sasl: None,
-        transactions: false,
+        work: Work::Clients,
         profile: Profile::Latest,
         settings: Vec::new(),
         route: Box::new(|_, _, _| Way::There),
@@ -85,8 +99,13 @@ impl Storm {
     }
 
     /// Of transactions, with brokers of this kind.
-    fn transactions(mut self, profile: Profile) -> Self {
-        (self.transactions, self.profile) = (true, profile);
+    fn transactions(self, profile: Profile) -> Self {
+        self.work(Work::Transactions, profile)
+    }
+
+    /// Of this work, with brokers of this kind.
+    fn work(mut self, work: Work, profile: Profile) -> Self {
+        (self.work, self.profile) = (work, profile);
         self
     }
 
@@ -129,10 +148,18 @@ impl Storm {
             config = config.set(name, value);
         }
         let work = async {
-            if self.transactions {
-                return transact(config.clone(), &sky).await;
+            match self.work {
+                Work::Clients => {
+                    tokio::try_join!(produce(config.clone()), consume(config.clone(), &broker)).map(|_| ())
+                }
+                Work::Transactions => transact(config.clone(), &sky).await,
+                Work::Facade => {
+                    let handle = facade::handle(config.clone(), &broker);
+                    tokio::try_join!(produce(config.clone()), handle).map(|_| ())
+                }
+                Work::Copy => facade::copy(config.clone(), &broker, &sky).await,
+                Work::Admin => facade::administer(config.clone(), &sky).await,
             }
-            tokio::try_join!(produce(config.clone()), consume(config.clone(), &broker)).map(|_| ())
         };
         let done = tokio::time::timeout(CALM, work).await;
         let took = sky.start.elapsed();
@@ -142,7 +169,7 @@ impl Storm {
         match done {
             Err(_) => return Err(format!("not done after {facts}; {:?}", sky.requests.lock().unwrap())),
             Ok(Err(text)) => return Err(format!("{text} after {facts}")),
-            Ok(Ok(())) if self.transactions => return Ok(facts),
+            Ok(Ok(())) if !matches!(self.work, Work::Clients | Work::Facade) => return Ok(facts),
             Ok(Ok(())) => {}
         }
         let mut log: Vec<u32> = (0..4)

@@ -97,7 +97,7 @@ pub(super) struct Sky {
 }
 
 impl Sky {
-    fn is_calm(&self) -> bool {
+    pub(super) fn is_calm(&self) -> bool {
         self.start.elapsed() > WEATHER
     }
 }

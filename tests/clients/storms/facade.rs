@@ -1,0 +1,194 @@
+//! The facade and the admin client through answers that pause and break off, `ExactlyOnce` through codes that pass.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use dtkafka::{
+    Consumer, Error, ErrorPolicy, ExactlyOnce, KafkaAdmin, KafkaConfig, KafkaInstance, Message, NewTopic,
+    TopicPartition,
+};
+use dtkafka_testcontainers::{
+    EmbeddedBroker, NewRecord,
+    broker::{ApiKey, Profile},
+};
+use kafka_protocol::messages as wire;
+use tokio::sync::Notify;
+
+use super::{
+    RECORDS, Storm, TOPIC, Work,
+    broken::{APIS, broken},
+    each,
+    sky::{Asked, Sky},
+    storm,
+};
+
+/// Handles everything; every seventh value fails the first time.
+pub(super) async fn handle(config: KafkaConfig, broker: &EmbeddedBroker) -> Result<(), String> {
+    let kafka = KafkaInstance::new(config).unwrap();
+    let (seen, done) = (Arc::new(Mutex::new(BTreeSet::new())), Arc::new(Notify::new()));
+    let notify = Arc::clone(&done);
+    let handler = async move |message: Message<u32>| {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let mut seen = seen.lock().unwrap();
+        if seen.insert(message.value) && message.value % 7 == 3 {
+            return Err("not the first time".into());
+        }
+        if seen.len() as u32 == RECORDS {
+            notify.notify_one();
+        }
+        Ok(())
+    };
+    let consumer =
+        Consumer::new(&kafka, [TOPIC]).and_then(|consumer| consumer.register_handler(TOPIC, handler));
+    let policy = ErrorPolicy::retry(3, Duration::from_millis(200));
+    let mut consumer =
+        consumer.and_then(|consumer| consumer.error_policy(policy)).map_err(|error| error.to_string())?;
+    // What comes again in the end is handled again.
+    let shutdown = async {
+        done.notified().await;
+        tokio::time::sleep(Duration::from_secs(40)).await;
+    };
+    consumer.run(shutdown).await.map_err(|error| format!("run: {error}"))?;
+    let committed: i64 = (0..4).filter_map(|partition| broker.committed("g", TOPIC, partition)).sum();
+    if committed == i64::from(RECORDS) { Ok(()) } else { Err(format!("{committed} committed")) }
+}
+
+/// Copies what is written meanwhile, and is not stopped by anything that passes.
+pub(super) async fn copy(config: KafkaConfig, broker: &EmbeddedBroker, sky: &Sky) -> Result<(), String> {
+    broker.create_topic("out", 2).unwrap();
+    let written = async {
+        for number in 0..RECORDS {
+            broker.feed(TOPIC, (number % 4) as i32, NewRecord::new(number.to_string())).unwrap();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        let committed =
+            || (0..4).filter_map(|partition| broker.committed("copy", TOPIC, partition)).sum::<i64>();
+        while committed() < i64::from(RECORDS) || !sky.is_calm() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let kafka = KafkaInstance::new(config).unwrap();
+    let run =
+        ExactlyOnce::new(&kafka, [TOPIC], "copy").transactional_id("copier").run(async |record, output| {
+            let number: u32 = record.json()?;
+            drop(output.send("out", &number).await?);
+            Ok(())
+        });
+    tokio::select! {
+        () = written => {}
+        ended = run => return Err(format!("it ended: {ended:?}")),
+    }
+    let records = (0..2).flat_map(|partition| broker.committed_records("out", partition).unwrap());
+    let mut copied: Vec<u32> =
+        records.map(|record| serde_json::from_slice(record.value.as_ref().unwrap()).unwrap()).collect();
+    copied.sort_unstable();
+    if copied == (0..RECORDS).collect::<Vec<_>>() { Ok(()) } else { Err(format!("the copy has {copied:?}")) }
+}
+
+/// Every call, again and again: in the calm none fails.
+pub(super) async fn administer(config: KafkaConfig, sky: &Sky) -> Result<(), String> {
+    let admin =
+        KafkaInstance::new(config).unwrap().admin().await.map_err(|error| format!("admin: {error}"))?;
+    for round in 0.. {
+        let begun_in_calm = sky.is_calm();
+        let outcome = every_call(&admin, &format!("made-{round}")).await;
+        if begun_in_calm {
+            return outcome.map_err(|error| format!("in the calm: {error}"));
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    Ok(())
+}
+
+async fn every_call(admin: &KafkaAdmin, name: &str) -> Result<(), Error> {
+    admin.create_topic(NewTopic::new(name).partitions(2)).await?;
+    admin.list_topics().await?;
+    admin.describe_topic(name).await?;
+    admin.describe_topic_configs(name).await?;
+    admin.latest_offsets([TopicPartition::new(name, 0), TopicPartition::new(name, 1)]).await?;
+    admin.list_groups().await?;
+    admin.group_lag("g").await?;
+    admin.delete_groups(["nobody's"]).await?;
+    admin.delete_topic(name).await
+}
+
+/// Those that only these use, beside [`APIS`].
+fn through(work: Work, profile: Profile, apis: &[ApiKey]) -> Vec<Storm> {
+    let mut storms = vec![storm("nothing").work(work, profile)];
+    for api in apis.iter().copied() {
+        for how in 0..4 {
+            storms.push(
+                storm(format!("{api:?}: 8 bytes, {}", broken(how, 8).0))
+                    .work(work, profile)
+                    .act(move |asked, _| (asked.is(api) && asked.number % 2 == 0).then(|| broken(how, 8).1)),
+            );
+        }
+    }
+    storms
+}
+
+#[test]
+fn a_consumer_with_handlers_is_stopped_by_nothing_that_passes() {
+    let mut storms = through(Work::Facade, Profile::Latest, &APIS);
+    for how in 0..4 {
+        let storm = storm(format!("the consumer protocol's heartbeat: 8 bytes, {}", broken(how, 8).0));
+        let strikes = move |asked: Asked| asked.is(ApiKey::ConsumerGroupHeartbeat) && asked.number % 2 == 0;
+        storms.push(
+            storm
+                .work(Work::Facade, Profile::Latest)
+                .set("group.protocol", "consumer")
+                .act(move |asked, _| strikes(asked).then(|| broken(how, 8).1)),
+        );
+    }
+    each(storms);
+}
+
+#[test]
+fn a_copier_is_ended_by_no_code_that_says_nothing_of_it() {
+    let mut storms = Vec::new();
+    for code in [7, 14, 15, 16, 51, 22, 25, 27, 120, -1, 999] {
+        let refused = move |api: ApiKey, asked: Asked| asked.is(api) && asked.number % 3 == 1;
+        storms.push(
+            storm(format!("TxnOffsetCommit: {code} at times")).work(Work::Copy, Profile::Latest).act(
+                move |asked, frame| {
+                    refused(ApiKey::TxnOffsetCommit, asked).then(|| {
+                        asked.changed(frame, |answer: &mut wire::TxnOffsetCommitResponse| {
+                            let topics = answer.topics.iter_mut();
+                            topics.flat_map(|topic| &mut topic.partitions).for_each(|p| p.error_code = code);
+                        })
+                    })
+                },
+            ),
+        );
+        if ![22, 25, 27].contains(&code) {
+            let storm = storm(format!("AddOffsetsToTxn: {code} at times"));
+            storms.push(storm.work(Work::Copy, Profile::Kafka39).act(move |asked, frame| {
+                refused(ApiKey::AddOffsetsToTxn, asked).then(|| {
+                    asked
+                        .changed(frame, |answer: &mut wire::AddOffsetsToTxnResponse| answer.error_code = code)
+                })
+            }));
+        }
+    }
+    each(storms);
+}
+
+#[test]
+fn calls_of_the_admin_client_live_through_answers_that_break_off() {
+    let apis = [
+        ApiKey::ApiVersions,
+        ApiKey::Metadata,
+        ApiKey::CreateTopics,
+        ApiKey::DeleteTopics,
+        ApiKey::DescribeConfigs,
+        ApiKey::ListOffsets,
+        ApiKey::ListGroups,
+        ApiKey::OffsetFetch,
+        ApiKey::DeleteGroups,
+        ApiKey::FindCoordinator,
+    ];
+    each(through(Work::Admin, Profile::Latest, &apis));
+}
