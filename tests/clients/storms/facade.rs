@@ -135,7 +135,8 @@ fn a_consumer_with_handlers_is_stopped_by_nothing_that_passes() {
     let mut storms = through(Work::Facade, Profile::Latest, &APIS);
     for how in 0..4 {
         let storm = storm(format!("the consumer protocol's heartbeat: 8 bytes, {}", broken(how, 8).0));
-        let strikes = move |asked: Asked| asked.is(ApiKey::ConsumerGroupHeartbeat) && asked.number % 2 == 0;
+        let strikes =
+            move |asked: Asked| asked.is(ApiKey::ConsumerGroupHeartbeat) && asked.number.is_multiple_of(2);
         storms.push(
             storm
                 .work(Work::Facade, Profile::Latest)

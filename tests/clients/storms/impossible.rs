@@ -77,7 +77,7 @@ fn impossible_numbers() -> Vec<Storm> {
             }
         }),
     ];
-    let fetched = |name: &str, change: Box<dyn Fn(u64, &mut PartitionData) + Send + Sync>| {
+    fn fetched(name: &str, change: impl Fn(u64, &mut PartitionData) + Send + Sync + 'static) -> Storm {
         lie(ApiKey::Fetch, name, move |number, answer: &mut FetchResponse| {
             answer
                 .responses
@@ -85,12 +85,12 @@ fn impossible_numbers() -> Vec<Storm> {
                 .flat_map(|topic| &mut topic.partitions)
                 .for_each(|p| change(number, p));
         })
-    };
+    }
     let mut storms = Vec::new();
     for (name, change) in changes {
-        storms.push(fetched(name, Box::new(change)));
+        storms.push(fetched(name, change));
         if name.contains("stable") || name.contains("aborted") {
-            storms.push(fetched(name, Box::new(change)).set("isolation.level", "read_committed"));
+            storms.push(fetched(name, change).set("isolation.level", "read_committed"));
         }
     }
     for code in PASSING_REFUSALS {
@@ -99,7 +99,7 @@ fn impossible_numbers() -> Vec<Storm> {
                 (p.error_code, p.records) = (code, None);
             }
         };
-        storms.push(fetched(&format!("{code} at times"), Box::new(refuse)));
+        storms.push(fetched(&format!("{code} at times"), refuse));
     }
     for code in [70, 71, 106, 999, -1] {
         storms.push(lie(
