@@ -250,7 +250,8 @@ impl Lookups {
             warn!(partition = %key, "the topic was deleted and made again: it waits to be assigned anew");
             let text = "the topic was deleted and made again, and the group's coordinator has not assigned the new one yet";
             let error = Error::from_code("ConsumerGroupHeartbeat", crate::error::code::INCONSISTENT_TOPIC_ID);
-            partitions.begin_again(key, Phase::Replaced(error.with_message(text)));
+            // It comes back when metadata name again what the coordinator has assigned: what was committed is of that.
+            partitions.forget(key, Phase::Replaced(error.with_message(text)));
         }
     }
 

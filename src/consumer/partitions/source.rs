@@ -368,12 +368,20 @@ impl Partitions {
         self.lives.last()
     }
 
-    /// The topic was made again: nothing that is known of the partition, or done with, is of the log that there is now.
+    /// The topic was made again: nothing that is known of the partition, or done with, is of the log that there is now. What was
+    /// committed until now is not either.
     pub(crate) fn begin_again(&mut self, key: &TopicPartition, phase: Phase) {
+        if let Some(partition) = self.partitions.get_mut(key) {
+            let committed = partition.account.committed().map(|committed| committed.offset);
+            partition.committed_before = committed.or(partition.committed_before);
+        }
+        self.forget(key, phase);
+    }
+
+    /// Nothing is known of the partition, nor done with. What the group has committed of it stands.
+    pub(crate) fn forget(&mut self, key: &TopicPartition, phase: Phase) {
         let Some(partition) = self.partitions.get_mut(key) else { return };
         self.buffered = self.buffered.saturating_sub(partition.drop_buffer());
-        let committed = partition.account.committed().map(|committed| committed.offset);
-        partition.committed_before = committed.or(partition.committed_before);
         partition.account = Account::open(self.lives.begin());
         partition.end = None;
         self.uncovered.retain(|uncovered| uncovered != key);

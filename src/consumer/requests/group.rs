@@ -109,7 +109,7 @@ async fn heartbeat(
 ) -> Result<Answer> {
     let consumer = &shared.settings;
     let first = |value: &Option<String>| value.as_deref().filter(|_| beat.is_full).map(kafka_string);
-    let request = wire::ConsumerGroupHeartbeatRequest {
+    let mut request = wire::ConsumerGroupHeartbeatRequest {
         group_id,
         instance_id,
         member_id: kafka_string(&beat.member_id),
@@ -123,12 +123,16 @@ async fn heartbeat(
         server_assignor: first(&consumer.group_remote_assignor),
         topic_partitions: beat.owned.map(|owned| by_id(&owned)),
     };
-    if request.subscribed_topic_regex.is_some() {
+    if let Some(pattern) = &request.subscribed_topic_regex {
         let (broker, connection) = coordinator(shared, Lane::Group, deadline).await?;
         // Before Kafka 4.0 the protocol is there, and has no patterns.
         if connection.version::<wire::ConsumerGroupHeartbeatRequest>() == Some(0) {
-            let text = "the coordinator matches no patterns in the consumer protocol";
-            return Err(Error::new(ErrorKind::Unsupported, text).with_broker(broker));
+            if !pattern.is_empty() {
+                let text = "the coordinator matches no patterns in the consumer protocol";
+                return Err(Error::new(ErrorKind::Unsupported, text).with_broker(broker));
+            }
+            // There is no need to take back what it cannot have heard of.
+            request.subscribed_topic_regex = None;
         }
     }
     let answer = to_coordinator(shared, Lane::Group, request, deadline).await?;

@@ -108,16 +108,30 @@ struct Lane<W> {
 }
 
 impl<W: Load> Lane<W> {
-    fn waiting(&self) -> usize {
-        self.queue.iter().map(|(_, load)| load.len()).sum()
+    /// When it may start: its first record is due, and enough are, or there is no more time to gather others.
+    fn ready_at(&self, gather: Option<Gather>) -> Option<Instant> {
+        let (mut records, mut latest) = (0, None);
+        let mut loads = self.queue.iter();
+        let enough = gather.is_none_or(|gather| {
+            loads.any(|(_, load)| {
+                records += load.len();
+                latest = latest.max(load.due());
+                records >= gather.records
+            })
+        });
+        let due = self.queue.front().and_then(|(_, load)| load.due());
+        match (enough, self.not_before) {
+            (true, Some(not_before)) => due.max(latest.map(|latest| latest.min(not_before))),
+            (false, not_before) => due.max(not_before),
+            (true, None) => due,
+        }
     }
 
-    /// When it may start: its first record is due, and there is enough to gather, or no more time to. Of what is due later nobody
-    /// knows whether it will be enough.
-    fn ready_at(&self, gather: Option<Gather>) -> Option<Instant> {
-        let due = self.queue.front().and_then(|(_, load)| load.due());
-        let is_short = |gather: &Gather| due.is_some() || self.waiting() < gather.records;
-        due.max(gather.filter(is_short).and(self.not_before))
+    /// Others are gathered from when the first is due.
+    fn begin_gathering(&mut self, now: Instant, gather: Option<Gather>) {
+        let wait = gather.map(|gather| gather.wait).filter(|wait| !wait.is_zero());
+        let first = self.queue.front().and_then(|(_, load)| load.due()).map_or(now, |due| due.max(now));
+        self.not_before = wait.map(|wait| later(first, wait));
     }
 }
 
@@ -257,16 +271,15 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
             running: None,
         });
         let was_idle = lane.queue.is_empty() && lane.running.is_none();
-        if lane.queue.is_empty() {
-            let first = load.due().map_or(now, |due| due.max(now));
-            lane.not_before =
-                gather.filter(|gather| !gather.wait.is_zero()).map(|gather| later(first, gather.wait));
-        }
+        let is_first = lane.queue.is_empty();
         lane.queue.push_back((number, load));
+        if is_first {
+            lane.begin_gathering(now, gather);
+        }
         if was_idle {
             self.ready.push_back(id);
         } else if let Some(until) = lane.waits_until
-            && gather.is_some_and(|gather| lane.waiting() >= gather.records)
+            && lane.ready_at(gather).is_none_or(|at| at < until)
             && self.waiting.remove(&(until, id))
         {
             self.ready.push_back(id);
@@ -299,6 +312,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
             let loads: Vec<W> = lane.queue.drain(..count).map(|(_, load)| load).collect();
             let records = loads.iter().map(Load::len).sum();
             let bytes = loads.iter().map(Load::bytes).sum();
+            lane.begin_gathering(now, home.gather);
             lane.running = Some(Out { numbers, records, bytes });
             self.running += 1;
             return Some(Run { lane: id, partition: home.partition.clone(), life: home.life, loads });

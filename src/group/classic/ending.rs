@@ -124,10 +124,13 @@ impl Member {
     /// while it joins, for as long as a session lasts.
     fn is_given_up(&mut self, now: Instant, error: &Error) -> bool {
         let is_joining = matches!(self.state, State::Joining { .. } | State::Syncing { .. });
-        // Where there was silence it may have been so since the question: a connection that is cut off says nothing.
-        let failed = if is_joining && error.kind() == ErrorKind::Timeout { self.asked } else { now };
-        let since = *self.unreached_since.get_or_insert(failed);
-        is_joining && !self.owned.is_empty() && since + self.settings.session_timeout <= now
+        // A question that went unanswered says nothing: the coordinator may wait for a member that may take longer than this one, or
+        // be gone since it was asked. The next connection tells the two apart.
+        let is_held = is_joining
+            && error.kind() == ErrorKind::Timeout
+            && matches!(error.api(), Some("JoinGroup" | "SyncGroup"));
+        let since = *self.unreached_since.get_or_insert(if is_held { self.asked } else { now });
+        is_joining && !is_held && !self.owned.is_empty() && since + self.settings.session_timeout <= now
     }
 
     pub(super) fn on_error(&mut self, now: Instant, api: &'static str, error: i16) {

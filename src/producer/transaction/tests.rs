@@ -272,6 +272,7 @@ fn a_producer_id_that_the_coordinator_has_forgotten_is_replaced_without_an_end()
 fn every_error_code_of_every_call_has_its_verdict() {
     let calls = [
         Call::Init(None),
+        Call::Init(Some(FIRST)),
         Call::AddPartitions(FIRST, Arc::default()),
         Call::AddOffsets(FIRST, "billing".into()),
         Call::CommitOffsets(FIRST, Arc::new(offsets())),
@@ -288,7 +289,11 @@ fn every_error_code_of_every_call_has_its_verdict() {
                 48 if matches!(call, Call::End { commit: false, .. }) => Verdict::Forgotten,
                 _ if abortable.contains(&told) && !matches!(call, Call::Init(_)) => Verdict::Abort,
                 // Of the last three nobody knows what they say.
-                -1 | 137..140 if !matches!(call, Call::Init(_) | Call::End { .. }) => Verdict::Abort,
+                -1 | 137..140 => match call {
+                    Call::Init(Some(_)) | Call::End { commit: false, .. } => Verdict::Again,
+                    Call::Init(None) | Call::End { commit: true, .. } => Verdict::Fatal,
+                    _ => Verdict::Abort,
+                },
                 _ if ErrorCode(told).is_retriable() => Verdict::Again,
                 _ => Verdict::Fatal,
             };

@@ -67,6 +67,12 @@ pub(super) fn verdict(call: &Call, error: &Error, asked: bool) -> Verdict {
         {
             Verdict::Abort
         }
+        // Asked twice these do no more than once.
+        _ if says_nothing(answered)
+            && matches!(call, Call::Init(Some(_)) | Call::End { commit: false, .. }) =>
+        {
+            Verdict::Again
+        }
         _ if answered.is_retriable() => Verdict::Again,
         _ => Verdict::Fatal,
     }

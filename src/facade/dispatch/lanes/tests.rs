@@ -350,16 +350,22 @@ fn a_lane_that_gathers_has_what_is_due_and_a_full_one_does_not_start_before() {
     let at = |seconds: u64| begin + Duration::from_secs(seconds);
     let gather = Some(Gather { records: 2, wait: Duration::from_secs(5) });
     let mut lanes = Lanes::new(Ordering::Partition, bounds(1));
-    for (offset, due) in [(0, 60), (1, 60), (2, 90)] {
+    for (offset, due) in [(0, 60), (1, 62), (2, 90)] {
         lanes.push(begin, &partition(0), 1, DueRecord(offset, Some(at(due))), gather).unwrap();
         assert!(lanes.poll_run(begin).is_none());
     }
-    assert!(lanes.poll_run(at(64)).is_none(), "it waits for those that are due soon after the first");
-    let run = lanes.poll_run(at(65)).unwrap();
-    assert_eq!(run.loads, [DueRecord(0, Some(at(60))), DueRecord(1, Some(at(60)))]);
+    assert!(lanes.poll_run(at(61)).is_none(), "it waits for those that are due soon after the first");
+    let run = lanes.poll_run(at(62)).unwrap();
+    assert_eq!(run.loads, [DueRecord(0, Some(at(60))), DueRecord(1, Some(at(62)))]);
     lanes.handle_end(run.lane);
-    assert!(lanes.poll_run(at(89)).is_none());
-    assert_eq!(lanes.poll_run(at(90)).unwrap().loads.len(), 1);
+    assert!(lanes.poll_run(at(94)).is_none(), "and for others again");
+    assert_eq!(lanes.poll_run(at(95)).unwrap().loads.len(), 1);
+    // What is long overdue, and enough, waits for nothing.
+    let mut lanes = Lanes::new(Ordering::Partition, bounds(1));
+    for offset in 0..3 {
+        lanes.push(at(99), &partition(0), 1, DueRecord(offset, Some(at(60))), gather).unwrap();
+    }
+    assert_eq!(lanes.poll_run(at(99)).unwrap().loads.len(), 3);
     // What is revoked while it waits is given back, and wakes nobody.
     let mut lanes = Lanes::new(Ordering::Key, bounds(1));
     lanes.push(begin, &partition(0), 1, DueRecord(0, Some(at(60))), None).unwrap();
