@@ -193,6 +193,8 @@ const FIXED: &[(&str, &str)] = &[
     ("group.initial.rebalance.delay.ms", "0"),
     ("offsets.topic.num.partitions", "4"),
     ("transaction.state.log.num.partitions", "4"),
+    // Kafka's own 128 MiB leave a small heap so little that the broker fails to start, at times.
+    ("log.cleaner.dedupe.buffer.size", "16777216"),
     // A node that was killed is missed after three seconds and not after Kafka's nine.
     ("broker.session.timeout.ms", "3000"),
     ("broker.heartbeat.interval.ms", "500"),
