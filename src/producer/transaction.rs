@@ -24,6 +24,7 @@ use std::{
     time::Duration,
 };
 
+pub(super) use self::verdict::is_of_the_group;
 use self::verdict::{Verdict, leaves_open, verdict};
 use super::identity::ProducerIdentity;
 use crate::{

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::{
     Delivery, KafkaProducer, SendJson, Shared,
-    transaction::{Core, Impatience, Offsets},
+    transaction::{Core, Impatience, Offsets, is_of_the_group},
 };
 use crate::{
     cluster::Cluster,
@@ -253,12 +253,6 @@ pub(crate) fn is_refused(error: &Error) -> bool {
         let passes = matches!(
             told.0,
             code::UNKNOWN_SERVER_ERROR
-                | code::ILLEGAL_GENERATION
-                | code::UNKNOWN_MEMBER_ID
-                | code::REBALANCE_IN_PROGRESS
-                | code::FENCED_INSTANCE_ID
-                | code::FENCED_MEMBER_EPOCH
-                | code::STALE_MEMBER_EPOCH
                 | code::OUT_OF_ORDER_SEQUENCE_NUMBER
                 | code::INVALID_PRODUCER_EPOCH
                 | code::INVALID_PRODUCER_ID_MAPPING
@@ -267,7 +261,7 @@ pub(crate) fn is_refused(error: &Error) -> bool {
                 | code::UNKNOWN_PRODUCER_ID
                 | code::TRANSACTION_ABORTABLE
         );
-        !told.is_retriable() && !passes && told.is_known()
+        !told.is_retriable() && !passes && !is_of_the_group(told.0) && told.is_known()
     })
 }
 

@@ -100,6 +100,16 @@ async fn run_with(
     run_of(consumer, "orders", book, records, token).await
 }
 
+/// As [`run_with`], and told to give up once it has begun.
+async fn run_and_cancel(consumer: &Consumer, book: &Arc<Book>, records: Vec<ConsumerRecord>) -> Ended {
+    let token = CancellationToken::new();
+    let cancel = async {
+        tokio::task::yield_now().await;
+        token.cancel();
+    };
+    tokio::join!(run_with(consumer, book, records, token.clone()), cancel).0
+}
+
 async fn run_of(
     consumer: &Consumer,
     topic: &str,
@@ -267,13 +277,8 @@ async fn a_handler_sees_that_it_should_give_up() {
             Ok(())
         })
         .unwrap();
-    let (book, token) = (Arc::new(Book::default()), CancellationToken::new());
-    let cancel = async {
-        tokio::task::yield_now().await;
-        token.cancel();
-    };
-    let (ended, ()) =
-        tokio::join!(run_with(&consumer, &book, vec![record(7), record(8)], token.clone()), cancel);
+    let book = Arc::new(Book::default());
+    let ended = run_and_cancel(&consumer, &book, vec![record(7), record(8)]).await;
     assert_eq!(ended.handled, 1, "what it has finished counts: {ended:?}");
     assert_eq!(book.said(), [Said::Done(vec![7]), Said::Back(vec![8])]);
 }
@@ -296,13 +301,8 @@ async fn a_handler_that_gives_up_as_it_was_told_to_says_nothing_of_its_record() 
             .unwrap()
             .error_policy(policy.clone())
             .unwrap();
-        let (book, token) = (Arc::new(Book::default()), CancellationToken::new());
-        let cancel = async {
-            tokio::task::yield_now().await;
-            token.cancel();
-        };
-        let (ended, ()) =
-            tokio::join!(run_with(&consumer, &book, vec![record(7), record(8)], token.clone()), cancel);
+        let book = Arc::new(Book::default());
+        let ended = run_and_cancel(&consumer, &book, vec![record(7), record(8)]).await;
         assert!(matches!(ended.outcome, RunOutcome::Abandoned), "{policy:?}: {ended:?}");
         assert_eq!(book.said(), [Said::Back(vec![7, 8])], "{policy:?}");
         assert_eq!((consumer.metrics().failed, consumer.metrics().skipped), (0, 0), "{policy:?}");

@@ -50,17 +50,12 @@ pub(super) fn verdict(call: &Call, error: &Error, asked: bool) -> Verdict {
         | code::GROUP_AUTHORIZATION_FAILED
         | code::OPERATION_NOT_ATTEMPTED
         | code::INVALID_TOPIC_EXCEPTION
-        | code::ILLEGAL_GENERATION
-        | code::UNKNOWN_MEMBER_ID
-        | code::REBALANCE_IN_PROGRESS
-        | code::FENCED_INSTANCE_ID
-        | code::FENCED_MEMBER_EPOCH
-        | code::STALE_MEMBER_EPOCH
         | code::OFFSET_METADATA_TOO_LARGE
             if !matches!(call, Call::Init(_)) =>
         {
             Verdict::Abort
         }
+        told if is_of_the_group(told) && !matches!(call, Call::Init(_)) => Verdict::Abort,
         // It says nothing of the producer: what was asked may not be done.
         _ if says_nothing(answered)
             && matches!(call, Call::AddPartitions(..) | Call::AddOffsets(..) | Call::CommitOffsets(..)) =>
@@ -76,6 +71,19 @@ pub(super) fn verdict(call: &Call, error: &Error, asked: bool) -> Verdict {
         _ if answered.is_retriable() => Verdict::Again,
         _ => Verdict::Fatal,
     }
+}
+
+/// The group has gone on without the member whose offsets were to be committed.
+pub(in crate::producer) fn is_of_the_group(told: i16) -> bool {
+    matches!(
+        told,
+        code::ILLEGAL_GENERATION
+            | code::UNKNOWN_MEMBER_ID
+            | code::REBALANCE_IN_PROGRESS
+            | code::FENCED_INSTANCE_ID
+            | code::FENCED_MEMBER_EPOCH
+            | code::STALE_MEMBER_EPOCH
+    )
 }
 
 /// A broker that does not know itself what is wrong, or says it in a way that is newer than this client.

@@ -136,13 +136,8 @@ async fn a_batch_that_gives_up_as_it_was_told_to_comes_again() {
             .unwrap()
             .error_policy(policy)
             .unwrap();
-        let (book, token) = (Arc::new(Book::default()), CancellationToken::new());
-        let cancel = async {
-            tokio::task::yield_now().await;
-            token.cancel();
-        };
-        let (ended, ()) =
-            tokio::join!(run_with(&consumer, &book, (0..6).map(record).collect(), token.clone()), cancel);
+        let book = Arc::new(Book::default());
+        let ended = run_and_cancel(&consumer, &book, (0..6).map(record).collect()).await;
         assert!(matches!(ended.outcome, RunOutcome::Abandoned), "{ended:?}");
         assert_eq!((book.done(), consumer.metrics().failed), ([0, 1].into(), 0), "those before it are done");
     }

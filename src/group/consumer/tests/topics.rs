@@ -48,14 +48,20 @@ fn unknown_topics_are_asked_for_and_taken_when_they_have_a_name() {
     assert_eq!(bench.assigned(), [key("more", 4)]);
 }
 
-#[test]
-fn a_topic_that_was_made_again_is_another_one_and_nothing_of_the_old_one_is_committed() {
+/// A member that was given a topic made again, and waits to hear its name.
+fn made_again() -> Bench {
     let mut bench = Bench::joined();
     bench.pass_to_timeout();
     let (token, _) = bench.beat();
     bench.answer(token, 2, Some(&[(ORDERS_AGAIN, 0)]));
     assert!(matches!(bench.member.poll_action(), Some(Action::Identify { .. })));
     bench.quiet();
+    bench
+}
+
+#[test]
+fn a_topic_that_was_made_again_is_another_one_and_nothing_of_the_old_one_is_committed() {
+    let mut bench = made_again();
     // An answer that was on its way, or of a broker that does not know yet.
     bench.member.handle_names(bench.now, &names(&[(ORDERS, "orders"), (PAYMENTS, "payments")]));
     assert!(matches!(bench.member.poll_action(), Some(Action::Identify { .. })));
@@ -88,12 +94,7 @@ fn a_heartbeat_in_a_hurry_does_not_end_the_wait_for_the_name_of_a_topic_that_was
 
 #[test]
 fn a_topic_that_never_gets_a_name_does_not_hold_up_what_must_go() {
-    let mut bench = Bench::joined();
-    bench.pass_to_timeout();
-    let (token, _) = bench.beat();
-    bench.answer(token, 2, Some(&[(ORDERS_AGAIN, 0)]));
-    assert!(matches!(bench.member.poll_action(), Some(Action::Identify { .. })));
-    bench.quiet();
+    let mut bench = made_again();
     bench.pass_to_timeout();
     let (token, _) = bench.beat();
     bench.answer(token, 2, None);
