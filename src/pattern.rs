@@ -31,6 +31,43 @@ impl Pattern {
     }
 }
 
+/// A pattern without the `$` at the end of its alternatives, which says nothing, as whole names must match: something can be put
+/// behind it. `None` if there are others, so that nothing can.
+pub(crate) fn without_end(text: &str) -> Option<String> {
+    let mut kept = String::with_capacity(text.len());
+    // Groups, and classes of characters, that are open.
+    let (mut groups, mut classes) = (0_usize, 0_usize);
+    let mut rest = text.chars().peekable();
+    while let Some(sign) = rest.next() {
+        match sign {
+            '\\' => {
+                let escaped = rest.next()?;
+                if matches!(escaped, 'z' | 'Z' | 'Q') {
+                    return None;
+                }
+                kept.extend([sign, escaped]);
+                continue;
+            }
+            '[' => {
+                classes += 1;
+                kept.push(sign);
+                // In the first place it stands for itself.
+                kept.extend(rest.next_if_eq(&'^'));
+                kept.extend(rest.next_if_eq(&']'));
+                continue;
+            }
+            ']' => classes = classes.saturating_sub(1),
+            '(' if classes == 0 => groups += 1,
+            ')' if classes == 0 => groups = groups.saturating_sub(1),
+            '$' if classes == 0 && groups == 0 && matches!(rest.peek(), None | Some('|')) => continue,
+            '$' if classes == 0 => return None,
+            _ => {}
+        }
+        kept.push(sign);
+    }
+    (classes == 0).then_some(kept)
+}
+
 /// Why a pattern cannot be used.
 pub(crate) fn invalid(text: &str, why: &str) -> Error {
     Error::new(ErrorKind::InvalidArgument, format!("'{text}' is no pattern for topics: {why}"))
@@ -107,6 +144,28 @@ mod tests {
         ];
         for (text, topic, expected) in cases {
             assert_eq!(pattern(text).unwrap().takes(topic, false), expected, "{text} {topic}");
+        }
+    }
+
+    #[test]
+    fn something_can_be_put_behind_a_pattern_whose_alternatives_end_with_an_anchor() {
+        let cases = [
+            ("orders", Some("orders")),
+            ("^orders-[a-z]{2}$", Some("^orders-[a-z]{2}")),
+            ("a$|^b$", Some("a|^b")),
+            (r"orders\$", Some(r"orders\$")),
+            ("orders[$]", Some("orders[$]")),
+            ("[]$]x$", Some("[]$]x")),
+            ("[^]$]x$", Some("[^]$]x")),
+            ("[[:alpha:]$]", Some("[[:alpha:]$]")),
+            ("(a|b)$", Some("(a|b)")),
+            ("(a$|b)", None),
+            (r"orders\z", None),
+            ("a$b", None),
+            ("", Some("")),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(without_end(text).as_deref(), expected, "{text}");
         }
     }
 

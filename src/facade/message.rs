@@ -213,8 +213,15 @@ impl<'a, T> IntoIterator for &'a Batch<T> {
 }
 
 /// The message of a [`Batch`] at which its handler failed: those before it are done, it and those behind it are not.
+///
+/// The consumer finds it among the causes of the handler's error, also in an `anyhow::Error`. The conditions of an
+/// [`ErrorPolicy`](crate::ErrorPolicy) are asked about its cause.
 #[derive(Debug)]
-pub struct FailedAt {
+pub struct FailedAt(Failed);
+
+/// What [`FailedAt`] tells, as an error below it: `anyhow` hides the type of the error that is made its own, and not those below.
+#[derive(Debug)]
+pub(super) struct Failed {
     /// Of the message's first place: in a retry topic those of several partitions wait beside each other.
     pub(super) topic: Arc<str>,
     pub(super) partition: i32,
@@ -226,19 +233,31 @@ impl FailedAt {
     /// The handler failed at this message.
     pub fn new<T>(message: &Message<T>, cause: impl Into<super::HandlerError>) -> Self {
         let Message { topic, partition, offset, .. } = message;
-        Self { topic: Arc::clone(topic), partition: *partition, offset: *offset, cause: cause.into() }
+        Self(Failed { topic: Arc::clone(topic), partition: *partition, offset: *offset, cause: cause.into() })
     }
 }
 
 impl fmt::Display for FailedAt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "failed at offset {}: {}", self.offset, self.cause)
+        self.0.fmt(f)
     }
 }
 
 impl std::error::Error for FailedAt {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.cause.source()
+        Some(&self.0)
+    }
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "failed at offset {}: {}", self.offset, self.cause)
+    }
+}
+
+impl std::error::Error for Failed {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&*self.cause)
     }
 }
 
@@ -272,9 +291,10 @@ impl CancellationToken {
         Self { inner: Arc::new(Inner { parent: Some(self.clone()), ..Inner::default() }) }
     }
 
-    /// That of the handler that is running here; one that is never cancelled elsewhere.
+    /// One of its own for whoever asks in a handler, cancelled with the handler: nobody can cancel that of the lane, which would
+    /// give up records that nobody has asked to give up. One that is never cancelled elsewhere.
     pub(super) fn current() -> Self {
-        CURRENT.try_with(Clone::clone).unwrap_or_default()
+        CURRENT.try_with(Self::child).unwrap_or_default()
     }
 
     /// Runs `future` as a handler's.
@@ -287,7 +307,8 @@ impl CancellationToken {
         CURRENT.sync_scope(self, function)
     }
 
-    /// Tells everybody to give up.
+    /// Tells all who hold this token, or a clone of it, to give up. That of a [`Message`] is the caller's own: the consumer and other
+    /// calls of [`Message::cancellation`] do not hear of it.
     pub fn cancel(&self) {
         self.inner.cancelled.store(true, Ordering::Release);
         self.inner.notify.notify_waiters();

@@ -3,9 +3,10 @@
 
 use std::{collections::BTreeSet, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
-use super::{HandlerError, consumed::Consumed};
+use super::{HandlerError, consumed::Consumed, message::Failed};
 use crate::{
     error::{Error, ErrorKind, Result},
+    pattern,
     record::ConsumerRecord,
 };
 
@@ -200,8 +201,8 @@ impl ErrorPolicy {
     ///
     /// A retry topic without a committed offset is read from the start, whatever `auto.offset.reset` says: its records are this
     /// group's own work. Two groups that read a topic with the same pauses share its retry topics, and each handles what the other
-    /// has put there as well: give them different pauses. A handler that is registered for such a topic by its name, with
-    /// [`Consumer::matching`](crate::Consumer::matching), makes it a topic like any other.
+    /// has put there as well: give them different pauses. A handler that is registered for such a topic by its name makes it a
+    /// topic like any other.
     pub fn retry_topics(mut self, pauses: impl IntoIterator<Item = Duration>) -> Self {
         self.retry_topics = pauses.into_iter().collect();
         self
@@ -257,6 +258,15 @@ impl ErrorPolicy {
         }
         if self.retry_topics.iter().any(Duration::is_zero) {
             return bad("the pause of a retry topic is 0; use retry instead".to_owned());
+        }
+        if let Consumed::Matching { text, .. } = consumed
+            && !self.retry_topics.is_empty()
+            && pattern::without_end(text).is_none()
+        {
+            return bad(format!(
+                "nothing can follow what the pattern {text} matches, as in the names of retry topics; leave out its `$` and `\\z`: \
+                 whole names must match anyway"
+            ));
         }
         // How far a record has come is known by the topic it waits in.
         let names: BTreeSet<String> = self.retry_endings().collect();
@@ -315,6 +325,9 @@ impl ErrorPolicy {
             Failure::Panic(_) | Failure::Deadline(_) => true,
             Failure::Handler(error) => {
                 let error: Cause<'_> = error.as_ref();
+                // Of a batch: what went wrong with its message.
+                let failed = causes(error).find_map(|cause| cause.downcast_ref::<Failed>());
+                let error = failed.map_or(error, |failed| &*failed.cause);
                 self.conditions.iter().all(|condition| match condition {
                     Condition::If(is_passing) => is_passing(error),
                     Condition::Never(is_one) => !causes(error).any(is_one),

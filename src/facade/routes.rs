@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind, Result},
+    pattern,
     record::{ConsumerRecord, TopicPartition},
 };
 
@@ -288,6 +289,15 @@ impl Routes {
             .map(|(_, handler)| handler)
     }
 
+    /// The records of the largest batch that a handler takes; 0 without one.
+    pub(super) fn largest_batch(&self) -> usize {
+        let sizes = self.handlers.iter().map(|(_, handler)| match &handler.0 {
+            Kind::Batch(size, _) => size.records,
+            Kind::Each(_) => 0,
+        });
+        sizes.max().unwrap_or(0)
+    }
+
     /// Whether a handler is for this topic alone.
     fn is_named(&self, topic: &str) -> bool {
         self.handlers.iter().any(|(topics, _)| matches!(&topics.0, Selector::Named(name) if **name == *topic))
@@ -299,7 +309,8 @@ impl Routes {
         named.or_else(others).map(|(_, policy)| policy.clone()).unwrap_or_default()
     }
 
-    /// The pattern of all topics to be read: those that match, and their retry topics.
+    /// The pattern of all topics to be read: those that match, and their retry topics. A policy that has some was refused if
+    /// nothing can follow the pattern.
     pub(super) fn with_retry_topics(&self, text: &str) -> String {
         let endings: BTreeSet<_> =
             self.policies.iter().flat_map(|(_, policy)| policy.retry_endings()).collect();
@@ -307,6 +318,7 @@ impl Routes {
             true => text.to_owned(),
             false => {
                 let endings: Vec<_> = endings.into_iter().collect();
+                let text = pattern::without_end(text).unwrap_or_else(|| text.to_owned());
                 format!("(?:{text})(?:{RETRY}(?:{}))?", endings.join("|"))
             }
         }
@@ -351,23 +363,22 @@ impl Routes {
 
     /// The topic whose records wait in this one, how many retry topics they have been through, and how long they wait here.
     fn waits_for(&self, own: &Consumed, topic: &Arc<str>) -> Option<(Arc<str>, usize, Duration)> {
-        let is_own = match own {
-            Consumed::Named(names) => names.contains(topic),
-            // A topic of its own that is only named like one.
-            Consumed::Matching { .. } => self.is_named(topic),
-        };
-        let end = topic.rfind(RETRY).filter(|_| !is_own)?;
+        // With a handler of its own it is only named like one.
+        let end = topic.rfind(RETRY).filter(|_| !self.is_named(topic))?;
         let origin: Arc<str> = topic.get(..end).filter(|origin| !own.excludes(origin))?.into();
         let levels: Vec<_> = self.policy_of(&origin).retry_topics_of(&origin).collect();
+        // Also where the consumer names it: records wait there, and would be passed over without a handler.
         if let Some(level) = levels.iter().position(|(name, _)| name == topic) {
             let pause = levels.get(level).map_or(Duration::ZERO, |(_, pause)| *pause);
             return Some((origin, level + 1, pause));
         }
-        // Of a policy there was before: what waits there is this group's work, and has its last try. Where no policy has retry topics,
-        // and a handler takes it, it is only named like one.
-        let is_one = !levels.is_empty()
-            || matches!(own, Consumed::Named(_))
-            || self.handlers_of(topic).next().is_none();
+        // Of a policy there was before: what waits there is this group's work, and has its last try. If a handler takes it, and the
+        // consumer names it or no policy has retry topics, it is only named like one.
+        let may_be_its_own = match own {
+            Consumed::Named(names) => names.contains(topic),
+            Consumed::Matching { .. } => levels.is_empty(),
+        };
+        let is_one = !may_be_its_own || self.handlers_of(topic).next().is_none();
         let pause = topic.get(end + RETRY.len()..).and_then(pause_in_words).filter(|_| is_one)?;
         Some((origin, levels.len().max(1), pause))
     }
@@ -474,6 +485,47 @@ mod tests {
         let route = routes.of(&own(), &"orders-retry-1m".into());
         assert_eq!((route.level, count(&routes, "orders-retry-1m")), (2, 1));
         assert_eq!(routes.of(&own(), &"orders".into()).level, 0);
+    }
+
+    #[test]
+    fn a_retry_topic_that_the_consumer_names_is_one_unless_a_handler_names_it_too() {
+        let own = Consumed::named(["orders", "orders-retry-1m", "orders-retry-5m"]).unwrap();
+        let mut routes = Routes::default();
+        routes.add(&own, "orders".into(), each()).unwrap();
+        routes.set_policy("orders".into(), ErrorPolicy::Stop.retry_topics([Duration::from_secs(60)]));
+        let of = |routes: &Routes, topic: &str| {
+            let route = routes.of(&own, &topic.into());
+            (route.level, route.is_unhandled())
+        };
+        assert_eq!(of(&routes, "orders-retry-1m"), (1, false));
+        assert_eq!(of(&routes, "orders-retry-5m"), (1, false), "of a policy there was");
+        routes.add(&own, Topics::others(), each()).unwrap();
+        assert_eq!(of(&routes, "orders-retry-1m"), (1, false), "what failed waits there");
+        assert_eq!(of(&routes, "orders-retry-5m"), (0, false), "a topic of its own");
+        routes.add(&own, "orders-retry-1m".into(), each()).unwrap();
+        assert_eq!(of(&routes, "orders-retry-1m"), (0, false));
+    }
+
+    #[cfg(feature = "pattern")]
+    #[test]
+    fn the_retry_topics_of_a_pattern_with_an_anchor_at_its_end_are_read() {
+        let policy = ErrorPolicy::Stop.retry_topics([Duration::from_secs(60)]);
+        let text = "^orders-[a-z]{2}$|^audit$";
+        policy.check(&Consumed::matching(text, false).unwrap()).unwrap();
+        let mut routes = Routes::default();
+        routes.set_policy(Topics::others(), policy.clone());
+        let whole = Consumed::matching(&routes.with_retry_topics(text), false).unwrap();
+        for (topic, expected) in [
+            ("orders-eu", true),
+            ("orders-eu-retry-1m", true),
+            ("audit-retry-1m", true),
+            ("orders-eur-retry-1m", false),
+        ] {
+            assert_eq!(whole.takes(topic), expected, "{topic}");
+        }
+        let refused = policy.check(&Consumed::matching("(orders$|audit)", false).unwrap()).unwrap_err();
+        assert!(refused.to_string().contains("leave out its `$`"), "{refused}");
+        ErrorPolicy::Skip.check(&Consumed::matching("(orders$|audit)", false).unwrap()).unwrap();
     }
 
     #[cfg(feature = "pattern")]

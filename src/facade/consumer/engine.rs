@@ -15,7 +15,6 @@ use std::{
     time::Duration,
 };
 
-use futures_util::FutureExt as _;
 use tokio::{
     task::{AbortHandle, JoinSet},
     time::Instant,
@@ -94,7 +93,8 @@ impl Plan {
     fn reads(&self) -> Vec<Arc<str>> {
         match &self.topics {
             Consumed::Named(topics) => {
-                topics.iter().cloned().chain(self.routes.retry_topics(topics)).collect()
+                let retry_topics = self.routes.retry_topics(topics).into_iter();
+                topics.iter().cloned().chain(retry_topics.filter(|topic| !topics.contains(topic))).collect()
             }
             Consumed::Matching { text, .. } => vec![self.routes.with_retry_topics(text).into()],
         }
@@ -266,6 +266,8 @@ impl Engine {
     /// The next records, put into their lanes.
     pub(super) async fn take(&mut self, timeout: Duration) -> Result<()> {
         let until = time::after(timeout);
+        // What was left in lanes may be another's by now.
+        self.follow_group();
         let taken = loop {
             self.follow_user();
             let left = until.saturating_duration_since(time::now());
@@ -519,33 +521,21 @@ impl Engine {
         self.alive_at = time::after(self.plan.keep_alive);
     }
 
-    /// Runs everything that was taken until it is done, `shutdown` comes, or something fails; then nothing runs any more.
-    /// After a `shutdown`, what is at work has so long to end.
-    pub(super) async fn drain<S: Future<Output = ()>>(
-        &mut self,
-        mut shutdown: Pin<&mut S>,
-        limit: Duration,
-    ) -> Result<()> {
+    /// Runs what was taken until it is done or something fails; then nothing runs any more. What waits in a retry topic beyond
+    /// `until` stays in its lanes. After a failure, what is at work has so long to end.
+    pub(super) async fn drain(&mut self, until: Instant, limit: Duration) -> Result<()> {
         self.follow_group();
         loop {
             self.pass_damage();
-            if self.is_idle() {
-                break;
+            if self.is_idle() || self.stop.is_cancelled() {
+                return self.finish(limit).await;
             }
-            if shutdown.as_mut().now_or_never().is_some() {
-                self.stop.cancel();
-            }
-            if self.stop.is_cancelled() {
-                break;
+            if self.tasks.is_empty() && self.passing.is_empty() && self.lanes.rest_until(until) {
+                return Ok(());
             }
             self.start();
-            tokio::select! {
-                biased;
-                () = shutdown.as_mut() => self.stop.cancel(),
-                () = self.event() => {}
-            }
+            self.event().await;
         }
-        self.finish(limit).await
     }
 
     /// Lets what is at work end, begins nothing more, and says where to go on. The failure, if there was one.

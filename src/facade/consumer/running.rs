@@ -36,7 +36,8 @@ const OUTBOX_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Consumer {
     /// Polls once, waiting up to `timeout` for records, passes them to their handlers, waits for these, and commits if
-    /// automatic commits are on. Returns how many records were handled.
+    /// automatic commits are on. Returns how many records were handled. Those of a retry topic that have to wait longer than `timeout`
+    /// keep waiting while it is not called, and are handled by a later call.
     ///
     /// # Errors
     /// The handler's error ([`Handler`](ErrorKind::Handler)) or that of reading the value ([`Json`](ErrorKind::Json)), with topic,
@@ -57,8 +58,9 @@ impl Consumer {
         let (limit, auto_commit) = (self.drain_timeout, self.auto_commit);
         let mut working = self.work().await?;
         let engine = working.engine();
+        let until = time::after(timeout);
         engine.take(timeout).await?;
-        let outcome = engine.drain(pin!(std::future::pending::<()>()), limit).await;
+        let outcome = engine.drain(until, limit).await;
         let handled = engine.take_handled();
         working.is_done = true;
         if !auto_commit {
@@ -297,7 +299,9 @@ impl Consumer {
             Ordering::Key | Ordering::Unordered => 1,
         });
         let at_once = self.concurrency.unwrap_or(1).saturating_mul(4);
-        let records = self.take.saturating_mul(2).max(at_once).max(1000);
+        // A batch gathers while the one before it is handled.
+        let batches = self.routes.largest_batch().saturating_mul(2);
+        let records = self.take.saturating_mul(2).max(at_once).max(batches).max(1000);
         Plan {
             topics: self.topics.clone(),
             routes: Arc::clone(&self.routes),

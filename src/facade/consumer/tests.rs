@@ -284,6 +284,26 @@ async fn a_handler_sees_that_it_should_give_up() {
 }
 
 #[tokio::test]
+async fn a_handler_that_cancels_its_own_token_gives_up_nothing_of_its_lane() {
+    let consumer = consumer()
+        .register_raw_handler("orders", async |record: ConsumerRecord| {
+            let message = Message::new(record.topic, ());
+            if record.offset == 1 {
+                let token = message.cancellation();
+                token.cancel();
+                assert!(token.is_cancelled());
+            }
+            assert!(!message.cancellation().is_cancelled(), "those that are asked for later are their own");
+            Ok(())
+        })
+        .unwrap();
+    let book = Arc::new(Book::default());
+    let ended = run(&consumer, &book, (0..5).map(record).collect()).await;
+    assert!(matches!(ended.outcome, RunOutcome::Done), "{ended:?}");
+    assert_eq!((ended.handled, book.done()), (5, (0..5).collect()));
+}
+
+#[tokio::test]
 async fn a_handler_that_gives_up_as_it_was_told_to_says_nothing_of_its_record() {
     let policies = [
         ErrorPolicy::Stop,

@@ -13,6 +13,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::RangeInclusive,
     time::Duration,
 };
 
@@ -72,6 +73,13 @@ pub(crate) struct LaneId {
     /// That of one life of a partition.
     home: u64,
     slot: Slot,
+}
+
+impl LaneId {
+    /// Those of one life of a partition.
+    fn all_of(home: u64) -> RangeInclusive<Self> {
+        Self { home, slot: Slot::Whole }..=Self { home, slot: Slot::Record(u64::MAX) }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -160,6 +168,13 @@ struct PartitionLanes<L> {
     revoked: bool,
 }
 
+impl<L> PartitionLanes<L> {
+    /// What its lanes wait for. Nothing while it is paused: no more can come.
+    fn gathers(&self) -> Option<Gather> {
+        self.gather.filter(|_| !self.paused)
+    }
+}
+
 pub(crate) struct Lanes<W, L> {
     ordering: Ordering,
     bounds: Bounds,
@@ -216,7 +231,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
             home.pushed += load.len() as u64;
             home.bytes += load.bytes();
             home.unfinished.insert(number);
-            self.queue(now, LaneId { home: home_id, slot: Slot::Whole }, number, load, gather);
+            self.queue(now, LaneId { home: home_id, slot: Slot::Whole }, number, load);
         } else {
             let by_key = self.ordering == Ordering::Key;
             let mut ones = Vec::with_capacity(load.len());
@@ -228,7 +243,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
                 home.bytes += one.bytes();
                 home.unfinished.insert(number);
                 let slot = hash.filter(|_| by_key).map_or(Slot::Record(number), Slot::Key);
-                self.queue(now, LaneId { home: home_id, slot }, number, one, gather);
+                self.queue(now, LaneId { home: home_id, slot }, number, one);
             }
         }
         self.weigh(home_id);
@@ -263,7 +278,8 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         id
     }
 
-    fn queue(&mut self, now: Instant, id: LaneId, number: u64, load: W, gather: Option<Gather>) {
+    fn queue(&mut self, now: Instant, id: LaneId, number: u64, load: W) {
+        let gather = self.homes.get(&id.home).and_then(PartitionLanes::gathers);
         let lane = self.lanes.entry(id).or_insert_with(|| Lane {
             queue: VecDeque::new(),
             not_before: None,
@@ -296,7 +312,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
             let id = self.ready.pop_front()?;
             let Some(lane) = self.lanes.get_mut(&id) else { continue };
             let Some(home) = self.homes.get(&id.home) else { continue };
-            lane.waits_until = lane.ready_at(home.gather).filter(|until| *until > now);
+            lane.waits_until = lane.ready_at(home.gathers()).filter(|until| *until > now);
             if let Some(until) = lane.waits_until {
                 self.waiting.insert((until, id));
                 continue;
@@ -318,6 +334,17 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
             return Some(Run { lane: id, partition: home.partition.clone(), life: home.life, loads });
         }
         None
+    }
+
+    /// Whether nothing runs, and nothing can start before this but what is gathered: all that waits has to be that old first.
+    pub(crate) fn rest_until(&self, until: Instant) -> bool {
+        let is_due_later = |id: &LaneId| {
+            let lane = self.lanes.get(id);
+            lane.and_then(|lane| lane.queue.front())
+                .and_then(|(_, load)| load.due())
+                .is_some_and(|due| due > until)
+        };
+        self.running == 0 && self.ready.is_empty() && self.waiting.iter().all(|(_, id)| is_due_later(id))
     }
 
     /// When a lane waits no longer.
@@ -364,10 +391,9 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
     fn empty(&mut self, id: u64) -> Vec<W> {
         let Some(home) = self.homes.get_mut(&id) else { return Vec::new() };
         home.revoked = true;
-        let all = LaneId { home: id, slot: Slot::Whole }..=LaneId { home: id, slot: Slot::Record(u64::MAX) };
         let mut waiting = Vec::new();
         let mut over = Vec::new();
-        for (lane_id, lane) in self.lanes.range_mut(all) {
+        for (lane_id, lane) in self.lanes.range_mut(LaneId::all_of(id)) {
             waiting.extend(lane.queue.drain(..));
             if lane.running.is_none() {
                 over.push((*lane_id, lane.waits_until));
@@ -423,7 +449,18 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         if pause != home.paused && !home.revoked {
             home.paused = pause;
             let partition = home.partition.clone();
+            let gathers = home.gather.is_some();
             self.pauses.push_back(if pause { Pause::Pause(partition) } else { Pause::Resume(partition) });
+            if pause && gathers {
+                // What they wait for cannot come any more.
+                for (lane_id, lane) in self.lanes.range(LaneId::all_of(id)) {
+                    if let Some(until) = lane.waits_until
+                        && self.waiting.remove(&(until, *lane_id))
+                    {
+                        self.ready.push_back(*lane_id);
+                    }
+                }
+            }
         }
     }
 

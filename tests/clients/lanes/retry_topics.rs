@@ -215,3 +215,40 @@ async fn retry_topics_of_a_policy_that_comes_later_are_read() {
         assert_eq!(consumer.metrics().handled, 3, "{by_pattern}");
     }
 }
+
+#[tokio::test]
+async fn consume_does_not_wait_for_what_a_retry_topic_holds_back() {
+    let retry = "orders-retry-1h";
+    let (broker, kafka) = broker(&[("orders", 1), (retry, 1)]).await;
+    produce(&kafka, "orders", 1, 1, 0..2).await;
+    let seen: Arc<Mutex<Vec<u32>>> = Arc::default();
+    let log = Arc::clone(&seen);
+    let mut consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_handler("orders", async move |m: Message<u32>| {
+            log.lock().unwrap().push(m.value);
+            if m.value == 0 { Err("not yet".into()) } else { Ok(()) }
+        })
+        .unwrap()
+        .error_policy(ErrorPolicy::Stop.retry_topics([Duration::from_secs(3600)]))
+        .unwrap();
+    let consume = async |consumer: &mut Consumer| {
+        let call = consumer.consume(Duration::from_millis(100));
+        tokio::time::timeout(Duration::from_secs(30), call).await.expect("it returns").unwrap()
+    };
+    while seen.lock().unwrap().len() < 2 || consumer.lag().keys().all(|partition| &*partition.topic != retry)
+    {
+        consume(&mut consumer).await;
+    }
+    // It is taken out of the retry topic by now, or soon; the others go on.
+    for value in 2..6 {
+        produce(&kafka, "orders", 1, 1, value..value + 1).await;
+        while seen.lock().unwrap().len() <= value as usize {
+            consume(&mut consumer).await;
+        }
+    }
+    consumer.close().await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(broker.committed("g", "orders", 0), Some(6));
+    assert!(broker.committed("g", retry, 0).is_none_or(|offset| offset == 0), "it still waits");
+}

@@ -10,7 +10,7 @@ use crate::{
     facade::{
         handler::CallBatch,
         letters,
-        message::FailedAt,
+        message::Failed,
         policy::{Decision, Failure, causes},
     },
     record::ConsumerRecord,
@@ -153,7 +153,7 @@ impl From<(usize, Error)> for BatchFailure {
 }
 
 impl Item {
-    fn is_at(&self, place: &FailedAt) -> bool {
+    fn is_at(&self, place: &Failed) -> bool {
         let record = &self.record;
         (record.offset, record.partition, &record.topic) == (place.offset, place.partition, &place.topic)
     }
@@ -164,7 +164,7 @@ impl Item {
 }
 
 /// The message at which the handler of a batch says it failed.
-fn failed_at(failure: &Failure) -> Option<&FailedAt> {
+fn failed_at(failure: &Failure) -> Option<&Failed> {
     let Failure::Handler(error) = failure else { return None };
-    causes(error.as_ref()).find_map(|cause| cause.downcast_ref::<FailedAt>())
+    causes(error.as_ref()).find_map(|cause| cause.downcast_ref::<Failed>())
 }

@@ -53,6 +53,46 @@ async fn those_before_the_message_at_which_a_batch_failed_are_done() {
     assert_eq!(batches.lock().unwrap().len(), 1);
 }
 
+/// As `anyhow::Error` becomes a boxed error: of a type of its own, with the causes of what it was made of.
+#[derive(Debug)]
+struct Hidden(FailedAt);
+
+impl std::fmt::Display for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Hidden {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
+#[tokio::test]
+async fn the_message_at_which_a_batch_failed_is_found_where_its_errors_type_is_hidden() {
+    let at_two = |batch: &Batch<i64>| match batch.iter().find(|message| message.value == 2) {
+        Some(message) => Err(Hidden(FailedAt::new(message, "x".parse::<u8>().unwrap_err())).into()),
+        None => Ok(()),
+    };
+    let retry = || ErrorPolicy::retry(2, Duration::ZERO);
+    let never = retry().never_retry::<std::num::ParseIntError>();
+    let only = retry().retry_if(|error| error.is::<std::num::ParseIntError>());
+    for (policy, calls) in [(retry(), 4), (never, 3), (only, 4)] {
+        let (consumer, batches) = batching(policy.then_skip(), at_two);
+        let book = Arc::new(Book::default());
+        run(&consumer, &book, (0..6).map(record).collect()).await;
+        assert_eq!((book.done(), consumer.metrics().skipped), ((0..6).collect(), 1));
+        assert_eq!(batches.lock().unwrap().len(), calls);
+    }
+    let (consumer, _) = batching(ErrorPolicy::Stop, at_two);
+    let ended = run(&consumer, &Arc::new(Book::default()), (0..6).map(record).collect()).await;
+    let RunOutcome::Failed(error) = ended.outcome else { panic!("{ended:?}") };
+    assert_eq!(error.offset(), Some(2));
+    let text = error.to_string();
+    assert!(text.contains("failed at offset 2") && text.contains("invalid digit"), "{text}");
+}
+
 #[tokio::test]
 async fn a_batch_that_fails_as_a_whole_is_dealt_with_as_a_whole() {
     let never =

@@ -408,3 +408,22 @@ fn many_lanes_that_wait_are_given_back_without_a_walk_over_all_for_each() {
     assert_eq!((given_back, lanes.poll_timeout()), (50_000, None));
     assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
 }
+
+#[test]
+fn a_batch_larger_than_what_may_wait_starts_with_what_is_there_when_no_more_can_come() {
+    let gather = Some(Gather { records: 100, wait: Duration::from_secs(5) });
+    let mut lanes = Lanes::new(Ordering::Partition, Bounds { records: 10, ..bounds(2) });
+    let begin = now();
+    lanes.push(begin, &partition(0), 1, records(0..6, 0), gather).unwrap();
+    assert!(lanes.poll_run(begin).is_none(), "others may come");
+    assert!(lanes.poll_pause().is_none());
+    lanes.push(begin, &partition(0), 1, records(6..10, 0), gather).unwrap();
+    assert_eq!(lanes.poll_pause(), Some(Pause::Pause(partition(0))));
+    let run = lanes.poll_run(begin).expect("the partition is paused");
+    assert_eq!(run.loads.iter().map(Load::len).sum::<usize>(), 10);
+    lanes.handle_end(run.lane);
+    assert_eq!(lanes.poll_pause(), Some(Pause::Resume(partition(0))));
+    lanes.push(begin, &partition(0), 1, records(10..12, 0), gather).unwrap();
+    assert!(lanes.poll_run(begin).is_none(), "others may come again");
+    assert!(lanes.poll_run(begin + Duration::from_secs(5)).is_some());
+}
