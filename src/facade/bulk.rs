@@ -21,6 +21,8 @@ const PLACE: LogSubject =
 const OPEN: usize = 1 << 16;
 /// Failures that are told of at once: a load of which everything fails must not gather all its errors.
 const FAILURES: usize = 1000;
+/// How long a progress waits for news at least, however often one is wanted: a loop over them must not turn in circles.
+const LEAST_WAIT: Duration = Duration::from_millis(1);
 /// Records between two looks at the clock.
 const STRIDE: u32 = 64;
 
@@ -109,7 +111,8 @@ where
         }
     }
 
-    /// The longest time between two progresses. Default: 1 s. With zero there is one every 64 records or fewer.
+    /// The longest time between two progresses. Default: 1 s. With zero there is one every 64 records or fewer; where there is
+    /// nothing but to wait, one a millisecond at most.
     pub fn every(mut self, interval: Duration) -> Self {
         self.every = interval;
         self
@@ -135,6 +138,7 @@ where
             return Some(self.report());
         }
         let deadline = time::after(self.every);
+        let patience = time::after(self.every.max(LEAST_WAIT));
         let mut stride = 0;
         loop {
             stride += 1;
@@ -149,10 +153,10 @@ where
                 return Some(self.report());
             }
             let is_time = if self.open.len() < OPEN && self.take_next() {
-                !self.send_pending(deadline).await
+                !self.send_pending(patience).await
             } else if let Some((number, delivery)) = self.open.front_mut() {
                 let number = *number;
-                let outcome = tokio::time::timeout_at(deadline, delivery).await;
+                let outcome = tokio::time::timeout_at(patience, delivery).await;
                 outcome.map_or(true, |outcome| {
                     self.open.pop_front();
                     self.answered(number, outcome.map(drop));

@@ -265,7 +265,13 @@ impl ErasedHandler {
             running.set(Some(async move {
                 let token = CancellationToken::current();
                 let span = tracing::Span::current();
-                let work = AssertUnwindSafe(move || span.in_scope(|| token.sync_scope(|| handler(message))));
+                let work = AssertUnwindSafe(move || {
+                    // It may have waited for a thread until nobody waits for it any more.
+                    if token.is_cancelled() {
+                        return Err("told to give up before it began".into());
+                    }
+                    span.in_scope(|| token.sync_scope(|| handler(message)))
+                });
                 match tokio::task::spawn_blocking(work).await {
                     Ok(result) => result,
                     Err(ended) => match ended.try_into_panic() {
@@ -373,6 +379,25 @@ mod tests {
         assert_eq!(call(&handlers[0], "8").await.unwrap_err(), "not 7");
         assert_eq!(call(&handlers[4], "8").await.unwrap_err(), "not 7");
         assert!(call(&handlers[0], "\"x\"").await.unwrap_err().contains("expected u32, found a string"));
+    }
+
+    #[test]
+    fn a_blocking_handler_that_finds_no_thread_before_it_is_told_to_give_up_never_begins() {
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let (go_on, wait) = std::sync::mpsc::channel::<()>();
+            let other = tokio::task::spawn_blocking(move || wait.recv());
+            let handler = ErasedHandler::blocking(read_json, |_: Message<u32>| -> HandlerResult {
+                panic!("nobody waits for it any more")
+            });
+            let token = CancellationToken::new();
+            let mut called = std::pin::pin!(token.clone().scope(call(&handler, "7")));
+            assert!(called.as_mut().now_or_never().is_none());
+            token.cancel();
+            go_on.send(()).unwrap();
+            other.await.unwrap().unwrap();
+            assert_eq!(called.await.unwrap_err(), "told to give up before it began");
+        });
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ mod parts;
 use std::fmt::{self, Display};
 
 use serde::{
-    de::{DeserializeOwned, Deserializer, Visitor},
+    de::{DeserializeOwned, Deserializer, Visitor, value::MapDeserializer},
     forward_to_deserialize_any,
 };
 use serde_json::Value;
@@ -17,6 +17,9 @@ use self::{
     mismatch::{Mismatch, TOO_LARGE},
     parts::{Elements, Entries, Variant},
 };
+
+/// By this name serde_json's `RawValue` asks for its text, as a map of one entry; it takes any value.
+const RAW_VALUE: &str = "$serde_json::private::RawValue";
 
 /// Where and why a value is no `T`; `None` if that cannot be told.
 #[cold]
@@ -107,9 +110,12 @@ impl<'de> Deserializer<'de> for Reader<'de, '_> {
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(
         self,
-        _name: &'static str,
+        name: &'static str,
         visitor: V,
     ) -> Result<V::Value, Mismatch> {
+        if name == RAW_VALUE {
+            return visitor.visit_map(MapDeserializer::new(std::iter::once((name, self.value.to_string()))));
+        }
         visitor.visit_newtype_struct(self)
     }
 

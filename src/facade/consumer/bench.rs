@@ -29,6 +29,10 @@ impl Ledger for Nothing {
 
     fn hand_back(&self, _: &TopicPartition, _: Life, _: &[i64]) {}
 
+    fn is_live(&self, _: &TopicPartition, _: Life) -> bool {
+        true
+    }
+
     fn expect_topic(&self, _: &Arc<str>) {}
 }
 

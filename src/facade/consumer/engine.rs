@@ -64,6 +64,10 @@ impl Ledger for KafkaConsumer {
         self.hand_back_all(partition, life, offsets);
     }
 
+    fn is_live(&self, partition: &TopicPartition, life: Life) -> bool {
+        Self::is_live(self, partition, life)
+    }
+
     fn expect_topic(&self, topic: &Arc<str>) {
         Self::expect_topic(self, topic);
     }

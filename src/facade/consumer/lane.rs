@@ -40,10 +40,9 @@ const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::handler",
 /// How long a letter that is on its way may still take when the consumer stops.
 pub(super) const GRACE: Duration = Duration::from_millis(500);
 
-/// Whether one thread does everything here.
+/// Whether one thread does everything here, as also where a runtime of many threads has one CPU.
 pub(super) fn is_alone() -> bool {
-    let handle = tokio::runtime::Handle::try_current();
-    handle.is_ok_and(|handle| handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::CurrentThread)
+    tokio::runtime::Handle::try_current().is_ok_and(|handle| handle.metrics().num_workers() == 1)
 }
 
 /// How many records may be done that the ledger has not been told of: each telling takes its lock.
@@ -55,6 +54,8 @@ pub(super) trait Ledger: Send + Sync {
     fn done(&self, partition: &TopicPartition, life: Life, offsets: &[i64]) -> bool;
     /// These come again: nobody works on them any more.
     fn hand_back(&self, partition: &TopicPartition, life: Life, offsets: &[i64]);
+    /// Whether this life goes on.
+    fn is_live(&self, partition: &TopicPartition, life: Life) -> bool;
     /// A record was put into this retry topic, and is to be read there.
     fn expect_topic(&self, topic: &Arc<str>);
 }
@@ -107,7 +108,7 @@ struct Lane {
     handled: usize,
     /// The ledger says that the life is over.
     is_over: bool,
-    /// In handlers and pauses.
+    /// In handlers that are timed by themselves, in pauses, and while others ran.
     waited: Duration,
     /// Calls of handlers that did not wait.
     prompt: u32,
@@ -160,7 +161,7 @@ impl Lane {
                 self.each(calls, loads.into()).await
             }
             Handlers::Batch(size, call) => {
-                let mut items: Vec<_> = loads.into_iter().flat_map(Chunk::records).map(Item::of).collect();
+                let mut items: Vec<_> = loads.into_iter().flat_map(Item::all_of).collect();
                 let all: Vec<i64> = items.iter().map(|item| item.offset).collect();
                 while !items.is_empty() {
                     let rest = items.split_off(items.len().min(size.records));
@@ -189,10 +190,12 @@ impl Lane {
         self.is_over || self.token.is_cancelled()
     }
 
-    /// A handler that was told to give up can do so by an error alone, which says nothing of the record: it comes again.
-    fn is_given_up(&self, failure: &Failure) -> bool {
-        let is_given_up =
-            self.is_ending() && !matches!(failure, Failure::Unreadable(_) | Failure::Corrupt(_));
+    /// A handler that was told to give up can do so by an error alone, which says nothing of the record: it comes again. So does one
+    /// of a life that is over, or it is in no log any more.
+    fn is_given_up(&mut self, failure: &Failure) -> bool {
+        self.is_over |= !self.kit.ledger.is_live(&self.partition, self.life);
+        let may_be_told = !matches!(failure, Failure::Unreadable(_) | Failure::Corrupt(_));
+        let is_given_up = self.is_over || (may_be_told && self.token.is_cancelled());
         if is_given_up {
             tracing::debug!(partition = %self.partition, "a handler gave up as it was told to; its record comes again");
         }
@@ -270,17 +273,15 @@ impl Lane {
         headers: &[crate::record::Header],
     ) -> Result<Option<(i32, i64)>, Error> {
         self.tell();
-        let kit = Arc::clone(&self.kit);
+        let (kit, since) = (Arc::clone(&self.kit), time::now());
         let mut sending = pin!(kit.outbox.send(topic, record, headers));
         let sent = tokio::select! {
             biased;
-            sent = &mut sending => sent,
-            () = self.token.cancelled() => match tokio::time::timeout(GRACE, sending).await {
-                Ok(sent) => sent,
-                Err(_elapsed) => return Ok(None),
-            },
+            sent = &mut sending => Some(sent),
+            () = self.token.cancelled() => tokio::time::timeout(GRACE, sending).await.ok(),
         };
-        sent.map(|metadata| Some((metadata.partition, metadata.offset)))
+        self.waited += time::now() - since;
+        Ok(sent.transpose()?.map(|metadata| (metadata.partition, metadata.offset)))
     }
 
     /// Waits, unless told to give up.
@@ -313,14 +314,14 @@ impl Lane {
             Some(limit) => {
                 let token = self.token.child();
                 let running = token.clone().scope(running);
-                match tokio::time::timeout(limit, self.telling(running, waits)).await {
-                    Ok(ended) => ended,
-                    Err(_elapsed) => {
-                        // A blocking handler is still running, and may look at it.
-                        token.cancel();
-                        return Err(Failure::Deadline(limit));
-                    }
-                }
+                let ended = tokio::time::timeout(limit, self.telling(running, waits)).await;
+                let Ok(ended) = ended else {
+                    // A blocking handler is still running, and may look at it.
+                    token.cancel();
+                    self.count(limit);
+                    return Err(Failure::Deadline(limit));
+                };
+                ended
             }
         };
         ended.map_err(|panic| Failure::Panic(text_of(&*panic)))
@@ -343,14 +344,23 @@ impl Lane {
         })
         .await;
         match waits_since {
-            Some(since) => {
-                let took = time::now() - since;
-                self.waited += took;
-                self.kit.counters.took(took, 1);
-            }
+            Some(since) => self.count(time::now() - since),
             None => self.prompt += 1,
         }
         ended
+    }
+
+    /// A call that is timed by itself.
+    fn count(&mut self, took: Duration) {
+        self.waited += took;
+        self.kit.counters.took(took, 1);
+    }
+
+    /// Others run, whose time is not that of the handlers here.
+    async fn yield_now(&mut self) {
+        let since = time::now();
+        tokio::task::yield_now().await;
+        self.waited += time::now() - since;
     }
 
     /// Handlers that did not wait share the time that is left.

@@ -1,19 +1,27 @@
 //! A [`Consumer`] at work: the calls that take records, commit and leave, and what they set up and tidy away. A call that is
 //! dropped leaves no task behind: [`Working`] ends them.
 
+#[cfg(all(feature = "signal", unix))]
+use std::task::Poll;
 use std::{
     pin::{Pin, pin},
     sync::Arc,
     time::Duration,
 };
 
+#[cfg(feature = "signal")]
+use futures_core::Stream;
 use futures_util::FutureExt as _;
+#[cfg(feature = "signal")]
+use futures_util::StreamExt as _;
 
 use super::{
     CLOSE_TIMEOUT, Consumer, SUBJECT,
     control::Shared,
     engine::{Engine, Plan, is_of_rebalance},
 };
+#[cfg(feature = "signal")]
+use crate::facade::CancellationToken;
 use crate::{
     consumer::KafkaConsumer,
     driver,
@@ -31,6 +39,9 @@ use crate::{
 const RUN_POLL: Duration = Duration::from_secs(1);
 /// The pause of [`Consumer::run`] after an error that may pass by itself.
 const RUN_PAUSE: Duration = Duration::from_millis(500);
+/// How long a consumer may take to leave that was told to end twice.
+#[cfg(feature = "signal")]
+const HURRY: Duration = Duration::from_secs(5);
 /// How long the producer of dead letters may take to end.
 const OUTBOX_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -153,6 +164,10 @@ impl Consumer {
     /// [`run`](Self::run) until the process is told to end: by SIGTERM, SIGINT (ctrl-c), or what the system has in their place.
     /// Needs the feature `signal`, which is on by default.
     ///
+    /// A second signal does not wait for running handlers: they are dropped where they stand, and their records are delivered again.
+    /// What is done is still committed and the group is left, within 5 s. From the first call on, for as long as the process lives,
+    /// these signals no longer end it by themselves.
+    ///
     /// # Errors
     /// As [`run`](Self::run); also if no signal can be listened for.
     ///
@@ -168,20 +183,48 @@ impl Consumer {
             use tokio::signal::unix::{SignalKind, signal};
             let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
             let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-            self.run(async {
-                tokio::select! {
-                    biased;
-                    _ = terminate.recv() => tracing::info!("SIGTERM: the consumer ends"),
-                    _ = interrupt.recv() => tracing::info!("SIGINT: the consumer ends"),
-                }
-            })
-            .await
+            let signals = futures_util::stream::poll_fn(|context| {
+                let is_told =
+                    terminate.poll_recv(context).is_ready() || interrupt.poll_recv(context).is_ready();
+                if is_told { Poll::Ready(Some(Ok(()))) } else { Poll::Pending }
+            });
+            self.run_until_told(signals).await
         }
         #[cfg(not(unix))]
         {
-            let mut outcome = Ok(());
-            let ran = self.run(async { outcome = tokio::signal::ctrl_c().await }).await;
-            outcome.map_err(failed).and(ran)
+            let signals = futures_util::stream::repeat(()).then(|()| tokio::signal::ctrl_c());
+            self.run_until_told(signals.map(|heard| heard.map_err(failed))).await
+        }
+    }
+
+    /// [`run`](Self::run) until the first of these. With the second, what runs ends where it stands.
+    #[cfg(feature = "signal")]
+    pub(super) async fn run_until_told(&mut self, signals: impl Stream<Item = Result<()>>) -> Result<()> {
+        const PLACE: LogSubject =
+            LogSubject { controller: "dtkafka::Consumer::run_until_signal", subject: SUBJECT };
+        let (mut signals, first) = (pin!(signals), CancellationToken::new());
+        let mut failure = Ok(());
+        let second = async {
+            match signals.next().await {
+                Some(Err(error)) => failure = logged(PLACE, Err(error)),
+                _ => tracing::info!("the process is told to end: the consumer ends"),
+            }
+            first.cancel();
+            if !matches!(signals.next().await, Some(Ok(()))) {
+                std::future::pending().await
+            }
+        };
+        let ended = tokio::select! {
+            biased;
+            ended = self.run(first.cancelled()) => Some(ended),
+            () = second => None,
+        };
+        match ended {
+            Some(ended) => failure.and(ended),
+            None => {
+                tracing::warn!("told to end a second time: running handlers are dropped where they stand");
+                self.close_within(HURRY).await
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! Runs of lanes with handlers of every kind, against a ledger that only counts.
 
 mod batches;
+mod clocks;
 mod connected;
 mod spans;
 
@@ -45,6 +46,8 @@ enum Said {
 struct Book {
     said: Mutex<Vec<Said>>,
     is_over: std::sync::atomic::AtomicBool,
+    /// It is over, and nobody has told anything yet.
+    is_gone: std::sync::atomic::AtomicBool,
 }
 
 impl Book {
@@ -66,6 +69,10 @@ impl Ledger for Book {
 
     fn hand_back(&self, _: &TopicPartition, _: Life, offsets: &[i64]) {
         self.said.lock().unwrap().push(Said::Back(offsets.to_vec()));
+    }
+
+    fn is_live(&self, _: &TopicPartition, _: Life) -> bool {
+        !self.is_gone.load(Relaxed)
     }
 
     fn expect_topic(&self, _: &Arc<str>) {}
@@ -117,12 +124,23 @@ async fn run_of(
     records: Vec<ConsumerRecord>,
     token: CancellationToken,
 ) -> Ended {
+    let loads = records.into_iter().map(|record| Chunk::One(Box::new(record))).collect();
+    run_loads(consumer, topic, book, loads, token).await
+}
+
+async fn run_loads(
+    consumer: &Consumer,
+    topic: &str,
+    book: &Arc<Book>,
+    loads: Vec<Chunk>,
+    token: CancellationToken,
+) -> Ended {
     let life = crate::consumer::acknowledge::Life::of_tests();
     let bounds = Bounds { runs: 1, records: 100, bytes: 1 << 20, span: 1000 };
     let mut lanes = Lanes::new(Ordering::Partition, bounds);
     let partition = TopicPartition::new(topic, 0);
-    for record in records {
-        lanes.push(time::now(), &partition, life, Chunk::One(Box::new(record)), None).unwrap();
+    for load in loads {
+        lanes.push(time::now(), &partition, life, load, None).unwrap();
     }
     let whole: Run<Chunk, Life> = lanes.poll_run(time::now()).unwrap();
     let kit = Kit {
@@ -382,6 +400,40 @@ async fn nothing_more_is_begun_in_a_life_that_is_over() {
     let ended = run(&consumer, &book, vec![record(7), record(8), record(9)]).await;
     assert!(matches!(ended.outcome, RunOutcome::Abandoned), "{ended:?}");
     assert_eq!((ended.handled, seen.lock().unwrap().len()), (0, 3), "no handler waited, so none could know");
+}
+
+#[tokio::test]
+async fn a_failure_in_a_life_that_is_over_says_nothing_of_its_record() {
+    let policies = [
+        ErrorPolicy::Stop,
+        ErrorPolicy::Skip,
+        ErrorPolicy::retry(2, Duration::ZERO).then_skip(),
+        ErrorPolicy::Stop.retry_topics([Duration::from_secs(60)]).then_dead_letter("dead"),
+    ];
+    for (policy, reads) in policies.iter().flat_map(|policy| [(policy, false), (policy, true)]) {
+        let consumer = consumer().error_policy(policy.clone()).unwrap();
+        let consumer = match reads {
+            true => consumer.register_handler("orders", async |_: Message<String>| Ok(())),
+            false => consumer.register_handler("orders", async |_: Message<i64>| Err("not that one".into())),
+        };
+        let (consumer, book) = (consumer.unwrap(), Arc::new(Book::default()));
+        book.is_gone.store(true, Relaxed);
+        let ended = run(&consumer, &book, vec![record(7), record(8)]).await;
+        assert!(matches!(ended.outcome, RunOutcome::Abandoned), "{policy:?}: {ended:?}");
+        assert_eq!(book.said(), [Said::Back(vec![7, 8])], "{policy:?}");
+        assert_eq!((consumer.metrics().failed, consumer.metrics().skipped), (0, 0), "{policy:?}");
+    }
+}
+
+#[test]
+fn a_runtime_with_one_worker_is_alone_whatever_it_is_called() {
+    let one = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    assert!(one.block_on(async { lane::is_alone() }));
+    for (workers, is_alone) in [(1, true), (2, false)] {
+        let many = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).build().unwrap();
+        assert_eq!(many.block_on(async { lane::is_alone() }), is_alone, "{workers}");
+    }
+    assert!(!lane::is_alone(), "there is no runtime here");
 }
 
 #[tokio::test]

@@ -213,3 +213,41 @@ fn what_can_be_read_after_all_is_not_explained() {
     let json = serde_json::json!({"1": "Open", "2": {"Paid": {"on": 7}}, "3": null});
     assert_eq!(explain::<BTreeMap<u8, Option<State>>>(&json), None);
 }
+
+/// As serde_json's `RawValue`, which exists with its feature `raw_value` alone.
+#[derive(Debug)]
+#[expect(dead_code, reason = "only read")]
+struct Raw(String);
+
+impl<'de> Deserialize<'de> for Raw {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = Raw;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("any valid JSON value")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Raw, A::Error> {
+                assert_eq!(map.next_key::<String>()?.as_deref(), Some(RAW_VALUE));
+                map.next_value().map(Raw)
+            }
+        }
+        deserializer.deserialize_newtype_struct(RAW_VALUE, Text)
+    }
+}
+
+#[test]
+fn a_field_of_raw_json_fits_and_the_one_that_does_not_is_named() {
+    #[derive(Debug, Deserialize)]
+    #[expect(dead_code, reason = "only read")]
+    struct Envelope {
+        payload: Raw,
+        version: u32,
+    }
+    for payload in ["null", "1", "\"a\"", "[1, 2]", r#"{"a": 1}"#] {
+        let json = format!(r#"{{"payload": {payload}, "version": "one"}}"#);
+        assert_eq!(explained::<Envelope>(&json), "at version: expected u32, found a string");
+    }
+}

@@ -8,6 +8,8 @@ use super::{Flow, Lane};
 use crate::{
     error::Error,
     facade::{
+        consumer::load::Chunk,
+        dispatch::lanes::Load as _,
         handler::CallBatch,
         letters,
         message::Failed,
@@ -22,6 +24,8 @@ pub(super) struct Item {
     pub(super) offset: i64,
     /// How often its handlers were called before it waited in a retry topic.
     before: u32,
+    /// Its lane has waited for it.
+    has_waited: bool,
     record: ConsumerRecord,
 }
 
@@ -33,7 +37,9 @@ impl Lane {
             for item in &mut items {
                 let waited = letters::restore(&mut item.record);
                 item.before = waited.attempts;
-                due = waited.due.max(due);
+                if !item.has_waited {
+                    due = waited.due.max(due);
+                }
             }
             if self.wait_until(due).await == Flow::Abandoned {
                 return Ok(Flow::Abandoned);
@@ -158,8 +164,9 @@ impl Item {
         (record.offset, record.partition, &record.topic) == (place.offset, place.partition, &place.topic)
     }
 
-    pub(super) fn of(record: ConsumerRecord) -> Self {
-        Self { offset: record.offset, before: 0, record }
+    pub(super) fn all_of(load: Chunk) -> impl Iterator<Item = Self> {
+        let has_waited = load.due().is_some();
+        load.records().map(move |record| Self { offset: record.offset, before: 0, has_waited, record })
     }
 }
 

@@ -17,13 +17,14 @@ use crate::{
     facade::{
         borrowed::BorrowedRecord,
         consumer::load::{Chunk, Givens},
+        dispatch::lanes::Load as _,
         handler::Calls,
         letters,
         policy::{Decision, Failure},
     },
     record::ConsumerRecord,
     telemetry::spans,
-    time,
+    time::{self, Instant},
 };
 
 /// After how many records whose handlers did not wait a lane lets others run.
@@ -52,18 +53,29 @@ enum Pass<'a> {
 }
 
 /// How far a lane has come.
-#[derive(Default)]
 struct Course {
     /// Records of the load that are done.
     done: usize,
     /// Records since others could run.
     stride: usize,
+    /// When others are to run at the latest.
+    ends_at: Option<Instant>,
 }
 
 impl Course {
+    /// Others had their turn.
+    fn begin(is_alone: bool, done: usize) -> Self {
+        Self { done, stride: 0, ends_at: is_alone.then(|| time::after(TURN)) }
+    }
+
     fn step(&mut self) {
         self.done += 1;
         self.stride += 1;
+    }
+
+    /// Whether it is the turn of others.
+    fn is_enough(&self) -> bool {
+        self.stride >= STRIDE || self.ends_at.is_some_and(|at| time::now() >= at)
     }
 }
 
@@ -81,15 +93,15 @@ impl Lane {
         mut calls: Vec<Box<dyn Calls>>,
         mut loads: VecDeque<Chunk>,
     ) -> Result<Flow, Error> {
-        let mut course = Course::default();
+        let mut course = Course::begin(self.kit.is_alone, 0);
         // One after the other is let go of, and with it the answer that its records lie in.
         while let Some(load) = loads.front() {
-            let mut records = load.given();
+            let (mut records, has_waited) = (load.given(), load.due().is_some());
             course.done = 0;
             loop {
                 let pass =
                     poll_fn(|context| Poll::Ready(self.pass(context, &mut calls, &mut records, &mut course)));
-                let mut has_waited = true;
+                let mut is_prompt = false;
                 let (record, flow) = match pass.await {
                     Pass::Over => break,
                     Pass::Enough => (None, Ok(Flow::Handled)),
@@ -101,8 +113,8 @@ impl Lane {
                     }
                     Pass::Slow(record) => {
                         let prompt = self.prompt;
-                        let flow = Box::pin(self.each_slow(&mut calls, record)).await;
-                        has_waited = self.prompt == prompt;
+                        let flow = Box::pin(self.each_slow(&mut calls, record, has_waited)).await;
+                        is_prompt = self.prompt > prompt;
                         (Some(record), flow)
                     }
                 };
@@ -113,15 +125,15 @@ impl Lane {
                 if let Some(record) = record {
                     self.done.push(record.offset());
                     course.step();
-                    if !has_waited && course.stride < STRIDE && !self.kit.is_alone {
+                    if is_prompt && !course.is_enough() {
                         continue;
                     }
                 }
-                course.stride = 0;
                 if self.done.len() >= TELL {
                     self.tell();
                 }
-                tokio::task::yield_now().await;
+                self.yield_now().await;
+                course = Course::begin(self.kit.is_alone, course.done);
             }
             loads.pop_front();
         }
@@ -137,7 +149,6 @@ impl Lane {
         course: &mut Course,
     ) -> Pass<'a> {
         let is_slow = self.route.level > 0 || self.route.policy.limit().is_some();
-        let ends_at = self.kit.is_alone.then(|| time::after(TURN));
         for record in records {
             if self.is_ending() {
                 return Pass::Ending;
@@ -153,7 +164,7 @@ impl Lane {
             }
             self.done.push(record.offset());
             course.step();
-            if course.stride >= STRIDE || ends_at.is_some_and(|at| time::now() >= at) {
+            if course.is_enough() {
                 return Pass::Enough;
             }
         }
@@ -217,11 +228,12 @@ impl Lane {
         cleared(handler, outcome)
     }
 
-    /// A record from its first handler on.
+    /// A record from its first handler on. `has_waited`: its lane has waited for it, by a clock that nobody can put back.
     async fn each_slow(
         &mut self,
         calls: &mut [Box<dyn Calls>],
         record: BorrowedRecord<'_>,
+        has_waited: bool,
     ) -> Result<Flow, Error> {
         if self.route.level == 0 {
             return self.call_all(calls, record, 0).await;
@@ -229,7 +241,8 @@ impl Lane {
         // One of a retry topic, when its pause is over.
         let mut record = record.to_record();
         let waited = letters::restore(&mut record);
-        if self.wait_until(waited.due).await == Flow::Abandoned {
+        let due = if has_waited { 0 } else { waited.due };
+        if self.wait_until(due).await == Flow::Abandoned {
             return Ok(Flow::Abandoned);
         }
         self.call_all(calls, BorrowedRecord::Alone(&record), waited.attempts).await

@@ -5,6 +5,9 @@ use dtkafka_testcontainers::{
     broker::{ApiKey, ResponseError},
 };
 
+#[cfg(feature = "signal")]
+use futures_util::StreamExt as _;
+
 use super::*;
 use crate::facade::message::Batch;
 
@@ -288,4 +291,36 @@ async fn what_waits_in_lanes_of_a_life_that_is_over_is_not_handled() {
     let both = async { tokio::join!(watch, consumer.run(pending::<()>())).1.unwrap() };
     tokio::time::timeout(Duration::from_secs(60), both).await.expect("it does not come to its end");
     assert_eq!(calls.load(Relaxed), 1);
+}
+
+#[cfg(feature = "signal")]
+#[tokio::test]
+async fn told_a_second_time_to_end_it_waits_for_no_handler_and_commits_what_is_done() {
+    let (broker, kafka) = with_records(&["t"], 3).await;
+    let begun = Arc::new(tokio::sync::Notify::new());
+    let begins = Arc::clone(&begun);
+    let mut consumer = Consumer::new(&kafka, ["t"])
+        .unwrap()
+        .drain_timeout(Duration::from_secs(3600))
+        .register_handler("t", async move |m: Message<i64>| {
+            if m.value == 1 {
+                begins.notify_one();
+                pending::<()>().await;
+            }
+            Ok(())
+        })
+        .unwrap();
+    let signals = futures_util::stream::iter([true, false]).then(|is_first| {
+        let begun = Arc::clone(&begun);
+        async move {
+            if is_first {
+                begun.notified().await;
+            }
+            Ok(())
+        }
+    });
+    let run = tokio::time::timeout(Duration::from_secs(60), consumer.run_until_told(signals));
+    run.await.expect("it waits for its handler").unwrap();
+    assert!(consumer.client().is_none(), "it has left");
+    assert_eq!(broker.committed("g", "t", 0), Some(1));
 }
