@@ -136,7 +136,7 @@ properties! {
     row("socket.connection.setup.timeout.max.ms", &[], Millis(1, LONG), Some("30000"), Every, "limit of an attempt to connect after several failures"),
     row("reconnect.backoff.ms", &[], Millis(0, LONG), Some("50"), Every, "pause after the first failed connection"),
     row("reconnect.backoff.max.ms", &[], Millis(0, LONG), Some("1000"), Every, "longest pause after failed connections"),
-    row("retry.backoff.ms", &[], Millis(0, LONG), Some("100"), Every, "pause before the first retry"),
+    row("retry.backoff.ms", &[], Millis(0, LONG), Some("100"), Every, "pause before the first retry; 0 counts as 1"),
     row("retry.backoff.max.ms", &[], Millis(0, LONG), Some("1000"), Every, "longest pause before a retry (KIP-580)"),
     row("metadata.max.age.ms", &["topic.metadata.refresh.interval.ms"], Millis(1, LONG), Some("300000"), Every, "age after which metadata is asked for again"),
     row("metadata.max.idle.ms", &[], Millis(5000, LONG), Some("300000"), Every, "a topic that is neither subscribed to nor used for that long is forgotten (KIP-526)"),

@@ -30,6 +30,8 @@ use crate::{
 /// 100,000 partitions with three replicas each; the memory that a broker can make a client take follows from both.
 const LARGEST_FETCH: i64 = 32 << 20;
 const LARGEST_OTHER: i64 = 4 << 20;
+/// Java takes a pause of 0 as well. Here what is to be done later must not be due at once, or it would be done without end.
+const LEAST_PAUSE: Duration = Duration::from_millis(1);
 
 /// Every source merged, and what is wrong with it.
 #[derive(Default)]
@@ -195,8 +197,11 @@ impl KafkaConfig {
             reconnect_backoff_max: all
                 .millis("reconnect.backoff.max.ms")
                 .max(all.millis("reconnect.backoff.ms")),
-            retry_backoff: all.millis("retry.backoff.ms"),
-            retry_backoff_max: all.millis("retry.backoff.max.ms").max(all.millis("retry.backoff.ms")),
+            retry_backoff: all.millis("retry.backoff.ms").max(LEAST_PAUSE),
+            retry_backoff_max: all
+                .millis("retry.backoff.max.ms")
+                .max(all.millis("retry.backoff.ms"))
+                .max(LEAST_PAUSE),
             metadata_max_age: all.millis("metadata.max.age.ms"),
             metadata_max_idle: all.millis("metadata.max.idle.ms"),
             rebootstrap: all

@@ -105,6 +105,14 @@ enum Mode {
     Manual,
 }
 
+/// An error for the user, with the partition and its life where it is of one that is assigned.
+struct Told {
+    error: Error,
+    of: Option<(TopicPartition, Life)>,
+}
+
+const MOST_TOLD: usize = 16;
+
 /// For so long, and two back-offs, what a coordinator has answered says why the member is not let in. It is asked again before that;
 /// a question that is out for longer waits for the other members.
 const TROUBLE_LASTS: Duration = Duration::from_secs(5);
@@ -139,7 +147,7 @@ pub(crate) struct Core {
     at_work: bool,
     polls: usize,
     auto_commit_at: Option<Instant>,
-    errors: VecDeque<Error>,
+    errors: VecDeque<Told>,
     fatal: Option<Error>,
     /// Why the driver ended before its time.
     ended: Option<Error>,
@@ -326,7 +334,15 @@ impl Core {
         if let Err(closed) = self.check_open() {
             return Some(closed);
         }
-        self.fatal.clone().or_else(|| self.errors.pop_front())
+        if self.fatal.is_some() {
+            return self.fatal.clone();
+        }
+        while let Some(told) = self.errors.pop_front() {
+            if self.is_of_now(&told) {
+                return Some(told.error);
+            }
+        }
+        None
     }
 
     /// Why there are no records, if that is because a partition cannot go on.
@@ -466,11 +482,34 @@ impl Core {
         self.news = true;
         if error.is_fatal() {
             self.fatal = Some(error);
-        } else if self.errors.len() < 16 {
-            // Nobody polls; sixteen tell as much as a thousand.
-            self.errors.push_back(error);
+            return;
+        }
+        let of = key_of(&error).and_then(|key| {
+            let life = self.partitions.get(&key)?.life();
+            Some((key, life))
+        });
+        let is_same = |told: &Told| told.of == of && told.error.kind() == error.kind();
+        // Nobody polls; sixteen tell as much as a thousand, and one of a partition as much as the same again.
+        if self.errors.len() < MOST_TOLD && !(of.is_some() && self.errors.iter().any(is_same)) {
+            self.errors.push_back(Told { error, of });
         }
     }
+
+    /// Whether what an error tells of is still so: not of a partition that was given up or sought since, nor of a topic that is
+    /// not read any more.
+    fn is_of_now(&self, told: &Told) -> bool {
+        match (&told.of, told.error.topic()) {
+            (Some((key, life)), _) => {
+                self.partitions.get(key).is_some_and(|partition| partition.life() == *life)
+            }
+            (None, Some(topic)) => self.interest.topics.iter().any(|followed| **followed == *topic),
+            (None, None) => true,
+        }
+    }
+}
+
+fn key_of(error: &Error) -> Option<TopicPartition> {
+    Some(TopicPartition::new(error.topic()?, error.partition()?))
 }
 
 fn not_assigned(key: &TopicPartition) -> Error {
@@ -484,13 +523,57 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{config::KafkaConfig, consumer::offsets::Offset, time};
+    use crate::{
+        config::KafkaConfig,
+        consumer::{offsets::Offset, partitions::Position},
+        time,
+    };
 
     /// Of a consumer without a group.
     fn core(now: Instant) -> Core {
         let config = KafkaConfig::new().set_bootstrap_servers("localhost:9092").set_auto_offset_reset("none");
         let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
         Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1))
+    }
+
+    #[test]
+    fn without_a_pause_between_retries_the_driver_comes_to_an_end() {
+        let config = KafkaConfig::new().set_bootstrap_servers("localhost:9092").set("retry.backoff.ms", 0);
+        let config = config.set("retry.backoff.max.ms", 0).set_auto_offset_reset("earliest");
+        let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
+        let now = time::now();
+        let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1));
+        core.assign(now, vec![TopicPartition::new("orders", 0)]).unwrap();
+        assert!(std::iter::from_fn(|| core.poll_action(now)).take(100).count() < 100);
+    }
+
+    #[test]
+    fn an_error_is_not_told_when_what_it_is_of_is_over() {
+        let now = time::now();
+        let refused = |partition| {
+            Error::from_code("Fetch", 29).with_topic(Arc::from("orders")).with_partition(partition)
+        };
+        let told = |core: &mut Core| std::iter::from_fn(|| core.take_error()).collect::<Vec<_>>();
+        let mut core = core(now);
+        let (zero, one) = (TopicPartition::new("orders", 0), TopicPartition::new("orders", 1));
+        core.assign(now, vec![zero.clone(), one.clone()]).unwrap();
+        for _ in 0..20 {
+            core.fail(refused(0));
+            core.fail(refused(1));
+        }
+        assert_eq!(told(&mut core).len(), 2, "one of each partition says it");
+        core.fail(refused(0));
+        core.fail(refused(1));
+        core.fail(Error::from_code("Metadata", 29).with_topic(Arc::from("orders")));
+        core.seek(now, &zero, Phase::Fetching(Position::at(9))).unwrap();
+        let told_now = told(&mut core);
+        assert_eq!(told_now.iter().map(Error::partition).collect::<Vec<_>>(), [Some(1), None]);
+        core.fail(refused(1));
+        core.fail(Error::from_code("Metadata", 29).with_topic(Arc::from("orders")));
+        core.assign(now, vec![TopicPartition::new("users", 0)]).unwrap();
+        assert!(told(&mut core).is_empty());
+        core.fail(Error::new(ErrorKind::Timeout, "of nothing in particular"));
+        assert_eq!(told(&mut core).len(), 1);
     }
 
     #[test]
