@@ -85,9 +85,9 @@ impl KafkaConsumer {
         let shared = &*self.shared;
         let farewell = Farewell { shared, deadline, membership: options.membership };
         let telling = async {
-            Listening::tell(&self.shared).await;
+            Listening::tell(&self.shared, None).await;
             shared.lock().tell_farewell();
-            Listening::tell(&self.shared).await;
+            Listening::tell(&self.shared, None).await;
         };
         shared.lock().prepare_close(deadline);
         shared.wake.notify_one();

@@ -12,7 +12,10 @@ use std::{
 };
 
 use super::{KafkaConsumer, Shared, core::Notice};
-use crate::{record::TopicPartition, time};
+use crate::{
+    record::TopicPartition,
+    time::{self, Instant},
+};
 
 /// Is called when a consumer's partitions change: Java's `ConsumerRebalanceListener`, with futures.
 ///
@@ -165,31 +168,46 @@ impl Listening {
         Taking::Mine(listener, slot.kept.take())
     }
 
-    /// Makes every call that waits, one after the other. `Arc`, as calls own the consumer they are about.
+    /// Makes every call that waits, one after the other. `Arc`, as calls own the consumer they are about. False if somebody else
+    /// was still at one at `deadline`; own calls take the time that they take.
     ///
     /// # Cancel safety
     /// If dropped, it leaves the call it is at to the next.
-    pub(super) async fn tell(shared: &Arc<Shared>) {
+    pub(super) async fn tell(shared: &Arc<Shared>, deadline: Option<Instant>) -> bool {
         loop {
             let freed = shared.changed.notified();
             tokio::pin!(freed);
             freed.as_mut().enable();
             let (listener, kept) = match shared.listening.take_turn() {
-                Taking::NoListener => return,
+                Taking::NoListener => return true,
                 Taking::Another => {
-                    freed.await;
+                    match deadline {
+                        Some(deadline)
+                            if tokio::time::timeout_at(deadline, freed.as_mut()).await.is_err() =>
+                        {
+                            return false;
+                        }
+                        Some(_) => {}
+                        None => freed.await,
+                    }
                     continue;
                 }
                 Taking::Mine(listener, kept) => (listener, kept),
             };
-            let mut turn = MyTurn { shared, call: kept };
+            let mut turn = MyTurn { shared, call: kept, is_in_call: false };
             if turn.call.is_none() {
                 let notice = shared.lock().next_notice(time::now());
                 let consumer = || KafkaConsumer { shared: Arc::clone(shared), is_owner: false };
                 turn.call = notice.map(|notice| listener.call(consumer(), notice));
             }
-            let Some(call) = &mut turn.call else { return };
-            poll_fn(|context| call.as_mut().poll(context)).await;
+            let MyTurn { call: Some(call), is_in_call, .. } = &mut turn else { return true };
+            poll_fn(|context| {
+                *is_in_call = true;
+                let polled = call.as_mut().poll(context);
+                *is_in_call = false;
+                polled
+            })
+            .await;
             turn.call = None;
             shared.lock().handle_told(time::now());
             shared.wake.notify_one();
@@ -201,12 +219,14 @@ impl Listening {
 struct MyTurn<'a> {
     shared: &'a Shared,
     call: Option<Call>,
+    /// The listener's own code runs: a panic is its own, and not one of whoever polls.
+    is_in_call: bool,
 }
 
 impl Drop for MyTurn<'_> {
     fn drop(&mut self) {
         let call = self.call.take();
-        let has_panicked = call.is_some() && std::thread::panicking();
+        let has_panicked = self.is_in_call && call.is_some() && std::thread::panicking();
         let mut slot = self.shared.listening.slot();
         slot.is_taken = false;
         let is_wanted = std::mem::take(&mut slot.is_wanted);

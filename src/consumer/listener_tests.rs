@@ -223,6 +223,54 @@ async fn a_panic_reaches_who_polls_and_the_consumer_goes_on() {
 }
 
 #[tokio::test]
+async fn a_poll_waits_for_a_call_that_another_has_begun_as_long_as_its_own_time_and_no_longer() {
+    let (bench, config) = bench().await;
+    let gate = Arc::new(Notify::new());
+    let scribe = Scribe { gate: Some(Arc::clone(&gate)), ..Scribe::default() };
+    let consumer = bench.consumer(&config);
+    consumer.set_rebalance_listener(scribe.clone());
+    consumer.subscribe(["t"]).unwrap();
+    let mut first = std::pin::pin!(consumer.poll(WAIT));
+    while !consumer.shared.lock().is_telling() || consumer.assignment().is_empty() {
+        let _pending = tokio::time::timeout(Duration::from_millis(20), first.as_mut()).await;
+    }
+    let _at_the_gate = tokio::time::timeout(Duration::from_millis(20), first.as_mut()).await;
+    // Nobody polls the first.
+    let second = tokio::time::timeout(WAIT, consumer.poll(Duration::from_millis(20))).await.unwrap();
+    assert!(second.unwrap().is_empty() && scribe.told().is_empty());
+    gate.notify_one();
+    assert!(!first.await.unwrap().is_empty());
+    assert_eq!(scribe.told(), [("assigned", vec![0, 1])]);
+}
+
+#[tokio::test]
+async fn a_call_that_is_dropped_by_another_panic_goes_on_in_the_next_poll() {
+    let (bench, config) = bench().await;
+    let gate = Arc::new(Notify::new());
+    let scribe = Scribe { gate: Some(Arc::clone(&gate)), ..Scribe::default() };
+    let consumer = Arc::new(bench.consumer(&config));
+    consumer.set_rebalance_listener(scribe.clone());
+    consumer.subscribe(["t"]).unwrap();
+    let polled = Arc::clone(&consumer);
+    let panics = async move {
+        let other = async {
+            while polled.assignment().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            panic!("not the listener's bug");
+        };
+        tokio::join!(polled.poll(WAIT), other).0.map(drop)
+    };
+    #[expect(clippy::disallowed_methods, reason = "a panic stays in its task")]
+    let panicked = tokio::spawn(panics).await;
+    assert!(panicked.unwrap_err().is_panic() && scribe.told().is_empty());
+    gate.notify_one();
+    assert_eq!(read(&consumer, 20).await.len(), 20);
+    assert_eq!(scribe.told(), [("assigned", vec![0, 1])], "once, and to its end");
+}
+
+#[tokio::test]
 async fn a_stream_makes_the_calls_as_well() {
     let (bench, config) = bench().await;
     let scribe = Scribe { seeks: Some(5), ..Scribe::default() };

@@ -42,7 +42,9 @@ impl KafkaConsumer {
         }
         let deadline = time::after(timeout);
         let polling = Polling::begin(shared)?;
-        Listening::tell(&self.shared).await;
+        if !Listening::tell(&self.shared, Some(deadline)).await {
+            return Ok(ConsumerRecords::default());
+        }
         let records = polling.take(max)?;
         if !records.is_empty() {
             return Ok(records);
@@ -51,7 +53,9 @@ impl KafkaConsumer {
             let changed = shared.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            Listening::tell(&self.shared).await;
+            if !Listening::tell(&self.shared, Some(deadline)).await {
+                return Ok(ConsumerRecords::default());
+            }
             let records = polling.take(max)?;
             if !records.is_empty() {
                 return Ok(records);

@@ -32,7 +32,7 @@ struct Waiting<'a> {
     /// looked at again says nothing, and the group takes its partitions in the end.
     alive: Pin<Box<Sleep>>,
     /// The calls of a rebalance listener that come before the next record.
-    telling: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
+    telling: Option<Pin<Box<dyn Future<Output = bool> + Send + 'a>>>,
 }
 
 impl fmt::Debug for RecordStream<'_> {
@@ -90,7 +90,7 @@ impl Stream for RecordStream<'_> {
         loop {
             let Some(waiting) = &mut self.waiting else { return Poll::Pending };
             if let Some(telling) = &mut waiting.telling {
-                ready!(telling.as_mut().poll(context));
+                let _told = ready!(telling.as_mut().poll(context));
                 waiting.telling = None;
             }
             // Listening began before this look, so nothing that happens after it is missed.
@@ -99,7 +99,7 @@ impl Stream for RecordStream<'_> {
                 return Poll::Ready(Some(item));
             }
             if shared.lock().is_telling() {
-                waiting.telling = Some(Box::pin(Listening::tell(shared)));
+                waiting.telling = Some(Box::pin(Listening::tell(shared, None)));
                 continue;
             }
             if waiting.alive.as_mut().poll(context).is_ready() {
