@@ -3,6 +3,7 @@
 mod acknowledged;
 mod closing;
 mod commits;
+mod lookups;
 mod membership;
 
 use std::{collections::BTreeSet, time::Duration};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Shared, by_topic, by_topic_id};
+use super::{Shared, by_topic, by_topic_id, of_one_request};
 use crate::{
     cluster::{Lane, kafka_string, millis},
     config::settings::IsolationLevel,
@@ -79,6 +79,7 @@ pub(in crate::consumer) async fn list_offsets(
     deadline: Instant,
 ) -> Result<Found> {
     use wire::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
+    let deadline = of_one_request(shared, deadline);
     let now = shared.cluster.settings().environment.wall_clock_ms();
     let topics = by_topic(
         lookups.iter(),
@@ -121,6 +122,7 @@ pub(in crate::consumer) async fn epoch_ends(
     deadline: Instant,
 ) -> Result<Option<EpochEnds>> {
     use wire::offset_for_leader_epoch_request::{OffsetForLeaderPartition, OffsetForLeaderTopic};
+    let deadline = of_one_request(shared, deadline);
     let connection = shared.cluster.connection(broker, Lane::Main, deadline).await?;
     // As in Java: before version 3 it was for brokers alone to ask.
     if connection.version::<wire::OffsetForLeaderEpochRequest>().is_none_or(|version| version < 3) {

@@ -33,9 +33,14 @@ fn group_id(shared: &Shared) -> Result<&str> {
     })
 }
 
+/// The deadline of one request of a call: whoever is silent must not have the time in which another would answer.
+fn of_one_request(shared: &Shared, deadline: Instant) -> Instant {
+    deadline.min(time::now() + shared.cluster.settings().request_timeout)
+}
+
 async fn coordinator(shared: &Shared, lane: Lane, deadline: Instant) -> Result<(i32, Arc<Connection>)> {
     let group = group_id(shared)?;
-    let deadline = deadline.min(time::now() + shared.cluster.settings().request_timeout);
+    let deadline = of_one_request(shared, deadline);
     let broker = shared.cluster.coordinator(CoordinatorKind::Group, group, deadline).await?;
     shared.coordinator.store(broker, Ordering::Relaxed);
     let connection = noted(shared, broker, shared.cluster.connection(broker, lane, deadline).await)?;

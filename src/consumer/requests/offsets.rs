@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Shared, by_topic_id, coordinator, group_id, noted};
+use super::{Shared, by_topic_id, coordinator, group_id, noted, of_one_request};
 use crate::{
     cluster::{Lane, TopicId, kafka_string},
     connection::api::wire,
@@ -16,7 +16,7 @@ use crate::{
     },
     group::Identity,
     record::TopicPartition,
-    time::{self, Instant},
+    time::Instant,
 };
 
 /// The last version of OffsetCommit and OffsetFetch that names topics by name.
@@ -50,7 +50,7 @@ pub(in crate::consumer) async fn commit(
         retention_time_ms: -1,
         topics: topics.into_iter().map(topic).collect(),
     };
-    let deadline = commit.deadline.min(time::now() + shared.cluster.settings().request_timeout);
+    let deadline = of_one_request(shared, commit.deadline);
     let (broker, connection) = coordinator(shared, Lane::Main, deadline).await?;
     let answer = match ids.are_known() {
         true => connection.call(request, deadline).await,
@@ -108,6 +108,7 @@ pub(in crate::consumer) async fn find_committed(
     use wire::offset_fetch_request::{
         OffsetFetchRequestGroup, OffsetFetchRequestTopic, OffsetFetchRequestTopics,
     };
+    let deadline = of_one_request(shared, deadline);
     let (broker, connection) = coordinator(shared, Lane::Main, deadline).await?;
     let version = connection.version::<wire::OffsetFetchRequest>().unwrap_or_default();
     let group_id = group_id(shared)?;
