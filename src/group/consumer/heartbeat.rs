@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Beat, BeatAnswer, Member, Reported, State};
+use super::{Beat, BeatAnswer, FIRST_INTERVAL, Member, Reported, State};
 use crate::{
     error::Error,
     flights::Token,
@@ -100,7 +100,10 @@ impl Member {
         self.may_have_pattern &= told.as_ref().is_none_or(|told| told.pattern.is_some());
         self.told = told;
         self.epoch = answer.epoch;
-        self.interval = answer.interval.max(LEAST_INTERVAL);
+        self.interval = match answer.interval {
+            Duration::ZERO => FIRST_INTERVAL,
+            interval => interval.max(LEAST_INTERVAL),
+        };
         if let Some(id) = answer.member_id.filter(|id| !id.is_empty()) {
             self.member_id = id;
         }
@@ -122,8 +125,8 @@ impl Member {
     }
 }
 
-/// A broker that asks for heartbeats without a pause is not followed.
-const LEAST_INTERVAL: Duration = Duration::from_millis(10);
+/// A broker that asks for heartbeats without a pause, or with hardly any, is not followed.
+const LEAST_INTERVAL: Duration = Duration::from_millis(100);
 const LEAST_PATIENCE: Duration = Duration::from_secs(3);
 /// Steps of one reconciliation that are told at once: a member with much to give back has a handful.
 const MOST_HURRIED: u32 = 16;

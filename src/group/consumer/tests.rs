@@ -358,3 +358,18 @@ fn a_stale_commit_makes_it_ask_for_its_epoch_at_once() {
     bench.member.handle_fenced_commit(bench.now, 2, code::UNKNOWN_MEMBER_ID);
     assert_eq!(bench.lost().len(), 2);
 }
+
+#[test]
+fn a_broker_that_asks_for_heartbeats_without_a_pause_is_not_followed() {
+    let mut bench = Bench::joined();
+    for asked in [0, 1, 10] {
+        bench.pass_to_timeout();
+        let (token, _) = bench.beat();
+        let interval = Duration::from_millis(asked);
+        let answer = BeatAnswer { epoch: 1, interval, ..BeatAnswer::default() };
+        bench.member.handle_answer(bench.now, token, Ok(Answer::Beat(answer)));
+        let pause = bench.member.poll_timeout().unwrap() - bench.now;
+        assert!(pause >= Duration::from_millis(100), "{asked} ms: {pause:?}");
+        assert!(asked > 0 || pause == INTERVAL, "what is no interval says nothing");
+    }
+}
