@@ -365,6 +365,7 @@ impl Fetcher {
         if partition.paused || matches!(partition.phase(), Phase::Failed(_)) {
             return None;
         }
+        let is_leader = partition.leader.is_some_and(|(leader, _)| leader == source);
         let ready = !partition.is_unchecked
             && !partition.is_outside()
             && partition.is_due(now)
@@ -374,7 +375,8 @@ impl Fetcher {
             life: partition.life(),
             offset: position.fetch,
             leader_epoch,
-            last_epoch: position.fetch_epoch,
+            // A replica that is behind would answer of a log that it has not got yet: only the leader can tell.
+            last_epoch: if is_leader { position.fetch_epoch } else { -1 },
             topic_id: partition.topic_id,
             max_bytes: self.settings.max_partition_bytes,
         });

@@ -14,7 +14,7 @@ use super::{
         is_passing,
     },
     ledger::{Committed, Life},
-    partitions::{Check, Checked, EpochEnds, Partition, Partitions, Phase, ResetTo, Truncation},
+    partitions::{Check, Checked, EpochEnds, Partition, Partitions, Phase, ResetTo, Standing, Truncation},
 };
 use crate::{
     config::settings::AutoOffsetReset,
@@ -88,6 +88,9 @@ pub(crate) struct Effects {
 const LOOKED_FOR: u32 = 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// Until a committed offset is looked at again that may be of the topic before.
+const FIND_AGAIN: Duration = Duration::from_secs(1);
+
 /// How often the metadata are asked for a topic that is not the one that was assigned.
 const REPLACED: Duration = Duration::from_secs(1);
 
@@ -151,11 +154,18 @@ impl Lookups {
         if asks || has_undone(key, partitions) {
             // To fetch meanwhile would pass over what is written there, should the log grow to the position.
             let is_news = partitions.get(key).is_some_and(|partition| !partition.is_outside());
-            partitions.set_outside(key, offset, if is_news { now } else { now + self.pause });
+            partitions.set_outside(now, key, offset, if is_news { now } else { now + self.pause });
             return false;
         }
         info!(partition = %key, offset, "the position is outside the log");
-        let policy = self.policy_of(&key.topic);
+        let since = partitions.get(key).and_then(Partition::outside_since).unwrap_or(now);
+        let policy = match self.policy_of(&key.topic) {
+            // Of when it was found to be outside: what has come since is not to be passed.
+            AutoOffsetReset::ByDuration(age) => {
+                AutoOffsetReset::ByDuration(age.saturating_add(now.saturating_duration_since(since)))
+            }
+            policy => policy,
+        };
         let phase = reset_or(policy, || Error::from_code("Fetch", OFFSET_OUT_OF_RANGE).with_offset(offset));
         let end =
             partitions.get(key).and_then(|partition| partition.end_before).filter(|_| is_latest(policy));
@@ -222,6 +232,14 @@ impl Lookups {
         for key in keys {
             if in_group && partitions.get(key).is_some_and(Partition::is_untouched) {
                 partitions.begin_again(key, Phase::AwaitingCommitted);
+                continue;
+            }
+            if partitions
+                .get(key)
+                .is_some_and(|partition| !partition.is_served && partition.position().is_some())
+            {
+                // Nothing was read by the id before: whoever has named the position had no other topic in mind.
+                debug!(partition = %key, "the topic has another id than metadata said at first");
                 continue;
             }
             let text = "the topic was deleted and made again: the position is of the old one";
@@ -402,15 +420,22 @@ impl Lookups {
             let Some(partition) = awaiting(key, *life, partitions) else { continue };
             partition.asked = false;
             match found.remove(key) {
-                // The coordinator may not know yet that the topic was made again. Before 0 nothing can be missed.
-                Some(Ok(FoundOffset { offset: offset @ 1.., by_id: false, .. }))
-                    if partition.committed_before == Some(offset) =>
-                {
-                    warn!(partition = %key, offset, "the committed offset is the one from before the topic was made again; \
-                        auto.offset.reset decides where reading begins");
-                    effects.settled |= restart(key, self.first_phase(&key.topic), partitions);
-                }
-                Some(Ok(FoundOffset { offset, leader_epoch, metadata, .. })) if offset >= 0 => {
+                Some(Ok(FoundOffset { offset, leader_epoch, metadata, by_id, .. })) if offset >= 0 => {
+                    // Before 0 nothing can be missed.
+                    match if by_id || offset == 0 { Standing::OfThis } else { partition.standing(offset) } {
+                        Standing::OfThis => {}
+                        Standing::Unclear => {
+                            // The coordinator may not know yet that the topic was made again.
+                            partition.retry_at = Some(now + FIND_AGAIN);
+                            continue;
+                        }
+                        Standing::OfTheOneBefore => {
+                            warn!(partition = %key, offset, "the committed offset is the one from before the topic was made \
+                                again; auto.offset.reset decides where reading begins");
+                            effects.settled |= restart(key, self.first_phase(&key.topic), partitions);
+                            continue;
+                        }
+                    }
                     self.backoff.reset();
                     partitions.set_position(key, offset, leader_epoch);
                     partitions.set_committed(key, Committed { offset, metadata, since: now, is_own: false });

@@ -262,3 +262,24 @@ fn a_position_outside_the_log_is_the_policys_to_mend() {
         }
     }
 }
+
+#[test]
+fn by_duration_counts_from_when_the_position_was_found_outside_the_log() {
+    let policy = AutoOffsetReset::ByDuration(Duration::from_secs(10));
+    let mut bench = Bench::new(policy, &Phase::AwaitingCommitted);
+    bench.partitions.set_position(&key(0), 1_000, -1);
+    bench.partitions.acknowledge_each();
+    let partition = bench.partitions.get_mut(&key(0)).unwrap();
+    partition.account.hand_out_each(999..1_000, 1);
+    let life = partition.life();
+    for _ in 0..60 {
+        let Bench { lookups, partitions, now } = &mut bench;
+        assert!(!lookups.handle_out_of_range(*now, &key(0), 1_000, partitions));
+        bench.now += Duration::from_secs(1);
+    }
+    assert_eq!(bench.partitions.done(&key(0), life, &[999]), 1);
+    bench.questions();
+    let phase = bench.partitions.get(&key(0)).unwrap().phase();
+    let Phase::AwaitingReset(ResetTo::Ago(age)) = phase else { panic!("{phase:?}") };
+    assert_eq!(*age, Duration::from_secs(70));
+}

@@ -8,6 +8,7 @@
 //! failed, and those that the fetcher must look at again are listed apart.
 
 mod done;
+mod identity;
 mod partition;
 mod source;
 
@@ -16,6 +17,7 @@ use std::{
     sync::Arc,
 };
 
+pub(crate) use self::identity::{Standing, Told};
 pub(crate) use self::partition::{Partition, Phase, Position, ResetTo};
 pub(crate) use self::source::{Check, Checked, EpochEnd, EpochEnds, Replica, Truncation};
 
@@ -267,6 +269,9 @@ impl Partitions {
             trouble: None,
             leader: None,
             topic_id: TopicId::default(),
+            rumour: None,
+            is_served: false,
+            is_refused: false,
             replica: None,
             is_unchecked: false,
             outside: None,

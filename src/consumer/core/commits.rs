@@ -157,6 +157,10 @@ impl Core {
     /// broker that has just started.
     fn there(&self, mut offsets: Offsets) -> Offsets {
         offsets.retain(|key, _| !self.is_known_to_be_gone(key));
+        if !matches!(self.mode, Mode::Topics) {
+            // Assigned by hand it goes to nobody else.
+            offsets.values_mut().for_each(|offset| offset.tenure = None);
+        }
         offsets
     }
 
@@ -297,9 +301,11 @@ mod tests {
         cluster::Metadata,
         config::KafkaConfig,
         consumer::{
+            ledger::Life,
             lookups::FoundOffset,
             partitions::{Phase, Position},
         },
+        error,
         time::{self, Rng},
         wire::{
             self, Uuid,
@@ -351,6 +357,21 @@ mod tests {
         };
         core.handle_found_committed(now, &asked, Ok([(key(), Ok(place))].into()));
         core
+    }
+
+    /// The leader refuses the id that it is read by, and metadata tell of this one.
+    fn made_again(core: &mut Core, now: Instant, id: TopicId) {
+        if let Some(partition) = core.partitions.get_mut(&key()) {
+            partition.note_refused(error::code::UNKNOWN_TOPIC_ID);
+        }
+        core.handle_metadata(now, metadata(&core.metadata, id));
+    }
+
+    fn asked(core: &mut Core, now: Instant) -> Option<Vec<(TopicPartition, Life)>> {
+        std::iter::from_fn(|| core.poll_action(now)).find_map(|action| match action {
+            Action::FindCommitted { partitions, .. } => Some(partitions),
+            _ => None,
+        })
     }
 
     fn commits(core: &mut Core, now: Instant) -> Vec<CommitAction> {
@@ -451,7 +472,7 @@ mod tests {
                 core.assign(now, vec![key()]).unwrap();
                 before = asked(&mut core).unwrap();
             }
-            core.handle_metadata(now, metadata(&core.metadata, [2; 16]));
+            made_again(&mut core, now, [2; 16]);
             let again = asked(&mut core).expect("the group may be in the new one already");
             core.handle_found_committed(now, &before, Ok([(key(), Ok(at(5)))].into()));
             core.handle_found_committed(now, &again, Ok([(key(), Ok(at(1_000)))].into()));
@@ -460,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_from_before_a_topic_was_made_again_is_believed_by_its_id_alone() {
+    fn what_was_committed_before_a_topic_was_made_again_is_believed_by_its_id_alone() {
         let now = time::now();
         for (found, expected) in [
             (place(5, false), None),
@@ -469,22 +490,70 @@ mod tests {
             (place(0, false), Some(0)),
         ] {
             let mut core = core(now);
-            let mut asked = Vec::new();
-            for id in [[2; 16], [3; 16]] {
-                core.handle_metadata(now, metadata(&core.metadata, id));
-                asked = std::iter::from_fn(|| core.poll_action(now))
-                    .find_map(|action| match action {
-                        Action::FindCommitted { partitions, .. } => Some(partitions),
-                        _ => None,
-                    })
-                    .unwrap();
-            }
+            let own = Offset { offset: 5, topic_id: ORDERS, ..Offset::default() };
+            let committed = Offsets::from([(key(), own)]);
+            core.on_commit(now, CommitOutcome { committed, ..CommitOutcome::default() });
+            core.partitions.get_mut(&key()).unwrap().note_served(now, true);
+            made_again(&mut core, now, [2; 16]);
+            assert!(asked(&mut core, now).is_none(), "what it has committed is of the old one");
+            made_again(&mut core, now, [3; 16]);
+            let asked = asked(&mut core, now).unwrap();
             core.handle_found_committed(now, &asked, Ok([(key(), Ok(found.clone()))].into()));
             assert_eq!(core.position(&key()).unwrap(), expected, "{found:?}");
             let is_reset = std::iter::from_fn(|| core.poll_action(now))
                 .any(|action| matches!(action, Action::ListOffsets { .. }));
             assert_eq!(is_reset, expected.is_none(), "{found:?}");
         }
+    }
+
+    #[test]
+    fn what_was_found_before_a_topic_was_made_again_is_believed_when_the_coordinator_stays_with_it() {
+        for (later, expected) in [(5, Some(5)), (1_000, Some(1_000)), (-1, None)] {
+            let mut now = time::now();
+            let mut core = core(now);
+            made_again(&mut core, now, [2; 16]);
+            let mut answers = 0;
+            while answers < 4 && core.position(&key()).unwrap().is_none() {
+                let Some(asked) = asked(&mut core, now) else { break };
+                answers += 1;
+                // The first answer may come from before it knew that the topic was made again.
+                let place = place(if answers == 1 { 5 } else { later }, false);
+                core.handle_found_committed(now, &asked, Ok([(key(), Ok(place))].into()));
+                assert!(answers > 1 || core.position(&key()).unwrap().is_none());
+                now += Duration::from_secs(1);
+            }
+            assert_eq!(core.position(&key()).unwrap(), expected);
+            assert_eq!(answers, if later == 5 { 4 } else { 2 });
+        }
+    }
+
+    #[test]
+    fn what_is_done_of_partitions_that_are_assigned_by_hand_is_committed_when_others_take_their_place() {
+        let now = time::now();
+        for others in [vec![TopicPartition::new("orders", 1)], Vec::new()] {
+            let mut core = core(now);
+            core.seek(now, &key(), Phase::Fetching(Position::at(8_000))).unwrap();
+            core.assign(now, others).unwrap();
+            let sent = commits(&mut core, now);
+            assert_eq!(sent.len(), 1);
+            assert_eq!(sent[0].offsets[&key()].offset, 8_000);
+        }
+    }
+
+    #[test]
+    fn a_commit_of_partitions_that_are_assigned_by_hand_outlives_their_assignment() {
+        let now = time::now();
+        let mut core = core(now);
+        core.seek(now, &key(), Phase::Fetching(Position::at(9))).unwrap();
+        let mut receipt = core.commit(None, now + IDLE).unwrap().unwrap();
+        let sent = commits(&mut core, now);
+        let moved = Ok([(key(), group::code::NOT_COORDINATOR)].into());
+        core.handle_commit(now, sent[0].token, moved);
+        core.assign(now, vec![TopicPartition::new("orders", 1)]).unwrap();
+        let again = commits(&mut core, now + Duration::from_secs(2));
+        assert_eq!(again[0].offsets[&key()].offset, 9);
+        core.handle_commit(now, again[0].token, Ok([(key(), 0)].into()));
+        receipt.try_recv().unwrap().unwrap();
     }
 
     #[test]
@@ -572,7 +641,8 @@ mod tests {
         for since in [records, handle, Since::Now] {
             commit(&mut core, since).unwrap();
         }
-        core.handle_metadata(now, metadata(&core.metadata, [2; 16]));
+        core.partitions.get_mut(&key()).unwrap().note_served(now, true);
+        made_again(&mut core, now, [2; 16]);
         let code = |error: Error| error.code().map(|code| code.0);
         assert_eq!(code(commit(&mut core, records).unwrap_err()), Some(group::code::UNKNOWN_MEMBER_ID));
         let error = commit(&mut core, handle).unwrap_err();

@@ -15,7 +15,7 @@ use crate::{
         fetch::Effects,
         ledger::Life,
         lookups::{self, Found, Lookup},
-        partitions::{Check, EpochEnds, Phase},
+        partitions::{Check, EpochEnds, Phase, Told},
     },
     error::{ErrorKind, Result},
     flights::Token,
@@ -178,13 +178,23 @@ impl Core {
     pub(super) fn refresh_leaders(&mut self, now: Instant) {
         let metadata = &self.metadata;
         self.partitions.check_replicas(now, |broker| metadata.brokers.contains_key(&broker));
-        let again = self.partitions.set_topic_ids(|topic| metadata.topic_id(topic));
+        // By its id the coordinator has assigned it: there it is a matter of the membership.
+        let member = self.member.as_ref().filter(|_| matches!(self.mode, Mode::Topics));
+        let told = |topic: &Arc<str>| {
+            let topic = metadata.topics.get(topic);
+            topic.map_or_else(Told::default, |topic| Told { id: topic.id, is_disputed: topic.refused > 0 })
+        };
+        let again = self
+            .partitions
+            .set_topic_ids(now, told, |key| member.is_some_and(|member| member.assigned_id(key).is_some()));
         let (replaced, again): (Vec<_>, Vec<_>) = again.into_iter().partition(|key| self.is_replaced(key));
         self.lookups.handle_replaced(&replaced, &mut self.partitions);
         self.news |= self.lookups.handle_made_again(&again, self.member.is_some(), &mut self.partitions);
         let all = self.partitions.set_leaders(now, |key| metadata.leader(&key.topic, key.partition));
-        if !all && self.metadata.version > 0 {
-            debug!("a partition has no leader at the moment, or is not known");
+        if (!all || self.partitions.has_rumour()) && self.metadata.version > 0 {
+            debug!(
+                "a partition has no leader at the moment, is not known, or may be of a topic that was made again"
+            );
             // It is looked for until it is there: less and less often while nothing changes.
             self.actions.push_back(Action::RefreshMetadata);
         }
@@ -346,5 +356,104 @@ mod tests {
         }
         committed_is(&mut core, now, &found.expect("it is asked where the group is"), 7, false);
         assert_eq!(core.position(&key).unwrap(), Some(7), "it is read on there");
+    }
+
+    /// Of one that has the partition assigned by hand, has read it under this id, and has its position at 9.
+    fn by_hand(now: Instant, id: Uuid, group: Option<&str>) -> (Core, TopicPartition) {
+        let key = TopicPartition::new("orders", 0);
+        let config = KafkaConfig::new().set_bootstrap_servers("localhost:9092");
+        let config = match group {
+            Some(group) => config.set_group_id(group),
+            None => config,
+        };
+        let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
+        let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1));
+        hear_of(&mut core, now, id);
+        core.assign(now, vec![key.clone()]).unwrap();
+        core.seek(now, &key, Phase::Fetching(Position::at(7))).unwrap();
+        let partition = core.partitions.get_mut(&key).unwrap();
+        partition.note_served(now, true);
+        partition.account.hand_out();
+        partition.position_mut().unwrap().next = 9;
+        actions(&mut core, now);
+        (core, key)
+    }
+
+    fn looks_for_an_offset(actions: &[Action]) -> bool {
+        let looks =
+            |action: &Action| matches!(action, Action::FindCommitted { .. } | Action::ListOffsets { .. });
+        actions.iter().any(looks)
+    }
+
+    #[test]
+    fn one_answer_of_a_broker_that_is_behind_costs_no_position() {
+        for group in [Some("g"), None] {
+            let mut now = time::now();
+            let (mut core, key) = by_hand(now, NEW, group);
+            for told in std::iter::once(OLD).chain([NEW; 40]) {
+                hear_of(&mut core, now, told);
+                assert_eq!(core.position(&key).unwrap(), Some(9));
+                assert_eq!(core.topic_id(&key), NEW.0, "it is fetched on under the id it has");
+                let done = actions(&mut core, now);
+                assert!(!looks_for_an_offset(&done), "{done:?}");
+                let is_settled = core.metadata.topic_id("orders") == NEW.0;
+                let asks = done.iter().any(|action| matches!(action, Action::RefreshMetadata));
+                assert_eq!(asks, !is_settled, "it is asked until brokers agree");
+                now += Duration::from_secs(1);
+            }
+            assert!(!core.partitions.has_rumour());
+        }
+    }
+
+    #[test]
+    fn another_id_counts_when_the_leader_refuses_the_one_there_is_or_says_nothing_for_long() {
+        type Word = fn(&mut crate::consumer::partitions::Partition, Instant);
+        let words: [(Word, bool, bool); 4] = [
+            (|partition, _| partition.note_refused(100), true, true),
+            (|_, _| {}, false, true),
+            (|partition, now| partition.note_served(now, true), false, false),
+            (|partition, _| partition.note_refused(6), false, true),
+        ];
+        for (row, (word, at_once, at_last)) in words.into_iter().enumerate() {
+            let mut now = time::now();
+            let (mut core, key) = by_hand(now, OLD, None);
+            for second in 0..30 {
+                hear_of(&mut core, now, NEW);
+                assert!(second > 0 || core.position(&key).unwrap() == Some(9), "one answer");
+                if let Some(partition) = core.partitions.get_mut(&key) {
+                    word(partition, now);
+                }
+                now += Duration::from_secs(1);
+                if second == 1 {
+                    assert_eq!(core.position(&key).unwrap().is_none(), at_once, "{row}");
+                }
+            }
+            assert_eq!(core.position(&key).unwrap().is_none(), at_last, "{row}");
+        }
+    }
+
+    #[test]
+    fn what_is_read_by_name_under_another_id_keeps_its_position() {
+        let mut now = time::now();
+        let (mut core, key) = by_hand(now, OLD, Some("g"));
+        for _ in 0..30 {
+            hear_of(&mut core, now, NEW);
+            core.partitions.get_mut(&key).unwrap().note_served(now, false);
+            now += Duration::from_secs(1);
+        }
+        assert_eq!((core.position(&key).unwrap(), core.topic_id(&key)), (Some(9), NEW.0));
+        assert!(!looks_for_an_offset(&actions(&mut core, now)));
+    }
+
+    #[test]
+    fn a_place_that_the_user_has_named_before_anything_was_read_is_of_whatever_topic_there_is() {
+        let now = time::now();
+        let (mut core, key) = by_hand(now, OLD, None);
+        core.assign(now, Vec::new()).unwrap();
+        core.assign(now, vec![key.clone()]).unwrap();
+        core.seek(now, &key, Phase::Fetching(Position::at(7))).unwrap();
+        core.partitions.get_mut(&key).unwrap().note_refused(100);
+        hear_of(&mut core, now, NEW);
+        assert_eq!((core.position(&key).unwrap(), core.topic_id(&key)), (Some(7), NEW.0));
     }
 }

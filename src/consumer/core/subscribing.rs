@@ -107,6 +107,7 @@ impl Core {
         self.drop_pattern();
         self.follow(now, topics.clone());
         if topics.is_empty() {
+            self.commit_before_assign(now);
             let gone: Vec<_> = self.partitions.iter().map(|(key, _)| key.clone()).collect();
             if matches!(self.mode, Mode::Topics) {
                 self.tell_lost(&gone);
@@ -130,12 +131,20 @@ impl Core {
             let message = format!("'{bad}' cannot be a partition");
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
+        self.commit_before_assign(now);
         self.mode = if partitions.is_empty() { Mode::None } else { Mode::Manual };
         self.was_member = false;
         self.partitions.assign(partitions, &self.start_phase());
         self.refresh_leaders(now);
         self.follow(now, self.partitions.topics());
         Ok(())
+    }
+
+    /// No rebalance follows that would commit what is done of partitions that were assigned by hand.
+    fn commit_before_assign(&mut self, now: Instant) {
+        if self.settings.enable_auto_commit && matches!(self.mode, Mode::Manual) {
+            self.commit_covered(now + self.client.default_api_timeout);
+        }
     }
 
     /// Joins the group for all topics whose names match.

@@ -10,7 +10,7 @@ use tracing::warn;
 use super::{FetchSettings, code, is_passing};
 use crate::{
     batch::{Decompressor, Incomplete, RawBatch, split},
-    cluster::{Endpoint, LeaderHint},
+    cluster::{Endpoint, LeaderHint, TopicId},
     connection::api::wire,
     consumer::{
         buffer::Aborted,
@@ -78,7 +78,7 @@ impl Taking<'_> {
                     is_ours = false;
                     continue;
                 };
-                self.on_partition(&key, wanted, data, partitions, effects);
+                self.on_partition(&key, wanted, data, id != TopicId::default(), partitions, effects);
             }
         }
         if !effects.hints.is_empty() {
@@ -97,6 +97,7 @@ impl Taking<'_> {
         key: &TopicPartition,
         asked: Wanted,
         data: wire::fetch_response::PartitionData,
+        by_id: bool,
         partitions: &mut Partitions,
         effects: &mut Effects,
     ) {
@@ -105,6 +106,16 @@ impl Taking<'_> {
         let Some(mut fetch) = partition.position().map(|position| position.fetch) else { return };
         if (partition.life(), fetch) != (asked.life, asked.offset) {
             return; // it was released or moved while the answer was on its way
+        }
+        let is_leader = partition.leader.is_some_and(|(leader, _)| leader == self.broker);
+        let is_diverging = data.error_code == 0 && data.diverging_epoch.end_offset >= 0;
+        if is_leader
+            && (is_diverging || data.error_code == code::OFFSET_OUT_OF_RANGE)
+            && partition.note_misfit(by_id)
+        {
+            partition.retry_at = Some(now + self.settings.retry_backoff);
+            effects.refresh_metadata = true;
+            return;
         }
         if data.error_code != 0 {
             let leader = partition.leader.map(|(leader, _)| leader);
@@ -119,13 +130,13 @@ impl Taking<'_> {
             }
             return;
         }
-        if data.diverging_epoch.end_offset >= 0 {
+        if is_diverging {
             // KIP-320, from version 12 on: the broker has compared the epochs itself.
             let end = EpochEnd { epoch: data.diverging_epoch.epoch, offset: data.diverging_epoch.end_offset };
             return self.on_diverged(key, end, partitions, effects);
         }
         partition.resets = 0;
-        let is_leader = partition.leader.is_some_and(|(leader, _)| leader == self.broker);
+        partition.note_served(now, by_id);
         if data.preferred_read_replica >= 0 && is_leader && data.preferred_read_replica != self.broker {
             let until = now + self.settings.replica_max_age;
             partition.replica = Some(Replica { id: data.preferred_read_replica, until });
@@ -283,6 +294,9 @@ impl Taking<'_> {
         let is_source =
             partition.leader == Some((self.broker, asked.leader_epoch)) && !partition.is_unchecked;
         let is_believed = partition.queue.is_empty() && is_source;
+        if is_source && asked.topic_id == partition.topic_id {
+            partition.note_refused(data.error_code);
+        }
         let known = partition.trouble.as_ref().and_then(Error::code);
         let told = Error::from_code("Fetch", data.error_code)
             .with_topic(Arc::clone(&key.topic))

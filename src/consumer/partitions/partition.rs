@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::source::Replica;
+use super::{
+    identity::{Before, Rumour},
+    source::Replica,
+};
 use crate::{
     cluster::TopicId,
     consumer::{
@@ -103,12 +106,17 @@ pub(crate) struct Partition {
     pub(crate) leader: Option<(i32, i32)>,
     /// Of the topic it is of; all zeros where unknown.
     pub(crate) topic_id: TopicId,
+    /// The metadata tell of another one.
+    pub(super) rumour: Option<Rumour>,
+    /// Its leader has served the topic of this id, and has refused it since.
+    pub(crate) is_served: bool,
+    pub(super) is_refused: bool,
     /// Read from in place of the leader.
     pub(crate) replica: Option<Replica>,
     /// The leader may have another log than what was fetched: it is asked before the partition is fetched on.
     pub(crate) is_unchecked: bool,
-    /// The position is outside the log, by the leader's word: nothing is fetched before it is reset.
-    pub(super) outside: Option<i64>,
+    /// The position is outside the log, by the leader's word: nothing is fetched before it is reset. And since when.
+    pub(super) outside: Option<(i64, Instant)>,
     /// How often its leader was looked for, as the one that is known is an earlier one than that of what was read.
     pub(crate) ahead: u32,
     /// A commit was refused as there is no such partition: nobody needs to be told again, as long as that is so.
@@ -117,8 +125,8 @@ pub(crate) struct Partition {
     pub(crate) end_before: Option<i64>,
     /// The end of what can be read, as of the last fetch: the high watermark, or with read_committed the last stable offset.
     pub(crate) end: Option<i64>,
-    /// What the group had of the topic of this name before it was made again, as far as that is known.
-    pub(crate) committed_before: Option<i64>,
+    /// As far as that is known.
+    pub(super) committed_before: Option<Before>,
     /// It stands in `Partitions::ready`.
     pub(super) is_ready: bool,
     /// It stands in `Partitions::touched`.
@@ -198,6 +206,11 @@ impl Partition {
     /// Whether its position is known to be outside the log.
     pub(crate) fn is_outside(&self) -> bool {
         self.outside.is_some()
+    }
+
+    /// Since when.
+    pub(crate) fn outside_since(&self) -> Option<Instant> {
+        self.outside.map(|(_, since)| since)
     }
 
     /// Whether what is fetched next waits until what is before it has been handed out.

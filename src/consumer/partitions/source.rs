@@ -1,16 +1,15 @@
 //! Which log a partition is read from, and whether its position is in that log. Pure.
 //!
-//! A log is a topic's of one id (KIP-516), as its leader has it; the leader may say that a replica is nearer (KIP-392). Every
+//! A log is a topic's of one id (`identity.rs`), as its leader has it; the leader may say that a replica is nearer (KIP-392). Every
 //! change of the leader may have cut off what was fetched (KIP-320): until the new leader has said that it has the same log,
 //! the partition is *unchecked*, and not fetched. What is buffered is handed out meanwhile, since it was replicated when it
 //! was read. Nothing here skips: where a log was cut, reading goes on where it was cut, or at what is not done before that.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use super::{Mark, Partition, Partitions, Phase, Position, list, mark};
 use crate::{
-    cluster::TopicId,
-    consumer::{ledger::Account, ledger::Life},
+    consumer::ledger::Life,
     error::{Error, code::OFFSET_OUT_OF_RANGE},
     record::TopicPartition,
     time::Instant,
@@ -144,6 +143,10 @@ impl Partitions {
     ) -> bool {
         let mut all = true;
         for (key, partition) in &mut self.partitions {
+            if partition.rumour.is_some() && partition.leader.is_some() {
+                // That which is told of leads the other topic.
+                continue;
+            }
             let leader = leader(key);
             all &= leader.is_some();
             partition.gone_told &= leader.is_none();
@@ -163,35 +166,6 @@ impl Partitions {
             }
         }
         all
-    }
-
-    /// Takes over the ids of the topics, all zeros where there is none. The partitions of topics that were made again: what is
-    /// known of them is of another log.
-    pub(crate) fn set_topic_ids(&mut self, id: impl Fn(&Arc<str>) -> TopicId) -> Vec<TopicPartition> {
-        let mut again = Vec::new();
-        let mut last: Option<(&Arc<str>, TopicId)> = None;
-        for (key, partition) in &mut self.partitions {
-            let id = match last {
-                Some((topic, id)) if Arc::ptr_eq(topic, &key.topic) => id,
-                _ => id(&key.topic),
-            };
-            last = Some((&key.topic, id));
-            if id == partition.topic_id || id == TopicId::default() {
-                continue;
-            }
-            if partition.topic_id != TopicId::default() {
-                again.push(key.clone());
-            }
-            partition.topic_id = id;
-            // Whether or not it was assigned when that happened.
-            match self.known.get_mut(&key.topic) {
-                Some((known, _)) if *known == id => {}
-                Some(known) => *known = (id, self.lives.begin()),
-                None => drop(self.known.insert(Arc::clone(&key.topic), (id, Life::NONE))),
-            }
-            mark(&mut partition.is_touched, key, &mut self.touched);
-        }
-        again
     }
 
     /// Replicas that are to be read from no longer: their time is over, or they are not among the brokers.
@@ -318,9 +292,10 @@ impl Partitions {
     }
 
     /// The position is outside the log, and stays until all that was handed out is done.
-    pub(crate) fn set_outside(&mut self, key: &TopicPartition, offset: i64, look_at: Instant) {
+    pub(crate) fn set_outside(&mut self, now: Instant, key: &TopicPartition, offset: i64, look_at: Instant) {
         let Some(partition) = self.get_mut(key) else { return };
-        partition.outside = Some(offset);
+        let since = partition.outside.map_or(now, |(_, since)| since);
+        partition.outside = Some((offset, since));
         partition.retry_at = Some(look_at);
         self.outside.insert(key.clone());
     }
@@ -328,7 +303,7 @@ impl Partitions {
     /// Partitions whose position is outside the log, and where it is.
     pub(crate) fn outside(&self) -> impl Iterator<Item = (&TopicPartition, i64, &Partition)> {
         let pairs = self.outside.iter().filter_map(|key| self.partitions.get_key_value(key));
-        pairs.filter_map(|(key, partition)| Some((key, partition.outside?, partition)))
+        pairs.filter_map(|(key, partition)| Some((key, partition.outside?.0, partition)))
     }
 
     /// Drops what waits to be handed out; it is fetched again. False while a poll decodes it.
@@ -356,36 +331,6 @@ impl Partitions {
             self.uncovered.push(key.clone());
         }
         self.set_phase(key, Phase::Fetching(position));
-    }
-
-    /// The life in which a topic was found to be another one than that of its name before.
-    pub(crate) fn made_again(&self, topic: &Arc<str>) -> Option<Life> {
-        self.known.get(topic).map(|(_, since)| *since)
-    }
-
-    /// The last life of all that have begun.
-    pub(crate) fn now(&self) -> Life {
-        self.lives.last()
-    }
-
-    /// The topic was made again: nothing that is known of the partition, or done with, is of the log that there is now. What was
-    /// committed until now is not either.
-    pub(crate) fn begin_again(&mut self, key: &TopicPartition, phase: Phase) {
-        if let Some(partition) = self.partitions.get_mut(key) {
-            let committed = partition.account.committed().map(|committed| committed.offset);
-            partition.committed_before = committed.or(partition.committed_before);
-        }
-        self.forget(key, phase);
-    }
-
-    /// Nothing is known of the partition, nor done with. What the group has committed of it stands.
-    pub(crate) fn forget(&mut self, key: &TopicPartition, phase: Phase) {
-        let Some(partition) = self.partitions.get_mut(key) else { return };
-        self.buffered = self.buffered.saturating_sub(partition.drop_buffer());
-        partition.account = Account::open(self.lives.begin());
-        partition.end = None;
-        self.uncovered.retain(|uncovered| uncovered != key);
-        self.set_phase(key, phase);
     }
 }
 

@@ -2,14 +2,22 @@
 //! that are named (KIP-951).
 
 use super::*;
+use crate::consumer::partitions::Told;
+
+/// Brokers tell of this id of all topics.
+fn ids(bench: &mut Bench, id: u8) -> Vec<TopicPartition> {
+    let told = Told { id: [id; 16], is_disputed: false };
+    bench.partitions.set_topic_ids(bench.now, |_| told, |_| false)
+}
 
 #[test]
 fn a_topic_made_again_is_read_by_the_reset_policy_and_nothing_of_the_old_one_is_committed() {
-    let ids = |bench: &mut Bench, id: u8| bench.partitions.set_topic_ids(|_| [id; 16]);
     let mut bench = Bench::read_up_to_20(20);
     assert!(ids(&mut bench, 1).is_empty(), "an id that is heard of first is no news");
     assert!(ids(&mut bench, 0).is_empty(), "nor is a broker that tells none");
     assert_eq!(bench.covered(0), Some(20));
+    let fetch = bench.plan().unwrap();
+    assert!(bench.answer(&fetch, vec![refused(0, code::UNKNOWN_TOPIC_ID)]).refresh_metadata);
     let again = ids(&mut bench, 2);
     assert_eq!(again, [key(0)]);
     for (policy, fails) in [(AutoOffsetReset::Earliest, false), (AutoOffsetReset::None, true)] {
@@ -25,7 +33,7 @@ fn a_topic_made_again_is_read_by_the_reset_policy_and_nothing_of_the_old_one_is_
 #[test]
 fn topics_are_asked_for_by_id_and_answers_are_told_apart_by_it() {
     let mut bench = Bench::new(&[1], 1 << 20);
-    bench.partitions.set_topic_ids(|_| [7; 16]);
+    ids(&mut bench, 7);
     let fetch = bench.plan().unwrap();
     assert!(fetch.request.by_id);
     let answer = |id: u8| wire::FetchResponse {
@@ -146,4 +154,51 @@ fn a_refusal_that_names_the_leader_is_handed_on() {
     let effects = bench.answer(&fetch, vec![moved]);
     assert_eq!(effects.hints, [LeaderHint { partition: key(0), topic_id: [0; 16], leader: 2, epoch: 1 }]);
     assert!(effects.refresh_metadata);
+}
+
+#[test]
+fn a_log_that_does_not_fit_is_another_topics_when_one_is_told_of() {
+    type Misfit = fn() -> wire::fetch_response::PartitionData;
+    let misfits: [Misfit; 2] = [
+        || refused(0, code::OFFSET_OUT_OF_RANGE),
+        || {
+            let mut data = data(0, Vec::new());
+            (data.diverging_epoch.epoch, data.diverging_epoch.end_offset) = (0, 10);
+            data
+        },
+    ];
+    for misfit in misfits {
+        let mut bench = Bench::read_up_to_20(20);
+        ids(&mut bench, 1);
+        assert!(ids(&mut bench, 2).is_empty(), "its leader has not said so");
+        let fetch = bench.plan().unwrap();
+        let effects = bench.answer(&fetch, vec![misfit()]);
+        assert!(effects.refresh_metadata && effects.out_of_range.is_empty() && effects.truncated.is_empty());
+        assert_eq!(bench.position().next, 20);
+        assert_eq!(ids(&mut bench, 2), [key(0)]);
+    }
+}
+
+#[test]
+fn while_another_topic_is_told_of_the_leader_of_the_one_that_is_read_stays() {
+    let mut bench = Bench::read_up_to_20(20);
+    ids(&mut bench, 1);
+    ids(&mut bench, 2);
+    bench.lead(2, 0);
+    assert_eq!(bench.plan().map(|fetch| fetch.broker), Some(1));
+    ids(&mut bench, 1);
+    bench.lead(2, 4);
+    assert!(bench.partitions.get(&key(0)).is_some_and(|partition| partition.leader == Some((2, 4))));
+}
+
+#[test]
+fn only_the_leader_is_asked_whether_the_log_is_still_the_same() {
+    let mut bench = Bench::read_up_to_20(20);
+    let fetch = bench.plan().unwrap();
+    assert_eq!(fetch.request.partitions[0].1.last_epoch, 3);
+    let mut nearer = data(0, Vec::new());
+    nearer.preferred_read_replica = 2;
+    bench.answer(&fetch, vec![nearer]);
+    let fetch = bench.plan().filter(|fetch| fetch.broker == 2).unwrap();
+    assert_eq!(fetch.request.partitions[0].1.last_epoch, -1);
 }
