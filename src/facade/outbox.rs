@@ -24,8 +24,26 @@ impl Outbox {
         Self { kafka, producer: OnceCell::new() }
     }
 
-    /// Writes the record with these headers to another topic, and waits for the acknowledgment.
+    /// Writes the record with these headers to another topic, and waits for the acknowledgment. `failure`: why it goes there.
     pub(super) async fn send(
+        &self,
+        topic: &Arc<str>,
+        record: &ConsumerRecord,
+        headers: &[Header],
+        failure: &Error,
+    ) -> Result<RecordMetadata> {
+        let sent = self.write(topic, record, headers).await;
+        sent.map_err(|error| {
+            let failure = letters::chain(failure);
+            let text = format!(
+                "a record that failed ({failure}) could not be written to the topic {topic}, and comes again"
+            );
+            let place = error.over(text).with_topic(Arc::clone(&record.topic));
+            place.with_partition(record.partition).with_offset(record.offset)
+        })
+    }
+
+    async fn write(
         &self,
         topic: &Arc<str>,
         record: &ConsumerRecord,

@@ -18,7 +18,7 @@ use dtkafka::{
     Batch, Consumer, ConsumerConfig, ConsumerRecord, ErrorPolicy, HandlerResult, KafkaConfig, KafkaInstance,
     Message, Ordering, ProducerRecord, Rebalance, Topics,
 };
-use dtkafka_testcontainers::{EmbeddedBroker, broker::ApiKey};
+use dtkafka_testcontainers::{EmbeddedBroker, EmbeddedBrokerBuilder, broker::ApiKey};
 use tokio::sync::Notify;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -26,7 +26,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 type Seen = Arc<Mutex<Vec<u32>>>;
 
 async fn broker(topics: &[(&str, i32)]) -> (EmbeddedBroker, KafkaInstance) {
-    let broker = EmbeddedBroker::builder().start().await.unwrap();
+    broker_with(topics, |builder| builder).await
+}
+
+async fn broker_with(
+    topics: &[(&str, i32)],
+    settings: impl FnOnce(EmbeddedBrokerBuilder) -> EmbeddedBrokerBuilder,
+) -> (EmbeddedBroker, KafkaInstance) {
+    let broker = settings(EmbeddedBroker::builder()).start().await.unwrap();
     for (topic, partitions) in topics {
         broker.create_topic(topic, *partitions).unwrap();
     }

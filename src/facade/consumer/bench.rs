@@ -54,6 +54,7 @@ impl Consumer {
             ledger: Arc::new(Nothing),
             outbox: Outbox::new(self.kafka.clone()),
             counters: Arc::clone(&self.shared.counters),
+            persists: Default::default(),
             rng: Mutex::new(Environment::default().rng()),
             environment: Environment::default(),
             is_alone: lane::is_alone(),

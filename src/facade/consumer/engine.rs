@@ -11,7 +11,10 @@ use std::{
     any::Any,
     collections::{BTreeMap, BTreeSet},
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -164,6 +167,7 @@ impl Engine {
             ledger: Arc::clone(&client) as Arc<dyn Ledger>,
             outbox,
             counters: Arc::clone(&shared.counters),
+            persists: AtomicBool::new(false),
             is_alone: lane::is_alone(),
             rng: Mutex::new(environment.rng()),
             environment,
@@ -528,6 +532,7 @@ impl Engine {
     /// Runs what was taken until it is done or something fails; then nothing runs any more. What waits in a retry topic beyond
     /// `until` stays in its lanes. After a failure, what is at work has so long to end.
     pub(super) async fn drain(&mut self, until: Instant, limit: Duration) -> Result<()> {
+        self.kit.persists.store(false, Relaxed);
         self.follow_group();
         loop {
             self.pass_damage();
@@ -578,6 +583,7 @@ impl Engine {
         log: impl Fn(&Error),
     ) -> Result<()> {
         let mut not_before: Option<Instant> = None;
+        self.kit.persists.store(true, Relaxed);
         loop {
             self.follow();
             if let Some(error) = self.failure.take() {

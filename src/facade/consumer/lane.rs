@@ -10,7 +10,10 @@ use std::{
     future::poll_fn,
     panic::AssertUnwindSafe,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::Poll,
     time::Duration,
 };
@@ -31,7 +34,7 @@ use crate::{
         policy::{Decision, Failure},
         routes::{Handlers, Route},
     },
-    record::{ConsumerRecord, TopicPartition},
+    record::{ConsumerRecord, RecordMetadata, TopicPartition},
     telemetry::ConsumerCounters,
     time::{self, Environment, Rng},
 };
@@ -39,6 +42,12 @@ use crate::{
 const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::handler", subject: SUBJECT };
 /// How long a letter that is on its way may still take when the consumer stops.
 pub(super) const GRACE: Duration = Duration::from_millis(500);
+
+/// After how long the log tells of a letter that is not acknowledged.
+const SILENCE: Duration = Duration::from_secs(5);
+/// The first pause before a letter is written again, which doubles up to the longest.
+const LETTER_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_LETTER_PAUSE: Duration = Duration::from_secs(30);
 
 /// Whether one thread does everything here, as also where a runtime of many threads has one CPU.
 pub(super) fn is_alone() -> bool {
@@ -65,6 +74,8 @@ pub(super) struct Kit {
     pub(super) ledger: Arc<dyn Ledger>,
     pub(super) outbox: Outbox,
     pub(super) counters: Arc<ConsumerCounters>,
+    /// What may pass by itself is tried again where it failed, as long as it takes: nobody waits for a call to return.
+    pub(super) persists: AtomicBool,
     pub(super) rng: Mutex<Rng>,
     /// See [`is_alone`].
     pub(super) is_alone: bool,
@@ -239,7 +250,7 @@ impl Lane {
                 let Some(topic) = route.policy.dead_letter_topic(record, &error) else { return Err(error) };
                 route.refuse_circle(&self.partition, record, &topic, &error)?;
                 let headers = letters::dead_letter_headers(record, attempts, &error);
-                let Some(written) = self.send(&topic, record, &headers).await? else {
+                let Some(written) = self.send(&topic, record, &headers, &error).await? else {
                     return Ok(Flow::Abandoned);
                 };
                 tracing::warn!(
@@ -253,7 +264,7 @@ impl Lane {
                 let Some((topic, pause)) = route.retry_topics.get(level) else { return Err(error) };
                 let due = letters::due(self.kit.environment.wall_clock_ms(), *pause);
                 let headers = letters::retry_headers(record, attempts, &error, due);
-                if self.send(topic, record, &headers).await?.is_none() {
+                if self.send(topic, record, &headers, &error).await?.is_none() {
                     return Ok(Flow::Abandoned);
                 }
                 self.kit.ledger.expect_topic(topic);
@@ -265,23 +276,57 @@ impl Lane {
         }
     }
 
-    /// Partition and offset of the letter when it is acknowledged; `None` if the consumer stops before.
+    /// Partition and offset of the letter when it is acknowledged; `None` if the consumer stops before. While the consumer
+    /// [runs](crate::Consumer::run), what may pass by itself holds up the lane alone: no handler is called again because a topic is
+    /// missing.
     async fn send(
         &mut self,
         topic: &Arc<str>,
         record: &ConsumerRecord,
         headers: &[crate::record::Header],
+        failure: &Error,
     ) -> Result<Option<(i32, i64)>, Error> {
         self.tell();
-        let (kit, since) = (Arc::clone(&self.kit), time::now());
-        let mut sending = pin!(kit.outbox.send(topic, record, headers));
-        let sent = tokio::select! {
-            biased;
-            sent = &mut sending => Some(sent),
-            () = self.token.cancelled() => tokio::time::timeout(GRACE, sending).await.ok(),
-        };
-        self.waited += time::now() - since;
-        Ok(sent.transpose()?.map(|metadata| (metadata.partition, metadata.offset)))
+        let mut pause = LETTER_PAUSE;
+        loop {
+            let since = time::now();
+            let sent = self.send_once(topic, record, headers, failure).await;
+            self.waited += time::now() - since;
+            match sent {
+                Some(Err(error)) if error.is_retriable() && self.kit.persists.load(Relaxed) => {
+                    tracing::warn!(?pause, %error, "the record is written again after a pause");
+                    if self.pause(pause).await == Flow::Abandoned {
+                        return Ok(None);
+                    }
+                    pause = pause.saturating_mul(2).min(LONGEST_LETTER_PAUSE);
+                }
+                sent => return Ok(sent.transpose()?.map(|metadata| (metadata.partition, metadata.offset))),
+            }
+        }
+    }
+
+    async fn send_once(
+        &self,
+        topic: &Arc<str>,
+        record: &ConsumerRecord,
+        headers: &[crate::record::Header],
+        failure: &Error,
+    ) -> Option<Result<RecordMetadata, Error>> {
+        let mut sending = pin!(self.kit.outbox.send(topic, record, headers, failure));
+        let mut silence = pin!(tokio::time::sleep(SILENCE));
+        let mut is_told = false;
+        loop {
+            tokio::select! {
+                biased;
+                sent = &mut sending => return Some(sent),
+                () = self.token.cancelled() => return tokio::time::timeout(GRACE, sending).await.ok(),
+                () = &mut silence, if !is_told => {
+                    is_told = true;
+                    let (partition, offset) = (&self.partition, record.offset);
+                    tracing::warn!(%topic, %partition, offset, error = %failure, "a record that failed waits to be written to a topic; does the topic exist?");
+                }
+            }
+        }
     }
 
     /// Waits, unless told to give up.

@@ -146,6 +146,7 @@ async fn run_loads(
     let kit = Kit {
         ledger: Arc::clone(book) as Arc<dyn Ledger>,
         outbox: Outbox::new(instance()),
+        persists: Default::default(),
         counters: Arc::clone(&consumer.shared.counters),
         rng: Mutex::new(Environment::default().rng()),
         is_alone: lane::is_alone(),

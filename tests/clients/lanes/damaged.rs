@@ -70,18 +70,11 @@ async fn a_shutdown_is_heard_while_the_letter_of_a_damaged_batch_is_on_its_way()
 #[tokio::test]
 async fn what_stands_before_a_damaged_batch_and_comes_again_is_handled_before_the_batch_is_passed_over() {
     let (broker, kafka) = with_a_damaged_batch().await;
-    produce(&kafka, "others", 1, 1, 0..1).await;
-    // The letters of another topic fail for a while, and with them all that is at work.
-    let fault = dtkafka_testcontainers::broker::ResponseError::NotEnoughReplicas;
-    broker.control().fail_topic(ApiKey::Produce, "dead", usize::MAX, fault);
     let seen = Seen::default();
     let (log, calls) = (Arc::clone(&seen), Arc::new(AtomicUsize::new(0)));
     let count = Arc::clone(&calls);
-    let config = kafka.config().clone().set("delivery.timeout.ms", 500).set("request.timeout.ms", 400);
-    let kafka = KafkaInstance::new(config).unwrap();
-    let consumer = Consumer::new(&kafka, ["orders", "others"])
+    let mut consumer = Consumer::new(&kafka, ["orders"])
         .unwrap()
-        .drain_timeout(Duration::from_millis(50))
         .register_handler("orders", async move |m: Message<u32>| {
             if m.value == 1 && count.fetch_add(1, Relaxed) == 0 {
                 std::future::pending::<()>().await;
@@ -90,17 +83,17 @@ async fn what_stands_before_a_damaged_batch_and_comes_again_is_handled_before_th
             Ok(())
         })
         .unwrap()
-        .register_handler("others", async |_: Message<u32>| Err("never".into()))
-        .unwrap()
-        .error_policy_for("orders", ErrorPolicy::Skip)
-        .unwrap()
-        .error_policy_for("others", ErrorPolicy::dead_letter("dead"))
+        .error_policy(ErrorPolicy::Skip)
         .unwrap();
+    // A call that is dropped while a handler is at work before the damaged batch.
+    while calls.load(Relaxed) == 0 {
+        tokio::select! {
+            () = until(|| calls.load(Relaxed) > 0) => {}
+            outcome = consumer.consume(PATIENCE) => drop(outcome.unwrap()),
+        }
+    }
     let running = run(consumer);
-    until(|| calls.load(Relaxed) > 1).await;
-    broker.control().clear();
     until(|| broker.committed("g", "orders", 0) == Some(8)).await;
     running.stop().await.1.unwrap();
     assert_eq!(*seen.lock().unwrap(), [0, 1, 2, 5, 6, 7]);
-    assert_eq!(broker.committed("g", "others", 0), Some(1));
 }

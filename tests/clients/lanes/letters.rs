@@ -155,47 +155,61 @@ async fn letters_are_acknowledged_by_all_replicas_whatever_the_producers_of_the_
 }
 
 #[tokio::test]
-async fn a_dead_letter_topic_that_is_missing_is_waited_for_and_one_that_is_refused_ends_the_consumer() {
-    let broker = EmbeddedBroker::builder().auto_create_topics(false).start().await.unwrap();
-    broker.create_topic("orders", 1).unwrap();
-    let config = KafkaConfig::new()
-        .set_bootstrap_servers(broker.bootstrap_servers())
-        .set_group_id("g")
-        .set_auto_offset_reset("earliest")
-        .set("max.block.ms", 300)
-        .set("retry.backoff.ms", 10);
-    let kafka = KafkaInstance::new(config).unwrap();
+async fn a_dead_letter_topic_that_is_missing_holds_up_its_lane_and_calls_no_handler_again() {
+    let (log, _listening) = crate::heard::Log::of_this_thread(tracing::Level::WARN);
+    let (broker, kafka) = broker_with(&[("orders", 2)], |builder| builder.auto_create_topics(false)).await;
+    let kafka = KafkaInstance::new(kafka.config().clone().set("max.block.ms", 300)).unwrap();
+    produce(&kafka, "orders", 2, 2, 0..2).await;
+    let calls: Arc<Mutex<Vec<u32>>> = Arc::default();
+    let seen = Arc::clone(&calls);
+    let consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_handler("orders", async move |m: Message<u32>| {
+            seen.lock().unwrap().push(m.value);
+            if m.value == 1 { Err("never".into()) } else { Ok(()) }
+        })
+        .unwrap()
+        .error_policy(ErrorPolicy::retry(2, Duration::ZERO).then_dead_letter("dead"))
+        .unwrap();
+    let running = run(consumer);
+    until(|| log.text().matches("written again after a pause").count() >= 2).await;
+    let said = log.text();
+    for part in ["topic dead", "never", "topic orders partition 1, offset 0"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    produce(&kafka, "orders", 2, 2, 2..3).await;
+    until(|| calls.lock().unwrap().contains(&2)).await;
+    broker.create_topic("dead", 1).unwrap();
+    until(|| broker.records("dead", 0).is_ok_and(|letters| letters.len() == 1)).await;
+    let (consumer, outcome) = running.stop().await;
+    outcome.unwrap();
+    let mut calls = calls.lock().unwrap().clone();
+    calls.sort_unstable();
+    assert_eq!((calls, consumer.metrics().dead_lettered), (vec![0, 1, 1, 2], 1));
+    assert_eq!(broker.committed("g", "orders", 1), Some(1));
+}
+
+#[tokio::test]
+async fn a_dead_letter_topic_that_is_refused_ends_the_consumer() {
+    let (broker, kafka) = broker(&[("orders", 1), ("dead", 1)]).await;
     produce(&kafka, "orders", 1, 1, 0..4).await;
-    let calls = Arc::new(AtomicUsize::new(0));
     let consumer = || {
-        let calls = Arc::clone(&calls);
         Consumer::new(&kafka, ["orders"])
             .unwrap()
             .register_handler("orders", async move |m: Message<u32>| match m.value {
-                2 => {
-                    calls.fetch_add(1, Relaxed);
-                    Err("never this one".into())
-                }
+                2 => Err("never this one".into()),
                 _ => Ok(()),
             })
             .unwrap()
             .error_policy(ErrorPolicy::dead_letter("dead"))
             .unwrap()
     };
-    // A topic may be made any time: it is waited for, and said what is missing.
-    let running = run(consumer());
-    until(|| calls.load(Relaxed) > 2).await;
-    assert_eq!(broker.committed("g", "orders", 0), Some(2));
-    if let Err(error) = running.stop().await.1 {
-        assert!(error.topic() == Some("dead") && error.hint().is_some(), "{error}");
-    }
-    assert_eq!(broker.committed("g", "orders", 0), Some(2));
-    broker.create_topic("dead", 1).unwrap();
     let refusal = dtkafka_testcontainers::broker::ResponseError::TopicAuthorizationFailed;
     broker.control().fail_topic(ApiKey::Produce, "dead", 1, refusal);
     let outcome = tokio::time::timeout(PATIENCE, consumer().run(std::future::pending::<()>())).await;
     let error = outcome.expect("it goes on").unwrap_err();
-    assert!(error.topic() == Some("dead") && error.hint().is_some(), "{error}");
+    assert_eq!((error.topic(), error.offset()), (Some("orders"), Some(2)), "{error}");
+    assert!(error.to_string().contains("the topic dead") && error.hint().is_some(), "{error}");
     assert_eq!(broker.committed("g", "orders", 0), Some(2));
     // Allowed in the end, it goes on where it stood.
     let running = run(consumer());

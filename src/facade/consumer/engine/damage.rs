@@ -89,7 +89,7 @@ impl Engine {
         let kit = Arc::clone(&self.kit);
         self.passing.spawn(async move {
             let headers = letters::batch_headers(&record, last, &error);
-            let outcome = kit.outbox.send(&topic, &record, &headers).await.map(|_| true);
+            let outcome = kit.outbox.send(&topic, &record, &headers, &error).await.map(|_| true);
             Passed { partition, life, error, outcome }
         });
     }
