@@ -34,14 +34,19 @@
 //!
 //! # Where to look
 //!
+//! | to | use | made by | `send` or `poll` |
+//! | --- | --- | --- | --- |
+//! | call handlers with JSON values | [`Consumer`] | [`Consumer::new`] | calls the handlers, and commits what they have handled |
+//! | send JSON and wait for each acknowledgment | [`Producer`] | [`Producer::new`] | returns when the record is acknowledged, or after 10 s |
+//! | send many records, JSON or bytes | [`KafkaProducer`] | [`KafkaInstance::get_producer`] | queues the record, and returns a [`Delivery`] to await |
+//! | read bytes, seek, commit by hand | [`KafkaConsumer`] | [`KafkaInstance::get_consumer`] | returns records; commits what earlier polls returned |
+//! | read, write and commit in transactions | [`ExactlyOnce`] | [`ExactlyOnce::new`] | calls one body per record |
+//! | topics, groups, offsets | [`KafkaAdmin`] | [`KafkaInstance::admin`] | |
+//!
 //! * **Settings**: [`KafkaConfig`] takes a URL, setters, Java property names and the environment. [`KafkaInstance`] checks
 //!   it and makes every client.
-//! * **JSON and handlers**: [`Producer`] sends a value and waits for its acknowledgment; [`Consumer`] passes records to
-//!   handlers and commits what they have handled, with an [`ErrorPolicy`] for failures.
-//! * **Clients**: [`KafkaProducer`] (idempotent, batching; a [`Delivery`] per record), [`KafkaConsumer`] (groups, offsets,
-//!   records borrowed from the responses they came in), [`KafkaAdmin`] (topics, groups, offsets).
-//! * **Transactions**: [`ExactlyOnce`] reads, writes and commits in one transaction; for transactions by hand there are
-//!   [`KafkaInstance::transaction`] and [`TransactionalProducer`].
+//! * **Failures of handlers**: an [`ErrorPolicy`] retries, dead-letters, skips or stops.
+//! * **Transactions by hand**: [`KafkaInstance::transaction`] and [`TransactionalProducer`].
 //! * **Rebalances**: [`RebalanceListener`], for both kinds of consumers.
 //! * **Errors**: one type, [`Error`], with its [`ErrorKind`], where it happened, and which setting to change.
 //! * **Code of your own**: [`Codec`], [`ProducerInterceptor`], [`Partitioner`], [`Assignor`], [`Transport`].

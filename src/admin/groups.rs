@@ -114,7 +114,9 @@ impl KafkaAdmin {
         })
     }
 
-    /// How far a group is behind, for every partition it has committed.
+    /// How far a group is behind, for every partition it has committed. What it has never committed is not in it: a new group, or
+    /// one that is stuck at its first record, has no lag here, and a name that no group has gives an empty map. Compare with
+    /// [`latest_offsets`](Self::latest_offsets) of its topics to see those.
     ///
     /// # Errors
     /// As [`group_offsets`](Self::group_offsets) and [`latest_offsets`](Self::latest_offsets).

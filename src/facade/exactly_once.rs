@@ -29,6 +29,26 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(900);
 /// Records of one partition come in order, one at a time; partitions are worked on at the same time. What the body does besides
 /// writing through its transaction happens again when a transaction has to be aborted.
 ///
+/// There is no error policy: a body that returns an error ends the run, and the next one begins with the same record. What cannot
+/// be handled at all is written to a topic of its own, in the same transaction, and the body returns `Ok`:
+///
+/// ```no_run
+/// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {
+/// # use dtkafka::{ExactlyOnce, ProducerRecord};
+/// ExactlyOnce::new(&kafka, ["orders"], "invoicing")
+///     .run(async |record, output| {
+///         let Ok(order) = record.json::<u64>() else {
+///             let letter = ProducerRecord::new("orders-dead").value(record.value().unwrap_or_default());
+///             drop(output.send_record(letter).await?);
+///             return Ok(());
+///         };
+///         drop(output.send("invoices", &order).await?);
+///         Ok(())
+///     })
+///     .await
+/// # }
+/// ```
+///
 /// To `tokio::spawn` a run, let the body own what it uses (`async move`, an `Arc` or a clone): the compiler does not see that the
 /// future of one that borrows may change threads, and says that `Send` is not general enough.
 ///

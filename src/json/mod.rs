@@ -64,7 +64,9 @@ fn unreadable((cause, is_json): (String, bool), topic: &Arc<str>, partition: i32
         .with_partition(partition)
         .with_offset(offset)
         .with_boxed_source(cause.into())
-        .with_hint("read the value as bytes, or choose an error policy that skips or dead-letters the record")
+        .with_hint(
+            "read the value as bytes, or let the error policy of a Consumer skip or dead-letter the record",
+        )
 }
 
 #[cfg(test)]

@@ -212,7 +212,8 @@ impl Consumer {
         })
     }
 
-    /// Which records are handled one after the other. Default: those of a partition.
+    /// Which records are handled one after the other. Default: those of a partition. With [`Ordering::Key`] and
+    /// [`Ordering::Unordered`] say also how many at once: [`concurrency`](Self::concurrency) is 1 otherwise.
     #[must_use]
     pub fn ordering(mut self, ordering: Ordering) -> Self {
         self.ordering = ordering;

@@ -47,8 +47,9 @@ const OUTBOX_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Consumer {
     /// Polls once, waiting up to `timeout` for records, passes them to their handlers, waits for these, and commits if
-    /// automatic commits are on. Returns how many records were handled. Those of a retry topic that have to wait longer than `timeout`
-    /// keep waiting while it is not called, and are handled by a later call.
+    /// automatic commits are on. Returns how many records were handled. The first call connects before that, which takes up to
+    /// `default.api.timeout.ms` where no broker answers. Records of a retry topic that have to wait longer than `timeout` keep
+    /// waiting while it is not called, and are handled by a later call.
     ///
     /// # Errors
     /// The handler's error ([`Handler`](ErrorKind::Handler)) or that of reading the value ([`Json`](ErrorKind::Json)), with topic,
