@@ -94,6 +94,7 @@ mod pattern;
 mod producer;
 mod race;
 mod record;
+mod sorted;
 mod telemetry;
 mod time;
 mod watch;

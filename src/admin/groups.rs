@@ -1,9 +1,6 @@
 //! Consumer groups and what they have committed. Each group is asked about at its own coordinator.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{At, Doubt, KafkaAdmin, broker_error};
 use crate::{
@@ -15,6 +12,7 @@ use crate::{
     },
     group::wire::decode_assignment,
     record::{OffsetAndMetadata, TopicPartition, serialize_fields},
+    sorted::{Map, Set},
     time::Instant,
 };
 
@@ -152,7 +150,7 @@ impl KafkaAdmin {
         let mut found = BTreeMap::new();
         retry!(self, At::Any, |_, until| {
             let metadata = self.cluster.require_topics(&topics, Create::Never, until).await?;
-            let mut by_leader: BTreeMap<i32, Vec<&TopicPartition>> = BTreeMap::new();
+            let mut by_leader: Map<i32, Vec<&TopicPartition>> = Map::new();
             for partition in partitions.iter().filter(|partition| !found.contains_key(*partition)) {
                 let (leader, _) =
                     metadata.leader(&partition.topic, partition.partition).ok_or_else(|| {
@@ -320,7 +318,7 @@ fn committed_offsets(
 
 fn list_offsets(partitions: &[&TopicPartition]) -> wire::ListOffsetsRequest {
     use wire::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
-    let mut topics: BTreeMap<&str, Vec<ListOffsetsPartition>> = BTreeMap::new();
+    let mut topics: Map<&str, Vec<ListOffsetsPartition>> = Map::new();
     for partition in partitions {
         let asked = ListOffsetsPartition {
             partition_index: partition.partition,
@@ -342,7 +340,7 @@ fn read_list_offsets(
     asked: &[&TopicPartition],
     found: &mut BTreeMap<TopicPartition, i64>,
 ) -> Result<()> {
-    let mut left: BTreeSet<&TopicPartition> = asked.iter().copied().collect();
+    let mut left: Set<&TopicPartition> = asked.iter().copied().collect();
     for topic in answer.topics {
         for partition in topic.partitions {
             let key = TopicPartition::new(topic.name.as_str(), partition.partition_index);

@@ -13,6 +13,7 @@ use crate::{
         metadata_request::MetadataRequestTopic,
     },
     error::{Error, ErrorCode, ErrorKind, Result, code::TOPIC_ALREADY_EXISTS},
+    sorted::Map,
     time,
 };
 
@@ -138,7 +139,7 @@ impl KafkaAdmin {
         &self,
         topics: impl IntoIterator<Item = NewTopic>,
     ) -> Result<BTreeMap<String, Result<()>>> {
-        let mut left: BTreeMap<String, NewTopic> =
+        let mut left: Map<String, NewTopic> =
             topics.into_iter().map(|topic| (topic.name.clone(), topic)).collect();
         let (mut done, mut doubt) = (BTreeMap::new(), Doubt::default());
         let ended = retry!(self, At::Controller, |connection, until| {
@@ -180,7 +181,7 @@ impl KafkaAdmin {
         &self,
         topics: impl IntoIterator<Item = impl Into<String>>,
     ) -> Result<BTreeMap<String, Result<()>>> {
-        let mut left: BTreeMap<String, ()> = topics.into_iter().map(|topic| (topic.into(), ())).collect();
+        let mut left: Map<String, ()> = topics.into_iter().map(|topic| (topic.into(), ())).collect();
         let (mut done, mut doubt) = (BTreeMap::new(), Doubt::default());
         let ended = retry!(self, At::Controller, |connection, until| {
             let mut request = wire::DeleteTopicsRequest {
@@ -338,7 +339,7 @@ fn description(name: &str, topic: wire::metadata_response::MetadataResponseTopic
 
 /// Moves every topic with a final outcome from `left` to `done`. An error is one that calls for another try.
 fn sort_out<T>(
-    left: &mut BTreeMap<String, T>,
+    left: &mut Map<String, T>,
     done: &mut BTreeMap<String, Result<()>>,
     outcomes: Vec<(String, Option<Error>)>,
     doubt: &mut Doubt,
@@ -377,7 +378,7 @@ fn is_final(error: &Error) -> bool {
 /// What became of each topic. How the call `ended` counts for those that are left, and for the whole call where no topic has an
 /// outcome.
 fn outcomes<T>(
-    left: BTreeMap<String, T>,
+    left: Map<String, T>,
     done: BTreeMap<String, Result<()>>,
     ended: Result<()>,
     doubt: &Doubt,
@@ -405,7 +406,7 @@ fn only<T>(outcomes: BTreeMap<String, Result<T>>) -> Result<T> {
 mod tests {
     use super::*;
 
-    fn left() -> BTreeMap<String, ()> {
+    fn left() -> Map<String, ()> {
         ["a", "b"].map(|name| (name.to_owned(), ())).into()
     }
 

@@ -6,7 +6,6 @@
 //! broker cannot be reached is kept, and logged once per change of state.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -23,6 +22,7 @@ use crate::{
     connection::{Connection, ThrottleTotals, Tls},
     driver::Within,
     error::{Error, ErrorKind, Result},
+    sorted::{Map, Set},
     time::{self, Backoff, Instant},
 };
 
@@ -56,10 +56,10 @@ pub(crate) struct Brokers {
 #[derive(Default)]
 struct Inner {
     /// Bootstrap addresses have the ids -1, -2, …
-    addresses: BTreeMap<i32, Address>,
+    addresses: Map<i32, Address>,
     /// Brokers that were told of by other answers than those about metadata since the last of these.
-    told_apart: BTreeSet<i32>,
-    slots: BTreeMap<(i32, Lane), Arc<Slot>>,
+    told_apart: Set<i32>,
+    slots: Map<(i32, Lane), Arc<Slot>>,
 }
 
 struct Slot {
@@ -129,7 +129,7 @@ impl Brokers {
 
     /// Takes over the addresses of a snapshot. A broker that moved gets new connections, one that is gone is forgotten.
     pub(crate) fn learn(&self, metadata: &Metadata) {
-        let (left, known): (Vec<_>, BTreeSet<i32>) = {
+        let (left, known): (Vec<_>, Set<i32>) = {
             let mut inner = lock(&self.inner);
             let mut left = Vec::new();
             for (id, broker) in &metadata.brokers {

@@ -2,13 +2,13 @@
 //!
 //! A line per change of state, with a count when it ends: an outage of two minutes is two lines per broker, not hundreds.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use crate::{error::Error, time::Instant};
+use crate::{error::Error, sorted::Map, time::Instant};
 
 /// The last cause of each thing that fails now.
 #[derive(Debug, Default)]
-pub(crate) struct Causes<K>(BTreeMap<K, Cause>);
+pub(crate) struct Causes<K>(Map<K, Cause>);
 
 #[derive(Debug)]
 struct Cause {

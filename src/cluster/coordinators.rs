@@ -1,7 +1,5 @@
 //! Who coordinates a group or a transactional id: asked once, then remembered until it proves wrong.
 
-use std::collections::BTreeMap;
-
 use super::{Cluster, kafka_string, metadata};
 use crate::{
     connection::Connection,
@@ -9,6 +7,7 @@ use crate::{
         Error, Result,
         code::{GROUP_AUTHORIZATION_FAILED, TRANSACTIONAL_ID_AUTHORIZATION_FAILED},
     },
+    sorted::Map,
     time::{self, Backoff, Instant},
     wire,
 };
@@ -33,9 +32,9 @@ impl CoordinatorKind {
 
 #[derive(Default)]
 pub(super) struct Coordinators {
-    known: BTreeMap<(CoordinatorKind, String), i32>,
+    known: Map<(CoordinatorKind, String), i32>,
     /// Why the last question failed.
-    failing: BTreeMap<(CoordinatorKind, String), Error>,
+    failing: Map<(CoordinatorKind, String), Error>,
 }
 
 impl Cluster {

@@ -4,7 +4,7 @@
 
 mod merge;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use self::merge::Former;
 pub(super) use self::merge::address;
@@ -14,23 +14,24 @@ use crate::{
     config::settings::Address,
     error::{Error, ErrorCode, ErrorKind, code::LEADER_NOT_AVAILABLE},
     pattern::Pattern,
+    sorted::Map,
 };
 
 /// What a client knows of the cluster at one moment.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Metadata {
     /// Names of topics by their id (KIP-516).
-    names: Arc<BTreeMap<TopicId, Arc<str>>>,
+    names: Arc<Map<TopicId, Arc<str>>>,
     /// 0 before the first answer; grows by one with each.
     pub(crate) version: u64,
     /// The number of the last question about all topics of interest whose answer is in it.
     pub(crate) answers: u64,
     pub(crate) cluster_id: Option<String>,
     pub(crate) controller: Option<i32>,
-    pub(crate) brokers: BTreeMap<i32, Broker>,
+    pub(crate) brokers: Map<i32, Broker>,
     /// Where brokers say they are that nobody can reach there.
-    misplaced: BTreeMap<i32, String>,
-    pub(crate) topics: BTreeMap<Arc<str>, Topic>,
+    misplaced: Map<i32, String>,
+    pub(crate) topics: Map<Arc<str>, Topic>,
     /// All topics of this pattern are in it.
     matched: Option<(Arc<Pattern>, u64)>,
 }
@@ -111,7 +112,7 @@ impl Metadata {
     }
 
     /// The names of all topics by their ids.
-    pub(crate) fn topic_names(&self) -> &Arc<BTreeMap<TopicId, Arc<str>>> {
+    pub(crate) fn topic_names(&self) -> &Arc<Map<TopicId, Arc<str>>> {
         &self.names
     }
 

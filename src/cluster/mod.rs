@@ -14,7 +14,6 @@ mod refresh;
 mod task;
 
 use std::{
-    collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
@@ -40,6 +39,7 @@ use crate::{
     error::{Error, ErrorCode, ErrorKind, Result, code},
     pattern::Pattern,
     race,
+    sorted::Set,
     time::{self, Backoff, Instant},
     watch,
     wire::{self, Api},
@@ -341,7 +341,7 @@ impl Cluster {
     /// A connection to any broker that answers: an open one, else the first that can be made.
     pub(crate) async fn any_connection(&self, deadline: Instant) -> Result<Arc<Connection>> {
         self.shared.check_driver()?;
-        self.shared.any_connection(false, &BTreeSet::new(), deadline).await.map(|(_, connection)| connection)
+        self.shared.any_connection(false, &Set::new(), deadline).await.map(|(_, connection)| connection)
     }
 }
 
@@ -371,7 +371,7 @@ impl Shared {
     async fn any_connection(
         &self,
         rebootstrap: bool,
-        but: &BTreeSet<i32>,
+        but: &Set<i32>,
         deadline: Instant,
     ) -> Result<(i32, Arc<Connection>)> {
         let mut candidates = self.brokers.candidates(&self.metadata(), rebootstrap);

@@ -11,15 +11,12 @@
 //! Never asks twice at once. Who complains or waits is served after `retry.backoff.ms` at first, and less often while the
 //! answers stay the same (KIP-580); a topic that nobody has asked about yet does not wait.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use super::metadata::TopicId;
 use crate::{
     pattern::Pattern,
+    sorted::{Map, Set},
     time::{Backoff, Instant, Rng},
 };
 
@@ -80,10 +77,10 @@ const UNHURRIED: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Refresh {
-    topics: BTreeMap<Arc<str>, Interest>,
+    topics: Map<Arc<str>, Interest>,
     /// Topics whose names are looked for.
     matching: Option<Arc<Pattern>>,
-    ids: BTreeSet<TopicId>,
+    ids: Set<TopicId>,
     last: Kind,
     /// The pattern has not been asked about yet.
     new_pattern: bool,
@@ -140,9 +137,9 @@ enum State {
 impl Refresh {
     pub(crate) fn new(now: Instant, limits: Limits, backoff: Backoff) -> Self {
         Self {
-            topics: BTreeMap::new(),
+            topics: Map::new(),
             matching: None,
-            ids: BTreeSet::new(),
+            ids: Set::new(),
             last: Kind::Full,
             new_pattern: false,
             new_ids: false,
@@ -186,7 +183,7 @@ impl Refresh {
 
     /// From now on exactly these topics are subscribed to.
     pub(crate) fn follow(&mut self, now: Instant, topics: &[Arc<str>]) {
-        let topics: BTreeSet<&Arc<str>> = topics.iter().collect();
+        let topics: Set<&Arc<str>> = topics.iter().collect();
         for (topic, interest) in &mut self.topics {
             if interest.followed && !topics.contains(topic) {
                 interest.followed = false;
@@ -222,7 +219,7 @@ impl Refresh {
 
     /// The names that the snapshot has for ids now. What it did not take in, whoever told of it, is asked about again, and no
     /// sooner than anything else.
-    pub(crate) fn handle_names(&mut self, names: &BTreeMap<TopicId, Arc<str>>) {
+    pub(crate) fn handle_names(&mut self, names: &Map<TopicId, Arc<str>>) {
         self.ids.retain(|id| !names.contains_key(id));
         self.new_ids &= !self.ids.is_empty();
     }

@@ -1,7 +1,7 @@
 //! The driver that keeps the snapshot fresh: asks when [`Refresh`](super::refresh::Refresh) says so, publishes answers. It
 //! also closes connections that are idle for too long.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
@@ -10,6 +10,7 @@ use crate::{
     connection::Connection,
     driver,
     error::{Error, ErrorKind, Result, code::REBOOTSTRAP_REQUIRED},
+    sorted::Set,
     time::{self, Instant, Rng},
     wire,
 };
@@ -69,7 +70,7 @@ async fn sleep_until(time: Option<Instant>) {
 /// Asks one broker after another, until one has an answer: what the first says may be its own trouble.
 async fn fetch(shared: &Shared, ask: &Ask) -> Result<wire::MetadataResponse> {
     let mut errors = Vec::new();
-    let mut tried = BTreeSet::new();
+    let mut tried = Set::new();
     loop {
         let deadline = time::now() + shared.settings.request_timeout;
         let (id, connection) = match shared.any_connection(ask.rebootstrap, &tried, deadline).await {

@@ -21,9 +21,9 @@ mod canary_tests;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 #[cfg(feature = "tls")]
 use std::sync::Arc;
-use std::{collections::BTreeMap, fmt};
 
 pub use overlay::{ConsumerConfig, ProducerConfig};
 pub use settings::{
@@ -37,6 +37,7 @@ use crate::{
     connection::transport::{Route, Transport},
     group::assignor::OwnAssignor,
     producer::Plugins,
+    sorted::Map,
     time::Environment,
 };
 
@@ -80,7 +81,7 @@ pub(crate) struct Entry {
 /// ```
 #[derive(Clone, Default)]
 pub struct KafkaConfig {
-    entries: BTreeMap<&'static str, Entry>,
+    entries: Map<&'static str, Entry>,
     /// What is wrong with names and sources; values are checked later.
     problems: Vec<String>,
     route: Route,

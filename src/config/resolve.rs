@@ -1,12 +1,7 @@
 //! From what was set to what the clients read: sources are merged, every value and combination is checked, and all
 //! that is wrong is reported in one error.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    str::FromStr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{str::FromStr, sync::Arc, time::Duration};
 
 use super::{
     Entry, KafkaConfig, Origin,
@@ -24,6 +19,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     group::assignor::{OwnAssignor, Strategy},
     producer::Plugins,
+    sorted::{Map, Set},
 };
 
 /// The largest answers accepted unless it is set. No batch of ordinary size comes near the first, and the second tells of
@@ -36,7 +32,7 @@ const LEAST_PAUSE: Duration = Duration::from_millis(1);
 /// Every source merged, and what is wrong with it.
 #[derive(Default)]
 pub(super) struct Effective {
-    pub(super) entries: BTreeMap<&'static str, Entry>,
+    pub(super) entries: Map<&'static str, Entry>,
     pub(super) problems: Vec<String>,
     /// Worth a warning, no reason to refuse.
     pub(super) notes: Vec<String>,
@@ -576,7 +572,7 @@ impl Effective {
 
     /// The settings, or everything that is wrong.
     fn outcome<T>(self, settings: T) -> Result<T> {
-        let mut seen = BTreeSet::new();
+        let mut seen = Set::new();
         let problems: Vec<_> = self.problems.iter().filter(|problem| seen.insert(problem.as_str())).collect();
         let text = match problems.as_slice() {
             [] => return Ok(settings),

@@ -4,7 +4,7 @@
 //! stands where a name, a number or a file is wanted. Nothing is repeated here that could be such a part: at most seven
 //! characters, or what is nearly a word that is known anyway, or what has the form of a path.
 
-use std::{borrow::Cow, collections::BTreeSet};
+use std::borrow::Cow;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 
@@ -14,6 +14,7 @@ use super::{
     settings::Secret,
     url,
 };
+use crate::sorted::Set;
 
 pub(crate) const HIDDEN: &str = "[hidden]";
 /// Bytes in a row that give a secret away.
@@ -260,7 +261,7 @@ pub(crate) fn without(text: &str, secret: &str) -> String {
         0..4 => text.to_owned(),
         _ => text.replace(secret, HIDDEN),
     };
-    let windows: BTreeSet<Vec<u8>> = forms(secret)
+    let windows: Set<Vec<u8>> = forms(secret)
         .iter()
         .flat_map(|form| form.windows(TELLING).map(<[u8]>::to_vec).collect::<Vec<_>>())
         .collect();
@@ -298,7 +299,7 @@ fn forms(secret: &str) -> Vec<Vec<u8>> {
 
 /// The secrets of a configuration, to find them where they do not belong.
 #[derive(Default)]
-pub(super) struct Secrets(BTreeSet<[u8; TELLING]>);
+pub(super) struct Secrets(Set<[u8; TELLING]>);
 
 impl Secrets {
     pub(super) fn of<'a>(entries: impl Iterator<Item = (&'a &'static str, &'a Entry)>) -> Self {

@@ -2,7 +2,9 @@
 //!
 //! Errors name the part that is wrong, never its text: a part that cannot be read may be half a password.
 
-use std::{collections::BTreeSet, net::Ipv6Addr};
+use std::net::Ipv6Addr;
+
+use crate::sorted::Set;
 
 use super::{
     properties::{self, Kind},
@@ -94,7 +96,7 @@ fn parse_user_info(text: &str) -> Result<(Option<String>, Option<Secret>), Strin
 
 fn parse_query(query: &str) -> Result<Vec<(&'static str, Secret)>, String> {
     let mut parameters = Vec::new();
-    let mut seen = BTreeSet::new();
+    let mut seen = Set::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let Some((name, value)) = pair.split_once('=') else {
             return Err(

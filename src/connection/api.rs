@@ -22,10 +22,11 @@ use rskafka::{
 };
 
 use super::stream::Stream;
+use crate::sorted::Map;
 pub(crate) use crate::wire::{self, Api};
 
 /// The versions a broker offers: `(lowest, highest)` by API key.
-pub(crate) type Versions = std::collections::BTreeMap<i16, (i16, i16)>;
+pub(crate) type Versions = Map<i16, (i16, i16)>;
 
 /// What a call knows of its API beside the messages: no code that needs no more is compiled for each of them.
 #[derive(Debug, Clone, Copy)]

@@ -4,7 +4,7 @@
 //! moment only).
 //! Never retries beyond that: pauses and further attempts are the caller's.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc, sync::Mutex, time::Duration};
+use std::{future::Future, sync::Arc, sync::Mutex, time::Duration};
 
 use super::{
     Connection, Reading,
@@ -22,6 +22,7 @@ use crate::{
     config::settings::{Address, ClientSettings},
     error::{Error, ErrorCode, ErrorKind, Result, Stage, code},
     race,
+    sorted::Map,
     time::{Instant, now},
 };
 
@@ -250,7 +251,7 @@ async fn ask_versions(
     settings: &ClientSettings,
     version: i16,
     deadline: Instant,
-) -> Result<(Versions, BTreeMap<String, i16>), Failure> {
+) -> Result<(Versions, Map<String, i16>), Failure> {
     let mut version = version;
     loop {
         channel.set_versions(&Versions::from([(wire::ApiVersionsRequest::KEY, (version, version))]));

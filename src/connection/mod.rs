@@ -16,7 +16,6 @@ pub(crate) mod transport;
 mod whole;
 
 use std::{
-    collections::BTreeMap,
     pin::{Pin, pin},
     sync::{
         Arc, Mutex, PoisonError, Weak,
@@ -43,6 +42,7 @@ pub(crate) use self::{tls::Tls, whole::KeptMemory};
 use crate::{
     config::settings::{Address, ClientSettings},
     error::{Error, ErrorKind, Result},
+    sorted::Map,
     time::{Instant, now},
 };
 
@@ -54,7 +54,7 @@ pub(crate) struct Connection {
     address: Address,
     versions: Versions,
     /// The cluster's finalized features (KIP-584) and their levels.
-    features: BTreeMap<String, i16>,
+    features: Map<String, i16>,
     pauses: Arc<ThrottleTotals>,
     request_timeout: Duration,
     /// SASL was not asked for: the broker may close the connection because it wants it.

@@ -4,15 +4,12 @@
 //! poll, outside every lock. Nothing here copies a record. KIP-98: control batches and, for read_committed, batches of
 //! aborted transactions are stepped over; their offsets still count.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    ops::Range,
-    sync::Arc,
-};
+use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use crate::{
     batch::{ControlType, DecodedBatch, Decompressor, RawBatch},
     error::Result,
+    sorted::Set,
 };
 
 /// Batches beyond this are decoded when these are handed out: small batches that decompress to much must not add up.
@@ -221,7 +218,7 @@ impl Buffer {
 pub(crate) struct Aborted {
     /// `(first offset, producer id)`, by offset.
     ahead: VecDeque<(i64, i64)>,
-    open: BTreeSet<i64>,
+    open: Set<i64>,
 }
 
 impl Aborted {
@@ -229,7 +226,7 @@ impl Aborted {
     pub(crate) fn new(transactions: impl IntoIterator<Item = (i64, i64)>) -> Self {
         let mut ahead: Vec<_> = transactions.into_iter().collect();
         ahead.sort_unstable();
-        Self { ahead: ahead.into(), open: BTreeSet::new() }
+        Self { ahead: ahead.into(), open: Set::new() }
     }
 
     /// Whether a batch is not for the user. To be asked for every batch of the answer, in order.

@@ -23,6 +23,7 @@ use crate::{
     error::{Error, Result},
     flights::{Token, Tokens},
     record::TopicPartition,
+    sorted::Map,
     time::{Backoff, Instant, Rng},
 };
 
@@ -163,7 +164,7 @@ pub(super) use crate::error::code;
 #[derive(Debug)]
 pub(crate) struct Fetcher {
     settings: FetchSettings,
-    brokers: BTreeMap<i32, BrokerFetch>,
+    brokers: Map<i32, BrokerFetch>,
     /// Where each partition stands, as of the last look at it.
     standings: BTreeMap<TopicPartition, (i32, Standing)>,
     /// Left out until a time.
@@ -178,7 +179,7 @@ impl Fetcher {
     pub(crate) fn new(settings: FetchSettings, rng: Rng) -> Self {
         Self {
             settings,
-            brokers: BTreeMap::new(),
+            brokers: Map::new(),
             standings: BTreeMap::new(),
             waiting: BTreeSet::new(),
             refused: BTreeSet::new(),

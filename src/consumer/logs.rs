@@ -18,6 +18,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     group::code::is_moved,
     record::TopicPartition,
+    sorted::Map,
     time::{self, Backoff, Instant, Rng},
 };
 
@@ -67,12 +68,12 @@ impl KafkaConsumer {
         &self,
         times: impl IntoIterator<Item = (TopicPartition, i64)>,
     ) -> Result<BTreeMap<TopicPartition, Option<OffsetAndTimestamp>>> {
-        let mut asked = BTreeMap::new();
+        let mut asked = Vec::new();
         for (key, time) in times {
             check_time(&key, time)?;
-            asked.insert(key, ResetTo::Time(time));
+            asked.push((key, ResetTo::Time(time)));
         }
-        let found = self.list_offsets(asked).await?;
+        let found = self.list_offsets(asked.into_iter().collect()).await?;
         let record = |place: FoundOffset| {
             let FoundOffset { offset, leader_epoch, timestamp, .. } = place;
             (offset >= 0).then(|| OffsetAndTimestamp {
@@ -86,8 +87,8 @@ impl KafkaConsumer {
 
     async fn list_offsets(
         &self,
-        asked: BTreeMap<TopicPartition, ResetTo>,
-    ) -> Result<BTreeMap<TopicPartition, FoundOffset>> {
+        asked: Map<TopicPartition, ResetTo>,
+    ) -> Result<Map<TopicPartition, FoundOffset>> {
         self.shared.lock().check_open()?;
         let mut topics: Vec<_> = asked.keys().map(|key| Arc::clone(&key.topic)).collect();
         topics.dedup();
@@ -104,11 +105,11 @@ impl KafkaConsumer {
     async fn ask_leaders(
         &self,
         topics: &[Arc<str>],
-        asked: &BTreeMap<TopicPartition, ResetTo>,
+        asked: &Map<TopicPartition, ResetTo>,
         deadline: Instant,
-    ) -> Result<BTreeMap<TopicPartition, FoundOffset>> {
+    ) -> Result<Map<TopicPartition, FoundOffset>> {
         let metadata = self.shared.cluster.require_topics(topics, Create::Never, deadline).await?;
-        let mut leaders: BTreeMap<i32, Vec<Lookup>> = BTreeMap::new();
+        let mut leaders: Map<i32, Vec<Lookup>> = Map::new();
         for (key, to) in asked {
             let Some((leader, leader_epoch)) = metadata.leader(&key.topic, key.partition) else {
                 return Err(Error::from_code("Metadata", UNKNOWN_TOPIC_OR_PARTITION)
@@ -118,7 +119,7 @@ impl KafkaConsumer {
             let lookup = Lookup { partition: key.clone(), life: Life::NONE, leader_epoch, to: *to };
             leaders.entry(leader).or_default().push(lookup);
         }
-        let mut found = BTreeMap::new();
+        let mut found = Map::new();
         for (leader, lookups) in leaders {
             found.extend(requests::list_offsets(&self.shared, leader, &lookups, deadline).await?);
         }
@@ -180,7 +181,7 @@ pub(super) fn all_found<'a>(
     api: &'static str,
     partitions: impl Iterator<Item = &'a TopicPartition>,
     found: &Found,
-) -> Result<BTreeMap<TopicPartition, FoundOffset>> {
+) -> Result<Map<TopicPartition, FoundOffset>> {
     let place = |key: &TopicPartition| match found.get(key) {
         Some(Ok(place)) => Ok((key.clone(), place.clone())),
         Some(Err(code)) => {
@@ -191,7 +192,7 @@ pub(super) fn all_found<'a>(
     partitions.map(place).collect()
 }
 
-fn offsets(places: BTreeMap<TopicPartition, FoundOffset>) -> BTreeMap<TopicPartition, i64> {
+fn offsets(places: Map<TopicPartition, FoundOffset>) -> BTreeMap<TopicPartition, i64> {
     places.into_iter().map(|(key, place)| (key, place.offset)).collect()
 }
 

@@ -4,7 +4,7 @@
 //! It says what to ask and understands the answers. A partition is asked about once at a time, and again after a pause if
 //! that failed; what must happen beyond the partitions is for the core to do.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tracing::{debug, info, warn};
 
@@ -21,6 +21,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     group::code::{STALE_MEMBER_EPOCH, UNKNOWN_MEMBER_ID, is_moved},
     record::TopicPartition,
+    sorted::Map,
     time::{Backoff, Instant, Rng},
 };
 
@@ -52,7 +53,7 @@ pub(crate) struct FoundOffset {
 }
 
 /// The answer for each partition, or the broker's code.
-pub(crate) type Found = BTreeMap<TopicPartition, Result<FoundOffset, i16>>;
+pub(crate) type Found = Map<TopicPartition, Result<FoundOffset, i16>>;
 
 /// What to ask now.
 #[derive(Debug, Default)]

@@ -54,7 +54,7 @@ fn positions_that_are_outside_the_log_again_and_again_are_looked_up_less_and_les
             }
         };
         pauses.push((bench.now - before).as_millis() / PAUSE.as_millis());
-        let answer = BTreeMap::from([(key(0), found(7))]);
+        let answer = Found::from([(key(0), found(7))]);
         bench.lookups.handle_listed(bench.now, &asked, Ok(answer), &mut bench.partitions);
         assert_eq!(bench.next(0), Some(7));
     }

@@ -6,8 +6,6 @@
 //! group has gone on to another generation, as with cooperative rebalancing, is sent again under that one. What may be
 //! committed is decided elsewhere (`ledger.rs`): this file must never raise an offset.
 
-use std::collections::BTreeMap;
-
 use super::{fetch::is_passing, ledger::Life};
 use crate::{
     cluster::{TopicId, UNKNOWN_TOPIC_OR_PARTITION},
@@ -15,6 +13,7 @@ use crate::{
     flights::{Token, Tokens},
     group::{Identity, code},
     record::TopicPartition,
+    sorted::Map,
     time::{Backoff, Instant, Rng},
 };
 
@@ -57,7 +56,7 @@ impl Offset {
     }
 }
 
-pub(crate) type Offsets = BTreeMap<TopicPartition, Offset>;
+pub(crate) type Offsets = Map<TopicPartition, Offset>;
 
 /// Names a commit that somebody waits for.
 pub(crate) type Ticket = u64;
@@ -388,7 +387,7 @@ impl Commits {
         &mut self,
         now: Instant,
         token: Token,
-        answer: Result<BTreeMap<TopicPartition, i16>>,
+        answer: Result<Map<TopicPartition, i16>>,
         is_gone: impl Fn(&TopicPartition, TopicId) -> bool,
     ) -> Option<CommitOutcome> {
         let (mut commit, generation) = match std::mem::replace(&mut self.state, State::Idle) {
@@ -405,7 +404,7 @@ impl Commits {
         let superseded =
             outcome.fenced.filter(|(_, code)| is_superseded(*code)).map(|(generation, _)| generation);
         // What may succeed later, and why it has not; the rest is over.
-        let mut again: BTreeMap<TopicPartition, Error> = BTreeMap::new();
+        let mut again: Map<TopicPartition, Error> = Map::new();
         for (key, offset, error) in refused {
             let goes_on = match outcome.fenced {
                 Some(_) => superseded.is_some_and(|generation| generation >= 0),
@@ -464,7 +463,7 @@ impl Commits {
 fn refused(
     commit: &mut Pending,
     generation: i32,
-    answer: Result<BTreeMap<TopicPartition, i16>>,
+    answer: Result<Map<TopicPartition, i16>>,
     is_gone: impl Fn(&TopicPartition, TopicId) -> bool,
     outcome: &mut CommitOutcome,
 ) -> Vec<(TopicPartition, Offset, Error)> {

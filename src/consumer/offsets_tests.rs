@@ -34,7 +34,7 @@ fn later(commits: &mut Commits) -> CommitAction {
     sent(commits, at)
 }
 
-fn codes(list: &[(i32, i16)]) -> Result<BTreeMap<TopicPartition, i16>> {
+fn codes(list: &[(i32, i16)]) -> Result<Map<TopicPartition, i16>> {
     Ok(list.iter().map(|(partition, code)| (TopicPartition::new("t", *partition), *code)).collect())
 }
 
@@ -476,7 +476,7 @@ fn an_offset_of_a_topic_whose_id_is_not_known_yet_is_superseded_by_one_with_the_
         let Some(NextCommit::Send(out)) = commits.poll_action(now, Some(&identity), |_, _| true) else {
             panic!()
         };
-        let (key, offset) = out.offsets.first_key_value().unwrap();
+        let (key, offset) = out.offsets.iter().next().unwrap();
         assert_eq!((offset.offset, offset.topic_id), (12, id));
         let outcome =
             commits.handle_answer(now, out.token, Ok([(key.clone(), 0)].into()), |_, _| false).unwrap();

@@ -26,7 +26,7 @@ use super::{
     fetch::low_mark,
     ledger::{Account, Life, Lives, Mark},
 };
-use crate::{cluster::TopicId, error::Error, record::TopicPartition, time::Instant};
+use crate::{cluster::TopicId, error::Error, record::TopicPartition, sorted::Map, time::Instant};
 
 /// Whose turn is next after some records were taken of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,9 +91,9 @@ pub(crate) struct Partitions {
     is_short: bool,
     lives: Lives,
     /// The topics that were ever assigned, by their last ids, and since when another one has that name.
-    known: BTreeMap<Arc<str>, (TopicId, Life)>,
+    known: Map<Arc<str>, (TopicId, Life)>,
     /// Leaders that have named a replica that failed, and until when they are to serve what they lead themselves.
-    kept_to: BTreeMap<i32, Instant>,
+    kept_to: Map<i32, Instant>,
     /// Records are acknowledged one by one, and not by the next poll.
     by_each: bool,
 }

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::ledger::Life;
-use crate::{cluster::TopicId, record::TopicPartition};
+use crate::{cluster::TopicId, record::TopicPartition, sorted::Map};
 
 /// What is asked of one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,10 +108,10 @@ pub(crate) struct Session {
     /// The session was opened with ids.
     by_id: bool,
     /// What the next request changes.
-    changes: BTreeMap<TopicPartition, Option<Wanted>>,
+    changes: Map<TopicPartition, Option<Wanted>>,
     /// When each partition has last brought something, counted in such events: without a session the order is ours to keep
     /// fair, for a broker fills its answer in the order of the request.
-    served: BTreeMap<TopicPartition, u64>,
+    served: Map<TopicPartition, u64>,
     turns: u64,
 }
 

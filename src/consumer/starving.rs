@@ -3,9 +3,9 @@
 //! A poll that returns nothing says nothing: the topic may be idle, or its leader gone, its partition missing, its group
 //! without a coordinator. After `unreadable.warn.ms` the difference is said, once per change of state.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use crate::{error::Error, record::TopicPartition, time::Instant};
+use crate::{error::Error, record::TopicPartition, sorted::Map, time::Instant};
 
 /// What does not get on.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,7 +29,7 @@ impl ShouldGetOn {
         self,
         unreachable: impl Fn(&TopicPartition) -> Option<Error>,
         without_coordinator: impl FnOnce() -> Option<Error>,
-    ) -> BTreeMap<What, Error> {
+    ) -> Map<What, Error> {
         let partitions = self.partitions.into_iter().filter_map(|(key, answered)| {
             let error = unreachable(&key).or(answered)?;
             let error = error.with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
@@ -43,7 +43,7 @@ impl ShouldGetOn {
 #[derive(Debug)]
 pub(super) struct Starving {
     patience: Duration,
-    since: BTreeMap<What, Since>,
+    since: Map<What, Since>,
     next_look: Instant,
 }
 
@@ -82,7 +82,7 @@ const LOOK: Duration = Duration::from_secs(1);
 
 impl Starving {
     pub(super) fn new(now: Instant, patience: Duration) -> Self {
-        Self { patience, since: BTreeMap::new(), next_look: now + LOOK }
+        Self { patience, since: Map::new(), next_look: now + LOOK }
     }
 
     /// When to look again.
@@ -96,7 +96,7 @@ impl Starving {
     }
 
     /// `why`: all that does not get on now, and its cause.
-    pub(super) fn handle_look(&mut self, now: Instant, why: BTreeMap<What, Error>) -> News {
+    pub(super) fn handle_look(&mut self, now: Instant, why: Map<What, Error>) -> News {
         self.next_look = now + LOOK;
         let mut news = News::default();
         self.since.retain(|what, since| {
@@ -127,18 +127,18 @@ mod tests {
         let start = crate::time::now();
         let mut starving = Starving::new(start, Duration::from_secs(10));
         let partition = What::Partition(TopicPartition::new("orders", 3));
-        let why = || BTreeMap::from([(partition.clone(), Error::new(ErrorKind::Timeout, "no leader"))]);
+        let why = || Map::from([(partition.clone(), Error::new(ErrorKind::Timeout, "no leader"))]);
         let at = |seconds| start + Duration::from_secs(seconds);
         for second in 0..10 {
             assert!(starving.handle_look(at(second), why()).starving.is_empty(), "{second}");
         }
         assert_eq!(starving.handle_look(at(10), why()).starving.len(), 1);
         assert!(starving.handle_look(at(11), why()).starving.is_empty(), "once");
-        let news = starving.handle_look(at(12), BTreeMap::new());
+        let news = starving.handle_look(at(12), Map::new());
         assert_eq!(news.over, [(partition.clone(), Duration::from_secs(12))]);
         // A short one is not worth a word.
         starving.handle_look(at(13), why());
-        assert!(starving.handle_look(at(15), BTreeMap::new()).over.is_empty());
+        assert!(starving.handle_look(at(15), Map::new()).over.is_empty());
         starving.handle_look(at(20), why());
         assert!(starving.handle_look(at(25), why()).starving.is_empty(), "its time begins anew");
         assert!(!starving.is_due(at(25)) && starving.is_due(starving.poll_timeout()));

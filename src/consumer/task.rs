@@ -27,6 +27,7 @@ use crate::{
         assignor::{Assignment, GroupInfo, GroupMember, Racks, Strategy},
     },
     record::TopicPartition,
+    sorted::Map,
     time::{self, Instant},
 };
 
@@ -35,7 +36,7 @@ enum Event {
     Topics(Vec<Arc<str>>, Result<()>),
     Group(Token, Result<Answer>),
     Plan(Token, Strategy, BTreeMap<Arc<str>, i32>, Result<Assignment>),
-    Commit(Token, Result<BTreeMap<TopicPartition, i16>>),
+    Commit(Token, Result<Map<TopicPartition, i16>>),
     Committed(Vec<(TopicPartition, Life)>, Result<Found>),
     Listed(Vec<Lookup>, Result<Found>),
     EpochEnds(Vec<Check>, Result<Option<EpochEnds>>),
@@ -220,7 +221,7 @@ async fn count_covered(shared: &Shared, counts: &mut BTreeMap<Arc<str>, i32>, de
 
 /// Where the replicas of these topics are, also those that are out of sync: they may be back before the next rebalance.
 fn racks<'a>(metadata: &Metadata, topics: impl Iterator<Item = &'a Arc<str>>) -> Racks {
-    let names: BTreeMap<i32, Arc<str>> = metadata
+    let names: Map<i32, Arc<str>> = metadata
         .brokers
         .iter()
         .filter_map(|(id, broker)| Some((*id, Arc::from(broker.rack.as_deref()?))))

@@ -4,7 +4,7 @@
 //! It owns a consumer and a producer of transactions and decides when a transaction ends. It never commits what belongs to
 //! partitions that the consumer has lost: the group's metadata of before refuses that (KIP-447).
 
-use std::{collections::BTreeMap, future::Future, pin::pin, time::Duration};
+use std::{future::Future, pin::pin, time::Duration};
 
 use futures_util::future::{FutureExt as _, Shared, try_join_all};
 
@@ -15,6 +15,7 @@ use crate::{
     error::{Error, ErrorKind, Result, code},
     producer::{Transaction, TransactionalProducer, is_refused},
     record::{ConsumerGroupMetadata, TopicPartition},
+    sorted::Map,
     time::{self, Backoff, Instant},
 };
 
@@ -80,7 +81,7 @@ pub struct ExactlyOnce {
 /// What one transaction has taken in.
 #[derive(Default)]
 struct TransactionInput {
-    offsets: BTreeMap<TopicPartition, Span>,
+    offsets: Map<TopicPartition, Span>,
     group: Option<ConsumerGroupMetadata>,
     records: usize,
 }

@@ -1,13 +1,14 @@
 //! What happens to a record that its handlers do not take: [`ErrorPolicy`], and the one function that decides. Pure: no
 //! clock, no handler, no socket; random numbers come as an argument.
 
-use std::{collections::BTreeSet, error::Error as StdError, fmt, sync::Arc, time::Duration};
+use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use super::{HandlerError, consumed::Consumed, message::Failed};
 use crate::{
     error::{Error, ErrorKind, Result},
     pattern,
     record::ConsumerRecord,
+    sorted::Set,
 };
 
 /// The longest pause between two attempts unless [`ErrorPolicy::max`] says otherwise.
@@ -269,7 +270,7 @@ impl ErrorPolicy {
             ));
         }
         // How far a record has come is known by the topic it waits in.
-        let names: BTreeSet<String> = self.retry_endings().collect();
+        let names: Set<String> = self.retry_endings().collect();
         let is_whole = |pause: &Duration| pause.subsec_nanos().is_multiple_of(1_000_000);
         if names.len() < self.retry_topics.len() || !self.retry_topics.iter().all(is_whole) {
             return bad("the pauses of retry topics must differ, in whole milliseconds".to_owned());

@@ -1,7 +1,6 @@
 //! Which handlers and which policy a topic has. Pure.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -18,6 +17,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     pattern,
     record::{ConsumerRecord, TopicPartition},
+    sorted::{Map, Set},
 };
 
 /// Between the name of a topic and the pause of its retry topic.
@@ -215,7 +215,7 @@ pub(super) struct Routes {
     handlers: Vec<(Topics, ErasedHandler)>,
     policies: Vec<(Topics, ErrorPolicy)>,
     /// Those that were asked for.
-    known: Mutex<BTreeMap<Arc<str>, Arc<Route>>>,
+    known: Mutex<Map<Arc<str>, Arc<Route>>>,
 }
 
 impl Routes {
@@ -312,8 +312,7 @@ impl Routes {
     /// The pattern of all topics to be read: those that match, and their retry topics. A policy that has some was refused if
     /// nothing can follow the pattern.
     pub(super) fn with_retry_topics(&self, text: &str) -> String {
-        let endings: BTreeSet<_> =
-            self.policies.iter().flat_map(|(_, policy)| policy.retry_endings()).collect();
+        let endings: Set<_> = self.policies.iter().flat_map(|(_, policy)| policy.retry_endings()).collect();
         match endings.is_empty() {
             true => text.to_owned(),
             false => {

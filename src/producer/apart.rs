@@ -1,9 +1,9 @@
 //! Where the records of a batch go when the broker refuses it for some of them (KIP-467). Pure.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use super::receipt::{BatchOutcome, Part, Receipt};
-use crate::error::Error;
+use crate::{error::Error, sorted::Map};
 
 /// A batch without its bad records.
 pub(super) struct Apart {
@@ -19,7 +19,7 @@ pub(super) struct Apart {
 pub(super) fn take_apart(
     whole: &Arc<Receipt>,
     count: i32,
-    bad: &BTreeMap<usize, Option<&str>>,
+    bad: &Map<usize, Option<&str>>,
     error: &Error,
 ) -> Apart {
     let count = usize::try_from(count).unwrap_or(0);

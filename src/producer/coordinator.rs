@@ -1,11 +1,7 @@
 //! Carries out the calls of a transaction: finds the coordinator, asks, and turns the answer into a reply or an error. It decides
 //! nothing; codes are `transaction.rs`'s to judge.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use super::{
     identity::ProducerIdentity,
@@ -15,6 +11,7 @@ use crate::{
     cluster::{Cluster, CoordinatorKind, Lane, kafka_string, millis},
     connection::Connection,
     error::{Error, ErrorKind, Result, code},
+    sorted::{Map, Set},
     time::{self, Instant},
     wire,
 };
@@ -104,7 +101,7 @@ impl Caller {
         partitions: &Partitions,
         deadline: Instant,
     ) -> Result<Reply> {
-        let mut topics: BTreeMap<&str, Vec<i32>> = BTreeMap::new();
+        let mut topics: Map<&str, Vec<i32>> = Map::new();
         for (topic, partition) in partitions {
             topics.entry(topic).or_default().push(*partition);
         }
@@ -123,12 +120,12 @@ impl Caller {
         };
         let answer = connection.call(request, deadline).await?;
         check("AddPartitionsToTxn", answer.error_code)?;
-        let mut answered = BTreeSet::new();
+        let mut answered = Vec::new();
         // Of several errors the one that says most: others were only not attempted because of it.
         let mut worst: Option<Error> = None;
         for topic in &answer.results_by_topic_v3_and_below {
             for partition in &topic.results_by_partition {
-                answered.insert((topic.name.as_str(), partition.partition_index));
+                answered.push((topic.name.as_str(), partition.partition_index));
                 let told = partition.partition_error_code;
                 if told == 0 || (told == code::OPERATION_NOT_ATTEMPTED && worst.is_some()) {
                     continue;
@@ -146,7 +143,7 @@ impl Caller {
             }
         }
         let asked = partitions.iter().map(|(topic, partition)| (&**topic, *partition));
-        worst.map_or_else(|| check_answered("AddPartitionsToTxn", asked, &answered), Err)
+        worst.map_or_else(|| check_answered("AddPartitionsToTxn", asked, answered), Err)
     }
 
     async fn add_offsets(
@@ -173,7 +170,7 @@ impl Caller {
         offsets: &Offsets,
         deadline: Instant,
     ) -> Result<Reply> {
-        let mut topics: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+        let mut topics: Map<&str, Vec<_>> = Map::new();
         for (partition, offset) in &offsets.offsets {
             topics.entry(&partition.topic).or_default().push(
                 wire::txn_offset_commit_request::TxnOffsetCommitRequestPartition {
@@ -207,10 +204,10 @@ impl Caller {
             true => connection.call(request, deadline).await?,
             false => connection.call_up_to::<4, _>(request, deadline).await?,
         };
-        let mut answered = BTreeSet::new();
+        let mut answered = Vec::new();
         for topic in &answer.topics {
             for partition in &topic.partitions {
-                answered.insert((topic.name.as_str(), partition.partition_index));
+                answered.push((topic.name.as_str(), partition.partition_index));
                 if partition.error_code != 0 {
                     return Err(coordinator_error("TxnOffsetCommit", partition.error_code)
                         .with_topic(topic.name.as_str())
@@ -220,7 +217,7 @@ impl Caller {
         }
         let asked = offsets.offsets.iter();
         let asked = asked.map(|(partition, _)| (&*partition.topic, partition.partition));
-        check_answered("TxnOffsetCommit", asked, &answered)
+        check_answered("TxnOffsetCommit", asked, answered)
     }
 
     async fn end(
@@ -266,8 +263,9 @@ fn unreachable(error: Error) -> Error {
 fn check_answered<'a>(
     api: &'static str,
     asked: impl Iterator<Item = (&'a str, i32)>,
-    answered: &BTreeSet<(&'a str, i32)>,
+    answered: Vec<(&'a str, i32)>,
 ) -> Result<Reply> {
+    let answered: Set<_> = answered.into_iter().collect();
     for (topic, partition) in asked {
         if !answered.contains(&(topic, partition)) {
             return Err(Error::protocol("the coordinator's answer leaves out a partition")
@@ -311,14 +309,14 @@ mod tests {
     #[test]
     fn a_partition_that_an_answer_leaves_out_is_not_taken_for_done() {
         let asked = [("a", 0), ("a", 1), ("b", 0)];
-        let check = |answered: &[(&'static str, i32)]| {
-            check_answered("TxnOffsetCommit", asked.into_iter(), &answered.iter().copied().collect())
+        let check = |answered: Vec<(&'static str, i32)>| {
+            check_answered("TxnOffsetCommit", asked.into_iter(), answered)
         };
-        assert!(check(&[("b", 0), ("a", 1), ("z", 9), ("a", 0)]).is_ok());
+        assert!(check(vec![("b", 0), ("a", 1), ("z", 9), ("a", 0)]).is_ok());
         for missing in asked {
             let answered: Vec<_> =
                 asked.into_iter().filter(|key| *key != missing).chain([("z", 9)]).collect();
-            let error = check(&answered).err().unwrap();
+            let error = check(answered).err().unwrap();
             assert_eq!((error.topic(), error.partition()), (Some(missing.0), Some(missing.1)), "{error}");
         }
     }

@@ -2,10 +2,13 @@
 //!
 //! It never connects: it says when that is due, and is told what came of it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use super::sender::{SenderSettings, earlier};
-use crate::time::{Backoff, Instant, Rng};
+use crate::{
+    sorted::Map,
+    time::{Backoff, Instant, Rng},
+};
 
 /// Whether a request can go to a broker now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +41,7 @@ struct Leader {
 
 #[derive(Debug)]
 pub(super) struct Leaders {
-    leaders: BTreeMap<i32, Leader>,
+    leaders: Map<i32, Leader>,
     max_in_flight: usize,
     /// `partitioner.availability.timeout.ms`; zero: never.
     availability_timeout: Duration,
@@ -48,7 +51,7 @@ pub(super) struct Leaders {
 impl Leaders {
     pub(super) fn new(settings: &SenderSettings) -> Self {
         Self {
-            leaders: BTreeMap::new(),
+            leaders: Map::new(),
             max_in_flight: settings.max_in_flight,
             availability_timeout: settings.availability_timeout,
             backoff: Backoff::new(settings.retry_backoff, settings.retry_backoff_max),
@@ -153,7 +156,7 @@ mod tests {
         let now = crate::time::now();
         let pause = Duration::from_millis(100);
         let mut leaders = Leaders {
-            leaders: BTreeMap::new(),
+            leaders: Map::new(),
             max_in_flight: 5,
             availability_timeout: Duration::ZERO,
             backoff: Backoff::new(pause, pause),

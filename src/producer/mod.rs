@@ -550,7 +550,7 @@ fn start_limit(cluster: &Cluster, settings: &ProducerSettings) -> Duration {
 
 /// How many records an end leaves without an answer. Batches that were cut in two have several receipts.
 fn undelivered(aftermath: &Aftermath) -> u64 {
-    let mut counted = std::collections::BTreeSet::new();
+    let mut counted = crate::sorted::Set::new();
     let left = aftermath.resolved.iter().map(|(receipt, _)| receipt);
     let left = left.filter(|receipt| !receipt.is_resolved() && counted.insert(Arc::as_ptr(receipt)));
     left.map(|receipt| u64::from(receipt.records())).sum()

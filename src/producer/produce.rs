@@ -2,7 +2,7 @@
 //!
 //! KIP-467 (errors of records), KIP-516 (topics by id), KIP-951 (leaders in the answer).
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     Shared,
@@ -14,13 +14,14 @@ use crate::{
     connection::api::wire,
     error::code,
     record::TopicPartition,
+    sorted::Map,
 };
 
 impl Shared {
     /// What a planned request says on the wire.
     pub(super) fn wire_request(&self, request: &Request) -> wire::ProduceRequest {
         let mut topics: Vec<wire::produce_request::TopicProduceData> = Vec::new();
-        let mut places: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut places: Map<&str, usize> = Map::new();
         for sent in &request.batches {
             let place = *places.entry(&sent.partition.topic).or_insert_with(|| {
                 let name = kafka_string(&sent.partition.topic);

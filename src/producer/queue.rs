@@ -19,11 +19,7 @@
 mod closed;
 mod refused;
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -38,6 +34,7 @@ use crate::{
     batch::Stamp,
     cluster::{Leadership, TopicId, are_two_lives},
     error::{Error, Result},
+    sorted::Map,
     time::Instant,
 };
 
@@ -107,7 +104,7 @@ pub(crate) struct Queue {
     accumulator: Accumulator,
     /// Sorted by `order`.
     pending: VecDeque<Batch>,
-    in_flight: BTreeMap<Order, Flying>,
+    in_flight: Map<Order, Flying>,
     next_order: u64,
     sequences: Sequences,
     /// Something went wrong: nothing leaves until the flight has landed.
@@ -129,7 +126,7 @@ impl Queue {
             limits,
             accumulator,
             pending: VecDeque::new(),
-            in_flight: BTreeMap::new(),
+            in_flight: Map::new(),
             next_order: 0,
             sequences: Sequences::default(),
             recovering: false,

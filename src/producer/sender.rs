@@ -25,6 +25,7 @@ use crate::{
     batch::{Compressor, Decompressor},
     cluster::{Leadership, Metadata, TopicId},
     error::{Error, ErrorKind},
+    sorted::Set,
     time::{Backoff, Instant, Rng},
 };
 
@@ -129,7 +130,7 @@ pub(crate) struct Sender {
     rng: Rng,
     wants_metadata: bool,
     /// Topics whose records find no leader in the snapshot.
-    missing: BTreeSet<Arc<str>>,
+    missing: Set<Arc<str>>,
     /// Something has happened since the last plan that may let a batch leave.
     unplanned: bool,
     /// Partitions with something to send that are not in the transaction yet.
@@ -170,7 +171,7 @@ impl Sender {
             backoff,
             rng,
             wants_metadata: false,
-            missing: BTreeSet::new(),
+            missing: Set::new(),
             unplanned: false,
             wanted: BTreeSet::new(),
             aftermath: Aftermath::default(),
@@ -218,7 +219,7 @@ impl Sender {
     }
 
     /// Topics whose records find no leader in the snapshot.
-    pub(crate) fn poll_missing(&mut self) -> BTreeSet<Arc<str>> {
+    pub(crate) fn poll_missing(&mut self) -> Set<Arc<str>> {
         std::mem::take(&mut self.missing)
     }
 

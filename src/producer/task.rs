@@ -2,7 +2,7 @@
 //!
 //! It decides nothing. However it ends, every record that has no answer gets one.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Closing, Shared,
@@ -20,6 +20,7 @@ use crate::{
     driver,
     error::{Error, ErrorKind, Result, code},
     flights::{Flight, Flights},
+    sorted::Map,
     time::{self, Instant, Rng},
 };
 
@@ -40,7 +41,7 @@ enum Event {
 struct Task {
     shared: Arc<Shared>,
     sender: Sender,
-    connections: BTreeMap<i32, Arc<Connection>>,
+    connections: Map<i32, Arc<Connection>>,
     work: Flights<Event>,
     rng: Rng,
     /// When the topics in use are named to the cluster again, which forgets idle ones.
@@ -50,14 +51,8 @@ struct Task {
 pub(super) fn spawn(shared: Arc<Shared>) -> Result<()> {
     let sender = new_sender(&shared)?;
     let rng = shared.environment.rng();
-    let task = Task {
-        sender,
-        connections: BTreeMap::new(),
-        work: Flights::new(),
-        rng,
-        touch_at: time::now(),
-        shared,
-    };
+    let task =
+        Task { sender, connections: Map::new(), work: Flights::new(), rng, touch_at: time::now(), shared };
     let ended = Arc::clone(&task.shared);
     driver::spawn("producer", move |error| ended.end(&error), task.run())?;
     Ok(())

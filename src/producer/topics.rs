@@ -3,7 +3,6 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,14 +14,14 @@ use super::{
     partitioner::Sticky,
     queue::{Aftermath, Queue},
 };
-use crate::{cluster::Metadata, error::Error, time::Environment};
+use crate::{cluster::Metadata, error::Error, sorted::Map, time::Environment};
 
 /// The topics in use: a snapshot, replaced whole.
 #[derive(Default)]
 pub(super) struct Topics {
     /// No two snapshots of any producers have the same. 0: of none.
     version: u64,
-    pub(super) queues: BTreeMap<Arc<str>, Arc<TopicQueues>>,
+    pub(super) queues: Map<Arc<str>, Arc<TopicQueues>>,
     /// The producer has ended: queues made from now on take nothing.
     ended: bool,
 }
@@ -177,7 +176,7 @@ impl TopicTable {
         }
     }
 
-    fn replace(&self, topics: &mut Arc<Topics>, queues: BTreeMap<Arc<str>, Arc<TopicQueues>>, ended: bool) {
+    fn replace(&self, topics: &mut Arc<Topics>, queues: Map<Arc<str>, Arc<TopicQueues>>, ended: bool) {
         let version = NEXT_TOPICS_VERSION.fetch_add(1, Ordering::Relaxed);
         *topics = Arc::new(Topics { version, queues, ended });
         self.version.store(version, Ordering::Release);

@@ -3,16 +3,14 @@
 //! Rules: KIP-320 (a leader of an older epoch never replaces a newer one), KIP-516 (a topic that was deleted and made
 //! again has another id, and its epochs start again). What cannot be (negative ids, ports, numbers twice) is passed over.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use super::{Broker, Metadata, Partition, Topic, TopicId, UNKNOWN_TOPIC_OR_PARTITION};
 use crate::{
     config::settings::Address,
     error::{ErrorCode, code::INVALID_PARTITIONS},
     pattern::Pattern,
+    sorted::{Map, Set},
     wire,
 };
 
@@ -72,7 +70,7 @@ impl Metadata {
         keep: impl Fn(&str) -> bool,
     ) -> Self {
         let version = self.version + 1;
-        let (mut brokers, mut misplaced) = (BTreeMap::new(), BTreeMap::new());
+        let (mut brokers, mut misplaced) = (Map::new(), Map::new());
         for broker in answer.brokers.into_iter().take(MOST_BROKERS) {
             let Some(address) = address(broker.node_id, &broker.host, broker.port) else {
                 let host: String = broker.host.chars().take(SHOWN_OF_A_HOST).collect();
@@ -88,19 +86,18 @@ impl Metadata {
         let is_another =
             matches!((&self.cluster_id, &cluster_id), (Some(before), Some(now)) if before != now);
         // What nobody asked about this time stays as it was.
-        let mut topics = self.topics.clone();
-        let asked: BTreeSet<&Arc<str>> = asked.iter().collect();
-        topics.retain(|name, _| !asked.contains(name) && keep(name));
-        for topic in answer.topics {
-            let Some(name) = topic.name.as_ref().map(|name| Arc::<str>::from(name.as_str())) else {
-                continue;
-            };
-            if keep(&name) {
+        let asked: Set<&Arc<str>> = asked.iter().collect();
+        let kept = self.topics.iter().filter(|(name, _)| !asked.contains(*name) && keep(name));
+        let kept = kept.map(|(name, topic)| (Arc::clone(name), topic.clone()));
+        let told = answer.topics.into_iter().filter_map(|topic| {
+            let name = topic.name.as_ref().map(|name| Arc::<str>::from(name.as_str()))?;
+            keep(&name).then(|| {
                 let known = self.topics.get(&name).filter(|_| !is_another);
                 let merged = merge_topic(version, known, topic);
-                topics.insert(name, merged);
-            }
-        }
+                (name, merged)
+            })
+        });
+        let topics: Map<_, _> = kept.chain(told).collect();
         let names = topics.iter().filter(|(_, topic)| topic.id != TopicId::default());
         Self {
             version,
@@ -126,7 +123,7 @@ impl Metadata {
     ) -> Self {
         let known: Vec<_> = self.topics.keys().cloned().collect();
         // They are there, whether anybody is to keep them or not.
-        let listed: BTreeSet<Arc<str>> =
+        let listed: Set<Arc<str>> =
             answer.topics.iter().filter_map(|topic| Some(Arc::from(topic.name.as_ref()?.as_str()))).collect();
         let mut new = self.merge(answer, &known, |name| keep(name) || pattern.takes(name, false));
         let version = new.version;

@@ -150,7 +150,7 @@ fn of_more_brokers_than_any_cluster_has_the_first_count() {
     many.brokers = ids.map(|node_id| MetadataResponseBroker { node_id, ..broker.clone() }).collect();
     let merged = Metadata::default().merge(many, &[], all);
     assert_eq!(merged.brokers.len(), MOST_BROKERS);
-    assert_eq!(merged.brokers.last_key_value().map(|(id, _)| *id), Some(MOST_BROKERS as i32 - 1));
+    assert_eq!(merged.brokers.keys().next_back().copied(), Some(MOST_BROKERS as i32 - 1));
 }
 
 #[test]

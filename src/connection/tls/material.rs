@@ -3,7 +3,9 @@
 //! Reads files, so never on an async path. A text or file may be a private key in the wrong place: no error repeats any of
 //! it, and no text of a library that has seen it.
 
-use std::{collections::BTreeMap, io};
+use std::io;
+
+use crate::sorted::Map;
 
 use rustls::{
     RootCertStore,
@@ -21,7 +23,7 @@ use crate::config::{
 
 /// What the files of the settings hold at a moment.
 #[derive(Default, Clone, PartialEq, Eq)]
-pub(super) struct Files(BTreeMap<String, Result<Vec<u8>, String>>);
+pub(super) struct Files(Map<String, Result<Vec<u8>, String>>);
 
 impl Files {
     /// Reads all of them. Blocks.

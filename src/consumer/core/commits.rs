@@ -3,7 +3,7 @@
 //! The ledger says what may be committed and `offsets.rs` in which order it goes out; here the two meet the membership. It
 //! must never commit what belongs to an earlier assignment.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::oneshot;
 use tracing::warn;
@@ -20,6 +20,7 @@ use crate::{
     flights::Token,
     group::{self, Identity},
     record::TopicPartition,
+    sorted::Map,
     time::Instant,
 };
 
@@ -191,7 +192,7 @@ impl Core {
         &mut self,
         now: Instant,
         token: Token,
-        answer: Result<BTreeMap<TopicPartition, i16>>,
+        answer: Result<Map<TopicPartition, i16>>,
     ) {
         if answer.as_ref().is_ok_and(|codes| codes.values().any(|code| *code == UNKNOWN_TOPIC_OR_PARTITION)) {
             self.actions.push_back(Action::RefreshMetadata);

@@ -14,11 +14,7 @@ mod rebalance;
 mod subscribing;
 mod telling;
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::sync::oneshot;
 
@@ -47,6 +43,7 @@ use crate::{
     },
     pattern::Pattern,
     record::TopicPartition,
+    sorted::Map,
     time::{Backoff, Instant, Rng},
     wire::Uuid,
 };
@@ -126,7 +123,7 @@ pub(crate) struct Core {
     pub(crate) partitions: Partitions,
     member: Option<Membership>,
     commits: Commits,
-    waiters: BTreeMap<Ticket, oneshot::Sender<Result<()>>>,
+    waiters: Map<Ticket, oneshot::Sender<Result<()>>>,
     next_ticket: Ticket,
     lookups: Lookups,
     fetcher: Fetcher,
@@ -184,7 +181,7 @@ impl Core {
             partitions: Partitions::default(),
             member: has_group.then(|| Membership::new(GroupSettings::new(&settings, &client), now, seed())),
             commits: Commits::new(backoff(), seed()),
-            waiters: BTreeMap::new(),
+            waiters: Map::new(),
             next_ticket: 1,
             lookups: Lookups::new(settings.auto_offset_reset, client.retry_backoff, backoff(), seed()),
             fetcher: Fetcher::new(fetch, seed()),

@@ -1,9 +1,6 @@
 //! The model's group: its coordinator, and another member that comes and goes.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{Event, PARTITIONS, WEATHER, World, key};
 use crate::{
@@ -134,7 +131,7 @@ impl World {
             () if self.group.completing => code::REBALANCE_IN_PROGRESS,
             () => 0,
         };
-        let mut codes = BTreeMap::new();
+        let mut codes = crate::sorted::Map::new();
         for (key, offset) in &commit.offsets {
             codes.insert(key.clone(), refusal);
             if refusal == 0 {

@@ -58,7 +58,7 @@ enum Event {
     Group(Token, Result<Answer>),
     GroupArrives(Token, Request),
     CommitArrives(CommitAction),
-    Commit(Token, Result<BTreeMap<TopicPartition, i16>>),
+    Commit(Token, Result<crate::sorted::Map<TopicPartition, i16>>),
     Committed(Vec<(TopicPartition, Life)>),
     Listed(Vec<Lookup>),
     Fetched(i32, Token, Result<wire::FetchResponse>),

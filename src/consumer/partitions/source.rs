@@ -5,13 +5,12 @@
 //! the partition is *unchecked*, and not fetched. What is buffered is handed out meanwhile, since it was replicated when it
 //! was read. Nothing here skips: where a log was cut, reading goes on where it was cut, or at what is not done before that.
 
-use std::collections::BTreeMap;
-
 use super::{Mark, Partition, Partitions, Phase, Position, list, mark};
 use crate::{
     consumer::ledger::Life,
     error::{Error, code::OFFSET_OUT_OF_RANGE},
     record::TopicPartition,
+    sorted::Map,
     time::Instant,
 };
 
@@ -335,4 +334,4 @@ impl Partitions {
 }
 
 /// Answers to checks, or the broker's code.
-pub(crate) type EpochEnds = BTreeMap<TopicPartition, Result<EpochEnd, i16>>;
+pub(crate) type EpochEnds = Map<TopicPartition, Result<EpochEnd, i16>>;

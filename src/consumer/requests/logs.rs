@@ -98,7 +98,7 @@ pub(in crate::consumer) async fn list_offsets(
         topics: topics.into_iter().map(topic).collect(),
     };
     let answer = shared.cluster.call(broker, Lane::Main, request, deadline).await?;
-    let mut found = Found::new();
+    let mut found = Vec::new();
     for topic in answer.topics {
         let name: Arc<str> = Arc::from(topic.name.as_str());
         for partition in topic.partitions {
@@ -108,10 +108,10 @@ pub(in crate::consumer) async fn list_offsets(
             let timestamp = partition.timestamp;
             let place =
                 FoundOffset { offset, leader_epoch, timestamp, metadata: String::new(), by_id: false };
-            found.insert(key, if code == 0 { Ok(place) } else { Err(code) });
+            found.push((key, if code == 0 { Ok(place) } else { Err(code) }));
         }
     }
-    Ok(found)
+    Ok(found.into_iter().collect())
 }
 
 /// Where epochs end in the log of one leader (KIP-320); `None` where that broker cannot tell.
@@ -141,16 +141,16 @@ pub(in crate::consumer) async fn epoch_ends(
     let request =
         wire::OffsetForLeaderEpochRequest { replica_id: -1, topics: topics.into_iter().map(topic).collect() };
     let answer = shared.cluster.call(broker, Lane::Main, request, deadline).await?;
-    let mut ends = EpochEnds::new();
+    let mut ends = Vec::new();
     for topic in answer.topics {
         let name: Arc<str> = Arc::from(topic.topic.as_str());
         for told in topic.partitions {
             let key = TopicPartition { topic: Arc::clone(&name), partition: told.partition };
             let end = EpochEnd { epoch: told.leader_epoch, offset: told.end_offset };
-            ends.insert(key, if told.error_code == 0 { Ok(end) } else { Err(told.error_code) });
+            ends.push((key, if told.error_code == 0 { Ok(end) } else { Err(told.error_code) }));
         }
     }
-    Ok(Some(ends))
+    Ok(Some(ends.into_iter().collect()))
 }
 
 fn isolation(shared: &Shared) -> i8 {

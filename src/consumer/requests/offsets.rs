@@ -1,6 +1,6 @@
 //! Committed offsets: written to the coordinator, and read from it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use super::{Shared, by_topic_id, coordinator, group_id, noted, of_one_request};
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
     },
     group::Identity,
     record::TopicPartition,
+    sorted::Map,
     time::Instant,
 };
 
@@ -26,7 +27,7 @@ const OFFSETS_BY_NAME: i16 = 9;
 pub(in crate::consumer) async fn commit(
     shared: &Shared,
     commit: &CommitAction,
-) -> Result<BTreeMap<TopicPartition, i16>> {
+) -> Result<Map<TopicPartition, i16>> {
     use wire::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
     let topics = by_topic_id(
         commit.offsets.iter(),
@@ -57,7 +58,7 @@ pub(in crate::consumer) async fn commit(
         false => connection.call_up_to::<OFFSETS_BY_NAME, _>(request, deadline).await,
     };
     let answer = noted(shared, broker, answer.map_err(|error| error.with_broker(broker)))?;
-    let mut codes = BTreeMap::new();
+    let mut codes = Vec::new();
     for topic in answer.topics {
         let Some(name) = ids.name(&topic.name, topic.topic_id) else { continue };
         for partition in topic.partitions {
@@ -67,15 +68,15 @@ pub(in crate::consumer) async fn commit(
                 UNKNOWN_TOPIC_ID => UNKNOWN_TOPIC_OR_PARTITION,
                 code => code,
             };
-            codes.insert(key, code);
+            codes.push((key, code));
         }
     }
-    Ok(codes)
+    Ok(codes.into_iter().collect())
 }
 
 /// The topics of a request by their ids. Named so, offsets of a topic are never taken for those of another that was made under
 /// its name.
-struct Ids(BTreeMap<TopicId, Arc<str>>);
+struct Ids(Map<TopicId, Arc<str>>);
 
 impl Ids {
     fn new<'a>(topics: impl Iterator<Item = (&'a wire::Str, TopicId)>) -> Self {
@@ -144,14 +145,14 @@ pub(in crate::consumer) async fn find_committed(
         false => connection.call_up_to::<OFFSETS_BY_NAME, _>(request, deadline).await,
     };
     let answer = noted(shared, broker, answer)?;
-    let mut found = Found::new();
+    let mut found = Vec::new();
     let mut add =
         |name: &Arc<str>, by_id: bool, partition: i32, place: (i64, i32, Option<wire::Str>), code: i16| {
             let key = TopicPartition { topic: Arc::clone(name), partition };
             let (offset, leader_epoch, metadata) = place;
             let metadata = metadata.map(|text| text.to_string()).unwrap_or_default();
             let place = FoundOffset { offset, leader_epoch, timestamp: -1, metadata, by_id };
-            found.insert(key, if code == 0 { Ok(place) } else { Err(code) });
+            found.push((key, if code == 0 { Ok(place) } else { Err(code) }));
         };
     let mut code = answer.error_code;
     for topic in answer.topics {
@@ -183,5 +184,5 @@ pub(in crate::consumer) async fn find_committed(
             }
         }
     }
-    if code == 0 { Ok(found) } else { Err(Error::from_code("OffsetFetch", code)) }
+    if code == 0 { Ok(found.into_iter().collect()) } else { Err(Error::from_code("OffsetFetch", code)) }
 }

@@ -18,6 +18,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     facade::message::CancellationToken,
     record::TopicPartition,
+    sorted::Map,
     telemetry::{ConsumerCounters, ConsumerMetrics},
 };
 
@@ -133,12 +134,12 @@ impl Shared {
     fn client_of(
         &self,
         partitions: impl IntoIterator<Item = TopicPartition>,
-    ) -> Result<(Arc<KafkaConsumer>, BTreeMap<TopicPartition, Life>)> {
+    ) -> Result<(Arc<KafkaConsumer>, Map<TopicPartition, Life>)> {
         let Some(client) = self.client() else {
             return Err(Error::new(ErrorKind::InvalidArgument, "the consumer has no partitions yet")
                 .with_hint("it connects and joins its group when it first consumes"));
         };
-        let mut lives = BTreeMap::new();
+        let mut lives = Map::new();
         for partition in partitions {
             let Some(life) = client.life_of(&partition) else {
                 return Err(Error::new(ErrorKind::InvalidArgument, "the partition is not assigned")

@@ -52,6 +52,7 @@ use crate::{
         routes::{Route, Routes},
     },
     record::{self, ConsumerRecord, TopicPartition},
+    sorted::{Map, Set},
     time::{self, Environment},
 };
 
@@ -134,9 +135,9 @@ pub(super) struct Engine {
     /// Told to all runs at once.
     stop: CancellationToken,
     /// Partitions with records that were taken and given up.
-    left: BTreeSet<(TopicPartition, Life)>,
+    left: Set<(TopicPartition, Life)>,
     /// Partitions that wait before a batch that cannot be read.
-    damaged: BTreeMap<TopicPartition, Damaged>,
+    damaged: Map<TopicPartition, Damaged>,
     /// Writes the letter of one of them.
     passing: JoinSet<Passed>,
     /// The first error that ends the dispatch.
@@ -149,7 +150,7 @@ pub(super) struct Engine {
     shared: Arc<Shared>,
     /// Paused by the user, as far as that was followed.
     by_user: BTreeSet<TopicPartition>,
-    unhandled: BTreeSet<Arc<str>>,
+    unhandled: Set<Arc<str>>,
     /// The client has ended, and it has been told of: there is nothing to wait for of it any more.
     is_closed: bool,
 }
@@ -181,8 +182,8 @@ impl Engine {
             tasks: JoinSet::new(),
             running: BTreeMap::new(),
             stop: CancellationToken::new(),
-            left: BTreeSet::new(),
-            damaged: BTreeMap::new(),
+            left: Set::new(),
+            damaged: Map::new(),
             passing: JoinSet::new(),
             failure: None,
             handled: 0,
@@ -190,7 +191,7 @@ impl Engine {
             committing: None,
             shared,
             by_user: BTreeSet::new(),
-            unhandled: BTreeSet::new(),
+            unhandled: Set::new(),
             is_closed: false,
         }
     }
@@ -247,11 +248,11 @@ impl Engine {
         self.lanes = Lanes::new(self.plan.ordering, self.plan.bounds);
         self.rewind();
         // In another life, what was to be done before the damaged batch comes again first.
-        let (waiting, over): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.damaged)
+        let (waiting, over): (Vec<_>, Vec<_>) = std::mem::take(&mut self.damaged)
             .into_iter()
             .partition(|(partition, damaged)| self.client.is_live(partition, damaged.life));
-        self.damaged = waiting;
-        for partition in over.into_keys().chain(paused) {
+        self.damaged = waiting.into_iter().collect();
+        for partition in over.into_iter().map(|(partition, _)| partition).chain(paused) {
             self.resume(partition);
         }
         self.stop = CancellationToken::new();
@@ -446,8 +447,7 @@ impl Engine {
             }
         }
         // Those of a later life go on: this may be heard of when the partition is ours again.
-        let gone: BTreeMap<&TopicPartition, Life> =
-            partitions.iter().map(|(key, life)| (key, *life)).collect();
+        let gone: Map<&TopicPartition, Life> = partitions.iter().map(|(key, life)| (key, *life)).collect();
         let is_gone =
             |running: &Running| gone.get(&running.partition).is_some_and(|life| running.life <= *life);
         for running in self.running.values().filter(|running| is_gone(running)) {

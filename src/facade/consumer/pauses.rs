@@ -2,13 +2,13 @@
 //!
 //! A pause belongs to the life it was made in: what is heard late of the end of an earlier one does not undo it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use crate::{consumer::acknowledge::Life, record::TopicPartition};
+use crate::{consumer::acknowledge::Life, record::TopicPartition, sorted::Map};
 
 #[derive(Default)]
 pub(super) struct Pauses {
-    noted: BTreeMap<TopicPartition, Life>,
+    noted: Map<TopicPartition, Life>,
     /// Not paused any more: the client may still have them paused.
     freed: BTreeSet<TopicPartition>,
     /// Something has changed since it was followed.
@@ -24,7 +24,7 @@ pub(super) struct PauseChanges {
 }
 
 impl Pauses {
-    pub(super) fn pause(&mut self, partitions: BTreeMap<TopicPartition, Life>) {
+    pub(super) fn pause(&mut self, partitions: Map<TopicPartition, Life>) {
         self.freed.retain(|partition| !partitions.contains_key(partition));
         self.noted.extend(partitions);
         self.is_news = true;

@@ -3,7 +3,7 @@
 
 use std::{
     cmp::Ordering,
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -15,6 +15,7 @@ use super::{Assignment, GroupInfo, GroupMember};
 use crate::{
     error::{Error, ErrorKind, Result},
     record::TopicPartition,
+    sorted::{self, Map, Set},
 };
 
 /// Deals out the partitions of a classic group by rules of your own (Java: `ConsumerPartitionAssignor`).
@@ -120,14 +121,14 @@ impl OwnAssignor {
         // Nothing of the group is changed while it runs.
         let plan = catch_unwind(AssertUnwindSafe(|| self.assignor.assign(group)))
             .map_err(|_panic| refused("panicked".to_owned()))?;
-        let members: BTreeMap<&str, &GroupMember> =
+        let members: Map<&str, &GroupMember> =
             group.members.iter().map(|member| (&*member.member_id, member)).collect();
-        let mut owners: BTreeMap<&TopicPartition, &str> = BTreeMap::new();
+        let mut owners: Vec<(&TopicPartition, &str)> = Vec::new();
         for (id, partitions) in &plan {
             let member = members
                 .get(&**id)
                 .ok_or_else(|| refused(format!("names member {id}, which is not in the group")))?;
-            let topics: BTreeSet<&str> = member.topics.iter().map(|topic| &**topic).collect();
+            let topics: Set<&str> = member.topics.iter().map(|topic| &**topic).collect();
             for key in partitions {
                 let shown = format_args!("{}-{}", key.topic, key.partition);
                 if !topics.contains(&*key.topic) {
@@ -141,9 +142,16 @@ impl OwnAssignor {
                         "gives {shown} to {id}, and the topic has {count} partitions"
                     )));
                 }
-                if let Some(other) = owners.insert(key, id) {
-                    return Err(refused(format!("gives {shown} to both {other} and {id}")));
-                }
+                owners.push((key, id));
+            }
+        }
+        sorted::sort_by(&mut owners, |a, b| a.0.cmp(b.0));
+        for pair in owners.windows(2) {
+            if let [(key, one), (same, other)] = pair
+                && key == same
+            {
+                let shown = format_args!("{}-{}", key.topic, key.partition);
+                return Err(refused(format!("gives {shown} to both {one} and {other}")));
             }
         }
         let all: i64 = group.counts.values().map(|count| i64::from(*count)).sum();
@@ -157,18 +165,23 @@ impl OwnAssignor {
     /// Every member has a place in the plan, and nobody gets what another may still work at.
     fn complete(&self, group: &GroupInfo<'_>, mut plan: Assignment) -> Assignment {
         // Of two that claim the same the later is believed, and of the same generation neither, as with the sticky ones.
-        let mut claims: BTreeMap<&TopicPartition, (i32, Option<&str>)> = BTreeMap::new();
+        let mut claims: Vec<(&TopicPartition, (i32, Option<&str>))> = Vec::new();
         for member in group.members.iter().filter(|_| self.is_cooperative) {
-            for key in &member.owned {
-                let own = (member.generation, Some(&*member.member_id));
-                let claim = claims.entry(key).or_insert(own);
+            let own = (member.generation, Some(&*member.member_id));
+            claims.extend(member.owned.iter().map(|key| (key, own)));
+        }
+        sorted::sort_by(&mut claims, |a, b| a.0.cmp(b.0));
+        claims.dedup_by(|(key, own), (same, claim)| {
+            if key == same {
                 match own.0.cmp(&claim.0) {
-                    Ordering::Greater => *claim = own,
+                    Ordering::Greater => *claim = *own,
                     Ordering::Equal if claim.1 != own.1 => claim.1 = None,
                     _ => {}
                 }
             }
-        }
+            key == same
+        });
+        let claims: Map<_, _> = claims.into_iter().collect();
         for member in group.members {
             let given = plan.entry(member.member_id.clone()).or_default();
             given.retain(|key| claims.get(key).is_none_or(|(_, owner)| *owner == Some(&*member.member_id)));

@@ -4,7 +4,9 @@
 //! Where members and replicas have racks, what matches is dealt out first, within the same shares (KIP-881): of topics with
 //! the same subscribers and as many partitions, a number goes to a member whose rack has a replica of it in every one of them.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
+
+use crate::sorted::{Map, Set};
 
 use super::{Given, GroupMember, Racks, Topic};
 
@@ -22,7 +24,7 @@ pub(super) fn assign(
     };
     let is_aware = racked.iter().any(|racked| racked.is_uneven);
     // What has the same subscribers and size is dealt out alike.
-    let mut alike: BTreeMap<(&[usize], i32), Vec<usize>> = BTreeMap::new();
+    let mut alike: Map<(&[usize], i32), Vec<usize>> = Map::new();
     for (place, topic) in topics.iter().enumerate() {
         alike.entry((&topic.subscribers, topic.count)).or_default().push(place);
     }
@@ -48,7 +50,7 @@ pub(super) fn assign(
 }
 
 /// The racks that have a replica of a partition.
-type PartitionRacks<'a> = BTreeSet<&'a str>;
+type PartitionRacks<'a> = Set<&'a str>;
 
 /// A topic with the racks of its partitions.
 struct Racked<'a> {
@@ -60,14 +62,10 @@ struct Racked<'a> {
 impl<'a> Racked<'a> {
     fn new(topic: &Topic<'_>, members: &[&GroupMember], racks: &'a Racks) -> Self {
         let known = racks.get(topic.name).map_or(&[][..], |of_topic| of_topic);
-        let named =
-            known.iter().map(|replicas| replicas.iter().map(|rack| &**rack).collect::<BTreeSet<&str>>());
-        let partitions: Vec<PartitionRacks<'a>> = named
-            .chain(std::iter::repeat(BTreeSet::new()))
-            .zip(0..topic.count)
-            .map(|(racks, _)| racks)
-            .collect();
-        let all: BTreeSet<&str> = partitions.iter().flatten().copied().collect();
+        let named = known.iter().map(|replicas| replicas.iter().map(|rack| &**rack).collect::<Set<&str>>());
+        let partitions: Vec<PartitionRacks<'a>> =
+            named.chain(std::iter::repeat(Set::new())).zip(0..topic.count).map(|(racks, _)| racks).collect();
+        let all: Set<&str> = partitions.iter().flatten().copied().collect();
         let mut wanted = topic.subscribers.iter().filter_map(|member| members.get(*member)?.rack());
         let is_uneven = wanted.any(|rack| all.contains(rack)) && partitions.iter().any(|racks| *racks != all);
         Self { partitions, is_uneven }
@@ -117,7 +115,7 @@ impl<'a> Deal<'a> {
 
     /// Each partition number, of all topics at once, to the first member with room that they all match.
     fn match_together(&mut self, topics: &[&Racked<'_>]) {
-        let mut waiting: BTreeMap<Option<&str>, VecDeque<usize>> = BTreeMap::new();
+        let mut waiting: Map<Option<&str>, VecDeque<usize>> = Map::new();
         for (member, rack) in self.racks.iter().enumerate() {
             waiting.entry(*rack).or_default().push_back(member);
         }
@@ -144,7 +142,7 @@ impl<'a> Deal<'a> {
     /// Each member in turn takes the first partitions that match it.
     fn match_ranges(&mut self, partitions: &[PartitionRacks<'_>]) {
         // What an earlier member of the rack passed over does not match this one either.
-        let mut matching: BTreeMap<&str, VecDeque<usize>> = BTreeMap::new();
+        let mut matching: Map<&str, VecDeque<usize>> = Map::new();
         for (partition, racks) in partitions.iter().enumerate() {
             for rack in racks {
                 matching.entry(rack).or_default().push_back(partition);

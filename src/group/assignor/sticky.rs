@@ -7,10 +7,9 @@
 //! nobody in the round in which its owner gives it up. Racks do not count: to move a partition for one costs more than it
 //! saves.
 
-use std::{
-    cmp::Ordering,
-    collections::{BTreeMap, HashMap},
-};
+use std::{cmp::Ordering, collections::HashMap};
+
+use crate::sorted::Map;
 
 use super::{
     Given, GroupMember, Topic,
@@ -19,7 +18,7 @@ use super::{
 
 pub(super) fn assign(members: &[&GroupMember], topics: &[Topic<'_>], cooperative: bool, given: &mut Given) {
     let claims = claims(members, topics);
-    let mut pools: BTreeMap<&[usize], Vec<usize>> = BTreeMap::new();
+    let mut pools: Map<&[usize], Vec<usize>> = Map::new();
     for (place, topic) in topics.iter().enumerate() {
         pools.entry(&topic.subscribers).or_default().push(place);
     }

@@ -19,11 +19,7 @@ mod ending;
 mod heartbeat;
 mod reconcile;
 
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::{
     Action, Answer, Exchange, GroupMembershipOperation, GroupSettings, Identity, presence::Presence,
@@ -33,6 +29,7 @@ use crate::{
     error::Error,
     flights::{Token, Tokens},
     record::TopicPartition,
+    sorted::{Map, Set},
     time::{Backoff, Instant, Rng},
     wire::Uuid,
 };
@@ -41,7 +38,7 @@ use crate::{
 pub(crate) type IdPartition = (Uuid, i32);
 
 /// Names of topics by their ids.
-pub(crate) type Names = BTreeMap<[u8; 16], Arc<str>>;
+pub(crate) type Names = Map<[u8; 16], Arc<str>>;
 
 /// What a member says of itself; `None`: as before.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +91,7 @@ enum State {
 struct Reported {
     topics: Vec<Arc<str>>,
     pattern: Option<Arc<str>>,
-    owned: BTreeSet<IdPartition>,
+    owned: Set<IdPartition>,
 }
 
 /// The member.
@@ -109,11 +106,11 @@ pub(crate) struct Member {
     topics: Vec<Arc<str>>,
     pattern: Option<Arc<str>>,
     /// What is ours, under the names it was assigned with.
-    owned: BTreeMap<IdPartition, TopicPartition>,
+    owned: Map<IdPartition, TopicPartition>,
     /// What of it is being given up.
     revoking: Option<(Token, Vec<IdPartition>)>,
     /// What the coordinator wants us to have.
-    target: BTreeSet<IdPartition>,
+    target: Set<IdPartition>,
     /// Since when it may wait for what is not in it: since it was first asked for what it has answered.
     target_since: Instant,
     /// When the first heartbeat was sent that no good answer has come to.
@@ -156,9 +153,9 @@ impl Member {
             epoch: 0,
             topics: Vec::new(),
             pattern: None,
-            owned: BTreeMap::new(),
+            owned: Map::new(),
             revoking: None,
-            target: BTreeSet::new(),
+            target: Set::new(),
             target_since: now,
             unanswered_since: None,
             names: Arc::default(),

@@ -1,10 +1,10 @@
 //! One step after the other towards what the coordinator wants the member to have. What is to go is released before anything
 //! new is taken; a topic that was made again is lost, and nothing of it may be committed.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use super::{Member, Names};
-use crate::{flights::Token, group::Action, record::TopicPartition, time::Instant, wire::Uuid};
+use crate::{flights::Token, group::Action, record::TopicPartition, sorted::Set, time::Instant, wire::Uuid};
 
 impl Member {
     /// The names of the cluster's topics: what could not be named may be now.
@@ -74,7 +74,7 @@ impl Member {
         let is_another =
             |id: Uuid, name: &str| self.names.iter().any(|(other, known)| **known == *name && *other != id.0);
         surplus.retain(|(id, named)| is_another(*id, &named.topic));
-        let gone: BTreeSet<_> = surplus.into_iter().map(|(id, _)| id).collect();
+        let gone: Set<_> = surplus.into_iter().map(|(id, _)| id).collect();
         let mut partitions = Vec::new();
         self.owned.retain(|(id, _), named| {
             let stays = !gone.contains(id);

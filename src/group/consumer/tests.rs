@@ -189,7 +189,7 @@ fn the_first_heartbeat_says_everything_and_a_quiet_one_nothing() {
 
 #[test]
 fn every_member_has_an_id_of_its_own_for_its_whole_life() {
-    let ids: BTreeSet<_> = (0..100).map(|seed| random_id(&mut Rng::new(seed))).collect();
+    let ids: Set<_> = (0..100).map(|seed| random_id(&mut Rng::new(seed))).collect();
     assert_eq!(ids.len(), 100);
     let mut bench = Bench::joined();
     let before = bench.member.identity().unwrap().member_id;

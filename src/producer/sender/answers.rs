@@ -1,7 +1,7 @@
 //! What came of requests: each answer becomes a decision about each of its batches, which the partition's queue carries out. Pure but
 //! for the partitions' locks.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use super::{Answer, Request, Sender, Sent};
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
         topics::PartitionQueue,
         transaction::{CONCURRENT_PAUSE, is_concurrent},
     },
+    sorted::Map,
     time::Instant,
 };
 
@@ -182,7 +183,7 @@ impl Sender {
         answer: &Answer,
         error: Error,
     ) {
-        let bad: BTreeMap<usize, Option<&str>> = answer
+        let bad: Map<usize, Option<&str>> = answer
             .record_errors
             .iter()
             .filter(|(index, _)| (0..batch.count).contains(index))

@@ -143,7 +143,7 @@ impl World {
         };
         let partitions = self.leaders.iter().map(leader).collect();
         let topic = metadata::Topic { id: self.topic_id, partitions, ..Default::default() };
-        self.snapshot.topics = BTreeMap::from([("orders".into(), topic)]);
+        self.snapshot.topics = crate::sorted::Map::from([("orders".into(), topic)]);
     }
 
     pub(super) fn send(&mut self, partition: usize, id: u32) -> Delivery {
