@@ -35,11 +35,14 @@ pub(super) struct Row {
     pub(super) name: &'static str,
     pub(super) min: i16,
     pub(super) max: i16,
+    /// The first versions with tagged fields in the header of a request, and of an answer.
+    flexible: (i16, i16),
 }
 
 impl Row {
     pub(super) const fn of<R: Api>() -> Self {
-        Self { key: R::KEY, name: R::NAME, min: R::MIN, max: R::MAX }
+        let flexible = (R::FLEXIBLE, R::RESPONSE_FLEXIBLE);
+        Self { key: R::KEY, name: R::NAME, min: R::MIN, max: R::MAX, flexible }
     }
 
     /// The highest version both sides speak.
@@ -64,54 +67,86 @@ pub(crate) enum ChannelError {
     Lost(String),
 }
 
-/// Whether the stream reads the answers past the messenger: they are large, and their memory is worth keeping.
-pub(super) const fn is_read_whole<R: Api>() -> bool {
-    R::KEY == wire::FetchRequest::KEY
+/// A request to be sent, of whatever API: what sends it is compiled once.
+pub(super) struct Outgoing {
+    pub(super) api: Row,
+    /// It means something else in higher versions.
+    max: i16,
+    body: Box<dyn Body>,
+}
+
+impl Outgoing {
+    pub(super) fn up_to<R: Api>(max: i16, request: R) -> Self {
+        Self { api: Row::of::<R>(), max, body: Box::new(request) }
+    }
+
+    /// Whether the stream reads the answer past the messenger: it is large, and its memory is worth keeping.
+    pub(super) const fn is_read_whole(&self) -> bool {
+        self.api.key == wire::FetchRequest::KEY
+    }
+}
+
+/// What follows the header of a request.
+trait Body: Send {
+    fn write(&self, version: i16, out: &mut Vec<u8>) -> Result<(), wire::WireError>;
+}
+
+impl<R: Api> Body for R {
+    fn write(&self, version: i16, out: &mut Vec<u8>) -> Result<(), wire::WireError> {
+        self.encode(version, out)
+    }
 }
 
 /// Framing and correlation over one stream: rskafka's messenger.
-pub(crate) struct Channel(Messenger<Stream>);
+pub(crate) struct Channel {
+    messenger: Messenger<Stream>,
+    versions: Versions,
+}
 
 impl Channel {
     /// Must be called inside a tokio runtime: the messenger reads answers in a task of its own, ended by the drop.
     pub(crate) fn new(stream: Stream, max_answer: usize, client_id: Arc<str>) -> Self {
-        Self(Messenger::new(stream, max_answer, client_id))
+        let mut messenger = Messenger::new(stream, max_answer, client_id);
+        messenger.override_version_ranges(HashMap::from([(ANY, ApiVersionRange::new(ONLY, ONLY))]));
+        Self { messenger, versions: Versions::new() }
     }
 
     /// Sets what the broker offers.
     pub(crate) fn set_versions(&mut self, offered: &Versions) {
-        // Every key goes in as `Unknown`: the number is all that matters, and rskafka's names end before KIP-848.
-        let ranges: HashMap<ApiKey, ApiVersionRange> = offered
-            .iter()
-            // `ApiVersionRange::new` panics on a range that is upside down.
-            .filter(|(_, (low, high))| low <= high)
-            .map(|(&key, &(low, high))| {
-                (ApiKey::Unknown(Int16(key)), ApiVersionRange::new(version(low), version(high)))
-            })
-            .collect();
-        self.0.override_version_ranges(ranges);
+        self.versions.clone_from(offered);
     }
 
     /// Sends a request and waits for its answer. Dropping the future never leaves half a request on the wire. In which order
     /// several at once are written is the runtime's; see [`order`](super::order).
     pub(crate) async fn request<R: Api>(&self, request: R) -> Result<R::Response, ChannelError> {
-        self.request_up_to::<{ i16::MAX }, R>(Box::new(request)).await?.decode::<R>(None)
+        self.send(Outgoing::up_to(i16::MAX, request)).await?.decode::<R>(None)
     }
 
-    /// As [`request`](Self::request), in version `MAX` at most. The answer is not decoded yet.
-    pub(super) async fn request_up_to<const MAX: i16, R: Api>(
-        &self,
-        request: Box<R>,
-    ) -> Result<Answer, ChannelError> {
-        self.0.request(Request::<MAX, R>(request)).await.map_err(|error| channel_error(&error))
+    /// As [`request`](Self::request). The answer is not decoded yet.
+    pub(super) async fn send(&self, request: Outgoing) -> Result<Answer, ChannelError> {
+        let Outgoing { api, max, body } = request;
+        let offered = Row { max: api.max.min(max), ..api }.negotiate(&self.versions);
+        let version = offered.ok_or(ChannelError::NoVersion)?;
+        let (key, (flexible, answer_flexible)) = (api.key, api.flexible);
+        let answer = match (version >= flexible, version >= answer_flexible) {
+            (false, _) => self.messenger.request(Request::<false, false> { key, version, body }).await,
+            (true, false) => self.messenger.request(Request::<true, false> { key, version, body }).await,
+            (true, true) => self.messenger.request(Request::<true, true> { key, version, body }).await,
+        };
+        answer.map(|answer| Answer { version, ..answer }).map_err(|error| channel_error(&error))
     }
 }
 
 /// Bytes of the header that every answer has.
 const CORRELATION_ID: usize = 4;
 
-const fn version(number: i16) -> ApiVersion {
-    ApiVersion(Int16(number))
+/// The one API that the messenger knows of, and its one version: it would compile all it does for each of them again. What is
+/// really meant, the request puts in its header.
+const ANY: ApiKey = ApiKey::Unknown(Int16(0));
+const ONLY: ApiVersion = ApiVersion(Int16(0));
+/// What the messenger compares that version with.
+const fn first_tagged(is_flexible: bool) -> ApiVersion {
+    ApiVersion(Int16(if is_flexible { 0 } else { i16::MAX }))
 }
 
 fn channel_error(error: &RequestError) -> ChannelError {
@@ -139,8 +174,13 @@ fn channel_error(error: &RequestError) -> ChannelError {
     }
 }
 
-/// A wire request as rskafka wants it. Boxed, since each future around it would hold it once or twice.
-struct Request<const MAX: i16, R>(Box<R>);
+/// A wire request as rskafka wants it, by whether its header and that of its answer have tagged fields.
+struct Request<const FLEXIBLE: bool, const ANSWER_FLEXIBLE: bool> {
+    key: i16,
+    version: i16,
+    /// Boxed, since each future around it would hold it once or twice.
+    body: Box<dyn Body>,
+}
 
 /// A wire answer as rskafka wants it: read, and not yet decoded.
 pub(super) struct Answer {
@@ -165,18 +205,23 @@ impl Answer {
     }
 }
 
-impl<const MAX: i16, R: Api> RequestBody for Request<MAX, R> {
+impl<const FLEXIBLE: bool, const ANSWER_FLEXIBLE: bool> RequestBody for Request<FLEXIBLE, ANSWER_FLEXIBLE> {
     type ResponseBody = Answer;
-    const API_KEY: ApiKey = ApiKey::Unknown(Int16(R::KEY));
-    const API_VERSION_RANGE: ApiVersionRange =
-        ApiVersionRange::new(version(R::MIN), version(if MAX < R::MAX { MAX } else { R::MAX }));
-    const FIRST_TAGGED_FIELD_IN_REQUEST_VERSION: ApiVersion = version(R::FLEXIBLE);
-    const FIRST_TAGGED_FIELD_IN_RESPONSE_VERSION: ApiVersion = version(R::RESPONSE_FLEXIBLE);
+    const API_KEY: ApiKey = ANY;
+    const API_VERSION_RANGE: ApiVersionRange = ApiVersionRange::new(ONLY, ONLY);
+    const FIRST_TAGGED_FIELD_IN_REQUEST_VERSION: ApiVersion = first_tagged(FLEXIBLE);
+    const FIRST_TAGGED_FIELD_IN_RESPONSE_VERSION: ApiVersion = first_tagged(ANSWER_FLEXIBLE);
 }
 
-impl<const MAX: i16, R: Api> WriteVersionedType<Vec<u8>> for Request<MAX, R> {
-    fn write_versioned(&self, writer: &mut Vec<u8>, version: ApiVersion) -> Result<(), WriteVersionedError> {
-        self.0.encode(version.0.0, writer).map_err(malformed_write)
+impl<const FLEXIBLE: bool, const ANSWER_FLEXIBLE: bool> WriteVersionedType<Vec<u8>>
+    for Request<FLEXIBLE, ANSWER_FLEXIBLE>
+{
+    fn write_versioned(&self, writer: &mut Vec<u8>, _: ApiVersion) -> Result<(), WriteVersionedError> {
+        // A header begins with the API's key and its version.
+        let ([a, b], [c, d]) = (self.key.to_be_bytes(), self.version.to_be_bytes());
+        let head = writer.first_chunk_mut().ok_or_else(|| malformed_write("there is no header"))?;
+        *head = [a, b, c, d];
+        self.body.write(self.version, writer).map_err(malformed_write)
     }
 }
 
@@ -221,7 +266,7 @@ mod tests {
     fn read<R: Api>(version: i16, header: usize, bytes: Vec<u8>) -> Result<R::Response, String> {
         let mut cursor = Cursor::new(bytes);
         cursor.set_position(header as u64);
-        let answer = Answer::read_versioned(&mut cursor, super::version(version));
+        let answer = Answer::read_versioned(&mut cursor, ONLY).map(|answer| Answer { version, ..answer });
         assert_eq!(cursor.position() as usize, cursor.get_ref().len(), "the messenger's own check passes");
         let answer = answer.map_err(|error| error.to_string())?;
         answer.decode::<R>(None).map_err(|error| match error {

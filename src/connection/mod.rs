@@ -16,7 +16,7 @@ pub(crate) mod transport;
 mod whole;
 
 use std::{
-    pin::{Pin, pin},
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -25,6 +25,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::task::AbortHandle;
 
 #[cfg(any(test, feature = "unstable-fuzzing"))]
@@ -33,7 +34,7 @@ pub(crate) use self::sasl::fuzz as fuzz_scram;
 pub(crate) use self::tls::fuzz as fuzz_pem;
 use self::whole::Slot;
 use self::{
-    api::{Answer, Api, Channel, ChannelError, Row, Versions},
+    api::{Answer, Api, Channel, ChannelError, Outgoing, Row, Versions},
     notices::{Fault, Notices},
     order::{Asking, Order},
     throttle::ThrottleChange,
@@ -182,33 +183,28 @@ impl Connection {
         request: R,
         deadline: Instant,
     ) -> Result<R::Response> {
-        let slot = api::is_read_whole::<R>().then(Arc::<Slot>::default);
-        let request = pin!(self.channel.request_up_to::<MAX, R>(Box::new(request)));
-        let answer = self.ask(Row::of::<R>(), request, slot.clone(), deadline).await?;
-        let answer = answer.decode::<R>(slot.and_then(|slot| slot.take()));
+        let (answer, whole) = self.ask(Outgoing::up_to(MAX, request), deadline).await?;
+        let answer = answer.decode::<R>(whole);
         let answer = answer.map_err(|error| self.call_error(Row::of::<R>(), error))?;
         self.handle_throttle(R::NAME, R::throttle_time_ms(&answer));
         Ok(answer)
     }
 
-    /// Waits for the turn of a request, and then for its answer.
-    async fn ask(
-        &self,
-        api: Row,
-        request: Pin<&mut (dyn Future<Output = Result<Answer, ChannelError>> + Send)>,
-        slot: Option<Arc<Slot>>,
-        deadline: Instant,
-    ) -> Result<Answer> {
+    /// Waits for the turn of a request, and then for its answer; with what the stream has read of it past the messenger.
+    async fn ask(&self, request: Outgoing, deadline: Instant) -> Result<(Answer, Option<Bytes>)> {
+        let api = request.api;
+        let slot = request.is_read_whole().then(Arc::<Slot>::default);
+        let request = pin!(self.channel.send(request));
         let begun = self.begin();
         let _in_flight = self.enter(api, begun.at)?;
         let patient = self.is_patient(begun.at, deadline);
-        let mut asking = Asking { turn: self.order.turn(&self.notices).into_slot(slot), request };
+        let mut asking = Asking { turn: self.order.turn(&self.notices).into_slot(slot.clone()), request };
         let mut until = deadline;
         let error = loop {
             match tokio::time::timeout_at(until, &mut asking).await {
                 Ok(Ok(answer)) => {
                     self.answered.store(true, Ordering::Relaxed);
-                    return Ok(answer);
+                    return Ok((answer, slot.and_then(|slot| slot.take())));
                 }
                 Ok(Err(error)) => break self.call_error(api, error),
                 Err(_) => match self.later(&begun, deadline, patient).filter(|later| *later > until) {
@@ -240,7 +236,7 @@ impl Connection {
     ) -> Result<()> {
         let begun = self.begin();
         let _in_flight = self.enter(Row::of::<R>(), begun.at)?;
-        let mut request = pin!(self.channel.request_up_to::<MAX, R>(Box::new(request)));
+        let mut request = pin!(self.channel.send(Outgoing::up_to(MAX, request)));
         let mut turn = self.order.turn(&self.notices);
         let patient = self.is_patient(begun.at, deadline);
         let mut until = deadline;
