@@ -13,7 +13,7 @@ use crate::{
         metadata_request::MetadataRequestTopic,
     },
     error::{Error, ErrorCode, ErrorKind, Result, code::TOPIC_ALREADY_EXISTS},
-    sorted::Map,
+    sorted::{self, Map},
     time,
 };
 
@@ -333,7 +333,7 @@ fn description(name: &str, topic: wire::metadata_response::MetadataResponseTopic
             in_sync_replicas: partition.isr_nodes,
         })
         .collect();
-    partitions.sort_by_key(|partition| partition.partition);
+    sorted::sort_by(&mut partitions, |a, b| a.partition.cmp(&b.partition));
     TopicDescription { name: name.to_owned(), is_internal: topic.is_internal, partitions }
 }
 

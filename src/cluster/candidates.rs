@@ -4,7 +4,7 @@
 //! order, so that clients spread. The bootstrap addresses stand behind the first known brokers, not behind all of them
 //! (KIP-899): where every known broker is gone, the way back is found before all of them were tried.
 
-use crate::time::Rng;
+use crate::{sorted, time::Rng};
 
 /// A broker, or a bootstrap address (a negative id).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,8 @@ pub(crate) fn order(mut candidates: Vec<Candidate>, rng: &mut Rng) -> Vec<i32> {
         candidates.swap(index, rng.below(index + 1));
     }
     // Stable: what is equal stays shuffled.
-    candidates.sort_by_key(|candidate| (candidate.load.unwrap_or(usize::MAX), candidate.failures));
+    let rank = |candidate: &Candidate| (candidate.load.unwrap_or(usize::MAX), candidate.failures);
+    sorted::sort_by(&mut candidates, |a, b| rank(a).cmp(&rank(b)));
     let (open, closed): (Vec<_>, Vec<_>) =
         candidates.into_iter().partition(|candidate| candidate.load.is_some());
     let (bootstrap, known): (Vec<_>, Vec<_>) = closed.into_iter().partition(Candidate::is_bootstrap);

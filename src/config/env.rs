@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use super::{KafkaConfig, properties, secrecy};
+use crate::sorted;
 
 impl KafkaConfig {
     /// `set_from_env` with the variables passed in.
@@ -13,7 +14,7 @@ impl KafkaConfig {
     ) -> Self {
         // The environment has no order of its own; aliases of one property must not race.
         let mut variables: Vec<_> = variables.into_iter().collect();
-        variables.sort();
+        sorted::sort_by(&mut variables, Ord::cmp);
         for (variable, value) in variables {
             let Some(variable) = variable.to_str() else { continue };
             let Some(name) = variable.strip_prefix(prefix).filter(|name| !name.is_empty()) else { continue };

@@ -9,7 +9,7 @@ use std::{collections::VecDeque, ops::Range, sync::Arc};
 use crate::{
     batch::{ControlType, DecodedBatch, Decompressor, RawBatch},
     error::Result,
-    sorted::Set,
+    sorted::{self, Set},
 };
 
 /// Batches beyond this are decoded when these are handed out: small batches that decompress to much must not add up.
@@ -225,7 +225,7 @@ impl Aborted {
     /// Not every broker sends them in order.
     pub(crate) fn new(transactions: impl IntoIterator<Item = (i64, i64)>) -> Self {
         let mut ahead: Vec<_> = transactions.into_iter().collect();
-        ahead.sort_unstable();
+        sorted::sort_by(&mut ahead, Ord::cmp);
         Self { ahead: ahead.into(), open: Set::new() }
     }
 

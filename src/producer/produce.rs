@@ -14,7 +14,7 @@ use crate::{
     connection::api::wire,
     error::code,
     record::TopicPartition,
-    sorted::Map,
+    sorted::{self, Map},
 };
 
 impl Shared {
@@ -54,7 +54,7 @@ pub(super) fn names(request: &Request) -> Names {
             names.push((sent.topic_id, Arc::clone(&sent.partition.topic)));
         }
     }
-    names.sort_unstable_by_key(|(id, _)| *id);
+    sorted::sort_by(&mut names, |(a, _), (b, _)| a.cmp(b));
     names
 }
 
@@ -96,7 +96,7 @@ pub(super) fn read_answers<'a>(
             answers.push(((name, partition.index), answer));
         }
     }
-    answers.sort_unstable_by_key(|(place, _): &(_, Answer)| *place);
+    sorted::sort_by(&mut answers, |(a, _), (b, _)| a.cmp(b));
     // Of answers that contradict each other none counts: nobody knows what became of the batch, as after a time-out.
     answers.dedup_by(|(place, other), (kept_place, kept)| {
         let is_same = place == kept_place;

@@ -19,6 +19,7 @@ use std::{
 
 use crate::{
     record::TopicPartition,
+    sorted,
     time::{Instant, later},
 };
 
@@ -410,7 +411,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
             self.pauses.push_back(Pause::Resume(home.partition.clone()));
         }
         // In the order they were taken, whatever lane they stood in.
-        waiting.sort_by_key(|(number, _)| *number);
+        sorted::sort_by(&mut waiting, |(a, _), (b, _)| a.cmp(b));
         for (number, load) in &waiting {
             home.records -= load.len();
             home.bytes -= load.bytes();

@@ -8,6 +8,8 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
+use crate::sorted;
+
 /// Partitions that the same members may have.
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -127,7 +129,7 @@ pub(super) fn balance(pools: &mut [Pool], members: usize) {
     }
     // Those with the fewest candidates first: the others find room elsewhere.
     let mut order: Vec<&mut Pool> = pools.iter_mut().collect();
-    order.sort_by_key(|pool| pool.members.len());
+    sorted::sort_by(&mut order, |a, b| a.members.len().cmp(&b.members.len()));
     for pool in &mut order {
         pool.deal_out(&mut loads);
     }

@@ -23,7 +23,11 @@ use bytes::Bytes;
 
 pub use self::own::Assignor;
 pub(crate) use self::own::OwnAssignor;
-use crate::{error::Result, record::TopicPartition};
+use crate::{
+    error::Result,
+    record::TopicPartition,
+    sorted::{self, Map},
+};
 
 /// A member of a classic group as the group's leader sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +79,7 @@ impl GroupMember {
 }
 
 /// Of topics: for every partition the racks of its replicas. What is not named has none.
-pub(crate) type Racks = BTreeMap<Arc<str>, Vec<Vec<Arc<str>>>>;
+pub(crate) type Racks = Map<Arc<str>, Vec<Vec<Arc<str>>>>;
 
 /// A classic group as its leader sees it: what an [`Assignor`] goes by.
 #[derive(Debug, Clone, Copy)]
@@ -176,7 +180,7 @@ impl Strategy {
     /// The user's own assignor panicked, or what it says cannot be.
     pub(crate) fn assign(&self, group: &GroupInfo<'_>) -> Result<Assignment> {
         let mut members: Vec<&GroupMember> = group.members.iter().collect();
-        members.sort_by(|a, b| a.order(b));
+        sorted::sort_by(&mut members, |a, b| a.order(b));
         let topics = subscribed(&members, group.counts);
         let mut given: Given = vec![Vec::new(); members.len()];
         match self {
