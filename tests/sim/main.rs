@@ -2,7 +2,8 @@
 //!
 //! `DTKAFKA_SIM_SEEDS=n` says how many seeds are tried (from `DTKAFKA_SIM_FROM` on, default 0); `DTKAFKA_SIM_SEED=s` replays
 //! one and prints its history, with the client's log at the level of `DTKAFKA_SIM_LOG`. `DTKAFKA_SIM_SECONDS` ends a run
-//! early, and `DTKAFKA_SIM_STOP_AFTER` says after how many broken seeds. See `just sim`.
+//! early, and `DTKAFKA_SIM_STOP_AFTER` says after how many broken seeds. `DTKAFKA_SIM_COSTS=1` tells what each seed took.
+//! See `just sim`.
 
 #![allow(missing_docs, reason = "the names of tests are sentences")]
 #![allow(
@@ -107,6 +108,7 @@ fn run_all(seeds: &[u64]) -> (Vec<Report>, u64) {
     let next = AtomicU64::new(0);
     let tried = AtomicU64::new(0);
     let limit = number("DTKAFKA_SIM_SECONDS").unwrap_or(1_000_000);
+    let costs = number("DTKAFKA_SIM_COSTS").is_some();
     let started = Instant::now();
     let broken = Mutex::new(Vec::new());
     let stop_at = usize::try_from(number("DTKAFKA_SIM_STOP_AFTER").unwrap_or(3)).unwrap();
@@ -124,7 +126,12 @@ fn run_all(seeds: &[u64]) -> (Vec<Report>, u64) {
                     let Some(&seed) = seeds.get(index) else { return };
                     running.lock().unwrap().insert(seed, Instant::now());
                     let report = world::run(seed);
-                    running.lock().unwrap().remove(&seed);
+                    let began = running.lock().unwrap().remove(&seed);
+                    if costs && let Some(began) = began {
+                        let (calm, end, requests) = report.size;
+                        let took = began.elapsed().as_secs_f64() * 1000.0;
+                        eprintln!("seed {seed}: {took:.1} ms, calm at {calm:.1} s, end at {end:.1} s, {requests} requests");
+                    }
                     tried.fetch_add(1, Ordering::Relaxed);
                     if !report.violations.is_empty() {
                         broken.lock().unwrap().push(report);

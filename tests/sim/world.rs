@@ -55,6 +55,7 @@ pub(crate) struct World {
     /// Settings that all clients have.
     settings: Vec<(&'static str, String)>,
     calm: AtomicBool,
+    calm_since: OnceLock<Instant>,
     stopped: AtomicBool,
 }
 
@@ -150,6 +151,8 @@ pub(crate) struct Report {
     pub(crate) world: String,
     pub(crate) history: History,
     pub(crate) violations: Vec<String>,
+    /// Virtual seconds to the calm and to the end, and requests: what it costs to compute.
+    pub(crate) size: (f64, f64, u64),
 }
 
 thread_local! {
@@ -259,16 +262,27 @@ async fn live(seed: u64) -> Report {
         partitions: Mutex::new(partitions),
         settings,
         calm: false.into(),
+        calm_since: OnceLock::new(),
         stopped: false.into(),
     });
     let facts = play(&world, &mut rng).await;
+    let seconds = |at: Instant| world.history.seconds(at);
+    let now = Instant::now();
+    let size =
+        (seconds(*world.calm_since.get().unwrap_or(&now)), seconds(now), world.control.total_requests());
     checker::check(&world, &facts);
     let world_line = format!(
         "{brokers} brokers like {profile:?}, {conditions:?}, {} topics, {} groups",
         world.topics.len(),
         world.groups.len()
     );
-    Report { seed, world: world_line, history: world.history.clone(), violations: world.history.violations() }
+    Report {
+        seed,
+        world: world_line,
+        history: world.history.clone(),
+        violations: world.history.violations(),
+        size,
+    }
 }
 
 /// Lets everybody live, brings the calm, and waits for the end.
@@ -393,6 +407,7 @@ fn group_settings(profile: Profile, rng: &mut Rng) -> Vec<(&'static str, String)
 async fn calm(world: &World) {
     world.history.note("calm");
     world.calm.store(true, Ordering::Relaxed);
+    let _first = world.calm_since.set(Instant::now());
     world.control.clear();
     world.control.heal_all();
     for quota in [Quota::ProduceBytes, Quota::FetchBytes, Quota::Requests] {
