@@ -552,7 +552,7 @@ pub(super) fn check_slots(count: usize, decompressed: usize, max: usize) -> Resu
 }
 
 /// Whether `count` records can be in `len` bytes, and their places in the 32 bits of a slot.
-fn fits(count: i32, len: usize) -> bool {
+pub(super) fn fits(count: i32, len: usize) -> bool {
     count >= 0 && count as usize <= len / MIN_RECORD_LEN && len <= i32::MAX as usize
 }
 

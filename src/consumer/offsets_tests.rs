@@ -223,6 +223,24 @@ fn retries_end_at_the_deadline_with_the_last_cause() {
 }
 
 #[test]
+fn who_waits_until_just_when_it_would_be_sent_again_is_told_at_once() {
+    let refused = |deadline: Option<Duration>| {
+        let (mut commits, now) = (commits(), time::now());
+        commits.handle_commit(
+            Some(1),
+            offsets(&[(0, 10)]),
+            now + deadline.unwrap_or(Duration::from_secs(60)),
+        );
+        let out = sent(&mut commits, now);
+        let loads = codes(&[(0, code::COORDINATOR_LOAD_IN_PROGRESS)]);
+        let told = commits.handle_answer(now, out.token, loads, |_, _| false);
+        (told.map(|told| settled(&told)), commits.poll_timeout().map(|until| until - now))
+    };
+    let (_, pause) = refused(None);
+    assert_eq!(refused(pause), (Some(vec![(Some(1), false)]), None));
+}
+
+#[test]
 fn lost_partitions_fail_every_waiting_commit_but_those_outside_the_group() {
     let (mut commits, now) = (commits(), time::now());
     let deadline = now + Duration::from_secs(60);
@@ -371,8 +389,12 @@ fn a_commit_of_an_earlier_assignment_fails_when_one_of_a_later_one_takes_its_pla
     }
     let out = sent(&mut commits, now);
     assert_eq!(out.offsets.values().map(|offset| offset.offset).collect::<Vec<_>>(), [5]);
+    let loads = codes(&[(0, code::COORDINATOR_LOAD_IN_PROGRESS)]);
+    let told = commits.handle_answer(now, out.token, loads, |_, _| false).unwrap();
+    assert_eq!(settled(&told), [(Some(1), false)], "it waits for nothing any more");
+    let out = later(&mut commits);
     let told = commits.handle_answer(now, out.token, codes(&[(0, 0)]), |_, _| false).unwrap();
-    assert_eq!(settled(&told), [(Some(1), false), (Some(2), true)]);
+    assert_eq!(settled(&told), [(Some(2), true)]);
 }
 
 #[test]

@@ -329,6 +329,24 @@ mod tests {
     }
 
     #[test]
+    fn a_partition_without_a_leader_is_looked_for_once_there_is_somebody_to_ask() {
+        let now = time::now();
+        for is_known in [false, true] {
+            let mut core = core(now);
+            let keys = [0, 1].map(|partition| TopicPartition::new("orders", partition));
+            core.assign(now, keys[..1 + usize::from(is_known)].to_vec()).unwrap();
+            if is_known {
+                hear_of(&mut core, now, OLD);
+            } else {
+                core.refresh_leaders(now);
+            }
+            let looks =
+                actions(&mut core, now).iter().any(|action| matches!(action, Action::RefreshMetadata));
+            assert_eq!(looks, is_known, "the second one has no leader");
+        }
+    }
+
+    #[test]
     fn metadata_that_are_behind_the_coordinator_stop_a_partition_only_until_they_are_not() {
         let (mut now, key) = (time::now(), TopicPartition::new("orders", 0));
         let mut core = core(now);

@@ -197,7 +197,12 @@ mod tests {
         assert_eq!(told(&mut core, now), [Notice::Lost(keys[..1].to_vec())]);
         // It closes during a revocation.
         core.tell_revoked(&keys[1..2]);
+        assert!(core.partitions.iter().all(|(_, partition)| !partition.is_revoking));
         core.tell_farewell();
+        assert!(
+            core.partitions.iter().all(|(_, partition)| partition.is_revoking),
+            "nothing more is handed out"
+        );
         core.tell_revoked(&keys[2..]);
         let gone = [Notice::Revoked(keys[1..2].to_vec()), Notice::Revoked(keys[2..].to_vec())];
         assert_eq!(told(&mut core, now), gone);

@@ -457,6 +457,10 @@ fn errors_of_one_partition_pause_it_alone() {
         let [told] = &effects.errors[..] else { panic!("{:?}", effects.errors) };
         assert!(told.hint().unwrap().contains(hint), "{told}");
     }
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    let effects = bench.answer(&fetch, vec![refused(0, code::UNSUPPORTED_VERSION)]);
+    assert_eq!((effects.errors.len(), effects.refresh_metadata), (1, false), "asking again does not help");
 }
 
 #[test]

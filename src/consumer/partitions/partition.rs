@@ -90,7 +90,7 @@ pub(crate) struct Partition {
     pub(crate) account: Account,
     pub(crate) paused: bool,
     /// It is being given up: nothing more is handed out of it.
-    pub(super) is_revoking: bool,
+    pub(crate) is_revoking: bool,
     pub(super) phase: Phase,
     pub(crate) queue: Buffer,
     /// A look-up of its offset is out.

@@ -127,3 +127,39 @@ async fn a_revocation_ends_with_the_time_of_the_rebalance_and_what_comes_too_lat
     assert_eq!(bench.broker.as_ref().unwrap().committed("group", "t", 0), Some(1));
     first.commit_done().await.expect_err("a record was handled that is not committed");
 }
+
+#[tokio::test]
+async fn what_cannot_be_read_is_passed_over_once_all_before_it_is_done_and_in_a_new_life() {
+    let bench = Bench::embedded(1).await;
+    bench.topic("t", 1).await;
+    bench.produce("t", 1, 0, 10).await;
+    let consumer = bench.consumer(&config(&bench));
+    consumer.acknowledge_each();
+    consumer.subscribe(["t"]).unwrap();
+    let taken = take(&consumer, 10).await;
+    let (key, life) = (taken[0].partition.clone(), taken[0].life);
+    assert_eq!(consumer.done_all(&key, life, &[0, 1, 2, 3]), 4);
+    assert!(!consumer.pass_over(&key, life, 8) && consumer.is_live(&key, life), "4 is not done");
+    assert_eq!(consumer.done_all(&key, life, &[4, 5, 6, 7, 8, 9]), 6);
+    assert!(consumer.pass_over(&key, life, 8) && !consumer.is_live(&key, life));
+    assert!(!consumer.pass_over(&key, life, 9), "that life is over");
+    let again = take(&consumer, 2).await;
+    let offsets = again.iter().flat_map(|taken| taken.records.iter().map(|record| record.offset()));
+    assert_eq!(offsets.collect::<Vec<_>>(), [8, 9]);
+    consumer.close(WAIT).await.unwrap();
+    assert_eq!(consumer.keep_alive().unwrap_err().kind(), crate::ErrorKind::Closed);
+}
+
+#[tokio::test]
+async fn what_was_handled_of_a_topic_that_is_gone_is_no_failure_to_who_commits_what_is_done() {
+    let bench = Bench::embedded(1).await;
+    bench.topic("t", 1).await;
+    bench.produce("t", 1, 0, 10).await;
+    let consumer = bench.consumer(&config(&bench));
+    consumer.acknowledge_each();
+    consumer.subscribe(["t"]).unwrap();
+    let taken = take(&consumer, 10).await;
+    assert_eq!(consumer.done_all(&taken[0].partition, taken[0].life, &[0, 1, 2, 3]), 4);
+    bench.broker.as_ref().unwrap().delete_topic("t").unwrap();
+    consumer.commit_done().await.unwrap();
+}

@@ -73,8 +73,14 @@ impl Bench {
     }
 
     fn sent(&mut self) -> (Token, Request) {
+        let (token, request, _) = self.sent_for();
+        (token, request)
+    }
+
+    /// A request, and how long its answer is waited for.
+    fn sent_for(&mut self) -> (Token, Request, Duration) {
         match self.member.poll_action() {
-            Some(Action::Send { token, request, .. }) => (token, request),
+            Some(Action::Send { token, request, deadline }) => (token, request, deadline - self.now),
             other => panic!("no request but {other:?}"),
         }
     }
@@ -445,4 +451,20 @@ fn a_coordinator_that_keeps_what_does_not_fit_is_sent_a_plan_the_next_time_whate
     assert!(matches!(bench.member.poll_action(), Some(Action::Assign { .. })));
     bench.nothing();
     assert!(bench.member.is_stable());
+}
+
+#[test]
+fn joins_and_syncs_are_waited_for_as_long_as_other_members_may_take() {
+    let long = POLL_INTERVAL * 2;
+    for (request_timeout, join, sync) in
+        [(Duration::from_secs(30), POLL_INTERVAL + Duration::from_secs(5), POLL_INTERVAL), (long, long, long)]
+    {
+        let mut bench = Bench::with(|settings| settings.request_timeout = request_timeout);
+        bench.subscribe(&["t"]);
+        bench.poll();
+        let (token, _, patience) = bench.sent_for();
+        assert_eq!(patience, join);
+        bench.join_answer(token, 5, "other");
+        assert_eq!(bench.sent_for().2, sync);
+    }
 }

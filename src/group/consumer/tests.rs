@@ -101,10 +101,16 @@ impl Bench {
     }
 
     fn beat(&mut self) -> (Token, Beat) {
+        let (token, beat, patience) = self.patient_beat();
+        assert!(Duration::ZERO < patience && patience <= Duration::from_secs(30));
+        (token, beat)
+    }
+
+    /// A heartbeat, and how long its answer is waited for.
+    fn patient_beat(&mut self) -> (Token, Beat, Duration) {
         match self.member.poll_action() {
             Some(Action::Send { token, request: Request::Beat(beat), deadline }) => {
-                assert!(self.now < deadline && deadline <= self.now + Duration::from_secs(30));
-                (token, beat)
+                (token, beat, deadline - self.now)
             }
             other => panic!("a heartbeat was due, not {other:?}"),
         }
@@ -372,4 +378,20 @@ fn a_broker_that_asks_for_heartbeats_without_a_pause_is_not_followed() {
         assert!(pause >= Duration::from_millis(100), "{asked} ms: {pause:?}");
         assert!(asked > 0 || pause == INTERVAL, "what is no interval says nothing");
     }
+}
+
+#[test]
+fn an_id_that_the_coordinator_gives_is_the_members_from_then_on() {
+    let mut bench = Bench::joining();
+    let (token, first) = bench.beat();
+    for (given, id) in
+        [(Some(String::new()), &*first.member_id), (Some("given".into()), "given"), (None, "given")]
+    {
+        let answer = BeatAnswer { epoch: 1, interval: INTERVAL, member_id: given, ..BeatAnswer::default() };
+        let token = if id == first.member_id { token } else { bench.beat().0 };
+        bench.member.handle_answer(bench.now, token, Ok(Answer::Beat(answer)));
+        assert_eq!(bench.member.identity().unwrap().member_id, id);
+        bench.pass_to_timeout();
+    }
+    assert_eq!(bench.beat().1.member_id, "given");
 }

@@ -272,6 +272,20 @@ fn records_beside_a_bad_one_are_written_and_the_bad_one_is_told_why() {
 }
 
 #[test]
+fn a_batch_whose_time_is_over_is_not_sent_again_without_its_bad_record() {
+    let mut world = introduced(1, limits(true));
+    let deliveries = [world.send(0, 1), world.send(0, 2)];
+    world.turn(true);
+    world.now += Duration::from_secs(120);
+    world.turn(true);
+    world.answer(1, |_, _| Some(Answer { record_errors: vec![(1, None)], ..refused(87).unwrap() }));
+    let behind = fill(&mut world, 0, 3..4).remove(0);
+    world.drain();
+    deliveries.map(|delivery| deliver(delivery).unwrap_err());
+    assert_eq!((deliver(behind).unwrap(), &world.logs[0].ids), (1, &vec![0, 3]));
+}
+
+#[test]
 fn a_partition_that_the_answer_lacks_is_asked_again_and_without_retries_may_be_written() {
     for retries in [1, 0] {
         let mut world = introduced(1, Limits { retries, ..limits(true) });
@@ -286,6 +300,7 @@ fn a_partition_that_the_answer_lacks_is_asked_again_and_without_retries_may_be_w
             0 => assert!(deliver(delivery).unwrap_err().possibly_written()),
             _ => assert_eq!(deliver(delivery).unwrap(), 1),
         }
+        assert_eq!(world.sender.counts.retries, u64::from(retries));
         assert_eq!((deliver(next).unwrap(), &world.logs[0].ids), (2, &vec![0, 1, 2]));
     }
 }

@@ -255,3 +255,25 @@ fn a_broker_that_answers_at_once_with_nothing_is_asked_less_and_less_often() {
     bench.answer(&fetch, Vec::new());
     assert!(bench.plan().is_some());
 }
+
+#[test]
+fn a_header_that_cannot_be_read_is_told_once_and_after_what_stands_before_it() {
+    let mut impossible = batch(10, 10);
+    impossible[8..12].copy_from_slice(&(-1i32).to_be_bytes());
+    let mut bench = Bench::new(&[1], 1 << 20);
+    bench.partitions.restart(&key(0), Phase::Fetching(Position::at(10)));
+    let fetch = bench.plan().unwrap();
+    let effects = bench.answer(&fetch, vec![data(0, impossible.clone())]);
+    let [error] = &effects.errors[..] else { panic!("{:?}", effects.errors) };
+    assert!(error.to_string().contains("impossible length"), "{error}");
+
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    let effects = bench.answer(&fetch, vec![data(0, [batch(0, 10), impossible.clone()].concat())]);
+    assert!(effects.errors.is_empty(), "{:?}", effects.errors);
+    assert!(bench.plan().is_none(), "what is left to hand out comes first");
+    assert_eq!(bench.poll(100), (0..10).collect::<Vec<_>>());
+    let fetch = bench.plan().unwrap();
+    assert_eq!(Bench::sent(&fetch), [(0, 10)]);
+    assert_eq!(bench.answer(&fetch, vec![data(0, impossible)]).errors.len(), 1);
+}

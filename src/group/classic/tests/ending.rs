@@ -246,3 +246,48 @@ fn with_nothing_that_matches_any_more_during_a_cooperative_rebalance_what_is_kep
     bench.member.handle_revoked(bench.now, token);
     assert!(matches!(bench.sent().1, Request::Leave { .. }));
 }
+
+#[test]
+fn a_join_that_waits_to_be_repeated_keeps_what_a_cooperative_member_has_when_nothing_matches_any_more() {
+    for keeps in [true, false] {
+        let mut bench = Bench::stable_with(|settings| settings.cooperative = keeps);
+        let token = bench.heartbeat();
+        bench.answer(token, Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS });
+        if !keeps {
+            let token = bench.revocation();
+            bench.member.handle_revoked(bench.now, token);
+        }
+        let (token, _) = bench.joins();
+        bench.answer(token, join_error(code::COORDINATOR_LOAD_IN_PROGRESS, "me"));
+        matching(&mut bench, &[]);
+        if keeps {
+            bench.nothing();
+            assert!(bench.member.identity().is_some(), "it is still committed");
+        } else {
+            assert!(matches!(bench.sent().1, Request::Leave { .. }));
+        }
+    }
+}
+
+#[test]
+fn a_member_that_leaves_or_was_fenced_says_nothing_more_when_it_is_closed() {
+    let mut bench = Bench::stable();
+    bench.subscribe(&[]);
+    assert!(matches!(bench.member.poll_action(), Some(Action::Lost { .. })));
+    let (token, left) = bench.sent();
+    assert!(matches!(left, Request::Leave { .. }), "{left:?}");
+    bench.member.handle_close(bench.now);
+    bench.nothing();
+    assert!(!bench.member.is_idle(), "the coordinator has not answered");
+    bench.answer(token, Answer::Leave { error: 0 });
+    assert!(bench.member.is_idle());
+
+    let mut bench = Bench::stable_with(|settings| settings.instance_id = Some("i".into()));
+    let beat = bench.heartbeat();
+    bench.answer(beat, Answer::Heartbeat { error: code::FENCED_INSTANCE_ID });
+    assert!(matches!(bench.member.poll_action(), Some(Action::Lost { .. })));
+    assert!(matches!(bench.member.poll_action(), Some(Action::Fail(_))));
+    bench.member.set_departure(GroupMembershipOperation::LeaveGroup);
+    bench.member.handle_close(bench.now);
+    bench.nothing();
+}

@@ -154,3 +154,43 @@ fn an_answer_without_an_epoch_or_an_interval_is_not_followed() {
     bench.quiet();
     assert!(bench.member.poll_timeout().unwrap() > bench.now, "it does not beat without a pause");
 }
+
+#[test]
+fn a_coordinator_that_moved_is_looked_up_and_one_that_loads_is_not() {
+    for (refused, looked_up) in [
+        (code::NOT_COORDINATOR, true),
+        (code::COORDINATOR_NOT_AVAILABLE, true),
+        (code::COORDINATOR_LOAD_IN_PROGRESS, false),
+        (code::UNKNOWN_SERVER_ERROR, false),
+    ] {
+        let mut bench = Bench::joined();
+        bench.pass_to_timeout();
+        let (token, _) = bench.beat();
+        bench.refuse(token, refused);
+        if looked_up {
+            assert!(matches!(bench.member.poll_action(), Some(Action::ForgetCoordinator)), "{refused}");
+        }
+        bench.quiet();
+        assert!(bench.member.is_joined());
+        bench.pass_to_timeout();
+        assert!(bench.beat().1.is_full, "it is asked again");
+    }
+}
+
+#[test]
+fn a_heartbeat_that_hangs_is_given_up_while_another_can_still_save_the_session() {
+    let seconds = Duration::from_secs;
+    for (interval, request_timeout, patience) in [
+        (seconds(5), seconds(30), seconds(15)),
+        (Duration::from_millis(100), seconds(30), seconds(3)),
+        (seconds(20), seconds(30), seconds(30)),
+        (seconds(5), seconds(2), seconds(2)),
+    ] {
+        let mut bench = Bench::joining_with(|settings| settings.request_timeout = request_timeout);
+        let (token, _) = bench.beat();
+        let answer = BeatAnswer { epoch: 1, interval, ..BeatAnswer::default() };
+        bench.member.handle_answer(bench.now, token, Ok(Answer::Beat(answer)));
+        bench.pass_to_timeout();
+        assert_eq!(bench.patient_beat().2, patience);
+    }
+}
