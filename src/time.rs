@@ -7,6 +7,7 @@
 use std::{
     fmt,
     hash::{BuildHasher, RandomState},
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -29,6 +30,34 @@ pub(crate) fn after(duration: Duration) -> Instant {
 /// As [`after`], counted from `now`.
 pub(crate) fn later(now: Instant, duration: Duration) -> Instant {
     now + duration.min(FAR_AWAY)
+}
+
+/// The timer of a loop that names a time with each turn, mostly a later one. It is set only where it must ring earlier: to set and
+/// to drop a timer with every turn is dear. So it may ring too early, and the loop looks once more.
+pub(crate) struct Alarm {
+    sleep: Pin<Box<tokio::time::Sleep>>,
+    set_to: Option<Instant>,
+}
+
+impl Alarm {
+    /// Needs a runtime with timers.
+    pub(crate) fn new() -> Self {
+        Self { sleep: Box::pin(tokio::time::sleep_until(now())), set_to: None }
+    }
+
+    /// Waits until then, or until an earlier time that was named before and not waited for; for ever without one.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the timer as it is.
+    pub(crate) async fn ring(&mut self, time: Option<Instant>) {
+        let Some(time) = time else { return std::future::pending().await };
+        if self.set_to.is_none_or(|set_to| time < set_to) {
+            self.sleep.as_mut().reset(time);
+            self.set_to = Some(time);
+        }
+        self.sleep.as_mut().await;
+        self.set_to = None;
+    }
 }
 
 /// Milliseconds since the Unix epoch, as record timestamps want them.
@@ -218,6 +247,25 @@ mod tests {
         let deadline = after(Duration::MAX) + Duration::from_secs(60);
         assert!(tokio::time::timeout_at(deadline, std::future::ready(())).await.is_ok());
         assert!(tokio::time::timeout_at(deadline, std::future::pending::<()>()).await.is_err(), "it comes");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_alarm_rings_by_the_time_that_was_named_last_and_is_not_set_anew_for_a_later_one() {
+        let (start, second) = (now(), Duration::from_secs(1));
+        let mut alarm = Alarm::new();
+        let elapsed = |alarm: &mut Alarm, seconds: Option<u32>| {
+            let ring = alarm.ring(seconds.map(|seconds| start + second * seconds));
+            futures_util::FutureExt::now_or_never(ring).is_some()
+        };
+        assert!(!elapsed(&mut alarm, None) && !elapsed(&mut alarm, Some(9)) && !elapsed(&mut alarm, Some(5)));
+        alarm.ring(Some(start + second * 7)).await;
+        assert_eq!(now() - start, second * 5, "once too early");
+        alarm.ring(Some(start + second * 7)).await;
+        assert_eq!(now() - start, second * 7);
+        assert!(elapsed(&mut alarm, Some(3)), "what is over is over");
+        assert!(!elapsed(&mut alarm, Some(8)));
+        alarm.ring(Some(start + second * 8)).await;
+        assert_eq!(now() - start, second * 8);
     }
 
     #[test]

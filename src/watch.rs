@@ -138,6 +138,14 @@ impl<T> Receiver<T> {
         }
     }
 
+    /// As [`changed`](Self::changed), for a loop that keeps the wait from turn to turn; waits for ever if nothing can come.
+    pub(crate) async fn into_changed(mut self) -> Self {
+        match self.changed().await {
+            Ok(()) => self,
+            Err(Closed) => std::future::pending().await,
+        }
+    }
+
     /// Waits until the value is as `wanted`. [`Closed`] if it cannot become so.
     pub(crate) async fn wait_for(&mut self, mut wanted: impl FnMut(&T) -> bool) -> Result<(), Closed> {
         while !wanted(&self.borrow_and_update()) {

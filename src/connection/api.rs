@@ -137,6 +137,9 @@ impl Channel {
     }
 }
 
+/// Bytes that are reserved for what is written of a request.
+const REQUEST: usize = 512;
+
 /// Bytes of the header that every answer has.
 const CORRELATION_ID: usize = 4;
 
@@ -221,6 +224,8 @@ impl<const FLEXIBLE: bool, const ANSWER_FLEXIBLE: bool> WriteVersionedType<Vec<u
         let ([a, b], [c, d]) = (self.key.to_be_bytes(), self.version.to_be_bytes());
         let head = writer.first_chunk_mut().ok_or_else(|| malformed_write("there is no header"))?;
         *head = [a, b, c, d];
+        // Most requests are no longer, and need not grow field by field.
+        writer.reserve(REQUEST);
         self.body.write(self.version, writer).map_err(malformed_write)
     }
 }

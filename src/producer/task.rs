@@ -2,7 +2,7 @@
 //!
 //! It decides nothing. However it ends, every record that has no answer gets one.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use super::{
     Closing, Shared,
@@ -21,7 +21,7 @@ use crate::{
     error::{Error, ErrorKind, Result, code},
     flights::{Flight, Flights},
     sorted::Map,
-    time::{self, Instant, Rng},
+    time::{self, Alarm, Instant, Rng},
 };
 
 /// The last version of Produce that names topics by name.
@@ -73,20 +73,16 @@ fn new_sender(shared: &Shared) -> Result<Sender> {
     Ok(Sender::new(settings, Arc::clone(&shared.limits), compressor, client.environment.rng()))
 }
 
-async fn sleep_until(time: Option<Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time).await,
-        None => std::future::pending().await,
-    }
-}
-
 impl Task {
     async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        let mut metadata = shared.cluster.subscribe();
-        let mut closing = shared.closing.subscribe();
+        // What it waits for stays from turn to turn: at one record a turn, to begin and to end each wait would cost as much as the
+        // record. Who closes the producer wakes it.
+        let mut woken = pin!(shared.wake.notified());
+        let mut news = pin!(shared.cluster.subscribe().into_changed());
+        let mut alarm = Alarm::new();
         loop {
-            let state = *closing.borrow_and_update();
+            let state = *shared.closing.borrow();
             let timeout = self.step(state).await;
             if self.is_finished(state) {
                 break;
@@ -94,13 +90,13 @@ impl Task {
             tokio::select! {
                 biased;
                 event = self.work.next() => self.handle(event),
-                () = shared.wake.notified() => {}
-                _ = closing.changed() => {}
-                Ok(()) = metadata.changed() => {
+                () = woken.as_mut() => woken.set(shared.wake.notified()),
+                mut metadata = news.as_mut() => {
                     let snapshot = Arc::clone(&metadata.borrow_and_update());
+                    news.set(metadata.into_changed());
                     shared.topics.update_all(&snapshot, &shared.limits, &shared.environment);
                 }
-                () = sleep_until(timeout) => {}
+                () = alarm.ring(timeout) => {}
             }
         }
         shared.end(&shared.fatal_error().unwrap_or_else(|| Error::closed("producer")));
