@@ -121,6 +121,41 @@ impl KafkaConsumer {
         })
     }
 
+    /// Hands out again from the first record of those that were handed out in this life, where the assignment is still that of
+    /// then: also if the log was cut since, and then from there at the latest. Nothing to do if the partition was lost.
+    pub(crate) fn hand_out_again(&self, partition: &TopicPartition, life: Life, first: i64) -> Result<()> {
+        self.change(|core, now| match core.partitions.of_tenure(partition, life) {
+            Some(known) => {
+                let position = known.position().filter(|_| known.life() != life);
+                let first = position.map_or(first, |position| position.next.min(first));
+                core.seek(now, partition, Phase::Fetching(Position::at(first)))
+            }
+            None => Ok(()),
+        })
+    }
+
+    /// Whether the assignment under which this life began goes on.
+    pub(crate) fn is_assigned_since(&self, partition: &TopicPartition, life: Life) -> bool {
+        self.shared.lock().partitions.of_tenure(partition, life).is_some()
+    }
+
+    /// Whether records before `next`, which were handed out in this life, come again or were replaced: the log was cut before it.
+    pub(crate) fn is_cut(&self, partition: &TopicPartition, life: Life, next: i64) -> bool {
+        let core = self.shared.lock();
+        let known = core.partitions.of_tenure(partition, life).filter(|known| known.life() != life);
+        known.and_then(|known| known.position()).is_some_and(|position| position.next < next)
+    }
+
+    /// Where the reset policy has had partitions begin, or go on, since this was last asked, and in which lives.
+    pub(crate) fn take_decided(&self) -> Vec<(TopicPartition, Life, i64)> {
+        self.shared.lock().partitions.take_decided()
+    }
+
+    /// Whether [`take_decided`](Self::take_decided) has something.
+    pub(crate) fn has_decided(&self) -> bool {
+        self.shared.lock().partitions.has_decided()
+    }
+
     /// Records that were taken and are neither done nor handed back.
     pub(crate) fn outstanding(&self) -> usize {
         self.shared.lock().partitions.outstanding()

@@ -98,6 +98,8 @@ pub(crate) struct Account {
     tenure: Life,
     /// The lowest place of this tenure: it has handed out nothing below.
     begun: Option<i64>,
+    /// The place that the reset policy has decided on, until somebody takes note of it.
+    decided: Option<i64>,
     /// Everything before it is done.
     covered: Option<Mark>,
     /// The group's offset, as far as this member knows.
@@ -116,6 +118,7 @@ impl Account {
             life,
             tenure: life,
             begun: None,
+            decided: None,
             covered: None,
             committed: None,
             is_uncovered: false,
@@ -162,6 +165,16 @@ impl Account {
     pub(crate) fn begin_at(&mut self, mark: Mark) {
         self.begun = Some(self.begun.map_or(mark.offset, |begun| begun.min(mark.offset)));
         self.covered = Some(mark);
+    }
+
+    /// The reset policy has decided on the life's place.
+    pub(crate) fn decide(&mut self, offset: i64) {
+        self.decided = Some(offset);
+    }
+
+    /// The place that the reset policy has decided on since this was last asked.
+    pub(crate) fn take_decided(&mut self) -> Option<i64> {
+        self.decided.take()
     }
 
     /// The epoch of what was read says nothing of the log that there is.

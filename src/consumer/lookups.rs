@@ -172,7 +172,7 @@ impl Lookups {
             partitions.get(key).and_then(|partition| partition.end_before).filter(|_| is_latest(policy));
         let failed = restart(key, phase, partitions);
         if let Some(end) = end {
-            partitions.set_position(key, end, -1);
+            partitions.set_decided(key, end);
         }
         if let Some(partition) = partitions.get_mut(key) {
             // A leader that refuses what it has named itself is not asked in a circle.
@@ -475,15 +475,14 @@ impl Lookups {
                         partition.end_before = Some(offset);
                         continue;
                     }
-                    // As in Java without an epoch: the record before it may not be there.
-                    partitions.set_position(key, offset, -1);
+                    partitions.set_decided(key, offset);
                     effects.settled = true;
                 }
                 Some(Ok(_)) if lookup.to.is_time() => {
                     // Nothing is that young: reading begins with what has come since. Without that end it is asked for.
                     if let Some(end) = partition.end_before {
                         self.backoff.reset();
-                        partitions.set_position(key, end, -1);
+                        partitions.set_decided(key, end);
                         effects.settled = true;
                     }
                 }

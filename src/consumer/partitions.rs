@@ -74,6 +74,8 @@ pub(crate) struct Partitions {
     ready: VecDeque<TopicPartition>,
     /// Partitions that handed out records since the last poll began.
     uncovered: Vec<TopicPartition>,
+    /// Whose place the reset policy has decided on since somebody asked.
+    decided: BTreeSet<TopicPartition>,
     /// Partitions whose first offset is being looked for.
     unsettled: BTreeSet<TopicPartition>,
     failed: BTreeSet<TopicPartition>,
@@ -128,6 +130,11 @@ impl Partitions {
     }
 
     /// For the fetcher and for look-ups: the fetcher looks at the partition again.
+    /// If the assignment goes on under which this life began: lives are given out in order.
+    pub(crate) fn of_tenure(&self, partition: &TopicPartition, life: Life) -> Option<&Partition> {
+        self.get(partition).filter(|partition| partition.account.tenure() <= life)
+    }
+
     pub(crate) fn get_mut(&mut self, partition: &TopicPartition) -> Option<&mut Partition> {
         self.touch(partition);
         self.partitions.get_mut(partition)
@@ -242,6 +249,7 @@ impl Partitions {
         let partitions = &self.partitions;
         self.ready.retain(|key| partitions.contains_key(key));
         self.uncovered.retain(|key| partitions.contains_key(key));
+        self.decided.retain(|key| partitions.contains_key(key));
         self.unsettled.retain(|key| partitions.contains_key(key));
         self.failed.retain(|key| partitions.contains_key(key));
         self.unchecked.retain(|key| partitions.contains_key(key));
@@ -312,6 +320,31 @@ impl Partitions {
             partition.account.begin_at(Mark { offset, leader_epoch });
         }
         self.set_phase(key, Phase::Fetching(Position::after(offset, leader_epoch)));
+    }
+
+    /// The same where the reset policy has decided: the group knows nothing of this place.
+    pub(crate) fn set_decided(&mut self, key: &TopicPartition, offset: i64) {
+        // As in Java without an epoch: the record before it may not be there.
+        self.set_position(key, offset, -1);
+        if let Some(partition) = self.partitions.get_mut(key) {
+            partition.account.decide(offset);
+            self.decided.insert(key.clone());
+        }
+    }
+
+    pub(crate) fn has_decided(&self) -> bool {
+        !self.decided.is_empty()
+    }
+
+    /// Where the reset policy has had partitions begin, or go on, since this was last asked.
+    pub(crate) fn take_decided(&mut self) -> Vec<(TopicPartition, Life, i64)> {
+        let decided = std::mem::take(&mut self.decided).into_iter();
+        let place = |key: TopicPartition| {
+            let account = &mut self.partitions.get_mut(&key)?.account;
+            let offset = account.take_decided()?;
+            Some((key, account.life(), offset))
+        };
+        decided.filter_map(place).collect()
     }
 
     /// These partitions are being given up: nothing more is handed out of them.

@@ -6,7 +6,7 @@
 
 use std::{future::Future, pin::pin, time::Duration};
 
-use futures_util::future::{FutureExt as _, Shared, try_join_all};
+use futures_util::future::{FutureExt as _, Shared, join, try_join_all};
 
 use super::KafkaInstance;
 use crate::{
@@ -84,7 +84,12 @@ struct TransactionInput {
     offsets: Map<TopicPartition, Span>,
     group: Option<ConsumerGroupMetadata>,
     records: usize,
+    /// A log was cut below what was handed out of it: it comes again, and is not to be committed twice.
+    is_cut: bool,
 }
+
+/// Where the reset policy has begun, and in which life: what the group does not know yet.
+type Places = Map<TopicPartition, (Life, i64)>;
 
 /// What was handed out of one partition.
 struct Span {
@@ -93,7 +98,7 @@ struct Span {
     /// The offset behind the last.
     next: i64,
     /// More was handed out and not worked on.
-    is_cut: bool,
+    is_late: bool,
 }
 
 /// How a transaction failed.
@@ -170,28 +175,37 @@ impl ExactlyOnce {
         shutdown: impl Future<Output = ()>,
         body: impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
     ) -> Result<()> {
+        let shutdown = pin!(shutdown);
+        let shutdown = shutdown.shared();
         // The producer first: it ends what a predecessor left open, before positions are looked up.
-        let mut producer = self.start_producer().await?;
-        let consumer = self.start_consumer().await?;
+        let start = async { Ok((self.start_producer().await?, self.start_consumer().await?)) };
+        let (mut producer, consumer) = tokio::select! {
+            biased;
+            () = shutdown.clone() => return Ok(()),
+            started = start => started?,
+        };
         let outcome = self.work(&mut producer, &consumer, shutdown, &body).await;
         let limit = Duration::from_secs(30);
-        let closed = producer.close_within(limit).await;
-        let left = consumer.close(limit).await;
+        let (closed, left) = join(producer.close_within(limit), consumer.close(limit)).await;
         outcome.and(closed).and(left)
     }
 
-    async fn start_producer(&self) -> Result<TransactionalProducer> {
+    /// The `transactional.id`, if anything names one.
+    fn named(&self) -> Option<String> {
         let configured = |name: &str| self.kafka.config().get(name);
-        let named = self.transactional_id.clone().or_else(|| configured("transactional.id"));
-        let id = match (named, configured("group.instance.id")) {
-            (Some(id), _) => id,
-            (None, Some(instance)) => format!("{}-{instance}", self.group),
-            (None, None) => {
+        let of_instance = || Some(format!("{}-{}", self.group, configured("group.instance.id")?));
+        self.transactional_id.clone().or_else(|| configured("transactional.id")).or_else(of_instance)
+    }
+
+    async fn start_producer(&self) -> Result<TransactionalProducer> {
+        let id = match self.named() {
+            Some(id) => id,
+            None => {
                 let number = self.kafka.config().resolve_client()?.environment.rng().next_u64();
                 format!("{}-{number:016x}", self.group)
             }
         };
-        let short = configured("transaction.timeout.ms").is_none();
+        let short = self.kafka.config().get("transaction.timeout.ms").is_none();
         self.kafka
             .get_transactional_producer_with(|p| match short {
                 true => p
@@ -227,11 +241,10 @@ impl ExactlyOnce {
         &self,
         producer: &mut TransactionalProducer,
         consumer: &KafkaConsumer,
-        shutdown: impl Future<Output = ()>,
+        shutdown: Shared<impl Future<Output = ()>>,
         body: &impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
     ) -> Result<()> {
-        let shutdown = pin!(shutdown);
-        let shutdown = shutdown.shared();
+        let mut places = Places::new();
         let pauses = || Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         let (mut polling, mut backoff) = (pauses(), pauses());
         let mut rng = self.kafka.config().resolve_client()?.environment.rng();
@@ -245,11 +258,6 @@ impl ExactlyOnce {
                 polling.reset();
             }
             let records = match polled {
-                // Another may have taken over since: that ends the loop also when nothing comes any more.
-                Ok(records) if records.is_empty() => match producer.fatal() {
-                    Some(error) => return Err(error),
-                    None => continue,
-                },
                 Ok(records) => records,
                 Err(error) if error.is_retriable() => {
                     tracing::warn!(%error, "the consumer will go on");
@@ -261,13 +269,33 @@ impl ExactlyOnce {
                 }
                 Err(error) => return Err(error),
             };
-            let mut taken = TransactionInput::default();
-            match self.transaction(producer, consumer, records, &mut taken, shutdown.clone(), body).await {
+            let (mut taken, is_empty) = (TransactionInput::default(), records.is_empty());
+            // What was polled counts as taken before anything can fail, so that it comes again.
+            note(consumer, &mut taken, &records);
+            places
+                .extend(consumer.take_decided().into_iter().map(|(key, life, offset)| (key, (life, offset))));
+            let outcome = match commit_places(producer, consumer, &mut places, shutdown.clone()).await {
+                // Another may have taken over since: that ends the loop also when nothing comes any more.
+                Ok(()) if is_empty => producer.fatal().map_or(Ok(()), |error| Err(Failed::For(error))),
+                Ok(()) => {
+                    self.transaction(producer, consumer, records, &mut taken, shutdown.clone(), body).await
+                }
+                failed => failed,
+            };
+            match outcome {
+                Ok(()) if is_empty => {}
                 Ok(()) => backoff.reset(),
                 Err(Failed::Again(error)) => {
                     tracing::warn!(%error, "a transaction was aborted; its records are processed again");
                     rewind(consumer, &taken);
                     tokio::time::sleep(backoff.next(&mut rng)).await;
+                }
+                // Nobody else can have a name that was made up for this run: a coordinator has ended what was open for too long.
+                Err(Failed::For(error)) if self.named().is_none() && is_timed_out(&error) => {
+                    tracing::warn!(%error, "a transaction was open for longer than transaction.timeout.ms; its records are processed again");
+                    rewind(consumer, &taken);
+                    tokio::time::sleep(backoff.next(&mut rng)).await;
+                    *producer = self.start_producer().await?;
                 }
                 Err(Failed::For(error)) => return Err(error),
             }
@@ -285,9 +313,11 @@ impl ExactlyOnce {
         body: &impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
     ) -> Result<(), Failed> {
         let until = time::after(self.interval);
-        // What was polled counts as taken before anything can fail, so that it comes again.
-        note(taken, &records);
-        let transaction = producer.begin().await.map_err(failed)?;
+        let transaction = tokio::select! {
+            biased;
+            begun = producer.begin() => begun.map_err(failed)?,
+            () = shutdown.clone() => return Ok(()),
+        };
         let late = time::after(self.worked_on_at_most());
         // Also where nothing more comes.
         let until = until.min(late);
@@ -321,7 +351,11 @@ impl ExactlyOnce {
                 Ok(more) => more,
                 Err(_) => break,
             };
-            note(taken, &records);
+            note(consumer, taken, &records);
+        }
+        if taken.is_cut(consumer) {
+            transaction.abort().await.map_err(failed)?;
+            return Err(Failed::Again(regrouped()));
         }
         let Some(group) = taken.group.clone() else {
             return transaction.abort().await.map_err(failed);
@@ -329,7 +363,7 @@ impl ExactlyOnce {
         let offsets = taken.offsets.iter().map(|(partition, span)| (partition.clone(), span.next));
         transaction.add_offsets(&group, offsets).map_err(failed)?;
         transaction.commit_patiently(shutdown).await.map_err(failed)?;
-        for (partition, span) in taken.offsets.iter().filter(|(_, span)| span.is_cut) {
+        for (partition, span) in taken.offsets.iter().filter(|(_, span)| span.is_late) {
             if let Err(error) = consumer.seek_in(partition, span.life, span.next) {
                 tracing::debug!(%error, "the partition was lost meanwhile");
             }
@@ -354,8 +388,10 @@ async fn work_on(
     // The place in the group under which they were handed out: taken before they are worked on, and checked to be still that.
     let group = consumer.group_metadata()?;
     let live = records.iter().all(|(partition, part)| consumer.is_live(partition, part.life()));
-    if !live || taken.group.as_ref().is_some_and(|known| *known != group) {
-        return Err(Error::from_code("JoinGroup", code::REBALANCE_IN_PROGRESS).with_requires_abort());
+    // Of a place that the group does not know nothing is worked on: see `commit_places`.
+    let moved = taken.group.as_ref().is_some_and(|known| *known != group) || consumer.has_decided();
+    if !live || moved || taken.is_cut(consumer) {
+        return Err(regrouped());
     }
     taken.group = Some(group);
     let work = records.iter().map(async |(partition, part)| {
@@ -364,7 +400,7 @@ async fn work_on(
     let mut is_late = false;
     for (partition, rest) in try_join_all(work).await? {
         if let (Some(rest), Some(span)) = (rest, taken.offsets.get_mut(partition)) {
-            (span.next, span.is_cut) = (rest, true);
+            (span.next, span.is_late) = (rest, true);
             is_late = true;
         }
     }
@@ -387,16 +423,51 @@ async fn work_on_partition(
     Ok(None)
 }
 
-fn note(taken: &mut TransactionInput, records: &ConsumerRecords) {
+/// Commits where the reset policy has had partitions begin, before anything of them is worked on. Whoever came after a run that
+/// committed nothing would be sent by `latest` to what is the end then, past the records that were written meanwhile.
+async fn commit_places(
+    producer: &mut TransactionalProducer,
+    consumer: &KafkaConsumer,
+    places: &mut Places,
+    shutdown: Shared<impl Future<Output = ()>>,
+) -> Result<(), Failed> {
+    if places.is_empty() {
+        return Ok(());
+    }
+    // Before it is looked who has the partitions: a rebalance in between is refused.
+    let group = consumer.group_metadata().map_err(failed)?;
+    places.retain(|partition, (life, _)| consumer.is_assigned_since(partition, *life));
+    let offsets: Vec<_> =
+        places.iter().map(|(partition, (_, offset))| (partition.clone(), *offset)).collect();
+    let transaction = producer.begin().await.map_err(failed)?;
+    transaction.add_offsets(&group, offsets).map_err(failed)?;
+    transaction.commit_patiently(shutdown).await.map_err(failed)?;
+    places.clear();
+    Ok(())
+}
+
+fn note(consumer: &KafkaConsumer, taken: &mut TransactionInput, records: &ConsumerRecords) {
     for (partition, part) in records {
         let (Some(first), Some(last)) = (part.iter().next(), part.iter().last()) else { continue };
         let (life, first, next) = (part.life(), first.offset(), last.offset().saturating_add(1));
         taken.records += part.len();
         match taken.offsets.get_mut(partition) {
             Some(span) if span.life == life => span.next = next,
-            // Another life has begun: what an earlier one handed out is its own affair, and this transaction is not committed.
-            _ => drop(taken.offsets.insert(partition.clone(), Span { life, first, next, is_cut: false })),
+            // The log was cut, or the position was outside it: what is aborted comes again from the first record of both lives.
+            Some(span) if consumer.is_assigned_since(partition, span.life) => {
+                taken.is_cut |= first < span.next;
+                (span.life, span.first, span.next) = (life, span.first.min(first), next);
+            }
+            // What an earlier assignment handed out is another's by now, who refuses its commit.
+            _ => drop(taken.offsets.insert(partition.clone(), Span { life, first, next, is_late: false })),
         }
+    }
+}
+
+impl TransactionInput {
+    fn is_cut(&self, consumer: &KafkaConsumer) -> bool {
+        self.is_cut
+            || self.offsets.iter().any(|(partition, span)| consumer.is_cut(partition, span.life, span.next))
     }
 }
 
@@ -410,15 +481,24 @@ fn failed(error: Error) -> Failed {
     }
 }
 
+/// Whether the coordinator has ended a transaction that was open for too long, where nobody else can have taken over.
+fn is_timed_out(error: &Error) -> bool {
+    error.is_fenced() && !error.possibly_written()
+}
+
+fn regrouped() -> Error {
+    Error::from_code("JoinGroup", code::REBALANCE_IN_PROGRESS).with_requires_abort()
+}
+
 fn is_regrouped(error: &Error) -> bool {
     error.code().is_some_and(|told| told.0 == code::REBALANCE_IN_PROGRESS)
 }
 
-/// Has the consumer hand out again what was aborted, where the partition is still the one it was handed out of: one that was
-/// lost is its next owner's, and one that came back begins where that one left it.
+/// Has the consumer hand out again what was aborted, where the partition is still assigned as it was: one that was lost is its next
+/// owner's, and one that came back begins where that one left it.
 fn rewind(consumer: &KafkaConsumer, taken: &TransactionInput) {
     for (partition, span) in &taken.offsets {
-        if let Err(error) = consumer.seek_in(partition, span.life, span.first) {
+        if let Err(error) = consumer.hand_out_again(partition, span.life, span.first) {
             tracing::debug!(%error, "the partition was lost meanwhile");
         }
     }

@@ -163,8 +163,11 @@ impl KafkaInstance {
     pub async fn transaction<T>(&self, body: impl AsyncFnMut(&Transaction<'_>) -> Result<T>) -> Result<T> {
         let mut producer = self.get_transactional_producer().await?;
         let outcome = producer.run(body).await;
-        let closed = producer.close().await;
-        outcome.and_then(|value| closed.map(|()| value))
+        if let Err(error) = producer.close().await {
+            // What was committed stands.
+            tracing::warn!(%error, "the producer of a transaction was not closed in time");
+        }
+        outcome
     }
 
     /// Runs `body` with a producer that is flushed and closed afterwards, also when the body fails or panics.

@@ -8,7 +8,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use super::{
     memory::Memory,
     queue::{Batch, Order},
-    receipt::{Delivery, Receipt},
+    receipt::{Delivery, Stub},
 };
 use crate::{
     batch::{self, BatchBuilder, Compressor, Stamp},
@@ -85,7 +85,7 @@ pub(crate) enum Appended {
 #[derive(Debug)]
 pub(crate) struct OpenBatch {
     builder: BatchBuilder,
-    pub(super) receipt: Arc<Receipt>,
+    pub(super) receipt: Stub,
     created: Instant,
     pub(super) reserved: usize,
 }
@@ -98,7 +98,7 @@ pub(super) struct Accumulator {
     open: Option<OpenBatch>,
     closed: VecDeque<OpenBatch>,
     /// Receipts without an answer, oldest first; answered ones are dropped when a batch is opened.
-    unresolved: VecDeque<Arc<Receipt>>,
+    unresolved: VecDeque<Stub>,
     /// The task knows that there is something here.
     scheduled: bool,
     /// Nothing is taken any more.
@@ -168,8 +168,8 @@ impl Accumulator {
         while self.unresolved.front().is_some_and(|receipt| receipt.is_resolved()) {
             self.unresolved.pop_front();
         }
-        let receipt = Receipt::new(Arc::clone(&self.topic), self.partition);
-        self.unresolved.push_back(Arc::clone(&receipt));
+        let receipt = Stub::new(Arc::clone(&self.topic), self.partition);
+        self.unresolved.push_back(receipt.clone());
         self.bytes += reserved;
         let builder = BatchBuilder::new(memory.buffer());
         let open = self.open.insert(OpenBatch { builder, receipt, created: now(), reserved });
@@ -197,7 +197,7 @@ impl Accumulator {
     }
 
     /// Receipts whose batches have no answer yet.
-    pub(super) fn unresolved(&self) -> impl Iterator<Item = &Arc<Receipt>> {
+    pub(super) fn unresolved(&self) -> impl Iterator<Item = &Stub> {
         self.unresolved.iter().filter(|receipt| !receipt.is_resolved())
     }
 
@@ -268,7 +268,7 @@ impl Accumulator {
     }
 
     /// Nothing is appended from now on. Returns the receipts that have no answer.
-    pub(super) fn end(&mut self) -> Vec<Arc<Receipt>> {
+    pub(super) fn end(&mut self) -> Vec<Stub> {
         self.ended = true;
         self.unresolved.drain(..).filter(|receipt| !receipt.is_resolved()).collect()
     }
@@ -290,7 +290,7 @@ impl OpenBatch {
         order: Order,
         limits: &Limits,
         compressor: &Compressor,
-    ) -> Result<Batch, (Error, Arc<Receipt>, usize)> {
+    ) -> Result<Batch, (Error, Stub, usize)> {
         let Self { builder, receipt, created, reserved } = self;
         match builder.finish(stamp, compressor) {
             Ok(encoded) => {

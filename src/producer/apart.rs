@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::receipt::{BatchOutcome, Part, Receipt};
+use super::receipt::{BatchOutcome, Part, Stub};
 use crate::{error::Error, sorted::Map};
 
 /// A batch without its bad records.
@@ -10,30 +10,25 @@ pub(super) struct Apart {
     /// Where each record is now.
     pub(super) parts: Vec<Part>,
     /// Of the records that were not refused.
-    pub(super) rest: Arc<Receipt>,
+    pub(super) rest: Stub,
     /// Of those that were, each with what the broker said of it.
-    pub(super) failed: Vec<(Arc<Receipt>, BatchOutcome)>,
+    pub(super) failed: Vec<(Stub, BatchOutcome)>,
 }
 
 /// `bad`: what was said of records, by their places in the batch.
-pub(super) fn take_apart(
-    whole: &Arc<Receipt>,
-    count: i32,
-    bad: &Map<usize, Option<&str>>,
-    error: &Error,
-) -> Apart {
+pub(super) fn take_apart(whole: &Stub, count: i32, bad: &Map<usize, Option<&str>>, error: &Error) -> Apart {
     let count = usize::try_from(count).unwrap_or(0);
     let good = u32::try_from(count.saturating_sub(bad.len())).unwrap_or(u32::MAX);
-    let mut apart = Apart { parts: Vec::new(), rest: Receipt::part_of(whole, good), failed: Vec::new() };
+    let mut apart = Apart { parts: Vec::new(), rest: Stub::part_of(whole, good), failed: Vec::new() };
     let mut kept = 0;
     for place in 0..count {
         let first = place as u32;
         match bad.get(&place) {
             Some(message) => {
-                let receipt = Receipt::part_of(whole, 1);
+                let receipt = Stub::part_of(whole, 1);
                 let error = message.map_or_else(|| error.clone(), |text| error.clone().with_message(text));
-                apart.failed.push((Arc::clone(&receipt), BatchOutcome::Failed(error)));
-                apart.parts.push(Part { first, index: 0, receipt });
+                apart.parts.push(Part { first, index: 0, receipt: Arc::clone(&receipt) });
+                apart.failed.push((receipt, BatchOutcome::Failed(error)));
             }
             None => {
                 if place == 0 || bad.contains_key(&(place - 1)) {

@@ -122,10 +122,8 @@ impl Shared {
                 Wait::Partition(count) => return Err(no_such_partition(record, count)),
                 Wait::Memory(bytes) => {
                     // The sender is woken when this wait can be seen, or a long linger would outlast the shortage.
-                    self.memory
-                        .take(bytes, deadline, || self.wake.notify_one())
-                        .await
-                        .map_err(|error| error.with_topic(record.topic))?;
+                    let taken = self.memory.take(bytes, deadline, || self.wake.notify_one()).await;
+                    taken.map_err(|error| self.own_end(error).with_topic(record.topic))?;
                     credit.bytes += bytes;
                 }
             }
@@ -215,15 +213,19 @@ impl Shared {
         partition_of(key, self.settings.key_hash, count)
     }
 
+    /// Of a producer that has ended meanwhile its own end is told.
+    fn own_end(&self, error: Error) -> Error {
+        match error.kind() {
+            ErrorKind::Closed => self.refusal(),
+            _ => error,
+        }
+    }
+
     pub(super) async fn learn_topic(&self, topic: &str, deadline: Instant) -> Result<()> {
         let name: Arc<str> = topic.into();
         let known =
             self.cluster.require_topics(std::slice::from_ref(&name), Create::IfAllowed, deadline).await;
-        // Of a producer that has ended meanwhile its own end is told.
-        let metadata = known.map_err(|error| match error.kind() {
-            ErrorKind::Closed => self.refusal(),
-            _ => error,
-        })?;
+        let metadata = known.map_err(|error| self.own_end(error))?;
         self.topics.update(&name, &metadata, &self.limits, &self.environment);
         Ok(())
     }

@@ -108,6 +108,8 @@ struct Shared {
     unheard: Mutex<Unheard>,
     /// Records that were given up when the producer ended.
     given_up: AtomicU64,
+    /// It ended before the end of a transaction was confirmed.
+    left_open: AtomicBool,
 }
 
 /// How far the end of the producer has come.
@@ -180,6 +182,7 @@ impl KafkaProducer {
             statistics: Mutex::default(),
             unheard: Mutex::default(),
             given_up: AtomicU64::new(0),
+            left_open: AtomicBool::new(false),
             settings,
         });
         task::spawn(Arc::clone(&shared))?;
@@ -525,14 +528,18 @@ impl Shared {
         }
         self.settle(aftermath);
         self.cluster.end();
-        if let Some(transactions) = &self.transactions {
+        let is_open = self.transactions.as_ref().is_some_and(|transactions| {
+            let mut core = transactions.lock();
+            let is_open = !core.is_settled();
             // Before it is done: who sees that finds the transaction's own end.
-            transactions.lock().handle_fatal(error.clone().with_fatal());
-        }
+            core.handle_fatal(error.clone().with_fatal());
+            is_open
+        });
         self.closing.send_if_modified(|closing| {
             // By a close. Where the end came by itself, the deliveries tell of it, or what is unheard.
             if matches!(*closing, Closing::Draining(_)) && error.kind() == ErrorKind::Closed {
                 self.given_up.store(undelivered, Ordering::Relaxed);
+                self.left_open.store(is_open, Ordering::Relaxed);
             }
             *closing = Closing::Done;
             true

@@ -28,7 +28,7 @@ use super::{
     accumulator::{Accumulator, Appended, Limits, OpenBatch, Pace, Parts},
     identity::{NotYet, ProducerIdentity, Sequences, Settled},
     memory::Memory,
-    receipt::{Ack, BatchOutcome, Receipt},
+    receipt::{Ack, BatchOutcome, Stub},
 };
 use crate::{
     batch::Stamp,
@@ -65,7 +65,7 @@ pub(crate) struct Aftermath {
     /// Buffers that can be used again.
     pub(crate) buffers: Vec<Bytes>,
     /// What became of batches, to be told.
-    pub(crate) resolved: Vec<(Arc<Receipt>, BatchOutcome)>,
+    pub(crate) resolved: Vec<(Stub, BatchOutcome)>,
     pub(crate) verdicts: Verdicts,
 }
 
@@ -93,7 +93,7 @@ struct Flying {
     /// The topic as it was when this left.
     topic_id: TopicId,
     deadline: Instant,
-    receipt: Arc<Receipt>,
+    receipt: Stub,
     /// Its time is over, or its transaction was given up: it is not sent again.
     given_up: bool,
 }
@@ -155,7 +155,7 @@ impl Queue {
     }
 
     /// Receipts whose batches have no answer yet.
-    pub(crate) fn unresolved(&self) -> impl Iterator<Item = &Arc<Receipt>> {
+    pub(crate) fn unresolved(&self) -> impl Iterator<Item = &Stub> {
         self.accumulator.unresolved()
     }
 
@@ -261,7 +261,7 @@ impl Queue {
         let open = self.accumulator.take_first()?;
         let order = Order { batch: self.next_order, record: 0 };
         self.next_order += 1;
-        self.fly(now, order, open.deadline(&self.limits), Arc::clone(&open.receipt));
+        self.fly(now, order, open.deadline(&self.limits), open.receipt.clone());
         Some(Taken::First { open, stamp, order })
     }
 
@@ -305,11 +305,11 @@ impl Queue {
             // It is asked for under a stamp that does not fit: until that has its answer nothing may pass it.
             self.recovering = !self.sequences.is_intact();
         }
-        self.fly(now, batch.order, batch.deadline, Arc::clone(&batch.receipt));
+        self.fly(now, batch.order, batch.deadline, batch.receipt.clone());
         Some(Taken::Again(batch))
     }
 
-    fn fly(&mut self, now: Instant, order: Order, deadline: Instant, receipt: Arc<Receipt>) {
+    fn fly(&mut self, now: Instant, order: Order, deadline: Instant, receipt: Stub) {
         let topic_id = self.topic_id;
         self.left_at = Some(now);
         self.in_flight.insert(order, Flying { topic_id, deadline, receipt, given_up: false });

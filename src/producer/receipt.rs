@@ -4,6 +4,7 @@
 
 use std::{
     future::Future,
+    ops::Deref,
     pin::Pin,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
@@ -53,6 +54,61 @@ struct Watched {
     timestamp: i64,
 }
 
+/// The producer's own hold on a receipt, however many copies it has of it: whoever else holds the receipt has a delivery.
+#[derive(Debug, Clone)]
+pub(crate) struct Stub(Arc<Own>);
+
+#[derive(Debug)]
+struct Own(Arc<Receipt>);
+
+impl Stub {
+    pub(crate) fn new(topic: Arc<str>, partition: i32) -> Self {
+        Self(Arc::new(Own(Receipt::make(topic, partition, None))))
+    }
+
+    /// Of some records of a batch that go on in another one.
+    pub(crate) fn part_of(whole: &Self, records: u32) -> Self {
+        let part = Receipt::make(Arc::clone(&whole.topic), whole.partition, Some(Arc::downgrade(whole)));
+        part.set_records(records);
+        Self(Arc::new(Own(part)))
+    }
+
+    /// How many deliveries there are that may still be awaited, counting references from a batch to its parts.
+    fn deliveries(&self) -> u32 {
+        u32::try_from(Arc::strong_count(self) - 1).unwrap_or(u32::MAX)
+    }
+
+    /// Waits until every record of the batch has its answer.
+    pub(crate) async fn resolved(&self) {
+        let mut waiting = self.parts().await;
+        while let Some(part) = waiting.pop() {
+            waiting.extend(part.parts().await);
+        }
+    }
+
+    /// Whether a delivery may still come to it.
+    pub(crate) fn is_held(&self) -> bool {
+        self.deliveries() > 0
+    }
+
+    /// How many records of the failed batch nobody has heard of, nor can any more.
+    pub(crate) fn unheard(&self) -> u32 {
+        if self.whole.as_ref().is_some_and(|whole| whole.strong_count() > 0) {
+            return 0;
+        }
+        let heard = self.heard.load(Ordering::Relaxed);
+        self.records().saturating_sub(heard).saturating_sub(self.deliveries())
+    }
+}
+
+impl Deref for Stub {
+    type Target = Arc<Receipt>;
+
+    fn deref(&self) -> &Arc<Receipt> {
+        &self.0.0
+    }
+}
+
 /// The fate of one batch.
 #[derive(Debug)]
 pub(crate) struct Receipt {
@@ -71,15 +127,9 @@ pub(crate) struct Receipt {
 }
 
 impl Receipt {
+    #[cfg(test)]
     pub(crate) fn new(topic: Arc<str>, partition: i32) -> Arc<Self> {
         Self::make(topic, partition, None)
-    }
-
-    /// Of some records of a batch that go on in another one.
-    pub(crate) fn part_of(whole: &Arc<Self>, records: u32) -> Arc<Self> {
-        let part = Self::make(Arc::clone(&whole.topic), whole.partition, Some(Arc::downgrade(whole)));
-        part.set_records(records);
-        part
     }
 
     fn make(topic: Arc<str>, partition: i32, whole: Option<Weak<Self>>) -> Arc<Self> {
@@ -103,16 +153,6 @@ impl Receipt {
 
     pub(crate) fn records(&self) -> u32 {
         self.records.load(Ordering::Relaxed)
-    }
-
-    /// How many records of the failed batch nobody has heard of, nor can any more. `besides`: references that are not
-    /// deliveries.
-    pub(crate) fn unheard(self: &Arc<Self>, besides: usize) -> u32 {
-        if self.whole.as_ref().is_some_and(|whole| whole.strong_count() > 0) {
-            return 0;
-        }
-        let held = u32::try_from(Arc::strong_count(self).saturating_sub(besides)).unwrap_or(u32::MAX);
-        self.records().saturating_sub(self.heard.load(Ordering::Relaxed)).saturating_sub(held)
     }
 
     /// Tells all who wait. Never call it under a lock: it wakes tasks. The first outcome stands; false if this was not it.
@@ -184,6 +224,11 @@ impl Receipt {
         RecordMetadata { topic: Arc::clone(&self.topic), partition: self.partition, offset, timestamp }
     }
 
+    /// Whether the batch itself has its answer.
+    pub(crate) fn has_outcome(&self) -> bool {
+        self.outcome.get().is_some()
+    }
+
     /// Where the batch goes.
     pub(crate) fn place(&self) -> (&Arc<str>, i32) {
         (&self.topic, self.partition)
@@ -198,15 +243,12 @@ impl Receipt {
         }
     }
 
-    /// Waits until every record of the batch has its answer.
-    pub(crate) async fn resolved(self: Arc<Self>) {
-        let mut waiting = vec![self];
-        while let Some(receipt) = waiting.pop() {
-            let mut registered = 0;
-            let last = std::future::poll_fn(|context| receipt.poll(context, &mut registered)).await;
-            if let BatchOutcome::Split(parts) = last {
-                waiting.extend(parts.iter().map(|part| Arc::clone(&part.receipt)));
-            }
+    /// Waits for its outcome. Returns the parts that it went on in.
+    async fn parts(&self) -> Vec<Arc<Self>> {
+        let mut registered = 0;
+        match std::future::poll_fn(|context| self.poll(context, &mut registered)).await {
+            BatchOutcome::Split(parts) => parts.iter().map(|part| Arc::clone(&part.receipt)).collect(),
+            _ => Vec::new(),
         }
     }
 

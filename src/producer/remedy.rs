@@ -21,6 +21,9 @@ pub(super) fn broker_error(answer: &Answer, leader: i32) -> Error {
 pub(super) fn not_idempotent(error: Error) -> Error {
     let error = error.with_fatal();
     match error.kind() {
+        ErrorKind::Broker(told) if told.0 != code::CLUSTER_AUTHORIZATION_FAILED => {
+            error.with_hint("see what the broker's own log says of it, or set enable.idempotence=false")
+        }
         ErrorKind::Broker(_) | ErrorKind::Unsupported => {
             error.with_hint("grant IdempotentWrite, or set enable.idempotence=false")
         }

@@ -20,6 +20,7 @@ use super::{
     queue::{Aftermath, Batch, Taken},
     remedy::not_idempotent,
     topics::PartitionQueue,
+    transaction::says_nothing,
 };
 use crate::{
     batch::{Compressor, Decompressor},
@@ -439,8 +440,13 @@ impl Sender {
                 self.no_identity = None;
                 self.identity.handle_answer(identity);
             }
-            // An answer that cannot be read may be damaged on its way.
-            Err(error) if error.is_retriable() || error.kind() == ErrorKind::Protocol => {
+            // An answer that cannot be read may be damaged on its way, and of a code that says nothing nobody knows whether it lasts. To
+            // ask twice does no harm.
+            Err(error)
+                if error.is_retriable()
+                    || error.kind() == ErrorKind::Protocol
+                    || error.code().is_some_and(says_nothing) =>
+            {
                 match self.identity_failures {
                     0 => {
                         tracing::warn!(%error, "no producer id yet; further failures are counted, not logged")

@@ -14,7 +14,10 @@ impl Shared {
                     // What was never sent does not know why: the cluster does.
                     let never_sent = error.kind() == ErrorKind::Timeout && error.source().is_none();
                     let (topic, partition) = receipt.place();
-                    let why = never_sent.then(|| self.cluster.why_topic(topic, Some(partition))).flatten();
+                    // Nothing of a transaction leaves before its coordinator has answered.
+                    let trouble = || self.transactions.as_ref()?.lock().trouble();
+                    let why = || trouble().or_else(|| self.cluster.why_topic(topic, Some(partition)));
+                    let why = never_sent.then(why).flatten();
                     let error = match why {
                         Some(why) => error.with_source(why),
                         None => error,
@@ -31,13 +34,13 @@ impl Shared {
                 // A transaction says by itself that it has failed.
                 _ => None,
             };
-            if receipt.resolve_telling(outcome, &self.settings.plugins.interceptors)
-                && let Some(error) = failed
-            {
+            // Before anybody is told: a flush that ends with this answer tells of it. The first answer counts.
+            if let Some(error) = failed.filter(|_| !receipt.has_outcome()) {
                 let (topic, partition) = receipt.place();
                 let error = error.with_topic(Arc::clone(topic)).with_partition(partition);
                 self.unheard.lock().unwrap_or_else(std::sync::PoisonError::into_inner).note(&receipt, &error);
             }
+            receipt.resolve_telling(outcome, &self.settings.plugins.interceptors);
         }
         for buffer in aftermath.buffers.into_iter().filter_map(batch::recycle) {
             self.memory.recycle(buffer);

@@ -24,8 +24,8 @@ use std::{
     time::Duration,
 };
 
-pub(super) use self::verdict::is_of_the_group;
 use self::verdict::{Verdict, leaves_open, verdict};
+pub(super) use self::verdict::{is_of_the_group, says_nothing};
 use super::identity::ProducerIdentity;
 use crate::{
     error::{Error, ErrorKind, Result, code},
@@ -492,7 +492,8 @@ impl Core {
             Verdict::Abort => self.handle_abortable(call, error),
             Verdict::Forgotten => self.handle_forgotten(error),
             Verdict::Fenced => self.handle_fatal(error.with_fatal().with_hint(
-                "another producer with this transactional.id has taken over: give each its own, and make this one anew",
+                "another producer with this transactional.id has taken over, or the transaction was open for longer than \
+                 transaction.timeout.ms: make this one anew, give each its own id, and end transactions in time",
             )),
             Verdict::Fatal => self.handle_fatal(error.with_fatal()),
         }

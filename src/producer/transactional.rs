@@ -5,7 +5,7 @@
 //! the rest, so that a dropped future or handle loses nothing and leaves nothing open.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -179,7 +179,7 @@ impl TransactionalProducer {
     /// Aborts a transaction left open, and ends the producer.
     ///
     /// # Errors
-    /// [`ErrorKind::Timeout`] if it was not over by `limit`.
+    /// [`ErrorKind::Timeout`] if it was not over by `limit`: readers of committed records wait for `transaction.timeout.ms` then.
     ///
     /// # Cancel safety
     /// Dropping it does not stop the closing.
@@ -187,7 +187,13 @@ impl TransactionalProducer {
         if let Some(transactions) = &self.shared().transactions {
             transactions.lock().handle_abort();
         }
-        self.producer.close_within(limit).await
+        self.producer.close_within(limit).await?;
+        if !self.shared().left_open.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let text = "closed before brokers have confirmed the end of the last transaction";
+        Err(Error::new(ErrorKind::Timeout, text)
+            .with_hint("see to the transaction coordinator, or give close more time"))
     }
 
     /// As [`close_within`](Self::close_within) `max.block.ms`.
@@ -321,7 +327,13 @@ impl Transaction<'_> {
         self.producer.shared().wake.notify_one();
         let deadline = time::after(self.producer.shared().settings.max_block);
         let look = |core: &Core| core.is_job_done(job);
-        self.producer.wait(deadline, "the offsets did not become part of the transaction", look).await
+        let done =
+            self.producer.wait(deadline, "the offsets did not become part of the transaction", look).await;
+        // They may become part of it yet, and then with what the caller does not know.
+        done.map_err(|error| match error.kind() {
+            ErrorKind::Timeout => error.with_requires_abort(),
+            _ => error,
+        })
     }
 
     /// As [`send_offsets`](Self::send_offsets), but does not wait for it: a commit does, and asks for it at the same time as what it

@@ -3,9 +3,7 @@
 //! Costs nothing while nothing fails. A delivery that is still held somewhere may be awaited later, and is not counted before it
 //! is dropped.
 
-use std::sync::Arc;
-
-use super::receipt::Receipt;
+use super::receipt::Stub;
 use crate::error::Error;
 
 /// How many failed batches are remembered one by one. Of older ones those count whose deliveries are gone by then.
@@ -22,7 +20,7 @@ pub(super) struct Unheard {
 
 #[derive(Debug)]
 struct Failed {
-    receipt: Arc<Receipt>,
+    receipt: Stub,
     error: Error,
     /// Records of the batch that were counted before.
     told: u32,
@@ -34,27 +32,27 @@ impl Unheard {
     }
 
     /// A batch has failed.
-    pub(super) fn note(&mut self, receipt: &Arc<Receipt>, error: &Error) {
+    pub(super) fn note(&mut self, receipt: &Stub, error: &Error) {
         if self.failed.len() >= REMEMBERED {
             self.gather();
             let over = (self.failed.len() + 1).saturating_sub(REMEMBERED);
             // Somebody holds all of these deliveries.
             self.failed.drain(..over);
         }
-        self.failed.push(Failed { receipt: Arc::clone(receipt), error: error.clone(), told: 0 });
+        self.failed.push(Failed { receipt: receipt.clone(), error: error.clone(), told: 0 });
     }
 
     /// Counts what is lost for good, and forgets batches that nobody holds any more.
     fn gather(&mut self) {
         for failed in &mut self.failed {
-            let lost = failed.receipt.unheard(1).saturating_sub(failed.told);
+            let lost = failed.receipt.unheard().saturating_sub(failed.told);
             if lost > 0 {
                 failed.told += lost;
                 self.records += u64::from(lost);
                 self.first.get_or_insert_with(|| failed.error.clone());
             }
         }
-        self.failed.retain(|failed| Arc::strong_count(&failed.receipt) > 1);
+        self.failed.retain(|failed| failed.receipt.is_held());
     }
 
     /// The first error of those that nobody has heard of since the last time, with their number.
@@ -71,14 +69,16 @@ impl Unheard {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::{
         error::ErrorKind,
         producer::receipt::{BatchOutcome, Delivery, Part},
     };
 
-    fn failed(count: u32) -> (Arc<Receipt>, Vec<Delivery>, Error) {
-        let receipt = Receipt::new("orders".into(), 0);
+    fn failed(count: u32) -> (Stub, Vec<Delivery>, Error) {
+        let receipt = Stub::new("orders".into(), 0);
         receipt.set_records(count);
         let deliveries = (0..count).map(|index| Delivery::new(Arc::clone(&receipt), index, 0)).collect();
         let error = Error::new(ErrorKind::Timeout, "too late");
@@ -118,15 +118,28 @@ mod tests {
     #[test]
     fn a_part_of_a_batch_counts_once_nobody_can_come_to_it_from_the_batch() {
         let mut unheard = Unheard::default();
-        let whole = Receipt::new("orders".into(), 0);
-        let part = Receipt::part_of(&whole, 3);
+        let whole = Stub::new("orders".into(), 0);
+        let part = Stub::part_of(&whole, 3);
         let error = Error::new(ErrorKind::Timeout, "too late");
         part.resolve(BatchOutcome::Failed(error.clone()));
         unheard.note(&part, &error);
-        whole.resolve(BatchOutcome::Split(vec![Part { first: 0, index: 0, receipt: part }]));
+        whole.resolve(BatchOutcome::Split(vec![Part { first: 0, index: 0, receipt: Arc::clone(&part) }]));
+        drop(part);
         assert!(unheard.take().is_none());
         drop(whole);
         assert!(unheard.take().unwrap().to_string().contains("3 records failed"));
+    }
+
+    #[test]
+    fn whatever_else_the_producer_holds_of_a_batch_is_no_delivery() {
+        let mut unheard = Unheard::default();
+        // An attempt that is in flight when the time is over, and the list of what a flush waits for.
+        let (receipt, deliveries, error) = failed(1);
+        let (_in_flight, _waited_for) = (receipt.clone(), receipt.clone());
+        unheard.note(&receipt, &error);
+        drop(deliveries);
+        assert!(unheard.take().unwrap().to_string().contains("1 record failed"));
+        assert!(unheard.is_empty());
     }
 
     #[test]

@@ -571,3 +571,150 @@ async fn who_hears_of_a_failed_record_finds_the_transaction_failed() {
     transaction.abort().await.unwrap();
     producer.close().await.unwrap();
 }
+
+/// The numbers that a copier hands to its body before `enough` of them have come.
+async fn copied(run: ExactlyOnce, enough: usize) -> Vec<i64> {
+    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+    let run = run.run(async |record, _| {
+        let _ = sender.send(record.json::<i64>()?);
+        Ok(())
+    });
+    let numbers = async {
+        let mut numbers = Vec::new();
+        while numbers.len() < enough {
+            numbers.extend(receiver.recv().await);
+        }
+        numbers
+    };
+    tokio::select! {
+        ended = run => panic!("{ended:?}"),
+        numbers = tokio::time::timeout(PATIENCE, numbers) => numbers.expect("a record does not come"),
+    }
+}
+
+#[tokio::test]
+async fn what_fails_before_anything_was_committed_comes_again_where_reading_begins_at_the_end() {
+    let (broker, kafka) = embedded().await;
+    let plain = kafka.get_producer().await.unwrap();
+    plain.send("t", &1_i64).partition(0).await.unwrap().await.unwrap();
+    let copier = || ExactlyOnce::new(&kafka, ["t"], "copiers");
+    let run = copier().run(async |_, _| Err(Error::other("the body fails")));
+    let feed = async {
+        while committed_offset(&kafka, "copiers", "t").await.is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        plain.send("t", &2_i64).partition(0).await.unwrap().await.unwrap();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        ended = run => assert_eq!(ended.unwrap_err().kind(), ErrorKind::Handler),
+        () = feed => {}
+        _ = tokio::time::sleep(PATIENCE) => panic!("the group does not hear where it began"),
+    }
+    // Nobody has read this partition, and nobody does while this is written.
+    plain.send("t", &3_i64).partition(1).await.unwrap().await.unwrap();
+    let mut numbers = copied(copier(), 2).await;
+    numbers.sort_unstable();
+    assert_eq!(numbers, [2, 3]);
+    drop(broker);
+}
+
+#[tokio::test]
+async fn what_was_read_before_a_log_is_cut_in_an_open_transaction_is_processed_again() {
+    let (broker, _) = embedded().await;
+    broker.create_topic("source", 1).unwrap();
+    broker.create_topic("target", 1).unwrap();
+    let config = KafkaConfig::new()
+        .set_bootstrap_servers(broker.bootstrap_servers())
+        .set("auto.offset.reset", "earliest")
+        .set("fetch.max.wait.ms", 10);
+    let kafka = KafkaInstance::new(config).unwrap();
+    let plain = kafka.get_producer().await.unwrap();
+    let write = async |numbers: &[i64]| {
+        for number in numbers {
+            plain.send("source", number).await.unwrap().await.unwrap();
+        }
+    };
+    write(&[0, 1, 2, 3, 4]).await;
+    let is_cut = AtomicBool::new(false);
+    let run = ExactlyOnce::new(&kafka, ["source"], "copiers").run(async |record, output| {
+        let number: i64 = record.json()?;
+        drop(output.send("target", &number).await?);
+        if number == 4 && !is_cut.swap(true, Ordering::Relaxed) {
+            broker.control().truncate("source", 0, 2).unwrap();
+            write(&[12, 13]).await;
+            // Until the consumer has been told of it, and goes on.
+            let told = broker.control().requests(ApiKey::Fetch) + 3;
+            while broker.control().requests(ApiKey::Fetch) < told {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            broker.control().fail(ApiKey::TxnOffsetCommit, 1, ResponseError::RebalanceInProgress);
+        }
+        Ok(())
+    });
+    let all = async {
+        while !seen(&kafka, "target").await.contains(&13) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        ended = run => panic!("{ended:?}"),
+        () = all => {}
+        _ = tokio::time::sleep(PATIENCE) => panic!("the copier does not go on"),
+    }
+    assert_eq!(seen_in_the_end(&kafka, "target").await, [0, 1, 12, 13]);
+}
+
+#[tokio::test]
+async fn a_copier_without_a_name_goes_on_after_a_transaction_that_took_too_long() {
+    let (broker, _) = embedded().await;
+    broker.create_topic("source", 1).unwrap();
+    broker.create_topic("target", 1).unwrap();
+    let config = KafkaConfig::new()
+        .set_bootstrap_servers(broker.bootstrap_servers())
+        .set("auto.offset.reset", "earliest")
+        .set("transaction.timeout.ms", 1000);
+    let kafka = KafkaInstance::new(config).unwrap();
+    kafka.get_producer().await.unwrap().send("source", &7_i64).await.unwrap().await.unwrap();
+    let is_slow = AtomicBool::new(true);
+    let run = ExactlyOnce::new(&kafka, ["source"], "copiers").run(async |record, output| {
+        let number: i64 = record.json()?;
+        output.send("target", &number).await?.await?;
+        if is_slow.swap(false, Ordering::Relaxed) {
+            broker.control().fail(ApiKey::EndTxn, 1, ResponseError::ProducerFenced);
+        }
+        Ok(())
+    });
+    let all = async {
+        while seen(&kafka, "target").await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        ended = run => panic!("{ended:?}"),
+        () = all => {}
+        _ = tokio::time::sleep(PATIENCE) => panic!("the copier does not go on"),
+    }
+    assert_eq!(seen_in_the_end(&kafka, "target").await, [7]);
+}
+
+#[tokio::test]
+async fn a_producer_that_is_closed_before_its_abort_is_confirmed_says_so() {
+    let (broker, kafka) = embedded().await;
+    let settings = |p: dtkafka::ProducerConfig| p.set("transactional.id", "id");
+    let mut producer = kafka.get_transactional_producer_with(settings).await.unwrap();
+    let transaction = producer.begin().await.unwrap();
+    transaction.send("t", &1).await.unwrap().await.unwrap();
+    drop(transaction);
+    broker.control().hold(ApiKey::EndTxn);
+    let error = producer.close_within(Duration::from_millis(300)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    assert!(error.to_string().contains("transaction"), "{error}");
+    // One that is told in time says nothing.
+    broker.control().release(ApiKey::EndTxn);
+    let mut producer = kafka.get_transactional_producer_with(settings).await.unwrap();
+    let transaction = producer.begin().await.unwrap();
+    transaction.send("t", &1).await.unwrap().await.unwrap();
+    drop(transaction);
+    producer.close_within(PATIENCE).await.unwrap();
+}

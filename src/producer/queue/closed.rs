@@ -1,14 +1,12 @@
 //! A batch that was closed, on its way to the log. Pure.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 
 use crate::{
     batch::{self, EncodedBatch, Stamp},
     cluster::TopicId,
     error::Error,
-    producer::receipt::Receipt,
+    producer::receipt::Stub,
     time::Instant,
 };
 
@@ -33,7 +31,7 @@ pub(crate) struct Batch {
     pub(crate) count: i32,
     /// Some attempt has no answer, or one that leaves open what happened.
     pub(crate) possibly_written: bool,
-    pub(in crate::producer) receipt: Arc<Receipt>,
+    pub(in crate::producer) receipt: Stub,
     /// When `delivery.timeout.ms` ends.
     pub(super) deadline: Instant,
     pub(super) order: Order,
@@ -56,7 +54,7 @@ pub(crate) struct Batch {
 impl Batch {
     pub(in crate::producer) fn new(
         encoded: EncodedBatch,
-        receipt: Arc<Receipt>,
+        receipt: Stub,
         deadline: Instant,
         order: Order,
         stamp: Option<Stamp>,

@@ -12,7 +12,7 @@ use crate::{
         accumulator::OpenBatch,
         decision::{Context, Decision},
         identity::sequence_after,
-        receipt::{BatchOutcome, Part, Receipt},
+        receipt::{BatchOutcome, Part, Stub},
     },
     time::Instant,
 };
@@ -29,7 +29,7 @@ impl Queue {
                 flying.given_up = true;
                 let error =
                     delivery_timeout("a request with it has no answer yet").with_possibly_written(true);
-                aftermath.resolved.push((Arc::clone(&flying.receipt), BatchOutcome::Failed(error)));
+                aftermath.resolved.push((flying.receipt.clone(), BatchOutcome::Failed(error)));
             }
         }
         if self.pending.iter().any(|batch| batch.deadline <= now) {
@@ -157,7 +157,7 @@ impl Queue {
         let mut first = 0;
         let mut reserved = batch.reserved;
         for half in halves {
-            let receipt = Receipt::part_of(&batch.receipt, half.count.unsigned_abs());
+            let receipt = Stub::part_of(&batch.receipt, half.count.unsigned_abs());
             parts.push(Part { first: first as u32, index: 0, receipt: Arc::clone(&receipt) });
             let order = Order { record: batch.order.record + first, ..batch.order };
             let stamp = stamp
@@ -184,7 +184,7 @@ impl Queue {
         &mut self,
         batch: Batch,
         kept: EncodedBatch,
-        kept_receipt: Arc<Receipt>,
+        kept_receipt: Stub,
         parts: Vec<Part>,
         aftermath: &mut Aftermath,
     ) {
@@ -222,7 +222,7 @@ impl Queue {
     pub(crate) fn abandon(
         &mut self,
         order: Order,
-        receipt: Arc<Receipt>,
+        receipt: Stub,
         reserved: usize,
         error: Error,
         aftermath: &mut Aftermath,

@@ -422,7 +422,9 @@ fn a_hundred_records_are_split_down_to_single_ones() {
 fn why_no_producer_id_comes_is_in_the_error_of_what_waited_for_it() {
     let mut world = World::new(3, 1, limits(true));
     let delivery = world.send(0, 1);
-    for cause in [Error::protocol("damaged"), Error::new(ErrorKind::Disconnected, "the broker closed")] {
+    let says_nothing = [-1, 29_999].map(|code| Error::from_code("InitProducerId", code));
+    let lost = [Error::protocol("damaged"), Error::new(ErrorKind::Disconnected, "the broker closed")];
+    for cause in says_nothing.into_iter().chain(lost) {
         world.turn(true);
         assert!(std::mem::take(&mut world.asking), "it is asked for again");
         world.sender.handle_identity(world.now, Err(cause));
@@ -441,6 +443,7 @@ fn why_no_producer_id_comes_is_in_the_error_of_what_waited_for_it() {
             "sasl",
         ),
         (Error::from_code("InitProducerId", 31), "IdempotentWrite"),
+        (Error::from_code("InitProducerId", 42), "the broker's own log"),
     ] {
         let mut world = World::new(3, 1, limits(true));
         world.sender.handle_identity(world.now, Err(cause.with_permanent()));

@@ -87,7 +87,7 @@ pub(in crate::producer) fn is_of_the_group(told: i16) -> bool {
 }
 
 /// A broker that does not know itself what is wrong, or says it in a way that is newer than this client.
-fn says_nothing(answered: ErrorCode) -> bool {
+pub(in crate::producer) fn says_nothing(answered: ErrorCode) -> bool {
     answered.0 == code::UNKNOWN_SERVER_ERROR || !answered.is_known()
 }
 
