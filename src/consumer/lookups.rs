@@ -158,7 +158,6 @@ impl Lookups {
             partitions.set_outside(now, key, offset, if is_news { now } else { now + self.pause });
             return false;
         }
-        info!(partition = %key, offset, "the position is outside the log");
         let since = partitions.get(key).and_then(Partition::outside_since).unwrap_or(now);
         let policy = match self.policy_of(&key.topic) {
             // Of when it was found to be outside: what has come since is not to be passed.
@@ -167,6 +166,7 @@ impl Lookups {
             }
             policy => policy,
         };
+        warn!(partition = %key, offset, %policy, "the position is outside the log: auto.offset.reset decides where reading goes on");
         let phase = reset_or(policy, || Error::from_code("Fetch", OFFSET_OUT_OF_RANGE).with_offset(offset));
         let end =
             partitions.get(key).and_then(|partition| partition.end_before).filter(|_| is_latest(policy));
@@ -194,10 +194,17 @@ impl Lookups {
         truncation: &Truncation,
         partitions: &mut Partitions,
     ) -> bool {
-        let is_cut = truncation.divergent.is_some() && !matches!(self.policy, AutoOffsetReset::None);
+        let is_policy_none = matches!(self.policy, AutoOffsetReset::None);
+        let is_cut = truncation.divergent.is_some() && !is_policy_none;
         if !is_cut && has_undone(key, partitions) {
-            // What is buffered is in no log any more. The leader is asked again until the user has done the rest.
-            partitions.drop_buffered(key);
+            // What is buffered is in no log any more.
+            let is_dropped = partitions.drop_buffered(key);
+            if is_dropped && !is_policy_none {
+                // By the same rules as a position that is outside the log: the place is that of now, and taken when the rest is done.
+                partitions.set_checked(key);
+                return self.handle_out_of_range(now, key, truncation.position, partitions);
+            }
+            // The leader is asked again until the user has done the rest.
             if let Some(partition) = partitions.get_mut(key) {
                 partition.retry_at = Some(now + self.pause);
             }
@@ -442,7 +449,17 @@ impl Lookups {
                     partitions.set_committed(key, Committed { offset, metadata, since: now, is_own: false });
                     effects.settled = true;
                 }
-                Some(Ok(_)) => effects.settled |= restart(key, self.first_phase(&key.topic), partitions),
+                Some(Ok(_)) => {
+                    let phase = self.first_phase(&key.topic);
+                    let begins = match &phase {
+                        Phase::AwaitingReset(ResetTo::Earliest) => "at the start of the log",
+                        Phase::AwaitingReset(ResetTo::Latest) => "at the end of the log",
+                        Phase::AwaitingReset(_) => "by auto.offset.reset",
+                        _ => "nowhere: auto.offset.reset is none",
+                    };
+                    info!(partition = %key, begins, "the group has no committed offset of the partition");
+                    effects.settled |= restart(key, phase, partitions);
+                }
                 Some(Err(code)) => {
                     effects.refresh_metadata |= code == UNKNOWN_TOPIC_ID;
                     self.retry(now, key, &Error::from_code("OffsetFetch", code), partitions, &mut effects);

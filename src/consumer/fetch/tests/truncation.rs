@@ -341,3 +341,34 @@ fn a_diverging_epoch_in_a_fetch_answer_is_a_truncation() {
     assert_eq!(effects.truncated[0].1.divergent, Some((10, 2)));
     assert_eq!(effects.truncated[0].1.position, 20);
 }
+
+#[test]
+fn without_a_place_where_the_log_was_cut_latest_is_the_end_of_then_though_it_is_taken_later() {
+    let mut bench = Bench::read_up_to_20(12);
+    let mut lookups = Bench::lookups(AutoOffsetReset::Latest);
+    bench.lead(2, 4);
+    // Its log has no such epoch, and the user is at work on what was handed out.
+    bench.check(&mut lookups, -1, -1);
+    assert_eq!(bench.partitions.buffered(), 0);
+    let (broker, asked) = lookups.poll_questions(bench.now, &mut bench.partitions).offsets.expect("at once");
+    assert_eq!((broker, asked[0].to), (2, ResetTo::Latest));
+    let place = crate::consumer::lookups::FoundOffset {
+        offset: 8,
+        leader_epoch: -1,
+        timestamp: -1,
+        metadata: String::new(),
+        by_id: false,
+    };
+    let found = [(key(0), Ok(place))].into();
+    lookups.handle_listed(bench.now, &asked, Ok(found), &mut bench.partitions);
+    for _ in 0..5 {
+        bench.now += Duration::from_millis(100);
+        assert!(lookups.poll_questions(bench.now, &mut bench.partitions).offsets.is_none());
+        assert!(bench.plan().is_none_or(|fetch| Bench::sent(&fetch).is_empty()));
+        assert_eq!(bench.position().next, 12);
+    }
+    bench.partitions.cover();
+    bench.now += Duration::from_millis(100);
+    lookups.poll_questions(bench.now, &mut bench.partitions);
+    assert_eq!(bench.position().next, 8, "what was written since is not passed over");
+}
