@@ -107,6 +107,8 @@ pub(crate) struct Member {
     generation: i32,
     /// Partition counts that the assignment was planned with, if this member leads the group.
     planned: Option<BTreeMap<Arc<str>, i32>>,
+    /// It leads, and there is no other member.
+    is_alone: bool,
     /// What a leader that came back would have got by a new plan.
     expected: Option<Vec<TopicPartition>>,
     /// What the coordinator kept did not fit: the next plan is sent, whatever it says.
@@ -144,6 +146,7 @@ impl Member {
             claim: Vec::new(),
             generation: -1,
             planned: None,
+            is_alone: false,
             expected: None,
             is_misfit: false,
             stale: false,

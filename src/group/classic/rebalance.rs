@@ -3,6 +3,8 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use tracing::warn;
+
 use super::{Heart, Member, NOTHING_MATCHES, State};
 use crate::{
     error::Error,
@@ -117,6 +119,7 @@ impl Member {
         };
         self.generation = generation;
         self.reason = Reason::default();
+        self.is_alone = members.as_ref().is_some_and(|members| members.len() <= 1);
         match members {
             // KIP-814: of a leader that came back the coordinator still has the assignment of its earlier life. It leads all
             // the same, and must see when its topics change.
@@ -142,6 +145,12 @@ impl Member {
             Ok(partitions) => partitions,
             Err(error) => return self.stop(now, error),
         };
+        let has_any = self.planned.as_ref().is_some_and(|counts| counts.values().any(|count| *count > 0));
+        if partitions.is_empty() && self.is_alone && has_any {
+            warn!(
+                "the group has no other member, and has assigned nothing to this one: nothing is read before it rebalances"
+            );
+        }
         let heart = Heart {
             beat: Exchange::Due(now + self.settings.heartbeat_interval),
             sent: now,

@@ -468,3 +468,25 @@ fn joins_and_syncs_are_waited_for_as_long_as_other_members_may_take() {
         assert_eq!(bench.sent_for().2, sync);
     }
 }
+
+#[test]
+fn a_member_that_is_alone_and_gets_nothing_says_so() {
+    for (leader, own, is_told) in [("me", vec![], true), ("me", vec![0], false), ("other", vec![], false)] {
+        let (log, _guard) = crate::heard::Log::of_this_thread(tracing::Level::WARN);
+        let mut bench = Bench::new();
+        bench.subscribe(&["t"]);
+        bench.poll();
+        let (token, _) = bench.sent();
+        bench.join_answer(token, 5, leader);
+        if leader == "me" {
+            let Some(Action::Plan { token, .. }) = bench.member.poll_action() else { panic!("it plans") };
+            let counts = BTreeMap::from([("t".into(), 1)]);
+            let plan = BTreeMap::from([("me".to_owned(), vec![TopicPartition::new("t", 0)])]);
+            bench.member.handle_plan(bench.now, token, Strategy::Range, counts, Ok(plan));
+        }
+        let (token, _) = bench.sent();
+        let own: Vec<_> = own.into_iter().map(|partition| TopicPartition::new("t", partition)).collect();
+        bench.answer(token, Answer::Sync { error: 0, assignment: encode_assignment(&own) });
+        assert_eq!(log.text().contains("nothing is read"), is_told, "{leader} {own:?}: {}", log.text());
+    }
+}
