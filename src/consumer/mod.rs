@@ -151,7 +151,7 @@ impl KafkaConsumer {
     ///
     /// # Errors
     /// [`ErrorKind::Config`] without a `group.id`; [`ErrorKind::InvalidArgument`] for an empty name, or while partitions
-    /// are assigned by [`assign`](Self::assign).
+    /// are assigned by [`assign`](Self::assign); [`ErrorKind::Closed`] after [`close`](Self::close).
     pub fn subscribe<T: AsRef<str>>(&self, topics: impl IntoIterator<Item = T>) -> Result<()> {
         let topics = topics.into_iter().map(|topic| Arc::from(topic.as_ref())).collect();
         self.change(|core, now| core.subscribe(now, topics))
@@ -186,7 +186,7 @@ impl KafkaConsumer {
         self.shared.lock().set_listening(true);
     }
 
-    /// Leaves the group, or drops the assigned partitions. Nothing is committed; a rebalance listener is called with
+    /// Leaves the group, committing nothing, or drops the assigned partitions, as [`assign`](Self::assign) does. A rebalance listener is called with
     /// [`lost`](RebalanceListener::lost), by the next poll with a subscription or by the close.
     ///
     /// # Errors
@@ -196,10 +196,12 @@ impl KafkaConsumer {
     }
 
     /// Reads exactly these partitions, outside any group; a partition that was assigned before keeps its position. With
-    /// a `group.id`, reading starts at the group's committed offsets, and commits are stored under its name.
+    /// a `group.id`, reading starts at the group's committed offsets, and commits are stored under its name; with
+    /// `enable.auto.commit` what is done of the partitions before is committed.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] for an impossible partition, or while topics are subscribed.
+    /// [`ErrorKind::InvalidArgument`] for an impossible partition, or while topics are subscribed; [`ErrorKind::Closed`] after
+    /// [`close`](Self::close).
     pub fn assign(&self, partitions: impl IntoIterator<Item = TopicPartition>) -> Result<()> {
         let partitions = partitions.into_iter().collect();
         self.change(|core, now| core.assign(now, partitions))
@@ -254,7 +256,7 @@ impl KafkaConsumer {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] if the partition is not assigned; [`ErrorKind::Timeout`] after
-    /// `default.api.timeout.ms`.
+    /// `default.api.timeout.ms`; [`ErrorKind::Closed`] after [`close`](Self::close).
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -280,7 +282,8 @@ impl KafkaConsumer {
     /// position.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] if the partition is not assigned or the offset is negative.
+    /// [`ErrorKind::InvalidArgument`] if the partition is not assigned or the offset is negative;
+    /// [`ErrorKind::Closed`] after [`close`](Self::close).
     pub fn seek(&self, partition: &TopicPartition, offset: i64) -> Result<()> {
         self.change(|core, now| core.seek(now, partition, Phase::Fetching(Position::at(offset))))
     }
@@ -288,7 +291,8 @@ impl KafkaConsumer {
     /// Continues at the first record still in the log.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] if a partition is not assigned.
+    /// [`ErrorKind::InvalidArgument`] if a partition is not assigned;
+    /// [`ErrorKind::Closed`] after [`close`](Self::close).
     pub fn seek_to_beginning<'a>(
         &self,
         partitions: impl IntoIterator<Item = &'a TopicPartition>,
@@ -299,7 +303,8 @@ impl KafkaConsumer {
     /// Continues after the last record.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] if a partition is not assigned.
+    /// [`ErrorKind::InvalidArgument`] if a partition is not assigned;
+    /// [`ErrorKind::Closed`] after [`close`](Self::close).
     pub fn seek_to_end<'a>(&self, partitions: impl IntoIterator<Item = &'a TopicPartition>) -> Result<()> {
         self.seek_all(partitions, ResetTo::Latest)
     }
@@ -308,7 +313,8 @@ impl KafkaConsumer {
     /// is none.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] if the partition is not assigned or the time is negative.
+    /// [`ErrorKind::InvalidArgument`] if the partition is not assigned or the time is negative;
+    /// [`ErrorKind::Closed`] after [`close`](Self::close).
     pub fn seek_to_time(&self, partition: &TopicPartition, timestamp: i64) -> Result<()> {
         check_time(partition, timestamp)?;
         self.seek_all([partition], ResetTo::Time(timestamp))

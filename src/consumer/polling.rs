@@ -19,11 +19,13 @@ use crate::{
 
 impl KafkaConsumer {
     /// The next records: at once if any are buffered, otherwise as soon as some arrive, and none after `timeout`. At most
-    /// `max.poll.records`. Calling it says that all records handed out before are done with.
+    /// `max.poll.records`. Calling it says that all records handed out before are done with. A `timeout` of zero takes what is there.
+    /// A call of the [`RebalanceListener`](crate::RebalanceListener) that this poll makes takes as long as it takes.
     ///
     /// # Errors
     /// What the group, the broker or a damaged batch refuses, with partition and offset; the next poll goes on where
-    /// that is possible. [`ErrorKind::InvalidArgument`] if nothing is subscribed or assigned.
+    /// that is possible. [`ErrorKind::InvalidArgument`] if nothing is subscribed or assigned; [`ErrorKind::Closed`] after
+    /// [`close`](Self::close).
     ///
     /// # Cancel safety
     /// Cancel safe: a dropped poll has handed out nothing and loses nothing.

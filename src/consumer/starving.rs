@@ -12,6 +12,8 @@ use crate::{error::Error, record::TopicPartition, sorted::Map, time::Instant};
 pub(super) enum What {
     /// The group has not let the member in.
     Group,
+    /// It is subscribed to, and not there.
+    Topic(Arc<str>),
     Partition(TopicPartition),
 }
 
@@ -19,6 +21,8 @@ pub(super) enum What {
 #[derive(Debug, Default)]
 pub(super) struct ShouldGetOn {
     pub(super) partitions: Vec<(TopicPartition, Option<Error>)>,
+    /// Subscribed to, with no partition here.
+    pub(super) topics: Vec<Arc<str>>,
     /// `None` where no group is to let the member in.
     pub(super) group: Option<Option<Error>>,
 }
@@ -28,6 +32,7 @@ impl ShouldGetOn {
     pub(super) fn causes(
         self,
         unreachable: impl Fn(&TopicPartition) -> Option<Error>,
+        missing: impl Fn(&str) -> Option<Error>,
         without_coordinator: impl FnOnce() -> Option<Error>,
     ) -> Map<What, Error> {
         let partitions = self.partitions.into_iter().filter_map(|(key, answered)| {
@@ -35,8 +40,12 @@ impl ShouldGetOn {
             let error = error.with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
             Some((What::Partition(key), error))
         });
+        let topics = self
+            .topics
+            .into_iter()
+            .filter_map(|topic| Some((What::Topic(Arc::clone(&topic)), missing(&topic)?)));
         let group = self.group.and_then(|answered| without_coordinator().or(answered));
-        partitions.chain(group.map(|error| (What::Group, error))).collect()
+        partitions.chain(topics).chain(group.map(|error| (What::Group, error))).collect()
     }
 }
 
@@ -69,6 +78,7 @@ impl News {
         let (what, cause) = self.starving.into_iter().next()?;
         Some(cause.over(match what {
             What::Group => format!("the group has not let this member in for {patience} ms"),
+            What::Topic(_) => format!("a topic that is subscribed to could not be read for {patience} ms"),
             What::Partition(_) if count > 1 => {
                 format!("{count} partitions could not be read for {patience} ms, of which this is one")
             }
@@ -151,11 +161,26 @@ mod tests {
         let answered = |number, answer: Option<_>| (partition(number), answer.map(error));
         // What should get on, which partition has no leader, whether there is a coordinator, and what is said.
         type Row = (ShouldGetOn, Option<i32>, bool, Option<&'static str>);
-        let rows: [Row; 7] = [
-            (ShouldGetOn::default(), Some(0), false, None),
-            (ShouldGetOn { partitions: vec![answered(0, None)], group: None }, None, false, None),
+        let rows: [Row; 8] = [
             (
-                ShouldGetOn { partitions: vec![answered(0, Some("refused"))], group: None },
+                ShouldGetOn { topics: vec!["missing".into(), "users".into()], ..ShouldGetOn::default() },
+                None,
+                true,
+                Some("a topic that is subscribed to could not be read for 10 ms: no such topic"),
+            ),
+            (ShouldGetOn::default(), Some(0), false, None),
+            (
+                ShouldGetOn { partitions: vec![answered(0, None)], group: None, topics: Vec::new() },
+                None,
+                false,
+                None,
+            ),
+            (
+                ShouldGetOn {
+                    partitions: vec![answered(0, Some("refused"))],
+                    group: None,
+                    topics: Vec::new(),
+                },
                 Some(0),
                 false,
                 Some("the partition could not be read for 10 ms [topic orders partition 0]: no leader"),
@@ -168,6 +193,7 @@ mod tests {
                         answered(5, Some("slow")),
                     ],
                     group: None,
+                    topics: Vec::new(),
                 },
                 None,
                 false,
@@ -176,24 +202,33 @@ mod tests {
                 ),
             ),
             (
-                ShouldGetOn { partitions: vec![answered(0, Some("refused"))], group: Some(None) },
+                ShouldGetOn {
+                    partitions: vec![answered(0, Some("refused"))],
+                    group: Some(None),
+                    topics: Vec::new(),
+                },
                 None,
                 false,
                 Some("the group has not let this member in for 10 ms: no coordinator"),
             ),
             (
-                ShouldGetOn { partitions: Vec::new(), group: Some(Some(error("not authorized"))) },
+                ShouldGetOn {
+                    partitions: Vec::new(),
+                    group: Some(Some(error("not authorized"))),
+                    topics: Vec::new(),
+                },
                 None,
                 true,
                 Some("the group has not let this member in for 10 ms: not authorized"),
             ),
-            (ShouldGetOn { partitions: Vec::new(), group: Some(None) }, None, true, None),
+            (ShouldGetOn { partitions: Vec::new(), group: Some(None), topics: Vec::new() }, None, true, None),
         ];
         let patience = Duration::from_millis(10);
         for (should, leaderless, has_coordinator, said) in rows {
             let shown = format!("{should:?}");
             let why = should.causes(
                 |key| (leaderless == Some(key.partition)).then(|| error("no leader")),
+                |topic| (topic == "missing").then(|| error("no such topic")),
                 || (!has_coordinator).then(|| error("no coordinator")),
             );
             let starving = why.into_iter().collect();

@@ -7,6 +7,8 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
+use tracing::Instrument as _;
+
 use super::{
     Shared,
     core::{Action, Core, partition_count},
@@ -49,7 +51,10 @@ pub(super) fn spawn(shared: Arc<Shared>) -> Result<()> {
         ended.lock().handle_end(error);
         ended.changed.notify_waiters();
     };
-    driver::spawn("consumer", on_end, run(shared)).map(drop)
+    // Of several consumers in a process each line says which it is of.
+    let group = shared.settings.group_id.as_deref();
+    let span = tracing::error_span!("consumer", group, client_id = &*shared.cluster.settings().client_id);
+    driver::spawn("consumer", on_end, run(shared).instrument(span)).map(drop)
 }
 
 async fn run(shared: Arc<Shared>) {
@@ -182,7 +187,7 @@ async fn plan(
     shared.cluster.follow(&topics);
     let short = deadline.min(time::now() + shared.cluster.settings().request_timeout.min(PLAN_PATIENCE));
     if let Err(error) = shared.cluster.require_topics(&topics, Create::Never, short).await {
-        tracing::warn!(%error, "the group is planned without a topic");
+        tracing::warn!(%error, "a topic that the group subscribes to is not there: nothing is read from it");
     }
     let metadata = shared.cluster.metadata();
     let mut counts = BTreeMap::new();
@@ -253,6 +258,7 @@ impl Shared {
         let (cluster, group) = (&self.cluster, self.settings.group_id.as_ref());
         let why = should.causes(
             |key| cluster.why_topic(&key.topic, Some(key.partition)),
+            |topic| cluster.metadata().why(topic, None),
             || cluster.why_coordinator(CoordinatorKind::Group, group?),
         );
         let news = starving.handle_look(now, why);

@@ -403,7 +403,13 @@ impl Core {
         let trouble = self.group_trouble.as_ref();
         let trouble = trouble.filter(|(since, _)| now.saturating_duration_since(*since) < lasts);
         let group = joining.then(|| trouble.map(|(_, error)| error.clone()));
-        ShouldGetOn { partitions: running.collect(), group }
+        // Of a pattern only what is there matches.
+        let mut topics = Vec::new();
+        if matches!(self.mode, Mode::Topics) && self.pattern.is_none() {
+            let here = self.partitions.topics();
+            topics.extend(self.interest.topics.iter().filter(|topic| !here.contains(topic)).cloned());
+        }
+        ShouldGetOn { partitions: running.collect(), topics, group }
     }
 
     /// Something has not got on for long: the next poll says so.

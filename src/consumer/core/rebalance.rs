@@ -142,8 +142,14 @@ impl Core {
                 }
                 group::Action::Lost { partitions } => self.on_lost(now, &partitions),
                 group::Action::Assign { added } => {
-                    info!(partitions = %list(&added), "partitions assigned");
                     self.partitions.add(added.iter().cloned(), &self.start_phase());
+                    match self.partitions.iter().next() {
+                        Some(_) => info!(partitions = %list(&added), "partitions assigned"),
+                        None => info!(
+                            "in the group, without a partition: it has more members than its topics have partitions, or they are not \
+                             there yet"
+                        ),
+                    }
                     self.refresh_leaders(now);
                     self.note(Change::Assigned, &added);
                     self.tell_assigned(&added);
