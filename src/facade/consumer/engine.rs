@@ -282,6 +282,8 @@ impl Engine {
             let left = until.saturating_duration_since(time::now());
             tokio::select! {
                 biased;
+                // What rests in lanes is handed back at once, or a rebalance would wait for it.
+                Ok(()) = self.client.changed(), if !self.lanes.is_empty() => self.follow_group(),
                 () = self.shared.steered() => {}
                 taken = self.client.take(self.plan.take, left) => break taken,
             }
@@ -536,13 +538,14 @@ impl Engine {
         self.follow_group();
         loop {
             self.pass_damage();
+            // First, as only then it is known which lanes have to wait.
+            self.start();
             if self.is_idle() || self.stop.is_cancelled() {
                 return self.finish(limit).await;
             }
             if self.tasks.is_empty() && self.passing.is_empty() && self.lanes.rest_until(until) {
                 return Ok(());
             }
-            self.start();
             self.event().await;
         }
     }

@@ -220,35 +220,54 @@ async fn retry_topics_of_a_policy_that_comes_later_are_read() {
 async fn consume_does_not_wait_for_what_a_retry_topic_holds_back() {
     let retry = "orders-retry-1h";
     let (broker, kafka) = broker(&[("orders", 1), (retry, 1)]).await;
-    produce(&kafka, "orders", 1, 1, 0..2).await;
-    let seen: Arc<Mutex<Vec<u32>>> = Arc::default();
-    let log = Arc::clone(&seen);
-    let mut consumer = Consumer::new(&kafka, ["orders"])
-        .unwrap()
-        .register_handler("orders", async move |m: Message<u32>| {
-            log.lock().unwrap().push(m.value);
-            if m.value == 0 { Err("not yet".into()) } else { Ok(()) }
-        })
-        .unwrap()
-        .error_policy(ErrorPolicy::Stop.retry_topics([Duration::from_secs(3600)]))
-        .unwrap();
-    let consume = async |consumer: &mut Consumer| {
-        let call = consumer.consume(Duration::from_millis(100));
-        tokio::time::timeout(Duration::from_secs(30), call).await.expect("it returns").unwrap()
+    let due =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() + 3_600_000;
+    let header = [dtkafka::Header::new("dtkafka-retry-due", due.to_string())];
+    let producer = kafka.get_producer().await.unwrap();
+    let waits = ProducerRecord::new(retry).value("0").headers(&header);
+    producer.send_record(waits).await.unwrap().await.unwrap();
+    producer.close().await.unwrap();
+    let seen = Seen::default();
+    let consumer = || {
+        let log = Arc::clone(&seen);
+        Consumer::new(&kafka, ["orders"])
+            .unwrap()
+            .register_handler("orders", async move |m: Message<u32>| {
+                log.lock().unwrap().push(m.value);
+                Ok(())
+            })
+            .unwrap()
+            .error_policy(ErrorPolicy::Stop.retry_topics([Duration::from_secs(3600)]))
+            .unwrap()
     };
-    while seen.lock().unwrap().len() < 2 || consumer.lag().keys().all(|partition| &*partition.topic != retry)
-    {
-        consume(&mut consumer).await;
-    }
-    // It is taken out of the retry topic by now, or soon; the others go on.
-    for value in 2..6 {
-        produce(&kafka, "orders", 1, 1, value..value + 1).await;
-        while seen.lock().unwrap().len() <= value as usize {
-            consume(&mut consumer).await;
+    let mut first = consumer();
+    let consume = async |consumer: &mut Consumer, timeout: Duration| {
+        tokio::time::timeout(PATIENCE, consumer.consume(timeout)).await.expect("it returns").unwrap()
+    };
+    // Alone in its call, and then beside others.
+    let control = broker.control();
+    let partition = dtkafka::TopicPartition::new(retry, 0);
+    loop {
+        consume(&mut first, Duration::from_millis(50)).await;
+        if first.client().unwrap().position(&partition).await.is_ok_and(|next| next == 1) {
+            break;
         }
     }
-    consumer.close().await.unwrap();
-    assert_eq!(*seen.lock().unwrap(), [0, 1, 2, 3, 4, 5]);
-    assert_eq!(broker.committed("g", "orders", 0), Some(6));
+    for value in 1..4 {
+        produce(&kafka, "orders", 1, 1, value..value + 1).await;
+        while seen.lock().unwrap().len() < value as usize {
+            consume(&mut first, Duration::from_millis(50)).await;
+        }
+    }
+    // What rests is given back at once where a member joins, also in the middle of a call.
+    let joins = control.requests(ApiKey::JoinGroup);
+    let resting = tokio::spawn(async move { (first.consume(PATIENCE * 10).await, first) });
+    let second = run(consumer());
+    until(|| control.requests(ApiKey::JoinGroup) >= joins + 2).await;
+    produce(&kafka, "orders", 1, 1, 4..5).await;
+    until(|| seen.lock().unwrap().len() == 4).await;
+    second.stop().await.1.unwrap();
+    resting.abort();
+    assert_eq!(*seen.lock().unwrap(), [1, 2, 3, 4]);
     assert!(broker.committed("g", retry, 0).is_none_or(|offset| offset == 0), "it still waits");
 }
