@@ -16,6 +16,14 @@ async fn look(admin: &KafkaAdmin, group: &str) -> Outcome<(String, String)> {
     writeln!(table, "{:<20} {:>10} {:>10} {:>8}", "partition", "committed", "end", "lag")?;
     let lags = admin.group_lag(group).await?;
     for (partition, lag) in &lags {
+        let lag = match lag {
+            Ok(lag) => lag,
+            // Its topic was deleted, or has no leader: the others have their lag.
+            Err(error) => {
+                writeln!(table, "{:<20} {error}", partition.to_string())?;
+                continue;
+            }
+        };
         writeln!(
             table,
             "{:<20} {:>10} {:>10} {:>8}",
@@ -31,7 +39,7 @@ async fn look(admin: &KafkaAdmin, group: &str) -> Outcome<(String, String)> {
             lag.lag
         )?;
     }
-    let sum: i64 = lags.values().map(|lag| lag.lag).sum();
+    let sum: i64 = lags.values().flatten().map(|lag| lag.lag).sum();
     writeln!(table, "{:<20} {:>10} {:>10} {sum:>8}", "in all", "", "")?;
     Ok((table, metrics))
 }

@@ -101,7 +101,8 @@ async fn orders(kafka: &KafkaInstance, admin: &KafkaAdmin, name: &str) -> Outcom
     if ids != (1..=ORDERS).collect::<Vec<_>>() {
         return Err(format!("orders 1 to {ORDERS} were sent, but these were handled: {ids:?}").into());
     }
-    let behind: i64 = admin.group_lag(name).await?.values().map(|partition| partition.lag).sum();
+    let lags = admin.group_lag(name).await?.into_values();
+    let behind: i64 = lags.map(|partition| Ok(partition?.lag)).sum::<dtkafka::Result<i64>>()?;
     println!("\nAll {ORDERS} orders were handled, none twice. The group has {behind} records left to read.");
     Ok(())
 }

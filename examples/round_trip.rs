@@ -35,7 +35,8 @@ async fn main() -> Result<(), Failure> {
     if (first.len() + second.len()) as u64 != records {
         return Err(format!("{} and {} of {records} records came", first.len(), second.len()).into());
     }
-    let behind: i64 = admin.group_lag(&run).await?.values().map(|lag| lag.lag).sum();
+    let lags = admin.group_lag(&run).await?.into_values();
+    let behind: i64 = lags.map(|lag| Ok(lag?.lag)).sum::<dtkafka::Result<i64>>()?;
     if behind != 0 {
         return Err(format!("the group is {behind} records behind").into());
     }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use tokio::{runtime::Handle, sync::Notify, task::JoinHandle};
+use tracing::Instrument;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -33,6 +34,38 @@ pub(crate) fn spawn(
         driver.await;
         guard.on_end = None;
     }))
+}
+
+/// Runs a part of a user's call as a task of its own, and waits for it. A future of the user's that exists and is not polled would
+/// hold what others wait for: the turn to dial a broker, the head of a connection's line, a frame half written.
+///
+/// # Errors
+/// Those of the future; as [`check_runtime`]; [`ErrorKind::Closed`] if the runtime ends meanwhile.
+///
+/// # Cancel safety
+/// If dropped, the task ends too.
+pub(crate) async fn apart<T: Send + 'static>(
+    future: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    check_runtime()?;
+    #[expect(clippy::disallowed_methods, reason = "it ends with the call that waits for it")]
+    let mut task = Apart(tokio::spawn(future.in_current_span()));
+    match (&mut task.0).await {
+        Ok(outcome) => outcome,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(Error::closed("client")),
+        },
+    }
+}
+
+/// A task that ends with who waits for it.
+struct Apart<T>(JoinHandle<T>);
+
+impl<T> Drop for Apart<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Whether the caller is in a tokio runtime that can wait.
@@ -185,6 +218,35 @@ mod tests {
             let (returned, on_end) = told();
             spawn("consumer", on_end, async {}).unwrap().await.unwrap();
             assert!(returned.lock().unwrap().is_none());
+        });
+    }
+
+    #[test]
+    fn what_runs_apart_goes_on_while_nobody_polls_and_ends_with_who_waits() {
+        runtime().block_on(async {
+            let turn = Arc::new(tokio::sync::Mutex::new(()));
+            let hold = |turn: Arc<tokio::sync::Mutex<()>>, held: Arc<Notify>, until: Arc<Notify>| {
+                apart(async move {
+                    let _turn = turn.lock().await;
+                    held.notify_one();
+                    until.notified().await;
+                    Ok(7)
+                })
+            };
+            let (held, until) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+            let mut unpolled = Box::pin(hold(Arc::clone(&turn), Arc::clone(&held), Arc::clone(&until)));
+            assert!(futures_util::poll!(&mut unpolled).is_pending());
+            held.notified().await;
+            until.notify_one();
+            // Whoever holds it is not polled any more.
+            drop(turn.lock().await);
+            assert_eq!(unpolled.await.unwrap(), 7);
+
+            let mut dropped = Box::pin(hold(Arc::clone(&turn), Arc::clone(&held), until));
+            assert!(futures_util::poll!(&mut dropped).is_pending());
+            held.notified().await;
+            drop(dropped);
+            drop(turn.lock().await);
         });
     }
 

@@ -1,40 +1,22 @@
-//! Consumer groups and what they have committed. Each group is asked about at its own coordinator.
+//! Consumer groups: list, describe, delete. Each group is asked about at its own coordinator.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{At, Doubt, KafkaAdmin, broker_error};
+use futures_util::future::join_all;
+
+use super::{At, Doubt, KafkaAdmin, Reached, broker_error};
 use crate::{
-    cluster::{Create, Lane, kafka_string},
-    connection::{Connection, api::wire},
+    cluster::kafka_string,
+    connection::api::wire,
     error::{
         Error, Result,
         code::{GROUP_ID_NOT_FOUND, UNSUPPORTED_VERSION},
     },
     group::wire::decode_assignment,
-    record::{OffsetAndMetadata, TopicPartition, serialize_fields},
+    record::TopicPartition,
     sorted::{Map, Set},
     time::Instant,
 };
-
-/// ListOffsets: the offset after the last record.
-const LATEST: i64 = -1;
-
-/// How far a group is behind the end of a partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Lag {
-    /// The group's committed offset.
-    pub committed: i64,
-    /// The offset the next record of the partition will get.
-    pub end: i64,
-    /// Their difference, never negative. Transaction markers and compaction make it larger than the number of records.
-    pub lag: i64,
-}
-
-serialize_fields! {
-    OffsetAndMetadata { offset, leader_epoch, metadata }
-    Lag { committed, end, lag }
-}
 
 /// One group of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,89 +68,6 @@ pub struct MemberDescription {
 }
 
 impl KafkaAdmin {
-    /// Every committed offset of a group. A group that never committed, or does not exist, has none.
-    ///
-    /// # Errors
-    /// `GroupAuthorizationFailed` …; [`Timeout`](crate::ErrorKind::Timeout) with the last cause.
-    ///
-    /// # Cancel safety
-    /// Can be dropped at any time.
-    pub async fn group_offsets(&self, group: &str) -> Result<BTreeMap<TopicPartition, OffsetAndMetadata>> {
-        retry!(self, At::Coordinator(group), |connection, until| {
-            let version = connection.version::<wire::OffsetFetchRequest>();
-            // KIP-709: from version 8 on, one request asks about several groups. No topics means all of them.
-            let request = if version.is_some_and(|version| version >= 8) {
-                let asked = wire::offset_fetch_request::OffsetFetchRequestGroup {
-                    group_id: kafka_string(group),
-                    topics: None,
-                    ..Default::default()
-                };
-                wire::OffsetFetchRequest { groups: vec![asked], ..Default::default() }
-            } else {
-                wire::OffsetFetchRequest { group_id: kafka_string(group), topics: None, ..Default::default() }
-            };
-            // Later versions name topics by their ids.
-            committed_offsets(group, connection.call_up_to::<9, _>(request, until).await?)
-        })
-    }
-
-    /// How far a group is behind, for every partition it has committed. What it has never committed is not in it: a new group, or
-    /// one that is stuck at its first record, has no lag here, and a name that no group has gives an empty map. Compare with
-    /// [`latest_offsets`](Self::latest_offsets) of its topics to see those.
-    ///
-    /// # Errors
-    /// As [`group_offsets`](Self::group_offsets) and [`latest_offsets`](Self::latest_offsets).
-    ///
-    /// # Cancel safety
-    /// Can be dropped at any time.
-    pub async fn group_lag(&self, group: &str) -> Result<BTreeMap<TopicPartition, Lag>> {
-        let committed = self.group_offsets(group).await?;
-        let ends = self.latest_offsets(committed.keys().cloned()).await?;
-        let lag = |(partition, end): (TopicPartition, i64)| {
-            let committed = committed.get(&partition)?.offset;
-            Some((partition, Lag { committed, end, lag: (end - committed).max(0) }))
-        };
-        Ok(ends.into_iter().filter_map(lag).collect())
-    }
-
-    /// The offset that the next record of each partition will get.
-    ///
-    /// # Errors
-    /// `UnknownTopicOrPartition`, `TopicAuthorizationFailed` … for the first partition that has none;
-    /// [`Timeout`](crate::ErrorKind::Timeout) with the last cause.
-    ///
-    /// # Cancel safety
-    /// Can be dropped at any time.
-    pub async fn latest_offsets(
-        &self,
-        partitions: impl IntoIterator<Item = TopicPartition>,
-    ) -> Result<BTreeMap<TopicPartition, i64>> {
-        let partitions: Vec<TopicPartition> = partitions.into_iter().collect();
-        let mut topics: Vec<_> = partitions.iter().map(|partition| partition.topic.clone()).collect();
-        topics.sort();
-        topics.dedup();
-        let mut found = BTreeMap::new();
-        retry!(self, At::Any, |_, until| {
-            let metadata = self.cluster.require_topics(&topics, Create::Never, until).await?;
-            let mut by_leader: Map<i32, Vec<&TopicPartition>> = Map::new();
-            for partition in partitions.iter().filter(|partition| !found.contains_key(*partition)) {
-                let (leader, _) =
-                    metadata.leader(&partition.topic, partition.partition).ok_or_else(|| {
-                        // LEADER_NOT_AVAILABLE: it may get one.
-                        at(Error::from_code("Metadata", 5), partition)
-                    })?;
-                by_leader.entry(leader).or_default().push(partition);
-            }
-            for (leader, partitions) in by_leader {
-                let request = list_offsets(&partitions);
-                let answer = self.cluster.call(leader, Lane::Main, request, until).await?;
-                read_list_offsets(answer, &partitions, &mut found)?;
-            }
-            Ok(())
-        })?;
-        Ok(found)
-    }
-
     /// A group and its members, of the classic or the consumer protocol (KIP-848).
     ///
     /// # Errors
@@ -178,7 +77,7 @@ impl KafkaAdmin {
     /// # Cancel safety
     /// Can be dropped at any time.
     pub async fn describe_group(&self, group: &str) -> Result<GroupDescription> {
-        retry!(self, At::Coordinator(group), |connection, until| {
+        retry!(self, At::Coordinator(group), self.deadline(), |connection, until| {
             let request =
                 wire::DescribeGroupsRequest { groups: vec![kafka_string(group)], ..Default::default() };
             let answer = connection.call(request, until).await?;
@@ -205,33 +104,60 @@ impl KafkaAdmin {
         })
     }
 
-    /// Every group the user may see, by name. Asks every broker.
+    /// Every group the user may see, by name. Asks every broker that is in the cluster then, all at once.
     ///
     /// # Errors
-    /// The first broker's error; [`Timeout`](crate::ErrorKind::Timeout) with the last cause.
+    /// A broker's error; [`Timeout`](crate::ErrorKind::Timeout) with the last cause, also if one broker of the cluster does not
+    /// answer: groups may be missing then.
     ///
     /// # Cancel safety
     /// Can be dropped at any time.
     pub async fn list_groups(&self) -> Result<BTreeMap<String, GroupListing>> {
-        let mut found = BTreeMap::new();
-        let brokers: Vec<i32> = self.cluster.metadata().brokers.keys().copied().collect();
-        for broker in brokers {
-            let listed = retry!(self, At::Broker(broker), |connection, until| {
-                let answer = connection.call(wire::ListGroupsRequest::default(), until).await?;
-                broker_error("ListGroups", answer.error_code, None)
-                    .map_or(Ok(answer.groups), |error| Err(error.with_broker(broker)))
-            })?;
-            let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-            found.extend(listed.into_iter().map(|group| {
-                let listing = GroupListing {
-                    protocol_type: group.protocol_type.to_string(),
-                    state: text(&group.group_state),
-                    group_type: text(&group.group_type),
-                };
-                (group.group_id.to_string(), listing)
-            }));
-        }
+        let (mut found, mut answered) = (BTreeMap::new(), Set::new());
+        retry!(self, At::Any, self.deadline(), |connection, until| {
+            // Who is there now: one that has joined may coordinate groups, one that has left is not waited for.
+            let request = wire::MetadataRequest {
+                topics: Some(Vec::new()),
+                allow_auto_topic_creation: false,
+                ..Default::default()
+            };
+            let brokers = self.cluster.learn_brokers(connection.call(request, until).await?.brokers);
+            let left = brokers.into_iter().filter(|broker| !answered.contains(broker));
+            let asked: Vec<_> = left.map(|broker| self.groups_of(broker, until)).collect();
+            let mut failed: Option<Error> = None;
+            for (broker, groups) in join_all(asked).await {
+                match groups {
+                    Ok(groups) => {
+                        answered.insert(broker);
+                        found.extend(groups);
+                    }
+                    // One that waiting does not mend ends the call.
+                    Err(error) if failed.as_ref().is_none_or(Error::is_retriable) => failed = Some(error),
+                    Err(_) => {}
+                }
+            }
+            failed.map_or(Ok(()), Err)
+        })?;
         Ok(found)
+    }
+
+    /// The groups that one broker coordinates.
+    async fn groups_of(&self, broker: i32, until: Instant) -> (i32, Result<Vec<(String, GroupListing)>>) {
+        let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let listing = |group: wire::list_groups_response::ListedGroup| {
+            let listing = GroupListing {
+                protocol_type: group.protocol_type.to_string(),
+                state: text(&group.group_state),
+                group_type: text(&group.group_type),
+            };
+            (group.group_id.to_string(), listing)
+        };
+        let listed = self.call(broker, wire::ListGroupsRequest::default(), until).await;
+        let listed = listed.and_then(|answer| match broker_error("ListGroups", answer.error_code, None) {
+            None => Ok(answer.groups.into_iter().map(listing).collect()),
+            Some(error) => Err(error.with_broker(broker)),
+        });
+        (broker, listed)
     }
 
     /// Deletes groups without members, with their offsets; each has its own outcome.
@@ -246,115 +172,96 @@ impl KafkaAdmin {
         &self,
         groups: impl IntoIterator<Item = impl Into<String>>,
     ) -> Result<BTreeMap<String, Result<()>>> {
+        let mut left: Map<String, Doubt> =
+            groups.into_iter().map(|group| (group.into(), Doubt::default())).collect();
         let mut done = BTreeMap::new();
-        for group in groups {
-            let (group, mut doubt) = (group.into(), Doubt::default());
-            let outcome = retry!(self, At::Coordinator(&group), |connection, until| {
-                let names = vec![kafka_string(&group)];
-                let request = wire::DeleteGroupsRequest { groups_names: names };
-                let answer = doubt.note(connection.call(request, until).await)?;
-                let result = answer.results.into_iter().find(|result| result.group_id.as_str() == group);
-                let result =
-                    result.ok_or_else(|| Error::protocol("an answer without the group asked for"))?;
-                broker_error("DeleteGroups", result.error_code, None).map_or(Ok(()), Err)
-            });
-            done.insert(group, outcome.map_err(|error| doubt.word(error, GROUP_ID_NOT_FOUND)));
+        if left.is_empty() {
+            return Ok(done);
+        }
+        let ended = retry!(self, At::Any, self.deadline(), |_, until| {
+            let (by_coordinator, mut failures) = self.coordinators(left.keys(), until).await;
+            let asked: Vec<_> = by_coordinator
+                .into_iter()
+                .map(|(broker, groups)| self.delete_at(broker, groups, until))
+                .collect();
+            let mut outcomes: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
+            outcomes.extend(failures.drain(..).map(|(group, error)| (group, Err(error))));
+            settle_deletions(&mut left, &mut done, outcomes)
+        });
+        if let Err(error) = ended {
+            let late =
+                |(group, doubt): (String, Doubt)| (group, Err(doubt.word(error.clone(), GROUP_ID_NOT_FOUND)));
+            done.extend(left.into_iter().map(late));
         }
         Ok(done)
     }
-}
 
-fn at(error: Error, partition: &TopicPartition) -> Error {
-    error.with_topic(partition.topic.clone()).with_partition(partition.partition)
-}
-
-/// Both layouts of an OffsetFetch answer: one group (up to version 7), or a list with one group in it.
-fn committed_offsets(
-    group: &str,
-    answer: wire::OffsetFetchResponse,
-) -> Result<BTreeMap<TopicPartition, OffsetAndMetadata>> {
-    let (is_listed, mut groups) = (!answer.groups.is_empty(), answer.groups.into_iter());
-    let (code, rows): (i16, Vec<_>) = match groups.find(|found| found.group_id.as_str() == group) {
-        None if is_listed => return Err(Error::protocol("an answer without the group asked for")),
-        Some(group) => {
-            let rows = group.topics.into_iter().flat_map(|topic| {
-                let name = topic.name;
-                topic.partitions.into_iter().map(move |p| {
-                    let key = TopicPartition::new(name.as_str(), p.partition_index);
-                    (key, p.error_code, p.committed_offset, p.committed_leader_epoch, p.metadata)
-                })
-            });
-            (group.error_code, rows.collect())
+    /// Groups by their coordinators, and why some have none.
+    async fn coordinators(
+        &self,
+        groups: impl Iterator<Item = &String>,
+        until: Instant,
+    ) -> (Map<i32, Vec<String>>, Vec<(String, Error)>) {
+        let (mut found, mut failures) = (Map::<i32, Vec<String>>::new(), Vec::new());
+        for group in groups {
+            match self.coordinator(group, until).await {
+                Ok(broker) => found.entry(broker).or_default().push(group.clone()),
+                Err(error) => {
+                    // Without a code it is nothing of this group: nobody can be asked.
+                    let is_of_all = error.code().is_none();
+                    failures.push((group.clone(), error));
+                    if is_of_all {
+                        break;
+                    }
+                }
+            }
         }
-        None => {
-            let rows = answer.topics.into_iter().flat_map(|topic| {
-                let name = topic.name;
-                topic.partitions.into_iter().map(move |p| {
-                    let key = TopicPartition::new(name.as_str(), p.partition_index);
-                    (key, p.error_code, p.committed_offset, p.committed_leader_epoch, p.metadata)
-                })
-            });
-            (answer.error_code, rows.collect())
-        }
-    };
-    if let Some(error) = broker_error("OffsetFetch", code, None) {
-        return Err(error);
+        (found, failures)
     }
-    let mut found = BTreeMap::new();
-    for (key, code, offset, epoch, metadata) in rows {
-        if let Some(error) = broker_error("OffsetFetch", code, None) {
-            return Err(at(error, &key));
-        }
-        // -1: nothing was committed.
-        if offset >= 0 {
-            let leader_epoch = (epoch >= 0).then_some(epoch);
-            let metadata = metadata.map(|text| text.to_string()).unwrap_or_default();
-            let found_offset = OffsetAndMetadata::new(offset).with_metadata(metadata);
-            found.insert(key, OffsetAndMetadata { leader_epoch, ..found_offset });
-        }
-    }
-    Ok(found)
-}
 
-fn list_offsets(partitions: &[&TopicPartition]) -> wire::ListOffsetsRequest {
-    use wire::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
-    let mut topics: Map<&str, Vec<ListOffsetsPartition>> = Map::new();
-    for partition in partitions {
-        let asked = ListOffsetsPartition {
-            partition_index: partition.partition,
-            current_leader_epoch: -1,
-            timestamp: LATEST,
+    /// Deletes groups of one coordinator.
+    async fn delete_at(&self, broker: i32, groups: Vec<String>, until: Instant) -> Vec<(String, Result<()>)> {
+        let names = groups.iter().map(|group| kafka_string(group)).collect();
+        let answer = self.call(broker, wire::DeleteGroupsRequest { groups_names: names }, until).await;
+        let outcome = |group: &str| {
+            let results = &answer.as_ref().map_err(Error::clone)?.results;
+            let result = results.iter().find(|result| result.group_id.as_str() == group);
+            let result = result.ok_or_else(|| Error::protocol("an answer without the group asked for"))?;
+            broker_error("DeleteGroups", result.error_code, None).map_or(Ok(()), Err)
         };
-        topics.entry(&partition.topic).or_default().push(asked);
-    }
-    let topic = |(name, partitions): (&str, _)| ListOffsetsTopic { name: kafka_string(name), partitions };
-    wire::ListOffsetsRequest {
-        replica_id: -1,
-        topics: topics.into_iter().map(topic).collect(),
-        ..Default::default()
+        let told = groups.into_iter().map(|group| {
+            let outcome = outcome(&group);
+            if outcome.as_ref().is_err_and(Error::is_retriable) {
+                self.forget_coordinator(&group, broker);
+            }
+            (group, outcome)
+        });
+        told.collect()
     }
 }
 
-fn read_list_offsets(
-    answer: wire::ListOffsetsResponse,
-    asked: &[&TopicPartition],
-    found: &mut BTreeMap<TopicPartition, i64>,
+/// Moves every group with a final outcome from `left` to `done`. An error is one that calls for another try.
+fn settle_deletions(
+    left: &mut Map<String, Doubt>,
+    done: &mut BTreeMap<String, Result<()>>,
+    outcomes: Vec<(String, Result<()>)>,
 ) -> Result<()> {
-    let mut left: Set<&TopicPartition> = asked.iter().copied().collect();
-    for topic in answer.topics {
-        for partition in topic.partitions {
-            let key = TopicPartition::new(topic.name.as_str(), partition.partition_index);
-            if !left.remove(&key) {
-                continue;
+    let mut patience = None;
+    for (group, outcome) in outcomes {
+        match outcome {
+            Err(error) if error.is_retriable() => {
+                if let Some(doubt) = left.get_mut(&group) {
+                    doubt.handle(&error);
+                }
+                patience = Some(error);
             }
-            if let Some(error) = broker_error("ListOffsets", partition.error_code, None) {
-                return Err(at(error, &key));
+            outcome => {
+                let doubt = left.remove(&group).unwrap_or_default();
+                done.insert(group, outcome.map_err(|error| doubt.word(error, GROUP_ID_NOT_FOUND)));
             }
-            found.insert(key, partition.offset);
         }
     }
-    let missing = || Error::protocol("the answer leaves out a partition").with_api("ListOffsets");
-    left.first().map_or(Ok(()), |partition| Err(at(missing(), partition)))
+    patience.map_or(Ok(()), Err)
 }
 
 fn describe(group: wire::describe_groups_response::DescribedGroup) -> Result<GroupDescription> {
@@ -386,7 +293,7 @@ fn is_missing(error: &Error) -> bool {
 
 /// A group of the consumer protocol; `None` if there is none of this name, or the broker does not have the protocol.
 async fn describe_consumer(
-    connection: &Connection,
+    connection: &Reached,
     group: &str,
     until: Instant,
 ) -> Result<Option<GroupDescription>> {
@@ -445,93 +352,24 @@ fn read_assignment(bytes: &[u8]) -> Result<Vec<TopicPartition>> {
 
 #[cfg(test)]
 mod tests {
-    use wire::offset_fetch_response::{
-        OffsetFetchResponseGroup, OffsetFetchResponsePartition, OffsetFetchResponsePartitions,
-        OffsetFetchResponseTopic, OffsetFetchResponseTopics,
-    };
-
     use super::*;
 
     #[test]
-    fn both_layouts_of_committed_offsets_are_read_and_what_was_never_committed_is_left_out() {
-        let name = || kafka_string("orders");
-        let old = |partition, offset| OffsetFetchResponsePartition {
-            partition_index: partition,
-            committed_offset: offset,
-            committed_leader_epoch: 4,
-            ..Default::default()
-        };
-        let topic = OffsetFetchResponseTopic { name: name(), partitions: vec![old(0, 7), old(1, -1)] };
-        let old =
-            committed_offsets("", wire::OffsetFetchResponse { topics: vec![topic], ..Default::default() })
-                .unwrap();
-        let new = |partition, offset| OffsetFetchResponsePartitions {
-            partition_index: partition,
-            committed_offset: offset,
-            committed_leader_epoch: 4,
-            ..Default::default()
-        };
-        let topic = OffsetFetchResponseTopics {
-            name: name(),
-            partitions: vec![new(0, 7), new(1, -1)],
-            ..Default::default()
-        };
-        let group = OffsetFetchResponseGroup { topics: vec![topic], ..Default::default() };
-        let new =
-            committed_offsets("", wire::OffsetFetchResponse { groups: vec![group], ..Default::default() })
-                .unwrap();
-        assert_eq!(old, new);
-        let offset = OffsetAndMetadata::new(7).with_leader_epoch(4);
-        assert!(new.into_iter().eq([(TopicPartition::new("orders", 0), offset)]));
-    }
-
-    #[test]
-    fn an_error_for_the_group_or_for_a_partition_is_an_error() {
-        let group = OffsetFetchResponseGroup { error_code: 16, ..Default::default() };
-        let error =
-            committed_offsets("", wire::OffsetFetchResponse { groups: vec![group], ..Default::default() })
-                .unwrap_err();
-        assert!(error.is_retriable(), "{error}");
-        let row = OffsetFetchResponsePartitions { partition_index: 3, error_code: 29, ..Default::default() };
-        let topic = OffsetFetchResponseTopics { partitions: vec![row], ..Default::default() };
-        let group = OffsetFetchResponseGroup { topics: vec![topic], ..Default::default() };
-        let error =
-            committed_offsets("", wire::OffsetFetchResponse { groups: vec![group], ..Default::default() })
-                .unwrap_err();
-        assert_eq!(error.partition(), Some(3));
-    }
-
-    #[test]
-    fn only_the_group_and_the_partitions_that_were_asked_about_count_and_none_may_be_left_out() {
-        let group = |name: &str, error_code| OffsetFetchResponseGroup {
-            group_id: kafka_string(name),
-            error_code,
-            ..Default::default()
-        };
-        let read =
-            |groups| committed_offsets("g", wire::OffsetFetchResponse { groups, ..Default::default() });
-        assert!(read(vec![group("g", 0), group("other", 30)]).is_ok());
-        assert!(read(vec![group("other", 0), group("g", 30)]).is_err());
-        assert!(read(vec![group("other", 0)]).unwrap_err().to_string().contains("without the group"));
-
-        use wire::list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse};
-        let end = |partition_index, offset| ListOffsetsPartitionResponse {
-            partition_index,
-            offset,
-            ..Default::default()
-        };
-        let refused = ListOffsetsPartitionResponse { error_code: 29, ..end(9, -1) };
-        let listed = |partitions| wire::ListOffsetsResponse {
-            topics: vec![ListOffsetsTopicResponse { name: kafka_string("t"), partitions }],
-            ..Default::default()
-        };
-        let keys = [TopicPartition::new("t", 0), TopicPartition::new("t", 1)];
-        let asked: Vec<_> = keys.iter().collect();
-        let mut found = BTreeMap::new();
-        let answer = listed(vec![end(0, 5), refused, end(7, 1), end(1, 6), end(0, 99)]);
-        read_list_offsets(answer, &asked, &mut found).unwrap();
-        assert!(found.values().eq(&[5, 6]), "{found:?}");
-        let error = read_list_offsets(listed(vec![end(0, 5)]), &asked, &mut found).unwrap_err();
-        assert_eq!((error.topic(), error.partition()), (Some("t"), Some(1)), "{error}");
+    fn groups_are_left_whose_deletion_calls_for_patience_and_doubt_is_each_groups_own() {
+        let refused = |code| Err(Error::from_code("DeleteGroups", code));
+        let lost = || Err(Error::new(crate::error::ErrorKind::Disconnected, "gone"));
+        let names = ["a", "b", "c", "d"].map(str::to_owned);
+        let mut left: Map<_, _> = names.clone().map(|name| (name, Doubt::default())).into();
+        let mut done = BTreeMap::new();
+        let said = |outcomes: [Result<()>; 4]| names.clone().into_iter().zip(outcomes).collect();
+        let first = said([Ok(()), lost(), refused(16), refused(68)]);
+        assert!(settle_deletions(&mut left, &mut done, first).unwrap_err().is_retriable());
+        assert!(left.keys().eq(["b", "c"]) && done["a"].is_ok() && done["d"].is_err());
+        let second = vec![("b".to_owned(), refused(69)), ("c".to_owned(), refused(69))];
+        settle_deletions(&mut left, &mut done, second).unwrap();
+        assert!(left.is_empty());
+        let is_open = |name: &str| done[name].as_ref().unwrap_err().possibly_written();
+        assert!(is_open("b"), "its first deletion may have been made");
+        assert!(!is_open("c") && !is_open("d"));
     }
 }

@@ -3,13 +3,13 @@
 //! It keeps no state but its view of the cluster. [`topics`] and [`groups`] hold the calls; here is what they share: who
 //! is asked, until when, and which answers are asked for again.
 
-/// Tries an attempt on the broker that can answer, until it succeeds, fails for good, or the API time-out has passed.
+/// Tries an attempt on the broker that can answer, until it succeeds, fails for good, or the call's deadline has passed.
 ///
 /// A macro and not a method that takes an async closure: of those the compiler cannot tell that their futures may cross
 /// threads.
 macro_rules! retry {
-    ($admin:expr, $at:expr, |$connection:pat_param, $until:ident| $attempt:block) => {{
-        let mut attempts = $crate::admin::Attempts::new($admin, $at);
+    ($admin:expr, $at:expr, $deadline:expr, |$connection:pat_param, $until:ident| $attempt:block) => {{
+        let mut attempts = $crate::admin::Attempts::new($admin, $at, $deadline);
         loop {
             let outcome = match attempts.begin().await {
                 Ok(($connection, $until)) => async { $attempt }.await,
@@ -23,28 +23,35 @@ macro_rules! retry {
 }
 
 mod groups;
+mod offsets;
 mod topics;
 
 use std::{sync::Arc, time::Duration};
 
 pub use self::{
-    groups::{GroupDescription, GroupListing, Lag, MemberDescription},
+    groups::{GroupDescription, GroupListing, MemberDescription},
+    offsets::Lag,
     topics::{ConfigEntry, NewTopic, PartitionDescription, TopicDescription},
 };
 use crate::{
     cluster::{Cluster, CoordinatorKind, Lane},
     connection::Connection,
+    driver,
     error::{Error, ErrorKind, Result, code},
     time::{self, Backoff, Instant, Rng},
+    wire::Api,
 };
+
+/// How soon every broker has heard of a topic that was just created: one that is not known for longer is not there.
+const HEARD_OF: Duration = Duration::from_secs(1);
 
 /// Asks and changes what a cluster holds: topics, their settings, consumer groups and their offsets.
 ///
 /// Made by [`KafkaInstance::admin`](crate::KafkaInstance::admin). Cheap to clone; all clones share their connections, which
 /// end with the last clone.
 ///
-/// Every call ends by `default.api.timeout.ms` (1 minute). Within it, an answer that calls for patience, such as that of
-/// a broker which is no longer the controller, is asked for again after `retry.backoff.ms`. A change whose answer was
+/// Every call ends by `default.api.timeout.ms` (1 minute), however many brokers it asks. Within it, an answer that calls for
+/// patience, such as that of a broker which is no longer the controller, is asked for again after `retry.backoff.ms`. A change whose answer was
 /// lost is asked for again too. Whether that has made it or somebody else, if it was already made then
 /// (`TopicAlreadyExists`, `UnknownTopicOrPartition`, `GroupIdNotFound`), nobody can tell, nor whether it was made if no answer comes at all:
 /// such an error says so ([`Error::possibly_written`]).
@@ -78,8 +85,6 @@ enum At<'a> {
     Controller,
     /// The coordinator of a group.
     Coordinator(&'a str),
-    /// This one.
-    Broker(i32),
     /// Any that answers.
     Any,
 }
@@ -96,21 +101,45 @@ impl KafkaAdmin {
         self.cluster.metadata().cluster_id.clone()
     }
 
-    async fn broker(&self, at: At<'_>, deadline: Instant) -> Result<(Option<i32>, Arc<Connection>)> {
-        let id = match at {
-            At::Any => None,
-            At::Broker(id) => Some(id),
-            // KIP-590: without a controller of its own name, any KRaft broker forwards.
-            At::Controller => self.cluster.metadata().controller,
-            At::Coordinator(group) => {
-                Some(self.cluster.coordinator(CoordinatorKind::Group, group, deadline).await?)
-            }
-        };
-        let connection = match id {
-            Some(id) => self.cluster.connection(id, Lane::Main, deadline).await?,
-            None => self.cluster.any_connection(deadline).await?,
-        };
-        Ok((id, connection))
+    /// When a call that begins now ends.
+    fn deadline(&self) -> Instant {
+        time::now() + self.cluster.settings().default_api_timeout
+    }
+
+    /// The coordinator of a group; asked for once, where it is not known.
+    async fn coordinator(&self, group: &str, until: Instant) -> Result<i32> {
+        let (cluster, group) = (self.cluster.clone(), group.to_owned());
+        driver::apart(async move { cluster.look_up_coordinator(CoordinatorKind::Group, &group, until).await })
+            .await
+    }
+
+    fn forget_coordinator(&self, group: &str, broker: i32) {
+        self.cluster.forget_coordinator(CoordinatorKind::Group, group, broker);
+    }
+
+    /// One request to one broker.
+    async fn call<R: Api>(&self, broker: i32, request: R, until: Instant) -> Result<R::Response> {
+        let cluster = self.cluster.clone();
+        driver::apart(async move { cluster.call(broker, Lane::Main, request, until).await }).await
+    }
+}
+
+/// A connection whose calls go on also while the user does not poll: others wait in line behind them.
+struct Reached(Arc<Connection>);
+
+impl Reached {
+    fn version<R: Api>(&self) -> Option<i16> {
+        self.0.version::<R>()
+    }
+
+    async fn call<R: Api>(&self, request: R, until: Instant) -> Result<R::Response> {
+        self.call_up_to::<{ i16::MAX }, R>(request, until).await
+    }
+
+    /// In version `MAX` at most.
+    async fn call_up_to<const MAX: i16, R: Api>(&self, request: R, until: Instant) -> Result<R::Response> {
+        let connection = Arc::clone(&self.0);
+        driver::apart(async move { connection.call_up_to::<MAX, R>(request, until).await }).await
     }
 }
 
@@ -118,43 +147,63 @@ impl KafkaAdmin {
 struct Attempts<'a> {
     admin: &'a KafkaAdmin,
     at: At<'a>,
-    /// Whom the last attempt asked.
+    /// Whom the last attempt asked, or would have.
     broker: Option<i32>,
+    begun: Instant,
     deadline: Instant,
     backoff: Backoff,
     rng: Rng,
 }
 
 impl<'a> Attempts<'a> {
-    fn new(admin: &'a KafkaAdmin, at: At<'a>) -> Self {
+    fn new(admin: &'a KafkaAdmin, at: At<'a>, deadline: Instant) -> Self {
         let settings = admin.cluster.settings();
         Self {
             admin,
             at,
             broker: None,
-            deadline: time::now() + settings.default_api_timeout,
+            begun: time::now(),
+            deadline,
             backoff: Backoff::new(settings.retry_backoff, settings.retry_backoff_max),
             rng: settings.environment.rng(),
         }
     }
 
     /// A connection to the broker to ask, and until when it may take.
-    async fn begin(&mut self) -> Result<(Arc<Connection>, Instant)> {
-        self.broker = None;
-        let (broker, connection) = self.admin.broker(self.at, self.deadline).await?;
+    async fn begin(&mut self) -> Result<(Reached, Instant)> {
+        let cluster = self.admin.cluster.clone();
+        let request_timeout = cluster.settings().request_timeout;
+        let until = || self.deadline.min(time::now() + request_timeout);
+        let (reach_by, broker) = (
+            until(),
+            match self.at {
+                At::Any => None,
+                // KIP-590: without a controller of its own name, any KRaft broker forwards.
+                At::Controller => cluster.metadata().controller,
+                At::Coordinator(group) => Some(self.admin.coordinator(group, until()).await?),
+            },
+        );
+        let reaching = driver::apart(async move {
+            match broker {
+                Some(id) => cluster.connection(id, Lane::Main, reach_by).await,
+                None => cluster.any_connection(reach_by).await,
+            }
+        });
+        let reached = reaching.await.map(|connection| (Reached(connection), until()));
+        // Also one that cannot be connected to: another may coordinate by now.
         self.broker = broker;
-        Ok((connection, self.deadline.min(time::now() + self.admin.cluster.settings().request_timeout)))
+        reached
     }
 
     /// The outcome of the call; `None` after the pause before another attempt.
     async fn settle<T>(&mut self, outcome: Result<T>) -> Option<Result<T>> {
         let error = match outcome {
-            Err(error) if error.is_retriable() => error,
+            Err(error) if is_passing(&error, self.begun) => error,
             outcome => return Some(outcome),
         };
         let cluster = &self.admin.cluster;
         if let (At::Coordinator(group), Some(broker)) = (self.at, self.broker) {
-            cluster.forget_coordinator(CoordinatorKind::Group, group, broker);
+            self.admin.forget_coordinator(group, broker);
         }
         let next = time::now() + self.backoff.next(&mut self.rng);
         if next >= self.deadline {
@@ -167,6 +216,12 @@ impl<'a> Attempts<'a> {
     }
 }
 
+/// Whether to ask again, in a call that has `begun` then.
+fn is_passing(error: &Error, begun: Instant) -> bool {
+    let is_unknown = error.code().is_some_and(|code| code.0 == code::UNKNOWN_TOPIC_OR_PARTITION);
+    error.is_retriable() && !(is_unknown && time::now() >= begun + HEARD_OF)
+}
+
 /// Whether a change may have been made without an answer that says so.
 #[derive(Debug, Default)]
 struct Doubt(bool);
@@ -175,14 +230,17 @@ impl Doubt {
     /// Takes note of the outcome of a request.
     fn note<T>(&mut self, outcome: Result<T>) -> Result<T> {
         if let Err(error) = &outcome {
-            self.0 |= !error.is_unsent();
+            self.handle(error);
         }
         outcome
     }
 
-    /// A broker has begun with the change, and does not know how it ends.
-    fn note_refusal(&mut self, error: &Error) {
-        self.0 |= error.code().is_some_and(|code| code.0 == code::REQUEST_TIMED_OUT);
+    /// A request was lost, or a broker has begun with the change and does not know how it ends.
+    fn handle(&mut self, error: &Error) {
+        self.0 |= match error.code() {
+            Some(code) => code.0 == code::REQUEST_TIMED_OUT,
+            None => !error.is_unsent(),
+        };
     }
 
     /// What the user is told of a change that failed. `made`: the code that says that there is nothing left to change.
@@ -226,15 +284,21 @@ mod tests {
         ];
         for (first, is_doubtful) in answers {
             let mut doubt = Doubt::default();
-            match first.code() {
-                Some(_) => doubt.note_refusal(&first),
-                None => drop(doubt.note(Err::<(), _>(first.clone()))),
-            }
+            doubt.handle(&first);
             let is_open = |error| doubt.word(error, MADE).possibly_written();
             assert_eq!(is_open(Error::from_code("CreateTopics", MADE)), is_doubtful, "{first}");
             assert_eq!(is_open(out_of_time(first.clone(), Duration::ZERO)), is_doubtful, "{first}");
             assert!(!is_open(Error::from_code("CreateTopics", code::INVALID_TOPIC_EXCEPTION)), "{first}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_topic_that_nobody_knows_is_believed_to_be_missing_after_a_moment() {
+        let (unknown, moved) = (Error::from_code("DescribeConfigs", 3), Error::from_code("ListOffsets", 6));
+        let begun = time::now();
+        assert!(is_passing(&unknown, begun) && is_passing(&moved, begun));
+        tokio::time::advance(HEARD_OF).await;
+        assert!(!is_passing(&unknown, begun) && is_passing(&moved, begun));
     }
 
     /// Never called: that it compiles is the test.

@@ -142,7 +142,7 @@ impl KafkaAdmin {
         let mut left: Map<String, NewTopic> =
             topics.into_iter().map(|topic| (topic.name.clone(), topic)).collect();
         let (mut done, mut doubt) = (BTreeMap::new(), Doubt::default());
-        let ended = retry!(self, At::Controller, |connection, until| {
+        let ended = retry!(self, At::Controller, self.deadline(), |connection, until| {
             let request = wire::CreateTopicsRequest {
                 topics: left.values().map(NewTopic::to_wire).collect(),
                 timeout_ms: millis(until.saturating_duration_since(time::now())),
@@ -183,7 +183,7 @@ impl KafkaAdmin {
     ) -> Result<BTreeMap<String, Result<()>>> {
         let mut left: Map<String, ()> = topics.into_iter().map(|topic| (topic.into(), ())).collect();
         let (mut done, mut doubt) = (BTreeMap::new(), Doubt::default());
-        let ended = retry!(self, At::Controller, |connection, until| {
+        let ended = retry!(self, At::Controller, self.deadline(), |connection, until| {
             let mut request = wire::DeleteTopicsRequest {
                 timeout_ms: millis(until.saturating_duration_since(time::now())),
                 ..Default::default()
@@ -260,7 +260,7 @@ impl KafkaAdmin {
     /// # Cancel safety
     /// Can be dropped at any time.
     pub async fn describe_topic_configs(&self, topic: &str) -> Result<BTreeMap<String, ConfigEntry>> {
-        retry!(self, At::Any, |connection, until| {
+        retry!(self, At::Any, self.deadline(), |connection, until| {
             let resource = DescribeConfigsResource {
                 resource_type: TOPIC_RESOURCE,
                 resource_name: kafka_string(topic),
@@ -297,7 +297,7 @@ impl KafkaAdmin {
         &self,
         topics: Option<Vec<MetadataRequestTopic>>,
     ) -> Result<BTreeMap<String, Result<TopicDescription>>> {
-        retry!(self, At::Any, |connection, until| {
+        retry!(self, At::Any, self.deadline(), |connection, until| {
             let request = wire::MetadataRequest {
                 topics: topics.clone(),
                 allow_auto_topic_creation: false,
@@ -352,7 +352,7 @@ fn sort_out<T>(
         }
         match error.map(|error| error.with_topic(name.as_str())) {
             Some(error) if error.is_retriable() && !is_final(&error) => {
-                doubt.note_refusal(&error);
+                doubt.handle(&error);
                 patience = Some(error);
             }
             error => {

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Notify};
 
 use super::{candidates::Candidate, causes::Causes};
 use crate::{
@@ -64,6 +64,9 @@ struct Inner {
 
 struct Slot {
     connection: Mutex<Option<Arc<Connection>>>,
+    /// The broker is elsewhere now, or gone: nobody is to wait here.
+    is_left: AtomicBool,
+    leaves: Notify,
     /// Attempts that failed or were overtaken since the last that succeeded.
     failures: AtomicU32,
     /// Held while dialing, so that all who wait for a broker share one attempt. An async mutex: it is meant to be held
@@ -144,7 +147,7 @@ impl Brokers {
             inner.adopt_bootstrap_connections();
             (left, inner.addresses.keys().copied().collect())
         };
-        left.iter().for_each(|slot| slot.retire());
+        left.iter().for_each(|slot| slot.leave());
         lock(&self.causes).retain(|id| known.contains(&id));
     }
 
@@ -155,7 +158,7 @@ impl Brokers {
             inner.told_apart.insert(id);
             inner.set_address(id, address)
         };
-        left.iter().for_each(|slot| slot.retire());
+        left.iter().for_each(|slot| slot.leave());
     }
 
     /// Why a broker cannot be reached, if the last attempt failed.
@@ -180,10 +183,33 @@ impl Brokers {
     /// # Cancel safety
     /// A dropped call ends its own attempt at most; the next caller dials again.
     pub(crate) async fn connection(&self, id: i32, lane: Lane, deadline: Instant) -> Result<Arc<Connection>> {
-        let (slot, address) = self.slot(id, lane)?;
-        if let Some(open) = slot.open(time::now(), self.settings.connections_max_idle) {
-            return Ok(open);
+        loop {
+            let (slot, address) = self.slot(id, lane)?;
+            if let Some(open) = slot.open(time::now(), self.settings.connections_max_idle) {
+                return Ok(open);
+            }
+            tokio::select! {
+                biased;
+                connected = self.dial(id, lane, &slot, &address, deadline) => match connected {
+                    Ok(connection) if !connection.is_closed() => return Ok(connection),
+                    Ok(_) if slot.is_left.load(Ordering::Acquire) => {}
+                    done => return done,
+                },
+                // At its new address it may answer at once.
+                () = slot.left() => {}
+            }
         }
+    }
+
+    /// Waits for the turn to dial, and dials.
+    async fn dial(
+        &self,
+        id: i32,
+        lane: Lane,
+        slot: &Arc<Slot>,
+        address: &Address,
+        deadline: Instant,
+    ) -> Result<Arc<Connection>> {
         let late = || {
             let error = Error::new(ErrorKind::Timeout, "no connection to the broker in time")
                 .with_broker(id)
@@ -209,7 +235,7 @@ impl Brokers {
             _ => dialing.setup.clone().next(&mut self.settings.environment.rng()),
         };
         let until = deadline.min(time::now() + setup);
-        let dial = Connection::dial(&address, &self.settings, self.tls.as_ref(), until);
+        let dial = Connection::dial(address, &self.settings, self.tls.as_ref(), until);
         let dialed = match &self.home {
             Some(home) => Within::new(home, dial).await,
             None => dial.await,
@@ -221,8 +247,8 @@ impl Brokers {
                 dialing.setup.reset();
                 dialing.not_before = None;
                 slot.failures.store(0, Ordering::Relaxed);
-                self.handle_reached(id, &address);
-                self.keep(id, lane, &slot, &address, &connection);
+                self.handle_reached(id, address);
+                self.keep(id, lane, slot, address, &connection);
                 Ok(connection)
             }
             Err(error) => {
@@ -334,7 +360,13 @@ impl Brokers {
                 setup,
                 not_before: None,
             });
-            Arc::new(Slot { connection: Mutex::new(None), failures: AtomicU32::new(0), dialing })
+            Arc::new(Slot {
+                connection: Mutex::new(None),
+                is_left: AtomicBool::new(false),
+                leaves: Notify::new(),
+                failures: AtomicU32::new(0),
+                dialing,
+            })
         });
         Ok((Arc::clone(slot), address))
     }
@@ -358,6 +390,22 @@ impl Slot {
 
     fn is_alive(&self) -> bool {
         lock(&self.connection).as_ref().is_some_and(|connection| !connection.is_closed())
+    }
+
+    /// Nobody is to wait here any more.
+    fn leave(&self) {
+        self.is_left.store(true, Ordering::Release);
+        self.leaves.notify_waiters();
+        self.retire();
+    }
+
+    /// Returns when nobody is to wait here any more.
+    async fn left(&self) {
+        let mut leaves = std::pin::pin!(self.leaves.notified());
+        leaves.as_mut().enable();
+        if !self.is_left.load(Ordering::Acquire) {
+            leaves.await;
+        }
     }
 
     fn retire(&self) {
@@ -463,6 +511,54 @@ mod tests {
         let second = ask().await;
         assert!(!Arc::ptr_eq(&first, &second), "it was idle for too long");
         assert!(Arc::ptr_eq(&second, &ask().await));
+    }
+
+    /// Lets everybody in at one address, and keeps silent at all others.
+    struct Elsewhere(Network, String);
+
+    impl Transport for Elsewhere {
+        fn connect<'a>(&'a self, host: &'a str, port: u16) -> Connecting<'a> {
+            Box::pin(async move {
+                if format!("{host}:{port}") != self.1 {
+                    std::future::pending::<()>().await;
+                }
+                Ok(Box::new(self.0.connect("test", host, port)?) as _)
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_broker_goes_on_at_its_new_address_once_it_is_known() {
+        let broker = EmbeddedBroker::builder().in_memory().start().await.unwrap();
+        let after = broker.bootstrap_servers();
+        let config = KafkaConfig::new()
+            .set_bootstrap_servers(&*after)
+            .set_transport(Elsewhere(broker.network(), after));
+        let settings = Arc::new(config.resolve_client().unwrap());
+        let after = settings.bootstrap[0].clone();
+        let brokers = Brokers::new(settings, None).unwrap();
+        brokers.learn_one(1, Address { host: "before".into(), port: 9092 });
+        let started = time::now();
+        let deadline = time::after(Duration::from_secs(60));
+        // The first holds the turn, the others wait for it.
+        let waiting = (0..5).map(|_| brokers.connection(1, Lane::Main, deadline));
+        let told = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            brokers.learn_one(1, after);
+        };
+        let (connected, ()) = tokio::join!(futures_util::future::join_all(waiting), told);
+        let first = connected[0].as_ref().unwrap();
+        assert!(connected.iter().all(|other| Arc::ptr_eq(first, other.as_ref().unwrap())));
+        assert!(time::now() - started < Duration::from_secs(2), "{:?}", time::now() - started);
+
+        brokers.learn_one(2, Address { host: "before".into(), port: 9092 });
+        let gone = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            brokers.learn(&Metadata::default());
+            brokers.learn(&Metadata::default());
+        };
+        let (error, ()) = tokio::join!(brokers.connection(2, Lane::Main, deadline), gone);
+        assert_eq!(error.err().unwrap().kind(), ErrorKind::Disconnected, "it is not of the cluster any more");
     }
 
     /// Lets nobody in, and counts who knocks.

@@ -51,28 +51,42 @@ impl Cluster {
     ) -> Result<i32> {
         let mut backoff = Backoff::new(self.settings().retry_backoff, self.settings().retry_backoff_max);
         let mut rng = self.settings().environment.rng();
-        let place = (kind, key.to_owned());
         loop {
-            if let Some(known) = self.shared.coordinators().known.get(&place) {
-                return Ok(*known);
+            let error = match self.look_up_coordinator(kind, key, deadline).await {
+                Ok(broker) => return Ok(broker),
+                Err(error) => error,
+            };
+            let next = time::now() + backoff.next(&mut rng);
+            if !error.is_retriable() || next >= deadline {
+                return Err(error);
             }
-            match self.find_coordinator(kind, key, deadline).await {
-                Ok(broker) => {
-                    let mut coordinators = self.shared.coordinators();
-                    coordinators.failing.remove(&place);
-                    coordinators.known.insert(place, broker);
-                    return Ok(broker);
-                }
-                Err(error) => {
-                    self.shared.coordinators().failing.insert(place.clone(), error.clone());
-                    let next = time::now() + backoff.next(&mut rng);
-                    if !error.is_retriable() || next >= deadline {
-                        return Err(error);
-                    }
-                    tokio::time::sleep_until(next).await;
-                }
+            tokio::time::sleep_until(next).await;
+        }
+    }
+
+    /// As [`coordinator`](Self::coordinator), asked once: for who repeats more than this question.
+    pub(crate) async fn look_up_coordinator(
+        &self,
+        kind: CoordinatorKind,
+        key: &str,
+        deadline: Instant,
+    ) -> Result<i32> {
+        let place = (kind, key.to_owned());
+        if let Some(known) = self.shared.coordinators().known.get(&place) {
+            return Ok(*known);
+        }
+        let found = self.find_coordinator(kind, key, deadline).await;
+        let mut coordinators = self.shared.coordinators();
+        match &found {
+            Ok(broker) => {
+                coordinators.failing.remove(&place);
+                coordinators.known.insert(place, *broker);
+            }
+            Err(error) => {
+                coordinators.failing.insert(place, error.clone());
             }
         }
+        found
     }
 
     /// Why a coordinator cannot be found or reached, as far as is known.

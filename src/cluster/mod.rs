@@ -34,7 +34,7 @@ pub(crate) use self::{
 };
 use crate::{
     config::settings::ClientSettings,
-    connection::Connection,
+    connection::{Connection, is_said_for_all},
     driver,
     error::{Error, ErrorCode, ErrorKind, Result, code},
     pattern::Pattern,
@@ -338,6 +338,24 @@ impl Cluster {
         answer
     }
 
+    /// The brokers that an answer tells of. Where they are is taken over of those that are new.
+    pub(crate) fn learn_brokers(
+        &self,
+        told: Vec<wire::metadata_response::MetadataResponseBroker>,
+    ) -> Vec<i32> {
+        let places = told.into_iter().filter_map(|broker| {
+            Some((broker.node_id, metadata::address(broker.node_id, &broker.host, broker.port)?))
+        });
+        let brokers = &self.shared.brokers;
+        let learn = |(id, address)| {
+            if !brokers.has_address(id) {
+                brokers.learn_one(id, address);
+            }
+            id
+        };
+        places.map(learn).collect()
+    }
+
     /// A connection to any broker that answers: an open one, else the first that can be made.
     pub(crate) async fn any_connection(&self, deadline: Instant) -> Result<Arc<Connection>> {
         self.shared.check_driver()?;
@@ -382,8 +400,14 @@ impl Shared {
             tried.lock().unwrap_or_else(PoisonError::into_inner).push(id);
             async move { Ok((id, self.brokers.connection(id, Lane::Main, deadline).await?)) }
         };
-        let won = race::run(order, attempt, |_| false).await;
-        let won = won.map_err(|failures| no_broker(failures.into_iter().map(|(_, error)| error).collect()));
+        // Who has never been let in is not let in elsewhere. Later a broker may be behind with a change of passwords.
+        let is_new = self.metadata().version == 0;
+        let ends = |error: &Error| is_new && is_said_for_all(error);
+        let won = race::run(order, attempt, ends, || self.settings.logins.is_any()).await;
+        let won = won.map_err(|mut failures| match failures.pop_if(|(_, error)| ends(error)) {
+            Some((_, error)) => error,
+            None => no_broker(failures.into_iter().map(|(_, error)| error).collect()),
+        });
         if let Ok((winner, _)) = &won {
             for id in tried.into_inner().unwrap_or_else(PoisonError::into_inner) {
                 if id != *winner {

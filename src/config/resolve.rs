@@ -210,6 +210,7 @@ impl KafkaConfig {
             receive_message_max_bytes: usize::try_from(largest).unwrap_or(usize::MAX),
             receive_other_max_bytes: usize::try_from(largest_other).unwrap_or(usize::MAX),
             kept: KeptMemory::default(),
+            logins: Arc::default(),
             route: self.route.clone(),
             environment: self.environment.clone(),
         }

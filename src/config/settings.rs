@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use super::{iso8601, secrecy, value::SettingValue};
 use crate::{
-    connection::{KeptMemory, transport::Route},
+    connection::{KeptMemory, Running, transport::Route},
     error::{Error, ErrorKind},
     group::assignor::Strategy,
     producer::Plugins,
@@ -152,6 +152,8 @@ pub(crate) struct ClientSettings {
     pub(crate) receive_other_max_bytes: usize,
     /// What connections keep of the memory of answers.
     pub(crate) kept: KeptMemory,
+    /// Logins of this client that wait for an answer.
+    pub(crate) logins: Arc<Running>,
     /// How streams to brokers are opened.
     pub(crate) route: Route,
     /// Where randomness and wall clock come from.

@@ -1,10 +1,17 @@
 //! From an address to a connection: transport, TLS, ApiVersions, SASL, one deadline for all, every failure with its stage.
 //!
 //! Names are resolved on every connect (KIP-302: every answer is tried; RFC 8305: a silent one holds up the next for a
-//! moment only).
+//! moment only, one that has let the client in for a second).
 //! Never retries beyond that: pauses and further attempts are the caller's.
 
-use std::{future::Future, sync::Arc, sync::Mutex, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use super::{
     Connection, Reading,
@@ -40,11 +47,12 @@ pub(super) async fn dial(
     let answers = within(Stage::Dns, deadline, settings.route.targets(address))
         .await
         .map_err(|error| at(error, address))?;
+    let open = Running::default();
     let attempt = |answer| {
         // Boxed: a TLS handshake has kilobytes of state, and callers keep this future inside theirs.
-        Box::pin(connect(answer, address, settings, tls, deadline))
+        Box::pin(connect(answer, address, settings, tls, &open, deadline))
     };
-    race::run(&answers, attempt, is_said_for_all)
+    race::run(&answers, attempt, is_said_for_all, || open.is_any())
         .await
         .map_err(|failures| at(join_failures(failures), address))
 }
@@ -53,9 +61,31 @@ fn at(error: Error, address: &Address) -> Error {
     error.with_address(address.to_string())
 }
 
-/// Whether a failure at one address of a name is that of all: a refused password is the same at the next, and asking again may
-/// lock the account. Something else than a broker may listen at one of them alone.
-fn is_said_for_all(error: &Error) -> bool {
+/// Attempts that are at one point.
+#[derive(Debug, Default)]
+pub(crate) struct Running(AtomicUsize);
+
+impl Running {
+    pub(crate) fn is_any(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+
+    /// One more, until the guard is dropped.
+    fn enter(&self) -> impl Drop + '_ {
+        struct Entered<'a>(&'a AtomicUsize);
+        impl Drop for Entered<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Entered(&self.0)
+    }
+}
+
+/// Whether a failure at one address is that of all: a refused password is the same at the next, and asking again may lock the
+/// account. Something else than a broker may listen at one of them alone.
+pub(crate) fn is_said_for_all(error: &Error) -> bool {
     !error.is_retriable() && matches!(error.kind(), ErrorKind::Connect(Stage::Sasl) | ErrorKind::Config)
 }
 
@@ -117,13 +147,14 @@ async fn connect(
     address: &Address,
     settings: &ClientSettings,
     tls: Option<&Tls>,
+    open: &Running,
     deadline: Instant,
 ) -> Result<Connection> {
-    let first = attempt(answer, address, settings, tls, wire::ApiVersionsRequest::MAX, deadline).await;
+    let attempt = |version| attempt(answer, address, settings, tls, open, version, deadline);
+    let first = attempt(wire::ApiVersionsRequest::MAX).await;
     match first {
         // Some brokers close the connection on a version of ApiVersions they do not know; version 0 is known to all.
-        Err(Failure::ClosedOnVersions(_)) => match attempt(answer, address, settings, tls, 0, deadline).await
-        {
+        Err(Failure::ClosedOnVersions(_)) => match attempt(0).await {
             Ok(connection) => Ok(connection),
             Err(Failure::ClosedOnVersions(text)) => Err(closed_on_versions(&text, settings)),
             Err(Failure::Error(error)) => Err(error),
@@ -165,10 +196,13 @@ async fn attempt(
     address: &Address,
     settings: &ClientSettings,
     tls: Option<&Tls>,
+    open: &Running,
     versions_version: i16,
     deadline: Instant,
 ) -> Result<Connection, Failure> {
-    match within(Stage::Tcp, deadline, answer.open(address)).await? {
+    let opened = within(Stage::Tcp, deadline, answer.open(address)).await?;
+    let _open = open.enter();
+    match opened {
         Opened::Tcp(stream) => secure(stream, address, settings, tls, versions_version, deadline).await,
         Opened::Custom(stream) => secure(stream, address, settings, tls, versions_version, deadline).await,
     }
@@ -216,6 +250,7 @@ async fn set_up(
     channel.set_versions(&versions);
     let mut reauthenticate_by = None;
     if let Some(sasl) = &settings.sasl {
+        let _login = settings.logins.enter();
         let lifetime =
             within(Stage::Sasl, deadline, sasl::authenticate(&channel, sasl, &settings.environment)).await?;
         // KIP-368: at a random point, as Java, so that the clients of a cluster do not come back together.

@@ -39,7 +39,11 @@ use self::{
     order::{Asking, Order},
     throttle::ThrottleChange,
 };
-pub(crate) use self::{tls::Tls, whole::KeptMemory};
+pub(crate) use self::{
+    dial::{Running, is_said_for_all},
+    tls::Tls,
+    whole::KeptMemory,
+};
 use crate::{
     config::settings::{Address, ClientSettings},
     error::{Error, ErrorKind, Result},

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     cluster::TopicId,
+    driver,
     error::{Error, ErrorKind, Result},
     record::{OffsetAndMetadata, TopicPartition},
 };
@@ -86,8 +87,12 @@ impl KafkaConsumer {
         let deadline = self.api_deadline();
         let mut insisting = Insisting::new(&self.shared, deadline);
         let found = loop {
-            let ids = self.shared.topic_ids(&partitions);
-            let found = requests::find_committed(&self.shared, None, &partitions, &ids, deadline).await;
+            let (shared, asked) = (Arc::clone(&self.shared), partitions.clone());
+            let found = driver::apart(async move {
+                let ids = shared.topic_ids(&asked);
+                requests::find_committed(&shared, None, &asked, &ids, deadline).await
+            });
+            let found = found.await;
             let found = found.and_then(|found| all_found("OffsetFetch", partitions.iter(), &found));
             if let Some(outcome) = insisting.settle(found).await {
                 break outcome?;

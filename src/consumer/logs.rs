@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     cluster::{CoordinatorKind, Create, UNKNOWN_TOPIC_OR_PARTITION},
+    driver,
     error::{Error, ErrorKind, Result},
     group::code::is_moved,
     record::TopicPartition,
@@ -95,20 +96,23 @@ impl KafkaConsumer {
         let deadline = self.api_deadline();
         let mut insisting = Insisting::new(&self.shared, deadline);
         loop {
-            let found = self.ask_leaders(&topics, &asked, deadline).await;
-            if let Some(outcome) = insisting.settle(found).await {
+            let (shared, topics, asked) = (Arc::clone(&self.shared), topics.clone(), asked.clone());
+            let asking = async move { shared.ask_leaders(&topics, &asked, deadline).await };
+            if let Some(outcome) = insisting.settle(driver::apart(asking).await).await {
                 return outcome;
             }
         }
     }
+}
 
+impl Shared {
     async fn ask_leaders(
         &self,
         topics: &[Arc<str>],
         asked: &Map<TopicPartition, ResetTo>,
         deadline: Instant,
     ) -> Result<Map<TopicPartition, FoundOffset>> {
-        let metadata = self.shared.cluster.require_topics(topics, Create::Never, deadline).await?;
+        let metadata = self.cluster.require_topics(topics, Create::Never, deadline).await?;
         let mut leaders: Map<i32, Vec<Lookup>> = Map::new();
         for (key, to) in asked {
             let Some((leader, leader_epoch)) = metadata.leader(&key.topic, key.partition) else {
@@ -121,7 +125,7 @@ impl KafkaConsumer {
         }
         let mut found = Map::new();
         for (leader, lookups) in leaders {
-            found.extend(requests::list_offsets(&self.shared, leader, &lookups, deadline).await?);
+            found.extend(requests::list_offsets(self, leader, &lookups, deadline).await?);
         }
         all_found("ListOffsets", asked.keys(), &found)
     }

@@ -2,8 +2,13 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use dtkafka::{ErrorCode, NewTopic, TopicPartition};
+use dtkafka::{ErrorCode, KafkaAdmin, KafkaConfig, KafkaInstance, NewTopic, TopicPartition};
 use serde_json::json;
+
+use dtkafka_testcontainers::{
+    EmbeddedBroker,
+    broker::{ApiKey, ResponseError},
+};
 
 use crate::{backend::unique, on_every_backend};
 
@@ -85,7 +90,7 @@ on_every_backend! {
             admin.group_offsets(&group).await.unwrap().into_iter().map(|(p, o)| (p, o.offset)).collect();
         assert!(offsets.into_iter().eq([(both[1].clone(), 3)]));
         let lag = admin.group_lag(&group).await.unwrap();
-        let lag = &lag[&both[1]];
+        let lag = lag[&both[1]].as_ref().unwrap();
         assert_eq!((lag.committed, lag.end, lag.lag), (3, 5, 2));
         drop(consumer);
         // Leaves in the background; then the group can be deleted.
@@ -94,4 +99,104 @@ on_every_backend! {
         }
         assert!(admin.group_offsets(&group).await.unwrap().is_empty());
     }
+}
+
+async fn cluster(brokers: i32) -> EmbeddedBroker {
+    EmbeddedBroker::builder().brokers(brokers).start().await.unwrap()
+}
+
+async fn instance(broker: &EmbeddedBroker) -> KafkaInstance {
+    let config = KafkaConfig::new()
+        .set_bootstrap_servers(broker.bootstrap_servers())
+        .set_auto_offset_reset("earliest")
+        .set("default.api.timeout.ms", 20_000);
+    KafkaInstance::new(config).unwrap()
+}
+
+async fn admin(broker: &EmbeddedBroker) -> KafkaAdmin {
+    instance(broker).await.admin().await.unwrap()
+}
+
+/// Groups without members that have committed offset 1 of the topic's partition 0.
+async fn commit(broker: &EmbeddedBroker, groups: &[&str], topics: &[&str]) {
+    for group in groups {
+        let kafka = instance(broker).await;
+        let consumer = kafka.get_consumer_with(Vec::<String>::new(), |c| c.group_id(*group)).await.unwrap();
+        let offsets = topics.iter().map(|topic| (TopicPartition::new(*topic, 0), 1));
+        consumer.assign(topics.iter().map(|topic| TopicPartition::new(*topic, 0))).unwrap();
+        consumer.commit_offsets(offsets).await.unwrap();
+        consumer.close(Duration::from_secs(10)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_group_is_asked_about_at_its_new_coordinator_once_the_old_one_is_gone() {
+    let broker = cluster(3).await;
+    broker.create_topic("t", 1).unwrap();
+    commit(&broker, &["g"], &["t"]).await;
+    broker.control().move_coordinator("g", 2).unwrap();
+    let admin = admin(&broker).await;
+    assert_eq!(admin.group_offsets("g").await.unwrap().len(), 1);
+    broker.control().kill_broker(2).unwrap();
+    assert_eq!(admin.group_offsets("g").await.unwrap().len(), 1);
+    assert_eq!(admin.describe_group("g").await.unwrap().state, "Empty");
+    admin.delete_groups(["g"]).await.unwrap()["g"].clone().unwrap();
+}
+
+#[tokio::test]
+async fn groups_of_a_broker_that_has_joined_are_listed_and_one_that_has_left_is_not_waited_for() {
+    let broker = cluster(3).await;
+    broker.create_topic("t", 1).unwrap();
+    commit(&broker, &["g"], &["t"]).await;
+    broker.control().stop_broker(2).unwrap();
+    let admin = admin(&broker).await;
+    assert!(admin.list_groups().await.unwrap().contains_key("g"));
+    broker.control().start_broker(2).await.unwrap();
+    broker.control().move_coordinator("g", 2).unwrap();
+    assert!(admin.list_groups().await.unwrap().contains_key("g"), "broker 2 has joined");
+    broker.control().kill_broker(2).unwrap();
+    admin.list_groups().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_topic_that_is_not_there_is_named_by_its_code_and_not_by_a_time_out() {
+    let broker = cluster(1).await;
+    let admin = admin(&broker).await;
+    let error = admin.describe_topic_configs("typo").await.unwrap_err();
+    assert_eq!((error.code(), error.topic()), (Some(UNKNOWN_TOPIC_OR_PARTITION), Some("typo")), "{error}");
+    let error = admin.latest_offsets([TopicPartition::new("typo", 0)]).await.unwrap_err();
+    assert_eq!((error.code(), error.topic()), (Some(UNKNOWN_TOPIC_OR_PARTITION), Some("typo")), "{error}");
+    assert!(admin.list_topics().await.unwrap().is_empty(), "nor is it created");
+}
+
+#[tokio::test]
+async fn the_lag_of_a_group_is_told_though_one_of_its_topics_is_gone() {
+    let broker = cluster(1).await;
+    broker.create_topic("kept", 1).unwrap();
+    broker.create_topic("gone", 1).unwrap();
+    commit(&broker, &["g"], &["gone", "kept"]).await;
+    let admin = admin(&broker).await;
+    // A broker forgets what was committed of a topic that is deleted; an answer from before may still name it.
+    broker.control().fail_topic(ApiKey::ListOffsets, "gone", 1000, ResponseError::UnknownTopicOrPartition);
+    let lag = admin.group_lag("g").await.unwrap();
+    assert_eq!(lag[&TopicPartition::new("kept", 0)].as_ref().unwrap().committed, 1);
+    let error = lag[&TopicPartition::new("gone", 0)].as_ref().unwrap_err();
+    assert_eq!((error.code(), error.topic()), (Some(UNKNOWN_TOPIC_OR_PARTITION), Some("gone")), "{error}");
+}
+
+#[tokio::test]
+async fn groups_are_deleted_by_one_request_to_each_coordinator_and_one_that_cannot_be_holds_up_no_other() {
+    let broker = cluster(2).await;
+    broker.create_topic("t", 1).unwrap();
+    commit(&broker, &["a", "b", "c", "d"], &["t"]).await;
+    for (group, coordinator) in [("a", 1), ("b", 1), ("c", 2), ("d", 2)] {
+        broker.control().move_coordinator(group, coordinator).unwrap();
+    }
+    let admin = admin(&broker).await;
+    let outcomes = admin.delete_groups(["a", "b", "c", "d", "none"]).await.unwrap();
+    assert_eq!(broker.control().requests(ApiKey::DeleteGroups), 2);
+    let missing = outcomes["none"].as_ref().unwrap_err();
+    assert_eq!(missing.code(), Some(ErrorCode::GROUP_ID_NOT_FOUND), "{missing}");
+    assert!(outcomes.iter().all(|(group, outcome)| group == "none" || outcome.is_ok()), "{outcomes:?}");
+    assert!(admin.list_groups().await.unwrap().is_empty());
 }
