@@ -267,10 +267,6 @@ impl<T> Set<T> {
         self.0.iter()
     }
 
-    pub(crate) fn first(&self) -> Option<&T> {
-        self.0.first()
-    }
-
     pub(crate) fn retain(&mut self, keeps: impl FnMut(&T) -> bool) {
         self.0.retain(keeps);
     }
@@ -497,7 +493,7 @@ mod tests {
                     }
                 }
                 prop_assert!(set.iter().eq(&tree));
-                prop_assert_eq!((set.len(), set.first(), set.is_empty()), (tree.len(), tree.first(), tree.is_empty()));
+                prop_assert_eq!((set.len(), set.is_empty()), (tree.len(), tree.is_empty()));
                 prop_assert_eq!(format!("{set:?}"), format!("{tree:?}"));
                 for item in 0..40 {
                     prop_assert_eq!(set.contains(&item), tree.contains(&item));

@@ -56,6 +56,14 @@ pub(crate) enum Origin {
 pub(crate) struct Entry {
     value: String,
     origin: Origin,
+    /// The property's name as it was written.
+    name: String,
+}
+
+impl Entry {
+    fn of_url(value: &str) -> Self {
+        Self { value: value.to_owned(), origin: Origin::Url, name: String::new() }
+    }
 }
 
 /// Everything a client is told: a builder by value that is checked when it is used.
@@ -84,6 +92,8 @@ pub struct KafkaConfig {
     entries: Map<&'static str, Entry>,
     /// What is wrong with names and sources; values are checked later.
     problems: Vec<String>,
+    /// Of names as well: worth a warning, no reason to refuse.
+    notes: Vec<String>,
     route: Route,
     /// Of one producer; no setter of this type sets it.
     plugins: Plugins,
@@ -228,7 +238,17 @@ impl KafkaConfig {
     /// Sets a property; false for an unknown name.
     fn take(&mut self, name: &str, value: impl Into<SettingValue>) -> bool {
         let Some(found) = properties::find(name) else { return false };
-        self.entries.insert(found.name(), Entry { value: value.into().into_text(), origin: Origin::Set });
+        let (value, name) = (value.into().into_text(), properties::normalized(name));
+        if let Some(before) = self.entries.get(found.name())
+            && before.name != name
+            && before.value != value
+        {
+            let (before, property) = (&before.name, found.name());
+            self.notes.push(format!(
+                "{before} and {name} are two names of {property} here, and have two values: that of {name} counts"
+            ));
+        }
+        self.entries.insert(found.name(), Entry { value, origin: Origin::Set, name });
         true
     }
 
@@ -268,7 +288,9 @@ impl KafkaConfig {
     /// The environment's variables that start with `prefix`, followed by a property's name in capitals with
     /// underscores for dots: `KAFKA_URL`, `KAFKA_BOOTSTRAP_SERVERS`, `KAFKA_GROUP_ID`, `KAFKA_SASL_PLAIN_PASSWORD`.
     ///
-    /// They replace what was set before. An empty variable counts as not set. Brokers and images use the same prefix for their own
+    /// They replace what was set before. A broker's own variables are better kept apart from a client's: some mean a property of
+    /// both, such as `KAFKA_MESSAGE_MAX_BYTES`, `KAFKA_COMPRESSION_TYPE` and `KAFKA_CONNECTIONS_MAX_IDLE_MS`. Give the client's
+    /// another prefix then. An empty variable counts as not set. Brokers and images use the same prefix for their own
     /// purposes, so unknown variables are not taken; one that nearly has a known name is logged as a warning.
     #[must_use]
     pub fn set_from_env(self, prefix: &str) -> Self {

@@ -169,5 +169,6 @@ fn merged(overlay: &KafkaConfig, base: &KafkaConfig) -> KafkaConfig {
     merged.plugins = overlay.plugins.clone();
     merged.assignors.clone_from(&overlay.assignors);
     merged.problems.extend(overlay.problems.iter().cloned());
+    merged.notes.extend(overlay.notes.iter().cloned());
     merged
 }

@@ -38,6 +38,10 @@ pub(super) struct Effective {
     pub(super) notes: Vec<String>,
 }
 
+fn log(note: &str) {
+    tracing::warn!(controller = "dtkafka.config", subject = "Kafka configuration", "{note}");
+}
+
 impl KafkaConfig {
     /// Checks everything at once but the contents of files, and logs what has no effect.
     pub(crate) fn validate(&self) -> Result<()> {
@@ -46,15 +50,25 @@ impl KafkaConfig {
 
     /// [`validate`](Self::validate); `files` reads what the TLS settings name, and says what is wrong with it.
     pub(crate) fn validate_with(&self, files: impl FnOnce(&TlsSettings) -> Vec<String>) -> Result<()> {
+        let (mut all, client) = self.for_all_clients();
+        all.problems.extend(client.tls.as_ref().map(files).unwrap_or_default());
+        all.notes.iter().for_each(|note| log(note));
+        all.outcome(())
+    }
+
+    /// Logs what the overrides in it bring about beside what was logged of `base`.
+    pub(crate) fn log_beside(&self, base: &Self) {
+        let (notes, logged) = (self.for_all_clients().0.notes, base.for_all_clients().0.notes);
+        notes.iter().filter(|note| !logged.contains(note)).for_each(|note| log(note));
+    }
+
+    /// As every kind of client reads it.
+    fn for_all_clients(&self) -> (Effective, ClientSettings) {
         let mut all = self.checked();
         let client = self.client(&mut all);
-        all.problems.extend(client.tls.as_ref().map(files).unwrap_or_default());
         producer(&mut all);
         consumer(&mut all, &self.assignors);
-        for note in &all.notes {
-            tracing::warn!(controller = "dtkafka.config", subject = "Kafka configuration", "{note}");
-        }
-        all.outcome(())
+        (all, client)
     }
 
     /// What connections read. A consumer resolves its merged configuration, so that its fetch sizes count.
@@ -80,7 +94,8 @@ impl KafkaConfig {
 
     /// The URL and the setters merged.
     pub(super) fn effective(&self) -> Effective {
-        let mut all = Effective { problems: self.problems.clone(), ..Effective::default() };
+        let (problems, notes) = (self.problems.clone(), self.notes.clone());
+        let mut all = Effective { problems, notes, ..Effective::default() };
         let url = self.entries.get("kafka.url").map(|entry| url::parse(&entry.value));
         match url {
             Some(Ok(url)) => {
@@ -459,7 +474,7 @@ fn assignors(all: &mut Effective, own: &[OwnAssignor]) -> Vec<Strategy> {
 impl Effective {
     fn take_url(&mut self, url: &KafkaUrl) {
         let mut put = |name, value: &str| {
-            self.entries.insert(name, Entry { value: value.to_owned(), origin: Origin::Url });
+            self.entries.insert(name, Entry::of_url(value));
         };
         put("bootstrap.servers", &url::join(&url.addresses));
         for (name, value) in &url.parameters {
@@ -504,7 +519,7 @@ impl Effective {
             (false, _) if url.username.is_some() => "SASL_PLAINTEXT",
             (false, _) => return,
         };
-        self.entries.insert("security.protocol", Entry { value: value.to_owned(), origin: Origin::Url });
+        self.entries.insert("security.protocol", Entry::of_url(value));
     }
 
     /// What is wrong with a value by itself.

@@ -31,12 +31,7 @@ impl KafkaConfig {
             all.problems.push(format!("security.protocol = {protocol} needs this crate's feature `tls`"));
         }
         let (client_certificate, client_key) = client_identity(all);
-        let check_name = if all.is_set("ssl.check.hostname") {
-            all.flag("ssl.check.hostname")
-        } else {
-            all.text("ssl.endpoint.identification.algorithm")
-                .is_some_and(|name| name.eq_ignore_ascii_case("https"))
-        };
+        let check_name = check_name(all);
         Some(TlsSettings {
             roots: trust_roots(all),
             client_certificate,
@@ -49,6 +44,21 @@ impl KafkaConfig {
             crypto_provider: self.tls_crypto_provider.clone(),
         })
     }
+}
+
+/// Whether the certificate must name the host: two properties say so.
+fn check_name(all: &mut Effective) -> bool {
+    let (flag, algorithm) = ("ssl.check.hostname", "ssl.endpoint.identification.algorithm");
+    let by_algorithm = all.text(algorithm).is_some_and(|name| name.eq_ignore_ascii_case("https"));
+    if !all.is_set(flag) {
+        return by_algorithm;
+    }
+    let by_flag = all.flag(flag);
+    if all.is_set(algorithm) && by_algorithm != by_flag {
+        let said = all.text(algorithm).unwrap_or_default();
+        all.problems.push(format!("{flag} is {by_flag} and {algorithm} is {said:?}: keep one of them"));
+    }
+    by_flag
 }
 
 fn trust_roots(all: &mut Effective) -> Vec<TrustRoots> {

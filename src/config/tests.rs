@@ -10,7 +10,9 @@ use super::{
     settings::{Address, PemSource, Secret, TrustRoots},
     *,
 };
-use crate::error::ErrorKind;
+use tracing::Level;
+
+use crate::{error::ErrorKind, heard::Log};
 
 const PASSWORD: &str = "hunter2-Zq9";
 
@@ -165,6 +167,14 @@ fn combinations_that_cannot_work_are_refused() {
         (&[("security.protocol", "SSL"), ("ssl.truststore.location", "/a.JKS")], "is a Java key store"),
         (&[("receive.message.max.bytes", "2000")], "cannot hold an answer"),
         (&[("compression.type", "gzip"), ("compression.level", "15")], "is no level of gzip"),
+        (
+            &[
+                ("security.protocol", "SSL"),
+                ("ssl.endpoint.identification.algorithm", "https"),
+                ("ssl.check.hostname", "false"),
+            ],
+            "keep one of them",
+        ),
     ];
     for (pairs, reason) in table {
         let error = refusal(&local().set_properties(pairs.iter().copied()));
@@ -180,6 +190,36 @@ fn idempotence_goes_off_by_itself_only_where_nobody_asked_for_it() {
         assert!(!config.resolve_producer().unwrap().idempotence, "{name}");
     }
     assert!(local().set("acks", -1).resolve_producer().unwrap().idempotence);
+}
+
+#[test]
+fn what_overrides_switch_off_or_leave_without_effect_is_logged() {
+    let base = local().set("key.serializer", "x").set("linger.ms", 7);
+    let beside = |overrides: ProducerConfig| {
+        let (log, _guard) = Log::of_this_thread(Level::WARN);
+        overrides.merged(&base).log_beside(&base);
+        log.text()
+    };
+    for (name, value) in [("acks", "1"), ("retries", "0"), ("max.in.flight", "6")] {
+        let text = beside(ProducerConfig::new().set(name, value));
+        assert!(text.contains("idempotence is off") && !text.contains("key.serializer"), "{name}: {text}");
+    }
+    assert!(beside(ProducerConfig::new().set("partitioner.class", "a.B")).contains("names a Java class"));
+    assert_eq!(beside(ProducerConfig::new().acks("all").linger(7)), "");
+}
+
+#[test]
+fn two_names_of_one_property_with_two_values_are_told_of_and_no_secret_with_them() {
+    let both = |one: &'static str, other: &'static str| {
+        local().set("ssl.key.password", one).set("ssl.keystore.password", other)
+    };
+    let (log, _guard) = Log::of_this_thread(Level::WARN);
+    both("hunter2-Zq9", "hunter2-Zq9").log_beside(&local());
+    assert!(!log.text().contains("two names"), "{}", log.text());
+    both("hunter2-Zq9", "hunter3-Zq9").log_beside(&local());
+    let text = log.text();
+    assert!(text.contains("ssl.key.password and ssl.keystore.password are two names"), "{text}");
+    assert!(!text.contains("hunter"), "{text}");
 }
 
 #[test]

@@ -99,6 +99,7 @@ impl KafkaInstance {
         const PLACE: LogSubject =
             LogSubject { controller: "dtkafka::KafkaInstance::get_producer", subject: "Kafka Producer" };
         let config = overrides(ProducerConfig::new()).merged(&self.config);
+        config.log_beside(&self.config);
         logged(PLACE, start_producer(&config).await)
     }
 
@@ -131,6 +132,7 @@ impl KafkaInstance {
             subject: "Kafka Producer",
         };
         let config = overrides(ProducerConfig::new()).merged(&self.config);
+        config.log_beside(&self.config);
         let start = async {
             let settings = config.resolve_producer()?;
             let cluster = Cluster::start(Arc::new(config.resolve_client()?))?;
@@ -347,6 +349,7 @@ impl KafkaInstance {
         overrides: ConsumerConfig,
     ) -> Result<KafkaConsumer> {
         let config = overrides.merged(&self.config);
+        config.log_beside(&self.config);
         let settings = config.resolve_consumer()?;
         // Of the merged configuration: its fetch sizes decide how large an answer may be.
         let consumer = KafkaConsumer::start(Arc::new(config.resolve_client()?), settings)?;

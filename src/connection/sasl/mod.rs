@@ -106,12 +106,12 @@ fn lifetime(answer: &wire::SaslAuthenticateResponse) -> Option<Duration> {
         .map(|ms| Duration::from_millis(ms.min(u64::from(u32::MAX))))
 }
 
-/// The text without the password: a server may repeat what it was sent, and a user may have taken one for the other.
+/// The text without password and user name: a server may repeat what it was sent, and a user may have taken one for the other.
 fn hidden(text: &str, settings: &SaslSettings) -> String {
-    let password = settings.password.expose();
-    // No more than is shown, and what may hold the password across its end: a peer may send a megabyte.
-    let text: String = text.chars().take(SHOWN_CHARS + 2 * password.len()).collect();
-    secrecy::without(&text, password)
+    let (user, password) = (&settings.username, settings.password.expose());
+    // No more than is shown, and what may hold one of them across its end: a peer may send a megabyte.
+    let text: String = text.chars().take(SHOWN_CHARS + 2 * password.len().max(user.len())).collect();
+    secrecy::without(&secrecy::without(&text, password), user)
 }
 
 /// A server's text as an error may repeat it: short, and without what confuses a terminal.
@@ -163,8 +163,7 @@ async fn exchange(
     let mechanism = mechanism_name(settings.mechanism);
     let code = crate::error::ErrorCode(answer.error_code);
     let broker_text = shown(&hidden(answer.error_message.as_deref().unwrap_or("no text"), settings));
-    let user = hidden(&settings.username, settings);
-    let text = format!("the broker refused user {user:?} with {mechanism}: {broker_text} ({code})");
+    let text = format!("the broker refused user and password with {mechanism}: {broker_text} ({code})");
     let error = sasl_error(text);
     Err(if answer.error_code == code::SASL_AUTHENTICATION_FAILED {
         error

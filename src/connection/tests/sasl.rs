@@ -59,7 +59,7 @@ async fn a_wrong_password_comes_with_the_brokers_own_text_and_never_with_the_pas
     assert_says(
         &error,
         Stage::Sasl,
-        &["\"alice\"", "PLAIN", "Invalid username or password", "sasl.password"],
+        &["refused user and password", "PLAIN", "Invalid username or password", "sasl.password"],
     );
     assert!(!error.is_retriable() && !format!("{error:?}").contains("tiger-7"));
 }
@@ -85,13 +85,17 @@ async fn a_broker_that_repeats_the_password_does_not_get_it_into_the_error() {
     };
     let error =
         authenticate(with_sasl(SaslMechanism::Plain), Default::default(), refusal).await.err().unwrap();
-    assert_says(&error, Stage::Sasl, &["no: alice [hidden] ?[31m"]);
+    assert_says(&error, Stage::Sasl, &["no: [hidden] [hidden] ?[31m"]);
     // User and password changed places.
     let mut settings = with_sasl(SaslMechanism::Plain);
-    settings.sasl.as_mut().unwrap().username = "tiger-7".to_owned();
-    let refusal = wire::SaslAuthenticateResponse { error_code: failed, ..Default::default() };
-    let error = authenticate(settings, Default::default(), refusal).await.err().unwrap();
-    assert!(!error.to_string().contains("tiger-7"), "{error}");
+    let sasl = settings.sasl.as_mut().unwrap();
+    (sasl.username, sasl.password) = ("tiger-7".to_owned(), Secret::new("alice"));
+    for said in [None, Some("no: alice tiger-7".into())] {
+        let refusal =
+            wire::SaslAuthenticateResponse { error_code: failed, error_message: said, ..Default::default() };
+        let error = authenticate(settings.clone(), Default::default(), refusal).await.err().unwrap();
+        assert!(!format!("{error:?}{error}").contains("tiger-7"), "{error}");
+    }
 }
 
 /// What a dial with SCRAM ends in: after the client's nonce the server says `tail`, and in the end `last`, which is

@@ -119,6 +119,10 @@ impl Consumer {
 
     /// Adds a handler that may block: it runs on the runtime's threads for blocking work. Values are read as JSON.
     ///
+    /// The clients need such a thread too, to resolve a name or read a certificate when they connect. A runtime of your own
+    /// (`max_blocking_threads`, 512 by default) must have more of them than handlers that run at once, or none is left for the
+    /// connection that the handlers wait for.
+    ///
     /// # Errors
     /// As [`register_handler`](Self::register_handler).
     pub fn register_blocking_handler<T, F>(self, topics: impl Into<Topics>, handler: F) -> Result<Self>
