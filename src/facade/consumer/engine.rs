@@ -279,6 +279,8 @@ impl Engine {
         self.follow_group();
         let taken = loop {
             self.follow_user();
+            // Also not beyond what rests becomes due.
+            let until = self.lanes.poll_timeout().map_or(until, |due| due.min(until));
             let left = until.saturating_duration_since(time::now());
             tokio::select! {
                 biased;

@@ -281,7 +281,7 @@ fn a_batch_whose_time_is_over_is_not_sent_again_without_its_bad_record() {
     world.answer(1, |_, _| Some(Answer { record_errors: vec![(1, None)], ..refused(87).unwrap() }));
     let behind = fill(&mut world, 0, 3..4).remove(0);
     world.drain();
-    deliveries.map(|delivery| deliver(delivery).unwrap_err());
+    deliveries.into_iter().for_each(|delivery| drop(deliver(delivery).unwrap_err()));
     assert_eq!((deliver(behind).unwrap(), &world.logs[0].ids), (1, &vec![0, 3]));
 }
 

@@ -71,9 +71,12 @@ impl Lane {
                     continue;
                 }
                 Ok(Err(BatchFailure::Unreadable(0, error))) => {
+                    let failure = Failure::Unreadable(error);
+                    if self.is_given_up(&failure) {
+                        return Ok(Flow::Abandoned);
+                    }
                     self.kit.counters.failed();
-                    let flow =
-                        self.deal_with_each(&mut items, 1, Failure::Unreadable(error), attempt).await?;
+                    let flow = self.deal_with_each(&mut items, 1, failure, attempt).await?;
                     if flow == Flow::Abandoned {
                         return Ok(flow);
                     }
