@@ -204,7 +204,7 @@ async fn each_message_at_which_a_batch_fails_has_its_own_attempts() {
 async fn a_record_that_cannot_be_read_in_a_life_that_is_over_is_not_judged() {
     let (consumer, _) = batching(ErrorPolicy::Skip, |_| Ok(()));
     let book = Arc::new(Book::default());
-    book.is_over.store(true, Relaxed);
+    book.is_gone.store(true, Relaxed);
     let ended = run(&consumer, &book, vec![record(0).with_value("{nope"), record(1)]).await;
     assert!(matches!(ended.outcome, RunOutcome::Abandoned), "{ended:?}");
     assert_eq!((consumer.metrics().skipped, consumer.metrics().failed), (0, 0));
