@@ -96,6 +96,11 @@ impl KafkaAdmin {
         Ok(Self { cluster })
     }
 
+    /// Of another client's cluster, which has heard of a broker.
+    pub(crate) fn over(cluster: &Cluster) -> Self {
+        Self { cluster: cluster.clone() }
+    }
+
     /// The cluster's id, where the brokers tell it.
     pub fn cluster_id(&self) -> Option<String> {
         self.cluster.metadata().cluster_id.clone()

@@ -12,9 +12,13 @@ use super::{
     partitions::{Phase, Position},
     records::PartitionRecords,
 };
-pub(crate) use super::{core::Change, ledger::Life, lookups::FromStart};
+pub(crate) use super::{
+    core::{AtWork, Change},
+    ledger::Life,
+    lookups::FromStart,
+};
 use crate::{
-    cluster::UNKNOWN_TOPIC_OR_PARTITION,
+    cluster::{Cluster, UNKNOWN_TOPIC_OR_PARTITION},
     error::{Error, Result},
     record::TopicPartition,
     time,
@@ -59,6 +63,11 @@ impl KafkaConsumer {
         self.shared.lock().handle_alive(time::now())
     }
 
+    /// Its view of the cluster, with its connections.
+    pub(crate) fn cluster(&self) -> &Cluster {
+        &self.shared.cluster
+    }
+
     /// These topics are read from their start where nothing was committed, whatever `auto.offset.reset` says.
     pub(crate) fn read_from_start(&self, topics: FromStart) {
         self.shared.lock().set_from_start(topics);
@@ -70,9 +79,9 @@ impl KafkaConsumer {
         self.shared.cluster.expect_topic(topic);
     }
 
-    /// Whether somebody works on what was taken. While that is so, and something of it is outstanding, the poll interval does
+    /// Says whether somebody works on what was taken. While that is so, and something of it is outstanding, the poll interval does
     /// not run out, whether or not the work yields.
-    pub(crate) fn set_at_work(&self, at_work: bool) {
+    pub(crate) fn set_at_work(&self, at_work: Option<AtWork>) {
         self.shared.lock().set_at_work(time::now(), at_work);
     }
 

@@ -383,6 +383,27 @@ impl<'a> RecordRef<'a> {
     }
 }
 
+impl RecordRef<'_> {
+    /// As [`to_owned`](Self::to_owned), with data of its own: it does not keep the response's buffer.
+    pub(crate) fn to_copied(self) -> ConsumerRecord {
+        let header = |(key, value): (Cow<'_, str>, Option<&[u8]>)| crate::record::Header {
+            key: key.into_owned(),
+            value: value.map(Bytes::copy_from_slice),
+        };
+        ConsumerRecord {
+            topic: std::sync::Arc::clone(&self.partition.topic),
+            partition: self.partition.partition,
+            offset: self.offset(),
+            timestamp: self.timestamp(),
+            timestamp_type: self.batch.timestamp_type,
+            leader_epoch: self.batch.leader_epoch,
+            key: self.batch.key(self.slot).map(Bytes::copy_from_slice),
+            value: self.value().map(Bytes::copy_from_slice),
+            headers: self.headers().map(header).collect(),
+        }
+    }
+}
+
 impl fmt::Debug for RecordRef<'_> {
     /// Without key and value, which may be secrets and may be large.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -87,12 +87,27 @@ pub(super) fn is_of_batch(letter: &ConsumerRecord) -> bool {
 
 const LAST_OFFSET: &str = "last-offset";
 
-/// The headers of a record that waits in a retry topic until `due` (milliseconds since the Unix epoch).
-pub(super) fn retry_headers(record: &ConsumerRecord, attempts: u32, error: &Error, due: i64) -> Vec<Header> {
+/// The headers of a record that waits in a retry topic until `due` (milliseconds since the Unix epoch), as the work of this group.
+pub(super) fn retry_headers(
+    record: &ConsumerRecord,
+    attempts: u32,
+    error: &Error,
+    due: i64,
+    group: &str,
+) -> Vec<Header> {
     let own = record.headers.iter().filter(|header| !header.key.starts_with(RETRY));
     let due = Header::new(format!("{RETRY}due"), due.to_string());
-    own.cloned().chain(origin(RETRY, record, attempts, error)).chain([due]).collect()
+    let group = Header::new(format!("{RETRY}{GROUP}"), group.to_owned());
+    own.cloned().chain(origin(RETRY, record, attempts, error)).chain([due, group]).collect()
 }
+
+/// Whether a record of a retry topic says that another group has put it there.
+pub(super) fn is_of_another(record: &ConsumerRecord, group: &str) -> bool {
+    let named = record.header(&format!("{RETRY}{GROUP}"));
+    named.is_some_and(|named| named != group.as_bytes())
+}
+
+const GROUP: &str = "group";
 
 /// The record with these headers, on its way to another topic. It is stamped there anew: by an old time the broker would take it
 /// for expired, and delete it before it is read.
@@ -242,14 +257,15 @@ mod tests {
     #[test]
     fn a_record_that_has_waited_is_again_what_it_was() {
         let mut waiting = record();
-        waiting.headers = retry_headers(&record(), 3, &failed(), 1_700_000_060_000);
+        waiting.headers = retry_headers(&record(), 3, &failed(), 1_700_000_060_000, "billing");
+        assert!(is_of_another(&waiting, "audit") && !is_of_another(&waiting, "billing"));
         (waiting.topic, waiting.partition, waiting.offset) = ("orders-retry-1m".into(), 0, 7);
         waiting.timestamp = 1_800_000_000_000;
         // A second pause replaces what the first has noted.
         let mut again = waiting.clone();
         assert_eq!(restore(&mut waiting), Waited { attempts: 3, due: 1_700_000_060_000 });
         assert_eq!(waiting, record());
-        again.headers = retry_headers(&again, 6, &failed(), 1);
+        again.headers = retry_headers(&again, 6, &failed(), 1, "billing");
         assert_eq!(again.headers.iter().filter(|header| header.key == "dtkafka-retry-due").count(), 1);
         let headers = dead_letter_headers(&again, 9, &failed());
         assert!(!headers.iter().any(|header| header.key.starts_with(RETRY)), "{headers:?}");
@@ -258,6 +274,7 @@ mod tests {
     #[test]
     fn what_somebody_else_wrote_into_a_retry_topic_is_due_at_once() {
         let mut foreign = record();
+        assert!(!is_of_another(&foreign, "billing"));
         assert_eq!(restore(&mut foreign), Waited { attempts: 0, due: 0 });
         assert_eq!(foreign, record());
         foreign.headers =

@@ -147,7 +147,10 @@ impl ErrorPolicy {
 
     /// Calls a failing handler up to `attempts` times in all (1 or more), then stops. The pause before the second call is
     /// `backoff`; it doubles with each further one, up to [`max`](Self::max). Only the record's lane waits; the member
-    /// stays in its group.
+    /// stays in its group. The lane keeps its place among those that [`concurrency`](crate::Consumer::concurrency) lets run: where
+    /// that is 1, as it is by default with [`Ordering::Key`](crate::Ordering::Key) and
+    /// [`Ordering::Unordered`](crate::Ordering::Unordered), everything waits. For long pauses use
+    /// [`retry_topics`](Self::retry_topics), where a waiting record holds no place.
     pub fn retry(attempts: u32, backoff: Duration) -> Self {
         Self { attempts, backoff, ..Self::Stop }
     }
@@ -201,8 +204,12 @@ impl ErrorPolicy {
     /// waits without holding up those behind it, which **overtake it**. The topics must exist, or be created by the brokers.
     ///
     /// A retry topic without a committed offset is read from the start, whatever `auto.offset.reset` says: its records are this
-    /// group's own work. Two groups that read a topic with the same pauses share its retry topics, and each handles what the other
-    /// has put there as well: give them different pauses. A handler that is registered for such a topic by its name makes it a
+    /// group's own work. Each record says whose work it is: groups that read a topic with the same pauses may share its retry topics,
+    /// and each passes over what the other has put there. What somebody else wrote there without the header `dtkafka-retry-group`
+    /// counts as its own. A group of another name leaves behind what waits for the old one.
+    ///
+    /// The pauses may change, and may go: a consumer that connects reads on in retry topics of earlier policies, as far as its group has
+    /// committed offsets there. What waits in them has its last try before the policy's end. Once they are empty, delete them. A handler that is registered for such a topic by its name makes it a
     /// topic like any other.
     pub fn retry_topics(mut self, pauses: impl IntoIterator<Item = Duration>) -> Self {
         self.retry_topics = pauses.into_iter().collect();
@@ -275,7 +282,15 @@ impl ErrorPolicy {
         if names.len() < self.retry_topics.len() || !self.retry_topics.iter().all(is_whole) {
             return bad("the pauses of retry topics must differ, in whole milliseconds".to_owned());
         }
+        let is_retry_topic = |topic: &str| {
+            self.retry_endings().any(|ending| {
+                topic.strip_suffix(&format!("-retry-{ending}")).is_some_and(|origin| consumed.takes(origin))
+            })
+        };
         match &self.last {
+            Last::DeadLetter(Topic::Named(topic)) if is_retry_topic(topic) => {
+                bad(format!("the dead letter topic {topic} is one of its own retry topics"))
+            }
             Last::DeadLetter(Topic::Named(topic)) if topic.trim().is_empty() => {
                 bad("the dead letter topic's name is empty".to_owned())
             }

@@ -67,6 +67,19 @@ impl Topics {
         }
     }
 
+    /// Handlers and policies of topics that are not consumed would never be asked.
+    pub(super) fn refuse_strangers(&self, own: &Consumed) -> Result<()> {
+        if !self.takes_none_of(own) {
+            return Ok(());
+        }
+        let what = match &self.0 {
+            Selector::Glob(_) => "the consumer consumes no topic that matches the pattern",
+            _ => "the consumer does not consume this topic",
+        };
+        let error = Error::new(ErrorKind::InvalidArgument, what).with_topic(self.to_string());
+        Err(error.with_hint(own.to_string()))
+    }
+
     /// Whether a topic that is not known yet may have handlers of both.
     fn may_meet(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
@@ -221,15 +234,7 @@ pub(super) struct Routes {
 impl Routes {
     /// Adds a handler for some of the topics that are consumed.
     pub(super) fn add(&mut self, own: &Consumed, topics: Topics, handler: ErasedHandler) -> Result<()> {
-        if topics.takes_none_of(own) {
-            let what = match &topics.0 {
-                Selector::Glob(_) => "the consumer consumes no topic that matches the pattern",
-                _ => "the consumer does not consume this topic",
-            };
-            return Err(Error::new(ErrorKind::InvalidArgument, what)
-                .with_topic(topics.to_string())
-                .with_hint(own.to_string()));
-        }
+        topics.refuse_strangers(own)?;
         if let Some(topic) = self.conflict(own, &topics, &handler) {
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
@@ -276,6 +281,11 @@ impl Routes {
         self.forget();
     }
 
+    /// Whether a topic is one that records wait in, by this policy or one there was.
+    pub(super) fn is_retry_topic(&self, own: &Consumed, topic: &Arc<str>) -> bool {
+        self.waits_for(own, topic).is_some()
+    }
+
     fn forget(&mut self) {
         self.known.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -311,8 +321,10 @@ impl Routes {
 
     /// The pattern of all topics to be read: those that match, and their retry topics. A policy that has some was refused if
     /// nothing can follow the pattern.
-    pub(super) fn with_retry_topics(&self, text: &str) -> String {
-        let endings: Set<_> = self.policies.iter().flat_map(|(_, policy)| policy.retry_endings()).collect();
+    pub(super) fn with_retry_topics(&self, text: &str, former: &[Arc<str>]) -> String {
+        let former = former.iter().filter_map(|topic| Some(topic.rsplit_once(RETRY)?.1.to_owned()));
+        let present = self.policies.iter().flat_map(|(_, policy)| policy.retry_endings());
+        let endings: Set<_> = present.chain(former).collect();
         match endings.is_empty() {
             true => text.to_owned(),
             false => {
@@ -513,7 +525,7 @@ mod tests {
         policy.check(&Consumed::matching(text, false).unwrap()).unwrap();
         let mut routes = Routes::default();
         routes.set_policy(Topics::others(), policy.clone());
-        let whole = Consumed::matching(&routes.with_retry_topics(text), false).unwrap();
+        let whole = Consumed::matching(&routes.with_retry_topics(text, &[]), false).unwrap();
         for (topic, expected) in [
             ("orders-eu", true),
             ("orders-eu-retry-1m", true),
@@ -547,7 +559,7 @@ mod tests {
         assert_eq!((retry.level, matches!(retry.handlers, Handlers::Batch(..))), (1, true));
         let former = of("orders-us-retry-1m");
         assert_eq!((former.level, &*former.origin), (1, "orders-us"), "of a policy there was: the last try");
-        let whole = Consumed::matching(&routes.with_retry_topics("orders-.*|x"), false).unwrap();
+        let whole = Consumed::matching(&routes.with_retry_topics("orders-.*|x", &[]), false).unwrap();
         for (topic, expected) in
             [("x", true), ("x-retry-1m", true), ("x-retry-2m", false), ("y-retry-1m", false)]
         {

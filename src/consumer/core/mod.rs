@@ -114,6 +114,9 @@ const MOST_TOLD: usize = 16;
 /// a question that is out for longer waits for the other members.
 const TROUBLE_LASTS: Duration = Duration::from_secs(5);
 
+/// Tells whether somebody works on what is acknowledged one by one.
+pub(crate) type AtWork = Arc<dyn Fn() -> bool + Send + Sync>;
+
 pub(crate) struct Core {
     settings: Arc<ConsumerSettings>,
     client: Arc<ClientSettings>,
@@ -141,7 +144,7 @@ pub(crate) struct Core {
     lost: bool,
     closing: Option<Closing>,
     /// The user's code is at work on what was taken, and may not yield: being at work is proof enough of life.
-    at_work: bool,
+    at_work: Option<AtWork>,
     polls: usize,
     auto_commit_at: Option<Instant>,
     errors: VecDeque<Told>,
@@ -194,7 +197,7 @@ impl Core {
             changes: Vec::new(),
             lost: false,
             closing: None,
-            at_work: false,
+            at_work: None,
             polls: 0,
             auto_commit_at: (has_group && settings.enable_auto_commit)
                 .then(|| now + settings.auto_commit_interval),
@@ -266,8 +269,8 @@ impl Core {
 
     /// Whether somebody is at work on what is acknowledged one by one. While that is so, and something is outstanding, the
     /// poll interval does not run: a handler may block the only thread there is.
-    pub(crate) fn set_at_work(&mut self, now: Instant, at_work: bool) {
-        if self.at_work
+    pub(crate) fn set_at_work(&mut self, now: Instant, at_work: Option<AtWork>) {
+        if self.at_work.is_some()
             && let Some(member) = &mut self.member
         {
             member.handle_alive(now);
@@ -421,7 +424,8 @@ impl Core {
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         if let Some(member) = &mut self.member {
-            if self.at_work && member.is_overdue(now) && self.partitions.outstanding() > 0 {
+            let is_at_work = self.at_work.as_ref().is_some_and(|is_at_work| is_at_work());
+            if is_at_work && member.is_overdue(now) && self.partitions.outstanding() > 0 {
                 member.handle_alive(now);
             }
             member.handle_timeout(now);

@@ -381,25 +381,28 @@ mod tests {
 
     #[test]
     fn the_poll_interval_stands_still_while_somebody_is_at_work_and_begins_anew_when_they_stop() {
-        let (mut core, _, _, mut now) = joined();
-        let mut beat = |core: &mut Core| {
-            now += HEARTBEAT;
-            core.handle_timeout(now);
-            let (token, request) = asked(core, now);
-            core.handle_group(now, token, Ok(Answer::Heartbeat { error: 0 }));
-            (now, matches!(request, Request::Heartbeat { .. }))
-        };
-        core.set_at_work(time::now(), true);
-        core.handle_poll_end(time::now());
-        let mut last = time::now();
-        for _ in 0..4 {
-            let (now, is_member) = beat(&mut core);
-            assert!(is_member, "two records are out, and a handler may block the only thread");
-            last = now;
+        let stopped: [Option<crate::consumer::core::AtWork>; 2] = [None, Some(Arc::new(|| false))];
+        for stopped in stopped {
+            let (mut core, _, _, mut now) = joined();
+            let mut beat = |core: &mut Core| {
+                now += HEARTBEAT;
+                core.handle_timeout(now);
+                let (token, request) = asked(core, now);
+                core.handle_group(now, token, Ok(Answer::Heartbeat { error: 0 }));
+                (now, matches!(request, Request::Heartbeat { .. }))
+            };
+            core.set_at_work(time::now(), Some(Arc::new(|| true)));
+            core.handle_poll_end(time::now());
+            let mut last = time::now();
+            for _ in 0..4 {
+                let (now, is_member) = beat(&mut core);
+                assert!(is_member, "two records are out, and a handler may block the only thread");
+                last = now;
+            }
+            core.set_at_work(last, stopped);
+            assert!(beat(&mut core).1, "the interval has begun anew");
+            assert!(!beat(&mut core).1, "nobody polls, and nobody is at work");
         }
-        core.set_at_work(last, false);
-        assert!(beat(&mut core).1, "the interval has begun anew");
-        assert!(!beat(&mut core).1, "nobody polls, and nobody is at work");
     }
 
     /// The commit that goes out now.

@@ -57,6 +57,7 @@ impl Consumer {
             persists: Default::default(),
             rng: Mutex::new(Environment::default().rng()),
             environment: Environment::default(),
+            group: Arc::clone(&self.group),
             is_alone: lane::is_alone(),
         });
         let mut handled = 0;

@@ -37,7 +37,7 @@ use super::{
 use crate::{
     consumer::{
         KafkaConsumer, PartitionRecords,
-        acknowledge::{Change, FromStart, Life, Taken},
+        acknowledge::{AtWork, Change, FromStart, Life, Taken},
     },
     error::{Error, ErrorKind, Result},
     facade::{
@@ -88,6 +88,9 @@ pub(super) struct Plan {
     /// How often the member says that it is alive while handlers run.
     pub(super) keep_alive: Duration,
     pub(super) auto_commit: bool,
+    /// Retry topics of policies there were.
+    pub(super) former: Arc<[Arc<str>]>,
+    pub(super) group: Arc<str>,
 }
 
 impl Plan {
@@ -98,13 +101,20 @@ impl Plan {
     }
 
     /// All topics that are read, retry topics included; or their pattern.
-    fn reads(&self) -> Vec<Arc<str>> {
+    pub(super) fn reads(&self) -> Vec<Arc<str>> {
         match &self.topics {
             Consumed::Named(topics) => {
-                let retry_topics = self.routes.retry_topics(topics).into_iter();
-                topics.iter().cloned().chain(retry_topics.filter(|topic| !topics.contains(topic))).collect()
+                let mut reads = topics.to_vec();
+                for topic in self.routes.retry_topics(topics).iter().chain(&*self.former) {
+                    if !reads.contains(topic) {
+                        reads.push(Arc::clone(topic));
+                    }
+                }
+                reads
             }
-            Consumed::Matching { text, .. } => vec![self.routes.with_retry_topics(text).into()],
+            Consumed::Matching { text, .. } => {
+                vec![self.routes.with_retry_topics(text, &self.former).into()]
+            }
         }
     }
 
@@ -172,6 +182,7 @@ impl Engine {
             is_alone: lane::is_alone(),
             rng: Mutex::new(environment.rng()),
             environment,
+            group: Arc::clone(&plan.group),
         });
         Self {
             lanes: Lanes::new(plan.ordering, plan.bounds),
@@ -297,7 +308,7 @@ impl Engine {
         self.alive_at = time::after(self.plan.keep_alive);
         for Taken { partition, life, records } in taken.or_else(|error| self.on_damage(error))? {
             let route = self.plan.routes.of(&self.plan.topics, &partition.topic);
-            for chunk in self.chunks(&route, records) {
+            for chunk in self.chunks(&route, &partition, life, records) {
                 if let Err(refused) = self.lanes.push(time::now(), &partition, life, chunk, route.gather()) {
                     self.hand_back(&partition, life, [refused]);
                 }
@@ -307,8 +318,15 @@ impl Engine {
         Ok(())
     }
 
-    /// Records as their lanes take them: those of a retry topic one by one, as each waits for its own time.
-    fn chunks(&self, route: &Route, records: PartitionRecords) -> Vec<Chunk> {
+    /// Records as their lanes take them: those of a retry topic one by one, as each waits for its own time. What another group has
+    /// put there is done.
+    fn chunks(
+        &self,
+        route: &Route,
+        partition: &TopicPartition,
+        life: Life,
+        records: PartitionRecords,
+    ) -> Vec<Chunk> {
         if route.level == 0 {
             return vec![Chunk::Polled(records)];
         }
@@ -316,11 +334,28 @@ impl Engine {
         let due = |record: &ConsumerRecord| {
             time::later(now, route.left_to_wait(letters::waits_until(record), now_ms))
         };
-        let chunk = |record: ConsumerRecord| {
-            let due = due(&record);
-            Chunk::Due(Box::new(record), due)
-        };
-        records.into_iter().map(chunk).collect()
+        let (mut own, mut others) = (Vec::new(), Vec::new());
+        // They wait for long: not with all that they came with.
+        for record in records.iter().map(|record| record.to_copied()) {
+            match letters::is_of_another(&record, &self.plan.group) {
+                true => others.push(record.offset),
+                false => {
+                    let due = due(&record);
+                    own.push(Chunk::Due(Box::new(record), due));
+                }
+            }
+        }
+        if !others.is_empty() {
+            tracing::debug!(%partition, records = others.len(), "records of another group are passed over");
+            self.client.done_all(partition, life, &others);
+        }
+        own
+    }
+
+    /// Whether runs are out: what waits in lanes proves no life, if nobody polls the consumer any more.
+    pub(super) fn at_work(&self) -> AtWork {
+        let kit = Arc::downgrade(&self.kit);
+        Arc::new(move || kit.strong_count() > 1)
     }
 
     /// Takes records of it again, unless there is another reason not to: the user, full lanes, or a damaged batch.

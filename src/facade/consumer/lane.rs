@@ -80,6 +80,8 @@ pub(super) struct Kit {
     /// See [`is_alone`].
     pub(super) is_alone: bool,
     pub(super) environment: Environment,
+    /// The group whose work this is.
+    pub(super) group: Arc<str>,
 }
 
 /// How a run ended.
@@ -263,7 +265,7 @@ impl Lane {
             Decision::RetryTopic(level) => {
                 let Some((topic, pause)) = route.retry_topics.get(level) else { return Err(error) };
                 let due = letters::due(self.kit.environment.wall_clock_ms(), *pause);
-                let headers = letters::retry_headers(record, attempts, &error, due);
+                let headers = letters::retry_headers(record, attempts, &error, due, &self.kit.group);
                 if self.send(topic, record, &headers, &error).await?.is_none() {
                     return Ok(Flow::Abandoned);
                 }

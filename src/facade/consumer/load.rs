@@ -2,6 +2,8 @@
 
 use std::hash::{DefaultHasher, Hasher as _};
 
+use bytes::Bytes;
+
 use crate::{
     consumer::{PartitionRecords, RecordRefs},
     facade::{borrowed::BorrowedRecord, dispatch::lanes::Load},
@@ -14,6 +16,7 @@ use crate::{
 pub(super) enum Chunk {
     /// As they were polled; each becomes a record when its turn comes.
     Polled(PartitionRecords),
+    /// One with data of its own.
     One(Box<ConsumerRecord>),
     /// One of a retry topic, and when its pause is over.
     Due(Box<ConsumerRecord>, Instant),
@@ -58,7 +61,10 @@ impl Load for Chunk {
         match self {
             Self::Polled(records) => records.bytes(),
             Self::One(record) | Self::Due(record, _) => {
-                record.value.as_ref().map_or(0, |value| value.len()) + 200
+                let length = |data: &Option<Bytes>| data.as_ref().map_or(0, Bytes::len);
+                let headers =
+                    record.headers.iter().map(|header| header.key.len() + length(&header.value) + 64);
+                length(&record.key) + length(&record.value) + headers.sum::<usize>() + 200
             }
         }
     }
@@ -72,7 +78,13 @@ impl Load for Chunk {
 
     fn each(self, hand_out: &mut dyn FnMut(Option<u64>, Self)) {
         let due = self.due();
-        for record in self.records() {
+        let (polled, one) = match self {
+            Self::Polled(records) => (Some(records), None),
+            Self::One(record) | Self::Due(record, _) => (None, Some(*record)),
+        };
+        // Those around it are done long before one that waits: it does not keep the answer that all of them came in.
+        let copied = polled.iter().flatten().map(|record| record.to_copied());
+        for record in copied.chain(one) {
             // Without a secret: the same key has the same lane in every process, as it has the same partition.
             let hash = record.key.as_deref().map(|key| {
                 let mut hasher = DefaultHasher::new();

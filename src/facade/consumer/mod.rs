@@ -17,7 +17,7 @@ mod running;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 pub use self::control::{ConsumerHandle, Rebalance};
-use self::{control::Shared, engine::Engine};
+use self::{control::Shared, engine::Engine, running::Leaves};
 use super::{
     KafkaInstance, LogSubject,
     consumed::Consumed,
@@ -96,6 +96,10 @@ pub struct Consumer {
     interrupted: bool,
     shared: Arc<Shared>,
     listener: Option<Arc<dyn Listen>>,
+    group: Arc<str>,
+    /// Retry topics of policies there were, as of the last connect.
+    former: Arc<[Arc<str>]>,
+    leaves: Leaves,
 }
 
 impl std::fmt::Debug for Consumer {
@@ -189,10 +193,10 @@ impl Consumer {
         topics: impl FnOnce(bool) -> Result<Consumed>,
     ) -> Result<Self> {
         let settings = overrides.merged(kafka.config()).resolve_consumer()?;
-        if settings.group_id.is_none() {
+        let Some(group) = settings.group_id.clone() else {
             return Err(Error::new(ErrorKind::Config, "a consumer with handlers needs a group")
                 .with_hint("set group.id"));
-        }
+        };
         Ok(Self {
             kafka: kafka.clone(),
             topics: topics(settings.group_protocol == GroupProtocol::Consumer)?,
@@ -208,6 +212,9 @@ impl Consumer {
             interrupted: false,
             shared: Arc::default(),
             listener: None,
+            group,
+            former: Arc::default(),
+            leaves: Leaves::default(),
             overrides,
         })
     }
@@ -221,7 +228,8 @@ impl Consumer {
     }
 
     /// How many handlers may run at once; 0 counts as 1. Default: with [`Ordering::Partition`] as many as there are partitions,
-    /// with [`Ordering::Key`] and [`Ordering::Unordered`] 1.
+    /// with [`Ordering::Key`] and [`Ordering::Unordered`] 1. One that pauses between two calls counts, one that waits in a retry topic
+    /// does not.
     ///
     /// Waiting records are bounded per partition, in number and in bytes (`fetch.buffer.memory` in all), so that many keys cost
     /// no more than few. Only the partition that is full is paused.
@@ -268,12 +276,13 @@ impl Consumer {
     /// What happens when a handler of these topics fails.
     ///
     /// # Errors
-    /// As [`error_policy`](Self::error_policy).
+    /// As [`error_policy`](Self::error_policy); [`ErrorKind::InvalidArgument`] for topics of which none is consumed.
     pub fn error_policy_for(mut self, topics: impl Into<Topics>, policy: ErrorPolicy) -> Result<Self> {
         const PLACE: LogSubject =
             LogSubject { controller: "dtkafka::Consumer::error_policy", subject: SUBJECT };
-        logged(PLACE, policy.check(&self.topics))?;
-        Arc::make_mut(&mut self.routes).set_policy(topics.into(), policy);
+        let topics = topics.into();
+        logged(PLACE, topics.refuse_strangers(&self.topics).and_then(|()| policy.check(&self.topics)))?;
+        Arc::make_mut(&mut self.routes).set_policy(topics, policy);
         Ok(self)
     }
 

@@ -23,6 +23,7 @@ use super::{
 #[cfg(feature = "signal")]
 use crate::facade::CancellationToken;
 use crate::{
+    admin::KafkaAdmin,
     consumer::KafkaConsumer,
     driver,
     error::{Error, ErrorKind, Result},
@@ -42,6 +43,9 @@ const RUN_PAUSE: Duration = Duration::from_millis(500);
 /// How long a consumer may take to leave that was told to end twice.
 #[cfg(feature = "signal")]
 const HURRY: Duration = Duration::from_secs(5);
+/// Signals that come so soon after the first are of the same stop.
+#[cfg(feature = "signal")]
+const SAME_STOP: Duration = Duration::from_secs(1);
 /// How long the producer of dead letters may take to end.
 const OUTBOX_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -101,9 +105,15 @@ impl Consumer {
     /// As [`consume`](Self::consume); the group is left in the background only when the consumer is dropped.
     pub async fn run<F: Future>(&mut self, shutdown: F) -> Result<()> {
         const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::run", subject: SUBJECT };
+        let left = Leaving(self);
+        left.0.run_and_leave(PLACE, shutdown).await
+    }
+
+    /// [`run`](Self::run). Dropped while it leaves the group, it leaves that to whoever goes on with [`leave`](Self::leave).
+    async fn run_and_leave<F: Future>(&mut self, place: LogSubject, shutdown: F) -> Result<()> {
         // Also where this future is dropped: the next `run` is not ended by what ended this one.
         let _renewed = RenewStop(Arc::clone(&self.shared));
-        logged(PLACE, driver::check_runtime())?;
+        logged(place, driver::check_runtime())?;
         let stop = self.shared.stop_token();
         let mut shutdown = pin!(
             async {
@@ -112,8 +122,8 @@ impl Consumer {
             .fuse()
         );
         let begun = (time::now(), self.shared.counters.snapshot());
-        let outcome = self.run_until(shutdown.as_mut()).await;
-        let closed = self.close().await;
+        let outcome = logged(place, self.run_until(shutdown.as_mut()).await);
+        let closed = self.leave(CLOSE_TIMEOUT).await;
         let done = self.shared.counters.snapshot();
         tracing::info!(
             seconds = (time::now() - begun.0).as_secs_f64(),
@@ -124,7 +134,7 @@ impl Consumer {
             dead_lettered = done.dead_lettered - begun.1.dead_lettered,
             "the consumer has ended and left its group"
         );
-        logged(PLACE, outcome).and(closed)
+        outcome.and(closed)
     }
 
     async fn run_until<S: futures_util::future::FusedFuture<Output = ()>>(
@@ -165,8 +175,8 @@ impl Consumer {
     /// [`run`](Self::run) until the process is told to end: by SIGTERM, SIGINT (ctrl-c), or what the system has in their place.
     /// Needs the feature `signal`, which is on by default.
     ///
-    /// A second signal does not wait for running handlers: they are dropped where they stand, and their records are delivered again.
-    /// What is done is still committed and the group is left, within 5 s. From the first call on, for as long as the process lives,
+    /// A second signal, a second or more after the first, does not wait for running handlers: they are dropped where they stand, and
+    /// their records are delivered again. What is done is still committed and the group is left, within 5 s. From the first call on, for as long as the process lives,
     /// these signals no longer end it by themselves.
     ///
     /// # Errors
@@ -203,6 +213,7 @@ impl Consumer {
     pub(super) async fn run_until_told(&mut self, signals: impl Stream<Item = Result<()>>) -> Result<()> {
         const PLACE: LogSubject =
             LogSubject { controller: "dtkafka::Consumer::run_until_signal", subject: SUBJECT };
+        let left = Leaving(self);
         let (mut signals, first) = (pin!(signals), CancellationToken::new());
         let mut failure = Ok(());
         let second = async {
@@ -211,20 +222,26 @@ impl Consumer {
                 _ => tracing::info!("the process is told to end: the consumer ends"),
             }
             first.cancel();
+            // A terminal and a supervisor may both tell of one and the same stop.
+            let same = async {
+                while signals.next().await.is_some() {}
+                std::future::pending::<()>().await
+            };
+            let _elapsed = tokio::time::timeout(SAME_STOP, same).await;
             if !matches!(signals.next().await, Some(Ok(()))) {
                 std::future::pending().await
             }
         };
         let ended = tokio::select! {
             biased;
-            ended = self.run(first.cancelled()) => Some(ended),
+            ended = left.0.run_and_leave(PLACE, first.cancelled()) => Some(ended),
             () = second => None,
         };
         match ended {
             Some(ended) => failure.and(ended),
             None => {
                 tracing::warn!("told to end a second time: running handlers are dropped where they stand");
-                self.close_within(HURRY).await
+                left.0.leave(HURRY).await
             }
         }
     }
@@ -269,13 +286,23 @@ impl Consumer {
     /// # Cancel safety
     /// As [`close`](Self::close).
     pub async fn close_within(&mut self, limit: Duration) -> Result<()> {
+        let left = Leaving(self);
+        left.0.leave(limit).await
+    }
+
+    /// Commits and leaves the group. Dropped in the middle, it goes on with the next call.
+    async fn leave(&mut self, limit: Duration) -> Result<()> {
         const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::close", subject: SUBJECT };
         logged(PLACE, driver::check_runtime())?;
-        let Some(mut engine) = self.engine.take() else { return Ok(()) };
+        let Some(engine) = &mut self.engine else { return Ok(()) };
         self.interrupted = false;
+        let is_committed = self.leaves == Leaves::Closing;
+        if self.leaves == Leaves::Not {
+            self.leaves = Leaves::Committing;
+        }
         engine.halt().await;
         let deadline = time::after(limit);
-        let committed = match self.auto_commit {
+        let committed = match self.auto_commit && !is_committed {
             true => tokio::time::timeout_at(deadline, engine.commit()).await,
             false => Ok(Ok(())),
         };
@@ -291,17 +318,21 @@ impl Consumer {
             Err(Error::new(ErrorKind::Timeout, "what was handled could not be committed in time")
                 .with_hint("give close more time; these records come again"))
         });
+        self.leaves = Leaves::Closing;
         let left = || deadline.saturating_duration_since(time::now()).max(Duration::from_millis(100));
         let closed = engine.client.close(left()).await;
         // A letter that is still on its way was given up: its record comes again.
         engine.close_outbox(left().min(OUTBOX_TIMEOUT)).await;
+        (self.engine, self.leaves) = (None, Leaves::Not);
         logged(PLACE, committed.and(closed))
     }
 
     /// The engine, connected, with nothing left of a call that was dropped.
     pub(super) async fn work(&mut self) -> Result<Working<'_>> {
         if self.engine.is_none() {
-            let client = Arc::new(self.connect().await?);
+            let (client, former) = self.connect().await?;
+            self.former = former;
+            let client = Arc::new(client);
             if let Some(listener) = &self.listener {
                 client.listen(Arc::clone(listener));
             }
@@ -323,18 +354,46 @@ impl Consumer {
             self.interrupted = false;
         }
         engine.follow_plan(plan)?;
-        engine.client.set_at_work(true);
+        engine.client.set_at_work(Some(engine.at_work()));
         Ok(Working { engine, interrupted: &mut self.interrupted, is_done: false })
     }
 
-    /// A client of all topics that are consumed, retry topics included.
-    async fn connect(&self) -> Result<KafkaConsumer> {
+    /// A client of all topics that are consumed, retry topics included; and those of policies there were.
+    async fn connect(&self) -> Result<(KafkaConsumer, Arc<[Arc<str>]>)> {
         let client = self.kafka.start_consumer(&[], self.overrides.clone()).await?;
         // Before anything can be assigned.
-        let plan = self.plan();
+        let former = self.find_former(&client).await;
+        let plan = Plan { former: Arc::clone(&former), ..self.plan() };
         client.read_from_start(plan.read_from_start());
         plan.subscribe(&client)?;
-        Ok(client)
+        Ok((client, former))
+    }
+
+    /// Retry topics in which this group has committed offsets, and that the present policies do not name: what waits there is its own
+    /// work, and nobody else would ever read it.
+    async fn find_former(&self, client: &KafkaConsumer) -> Arc<[Arc<str>]> {
+        let present = Plan { former: Arc::default(), ..self.plan() }.reads();
+        let former: Vec<_> = match KafkaAdmin::over(client.cluster()).group_offsets(&self.group).await {
+            Ok(offsets) => {
+                let mut topics: Vec<_> = offsets.into_iter().map(|(partition, _)| partition.topic).collect();
+                topics.dedup();
+                topics.retain(|topic| {
+                    self.routes.is_retry_topic(&self.topics, topic) && !present.contains(topic)
+                });
+                topics
+            }
+            Err(error) => {
+                tracing::warn!(%error, "it is not known whether records wait in retry topics of an earlier error policy");
+                Vec::new()
+            }
+        };
+        if !former.is_empty() {
+            tracing::info!(
+                topics = former.join(", "),
+                "retry topics of an earlier error policy are read as well"
+            );
+        }
+        former.into()
     }
 
     pub(super) fn plan(&self) -> Plan {
@@ -354,6 +413,28 @@ impl Consumer {
             take: self.take,
             keep_alive: self.keep_alive,
             auto_commit: self.auto_commit,
+            former: Arc::clone(&self.former),
+            group: Arc::clone(&self.group),
+        }
+    }
+}
+
+/// How far a consumer has come that leaves its group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Leaves {
+    #[default]
+    Not,
+    Committing,
+    Closing,
+}
+
+/// A consumer that may be dropped while it leaves its group: it goes on leaving in the background.
+struct Leaving<'a>(&'a mut Consumer);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        if std::mem::take(&mut self.0.leaves) != Leaves::Not {
+            self.0.engine = None;
         }
     }
 }
@@ -381,7 +462,7 @@ impl Working<'_> {
 
 impl Drop for Working<'_> {
     fn drop(&mut self) {
-        self.engine.client.set_at_work(false);
+        self.engine.client.set_at_work(None);
         if !self.is_done {
             self.engine.abort_all();
             *self.interrupted = true;

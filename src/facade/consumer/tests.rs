@@ -151,6 +151,7 @@ async fn run_loads(
         rng: Mutex::new(Environment::default().rng()),
         is_alone: lane::is_alone(),
         environment: Environment::default(),
+        group: Arc::clone(&consumer.group),
     };
     let route = consumer.routes.of(&consumer.topics, &topic.into());
     lane::run(Arc::new(kit), route, whole, token).await
@@ -614,4 +615,17 @@ async fn headers_that_somebody_else_wrote_neither_hold_a_retry_topic_up_nor_over
     let ended = tokio::time::timeout(Duration::from_secs(30), run).await.expect("it waits for ever");
     assert!(matches!(ended.outcome, RunOutcome::Done), "{ended:?}");
     assert_eq!((attempts.lock().unwrap().len(), book.done()), (1, [0].into()));
+}
+
+#[test]
+fn policies_of_topics_that_are_not_consumed_and_circles_are_refused() {
+    let retry = ErrorPolicy::Stop.retry_topics([Duration::from_secs(60)]);
+    for topics in [Topics::from("ordres"), Topics::glob("payments-*")] {
+        let error = consumer().error_policy_for(topics, ErrorPolicy::Skip).unwrap_err();
+        assert!(error.to_string().contains("its topics are orders"), "{error}");
+    }
+    consumer().error_policy_for(Topics::glob("ord*"), ErrorPolicy::Skip).unwrap();
+    let error = consumer().error_policy(retry.clone().then_dead_letter("orders-retry-1m")).unwrap_err();
+    assert!(error.to_string().contains("one of its own retry topics"), "{error}");
+    consumer().error_policy(retry.then_dead_letter("orders-retry-2m")).unwrap();
 }

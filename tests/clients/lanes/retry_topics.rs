@@ -271,3 +271,69 @@ async fn consume_does_not_wait_for_what_a_retry_topic_holds_back() {
     assert_eq!(*seen.lock().unwrap(), [1, 2, 3, 4]);
     assert!(broker.committed("g", retry, 0).is_none_or(|offset| offset == 0), "it still waits");
 }
+
+#[tokio::test]
+async fn what_waits_in_the_retry_topic_of_an_earlier_policy_is_handled() {
+    let retry = "orders-retry-200ms";
+    let later = || ErrorPolicy::Stop.retry_topics([Duration::from_secs(60)]);
+    for (policy, by_pattern) in [(ErrorPolicy::Stop, false), (later(), false), (later(), true)] {
+        let (broker, kafka) = broker(&[("orders", 1), (retry, 1), ("orders-retry-1m", 1)]).await;
+        produce(&kafka, "orders", 1, 1, 0..1).await;
+        let seen = Seen::default();
+        let consumer = |policy: ErrorPolicy| {
+            let log = Arc::clone(&seen);
+            let consumer = match by_pattern {
+                true => Consumer::matching(&kafka, "orders"),
+                false => Consumer::new(&kafka, ["orders"]),
+            };
+            consumer
+                .unwrap()
+                .register_handler("orders", async move |m: Message<u32>| {
+                    log.lock().unwrap().push(m.value);
+                    Ok(())
+                })
+                .unwrap()
+                .error_policy(policy)
+                .unwrap()
+        };
+        let first = run(consumer(ErrorPolicy::Stop.retry_topics([Duration::from_millis(200)])));
+        until(|| !seen.lock().unwrap().is_empty() && broker.committed("g", retry, 0).is_some()).await;
+        first.stop().await.1.unwrap();
+        produce(&kafka, retry, 1, 1, 7..8).await;
+        let second = run(consumer(policy));
+        until(|| broker.committed("g", retry, 0) == Some(1)).await;
+        second.stop().await.1.unwrap();
+        assert_eq!(*seen.lock().unwrap(), [0, 7], "{by_pattern}");
+    }
+}
+
+#[tokio::test]
+async fn what_another_group_has_put_into_a_shared_retry_topic_is_passed_over() {
+    let retry = "orders-retry-200ms";
+    let (broker, kafka) = broker(&[("orders", 1), (retry, 1)]).await;
+    let seen = Seen::default();
+    let consumer = |group: &str, fails: bool| {
+        let log = Arc::clone(&seen);
+        Consumer::new_with(&kafka, ["orders"], |c| c.group_id(group))
+            .unwrap()
+            .register_handler("orders", async move |m: Message<u32>| {
+                log.lock().unwrap().push(m.value);
+                if fails && m.attempt == 1 { Err("not yet".into()) } else { Ok(()) }
+            })
+            .unwrap()
+            .error_policy(ErrorPolicy::Stop.retry_topics([Duration::from_millis(200)]))
+            .unwrap()
+    };
+    produce(&kafka, "orders", 1, 1, 0..2).await;
+    let one = run(consumer("one", true));
+    until(|| seen.lock().unwrap().len() == 4).await;
+    one.stop().await.1.unwrap();
+    let two = run(consumer("two", false));
+    until(|| broker.committed("two", retry, 0) == Some(2) && broker.committed("two", "orders", 0) == Some(2))
+        .await;
+    // Of nobody in particular: anyone's.
+    produce(&kafka, retry, 1, 1, 9..10).await;
+    until(|| broker.committed("two", retry, 0) == Some(3)).await;
+    two.stop().await.1.unwrap();
+    assert_eq!(*seen.lock().unwrap(), [0, 1, 0, 1, 0, 1, 9]);
+}

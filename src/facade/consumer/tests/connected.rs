@@ -310,11 +310,14 @@ async fn told_a_second_time_to_end_it_waits_for_no_handler_and_commits_what_is_d
             Ok(())
         })
         .unwrap();
-    let signals = futures_util::stream::iter([true, false]).then(|is_first| {
+    let signals = futures_util::stream::iter(0..3).then(|number| {
         let begun = Arc::clone(&begun);
         async move {
-            if is_first {
-                begun.notified().await;
+            match number {
+                0 => begun.notified().await,
+                // Of the same stop.
+                1 => {}
+                _ => tokio::time::sleep(Duration::from_millis(1500)).await,
             }
             Ok(())
         }
@@ -323,4 +326,51 @@ async fn told_a_second_time_to_end_it_waits_for_no_handler_and_commits_what_is_d
     run.await.expect("it waits for its handler").unwrap();
     assert!(consumer.client().is_none(), "it has left");
     assert_eq!(broker.committed("g", "t", 0), Some(1));
+}
+
+#[tokio::test]
+async fn a_record_that_waits_by_itself_does_not_keep_the_answer_it_came_in() {
+    let (_broker, kafka) = with_records(&["t"], 3).await;
+    let client = kafka.get_consumer(["t"]).await.unwrap();
+    let records = client.poll(Duration::from_secs(30)).await.unwrap();
+    let (_, polled) = records.iter().next().unwrap();
+    let answer = polled.iter().next().unwrap().value().unwrap().as_ptr_range();
+    let chunk = Chunk::Polled(polled.clone());
+    let mut ones = Vec::new();
+    crate::facade::dispatch::lanes::Load::each(chunk, &mut |_, one| ones.extend(one.records()));
+    let whole: Vec<_> = polled.iter().map(|record| record.to_owned()).collect();
+    assert_eq!(ones, whole);
+    assert!(!answer.contains(&ones[0].value.as_ref().unwrap().as_ptr()));
+}
+
+#[cfg(feature = "signal")]
+#[tokio::test]
+async fn told_a_second_time_while_it_leaves_it_still_commits_and_leaves() {
+    let (broker, kafka) = with_records(&["t"], 1).await;
+    broker.control().hold(ApiKey::OffsetCommit);
+    let done = Arc::new(tokio::sync::Notify::new());
+    let is_done = Arc::clone(&done);
+    let mut consumer = Consumer::new(&kafka, ["t"])
+        .unwrap()
+        .register_handler("t", async move |_: Message<i64>| {
+            is_done.notify_one();
+            Ok(())
+        })
+        .unwrap();
+    let signals = futures_util::stream::iter([true, false]).then(|is_first| {
+        let (done, control) = (Arc::clone(&done), broker.control());
+        async move {
+            if is_first {
+                done.notified().await;
+            } else {
+                tokio::time::sleep(Duration::from_millis(1500)).await;
+                control.release(ApiKey::OffsetCommit);
+            }
+            Ok(())
+        }
+    });
+    let run = tokio::time::timeout(Duration::from_secs(60), consumer.run_until_told(signals));
+    run.await.expect("it does not come to its end").unwrap();
+    assert_eq!(broker.committed("g", "t", 0), Some(1));
+    assert!(broker.control().requests(ApiKey::LeaveGroup) > 0, "the group waits for its session to end");
 }
