@@ -568,9 +568,9 @@ impl Engine {
         self.alive_at = time::after(self.plan.keep_alive);
     }
 
-    /// Runs what was taken until it is done or something fails; then nothing runs any more. What waits in a retry topic beyond
-    /// `until` stays in its lanes. After a failure, what is at work has so long to end.
-    pub(super) async fn drain(&mut self, until: Instant, limit: Duration) -> Result<()> {
+    /// Runs what was taken until it is done or something fails; then nothing runs any more. What has to wait in a retry topic
+    /// stays in its lanes. After a failure, what is at work has so long to end.
+    pub(super) async fn drain(&mut self, limit: Duration) -> Result<()> {
         self.kit.persists.store(false, Relaxed);
         self.follow_group();
         loop {
@@ -580,7 +580,7 @@ impl Engine {
             if self.is_idle() || self.stop.is_cancelled() {
                 return self.finish(limit).await;
             }
-            if self.tasks.is_empty() && self.passing.is_empty() && self.lanes.rest_until(until) {
+            if self.tasks.is_empty() && self.passing.is_empty() && self.lanes.are_at_rest(time::now()) {
                 return Ok(());
             }
             self.event().await;

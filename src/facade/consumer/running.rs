@@ -52,8 +52,8 @@ const OUTBOX_TIMEOUT: Duration = Duration::from_secs(1);
 impl Consumer {
     /// Polls once, waiting up to `timeout` for records, passes them to their handlers, waits for these, and commits if
     /// automatic commits are on. Returns how many records were handled. The first call connects before that, which takes up to
-    /// `default.api.timeout.ms` where no broker answers. Records of a retry topic that have to wait longer than `timeout` keep
-    /// waiting while it is not called, and are handled by a later call.
+    /// `default.api.timeout.ms` where no broker answers. Records of a retry topic that have to wait keep waiting while it
+    /// is not called, and are handled by a later call.
     ///
     /// # Errors
     /// The handler's error ([`Handler`](ErrorKind::Handler)) or that of reading the value ([`Json`](ErrorKind::Json)), with topic,
@@ -74,9 +74,8 @@ impl Consumer {
         let (limit, auto_commit) = (self.drain_timeout, self.auto_commit);
         let mut working = self.work().await?;
         let engine = working.engine();
-        let until = time::after(timeout);
         engine.take(timeout).await?;
-        let outcome = engine.drain(until, limit).await;
+        let outcome = engine.drain(limit).await;
         let handled = engine.take_handled();
         working.is_done = true;
         if !auto_commit {

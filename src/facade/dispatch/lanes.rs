@@ -337,13 +337,12 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         None
     }
 
-    /// Whether nothing runs, and nothing can start before this but what is gathered: all that waits has to be that old first.
-    pub(crate) fn rest_until(&self, until: Instant) -> bool {
+    /// Whether nothing runs, and all that waits is due later: none waits for others of its batch.
+    pub(crate) fn are_at_rest(&self, now: Instant) -> bool {
         let is_due_later = |id: &LaneId| {
             let lane = self.lanes.get(id);
-            lane.and_then(|lane| lane.queue.front())
-                .and_then(|(_, load)| load.due())
-                .is_some_and(|due| due > until)
+            let first = lane.and_then(|lane| lane.queue.front());
+            first.and_then(|(_, load)| load.due()).is_some_and(|due| due > now)
         };
         self.running == 0 && self.ready.is_empty() && self.waiting.iter().all(|(_, id)| is_due_later(id))
     }

@@ -241,6 +241,7 @@ async fn consume_does_not_wait_for_what_a_retry_topic_holds_back() {
             .unwrap()
     };
     let mut first = consumer();
+    // A call ends with what it has taken, however long it might have waited for records.
     let consume = async |consumer: &mut Consumer, timeout: Duration| {
         tokio::time::timeout(PATIENCE, consumer.consume(timeout)).await.expect("it returns").unwrap()
     };
@@ -256,7 +257,7 @@ async fn consume_does_not_wait_for_what_a_retry_topic_holds_back() {
     for value in 1..4 {
         produce(&kafka, "orders", 1, 1, value..value + 1).await;
         while seen.lock().unwrap().len() < value as usize {
-            consume(&mut first, Duration::from_millis(50)).await;
+            consume(&mut first, PATIENCE * 200).await;
         }
     }
     // What rests is given back at once where a member joins, also in the middle of a call.
