@@ -118,14 +118,15 @@ impl<K: Ord, V> Map<K, V> {
 
     /// Brings entries in order that were added anyhow; of those with the same key the last stays.
     fn settle(&mut self) {
-        sort_by(&mut self.0, |a, b| a.0.cmp(&b.0));
-        self.0.dedup_by(|later, kept| {
-            let is_same = later.0 == kept.0;
-            if is_same {
-                std::mem::swap(later, kept);
+        let compare = |a: &(K, V), b: &(K, V)| a.0.cmp(&b.0);
+        if sort(self.0.len(), &mut Items { items: &mut self.0, compare }) {
+            for entry in std::mem::take(&mut self.0) {
+                match self.0.last_mut() {
+                    Some(last) if last.0 == entry.0 => *last = entry,
+                    _ => self.0.push(entry),
+                }
             }
-            is_same
-        });
+        }
     }
 
     pub(crate) fn entry(&mut self, key: K) -> Entry<'_, K, V> {
@@ -298,8 +299,9 @@ impl<T: Ord> Set<T> {
 
     /// Brings items in order that were added anyhow.
     fn settle(&mut self) {
-        sort_by(&mut self.0, T::cmp);
-        self.0.dedup();
+        if sort(self.0.len(), &mut Items { items: &mut self.0, compare: T::cmp }) {
+            self.0.dedup();
+        }
     }
 
     /// False if it did not stand there.
@@ -357,23 +359,46 @@ impl<'a, T> IntoIterator for &'a Set<T> {
     }
 }
 
-/// As `slice::sort_by`: equal items stay in their order. What is sorted are indexes, so that all types share the code.
+/// As `slice::sort_by`: equal items stay in their order. All types share the code, which sorts places.
 pub(crate) fn sort_by<T>(items: &mut [T], compare: impl Fn(&T, &T) -> Ordering) {
-    if !items.is_sorted_by(|a, b| compare(a, b).is_le()) {
-        let order = order(items.len(), &|a, b| compare(&items[a], &items[b]));
-        arrange(order, &mut |a, b| items.swap(a, b));
+    sort(items.len(), &mut Items { items, compare });
+}
+
+/// Items, as far as sorting is concerned.
+trait Places {
+    fn compare(&self, a: usize, b: usize) -> Ordering;
+
+    fn swap(&mut self, a: usize, b: usize);
+}
+
+struct Items<'a, T, C> {
+    items: &'a mut [T],
+    compare: C,
+}
+
+impl<T, C: Fn(&T, &T) -> Ordering> Places for Items<'_, T, C> {
+    fn compare(&self, a: usize, b: usize) -> Ordering {
+        (self.compare)(&self.items[a], &self.items[b])
+    }
+
+    fn swap(&mut self, a: usize, b: usize) {
+        self.items.swap(a, b);
     }
 }
 
-/// For each place the index of what belongs there.
-fn order(len: usize, compare: &dyn Fn(usize, usize) -> Ordering) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..len).collect();
-    order.sort_unstable_by(|a, b| compare(*a, *b).then(a.cmp(b)));
-    order
+/// True if some are equal. Takes no memory for what is sorted already.
+fn sort(len: usize, places: &mut dyn Places) -> bool {
+    let follows = |places: &dyn Places| (1..len).map(|at| places.compare(at - 1, at)).max();
+    if follows(&*places) == Some(Ordering::Greater) {
+        let mut order: Vec<usize> = (0..len).collect();
+        order.sort_unstable_by(|a, b| places.compare(*a, *b).then(a.cmp(b)));
+        arrange(order, places);
+    }
+    follows(&*places) == Some(Ordering::Equal)
 }
 
-/// Moves everything to its place, circle by circle.
-fn arrange(mut order: Vec<usize>, swap: &mut dyn FnMut(usize, usize)) {
+/// Moves everything to its place, circle by circle. `order`: where that of each place stands.
+fn arrange(mut order: Vec<usize>, places: &mut dyn Places) {
     for start in 0..order.len() {
         let mut place = start;
         loop {
@@ -381,7 +406,7 @@ fn arrange(mut order: Vec<usize>, swap: &mut dyn FnMut(usize, usize)) {
             if from == start {
                 break;
             }
-            swap(place, from);
+            places.swap(place, from);
             place = from;
         }
     }

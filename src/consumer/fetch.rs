@@ -68,7 +68,7 @@ struct InFlight {
 #[derive(Debug)]
 struct Aside {
     out: InFlight,
-    asked: BTreeMap<TopicPartition, Wanted>,
+    asked: Map<TopicPartition, Wanted>,
     names: Names,
 }
 
@@ -78,7 +78,7 @@ struct BrokerFetch {
     in_flight: Option<InFlight>,
     aside: Option<Aside>,
     /// What was asked aside since the session's fetch left: once is enough.
-    asked_aside: BTreeMap<TopicPartition, Wanted>,
+    asked_aside: Map<TopicPartition, Wanted>,
     retry_at: Option<Instant>,
     /// Why its last fetch has brought nothing.
     trouble: Option<Error>,
@@ -298,7 +298,7 @@ impl Fetcher {
             session: Session::default(),
             in_flight: None,
             aside: None,
-            asked_aside: BTreeMap::new(),
+            asked_aside: Map::new(),
             retry_at: None,
             trouble: None,
             backoff: Backoff::new(backoff.0, backoff.1),

@@ -7,11 +7,7 @@
 
 mod answers;
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::{
     accumulator::{Limits, Pace},
@@ -20,7 +16,7 @@ use super::{
     queue::{Aftermath, Batch, Taken},
     remedy::not_idempotent,
     topics::PartitionQueue,
-    transaction::says_nothing,
+    transaction::{Partitions, says_nothing},
 };
 use crate::{
     batch::{Compressor, Decompressor},
@@ -98,7 +94,7 @@ pub(crate) struct Answer {
 pub(crate) struct Permit<'a> {
     pub(crate) identity: Result<Option<ProducerIdentity>, NotYet>,
     /// The partitions that the coordinator knows to be in the transaction; all, if there is no such list.
-    pub(crate) partitions: Option<&'a BTreeSet<(Arc<str>, i32)>>,
+    pub(crate) partitions: Option<&'a Partitions>,
 }
 
 /// Counts of what the sender has done, for the statistics.
@@ -134,8 +130,8 @@ pub(crate) struct Sender {
     missing: Set<Arc<str>>,
     /// Something has happened since the last plan that may let a batch leave.
     unplanned: bool,
-    /// Partitions with something to send that are not in the transaction yet.
-    wanted: BTreeSet<(Arc<str>, i32)>,
+    /// Partitions with something to send that are not in the transaction yet, some of them several times.
+    wanted: Vec<(Arc<str>, i32)>,
     aftermath: Aftermath,
     fatal: Option<Error>,
     /// The first failure that a transaction must know of.
@@ -174,7 +170,7 @@ impl Sender {
             wants_metadata: false,
             missing: Set::new(),
             unplanned: false,
-            wanted: BTreeSet::new(),
+            wanted: Vec::new(),
             aftermath: Aftermath::default(),
             fatal: None,
             failure: None,
@@ -246,7 +242,7 @@ impl Sender {
     }
 
     /// Partitions that must be in the transaction before what they have can leave.
-    pub(crate) fn wanted(&self) -> &BTreeSet<(Arc<str>, i32)> {
+    pub(crate) fn wanted(&self) -> &[(Arc<str>, i32)] {
         &self.wanted
     }
 
@@ -367,7 +363,7 @@ impl Sender {
             return true;
         }
         if partition.lock().is_ready(now, pace) {
-            self.wanted.insert(key);
+            self.wanted.push(key);
         }
         false
     }

@@ -18,11 +18,7 @@
 
 mod verdict;
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use self::verdict::{Verdict, leaves_open, verdict};
 pub(super) use self::verdict::{is_of_the_group, says_nothing};
@@ -30,6 +26,7 @@ use super::identity::ProducerIdentity;
 use crate::{
     error::{Error, ErrorKind, Result, code},
     record::{ConsumerGroupMetadata, TopicPartition},
+    sorted::Set,
     time::{Backoff, Instant, Rng},
 };
 
@@ -43,7 +40,7 @@ pub(crate) fn is_concurrent(error: &Error) -> bool {
 }
 
 /// Partitions of a transaction.
-pub(crate) type Partitions = BTreeSet<(Arc<str>, i32)>;
+pub(crate) type Partitions = Set<(Arc<str>, i32)>;
 
 /// Offsets that become part of a transaction.
 #[derive(Debug, Clone)]
@@ -270,15 +267,12 @@ impl Core {
     }
 
     /// Partitions that something waits to be sent to.
-    pub(crate) fn handle_wanted(&mut self, wanted: &Partitions) {
+    pub(crate) fn handle_wanted(&mut self, wanted: &[(Arc<str>, i32)]) {
         if self.version2 || !matches!(self.state, State::Open | State::Committing) {
             return;
         }
-        for partition in wanted {
-            if !self.added.contains(partition) {
-                self.wanted.insert(partition.clone());
-            }
-        }
+        let new = wanted.iter().filter(|partition| !self.added.contains(*partition));
+        self.wanted.extend(new.cloned());
     }
 
     /// Something was sent under the transaction.

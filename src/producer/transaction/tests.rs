@@ -64,7 +64,7 @@ impl Rig {
     }
 
     fn wants(&mut self, partition: i32) {
-        self.core.handle_wanted(&Partitions::from([("orders".into(), partition)]));
+        self.core.handle_wanted(&[("orders".into(), partition)]);
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! `DTKAFKA_MODEL_SEEDS` says how many worlds are tried.
 
+use std::collections::BTreeSet;
+
 use super::{world::Log, *};
 
 /// What may go wrong with one batch whose request is answered.
