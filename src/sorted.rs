@@ -3,8 +3,8 @@
 //! They are what small state is kept in: same order and same results as a `BTreeMap`, of which each further pair of types costs
 //! some 7,000 lines of LLVM's code and so seconds of every build. A pair costs a tenth of that here.
 //!
-//! They must never hold what can be large and changes in random order, because an insertion moves all that is behind it: lanes,
-//! for instance, or the partitions of a consumer, are in a `BTreeMap`.
+//! They must never hold what can be large and changes one by one, at random or from its front, because each insertion and removal
+//! moves all that is behind it: lanes, for instance, or the partitions of a consumer, are in a `BTreeMap`.
 
 use std::{borrow::Borrow, cmp::Ordering, fmt, ops::Index, slice, vec};
 
@@ -116,10 +116,10 @@ impl<K: Ord, V> Map<K, V> {
         self.find(key).ok().map(|at| self.0.remove(at).1)
     }
 
-    /// Brings entries in order that were added anyhow; of those with the same key the last stays.
-    fn settle(&mut self) {
+    /// Brings entries in order that were added anyhow, to the first `sorted`; of those with the same key the last stays.
+    fn settle(&mut self, sorted: usize) {
         let compare = |a: &(K, V), b: &(K, V)| a.0.cmp(&b.0);
-        if sort(self.0.len(), &mut Items { items: &mut self.0, compare }) {
+        if sort(sorted, self.0.len(), &mut Items { items: &mut self.0, compare }) {
             for entry in std::mem::take(&mut self.0) {
                 match self.0.last_mut() {
                     Some(last) if last.0 == entry.0 => *last = entry,
@@ -190,7 +190,7 @@ impl<K: Ord + Borrow<Q>, V, Q: Ord + ?Sized> Index<&Q> for Map<K, V> {
 impl<K: Ord, V> FromIterator<(K, V)> for Map<K, V> {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
         let mut map = Self(entries.into_iter().collect());
-        map.settle();
+        map.settle(0);
         map
     }
 }
@@ -201,11 +201,12 @@ impl<K: Ord, V, const N: usize> From<[(K, V); N]> for Map<K, V> {
     }
 }
 
-/// Sorts once, so that many may come in any order.
+/// Sorts once, so that many may come in any order; what comes behind the last key costs no more than itself.
 impl<K: Ord, V> Extend<(K, V)> for Map<K, V> {
     fn extend<I: IntoIterator<Item = (K, V)>>(&mut self, entries: I) {
+        let sorted = self.0.len();
         self.0.extend(entries);
-        self.settle();
+        self.settle(sorted);
     }
 }
 
@@ -297,9 +298,9 @@ impl<T: Ord> Set<T> {
         place.is_some()
     }
 
-    /// Brings items in order that were added anyhow.
-    fn settle(&mut self) {
-        if sort(self.0.len(), &mut Items { items: &mut self.0, compare: T::cmp }) {
+    /// Brings items in order that were added anyhow, to the first `sorted`.
+    fn settle(&mut self, sorted: usize) {
+        if sort(sorted, self.0.len(), &mut Items { items: &mut self.0, compare: T::cmp }) {
             self.0.dedup();
         }
     }
@@ -328,16 +329,17 @@ impl<T: fmt::Debug> fmt::Debug for Set<T> {
 impl<T: Ord> FromIterator<T> for Set<T> {
     fn from_iter<I: IntoIterator<Item = T>>(items: I) -> Self {
         let mut set = Self(items.into_iter().collect());
-        set.settle();
+        set.settle(0);
         set
     }
 }
 
-/// Sorts once, so that many may come in any order.
+/// As that of a map.
 impl<T: Ord> Extend<T> for Set<T> {
     fn extend<I: IntoIterator<Item = T>>(&mut self, items: I) {
+        let sorted = self.0.len();
         self.0.extend(items);
-        self.settle();
+        self.settle(sorted);
     }
 }
 
@@ -361,7 +363,7 @@ impl<'a, T> IntoIterator for &'a Set<T> {
 
 /// As `slice::sort_by`: equal items stay in their order. All types share the code, which sorts places.
 pub(crate) fn sort_by<T>(items: &mut [T], compare: impl Fn(&T, &T) -> Ordering) {
-    sort(items.len(), &mut Items { items, compare });
+    sort(0, items.len(), &mut Items { items, compare });
 }
 
 /// Items, as far as sorting is concerned.
@@ -386,15 +388,18 @@ impl<T, C: Fn(&T, &T) -> Ordering> Places for Items<'_, T, C> {
     }
 }
 
-/// True if some are equal. Takes no memory for what is sorted already.
-fn sort(len: usize, places: &mut dyn Places) -> bool {
-    let follows = |places: &dyn Places| (1..len).map(|at| places.compare(at - 1, at)).max();
-    if follows(&*places) == Some(Ordering::Greater) {
+/// True if some are equal. The first `sorted` are in order, and differ. Takes no memory for what is sorted already.
+fn sort(sorted: usize, len: usize, places: &mut dyn Places) -> bool {
+    let follows =
+        |places: &dyn Places, from: usize| (from.max(1)..len).map(|at| places.compare(at - 1, at)).max();
+    let mut most = follows(&*places, sorted);
+    if most == Some(Ordering::Greater) {
         let mut order: Vec<usize> = (0..len).collect();
         order.sort_unstable_by(|a, b| places.compare(*a, *b).then(a.cmp(b)));
         arrange(order, places);
+        most = follows(&*places, 0);
     }
-    follows(&*places) == Some(Ordering::Equal)
+    most == Some(Ordering::Equal)
 }
 
 /// Moves everything to its place, circle by circle. `order`: where that of each place stands.
@@ -534,5 +539,43 @@ mod tests {
             theirs.sort_by_key(|item| item.0);
             prop_assert_eq!(ours, theirs);
         }
+    }
+
+    /// Counts how often it is compared.
+    #[derive(Debug, Clone)]
+    struct Counted<'a>(u32, &'a std::cell::Cell<usize>);
+
+    impl PartialEq for Counted<'_> {
+        fn eq(&self, other: &Self) -> bool {
+            self.cmp(other).is_eq()
+        }
+    }
+
+    impl Eq for Counted<'_> {}
+
+    impl PartialOrd for Counted<'_> {
+        fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+            Some(self.cmp(other))
+        }
+    }
+
+    impl Ord for Counted<'_> {
+        fn cmp(&self, other: &Self) -> Ordering {
+            self.1.set(self.1.get() + 1);
+            self.0.cmp(&other.0)
+        }
+    }
+
+    #[test]
+    fn what_comes_in_order_one_by_one_costs_no_more_than_itself() {
+        let count = std::cell::Cell::new(0);
+        let (mut map, mut set) = (Map::new(), Set::new());
+        for number in 0..10_000 {
+            map.extend([(Counted(number, &count), ())]);
+            set.extend([Counted(number, &count)]);
+        }
+        let (even, odd): (Map<_, _>, Map<_, _>) = map.into_iter().partition(|(key, ())| key.0 % 2 == 0);
+        assert_eq!((even.len(), odd.len(), set.len()), (5000, 5000, 10_000));
+        assert!(count.get() < 40_000, "{} comparisons", count.get());
     }
 }

@@ -1,6 +1,6 @@
 //! What groups have committed, where partitions end, and how far the one is behind the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::future::join_all;
 
@@ -13,7 +13,7 @@ use crate::{
         code::{LEADER_NOT_AVAILABLE, UNKNOWN_TOPIC_OR_PARTITION},
     },
     record::{OffsetAndMetadata, TopicPartition, serialize_fields},
-    sorted::{Map, Set},
+    sorted::Map,
     time::{self, Instant},
 };
 
@@ -113,7 +113,7 @@ impl KafkaAdmin {
     /// The end of each partition, or why it cannot be told.
     async fn ends(
         &self,
-        mut left: Set<TopicPartition>,
+        mut left: BTreeSet<TopicPartition>,
         deadline: Instant,
     ) -> Result<BTreeMap<TopicPartition, Result<i64>>> {
         let (mut done, begun) = (BTreeMap::new(), time::now());
@@ -156,7 +156,7 @@ impl KafkaAdmin {
 }
 
 /// Asks who leads the partitions.
-fn topics_of(partitions: &Set<TopicPartition>) -> wire::MetadataRequest {
+fn topics_of(partitions: &BTreeSet<TopicPartition>) -> wire::MetadataRequest {
     let mut names: Vec<&str> = partitions.iter().map(|partition| &*partition.topic).collect();
     names.dedup();
     let topic = |name| wire::metadata_request::MetadataRequestTopic {
@@ -172,7 +172,7 @@ fn topics_of(partitions: &Set<TopicPartition>) -> wire::MetadataRequest {
 
 /// Partitions by their leaders, and why some have none.
 fn leaders(
-    partitions: &Set<TopicPartition>,
+    partitions: &BTreeSet<TopicPartition>,
     topics: &[MetadataResponseTopic],
 ) -> (Map<i32, Vec<TopicPartition>>, Vec<(TopicPartition, Result<i64>)>) {
     let leader = |key: &TopicPartition| {
@@ -204,7 +204,7 @@ fn leaders(
 
 /// Moves every partition with a final outcome from `left` to `done`. An error is one that calls for another try.
 fn sort_out(
-    left: &mut Set<TopicPartition>,
+    left: &mut BTreeSet<TopicPartition>,
     done: &mut BTreeMap<TopicPartition, Result<i64>>,
     outcomes: Vec<(TopicPartition, Result<i64>)>,
     begun: Instant,
@@ -308,7 +308,7 @@ fn read_list_offsets(
     answer: wire::ListOffsetsResponse,
     asked: Vec<TopicPartition>,
 ) -> Vec<(TopicPartition, Result<i64>)> {
-    let mut left: Set<TopicPartition> = asked.into_iter().collect();
+    let mut left: BTreeSet<TopicPartition> = asked.into_iter().collect();
     let mut outcomes = Vec::with_capacity(left.len());
     for topic in answer.topics {
         for partition in topic.partitions {
@@ -437,7 +437,7 @@ mod tests {
         let topics = [topic("gone", 3, vec![]), topic("t", 0, vec![led(0, 7), led(1, -1)])];
         let key = TopicPartition::new;
         let all = [key("gone", 0), key("t", 0), key("t", 1), key("t", 2)];
-        let mut left: Set<_> = all.iter().cloned().collect();
+        let mut left: BTreeSet<_> = all.iter().cloned().collect();
         let (by_leader, failures) = leaders(&left, &topics);
         assert_eq!(by_leader, [(7, vec![key("t", 0)])].into());
         let codes: Vec<_> =

@@ -368,7 +368,7 @@ impl Lookups {
     ) -> Effects {
         let mut effects = Effects::default();
         let missing = Error::protocol("the answer left out a partition");
-        let (mut ends, missing) = match answer {
+        let (ends, missing) = match answer {
             Ok(Some(ends)) => (ends, missing),
             Ok(None) => {
                 for check in asked.iter().filter(|check| partitions.awaits(check)).collect::<Vec<_>>() {
@@ -383,7 +383,7 @@ impl Lookups {
                 continue;
             }
             let key = &check.partition;
-            match ends.remove(key) {
+            match ends.get(key).cloned() {
                 Some(Ok(end)) => match partitions.handle_epoch_end(key, end) {
                     Checked::Same => self.backoff.reset(),
                     Checked::Refetched => {
@@ -423,11 +423,11 @@ impl Lookups {
         partitions: &mut Partitions,
     ) -> Effects {
         let mut effects = Effects::default();
-        let (mut found, missing) = split(answer);
+        let (found, missing) = split(answer);
         for (key, life) in asked {
             let Some(partition) = awaiting(key, *life, partitions) else { continue };
             partition.asked = false;
-            match found.remove(key) {
+            match found.get(key).cloned() {
                 Some(Ok(FoundOffset { offset, leader_epoch, metadata, by_id, .. })) if offset >= 0 => {
                     // Before 0 nothing can be missed.
                     match if by_id || offset == 0 { Standing::OfThis } else { partition.standing(offset) } {
@@ -479,12 +479,12 @@ impl Lookups {
         partitions: &mut Partitions,
     ) -> Effects {
         let mut effects = Effects::default();
-        let (mut found, missing) = split(answer);
+        let (found, missing) = split(answer);
         for lookup in asked {
             let key = &lookup.partition;
             let Some(partition) = awaiting(key, lookup.life, partitions) else { continue };
             partition.asked = false;
-            match found.remove(key) {
+            match found.get(key).cloned() {
                 Some(Ok(FoundOffset { offset, .. })) if offset >= 0 => {
                     self.backoff.reset();
                     let wants_time = matches!(partition.phase(), Phase::AwaitingReset(to) if to.is_time());

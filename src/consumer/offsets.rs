@@ -154,21 +154,23 @@ impl Pending {
     /// Takes out what has just gone out.
     fn take_request(&mut self) -> Offsets {
         let all = std::mem::take(&mut self.offsets).into_iter();
-        let (request, rest) = all.partition(|(_, offset)| offset.is_by_id() == self.by_id);
-        self.offsets = rest;
-        request
+        let (request, rest): (Vec<_>, Vec<_>) = all.partition(|(_, offset)| offset.is_by_id() == self.by_id);
+        self.offsets = rest.into_iter().collect();
+        request.into_iter().collect()
     }
 
     /// A later one goes out with it: per partition the later offset counts.
     fn absorb(&mut self, later: Self) {
+        let mut absorbed = Vec::new();
         for (key, mut offset) in later.offsets {
             match self.offsets.get(&key) {
                 Some(before) if !offset.supersedes(before) => self.fail(&key, over),
                 Some(before) if !offset.is_by_id() => offset.topic_id = before.topic_id,
                 _ => {}
             }
-            self.offsets.insert(key, offset);
+            absorbed.push((key, offset));
         }
+        self.offsets.extend(absorbed);
         self.waiters.extend(later.waiters);
         self.last = self.last.max(later.last);
         self.first = self.first.into_iter().chain(later.first).min();
@@ -404,19 +406,20 @@ impl Commits {
         let superseded =
             outcome.fenced.filter(|(_, code)| is_superseded(*code)).map(|(generation, _)| generation);
         // What may succeed later, and why it has not; the rest is over.
-        let mut again: Map<TopicPartition, Error> = Map::new();
+        let (mut again, mut back) = (Map::new(), Vec::new());
         for (key, offset, error) in refused {
             let goes_on = match outcome.fenced {
                 Some(_) => superseded.is_some_and(|generation| generation >= 0),
                 None => is_passing(&error) || is_rebalancing(&error),
             };
             if goes_on {
-                commit.offsets.insert(key.clone(), offset);
+                back.push((key.clone(), offset));
                 again.insert(key, error);
             } else {
                 commit.fail(&key, || error.clone());
             }
         }
+        commit.offsets.extend(back);
         commit.settle(&mut outcome.settled);
         if commit.offsets.is_empty() {
             self.backoff.reset();

@@ -19,7 +19,7 @@ use std::{
 
 use crate::{
     record::TopicPartition,
-    sorted::{self, Map},
+    sorted,
     time::{Instant, later},
 };
 
@@ -181,7 +181,7 @@ pub(crate) struct Lanes<W, L> {
     bounds: Bounds,
     homes: BTreeMap<u64, PartitionLanes<L>>,
     /// That of the present life of each partition.
-    by_partition: Map<TopicPartition, u64>,
+    by_partition: BTreeMap<TopicPartition, u64>,
     lanes: BTreeMap<LaneId, Lane<W>>,
     ready: VecDeque<LaneId>,
     /// Lanes that wait for more, or until their first record is due, by when they are looked at again. They hold no run.
@@ -197,7 +197,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
             ordering,
             bounds,
             homes: BTreeMap::new(),
-            by_partition: Map::new(),
+            by_partition: BTreeMap::new(),
             lanes: BTreeMap::new(),
             ready: VecDeque::new(),
             waiting: BTreeSet::new(),

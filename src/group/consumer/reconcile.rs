@@ -19,9 +19,8 @@ impl Member {
     /// The partitions of the `Revoke` have been released.
     pub(crate) fn handle_revoked(&mut self, now: Instant, token: Token) {
         let Some((_, revoked)) = self.revoking.take_if(|(waited, _)| *waited == token) else { return };
-        for key in revoked {
-            self.owned.remove(&key);
-        }
+        let revoked: Set<_> = revoked.into_iter().collect();
+        self.owned.retain(|key, _| !revoked.contains(key));
         self.reconcile();
         self.hurry(now);
     }
@@ -105,14 +104,15 @@ impl Member {
     }
 
     pub(super) fn take_new(&mut self) {
-        let mut added = Vec::new();
+        let (mut added, mut new) = (Vec::new(), Vec::new());
         for key @ (id, partition) in &self.target {
             if let (false, Some(topic)) = (self.owned.contains_key(key), self.names.get(&id.0)) {
                 let named = TopicPartition { topic: Arc::clone(topic), partition: *partition };
                 added.push(named.clone());
-                self.owned.insert(*key, named);
+                new.push((*key, named));
             }
         }
+        self.owned.extend(new);
         if !added.is_empty() {
             added.sort();
             self.actions.push_back(Action::Assign { added });
