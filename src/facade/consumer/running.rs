@@ -374,7 +374,7 @@ impl Consumer {
         let present = Plan { former: Arc::default(), ..self.plan() }.reads();
         let former: Vec<_> = match KafkaAdmin::over(client.cluster()).group_offsets(&self.group).await {
             Ok(offsets) => {
-                let mut topics: Vec<_> = offsets.into_iter().map(|(partition, _)| partition.topic).collect();
+                let mut topics: Vec<_> = offsets.into_keys().map(|partition| partition.topic).collect();
                 topics.dedup();
                 topics.retain(|topic| {
                     self.routes.is_retry_topic(&self.topics, topic) && !present.contains(topic)
