@@ -170,7 +170,8 @@ impl Transactions {
             }
             State::Empty | State::CompleteCommit | State::CompleteAbort => {
                 if !is_retry {
-                    txn.previous = Some(txn.identity);
+                    // Who had it before a producer that says nothing of itself is fenced, and does not ask again.
+                    txn.previous = expected;
                     let (producer, epoch) = txn.identity;
                     txn.identity = if epoch >= LAST_EPOCH { (new_id(), 0) } else { (producer, epoch + 1) };
                 }
@@ -429,6 +430,14 @@ mod tests {
         assert_eq!(play.txns.poll_timeout(), None);
         assert_eq!(play.end((7, 0), true, false), Err(ResponseError::ProducerFenced));
         assert_eq!(play.end((7, 0), true, true), Err(ResponseError::InvalidTxnState));
+    }
+
+    #[test]
+    fn a_producer_that_was_replaced_is_not_given_the_identity_of_its_successor() {
+        let mut play = Play::new();
+        assert_eq!(play.init(None), Ok((7, 0)));
+        assert_eq!(play.init(None), Ok((7, 1)));
+        assert_eq!(play.init(Some((7, 0))), Err(ResponseError::ProducerFenced));
     }
 
     #[test]
