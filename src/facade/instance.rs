@@ -64,11 +64,11 @@ impl KafkaInstance {
     }
 
     /// A producer with the settings of the configuration; waits for the first answer of a broker, for at most
-    /// `max.block.ms`. The reason for waiting is logged once.
+    /// `max.block.ms`, or `socket.connection.setup.timeout.ms` where that is more. The reason for waiting is logged once.
     ///
     /// # Errors
     /// [`Connect`](crate::ErrorKind::Connect) with the stage reached, every cause and the setting to change: at once for
-    /// what waiting cannot change (a refused password, a certificate), after `max.block.ms` otherwise;
+    /// what waiting cannot change (a refused password, a certificate), after that time otherwise;
     /// [`Config`](crate::ErrorKind::Config) outside a tokio runtime. Logged before it is returned.
     ///
     /// # Cancel safety
@@ -104,7 +104,7 @@ impl KafkaInstance {
     }
 
     /// A transactional producer with the `transactional.id` of the configuration. It fences others with that id and ends the
-    /// transactions that they left open.
+    /// transactions that they left open. Its identity is waited for as long again as the first answer of a broker.
     ///
     /// # Errors
     /// As [`get_producer`](Self::get_producer); [`Config`](crate::ErrorKind::Config) without a `transactional.id`; the

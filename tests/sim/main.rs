@@ -69,6 +69,12 @@ const FOUND: &[(u64, &str)] = &[
         100_150,
         "the broker of the kit gave the ids of fetch sessions again, and a reader went on with another one's",
     ),
+    (200_798, "a user of the simulation itself committed behind what it had committed before a rebalance"),
+    (202_327, "the broker of the kit gave a producer that had been replaced the identity of its successor"),
+    (
+        201_253,
+        "a transactional producer is waited for as long as a connection may take, where that is more than max.block.ms",
+    ),
 ];
 
 fn number(variable: &str) -> Option<u64> {

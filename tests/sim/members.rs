@@ -133,7 +133,7 @@ pub(crate) async fn run(world: Arc<World>, plan: Plan, mut rng: Rng) {
         } else {
             Instant::now() + Duration::from_secs(100_000)
         };
-        let life = Life { world: &world, plan: &plan, who: who.clone(), until };
+        let life = Life { world: &world, plan: &plan, who: who.clone(), until, asked: Mutex::default() };
         life.live(ends, &mut rng).await;
         if world.is_stopped() {
             return;
@@ -147,6 +147,8 @@ struct Life<'a> {
     plan: &'a Plan,
     who: Who,
     until: Instant,
+    /// How far it has asked to commit by `commit_offsets`.
+    asked: Mutex<BTreeMap<Place, i64>>,
 }
 
 impl Life<'_> {
@@ -306,8 +308,14 @@ impl Life<'_> {
         let take = rng.range(1, pending.len() as u64) as usize;
         let rest = pending.split_off(take);
         let mut offsets: BTreeMap<Place, i64> = BTreeMap::new();
-        for (place, offset) in pending.iter() {
-            offsets.insert(place.clone(), offset + 1);
+        {
+            let mut asked = self.asked.lock().unwrap();
+            for (place, offset) in pending.iter() {
+                // What comes again after a rebalance is behind what was committed of it: that would be the user's own step back.
+                let furthest = asked.entry(place.clone()).or_default();
+                *furthest = (offset + 1).max(*furthest);
+                offsets.insert(place.clone(), *furthest);
+            }
         }
         self.done(pending);
         *pending = rest;

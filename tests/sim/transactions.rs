@@ -111,8 +111,8 @@ async fn made(
     name: &str,
     kafka: &KafkaInstance,
 ) -> Option<TransactionalProducer> {
-    // Metadata, and then the identity.
-    let limit = plan.max_block * 2 + Duration::from_secs(1);
+    // Metadata, and then the identity; either as long as one connection may take, which is 10 s at most.
+    let limit = plan.max_block.max(Duration::from_secs(10)) * 2 + Duration::from_secs(1);
     loop {
         let made = kafka.get_transactional_producer();
         match world.history.bounded("get_transactional_producer", limit, made).await? {
