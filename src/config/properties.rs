@@ -268,12 +268,15 @@ impl Found {
 /// The known name nearest to an unknown one, and how many letters apart they are.
 pub(crate) fn nearest(name: &str) -> (&'static str, usize) {
     let name: String = normalized(name).chars().take(100).collect();
-    let mut best = ("bootstrap.servers", usize::MAX);
+    let (length, mut best) = (name.chars().count(), ("bootstrap.servers", usize::MAX));
     for property in PROPERTIES {
         for known in std::iter::once(&property.name).chain(property.aliases) {
-            let apart = edit_distance(&name, known);
-            if apart < best.1 {
-                best = (property.name, apart);
+            // They are at least as far apart as their lengths are.
+            if known.len().abs_diff(length) < best.1 {
+                let apart = edit_distance(&name, known);
+                if apart < best.1 {
+                    best = (property.name, apart);
+                }
             }
         }
     }
@@ -289,19 +292,17 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
 
 /// Levenshtein: insertions, deletions and replacements that turn one text into the other.
 pub(super) fn edit_distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
+    let mut row: Vec<usize> = (1..=right.chars().count()).collect();
+    let mut last = row.len();
     for (i, l) in left.chars().enumerate() {
-        let mut next = Vec::with_capacity(row.len());
-        next.push(i + 1);
-        for ((r, pair), j) in right.iter().zip(row.windows(2)).zip(0..) {
-            let &[diagonal, above] = pair else { continue };
-            let beside: usize = next.get(j).copied().unwrap_or(0);
-            next.push((diagonal + usize::from(l != *r)).min(above + 1).min(beside + 1));
+        let mut diagonal = i;
+        last = i + 1;
+        for (r, above) in right.chars().zip(&mut row) {
+            last = (diagonal + usize::from(l != r)).min(*above + 1).min(last + 1);
+            diagonal = std::mem::replace(above, last);
         }
-        row = next;
     }
-    row.last().copied().unwrap_or(0)
+    last
 }
 
 /// Whether a value fits its kind; the error says what is accepted and never repeats the value.
