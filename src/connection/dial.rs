@@ -245,7 +245,7 @@ async fn set_up(
     let (stream, notices) = Stream::new(io, Limits { fetch: small, other: small });
     let stream = stream.with_kept(&settings.kept);
     let mut channel = Channel::new(stream, limits.fetch.max(limits.other), Arc::clone(&settings.client_id));
-    let (versions, features) =
+    let Told { versions, features, throttle_ms } =
         ask_versions(&mut channel, &notices, settings, versions_version, deadline).await?;
     channel.set_versions(&versions);
     let mut reauthenticate_by = None;
@@ -258,7 +258,7 @@ async fn set_up(
         reauthenticate_by = lifetime.map(|lifetime| now() + lifetime.mul_f64(f64::from(percent) / 100.0));
     }
     notices.set_limits(limits);
-    Ok(Connection {
+    let connection = Connection {
         _reading: Reading::watch(&notices),
         channel,
         notices,
@@ -276,7 +276,18 @@ async fn set_up(
         answered: false.into(),
         in_flight: 0.into(),
         idle_since: Mutex::new(now()),
-    })
+    };
+    // What is sent meanwhile waits in the socket, and is read even when the connection was given up long since.
+    connection.handle_throttle(wire::ApiVersionsRequest::NAME, throttle_ms);
+    Ok(connection)
+}
+
+/// What the broker has told of itself.
+struct Told {
+    versions: Versions,
+    features: Map<String, i16>,
+    /// For how long it wants to be left alone (KIP-219).
+    throttle_ms: i32,
 }
 
 /// KIP-35, KIP-511: asks in the given version, and again in the one that an UNSUPPORTED_VERSION answer offers.
@@ -286,7 +297,7 @@ async fn ask_versions(
     settings: &ClientSettings,
     version: i16,
     deadline: Instant,
-) -> Result<(Versions, Map<String, i16>), Failure> {
+) -> Result<Told, Failure> {
     let mut version = version;
     loop {
         channel.set_versions(&Versions::from([(wire::ApiVersionsRequest::KEY, (version, version))]));
@@ -313,7 +324,8 @@ async fn ask_versions(
                     .finalized_features
                     .iter()
                     .map(|feature| (feature.name.to_string(), feature.max_version_level));
-                return Ok((offered, features.collect()));
+                let throttle_ms = wire::ApiVersionsRequest::throttle_time_ms(&answer);
+                return Ok(Told { versions: offered, features: features.collect(), throttle_ms });
             }
             code::UNSUPPORTED_VERSION if version > 0 => {
                 let common = api::Row::of::<wire::ApiVersionsRequest>().negotiate(&offered).unwrap_or(0);

@@ -72,6 +72,10 @@ const FOUND: &[(u64, &str)] = &[
     (200_798, "a user of the simulation itself committed behind what it had committed before a rebalance"),
     (202_327, "the broker of the kit gave a producer that had been replaced the identity of its successor"),
     (
+        203_066,
+        "the pause that a broker asked for in its first answer was not kept, and a commit in its socket came late",
+    ),
+    (
         201_253,
         "a transactional producer is waited for as long as a connection may take, where that is more than max.block.ms",
     ),

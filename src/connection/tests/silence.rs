@@ -158,6 +158,27 @@ async fn a_pause_that_comes_while_a_call_waits_is_added_to_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_broker_that_wants_to_be_left_alone_from_the_start_is() {
+    let (settings, mut peers) = Pipes::open();
+    let server = async {
+        let mut peer = Peer(peers.recv().await.unwrap());
+        let asked = peer.asked().await.unwrap();
+        let answer = wire::ApiVersionsResponse { throttle_time_ms: 3000, ..offers() };
+        peer.answer::<wire::ApiVersionsRequest>(&asked, &answer).await;
+        let greeted = now();
+        let asked = peer.asked().await.unwrap();
+        assert!(greeted.elapsed() >= Duration::from_secs(3), "it came after {:?}", greeted.elapsed());
+        peer.answer::<wire::HeartbeatRequest>(&asked, &Default::default()).await;
+    };
+    let client = async {
+        let connection = dial(&nowhere(), &settings).await.unwrap();
+        let deadline = now() + settings.request_timeout;
+        connection.call(wire::HeartbeatRequest::default(), deadline).await.unwrap();
+    };
+    against(server, client).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pause_is_no_time_out_of_what_nobody_answers() {
     let (settings, mut peers) = Pipes::open();
     let pause = 2 * settings.request_timeout;
