@@ -14,7 +14,7 @@ use crate::{
     consumer::{ConsumerRecords, KafkaConsumer, PartitionRecords, RecordRef, acknowledge::Life},
     error::{Error, ErrorKind, Result, code},
     producer::{Transaction, TransactionalProducer, is_refused},
-    record::{ConsumerGroupMetadata, TopicPartition},
+    record::{ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition},
     sorted::Map,
     time::{self, Backoff, Instant},
 };
@@ -95,8 +95,9 @@ type Places = Map<TopicPartition, (Life, i64)>;
 struct Span {
     life: Life,
     first: i64,
-    /// The offset behind the last.
+    /// The offset behind the last, and the leader epoch of that (KIP-320): who goes on there notices that the log was cut.
     next: i64,
+    epoch: Option<i32>,
     /// More was handed out and not worked on.
     is_late: bool,
 }
@@ -216,6 +217,18 @@ impl ExactlyOnce {
             .await
     }
 
+    /// For as long as brokers are away.
+    async fn start_producer_patiently(&self) -> Result<TransactionalProducer> {
+        loop {
+            match self.start_producer().await {
+                Err(error) if error.kind() == ErrorKind::Timeout => {
+                    tracing::warn!(%error, "a producer is started again");
+                }
+                started => return started,
+            }
+        }
+    }
+
     /// `transaction.timeout.ms` where it is not set: as short as Kafka Streams has it, because readers wait for what a crash has
     /// left open.
     fn open_at_most(&self) -> Duration {
@@ -244,7 +257,7 @@ impl ExactlyOnce {
         shutdown: Shared<impl Future<Output = ()>>,
         body: &impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
     ) -> Result<()> {
-        let mut places = Places::new();
+        let (mut places, mut was_timed_out) = (Places::new(), false);
         let pauses = || Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         let (mut polling, mut backoff) = (pauses(), pauses());
         let mut rng = self.kafka.config().resolve_client()?.environment.rng();
@@ -277,6 +290,8 @@ impl ExactlyOnce {
             let outcome = match commit_places(producer, consumer, &mut places, shutdown.clone()).await {
                 // Another may have taken over since: that ends the loop also when nothing comes any more.
                 Ok(()) if is_empty => producer.fatal().map_or(Ok(()), |error| Err(Failed::For(error))),
+                // The shutdown came first.
+                Ok(()) if !places.is_empty() => Ok(()),
                 Ok(()) => {
                     self.transaction(producer, consumer, records, &mut taken, shutdown.clone(), body).await
                 }
@@ -284,18 +299,29 @@ impl ExactlyOnce {
             };
             match outcome {
                 Ok(()) if is_empty => {}
-                Ok(()) => backoff.reset(),
+                Ok(()) => {
+                    backoff.reset();
+                    was_timed_out = false;
+                }
                 Err(Failed::Again(error)) => {
                     tracing::warn!(%error, "a transaction was aborted; its records are processed again");
                     rewind(consumer, &taken);
                     tokio::time::sleep(backoff.next(&mut rng)).await;
                 }
-                // Nobody else can have a name that was made up for this run: a coordinator has ended what was open for too long.
-                Err(Failed::For(error)) if self.named().is_none() && is_timed_out(&error) => {
+                // Nobody else can have a name that was made up for this run: a coordinator has ended what was open for too long. A body
+                // that always takes longer ends the run, or its record would be worked on for ever.
+                Err(Failed::For(error))
+                    if self.named().is_none() && is_timed_out(&error) && !was_timed_out =>
+                {
+                    was_timed_out = true;
                     tracing::warn!(%error, "a transaction was open for longer than transaction.timeout.ms; its records are processed again");
                     rewind(consumer, &taken);
                     tokio::time::sleep(backoff.next(&mut rng)).await;
-                    *producer = self.start_producer().await?;
+                    *producer = tokio::select! {
+                        biased;
+                        () = shutdown.clone() => return Ok(()),
+                        started = self.start_producer_patiently() => started?,
+                    };
                 }
                 Err(Failed::For(error)) => return Err(error),
             }
@@ -360,11 +386,14 @@ impl ExactlyOnce {
         let Some(group) = taken.group.clone() else {
             return transaction.abort().await.map_err(failed);
         };
-        let offsets = taken.offsets.iter().map(|(partition, span)| (partition.clone(), span.next));
+        let offsets = taken.offsets.iter().map(|(partition, span)| {
+            let leader_epoch = span.epoch;
+            (partition.clone(), OffsetAndMetadata { leader_epoch, ..OffsetAndMetadata::new(span.next) })
+        });
         transaction.add_offsets(&group, offsets).map_err(failed)?;
         transaction.commit_patiently(shutdown).await.map_err(failed)?;
         for (partition, span) in taken.offsets.iter().filter(|(_, span)| span.is_late) {
-            if let Err(error) = consumer.seek_in(partition, span.life, span.next) {
+            if let Err(error) = consumer.hand_out_again(partition, span.life, span.next) {
                 tracing::debug!(%error, "the partition was lost meanwhile");
             }
         }
@@ -399,25 +428,27 @@ async fn work_on(
     });
     let mut is_late = false;
     for (partition, rest) in try_join_all(work).await? {
-        if let (Some(rest), Some(span)) = (rest, taken.offsets.get_mut(partition)) {
-            (span.next, span.is_late) = (rest, true);
+        if let (Some((rest, epoch)), Some(span)) = (rest, taken.offsets.get_mut(partition)) {
+            (span.next, span.epoch, span.is_late) = (rest, epoch, true);
             is_late = true;
         }
     }
     Ok(is_late)
 }
 
-/// Returns the offset of the first record that it was too late for; one is always worked on.
+/// Returns the offset of the first record that it was too late for, and the epoch of the one before; one is always worked on.
 async fn work_on_partition(
     part: &PartitionRecords,
     transaction: &Transaction<'_>,
     late: Instant,
     body: &impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
-) -> Result<Option<i64>> {
+) -> Result<Option<(i64, Option<i32>)>> {
+    let mut epoch = None;
     for (place, record) in part.into_iter().enumerate() {
         if place > 0 && time::now() >= late {
-            return Ok(Some(record.offset()));
+            return Ok(Some((record.offset(), epoch)));
         }
+        epoch = record.leader_epoch();
         body(record, transaction).await?;
     }
     Ok(None)
@@ -439,7 +470,11 @@ async fn commit_places(
     places.retain(|partition, (life, _)| consumer.is_assigned_since(partition, *life));
     let offsets: Vec<_> =
         places.iter().map(|(partition, (_, offset))| (partition.clone(), *offset)).collect();
-    let transaction = producer.begin().await.map_err(failed)?;
+    let transaction = tokio::select! {
+        biased;
+        begun = producer.begin() => begun.map_err(failed)?,
+        () = shutdown.clone() => return Ok(()),
+    };
     transaction.add_offsets(&group, offsets).map_err(failed)?;
     transaction.commit_patiently(shutdown).await.map_err(failed)?;
     places.clear();
@@ -450,16 +485,19 @@ fn note(consumer: &KafkaConsumer, taken: &mut TransactionInput, records: &Consum
     for (partition, part) in records {
         let (Some(first), Some(last)) = (part.iter().next(), part.iter().last()) else { continue };
         let (life, first, next) = (part.life(), first.offset(), last.offset().saturating_add(1));
+        let epoch = last.leader_epoch();
         taken.records += part.len();
         match taken.offsets.get_mut(partition) {
-            Some(span) if span.life == life => span.next = next,
+            Some(span) if span.life == life => (span.next, span.epoch) = (next, epoch),
             // The log was cut, or the position was outside it: what is aborted comes again from the first record of both lives.
             Some(span) if consumer.is_assigned_since(partition, span.life) => {
                 taken.is_cut |= first < span.next;
-                (span.life, span.first, span.next) = (life, span.first.min(first), next);
+                *span = Span { life, first: span.first.min(first), next, epoch, is_late: false };
             }
             // What an earlier assignment handed out is another's by now, who refuses its commit.
-            _ => drop(taken.offsets.insert(partition.clone(), Span { life, first, next, is_late: false })),
+            _ => drop(
+                taken.offsets.insert(partition.clone(), Span { life, first, next, epoch, is_late: false }),
+            ),
         }
     }
 }

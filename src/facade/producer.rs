@@ -2,6 +2,7 @@
 
 use std::{future::IntoFuture, pin::Pin, time::Duration};
 
+use futures_util::FutureExt as _;
 use serde::Serialize;
 use tracing::{Instrument as _, Span};
 
@@ -109,10 +110,18 @@ impl Producer {
     ) -> Vec<Result<RecordMetadata>> {
         const PLACE: LogSubject =
             LogSubject { controller: "dtkafka::Producer::send_many", subject: "Kafka Producer" };
-        let mut deliveries = Vec::new();
+        let mut deliveries: Vec<Result<Delivery>> = Vec::new();
         for (key, value) in records {
-            // Waits for memory alone, which is the back-pressure.
-            deliveries.push(self.client.send(topic, value).key(key.into_key()).await);
+            let send = self.client.send(topic, value).key(key.into_key()).into_future();
+            deliveries.push(match deliveries.last() {
+                // It has waited for max.block.ms in vain, for its topic or for memory: each of the others would.
+                Some(Err(late)) if late.is_retriable() => {
+                    let late = late.clone();
+                    send.now_or_never().unwrap_or(Err(late))
+                }
+                // Waits for memory alone, which is the back-pressure.
+                _ => send.await,
+            });
         }
         let mut results = Vec::with_capacity(deliveries.len());
         for delivery in deliveries {

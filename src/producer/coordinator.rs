@@ -175,9 +175,9 @@ impl Caller {
             topics.entry(&partition.topic).or_default().push(
                 wire::txn_offset_commit_request::TxnOffsetCommitRequestPartition {
                     partition_index: partition.partition,
-                    committed_offset: *offset,
-                    committed_metadata: Some(kafka_string("")),
-                    ..Default::default()
+                    committed_offset: offset.offset,
+                    committed_leader_epoch: offset.leader_epoch.unwrap_or(-1),
+                    committed_metadata: Some(kafka_string(&offset.metadata)),
                 },
             );
         }

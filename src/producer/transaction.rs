@@ -25,7 +25,7 @@ pub(super) use self::verdict::{is_of_the_group, says_nothing};
 use super::identity::ProducerIdentity;
 use crate::{
     error::{Error, ErrorKind, Result, code},
-    record::{ConsumerGroupMetadata, TopicPartition},
+    record::{ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition},
     sorted::Set,
     time::{Backoff, Instant, Rng},
 };
@@ -46,7 +46,7 @@ pub(crate) type Partitions = Set<(Arc<str>, i32)>;
 #[derive(Debug, Clone)]
 pub(crate) struct Offsets {
     pub(crate) group: ConsumerGroupMetadata,
-    pub(crate) offsets: Vec<(TopicPartition, i64)>,
+    pub(crate) offsets: Vec<(TopicPartition, OffsetAndMetadata)>,
 }
 
 /// A request to a coordinator.

@@ -20,7 +20,7 @@ use crate::{
     config::settings::ProducerSettings,
     driver,
     error::{Error, ErrorKind, Result, code},
-    record::{ConsumerGroupMetadata, ProducerRecord, TopicPartition},
+    record::{ConsumerGroupMetadata, OffsetAndMetadata, ProducerRecord, TopicPartition},
     time::{self, Backoff, Instant},
     watch,
 };
@@ -308,7 +308,7 @@ impl Transaction<'_> {
     }
 
     /// Makes a consumer's offsets part of the transaction: they are committed with it, or not at all (KIP-447). Each offset
-    /// is that of the next record to be read. `group`: of
+    /// is that of the next record to be read: an `i64`, or with text and leader epoch an [`OffsetAndMetadata`]. `group`: of
     /// [`KafkaConsumer::group_metadata`](crate::KafkaConsumer::group_metadata), taken before the records were processed, so
     /// that a member that has lost its partitions meanwhile is refused.
     ///
@@ -318,10 +318,10 @@ impl Transaction<'_> {
     ///
     /// # Cancel safety
     /// If dropped before it returned, the offsets may or may not be part of the transaction: abort it.
-    pub async fn send_offsets(
+    pub async fn send_offsets<O: Into<OffsetAndMetadata>>(
         &self,
         group: &ConsumerGroupMetadata,
-        offsets: impl IntoIterator<Item = (TopicPartition, i64)>,
+        offsets: impl IntoIterator<Item = (TopicPartition, O)>,
     ) -> Result<()> {
         let Some(job) = self.add_offsets(group, offsets)? else { return Ok(()) };
         self.producer.shared().wake.notify_one();
@@ -338,16 +338,19 @@ impl Transaction<'_> {
 
     /// As [`send_offsets`](Self::send_offsets), but does not wait for it: a commit does, and asks for it at the same time as what it
     /// delivers. Returns the job to wait for, unless there is nothing to do.
-    pub(crate) fn add_offsets(
+    pub(crate) fn add_offsets<O: Into<OffsetAndMetadata>>(
         &self,
         group: &ConsumerGroupMetadata,
-        offsets: impl IntoIterator<Item = (TopicPartition, i64)>,
+        offsets: impl IntoIterator<Item = (TopicPartition, O)>,
     ) -> Result<Option<u64>> {
-        let offsets: Vec<_> = offsets.into_iter().collect();
+        let offsets: Vec<(_, OffsetAndMetadata)> =
+            offsets.into_iter().map(|(partition, offset)| (partition, offset.into())).collect();
         if offsets.is_empty() {
             return Ok(None);
         }
-        if let Some((partition, offset)) = offsets.iter().find(|(_, offset)| *offset < 0) {
+        if let Some((partition, OffsetAndMetadata { offset, .. })) =
+            offsets.iter().find(|(_, to)| to.offset < 0)
+        {
             return Err(Error::new(ErrorKind::InvalidArgument, format!("the offset {offset} is negative"))
                 .with_topic(Arc::clone(&partition.topic))
                 .with_partition(partition.partition));

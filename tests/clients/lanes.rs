@@ -393,6 +393,22 @@ async fn many_values_are_sent_in_a_row_with_a_result_each() {
     producer.close().await.unwrap();
 }
 
+#[tokio::test]
+async fn many_values_for_a_topic_that_is_not_there_are_waited_for_once() {
+    let (_broker, kafka) = broker_with(&[], |builder| builder.auto_create_topics(false)).await;
+    let settings = |p: dtkafka::ProducerConfig| p.set("max.block.ms", 300);
+    let producer = dtkafka::Producer::new_with(&kafka, settings).await.unwrap();
+    let started = Instant::now();
+    let results = producer.send_many("typo", (0..100).map(|_| (None::<&str>, &1))).await;
+    assert_eq!(results.len(), 100);
+    for result in &results {
+        let error = result.as_ref().unwrap_err();
+        assert_eq!(error.topic(), Some("typo"), "{error}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+    producer.close().await.unwrap();
+}
+
 #[test]
 fn a_handler_that_blocks_the_only_thread_for_longer_than_the_poll_interval_keeps_its_partitions() {
     let theirs = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

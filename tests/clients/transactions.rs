@@ -574,22 +574,21 @@ async fn who_hears_of_a_failed_record_finds_the_transaction_failed() {
 
 /// The numbers that a copier hands to its body before `enough` of them have come.
 async fn copied(run: ExactlyOnce, enough: usize) -> Vec<i64> {
-    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+    let numbers = Mutex::new(Vec::new());
     let run = run.run(async |record, _| {
-        let _ = sender.send(record.json::<i64>()?);
+        numbers.lock().unwrap().push(record.json::<i64>()?);
         Ok(())
     });
-    let numbers = async {
-        let mut numbers = Vec::new();
-        while numbers.len() < enough {
-            numbers.extend(receiver.recv().await);
+    let all = async {
+        while numbers.lock().unwrap().len() < enough {
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        numbers
     };
     tokio::select! {
         ended = run => panic!("{ended:?}"),
-        numbers = tokio::time::timeout(PATIENCE, numbers) => numbers.expect("a record does not come"),
+        all = tokio::time::timeout(PATIENCE, all) => all.expect("a record does not come"),
     }
+    numbers.into_inner().unwrap()
 }
 
 #[tokio::test]
@@ -696,6 +695,10 @@ async fn a_copier_without_a_name_goes_on_after_a_transaction_that_took_too_long(
         _ = tokio::time::sleep(PATIENCE) => panic!("the copier does not go on"),
     }
     assert_eq!(seen_in_the_end(&kafka, "target").await, [7]);
+    // Whoever goes on from there notices a log that was cut (KIP-320).
+    let offsets = kafka.admin().await.unwrap().group_offsets("copiers").await.unwrap();
+    let committed = &offsets[&TopicPartition::new("source", 0)];
+    assert_eq!((committed.offset, committed.leader_epoch.is_some()), (1, true), "{committed:?}");
 }
 
 #[tokio::test]

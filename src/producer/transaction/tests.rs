@@ -74,7 +74,7 @@ fn broker(told: i16) -> Error {
 
 fn offsets() -> Offsets {
     let group = ConsumerGroupMetadata::new("billing".into(), 3, "me".into(), None);
-    Offsets { group, offsets: vec![(TopicPartition::new("in", 0), 5)] }
+    Offsets { group, offsets: vec![(TopicPartition::new("in", 0), 5.into())] }
 }
 
 #[test]
