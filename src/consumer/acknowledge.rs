@@ -120,16 +120,6 @@ impl KafkaConsumer {
         self.change(|core, now| core.rewind(now, partition, life))
     }
 
-    /// As [`seek`](Self::seek), where that life goes on. Nothing to do if it is over: what has begun since is not the caller's.
-    pub(crate) fn seek_in(&self, partition: &TopicPartition, life: Life, offset: i64) -> Result<()> {
-        self.change(|core, now| {
-            match core.partitions.get(partition).is_some_and(|known| known.life() == life) {
-                true => core.seek(now, partition, Phase::Fetching(Position::at(offset))),
-                false => Ok(()),
-            }
-        })
-    }
-
     /// Hands out again from the first record of those that were handed out in this life, where the assignment is still that of
     /// then: also if the log was cut since, and then from there at the latest. Nothing to do if the partition was lost.
     pub(crate) fn hand_out_again(&self, partition: &TopicPartition, life: Life, first: i64) -> Result<()> {
