@@ -142,12 +142,7 @@ impl KafkaAdmin {
     }
 
     /// The ends of partitions of one leader.
-    async fn ends_at(
-        &self,
-        leader: i32,
-        asked: Vec<TopicPartition>,
-        until: Instant,
-    ) -> Vec<(TopicPartition, Result<i64>)> {
+    async fn ends_at(&self, leader: i32, asked: Vec<TopicPartition>, until: Instant) -> Outcomes {
         match self.call(leader, list_offsets(&asked), until).await {
             Ok(answer) => read_list_offsets(answer, asked),
             Err(error) => refused(asked, &error).collect(),
@@ -170,11 +165,14 @@ fn topics_of(partitions: &BTreeSet<TopicPartition>) -> wire::MetadataRequest {
     }
 }
 
+/// Partitions with what is known of their ends.
+type Outcomes = Vec<(TopicPartition, Result<i64>)>;
+
 /// Partitions by their leaders, and why some have none.
 fn leaders(
     partitions: &BTreeSet<TopicPartition>,
     topics: &[MetadataResponseTopic],
-) -> (Map<i32, Vec<TopicPartition>>, Vec<(TopicPartition, Result<i64>)>) {
+) -> (Map<i32, Vec<TopicPartition>>, Outcomes) {
     let leader = |key: &TopicPartition| {
         let named = |topic: &&MetadataResponseTopic| topic.name.as_deref() == Some(&*key.topic);
         let topic = topics
@@ -206,7 +204,7 @@ fn leaders(
 fn sort_out(
     left: &mut BTreeSet<TopicPartition>,
     done: &mut BTreeMap<TopicPartition, Result<i64>>,
-    outcomes: Vec<(TopicPartition, Result<i64>)>,
+    outcomes: Outcomes,
     begun: Instant,
 ) -> Result<()> {
     let mut patience = None;
@@ -304,10 +302,7 @@ fn list_offsets(partitions: &[TopicPartition]) -> wire::ListOffsetsRequest {
     }
 }
 
-fn read_list_offsets(
-    answer: wire::ListOffsetsResponse,
-    asked: Vec<TopicPartition>,
-) -> Vec<(TopicPartition, Result<i64>)> {
+fn read_list_offsets(answer: wire::ListOffsetsResponse, asked: Vec<TopicPartition>) -> Outcomes {
     let mut left: BTreeSet<TopicPartition> = asked.into_iter().collect();
     let mut outcomes = Vec::with_capacity(left.len());
     for topic in answer.topics {

@@ -105,7 +105,7 @@ async fn cluster(brokers: i32) -> EmbeddedBroker {
     EmbeddedBroker::builder().brokers(brokers).start().await.unwrap()
 }
 
-async fn instance(broker: &EmbeddedBroker) -> KafkaInstance {
+fn instance(broker: &EmbeddedBroker) -> KafkaInstance {
     let config = KafkaConfig::new()
         .set_bootstrap_servers(broker.bootstrap_servers())
         .set_auto_offset_reset("earliest")
@@ -114,13 +114,13 @@ async fn instance(broker: &EmbeddedBroker) -> KafkaInstance {
 }
 
 async fn admin(broker: &EmbeddedBroker) -> KafkaAdmin {
-    instance(broker).await.admin().await.unwrap()
+    instance(broker).admin().await.unwrap()
 }
 
 /// Groups without members that have committed offset 1 of the topic's partition 0.
 async fn commit(broker: &EmbeddedBroker, groups: &[&str], topics: &[&str]) {
     for group in groups {
-        let kafka = instance(broker).await;
+        let kafka = instance(broker);
         let consumer = kafka.get_consumer_with(Vec::<String>::new(), |c| c.group_id(*group)).await.unwrap();
         let offsets = topics.iter().map(|topic| (TopicPartition::new(*topic, 0), 1));
         consumer.assign(topics.iter().map(|topic| TopicPartition::new(*topic, 0))).unwrap();
