@@ -117,7 +117,7 @@ impl Lookups {
         self.from_start = Some(topics);
     }
 
-    fn is_from_start(&self, topic: &Arc<str>) -> bool {
+    pub(super) fn is_from_start(&self, topic: &Arc<str>) -> bool {
         self.from_start.as_ref().is_some_and(|is_one| is_one(topic))
     }
 

@@ -72,6 +72,14 @@ pub(super) struct News {
 }
 
 impl News {
+    /// Each topic by itself.
+    pub(super) fn take_topics(&mut self) -> Vec<Self> {
+        let all = std::mem::take(&mut self.starving).into_iter();
+        let (topics, rest): (Vec<_>, Vec<_>) = all.partition(|(what, _)| matches!(what, What::Topic(_)));
+        self.starving = rest;
+        topics.into_iter().map(|topic| Self { starving: vec![topic], over: Vec::new() }).collect()
+    }
+
     /// What poll is to say: of one that stands for all, the group before a partition.
     pub(super) fn error(self, patience: Duration) -> Option<Error> {
         let (count, patience) = (self.starving.len(), patience.as_millis());

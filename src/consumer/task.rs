@@ -53,7 +53,7 @@ pub(super) fn spawn(shared: Arc<Shared>) -> Result<()> {
     };
     // Of several consumers in a process each line says which it is of.
     let group = shared.settings.group_id.as_deref();
-    let span = tracing::error_span!("consumer", group, client_id = &*shared.cluster.settings().client_id);
+    let span = tracing::error_span!(parent: None, "consumer", group, client_id = &*shared.cluster.settings().client_id);
     driver::spawn("consumer", on_end, run(shared).instrument(span)).map(drop)
 }
 
@@ -261,7 +261,13 @@ impl Shared {
             |topic| cluster.metadata().why(topic, None),
             || cluster.why_coordinator(CoordinatorKind::Group, group?),
         );
-        let news = starving.handle_look(now, why);
+        let mut news = starving.handle_look(now, why);
+        // No error of poll: the rest is read all the same, and the topic may be made later.
+        for missing in news.take_topics() {
+            if let Some(error) = missing.error(self.settings.unreadable_warn) {
+                tracing::warn!(%error, "the consumer does not get on");
+            }
+        }
         for (what, lasted) in &news.over {
             tracing::info!(?what, lasted_ms = lasted.as_millis() as u64, "the consumer gets on again");
         }

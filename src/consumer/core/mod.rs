@@ -410,7 +410,9 @@ impl Core {
         let mut topics = Vec::new();
         if matches!(self.mode, Mode::Topics) && self.pattern.is_none() {
             let here = self.partitions.topics();
-            topics.extend(self.interest.topics.iter().filter(|topic| !here.contains(topic)).cloned());
+            let is_missing =
+                |topic: &&Arc<str>| here.binary_search(topic).is_err() && !self.lookups.is_from_start(topic);
+            topics.extend(self.interest.topics.iter().filter(is_missing).cloned());
         }
         ShouldGetOn { partitions: running.collect(), topics, group }
     }
