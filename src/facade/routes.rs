@@ -387,7 +387,7 @@ impl Routes {
         // consumer names it or no policy has retry topics, it is only named like one.
         let may_be_its_own = match own {
             Consumed::Named(names) => names.contains(topic),
-            Consumed::Matching { .. } => levels.is_empty(),
+            Consumed::Matching { .. } => levels.is_empty() && !own.excludes(topic),
         };
         let is_one = !may_be_its_own || self.handlers_of(topic).next().is_none();
         let pause = topic.get(end + RETRY.len()..).and_then(pause_in_words).filter(|_| is_one)?;

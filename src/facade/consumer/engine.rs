@@ -321,7 +321,7 @@ impl Engine {
     /// Records as their lanes take them: those of a retry topic one by one, as each waits for its own time. What another group has
     /// put there is done.
     fn chunks(
-        &self,
+        &mut self,
         route: &Route,
         partition: &TopicPartition,
         life: Life,
@@ -348,6 +348,7 @@ impl Engine {
         if !others.is_empty() {
             tracing::debug!(%partition, records = others.len(), "records of another group are passed over");
             self.client.done_all(partition, life, &others);
+            self.lanes.pass_over(partition, life, others.len());
         }
         own
     }

@@ -361,7 +361,7 @@ impl Consumer {
     async fn connect(&self) -> Result<(KafkaConsumer, Arc<[Arc<str>]>)> {
         let client = self.kafka.start_consumer(&[], self.overrides.clone()).await?;
         // Before anything can be assigned.
-        let former = self.find_former(&client).await;
+        let former = self.find_former(&client).await?;
         let plan = Plan { former: Arc::clone(&former), ..self.plan() };
         client.read_from_start(plan.read_from_start());
         plan.subscribe(&client)?;
@@ -370,7 +370,7 @@ impl Consumer {
 
     /// Retry topics in which this group has committed offsets, and that the present policies do not name: what waits there is its own
     /// work, and nobody else would ever read it.
-    async fn find_former(&self, client: &KafkaConsumer) -> Arc<[Arc<str>]> {
+    async fn find_former(&self, client: &KafkaConsumer) -> Result<Arc<[Arc<str>]>> {
         let present = Plan { former: Arc::default(), ..self.plan() }.reads();
         let former: Vec<_> = match KafkaAdmin::over(client.cluster()).group_offsets(&self.group).await {
             Ok(offsets) => {
@@ -381,6 +381,8 @@ impl Consumer {
                 });
                 topics
             }
+            // Its member needs the coordinator as well.
+            Err(error) if error.is_retriable() => return Err(error),
             Err(error) => {
                 tracing::warn!(%error, "it is not known whether records wait in retry topics of an earlier error policy");
                 Vec::new()
@@ -392,7 +394,7 @@ impl Consumer {
                 "retry topics of an earlier error policy are read as well"
             );
         }
-        former.into()
+        Ok(former.into())
     }
 
     pub(super) fn plan(&self) -> Plan {

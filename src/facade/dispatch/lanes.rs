@@ -251,6 +251,16 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         Ok(())
     }
 
+    /// Records behind those it has are done without a lane. Before one that waits for long they fill the ledger as all others do.
+    pub(crate) fn pass_over(&mut self, partition: &TopicPartition, life: L, records: usize) {
+        let Some(id) = self.by_partition.get(partition).copied() else { return };
+        let Some(home) = self.homes.get_mut(&id) else { return };
+        if home.life == life && !home.unfinished.is_empty() {
+            home.pushed += records as u64;
+            self.weigh(id);
+        }
+    }
+
     /// That of this life; an earlier one of the partition counts as revoked.
     fn home_of(&mut self, partition: &TopicPartition, life: L, gather: Option<Gather>) -> u64 {
         if let Some(id) = self.by_partition.get(partition)

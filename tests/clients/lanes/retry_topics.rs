@@ -277,19 +277,21 @@ async fn consume_does_not_wait_for_what_a_retry_topic_holds_back() {
 async fn what_waits_in_the_retry_topic_of_an_earlier_policy_is_handled() {
     let retry = "orders-retry-200ms";
     let later = || ErrorPolicy::Stop.retry_topics([Duration::from_secs(60)]);
-    for (policy, by_pattern) in [(ErrorPolicy::Stop, false), (later(), false), (later(), true)] {
+    let cases = [(ErrorPolicy::Stop, false), (later(), false), (ErrorPolicy::Stop, true), (later(), true)];
+    for (policy, by_pattern) in cases {
         let (broker, kafka) = broker(&[("orders", 1), (retry, 1), ("orders-retry-1m", 1)]).await;
         produce(&kafka, "orders", 1, 1, 0..1).await;
         let seen = Seen::default();
         let consumer = |policy: ErrorPolicy| {
             let log = Arc::clone(&seen);
             let consumer = match by_pattern {
-                true => Consumer::matching(&kafka, "orders"),
+                true => Consumer::matching(&kafka, "^orders$"),
                 false => Consumer::new(&kafka, ["orders"]),
             };
+            let topics = if by_pattern { Topics::others() } else { "orders".into() };
             consumer
                 .unwrap()
-                .register_handler("orders", async move |m: Message<u32>| {
+                .register_handler(topics, async move |m: Message<u32>| {
                     log.lock().unwrap().push(m.value);
                     Ok(())
                 })

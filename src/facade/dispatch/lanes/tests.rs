@@ -427,3 +427,18 @@ fn a_batch_larger_than_what_may_wait_starts_with_what_is_there_when_no_more_can_
     assert!(lanes.poll_run(begin).is_none(), "others may come again");
     assert!(lanes.poll_run(begin + Duration::from_secs(5)).is_some());
 }
+
+#[test]
+fn what_is_passed_over_behind_a_record_that_waits_counts_towards_the_span() {
+    let mut lanes = Lanes::new(Ordering::Partition, Bounds { span: 100, ..bounds(1) });
+    lanes.pass_over(&partition(0), 1, 1000);
+    lanes.push(now(), &partition(0), 1, records(0..1, 0), None).unwrap();
+    let run = lanes.poll_run(now()).unwrap();
+    lanes.pass_over(&partition(0), 1, 98);
+    lanes.pass_over(&partition(0), 2, 98);
+    assert_eq!(lanes.poll_pause(), None, "there was nothing to wait for, or it is of another life");
+    lanes.pass_over(&partition(0), 1, 1);
+    assert_eq!(lanes.poll_pause(), Some(Pause::Pause(partition(0))));
+    lanes.handle_end(run.lane);
+    assert_eq!(lanes.poll_pause(), Some(Pause::Resume(partition(0))));
+}
