@@ -199,19 +199,20 @@ impl KafkaAdmin {
     /// Groups by their coordinators, and why some have none.
     async fn coordinators(
         &self,
-        groups: impl Iterator<Item = &String>,
+        mut groups: impl Iterator<Item = &String>,
         until: Instant,
     ) -> (Map<i32, Vec<String>>, Vec<(String, Error)>) {
         let (mut found, mut failures) = (Map::<i32, Vec<String>>::new(), Vec::new());
-        for group in groups {
+        while let Some(group) = groups.next() {
             match self.coordinator(group, until).await {
                 Ok(broker) => found.entry(broker).or_default().push(group.clone()),
                 Err(error) => {
-                    // Without a code it is nothing of this group: nobody can be asked.
-                    let is_of_all = error.code().is_none();
-                    failures.push((group.clone(), error));
-                    if is_of_all {
-                        break;
+                    // No deletion was sent.
+                    let error = error.with_unsent();
+                    failures.push((group.clone(), error.clone()));
+                    // Without a code it is nothing of this group: nobody can be asked about the others either.
+                    if error.code().is_none() {
+                        failures.extend(groups.by_ref().map(|other| (other.clone(), error.clone())));
                     }
                 }
             }
