@@ -423,6 +423,7 @@ impl Lookups {
         partitions: &mut Partitions,
     ) -> Effects {
         let mut effects = Effects::default();
+        let mut new = Vec::new();
         let (found, missing) = split(answer);
         for (key, life) in asked {
             let Some(partition) = awaiting(key, *life, partitions) else { continue };
@@ -450,15 +451,8 @@ impl Lookups {
                     effects.settled = true;
                 }
                 Some(Ok(_)) => {
-                    let phase = self.first_phase(&key.topic);
-                    let begins = match &phase {
-                        Phase::AwaitingReset(ResetTo::Earliest) => "at the start of the log",
-                        Phase::AwaitingReset(ResetTo::Latest) => "at the end of the log",
-                        Phase::AwaitingReset(_) => "by auto.offset.reset",
-                        _ => "nowhere: auto.offset.reset is none",
-                    };
-                    info!(partition = %key, begins, "the group has no committed offset of the partition");
-                    effects.settled |= restart(key, phase, partitions);
+                    new.push(key);
+                    effects.settled |= restart(key, self.first_phase(&key.topic), partitions);
                 }
                 Some(Err(code)) => {
                     effects.refresh_metadata |= code == UNKNOWN_TOPIC_ID;
@@ -466,6 +460,9 @@ impl Lookups {
                 }
                 None => self.retry(now, key, &missing, partitions, &mut effects),
             }
+        }
+        if let Some(first) = new.first() {
+            info!(partitions = new.len(), %first, policy = %self.policy, "the group has committed nothing of these partitions yet");
         }
         effects
     }

@@ -7,6 +7,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tracing::warn;
+
 use super::{Partition, Partitions, Phase, mark};
 use crate::{
     cluster::{TopicId, are_two_lives},
@@ -140,16 +142,18 @@ impl Partitions {
                 _ => told(&key.topic),
             };
             last = Some((&key.topic, told));
-            if told.id == partition.topic_id {
-                partition.rumour = None;
-            }
             if told.id == partition.topic_id || told.id == TopicId::default() {
+                partition.rumour = None;
                 continue;
             }
             let is_named = are_two_lives(partition.topic_id, told.id) && named(key);
             match partition.hear(now, told) {
                 _ if is_named => again.push(key.clone()),
                 Heard::MadeAgain => again.push(key.clone()),
+                Heard::Same if partition.rumour.is_some() => {
+                    warn!(partition = %key, "the topic has another id, and its leader serves the position by name: reading goes on \
+                        there, though the topic may have been made again");
+                }
                 Heard::Same => {}
                 Heard::Unclear => continue,
             }

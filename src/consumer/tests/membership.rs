@@ -196,3 +196,23 @@ fn heartbeats_go_on_while_the_users_only_thread_is_blocked() {
         assert_eq!(consumer.assignment().len(), 1);
     });
 }
+
+#[tokio::test]
+async fn a_subscribed_topic_that_is_not_there_is_a_warning_and_no_error_of_poll() {
+    let (log, _guard) = crate::heard::Log::of_this_thread(tracing::Level::WARN);
+    let bench = Bench::embedded(1).await;
+    bench.topic("t", 1).await;
+    bench.produce("t", 1, 0, 5).await;
+    let config = bench.config().set("allow.auto.create.topics", false).set("unreadable.warn.ms", 100);
+    // On this thread, on which the log is heard.
+    let cluster = Cluster::start(Arc::new(config.resolve_client().unwrap())).unwrap();
+    let consumer = KafkaConsumer::start_on(cluster, config.resolve_consumer().unwrap(), None).unwrap();
+    consumer.subscribe(["t", "missing"]).unwrap();
+    let deadline = time::now() + WAIT;
+    let mut count = 0;
+    while count < 5 || !log.text().contains("does not get on") {
+        assert!(time::now() < deadline, "{}", log.text());
+        count += consumer.poll(Duration::from_millis(50)).await.unwrap().len();
+    }
+    assert!(log.text().contains("missing"), "{}", log.text());
+}
