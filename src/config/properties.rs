@@ -150,7 +150,7 @@ properties! {
     row("enable.idempotence", &[], Flag, Some("true"), Producer, "no duplicates by retries; goes off by itself where acks, retries or in-flight forbid it (KIP-679)"),
     row("linger.ms", &["queue.buffering.max.ms"], Millis(0, LONG), Some("5"), Producer, "how long a batch waits for more records"),
     row("batch.size", &[], Bytes(1, INT), Some("131072"), Producer, "bytes per batch; ours, measured to be faster than Java's 16384"),
-    row("buffer.memory", &[], Bytes(1, LONG), Some("33554432"), Producer, "bytes of unsent records, 4 GiB at most; senders wait when it is used up"),
+    row("buffer.memory", &[], Bytes(1, LONG), Some("33554432"), Producer, "bytes of unsent records, 4 GiB at most; senders wait when it is used up; a record larger than all of it goes alone, where Java refuses it"),
     row("max.block.ms", &[], Millis(0, LONG), Some("60000"), Producer, "how long a sender waits for memory and metadata"),
     row("delivery.timeout.ms", &["message.timeout.ms"], Millis(1, INT), Some("120000"), Producer, "limit from sending to acknowledgement, retries included"),
     row("retries", &["message.send.max.retries"], Int(0, INT), Some("2147483647"), Producer, "attempts after the first"),
@@ -224,6 +224,7 @@ static IGNORED: &[&str] = &[
     "ssl.provider",
     "ssl.trustmanager.algorithm",
     "ssl.truststore.password",
+    "statistics.interval.ms",
     "value.deserializer",
     "value.serializer",
 ];

@@ -149,6 +149,9 @@ impl KafkaConfig {
             "partitioner.class" => {
                 format!("{name} names a Java class: set partitioner, or ProducerConfig::partitioner in code")
             }
+            "statistics.interval.ms" => {
+                format!("{name} has no effect in this client: its numbers are in metrics()")
+            }
             name => format!("{name} has no effect in this client"),
         }));
         all
@@ -526,11 +529,21 @@ impl Effective {
     fn bad_value(&self, name: &str, entry: &Entry) -> Option<String> {
         let kind = properties::find(name)?.kind();
         let why = properties::check(kind, &entry.value).err()?;
+        let why = match name {
+            "sasl.mechanism" => format!("{why} (GSSAPI and OAUTHBEARER are not supported)"),
+            _ => why,
+        };
         Some(format!("{name} = {:?}: {why}", Secrets::of(self.entries.iter()).shown(kind, &entry.value)))
     }
 
     pub(super) fn is_set(&self, name: &str) -> bool {
         self.entries.contains_key(name)
+    }
+
+    /// Whether the value is not refused already: the default that stands in for it says nothing.
+    pub(super) fn is_usable(&self, name: &str) -> bool {
+        let found = properties::find(name).zip(self.entries.get(name));
+        found.is_none_or(|(found, entry)| properties::check(found.kind(), &entry.value).is_ok())
     }
 
     /// The value as it was set or its default, if it is one that fits.

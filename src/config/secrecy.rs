@@ -23,6 +23,19 @@ const TELLING: usize = 8;
 const LONGEST_NAME: usize = 60;
 /// Longer runs of base64 are keys rather than names.
 const LONGEST_RUN: usize = 40;
+/// What other clients accept, or people try, where one word out of few is wanted.
+const OTHER_VALUES: &[&str] = &[
+    "beginning",
+    "smallest",
+    "largest",
+    "GSSAPI",
+    "OAUTHBEARER",
+    "AWS_MSK_IAM",
+    "SCRAM-SHA-1",
+    "PLAINTEXT_SASL",
+    "read_committed_only",
+    "CooperativeSticky",
+];
 /// Words of Java's and librdkafka's properties that are not in our table.
 const OTHER_WORDS: &[&str] = &[
     "admin",
@@ -187,7 +200,8 @@ pub(crate) fn refused<'a>(value: &'a str, accepted: &[&str]) -> Cow<'a, str> {
         one.len().abs_diff(lower.len()) <= 2
             && properties::edit_distance(&lower, &one.to_ascii_lowercase()) <= 2
     };
-    if trimmed.chars().count() < TELLING || accepted.iter().any(near) { value.into() } else { HIDDEN.into() }
+    let is_known = || accepted.iter().chain(OTHER_VALUES).any(near);
+    if trimmed.chars().count() < TELLING || is_known() { value.into() } else { HIDDEN.into() }
 }
 
 /// A value that is no number in its bounds.

@@ -139,7 +139,7 @@ pub(super) fn sasl(all: &mut Effective, protocol: SecurityProtocol) -> Option<Sa
             Ok(login) => {
                 if !all.is_set("sasl.mechanism") && login.module == jaas::Module::Plain {
                     mechanism = SaslMechanism::Plain;
-                } else if !login.module.fits(mechanism) {
+                } else if !login.module.fits(mechanism) && all.is_usable("sasl.mechanism") {
                     all.problems.push(format!(
                         "sasl.jaas.config names a {:?} login module, but sasl.mechanism is {mechanism}: PlainLoginModule \
                          goes with PLAIN, ScramLoginModule with SCRAM-SHA-256 or SCRAM-SHA-512",

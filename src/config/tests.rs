@@ -115,6 +115,10 @@ fn every_bad_value_is_named_with_what_is_accepted() {
         ("auto_offset_reset", "first", "accepted: earliest, latest, none"),
         ("isolation.level", "x", "accepted: read_uncommitted, read_committed"),
         ("sasl_mechanism", "GSSAPI", "accepted: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512"),
+        ("sasl_mechanism", "OAUTHBEARER", "= \"OAUTHBEARER\""),
+        ("sasl_mechanism", "OAUTHBEARER", "GSSAPI and OAUTHBEARER are not supported"),
+        ("auto.offset.reset", "begining", "= \"begining\""),
+        ("bootstrap.servers", "PLAINTEXT://localhost:9092", "without PLAINTEXT://"),
         ("security_protocol", "TLS", "accepted: PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL"),
         ("ssl.trust.roots", "mine", "accepted: one or several of mozilla, system"),
         ("group.id", " ", "group.id = \" \": it must not be empty"),
@@ -206,6 +210,18 @@ fn what_overrides_switch_off_or_leave_without_effect_is_logged() {
     }
     assert!(beside(ProducerConfig::new().set("partitioner.class", "a.B")).contains("names a Java class"));
     assert_eq!(beside(ProducerConfig::new().acks("all").linger(7)), "");
+}
+
+#[test]
+fn nothing_follows_from_a_mechanism_that_is_refused_already() {
+    let login =
+        "org.apache.kafka.common.security.scram.ScramLoginModule required username=\"u\" password=\"p\";";
+    let config = |mechanism: &'static str| {
+        let config = local().set_security_protocol("SASL_SSL").set_sasl_jaas_config(login);
+        refusal(&config.set_sasl_mechanism(mechanism))
+    };
+    assert!(!config("SCRAM-SHA512").contains("login module"), "{}", config("SCRAM-SHA512"));
+    assert!(config("PLAIN").contains("names a Scram login module"));
 }
 
 #[test]

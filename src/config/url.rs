@@ -131,7 +131,8 @@ fn parse_query(query: &str) -> Result<Vec<(&'static str, Secret)>, String> {
 pub(crate) fn parse_addresses(text: &str) -> Result<Vec<Address>, String> {
     if text.contains("://") {
         return Err(
-            "accepted: host:port,host:port without a scheme; a kafka:// URL belongs into set_kafka_url"
+            "accepted: host:port,host:port without PLAINTEXT:// or another scheme in front (security.protocol says it); a \
+             kafka:// URL belongs into set_kafka_url"
                 .to_owned(),
         );
     }

@@ -66,7 +66,7 @@ async fn wrong_password(backend: &Backend, mechanism: SaslMechanism, name: &str)
     if mechanism != SaslMechanism::Plain && !backend.has_scram() {
         return;
     }
-    let parts = [name, "sasl.password", "uthentication failed"];
+    let parts = [name, "sasl.plain.password", "uthentication failed"];
     for (listener, protocol) in [
         (Listener::SaslPlaintext, SecurityProtocol::SaslPlaintext),
         (Listener::SaslSsl, SecurityProtocol::SaslSsl),
@@ -129,7 +129,7 @@ on_every_backend! {
         for mechanism in [SaslMechanism::Plain, SaslMechanism::ScramSha512] {
             let config = login(at(&address, SecurityProtocol::SaslPlaintext), mechanism, WRONG)
                 .set_sasl_plain_username("mallory");
-            refused(config, Stage::Sasl, &address, &["sasl.username"]).await;
+            refused(config, Stage::Sasl, &address, &["sasl.plain.username"]).await;
         }
     }
 

@@ -54,7 +54,7 @@ pub(super) async fn authenticate(
 async fn plain(channel: &Channel, settings: &SaslSettings) -> Result<Option<Duration>> {
     let message = plain::message(&settings.username, settings.password.expose()).map_err(|why| {
         sasl_error(format!("PLAIN cannot be used: {why}"))
-            .with_hint("check sasl.username and sasl.password for stray characters")
+            .with_hint("check sasl.plain.username and sasl.plain.password for stray characters")
             .with_permanent()
     })?;
     Ok(lifetime(&exchange(channel, message, settings).await?))
@@ -94,7 +94,9 @@ async fn prove(
 
 fn refused(mechanism: &'static str, step: &str, why: &str) -> Error {
     sasl_error(format!("{mechanism} failed at {step}: {why}"))
-        .with_hint("check sasl.username and sasl.password, and that this is the broker it claims to be")
+        .with_hint(
+            "check sasl.plain.username and sasl.plain.password, and that this is the broker it claims to be",
+        )
         .with_permanent()
 }
 
@@ -167,7 +169,7 @@ async fn exchange(
     let error = sasl_error(text);
     Err(if answer.error_code == code::SASL_AUTHENTICATION_FAILED {
         error
-            .with_hint("check sasl.username and sasl.password, and that the user exists for this mechanism")
+            .with_hint("check sasl.plain.username and sasl.plain.password, and that the user exists for this mechanism")
             .with_permanent()
     } else {
         error
@@ -188,7 +190,7 @@ fn lost<R: Api>(error: ChannelError) -> Error {
         ChannelError::Lost(text) => sasl_error(format!(
             "the connection was lost while authenticating: {text}"
         ))
-        .with_hint("check sasl.mechanism, sasl.username and sasl.password; the broker's log has its reason"),
+        .with_hint("check sasl.mechanism, sasl.plain.username and sasl.plain.password; the broker's log has its reason"),
         ChannelError::TooLarge { actual } => {
             sasl_error(format!("the answer has {actual} bytes, more than the limit"))
                 .with_hint("raise receive.message.max.bytes")

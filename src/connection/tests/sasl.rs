@@ -59,7 +59,7 @@ async fn a_wrong_password_comes_with_the_brokers_own_text_and_never_with_the_pas
     assert_says(
         &error,
         Stage::Sasl,
-        &["refused user and password", "PLAIN", "Invalid username or password", "sasl.password"],
+        &["refused user and password", "PLAIN", "Invalid username or password", "sasl.plain.password"],
     );
     assert!(!error.is_retriable() && !format!("{error:?}").contains("tiger-7"));
 }
