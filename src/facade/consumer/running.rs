@@ -223,7 +223,7 @@ impl Consumer {
             first.cancel();
             // A terminal and a supervisor may both tell of one and the same stop.
             let same = async {
-                while signals.next().await.is_some() {}
+                while matches!(signals.next().await, Some(Ok(()))) {}
                 std::future::pending::<()>().await
             };
             let _elapsed = tokio::time::timeout(SAME_STOP, same).await;
