@@ -281,9 +281,12 @@ impl Routes {
         self.forget();
     }
 
-    /// Whether a topic is one that records wait in, by this policy or one there was.
-    pub(super) fn is_retry_topic(&self, own: &Consumed, topic: &Arc<str>) -> bool {
-        self.waits_for(own, topic).is_some()
+    /// Whether a topic is one that records wait in, by a policy there was.
+    pub(super) fn is_former_retry_topic(&self, own: &Consumed, topic: &Arc<str>) -> bool {
+        self.waits_for(own, topic).is_some_and(|(origin, ..)| {
+            let policy = self.policy_of(&origin);
+            policy.retry_topics_of(&origin).all(|(present, _)| present != *topic)
+        })
     }
 
     fn forget(&mut self) {
@@ -559,6 +562,10 @@ mod tests {
         assert_eq!((retry.level, matches!(retry.handlers, Handlers::Batch(..))), (1, true));
         let former = of("orders-us-retry-1m");
         assert_eq!((former.level, &*former.origin), (1, "orders-us"), "of a policy there was: the last try");
+        let is_former = |topic: &str| routes.is_former_retry_topic(&own, &topic.into());
+        assert!(
+            is_former("orders-us-retry-1m") && !is_former("orders-us-retry-1s") && !is_former("orders-us")
+        );
         let whole = Consumed::matching(&routes.with_retry_topics("orders-.*|x", &[]), false).unwrap();
         for (topic, expected) in
             [("x", true), ("x-retry-1m", true), ("x-retry-2m", false), ("y-retry-1m", false)]

@@ -161,6 +161,8 @@ pub(super) struct Engine {
     /// Paused by the user, as far as that was followed.
     by_user: BTreeSet<TopicPartition>,
     unhandled: Set<Arc<str>>,
+    /// Where records of other groups were told of.
+    passed_over: Set<TopicPartition>,
     /// The client has ended, and it has been told of: there is nothing to wait for of it any more.
     is_closed: bool,
 }
@@ -203,6 +205,7 @@ impl Engine {
             shared,
             by_user: BTreeSet::new(),
             unhandled: Set::new(),
+            passed_over: Set::new(),
             is_closed: false,
         }
     }
@@ -334,19 +337,29 @@ impl Engine {
         let due = |record: &ConsumerRecord| {
             time::later(now, route.left_to_wait(letters::waits_until(record), now_ms))
         };
-        let (mut own, mut others) = (Vec::new(), Vec::new());
+        let (mut own, mut others, mut group) = (Vec::new(), Vec::new(), None);
         // They wait for long: not with all that they came with.
-        for record in records.iter().map(|record| record.to_copied()) {
-            match letters::is_of_another(&record, &self.plan.group) {
-                true => others.push(record.offset),
+        for record in records.iter() {
+            if let Some(other) = letters::other_group(record.headers(), &self.plan.group) {
+                others.push(record.offset());
+                group = Some(other);
+                continue;
+            }
+            let record = record.to_copied();
+            let due = due(&record);
+            own.push(Chunk::Due(Box::new(record), due));
+        }
+        if let Some(group) = group {
+            let records = others.len();
+            match self.passed_over.insert(partition.clone()) {
+                true => tracing::warn!(
+                    %partition, records, %group,
+                    "records that another group has put into the retry topic are passed over, and left to that group"
+                ),
                 false => {
-                    let due = due(&record);
-                    own.push(Chunk::Due(Box::new(record), due));
+                    tracing::debug!(%partition, records, %group, "records of another group are passed over")
                 }
             }
-        }
-        if !others.is_empty() {
-            tracing::debug!(%partition, records = others.len(), "records of another group are passed over");
             self.client.done_all(partition, life, &others);
             self.lanes.pass_over(partition, life, others.len());
         }

@@ -52,8 +52,8 @@ const OUTBOX_TIMEOUT: Duration = Duration::from_secs(1);
 impl Consumer {
     /// Polls once, waiting up to `timeout` for records, passes them to their handlers, waits for these, and commits if
     /// automatic commits are on. Returns how many records were handled. The first call connects before that, which takes up to
-    /// `default.api.timeout.ms` where no broker answers. Records of a retry topic that have to wait keep waiting while it
-    /// is not called, and are handled by a later call.
+    /// `default.api.timeout.ms` where no broker or no coordinator answers. Records of a retry topic that have to wait keep waiting
+    /// while it is not called, and are handled by a later call.
     ///
     /// # Errors
     /// The handler's error ([`Handler`](ErrorKind::Handler)) or that of reading the value ([`Json`](ErrorKind::Json)), with topic,
@@ -368,8 +368,8 @@ impl Consumer {
         Ok((client, former))
     }
 
-    /// Retry topics in which this group has committed offsets, and that the present policies do not name: what waits there is its own
-    /// work, and nobody else would ever read it.
+    /// Retry topics in which this group has committed offsets, and that the present policies do not name: what waits there is its
+    /// own work, and nobody else would ever read it.
     async fn find_former(&self, client: &KafkaConsumer) -> Result<Arc<[Arc<str>]>> {
         let present = Plan { former: Arc::default(), ..self.plan() }.reads();
         let former: Vec<_> = match KafkaAdmin::over(client.cluster()).group_offsets(&self.group).await {
@@ -377,7 +377,7 @@ impl Consumer {
                 let mut topics: Vec<_> = offsets.into_keys().map(|partition| partition.topic).collect();
                 topics.dedup();
                 topics.retain(|topic| {
-                    self.routes.is_retry_topic(&self.topics, topic) && !present.contains(topic)
+                    self.routes.is_former_retry_topic(&self.topics, topic) && !present.contains(topic)
                 });
                 topics
             }
