@@ -127,6 +127,7 @@ impl KafkaConsumer {
             Some(known) => {
                 let position = known.position().filter(|_| known.life() != life);
                 let first = position.map_or(first, |position| position.next.min(first));
+                core.partitions.forget_decided_beyond(partition, first);
                 core.seek(now, partition, Phase::Fetching(Position::at(first)))
             }
             None => Ok(()),

@@ -177,6 +177,13 @@ impl Account {
         self.decided.take()
     }
 
+    /// Records are handed out again from here on, and a place behind it is none that the group may know. One before it stands: the
+    /// log has been cut there. Whether there is none any more.
+    pub(crate) fn forget_decided_beyond(&mut self, first: i64) -> bool {
+        self.decided = self.decided.filter(|decided| *decided <= first);
+        self.decided.is_none()
+    }
+
     /// The epoch of what was read says nothing of the log that there is.
     pub(crate) fn forget_epoch(&mut self) {
         if let Some(covered) = &mut self.covered {
@@ -326,6 +333,16 @@ mod tests {
         let mut account = Account::open(Lives::default().begin());
         account.begin_at(mark(10));
         account
+    }
+
+    #[test]
+    fn what_was_decided_beyond_what_is_handed_out_again_is_no_place_to_be_known() {
+        for (decided, again, told) in [(90, 80, None), (80, 80, Some(80)), (50, 80, Some(50))] {
+            let mut account = account();
+            account.decide(decided);
+            assert_eq!(account.forget_decided_beyond(again), told.is_none());
+            assert_eq!(account.take_decided(), told);
+        }
     }
 
     #[test]

@@ -332,6 +332,14 @@ impl Partitions {
         }
     }
 
+    /// Records are handed out again from here on: what was decided beyond it is not told.
+    pub(crate) fn forget_decided_beyond(&mut self, key: &TopicPartition, first: i64) {
+        let account = self.partitions.get_mut(key).map(|partition| &mut partition.account);
+        if account.is_none_or(|account| account.forget_decided_beyond(first)) {
+            self.decided.remove(key);
+        }
+    }
+
     pub(crate) fn has_decided(&self) -> bool {
         !self.decided.is_empty()
     }
