@@ -208,9 +208,11 @@ impl ErrorPolicy {
     /// and each passes over what the other has put there. What somebody else wrote there without the header `dtkafka-retry-group`
     /// counts as its own. A group of another name leaves behind what waits for the old one.
     ///
-    /// The pauses may change, and may go: a consumer that connects reads on in retry topics of earlier policies, as far as its group has
-    /// committed offsets there. What waits in them has its last try before the policy's end. Once they are empty, delete them. A handler that is registered for such a topic by its name makes it a
-    /// topic like any other.
+    /// The pauses may change, and may go: a consumer that connects reads on in retry topics of earlier policies, as far as its group
+    /// has committed offsets there by then. What waits in them has its last try before the policy's end. In a rolling change restart
+    /// the first instance once more when the last one is done, since an old one may have written to its topics meanwhile. Delete the
+    /// old topics when they are empty and the group has stopped. A handler that is registered for such a topic by its name makes it
+    /// a topic like any other.
     pub fn retry_topics(mut self, pauses: impl IntoIterator<Item = Duration>) -> Self {
         self.retry_topics = pauses.into_iter().collect();
         self
