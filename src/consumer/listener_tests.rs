@@ -109,14 +109,20 @@ async fn it_is_told_in_order_and_may_seek_and_commit_before_partitions_come_and_
     assert_eq!(scribe.told()[3..], [("revoked", vec![kept])]);
 }
 
-#[tokio::test]
-async fn a_call_goes_on_in_the_next_poll_however_often_polls_are_dropped() {
+/// A consumer of `t` whose listener waits at a gate in each call.
+async fn at_a_gate() -> (Bench, KafkaConsumer, Scribe, Arc<Notify>) {
     let (bench, config) = bench().await;
     let gate = Arc::new(Notify::new());
     let scribe = Scribe { gate: Some(Arc::clone(&gate)), ..Scribe::default() };
     let consumer = bench.consumer(&config);
     consumer.set_rebalance_listener(scribe.clone());
     consumer.subscribe(["t"]).unwrap();
+    (bench, consumer, scribe, gate)
+}
+
+#[tokio::test]
+async fn a_call_goes_on_in_the_next_poll_however_often_polls_are_dropped() {
+    let (_bench, consumer, scribe, gate) = at_a_gate().await;
     let deadline = time::now() + WAIT;
     while consumer.assignment().is_empty() {
         assert!(time::now() < deadline);
@@ -140,12 +146,7 @@ async fn a_call_goes_on_in_the_next_poll_however_often_polls_are_dropped() {
 
 #[tokio::test]
 async fn two_that_poll_at_once_make_one_call_at_a_time() {
-    let (bench, config) = bench().await;
-    let gate = Arc::new(Notify::new());
-    let scribe = Scribe { gate: Some(Arc::clone(&gate)), ..Scribe::default() };
-    let consumer = bench.consumer(&config);
-    consumer.set_rebalance_listener(scribe.clone());
-    consumer.subscribe(["t"]).unwrap();
+    let (_bench, consumer, scribe, gate) = at_a_gate().await;
     let opens = async {
         while consumer.assignment().is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -224,12 +225,7 @@ async fn a_panic_reaches_who_polls_and_the_consumer_goes_on() {
 
 #[tokio::test]
 async fn a_poll_waits_for_a_call_that_another_has_begun_as_long_as_its_own_time_and_no_longer() {
-    let (bench, config) = bench().await;
-    let gate = Arc::new(Notify::new());
-    let scribe = Scribe { gate: Some(Arc::clone(&gate)), ..Scribe::default() };
-    let consumer = bench.consumer(&config);
-    consumer.set_rebalance_listener(scribe.clone());
-    consumer.subscribe(["t"]).unwrap();
+    let (_bench, consumer, scribe, gate) = at_a_gate().await;
     let mut first = std::pin::pin!(consumer.poll(WAIT));
     while !consumer.shared.lock().is_telling() || consumer.assignment().is_empty() {
         let _pending = tokio::time::timeout(Duration::from_millis(20), first.as_mut()).await;

@@ -369,6 +369,15 @@ impl<'a> RecordRef<'a> {
 
     /// The record with its data: key and value share the response's buffer, headers are copied.
     pub fn to_owned(&self) -> ConsumerRecord {
+        self.with_data(self.key_bytes(), self.value_bytes(), self.batch.owned_headers(self.slot))
+    }
+
+    fn with_data(
+        &self,
+        key: Option<Bytes>,
+        value: Option<Bytes>,
+        headers: Vec<crate::record::Header>,
+    ) -> ConsumerRecord {
         ConsumerRecord {
             topic: std::sync::Arc::clone(&self.partition.topic),
             partition: self.partition.partition,
@@ -376,9 +385,9 @@ impl<'a> RecordRef<'a> {
             timestamp: self.timestamp(),
             timestamp_type: self.batch.timestamp_type,
             leader_epoch: self.batch.leader_epoch,
-            key: self.key_bytes(),
-            value: self.value_bytes(),
-            headers: self.batch.owned_headers(self.slot),
+            key,
+            value,
+            headers,
         }
     }
 }
@@ -386,21 +395,13 @@ impl<'a> RecordRef<'a> {
 impl RecordRef<'_> {
     /// As [`to_owned`](Self::to_owned), with data of its own: it does not keep the response's buffer.
     pub(crate) fn to_copied(self) -> ConsumerRecord {
+        let copied = |data: Option<&[u8]>| data.map(Bytes::copy_from_slice);
         let header = |(key, value): (Cow<'_, str>, Option<&[u8]>)| crate::record::Header {
             key: key.into_owned(),
-            value: value.map(Bytes::copy_from_slice),
+            value: copied(value),
         };
-        ConsumerRecord {
-            topic: std::sync::Arc::clone(&self.partition.topic),
-            partition: self.partition.partition,
-            offset: self.offset(),
-            timestamp: self.timestamp(),
-            timestamp_type: self.batch.timestamp_type,
-            leader_epoch: self.batch.leader_epoch,
-            key: self.batch.key(self.slot).map(Bytes::copy_from_slice),
-            value: self.value().map(Bytes::copy_from_slice),
-            headers: self.headers().map(header).collect(),
-        }
+        let headers = self.headers().map(header).collect();
+        self.with_data(copied(self.batch.key(self.slot)), copied(self.value()), headers)
     }
 }
 

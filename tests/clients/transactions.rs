@@ -618,16 +618,21 @@ async fn what_fails_before_anything_was_committed_comes_again_where_reading_begi
     drop(broker);
 }
 
-#[tokio::test]
-async fn what_was_read_before_a_log_is_cut_in_an_open_transaction_is_processed_again() {
+/// Topics to copy from and to, read from their start, with one setting more.
+async fn source_and_target((name, value): (&str, i64)) -> (EmbeddedBroker, KafkaInstance) {
     let (broker, _) = embedded().await;
     broker.create_topic("source", 1).unwrap();
     broker.create_topic("target", 1).unwrap();
     let config = KafkaConfig::new()
         .set_bootstrap_servers(broker.bootstrap_servers())
         .set("auto.offset.reset", "earliest")
-        .set("fetch.max.wait.ms", 10);
-    let kafka = KafkaInstance::new(config).unwrap();
+        .set(name, value);
+    (broker, KafkaInstance::new(config).unwrap())
+}
+
+#[tokio::test]
+async fn what_was_read_before_a_log_is_cut_in_an_open_transaction_is_processed_again() {
+    let (broker, kafka) = source_and_target(("fetch.max.wait.ms", 10)).await;
     let plain = kafka.get_producer().await.unwrap();
     let write = async |numbers: &[i64]| {
         for number in numbers {
@@ -666,14 +671,7 @@ async fn what_was_read_before_a_log_is_cut_in_an_open_transaction_is_processed_a
 
 #[tokio::test]
 async fn a_copier_without_a_name_goes_on_after_a_transaction_that_took_too_long() {
-    let (broker, _) = embedded().await;
-    broker.create_topic("source", 1).unwrap();
-    broker.create_topic("target", 1).unwrap();
-    let config = KafkaConfig::new()
-        .set_bootstrap_servers(broker.bootstrap_servers())
-        .set("auto.offset.reset", "earliest")
-        .set("transaction.timeout.ms", 1000);
-    let kafka = KafkaInstance::new(config).unwrap();
+    let (broker, kafka) = source_and_target(("transaction.timeout.ms", 1000)).await;
     kafka.get_producer().await.unwrap().send("source", &7_i64).await.unwrap().await.unwrap();
     let is_slow = AtomicBool::new(true);
     let run = ExactlyOnce::new(&kafka, ["source"], "copiers").run(async |record, output| {

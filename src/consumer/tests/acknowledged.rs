@@ -128,8 +128,8 @@ async fn a_revocation_ends_with_the_time_of_the_rebalance_and_what_comes_too_lat
     first.commit_done().await.expect_err("a record was handled that is not committed");
 }
 
-#[tokio::test]
-async fn what_cannot_be_read_is_passed_over_once_all_before_it_is_done_and_in_a_new_life() {
+/// A consumer that has taken all ten records of a topic.
+async fn ten_taken() -> (Bench, KafkaConsumer, Vec<Taken>) {
     let bench = Bench::embedded(1).await;
     bench.topic("t", 1).await;
     bench.produce("t", 1, 0, 10).await;
@@ -137,6 +137,12 @@ async fn what_cannot_be_read_is_passed_over_once_all_before_it_is_done_and_in_a_
     consumer.acknowledge_each();
     consumer.subscribe(["t"]).unwrap();
     let taken = take(&consumer, 10).await;
+    (bench, consumer, taken)
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_passed_over_once_all_before_it_is_done_and_in_a_new_life() {
+    let (_bench, consumer, taken) = ten_taken().await;
     let (key, life) = (taken[0].partition.clone(), taken[0].life);
     assert_eq!(consumer.done_all(&key, life, &[0, 1, 2, 3]), 4);
     assert!(!consumer.pass_over(&key, life, 8) && consumer.is_live(&key, life), "4 is not done");
@@ -152,13 +158,7 @@ async fn what_cannot_be_read_is_passed_over_once_all_before_it_is_done_and_in_a_
 
 #[tokio::test]
 async fn what_was_handled_of_a_topic_that_is_gone_is_no_failure_to_who_commits_what_is_done() {
-    let bench = Bench::embedded(1).await;
-    bench.topic("t", 1).await;
-    bench.produce("t", 1, 0, 10).await;
-    let consumer = bench.consumer(&config(&bench));
-    consumer.acknowledge_each();
-    consumer.subscribe(["t"]).unwrap();
-    let taken = take(&consumer, 10).await;
+    let (bench, consumer, taken) = ten_taken().await;
     assert_eq!(consumer.done_all(&taken[0].partition, taken[0].life, &[0, 1, 2, 3]), 4);
     bench.broker.as_ref().unwrap().delete_topic("t").unwrap();
     consumer.commit_done().await.unwrap();

@@ -6,6 +6,7 @@
 
 mod committing;
 mod damage;
+mod taking;
 
 use std::{
     any::Any,
@@ -36,8 +37,8 @@ use super::{
 };
 use crate::{
     consumer::{
-        KafkaConsumer, PartitionRecords,
-        acknowledge::{AtWork, Change, FromStart, Life, Taken},
+        KafkaConsumer,
+        acknowledge::{AtWork, Change, FromStart, Life},
     },
     error::{Error, ErrorKind, Result},
     facade::{
@@ -46,12 +47,11 @@ use crate::{
             lanes::{Bounds, LaneId, Lanes, Ordering, Pause},
             pace::CommitPace,
         },
-        letters,
         message::CancellationToken,
         outbox::Outbox,
-        routes::{Route, Routes},
+        routes::Routes,
     },
-    record::{self, ConsumerRecord, TopicPartition},
+    record::{self, TopicPartition},
     sorted::{Map, Set},
     time::{self, Environment},
 };
@@ -284,86 +284,6 @@ impl Engine {
     /// Records done since this was last asked.
     pub(super) fn take_handled(&mut self) -> usize {
         std::mem::take(&mut self.handled)
-    }
-
-    /// The next records, put into their lanes.
-    pub(super) async fn take(&mut self, timeout: Duration) -> Result<()> {
-        let until = time::after(timeout);
-        // What was left in lanes may be another's by now.
-        self.follow_group();
-        let taken = loop {
-            self.follow_user();
-            // Also not beyond what rests becomes due.
-            let until = self.lanes.poll_timeout().map_or(until, |due| due.min(until));
-            let left = until.saturating_duration_since(time::now());
-            tokio::select! {
-                biased;
-                // What rests in lanes is handed back at once, or a rebalance would wait for it.
-                Ok(()) = self.client.changed(), if !self.lanes.is_empty() => self.follow_group(),
-                () = self.shared.steered() => {}
-                taken = self.client.take(self.plan.take, left) => break taken,
-            }
-        };
-        self.put(taken)
-    }
-
-    fn put(&mut self, taken: Result<Vec<Taken>>) -> Result<()> {
-        self.alive_at = time::after(self.plan.keep_alive);
-        for Taken { partition, life, records } in taken.or_else(|error| self.on_damage(error))? {
-            let route = self.plan.routes.of(&self.plan.topics, &partition.topic);
-            for chunk in self.chunks(&route, &partition, life, records) {
-                if let Err(refused) = self.lanes.push(time::now(), &partition, life, chunk, route.gather()) {
-                    self.hand_back(&partition, life, [refused]);
-                }
-            }
-        }
-        self.follow_pauses();
-        Ok(())
-    }
-
-    /// Records as their lanes take them: those of a retry topic one by one, as each waits for its own time. What another group has
-    /// put there is done.
-    fn chunks(
-        &mut self,
-        route: &Route,
-        partition: &TopicPartition,
-        life: Life,
-        records: PartitionRecords,
-    ) -> Vec<Chunk> {
-        if route.level == 0 {
-            return vec![Chunk::Polled(records)];
-        }
-        let (now, now_ms) = (time::now(), self.kit.environment.wall_clock_ms());
-        let due = |record: &ConsumerRecord| {
-            time::later(now, route.left_to_wait(letters::waits_until(record), now_ms))
-        };
-        let (mut own, mut others, mut group) = (Vec::new(), Vec::new(), None);
-        // They wait for long: not with all that they came with.
-        for record in records.iter() {
-            if let Some(other) = letters::other_group(record.headers(), &self.plan.group) {
-                others.push(record.offset());
-                group = Some(other);
-                continue;
-            }
-            let record = record.to_copied();
-            let due = due(&record);
-            own.push(Chunk::Due(Box::new(record), due));
-        }
-        if let Some(group) = group {
-            let records = others.len();
-            match self.passed_over.insert(partition.clone()) {
-                true => tracing::warn!(
-                    %partition, records, %group,
-                    "records that another group has put into the retry topic are passed over, and left to that group"
-                ),
-                false => {
-                    tracing::debug!(%partition, records, %group, "records of another group are passed over")
-                }
-            }
-            self.client.done_all(partition, life, &others);
-            self.lanes.pass_over(partition, life, others.len());
-        }
-        own
     }
 
     /// Whether runs are out: what waits in lanes proves no life, if nobody polls the consumer any more.
