@@ -460,6 +460,8 @@ impl Fetcher {
             }
         }
         let session = &state.session;
+        let mut told = answer.responses.iter().flat_map(|topic| &topic.partitions);
+        let is_all_served = answer.session_id != 0 && told.all(|data| data.error_code == 0);
         let asked = Requested { names: session.names(), asked: &|key| session.asked(key).copied() };
         let taking = Taking { now, broker, settings: &self.settings, decompressor };
         if !taking.take(answer, &asked, partitions, &mut effects) {
@@ -470,6 +472,8 @@ impl Fetcher {
             );
             state.session.handle_failure();
             state.retry_at = Some(now + state.backoff.next(&mut self.rng));
+        } else if is_all_served && partitions.has_rumour() {
+            partitions.note_passed_over(now, broker, |key| Some(state.session.asked(key)?.topic_id));
         }
         // A session tells of what has changed: what was asked for and is not refused again is not refused any more.
         self.refused.retain(|key| {

@@ -98,6 +98,8 @@ pub(crate) struct Partitions {
     kept_to: Map<i32, Instant>,
     /// Records are acknowledged one by one, and not by the next poll.
     by_each: bool,
+    /// Metadata have told of another id of some topic than that which it is read by.
+    is_rumoured: bool,
 }
 
 impl Partitions {
@@ -279,6 +281,7 @@ impl Partitions {
             topic_id: TopicId::default(),
             rumour: None,
             is_served: false,
+            is_served_by_id: false,
             is_refused: false,
             replica: None,
             is_unchecked: false,

@@ -90,7 +90,7 @@ impl Partition {
 
     /// Its leader has served it.
     pub(crate) fn note_served(&mut self, now: Instant, by_id: bool) {
-        (self.is_served, self.is_refused) = (true, false);
+        (self.is_served, self.is_served_by_id, self.is_refused) = (true, by_id, false);
         if let Some(rumour) = &mut self.rumour {
             match by_id {
                 true => rumour.since = now,
@@ -158,7 +158,7 @@ impl Partitions {
                 Heard::Unclear => continue,
             }
             partition.topic_id = told.id;
-            (partition.rumour, partition.is_refused) = (None, false);
+            (partition.rumour, partition.is_refused, partition.is_served_by_id) = (None, false, false);
             // Whether or not it was assigned when that happened.
             match self.known.get_mut(&key.topic) {
                 Some((known, _)) if *known == told.id => {}
@@ -167,12 +167,29 @@ impl Partitions {
             }
             mark(&mut partition.is_touched, key, &mut self.touched);
         }
+        self.is_rumoured = self.partitions.values().any(|partition| partition.rumour.is_some());
         again
+    }
+
+    /// A leader has answered in a session, and refused nothing. It names only what has news, and an id that it does not know always:
+    /// whatever it was `asked` for by an id that it has served is served still. Else an idle topic would seem to be served by nobody.
+    pub(crate) fn note_passed_over(
+        &mut self,
+        now: Instant,
+        leader: i32,
+        asked: impl Fn(&TopicPartition) -> Option<TopicId>,
+    ) {
+        for (key, partition) in &mut self.partitions {
+            let is_of_leader = partition.leader.is_some_and(|(id, _)| id == leader);
+            if partition.is_served_by_id && is_of_leader && asked(key) == Some(partition.topic_id) {
+                partition.note_served(now, true);
+            }
+        }
     }
 
     /// Whether metadata tell of another id than that which one is read by.
     pub(crate) fn has_rumour(&self) -> bool {
-        self.partitions.values().any(|partition| partition.rumour.is_some())
+        self.is_rumoured
     }
 
     /// The life in which a topic was found to be another one than that of its name before.

@@ -110,6 +110,8 @@ pub(crate) struct Partition {
     pub(super) rumour: Option<Rumour>,
     /// Its leader has served the topic of this id, and has refused it since.
     pub(crate) is_served: bool,
+    /// By that id, and not by the topic's name.
+    pub(super) is_served_by_id: bool,
     pub(super) is_refused: bool,
     /// Read from in place of the leader.
     pub(crate) replica: Option<Replica>,

@@ -180,6 +180,33 @@ fn a_log_that_does_not_fit_is_another_topics_when_one_is_told_of() {
 }
 
 #[test]
+fn a_leader_that_passes_a_partition_over_in_its_session_serves_the_id_it_was_asked_by() {
+    for by_id in [true, false] {
+        let mut bench = Bench::new(&[1], 1 << 20);
+        ids(&mut bench, 1);
+        let fetch = bench.plan().unwrap();
+        let partitions = vec![data(0, batch(0, 20))];
+        let topic = wire::fetch_response::FetchableTopicResponse { partitions, ..Default::default() };
+        let topic = match by_id {
+            true => wire::fetch_response::FetchableTopicResponse { topic_id: wire::Uuid([1; 16]), ..topic },
+            false => wire::fetch_response::FetchableTopicResponse { topic: "t".into(), ..topic },
+        };
+        let brought = wire::FetchResponse { session_id: 9, responses: vec![topic], ..Default::default() };
+        bench.answered(&fetch, Ok(brought));
+        assert_eq!(bench.poll(10).len(), 10);
+        // The only broker that tells of topics is behind, and nothing is written.
+        let mut again = Vec::new();
+        for _ in 0..30 {
+            again.append(&mut ids(&mut bench, 2));
+            let fetch = bench.plan().unwrap();
+            bench.now += Duration::from_secs(1);
+            bench.answered(&fetch, Ok(wire::FetchResponse { session_id: 9, ..Default::default() }));
+        }
+        assert_eq!(again.is_empty(), by_id, "what is asked by name says nothing of the id");
+    }
+}
+
+#[test]
 fn while_another_topic_is_told_of_the_leader_of_the_one_that_is_read_stays() {
     let mut bench = Bench::read_up_to_20(20);
     ids(&mut bench, 1);
