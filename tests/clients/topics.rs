@@ -46,6 +46,14 @@ on_every_backend! {
             assert!(begun.elapsed() < PATIENCE, "the topic cannot be made again");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        let none: [&str; 0] = [];
+        let consumer = kafka.get_consumer_with(none, |c| c.auto_offset_reset("earliest")).await.unwrap();
+        let place = TopicPartition::new(&*topic, 0);
+        // The controller answers before the broker has deleted: until then what is written goes to the old log.
+        while consumer.end_offsets([place.clone()]).await.unwrap()[&place] != 0 {
+            assert!(begun.elapsed() < PATIENCE, "the old log is still there");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         let mut deliveries = Vec::new();
         for number in 100..200 {
             deliveries.push(producer.send(&topic, &number).partition(0).await.unwrap());
@@ -54,9 +62,7 @@ on_every_backend! {
             let written = tokio::time::timeout(PATIENCE, delivery).await.expect("no answer").unwrap();
             assert_eq!(written.offset, offset);
         }
-        let none: [&str; 0] = [];
-        let consumer = kafka.get_consumer_with(none, |c| c.auto_offset_reset("earliest")).await.unwrap();
-        consumer.assign([TopicPartition::new(&*topic, 0)]).unwrap();
+        consumer.assign([place]).unwrap();
         let mut values = Vec::new();
         while values.len() < 100 {
             let records = consumer.poll(PATIENCE).await.unwrap();
