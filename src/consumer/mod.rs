@@ -331,7 +331,8 @@ impl KafkaConsumer {
     }
 
     /// Returns no more records of these partitions until [`resume`](Self::resume); they stay assigned, and you should keep
-    /// polling. A rebalance ends the pause.
+    /// polling. A partition that is taken away is not paused when it comes back: with an eager assignor every rebalance takes all
+    /// away.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] if a partition is not assigned; none is paused then.

@@ -12,7 +12,7 @@ pub(super) struct Presence {
     max_poll_interval: Duration,
     /// Somebody is in a poll.
     is_polled: bool,
-    /// `None` while a poll waits: only time away from poll counts.
+    /// `None` while a poll waits, or when it should end: only time away from poll counts.
     away_since: Option<Instant>,
 }
 
@@ -43,9 +43,7 @@ impl Presence {
 
     /// The user is alive: the poll interval begins again. Not a poll.
     pub(super) fn handle_alive(&mut self, now: Instant) {
-        if self.away_since.is_some() {
-            self.away_since = Some(now);
-        }
+        self.away_since = self.away_since.map(|since| since.max(now));
     }
 
     /// Somebody waits in a poll that may never be looked after again: the poll interval runs although it has not ended.

@@ -146,6 +146,8 @@ pub(crate) struct Core {
     /// The user's code is at work on what was taken, and may not yield: being at work is proof enough of life.
     at_work: Option<AtWork>,
     polls: usize,
+    /// When the last of the polls that wait should end.
+    polls_end: Option<Instant>,
     auto_commit_at: Option<Instant>,
     errors: VecDeque<Told>,
     fatal: Option<Error>,
@@ -199,6 +201,7 @@ impl Core {
             closing: None,
             at_work: None,
             polls: 0,
+            polls_end: None,
             auto_commit_at: (has_group && settings.enable_auto_commit)
                 .then(|| now + settings.auto_commit_interval),
             errors: VecDeque::new(),
@@ -243,8 +246,24 @@ impl Core {
     /// A poll has returned, or was dropped.
     pub(crate) fn handle_poll_end(&mut self, now: Instant) {
         self.polls = self.polls.saturating_sub(1);
-        if let (0, Some(member)) = (self.polls, &mut self.member) {
-            member.handle_poll_end(now);
+        match (self.polls, self.polls_end) {
+            (0, _) => {
+                self.polls_end = None;
+                if let Some(member) = &mut self.member {
+                    member.handle_poll_end(now);
+                }
+            }
+            (_, Some(last)) => self.handle_wait(last.max(now)),
+            (_, None) => {}
+        }
+    }
+
+    /// A poll waits until then. Its future may be kept, and never looked after again: from then on the poll interval runs.
+    pub(crate) fn handle_wait(&mut self, until: Instant) {
+        let last = self.polls_end.map_or(until, |last| last.max(until));
+        self.polls_end = Some(last);
+        if let Some(member) = &mut self.member {
+            member.handle_loose_poll(last);
         }
     }
 
@@ -281,7 +300,7 @@ impl Core {
     /// A poll waits that may never be polled again: the poll interval must run.
     pub(crate) fn handle_loose_poll(&mut self, now: Instant) {
         if let Some(member) = &mut self.member {
-            member.handle_loose_poll(now);
+            member.handle_loose_poll(self.polls_end.map_or(now, |last| last.max(now)));
         }
     }
 

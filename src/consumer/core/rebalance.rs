@@ -405,6 +405,37 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_poll_counts_until_it_should_have_ended_and_not_for_as_long_as_it_is_kept() {
+        for (polls, stays) in [(&[1_u64][..], 5), (&[1, 40], 30)] {
+            let (mut core, key, life, mut now) = joined();
+            core.handle_done(&key, life, &[0, 1]);
+            core.handle_poll_end(now);
+            // None of them is looked after again.
+            for seconds in polls.iter().chain(&[1]) {
+                core.handle_poll(now).unwrap();
+                core.handle_wait(now + Duration::from_secs(*seconds));
+            }
+            let until = now + Duration::from_secs(stays);
+            let mut has_left = None;
+            while has_left.is_none() && now < until + Duration::from_secs(60) {
+                now += Duration::from_secs(1);
+                core.handle_timeout(now);
+                for action in std::iter::from_fn(|| core.poll_action(now)).collect::<Vec<_>>() {
+                    match action {
+                        Action::Group { token, request: Request::Heartbeat { .. }, .. } => {
+                            core.handle_group(now, token, Ok(Answer::Heartbeat { error: 0 }));
+                        }
+                        Action::Group { request: Request::Leave { .. }, .. } => has_left = Some(now),
+                        _ => {}
+                    }
+                }
+            }
+            let left = has_left.expect("a future that is kept holds the partitions for ever");
+            assert!(left > until, "{:?} before a poll had ended", until - left);
+        }
+    }
+
     /// The commit that goes out now.
     fn commit_out(core: &mut Core, now: Instant) -> Token {
         let mut actions = std::iter::from_fn(|| core.poll_action(now));
