@@ -104,12 +104,19 @@ impl Consumer {
     /// As [`consume`](Self::consume); the group is left in the background only when the consumer is dropped.
     pub async fn run<F: Future>(&mut self, shutdown: F) -> Result<()> {
         const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::run", subject: SUBJECT };
-        let left = Leaving(self);
-        left.0.run_and_leave(PLACE, shutdown).await
+        let (left, mut outcome) = (Leaving(self), Ok(()));
+        let closed = left.0.run_and_leave(PLACE, shutdown, &mut outcome).await;
+        outcome.and(closed)
     }
 
-    /// [`run`](Self::run). Dropped while it leaves the group, it leaves that to whoever goes on with [`leave`](Self::leave).
-    async fn run_and_leave<F: Future>(&mut self, place: LogSubject, shutdown: F) -> Result<()> {
+    /// [`run`](Self::run), and how leaving went. Dropped while it leaves the group, it leaves that to whoever goes on with
+    /// [`leave`](Self::leave), who finds in `outcome` what ended it.
+    async fn run_and_leave<F: Future>(
+        &mut self,
+        place: LogSubject,
+        shutdown: F,
+        outcome: &mut Result<()>,
+    ) -> Result<()> {
         // Also where this future is dropped: the next `run` is not ended by what ended this one.
         let _renewed = RenewStop(Arc::clone(&self.shared));
         logged(place, driver::check_runtime())?;
@@ -121,7 +128,7 @@ impl Consumer {
             .fuse()
         );
         let begun = (time::now(), self.shared.counters.snapshot());
-        let outcome = logged(place, self.run_until(shutdown.as_mut()).await);
+        *outcome = logged(place, self.run_until(shutdown.as_mut()).await);
         let closed = self.leave(CLOSE_TIMEOUT).await;
         let done = self.shared.counters.snapshot();
         tracing::info!(
@@ -133,7 +140,7 @@ impl Consumer {
             dead_lettered = done.dead_lettered - begun.1.dead_lettered,
             "the consumer has ended and left its group"
         );
-        outcome.and(closed)
+        closed
     }
 
     async fn run_until<S: futures_util::future::FusedFuture<Output = ()>>(
@@ -214,7 +221,7 @@ impl Consumer {
             LogSubject { controller: "dtkafka::Consumer::run_until_signal", subject: SUBJECT };
         let left = Leaving(self);
         let (mut signals, first) = (pin!(signals), CancellationToken::new());
-        let mut failure = Ok(());
+        let (mut failure, mut outcome) = (Ok(()), Ok(()));
         let second = async {
             match signals.next().await {
                 Some(Err(error)) => failure = logged(PLACE, Err(error)),
@@ -231,18 +238,19 @@ impl Consumer {
                 std::future::pending().await
             }
         };
-        let ended = tokio::select! {
+        let left_in_time = tokio::select! {
             biased;
-            ended = left.0.run_and_leave(PLACE, first.cancelled()) => Some(ended),
+            closed = left.0.run_and_leave(PLACE, first.cancelled(), &mut outcome) => Some(closed),
             () = second => None,
         };
-        match ended {
-            Some(ended) => failure.and(ended),
+        let closed = match left_in_time {
+            Some(closed) => closed,
             None => {
                 tracing::warn!("told to end a second time: running handlers are dropped where they stand");
                 left.0.leave(HURRY).await
             }
-        }
+        };
+        failure.and(outcome).and(closed)
     }
 
     /// Commits what was handled and not committed yet: for consumers without automatic commits.
@@ -299,8 +307,8 @@ impl Consumer {
         if self.leaves == Leaves::Not {
             self.leaves = Leaves::Committing;
         }
-        engine.halt().await;
         let deadline = time::after(limit);
+        engine.halt().await;
         let committed = match self.auto_commit && !is_committed {
             true => tokio::time::timeout_at(deadline, engine.commit()).await,
             false => Ok(Ok(())),

@@ -328,6 +328,41 @@ async fn told_a_second_time_to_end_it_waits_for_no_handler_and_commits_what_is_d
     assert_eq!(broker.committed("g", "t", 0), Some(1));
 }
 
+#[cfg(feature = "signal")]
+#[tokio::test]
+async fn told_to_end_while_it_leaves_after_an_error_it_still_returns_the_error() {
+    let (broker, kafka) = with_records(&["t"], 2).await;
+    broker.control().hold(ApiKey::OffsetCommit);
+    let failed = Arc::new(tokio::sync::Notify::new());
+    let fails = Arc::clone(&failed);
+    let mut consumer = Consumer::new(&kafka, ["t"])
+        .unwrap()
+        .register_handler("t", async move |message: Message<i64>| match message.value {
+            0 => Ok(()),
+            _ => {
+                fails.notify_one();
+                Err("out of stock".into())
+            }
+        })
+        .unwrap();
+    let signals = futures_util::stream::iter([true, false]).then(|is_first| {
+        let (failed, control) = (Arc::clone(&failed), broker.control());
+        async move {
+            if is_first {
+                failed.notified().await;
+            } else {
+                tokio::time::sleep(Duration::from_millis(1500)).await;
+                control.release(ApiKey::OffsetCommit);
+            }
+            Ok(())
+        }
+    });
+    let run = tokio::time::timeout(Duration::from_secs(60), consumer.run_until_told(signals));
+    let error = run.await.expect("it does not come to its end").unwrap_err();
+    assert_eq!((error.kind(), error.offset()), (ErrorKind::Handler, Some(1)), "{error}");
+    assert_eq!(broker.committed("g", "t", 0), Some(1));
+}
+
 #[tokio::test]
 async fn a_record_that_waits_by_itself_does_not_keep_the_answer_it_came_in() {
     let (_broker, kafka) = with_records(&["t"], 3).await;
