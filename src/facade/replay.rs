@@ -56,7 +56,11 @@ impl DeadLetter {
             record.offset = offset.unwrap_or(-1);
             record.timestamp = timestamp.unwrap_or(record.timestamp);
         }
-        record.headers.retain(|header| !header.key.starts_with(letters::DEAD));
+        // Those of the last letter, whose topic stands first: what was a letter before is that letter again.
+        let name = format!("{}topic", letters::DEAD);
+        let last = record.headers.iter().rposition(|header| header.key == name).unwrap_or(0);
+        let own = record.headers.split_off(last);
+        record.headers.extend(own.into_iter().filter(|header| !header.key.starts_with(letters::DEAD)));
         Self { record, has_origin, attempts, error, letter_partition, letter_offset }
     }
 }
@@ -267,6 +271,20 @@ mod tests {
         assert_eq!((&letter.record, letter.attempts, letter.has_origin), (&record, 5, true));
         assert_eq!((letter.letter_partition, letter.letter_offset), (0, 7));
         assert_eq!(letter.error, "out of stock");
+    }
+
+    #[test]
+    fn a_letter_of_a_letter_reads_as_the_letter_it_was() {
+        let error = Error::new(ErrorKind::Handler, "out of stock");
+        let first = ConsumerRecord::new("orders", 3, 42).with_value("{}").with_timestamp(1_700_000_000_000);
+        let mut letter =
+            ConsumerRecord::new("orders-dead", 0, 7).with_value("{}").with_timestamp(1_800_000_000_000);
+        letter.headers = letters::dead_letter_headers(&first, 5, &error);
+        let mut second = ConsumerRecord::new("orders-dead-again", 1, 9).with_value("{}");
+        second.headers = letters::dead_letter_headers(&letter, 1, &error);
+        let read = DeadLetter::read(second);
+        assert_eq!(read.record, letter);
+        assert_eq!(DeadLetter::read(read.record).record, first);
     }
 
     #[test]
