@@ -47,10 +47,9 @@ fn explain<T: DeserializeOwned>(value: &[u8], cause: &serde_json::Error) -> (Str
         Ok(value) => value,
         Err(cause) => return (cause.to_string(), false),
     };
-    let text = explain::explain::<T>(&value).unwrap_or_else(|| {
-        format!("another type of value was expected at line {} column {}", cause.line(), cause.column())
-    });
-    (text, true)
+    let text = explain::explain::<T>(&value);
+    let text = text.unwrap_or_else(|| "another type of value was expected".to_owned());
+    (format!("{text}, at line {} column {}", cause.line(), cause.column()), true)
 }
 
 #[cold]
@@ -81,7 +80,7 @@ mod tests {
     fn an_error_of_reading_says_where_and_never_shows_the_value() {
         let text = fails("\"hunter2\"").to_string();
         assert!(text.contains("topic orders partition 3, offset 42") && !text.contains("hunter2"), "{text}");
-        assert!(text.contains("expected u32, found a string"), "{text}");
+        assert!(text.contains("expected u32, found a string, at line 1 column 9"), "{text}");
         assert!(fails("").to_string().contains("EOF"), "{}", fails(""));
         assert!(fails("{nope").to_string().contains("is not JSON"), "{}", fails("{nope"));
         assert!(read::<Option<u32>>(None, &"orders".into(), 3, 42).unwrap().is_none(), "a tombstone is null");
