@@ -358,7 +358,7 @@ impl ErrorPolicy {
         let doublings = attempt.saturating_sub(1);
         let doubled = self.backoff.saturating_mul(1u32.checked_shl(doublings).unwrap_or(u32::MAX));
         let pause = doubled.min(self.max.unwrap_or_else(|| MAX_BACKOFF.max(self.backoff)));
-        if self.jitter { pause - pause / 2 * u32::try_from(random % 101).unwrap_or(0) / 100 } else { pause }
+        if self.jitter { pause - pause / 200 * u32::try_from(random % 101).unwrap_or(0) } else { pause }
     }
 
     /// Where a dead letter goes.
@@ -445,6 +445,14 @@ mod tests {
 
     fn failed() -> Failure {
         Failure::Handler("out of stock".into())
+    }
+
+    #[test]
+    fn pauses_of_any_length_can_be_shortened() {
+        let policy = ErrorPolicy::retry(3, Duration::MAX).jitter();
+        assert_eq!(policy.pause(2, 0), Duration::MAX);
+        let shortest = policy.pause(2, 100);
+        assert!(shortest >= Duration::MAX / 2 && shortest < Duration::MAX / 2 + Duration::from_secs(1));
     }
 
     fn unreadable() -> Failure {

@@ -334,7 +334,7 @@ impl Lane {
     /// Waits, unless told to give up.
     async fn pause(&mut self, pause: Duration) -> Flow {
         self.tell();
-        self.waited += pause;
+        self.waited = self.waited.saturating_add(pause);
         tokio::select! {
             biased;
             () = self.token.cancelled() => Flow::Abandoned,
