@@ -162,6 +162,8 @@ pub(super) struct Route {
     pub(super) policy: ErrorPolicy,
     /// How many retry topics its records have been through.
     pub(super) level: usize,
+    /// Records may be there that another group has put into its retry topic.
+    pub(super) may_hold_others: bool,
     /// How long a record waits in this retry topic at most.
     pause: Duration,
     /// The topics of the next levels with their pauses.
@@ -370,16 +372,16 @@ impl Routes {
             None => Handlers::Each(each),
         };
         let retry_topics = policy.retry_topics_of(&origin).collect();
-        let route = Arc::new(Route { origin, handlers, policy, level, pause, retry_topics });
+        let is_like_one = || self.like_retry_topic(own, topic).is_some_and(|(_, pause)| pause.is_some());
+        let may_hold_others = level > 0 || (matches!(own, Consumed::Matching { .. }) && is_like_one());
+        let route = Arc::new(Route { origin, handlers, policy, level, may_hold_others, pause, retry_topics });
         known.insert(Arc::clone(topic), Arc::clone(&route));
         route
     }
 
     /// The topic whose records wait in this one, how many retry topics they have been through, and how long they wait here.
     fn waits_for(&self, own: &Consumed, topic: &Arc<str>) -> Option<(Arc<str>, usize, Duration)> {
-        // With a handler of its own it is only named like one.
-        let end = topic.rfind(RETRY).filter(|_| !self.is_named(topic))?;
-        let origin: Arc<str> = topic.get(..end).filter(|origin| !own.excludes(origin))?.into();
+        let (origin, said) = self.like_retry_topic(own, topic)?;
         let levels: Vec<_> = self.policy_of(&origin).retry_topics_of(&origin).collect();
         // Also where the consumer names it: records wait there, and would be passed over without a handler.
         if let Some(level) = levels.iter().position(|(name, _)| name == topic) {
@@ -393,8 +395,16 @@ impl Routes {
             Consumed::Matching { .. } => levels.is_empty() && !own.excludes(topic),
         };
         let is_one = !may_be_its_own || self.handlers_of(topic).next().is_none();
-        let pause = topic.get(end + RETRY.len()..).and_then(pause_in_words).filter(|_| is_one)?;
+        let pause = said.filter(|_| is_one)?;
         Some((origin, levels.len().max(1), pause))
+    }
+
+    /// The topic that is consumed and whose retry topic this one is by its name, which says the pause. With a handler of its own it is
+    /// only named like one.
+    fn like_retry_topic(&self, own: &Consumed, topic: &str) -> Option<(Arc<str>, Option<Duration>)> {
+        let (origin, pause) = topic.rsplit_once(RETRY)?;
+        let is_one = !self.is_named(topic) && !own.excludes(origin);
+        is_one.then(|| (origin.into(), pause_in_words(pause)))
     }
 }
 
@@ -574,6 +584,28 @@ mod tests {
         }
         let dead = ErrorPolicy::dead_letter("orders-dead").check(&own).unwrap_err();
         assert!(dead.to_string().contains("feed itself"), "{dead}");
+    }
+
+    #[cfg(feature = "pattern")]
+    #[test]
+    fn what_other_groups_put_into_a_retry_topic_is_looked_for_where_a_pattern_matches_it() {
+        let of = |own: &Consumed, handler: Topics, topic: &str| {
+            let mut routes = Routes::default();
+            routes.add(own, handler, each()).unwrap();
+            let route = routes.of(own, &topic.into());
+            (route.level, route.may_hold_others)
+        };
+        let pattern = Consumed::matching("orders.*", false).unwrap();
+        let glob = Topics::glob("orders*");
+        assert_eq!(of(&pattern, glob.clone(), "orders-retry-1m"), (0, true));
+        assert_eq!(of(&pattern, glob.clone(), "orders-retry-soon"), (0, false));
+        assert_eq!(of(&pattern, glob.clone(), "orders"), (0, false));
+        assert_eq!(of(&pattern, "orders-retry-1m".into(), "orders-retry-1m"), (0, false));
+        assert_eq!(of(&pattern, "orders".into(), "orders-retry-1m"), (1, true));
+        let retries = Consumed::matching("orders-retry-.*", false).unwrap();
+        assert_eq!(of(&retries, glob.clone(), "orders-retry-1m"), (0, false), "they alone are consumed");
+        let named = Consumed::named(["orders", "orders-retry-1m"]).unwrap();
+        assert_eq!(of(&named, glob, "orders-retry-1m"), (0, false), "the consumer names it");
     }
 
     #[cfg(feature = "pattern")]

@@ -339,4 +339,23 @@ async fn what_another_group_has_put_into_a_shared_retry_topic_is_passed_over() {
     until(|| broker.committed("two", retry, 0) == Some(3)).await;
     two.stop().await.1.unwrap();
     assert_eq!(*seen.lock().unwrap(), [0, 1, 0, 1, 0, 1, 9]);
+    // Of a consumer that has no retry topics, and whose pattern matches this one as well.
+    let all = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&all);
+    let three = Consumer::matching_with(&kafka, "orders.*", |c| c.group_id("three"))
+        .unwrap()
+        .register_handler(Topics::glob("orders*"), async move |m: Message<u32>| {
+            log.lock().unwrap().push((m.topic.to_string(), m.value));
+            Ok(())
+        })
+        .unwrap();
+    let three = run(three);
+    until(|| {
+        broker.committed("three", retry, 0) == Some(3) && broker.committed("three", "orders", 0) == Some(2)
+    })
+    .await;
+    three.stop().await.1.unwrap();
+    all.lock().unwrap().sort();
+    let orders = |value| ("orders".to_owned(), value);
+    assert_eq!(*all.lock().unwrap(), [orders(0), orders(1), (retry.to_owned(), 9)]);
 }

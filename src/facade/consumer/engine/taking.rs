@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Engine;
 use crate::{
     consumer::{
-        PartitionRecords,
+        PartitionRecords, RecordRef,
         acknowledge::{Life, Taken},
     },
     error::Result,
@@ -60,7 +60,10 @@ impl Engine {
         life: Life,
         records: PartitionRecords,
     ) -> Vec<Chunk> {
-        if route.level == 0 {
+        let other = |record: &RecordRef<'_>| letters::other_group(record.headers(), &self.plan.group);
+        if route.level == 0
+            && !(route.may_hold_others && records.iter().any(|record| other(&record).is_some()))
+        {
             return vec![Chunk::Polled(records)];
         }
         let (now, now_ms) = (time::now(), self.kit.environment.wall_clock_ms());
@@ -70,14 +73,19 @@ impl Engine {
         let (mut own, mut others, mut group) = (Vec::new(), Vec::new(), None);
         // They wait for long: not with all that they came with.
         for record in records.iter() {
-            if let Some(other) = letters::other_group(record.headers(), &self.plan.group) {
+            if let Some(other) = other(&record) {
                 others.push(record.offset());
                 group = Some(other);
                 continue;
             }
-            let record = record.to_copied();
-            let due = due(&record);
-            own.push(Chunk::Due(Box::new(record), due));
+            let record = Box::new(record.to_copied());
+            own.push(match route.level {
+                0 => Chunk::One(record),
+                _ => {
+                    let due = due(&record);
+                    Chunk::Due(record, due)
+                }
+            });
         }
         if let Some(group) = group {
             let records = others.len();
