@@ -284,15 +284,7 @@ impl ErrorPolicy {
         if names.len() < self.retry_topics.len() || !self.retry_topics.iter().all(is_whole) {
             return bad("the pauses of retry topics must differ, in whole milliseconds".to_owned());
         }
-        let is_retry_topic = |topic: &str| {
-            self.retry_endings().any(|ending| {
-                topic.strip_suffix(&format!("-retry-{ending}")).is_some_and(|origin| consumed.takes(origin))
-            })
-        };
         match &self.last {
-            Last::DeadLetter(Topic::Named(topic)) if is_retry_topic(topic) => {
-                bad(format!("the dead letter topic {topic} is one of its own retry topics"))
-            }
             Last::DeadLetter(Topic::Named(topic)) if topic.trim().is_empty() => {
                 bad("the dead letter topic's name is empty".to_owned())
             }
@@ -300,6 +292,14 @@ impl ErrorPolicy {
                 "the dead letter topic {topic} is one of the topics consumed, and would feed itself"
             )),
             _ => Ok(()),
+        }
+    }
+
+    /// The dead letter topic that it names.
+    pub(super) fn named_dead_letter_topic(&self) -> Option<&Arc<str>> {
+        match &self.last {
+            Last::DeadLetter(Topic::Named(topic)) => Some(topic),
+            _ => None,
         }
     }
 

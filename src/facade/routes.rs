@@ -283,6 +283,25 @@ impl Routes {
         self.forget();
     }
 
+    /// What is wrong with the policies together: letters must not be read as records that wait for another try.
+    pub(super) fn check_letters(&self, own: &Consumed) -> Result<()> {
+        let is_retry_topic = |topic: &Arc<str>| {
+            self.like_retry_topic(own, topic).is_some_and(|(origin, _)| {
+                self.policy_of(&origin).retry_topics_of(&origin).any(|(name, _)| name == *topic)
+            })
+        };
+        let mut named = self.policies.iter().filter_map(|(_, policy)| policy.named_dead_letter_topic());
+        match named.find(|topic| is_retry_topic(topic)) {
+            None => Ok(()),
+            Some(topic) => Err(Error::new(
+                ErrorKind::Config,
+                format!(
+                    "the error policy cannot be used: the dead letter topic {topic} is one of its retry topics, or of another policy's"
+                ),
+            )),
+        }
+    }
+
     /// Whether a topic is one that records wait in, by a policy there was.
     pub(super) fn is_former_retry_topic(&self, own: &Consumed, topic: &Arc<str>) -> bool {
         self.waits_for(own, topic).is_some_and(|(origin, ..)| {

@@ -52,7 +52,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 /// * **Errors.** [`error_policy`](Self::error_policy) says what happens when a handler fails, panics or takes too long.
 /// * **Topics without a handler.** Their records count as handled; a warning is logged once for each topic.
 /// * **Long handlers.** The member stays in its group however long a handler takes, and a handler that is stuck holds up
-///   its own lane alone. When partitions go to another member, nothing more is begun in them, what is at work is waited for
+///   its own lane alone, and one of the places that [`concurrency`](Self::concurrency) gives; what is done behind it in its
+///   partition is committed after it, and taken only so far. When partitions go to another member, nothing more is begun in them, what is at work is waited for
 ///   (within `max.poll.interval.ms`), and what is done is committed before they go.
 ///
 /// Handlers run as tasks of the runtime. It connects when it first consumes, and leaves the group in
@@ -141,7 +142,8 @@ impl Consumer {
     ///
     /// Who matches, and in which syntax, is as in [`KafkaConsumer::subscribe_pattern`]. New topics are found within
     /// `metadata.max.age.ms`, a retry topic when the first record is put into it. Handlers may name a topic, some of the topics
-    /// ([`Topics::glob`]), or all others. Retry topics of the [`ErrorPolicy`] are read as well.
+    /// ([`Topics::glob`]), or all others. Retry topics of the [`ErrorPolicy`] are read as well. What other
+    /// groups have put into a retry topic that the pattern matches is passed over, unless a handler names that topic.
     ///
     /// **A dead letter topic must not match.** One that the policy names is refused if the client can read the pattern; one that a
     /// closure chooses is your responsibility. A letter that would go in a circle, to a topic that its record came from, is not
@@ -267,8 +269,8 @@ impl Consumer {
     /// What happens when a handler fails, for all topics without a policy of their own. Default: [`ErrorPolicy::Stop`].
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for a policy without an attempt, or a dead letter topic that is empty or among the topics
-    /// consumed. Logged before it is returned.
+    /// [`ErrorKind::Config`] for a policy without an attempt, or a dead letter topic that is empty, among the topics
+    /// consumed, or a retry topic of any policy of this consumer. Logged before it is returned.
     pub fn error_policy(self, policy: ErrorPolicy) -> Result<Self> {
         self.error_policy_for(Topics::others(), policy)
     }
@@ -282,7 +284,9 @@ impl Consumer {
             LogSubject { controller: "dtkafka::Consumer::error_policy", subject: SUBJECT };
         let topics = topics.into();
         logged(PLACE, topics.refuse_strangers(&self.topics).and_then(|()| policy.check(&self.topics)))?;
-        Arc::make_mut(&mut self.routes).set_policy(topics, policy);
+        let routes = Arc::make_mut(&mut self.routes);
+        routes.set_policy(topics, policy);
+        logged(PLACE, routes.check_letters(&self.topics))?;
         Ok(self)
     }
 
