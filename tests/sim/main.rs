@@ -79,6 +79,7 @@ const FOUND: &[(u64, &str)] = &[
         201_253,
         "a transactional producer is waited for as long as a connection may take, where that is more than max.block.ms",
     ),
+    (215_464, "a static member whom its predecessor's late JoinGroup fences begins anew"),
 ];
 
 fn number(variable: &str) -> Option<u64> {

@@ -3,13 +3,16 @@
 use std::{
     collections::BTreeMap,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use dtkafka::{
-    Consumer, ConsumerRecord, ConsumerRecords, ErrorPolicy, HandlerResult, KafkaConsumer, KafkaInstance,
-    Message, RecordRef, TopicPartition,
+    Consumer, ConsumerRecord, ConsumerRecords, Error, ErrorCode, ErrorPolicy, HandlerResult, KafkaConsumer,
+    KafkaInstance, Message, RecordRef, TopicPartition,
 };
 use dtkafka_testcontainers::broker::Profile;
 use futures_util::{FutureExt, StreamExt};
@@ -133,7 +136,14 @@ pub(crate) async fn run(world: Arc<World>, plan: Plan, mut rng: Rng) {
         } else {
             Instant::now() + Duration::from_secs(100_000)
         };
-        let life = Life { world: &world, plan: &plan, who: who.clone(), until, asked: Mutex::default() };
+        let life = Life {
+            world: &world,
+            plan: &plan,
+            who: who.clone(),
+            until,
+            asked: Mutex::default(),
+            is_fenced: AtomicBool::default(),
+        };
         life.live(ends, &mut rng).await;
         if world.is_stopped() {
             return;
@@ -149,6 +159,9 @@ struct Life<'a> {
     until: Instant,
     /// How far it has asked to commit by `commit_offsets`.
     asked: Mutex<BTreeMap<Place, i64>>,
+    /// Another member has its `group.instance.id`, be it a predecessor whose JoinGroup came late: a program of the user's
+    /// begins anew then.
+    is_fenced: AtomicBool,
 }
 
 impl Life<'_> {
@@ -165,11 +178,18 @@ impl Life<'_> {
     }
 
     fn is_over(&self) -> bool {
-        self.world.is_stopped() || (Instant::now() >= self.until && !self.world.is_calm())
+        self.is_fenced.load(Relaxed)
+            || self.world.is_stopped()
+            || (Instant::now() >= self.until && !self.world.is_calm())
     }
 
     fn history(&self) -> &History {
         &self.world.history
+    }
+
+    fn failed(&self, what: &str, error: &Error) {
+        self.history().note(format!("{} {what}: {error}", self.who));
+        self.is_fenced.fetch_or(error.code() == Some(ErrorCode::FENCED_INSTANCE_ID), Relaxed);
     }
 
     /// How this life really ends: the last one is closed.
@@ -272,7 +292,7 @@ impl Life<'_> {
             match self.history().bounded("poll", timeout, consumer.poll(timeout)).await {
                 Some(Ok(records)) => self.take(&records, pending),
                 Some(Err(error)) => {
-                    self.history().note(format!("{} poll: {error}", self.who));
+                    self.failed("poll", &error);
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
                 None => {}
@@ -345,7 +365,7 @@ impl Life<'_> {
                     pending.push((place, record.offset));
                 }
                 Ok(Some(Err(error))) => {
-                    self.history().note(format!("{} stream: {error}", self.who));
+                    self.failed("stream", &error);
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
                 Ok(None) | Err(_) => return,
