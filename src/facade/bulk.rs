@@ -77,6 +77,8 @@ pub struct BulkLoad<'k, I, V> {
     open: VecDeque<(u64, Delivery)>,
     progress: Progress,
     every: Duration,
+    /// The last record has waited in vain for its topic: the next ones do not wait for it.
+    is_topic_missing: bool,
     /// The iterator is at its end, or the producer is.
     is_drained: bool,
     is_over: bool,
@@ -106,6 +108,7 @@ where
             open: VecDeque::new(),
             progress: Progress::default(),
             every: Duration::from_secs(1),
+            is_topic_missing: false,
             is_drained: false,
             is_over: false,
         }
@@ -204,7 +207,8 @@ where
                 Some((key, value)) => {
                     let number = self.progress.taken;
                     self.progress.taken += 1;
-                    let until = time::after(self.client.max_block());
+                    let wait = if self.is_topic_missing { Duration::ZERO } else { self.client.max_block() };
+                    let until = time::after(wait);
                     self.pending = Some(Pending { number, key: key.into_key(), value, shown: None, until });
                 }
                 None => self.is_drained = true,
@@ -234,8 +238,15 @@ where
             None if time::now() < until => return false,
             None => Err(self.too_late()),
         };
-        let sent = match self.pending.take().and_then(|pending| pending.shown) {
-            Some(record) => self.client.watch(&record, sent),
+        let shown = self.pending.take().and_then(|pending| pending.shown);
+        let topic = shown.as_ref().map_or(&*self.topic, OutgoingRecord::topic);
+        let kind = sent.as_ref().err().map(Error::kind);
+        // What is wrong with the record itself is found before its topic is looked for.
+        if !matches!(kind, Some(ErrorKind::Json | ErrorKind::InvalidArgument)) {
+            self.is_topic_missing = kind.is_some() && !self.client.has_topic(topic);
+        }
+        let sent = match &shown {
+            Some(record) => self.client.watch(record, sent),
             None => sent,
         };
         match sent {

@@ -143,7 +143,8 @@ impl Producer {
     /// Nothing is sent before [`next`](BulkLoad::next), [`stream`](BulkLoad::stream) or [`finish`](BulkLoad::finish) is awaited.
     /// Memory stays flat however many there are: records are taken from the iterator in order, as `buffer.memory` has room for
     /// them and fewer than 65,536 of them are without an answer. A record that fails (after `delivery.timeout.ms` at the latest)
-    /// is among the failures of a [`Progress`](crate::Progress), and does not end the load.
+    /// is among the failures of a [`Progress`](crate::Progress), and does not end the load. Once a record has waited for
+    /// `max.block.ms` in vain for a topic that is not there, the others fail at once until it is.
     ///
     /// ```no_run
     /// # async fn example(producer: dtkafka::Producer) -> dtkafka::Result<()> {

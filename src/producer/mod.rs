@@ -409,6 +409,11 @@ impl KafkaProducer {
         self.shared().cluster.why_topic(topic, partition)
     }
 
+    /// Whether the topic was found, so that records for it need not wait for that.
+    pub(crate) fn has_topic(&self, topic: &str) -> bool {
+        self.shared().topics.with(|topics| topics.queues.contains_key(topic))
+    }
+
     /// How long a send may wait.
     pub(crate) fn max_block(&self) -> std::time::Duration {
         self.shared().settings.max_block

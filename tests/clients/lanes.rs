@@ -6,6 +6,7 @@ mod letters;
 mod retry_topics;
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
@@ -406,6 +407,36 @@ async fn many_values_for_a_topic_that_is_not_there_are_waited_for_once() {
         assert_eq!(error.topic(), Some("typo"), "{error}");
     }
     assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+    producer.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_bulk_load_for_a_topic_that_is_not_there_waits_for_it_once_and_goes_on_when_it_comes() {
+    let (broker, kafka) = broker_with(&[], |builder| builder.auto_create_topics(false)).await;
+    let settings = |p: dtkafka::ProducerConfig| p.set("max.block.ms", 300);
+    let producer = dtkafka::Producer::new_with(&kafka, settings).await.unwrap();
+    let is_made = Cell::new(false);
+    let mut load = producer.bulk_load(
+        "late",
+        (0..).map_while(|number| (number < 2000 || !is_made.get()).then_some((None::<&str>, number))),
+    );
+    let mut failed = 0;
+    while failed < 2000 {
+        let progress = tokio::time::timeout(PATIENCE, load.next()).await.expect("each record waits").unwrap();
+        failed = progress.failed;
+        for (_, error) in progress.failures {
+            assert_eq!(error.topic(), Some("late"), "{error}");
+        }
+    }
+    broker.create_topic("late", 1).unwrap();
+    let mut delivered = 0;
+    while delivered == 0 {
+        delivered =
+            tokio::time::timeout(PATIENCE, load.next()).await.expect("it does not go on").unwrap().delivered;
+    }
+    is_made.set(true);
+    let last = load.finish().await;
+    assert_eq!((last.open(), last.taken), (0, last.delivered + last.failed));
     producer.close().await.unwrap();
 }
 
