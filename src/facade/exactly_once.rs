@@ -22,6 +22,9 @@ use crate::{
 /// `transaction.timeout.ms` unless set. Kafka Streams: `StreamsConfig`, the same for exactly-once.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// `max.poll.interval.ms` unless set.
+const POLL_INTERVAL: Duration = Duration::from_secs(300);
+
 /// Brokers' `transaction.max.timeout.ms`.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(900);
 
@@ -84,6 +87,8 @@ struct TransactionInput {
     offsets: Map<TopicPartition, Span>,
     group: Option<ConsumerGroupMetadata>,
     records: usize,
+    /// The body has worked for longer than a transaction may be open.
+    is_overdue: bool,
     /// A log was cut below what was handed out of it: it comes again, and is not to be committed twice.
     is_cut: bool,
 }
@@ -144,8 +149,8 @@ impl ExactlyOnce {
         self
     }
 
-    /// How many records a transaction gathers at most (fewer if the body is slow: it ends after half of
-    /// `transaction.timeout.ms` between two records), rounded up to whole polls. Default: 10,000.
+    /// How many records a transaction gathers at most (fewer if the body is slow: it ends after half of `transaction.timeout.ms`,
+    /// or of a shorter `max.poll.interval.ms`, between two records), rounded up to whole polls. Default: 10,000.
     pub fn commit_records(mut self, records: usize) -> Self {
         self.most_records = records.max(1);
         self
@@ -155,8 +160,8 @@ impl ExactlyOnce {
     ///
     /// # Errors
     /// The body's error, whose transaction is aborted; a [fatal](Error::is_fatal) error such as that of a second instance with
-    /// the same `transactional.id`, or of a transaction that stayed open for longer than `transaction.timeout.ms`; what
-    /// consumer and producer refuse at the start. Whatever it is: another run goes on where the last transaction ended.
+    /// the same `transactional.id`, or of a transaction that stayed open for longer than `transaction.timeout.ms` (with a name
+    /// made up for the run only if the body takes that long twice); what consumer and producer refuse at the start. Whatever it is: another run goes on where the last transaction ended.
     ///
     /// # Cancel safety
     /// Dropping it aborts the open transaction, unless brokers were asked to commit already; nothing is lost or repeated.
@@ -217,11 +222,11 @@ impl ExactlyOnce {
             .await
     }
 
-    /// For as long as brokers are away.
+    /// For as long as brokers are away: each attempt waits for them.
     async fn start_producer_patiently(&self) -> Result<TransactionalProducer> {
         loop {
             match self.start_producer().await {
-                Err(error) if error.kind() == ErrorKind::Timeout => {
+                Err(error) if error.is_retriable() && !error.is_fatal() => {
                     tracing::warn!(%error, "a producer is started again");
                 }
                 started => return started,
@@ -235,10 +240,20 @@ impl ExactlyOnce {
         SHORT_TIMEOUT.max(self.interval.saturating_mul(10)).min(LONGEST_TIMEOUT)
     }
 
-    /// Half of `transaction.timeout.ms`: the other half is for delivering and committing.
+    /// `transaction.timeout.ms`.
+    fn time_limit(&self) -> Duration {
+        self.milliseconds("transaction.timeout.ms").unwrap_or_else(|| self.open_at_most())
+    }
+
+    /// Half of `transaction.timeout.ms`: the other half is for delivering and committing. A member that does not poll for longer
+    /// than `max.poll.interval.ms` is not let commit, whatever the transaction's time.
     fn worked_on_at_most(&self) -> Duration {
-        let set = self.kafka.config().get("transaction.timeout.ms").and_then(|text| text.parse().ok());
-        set.map_or_else(|| self.open_at_most(), Duration::from_millis) / 2
+        let between_polls = self.milliseconds("max.poll.interval.ms").unwrap_or(POLL_INTERVAL);
+        self.time_limit().min(between_polls) / 2
+    }
+
+    fn milliseconds(&self, name: &str) -> Option<Duration> {
+        self.kafka.config().get(name)?.parse().ok().map(Duration::from_millis)
     }
 
     async fn start_consumer(&self) -> Result<KafkaConsumer> {
@@ -257,7 +272,7 @@ impl ExactlyOnce {
         shutdown: Shared<impl Future<Output = ()>>,
         body: &impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
     ) -> Result<()> {
-        let (mut places, mut was_timed_out) = (Places::new(), false);
+        let (mut places, mut was_overdue) = (Places::new(), false);
         let pauses = || Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         let (mut polling, mut backoff) = (pauses(), pauses());
         let mut rng = self.kafka.config().resolve_client()?.environment.rng();
@@ -301,19 +316,21 @@ impl ExactlyOnce {
                 Ok(()) if is_empty => {}
                 Ok(()) => {
                     backoff.reset();
-                    was_timed_out = false;
+                    was_overdue = false;
                 }
                 Err(Failed::Again(error)) => {
                     tracing::warn!(%error, "a transaction was aborted; its records are processed again");
                     rewind(consumer, &taken);
                     tokio::time::sleep(backoff.next(&mut rng)).await;
                 }
-                // Nobody else can have a name that was made up for this run: a coordinator has ended what was open for too long. A body
-                // that always takes longer ends the run, or its record would be worked on for ever.
+                // Nobody else can have a name that was made up for this run: a coordinator has ended what was open for too long, as after
+                // an outage. A body that always takes longer ends the run, or its record would be worked on for ever.
                 Err(Failed::For(error))
-                    if self.named().is_none() && is_timed_out(&error) && !was_timed_out =>
+                    if self.named().is_none()
+                        && is_timed_out(&error)
+                        && !(taken.is_overdue && was_overdue) =>
                 {
-                    was_timed_out = true;
+                    was_overdue |= taken.is_overdue;
                     tracing::warn!(%error, "a transaction was open for longer than transaction.timeout.ms; its records are processed again");
                     rewind(consumer, &taken);
                     tokio::time::sleep(backoff.next(&mut rng)).await;
@@ -344,11 +361,13 @@ impl ExactlyOnce {
             begun = producer.begin() => begun.map_err(failed)?,
             () = shutdown.clone() => return Ok(()),
         };
-        let late = time::after(self.worked_on_at_most());
+        let (late, overdue) = (time::after(self.worked_on_at_most()), time::after(self.time_limit()));
         // Also where nothing more comes.
         let until = until.min(late);
         loop {
-            match work_on(consumer, &transaction, &records, taken, late, body).await {
+            let worked = work_on(consumer, &transaction, &records, taken, late, body).await;
+            taken.is_overdue |= time::now() >= overdue;
+            match worked {
                 Ok(false) => {}
                 Ok(true) => break,
                 Err(error) => {
@@ -377,6 +396,12 @@ impl ExactlyOnce {
                 Ok(more) => more,
                 Err(_) => break,
             };
+            // Of a place that the group does not know nothing is worked on: see `commit_places`. What was worked on before is committed
+            // first: after an abort it might never come again, where the reset policy was asked because the log begins later now.
+            if consumer.has_decided() {
+                put_back(consumer, &records);
+                break;
+            }
             note(consumer, taken, &records);
         }
         if taken.is_cut(consumer) {
@@ -393,9 +418,7 @@ impl ExactlyOnce {
         transaction.add_offsets(&group, offsets).map_err(failed)?;
         transaction.commit_patiently(shutdown).await.map_err(failed)?;
         for (partition, span) in taken.offsets.iter().filter(|(_, span)| span.is_late) {
-            if let Err(error) = consumer.hand_out_again(partition, span.life, span.next) {
-                tracing::debug!(%error, "the partition was lost meanwhile");
-            }
+            hand_out_again(consumer, partition, span.life, span.next);
         }
         Ok(())
     }
@@ -417,8 +440,7 @@ async fn work_on(
     // The place in the group under which they were handed out: taken before they are worked on, and checked to be still that.
     let group = consumer.group_metadata()?;
     let live = records.iter().all(|(partition, part)| consumer.is_live(partition, part.life()));
-    // Of a place that the group does not know nothing is worked on: see `commit_places`.
-    let moved = taken.group.as_ref().is_some_and(|known| *known != group) || consumer.has_decided();
+    let moved = taken.group.as_ref().is_some_and(|known| *known != group);
     if !live || moved || taken.is_cut(consumer) {
         return Err(regrouped());
     }
@@ -536,16 +558,45 @@ fn is_regrouped(error: &Error) -> bool {
 /// owner's, and one that came back begins where that one left it.
 fn rewind(consumer: &KafkaConsumer, taken: &TransactionInput) {
     for (partition, span) in &taken.offsets {
-        if let Err(error) = consumer.hand_out_again(partition, span.life, span.first) {
-            tracing::debug!(%error, "the partition was lost meanwhile");
+        hand_out_again(consumer, partition, span.life, span.first);
+    }
+}
+
+/// Has the consumer hand out again what was polled and not worked on.
+fn put_back(consumer: &KafkaConsumer, records: &ConsumerRecords) {
+    for (partition, part) in records {
+        if let Some(first) = part.iter().next() {
+            hand_out_again(consumer, partition, part.life(), first.offset());
         }
+    }
+}
+
+fn hand_out_again(consumer: &KafkaConsumer, partition: &TopicPartition, life: Life, first: i64) {
+    if let Err(error) = consumer.hand_out_again(partition, life, first) {
+        tracing::debug!(%error, "the partition was lost meanwhile");
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorCode;
+    use crate::{KafkaConfig, error::ErrorCode};
+
+    #[test]
+    fn a_transaction_leaves_the_body_half_of_its_time_and_the_member_time_to_poll() {
+        let limit = |settings: &[(&str, u64)], interval| {
+            let config = KafkaConfig::new().set_bootstrap_servers("localhost:1");
+            let config = settings.iter().fold(config, |config, (name, value)| config.set(*name, *value));
+            let kafka = KafkaInstance::new(config).unwrap();
+            let copier = ExactlyOnce::new(&kafka, ["t"], "g").commit_interval(Duration::from_secs(interval));
+            copier.worked_on_at_most().as_secs()
+        };
+        assert_eq!(limit(&[], 0), 5);
+        assert_eq!(limit(&[("transaction.timeout.ms", 60_000)], 0), 30);
+        // A member that polls after more than 300 s has lost its partitions, each time anew.
+        assert_eq!(limit(&[], 90), 150);
+        assert_eq!(limit(&[("transaction.timeout.ms", 900_000), ("max.poll.interval.ms", 20_000)], 0), 10);
+    }
 
     #[test]
     fn what_brokers_refuse_for_ever_ends_the_loop_and_what_passes_does_not() {

@@ -630,6 +630,20 @@ async fn source_and_target((name, value): (&str, i64)) -> (EmbeddedBroker, Kafka
     (broker, KafkaInstance::new(config).unwrap())
 }
 
+/// Until a copier has brought this number to the target.
+async fn until_seen(kafka: &KafkaInstance, number: i64, run: impl Future<Output = Result<(), Error>>) {
+    let all = async {
+        while !seen(kafka, "target").await.contains(&number) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        ended = run => panic!("{ended:?}"),
+        () = all => {}
+        _ = tokio::time::sleep(PATIENCE) => panic!("the copier does not go on"),
+    }
+}
+
 #[tokio::test]
 async fn what_was_read_before_a_log_is_cut_in_an_open_transaction_is_processed_again() {
     let (broker, kafka) = source_and_target(("fetch.max.wait.ms", 10)).await;
@@ -656,16 +670,7 @@ async fn what_was_read_before_a_log_is_cut_in_an_open_transaction_is_processed_a
         }
         Ok(())
     });
-    let all = async {
-        while !seen(&kafka, "target").await.contains(&13) {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::select! {
-        ended = run => panic!("{ended:?}"),
-        () = all => {}
-        _ = tokio::time::sleep(PATIENCE) => panic!("the copier does not go on"),
-    }
+    until_seen(&kafka, 13, run).await;
     assert_eq!(seen_in_the_end(&kafka, "target").await, [0, 1, 12, 13]);
 }
 
@@ -682,21 +687,70 @@ async fn a_copier_without_a_name_goes_on_after_a_transaction_that_took_too_long(
         }
         Ok(())
     });
-    let all = async {
-        while seen(&kafka, "target").await.is_empty() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::select! {
-        ended = run => panic!("{ended:?}"),
-        () = all => {}
-        _ = tokio::time::sleep(PATIENCE) => panic!("the copier does not go on"),
-    }
+    until_seen(&kafka, 7, run).await;
     assert_eq!(seen_in_the_end(&kafka, "target").await, [7]);
     // Whoever goes on from there notices a log that was cut (KIP-320).
     let offsets = kafka.admin().await.unwrap().group_offsets("copiers").await.unwrap();
     let committed = &offsets[&TopicPartition::new("source", 0)];
     assert_eq!((committed.offset, committed.leader_epoch.is_some()), (1, true), "{committed:?}");
+}
+
+#[tokio::test]
+async fn a_copier_without_a_name_goes_on_however_often_an_outage_costs_it_a_transaction() {
+    let (broker, kafka) = source_and_target(("fetch.max.wait.ms", 10)).await;
+    kafka.get_producer().await.unwrap().send("source", &7_i64).await.unwrap().await.unwrap();
+    let attempts = AtomicUsize::new(0);
+    let run = ExactlyOnce::new(&kafka, ["source"], "copiers").run(async |record, output| {
+        let number: i64 = record.json()?;
+        output.send("target", &number).await?.await?;
+        if attempts.fetch_add(1, Ordering::Relaxed) < 3 {
+            broker.control().fail(ApiKey::EndTxn, 1, ResponseError::ProducerFenced);
+        }
+        Ok(())
+    });
+    until_seen(&kafka, 7, run).await;
+    assert_eq!(attempts.into_inner(), 4);
+}
+
+#[tokio::test]
+async fn a_copier_without_a_name_ends_where_a_body_always_takes_longer_than_a_transaction_may() {
+    // No body is done in a millisecond that waits for two.
+    let (broker, kafka) = source_and_target(("transaction.timeout.ms", 1)).await;
+    kafka.get_producer().await.unwrap().send("source", &7_i64).await.unwrap().await.unwrap();
+    let attempts = AtomicUsize::new(0);
+    let run = ExactlyOnce::new(&kafka, ["source"], "copiers").run(async |_, _| {
+        attempts.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        broker.control().fail(ApiKey::TxnOffsetCommit, 1, ResponseError::ProducerFenced);
+        Ok(())
+    });
+    let ended = tokio::time::timeout(PATIENCE, run).await.expect("it works on the record for ever");
+    assert!(ended.as_ref().is_err_and(Error::is_fenced), "{ended:?}");
+    assert_eq!(attempts.into_inner(), 2);
+}
+
+#[tokio::test]
+async fn what_was_worked_on_before_the_start_of_its_log_moved_is_committed() {
+    let (broker, kafka) = source_and_target(("fetch.max.wait.ms", 10)).await;
+    let plain = kafka.get_producer().await.unwrap();
+    for number in 0..5_i64 {
+        // Older than what is retained.
+        plain.send("source", &number).timestamp(1000).await.unwrap().await.unwrap();
+    }
+    // Long enough for the reset to come within the transaction.
+    let copier = ExactlyOnce::new(&kafka, ["source"], "copiers").commit_interval(PATIENCE);
+    let run = copier.run(async |record, output| {
+        let number: i64 = record.json()?;
+        drop(output.send("target", &number).await?);
+        if number == 4 {
+            broker.control().retain("source", 0).unwrap();
+            broker.control().fail_topic(ApiKey::Fetch, "source", 1, ResponseError::OffsetOutOfRange);
+            plain.send("source", &12_i64).await?.await?;
+        }
+        Ok(())
+    });
+    until_seen(&kafka, 4, run).await;
+    assert_eq!(seen(&kafka, "target").await[..5], [0, 1, 2, 3, 4]);
 }
 
 #[tokio::test]
