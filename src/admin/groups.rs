@@ -199,22 +199,17 @@ impl KafkaAdmin {
     /// Groups by their coordinators, and why some have none.
     async fn coordinators(
         &self,
-        mut groups: impl Iterator<Item = &String>,
+        groups: impl Iterator<Item = &String>,
         until: Instant,
     ) -> (Map<i32, Vec<String>>, Vec<(String, Error)>) {
         let (mut found, mut failures) = (Map::<i32, Vec<String>>::new(), Vec::new());
-        while let Some(group) = groups.next() {
-            match self.coordinator(group, until).await {
+        let asked: Vec<_> =
+            groups.map(|group| async move { (group, self.coordinator(group, until).await) }).collect();
+        for (group, coordinator) in join_all(asked).await {
+            match coordinator {
                 Ok(broker) => found.entry(broker).or_default().push(group.clone()),
-                Err(error) => {
-                    // No deletion was sent.
-                    let error = error.with_unsent();
-                    failures.push((group.clone(), error.clone()));
-                    // Without a code it is nothing of this group: nobody can be asked about the others either.
-                    if error.code().is_none() {
-                        failures.extend(groups.by_ref().map(|other| (other.clone(), error.clone())));
-                    }
-                }
+                // No deletion was sent.
+                Err(error) => failures.push((group.clone(), error.with_unsent())),
             }
         }
         (found, failures)

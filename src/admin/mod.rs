@@ -154,7 +154,7 @@ struct Attempts<'a> {
     at: At<'a>,
     /// Whom the last attempt asked, or would have.
     broker: Option<i32>,
-    begun: Instant,
+    patience: Patience,
     deadline: Instant,
     backoff: Backoff,
     rng: Rng,
@@ -167,7 +167,7 @@ impl<'a> Attempts<'a> {
             admin,
             at,
             broker: None,
-            begun: time::now(),
+            patience: Patience::default(),
             deadline,
             backoff: Backoff::new(settings.retry_backoff, settings.retry_backoff_max),
             rng: settings.environment.rng(),
@@ -203,7 +203,7 @@ impl<'a> Attempts<'a> {
     /// The outcome of the call; `None` after the pause before another attempt.
     async fn settle<T>(&mut self, outcome: Result<T>) -> Option<Result<T>> {
         let error = match outcome {
-            Err(error) if is_passing(&error, self.begun) => error,
+            Err(error) if self.patience.is_passing(&error) => error,
             outcome => return Some(outcome),
         };
         let cluster = &self.admin.cluster;
@@ -221,10 +221,21 @@ impl<'a> Attempts<'a> {
     }
 }
 
-/// Whether to ask again, in a call that has `begun` then.
-fn is_passing(error: &Error, begun: Instant) -> bool {
-    let is_unknown = error.code().is_some_and(|code| code.0 == code::UNKNOWN_TOPIC_OR_PARTITION);
-    error.is_retriable() && !(is_unknown && time::now() >= begun + HEARD_OF)
+/// What a call asks again after. A topic is missing a moment after that was said first: for how long nobody could be asked tells
+/// nothing of it.
+#[derive(Debug, Default)]
+struct Patience {
+    unknown_since: Option<Instant>,
+}
+
+impl Patience {
+    fn is_passing(&mut self, error: &Error) -> bool {
+        let is_unknown = error.code().is_some_and(|code| code.0 == code::UNKNOWN_TOPIC_OR_PARTITION);
+        if is_unknown && *self.unknown_since.get_or_insert_with(time::now) + HEARD_OF <= time::now() {
+            return false;
+        }
+        error.is_retriable()
+    }
 }
 
 /// Whether a change may have been made without an answer that says so.
@@ -298,12 +309,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_topic_that_nobody_knows_is_believed_to_be_missing_after_a_moment() {
+    async fn a_topic_that_nobody_knows_is_believed_to_be_missing_a_moment_after_that_was_said() {
         let (unknown, moved) = (Error::from_code("DescribeConfigs", 3), Error::from_code("ListOffsets", 6));
-        let begun = time::now();
-        assert!(is_passing(&unknown, begun) && is_passing(&moved, begun));
-        tokio::time::advance(HEARD_OF).await;
-        assert!(!is_passing(&unknown, begun) && is_passing(&moved, begun));
+        let mut patience = Patience::default();
+        assert!(patience.is_passing(&moved));
+        // Nobody could be asked about the topic for so long.
+        tokio::time::advance(HEARD_OF * 10).await;
+        assert!(patience.is_passing(&unknown) && patience.is_passing(&moved));
+        tokio::time::advance(HEARD_OF / 2).await;
+        assert!(patience.is_passing(&unknown));
+        tokio::time::advance(HEARD_OF / 2).await;
+        assert!(!patience.is_passing(&unknown) && patience.is_passing(&moved));
     }
 
     /// Never called: that it compiles is the test.

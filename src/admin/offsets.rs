@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::future::join_all;
 
-use super::{At, KafkaAdmin, broker_error, is_passing};
+use super::{At, KafkaAdmin, Patience, broker_error};
 use crate::{
     cluster::{kafka_string, metadata::topic_error},
     connection::api::wire::{self, metadata_response::MetadataResponseTopic},
@@ -14,7 +14,7 @@ use crate::{
     },
     record::{OffsetAndMetadata, TopicPartition, serialize_fields},
     sorted::Map,
-    time::{self, Instant},
+    time::Instant,
 };
 
 /// ListOffsets: the offset after the last record.
@@ -116,7 +116,7 @@ impl KafkaAdmin {
         mut left: BTreeSet<TopicPartition>,
         deadline: Instant,
     ) -> Result<BTreeMap<TopicPartition, Result<i64>>> {
-        let (mut done, begun) = (BTreeMap::new(), time::now());
+        let (mut done, mut patience) = (BTreeMap::new(), Patience::default());
         if left.is_empty() {
             return Ok(done);
         }
@@ -127,7 +127,7 @@ impl KafkaAdmin {
             let asked: Vec<_> =
                 by_leader.into_iter().map(|(leader, asked)| self.ends_at(leader, asked, until)).collect();
             outcomes.extend(join_all(asked).await.into_iter().flatten());
-            sort_out(&mut left, &mut done, outcomes, begun)
+            sort_out(&mut left, &mut done, outcomes, &mut patience)
         });
         if let Err(error) = ended {
             if done.is_empty() {
@@ -173,18 +173,21 @@ fn leaders(
     partitions: &BTreeSet<TopicPartition>,
     topics: &[MetadataResponseTopic],
 ) -> (Map<i32, Vec<TopicPartition>>, Outcomes) {
+    // Of what is said twice the first counts.
+    let by_name = topics.iter().rev().filter_map(|topic| {
+        let leaders = topic.partitions.iter().rev().map(|found| (found.partition_index, found.leader_id));
+        Some((topic.name.as_deref()?, (topic.error_code, leaders.collect::<Map<i32, i32>>())))
+    });
+    let by_name: Map<&str, _> = by_name.collect();
     let leader = |key: &TopicPartition| {
-        let named = |topic: &&MetadataResponseTopic| topic.name.as_deref() == Some(&*key.topic);
-        let topic = topics
-            .iter()
-            .find(named)
+        let (code, leaders) = by_name
+            .get(&*key.topic)
             .ok_or_else(|| Error::protocol("an answer without the topic asked for"))?;
-        if topic.error_code != 0 {
-            return Err(topic_error(&key.topic, ErrorCode(topic.error_code)));
+        if *code != 0 {
+            return Err(topic_error(&key.topic, ErrorCode(*code)));
         }
-        let found = topic.partitions.iter().find(|found| found.partition_index == key.partition);
-        match found.map(|found| found.leader_id) {
-            Some(leader) if leader >= 0 => Ok(leader),
+        match leaders.get(&key.partition) {
+            Some(leader) if *leader >= 0 => Ok(*leader),
             // It may get one.
             Some(_) => Err(Error::from_code("Metadata", LEADER_NOT_AVAILABLE)),
             None => Err(Error::from_code("Metadata", UNKNOWN_TOPIC_OR_PARTITION)),
@@ -205,19 +208,19 @@ fn sort_out(
     left: &mut BTreeSet<TopicPartition>,
     done: &mut BTreeMap<TopicPartition, Result<i64>>,
     outcomes: Outcomes,
-    begun: Instant,
+    patience: &mut Patience,
 ) -> Result<()> {
-    let mut patience = None;
+    let mut again = None;
     for (partition, outcome) in outcomes {
         match outcome {
-            Err(error) if is_passing(&error, begun) => patience = Some(error),
+            Err(error) if patience.is_passing(&error) => again = Some(error),
             outcome => {
                 left.remove(&partition);
                 done.insert(partition, outcome);
             }
         }
     }
-    patience.map_or(Ok(()), Err)
+    again.map_or(Ok(()), Err)
 }
 
 /// The same error for each of them.
@@ -440,9 +443,10 @@ mod tests {
         assert_eq!(codes, [3, 5, 3]);
 
         let mut done = BTreeMap::new();
-        let begun = time::now().checked_sub(super::super::HEARD_OF).unwrap();
+        let since = crate::time::now().checked_sub(super::super::HEARD_OF);
         let outcomes = failures.into_iter().chain([(key("t", 0), Ok(9))]).collect();
-        let error = sort_out(&mut left, &mut done, outcomes, begun).unwrap_err();
+        let error =
+            sort_out(&mut left, &mut done, outcomes, &mut Patience { unknown_since: since }).unwrap_err();
         assert!(error.partition() == Some(1) && left.iter().eq([&all[2]]), "it may get a leader: {error}");
         assert!(done.keys().eq([&all[0], &all[1], &all[3]]) && done[&all[1]].is_ok(), "{done:?}");
     }
