@@ -400,9 +400,17 @@ impl Shared {
             tried.lock().unwrap_or_else(PoisonError::into_inner).push(id);
             async move { Ok((id, self.brokers.connection(id, Lane::Main, deadline).await?)) }
         };
-        // Who has never been let in is not let in elsewhere. Later a broker may be behind with a change of passwords.
-        let is_new = self.metadata().version == 0;
-        let ends = |error: &Error| is_new && is_said_for_all(error);
+        // Who has never been let in is not let in elsewhere. Later one broker may be behind with a change of passwords; where two
+        // refuse one, the others are not asked in this round, for an account is soon locked.
+        let enough = if self.metadata().version == 0 { 1 } else { 2 };
+        let refusals = Mutex::new(Set::new());
+        let ends = |error: &Error| {
+            let mut refusals = refusals.lock().unwrap_or_else(PoisonError::into_inner);
+            is_said_for_all(error) && {
+                refusals.insert(error.address().map(str::to_owned));
+                refusals.len() >= enough
+            }
+        };
         let won = race::run(order, attempt, ends, || self.settings.logins.is_any()).await;
         let won = won.map_err(|mut failures| match failures.pop_if(|(_, error)| ends(error)) {
             Some((_, error)) => error,
@@ -490,4 +498,49 @@ pub(crate) fn kafka_string(text: &str) -> wire::Str {
 /// Kafka counts time-outs in `i32` milliseconds.
 pub(crate) fn millis(duration: Duration) -> i32 {
     i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use dtkafka_testcontainers::{ApiKey, EmbeddedBroker, Listener, ResponseError, broker::Network};
+
+    use super::*;
+    use crate::{Connecting, KafkaConfig, Stage, Transport};
+
+    struct InMemory(Network);
+
+    impl Transport for InMemory {
+        fn connect<'a>(&'a self, host: &'a str, port: u16) -> Connecting<'a> {
+            Box::pin(async move { Ok(Box::new(self.0.connect("test", host, port)?) as _) })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_password_that_two_brokers_refuse_is_not_shown_to_all_and_one_that_one_refuses_to_others() {
+        let broker =
+            EmbeddedBroker::builder().brokers(6).user("alice", "secret").in_memory().start().await.unwrap();
+        let config = KafkaConfig::new()
+            .set_bootstrap_servers(broker.listener(Listener::SaslPlaintext))
+            .set_security_protocol("SASL_PLAINTEXT")
+            .set_sasl_plain_username("alice")
+            .set_sasl_plain_password("secret")
+            .set_transport(InMemory(broker.network()));
+        let cluster = Cluster::start(Arc::new(config.resolve_client().unwrap())).unwrap();
+        let deadline = time::after(Duration::from_secs(60));
+        cluster.connect(deadline).await.unwrap();
+        assert_eq!(cluster.metadata().brokers.len(), 6);
+        let control = broker.control();
+        for (refused, shown, is_in) in [(1, 2, true), (100, 2, false)] {
+            cluster.shared.brokers.retire_all();
+            control.fail(ApiKey::SaslAuthenticate, refused, ResponseError::SaslAuthenticationFailed);
+            let before = control.requests(ApiKey::SaslAuthenticate);
+            let connected = cluster.any_connection(deadline).await;
+            assert_eq!(control.requests(ApiKey::SaslAuthenticate) - before, shown);
+            let error = connected.err();
+            assert_eq!(error.as_ref().and_then(Error::stage), (!is_in).then_some(Stage::Sasl), "{error:?}");
+            assert!(error.is_none_or(|error| !error.is_retriable()));
+        }
+    }
 }
