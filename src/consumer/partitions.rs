@@ -100,6 +100,9 @@ pub(crate) struct Partitions {
     by_each: bool,
     /// Metadata have told of another id of some topic than that which it is read by.
     is_rumoured: bool,
+    /// Lives that have ended under their assignment with something not done, the last of each partition; where records are
+    /// acknowledged one by one.
+    over: BTreeMap<TopicPartition, Life>,
 }
 
 impl Partitions {
@@ -299,6 +302,7 @@ impl Partitions {
     /// Starts a partition again from somewhere else: what is buffered or on its way of it is dropped. False if it is
     /// not assigned. What was covered stays covered unless the user seeks, who then means the new place.
     pub(crate) fn restart(&mut self, key: &TopicPartition, phase: Phase) -> bool {
+        self.note_over(key);
         let Some(partition) = self.partitions.get_mut(key) else { return false };
         self.buffered = self.buffered.saturating_sub(partition.drop_buffer());
         partition.account.restart(self.lives.begin());

@@ -217,7 +217,7 @@ impl Core {
 
     /// Whether a waiting poll should look again. Asked once after each change.
     pub(crate) fn take_news(&mut self) -> bool {
-        std::mem::take(&mut self.news)
+        std::mem::take(&mut self.news) || self.partitions.has_over()
     }
 
     // What users ask for.

@@ -65,6 +65,8 @@ pub(crate) enum Change {
     Revoked(Vec<(TopicPartition, Life)>),
     /// They were taken away.
     Lost(Vec<(TopicPartition, Life)>),
+    /// They are read on from somewhere else: what was handed out in these lives and is not done comes again, or is no more.
+    Over(Vec<(TopicPartition, Life)>),
 }
 
 impl Core {
@@ -93,11 +95,16 @@ impl Core {
 
     /// What has happened to the assignment since this was last asked.
     pub(crate) fn take_changes(&mut self) -> Vec<Change> {
-        std::mem::take(&mut self.changes)
+        let mut changes = std::mem::take(&mut self.changes);
+        let over = self.partitions.take_over();
+        if !over.is_empty() {
+            changes.push(Change::Over(over));
+        }
+        changes
     }
 
     pub(crate) fn has_changes(&self) -> bool {
-        !self.changes.is_empty()
+        !self.changes.is_empty() || self.partitions.has_over()
     }
 
     pub(crate) fn handle_group(&mut self, now: Instant, token: Token, answer: Result<Answer>) {

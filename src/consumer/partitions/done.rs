@@ -13,6 +13,23 @@ use crate::{
 };
 
 impl Partitions {
+    /// The life of a partition ends, and its assignment goes on: who holds records of it is to let them go.
+    pub(super) fn note_over(&mut self, key: &TopicPartition) {
+        let account = self.partitions.get(key).map(|partition| &partition.account);
+        if let Some(account) = account.filter(|account| self.by_each && account.has_undone()) {
+            self.over.insert(key.clone(), account.life());
+        }
+    }
+
+    /// The lives that have ended since this was last asked, with records that are not done.
+    pub(crate) fn take_over(&mut self) -> Vec<(TopicPartition, Life)> {
+        std::mem::take(&mut self.over).into_iter().collect()
+    }
+
+    pub(crate) fn has_over(&self) -> bool {
+        !self.over.is_empty()
+    }
+
     /// Begins another life at the first record that is not done; false if that life is over.
     pub(crate) fn rewind(&mut self, key: &TopicPartition, life: Life) -> bool {
         let Some(partition) = self.partitions.get(key).filter(|partition| partition.life() == life) else {

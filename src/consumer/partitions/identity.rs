@@ -216,6 +216,7 @@ impl Partitions {
 
     /// Nothing is known of the partition, nor done with. What the group has committed of it stands.
     pub(crate) fn forget(&mut self, key: &TopicPartition, phase: Phase) {
+        self.note_over(key);
         let Some(partition) = self.partitions.get_mut(key) else { return };
         self.buffered = self.buffered.saturating_sub(partition.drop_buffer());
         partition.account = Account::open(self.lives.begin());

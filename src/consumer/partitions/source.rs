@@ -319,6 +319,7 @@ impl Partitions {
 
     /// The log is another one from this offset on. Reading goes on there, or at the first record before it that is not done.
     pub(crate) fn cut(&mut self, key: &TopicPartition, offset: i64, epoch: i32) {
+        self.note_over(key);
         let Some(partition) = self.partitions.get_mut(key) else { return };
         self.buffered = self.buffered.saturating_sub(partition.drop_buffer());
         let undone = partition.account.first_not_done().filter(|first| *first < offset);

@@ -101,6 +101,8 @@ impl Shared {
             Change::Revoking(partitions) => Rebalance::Revoking(names(partitions)),
             Change::Revoked(partitions) => Rebalance::Revoked(names(partitions)),
             Change::Lost(partitions) => Rebalance::Lost(names(partitions)),
+            // Of its own client, not of the group.
+            Change::Over(_) => return,
         };
         let listeners = {
             let mut state = self.lock();

@@ -404,6 +404,13 @@ impl Engine {
                     self.revoke(partitions, true);
                 }
                 Change::Lost(partitions) => self.revoke(partitions, true),
+                Change::Over(partitions) => {
+                    for (partition, life) in partitions {
+                        // It may be paused, so that nothing of its next life would come and say so.
+                        drop(self.lanes.revoke(partition, *life));
+                    }
+                    self.follow_pauses();
+                }
             }
             self.shared.tell(&change);
         }

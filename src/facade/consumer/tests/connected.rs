@@ -118,7 +118,9 @@ async fn with_records(topics: &[&str], count: i64) -> (EmbeddedBroker, KafkaInst
         for number in 0..count {
             last = Some(producer.send(topic, &number).await.unwrap());
         }
-        last.unwrap().await.unwrap();
+        if let Some(last) = last {
+            last.await.unwrap();
+        }
     }
     (broker, kafka)
 }
@@ -291,6 +293,44 @@ async fn what_waits_in_lanes_of_a_life_that_is_over_is_not_handled() {
     let both = async { tokio::join!(watch, consumer.run(pending::<()>())).1.unwrap() };
     tokio::time::timeout(Duration::from_secs(60), both).await.expect("it does not come to its end");
     assert_eq!(calls.load(Relaxed), 1);
+}
+
+#[tokio::test]
+async fn lanes_full_of_what_waits_for_long_do_not_hold_up_another_life_of_their_partition() {
+    let (broker, kafka) = with_records(&["t"], 0).await;
+    broker.create_topic("t-retry-1h", 1).unwrap();
+    let producer = kafka.get_producer().await.unwrap();
+    let due = i64::MAX.to_string();
+    let mut last = None;
+    for number in 0..1100 {
+        last = Some(
+            producer.send("t-retry-1h", &number).header("dtkafka-retry-due", due.clone()).await.unwrap(),
+        );
+    }
+    last.unwrap().await.unwrap();
+    let handled = Arc::new(tokio::sync::Notify::new());
+    let (handles, partition) = (Arc::clone(&handled), TopicPartition::new("t-retry-1h", 0));
+    let mut consumer = Consumer::new(&kafka, ["t"])
+        .unwrap()
+        .register_handler("t", async move |m: Message<i64>| {
+            assert_eq!(m.value, 7);
+            handles.notify_one();
+            HandlerResult::Ok(())
+        })
+        .unwrap()
+        .error_policy(ErrorPolicy::Stop.retry_topics([Duration::from_secs(3600)]).then_skip())
+        .unwrap();
+    let shared = Arc::clone(&consumer.shared);
+    let shutdown = async {
+        while shared.client().is_none_or(|client| client.paused().is_empty()) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        shared.client().expect("connected").seek(&partition, 1100).unwrap();
+        producer.send("t-retry-1h", &7).await.unwrap().await.unwrap();
+        handled.notified().await;
+    };
+    let run = tokio::time::timeout(Duration::from_secs(30), consumer.run(shutdown)).await;
+    run.expect("what is over is waited for").unwrap();
 }
 
 #[cfg(feature = "signal")]
