@@ -19,7 +19,7 @@ use super::{candidates::Candidate, causes::Causes};
 use crate::{
     cluster::metadata::Metadata,
     config::settings::{Address, ClientSettings},
-    connection::{Connection, ThrottleTotals, Tls},
+    connection::{Connection, ThrottleTotals, Tls, is_said_for_all},
     driver::Within,
     error::{Error, ErrorKind, Result},
     sorted::{Map, Set},
@@ -164,6 +164,12 @@ impl Brokers {
     /// Why a broker cannot be reached, if the last attempt failed.
     pub(crate) fn why(&self, id: i32) -> Option<Error> {
         lock(&self.causes).why(id).cloned()
+    }
+
+    /// Whether the last attempt to connect to a broker failed for what is said for all.
+    pub(crate) fn refuses(&self, id: i32) -> bool {
+        let id = self.told_as(id);
+        lock(&self.causes).why(id).is_some_and(is_said_for_all)
     }
 
     pub(crate) fn has_address(&self, id: i32) -> bool {

@@ -36,7 +36,7 @@ use crate::{
     config::settings::ClientSettings,
     connection::{Connection, is_said_for_all},
     driver,
-    error::{Error, ErrorCode, ErrorKind, Result, code},
+    error::{Error, ErrorCode, ErrorKind, Result, Stage, code},
     pattern::Pattern,
     race,
     sorted::Set,
@@ -411,11 +411,20 @@ impl Shared {
                 refusals.len() >= enough
             }
         };
-        let won = race::run(order, attempt, ends, || self.settings.logins.is_any()).await;
-        let won = won.map_err(|mut failures| match failures.pop_if(|(_, error)| ends(error)) {
-            Some((_, error)) => error,
-            None => no_broker(failures.into_iter().map(|(_, error)| error).collect()),
-        });
+        let won = race::run(order.iter().copied(), attempt, ends, || self.settings.logins.is_any()).await;
+        let won =
+            won.map_err(|mut failures| match failures.pop_if(|(_, error)| enough == 1 && ends(error)) {
+                Some((_, error)) => error,
+                None => {
+                    let is_asked = |id: &&i32| failures.iter().any(|(asked, _)| asked == *id);
+                    // While one that was not asked may let it in, waiting may help.
+                    let is_open = order.iter().any(|id| !is_asked(&id) && !self.brokers.refuses(*id));
+                    let others = is_open.then(|| {
+                        Error::new(ErrorKind::Connect(Stage::Sasl), "the others were not asked in this round")
+                    });
+                    no_broker(failures.into_iter().map(|(_, error)| error).chain(others).collect())
+                }
+            });
         if let Ok((winner, _)) = &won {
             for id in tried.into_inner().unwrap_or_else(PoisonError::into_inner) {
                 if id != *winner {
@@ -507,7 +516,7 @@ mod tests {
     use dtkafka_testcontainers::{ApiKey, EmbeddedBroker, Listener, ResponseError, broker::Network};
 
     use super::*;
-    use crate::{Connecting, KafkaConfig, Stage, Transport};
+    use crate::{Connecting, KafkaConfig, Transport};
 
     struct InMemory(Network);
 
@@ -532,15 +541,25 @@ mod tests {
         cluster.connect(deadline).await.unwrap();
         assert_eq!(cluster.metadata().brokers.len(), 6);
         let control = broker.control();
-        for (refused, shown, is_in) in [(1, 2, true), (100, 2, false)] {
+        // Logins that were tried, and what came of it.
+        let round = async || {
             cluster.shared.brokers.retire_all();
-            control.fail(ApiKey::SaslAuthenticate, refused, ResponseError::SaslAuthenticationFailed);
             let before = control.requests(ApiKey::SaslAuthenticate);
             let connected = cluster.any_connection(deadline).await;
-            assert_eq!(control.requests(ApiKey::SaslAuthenticate) - before, shown);
-            let error = connected.err();
-            assert_eq!(error.as_ref().and_then(Error::stage), (!is_in).then_some(Stage::Sasl), "{error:?}");
-            assert!(error.is_none_or(|error| !error.is_retriable()));
+            (control.requests(ApiKey::SaslAuthenticate) - before, connected.err())
+        };
+        control.fail(ApiKey::SaslAuthenticate, 1, ResponseError::SaslAuthenticationFailed);
+        assert!(matches!(round().await, (2, None)), "one may be behind with a change of passwords");
+        control.fail(ApiKey::SaslAuthenticate, 100, ResponseError::SaslAuthenticationFailed);
+        let mut is_permanent = Vec::new();
+        while is_permanent.last() != Some(&true) {
+            let (shown, error) = round().await;
+            // A broker and the bootstrap address that leads to it are one.
+            assert!(shown <= 3, "{shown} logins in a round");
+            let error = error.unwrap();
+            assert_eq!(error.stage(), Some(Stage::Sasl), "{error}");
+            is_permanent.push(!error.is_retriable());
         }
+        assert!((2..12).contains(&is_permanent.len()), "once all have refused it: {is_permanent:?}");
     }
 }
