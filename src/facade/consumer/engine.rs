@@ -555,20 +555,21 @@ impl Engine {
         self.failure.take().map_or(Ok(()), Err)
     }
 
-    /// Takes and runs until `shutdown` completes or something fails. A retriable error of taking is logged by `log`.
+    /// Takes and runs until `shutdown` completes or something fails, which [`finish`](Self::finish) tells. A retriable error of taking
+    /// is logged by `log`.
     pub(super) async fn run<S: Future<Output = ()>>(
         &mut self,
         mut shutdown: Pin<&mut S>,
         wait: Duration,
         pause: Duration,
         log: impl Fn(&Error),
-    ) -> Result<()> {
+    ) {
         let mut not_before: Option<Instant> = None;
         self.kit.persists.store(true, Relaxed);
         loop {
             self.follow();
-            if let Some(error) = self.failure.take() {
-                return Err(error);
+            if self.failure.is_some() {
+                return;
             }
             self.pass_damage();
             self.start();
@@ -585,13 +586,13 @@ impl Engine {
             let wake_at = commit_at.map_or_else(|| self.wake_at(), |at| at.min(self.wake_at()));
             tokio::select! {
                 biased;
-                () = shutdown.as_mut() => return Ok(()),
+                () = shutdown.as_mut() => return,
                 Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.on_join(ended),
                 Some(passed) = self.passing.join_next(), if !self.passing.is_empty() => self.on_letter(passed),
                 changed = self.client.changed(), if !self.is_closed => {
                     if let Err(error) = changed {
                         self.is_closed = true;
-                        return Err(error);
+                        self.on_failure(error);
                     }
                 }
                 outcome = end_of(&mut self.committing) => self.on_commit(outcome),
@@ -604,7 +605,7 @@ impl Engine {
                             log(&error);
                             not_before = Some(time::after(pause));
                         }
-                        Err(error) => return Err(error),
+                        Err(error) => self.on_failure(error),
                     }
                 }
                 () = tokio::time::sleep_until(wake_at) => self.look_around(),

@@ -158,11 +158,10 @@ impl Consumer {
                     working = self.work() => working?,
                 };
                 let engine = working.engine();
-                let ended =
-                    engine.run(shutdown.as_mut(), RUN_POLL, RUN_PAUSE, |error| log(PLACE, error)).await;
+                engine.run(shutdown.as_mut(), RUN_POLL, RUN_PAUSE, |error| log(PLACE, error)).await;
                 let finished = engine.finish(limit).await;
                 working.is_done = true;
-                ended.and(finished)
+                finished
             };
             match round.await {
                 Err(error) if error.is_retriable() && !shutdown.is_terminated() => {
