@@ -186,6 +186,13 @@ impl ConsumerHandle {
         self.shared.stop_token().cancel();
     }
 
+    /// Whether it is connected and a member of its group, with partitions or, as one more than there are, without: what a readiness
+    /// probe asks. Costs no request. False before it first consumes, and after it has left; while the group is rebalanced it may be
+    /// false for a moment. A member whose coordinator is out of reach stays one until `session.timeout.ms` has passed.
+    pub fn is_ready(&self) -> bool {
+        self.shared.client().is_some_and(|client| client.group_metadata().is_ok())
+    }
+
     /// The partitions it has, sorted; none while it is not connected.
     pub fn assignment(&self) -> Vec<TopicPartition> {
         self.shared.client().map_or_else(Vec::new, |client| client.assignment())

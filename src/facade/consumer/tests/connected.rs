@@ -368,6 +368,32 @@ async fn told_a_second_time_to_end_it_waits_for_no_handler_and_commits_what_is_d
     assert_eq!(broker.committed("g", "t", 0), Some(1));
 }
 
+#[tokio::test]
+async fn a_consumer_is_ready_while_it_is_a_member_also_of_a_group_that_has_no_partition_for_it() {
+    let (_broker, kafka) = with_records(&["t"], 1).await;
+    let member = || Consumer::new_with(&kafka, ["t"], |c| c.set("heartbeat.interval.ms", 50)).unwrap();
+    let (mut one, mut two) = (member(), member());
+    let (first, second) = (one.handle(), two.handle());
+    assert!(!first.is_ready(), "not connected");
+    drop(one.work().await.unwrap());
+    assert!(!first.is_ready(), "it has not joined");
+    let watch = async {
+        let has_both = || {
+            let partitions = first.assignment().len() + second.assignment().len();
+            first.is_ready() && second.is_ready() && partitions == 1
+        };
+        while !has_both() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        first.stop();
+        second.stop();
+    };
+    let runs = async { tokio::join!(one.run(pending::<()>()), two.run(pending::<()>()), watch) };
+    let ended = tokio::time::timeout(Duration::from_secs(30), runs).await.expect("one of them is not ready");
+    ended.0.and(ended.1).unwrap();
+    assert!(!first.is_ready() && !second.is_ready(), "they have left");
+}
+
 #[cfg(feature = "signal")]
 #[tokio::test]
 async fn told_to_end_while_it_leaves_after_an_error_it_still_returns_the_error() {
