@@ -318,14 +318,9 @@ impl ExactlyOnce {
                     backoff.reset();
                     was_overdue = false;
                 }
-                Err(Failed::Again(error)) => {
-                    tracing::warn!(%error, "a transaction was aborted; its records are processed again");
-                    rewind(consumer, &taken);
-                    tokio::time::sleep(backoff.next(&mut rng)).await;
-                }
                 // Nobody else can have a name that was made up for this run: a coordinator has ended what was open for too long, as after
                 // an outage. A body that always takes longer ends the run, or its record would be worked on for ever.
-                Err(Failed::For(error))
+                Err(Failed::Again(error) | Failed::For(error))
                     if self.named().is_none()
                         && is_timed_out(&error)
                         && !(taken.is_overdue && was_overdue) =>
@@ -340,7 +335,12 @@ impl ExactlyOnce {
                         started = self.start_producer_patiently() => started?,
                     };
                 }
-                Err(Failed::For(error)) => return Err(error),
+                Err(Failed::Again(error)) if self.named().is_some() || !is_timed_out(&error) => {
+                    tracing::warn!(%error, "a transaction was aborted; its records are processed again");
+                    rewind(consumer, &taken);
+                    tokio::time::sleep(backoff.next(&mut rng)).await;
+                }
+                Err(Failed::Again(error) | Failed::For(error)) => return Err(error),
             }
         }
     }
@@ -541,9 +541,11 @@ fn failed(error: Error) -> Failed {
     }
 }
 
-/// Whether the coordinator has ended a transaction that was open for too long, where nobody else can have taken over.
+/// Whether the coordinator has ended a transaction that was open for too long, where nobody else can have taken over: it fences the
+/// producer, or knows of nothing to be committed.
 fn is_timed_out(error: &Error) -> bool {
-    error.is_fenced() && !error.possibly_written()
+    let is_over = error.code().is_some_and(|told| told.0 == code::INVALID_TXN_STATE);
+    (error.is_fenced() || is_over) && !error.possibly_written()
 }
 
 fn regrouped() -> Error {

@@ -295,6 +295,9 @@ fn coordinator_error(api: &'static str, told: i16) -> Error {
         code::INVALID_PRODUCER_ID_MAPPING => {
             error.with_hint("the brokers have forgotten the transactional.id (transactional.id.expiration.ms): make a new producer")
         }
+        code::INVALID_TXN_STATE => {
+            error.with_hint("the transaction is not open any more: see whether it takes longer than transaction.timeout.ms")
+        }
         code::ILLEGAL_GENERATION | code::UNKNOWN_MEMBER_ID | code::STALE_MEMBER_EPOCH => error.with_hint(
             "the group was rebalanced: abort, and process the records again from the committed offsets",
         ),

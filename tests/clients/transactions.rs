@@ -193,6 +193,22 @@ on_every_backend! {
         assert_eq!(seen_in_the_end(&kafka, &topic).await, [2]);
     }
 
+    async fn a_commit_of_what_the_coordinator_has_aborted_for_its_time_is_none_and_ends_no_other_way(backend) {
+        let (topic, kafka, id) = (backend.topic("late", 1).await, backend.instance(), unique("id"));
+        let settings = |p: dtkafka::ProducerConfig| {
+            p.set("transactional.id", &id).set("transaction.timeout.ms", 1000)
+        };
+        let mut producer = kafka.get_transactional_producer_with(settings).await.unwrap();
+        let transaction = producer.begin().await.unwrap();
+        transaction.send(&topic, &1).await.unwrap().await.unwrap();
+        // Until the coordinator has ended it.
+        assert_eq!(seen_in_the_end(&kafka, &topic).await, [0_i64; 0]);
+        let error = transaction.commit().await.unwrap_err();
+        assert!(!error.possibly_written(), "{error}");
+        assert!(error.requires_abort() || error.is_fenced(), "{error}");
+        assert_eq!(seen_in_the_end(&kafka, &topic).await, [0_i64; 0]);
+    }
+
     async fn offsets_are_committed_with_the_transaction_or_not_at_all(backend) {
         let (source, target) = (backend.topic("source", 1).await, backend.topic("target", 1).await);
         let (kafka, group) = (backend.instance(), unique("copiers"));
@@ -703,13 +719,15 @@ async fn a_copier_without_a_name_goes_on_however_often_an_outage_costs_it_a_tran
     let run = ExactlyOnce::new(&kafka, ["source"], "copiers").run(async |record, output| {
         let number: i64 = record.json()?;
         output.send("target", &number).await?.await?;
-        if attempts.fetch_add(1, Ordering::Relaxed) < 3 {
-            broker.control().fail(ApiKey::EndTxn, 1, ResponseError::ProducerFenced);
+        let attempt = attempts.fetch_add(1, Ordering::Relaxed);
+        if attempt < 4 {
+            let told = [ResponseError::ProducerFenced, ResponseError::InvalidTxnState][attempt % 2];
+            broker.control().fail(ApiKey::EndTxn, 1, told);
         }
         Ok(())
     });
     until_seen(&kafka, 7, run).await;
-    assert_eq!(attempts.into_inner(), 4);
+    assert_eq!(attempts.into_inner(), 5);
 }
 
 #[tokio::test]
@@ -717,16 +735,18 @@ async fn a_copier_without_a_name_ends_where_a_body_always_takes_longer_than_a_tr
     // No body is done in a millisecond that waits for two.
     let (broker, kafka) = source_and_target(("transaction.timeout.ms", 1)).await;
     kafka.get_producer().await.unwrap().send("source", &7_i64).await.unwrap().await.unwrap();
-    let attempts = AtomicUsize::new(0);
-    let run = ExactlyOnce::new(&kafka, ["source"], "copiers").run(async |_, _| {
-        attempts.fetch_add(1, Ordering::Relaxed);
-        tokio::time::sleep(Duration::from_millis(2)).await;
-        broker.control().fail(ApiKey::TxnOffsetCommit, 1, ResponseError::ProducerFenced);
-        Ok(())
-    });
-    let ended = tokio::time::timeout(PATIENCE, run).await.expect("it works on the record for ever");
-    assert!(ended.as_ref().is_err_and(Error::is_fenced), "{ended:?}");
-    assert_eq!(attempts.into_inner(), 2);
+    for told in [ResponseError::ProducerFenced, ResponseError::InvalidTxnState] {
+        let attempts = AtomicUsize::new(0);
+        let run = ExactlyOnce::new(&kafka, ["source"], "copiers").run(async |_, _| {
+            attempts.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            broker.control().fail(ApiKey::TxnOffsetCommit, 1, told);
+            Ok(())
+        });
+        let ended = tokio::time::timeout(PATIENCE, run).await.expect("it works on the record for ever");
+        assert_eq!(ended.unwrap_err().code().map(|code| code.0), Some(told.code()));
+        assert_eq!(attempts.into_inner(), 2);
+    }
 }
 
 #[tokio::test]
@@ -739,16 +759,30 @@ async fn what_was_worked_on_before_the_start_of_its_log_moved_is_committed() {
     }
     // Long enough for the reset to come within the transaction.
     let copier = ExactlyOnce::new(&kafka, ["source"], "copiers").commit_interval(PATIENCE);
+    let looked_up = AtomicUsize::new(usize::MAX);
+    let look_ups = || broker.control().requests(ApiKey::ListOffsets) as usize;
     let run = copier.run(async |record, output| {
         let number: i64 = record.json()?;
         drop(output.send("target", &number).await?);
         if number == 4 {
             broker.control().retain("source", 0).unwrap();
             broker.control().fail_topic(ApiKey::Fetch, "source", 1, ResponseError::OffsetOutOfRange);
-            plain.send("source", &12_i64).await?.await?;
+            looked_up.store(look_ups(), Ordering::Relaxed);
         }
         Ok(())
     });
+    let mut run = std::pin::pin!(run);
+    let reset = async {
+        while look_ups() <= looked_up.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        ended = run.as_mut() => panic!("{ended:?}"),
+        () = reset => {}
+        _ = tokio::time::sleep(PATIENCE) => panic!("the place is not looked up"),
+    }
+    plain.send("source", &12_i64).await.unwrap().await.unwrap();
     until_seen(&kafka, 4, run).await;
     assert_eq!(seen(&kafka, "target").await[..5], [0, 1, 2, 3, 4]);
 }

@@ -286,7 +286,7 @@ fn every_error_code_of_every_call_has_its_verdict() {
                 47 | 90 => Verdict::Fenced,
                 14 | 15 | 16 | 51 => Verdict::Again,
                 49 if !matches!(call, Call::Init(_)) => Verdict::Forgotten,
-                48 if matches!(call, Call::End { commit: false, .. }) => Verdict::Forgotten,
+                48 if matches!(call, Call::End { .. }) => Verdict::Forgotten,
                 _ if abortable.contains(&told) && !matches!(call, Call::Init(_)) => Verdict::Abort,
                 // Of the last three nobody knows what they say.
                 -1 | 137..140 => match call {

@@ -40,9 +40,10 @@ pub(super) fn verdict(call: &Call, error: &Error, asked: bool) -> Verdict {
         | code::NOT_COORDINATOR => Verdict::Again,
         // Idle for longer than transactional.id.expiration.ms.
         code::INVALID_PRODUCER_ID_MAPPING if !matches!(call, Call::Init(_)) => Verdict::Forgotten,
-        // What is aborted never began there: what would have joined was refused or got lost (Java asks for no end then). Before
-        // `transaction.version` 2 the coordinator refuses to end nothing.
-        code::INVALID_TXN_STATE if matches!(call, Call::End { commit: false, .. }) => Verdict::Forgotten,
+        // Nothing is open there. What is aborted never began: what would have joined was refused or got lost (Java asks for no end
+        // then). What is to be committed was aborted, as with `transaction.version` 2 what was open for too long: a commit that
+        // stands is confirmed as often as it is asked for.
+        code::INVALID_TXN_STATE if matches!(call, Call::End { .. }) => Verdict::Forgotten,
         // The transaction cannot be committed, but the producer can go on.
         code::TRANSACTION_ABORTABLE
         | code::UNKNOWN_PRODUCER_ID
