@@ -401,7 +401,7 @@ fn a_bomb_is_refused_at_the_cap_by_every_codec_with_its_sizes_and_its_place() {
 
 #[test]
 fn a_zstd_bomb_that_does_not_say_its_length_is_no_damage() {
-    let frame = zrip::compress(&vec![0; 10 << 20], 1).unwrap();
+    let frame = zrip_encode::compress(&vec![0; 10 << 20], 1).unwrap();
     // A single segment with a length of four bytes, made a frame with a window and no length, as Java writes it.
     assert_eq!(frame[4] >> 5, 0b101);
     let frame = Bytes::from([&frame[..4], &[frame[4] & 0b100, 0x80], &frame[9..]].concat());

@@ -75,7 +75,7 @@ fn compress(codec: Codec, bytes: &[u8]) -> Vec<u8> {
             encoder.write_all(bytes).unwrap();
             encoder.finish().unwrap()
         }
-        Codec::Zstd => zrip::compress(bytes, 1).unwrap(),
+        Codec::Zstd => zrip_encode::compress(bytes, 1).unwrap(),
     }
 }
 
