@@ -77,7 +77,7 @@ pub struct BulkLoad<'k, I, V> {
     open: VecDeque<(u64, Delivery)>,
     progress: Progress,
     every: Duration,
-    /// The last record has waited in vain for its topic: the next ones do not wait for it.
+    /// The last record has waited in vain for its topic, which brokers say is not there: the next ones do not wait for it.
     is_topic_missing: bool,
     /// The iterator is at its end, or the producer is.
     is_drained: bool,
@@ -243,7 +243,9 @@ where
         let kind = sent.as_ref().err().map(Error::kind);
         // What is wrong with the record itself is found before its topic is looked for.
         if !matches!(kind, Some(ErrorKind::Json | ErrorKind::InvalidArgument)) {
-            self.is_topic_missing = kind.is_some() && !self.client.has_topic(topic);
+            // In an outage nobody says so: each record waits, or a load would fail whole.
+            let is_said = || self.client.why(topic, None).is_some_and(|why| why.code().is_some());
+            self.is_topic_missing = kind.is_some() && !self.client.has_topic(topic) && is_said();
         }
         let sent = match &shown {
             Some(record) => self.client.watch(record, sent),

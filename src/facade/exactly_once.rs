@@ -161,7 +161,8 @@ impl ExactlyOnce {
     /// # Errors
     /// The body's error, whose transaction is aborted; a [fatal](Error::is_fatal) error such as that of a second instance with
     /// the same `transactional.id`, or of a transaction that stayed open for longer than `transaction.timeout.ms` (with a name
-    /// made up for the run only if the body takes that long twice); what consumer and producer refuse at the start. Whatever it is: another run goes on where the last transaction ended.
+    /// made up for the run only if the body takes that long twice); what consumer and producer refuse at the start. Whatever it
+    /// is: another run goes on where the last transaction ended.
     ///
     /// # Cancel safety
     /// Dropping it aborts the open transaction, unless brokers were asked to commit already; nothing is lost or repeated.

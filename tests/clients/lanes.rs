@@ -440,6 +440,24 @@ async fn a_bulk_load_for_a_topic_that_is_not_there_waits_for_it_once_and_goes_on
     producer.close().await.unwrap();
 }
 
+#[tokio::test]
+async fn a_bulk_load_in_an_outage_does_not_give_every_record_up() {
+    let (broker, kafka) = broker_with(&[("loaded", 1)], |builder| builder).await;
+    let settings = |p: dtkafka::ProducerConfig| p.set("max.block.ms", 300);
+    let producer = dtkafka::Producer::new_with(&kafka, settings).await.unwrap();
+    broker.control().cut(None, None);
+    let mut load = producer.bulk_load("loaded", (0..2000).map(|number| (None::<&str>, number)));
+    let mut failed = 0;
+    while failed == 0 {
+        let progress = tokio::time::timeout(PATIENCE, load.next()).await.expect("nothing fails").unwrap();
+        failed = progress.failed;
+    }
+    broker.control().heal_all();
+    let last = load.finish().await;
+    assert!(last.taken == 2000 && last.failed < 100, "{last:?}");
+    producer.close().await.unwrap();
+}
+
 #[test]
 fn a_handler_that_blocks_the_only_thread_for_longer_than_the_poll_interval_keeps_its_partitions() {
     let theirs = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
