@@ -87,8 +87,6 @@ mod flights;
 pub mod fuzz;
 mod group;
 pub mod guide;
-#[cfg(test)]
-mod heard;
 mod json;
 mod pattern;
 mod producer;
@@ -96,6 +94,8 @@ mod race;
 mod record;
 mod sorted;
 mod telemetry;
+#[cfg(test)]
+mod test_log;
 mod time;
 mod watch;
 mod wire;

@@ -124,7 +124,7 @@ fn told_of(config: &KafkaConfig) -> String {
 
 /// All that a program can print of a configuration: `Debug`, `describe`, every error, and what is logged meanwhile.
 fn shown(make: impl FnOnce() -> KafkaConfig) -> String {
-    let (log, _listening) = crate::heard::Log::of_this_thread(tracing::Level::TRACE);
+    let (log, _listening) = crate::test_log::Log::of_this_thread(tracing::Level::TRACE);
     let config = make();
     let mut text = format!("{config:?} {config:#?} {}", told_of(&config));
     match config.resolve_client() {

@@ -12,7 +12,7 @@ use super::{
 };
 use tracing::Level;
 
-use crate::{error::ErrorKind, heard::Log};
+use crate::{error::ErrorKind, test_log::Log};
 
 const PASSWORD: &str = "hunter2-Zq9";
 

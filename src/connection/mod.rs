@@ -6,6 +6,7 @@
 
 pub(crate) mod api;
 mod dial;
+mod fetch_memory;
 mod notices;
 mod order;
 mod sasl;
@@ -13,7 +14,6 @@ mod stream;
 mod throttle;
 mod tls;
 pub(crate) mod transport;
-mod whole;
 
 use std::{
     pin::pin,
@@ -28,11 +28,11 @@ use std::{
 use bytes::Bytes;
 use tokio::task::AbortHandle;
 
+use self::fetch_memory::Slot;
 #[cfg(any(test, feature = "unstable-fuzzing"))]
 pub(crate) use self::sasl::fuzz as fuzz_scram;
 #[cfg(all(feature = "tls", any(test, feature = "unstable-fuzzing")))]
 pub(crate) use self::tls::fuzz as fuzz_pem;
-use self::whole::Slot;
 use self::{
     api::{Answer, Api, Channel, ChannelError, Outgoing, Row, Versions},
     notices::{Fault, Notices},
@@ -41,8 +41,8 @@ use self::{
 };
 pub(crate) use self::{
     dial::{Running, is_said_for_all},
+    fetch_memory::KeptMemory,
     tls::Tls,
-    whole::KeptMemory,
 };
 use crate::{
     config::settings::{Address, ClientSettings},

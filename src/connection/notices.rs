@@ -13,7 +13,7 @@ use std::{
 
 use futures_util::task::AtomicWaker;
 
-use super::whole::Slot;
+use super::fetch_memory::Slot;
 use crate::time::{self, Instant};
 
 /// What the stream has noticed, and what it is told; shared with the connection.

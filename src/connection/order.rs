@@ -14,9 +14,9 @@ use std::{
 
 use super::{
     api::ChannelError,
+    fetch_memory::Slot,
     notices::Notices,
     throttle::{Throttle, ThrottleChange},
-    whole::Slot,
 };
 use crate::time::{self, Instant};
 

@@ -19,10 +19,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     api::wire::{Api, FetchRequest},
+    fetch_memory::{Buffers, Filling, KeptMemory, Slot},
     notices::{Fault, Limits, Notices},
     tls::is_refusal,
     transport::TransportStream,
-    whole::{Buffers, Filling, KeptMemory, Slot},
 };
 
 /// A request that waits for its answer.

@@ -1,5 +1,5 @@
 //! The user's rebalance listener: called within polls, one call at a time, each to its end. What it is told and when is
-//! the core's (`core/telling.rs`).
+//! the core's (`core/notices.rs`).
 //!
 //! A call is a future that outlives the poll it began in: a poll that is dropped puts it back, and the next one goes on
 //! with it. So no call is lost, and none is made twice.

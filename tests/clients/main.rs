@@ -20,8 +20,6 @@ mod errors;
 mod facade;
 mod faults;
 mod groups;
-#[path = "../../src/heard.rs"]
-mod heard;
 mod kit;
 mod lanes;
 #[path = "../chaos/faults.rs"]
@@ -37,6 +35,8 @@ mod seeds;
 mod storms;
 mod stress;
 mod subscriptions;
+#[path = "../../src/test_log.rs"]
+mod test_log;
 mod topics;
 mod transactions;
 mod transport;

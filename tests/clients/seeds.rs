@@ -506,7 +506,7 @@ on_every_backend! {
 /// Error Handling: what is logged before an error is returned.
 #[test]
 fn errors_are_logged_with_controller_subject_and_payload() {
-    let (log, _listening) = crate::heard::Log::of_this_thread(tracing::Level::INFO);
+    let (log, _listening) = crate::test_log::Log::of_this_thread(tracing::Level::INFO);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let error = runtime.block_on(async {
         // Nobody listens on port 1.

@@ -576,7 +576,7 @@ async fn failures_that_nobody_awaited_are_told_once_by_flush_and_by_close() {
 
 /// What is logged while it runs, on this thread.
 fn logged(run: impl FnOnce()) -> String {
-    let (log, _listening) = crate::heard::Log::of_this_thread(tracing::Level::INFO);
+    let (log, _listening) = crate::test_log::Log::of_this_thread(tracing::Level::INFO);
     run();
     log.text()
 }

@@ -591,7 +591,7 @@ mod with_rustls {
             };
             let mut now = time::now();
             let mut built = renewed(&settings, None, now).unwrap();
-            let (log, _listening) = crate::heard::Log::of_this_thread(tracing::Level::WARN);
+            let (log, _listening) = crate::test_log::Log::of_this_thread(tracing::Level::WARN);
             for (text, told) in [("", 1), ("other", 2), (CA, 2), ("other", 3)] {
                 folder.write("ca.pem", text);
                 for _ in 0..5 {

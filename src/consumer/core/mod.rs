@@ -1,7 +1,7 @@
 //! The consumer's state machine: joins membership, positions, fetches and commits into one state machine. Pure.
 //!
 //! What is subscribed to is in `subscribing.rs`, what happens to the assignment in `rebalance.rs`, commits in `commits.rs`, where partitions are read from in
-//! `reading.rs`, what a listener is told in `telling.rs`, the end in `closing.rs`.
+//! `reading.rs`, what a listener is told in `notices.rs`, the end in `closing.rs`.
 //!
 //! It lives behind the handle's mutex. Handles and the driver tell it what happened; the driver asks it what to do. The
 //! order it must keep: on a rebalance hand-outs stop first, then commits end, then partitions are released, then the
@@ -9,19 +9,19 @@
 
 mod closing;
 mod commits;
+mod notices;
 mod reading;
 mod rebalance;
 mod subscribing;
-mod telling;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::sync::oneshot;
 
 use self::{
-    closing::Closing, reading::Interest, rebalance::Revoking, subscribing::ByPattern, telling::Telling,
+    closing::Closing, notices::Notices, reading::Interest, rebalance::Revoking, subscribing::ByPattern,
 };
-pub(crate) use self::{reading::partition_count, rebalance::Change, telling::Notice};
+pub(crate) use self::{notices::Notice, reading::partition_count, rebalance::Change};
 
 use super::{
     buffer::Decoded,
@@ -137,7 +137,7 @@ pub(crate) struct Core {
     /// Topics are subscribed to by this.
     pattern: Option<ByPattern>,
     revoking: Option<Revoking>,
-    telling: Telling,
+    telling: Notices,
     /// Kept only where records are acknowledged one by one.
     changes: Vec<Change>,
     /// Records were handed out of partitions that were taken away before they were committed: the next commit says so.
@@ -195,7 +195,7 @@ impl Core {
             group_trouble: None,
             pattern: None,
             revoking: None,
-            telling: Telling::default(),
+            telling: Notices::default(),
             changes: Vec::new(),
             lost: false,
             closing: None,

@@ -34,7 +34,7 @@ pub(super) struct Revoking {
 impl Revoking {
     pub(super) fn poll_timeout(&self) -> Instant {
         match self.stage {
-            Stage::Working { until } | Stage::Telling { until } => until,
+            Stage::Working { until } | Stage::Notices { until } => until,
             Stage::Committing { deadline } => deadline,
         }
     }
@@ -47,7 +47,7 @@ enum Stage {
         until: Instant,
     },
     /// The listener is told, within the same time.
-    Telling {
+    Notices {
         until: Instant,
     },
     Committing {
@@ -213,9 +213,9 @@ impl Core {
                 self.commit_covered(now + self.client.request_timeout);
             }
             self.tell_revoked(&partitions);
-            stage = Stage::Telling { until };
+            stage = Stage::Notices { until };
         }
-        if let Stage::Telling { until } = stage
+        if let Stage::Notices { until } = stage
             && (!self.telling.is_busy() || until <= now)
         {
             self.tell_lost(&[]);
@@ -232,7 +232,7 @@ impl Core {
             revoking.stage = stage;
         }
         let is_over = |revoking: &mut Revoking| match revoking.stage {
-            Stage::Working { .. } | Stage::Telling { .. } => false,
+            Stage::Working { .. } | Stage::Notices { .. } => false,
             // Commits of other partitions go on.
             Stage::Committing { deadline } => {
                 revoking.partitions.iter().all(|key| self.commits.planned(key).is_none()) || deadline <= now

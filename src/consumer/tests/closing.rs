@@ -33,7 +33,7 @@ async fn unsubscribing_and_closing_are_nothing_to_warn_of() {
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     // Of this thread, on which everything here runs.
-    crate::heard::on_every_thread();
+    crate::test_log::on_every_thread();
     let _guard = tracing::subscriber::set_default(subscriber);
     let settings = bench.config().set_group_id(&topic).resolve_consumer().unwrap();
     let consumer = KafkaConsumer::start_on(bench.cluster(), settings, None).unwrap();

@@ -199,7 +199,7 @@ fn heartbeats_go_on_while_the_users_only_thread_is_blocked() {
 
 #[tokio::test]
 async fn a_subscribed_topic_that_is_not_there_is_a_warning_and_no_error_of_poll() {
-    let (log, _guard) = crate::heard::Log::of_this_thread(tracing::Level::WARN);
+    let (log, _guard) = crate::test_log::Log::of_this_thread(tracing::Level::WARN);
     let bench = Bench::embedded(1).await;
     bench.topic("t", 1).await;
     bench.produce("t", 1, 0, 5).await;

@@ -472,7 +472,7 @@ fn joins_and_syncs_are_waited_for_as_long_as_other_members_may_take() {
 #[test]
 fn a_member_that_is_alone_and_gets_nothing_says_so() {
     for (leader, own, is_told) in [("me", vec![], true), ("me", vec![0], false), ("other", vec![], false)] {
-        let (log, _guard) = crate::heard::Log::of_this_thread(tracing::Level::WARN);
+        let (log, _guard) = crate::test_log::Log::of_this_thread(tracing::Level::WARN);
         let mut bench = Bench::new();
         bench.subscribe(&["t"]);
         bench.poll();

@@ -156,7 +156,7 @@ async fn letters_are_acknowledged_by_all_replicas_whatever_the_producers_of_the_
 
 #[tokio::test]
 async fn a_dead_letter_topic_that_is_missing_holds_up_its_lane_and_calls_no_handler_again() {
-    let (log, _listening) = crate::heard::Log::of_this_thread(tracing::Level::WARN);
+    let (log, _listening) = crate::test_log::Log::of_this_thread(tracing::Level::WARN);
     let (broker, kafka) = broker_with(&[("orders", 2)], |builder| builder.auto_create_topics(false)).await;
     let kafka = KafkaInstance::new(kafka.config().clone().set("max.block.ms", 300)).unwrap();
     produce(&kafka, "orders", 2, 2, 0..2).await;

@@ -40,7 +40,7 @@ impl tracing::Subscriber for Spans {
 #[tokio::test(start_paused = true)]
 async fn each_call_of_a_handler_has_a_span_by_the_conventions_without_key_and_value() {
     let spans = Spans::default();
-    crate::heard::on_every_thread();
+    crate::test_log::on_every_thread();
     let _guard = tracing::subscriber::set_default(spans.clone());
     let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let (consumer, seen) = seeing(ErrorPolicy::retry(2, Duration::from_secs(1)), &[1]);
@@ -67,7 +67,7 @@ async fn each_call_of_a_handler_has_a_span_by_the_conventions_without_key_and_va
 #[tokio::test(start_paused = true)]
 async fn the_log_counts_the_calls_before_a_retry_topic_too() {
     let told = Spans::default();
-    crate::heard::on_every_thread();
+    crate::test_log::on_every_thread();
     let _guard = tracing::subscriber::set_default(told.clone());
     let policy = ErrorPolicy::retry(2, Duration::from_secs(1)).retry_topics([Duration::from_secs(1)]);
     let (consumer, seen) = seeing(policy, &[1]);

@@ -21,7 +21,7 @@ pub(crate) enum Notice {
 
 /// The notices of a consumer.
 #[derive(Debug, Default)]
-pub(super) struct Telling {
+pub(super) struct Notices {
     /// There is a listener.
     is_on: bool,
     waiting: VecDeque<Notice>,
@@ -31,7 +31,7 @@ pub(super) struct Telling {
     has: BTreeSet<TopicPartition>,
 }
 
-impl Telling {
+impl Notices {
     fn push(&mut self, notice: Notice) {
         if self.is_on {
             self.waiting.push_back(notice);
