@@ -137,7 +137,7 @@ pub(crate) struct Core {
     /// Topics are subscribed to by this.
     pattern: Option<ByPattern>,
     revoking: Option<Revoking>,
-    telling: Notices,
+    notices: Notices,
     /// Kept only where records are acknowledged one by one.
     changes: Vec<Change>,
     /// Records were handed out of partitions that were taken away before they were committed: the next commit says so.
@@ -195,7 +195,7 @@ impl Core {
             group_trouble: None,
             pattern: None,
             revoking: None,
-            telling: Notices::default(),
+            notices: Notices::default(),
             changes: Vec::new(),
             lost: false,
             closing: None,
@@ -333,7 +333,7 @@ impl Core {
 
     /// The next records to hand out.
     pub(crate) fn next_chunk(&mut self, max: usize, turn: Turn) -> Next {
-        if self.closing.is_some() || self.telling.is_busy() {
+        if self.closing.is_some() || self.notices.is_busy() {
             return Next::Nothing;
         }
         self.partitions.next_chunk(max, turn, self.fetcher.refill_below())

@@ -84,21 +84,21 @@ impl Notices {
 impl Core {
     /// From now on a listener is told.
     pub(crate) fn set_listening(&mut self, is_on: bool) {
-        self.telling.is_on = is_on;
+        self.notices.is_on = is_on;
         if !is_on {
-            self.telling.waiting.clear();
+            self.notices.waiting.clear();
         }
     }
 
     /// Whether the listener is told something, or is to be.
     pub(crate) fn is_telling(&self) -> bool {
-        self.telling.is_busy()
+        self.notices.is_busy()
     }
 
     /// The next thing to tell the listener; [`Self::handle_told`] when it has returned.
     pub(crate) fn next_notice(&mut self, now: Instant) -> Option<Notice> {
-        let notice = self.telling.waiting.pop_front()?;
-        self.telling.told = Some(notice.clone());
+        let notice = self.notices.waiting.pop_front()?;
+        self.notices.told = Some(notice.clone());
         if let Some(member) = &mut self.member {
             // A listener that never returns is no sign of life.
             member.handle_loose_poll(now);
@@ -108,7 +108,7 @@ impl Core {
 
     /// The listener has returned.
     pub(crate) fn handle_told(&mut self, now: Instant) {
-        self.telling.told = None;
+        self.notices.told = None;
         self.news = true;
         if let (Some(member), Mode::Topics, 1..) = (&mut self.member, &self.mode, self.polls) {
             member.handle_poll(now);
@@ -129,25 +129,25 @@ impl Core {
 
     pub(super) fn tell_assigned(&mut self, partitions: &[TopicPartition]) {
         if !partitions.is_empty() {
-            self.telling.add(partitions);
+            self.notices.add(partitions);
         }
     }
 
     /// True if the listener must be waited for.
     pub(super) fn tell_revoked(&mut self, partitions: &[TopicPartition]) -> bool {
-        let gone = self.telling.take(partitions);
-        if gone.is_empty() || !self.telling.is_on {
+        let gone = self.notices.take(partitions);
+        if gone.is_empty() || !self.notices.is_on {
             return false;
         }
-        self.telling.push(Notice::Revoked(gone));
+        self.notices.push(Notice::Revoked(gone));
         self.news = true;
         true
     }
 
     /// These are gone without the listener; so is what waited for it.
     pub(super) fn tell_lost(&mut self, partitions: &[TopicPartition]) {
-        let gone = self.telling.take(partitions);
-        self.telling.lose(gone);
+        let gone = self.notices.take(partitions);
+        self.notices.lose(gone);
     }
 }
 

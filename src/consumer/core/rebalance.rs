@@ -34,7 +34,7 @@ pub(super) struct Revoking {
 impl Revoking {
     pub(super) fn poll_timeout(&self) -> Instant {
         match self.stage {
-            Stage::Working { until } | Stage::Notices { until } => until,
+            Stage::Working { until } | Stage::Telling { until } => until,
             Stage::Committing { deadline } => deadline,
         }
     }
@@ -47,7 +47,7 @@ enum Stage {
         until: Instant,
     },
     /// The listener is told, within the same time.
-    Notices {
+    Telling {
         until: Instant,
     },
     Committing {
@@ -213,10 +213,10 @@ impl Core {
                 self.commit_covered(now + self.client.request_timeout);
             }
             self.tell_revoked(&partitions);
-            stage = Stage::Notices { until };
+            stage = Stage::Telling { until };
         }
-        if let Stage::Notices { until } = stage
-            && (!self.telling.is_busy() || until <= now)
+        if let Stage::Telling { until } = stage
+            && (!self.notices.is_busy() || until <= now)
         {
             self.tell_lost(&[]);
             let mut deadline = now + self.client.request_timeout;
@@ -232,7 +232,7 @@ impl Core {
             revoking.stage = stage;
         }
         let is_over = |revoking: &mut Revoking| match revoking.stage {
-            Stage::Working { .. } | Stage::Notices { .. } => false,
+            Stage::Working { .. } | Stage::Telling { .. } => false,
             // Commits of other partitions go on.
             Stage::Committing { deadline } => {
                 revoking.partitions.iter().all(|key| self.commits.planned(key).is_none()) || deadline <= now
