@@ -51,10 +51,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 ///   [`ErrorPolicy`] has dealt with it.
 /// * **Errors.** [`error_policy`](Self::error_policy) says what happens when a handler fails, panics or takes too long.
 /// * **Topics without a handler.** Their records count as handled; a warning is logged once for each topic.
-/// * **Long handlers.** The member stays in its group however long a handler takes, and a handler that is stuck holds up
-///   its own lane alone, and one of the places that [`concurrency`](Self::concurrency) gives; what is done behind it in its
-///   partition is committed after it, and taken only so far. When partitions go to another member, nothing more is begun in them, what is at work is waited for
-///   (within `max.poll.interval.ms`), and what is done is committed before they go.
+/// * **Long handlers.** The member stays in its group however long a handler takes. A handler that is stuck holds up its own
+///   lane, and one of the places that [`concurrency`](Self::concurrency) gives; what is done behind it in its partition is
+///   committed after it, and only so much is taken. When partitions go to another member, nothing more is begun in them, what
+///   is at work is waited for (within `max.poll.interval.ms`), and what is done is committed before they go.
 ///
 /// Handlers run as tasks of the runtime. It connects when it first consumes, and leaves the group in
 /// [`close`](Self::close). After that, or after [`run`](Self::run), it can consume again: it joins anew and goes on at the
@@ -142,8 +142,8 @@ impl Consumer {
     ///
     /// Who matches, and in which syntax, is as in [`KafkaConsumer::subscribe_pattern`]. New topics are found within
     /// `metadata.max.age.ms`, a retry topic when the first record is put into it. Handlers may name a topic, some of the topics
-    /// ([`Topics::glob`]), or all others. Retry topics of the [`ErrorPolicy`] are read as well. What other
-    /// groups have put into a retry topic that the pattern matches is passed over, unless a handler names that topic.
+    /// ([`Topics::glob`]), or all others. Retry topics of the [`ErrorPolicy`] are read as well. What other groups have put into a
+    /// retry topic that the pattern matches is passed over, unless a handler names that topic.
     ///
     /// **A dead letter topic must not match.** One that the policy names is refused if the client can read the pattern; one that a
     /// closure chooses is your responsibility. A letter that would go in a circle, to a topic that its record came from, is not
