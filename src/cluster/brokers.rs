@@ -332,7 +332,7 @@ impl Brokers {
     }
 
     /// Whether a connection was made since the last time this was asked. The idle timer must be told of those alone: it is
-    /// too early for all others, and then looks again. Notices it of every call costs a turn of another task, and on a runtime
+    /// too early for all others, and then looks again. Telling it of every call costs a turn of another task, and on a runtime
     /// of several threads wakes another thread, for each request.
     pub(crate) fn take_new(&self) -> bool {
         self.is_new.load(Ordering::Relaxed) && self.is_new.swap(false, Ordering::AcqRel)
