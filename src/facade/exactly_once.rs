@@ -25,6 +25,9 @@ const SHORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// `max.poll.interval.ms` unless set.
 const POLL_INTERVAL: Duration = Duration::from_secs(300);
 
+/// So often in a row a run whose name is made up makes another producer, because its coordinator has ended its transaction.
+const MOST_TIMED_OUT: u32 = 10;
+
 /// Brokers' `transaction.max.timeout.ms`.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(900);
 
@@ -112,6 +115,8 @@ enum Failed {
     /// It is certainly not committed: its records are processed again.
     Again(Error),
     For(Error),
+    /// By the body, whatever its error says of other producers.
+    InBody(Error),
 }
 
 impl ExactlyOnce {
@@ -161,8 +166,8 @@ impl ExactlyOnce {
     /// # Errors
     /// The body's error, whose transaction is aborted; a [fatal](Error::is_fatal) error such as that of a second instance with
     /// the same `transactional.id`, or of a transaction that stayed open for longer than `transaction.timeout.ms` (with a name
-    /// made up for the run only if the body takes that long twice); what consumer and producer refuse at the start. Whatever it
-    /// is: another run goes on where the last transaction ended.
+    /// made up for the run only if the body takes that long twice, or at the tenth in a row); what consumer and producer refuse
+    /// at the start. Whatever it is: another run goes on where the last transaction ended.
     ///
     /// # Cancel safety
     /// Dropping it aborts the open transaction, unless brokers were asked to commit already; nothing is lost or repeated.
@@ -273,7 +278,7 @@ impl ExactlyOnce {
         shutdown: Shared<impl Future<Output = ()>>,
         body: &impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
     ) -> Result<()> {
-        let (mut places, mut was_overdue) = (Places::new(), false);
+        let (mut places, mut was_overdue, mut timed_out) = (Places::new(), false, 0);
         let pauses = || Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         let (mut polling, mut backoff) = (pauses(), pauses());
         let mut rng = self.kafka.config().resolve_client()?.environment.rng();
@@ -317,16 +322,18 @@ impl ExactlyOnce {
                 Ok(()) if is_empty => {}
                 Ok(()) => {
                     backoff.reset();
-                    was_overdue = false;
+                    (was_overdue, timed_out) = (false, 0);
                 }
                 // Nobody else can have a name that was made up for this run: a coordinator has ended what was open for too long, as after
-                // an outage. A body that always takes longer ends the run, or its record would be worked on for ever.
+                // an outage. A body that always takes longer ends the run, or its record would be worked on for ever; and so does what ends
+                // transactions again and again.
                 Err(Failed::Again(error) | Failed::For(error))
                     if self.named().is_none()
                         && is_timed_out(&error)
-                        && !(taken.is_overdue && was_overdue) =>
+                        && !(taken.is_overdue && was_overdue)
+                        && timed_out + 1 < MOST_TIMED_OUT =>
                 {
-                    was_overdue |= taken.is_overdue;
+                    (was_overdue, timed_out) = (was_overdue || taken.is_overdue, timed_out + 1);
                     tracing::warn!(%error, "a transaction was open for longer than transaction.timeout.ms; its records are processed again");
                     rewind(consumer, &taken);
                     tokio::time::sleep(backoff.next(&mut rng)).await;
@@ -341,7 +348,7 @@ impl ExactlyOnce {
                     rewind(consumer, &taken);
                     tokio::time::sleep(backoff.next(&mut rng)).await;
                 }
-                Err(Failed::Again(error) | Failed::For(error)) => return Err(error),
+                Err(Failed::Again(error) | Failed::For(error) | Failed::InBody(error)) => return Err(error),
             }
         }
     }
@@ -380,7 +387,7 @@ impl ExactlyOnce {
                         Err(aborting) if aborting.is_fatal() => return Err(Failed::For(aborting)),
                         _ => {}
                     }
-                    return Err(if ours { failed(error) } else { Failed::For(error) });
+                    return Err(if ours { failed(error) } else { Failed::InBody(error) });
                 }
             }
             let now = time::now();

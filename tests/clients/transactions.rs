@@ -750,6 +750,42 @@ async fn a_copier_without_a_name_ends_where_a_body_always_takes_longer_than_a_tr
 }
 
 #[tokio::test]
+async fn a_copier_without_a_name_ends_where_every_transaction_is_refused() {
+    let (broker, kafka) = source_and_target(("fetch.max.wait.ms", 10)).await;
+    kafka.get_producer().await.unwrap().send("source", &7_i64).await.unwrap().await.unwrap();
+    broker.control().fail(ApiKey::EndTxn, 1000, ResponseError::InvalidTxnState);
+    let run = ExactlyOnce::new(&kafka, ["source"], "copiers").run(async |record, output| {
+        let number: i64 = record.json()?;
+        drop(output.send("target", &number).await?);
+        Ok(())
+    });
+    let ended = tokio::time::timeout(PATIENCE, run).await.expect("it works on the record for ever");
+    assert_eq!(ended.unwrap_err().code().map(|code| code.0), Some(ResponseError::InvalidTxnState.code()));
+}
+
+#[tokio::test]
+async fn a_copier_without_a_name_ends_with_the_fence_of_another_producer_of_its_body() {
+    let (_broker, kafka) = source_and_target(("fetch.max.wait.ms", 10)).await;
+    kafka.get_producer().await.unwrap().send("source", &7_i64).await.unwrap().await.unwrap();
+    let own = || kafka.get_transactional_producer_with(|p| p.set("transactional.id", "of-the-body"));
+    let mut former = own().await.unwrap();
+    let _successor = own().await.unwrap();
+    let output = former.begin().await.unwrap();
+    drop(output.send("elsewhere", &1).await.unwrap());
+    drop(output.commit().await.unwrap_err());
+    let fence = former.begin().await.unwrap_err();
+    assert!(fence.is_fenced() && !fence.possibly_written(), "{fence}");
+    let attempts = AtomicUsize::new(0);
+    let run = ExactlyOnce::new(&kafka, ["source"], "copiers").run(async |_, _| {
+        attempts.fetch_add(1, Ordering::Relaxed);
+        Err(fence.clone())
+    });
+    let ended = tokio::time::timeout(PATIENCE, run).await.expect("it works on the record for ever");
+    assert!(ended.unwrap_err().is_fenced());
+    assert_eq!(attempts.into_inner(), 1);
+}
+
+#[tokio::test]
 async fn what_was_worked_on_before_the_start_of_its_log_moved_is_committed() {
     let (broker, kafka) = source_and_target(("fetch.max.wait.ms", 10)).await;
     let plain = kafka.get_producer().await.unwrap();
