@@ -60,8 +60,8 @@ struct Pending<'k, V> {
     value: V,
     /// What interceptors have made of it, who see it once, however long it waits.
     shown: Option<OutgoingRecord<'static>>,
-    /// `max.block.ms` is over then, however often a progress came between.
-    until: Instant,
+    /// `max.block.ms` is over then, however often a progress came between; `None` before it was first tried.
+    until: Option<Instant>,
 }
 
 /// Many JSON values on their way to one topic, made by [`Producer::bulk_load`](super::Producer::bulk_load). It goes on while
@@ -77,8 +77,8 @@ pub struct BulkLoad<'k, I, V> {
     open: VecDeque<(u64, Delivery)>,
     progress: Progress,
     every: Duration,
-    /// The last record has waited in vain for its topic, which brokers say is not there: the next ones do not wait for it.
-    is_topic_missing: bool,
+    /// A record has waited in vain for this topic, which brokers say is not there: the next ones do not wait for it.
+    missing: Option<String>,
     /// The iterator is at its end, or the producer is.
     is_drained: bool,
     is_over: bool,
@@ -108,7 +108,7 @@ where
             open: VecDeque::new(),
             progress: Progress::default(),
             every: Duration::from_secs(1),
-            is_topic_missing: false,
+            missing: None,
             is_drained: false,
             is_over: false,
         }
@@ -207,9 +207,8 @@ where
                 Some((key, value)) => {
                     let number = self.progress.taken;
                     self.progress.taken += 1;
-                    let wait = if self.is_topic_missing { Duration::ZERO } else { self.client.max_block() };
-                    let until = time::after(wait);
-                    self.pending = Some(Pending { number, key: key.into_key(), value, shown: None, until });
+                    self.pending =
+                        Some(Pending { number, key: key.into_key(), value, shown: None, until: None });
                 }
                 None => self.is_drained = true,
             }
@@ -220,33 +219,43 @@ where
     /// Sends it, which waits for memory at most until `deadline`. False if it is still waiting then.
     async fn send_pending(&mut self, deadline: Instant) -> bool {
         let Some(Pending { number, key, value, shown, until }) = &mut self.pending else { return true };
-        let (number, until) = (*number, *until);
+        let number = *number;
+        let mut refused = None;
+        if shown.is_none() && self.client.has_interceptors() {
+            match self.client.show(&self.topic, key.clone(), value) {
+                Ok(record) => *shown = Some(record),
+                Err(error) => refused = Some(error),
+            }
+        }
+        let topic = shown.as_ref().map_or(&*self.topic, OutgoingRecord::topic);
+        let is_missing = self.missing.as_deref() == Some(topic);
+        let wait = || time::after(if is_missing { Duration::ZERO } else { self.client.max_block() });
+        let until = *until.get_or_insert_with(wait);
         let limit = deadline.min(until);
-        let sent = match shown {
-            None if self.client.has_interceptors() => match self.client.show(&self.topic, key.clone(), value)
-            {
-                Ok(record) => in_time(self.client.send_shown(shown.insert(record)), limit).await,
-                Err(error) => Some(Err(error)),
-            },
-            None => {
+        let sent = match (refused, &*shown) {
+            (Some(error), _) => Some(Err(error)),
+            (None, None) => {
                 in_time(self.client.send(&self.topic, &*value).key(key.clone()).into_future(), limit).await
             }
-            Some(record) => in_time(self.client.send_shown(record), limit).await,
+            (None, Some(record)) => in_time(self.client.send_shown(record), limit).await,
         };
         let sent = match sent {
             Some(sent) => sent,
             None if time::now() < until => return false,
-            None => Err(self.too_late()),
+            None => Err(too_late(&self.client, topic)),
         };
-        let shown = self.pending.take().and_then(|pending| pending.shown);
-        let topic = shown.as_ref().map_or(&*self.topic, OutgoingRecord::topic);
         let kind = sent.as_ref().err().map(Error::kind);
         // What is wrong with the record itself is found before its topic is looked for.
         if !matches!(kind, Some(ErrorKind::Json | ErrorKind::InvalidArgument)) {
             // In an outage nobody says so: each record waits, or a load would fail whole.
             let is_said = || self.client.why(topic, None).is_some_and(|why| why.code().is_some());
-            self.is_topic_missing = kind.is_some() && !self.client.has_topic(topic) && is_said();
+            if kind.is_some() && !self.client.has_topic(topic) && is_said() {
+                self.missing = Some(topic.to_owned());
+            } else if is_missing {
+                self.missing = None;
+            }
         }
+        let shown = self.pending.take().and_then(|pending| pending.shown);
         let sent = match &shown {
             Some(record) => self.client.watch(record, sent),
             None => sent,
@@ -259,16 +268,6 @@ where
             }
         }
         true
-    }
-
-    /// A record could not be taken within `max.block.ms`.
-    fn too_late(&self) -> Error {
-        let error = Error::new(ErrorKind::Timeout, "the record was not taken within max.block.ms")
-            .with_topic(&*self.topic);
-        match self.client.why(&self.topic, None) {
-            Some(why) => error.with_source(why),
-            None => error,
-        }
     }
 
     /// Takes the answers that are there, in order.
@@ -297,6 +296,16 @@ where
     fn report(&mut self) -> Progress {
         let failures = std::mem::take(&mut self.progress.failures);
         Progress { failures, ..self.progress.clone() }
+    }
+}
+
+/// A record could not be taken within `max.block.ms`.
+fn too_late(client: &KafkaProducer, topic: &str) -> Error {
+    let error =
+        Error::new(ErrorKind::Timeout, "the record was not taken within max.block.ms").with_topic(topic);
+    match client.why(topic, None) {
+        Some(why) => error.with_source(why),
+        None => error,
     }
 }
 

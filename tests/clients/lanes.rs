@@ -17,7 +17,7 @@ use std::{
 
 use dtkafka::{
     Batch, Consumer, ConsumerConfig, ConsumerRecord, ErrorPolicy, HandlerResult, KafkaConfig, KafkaInstance,
-    Message, Ordering, ProducerRecord, Rebalance, Topics,
+    Message, Ordering, OutgoingRecord, ProducerInterceptor, ProducerRecord, Rebalance, Topics,
 };
 use dtkafka_testcontainers::{EmbeddedBroker, EmbeddedBrokerBuilder, broker::ApiKey};
 use tokio::sync::Notify;
@@ -437,6 +437,30 @@ async fn a_bulk_load_for_a_topic_that_is_not_there_waits_for_it_once_and_goes_on
     is_made.set(true);
     let last = load.finish().await;
     assert_eq!((last.open(), last.taken), (0, last.delivered + last.failed));
+    producer.close().await.unwrap();
+}
+
+/// Sends every other record elsewhere.
+#[derive(Default)]
+struct Sorter(AtomicUsize);
+
+impl ProducerInterceptor for Sorter {
+    fn on_send(&self, record: &mut OutgoingRecord<'_>) {
+        if self.0.fetch_add(1, Relaxed) % 2 == 1 {
+            record.set_topic("present");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_bulk_load_waits_for_each_topic_that_interceptors_choose() {
+    let (broker, kafka) = broker_with(&[], |builder| builder.auto_create_topics(false)).await;
+    let settings = |p: dtkafka::ProducerConfig| p.set("max.block.ms", 300).interceptor(Sorter::default());
+    let producer = dtkafka::Producer::new_with(&kafka, settings).await.unwrap();
+    broker.create_topic("present", 1).unwrap();
+    let load = producer.bulk_load("absent", (0..6).map(|number| (None::<&str>, number)));
+    let last = load.finish().await;
+    assert!(last.delivered == 3 && last.failed == 3, "{last:?}");
     producer.close().await.unwrap();
 }
 
