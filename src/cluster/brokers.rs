@@ -483,15 +483,10 @@ mod tests {
     use dtkafka_testcontainers::{EmbeddedBroker, broker::Network};
 
     use super::*;
-    use crate::{Connecting, KafkaConfig, Transport, cluster::metadata::Broker};
-
-    struct InMemory(Network);
-
-    impl Transport for InMemory {
-        fn connect<'a>(&'a self, host: &'a str, port: u16) -> Connecting<'a> {
-            Box::pin(async move { Ok(Box::new(self.0.connect("test", host, port)?) as _) })
-        }
-    }
+    use crate::{
+        Connecting, KafkaConfig, Transport,
+        cluster::{metadata::Broker, tests::InMemory},
+    };
 
     /// The producer gives back what is idle for too long. Were it handed the same connection again, it would turn in circles
     /// until the timer that closes idle connections comes round.

@@ -394,11 +394,33 @@ async fn a_consumer_is_ready_while_it_is_a_member_also_of_a_group_that_has_no_pa
     assert!(!first.is_ready() && !second.is_ready(), "they have left");
 }
 
+/// A signal when `done` is told, and another once the consumer, which leaves then, has asked for a commit; its answer waits for that.
+#[cfg(feature = "signal")]
+fn until_it_leaves<'a>(
+    broker: &'a EmbeddedBroker,
+    done: &'a tokio::sync::Notify,
+) -> impl futures_util::Stream<Item = Result<()>> + 'a {
+    broker.control().hold(ApiKey::OffsetCommit);
+    futures_util::stream::iter([true, false]).then(move |is_first| {
+        let control = broker.control();
+        async move {
+            if is_first {
+                done.notified().await;
+            } else {
+                while control.requests(ApiKey::OffsetCommit) == 0 {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                control.release(ApiKey::OffsetCommit);
+            }
+            Ok(())
+        }
+    })
+}
+
 #[cfg(feature = "signal")]
 #[tokio::test]
 async fn told_to_end_while_it_leaves_after_an_error_it_still_returns_the_error() {
     let (broker, kafka) = with_records(&["t"], 2).await;
-    broker.control().hold(ApiKey::OffsetCommit);
     let failed = Arc::new(tokio::sync::Notify::new());
     let fails = Arc::clone(&failed);
     let mut consumer = Consumer::new(&kafka, ["t"])
@@ -411,18 +433,7 @@ async fn told_to_end_while_it_leaves_after_an_error_it_still_returns_the_error()
             }
         })
         .unwrap();
-    let signals = futures_util::stream::iter([true, false]).then(|is_first| {
-        let (failed, control) = (Arc::clone(&failed), broker.control());
-        async move {
-            if is_first {
-                failed.notified().await;
-            } else {
-                tokio::time::sleep(Duration::from_millis(1500)).await;
-                control.release(ApiKey::OffsetCommit);
-            }
-            Ok(())
-        }
-    });
+    let signals = until_it_leaves(&broker, &failed);
     let run = tokio::time::timeout(Duration::from_secs(60), consumer.run_until_told(signals));
     let error = run.await.expect("it does not come to its end").unwrap_err();
     assert_eq!((error.kind(), error.offset()), (ErrorKind::Handler, Some(1)), "{error}");
@@ -448,7 +459,6 @@ async fn a_record_that_waits_by_itself_does_not_keep_the_answer_it_came_in() {
 #[tokio::test]
 async fn told_a_second_time_while_it_leaves_it_still_commits_and_leaves() {
     let (broker, kafka) = with_records(&["t"], 1).await;
-    broker.control().hold(ApiKey::OffsetCommit);
     let done = Arc::new(tokio::sync::Notify::new());
     let is_done = Arc::clone(&done);
     let mut consumer = Consumer::new(&kafka, ["t"])
@@ -458,18 +468,7 @@ async fn told_a_second_time_while_it_leaves_it_still_commits_and_leaves() {
             Ok(())
         })
         .unwrap();
-    let signals = futures_util::stream::iter([true, false]).then(|is_first| {
-        let (done, control) = (Arc::clone(&done), broker.control());
-        async move {
-            if is_first {
-                done.notified().await;
-            } else {
-                tokio::time::sleep(Duration::from_millis(1500)).await;
-                control.release(ApiKey::OffsetCommit);
-            }
-            Ok(())
-        }
-    });
+    let signals = until_it_leaves(&broker, &done);
     let run = tokio::time::timeout(Duration::from_secs(60), consumer.run_until_told(signals));
     run.await.expect("it does not come to its end").unwrap();
     assert_eq!(broker.committed("g", "t", 0), Some(1));
