@@ -13,8 +13,8 @@
 //! A topic that was made again has another log, which knows nothing of this producer and takes any sequence for the first
 //! (KIP-516). What is in flight to the old one lands before anything goes to the new one, and there one batch goes alone.
 //!
-//! A batch that may be in the log keeps its stamp for ever. Where the sequence no longer fits, such batches are asked for one
-//! by one, under that stamp, as long as nothing older waits; what cannot be proved fails and says so.
+//! A batch that may be in the log keeps its stamp for ever, and is asked for alone. Where the sequence no longer fits, that goes
+//! on as long as nothing older waits; what cannot be proved fails and says so.
 
 mod closed;
 mod refused;
@@ -302,8 +302,9 @@ impl Queue {
                 self.pending.push_front(batch);
                 return None;
             }
-            // It is asked for under a stamp that does not fit: until that has its answer nothing may pass it.
-            self.recovering = !self.sequences.is_intact();
+            // Until it has its answer nothing may pass one that is asked for under a stamp that does not fit, nor one that may be
+            // written: a broker knows the last five batches alone, and would take it for a gap once they are all newer.
+            self.recovering = batch.possibly_written || !self.sequences.is_intact();
         }
         self.fly(now, batch.order, batch.deadline, batch.receipt.clone());
         Some(Taken::Again(batch))

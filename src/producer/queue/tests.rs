@@ -210,6 +210,31 @@ fn after_a_retry_nothing_leaves_until_the_flight_has_landed_and_then_in_order_wi
 }
 
 #[test]
+fn nothing_new_passes_a_batch_that_may_be_written_so_that_the_broker_still_knows_it() {
+    let mut rig = Rig::new(limits());
+    rig.introduce();
+    let _deliveries: Vec<_> = (0..100).map(|id| rig.send(id)).collect();
+    let mut flight: VecDeque<_> = std::iter::from_fn(|| rig.poll(true)).collect();
+    let mut first = flight.pop_front().unwrap();
+    let number = sequence(&first);
+    // Written, and not yet by enough replicas: those behind it are in the log.
+    first.possibly_written = true;
+    rig.settle(first, Decision::Retry { stale_leader: false });
+    for (batch, offset) in flight.into_iter().zip(10..) {
+        rig.acknowledge(batch, offset);
+    }
+    for _ in 0..3 {
+        let again = rig.poll(true).unwrap();
+        assert_eq!(sequence(&again), number);
+        assert!(rig.poll(true).is_none(), "a broker knows the last five alone");
+        rig.settle(again, Decision::Retry { stale_leader: false });
+    }
+    let again = rig.poll(true).unwrap();
+    rig.acknowledge(again, 1);
+    assert_eq!(std::iter::from_fn(|| rig.poll(true)).count(), 5);
+}
+
+#[test]
 fn what_could_leave_now_sets_no_timer() {
     let mut rig = Rig::new(limits());
     let _delivery = rig.send(0);
