@@ -25,8 +25,8 @@ use std::{
 };
 
 use dtkafka::{
-    ExactlyOnce, IsolationLevel, KafkaAdmin, KafkaConfig, KafkaInstance, NewTopic, ProducerRecord,
-    TopicPartition,
+    ErrorKind, ExactlyOnce, IsolationLevel, KafkaAdmin, KafkaConfig, KafkaInstance, NewTopic, ProducerRecord,
+    RecordRef, TopicPartition, Transaction,
 };
 use dtkafka_testcontainers::launch::Kafka;
 
@@ -68,14 +68,19 @@ fn copier() {
             Ok(id) => copier.transactional_id(id),
             Err(_) => copier,
         };
-        copier
-            .run(async |record, output| {
+        loop {
+            let body = async |record: RecordRef<'_>, output: &Transaction<'_>| {
                 let copy = ProducerRecord::new(TARGET)
                     .key(record.key().unwrap_or_default())
                     .value(record.value().unwrap_or_default());
                 output.send_record(copy).await.map(drop)
-            })
-            .await
+            };
+            match copier.clone().run(body).await {
+                // No start without a broker, which may need longer than that on a busy machine.
+                Err(error) if matches!(error.kind(), ErrorKind::Connect(_)) => {}
+                ended => break ended,
+            }
+        }
     });
     eprintln!("copier: {ended:?}");
     std::process::exit(if ended.is_err_and(|error| error.is_fenced()) { FENCED } else { 1 });
