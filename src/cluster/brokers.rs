@@ -5,16 +5,19 @@
 //! Implements KIP-144 (reconnect back-off per broker) and KIP-601 (set-up time-outs that grow with each failure). Why a
 //! broker cannot be reached is kept, and logged once per change of state.
 
+mod slot;
+
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use tokio::{runtime::Handle, sync::Notify};
+use tokio::runtime::Handle;
 
+use self::slot::Slot;
 use super::{candidates::Candidate, causes::Causes};
 use crate::{
     cluster::metadata::Metadata,
@@ -23,7 +26,7 @@ use crate::{
     driver::Within,
     error::{Error, ErrorKind, Result},
     sorted::{Map, Set},
-    time::{self, Backoff, Instant},
+    time::{self, Instant},
 };
 
 /// What a connection is used for.
@@ -60,25 +63,6 @@ struct Inner {
     /// Brokers that were told of by other answers than those about metadata since the last of these.
     told_apart: Set<i32>,
     slots: Map<(i32, Lane), Arc<Slot>>,
-}
-
-struct Slot {
-    connection: Mutex<Option<Arc<Connection>>>,
-    /// The broker is elsewhere now, or gone: nobody is to wait here.
-    is_left: AtomicBool,
-    leaves: Notify,
-    /// Attempts that failed or were overtaken since the last that succeeded.
-    failures: AtomicU32,
-    /// Held while dialing, so that all who wait for a broker share one attempt. An async mutex: it is meant to be held
-    /// across the dial.
-    dialing: tokio::sync::Mutex<Dialing>,
-}
-
-struct Dialing {
-    backoff: Backoff,
-    /// KIP-601.
-    setup: Backoff,
-    not_before: Option<Instant>,
 }
 
 impl Brokers {
@@ -355,78 +339,8 @@ impl Brokers {
         let address = inner.addresses.get(&id).cloned().ok_or_else(|| {
             Error::new(ErrorKind::Disconnected, "the broker's address is not known").with_broker(id)
         })?;
-        let slot = inner.slots.entry((id, lane)).or_insert_with(|| {
-            let settings = &self.settings;
-            let mut setup =
-                Backoff::new(settings.connection_setup_timeout, settings.connection_setup_timeout_max);
-            // The first attempt has the time that is set; this is for those after it.
-            let _ = setup.next(&mut settings.environment.rng());
-            let dialing = tokio::sync::Mutex::new(Dialing {
-                backoff: Backoff::new(settings.reconnect_backoff, settings.reconnect_backoff_max),
-                setup,
-                not_before: None,
-            });
-            Arc::new(Slot {
-                connection: Mutex::new(None),
-                is_left: AtomicBool::new(false),
-                leaves: Notify::new(),
-                failures: AtomicU32::new(0),
-                dialing,
-            })
-        });
+        let slot = inner.slots.entry((id, lane)).or_insert_with(|| Arc::new(Slot::new(&self.settings)));
         Ok((Arc::clone(slot), address))
-    }
-}
-
-impl Slot {
-    /// The open connection; one that was lost is let go, and one that nobody used for too long: whoever gets it would give it
-    /// back at once, and ask again, until the timer comes round.
-    fn open(&self, now: Instant, max_idle: Duration) -> Option<Arc<Connection>> {
-        let mut connection = lock(&self.connection);
-        let open = connection.as_ref()?;
-        let unused = open.in_flight() == 0 && open.idle_since() + max_idle <= now;
-        if open.is_closed() || unused {
-            tracing::debug!(unused, "a connection is let go");
-            open.retire();
-            *connection = None;
-            return None;
-        }
-        Some(Arc::clone(open))
-    }
-
-    fn is_alive(&self) -> bool {
-        lock(&self.connection).as_ref().is_some_and(|connection| !connection.is_closed())
-    }
-
-    /// Nobody is to wait here any more.
-    fn leave(&self) {
-        self.is_left.store(true, Ordering::Release);
-        self.leaves.notify_waiters();
-        self.retire();
-    }
-
-    /// Returns when nobody is to wait here any more.
-    async fn left(&self) {
-        let mut leaves = std::pin::pin!(self.leaves.notified());
-        leaves.as_mut().enable();
-        if !self.is_left.load(Ordering::Acquire) {
-            leaves.await;
-        }
-    }
-
-    fn retire(&self) {
-        if let Some(connection) = lock(&self.connection).take() {
-            connection.retire();
-        }
-    }
-
-    /// Something on the way may drop what is idle for long, without a word. Returns when to look again.
-    fn close_idle(&self, now: Instant, max_idle: Duration) -> Option<Instant> {
-        let open = self.open(now, max_idle)?;
-        match open.in_flight() {
-            0 => Some(open.idle_since() + max_idle),
-            _ => Some(now + max_idle),
-        }
     }
 }
 
@@ -477,237 +391,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-    use dtkafka_testcontainers::{EmbeddedBroker, broker::Network};
-
-    use super::*;
-    use crate::{
-        Connecting, KafkaConfig, Transport,
-        cluster::{metadata::Broker, tests::InMemory},
-    };
-
-    /// The producer gives back what is idle for too long. Were it handed the same connection again, it would turn in circles
-    /// until the timer that closes idle connections comes round.
-    #[tokio::test(start_paused = true)]
-    async fn a_connection_that_was_idle_for_too_long_is_not_handed_out_again() {
-        let broker = EmbeddedBroker::builder().in_memory().start().await.unwrap();
-        let config = KafkaConfig::new()
-            .set_bootstrap_servers(broker.bootstrap_servers())
-            .set_transport(InMemory(broker.network()))
-            .set("connections.max.idle.ms", 1000);
-        let settings = Arc::new(config.resolve_client().unwrap());
-        let address = settings.bootstrap[0].clone();
-        let brokers = Brokers::new(settings, None).unwrap();
-        brokers.learn_one(1, address);
-        let ask = || async {
-            let deadline = time::after(Duration::from_secs(10));
-            brokers.connection(1, Lane::Main, deadline).await.unwrap()
-        };
-        let first = ask().await;
-        tokio::time::advance(Duration::from_millis(900)).await;
-        assert!(Arc::ptr_eq(&first, &ask().await), "it is in use");
-        tokio::time::advance(Duration::from_millis(200)).await;
-        let second = ask().await;
-        assert!(!Arc::ptr_eq(&first, &second), "it was idle for too long");
-        assert!(Arc::ptr_eq(&second, &ask().await));
-    }
-
-    /// Lets everybody in at one address, and keeps silent at all others.
-    struct Elsewhere(Network, String);
-
-    impl Transport for Elsewhere {
-        fn connect<'a>(&'a self, host: &'a str, port: u16) -> Connecting<'a> {
-            Box::pin(async move {
-                if format!("{host}:{port}") != self.1 {
-                    std::future::pending::<()>().await;
-                }
-                Ok(Box::new(self.0.connect("test", host, port)?) as _)
-            })
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_waits_for_a_broker_goes_on_at_its_new_address_once_it_is_known() {
-        let broker = EmbeddedBroker::builder().in_memory().start().await.unwrap();
-        let after = broker.bootstrap_servers();
-        let config = KafkaConfig::new()
-            .set_bootstrap_servers(&*after)
-            .set_transport(Elsewhere(broker.network(), after));
-        let settings = Arc::new(config.resolve_client().unwrap());
-        let after = settings.bootstrap[0].clone();
-        let brokers = Brokers::new(settings, None).unwrap();
-        brokers.learn_one(1, Address { host: "before".into(), port: 9092 });
-        let started = time::now();
-        let deadline = time::after(Duration::from_secs(60));
-        // The first holds the turn, the others wait for it.
-        let waiting = (0..5).map(|_| brokers.connection(1, Lane::Main, deadline));
-        let told = async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            brokers.learn_one(1, after);
-        };
-        let (connected, ()) = tokio::join!(futures_util::future::join_all(waiting), told);
-        let first = connected[0].as_ref().unwrap();
-        assert!(connected.iter().all(|other| Arc::ptr_eq(first, other.as_ref().unwrap())));
-        assert!(time::now() - started < Duration::from_secs(2), "{:?}", time::now() - started);
-
-        brokers.learn_one(2, Address { host: "before".into(), port: 9092 });
-        let gone = async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            brokers.learn(&Metadata::default());
-            brokers.learn(&Metadata::default());
-        };
-        let (error, ()) = tokio::join!(brokers.connection(2, Lane::Main, deadline), gone);
-        assert_eq!(error.err().unwrap().kind(), ErrorKind::Disconnected, "it is not of the cluster any more");
-    }
-
-    /// Lets nobody in, and counts who knocks.
-    #[derive(Default)]
-    struct Closed(AtomicU32);
-
-    impl Transport for Arc<Closed> {
-        fn connect<'a>(&'a self, _host: &'a str, _port: u16) -> Connecting<'a> {
-            self.0.fetch_add(1, Ordering::Relaxed);
-            Box::pin(async { Err(std::io::ErrorKind::ConnectionRefused.into()) })
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_broker_that_cannot_be_reached_is_dialled_after_growing_pauses() {
-        let closed = Arc::new(Closed::default());
-        let config = KafkaConfig::new()
-            .set_bootstrap_servers("broker:9092")
-            .set_transport(Arc::clone(&closed))
-            .set("reconnect.backoff.ms", 100)
-            .set("reconnect.backoff.max.ms", 1000);
-        let brokers = Brokers::new(Arc::new(config.resolve_client().unwrap()), None).unwrap();
-        let deadline = time::after(Duration::from_secs(10));
-        while time::now() < deadline {
-            // The time stands still but for the pauses.
-            assert!(brokers.connection(-1, Lane::Main, deadline).await.is_err());
-            let dialled = closed.0.load(Ordering::Relaxed);
-            assert!(dialled <= 20, "{dialled} times");
-            if dialled >= 10 {
-                break;
-            }
-        }
-        // 100 + 200 + 400 + 800 + 5 x 1000 ms, less a fifth.
-        assert!(deadline - time::now() <= Duration::from_millis(10_000 - 5200));
-    }
-
-    #[tokio::test]
-    async fn a_broker_that_has_moved_is_asked_at_its_new_address_and_the_old_connections_close() {
-        let broker = EmbeddedBroker::builder().brokers(2).start().await.unwrap();
-        let config = KafkaConfig::new().set_bootstrap_servers(broker.bootstrap_servers());
-        let settings = Arc::new(config.resolve_client().unwrap());
-        let [before, after] = [0, 1].map(|index| settings.bootstrap[index].clone());
-        let brokers = Brokers::new(settings, None).unwrap();
-        let deadline = time::now() + Duration::from_secs(30);
-        brokers.learn_one(1, before.clone());
-        let mut old = Vec::new();
-        for lane in [Lane::Main, Lane::Fetch, Lane::Group] {
-            old.push(brokers.connection(1, lane, deadline).await.unwrap());
-        }
-        brokers.learn_one(1, before);
-        assert!(old.iter().all(|connection| !connection.is_closed()), "it has not moved");
-        brokers.learn_one(1, after);
-        assert!(old.iter().all(|connection| connection.is_closed()));
-        let new = brokers.connection(1, Lane::Main, deadline).await.unwrap();
-        assert!(old.iter().all(|old| !Arc::ptr_eq(old, &new)));
-    }
-
-    #[test]
-    fn the_bootstrap_addresses_stay_candidates_beside_the_brokers_that_are_known() {
-        for (rebootstrap, expected) in [("rebootstrap", vec![1, -1]), ("none", vec![1])] {
-            let config = KafkaConfig::new()
-                .set_bootstrap_servers("bootstrap:9092")
-                .set("metadata.recovery.strategy", rebootstrap);
-            let settings = Arc::new(config.resolve_client().unwrap());
-            let address = Address { host: "one".into(), port: 9092 };
-            let brokers = Brokers::new(settings, None).unwrap();
-            let nobody = Metadata::default();
-            assert_eq!(ids(&brokers, &nobody), [-1]);
-            let mut snapshot = Metadata::default();
-            snapshot.brokers.insert(1, Broker { address, rack: None });
-            brokers.learn(&snapshot);
-            let mut known = ids(&brokers, &snapshot);
-            known.sort_by_key(|id| -id);
-            assert_eq!(known, expected, "{rebootstrap}");
-        }
-    }
-
-    fn ids(brokers: &Brokers, snapshot: &Metadata) -> Vec<i32> {
-        brokers.candidates(snapshot, false).into_iter().map(|candidate| candidate.id).collect()
-    }
-
-    #[tokio::test]
-    async fn the_outage_of_a_bootstrap_address_is_that_of_the_broker_behind_it() {
-        let config = KafkaConfig::new().set_bootstrap_servers("127.0.0.1:1").set("reconnect.backoff.ms", 0);
-        let settings = Arc::new(config.resolve_client().unwrap());
-        let address = settings.bootstrap[0].clone();
-        let brokers = Brokers::new(settings, None).unwrap();
-        let deadline = time::now() + Duration::from_secs(30);
-        assert!(brokers.connection(-1, Lane::Main, deadline).await.is_err());
-        assert!(brokers.why(-1).is_some());
-        brokers.learn_one(7, address);
-        assert!(brokers.connection(-1, Lane::Main, deadline).await.is_err());
-        assert!(brokers.why(7).is_some());
-    }
-
-    /// Lets in whoever comes first.
-    struct Once(Network, AtomicBool);
-
-    impl Transport for Arc<Once> {
-        fn connect<'a>(&'a self, host: &'a str, port: u16) -> Connecting<'a> {
-            let is_first = !self.1.swap(true, Ordering::Relaxed);
-            Box::pin(async move {
-                match is_first {
-                    true => Ok(Box::new(self.0.connect("test", host, port)?) as _),
-                    false => Err(std::io::ErrorKind::ConnectionRefused.into()),
-                }
-            })
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_bootstrap_address_that_fails_says_nothing_against_a_broker_whose_connection_lives() {
-        let broker = EmbeddedBroker::builder().in_memory().start().await.unwrap();
-        let once = Arc::new(Once(broker.network(), AtomicBool::new(false)));
-        let config = KafkaConfig::new()
-            .set_bootstrap_servers(broker.bootstrap_servers())
-            .set_transport(Arc::clone(&once))
-            .set("reconnect.backoff.ms", 0);
-        let settings = Arc::new(config.resolve_client().unwrap());
-        let address = settings.bootstrap[0].clone();
-        let brokers = Brokers::new(settings, None).unwrap();
-        brokers.learn_one(7, address);
-        let deadline = time::after(Duration::from_secs(10));
-        let lives = brokers.connection(7, Lane::Fetch, deadline).await.unwrap();
-        assert!(brokers.connection(-1, Lane::Main, deadline).await.is_err());
-        assert!(brokers.why(7).is_none() && brokers.why(-1).is_some());
-        lives.end();
-        assert!(brokers.connection(-1, Lane::Main, deadline).await.is_err());
-        assert!(brokers.why(7).is_some(), "nothing of it lives any more");
-        // Whatever it was told under: it is over.
-        once.1.store(false, Ordering::Relaxed);
-        brokers.connection(7, Lane::Main, deadline).await.unwrap();
-        assert!(brokers.why(7).is_none() && brokers.why(-1).is_none());
-    }
-
-    #[tokio::test]
-    async fn only_a_connection_that_was_just_made_is_news_for_the_idle_timer() {
-        let broker = EmbeddedBroker::builder().start().await.unwrap();
-        let config = KafkaConfig::new().set_bootstrap_servers(broker.bootstrap_servers());
-        let brokers = Brokers::new(Arc::new(config.resolve_client().unwrap()), None).unwrap();
-        let deadline = time::now() + Duration::from_secs(30);
-        for lane in [Lane::Main, Lane::Fetch] {
-            let made = brokers.connection(-1, lane, deadline).await.unwrap();
-            assert!(brokers.take_new());
-            for _ in 0..3 {
-                let known = brokers.connection(-1, lane, deadline).await.unwrap();
-                assert!(Arc::ptr_eq(&made, &known) && !brokers.take_new());
-            }
-        }
-    }
-}
+mod tests;

@@ -1,0 +1,111 @@
+//! One lane to one broker: the connection that is open, and the turn to dial another.
+//!
+//! It outlives its connections and is replaced when the broker moves: whoever still waits here is told so, and goes on at the
+//! new address.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+
+use super::lock;
+use crate::{
+    config::settings::ClientSettings,
+    connection::Connection,
+    time::{Backoff, Instant},
+};
+
+pub(super) struct Slot {
+    pub(super) connection: Mutex<Option<Arc<Connection>>>,
+    /// The broker is elsewhere now, or gone: nobody is to wait here.
+    pub(super) is_left: AtomicBool,
+    leaves: Notify,
+    /// Attempts that failed or were overtaken since the last that succeeded.
+    pub(super) failures: AtomicU32,
+    /// Held while dialing, so that all who wait for a broker share one attempt. An async mutex: it is meant to be held
+    /// across the dial.
+    pub(super) dialing: tokio::sync::Mutex<Dialing>,
+}
+
+pub(super) struct Dialing {
+    pub(super) backoff: Backoff,
+    /// KIP-601.
+    pub(super) setup: Backoff,
+    pub(super) not_before: Option<Instant>,
+}
+
+impl Slot {
+    pub(super) fn new(settings: &ClientSettings) -> Self {
+        let mut setup =
+            Backoff::new(settings.connection_setup_timeout, settings.connection_setup_timeout_max);
+        // The first attempt has the time that is set; this is for those after it.
+        let _ = setup.next(&mut settings.environment.rng());
+        let dialing = tokio::sync::Mutex::new(Dialing {
+            backoff: Backoff::new(settings.reconnect_backoff, settings.reconnect_backoff_max),
+            setup,
+            not_before: None,
+        });
+        Self {
+            connection: Mutex::new(None),
+            is_left: AtomicBool::new(false),
+            leaves: Notify::new(),
+            failures: AtomicU32::new(0),
+            dialing,
+        }
+    }
+
+    /// The open connection; one that was lost is let go, and one that nobody used for too long: whoever gets it would give it
+    /// back at once, and ask again, until the timer comes round.
+    pub(super) fn open(&self, now: Instant, max_idle: Duration) -> Option<Arc<Connection>> {
+        let mut connection = lock(&self.connection);
+        let open = connection.as_ref()?;
+        let unused = open.in_flight() == 0 && open.idle_since() + max_idle <= now;
+        if open.is_closed() || unused {
+            tracing::debug!(unused, "a connection is let go");
+            open.retire();
+            *connection = None;
+            return None;
+        }
+        Some(Arc::clone(open))
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        lock(&self.connection).as_ref().is_some_and(|connection| !connection.is_closed())
+    }
+
+    /// Nobody is to wait here any more.
+    pub(super) fn leave(&self) {
+        self.is_left.store(true, Ordering::Release);
+        self.leaves.notify_waiters();
+        self.retire();
+    }
+
+    /// Returns when nobody is to wait here any more.
+    pub(super) async fn left(&self) {
+        let mut leaves = std::pin::pin!(self.leaves.notified());
+        leaves.as_mut().enable();
+        if !self.is_left.load(Ordering::Acquire) {
+            leaves.await;
+        }
+    }
+
+    pub(super) fn retire(&self) {
+        if let Some(connection) = lock(&self.connection).take() {
+            connection.retire();
+        }
+    }
+
+    /// Something on the way may drop what is idle for long, without a word. Returns when to look again.
+    pub(super) fn close_idle(&self, now: Instant, max_idle: Duration) -> Option<Instant> {
+        let open = self.open(now, max_idle)?;
+        match open.in_flight() {
+            0 => Some(open.idle_since() + max_idle),
+            _ => Some(now + max_idle),
+        }
+    }
+}
