@@ -4,29 +4,26 @@
 //! It says what to ask and understands the answers. A partition is asked about once at a time, and again after a pause if
 //! that failed; what must happen beyond the partitions is for the core to do.
 
+mod resets;
+
 use std::{sync::Arc, time::Duration};
 
 use tracing::{debug, info, warn};
 
+use self::resets::{is_latest, restart};
 use super::{
-    fetch::{
-        code::{OFFSET_OUT_OF_RANGE, UNKNOWN_TOPIC_ID},
-        is_passing,
-    },
+    fetch::{code::UNKNOWN_TOPIC_ID, is_passing},
     ledger::{Committed, Life},
-    partitions::{Check, Checked, EpochEnds, Partition, Partitions, Phase, ResetTo, Standing, Truncation},
+    partitions::{Check, Checked, EpochEnds, Partition, Partitions, Phase, ResetTo, Standing},
 };
 use crate::{
     config::settings::AutoOffsetReset,
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result},
     group::code::{STALE_MEMBER_EPOCH, UNKNOWN_MEMBER_ID, is_moved},
     record::TopicPartition,
     sorted::Map,
     time::{Backoff, Instant, Rng},
 };
-
-/// How often the pause between resets in a row is doubled.
-const MOST_DOUBLED: u32 = 4;
 
 /// One partition whose first or last offset is wanted.
 #[derive(Debug, Clone)]
@@ -119,166 +116,6 @@ impl Lookups {
 
     pub(super) fn is_from_start(&self, topic: &Arc<str>) -> bool {
         self.from_start.as_ref().is_some_and(|is_one| is_one(topic))
-    }
-
-    /// The policy once there was a position: that it means nothing any more is for the user, where the policy says so.
-    fn policy_of(&self, topic: &Arc<str>) -> AutoOffsetReset {
-        match self.policy {
-            AutoOffsetReset::None => AutoOffsetReset::None,
-            _ if self.is_from_start(topic) => AutoOffsetReset::Earliest,
-            policy => policy,
-        }
-    }
-
-    /// What becomes of a partition that nothing was committed of.
-    fn first_phase(&self, topic: &Arc<str>) -> Phase {
-        if self.is_from_start(topic) { Phase::AwaitingReset(ResetTo::Earliest) } else { self.reset_phase() }
-    }
-
-    /// What the reset policy makes of a partition without an offset.
-    pub(crate) fn reset_phase(&self) -> Phase {
-        reset_or(self.policy, || {
-            let text = "there is no committed offset to start from, and auto.offset.reset is none";
-            Error::new(ErrorKind::InvalidArgument, text)
-        })
-    }
-
-    /// The reset policy decides where a partition goes on whose position is outside the log. True if it fails there.
-    pub(crate) fn handle_out_of_range(
-        &self,
-        now: Instant,
-        key: &TopicPartition,
-        offset: i64,
-        partitions: &mut Partitions,
-    ) -> bool {
-        let asks = partitions.get(key).is_some_and(|partition| partition.is_outside() && partition.asked);
-        if asks || has_undone(key, partitions) {
-            // To fetch meanwhile would pass over what is written there, should the log grow to the position.
-            let is_news = partitions.get(key).is_some_and(|partition| !partition.is_outside());
-            partitions.set_outside(now, key, offset, if is_news { now } else { now + self.pause });
-            return false;
-        }
-        let since = partitions.get(key).and_then(Partition::outside_since).unwrap_or(now);
-        let policy = match self.policy_of(&key.topic) {
-            // Of when it was found to be outside: what has come since is not to be passed.
-            AutoOffsetReset::ByDuration(age) => {
-                AutoOffsetReset::ByDuration(age.saturating_add(now.saturating_duration_since(since)))
-            }
-            policy => policy,
-        };
-        warn!(partition = %key, offset, %policy, "the position is outside the log: auto.offset.reset decides where reading goes on");
-        let phase = reset_or(policy, || Error::from_code("Fetch", OFFSET_OUT_OF_RANGE).with_offset(offset));
-        let end =
-            partitions.get(key).and_then(|partition| partition.end_before).filter(|_| is_latest(policy));
-        let failed = restart(key, phase, partitions);
-        if let Some(end) = end {
-            partitions.set_decided(key, end);
-        }
-        if let Some(partition) = partitions.get_mut(key) {
-            // A leader that refuses what it has named itself is not asked in a circle.
-            let again = partition.resets.min(MOST_DOUBLED);
-            partition.resets += 1;
-            if again > 0 && !failed {
-                partition.retry_at = Some(now + self.pause * (1 << again));
-            }
-        }
-        failed
-    }
-
-    /// A log was cut before the position. With a reset policy reading goes on where it was cut, as in Java; without one the
-    /// user decides. True if it fails there.
-    pub(crate) fn handle_truncated(
-        &self,
-        now: Instant,
-        key: &TopicPartition,
-        truncation: &Truncation,
-        partitions: &mut Partitions,
-    ) -> bool {
-        let is_policy_none = matches!(self.policy, AutoOffsetReset::None);
-        let is_cut = truncation.divergent.is_some() && !is_policy_none;
-        if !is_cut && has_undone(key, partitions) {
-            // What is buffered is in no log any more.
-            let is_dropped = partitions.drop_buffered(key);
-            if is_dropped && !is_policy_none {
-                // By the same rules as a position that is outside the log: the place is that of now, and taken when the rest is done.
-                partitions.set_checked(key);
-                return self.handle_out_of_range(now, key, truncation.position, partitions);
-            }
-            // The leader is asked again until the user has done the rest.
-            if let Some(partition) = partitions.get_mut(key) {
-                partition.retry_at = Some(now + self.pause);
-            }
-            return false;
-        }
-        let error = truncation.error().with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
-        match (self.policy, truncation.divergent) {
-            (AutoOffsetReset::None, _) => {
-                let hint = "undo what was made of the records behind, and seek; or set auto.offset.reset, to go on there";
-                restart(key, Phase::Failed(error.with_hint(hint)), partitions)
-            }
-            (_, Some((offset, epoch))) => {
-                warn!(%error, "records that were read are gone; reading goes on where the log was truncated");
-                partitions.cut(key, offset, epoch);
-                false
-            }
-            (_, None) => {
-                warn!(%error, "records that were read are gone; auto.offset.reset decides where reading goes on");
-                restart(key, self.first_phase(&key.topic), partitions)
-            }
-        }
-    }
-
-    /// A topic was deleted and made again: the positions of the old one mean nothing in the new. True if one fails. Of who is
-    /// `in_group` and has handed out nothing of the old one, the group may know where it is in the new.
-    pub(crate) fn handle_made_again(
-        &self,
-        keys: &[TopicPartition],
-        in_group: bool,
-        partitions: &mut Partitions,
-    ) -> bool {
-        let mut failed = false;
-        for key in keys {
-            if in_group && partitions.get(key).is_some_and(Partition::is_untouched) {
-                partitions.begin_again(key, Phase::AwaitingCommitted);
-                continue;
-            }
-            if partitions
-                .get(key)
-                .is_some_and(|partition| !partition.is_served && partition.position().is_some())
-            {
-                // Nothing was read by the id before: whoever has named the position had no other topic in mind.
-                debug!(partition = %key, "the topic has another id than metadata said at first");
-                continue;
-            }
-            let text = "the topic was deleted and made again: the position is of the old one";
-            let position = partitions.get(key).and_then(Partition::position).map(|position| position.next);
-            let policy = self.policy_of(&key.topic);
-            let phase = reset_or(policy, || {
-                // The code is a passing one; this is over only when the user seeks.
-                let error = Error::from_code("Metadata", crate::error::code::INCONSISTENT_TOPIC_ID)
-                    .with_message(text)
-                    .with_permanent();
-                match position {
-                    Some(position) => error.with_offset(position),
-                    None => error,
-                }
-            });
-            warn!(partition = %key, position, %policy, "{text}; auto.offset.reset decides where reading begins");
-            failed |= matches!(phase, Phase::Failed(_));
-            partitions.begin_again(key, phase);
-        }
-        failed
-    }
-
-    /// The same where the coordinator assigns by id: the new topic is another partition, which it may give to another member.
-    pub(crate) fn handle_replaced(&self, keys: &[TopicPartition], partitions: &mut Partitions) {
-        for key in keys {
-            warn!(partition = %key, "the topic was deleted and made again: it waits to be assigned anew");
-            let text = "the topic was deleted and made again, and the group's coordinator has not assigned the new one yet";
-            let error = Error::from_code("ConsumerGroupHeartbeat", crate::error::code::INCONSISTENT_TOPIC_ID);
-            // It comes back when metadata name again what the coordinator has assigned: what was committed is of that.
-            partitions.forget(key, Phase::Replaced(error.with_message(text)));
-        }
     }
 
     /// What to ask of whom. Partitions of other leaders than the first's are for the next call.
@@ -541,10 +378,6 @@ impl Lookups {
     }
 }
 
-fn is_latest(policy: AutoOffsetReset) -> bool {
-    matches!(policy, AutoOffsetReset::Latest)
-}
-
 /// Of a partition whose position is outside the log: the end of the log is taken only when all that was handed out is done, but it is that
 /// of now. What is written meanwhile is not to be passed.
 fn ask_for_end(key: &TopicPartition, partitions: &mut Partitions, questions: &mut Questions) {
@@ -561,17 +394,6 @@ fn ask_for_end(key: &TopicPartition, partitions: &mut Partitions, questions: &mu
     }
 }
 
-fn reset_or(policy: AutoOffsetReset, failure: impl FnOnce() -> Error) -> Phase {
-    match policy {
-        AutoOffsetReset::Earliest => Phase::AwaitingReset(ResetTo::Earliest),
-        AutoOffsetReset::Latest => Phase::AwaitingReset(ResetTo::Latest),
-        AutoOffsetReset::ByDuration(age) => Phase::AwaitingReset(ResetTo::Ago(age)),
-        AutoOffsetReset::None => {
-            Phase::Failed(failure().with_hint("seek, or set auto.offset.reset to earliest or latest"))
-        }
-    }
-}
-
 /// The partition, if it still waits for the answer to this question.
 fn awaiting<'a>(
     key: &TopicPartition,
@@ -579,19 +401,6 @@ fn awaiting<'a>(
     partitions: &'a mut Partitions,
 ) -> Option<&'a mut Partition> {
     partitions.get_mut(key).filter(|partition| partition.life() == life && partition.asked)
-}
-
-/// Whether something that was handed out of it is not done. Then the reset policy waits: the place that it gives is committed,
-/// and would pass over what is not done; and what waits in lanes would be dropped as of an earlier life.
-fn has_undone(key: &TopicPartition, partitions: &Partitions) -> bool {
-    partitions.get(key).is_some_and(|partition| partition.account.has_undone())
-}
-
-/// Starts a partition again in this phase. True if that is a failure.
-fn restart(key: &TopicPartition, phase: Phase, partitions: &mut Partitions) -> bool {
-    let failed = matches!(phase, Phase::Failed(_));
-    partitions.restart(key, phase);
-    failed
 }
 
 /// What was found, and what to say of a partition that was not.
@@ -603,5 +412,4 @@ fn split(answer: Result<Found>) -> (Found, Error) {
 }
 
 #[cfg(test)]
-#[path = "lookups_tests.rs"]
 mod tests;

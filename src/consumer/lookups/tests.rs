@@ -1,7 +1,7 @@
 //! The answers are written by hand.
 
 use super::*;
-use crate::time;
+use crate::{error::ErrorKind, time};
 
 const PAUSE: Duration = Duration::from_millis(100);
 
