@@ -16,18 +16,18 @@
 //! KIP-98, KIP-447 (offsets with the group's metadata), KIP-360 (a new epoch after a failure), KIP-691 (abortable, fenced and
 //! fatal errors), KIP-890 (`transaction.version` 2: partitions join by being written to, the epoch grows with every end).
 
+mod answers;
+mod calls;
 mod verdict;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use self::verdict::{Verdict, leaves_open, verdict};
+pub(crate) use self::calls::{Call, NotDone, Offsets, Partitions, Reply};
 pub(super) use self::verdict::{is_of_the_group, says_nothing};
 use super::identity::ProducerIdentity;
 use crate::{
     error::{Error, ErrorKind, Result, code},
-    record::{ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition},
-    sorted::Set,
-    time::{Backoff, Instant, Rng},
+    time::{Backoff, Instant},
 };
 
 /// How long the markers of the transaction before are waited for before the next is asked for again: they are written in a few
@@ -37,51 +37,6 @@ pub(crate) const CONCURRENT_PAUSE: Duration = Duration::from_millis(20);
 /// Whether the coordinator is still at the end of the transaction before.
 pub(crate) fn is_concurrent(error: &Error) -> bool {
     error.code().is_some_and(|told| told.0 == code::CONCURRENT_TRANSACTIONS)
-}
-
-/// Partitions of a transaction.
-pub(crate) type Partitions = Set<(Arc<str>, i32)>;
-
-/// Offsets that become part of a transaction.
-#[derive(Debug, Clone)]
-pub(crate) struct Offsets {
-    pub(crate) group: ConsumerGroupMetadata,
-    pub(crate) offsets: Vec<(TopicPartition, OffsetAndMetadata)>,
-}
-
-/// A request to a coordinator.
-#[derive(Debug, Clone)]
-pub(crate) enum Call {
-    /// InitProducerId: fences other producers of the id and ends what they left open. With an identity: a new epoch of it.
-    Init(Option<ProducerIdentity>),
-    AddPartitions(ProducerIdentity, Arc<Partitions>),
-    AddOffsets(ProducerIdentity, Arc<str>),
-    CommitOffsets(ProducerIdentity, Arc<Offsets>),
-    End {
-        identity: ProducerIdentity,
-        commit: bool,
-    },
-}
-
-/// What came of a call.
-#[derive(Debug)]
-pub(crate) enum Reply {
-    /// `version2`: the cluster has `transaction.version` 2.
-    Initialized {
-        identity: ProducerIdentity,
-        version2: bool,
-    },
-    Done,
-    /// The identity of the next transaction, where it changes with every end.
-    Ended(Option<ProducerIdentity>),
-}
-
-/// Why a call came to nothing, as far as is known.
-#[derive(Debug)]
-pub(crate) struct NotDone {
-    pub(crate) error: Error,
-    /// The coordinator was reached, and may have done it.
-    pub(crate) asked: bool,
 }
 
 /// What is still to be sent or answered.
@@ -445,110 +400,6 @@ impl Core {
         self.commit_lost = false;
     }
 
-    /// The answer to the call that is out.
-    pub(crate) fn handle_reply(
-        &mut self,
-        now: Instant,
-        call: &Call,
-        reply: Result<Reply, NotDone>,
-        rng: &mut Rng,
-    ) {
-        self.out = false;
-        self.trouble = None;
-        let NotDone { error, asked } = match reply {
-            Ok(reply) => {
-                self.backoff.reset();
-                return self.handle_done(call, reply);
-            }
-            Err(not_done) => not_done,
-        };
-        if matches!(call, Call::End { commit: true, .. }) {
-            self.commit_lost |= asked && leaves_open(&error);
-            // Nobody has heard of it, so that it can still be aborted.
-            self.commit_sent &= asked || self.commit_lost;
-        }
-        if self.is_fatal() {
-            return;
-        }
-        let is_lost = asked && error.code().is_none();
-        if is_lost && !self.version2 && !matches!(call, Call::Init(_) | Call::End { .. }) {
-            // It may come in when this transaction is over, and offsets of one that was aborted would be committed with the next.
-            // Damage says no more: it may be another answer's, which ended the connection.
-            self.needs_bump = true;
-        }
-        match verdict(call, &error, asked) {
-            Verdict::Again => {
-                let pause = self.backoff.next(rng);
-                let most = if is_concurrent(&error) { CONCURRENT_PAUSE } else { pause };
-                self.not_before = Some(now + pause.min(most));
-                self.trouble = Some(error);
-            }
-            Verdict::Abort => self.handle_abortable(call, error),
-            Verdict::Forgotten => self.handle_forgotten(error),
-            Verdict::Fenced => self.handle_fatal(error.with_fatal().with_hint(
-                "another producer with this transactional.id has taken over, or the transaction was open for longer than \
-                 transaction.timeout.ms: make this one anew, give each its own id, and end transactions in time",
-            )),
-            Verdict::Fatal => self.handle_fatal(error.with_fatal()),
-        }
-    }
-
-    fn handle_done(&mut self, call: &Call, reply: Reply) {
-        match (call, reply) {
-            // Nothing goes on, whatever is done.
-            (Call::End { commit: true, .. }, Reply::Ended(_)) if self.is_fatal() => {
-                self.committed = self.number;
-            }
-            _ if self.is_fatal() => {}
-            (Call::Init(_), Reply::Initialized { identity, version2 }) => {
-                self.identity = Some(identity);
-                self.version2 = version2;
-                self.needs_bump = false;
-                self.finish();
-            }
-            (Call::AddPartitions(_, partitions), _) => {
-                let mut added = (*self.added).clone();
-                added.extend(partitions.iter().cloned());
-                self.added = Arc::new(added);
-                self.wanted.retain(|partition| !partitions.contains(partition));
-            }
-            (Call::AddOffsets(..), _) => {
-                if let Some(job) = self.jobs.front_mut() {
-                    job.group_added = true;
-                }
-            }
-            (Call::CommitOffsets(..), _) => {
-                if self.jobs.pop_front().is_some() {
-                    self.done_jobs += 1;
-                }
-            }
-            (Call::End { commit, .. }, Reply::Ended(identity)) => {
-                if *commit {
-                    // What is still to be done is the next transaction's.
-                    self.committed = self.number;
-                }
-                self.begun = false;
-                self.commit_sent = false;
-                self.commit_lost = false;
-                if let Some(identity) = identity {
-                    // KIP-890: what was out under the old epoch is refused from now on.
-                    self.identity = Some(identity);
-                    self.needs_bump = false;
-                }
-                // Else `poll_call` asks for a new epoch, and the next transaction waits for it.
-                self.state = State::Aborting;
-                if !self.needs_bump {
-                    self.finish();
-                }
-            }
-            (Call::Init(_) | Call::End { .. }, _) => {
-                self.handle_fatal(
-                    Error::protocol("the coordinator's answer does not fit the request").with_fatal(),
-                );
-            }
-        }
-    }
-
     /// Sets the transaction to fail; a new epoch is due when nobody knows what brokers have taken.
     fn fail(&mut self, error: Error) {
         // It is told of what was never sent, too, and nothing is committed.
@@ -559,27 +410,6 @@ impl Core {
         self.wanted.clear();
         self.commit_sent = false;
         self.state = State::Failed(error.with_requires_abort());
-    }
-
-    fn handle_abortable(&mut self, call: &Call, error: Error) {
-        match self.state {
-            State::Open | State::Committing => self.fail(error),
-            // The transaction is over already as far as the caller is concerned; what cannot even be aborted is fatal.
-            _ if matches!(call, Call::Init(_) | Call::End { .. }) => self.handle_fatal(error.with_fatal()),
-            _ => {}
-        }
-    }
-
-    /// The coordinator does not know the producer id any more (KIP-360), or nothing of the transaction: there is nothing to end
-    /// there, and a new identity, asked for with the old one, goes on unless another producer has taken the name meanwhile.
-    fn handle_forgotten(&mut self, error: Error) {
-        self.begun = false;
-        self.needs_bump = true;
-        match self.state {
-            State::Open | State::Committing => self.fail(error),
-            State::Aborting | State::Failed(_) => {}
-            _ => self.handle_fatal(error.with_fatal()),
-        }
     }
 
     /// Nothing can be sent under this id any more.

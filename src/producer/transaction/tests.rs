@@ -5,8 +5,15 @@ mod random;
 
 use std::time::Duration;
 
-use super::*;
-use crate::error::ErrorCode;
+use super::{
+    verdict::{Verdict, verdict},
+    *,
+};
+use crate::{
+    error::ErrorCode,
+    record::{ConsumerGroupMetadata, TopicPartition},
+    time::Rng,
+};
 
 const FIRST: ProducerIdentity = ProducerIdentity { id: 7, epoch: 0 };
 
