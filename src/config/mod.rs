@@ -3,6 +3,7 @@
 //! Setters never fail and never connect; `resolve.rs` reports everything that is wrong at once. A password never
 //! reaches `Debug`, `get`, an error or a log line.
 
+mod effective;
 mod env;
 mod iso8601;
 pub(crate) mod jaas;

@@ -1,9 +1,10 @@
 //! TLS and SASL settings: which go together, and which protocol they need.
 
 use super::{
-    KafkaConfig, jaas,
+    KafkaConfig,
+    effective::Effective,
+    jaas,
     properties::{self, Found},
-    resolve::Effective,
     settings::{PemSource, SaslMechanism, SaslSettings, Secret, SecurityProtocol, TlsSettings, TrustRoots},
 };
 
