@@ -4,17 +4,20 @@
 //! It owns a consumer and a producer of transactions and decides when a transaction ends. It never commits what belongs to
 //! partitions that the consumer has lost: the group's metadata of before refuses that (KIP-447).
 
+mod input;
+
 use std::{future::Future, pin::pin, time::Duration};
 
 use futures_util::future::{FutureExt as _, Shared, join, try_join_all};
 
+use self::input::{TransactionInput, hand_out_again, put_back};
 use super::KafkaInstance;
 use crate::{
     config::IsolationLevel,
     consumer::{ConsumerRecords, KafkaConsumer, PartitionRecords, RecordRef, acknowledge::Life},
     error::{Error, ErrorKind, Result, code},
     producer::{Transaction, TransactionalProducer, is_refused},
-    record::{ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition},
+    record::{OffsetAndMetadata, TopicPartition},
     sorted::Map,
     time::{self, Backoff, Instant},
 };
@@ -84,31 +87,8 @@ pub struct ExactlyOnce {
     most_records: usize,
 }
 
-/// What one transaction has taken in.
-#[derive(Default)]
-struct TransactionInput {
-    offsets: Map<TopicPartition, Span>,
-    group: Option<ConsumerGroupMetadata>,
-    records: usize,
-    /// The body has worked for longer than a transaction may be open.
-    is_overdue: bool,
-    /// A log was cut below what was handed out of it: it comes again, and is not to be committed twice.
-    is_cut: bool,
-}
-
 /// Where the reset policy has begun, and in which life: what the group does not know yet.
 type Places = Map<TopicPartition, (Life, i64)>;
-
-/// What was handed out of one partition.
-struct Span {
-    life: Life,
-    first: i64,
-    /// The offset behind the last, and the leader epoch of that (KIP-320): who goes on there notices that the log was cut.
-    next: i64,
-    epoch: Option<i32>,
-    /// More was handed out and not worked on.
-    is_late: bool,
-}
 
 /// How a transaction failed.
 enum Failed {
@@ -305,7 +285,7 @@ impl ExactlyOnce {
             };
             let (mut taken, is_empty) = (TransactionInput::default(), records.is_empty());
             // What was polled counts as taken before anything can fail, so that it comes again.
-            note(consumer, &mut taken, &records);
+            taken.note(consumer, &records);
             places
                 .extend(consumer.take_decided().into_iter().map(|(key, life, offset)| (key, (life, offset))));
             let outcome = match commit_places(producer, consumer, &mut places, shutdown.clone()).await {
@@ -335,7 +315,7 @@ impl ExactlyOnce {
                 {
                     (was_overdue, timed_out) = (was_overdue || taken.is_overdue, timed_out + 1);
                     tracing::warn!(%error, "a transaction was open for longer than transaction.timeout.ms; its records are processed again");
-                    rewind(consumer, &taken);
+                    taken.rewind(consumer);
                     tokio::time::sleep(backoff.next(&mut rng)).await;
                     *producer = tokio::select! {
                         biased;
@@ -345,7 +325,7 @@ impl ExactlyOnce {
                 }
                 Err(Failed::Again(error)) if self.named().is_some() || !is_timed_out(&error) => {
                     tracing::warn!(%error, "a transaction was aborted; its records are processed again");
-                    rewind(consumer, &taken);
+                    taken.rewind(consumer);
                     tokio::time::sleep(backoff.next(&mut rng)).await;
                 }
                 Err(Failed::Again(error) | Failed::For(error) | Failed::InBody(error)) => return Err(error),
@@ -410,7 +390,7 @@ impl ExactlyOnce {
                 put_back(consumer, &records);
                 break;
             }
-            note(consumer, taken, &records);
+            taken.note(consumer, &records);
         }
         if taken.is_cut(consumer) {
             transaction.abort().await.map_err(failed)?;
@@ -511,34 +491,6 @@ async fn commit_places(
     Ok(())
 }
 
-fn note(consumer: &KafkaConsumer, taken: &mut TransactionInput, records: &ConsumerRecords) {
-    for (partition, part) in records {
-        let (Some(first), Some(last)) = (part.iter().next(), part.iter().last()) else { continue };
-        let (life, first, next) = (part.life(), first.offset(), last.offset().saturating_add(1));
-        let epoch = last.leader_epoch();
-        taken.records += part.len();
-        match taken.offsets.get_mut(partition) {
-            Some(span) if span.life == life => (span.next, span.epoch) = (next, epoch),
-            // The log was cut, or the position was outside it: what is aborted comes again from the first record of both lives.
-            Some(span) if consumer.is_assigned_since(partition, span.life) => {
-                taken.is_cut |= first < span.next;
-                *span = Span { life, first: span.first.min(first), next, epoch, is_late: false };
-            }
-            // What an earlier assignment handed out is another's by now, who refuses its commit.
-            _ => drop(
-                taken.offsets.insert(partition.clone(), Span { life, first, next, epoch, is_late: false }),
-            ),
-        }
-    }
-}
-
-impl TransactionInput {
-    fn is_cut(&self, consumer: &KafkaConsumer) -> bool {
-        self.is_cut
-            || self.offsets.iter().any(|(partition, span)| consumer.is_cut(partition, span.life, span.next))
-    }
-}
-
 /// What to do after a failure of the producer's. A time-out passes; a commit that may stand is never made again, and what
 /// brokers refuse would be refused for ever.
 fn failed(error: Error) -> Failed {
@@ -564,59 +516,5 @@ fn is_regrouped(error: &Error) -> bool {
     error.code().is_some_and(|told| told.0 == code::REBALANCE_IN_PROGRESS)
 }
 
-/// Has the consumer hand out again what was aborted, where the partition is still assigned as it was: one that was lost is its next
-/// owner's, and one that came back begins where that one left it.
-fn rewind(consumer: &KafkaConsumer, taken: &TransactionInput) {
-    for (partition, span) in &taken.offsets {
-        hand_out_again(consumer, partition, span.life, span.first);
-    }
-}
-
-/// Has the consumer hand out again what was polled and not worked on.
-fn put_back(consumer: &KafkaConsumer, records: &ConsumerRecords) {
-    for (partition, part) in records {
-        if let Some(first) = part.iter().next() {
-            hand_out_again(consumer, partition, part.life(), first.offset());
-        }
-    }
-}
-
-fn hand_out_again(consumer: &KafkaConsumer, partition: &TopicPartition, life: Life, first: i64) {
-    if let Err(error) = consumer.hand_out_again(partition, life, first) {
-        tracing::debug!(%error, "the partition was lost meanwhile");
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{KafkaConfig, error::ErrorCode};
-
-    #[test]
-    fn a_transaction_leaves_the_body_half_of_its_time_and_the_member_time_to_poll() {
-        let limit = |settings: &[(&str, u64)], interval| {
-            let config = KafkaConfig::new().set_bootstrap_servers("localhost:1");
-            let config = settings.iter().fold(config, |config, (name, value)| config.set(*name, *value));
-            let kafka = KafkaInstance::new(config).unwrap();
-            let copier = ExactlyOnce::new(&kafka, ["t"], "g").commit_interval(Duration::from_secs(interval));
-            copier.worked_on_at_most().as_secs()
-        };
-        assert_eq!(limit(&[], 0), 5);
-        assert_eq!(limit(&[("transaction.timeout.ms", 60_000)], 0), 30);
-        // A member that polls after more than 300 s has lost its partitions, each time anew.
-        assert_eq!(limit(&[], 90), 150);
-        assert_eq!(limit(&[("transaction.timeout.ms", 900_000), ("max.poll.interval.ms", 20_000)], 0), 10);
-    }
-
-    #[test]
-    fn what_brokers_refuse_for_ever_ends_the_loop_and_what_passes_does_not() {
-        let told = |code| failed(Error::from_code("Produce", code).with_requires_abort());
-        let moved_on = [22, 25, 27, 82, 110, 113, 45, 47, 48, 49, 55, 59, 120, -1];
-        for code in (-1..200).filter(|code| *code != 0) {
-            // Of one of a newer Kafka nobody knows.
-            let is_unknown = !ErrorCode(code).is_known();
-            let passes = moved_on.contains(&code) || ErrorCode(code).is_retriable() || is_unknown;
-            assert_eq!(matches!(told(code), Failed::Again(_)), passes, "{}", ErrorCode(code));
-        }
-    }
-}
+mod tests;

@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use super::{
     borrowed::{BorrowedRecord, RawValue},
     codec::Codec,
+    failure::Failure,
     message::{Batch, CancellationToken, Message},
-    policy::Failure,
 };
 use crate::{
     error::{Error, ErrorKind, Result},

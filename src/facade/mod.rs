@@ -11,6 +11,7 @@ mod consumed;
 mod consumer;
 mod dispatch;
 mod exactly_once;
+mod failure;
 mod handler;
 mod instance;
 mod letters;
@@ -19,7 +20,9 @@ mod outbox;
 mod policy;
 mod producer;
 mod replay;
+mod retry_topics;
 mod routes;
+mod topics;
 
 #[doc(hidden)]
 pub use self::handler::ErasedHandler;
@@ -35,7 +38,7 @@ pub use self::{
     policy::ErrorPolicy,
     producer::{Producer, SendAndWait},
     replay::{DeadLetter, Replay, Replayed},
-    routes::Topics,
+    topics::Topics,
 };
 use crate::error::{Error, Result};
 

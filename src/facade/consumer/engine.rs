@@ -6,6 +6,8 @@
 
 mod committing;
 mod damage;
+mod following;
+mod plan;
 mod taking;
 
 use std::{
@@ -24,7 +26,7 @@ use tokio::{
     time::Instant,
 };
 
-pub(super) use self::committing::is_of_rebalance;
+pub(super) use self::{committing::is_of_rebalance, plan::Plan};
 use self::{
     committing::{Committing, end_of},
     damage::{Damaged, Passed},
@@ -33,25 +35,22 @@ use super::{
     control::Shared,
     lane::{self, Ended, GRACE, Kit, Ledger, RunOutcome},
     load::Chunk,
-    pauses::PauseChanges,
 };
 use crate::{
     consumer::{
         KafkaConsumer,
-        acknowledge::{AtWork, Change, FromStart, Life},
+        acknowledge::{AtWork, Life},
     },
     error::{Error, ErrorKind, Result},
     facade::{
-        consumed::Consumed,
         dispatch::{
-            lanes::{Bounds, LaneId, Lanes, Ordering, Pause},
+            lanes::{LaneId, Lanes},
             pace::CommitPace,
         },
         message::CancellationToken,
         outbox::Outbox,
-        routes::Routes,
     },
-    record::{self, TopicPartition},
+    record::TopicPartition,
     sorted::{Map, Set},
     time::{self, Environment},
 };
@@ -74,56 +73,6 @@ impl Ledger for KafkaConsumer {
 
     fn expect_topic(&self, topic: &Arc<str>) {
         Self::expect_topic(self, topic);
-    }
-}
-
-/// What an engine is made of.
-pub(super) struct Plan {
-    pub(super) topics: Consumed,
-    pub(super) routes: Arc<Routes>,
-    pub(super) ordering: Ordering,
-    pub(super) bounds: Bounds,
-    /// Records of one take.
-    pub(super) take: usize,
-    /// How often the member says that it is alive while handlers run.
-    pub(super) keep_alive: Duration,
-    pub(super) auto_commit: bool,
-    /// Retry topics of policies there were.
-    pub(super) former: Arc<[Arc<str>]>,
-    pub(super) group: Arc<str>,
-}
-
-impl Plan {
-    /// Records of retry topics are this consumer's own work, whose originals are committed: none may be passed over.
-    pub(super) fn read_from_start(&self) -> FromStart {
-        let (topics, routes) = (self.topics.clone(), Arc::clone(&self.routes));
-        Arc::new(move |topic| routes.of(&topics, topic).level > 0)
-    }
-
-    /// All topics that are read, retry topics included; or their pattern.
-    pub(super) fn reads(&self) -> Vec<Arc<str>> {
-        match &self.topics {
-            Consumed::Named(topics) => {
-                let mut reads = topics.to_vec();
-                for topic in self.routes.retry_topics(topics).iter().chain(&*self.former) {
-                    if !reads.contains(topic) {
-                        reads.push(Arc::clone(topic));
-                    }
-                }
-                reads
-            }
-            Consumed::Matching { text, .. } => {
-                vec![self.routes.with_retry_topics(text, &self.former).into()]
-            }
-        }
-    }
-
-    pub(super) fn subscribe(&self, client: &KafkaConsumer) -> Result<()> {
-        let reads = self.reads();
-        match &self.topics {
-            Consumed::Named(_) => client.subscribe(&reads),
-            Consumed::Matching { .. } => reads.iter().try_for_each(|text| client.subscribe_pattern(text)),
-        }
     }
 }
 
@@ -292,59 +241,12 @@ impl Engine {
         Arc::new(move || kit.strong_count() > 1)
     }
 
-    /// Takes records of it again, unless there is another reason not to: the user, full lanes, or a damaged batch.
-    fn resume(&self, partition: TopicPartition) {
-        let is_held = self.by_user.contains(&partition)
-            || self.lanes.is_paused(&partition)
-            || self.damaged.contains_key(&partition);
-        if !is_held && let Err(error) = self.client.resume([partition]) {
-            tracing::debug!(%error, "the partition is gone");
-        }
-    }
-
-    /// Pauses and resumes what the user has paused and resumed. Here alone anything is resumed, as here all reasons are known.
-    fn follow_user(&mut self) {
-        let Some(PauseChanges { paused, freed }) = self.shared.follow_pauses() else { return };
-        self.by_user = paused;
-        for partition in &self.by_user {
-            if let Err(error) = self.client.pause([partition.clone()]) {
-                tracing::debug!(%error, "the partition is gone");
-            }
-        }
-        for partition in freed {
-            self.resume(partition);
-        }
-    }
-
     /// What ends the dispatch: nothing more is begun.
     fn on_failure(&mut self, error: Error) {
         self.stop.cancel();
         match &self.failure {
             None => self.failure = Some(error),
             Some(_) => tracing::error!(%error, "something else failed at the same time"),
-        }
-    }
-
-    fn hand_back(&self, partition: &TopicPartition, life: Life, loads: impl IntoIterator<Item = Chunk>) {
-        let mut offsets = Vec::new();
-        for load in loads {
-            load.offsets(&mut |offset| offsets.push(offset));
-        }
-        Ledger::hand_back(&*self.client, partition, life, &offsets);
-    }
-
-    fn follow_pauses(&mut self) {
-        while let Some(pause) = self.lanes.poll_pause() {
-            let outcome = match pause {
-                Pause::Pause(partition) => self.client.pause([partition]),
-                Pause::Resume(partition) => {
-                    self.resume(partition);
-                    Ok(())
-                }
-            };
-            if let Err(error) = outcome {
-                tracing::debug!(%error, "the partition is gone");
-            }
         }
     }
 
@@ -387,56 +289,6 @@ impl Engine {
             }
         }
         self.follow_pauses();
-    }
-
-    /// What has happened to the assignment.
-    fn follow_group(&mut self) {
-        for change in self.client.take_changes() {
-            match &change {
-                // What comes and what is lost was logged by the member.
-                Change::Assigned(_) => self.shared.counters.rebalanced(),
-                Change::Revoking(partitions) => {
-                    tracing::info!(partitions = %list(partitions), "partitions are being revoked");
-                    self.revoke(partitions, false);
-                }
-                Change::Revoked(partitions) => {
-                    tracing::info!(partitions = %list(partitions), "partitions revoked");
-                    self.revoke(partitions, true);
-                }
-                Change::Lost(partitions) => self.revoke(partitions, true),
-                Change::Over(partitions) => {
-                    for (partition, life) in partitions {
-                        // It may be paused, so that nothing of its next life would come and say so.
-                        drop(self.lanes.revoke(partition, *life));
-                    }
-                    self.follow_pauses();
-                }
-            }
-            self.shared.tell(&change);
-        }
-    }
-
-    /// Begins nothing more in these partitions, and ends what runs there if they are gone.
-    fn revoke(&mut self, partitions: &[(TopicPartition, Life)], are_gone: bool) {
-        for (partition, life) in partitions {
-            if self.damaged.get(partition).is_some_and(|damaged| damaged.life <= *life) {
-                self.damaged.remove(partition);
-            }
-            for (life, waiting) in self.lanes.revoke(partition, *life) {
-                self.hand_back(partition, life, waiting);
-            }
-        }
-        // Those of a later life go on: this may be heard of when the partition is ours again.
-        let gone: Map<&TopicPartition, Life> = partitions.iter().map(|(key, life)| (key, *life)).collect();
-        let is_gone =
-            |running: &Running| gone.get(&running.partition).is_some_and(|life| running.life <= *life);
-        for running in self.running.values().filter(|running| is_gone(running)) {
-            // Told to give up; what is at work may end first, until the partitions are gone.
-            running.token.cancel();
-            if are_gone {
-                running.abort.abort();
-            }
-        }
     }
 
     /// Whether anything waits or runs.
@@ -625,8 +477,4 @@ fn panicked(panic: &(dyn Any + Send), partition: &TopicPartition) -> Error {
         .with_topic(Arc::clone(&partition.topic))
         .with_partition(partition.partition)
         .with_hint("what was not handled of the partition comes again")
-}
-
-fn list(partitions: &[(TopicPartition, Life)]) -> String {
-    record::list(partitions.iter().map(|(partition, _)| partition))
 }

@@ -28,10 +28,11 @@ use crate::{
     facade::{
         LogSubject,
         dispatch::lanes::{LaneId, Run},
+        failure::Failure,
         letters, log,
         message::CancellationToken,
         outbox::Outbox,
-        policy::{Decision, Failure},
+        policy::Decision,
         routes::{Handlers, Route},
     },
     record::{ConsumerRecord, RecordMetadata, TopicPartition},

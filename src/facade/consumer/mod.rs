@@ -19,12 +19,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 pub use self::control::{ConsumerHandle, Rebalance};
 use self::{control::Shared, engine::Engine, running::Leaves};
 use super::{
-    KafkaInstance, LogSubject,
-    consumed::Consumed,
-    dispatch::lanes::Ordering,
-    logged,
-    policy::ErrorPolicy,
-    routes::{Routes, Topics},
+    KafkaInstance, LogSubject, consumed::Consumed, dispatch::lanes::Ordering, logged, policy::ErrorPolicy,
+    routes::Routes, topics::Topics,
 };
 use crate::{
     config::{ConsumerConfig, GroupProtocol},

@@ -13,7 +13,7 @@ use crate::{
         handler::{self, BatchSize, ErasedHandler, Handler, HandlerArgument, HandlerResult},
         logged,
         message::{Batch, Message},
-        routes::Topics,
+        topics::Topics,
     },
     record::ConsumerRecord,
 };

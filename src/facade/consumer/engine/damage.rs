@@ -9,10 +9,7 @@ use super::Engine;
 use crate::{
     consumer::acknowledge::{Life, Taken},
     error::{Error, ErrorKind, Result},
-    facade::{
-        letters,
-        policy::{Decision, Failure},
-    },
+    facade::{failure::Failure, letters, policy::Decision},
     record::{ConsumerRecord, TopicPartition},
 };
 

@@ -10,10 +10,11 @@ use crate::{
     facade::{
         consumer::load::Chunk,
         dispatch::lanes::Load as _,
+        failure::Failure,
         handler::CallBatch,
         letters,
         message::Failed,
-        policy::{Decision, Failure, causes},
+        policy::{Decision, causes},
     },
     record::ConsumerRecord,
     telemetry::spans,
