@@ -1,5 +1,5 @@
 //! Carries out the calls of a transaction: finds the coordinator, asks, and turns the answer into a reply or an error. It decides
-//! nothing; codes are `transaction.rs`'s to judge.
+//! nothing; codes are `transaction/verdict.rs`'s to judge.
 
 use std::{sync::Arc, time::Duration};
 

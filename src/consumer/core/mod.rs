@@ -1,7 +1,7 @@
 //! The consumer's state machine: joins membership, positions, fetches and commits into one state machine. Pure.
 //!
-//! What is subscribed to is in `subscribing.rs`, what happens to the assignment in `rebalance.rs`, commits in `commits.rs`, where partitions are read from in
-//! `reading.rs`, what a listener is told in `notices.rs`, the end in `closing.rs`.
+//! What is subscribed to is in `subscribing.rs`, what happens to the assignment in `rebalance.rs`, commits in `commits.rs`,
+//! where partitions are read from in `reading.rs`, what a listener is told in `notices.rs`, the end in `closing.rs`.
 //!
 //! It lives behind the handle's mutex. Handles and the driver tell it what happened; the driver asks it what to do. The
 //! order it must keep: on a rebalance hand-outs stop first, then commits end, then partitions are released, then the
