@@ -20,8 +20,8 @@ use crate::{
 /// What a batch starts with in memory; it grows by doubling.
 const FIRST_RESERVATION: usize = 4096;
 
-/// What an open batch waits for at least, whatever `linger.ms`, while requests to its leader are in flight: under load records
-/// gather meanwhile, and the broker has a few requests to answer in place of thousands.
+/// The least time that an open batch waits while requests to its leader are in flight, whatever `linger.ms` is. Records
+/// gather meanwhile, so that under load the broker answers a few requests instead of thousands.
 pub(super) const CROWDED_LINGER: Duration = Duration::from_millis(1);
 
 /// How long an open batch waits for more records.
@@ -157,7 +157,8 @@ impl Accumulator {
         memory: &Memory,
         credit: &mut usize,
     ) -> Appended {
-        // Said under the lock under which the end fails what is here: what comes later is refused, and nothing in between.
+        // `end` sets this under the same lock under which it fails what is here. So each record is either failed by `end`
+        // or refused here, and none slips in between.
         if self.ended {
             return Appended::Ended;
         }
@@ -308,8 +309,9 @@ impl OpenBatch {
     }
 }
 
-/// Takes memory so that a batch that has `reserved` bytes can hold `needed`: out of what was waited for, or twice what it has,
-/// if there is that much.
+/// Takes memory so that a batch that has `reserved` bytes can hold `needed` bytes, and returns how much was taken. What
+/// the caller has waited for comes first; otherwise the batch's memory is doubled if that much is free, or grows by what
+/// is needed.
 fn reserve(
     memory: &Memory,
     credit: &mut usize,

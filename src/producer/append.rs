@@ -31,12 +31,12 @@ pub(super) enum Attempt {
 #[derive(Clone, Copy)]
 pub(super) enum Wait {
     Topic,
-    /// The record's partition is not one of the topic's, of which so many are known.
+    /// The record names a partition that the topic does not have, as far as is known: the number is how many it has.
     Partition(usize),
     Memory(usize),
 }
 
-/// What a partitioner of the user's has said.
+/// What the user's partitioner has said.
 enum PartitionChoice {
     /// Nothing: the topic is not known yet.
     Unknown,
@@ -60,7 +60,7 @@ impl Shared {
             let Some(topic) = topics.queues.get(record.topic) else { return Ok(Attempt::Wait(Wait::Topic)) };
             let Some(partition) = self.choose_partition(topic, partition, &parts) else {
                 return Ok(Attempt::Wait(match record.partition {
-                    // Chosen among more than there are by now.
+                    // The partitioner chose among more partitions than the topic has by now.
                     None => Wait::Topic,
                     Some(_) => Wait::Partition(topic.count),
                 }));
@@ -86,7 +86,8 @@ impl Shared {
         })
     }
 
-    /// The road of a producer with interceptors: they see the record once, whatever it waits for, and hear how it ended.
+    /// Appends for a producer with interceptors: they see the record once, whatever it waits for, and are told what
+    /// became of it.
     pub(super) async fn append_intercepted(&self, record: ProducerRecord<'_>) -> Result<Delivery> {
         let interceptors = &self.settings.plugins.interceptors;
         let changed = interceptors.on_send(record);
@@ -94,7 +95,7 @@ impl Shared {
         interceptors.watch(changed.topic(), sent)
     }
 
-    /// Of a record that interceptors have seen, and are still to be told of.
+    /// Appends a record that interceptors have seen already; they are told what became of it.
     pub(super) async fn append_shown(&self, record: &OutgoingRecord<'_>) -> Result<Delivery> {
         let record = record.borrowed();
         match self.append(&record, &mut 0)? {
@@ -121,7 +122,8 @@ impl Shared {
                 }
                 Wait::Partition(count) => return Err(no_such_partition(record, count)),
                 Wait::Memory(bytes) => {
-                    // The sender is woken when this wait can be seen, or a long linger would outlast the shortage.
+                    // The sender is woken once it can see this wait. Otherwise open batches would keep their memory for
+                    // the rest of `linger.ms`.
                     let taken = self.memory.take(bytes, deadline, || self.wake.notify_one()).await;
                     taken.map_err(|error| self.own_end(error).with_topic(record.topic))?;
                     credit.bytes += bytes;
@@ -167,8 +169,8 @@ impl Shared {
         Ok(Parts { key: record.key, value: record.value, headers: &record.headers, timestamp, size_bound })
     }
 
-    /// What the user's partitioner says, if there is one to be asked. Never under a lock or within the thread's snapshot, which it
-    /// may use itself.
+    /// What the user's partitioner says, if there is one to be asked. It is never called under a lock, nor while the
+    /// thread's snapshot is borrowed, because it may send with a producer itself.
     #[inline]
     fn ask_partitioner(&self, record: &ProducerRecord<'_>) -> Result<PartitionChoice> {
         let (Some(partitioner), None) = (&self.settings.plugins.partitioner, record.partition) else {
@@ -213,7 +215,7 @@ impl Shared {
         partition_of(key, self.settings.key_hash, count)
     }
 
-    /// Of a producer that has ended meanwhile its own end is told.
+    /// If the producer has ended meanwhile, the reason for that takes the place of a plain "closed".
     fn own_end(&self, error: Error) -> Error {
         match error.kind() {
             ErrorKind::Closed => self.refusal(),
@@ -230,7 +232,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether the snapshot has the topic, which is taken over then.
+    /// Takes the topic over from the cluster's snapshot. False if that does not have it.
     pub(super) fn take_over_topic(&self, topic: &str) -> bool {
         let metadata = self.cluster.metadata();
         let Some((name, known)) = metadata.topics.get_key_value(topic) else { return false };
@@ -241,8 +243,8 @@ impl Shared {
         true
     }
 
-    /// Takes over the first snapshot that has the record's partition, or that brokers were asked for after it was missed; without
-    /// one in time the topic stays as it was.
+    /// Waits for a snapshot of the cluster that has the record's partition, or for the first that was asked for after the
+    /// partition was missed, and takes the topic over from it. If none comes in time the topic stays as it was.
     async fn look_again(&self, record: &ProducerRecord<'_>, deadline: Instant) {
         let topic: Arc<str> = record.topic.into();
         let mut snapshots = self.cluster.subscribe();

@@ -121,7 +121,7 @@ impl Caller {
         let answer = connection.call(request, deadline).await?;
         check("AddPartitionsToTxn", answer.error_code)?;
         let mut answered = Vec::new();
-        // Of several errors the one that says most: others were only not attempted because of it.
+        // The error that says most: OPERATION_NOT_ATTEMPTED only means that another partition was refused.
         let mut worst: Option<Error> = None;
         for topic in &answer.results_by_topic_v3_and_below {
             for partition in &topic.results_by_partition {
@@ -238,7 +238,7 @@ impl Caller {
             false => connection.call_up_to::<4, _>(request, deadline).await?,
         };
         check("EndTxn", answer.error_code)?;
-        // Earlier versions tell of none.
+        // Earlier versions of the answer name no producer id.
         Ok(Reply::Ended(match self.version2 && answer.producer_id >= 0 {
             true => Some(ProducerIdentity::told("EndTxn", answer.producer_id, answer.producer_epoch)?),
             false => None,
@@ -246,7 +246,7 @@ impl Caller {
     }
 }
 
-/// One broker that cannot be reached, not even in time: another may coordinate soon, where no setting would help.
+/// Makes a permanent failure to reach the coordinator one that passes: another broker may become the coordinator soon.
 fn unreachable(error: Error) -> Error {
     if error.is_retriable() || error.is_fatal() || error.kind() == ErrorKind::Closed {
         return error;
@@ -259,7 +259,8 @@ fn unreachable(error: Error) -> Error {
     passing.with_source(error)
 }
 
-/// Nothing is known to be done with a partition that an answer leaves out, whatever it says of others.
+/// An answer that leaves out a partition is an error, whatever it says of the others: nothing is known of the one left
+/// out.
 fn check_answered<'a>(
     api: &'static str,
     asked: impl Iterator<Item = (&'a str, i32)>,

@@ -17,7 +17,7 @@ pub(crate) struct Context {
     pub(crate) possibly_written: bool,
     /// Earlier batches of the partition are waiting to be sent again, or on their way.
     pub(crate) predecessors_pending: bool,
-    /// An earlier batch was taken out: the log cannot expect this one.
+    /// An earlier batch was given up, so that the log still expects that one's sequence number.
     pub(crate) behind_gap: bool,
 }
 
@@ -51,11 +51,12 @@ pub(crate) fn decide(code: ErrorCode, context: Context) -> Decision {
         code::NONE => Decision::Acknowledge,
         // An earlier attempt is in the log, too far back for the broker to know its offset.
         code::DUPLICATE_SEQUENCE_NUMBER => Decision::Acknowledge,
-        // The parts have the numbers of the whole, so that none is taken where an earlier attempt was.
+        // The halves keep the sequence numbers of the whole, so that the broker does not append them if an earlier
+        // attempt is in the log.
         code::MESSAGE_TOO_LARGE | code::RECORD_LIST_TOO_LARGE if context.count > 1 => Decision::Split,
-        // Behind a batch that is being retried it is only early, and behind one that was
-        // taken out it had to come. Otherwise the log has lost what came before, and with it this batch, or it remembers
-        // only later ones: after a clean restart a broker knows the last batch of a producer alone.
+        // While an earlier batch is being sent again this one is only early, and behind one that was given up this code
+        // had to come. Otherwise either the log has lost the batches before and this one with them, or the broker
+        // remembers only later ones: after a clean restart it knows just the last batch of each producer.
         code::OUT_OF_ORDER_SEQUENCE_NUMBER if context.idempotent => {
             if context.predecessors_pending {
                 Decision::Early
@@ -81,7 +82,7 @@ pub(crate) fn decide(code: ErrorCode, context: Context) -> Decision {
         {
             Decision::Reidentify
         }
-        // No idempotent write will be allowed.
+        // The principal may not write idempotently, so that nothing this producer sends can succeed.
         code::CLUSTER_AUTHORIZATION_FAILED if context.idempotent => Decision::Fatal,
         code::NOT_LEADER_OR_FOLLOWER
         | code::UNKNOWN_TOPIC_OR_PARTITION
@@ -99,9 +100,9 @@ pub(crate) fn decide(code: ErrorCode, context: Context) -> Decision {
 
 /// Whether a batch may be in the log although the broker answered with this code.
 pub(crate) fn leaves_open(code: ErrorCode) -> bool {
-    // NOT_LEADER_OR_FOLLOWER and UNKNOWN_TOPIC_OR_PARTITION also come when a leader that has written it loses its office, or the
-    // partition is moved away from it, while it waits for the replicas. After the others it may have written it and failed then.
-    // What a code of a newer Kafka says nobody knows here.
+    // NOT_LEADER_OR_FOLLOWER and UNKNOWN_TOPIC_OR_PARTITION also come when a leader that has appended the batch loses its
+    // leadership, or the partition is moved away from it, while it waits for the replicas. With the others the leader may
+    // have appended the batch before it failed. A code that this client does not know says nothing.
     let is_news = !code.is_known();
     is_news
         || matches!(

@@ -23,11 +23,10 @@ pub(crate) struct ProducerIdentity {
 }
 
 impl ProducerIdentity {
-    /// One that an answer gives.
+    /// The identity in a broker's answer.
     ///
-    /// # Errors
-    /// `Protocol` for one that cannot be: brokers take batches with a negative id for those of a producer without
-    /// idempotence.
+    /// # Errors `Protocol` for a negative id or epoch: brokers would take batches with a negative id for those of a
+    /// producer without idempotence.
     pub(super) fn told(api: &'static str, id: i64, epoch: i16) -> Result<Self, Error> {
         match id >= 0 && epoch >= 0 {
             true => Ok(Self { id, epoch }),
@@ -43,7 +42,7 @@ impl ProducerIdentity {
 pub(crate) struct Identity {
     state: State,
     backoff: Backoff,
-    /// Nothing was acknowledged under the identity yet: should it be refused at once, the next one is waited for.
+    /// Nothing was acknowledged under the identity yet. If it is refused, a pause comes before the next one is asked for.
     unproven: bool,
     /// Asking has failed since the last answer.
     failing: bool,
@@ -87,7 +86,7 @@ impl Identity {
         self.state = State::Known(identity);
     }
 
-    /// Whether that is news: the first failure since the last answer.
+    /// Returns true for the first failure since the last answer.
     pub(crate) fn handle_failure(&mut self, now: Instant, rng: &mut Rng) -> bool {
         self.state = State::Wanted(Some(now + self.backoff.next(rng)));
         !std::mem::replace(&mut self.failing, true)
@@ -153,9 +152,9 @@ pub(crate) struct Sequences {
     identity: Option<ProducerIdentity>,
     /// Of the next new batch.
     next: i32,
-    /// What the log expects, as far as it was acknowledged.
+    /// The sequence number that the log expects next, as far as acknowledgments tell.
     acknowledged: i32,
-    /// The last batch that was: answers may come in another order than batches are in the log.
+    /// The last batch in the log that was acknowledged: answers may come in another order than batches were written in.
     last_acknowledged: Option<Order>,
     state: Match,
     /// The broker has acknowledged something under this identity.
@@ -177,8 +176,8 @@ impl Sequences {
         self.identity
     }
 
-    /// The partition goes on under `current`. Nothing may be in flight, and nothing stamped under an older identity may be
-    /// kept. True if stamps given before are of no more use.
+    /// The partition goes on under `current`. Only to be called while nothing is in flight and no batch keeps a stamp of
+    /// an older identity.
     pub(crate) fn settle(&mut self, current: ProducerIdentity) -> Settled {
         if self.identity != Some(current) {
             *self = Self { identity: Some(current), ..Self::default() };

@@ -26,7 +26,8 @@ enum Link {
     Connecting,
     BackingOff(Instant),
     Up,
-    /// Its connection is to be replaced, once what is out on it has landed: what went by another would overtake that.
+    /// Its connection is to be replaced once the requests on it have landed; what was sent by another would overtake
+    /// them.
     Ending,
 }
 

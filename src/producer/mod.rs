@@ -260,7 +260,7 @@ impl KafkaProducer {
             Err(Error::new(ErrorKind::Timeout, text).with_topic(record.topic).with_hint(hint))
         };
         let attempt = match shared.append(&record, &mut 0)? {
-            // The cluster may know it by now: only who sends to a topic takes it over.
+            // The cluster may know the topic by now: it is taken over only when somebody sends to it.
             Attempt::Wait(Wait::Topic) if shared.take_over_topic(record.topic) => {
                 shared.append(&record, &mut 0)?
             }
@@ -516,7 +516,7 @@ impl Shared {
     /// Nothing is sent any more: every record without an answer gets this one, and none is taken.
     fn end(&self, error: &Error) {
         if error.is_fatal() {
-            // Who comes later is told the same.
+            // Callers that come later get the same error.
             self.fatal.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.clone());
         }
         self.is_closing.store(true, Ordering::Relaxed);
@@ -536,12 +536,12 @@ impl Shared {
         let is_open = self.transactions.as_ref().is_some_and(|transactions| {
             let mut core = transactions.lock();
             let is_open = !core.is_settled();
-            // Before it is done: who sees that finds the transaction's own end.
+            // Ended before `closing` says so: whoever sees that finds the transaction ended too.
             core.handle_fatal(error.clone().with_fatal());
             is_open
         });
         self.closing.send_if_modified(|closing| {
-            // By a close. Where the end came by itself, the deliveries tell of it, or what is unheard.
+            // `close` reports these. If the producer ended by itself, the deliveries tell of it, or the next flush.
             if matches!(*closing, Closing::Draining(_)) && error.kind() == ErrorKind::Closed {
                 self.given_up.store(undelivered, Ordering::Relaxed);
                 self.left_open.store(is_open, Ordering::Relaxed);
@@ -555,7 +555,7 @@ impl Shared {
     }
 }
 
-/// How long the start waits for a cluster: for one connection at least, also where nothing else shall be waited for.
+/// How long the start waits for a broker: long enough for one connection even if `max.block.ms` is shorter.
 fn start_limit(cluster: &Cluster, settings: &ProducerSettings) -> Duration {
     settings.max_block.max(cluster.settings().connection_setup_timeout)
 }

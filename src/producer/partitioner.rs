@@ -120,7 +120,7 @@ impl Sticky {
                     first
                 }
             }
-            // Nobody leads anywhere: wait for a leader where the records before wait.
+            // No partition has a leader: the record waits where those before it wait.
             _ if self.current < partitions => self.current,
             _ => self.rng.below(partitions),
         }

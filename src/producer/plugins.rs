@@ -127,7 +127,7 @@ impl OwnPartitioner {
     }
 }
 
-/// All of it.
+/// All of the user's code that a producer calls.
 #[derive(Clone, Default)]
 pub(crate) struct Plugins {
     pub(crate) interceptors: Interceptors,

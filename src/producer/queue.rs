@@ -13,8 +13,9 @@
 //! A topic that was made again has another log, which knows nothing of this producer and takes any sequence for the first
 //! (KIP-516). What is in flight to the old one lands before anything goes to the new one, and there one batch goes alone.
 //!
-//! A batch that may be in the log keeps its stamp for ever, and is asked for alone. Where the sequence no longer fits, that goes
-//! on as long as nothing older waits; what cannot be proved fails and says so.
+//! A batch that may be in the log keeps its stamp for ever, and is sent again alone, so that the broker's answer says
+//! whether it is there. Where the sequence no longer fits, that goes on as long as nothing older waits; a batch for which
+//! it cannot be found out fails, and its error says that it may be written.
 
 mod closed;
 mod refused;
@@ -217,14 +218,16 @@ impl Queue {
             self.recovering = true;
         }
         if self.made_again || leadership.leader_epoch > self.leader_epoch {
-            // A broker that names a newer leader with each refusal hurries nobody for ever.
+            // Only the first attempts are hurried, or a broker that names a newer leader with each refusal would do away
+            // with every pause.
             let most = if self.made_again { u32::MAX } else { MOST_HURRIED };
             let hurried = self.pending.iter_mut().filter(|batch| batch.attempts <= most);
             hurried.for_each(|batch| batch.not_before = None);
         }
         self.leader_epoch = leadership.leader_epoch;
         if leadership.topic_id != TopicId::default() {
-            // One that is not told for a while, by an older broker, may be another when it is told again.
+            // An older broker names no id. The last one is kept meanwhile, so that a topic made again is noticed once ids
+            // are named again.
             self.topic_id = leadership.topic_id;
         }
         self.give_up_earlier_life(aftermath);
@@ -244,7 +247,8 @@ impl Queue {
         let is_forgotten =
             self.in_flight.is_empty() && self.left_at.is_some_and(|left_at| left_at + PROOF_LASTS <= now);
         if std::mem::take(&mut self.made_again) || is_forgotten {
-            // Only now: an answer of the old log proves nothing to the new one.
+            // Only now that nothing is in flight: an answer of the old log would count as proof, and says nothing of the
+            // new one.
             self.sequences.forget_proof();
         }
         if self.limits.idempotent && !self.settle_identity(identity) {
@@ -271,7 +275,7 @@ impl Queue {
         if self.sequences.is_unproven() && !idle {
             return false;
         }
-        // What may be written is asked for under the stamp it has, one by one where the sequence does not fit.
+        // What may be written is sent again under the stamp it has, one batch at a time where the sequence does not fit.
         if self.pending.iter().any(|batch| batch.possibly_written) {
             return idle || self.sequences.is_intact();
         }
@@ -302,8 +306,9 @@ impl Queue {
                 self.pending.push_front(batch);
                 return None;
             }
-            // Until it has its answer nothing may pass one that is asked for under a stamp that does not fit, nor one that may be
-            // written: a broker knows the last five batches alone, and would take it for a gap once they are all newer.
+            // Nothing else leaves before this batch has its answer if its stamp does not fit, or if it may be written: a
+            // broker remembers only the last five batches of a producer, and once all five were newer it would refuse
+            // this one as out of order.
             self.recovering = batch.possibly_written || !self.sequences.is_intact();
         }
         self.fly(now, batch.order, batch.deadline, batch.receipt.clone());
@@ -325,8 +330,8 @@ impl Queue {
             Some(first) => first.not_before,
             None => self.accumulator.lingers_until(now),
         };
-        // What could leave now waits for an event, such as a connection, not for a time: one that has passed would make
-        // the task spin.
+        // What could leave now waits for an event, such as a connection, and not for a time. A timer that has passed
+        // would make the task spin.
         expiry.into_iter().chain(waiting.filter(|due| *due > now)).min()
     }
 
@@ -351,7 +356,7 @@ impl Queue {
         for open in self.accumulator.take_all() {
             aftermath.resolved.push((open.receipt, BatchOutcome::Failed(error.clone())));
         }
-        // Receipts resolve once: what is left is in flight.
+        // A receipt resolves only once, so that of all these only batches in flight get this error.
         for receipt in self.accumulator.end() {
             let error = error.clone().with_possibly_written(true);
             aftermath.resolved.push((receipt, BatchOutcome::Failed(error)));

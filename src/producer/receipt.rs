@@ -54,7 +54,8 @@ struct Watched {
     timestamp: i64,
 }
 
-/// The producer's own hold on a receipt, however many copies it has of it: whoever else holds the receipt has a delivery.
+/// The producer's own reference to a receipt. All its copies count as one, so that every other reference belongs to a
+/// delivery.
 #[derive(Debug, Clone)]
 pub(crate) struct Stub(Arc<Own>);
 
@@ -120,7 +121,7 @@ pub(crate) struct Receipt {
     watched: Mutex<Vec<Watched>>,
     /// How many records the batch has so far.
     records: AtomicU32,
-    /// How many of them were told that they failed, or given up by somebody who was told enough.
+    /// How many of them have told their caller that they failed, or were given up by a caller who knew.
     heard: AtomicU32,
     /// The batch that this is a part of, whose deliveries come here when they are awaited.
     whole: Option<Weak<Self>>,
@@ -172,8 +173,8 @@ impl Receipt {
         let is_first = loop {
             let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
             if watched.is_empty() {
-                // Under the lock: who comes later finds the outcome. A batch whose time was over, or failed by `close`, may be
-                // answered later.
+                // Set under the lock, so that whoever comes later finds the outcome. The first one stands: a batch that
+                // has timed out, or was failed by `close`, may still be answered.
                 break self.outcome.set(outcome).is_ok();
             }
             let records = std::mem::take(&mut *watched);
@@ -217,7 +218,7 @@ impl Receipt {
 
     /// Where a record of the batch is.
     fn metadata(&self, ack: &Ack, index: u32, timestamp: i64) -> RecordMetadata {
-        // What no log has is not known.
+        // An offset beyond `i64` is in no log, and counts as unknown.
         let offset = ack.base_offset.checked_add(i64::from(index));
         let offset = offset.filter(|_| ack.base_offset >= 0).unwrap_or(-1);
         let timestamp = if ack.log_append_time < 0 { timestamp } else { ack.log_append_time };
@@ -252,7 +253,7 @@ impl Receipt {
         }
     }
 
-    /// `registered`: one more than the place of who asks among those who wait; 0 before it waits.
+    /// `registered`: the caller's place in the list of those who wait, plus one; 0 while it is not in the list.
     fn poll(&self, context: &Context<'_>, registered: &mut u32) -> Poll<&BatchOutcome> {
         if let Some(outcome) = self.outcome.get() {
             return Poll::Ready(outcome);
@@ -262,7 +263,8 @@ impl Receipt {
         if let Some(outcome) = self.outcome.get() {
             return Poll::Ready(outcome);
         }
-        // A task that polls again, or awaits its records in order, registers once. A place may be that of several.
+        // A task that polls again, or that awaits its records in order, registers only once: several deliveries may share
+        // a place.
         let own = (*registered as usize).checked_sub(1).and_then(|place| waiting.get(place));
         if own.or_else(|| waiting.last()).is_some_and(|waker| waker.will_wake(context.waker())) {
             if *registered == 0 {
@@ -316,7 +318,7 @@ impl Delivery {
         self.receipt.watch(Watched { index: self.index, timestamp: self.timestamp }, interceptors);
     }
 
-    /// Whoever waited for it has been told that it may fail.
+    /// Drops the delivery of a caller who has been told already that the record may fail: it does not count as unheard.
     pub(crate) fn give_up(self) {
         self.receipt.heard.fetch_add(1, Ordering::Relaxed);
     }

@@ -128,12 +128,12 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// What it is, leaving it without key and headers.
+    /// Moves the draft out, leaving one without key and headers behind.
     fn take(&mut self) -> Self {
         Self { key: self.key.take(), headers: std::mem::take(&mut self.headers), ..*self }
     }
 
-    /// Appends it after what it waits for, or else past the interceptors.
+    /// Appends the record after what it waits for; or, with nothing to wait for, by way of the interceptors.
     #[cold]
     fn wait(self, value: Vec<u8>, wait: Option<Wait>) -> Waiting<'a> {
         Box::pin(async move {

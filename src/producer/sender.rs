@@ -248,7 +248,7 @@ impl Sender {
 
     /// When to look again. Forgets queues that have nothing left.
     ///
-    /// That is at once after an answer that came when the plan was made already: one may be there as soon as its request is
+    /// It is `now` if an answer came after the last plan was made: an answer may be there as soon as its request is
     /// written, and no other event may follow it.
     pub(crate) fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
         let mut timeout = self.identity.poll_timeout();
@@ -259,7 +259,7 @@ impl Sender {
             timeout = earlier(timeout, queue.poll_timeout(now));
             let is_over = queue.unschedule_if_idle();
             if is_over {
-                // Nothing would look at its leader any more: its next record does.
+                // Nobody looks at the leader of an idle queue. It counts as available, and the next record looks again.
                 partition.set_available(true);
             }
             !is_over
@@ -436,8 +436,8 @@ impl Sender {
                 self.no_identity = None;
                 self.identity.handle_answer(identity);
             }
-            // An answer that cannot be read may be damaged on its way, and of a code that says nothing nobody knows whether it lasts. To
-            // ask twice does no harm.
+            // An answer that cannot be read may have been damaged on its way, and a code that says nothing may pass.
+            // Asking again does no harm.
             Err(error)
                 if error.is_retriable()
                     || error.kind() == ErrorKind::Protocol

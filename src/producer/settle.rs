@@ -11,10 +11,11 @@ impl Shared {
         for (receipt, outcome) in aftermath.resolved {
             let outcome = match outcome {
                 BatchOutcome::Failed(error) => {
-                    // What was never sent does not know why: the cluster does.
+                    // A time-out of records that were never sent names no cause; the cluster knows why.
                     let never_sent = error.kind() == ErrorKind::Timeout && error.source().is_none();
                     let (topic, partition) = receipt.place();
-                    // Nothing of a transaction leaves before its coordinator has answered.
+                    // In a transaction nothing leaves before the coordinator has answered, so that its trouble is the
+                    // cause.
                     let trouble = || self.transactions.as_ref()?.lock().trouble();
                     let why = || trouble().or_else(|| self.cluster.why_topic(topic, Some(partition)));
                     let why = never_sent.then(why).flatten();
@@ -34,7 +35,8 @@ impl Shared {
                 // A transaction says by itself that it has failed.
                 _ => None,
             };
-            // Before anybody is told: a flush that ends with this answer tells of it. The first answer counts.
+            // Noted before anybody is told, so that a flush which ends with this answer reports it. Only the first answer
+            // counts.
             if let Some(error) = failed.filter(|_| !receipt.has_outcome()) {
                 let (topic, partition) = receipt.place();
                 let error = error.with_topic(Arc::clone(topic)).with_partition(partition);

@@ -180,7 +180,8 @@ impl Task {
         let (version2, timeout) = (core.is_version2(), core.poll_timeout());
         drop(core);
         if is_over {
-            // A transaction of nothing ends without a call. Told only then: who waits answers by waking this task.
+            // An empty transaction ends without a call, so handles are told here, and only then: they answer by waking
+            // this task.
             transactions.notify();
         }
         if let Some(call) = call {
@@ -215,7 +216,7 @@ impl Task {
 
     fn connect(&mut self, id: i32, now: Instant) {
         let cluster = self.shared.cluster.clone();
-        // Each attempt has its own, which grows (KIP-601).
+        // This bounds all attempts together; each has a shorter time-out of its own, which grows (KIP-601).
         let settings = cluster.settings();
         let deadline = now + settings.connection_setup_timeout_max + settings.reconnect_backoff_max;
         self.work.push(Box::pin(async move {
@@ -238,7 +239,8 @@ impl Task {
         let by_id = request.batches.iter().all(|sent| sent.topic_id != TopicId::default());
         if self.shared.settings.acks == Acks::None {
             let work: Flight<Event> = Box::pin(async move {
-                // No answer would say that a topic was made again, and its records would go on to an id that is gone.
+                // By name, because no answer would say that the topic was made again, and records would go on to an id
+                // that is gone.
                 let written = connection.send_unanswered::<BY_NAME, _>(wire_request, deadline).await;
                 Event::Written(request, written.map_err(|error| error.with_broker(id)))
             });
@@ -297,7 +299,7 @@ impl Task {
             Event::Identified(result) => self.sender.handle_identity(now, result),
             Event::Written(request, Ok(())) => self.sender.handle_written(now, request),
             Event::Answered(request, Ok(answer), paused) => {
-                // What a quota takes is told by itself.
+                // The pauses of a quota are counted by themselves.
                 self.shared.note_latency((now - request.sent_at).saturating_sub(paused));
                 let names = names(&request);
                 let (hints, endpoints) = read_leaders(&answer, &names);
@@ -321,7 +323,7 @@ impl Task {
         if let Some(counts) = self.sender.poll_counts() {
             self.shared.note_counts(counts);
         }
-        // The transaction first: who hears of a record that failed finds it failed.
+        // The transaction fails first, so that whoever hears of a failed record finds it failed.
         let failure = self.shared.transactions.as_ref().zip(self.sender.poll_failure());
         if let Some((transactions, (error, open))) = &failure {
             let is_fenced = error.code().is_some_and(|told| told.0 == code::PRODUCER_FENCED);

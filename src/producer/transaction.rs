@@ -30,11 +30,12 @@ use crate::{
     time::{Backoff, Instant},
 };
 
-/// How long the markers of the transaction before are waited for before the next is asked for again: they are written in a few
-/// milliseconds. Java: `TransactionManager.ADD_PARTITIONS_RETRY_BACKOFF_MS`, there for one of these calls.
+/// The longest pause before a call is repeated that the coordinator has refused because it still writes the markers of
+/// the transaction before, which takes a few milliseconds. Java: `TransactionManager.ADD_PARTITIONS_RETRY_BACKOFF_MS`,
+/// which is for AddPartitionsToTxn only.
 pub(crate) const CONCURRENT_PAUSE: Duration = Duration::from_millis(20);
 
-/// Whether the coordinator is still at the end of the transaction before.
+/// Whether the coordinator is still ending the transaction before.
 pub(crate) fn is_concurrent(error: &Error) -> bool {
     error.code().is_some_and(|told| told.0 == code::CONCURRENT_TRANSACTIONS)
 }
@@ -47,14 +48,14 @@ pub(crate) struct Outstanding {
     pub(crate) in_flight: bool,
 }
 
-/// What a caller finds who waits no longer for a commit.
+/// What a caller finds that stops waiting for a commit.
 #[derive(Debug)]
 pub(crate) enum Impatience {
     /// It is over after all.
     Ended(Result<()>),
-    /// Coordinators were asked to commit: that is what becomes of it, or nobody knows.
+    /// The coordinator was asked to commit: the transaction will be committed, or nobody knows.
     Asked,
-    /// Nothing was asked for: it is being aborted.
+    /// The coordinator was not asked yet: the transaction is being aborted.
     Aborted,
 }
 
@@ -71,7 +72,7 @@ enum State {
     Fatal(Error),
 }
 
-/// Where an offsets job stands.
+/// Offsets on their way into the transaction.
 #[derive(Debug)]
 struct Job {
     offsets: Arc<Offsets>,
@@ -144,7 +145,8 @@ impl Core {
         }
     }
 
-    /// Nobody will begin a transaction. An id that is not there yet is not asked for again: that would fence who has taken over.
+    /// No transaction will be begun. If there is no producer id yet it is not asked for again, which would fence a
+    /// producer that has taken over the name.
     pub(crate) fn handle_close(&mut self) {
         if matches!(self.state, State::New | State::Initializing) {
             self.handle_fatal(Error::closed("producer").with_fatal());
@@ -154,7 +156,8 @@ impl Core {
     /// Begins a transaction; `None` while the one before is being ended.
     pub(crate) fn handle_begin(&mut self) -> Option<Result<u64>> {
         match &self.state {
-            // Something that is over was found to be open late: the new epoch comes first.
+            // Only after the end it turned out that an attempt of the transaction before may still arrive: a new epoch
+            // comes first.
             State::Ready if self.needs_bump => {
                 self.state = State::Aborting;
                 None
@@ -166,7 +169,7 @@ impl Core {
                 Some(Ok(self.number))
             }
             State::Fatal(error) => Some(Err(error.clone())),
-            // Left open by a caller who has forgotten its guard.
+            // Left open by a caller that has leaked its guard (`mem::forget`).
             State::Open | State::Failed(_) => {
                 self.handle_abort();
                 None
@@ -237,8 +240,8 @@ impl Core {
 
     /// A record of the transaction failed. `open`: it may be in the log, and its attempt may come in late.
     pub(crate) fn handle_failure(&mut self, error: Error, open: bool) {
-        // Also where a broker has refused it: a log that has lost what came before takes nothing more under this epoch (KIP-360).
-        // With version 2 the end brings the next.
+        // A new epoch is due also when a broker has refused the record: a log that has lost what came before takes
+        // nothing more under this epoch (KIP-360). With version 2 the end of the transaction brings one anyway.
         self.needs_bump |= open || (self.begun && error.code().is_some());
         // Once the coordinator was asked to commit, every record has had its answer.
         if matches!(self.state, State::Open | State::Committing) && !self.commit_sent {
@@ -301,8 +304,8 @@ impl Core {
         }
     }
 
-    /// Its caller waits no longer for the commit: aborts, unless the coordinator was asked to commit. Says which under the lock
-    /// under which the driver asks.
+    /// Its caller waits no longer for the commit: aborts, unless the coordinator was asked to commit. To be called under
+    /// the lock under which the driver asks, so that what it returns stays true.
     pub(crate) fn handle_impatience(&mut self, number: u64) -> Impatience {
         match self.outcome(number) {
             Some(outcome) => Impatience::Ended(outcome),
@@ -351,7 +354,7 @@ impl Core {
         let call = match self.state {
             State::Initializing => Some(Call::Init(None)),
             State::Open => self.next_of_open(),
-            // Asked for once, nothing else comes before it.
+            // Once the commit was asked for, it is repeated and nothing else comes before it.
             State::Committing if self.commit_sent => self.end(true),
             State::Committing => match self.next_of_open() {
                 None if !outstanding.records => self.end(true),
@@ -402,7 +405,7 @@ impl Core {
 
     /// Sets the transaction to fail; a new epoch is due when nobody knows what brokers have taken.
     fn fail(&mut self, error: Error) {
-        // It is told of what was never sent, too, and nothing is committed.
+        // Records that were never sent get this error too, and nothing of the transaction is committed.
         let error = error.with_possibly_written(false);
         self.discard = Some(error.clone());
         self.jobs.clear();

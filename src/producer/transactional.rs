@@ -46,7 +46,7 @@ impl Transactions {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Until something of the core has changed.
+    /// Waits until something of the core has changed.
     async fn wait(&self, changed: &mut watch::Receiver<()>, deadline: Instant, what: &str) -> Result<()> {
         driver::check_runtime()?;
         match tokio::time::timeout_at(deadline, changed.changed()).await {
@@ -97,7 +97,8 @@ impl TransactionalProducer {
     pub(crate) async fn start(cluster: Cluster, settings: ProducerSettings) -> Result<Self> {
         let limit = super::start_limit(&cluster, &settings);
         let producer = KafkaProducer::start_transactional(cluster, settings).await?;
-        // Dropped before it has its id, it never asks for it again.
+        // Made before the id is there: if this future is dropped meanwhile, the handle's drop keeps the driver from
+        // asking again.
         let this = Self { producer };
         this.transactions()?.lock().handle_init();
         this.shared().wake.notify_one();
@@ -232,7 +233,7 @@ impl TransactionalProducer {
         let mut changed = transactions.changed.subscribe();
         loop {
             changed.borrow_and_update();
-            // Looked at before the core, which knows its end before this does.
+            // Read before the core: the core is ended first, so that after `Done` its end cannot be missed.
             let is_done = *self.shared().closing.borrow() == super::Closing::Done;
             let seen = look(&transactions.lock());
             if let Some(seen) = seen {
@@ -329,7 +330,8 @@ impl Transaction<'_> {
         let look = |core: &Core| core.is_job_done(job);
         let done =
             self.producer.wait(deadline, "the offsets did not become part of the transaction", look).await;
-        // They may become part of it yet, and then with what the caller does not know.
+        // The offsets may still become part of the transaction without the caller knowing it, so that it must not be
+        // committed.
         done.map_err(|error| match error.kind() {
             ErrorKind::Timeout => error.with_requires_abort(),
             _ => error,

@@ -36,7 +36,7 @@ impl Unheard {
         if self.failed.len() >= REMEMBERED {
             self.gather();
             let over = (self.failed.len() + 1).saturating_sub(REMEMBERED);
-            // Somebody holds all of these deliveries.
+            // After `gather` only batches are left whose deliveries are still held, and may yet be awaited.
             self.failed.drain(..over);
         }
         self.failed.push(Failed { receipt: receipt.clone(), error: error.clone(), told: 0 });

@@ -10,7 +10,8 @@ use crate::{
     time::Instant,
 };
 
-/// A batch's place in its partition: its number, and behind a split the first of its records in the batch it was.
+/// A batch's place in its partition: its number, and after a split the place of its first record in the batch that was
+/// split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Order {
     pub(super) batch: u64,
@@ -47,7 +48,7 @@ pub(crate) struct Batch {
     pub(super) not_before: Option<Instant>,
     /// Why the last attempt failed.
     pub(super) cause: Option<Error>,
-    /// The topic in whose log it may be, once it may be in one (KIP-516).
+    /// The id of the topic in whose log it may be; `None` while it is certainly in none (KIP-516).
     pub(super) log: Option<TopicId>,
 }
 

@@ -18,10 +18,10 @@ use crate::{
 };
 
 impl Queue {
-    /// Gives up batches whose time is over. One in flight is told so now, and its answer, when it comes, only says how far the
-    /// log is: its neighbours in the request are none the wiser.
+    /// Gives up batches whose time is over. One in flight fails now, and its answer, when it comes, only says how far the
+    /// log is; the other batches of its request are not affected.
     pub(crate) fn expire(&mut self, now: Instant, no_identity: Option<&Error>, aftermath: &mut Aftermath) {
-        // What stood before that which was never sent, and why it did.
+        // Whether other batches were ahead of those that were never sent, and why the first of them was not written.
         let ahead = (!self.in_flight.is_empty() || !self.pending.is_empty())
             .then(|| self.pending.front().and_then(|batch| batch.cause.clone()));
         for flying in self.in_flight.values_mut() {
@@ -112,7 +112,8 @@ impl Queue {
                 self.put_back(batch);
             }
             Decision::Bump | Decision::Reidentify => {
-                // At once the first time: only what is refused again and again must not storm the broker.
+                // The first time it goes again at once; a pause is only for what is refused again and again, to spare the
+                // broker.
                 batch.not_before = (batch.attempts > 1).then_some(retry_at);
                 batch.cause = Some(error);
                 batch.stamp = None;
@@ -163,7 +164,7 @@ impl Queue {
             let stamp = stamp
                 .map(|stamp| Stamp { base_sequence: sequence_after(stamp.base_sequence, first), ..stamp });
             first += half.count;
-            // All of the memory is given back with the halves, each time with the answer of one.
+            // Each half holds a share of the batch's memory, and gives it back with its own answer.
             let share = if first < batch.count { reserved / 2 } else { reserved };
             reserved -= share;
             let mut half = Batch::new(half, receipt, batch.deadline, order, stamp, share);
@@ -265,8 +266,9 @@ impl Queue {
         self.release(batch.reserved, Some(batch.bytes), aftermath);
     }
 
-    /// Once nothing is in flight and the sequence does not fit: a batch that may be written cannot be asked for while an older
-    /// one waits that certainly is not, since the log might take it first. It fails, and says so.
+    /// Called when a batch has landed. Once nothing is in flight and the sequence does not fit, a batch that may be
+    /// written cannot be sent again while an older one waits that is certainly not written: the log might append it
+    /// before the older one. So it fails, as possibly written.
     pub(super) fn after_landing(&mut self, aftermath: &mut Aftermath) {
         self.give_up_earlier_life(aftermath);
         if self.sequences.is_intact() || !self.in_flight.is_empty() || !self.limits.idempotent {
@@ -290,7 +292,7 @@ impl Queue {
         }
     }
 
-    /// Fails those of the batches waiting to be sent again that are meant: each may be written.
+    /// Fails, as possibly written, the batches that wait to be sent again and of which `is_meant` is true.
     fn give_up_pending(&mut self, why: &str, is_meant: impl Fn(&Batch) -> bool, aftermath: &mut Aftermath) {
         for batch in std::mem::take(&mut self.pending) {
             if is_meant(&batch) {

@@ -59,7 +59,7 @@ impl Sender {
 
     fn acknowledge(&mut self, now: Instant, partition: &PartitionQueue, batch: Batch, answer: &Answer) {
         self.counts.records += batch.count.unsigned_abs() as u64;
-        // The broker knows a duplicate to be one, and not always where it is.
+        // A broker recognizes a duplicate without always knowing its offset.
         let base_offset = if answer.code == 0 { answer.base_offset } else { -1 };
         let ack = Ack { base_offset, log_append_time: answer.log_append_time };
         self.change(now, partition, |queue, aftermath| queue.handle_acknowledged(batch, ack, aftermath));
@@ -104,9 +104,9 @@ impl Sender {
     /// The request as a whole failed: its answer was lost, or it was never sent.
     pub(crate) fn handle_request_error(&mut self, now: Instant, request: Request, error: &Error) {
         self.landed(request.leader);
-        // An answer that did not come says nothing; one that cannot be read says the same.
+        // Neither an answer that did not come nor one that cannot be read says what became of the batches.
         let lost = matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Disconnected | ErrorKind::Protocol);
-        // What was never sent is sent again as well: another request's answer may have ended its connection.
+        // A request that was never sent is sent again as well: the answer to another one may have ended its connection.
         let unknown = lost && !error.is_unsent();
         self.handle_disconnected(request.leader);
         self.wants_metadata = true;
@@ -238,7 +238,8 @@ impl Sender {
         changed
     }
 
-    /// The same with every queue that has something. It is given why there is no producer id, too.
+    /// As [`change`](Self::change), for every queue that has something to send or in flight. `change` also gets why there
+    /// is no producer id yet.
     fn change_all(&mut self, now: Instant, change: impl Fn(&mut Queue, Option<&Error>, &mut Aftermath)) {
         for index in 0..self.active.len() {
             let told = self.aftermath.resolved.len();

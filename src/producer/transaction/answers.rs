@@ -33,7 +33,7 @@ impl Core {
         };
         if matches!(call, Call::End { commit: true, .. }) {
             self.commit_lost |= asked && leaves_open(&error);
-            // Nobody has heard of it, so that it can still be aborted.
+            // If no coordinator was asked, the transaction can still be aborted.
             self.commit_sent &= asked || self.commit_lost;
         }
         if self.is_fatal() {
@@ -41,8 +41,9 @@ impl Core {
         }
         let is_lost = asked && error.code().is_none();
         if is_lost && !self.version2 && !matches!(call, Call::Init(_) | Call::End { .. }) {
-            // It may come in when this transaction is over, and offsets of one that was aborted would be committed with the next.
-            // Damage says no more: it may be another answer's, which ended the connection.
+            // The request may arrive when this transaction is over, and the offsets of an aborted transaction would be
+            // committed with the next. An answer that cannot be read says no more than one that was lost: the connection
+            // may have ended because of another's.
             self.needs_bump = true;
         }
         match verdict(call, &error, asked) {
@@ -64,7 +65,7 @@ impl Core {
 
     fn handle_done(&mut self, call: &Call, reply: Reply) {
         match (call, reply) {
-            // Nothing goes on, whatever is done.
+            // After a fatal error only this still matters: whether the transaction was committed.
             (Call::End { commit: true, .. }, Reply::Ended(_)) if self.is_fatal() => {
                 self.committed = self.number;
             }

@@ -20,7 +20,7 @@ pub(super) enum Verdict {
 pub(super) fn verdict(call: &Call, error: &Error, asked: bool) -> Verdict {
     let Some(answered) = error.code() else {
         return match call {
-            // It cannot be read, or leaves out what was asked: what it is about may not be done.
+            // The answer cannot be read, or leaves out what was asked for, which therefore may not have been done.
             Call::AddPartitions(..) | Call::AddOffsets(..) | Call::CommitOffsets(..)
                 if error.kind() == ErrorKind::Protocol && asked =>
             {
@@ -40,9 +40,10 @@ pub(super) fn verdict(call: &Call, error: &Error, asked: bool) -> Verdict {
         | code::NOT_COORDINATOR => Verdict::Again,
         // Idle for longer than transactional.id.expiration.ms.
         code::INVALID_PRODUCER_ID_MAPPING if !matches!(call, Call::Init(_)) => Verdict::Forgotten,
-        // Nothing is open there. What is aborted never began: what would have joined was refused or got lost (Java asks for no end
-        // then). What is to be committed was aborted, as with `transaction.version` 2 what was open for too long: a commit that
-        // stands is confirmed as often as it is asked for.
+        // The coordinator knows of no open transaction. If we abort, the transaction never began there: whatever would
+        // have joined it was refused or lost (Java sends no EndTxn then). If we commit, the coordinator has aborted it,
+        // as it does with `transaction.version` 2 when one was open for too long; it is not committed already, since a
+        // coordinator confirms a commit as often as it is asked.
         code::INVALID_TXN_STATE if matches!(call, Call::End { .. }) => Verdict::Forgotten,
         // The transaction cannot be committed, but the producer can go on.
         code::TRANSACTION_ABORTABLE
@@ -57,13 +58,13 @@ pub(super) fn verdict(call: &Call, error: &Error, asked: bool) -> Verdict {
             Verdict::Abort
         }
         told if is_of_the_group(told) && !matches!(call, Call::Init(_)) => Verdict::Abort,
-        // It says nothing of the producer: what was asked may not be done.
+        // The code says nothing of the producer, and what was asked for may not have been done.
         _ if says_nothing(answered)
             && matches!(call, Call::AddPartitions(..) | Call::AddOffsets(..) | Call::CommitOffsets(..)) =>
         {
             Verdict::Abort
         }
-        // Asked twice these do no more than once.
+        // Asking for these twice does no more than asking once.
         _ if says_nothing(answered)
             && matches!(call, Call::Init(Some(_)) | Call::End { commit: false, .. }) =>
         {
@@ -92,8 +93,8 @@ pub(in crate::producer) fn says_nothing(answered: ErrorCode) -> bool {
     answered.0 == code::UNKNOWN_SERVER_ERROR || !answered.is_known()
 }
 
-/// Whether a coordinator may have done what it was asked for although this came of it. The others come also when its log did not
-/// take the change in time, or took it just before the coordinator moved: it may stand there all the same.
+/// Whether a coordinator may have done what it was asked for although it answered with this error. The codes named below
+/// also come when its log did not take the change in time, or took it just before the coordinator moved.
 pub(super) fn leaves_open(error: &Error) -> bool {
     error.code().is_none_or(|told| {
         says_nothing(told)
