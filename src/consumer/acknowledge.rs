@@ -1,5 +1,5 @@
-//! Records acknowledged one by one: what a dispatcher needs that works on many records at once, and knows itself what is
-//! done. A poll claims nothing here; a revocation waits for what is outstanding in the partitions that go.
+//! Records acknowledged one by one: for a dispatcher that works on many records at once and knows itself which are done.
+//! A poll acknowledges nothing here; a revocation waits for what is outstanding in its partitions.
 //!
 //! Lives tell what belongs together: an acknowledgment of an earlier life is refused, and never counts for a later one.
 
@@ -39,8 +39,8 @@ impl KafkaConsumer {
         self.shared.lock().acknowledge_each();
     }
 
-    /// As [`poll`](Self::poll), which it is for the group, but says nothing of the records before it. `max` records at
-    /// most.
+    /// Takes at most `max` records. To the group it is a [`poll`](Self::poll), but it does not acknowledge the records
+    /// before it.
     ///
     /// # Cancel safety
     /// A dropped call has handed out nothing.
@@ -73,8 +73,8 @@ impl KafkaConsumer {
         self.shared.lock().set_from_start(topics);
     }
 
-    /// A record was written to this topic: where it is one that is subscribed to, it is not left to `metadata.max.age.ms` when it
-    /// is found.
+    /// A record was written to this topic. If the topic is subscribed to and not known yet, it is looked for now, and not
+    /// after `metadata.max.age.ms`.
     pub(crate) fn expect_topic(&self, topic: &Arc<str>) {
         self.shared.cluster.expect_topic(topic);
     }
@@ -120,8 +120,8 @@ impl KafkaConsumer {
         self.change(|core, now| core.rewind(now, partition, life))
     }
 
-    /// Hands out again from the first record of those that were handed out in this life, where the assignment is still that of
-    /// then: also if the log was cut since, and then from there at the latest. Nothing to do if the partition was lost.
+    /// Hands out again from the record `first` of this life, as long as the assignment goes on; if the log was cut since,
+    /// from there if that is earlier. Does nothing if the partition was lost.
     pub(crate) fn hand_out_again(&self, partition: &TopicPartition, life: Life, first: i64) -> Result<()> {
         self.change(|core, now| match core.partitions.of_tenure(partition, life) {
             Some(known) => {
@@ -146,7 +146,8 @@ impl KafkaConsumer {
         known.and_then(|known| known.position()).is_some_and(|position| position.next < next)
     }
 
-    /// Where the reset policy has had partitions begin, or go on, since this was last asked, and in which lives.
+    /// The places where the reset policy had partitions begin or go on since the last call, with the lives that began
+    /// there.
     pub(crate) fn take_decided(&self) -> Vec<(TopicPartition, Life, i64)> {
         self.shared.lock().partitions.take_decided()
     }
@@ -166,8 +167,9 @@ impl KafkaConsumer {
         self.shared.cluster.pauses()
     }
 
-    /// The bytes of the batch that a poll could not read and ended with this error for, and the present life of its
-    /// partition. `None` if the partition is not assigned, or that batch is not what comes next: it is met again then.
+    /// The bytes of the batch that a poll could not read, for which it ended with this error, and the present life of its
+    /// partition. `None` if the partition is not assigned, or if that batch does not come next: a later poll will meet it
+    /// again.
     ///
     /// # Errors
     /// This one, if nobody can tell where to go on behind the batch.

@@ -12,7 +12,8 @@ use crate::{
     sorted::{self, Set},
 };
 
-/// Batches beyond this are decoded when these are handed out: small batches that decompress to much must not add up.
+/// Bytes that one poll decodes. Further batches wait until these are handed out, so that small batches that decompress to
+/// much do not add up.
 pub(super) const DECODED_AT_ONCE: usize = 16 << 20;
 
 /// Records of one batch: what a poll hands out without copying.
@@ -164,7 +165,8 @@ impl Buffer {
                         self.pop();
                     } else {
                         *next = batch.offset(&batch.slots[until - 1]).saturating_add(1);
-                        // What is handed out does not wait any more: how soon more is wanted goes by it.
+                        // What is handed out does not count as waiting any more, because when to fetch again depends on
+                        // how much waits.
                         let waiting = (batch.slots.len() - *from).max(1) as u64;
                         let share = (*bytes as u64 * chunk.range.len() as u64 / waiting) as usize;
                         *bytes -= share;
@@ -236,7 +238,7 @@ impl Aborted {
             self.ahead.pop_front();
         }
         if batch.is_control {
-            // A marker is a few dozen bytes; one that cannot be read ends nothing, and is never handed out.
+            // A marker has a few dozen bytes. One that cannot be read ends no transaction, and is not handed out either.
             let marker = batch.decode(false, decompressor, 1024).ok().and_then(|batch| batch.control_type());
             if marker == Some(ControlType::Abort) {
                 self.open.remove(&batch.producer_id);

@@ -108,7 +108,8 @@ impl KafkaConsumer {
                 return if time::now() < deadline { Ok(()) } else { Err(close_timeout()) };
             }
             if tokio::time::timeout_at(deadline, changed).await.is_err() {
-                // The driver may be late: whoever has closed holds nothing any more.
+                // The driver may be late. The deadline is applied here as well, so that a closed consumer holds nothing
+                // any more.
                 shared.lock().advance_close(time::now());
                 shared.wake.notify_one();
                 return Err(close_timeout());
@@ -117,7 +118,7 @@ impl KafkaConsumer {
     }
 }
 
-/// Begins the end, also when the close that tells the listener of it first is dropped.
+/// Begins the close when dropped, so that it begins also if the future that tells the listener first is dropped.
 struct Farewell<'a> {
     shared: &'a Shared,
     deadline: Instant,

@@ -1,4 +1,5 @@
-//! Planning of fetches: one out per leader before its partitions run dry, none waits for another broker. Pure.
+//! Planning of fetches: each leader is asked, with one fetch at a time, before its partitions run dry, and no broker
+//! waits for another. Pure.
 //!
 //! Memory is bounded for the whole consumer (as KIP-81 meant it): bytes buffered and bytes asked for together stay
 //! within `fetch.buffer.memory`, but for one oversized batch per broker, which a broker sends whatever it is asked (KIP-74).
@@ -77,7 +78,7 @@ struct BrokerFetch {
     session: Session,
     in_flight: Option<InFlight>,
     aside: Option<Aside>,
-    /// What was asked aside since the session's fetch left: once is enough.
+    /// What was asked aside since the session's fetch left, so that nothing is asked aside twice.
     asked_aside: Map<TopicPartition, Wanted>,
     retry_at: Option<Instant>,
     /// Why its last fetch has brought nothing.
@@ -85,14 +86,14 @@ struct BrokerFetch {
     backoff: Backoff,
     /// How many answers in a row came at once and brought nothing.
     in_vain: u32,
-    /// How many partitions it is asked for, but for those that run low.
+    /// How many partitions it is asked for, without those that run low.
     wanted: usize,
     /// How many run low.
     low: usize,
     /// How many of its partitions are left out for the moment, and will want data soon.
     left_out: usize,
-    /// The token of its last fetch: who was asked least recently comes next, or where the buffer has no room for a fetch
-    /// to every leader, those with the lowest ids would take it again and again.
+    /// The token of its last fetch. The broker that was asked least recently comes next: where the buffer has no room for
+    /// a fetch to every leader, those with the lowest ids would otherwise take it again and again.
     last: Option<Token>,
 }
 
@@ -106,8 +107,8 @@ impl BrokerFetch {
         self.wanted + self.low
     }
 
-    /// Whether asking is worth a request: partitions that are read side by side want more one soon after the other, and are
-    /// waited for as long as none runs low.
+    /// Whether a request is worth it now. Partitions that are read side by side want more soon after one another, so as
+    /// long as none runs low a request waits for all of them.
     fn is_due(&self) -> bool {
         self.low > 0 || (self.wanted > 0 && self.left_out == 0)
     }
@@ -141,12 +142,13 @@ enum Standing {
     LeftOut,
 }
 
-/// Below that much of what it is refilled at, a partition does not wait for others; without any it never does.
+/// A partition with less than this buffered runs low, and its fetch does not wait for other partitions. At least one
+/// byte, so that one with nothing left always runs low.
 pub(super) const fn low_mark(refill_below: usize) -> usize {
     if refill_below > 1 { refill_below / 2 } else { 1 }
 }
 
-/// Whether asking again may help: what the broker says so of, and what it cannot explain itself, which Java asks again too.
+/// Whether asking again may help: for retriable codes, and for the unknown server error, as in Java.
 pub(super) fn is_passing(error: &Error) -> bool {
     error.is_retriable()
         || error.code().is_some_and(|code| code.0 == crate::error::code::UNKNOWN_SERVER_ERROR)
@@ -156,7 +158,8 @@ pub(super) fn is_passing(error: &Error) -> bool {
 const LEAST_FETCH: usize = 64 * 1024;
 /// So many answers in a row may come at once and bring nothing before a broker is asked less often.
 const MOST_IN_VAIN: u32 = 5;
-/// How long a fetch is out before it is taken to wait at the broker, so that what it does not ask for is asked aside.
+/// A fetch that is out for longer is taken to wait at its broker for records; what it does not ask for is then asked
+/// aside.
 const SHORT_WAIT: Duration = Duration::from_millis(20);
 
 pub(super) use crate::error::code;
@@ -217,7 +220,7 @@ impl Fetcher {
     /// The next fetch to send, if any.
     pub(crate) fn poll_action(&mut self, now: Instant, partitions: &mut Partitions) -> Option<FetchAction> {
         self.look_again(now, partitions);
-        // Whoever was asked longest ago: where the memory has room for some leaders only, all get their turn.
+        // The broker that was asked longest ago, so that all get their turn where memory is enough for some only.
         let idle = self.brokers.iter().filter(|(_, state)| state.is_due() && state.is_idle(now));
         let Some((broker, wanted)) =
             idle.min_by_key(|(_, state)| state.last).map(|(id, state)| (*id, state.asked()))
@@ -376,7 +379,8 @@ impl Fetcher {
             life: partition.life(),
             offset: position.fetch,
             leader_epoch,
-            // A replica that is behind would answer of a log that it has not got yet: only the leader can tell.
+            // Only the leader can compare epochs: a replica that is behind would report a part of the log that it has not
+            // copied yet as cut.
             last_epoch: if is_leader { position.fetch_epoch } else { -1 },
             topic_id: partition.topic_id,
             max_bytes: self.settings.max_partition_bytes,
@@ -397,7 +401,7 @@ impl Fetcher {
         let mut effects = Effects::default();
         let Some(state) = self.brokers.get_mut(&broker) else { return effects };
         if let Some(aside) = state.aside.take_if(|aside| aside.out.token == token) {
-            // What goes wrong here the session's fetch meets as well, and deals with.
+            // Errors are left to the session's fetch, which meets them too.
             if let Some(answer) = answer.ok().filter(|answer| answer.error_code == 0) {
                 let asked = Requested { names: &aside.names, asked: &|key| aside.asked.get(key).copied() };
                 let taking = Taking { now, broker, settings: &self.settings, decompressor };
@@ -446,7 +450,8 @@ impl Fetcher {
         let is_empty = answer.responses.iter().flat_map(|topic| &topic.partitions).all(says_nothing);
         state.in_vain = if is_early && is_empty { state.in_vain.saturating_add(1) } else { 0 };
         if state.in_vain > MOST_IN_VAIN {
-            // It does not wait for records, as it was asked to: to ask again at once would turn in circles.
+            // The broker answers at once instead of waiting for records as it was asked to. Asking again at once would
+            // turn in circles.
             state.retry_at = Some(now + state.backoff.next(&mut self.rng));
         } else {
             state.backoff.reset();
@@ -475,7 +480,8 @@ impl Fetcher {
         } else if is_all_served && partitions.has_rumour() {
             partitions.note_passed_over(now, broker, |key| Some(state.session.asked(key)?.topic_id));
         }
-        // A session tells of what has changed: what was asked for and is not refused again is not refused any more.
+        // A session's answer names only what has changed: what was asked for and is not in it as refused is not refused
+        // any more.
         self.refused.retain(|key| {
             let is_over = state.session.asked(key).is_some() && !effects.refused.contains(key);
             if let Some(partition) = partitions.get_mut(key).filter(|_| is_over) {

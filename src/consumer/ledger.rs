@@ -21,7 +21,7 @@ impl Life {
     /// Of what is asked for by somebody else than an assigned partition.
     pub(crate) const NONE: Self = Self(0);
 
-    /// As it is named where lives are not known.
+    /// The life as a number, for callers that do not know lives.
     pub(crate) fn number(self) -> u64 {
         self.0
     }
@@ -98,7 +98,7 @@ pub(crate) struct Account {
     tenure: Life,
     /// The lowest place of this tenure: it has handed out nothing below.
     begun: Option<i64>,
-    /// The place that the reset policy has decided on, until somebody takes note of it.
+    /// The place that the reset policy has decided on, until [`Self::take_decided`] takes it.
     decided: Option<i64>,
     /// Everything before it is done.
     covered: Option<Mark>,
@@ -143,8 +143,8 @@ impl Account {
         self.out = 0;
     }
 
-    /// The log is another one from `mark` on: another life begins there. What was handed out before it and is not done stays
-    /// so until the next poll; what is done or committed after it is nothing any more.
+    /// The log was cut at `mark`, and another life begins there. Records before it that were handed out and are not done
+    /// stay so until the next poll; what was done or committed beyond it does not count any more.
     pub(crate) fn cut(&mut self, life: Life, mark: Mark) {
         let is_uncovered =
             self.is_uncovered && self.covered.is_none_or(|covered| covered.offset < mark.offset);
@@ -177,14 +177,14 @@ impl Account {
         self.decided.take()
     }
 
-    /// Records are handed out again from here on, and a place behind it is none that the group may know. One before it stands: the
-    /// log has been cut there. Whether there is none any more.
+    /// Records are handed out again from `first` on, so a place that was decided on beyond it must not become known to
+    /// the group. One before it stands, since the log was cut there. True if no decided place is left.
     pub(crate) fn forget_decided_beyond(&mut self, first: i64) -> bool {
         self.decided = self.decided.filter(|decided| *decided <= first);
         self.decided.is_none()
     }
 
-    /// The epoch of what was read says nothing of the log that there is.
+    /// The epochs of what was read are of another log, and are forgotten.
     pub(crate) fn forget_epoch(&mut self) {
         if let Some(covered) = &mut self.covered {
             covered.leader_epoch = -1;
@@ -217,7 +217,7 @@ impl Account {
         self.out += self.window.len() - before;
     }
 
-    /// The position has moved over what is not for the user. Nothing is waited for before that is committed.
+    /// The position has moved over what is not for the user, which may be committed without waiting for anybody.
     pub(crate) fn step_over(&mut self, position: Mark) {
         if !self.is_uncovered && self.window.is_empty() {
             self.covered = Some(position);
@@ -242,7 +242,7 @@ impl Account {
 
     /// Records are done, by offset. How many of them were out in this life.
     pub(crate) fn done(&mut self, life: Life, offsets: &[i64], position: Option<Mark>) -> usize {
-        // What works in order asks for no search: each stands behind the one before.
+        // Records that are done in order need no search: each stands right behind the one before.
         let (mut counted, mut next) = (0, 0);
         for offset in offsets {
             if let Some(index) = self.settle(life, *offset, State::Done, next) {
@@ -252,7 +252,7 @@ impl Account {
         let done = self.window.iter().take_while(|handed_out| handed_out.state == State::Done).count();
         let last = self.window.drain(..done).next_back();
         if let Some(HandedOut { leader_epoch, .. }) = last {
-            // What lies between two records of one epoch is of that epoch; between others nobody knows.
+            // If the records on both sides have the same epoch, so has what lies between them; else its epoch is unknown.
             let next = self.window.front().map(|front| Mark {
                 offset: front.offset,
                 leader_epoch: if front.leader_epoch == leader_epoch { leader_epoch } else { -1 },
@@ -267,7 +267,8 @@ impl Account {
         self.settle(life, offset, State::Back, 0).is_some()
     }
 
-    /// Where the record stands, if it was out in this life; probably at `guess`.
+    /// Sets the state of a record that is out in this life, and returns its place in the window, which is probably
+    /// `guess`.
     fn settle(&mut self, life: Life, offset: i64, state: State, guess: usize) -> Option<usize> {
         if life != self.life {
             return None;
@@ -306,7 +307,7 @@ impl Account {
     /// there is one at the moment.
     pub(crate) fn is_uncommitted(&self, position: Option<i64>, by_each: bool) -> bool {
         if self.window.iter().any(|handed_out| handed_out.state == State::Done) {
-            // Behind one that is not done.
+            // It stands behind a record that is not done, so that it cannot have been committed.
             return true;
         }
         let covered = self.covered.map(|covered| covered.offset);

@@ -238,7 +238,7 @@ impl Drop for MyTurn<'_> {
             self.shared.lock().handle_told(time::now());
             self.shared.wake.notify_one();
         }
-        // Not otherwise: a poll that finds nothing to tell must not wake itself.
+        // Only if somebody waits: a poll that finds nothing to tell must not wake itself.
         if is_wanted {
             self.shared.changed.notify_waiters();
         }

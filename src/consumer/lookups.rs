@@ -39,13 +39,15 @@ pub(crate) struct Lookup {
 pub(crate) struct FoundOffset {
     /// Below 0: there is none.
     pub(crate) offset: i64,
-    /// Committed: of the record before it; looked up by time: of the record there. -1 where unknown.
+    /// For a committed offset the epoch of the record before it; for one looked up by time, of the record there. -1 if
+    /// unknown.
     pub(crate) leader_epoch: i32,
     /// Of the record there, where it was looked up by time.
     pub(crate) timestamp: i64,
-    /// Committed along; else empty.
+    /// The text that was committed with the offset; empty otherwise.
     pub(crate) metadata: String,
-    /// Committed for the topic of this id; what is known by name alone may be of an earlier one.
+    /// The coordinator knows it by the topic's id. An offset that is known by the topic's name may be of an earlier topic
+    /// of that name.
     pub(crate) by_id: bool,
 }
 
@@ -80,16 +82,16 @@ pub(crate) struct Effects {
     retry_at: Option<Instant>,
 }
 
-/// How often a leader is looked for that is not earlier than what was read, with ever longer pauses: for some twenty seconds,
-/// longer than a leader lives that is cut off. After that the epochs are taken to be of another log: of a topic that was made
-/// again, where brokers give no ids.
+/// How often, with growing pauses, metadata are asked for a leader whose epoch is not below that of what was read. That
+/// takes some twenty seconds, longer than a leader that was cut off from its cluster goes on. After that the epochs are
+/// taken to be of another log, that of a topic which was made again where brokers give no ids.
 const LOOKED_FOR: u32 = 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// Until a committed offset is looked at again that may be of the topic before.
+/// The pause before the coordinator is asked again for a committed offset that may be of the topic before.
 const FIND_AGAIN: Duration = Duration::from_secs(1);
 
-/// How often the metadata are asked for a topic that is not the one that was assigned.
+/// The pause before metadata are asked again for a topic that is not the one that the coordinator has assigned.
 const REPLACED: Duration = Duration::from_secs(1);
 
 /// Says of a topic whether it is read from its start where nothing else is known, whatever the reset policy says.
@@ -150,8 +152,8 @@ impl Lookups {
                     let (broker, lookups) = questions.offsets.get_or_insert_with(|| (leader, Vec::new()));
                     if *broker == leader {
                         partition.asked = true;
-                        // By time there may be nothing. The end must be known from before that: what is written meanwhile
-                        // is not to be passed.
+                        // There may be no record with that time. Reading then begins at the end, which is asked for
+                        // first: records that are written between the two questions must not be passed over.
                         let is_end_wanted = to.is_time() && partition.end_before.is_none();
                         let to = if is_end_wanted { ResetTo::Latest } else { to };
                         let (life, partition) = (partition.life(), key.clone());
@@ -330,7 +332,8 @@ impl Lookups {
                     effects.settled = true;
                 }
                 Some(Ok(_)) if lookup.to.is_time() => {
-                    // Nothing is that young: reading begins with what has come since. Without that end it is asked for.
+                    // No record is that young: reading begins at the end from before this question. If that is not known
+                    // yet, it is asked for.
                     if let Some(end) = partition.end_before {
                         self.backoff.reset();
                         partitions.set_decided(key, end);
@@ -368,7 +371,7 @@ impl Lookups {
             partition.trouble = Some(error.clone());
         }
         effects.forget_coordinator |= error.code().is_some_and(|code| is_moved(code.0));
-        // Another epoch of the member is on its way, or its end.
+        // The member is about to learn of its new epoch, or that it was expelled: the user need not be told.
         let is_fenced =
             error.code().is_some_and(|code| matches!(code.0, STALE_MEMBER_EPOCH | UNKNOWN_MEMBER_ID));
         if !error.is_retriable() && !is_passing(error) && !is_fenced {
@@ -378,8 +381,8 @@ impl Lookups {
     }
 }
 
-/// Of a partition whose position is outside the log: the end of the log is taken only when all that was handed out is done, but it is that
-/// of now. What is written meanwhile is not to be passed.
+/// Asks for the end of the log of a partition whose position is outside it. The reset waits until all that was handed out
+/// is done, but the end is looked up now: records that are written meanwhile must not be passed over.
 fn ask_for_end(key: &TopicPartition, partitions: &mut Partitions, questions: &mut Questions) {
     let Some(partition) = partitions.get_mut(key) else { return };
     let Some((leader, leader_epoch)) = partition.leader else { return };

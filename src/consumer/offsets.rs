@@ -31,20 +31,20 @@ pub(crate) struct Offset {
     pub(crate) since: Since,
 }
 
-/// Since when what the user names can be known to him: a number does not say of which log it is.
+/// What tells of which log an offset is that the user names: the number alone does not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Since {
     #[default]
     Now,
-    /// It comes from records that were handed out in this life.
+    /// The offset comes from records that were handed out in this life.
     Records(Life),
-    /// It is asked for through a handle that was made in this life.
+    /// The commit is asked for through a handle that was made in this life.
     Handle(Life),
 }
 
 impl Offset {
-    /// Of the same assignment and the same topic: the later one says all that the earlier one did. An assignment is of one topic,
-    /// whether its id is known or not.
+    /// Whether this later offset makes the earlier one needless: both are of the same assignment and the same topic. An
+    /// assignment is of one topic, whether its id is known or not.
     fn supersedes(&self, before: &Self) -> bool {
         let is_same = || !before.is_by_id() || self.topic_id == before.topic_id;
         self.tenure == before.tenure && (is_same() || self.tenure.is_some() && !self.is_by_id())
@@ -120,15 +120,15 @@ impl Waiter {
     }
 }
 
-/// What goes out in one request, or in two that take turns where not all topics have an id: what has one must not go by name,
-/// which may be another topic's by now.
+/// What goes out in one request; or in two in turns if not all topics have an id. A topic that has one must not be named
+/// by its name, which may be another topic's by now.
 #[derive(Debug)]
 struct Pending {
     offsets: Offsets,
     /// Whether its last request named topics by their ids.
     by_id: bool,
     waiters: Vec<Waiter>,
-    /// The last and the first deadline of those who wait; the last outlives who does not wait any more.
+    /// The last and the first deadline of the waiters. The last one holds even if its waiter does not wait any more.
     last: Instant,
     first: Option<Instant>,
 }
@@ -159,7 +159,7 @@ impl Pending {
         request.into_iter().collect()
     }
 
-    /// A later one goes out with it: per partition the later offset counts.
+    /// Takes in a later commit that goes out together with it: of each partition the later offset counts.
     fn absorb(&mut self, later: Self) {
         let mut absorbed = Vec::new();
         for (key, mut offset) in later.offsets {
@@ -176,7 +176,7 @@ impl Pending {
         self.first = self.first.into_iter().chain(later.first).min();
     }
 
-    /// Nothing becomes of this partition for those who wait for it so far.
+    /// Drops this partition, and notes the error for those who wait for it so far.
     fn fail(&mut self, key: &TopicPartition, error: impl Fn() -> Error) {
         for waiter in &mut self.waiters {
             if waiter.keys.contains(key) {
@@ -186,7 +186,7 @@ impl Pending {
         }
     }
 
-    /// Nothing becomes of all of it that is not `kept`.
+    /// Drops what is not `kept`, and notes the error for those who wait for it.
     fn fail_unless(&mut self, kept: impl Fn(&TopicPartition, &Offset) -> bool) {
         let before = self.offsets.len();
         self.offsets.retain(|key, offset| kept(key, offset));
@@ -211,7 +211,7 @@ impl Pending {
         over
     }
 
-    /// Settles those of whom nothing is left to be committed.
+    /// Settles the waiters of whose offsets nothing is left to be committed.
     fn settle(&mut self, settled: &mut Vec<(Option<Ticket>, Result<()>)>) {
         let offsets = &self.offsets;
         for waiter in &mut self.waiters {
@@ -229,7 +229,7 @@ impl Pending {
         }
     }
 
-    /// Nothing of it is committed.
+    /// Ends the commit with this error for all that is left of it.
     fn end(self) -> CommitOutcome {
         let settled = self.waiters.into_iter().map(|waiter| waiter.end(|| Err(over()))).collect();
         CommitOutcome { settled, ..CommitOutcome::default() }
@@ -239,7 +239,8 @@ impl Pending {
 #[derive(Debug)]
 enum State {
     Idle,
-    /// Also when nothing of it is ours any more: under the same identity the coordinator would take it after a later one.
+    /// The answer is waited for even if nothing of the commit is ours any more: under the same identity the coordinator
+    /// could apply this commit after a later one.
     Out {
         token: Token,
         identity: Identity,
@@ -247,7 +248,8 @@ enum State {
     },
     BackingOff {
         until: Instant,
-        /// The generation that is over, and under which it was refused: it need not wait longer than for the next.
+        /// The generation under which the commit was refused because it is over: the commit waits only until the next one
+        /// is known.
         superseded: Option<i32>,
         commit: Pending,
     },
@@ -280,7 +282,7 @@ impl Commits {
         Self { waiting: None, state: State::Idle, crowd: CROWD, tokens: Tokens::default(), backoff, rng }
     }
 
-    /// Nothing that anybody cares about is out or waits.
+    /// Whether no commit is out or waits that anybody still cares about.
     pub(crate) fn is_idle(&self) -> bool {
         self.state.commit().is_none_or(|commit| commit.offsets.is_empty()) && self.waiting.is_none()
     }
@@ -306,8 +308,8 @@ impl Commits {
         }
     }
 
-    /// Whether one more may be asked for. Those that `is_forgotten` by who asked for them do not count: they are made, and
-    /// nobody is told.
+    /// Whether one more commit may be asked for. Those that `is_forgotten` says nobody waits for do not count; they are
+    /// still carried out.
     pub(crate) fn has_room(&mut self, mut is_forgotten: impl FnMut(Ticket) -> bool) -> bool {
         let Some(waiting) = &mut self.waiting else { return true };
         if waiting.waiters.len() >= self.crowd.min(MOST_WAITING) {
@@ -344,7 +346,7 @@ impl Commits {
                 return None;
             }
         };
-        // What was committed without a membership never goes out in the name of one that has come since.
+        // A commit that was asked for without a membership never goes out in the name of one that has begun since.
         let is_member = identity.is_some_and(|identity| identity.generation >= 0);
         commit.fail_unless(|key, offset| offset.tenure.map_or(!is_member, |tenure| is_ours(key, tenure)));
         let identity = match identity {
@@ -366,7 +368,7 @@ impl Commits {
         again.into_iter().chain(waited).min()
     }
 
-    /// Whose commits have taken too long.
+    /// Settles the waiters whose commits have taken too long.
     pub(crate) fn handle_timeout(&mut self, now: Instant) -> Option<CommitOutcome> {
         let mut outcome = CommitOutcome::default();
         if let State::Out { commit, .. } | State::BackingOff { commit, .. } = &mut self.state {
@@ -425,7 +427,7 @@ impl Commits {
             self.backoff.reset();
             return Some(outcome);
         }
-        // What the request did not name goes at once.
+        // What the last request did not name, because topics with and without ids take turns, goes at once.
         let until = if again.is_empty() { now } else { now + self.backoff.next(&mut self.rng) };
         for late in commit.take(|waiter| waiter.deadline <= until) {
             let cause = late.keys.first().and_then(|key| again.get(key)).cloned();
@@ -440,7 +442,8 @@ impl Commits {
         (!outcome.is_nothing()).then_some(outcome)
     }
 
-    /// Partitions are somebody else's: what waits or is out of those that are not ours any more fails, and is not sent again.
+    /// Partitions were lost: commits of those that are not ours any more fail, whether they wait or are out, and are not
+    /// sent again.
     pub(crate) fn handle_lost(&mut self, is_ours: impl Fn(&TopicPartition, Life) -> bool) -> CommitOutcome {
         let mut outcome = CommitOutcome::default();
         let mut drop_lost = |commit: &mut Pending| {
@@ -497,7 +500,7 @@ fn refused(
     refused
 }
 
-/// More commits than this do not wait at once for one that is out: who asks for so many does not look at what becomes of them.
+/// How many commits may wait for the one that is out. Whoever asks for more does not look at what becomes of them.
 const MOST_WAITING: usize = 10_000;
 
 const CROWD: usize = 64;
@@ -542,7 +545,7 @@ fn is_superseded(code: i16) -> bool {
     matches!(code, code::ILLEGAL_GENERATION | code::STALE_MEMBER_EPOCH)
 }
 
-/// The coordinator waits for the plan of a new generation, and takes commits again when it has it.
+/// The coordinator waits for the plan of a new generation, after which it accepts commits again.
 fn is_rebalancing(error: &Error) -> bool {
     error.code().is_some_and(|code| code.0 == code::REBALANCE_IN_PROGRESS)
 }

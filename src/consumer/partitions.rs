@@ -74,7 +74,7 @@ pub(crate) struct Partitions {
     ready: VecDeque<TopicPartition>,
     /// Partitions that handed out records since the last poll began.
     uncovered: Vec<TopicPartition>,
-    /// Whose place the reset policy has decided on since somebody asked.
+    /// Partitions for which the reset policy has decided on a place since [`Self::take_decided`].
     decided: BTreeSet<TopicPartition>,
     /// Partitions whose first offset is being looked for.
     unsettled: BTreeSet<TopicPartition>,
@@ -94,14 +94,15 @@ pub(crate) struct Partitions {
     lives: Lives,
     /// The topics that were ever assigned, by their last ids, and since when another one has that name.
     known: Map<Arc<str>, (TopicId, Life)>,
-    /// Leaders that have named a replica that failed, and until when they are to serve what they lead themselves.
+    /// Leaders that have named a replica which failed, and the time until which their partitions are read from them
+    /// instead.
     kept_to: Map<i32, Instant>,
     /// Records are acknowledged one by one, and not by the next poll.
     by_each: bool,
     /// Metadata have told of another id of some topic than that which it is read by.
     is_rumoured: bool,
-    /// Lives that have ended under their assignment with something not done, the last of each partition; where records are
-    /// acknowledged one by one.
+    /// Where records are acknowledged one by one: for each partition the last life that ended, under an assignment that
+    /// goes on, with something not done.
     over: BTreeMap<TopicPartition, Life>,
 }
 
@@ -134,8 +135,8 @@ impl Partitions {
         self.partitions.get(partition).is_some_and(|partition| partition.account.tenure() == tenure)
     }
 
-    /// For the fetcher and for look-ups: the fetcher looks at the partition again.
-    /// If the assignment goes on under which this life began: lives are given out in order.
+    /// The partition, if the assignment goes on under which this life began. Lives are given out in order, so comparing
+    /// them is enough.
     pub(crate) fn of_tenure(&self, partition: &TopicPartition, life: Life) -> Option<&Partition> {
         self.get(partition).filter(|partition| partition.account.tenure() <= life)
     }
@@ -320,8 +321,8 @@ impl Partitions {
         true
     }
 
-    /// A position found by a look-up. It is covered from the start: who comes after this member goes on from there, also
-    /// when nothing was handed out.
+    /// A position found by a look-up. It is covered from the start, so that whoever comes after this member goes on from
+    /// there even if nothing was handed out.
     pub(crate) fn set_position(&mut self, key: &TopicPartition, offset: i64, leader_epoch: i32) {
         if let Some(partition) = self.partitions.get_mut(key) {
             partition.account.begin_at(Mark { offset, leader_epoch });
@@ -329,9 +330,9 @@ impl Partitions {
         self.set_phase(key, Phase::Fetching(Position::after(offset, leader_epoch)));
     }
 
-    /// The same where the reset policy has decided: the group knows nothing of this place.
+    /// As [`Self::set_position`], for a place that the reset policy has decided on and the group does not know.
     pub(crate) fn set_decided(&mut self, key: &TopicPartition, offset: i64) {
-        // As in Java without an epoch: the record before it may not be there.
+        // Without an epoch, as in Java: there may be no record before it.
         self.set_position(key, offset, -1);
         if let Some(partition) = self.partitions.get_mut(key) {
             partition.account.decide(offset);
@@ -339,7 +340,7 @@ impl Partitions {
         }
     }
 
-    /// Records are handed out again from here on: what was decided beyond it is not told.
+    /// Records are handed out again from `first` on: a place decided on beyond it is not reported.
     pub(crate) fn forget_decided_beyond(&mut self, key: &TopicPartition, first: i64) {
         let account = self.partitions.get_mut(key).map(|partition| &mut partition.account);
         if account.is_none_or(|account| account.forget_decided_beyond(first)) {
@@ -421,7 +422,7 @@ impl Partitions {
             partition.is_ready = false;
             let Phase::Fetching(position) = &mut partition.phase else { continue };
             if partition.paused || partition.is_revoking || partition.queue.is_checked_out() {
-                // Resuming, or the poll that decodes, puts it back.
+                // Resuming the partition, or the poll that decodes its batches, puts it back.
                 continue;
             }
             let life = partition.account.life();
@@ -465,7 +466,7 @@ impl Partitions {
                     return Next::Decode(Job { partition: key, life, decoding });
                 }
                 Taken::Nothing => {
-                    // Only markers were stepped over: there is nothing to wait for before they are committed.
+                    // Only markers were stepped over, which may be committed without waiting for anybody.
                     if position.next > next {
                         partition.account.step_over(position.mark());
                     }

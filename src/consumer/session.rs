@@ -8,10 +8,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::ledger::Life;
 use crate::{cluster::TopicId, record::TopicPartition, sorted::Map};
 
-/// What is asked of one partition.
+/// What is asked for of one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Wanted {
-    /// Not sent.
+    /// Not sent to the broker: it tells whether an answer is still wanted.
     pub(crate) life: Life,
     pub(crate) offset: i64,
     /// KIP-320: what we believe the leader's epoch is; -1 where unknown.
@@ -84,7 +84,7 @@ pub(crate) const INVALID_SESSION_EPOCH: i16 = 71;
 pub(crate) struct SessionEpoch(pub(crate) i32);
 
 impl SessionEpoch {
-    /// A full fetch, which opens a session, or replaces the one of its id.
+    /// A full fetch, which opens a session or replaces the one whose id it names.
     pub(crate) const INITIAL: Self = Self(0);
     /// Outside any session.
     pub(crate) const NONE: Self = Self(-1);
@@ -121,7 +121,7 @@ impl Session {
         self.changes.insert(partition, wanted);
     }
 
-    /// What the last request asked of a partition, be it by silence.
+    /// What the last request asked for of a partition, also if it did not name the partition because nothing had changed.
     pub(crate) fn asked(&self, partition: &TopicPartition) -> Option<&Wanted> {
         self.known.get(partition)
     }

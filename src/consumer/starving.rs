@@ -28,7 +28,7 @@ pub(super) struct ShouldGetOn {
 }
 
 impl ShouldGetOn {
-    /// All that does not get on, and why: that nobody can be asked counts before what was answered when that was still so.
+    /// All that does not get on, and why. That a broker cannot be reached now counts more than what it answered before.
     pub(super) fn causes(
         self,
         unreachable: impl Fn(&TopicPartition) -> Option<Error>,
@@ -80,7 +80,7 @@ impl News {
         topics.into_iter().map(|topic| Self { starving: vec![topic], over: Vec::new() }).collect()
     }
 
-    /// What poll is to say: of one that stands for all, the group before a partition.
+    /// The error for the next poll. One stands for all, and the group comes before a partition.
     pub(super) fn error(self, patience: Duration) -> Option<Error> {
         let (count, patience) = (self.starving.len(), patience.as_millis());
         let (what, cause) = self.starving.into_iter().next()?;

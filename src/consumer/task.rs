@@ -51,7 +51,7 @@ pub(super) fn spawn(shared: Arc<Shared>) -> Result<()> {
         ended.lock().handle_end(error);
         ended.changed.notify_waiters();
     };
-    // Of several consumers in a process each line says which it is of.
+    // Each line of the log says which of the process's consumers it is of.
     let group = shared.settings.group_id.as_deref();
     let span = tracing::error_span!(parent: None, "consumer", group, client_id = &*shared.cluster.settings().client_id);
     driver::spawn("consumer", on_end, run(shared).instrument(span)).map(drop)
@@ -183,7 +183,7 @@ async fn plan(
     let mut topics: Vec<Arc<str>> = members.iter().flat_map(|member| member.topics.iter().cloned()).collect();
     topics.sort();
     topics.dedup();
-    // The leader sees to it that new partitions of all the group's topics are given to somebody.
+    // The leader follows all topics of the group, so that new partitions are given to somebody.
     shared.cluster.follow(&topics);
     let short = deadline.min(time::now() + shared.cluster.settings().request_timeout.min(PLAN_PATIENCE));
     if let Err(error) = shared.cluster.require_topics(&topics, Create::Never, short).await {
@@ -200,8 +200,8 @@ async fn plan(
     (counts, plan)
 }
 
-/// The partitions of each topic that the assignment covers which the coordinator has kept: topics may have grown while nobody
-/// led the group, and no plan would ever be made with that.
+/// How many partitions of each topic the assignment covers that the coordinator has kept. Topics may have grown while
+/// nobody led the group, and without this nobody would ever plan for the new partitions.
 async fn count_covered(shared: &Shared, counts: &mut BTreeMap<Arc<str>, i32>, deadline: Instant) {
     let deadline = deadline.min(time::now() + PLAN_PATIENCE);
     let covered = loop {
@@ -210,12 +210,12 @@ async fn count_covered(shared: &Shared, counts: &mut BTreeMap<Arc<str>, i32>, de
                 tokio::time::sleep(shared.cluster.settings().retry_backoff).await;
             }
             Ok(assigned) => break assigned,
-            // Who may not ask goes by what there is now, as Java does.
+            // A leader that may not ask takes the present numbers, as Java does.
             Err(error) if !error.is_retriable() => {
                 tracing::debug!(%error, "what the group's assignment covers is not known");
                 return;
             }
-            // Not known in time: a new plan is sure to cover all.
+            // If it is not known in time, an empty set has the group planned anew, which covers everything.
             Err(_) => break BTreeSet::new(),
         }
     };
@@ -248,7 +248,7 @@ fn racks<'a>(metadata: &Metadata, topics: impl Iterator<Item = &'a Arc<str>>) ->
 const PLAN_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
 
 impl Shared {
-    /// Says what has not got on for long, and why.
+    /// Logs what has not got on for long, and why.
     fn look(&self, starving: &mut Starving) {
         let now = time::now();
         if !starving.is_due(now) {

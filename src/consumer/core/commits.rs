@@ -35,7 +35,7 @@ impl Core {
         self.check_open()?;
         let identity = self.identity()?;
         if self.lost {
-            // Told of once by a member that is back, and for as long as it is not.
+            // Reported once after the member is back in its group, and with every commit until then.
             self.lost = identity.is_none();
             return Err(over());
         }
@@ -50,7 +50,7 @@ impl Core {
             None => self.there(self.partitions.positions(|key| self.commits.planned(key))),
         };
         if offsets.is_empty() {
-            // In whatever state of the group: what is gone uncommitted was told of above.
+            // Nothing to commit is a success in every state of the group: what was lost uncommitted was reported above.
             return Ok(None);
         }
         if identity.is_none() {
@@ -83,7 +83,8 @@ impl Core {
     fn check_tenure(&self, offsets: &mut Offsets) -> Result<()> {
         offsets.iter().try_for_each(|(key, offset)| self.check_log(key, offset.since))?;
         if !matches!(self.mode, Mode::Topics) {
-            // What a task knows of the days of a membership is not committed in nobody's name: others may have gone on since.
+            // Offsets from the time of a membership that is over are not committed without one: other members may have
+            // gone on since.
             if self.was_member
                 && let Some(key) = offsets.keys().next()
             {
@@ -126,8 +127,8 @@ impl Core {
         Ok(())
     }
 
-    /// What the user knows of a log before its topic was made again is not committed for the one that there is now, whose
-    /// offsets are other ones.
+    /// Refuses an offset that the user has from before the topic was made again: in the present log it means another
+    /// record.
     fn check_log(&self, key: &TopicPartition, since: Since) -> Result<()> {
         let begun = match since {
             Since::Now => return Ok(()),
@@ -153,13 +154,14 @@ impl Core {
         assigned.unwrap_or_else(|| self.metadata.topic_id(&key.topic))
     }
 
-    /// Those of partitions that are there, as far as the coordinator has said. That of a deleted topic was told of by the commit
-    /// that it refused: nobody needs to be told again with every one after it. What the metadata alone says may be wrong: of a
-    /// broker that has just started.
+    /// Leaves out partitions that the coordinator has refused as unknown and that metadata call gone too. The refused
+    /// commit has reported that, and the next ones need not. Metadata alone may be wrong, if the broker that gave them
+    /// has just started.
     fn there(&self, mut offsets: Offsets) -> Offsets {
         offsets.retain(|key, _| !self.is_known_to_be_gone(key));
         if !matches!(self.mode, Mode::Topics) {
-            // Assigned by hand it goes to nobody else.
+            // A partition that is assigned by hand goes to no other member, so that its commit is not bound to an
+            // assignment.
             offsets.values_mut().for_each(|offset| offset.tenure = None);
         }
         offsets
@@ -182,7 +184,8 @@ impl Core {
         })
     }
 
-    /// Who asks for committed offsets, where the coordinator looks at that: as a member of the consumer protocol.
+    /// The identity under which committed offsets are asked for, in the consumer protocol, where the coordinator checks
+    /// it.
     pub(crate) fn reader(&self) -> Option<Identity> {
         let is_consumer = self.group_protocol() == Some(GroupProtocol::Consumer);
         self.identity().ok().flatten().filter(|identity| is_consumer && identity.generation > 0)
@@ -228,13 +231,14 @@ impl Core {
         }
     }
 
-    /// As [`Self::commit_covered`], and what has not changed for long as well: a group's offsets expire
-    /// (`offsets.retention.minutes`), those of partitions that are assigned by hand although somebody reads them. Of these only
+    /// As [`Self::commit_covered`], and also what has not changed for long, because committed offsets expire
+    /// (`offsets.retention.minutes`); those of partitions assigned by hand do so even while they are read. Of these only
     /// what this consumer has committed itself is committed again.
     pub(super) fn commit_by_interval(&mut self, now: Instant, deadline: Instant) {
         let Ok(Some(_)) = self.identity() else { return };
         let is_manual = matches!(self.mode, Mode::Manual);
-        // By hand several may have one partition, also those that only look: what another has committed is left to that one.
+        // Several consumers may have the same partition by hand, some of them only to look. Each keeps alive what it has
+        // committed itself.
         let idle = |committed: &Committed| (committed.is_own || !is_manual) && committed.since + IDLE <= now;
         let offsets = self.there(self.partitions.covered_and(|key| self.commits.planned(key), idle));
         if !offsets.is_empty() {
@@ -269,7 +273,7 @@ impl Core {
         for (ticket, result) in outcome.settled {
             match (ticket, result) {
                 (Some(ticket), result) => {
-                    // Whoever does not wait any more does not care.
+                    // It fails if nobody waits any more, which is fine.
                     let _ = self.waiters.remove(&ticket).map(|waiter| waiter.send(result));
                 }
                 (None, Err(error)) => warn!(%error, "an automatic commit failed"),

@@ -110,8 +110,8 @@ struct Told {
 
 const MOST_TOLD: usize = 16;
 
-/// For so long, and two back-offs, what a coordinator has answered says why the member is not let in. It is asked again before that;
-/// a question that is out for longer waits for the other members.
+/// A coordinator's answer explains for this long, plus two back-offs, why the member is not in its group. It is asked
+/// again sooner than that; a question that is out for longer is a join that waits for the other members.
 const TROUBLE_LASTS: Duration = Duration::from_secs(5);
 
 /// Tells whether somebody works on what is acknowledged one by one.
@@ -134,7 +134,7 @@ pub(crate) struct Core {
     interest: Interest,
     /// Why the last question to the group's coordinator has to be put again.
     group_trouble: Option<(Instant, Error)>,
-    /// Topics are subscribed to by this.
+    /// The subscription by pattern, if it is one.
     pattern: Option<ByPattern>,
     revoking: Option<Revoking>,
     notices: Notices,
@@ -307,7 +307,7 @@ impl Core {
     /// Records of one life are done. How many of them count: none, if that life is over.
     pub(crate) fn handle_done(&mut self, key: &TopicPartition, life: Life, offsets: &[i64]) -> usize {
         let counted = self.partitions.done(key, life, offsets);
-        // Of an assignment that is over: it was handled, and another member will handle it again.
+        // If the assignment is over, these records were handled here and will be handled again by another member.
         let is_of_now = |partition: &Partition| partition.account.tenure() <= life;
         let is_lost =
             || matches!(self.mode, Mode::Topics) && !self.partitions.get(key).is_some_and(is_of_now);
@@ -339,7 +339,7 @@ impl Core {
         self.partitions.next_chunk(max, turn, self.fetcher.refill_below())
     }
 
-    /// Whether what was taken since the last time makes the driver send a fetch. The clock is read where that matters alone.
+    /// Whether what was taken since the last call makes a fetch due. The clock is read only if that depends on it.
     pub(crate) fn take_wants_fetch(&mut self, now: impl FnOnce() -> Instant) -> bool {
         self.partitions.take_wants_fetch() && self.fetcher.is_due(now(), &mut self.partitions)
     }
@@ -377,7 +377,7 @@ impl Core {
             return Err(Error::new(ErrorKind::InvalidArgument, "an offset cannot be negative")
                 .with_offset(position.next));
         }
-        // That of a new topic may become another member's.
+        // It waits for the coordinator, which may give the new topic to another member.
         let is_replaced = |partition: &Partition| matches!(partition.phase(), Phase::Replaced(_));
         if self.partitions.get(key).is_some_and(is_replaced) || !self.partitions.restart(key, phase) {
             return Err(not_assigned(key));
@@ -425,7 +425,7 @@ impl Core {
         let trouble = self.group_trouble.as_ref();
         let trouble = trouble.filter(|(since, _)| now.saturating_duration_since(*since) < lasts);
         let group = joining.then(|| trouble.map(|(_, error)| error.clone()));
-        // Of a pattern only what is there matches.
+        // With a pattern no topic is missing: only topics that exist match.
         let mut topics = Vec::new();
         if matches!(self.mode, Mode::Topics) && self.pattern.is_none() {
             let here = self.partitions.topics();
@@ -517,7 +517,8 @@ impl Core {
             Some((key, life))
         });
         let is_same = |told: &Told| told.of == of && told.error.kind() == error.kind();
-        // Nobody polls; sixteen tell as much as a thousand, and one of a partition as much as the same again.
+        // The list is bounded because nobody may be polling. Sixteen errors say as much as a thousand, and the same error
+        // of a partition is kept once.
         if self.errors.len() < MOST_TOLD && !(of.is_some() && self.errors.iter().any(is_same)) {
             self.errors.push_back(Told { error, of });
         }

@@ -49,8 +49,8 @@ impl Notices {
         self.push(Notice::Assigned(partitions.to_vec()));
     }
 
-    /// These go. Those of them that the listener is to hear of: not what it was told of already, nor what it was never told that
-    /// it has.
+    /// These partitions go. Returns those of them that the listener must hear of: neither those whose loss it knows, nor
+    /// those that it was never told of.
     fn take(&mut self, partitions: &[TopicPartition]) -> Vec<TopicPartition> {
         let mut rest: Vec<_> = partitions.iter().filter(|key| self.has.remove(*key)).cloned().collect();
         self.waiting.retain_mut(|notice| match notice {
@@ -64,7 +64,7 @@ impl Notices {
         rest
     }
 
-    /// What was not told while it could be done something about is told as lost, with `more`.
+    /// Revocations that were not told in time are told as lost, together with `more`.
     fn lose(&mut self, more: Vec<TopicPartition>) {
         let mut lost = more;
         self.waiting.retain_mut(|notice| match notice {
@@ -100,7 +100,7 @@ impl Core {
         let notice = self.notices.waiting.pop_front()?;
         self.notices.told = Some(notice.clone());
         if let Some(member) = &mut self.member {
-            // A listener that never returns is no sign of life.
+            // The poll interval runs while a listener works: one that never returns must cost the membership.
             member.handle_loose_poll(now);
         }
         Some(notice)

@@ -150,7 +150,8 @@ impl Core {
         if let Some((broker, checks)) = questions.checks {
             self.actions.push_back(Action::CheckEpochs { broker, checks, deadline });
         }
-        // A request names all topics by their ids, or none: what has one must not be taken for another topic of its name.
+        // A request names either all topics by id or all by name, so there are two. What has an id must not be asked for
+        // by a name that may be another topic's by now.
         let (by_id, by_name): (Vec<_>, Vec<_>) =
             questions.committed.into_iter().partition(|(key, _)| self.topic_id(key) != TopicId::default());
         for partitions in [by_id, by_name].into_iter().filter(|partitions| !partitions.is_empty()) {
@@ -178,7 +179,7 @@ impl Core {
     pub(super) fn refresh_leaders(&mut self, now: Instant) {
         let metadata = &self.metadata;
         self.partitions.check_replicas(now, |broker| metadata.brokers.contains_key(&broker));
-        // By its id the coordinator has assigned it: there it is a matter of the membership.
+        // Where the coordinator assigns by id, the membership decides.
         let member = self.member.as_ref().filter(|_| matches!(self.mode, Mode::Topics));
         let told = |topic: &Arc<str>| {
             let topic = metadata.topics.get(topic);

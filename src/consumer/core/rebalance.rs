@@ -186,8 +186,9 @@ impl Core {
     ) {
         debug!(partitions = partitions.len(), "the group rebalances");
         self.partitions.set_revoking(&partitions, true);
-        // The coordinator waits for the rebalance time-out, which is the poll interval, and has begun before this member heard of
-        // it. What is acknowledged record by record keeps a rest of it to commit what is done.
+        // The coordinator waits for the rebalance time-out, which is the poll interval, and began to wait before this
+        // member heard of the rebalance. Where each record is acknowledged by itself, a rest of that time is kept to
+        // commit what is done.
         let patience = self.settings.max_poll_interval;
         let rest =
             if self.partitions.is_by_each() { (patience / 5).min(COMMIT_REST) } else { Duration::ZERO };
@@ -209,7 +210,7 @@ impl Core {
             }
             let partitions = partitions.clone();
             if self.settings.enable_auto_commit {
-                // Before the listener, which may take long.
+                // Committed before the listener is called, which may take long.
                 self.commit_covered(now + self.client.request_timeout);
             }
             self.tell_revoked(&partitions);
@@ -224,7 +225,8 @@ impl Core {
                 // The listener may have sought.
                 self.commit_covered(deadline);
             }
-            // Nobody else's records are worked on for the sake of a commit that takes long.
+            // A slow commit must not keep partitions for longer than the coordinator waits: another member would get them
+            // meanwhile.
             deadline = deadline.min(if now < ends { ends } else { now + COMMIT_REST });
             stage = Stage::Committing { deadline };
         }
@@ -276,7 +278,7 @@ impl Core {
     /// Remembers, for the next commit, that something of these partitions was handed out and is not committed.
     fn note_unfinished(&mut self, partitions: &[TopicPartition]) {
         let by_each = self.partitions.is_by_each();
-        // What was handed out of a deleted topic is nobody else's to handle.
+        // Records of a deleted topic will not be handled by another member, so that they do not count as lost.
         let there = partitions.iter().filter(|key| !self.is_known_to_be_gone(key));
         let mut assigned = there.filter_map(|key| self.partitions.get(key));
         self.lost |= assigned.any(|partition| {

@@ -46,8 +46,9 @@ impl ByPattern {
         }
     }
 
-    /// What is to be subscribed to now, or that metadata is to be asked for again. A broker that has just started, or a moment in
-    /// which all are made anew, must not cost what the member has: that nothing matches any more counts when two answers say so.
+    /// What is to be subscribed to now, or that metadata must be asked for again. That nothing matches any more counts
+    /// only when two answers say so: a broker that has just started, or topics that are all being made anew, must not
+    /// cost the member its partitions.
     fn look(&mut self, metadata: &Arc<Metadata>, pattern: &Arc<Pattern>) -> Look {
         if self.seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, metadata)) {
             return Look::Nothing;
@@ -211,7 +212,7 @@ impl Core {
                 member.handle_pattern(now, &text, Vec::new());
                 let topics = self.partitions.topics();
                 if self.interest.topics != topics {
-                    // They are there, and are not to be made again when they are deleted.
+                    // These topics exist. They are followed without being created again if they are deleted.
                     self.actions.push_back(Action::Follow(topics.clone()));
                     self.interest.topics = topics;
                     self.interest.due = None;

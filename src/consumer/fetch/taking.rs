@@ -121,7 +121,7 @@ impl Taking<'_> {
             let leader = partition.leader.map(|(leader, _)| leader);
             let asked_replica = self.on_refused(key, asked, &data, partition, effects);
             if let Some(leader) = leader.filter(|_| asked_replica) {
-                // One that lags has what is asked for soon.
+                // A replica that lags will have the offset soon; others are left alone for longer.
                 let pause = match data.error_code {
                     code::OFFSET_OUT_OF_RANGE => self.settings.retry_backoff_max,
                     _ => self.settings.replica_max_age,
@@ -169,7 +169,8 @@ impl Taking<'_> {
                 }
             };
             if batch.last_offset < fetch {
-                // Unless the next one says that it ends further on, and its own account of it is damaged.
+                // A batch before the position is dropped, unless the next one shows that it reaches further and its own
+                // header is damaged.
                 if let Some(next) = batch.next_offset
                     && next > fetch
                     && !self.believes(&batch)
@@ -183,18 +184,19 @@ impl Taking<'_> {
                 Some(aborted) => aborted.skips(&batch, self.decompressor),
                 None => batch.is_control,
             };
-            // One that is damaged is not passed over for what its header says: whoever reads it is told.
+            // A damaged batch is not passed over because of what its header says: it is queued, and whoever reads it gets
+            // the error.
             let skip = skip && self.believes(&batch);
             fetch = batch.last_offset.saturating_add(1).min(batch.next_offset.unwrap_or(i64::MAX)).max(fetch);
             epoch = batch.leader_epoch;
             partition.queue.push(batch, skip);
         }
         let makes_no_progress = fetch == asked.offset && !is_damaged;
-        // What stands before it comes first: it is asked for again, and told of, when nothing else is left.
+        // What was taken in before it is handed out first. Then it is asked for again, and reported.
         let is_stuck = (is_damaged || makes_no_progress) && !partition.queue.is_empty();
         partition.stuck_at = is_stuck.then_some(fetch);
         if makes_no_progress && !is_stuck {
-            // To ask again at once would bring the same again, for ever.
+            // Asking again at once would bring the same answer for ever.
             let error = match batches.incomplete() {
                 Some(incomplete) => self.no_progress(key, fetch, incomplete),
                 None => Error::protocol(
@@ -253,7 +255,7 @@ impl Taking<'_> {
     ) {
         match partitions.handle_epoch_end(key, end) {
             Checked::Truncated(truncation) => effects.truncated.push((key.clone(), truncation)),
-            // Not to be asked in a circle, whatever the broker means.
+            // Whatever the broker means, a pause keeps this from turning in circles.
             checked @ (Checked::Same | Checked::Refetched) => {
                 if checked == Checked::Same {
                     partitions.forget_epochs(key);
@@ -283,14 +285,14 @@ impl Taking<'_> {
                 epoch: leader.leader_epoch,
             });
         }
-        // While there is something left to hand out nothing is reset, and nothing is asked in vain meanwhile.
+        // Nothing is reset while there is something left to hand out, and the broker is not asked in vain meanwhile.
         partition.retry_at = Some(self.now + self.settings.retry_backoff);
         if partition.replica.take_if(|replica| replica.id == self.broker).is_some() {
-            // KIP-392: what the replica cannot serve its leader can. It may name the replica again: hence the pause.
+            // KIP-392: the leader can serve what the replica cannot. It may name the same replica again, hence the pause.
             effects.refresh_metadata |= data.error_code != code::OFFSET_OUT_OF_RANGE;
             return true;
         }
-        // Of one that does not lead any more, or of a position that is being checked, it says nothing.
+        // From a broker that does not lead any more, or for a position that is being checked, the code says nothing.
         let is_source =
             partition.leader == Some((self.broker, asked.leader_epoch)) && !partition.is_unchecked;
         let is_believed = partition.queue.is_empty() && is_source;

@@ -1,5 +1,5 @@
-//! What becomes of a position that there is none of yet, or that means nothing any more: nothing was committed, it is outside
-//! the log, the log was cut below it, or the topic was made again. Pure.
+//! What is done about a position that is missing or has become useless: nothing was committed, it is outside the log, the
+//! log was cut below it, or the topic was made again. Pure.
 
 use std::sync::Arc;
 
@@ -21,7 +21,8 @@ use crate::{
 const MOST_DOUBLED: u32 = 4;
 
 impl Lookups {
-    /// The policy once there was a position: that it means nothing any more is for the user, where the policy says so.
+    /// The policy for a partition that had a position. With `none` the user decides, also for topics that are read from
+    /// their start.
     pub(super) fn policy_of(&self, topic: &Arc<str>) -> AutoOffsetReset {
         match self.policy {
             AutoOffsetReset::None => AutoOffsetReset::None,
@@ -53,14 +54,16 @@ impl Lookups {
     ) -> bool {
         let asks = partitions.get(key).is_some_and(|partition| partition.is_outside() && partition.asked);
         if asks || has_undone(key, partitions) {
-            // To fetch meanwhile would pass over what is written there, should the log grow to the position.
+            // Nothing is fetched meanwhile: should the log grow up to the position, the records before it would be passed
+            // over.
             let is_news = partitions.get(key).is_some_and(|partition| !partition.is_outside());
             partitions.set_outside(now, key, offset, if is_news { now } else { now + self.pause });
             return false;
         }
         let since = partitions.get(key).and_then(Partition::outside_since).unwrap_or(now);
         let policy = match self.policy_of(&key.topic) {
-            // Of when it was found to be outside: what has come since is not to be passed.
+            // Counted from when the position was found to be outside: what was written since then must not be passed
+            // over.
             AutoOffsetReset::ByDuration(age) => {
                 AutoOffsetReset::ByDuration(age.saturating_add(now.saturating_duration_since(since)))
             }
@@ -75,7 +78,7 @@ impl Lookups {
             partitions.set_decided(key, end);
         }
         if let Some(partition) = partitions.get_mut(key) {
-            // A leader that refuses what it has named itself is not asked in a circle.
+            // A leader may refuse the very offset that it has named. Growing pauses keep that from turning in circles.
             let again = partition.resets.min(MOST_DOUBLED);
             partition.resets += 1;
             if again > 0 && !failed {
@@ -100,7 +103,7 @@ impl Lookups {
             // What is buffered is in no log any more.
             let is_dropped = partitions.drop_buffered(key);
             if is_dropped && !is_policy_none {
-                // By the same rules as a position that is outside the log: the place is that of now, and taken when the rest is done.
+                // As for a position outside the log: the new place is looked up now and taken when the rest is done.
                 partitions.set_checked(key);
                 return self.handle_out_of_range(now, key, truncation.position, partitions);
             }
@@ -128,8 +131,9 @@ impl Lookups {
         }
     }
 
-    /// A topic was deleted and made again: the positions of the old one mean nothing in the new. True if one fails. Of who is
-    /// `in_group` and has handed out nothing of the old one, the group may know where it is in the new.
+    /// A topic was deleted and made again, and positions in the old one mean nothing in the new. True if a partition
+    /// fails. A member of a group that has handed out nothing of the old topic asks the group first, which may have a
+    /// committed offset of the new one.
     pub(crate) fn handle_made_again(
         &self,
         keys: &[TopicPartition],
@@ -146,7 +150,8 @@ impl Lookups {
                 .get(key)
                 .is_some_and(|partition| !partition.is_served && partition.position().is_some())
             {
-                // Nothing was read by the id before: whoever has named the position had no other topic in mind.
+                // Nothing was read under the earlier id, so that whoever has set the position meant the topic that is
+                // there.
                 debug!(partition = %key, "the topic has another id than metadata said at first");
                 continue;
             }
@@ -170,13 +175,15 @@ impl Lookups {
         failed
     }
 
-    /// The same where the coordinator assigns by id: the new topic is another partition, which it may give to another member.
+    /// As [`Self::handle_made_again`], where the coordinator assigns by id: the partitions of the new topic are other
+    /// ones, which it may give to another member.
     pub(crate) fn handle_replaced(&self, keys: &[TopicPartition], partitions: &mut Partitions) {
         for key in keys {
             warn!(partition = %key, "the topic was deleted and made again: it waits to be assigned anew");
             let text = "the topic was deleted and made again, and the group's coordinator has not assigned the new one yet";
             let error = Error::from_code("ConsumerGroupHeartbeat", error::code::INCONSISTENT_TOPIC_ID);
-            // It comes back when metadata name again what the coordinator has assigned: what was committed is of that.
+            // The partition comes back when metadata name the topic that the coordinator has assigned; what was committed
+            // is of that one.
             partitions.forget(key, Phase::Replaced(error.with_message(text)));
         }
     }
@@ -197,8 +204,8 @@ fn reset_or(policy: AutoOffsetReset, failure: impl FnOnce() -> Error) -> Phase {
     }
 }
 
-/// Whether something that was handed out of it is not done. Then the reset policy waits: the place that it gives is committed,
-/// and would pass over what is not done; and what waits in lanes would be dropped as of an earlier life.
+/// Whether something that was handed out of it is not done. Then a reset waits. Its place would be committed, past what
+/// is not done, and records that wait in lanes would be dropped as those of an earlier life.
 fn has_undone(key: &TopicPartition, partitions: &Partitions) -> bool {
     partitions.get(key).is_some_and(|partition| partition.account.has_undone())
 }

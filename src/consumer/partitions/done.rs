@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl Partitions {
-    /// The life of a partition ends, and its assignment goes on: who holds records of it is to let them go.
+    /// The life of a partition ends while its assignment goes on: whoever holds records of that life must let them go.
     pub(super) fn note_over(&mut self, key: &TopicPartition) {
         let account = self.partitions.get(key).map(|partition| &partition.account);
         if let Some(account) = account.filter(|account| self.by_each && account.has_undone()) {
@@ -90,13 +90,13 @@ impl Partitions {
         }
     }
 
-    /// What an automatic commit commits: covered, and not what the group has, or is going to have: `planned` says what is on
-    /// its way there.
+    /// What an automatic commit commits: what is covered, unless the group has it already, or will have it by a commit on
+    /// its way (`planned`).
     pub(crate) fn covered(&self, planned: impl Fn(&TopicPartition) -> Option<i64>) -> Offsets {
         self.covered_and(planned, |_| false)
     }
 
-    /// The same, and what the group has already where that is `idle`: it would expire.
+    /// As [`Self::covered`], and also what the group has already if that is `idle`, because it would expire.
     pub(crate) fn covered_and(
         &self,
         planned: impl Fn(&TopicPartition) -> Option<i64>,
@@ -111,8 +111,8 @@ impl Partitions {
         )
     }
 
-    /// What an explicit commit commits where each record is acknowledged by itself: as [`Self::covered`], but what is on its
-    /// way is not there yet, and who asks wants to hear that it is.
+    /// What an explicit commit commits where each record is acknowledged by itself: as [`Self::covered`], and also what
+    /// is on its way, because whoever asks wants to hear that it has arrived.
     pub(crate) fn frontiers(&self, planned: impl Fn(&TopicPartition) -> Option<i64>) -> Offsets {
         self.offsets(
             |partition| partition.account.frontier(),
@@ -142,7 +142,7 @@ impl Partitions {
             let committed = partition.account.committed();
             let new = is_new(key, committed, offset);
             let (tenure, topic_id) = (Some(partition.account.tenure()), partition.topic_id);
-            // Committed again, it keeps its text.
+            // An offset that is committed again keeps its text.
             let same = committed.filter(|committed| committed.offset == offset);
             let metadata = || same.map(|committed| committed.metadata.clone()).unwrap_or_default();
             new.then(|| {

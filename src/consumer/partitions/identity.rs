@@ -1,9 +1,9 @@
 //! Which topic of its name a partition is of (KIP-516): a topic that was deleted and made again has another id and another log,
 //! in which a position of the old one means nothing. Pure.
 //!
-//! What one broker says of the id may be behind what the others know, and nothing in an id says which of two is the later one. So
-//! a position is not given up for what the metadata say alone: the leader, which has the log, serves the id that it is read
-//! by, or refuses it.
+//! What one broker says of the id may be behind what the others know, and two ids do not tell which is the later one. So
+//! a position is not given up because of metadata alone. The leader, which has the log, decides: it serves the id that
+//! the partition is read by, or refuses it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,27 +31,28 @@ pub(crate) struct Told {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rumour {
     id: TopicId,
-    /// Told of since, without a word of the leader and undisputed.
+    /// Since when metadata have named it without contradiction, and without the leader having served the other one.
     since: Instant,
     /// The leader has served it meanwhile, by its name.
     is_served_by_name: bool,
 }
 
-/// For so long, as longer than a broker is behind that is asked again and again.
+/// A rumour that lasts this long is believed: no broker that is asked again and again stays behind the others for longer.
 const BELIEVED_AFTER: Duration = Duration::from_secs(20);
 
 /// What the group had of the topic of this name before it was made again.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Before {
     offset: i64,
-    /// This consumer has committed it: it is of the old one. What was found may have been of the new one already.
+    /// This consumer has committed it, so that it is of the old topic. One that was found may have been of the new topic
+    /// already.
     is_own: bool,
     /// How often it was found since.
     found: u32,
 }
 
-/// So often, a second apart, the coordinator must tell the same before it counts as committed for the new topic. It drops the offsets
-/// of a topic with the topic, within moments.
+/// How often, a second apart, the coordinator must give the same offset before it counts as committed for the new topic.
+/// A coordinator drops the offsets of a deleted topic within moments.
 const FOUND_AGAIN: u32 = 3;
 
 /// What an offset is that the coordinator knows by the topic's name alone.
@@ -70,7 +71,7 @@ enum Heard {
 }
 
 impl Partition {
-    /// What to make of another id than that which it has.
+    /// What to make of it that metadata name another id than the partition's.
     fn hear(&mut self, now: Instant, told: Told) -> Heard {
         if self.topic_id == TopicId::default() {
             return Heard::Same;
@@ -105,14 +106,15 @@ impl Partition {
             matches!(code, UNKNOWN_TOPIC_OR_PARTITION | UNKNOWN_TOPIC_ID | INCONSISTENT_TOPIC_ID);
     }
 
-    /// The log that its leader has under the name does not have the position. True if that is since another id is told of.
+    /// The leader's log does not have the position. True, and as good as a refusal, if it was asked by name while
+    /// metadata name another id.
     pub(crate) fn note_misfit(&mut self, by_id: bool) -> bool {
         let is_another = !by_id && self.rumour.is_some();
         self.is_refused |= is_another;
         is_another
     }
 
-    /// Of which topic of its name this committed offset is, which is known by name.
+    /// Which topic of its name a committed offset is of that the coordinator knows by name only.
     pub(crate) fn standing(&mut self, offset: i64) -> Standing {
         match &mut self.committed_before {
             Some(before) if before.offset == offset && before.is_own => Standing::OfTheOneBefore,
@@ -126,8 +128,8 @@ impl Partition {
 }
 
 impl Partitions {
-    /// Takes over the ids of the topics. The partitions of topics that were made again: what is known of them is of another log.
-    /// Those that are `named` by whoever assigns them are so at once.
+    /// Takes over the ids of the topics. Returns the partitions whose topic was made again: what is known of them is of
+    /// another log. For those that are `named` by whoever assigns them another id counts at once.
     pub(crate) fn set_topic_ids(
         &mut self,
         now: Instant,
@@ -171,8 +173,9 @@ impl Partitions {
         again
     }
 
-    /// A leader has answered in a session, and refused nothing. It names only what has news, and an id that it does not know always:
-    /// whatever it was `asked` for by an id that it has served is served still. Else an idle topic would seem to be served by nobody.
+    /// A leader has answered in a session and refused nothing. Such an answer names only partitions with news, but always
+    /// an id that the leader does not know. So all that was `asked` for by an id which the leader has served before is
+    /// still served; otherwise an idle topic would seem to be served by nobody.
     pub(crate) fn note_passed_over(
         &mut self,
         now: Instant,
@@ -202,8 +205,8 @@ impl Partitions {
         self.lives.last()
     }
 
-    /// The topic was made again: nothing that is known of the partition, or done with, is of the log that there is now. What was
-    /// committed until now is not either, if that was by this consumer.
+    /// The topic was made again: nothing that is known of the partition, or done, is of the present log; nor is what this
+    /// consumer has committed until now.
     pub(crate) fn begin_again(&mut self, key: &TopicPartition, phase: Phase) {
         if let Some(partition) = self.partitions.get_mut(key) {
             let committed = partition.account.committed();
@@ -214,7 +217,7 @@ impl Partitions {
         self.forget(key, phase);
     }
 
-    /// Nothing is known of the partition, nor done with. What the group has committed of it stands.
+    /// Forgets all that is known of the partition, and what is done of it. What the group has committed of it stands.
     pub(crate) fn forget(&mut self, key: &TopicPartition, phase: Phase) {
         self.note_over(key);
         let Some(partition) = self.partitions.get_mut(key) else { return };

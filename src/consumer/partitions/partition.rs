@@ -52,8 +52,8 @@ pub(crate) enum Phase {
     /// The start or the end of the log is being looked up.
     AwaitingReset(ResetTo),
     Fetching(Position),
-    /// By the metadata its topic is another one than the group's coordinator, which assigns by id, has named: nothing happens until
-    /// the two agree. Why nothing comes of it.
+    /// Metadata name another topic than the group's coordinator, which assigns by id. Nothing happens until the two
+    /// agree; polls say why.
     Replaced(Error),
     /// Nothing happens until the user seeks; every poll says why.
     Failed(Error),
@@ -97,7 +97,8 @@ pub(crate) struct Partition {
     pub(crate) asked: bool,
     /// Not to be asked about or fetched before.
     pub(crate) retry_at: Option<Instant>,
-    /// What comes at this offset cannot be taken in: it is asked for again once nothing is left before it, and then told of.
+    /// What comes at this offset cannot be taken in. It is asked for again once nothing is left before it, and reported
+    /// then.
     pub(crate) stuck_at: Option<i64>,
     /// How often in a row its position was outside the log.
     pub(crate) resets: u32,
@@ -108,10 +109,11 @@ pub(crate) struct Partition {
     pub(crate) topic_id: TopicId,
     /// The metadata tell of another one.
     pub(super) rumour: Option<Rumour>,
-    /// Its leader has served the topic of this id, and has refused it since.
+    /// Its leader has served the topic of this id.
     pub(crate) is_served: bool,
-    /// By that id, and not by the topic's name.
+    /// It was asked for by that id, and not by the topic's name.
     pub(super) is_served_by_id: bool,
+    /// Its leader has refused that id since.
     pub(super) is_refused: bool,
     /// Read from in place of the leader.
     pub(crate) replica: Option<Replica>,
@@ -119,15 +121,16 @@ pub(crate) struct Partition {
     pub(crate) is_unchecked: bool,
     /// The position is outside the log, by the leader's word: nothing is fetched before it is reset. And since when.
     pub(super) outside: Option<(i64, Instant)>,
-    /// How often its leader was looked for, as the one that is known is an earlier one than that of what was read.
+    /// How often a newer leader was looked for, because the known one is of an earlier epoch than what was read.
     pub(crate) ahead: u32,
-    /// A commit was refused as there is no such partition: nobody needs to be told again, as long as that is so.
+    /// A commit was refused because there is no such partition, and reported: while that is so it is not reported again.
     pub(crate) gone_told: bool,
-    /// The end of the log, from before it was asked for a record by its time; or from when its position was found to be outside.
+    /// The end of the log, as it was before a record was looked up by its time, or when the position was found to be
+    /// outside.
     pub(crate) end_before: Option<i64>,
     /// The end of what can be read, as of the last fetch: the high watermark, or with read_committed the last stable offset.
     pub(crate) end: Option<i64>,
-    /// As far as that is known.
+    /// What was committed before the topic was made again, if that is known.
     pub(super) committed_before: Option<Before>,
     /// It stands in `Partitions::ready`.
     pub(super) is_ready: bool,

@@ -1,9 +1,10 @@
 //! Which log a partition is read from, and whether its position is in that log. Pure.
 //!
-//! A log is a topic's of one id (`identity.rs`), as its leader has it; the leader may say that a replica is nearer (KIP-392). Every
-//! change of the leader may have cut off what was fetched (KIP-320): until the new leader has said that it has the same log,
-//! the partition is *unchecked*, and not fetched. What is buffered is handed out meanwhile, since it was replicated when it
-//! was read. Nothing here skips: where a log was cut, reading goes on where it was cut, or at what is not done before that.
+//! A log is a topic's of one id (`identity.rs`), as its leader has it; the leader may say that a replica is nearer
+//! (KIP-392). Every change of the leader may have cut off what was fetched (KIP-320): until the new leader has said that
+//! it has the same log, the partition is *unchecked*, and not fetched. What is buffered is handed out meanwhile, since it
+//! was replicated when it was read. Nothing here skips records: if a log was cut, reading goes on where it was cut, or at
+//! an earlier record that is not done.
 
 use super::{Mark, Partition, Partitions, Phase, Position, list, mark};
 use crate::{
@@ -116,7 +117,7 @@ impl Partition {
     /// Nothing of its position is in doubt any more, and no answer about that is waited for.
     fn settle(&mut self) {
         self.ahead = 0;
-        // Why it could not be asked about says nothing of what can be fetched now.
+        // An error of that question says nothing of what can be fetched now.
         self.trouble = None;
         if self.position().is_some() {
             self.asked = false;
@@ -143,7 +144,7 @@ impl Partitions {
         let mut all = true;
         for (key, partition) in &mut self.partitions {
             if partition.rumour.is_some() && partition.leader.is_some() {
-                // That which is told of leads the other topic.
+                // Metadata name the leader of the other topic of this name.
                 continue;
             }
             let leader = leader(key);
@@ -177,8 +178,9 @@ impl Partitions {
         }
     }
 
-    /// A broker cannot be reached, or has refused: what was to be read from it as a replica is read from the leader.
-    /// Until then the leader is not asked for a nearer one: it would name the same again, at once and for ever.
+    /// A broker cannot be reached, or has refused: what was read from it as a replica is read from the leader. Until
+    /// `until` the leader is not asked for a nearer replica, since it would name the same one again, at once and for
+    /// ever.
     pub(crate) fn forget_replica(&mut self, id: i32, until: Instant) {
         for (key, partition) in &mut self.partitions {
             if partition.replica.is_some_and(|replica| replica.id == id) {
@@ -191,7 +193,7 @@ impl Partitions {
         }
     }
 
-    /// What this broker leads is read from it until then, though a replica may be nearer.
+    /// What this broker leads is read from it until `until`, even if a replica is nearer.
     pub(crate) fn keep_to_leader(&mut self, leader: i32, until: Instant) {
         let kept = self.kept_to.entry(leader).or_insert(until);
         *kept = until.max(*kept);
@@ -234,11 +236,12 @@ impl Partitions {
             return false;
         }
         partition.asked = false;
-        // What was on its way when the leader changed may have come meanwhile.
+        // A fetch that was on its way when the leader changed may have moved the position meanwhile.
         partition.position().is_some_and(|at| (at.fetch, at.fetch_epoch) == (check.offset, check.epoch))
     }
 
-    /// The broker cannot tell; nor could older ones, and what is outside the log will show.
+    /// The broker cannot tell, as brokers before KIP-320 could not. A position outside the log will be noticed by the
+    /// next fetch.
     pub(crate) fn set_checked(&mut self, key: &TopicPartition) {
         if let Some(partition) = self.partitions.get_mut(key) {
             partition.is_unchecked = false;
@@ -248,8 +251,8 @@ impl Partitions {
         self.touch(key);
     }
 
-    /// The epochs of what was read say nothing: the leader's log has no such epoch, and has the offsets. Reading goes on by
-    /// offset alone, as it does without epochs.
+    /// The epochs of what was read are of no use, because the leader's epoch stays below them. Reading goes on by offset
+    /// alone, as it does without epochs.
     pub(crate) fn forget_epochs(&mut self, key: &TopicPartition) {
         if let Some(partition) = self.partitions.get_mut(key) {
             if let Some(position) = partition.position_mut() {
@@ -269,8 +272,8 @@ impl Partitions {
         let EpochEnd { epoch, offset } = end;
         let is_known = epoch >= 0 && offset >= 0;
         if is_known && offset >= fetch {
-            // As in Java the offset decides. An epoch may be gone: with its last record that compaction took, or with a
-            // replica that was built anew.
+            // As in Java the offset decides. An epoch may be gone because compaction has removed its last record, or
+            // because a replica was built anew.
             match epoch == fetch_epoch {
                 true => self.set_checked(key),
                 false => self.forget_epochs(key),

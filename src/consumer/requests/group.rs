@@ -131,7 +131,7 @@ async fn heartbeat(
                 let text = "the coordinator matches no patterns in the consumer protocol";
                 return Err(Error::new(ErrorKind::Unsupported, text).with_broker(broker));
             }
-            // There is no need to take back what it cannot have heard of.
+            // A broker of that version has never been told of a pattern, so that there is none to take back.
             request.subscribed_topic_regex = None;
         }
     }

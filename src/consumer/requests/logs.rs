@@ -44,7 +44,7 @@ pub(in crate::consumer) async fn fetch(shared: &Shared, action: FetchAction) -> 
         |(_, wanted)| wanted.topic_id,
     );
     let topic = |(topic, id, partitions)| FetchTopic { topic, topic_id: wire::Uuid(id), partitions };
-    // By name, what was replaced would be forgotten under the name that is in use.
+    // By name the topic that is in use now would be taken off the broker's list.
     let replaced = if by_id { &session.replaced[..] } else { &[] };
     let gone = session.forgotten.iter().chain(replaced);
     let forgotten = by_topic_id(gone, |(key, _)| key, |(key, _)| key.partition, |(_, id)| *id);

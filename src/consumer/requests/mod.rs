@@ -33,7 +33,8 @@ fn group_id(shared: &Shared) -> Result<&str> {
     })
 }
 
-/// The deadline of one request of a call: whoever is silent must not have the time in which another would answer.
+/// The deadline of one request within a call, so that a silent broker does not use up the time in which another would
+/// answer.
 fn of_one_request(shared: &Shared, deadline: Instant) -> Instant {
     deadline.min(time::now() + shared.cluster.settings().request_timeout)
 }
@@ -56,7 +57,7 @@ async fn to_coordinator<R: Api>(
     let (broker, connection) = coordinator(shared, lane, deadline).await?;
     let answer = connection.call(request, deadline).await;
     if lane == Lane::Group && answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Timeout) {
-        // Whatever is asked next would wait behind this, for as long as the poll interval.
+        // Requests on this connection would wait behind the unanswered one, for as long as the poll interval.
         connection.end();
     }
     noted(shared, broker, answer.map_err(|error| error.with_broker(broker)))

@@ -97,8 +97,8 @@ impl Ids {
     }
 }
 
-/// The group's committed offsets; -1 where there is none. `ids`: those of the partitions' topics, as far as they are known. Asked as a `member` of the consumer protocol (KIP-848), the
-/// coordinator refuses one that it has given up.
+/// The group's committed offsets; -1 where there is none. `ids`: those of the partitions' topics, as far as they are
+/// known. If `member` is given (consumer protocol, KIP-848) the coordinator refuses a member that it has given up.
 pub(in crate::consumer) async fn find_committed(
     shared: &Shared,
     member: Option<Identity>,
@@ -137,8 +137,9 @@ pub(in crate::consumer) async fn find_committed(
         request.group_id = group;
         request.topics = Some(topics.into_iter().map(topic).collect());
     }
-    // KIP-447: offsets of an open transaction are waited for, so that a restarted processor does not read twice. As in Java also by
-    // who reads uncommitted records: the offsets are of its own group's transactions, whatever the records are of.
+    // KIP-447: the coordinator refuses while an open transaction has offsets of the group, so that a restarted processor
+    // does not read twice. As in Java this holds for `read_uncommitted` too: it concerns the group's own transactions,
+    // not those that the records are of.
     request.require_stable = version >= 7;
     let answer = match ids.are_known() {
         true => connection.call(request, deadline).await,
