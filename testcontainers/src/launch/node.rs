@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{Certificates, Listener};
 
-/// Formatting starts a JVM of its own, and three may start at once.
-const FORMAT_DEADLINE: Duration = Duration::from_secs(60);
+/// Formatting starts a JVM of its own, and several may start at once on a busy machine.
+const FORMAT_DEADLINE: Duration = Duration::from_secs(240);
 /// Between two looks at a broker that is starting.
 const LOOK: Duration = Duration::from_millis(100);
 
