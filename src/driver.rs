@@ -85,6 +85,12 @@ pub(crate) fn check_runtime() -> Result<()> {
     })
 }
 
+/// What needs IO panics where the runtime was built without, which nothing tells beforehand. To be caught, and told like this.
+pub(crate) fn no_io() -> Error {
+    Error::new(ErrorKind::Config, "the tokio runtime has no IO")
+        .with_hint("build it with enable_all(), or with enable_time() and enable_io()")
+}
+
 /// A thread with a runtime of its own, for a client that must stay alive while the user's code does not yield. It ends when
 /// this is dropped, and drops what still runs on it.
 #[derive(Debug)]

@@ -22,6 +22,7 @@ use tokio::{
 
 use crate::{
     config::settings::Address,
+    driver,
     error::{Error, ErrorKind, Result, Stage},
 };
 
@@ -247,10 +248,8 @@ async fn open_tcp(answer: SocketAddr) -> Result<TcpStream> {
         tracing::debug!(%error, "TCP keep-alive is not available");
     }
     // It panics where the runtime was built without IO, which nothing tells beforehand.
-    let connecting = AssertUnwindSafe(socket.connect(answer)).catch_unwind().await.map_err(|_| {
-        Error::new(ErrorKind::Config, "the tokio runtime has no IO")
-            .with_hint("build it with enable_all(), or with enable_time() and enable_io()")
-    })?;
+    let connecting =
+        AssertUnwindSafe(socket.connect(answer)).catch_unwind().await.map_err(|_| driver::no_io())?;
     let stream = connecting.map_err(|error| tcp("the TCP connection failed", error))?;
     stream.set_nodelay(true).map_err(|error| tcp("TCP_NODELAY could not be set", error))?;
     Ok(stream)

@@ -72,6 +72,7 @@ fn calls_of_a_client_outside_a_runtime_are_errors() {
     outside("committed", consumer.committed([key.clone()]));
     outside("consume", facade.consume(PATIENCE));
     outside("run", facade.run(std::future::pending::<()>()));
+    outside("run_until_signal", facade.run_until_signal());
     outside("Consumer::close", facade.close());
     outside("list_topics", admin.list_topics());
     outside("create_topic", admin.create_topic(NewTopic::new("n")));
@@ -85,4 +86,12 @@ fn calls_of_a_client_outside_a_runtime_are_errors() {
         facade.close().await.unwrap();
         producer.close().await.unwrap();
     });
+}
+
+#[test]
+fn signals_in_a_runtime_without_io_are_an_error_and_not_a_panic() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let config = KafkaConfig::new().set_kafka_url("kafka://localhost:9092?group_id=g");
+    let mut consumer = Consumer::new(&KafkaInstance::new(config).unwrap(), ["t"]).unwrap();
+    runtime.block_on(async { outside("run_until_signal", consumer.run_until_signal()) });
 }

@@ -191,14 +191,21 @@ impl Consumer {
     /// As [`run`](Self::run).
     #[cfg(feature = "signal")]
     pub async fn run_until_signal(&mut self) -> Result<()> {
+        const PLACE: LogSubject =
+            LogSubject { controller: "dtkafka::Consumer::run_until_signal", subject: SUBJECT };
         let failed = |cause: std::io::Error| {
             Error::new(ErrorKind::InvalidArgument, "signals cannot be listened for").with_source(cause)
         };
+        logged(PLACE, driver::check_runtime())?;
         #[cfg(unix)]
         {
             use tokio::signal::unix::{SignalKind, signal};
-            let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-            let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+            let listen = |kind: SignalKind| {
+                let listening = std::panic::catch_unwind(|| signal(kind)).map_err(|_| driver::no_io());
+                logged(PLACE, listening.and_then(|listening| listening.map_err(failed)))
+            };
+            let mut terminate = listen(SignalKind::terminate())?;
+            let mut interrupt = listen(SignalKind::interrupt())?;
             let signals = futures_util::stream::poll_fn(|context| {
                 let is_told =
                     terminate.poll_recv(context).is_ready() || interrupt.poll_recv(context).is_ready();
