@@ -47,8 +47,8 @@ pub(super) const GRACE: Duration = Duration::from_millis(500);
 /// After how long the log tells of a letter that is not acknowledged.
 const SILENCE: Duration = Duration::from_secs(5);
 /// The first pause before a letter is written again, which doubles up to the longest.
-const LETTER_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_LETTER_PAUSE: Duration = Duration::from_secs(30);
+pub(super) const LETTER_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const LONGEST_LETTER_PAUSE: Duration = Duration::from_secs(30);
 
 /// Whether one thread does everything here, as also where a runtime of many threads has one CPU.
 pub(super) fn is_alone() -> bool {

@@ -97,3 +97,48 @@ async fn what_stands_before_a_damaged_batch_and_comes_again_is_handled_before_th
     running.stop().await.1.unwrap();
     assert_eq!(*seen.lock().unwrap(), [0, 1, 2, 5, 6, 7]);
 }
+
+/// The letter of a damaged batch has nowhere to go, while a handler of another topic is at work.
+#[tokio::test]
+async fn the_letter_of_a_damaged_batch_that_has_to_wait_disturbs_no_handler() {
+    let (lines, _listening) = crate::test_log::Log::of_this_thread(tracing::Level::WARN);
+    let topics = [("orders", 1), ("others", 1)];
+    let (broker, kafka) = broker_with(&topics, |builder| builder.auto_create_topics(false)).await;
+    let kafka = KafkaInstance::new(kafka.config().clone().set("max.block.ms", 300)).unwrap();
+    for topic in ["orders", "others"] {
+        produce(&kafka, topic, 1, 1, 0..1).await;
+    }
+    broker.control().damage("orders", 0, 0).unwrap();
+    let (calls, go_on) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let (count, wait) = (Arc::clone(&calls), Arc::clone(&go_on));
+    let consumer = Consumer::new(&kafka, ["orders", "others"])
+        .unwrap()
+        .drain_timeout(Duration::ZERO)
+        .register_handler(Topics::others(), async move |_: Message<u32>| {
+            count.fetch_add(1, Relaxed);
+            wait.notified().await;
+            Ok(())
+        })
+        .unwrap()
+        .error_policy(ErrorPolicy::dead_letter("dead"))
+        .unwrap();
+    let running = run(consumer);
+    until(|| lines.text().matches("written again after a pause").count() >= 2).await;
+    broker.create_topic("dead", 1).unwrap();
+    until(|| broker.records("dead", 0).is_ok_and(|letters| letters.len() == 1)).await;
+    go_on.notify_one();
+    until(|| broker.committed("g", "others", 0) == Some(1)).await;
+    running.stop().await.1.unwrap();
+    assert_eq!((calls.load(Relaxed), broker.committed("g", "orders", 0)), (1, Some(1)));
+}
+
+#[tokio::test]
+async fn a_panic_while_the_topic_of_a_damaged_batch_is_chosen_is_an_error() {
+    let (_broker, kafka) = with_a_damaged_batch().await;
+    let (mut consumer, _) =
+        logging(&kafka, ErrorPolicy::Stop.then_dead_letter_by(|_, _| panic!("no topic for it")));
+    let ended = tokio::time::timeout(PATIENCE, consumer.run(std::future::pending::<()>())).await;
+    let error = ended.expect("it goes on").unwrap_err();
+    assert_eq!((error.kind(), error.topic()), (dtkafka::ErrorKind::Handler, Some("orders")), "{error}");
+    assert!(error.to_string().contains("no topic for it"), "{error}");
+}

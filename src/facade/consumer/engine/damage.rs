@@ -1,15 +1,25 @@
 //! Batches that cannot be read: set aside until all before them is done, then passed over as the policy says, with a letter
 //! that is written beside everything else. Nothing before such a batch is ever said to be done by passing over it.
 
-use std::sync::Arc;
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 
-use super::Engine;
+use super::{Engine, panicked};
 use crate::{
     consumer::acknowledge::{Life, Taken},
-    error::{Error, ErrorKind, Result},
-    facade::{failure::Failure, letters, policy::Decision},
+    error::{Error, Result},
+    facade::{
+        consumer::lane::{Kit, LETTER_PAUSE, LONGEST_LETTER_PAUSE},
+        failure::Failure,
+        letters,
+        policy::Decision,
+        routes::Route,
+    },
     record::{ConsumerRecord, TopicPartition},
 };
 
@@ -24,8 +34,7 @@ pub(super) struct Damaged {
 /// A damaged batch that was dealt with.
 pub(super) struct Passed {
     partition: TopicPartition,
-    life: Life,
-    error: Error,
+    damaged: Damaged,
     /// Whether it was written to a dead letter topic.
     outcome: Result<bool>,
 }
@@ -60,48 +69,32 @@ impl Engine {
             return;
         }
         let ready = self.damaged.iter().find(|(partition, _)| !self.lanes.has(partition));
-        let Some((partition, Damaged { life, bytes, error })) =
+        let Some((partition, damaged)) =
             ready.map(|(partition, damaged)| (partition.clone(), damaged.clone()))
         else {
             return;
         };
-        let last = error.last_offset().unwrap_or(-1);
         let route = self.plan.routes.of(&self.plan.topics, &partition.topic);
-        let is_letter =
-            route.policy.decide(&Failure::Corrupt(error.clone()), 1, 0, 0) == Decision::DeadLetter;
-        let mut record = ConsumerRecord::new(
-            Arc::clone(&partition.topic),
-            partition.partition,
-            error.offset().unwrap_or(last),
-        );
-        let topic = is_letter.then(|| route.policy.dead_letter_topic(&record, &error)).flatten();
-        let Some(topic) = topic else {
-            self.on_passed(Passed { partition, life, error, outcome: Ok(false) });
-            return;
-        };
-        if let Err(refused) = route.refuse_circle(&partition, &record, &topic, &error) {
-            return self.on_passed(Passed { partition, life, error, outcome: Err(refused) });
-        }
-        record.value = Some(bytes);
         let kit = Arc::clone(&self.kit);
         self.passing.spawn(async move {
-            let headers = letters::batch_headers(&record, last, &error);
-            let outcome = kit.outbox.send(&topic, &record, &headers, &error).await.map(|_| true);
-            Passed { partition, life, error, outcome }
+            let writing = AssertUnwindSafe(write_letter(&kit, &route, &partition, &damaged)).catch_unwind();
+            let outcome = writing.await.unwrap_or_else(|panic| Err(panicked(&*panic, &partition)));
+            Passed { partition, damaged, outcome }
         });
     }
 
     fn on_passed(&mut self, passed: Passed) {
-        let Passed { partition, life, error, outcome } = passed;
+        let Passed { partition, damaged: Damaged { life, error, .. }, outcome } = passed;
+        if self.damaged.get(&partition).is_none_or(|damaged| damaged.life != life) {
+            tracing::debug!(%partition, "the partition of a damaged batch is gone");
+            return;
+        }
         let is_letter = match outcome {
             Ok(is_letter) => is_letter,
             // It is tried again, if this is no end.
             Err(failed) => return self.on_failure(failed),
         };
-        if self.damaged.remove(&partition).is_none() {
-            tracing::debug!(%partition, "the partition of a damaged batch is gone");
-            return;
-        }
+        self.damaged.remove(&partition);
         let last = error.last_offset().unwrap_or(-1);
         if self.client.pass_over(&partition, life, last.saturating_add(1)) {
             tracing::error!(%error, last_offset = last, "a batch that cannot be read is passed over, as the error policy says");
@@ -111,13 +104,41 @@ impl Engine {
     }
 
     pub(super) fn on_letter(&mut self, passed: std::result::Result<Passed, tokio::task::JoinError>) {
-        match passed {
-            Ok(passed) => self.on_passed(passed),
-            Err(gone) if gone.is_cancelled() => {}
-            Err(gone) => self.on_failure(
-                Error::new(ErrorKind::Handler, "the letter of a damaged batch ended by itself")
-                    .with_source(gone),
-            ),
+        // One that was aborted is written by another call.
+        if let Ok(passed) = passed {
+            self.on_passed(passed);
+        }
+    }
+}
+
+/// Writes the letter of a damaged batch, if the policy wants one, and says whether it does. As with a record's, what may pass by
+/// itself holds up this partition alone while the consumer runs.
+async fn write_letter(
+    kit: &Kit,
+    route: &Route,
+    partition: &TopicPartition,
+    Damaged { life, bytes, error }: &Damaged,
+) -> Result<bool> {
+    let last = error.last_offset().unwrap_or(-1);
+    let first = error.offset().unwrap_or(last);
+    let mut record = ConsumerRecord::new(Arc::clone(&partition.topic), partition.partition, first);
+    let decision = route.policy.decide(&Failure::Corrupt(error.clone()), 1, 0, 0);
+    let chosen = (decision == Decision::DeadLetter).then(|| route.policy.dead_letter_topic(&record, error));
+    let Some(topic) = chosen.flatten() else { return Ok(false) };
+    route.refuse_circle(partition, &record, &topic, error)?;
+    record.value = Some(bytes.clone());
+    let headers = letters::batch_headers(&record, last, error);
+    let mut pause = LETTER_PAUSE;
+    loop {
+        let sent = kit.outbox.send(&topic, &record, &headers, error).await;
+        let may_pass = |failed: &Error| failed.is_retriable() && kit.persists.load(Relaxed);
+        match sent {
+            Err(failed) if may_pass(&failed) && kit.ledger.is_live(partition, *life) => {
+                tracing::warn!(?pause, error = %failed, "the damaged batch is written again after a pause");
+                tokio::time::sleep(pause).await;
+                pause = pause.saturating_mul(2).min(LONGEST_LETTER_PAUSE);
+            }
+            sent => return sent.map(|_| true),
         }
     }
 }
