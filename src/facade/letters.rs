@@ -80,9 +80,12 @@ pub(super) fn batch_headers(record: &ConsumerRecord, last_offset: i64, error: &E
     origin(DEAD, record, 1, error).into_iter().chain([last]).collect()
 }
 
-/// Whether a letter holds a whole batch.
+/// Whether a letter holds a whole batch, by what the last to write it has added: its topic stands first.
 pub(super) fn is_of_batch(letter: &ConsumerRecord) -> bool {
-    letter.header(&format!("{DEAD}{LAST_OFFSET}")).is_some()
+    let last = |name: &str| {
+        letter.headers.iter().rposition(|header| header.key.strip_prefix(DEAD).is_some_and(|key| key == name))
+    };
+    last(LAST_OFFSET) > last("topic")
 }
 
 const LAST_OFFSET: &str = "last-offset";

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use super::{KafkaInstance, LogSubject, letters, logged};
 use crate::{
+    admin::KafkaAdmin,
+    config::ConsumerConfig,
     consumer::KafkaConsumer,
     error::Result,
     producer::{Delivery, KafkaProducer},
@@ -142,19 +144,13 @@ impl Replay {
     }
 
     async fn replay(self) -> Result<Replayed> {
-        let none: [&str; 0] = [];
         let producer = self.kafka.get_letter_producer(|producer| producer).await?;
-        let group = self.group.clone();
-        let consumer = self
-            .kafka
-            .get_consumer_with(none, |settings| {
-                let settings = settings.enable_auto_commit(false).auto_offset_reset("earliest");
-                match group {
-                    Some(group) => settings.group_id(group),
-                    None => settings,
-                }
-            })
-            .await?;
+        let settings = ConsumerConfig::new().enable_auto_commit(false).auto_offset_reset("earliest");
+        let settings = match &self.group {
+            Some(group) => settings.group_id(group),
+            None => settings,
+        };
+        let consumer = self.kafka.start_consumer(&[], settings).await?;
         let outcome = self.send_back(&consumer, &producer).await;
         let closed = producer.close().await;
         let left = consumer.close(CLOSE_TIMEOUT).await;
@@ -163,8 +159,8 @@ impl Replay {
     }
 
     async fn send_back(&self, consumer: &KafkaConsumer, producer: &KafkaProducer) -> Result<Replayed> {
-        // Not by a client that may create what it asks for: a name with a slip of the pen is no topic.
-        let found = self.kafka.admin().await?.describe_topic(&self.letters).await?;
+        // This creates nothing: a name with a slip of the pen is no topic.
+        let found = KafkaAdmin::over(consumer.cluster()).describe_topic(&self.letters).await?;
         let topic: Arc<str> = self.letters.as_str().into();
         let numbers = found.partitions.iter().map(|partition| partition.partition);
         let partitions: Vec<_> =
@@ -294,6 +290,20 @@ mod tests {
         let letter = |headers| ConsumerRecord { headers, ..ConsumerRecord::new("orders-dead", 0, 7) };
         assert!(letters::is_of_batch(&letter(letters::batch_headers(&batch, 49, &error))));
         assert!(!letters::is_of_batch(&letter(letters::dead_letter_headers(&batch, 1, &error))));
+        let of_batch = letter(letters::batch_headers(&batch, 49, &error));
+        let again = letter(letters::dead_letter_headers(&of_batch, 1, &error));
+        assert!(!letters::is_of_batch(&again), "its own record is a letter");
+        assert!(letters::is_of_batch(&DeadLetter::read(again).record));
+    }
+
+    #[tokio::test]
+    async fn what_fails_at_the_start_is_logged_once() {
+        let (log, _listening) = crate::test_log::Log::of_this_thread(tracing::Level::ERROR);
+        let broker = dtkafka_testcontainers::EmbeddedBroker::start().await.unwrap();
+        let config = crate::KafkaConfig::new().set_bootstrap_servers(broker.bootstrap_servers());
+        let kafka = KafkaInstance::new(config).unwrap();
+        Replay::from_dead_letters(&kafka, "dead").group("").run().await.unwrap_err();
+        assert_eq!(log.text().matches("ERROR").count(), 1, "{}", log.text());
     }
 
     #[test]
