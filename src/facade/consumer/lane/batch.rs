@@ -136,7 +136,10 @@ impl Lane {
         let Some(first) = items.first() else { return Ok(Flow::Handled) };
         let error = failure.into_error(&first.record.topic, first.record.partition, first.record.offset);
         for item in items.drain(..count.min(items.len())).collect::<Vec<_>>() {
-            let error = error.clone().with_offset(item.record.offset);
+            // In a retry topic those of several partitions wait beside each other.
+            let ConsumerRecord { topic, partition, offset, .. } = &item.record;
+            let error =
+                error.clone().with_topic(Arc::clone(topic)).with_partition(*partition).with_offset(*offset);
             let dealt = self.deal(decision, &item.record, item.before.saturating_add(attempt), error).await?;
             if dealt == Flow::Abandoned {
                 return Ok(Flow::Abandoned);

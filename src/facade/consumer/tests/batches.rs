@@ -209,3 +209,17 @@ async fn a_record_that_cannot_be_read_in_a_life_that_is_over_is_not_judged() {
     assert!(matches!(ended.outcome, RunOutcome::Abandoned), "{ended:?}");
     assert_eq!((consumer.metrics().skipped, consumer.metrics().failed), (0, 0));
 }
+
+#[tokio::test]
+async fn in_a_retry_topic_each_record_of_a_batch_that_fails_as_a_whole_is_named_by_its_own_place() {
+    let (log, _listening) = crate::test_log::Log::of_this_thread(tracing::Level::ERROR);
+    let policy = ErrorPolicy::Stop.retry_topics([Duration::from_secs(1)]).then_skip();
+    let (consumer, _) = batching(policy, |_| Err("all of them".into()));
+    let records = (0..3).map(|number| waiting(number, "orders", number as i32, 40 + number, "7"));
+    let book = Arc::new(Book::default());
+    run_of(&consumer, "orders-retry-1s", &book, records.collect(), CancellationToken::new()).await;
+    let said = log.text();
+    for place in ["partition 0, offset 40", "partition 1, offset 41", "partition 2, offset 42"] {
+        assert!(said.contains(place), "{place}: {said}");
+    }
+}
