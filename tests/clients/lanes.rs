@@ -267,6 +267,8 @@ async fn a_stuck_handler_holds_up_its_partition_alone_and_keeps_its_membership()
     let rebalances = rebalances.lock().unwrap();
     let assigned = rebalances.iter().filter(|r| matches!(r, Rebalance::Assigned(_))).count();
     assert_eq!(assigned, 1, "{rebalances:?}");
+    let gone = rebalances.last();
+    assert!(matches!(gone, Some(Rebalance::Revoked(all)) if all.len() == 3), "by its end: {rebalances:?}");
 }
 
 #[tokio::test]

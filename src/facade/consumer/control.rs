@@ -30,9 +30,9 @@ pub enum Rebalance {
     Assigned(Vec<TopicPartition>),
     /// They are about to go: nothing more is started in them, and running handlers are waited for.
     Revoking(Vec<TopicPartition>),
-    /// They are gone; what was done is committed.
+    /// They are gone; what was done is committed, with automatic commits.
     Revoked(Vec<TopicPartition>),
-    /// They were taken away: what was not committed is delivered again, to another member.
+    /// They were taken away, or what was done could not be committed as the consumer left: it is delivered again, to another member.
     Lost(Vec<TopicPartition>),
 }
 
@@ -104,17 +104,20 @@ impl Shared {
             // Of its own client, not of the group.
             Change::Over(_) => return,
         };
-        let listeners = {
+        if let Change::Revoked(gone) | Change::Lost(gone) = change {
             let mut state = self.lock();
-            if let Change::Revoked(gone) | Change::Lost(gone) = change {
-                for (partition, life) in gone {
-                    state.pauses.handle_gone(partition, *life);
-                }
+            for (partition, life) in gone {
+                state.pauses.handle_gone(partition, *life);
             }
-            state.listeners.clone()
-        };
+        }
+        self.announce(&rebalance);
+    }
+
+    /// To those who listen.
+    pub(super) fn announce(&self, rebalance: &Rebalance) {
+        let listeners = self.lock().listeners.clone();
         for listener in listeners {
-            listener(&rebalance);
+            listener(rebalance);
         }
     }
 

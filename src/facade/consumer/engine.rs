@@ -177,17 +177,17 @@ impl Engine {
 
     /// Ends what a dropped call has left, and goes back to what it did not handle.
     pub(super) async fn recover(&mut self) {
-        self.halt().await;
+        self.halt(LOOK_AROUND).await;
         self.settle();
     }
 
-    /// Ends every run where it stands.
-    pub(super) async fn halt(&mut self) {
+    /// Ends every run where it stands, and waits for that no longer than `limit`, and a second.
+    pub(super) async fn halt(&mut self, limit: Duration) {
         self.abort_all();
         self.passing.shutdown().await;
         // A task ends at its next await; one that blocks its thread does not, and is not waited for.
         let ended = async { while self.tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(LOOK_AROUND, ended).await.is_err() {
+        if tokio::time::timeout(limit.min(LOOK_AROUND), ended).await.is_err() {
             tracing::warn!(handlers = self.tasks.len(), "handlers that block their thread are left alone");
             self.tasks.detach_all();
         }
@@ -399,7 +399,7 @@ impl Engine {
             if let Ok(Some(passed)) = tokio::time::timeout(GRACE, self.passing.join_next()).await {
                 self.on_letter(passed);
             }
-            self.halt().await;
+            self.halt(LOOK_AROUND).await;
         }
         if self.stop.is_cancelled() {
             self.settle();

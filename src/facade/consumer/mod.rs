@@ -246,7 +246,8 @@ impl Consumer {
     }
 
     /// Calls `listener` for what happens to the consumer's partitions, within [`consume`](Self::consume) and
-    /// [`run`](Self::run). It should not block.
+    /// [`run`](Self::run); and for those it gives up as it leaves its group, at the end of [`run`](Self::run) and in
+    /// [`close`](Self::close). It should not block.
     #[must_use]
     pub fn on_rebalance(self, listener: impl Fn(&Rebalance) + Send + Sync + 'static) -> Self {
         self.shared.listen(Arc::new(listener));

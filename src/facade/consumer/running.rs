@@ -17,7 +17,7 @@ use futures_util::StreamExt as _;
 
 use super::{
     CLOSE_TIMEOUT, Consumer, SUBJECT,
-    control::Shared,
+    control::{Rebalance, Shared},
     engine::{Engine, Plan, is_of_rebalance},
 };
 #[cfg(feature = "signal")]
@@ -259,7 +259,8 @@ impl Consumer {
         failure.and(outcome).and(closed)
     }
 
-    /// Commits what was handled and not committed yet: for consumers without automatic commits.
+    /// Commits what was handled and not committed yet: for consumers without automatic commits. Does nothing while the consumer is
+    /// not connected, as after [`run`](Self::run): [`ConsumerHandle::commit`](crate::ConsumerHandle::commit) commits while it runs.
     ///
     /// # Errors
     /// The coordinator's error; after a rebalance, the partitions may be another member's, which handles the records again.
@@ -337,6 +338,13 @@ impl Consumer {
         // A letter that is still on its way was given up: its record comes again.
         engine.close_outbox(left().min(OUTBOX_TIMEOUT)).await;
         (self.engine, self.leaves) = (None, Leaves::Not);
+        if !had.is_empty() {
+            self.shared.announce(&if committed.is_ok() {
+                Rebalance::Revoked(had)
+            } else {
+                Rebalance::Lost(had)
+            });
+        }
         logged(PLACE, committed.and(closed))
     }
 

@@ -52,7 +52,7 @@ impl Engine {
     }
 
     /// What has happened to the assignment.
-    pub(super) fn follow_group(&mut self) {
+    pub(in crate::facade::consumer) fn follow_group(&mut self) {
         for change in self.client.take_changes() {
             match &change {
                 // What comes and what is lost was logged by the member.
