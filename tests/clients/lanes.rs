@@ -650,3 +650,58 @@ async fn a_run_that_was_stopped_and_dropped_does_not_end_the_next() {
     consumer.run(std::future::ready(())).await.unwrap();
     assert_eq!(broker.committed("g", "orders", 0), Some(5));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_blocks_its_thread_leaves_a_short_close_time_for_the_commit() {
+    let (broker, kafka) = broker(&[("orders", 1)]).await;
+    produce(&kafka, "orders", 1, 1, 0..2).await;
+    let begun = Arc::new(AtomicUsize::new(0));
+    let begins = Arc::clone(&begun);
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let wait = Arc::new(Mutex::new(wait));
+    let mut consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_handler("orders", async move |m: Message<u32>| {
+            begins.fetch_add(1, Relaxed);
+            if m.value == 1 {
+                // What was done before is told.
+                tokio::task::yield_now().await;
+                let _ended = wait.lock().unwrap().recv();
+            }
+            Ok(())
+        })
+        .unwrap();
+    tokio::select! {
+        () = until(|| begun.load(Relaxed) == 2) => {}
+        ended = consumer.consume(PATIENCE) => panic!("{ended:?}"),
+    }
+    // `halt` alone would take a second.
+    consumer.close_within(Duration::from_millis(950)).await.unwrap();
+    assert_eq!(broker.committed("g", "orders", 0), Some(1));
+    drop(go_on);
+}
+
+#[tokio::test]
+async fn a_handle_commits_while_it_runs_where_nothing_else_does() {
+    let (broker, kafka) = broker(&[("orders", 1)]).await;
+    produce(&kafka, "orders", 1, 1, 0..3).await;
+    let seen = Seen::default();
+    let log = Arc::clone(&seen);
+    let consumer = Consumer::new_with(&kafka, ["orders"], |c| c.enable_auto_commit(false))
+        .unwrap()
+        .register_handler("orders", async move |m: Message<u32>| {
+            log.lock().unwrap().push(m.value);
+            Ok(())
+        })
+        .unwrap();
+    let error = consumer.handle().commit().await.unwrap_err();
+    assert_eq!(error.kind(), dtkafka::ErrorKind::InvalidArgument, "{error}");
+    let running = run(consumer);
+    until(|| running.handle.metrics().handled == 3).await;
+    assert_eq!(broker.committed("g", "orders", 0).unwrap_or(0), 0);
+    running.handle.commit().await.unwrap();
+    assert_eq!(broker.committed("g", "orders", 0), Some(3));
+    let handle = running.handle.clone();
+    running.stop().await.1.unwrap();
+    handle.commit().await.unwrap_err();
+}

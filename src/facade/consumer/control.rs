@@ -9,14 +9,19 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::pauses::{PauseChanges, Pauses};
+use super::{
+    SUBJECT,
+    engine::commit,
+    pauses::{PauseChanges, Pauses},
+};
 use crate::{
     consumer::{
         KafkaConsumer,
         acknowledge::{Change, Life},
     },
+    driver,
     error::{Error, ErrorKind, Result},
-    facade::message::CancellationToken,
+    facade::{LogSubject, logged, message::CancellationToken},
     record::TopicPartition,
     sorted::Map,
     telemetry::{ConsumerCounters, ConsumerMetrics},
@@ -211,8 +216,28 @@ impl ConsumerHandle {
         self.shared.metrics()
     }
 
-    /// Takes no more records of these partitions until [`resume`](Self::resume) or until they go to another member. What
-    /// was taken is still handled.
+    /// Commits what was handled and not committed yet, while [`run`](crate::Consumer::run) goes on: for consumers without automatic
+    /// commits.
+    ///
+    /// # Errors
+    /// As [`Consumer::commit`](crate::Consumer::commit); [`ErrorKind::InvalidArgument`] while the consumer is not connected, as
+    /// before it first consumes and after it has left.
+    ///
+    /// # Cancel safety
+    /// A dropped commit may still be done.
+    pub async fn commit(&self) -> Result<()> {
+        const PLACE: LogSubject =
+            LogSubject { controller: "dtkafka::ConsumerHandle::commit", subject: SUBJECT };
+        let committed = async {
+            driver::check_runtime()?;
+            let (client, _) = self.shared.client_of([])?;
+            commit(client, Arc::clone(&self.shared.counters)).await
+        };
+        logged(PLACE, committed.await)
+    }
+
+    /// Takes no more records of these partitions until [`resume`](Self::resume) or until they are revoked: in an eager rebalance all
+    /// are, those that come back too (see [`Consumer::on_rebalance`](crate::Consumer::on_rebalance)). What was taken is still handled.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] if a partition is not assigned; none is paused then.

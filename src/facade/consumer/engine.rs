@@ -26,10 +26,13 @@ use tokio::{
     time::Instant,
 };
 
-pub(super) use self::{committing::is_of_rebalance, plan::Plan};
 use self::{
     committing::{Committing, end_of},
     damage::{Damaged, Passed},
+};
+pub(super) use self::{
+    committing::{commit, is_of_rebalance},
+    plan::Plan,
 };
 use super::{
     control::Shared,

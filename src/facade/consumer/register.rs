@@ -123,6 +123,10 @@ impl Consumer {
     /// (`max_blocking_threads`, 512 by default) must have more of them than handlers that run at once, or none is left for the
     /// connection that the handlers wait for.
     ///
+    /// Nobody can stop such a call. Once its deadline or the consumer's [`drain_timeout`](Self::drain_timeout) is over, or its partition
+    /// is another member's, it is not waited for, and its record comes again, but it runs to its end, unless it looks at
+    /// [`Message::cancellation`]. A runtime that ends waits for it as well: see tokio's `Runtime::shutdown_timeout`.
+    ///
     /// # Errors
     /// As [`register_handler`](Self::register_handler).
     pub fn register_blocking_handler<T, F>(self, topics: impl Into<Topics>, handler: F) -> Result<Self>

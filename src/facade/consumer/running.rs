@@ -92,7 +92,8 @@ impl Consumer {
     }
 
     /// Consumes until `shutdown` completes, or [`ConsumerHandle::stop`](crate::ConsumerHandle::stop) is called; then lets the running handlers finish (up
-    /// to [`drain_timeout`](Self::drain_timeout)), commits if automatic commits are on, and leaves the group.
+    /// to [`drain_timeout`](Self::drain_timeout)), commits if automatic commits are on, and leaves the group. If they are off, commit
+    /// meanwhile by [`ConsumerHandle::commit`](crate::ConsumerHandle::commit); what is not committed when it ends comes again.
     ///
     /// Errors that may pass, such as a lost connection, are logged and do not end it.
     ///
@@ -315,7 +316,10 @@ impl Consumer {
             self.leaves = Leaves::Committing;
         }
         let deadline = time::after(limit);
-        engine.halt().await;
+        // The commit needs its share.
+        engine.halt(limit / 2).await;
+        engine.follow_group();
+        let had = engine.client.assignment();
         let committed = match self.auto_commit && !is_committed {
             true => tokio::time::timeout_at(deadline, engine.commit()).await,
             false => Ok(Ok(())),

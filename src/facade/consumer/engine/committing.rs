@@ -7,28 +7,34 @@ use tracing::Instrument as _;
 
 use super::Engine;
 use crate::{
+    consumer::KafkaConsumer,
     error::{Error, Result},
-    telemetry::spans,
+    telemetry::{ConsumerCounters, spans},
     time,
 };
 
 /// A commit that is out.
 pub(super) type Committing = Pin<Box<dyn Future<Output = Result<()>> + Send + Sync>>;
 
+/// Commits what is done.
+pub(in crate::facade::consumer) async fn commit(
+    client: Arc<KafkaConsumer>,
+    counters: Arc<ConsumerCounters>,
+) -> Result<()> {
+    let begun = time::now();
+    let committed = client.commit_done().instrument(spans::commit()).await;
+    if committed.is_ok() {
+        counters.committed(time::now() - begun);
+    }
+    committed
+}
+
 impl Engine {
     /// Commits what is done.
     pub(in crate::facade::consumer) fn commit(
         &self,
     ) -> impl Future<Output = Result<()>> + Send + Sync + use<> {
-        let (client, counters) = (Arc::clone(&self.client), Arc::clone(&self.kit.counters));
-        async move {
-            let begun = time::now();
-            let committed = client.commit_done().instrument(spans::commit()).await;
-            if committed.is_ok() {
-                counters.committed(time::now() - begun);
-            }
-            committed
-        }
+        commit(Arc::clone(&self.client), Arc::clone(&self.kit.counters))
     }
 
     /// Commits what is done while handlers go on, if it is time to.
