@@ -123,7 +123,7 @@ impl KafkaConsumer {
     /// Hands out again from the record `first` of this life, as long as the assignment goes on; if the log was cut since,
     /// from there if that is earlier. Does nothing if the partition was lost.
     pub(crate) fn hand_out_again(&self, partition: &TopicPartition, life: Life, first: i64) -> Result<()> {
-        self.change(|core, now| match core.partitions.of_tenure(partition, life) {
+        self.change(|core, now| match core.partitions.assigned_since(partition, life) {
             Some(known) => {
                 let position = known.position().filter(|_| known.life() != life);
                 let first = position.map_or(first, |position| position.next.min(first));
@@ -136,13 +136,13 @@ impl KafkaConsumer {
 
     /// Whether the assignment under which this life began goes on.
     pub(crate) fn is_assigned_since(&self, partition: &TopicPartition, life: Life) -> bool {
-        self.shared.lock().partitions.of_tenure(partition, life).is_some()
+        self.shared.lock().partitions.assigned_since(partition, life).is_some()
     }
 
     /// Whether records before `next`, which were handed out in this life, come again or were replaced: the log was cut before it.
     pub(crate) fn is_cut(&self, partition: &TopicPartition, life: Life, next: i64) -> bool {
         let core = self.shared.lock();
-        let known = core.partitions.of_tenure(partition, life).filter(|known| known.life() != life);
+        let known = core.partitions.assigned_since(partition, life).filter(|known| known.life() != life);
         known.and_then(|known| known.position()).is_some_and(|position| position.next < next)
     }
 

@@ -137,7 +137,7 @@ impl Partitions {
 
     /// The partition, if the assignment goes on under which this life began. Lives are given out in order, so comparing
     /// them is enough.
-    pub(crate) fn of_tenure(&self, partition: &TopicPartition, life: Life) -> Option<&Partition> {
+    pub(crate) fn assigned_since(&self, partition: &TopicPartition, life: Life) -> Option<&Partition> {
         self.get(partition).filter(|partition| partition.account.tenure() <= life)
     }
 

@@ -90,7 +90,7 @@ impl Aftermath {
 
 /// What is remembered of a batch in flight.
 #[derive(Debug)]
-struct Flying {
+struct InFlight {
     /// The topic as it was when this left.
     topic_id: TopicId,
     deadline: Instant,
@@ -105,7 +105,7 @@ pub(crate) struct Queue {
     accumulator: Accumulator,
     /// Sorted by `order`.
     pending: VecDeque<Batch>,
-    in_flight: Map<Order, Flying>,
+    in_flight: Map<Order, InFlight>,
     next_order: u64,
     sequences: Sequences,
     /// Something went wrong: nothing leaves until the flight has landed.
@@ -265,7 +265,7 @@ impl Queue {
         let open = self.accumulator.take_first()?;
         let order = Order { batch: self.next_order, record: 0 };
         self.next_order += 1;
-        self.fly(now, order, open.deadline(&self.limits), open.receipt.clone());
+        self.note_in_flight(now, order, open.deadline(&self.limits), open.receipt.clone());
         Some(Taken::First { open, stamp, order })
     }
 
@@ -311,14 +311,14 @@ impl Queue {
             // this one as out of order.
             self.recovering = batch.possibly_written || !self.sequences.is_intact();
         }
-        self.fly(now, batch.order, batch.deadline, batch.receipt.clone());
+        self.note_in_flight(now, batch.order, batch.deadline, batch.receipt.clone());
         Some(Taken::Again(batch))
     }
 
-    fn fly(&mut self, now: Instant, order: Order, deadline: Instant, receipt: Stub) {
+    fn note_in_flight(&mut self, now: Instant, order: Order, deadline: Instant, receipt: Stub) {
         let topic_id = self.topic_id;
         self.left_at = Some(now);
-        self.in_flight.insert(order, Flying { topic_id, deadline, receipt, given_up: false });
+        self.in_flight.insert(order, InFlight { topic_id, deadline, receipt, given_up: false });
     }
 
     /// When to look again if nothing happens before: the end of `linger.ms`, of a back-off, or of the oldest batch.

@@ -45,9 +45,9 @@ impl Core {
                 offsets
             }
             None if self.partitions.is_by_each() => {
-                self.there(self.partitions.frontiers(|key| self.commits.planned(key)))
+                self.without_gone(self.partitions.frontiers(|key| self.commits.planned(key)))
             }
-            None => self.there(self.partitions.positions(|key| self.commits.planned(key))),
+            None => self.without_gone(self.partitions.positions(|key| self.commits.planned(key))),
         };
         if offsets.is_empty() {
             // Nothing to commit is a success in every state of the group: what was lost uncommitted was reported above.
@@ -157,7 +157,7 @@ impl Core {
     /// Leaves out partitions that the coordinator has refused as unknown and that metadata call gone too. The refused
     /// commit has reported that, and the next ones need not. Metadata alone may be wrong, if the broker that gave them
     /// has just started.
-    fn there(&self, mut offsets: Offsets) -> Offsets {
+    fn without_gone(&self, mut offsets: Offsets) -> Offsets {
         offsets.retain(|key, _| !self.is_known_to_be_gone(key));
         if !matches!(self.mode, Mode::Topics) {
             // A partition that is assigned by hand goes to no other member, so that its commit is not bound to an
@@ -225,7 +225,7 @@ impl Core {
 
     pub(super) fn commit_covered(&mut self, deadline: Instant) {
         let Ok(Some(_)) = self.identity() else { return };
-        let offsets = self.there(self.partitions.covered(|key| self.commits.planned(key)));
+        let offsets = self.without_gone(self.partitions.covered(|key| self.commits.planned(key)));
         if !offsets.is_empty() {
             self.commits.handle_commit(None, offsets, deadline);
         }
@@ -240,7 +240,7 @@ impl Core {
         // Several consumers may have the same partition by hand, some of them only to look. Each keeps alive what it has
         // committed itself.
         let idle = |committed: &Committed| (committed.is_own || !is_manual) && committed.since + IDLE <= now;
-        let offsets = self.there(self.partitions.covered_and(|key| self.commits.planned(key), idle));
+        let offsets = self.without_gone(self.partitions.covered_and(|key| self.commits.planned(key), idle));
         if !offsets.is_empty() {
             self.commits.handle_commit(None, offsets, deadline);
         }

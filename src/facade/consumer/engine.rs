@@ -59,7 +59,7 @@ use crate::{
 };
 
 /// How long handlers that were dropped may take to end, which they do at their next await.
-const LOOK_AROUND: Duration = Duration::from_secs(1);
+const DROPPED_END_WITHIN: Duration = Duration::from_secs(1);
 
 impl Ledger for KafkaConsumer {
     fn done(&self, partition: &TopicPartition, life: Life, offsets: &[i64]) -> bool {
@@ -180,7 +180,7 @@ impl Engine {
 
     /// Ends what a dropped call has left, and goes back to what it did not handle.
     pub(super) async fn recover(&mut self) {
-        self.halt(LOOK_AROUND).await;
+        self.halt(DROPPED_END_WITHIN).await;
         self.settle();
     }
 
@@ -190,7 +190,7 @@ impl Engine {
         self.passing.shutdown().await;
         // A task ends at its next await; one that blocks its thread does not, and is not waited for.
         let ended = async { while self.tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(limit.min(LOOK_AROUND), ended).await.is_err() {
+        if tokio::time::timeout(limit.min(DROPPED_END_WITHIN), ended).await.is_err() {
             tracing::warn!(handlers = self.tasks.len(), "handlers that block their thread are left alone");
             self.tasks.detach_all();
         }
@@ -314,7 +314,7 @@ impl Engine {
             }
             outcome = end_of(&mut self.committing) => self.on_commit(outcome),
             () = self.shared.steered() => {}
-            () = tokio::time::sleep_until(wake_at) => self.look_around(),
+            () = tokio::time::sleep_until(wake_at) => self.keep_alive_if_due(),
         }
         self.follow();
     }
@@ -354,7 +354,7 @@ impl Engine {
         gathered.map_or(self.alive_at, |at| at.min(self.alive_at))
     }
 
-    fn look_around(&mut self) {
+    fn keep_alive_if_due(&mut self) {
         if time::now() < self.alive_at {
             return;
         }
@@ -402,7 +402,7 @@ impl Engine {
             if let Ok(Some(passed)) = tokio::time::timeout(GRACE, self.passing.join_next()).await {
                 self.on_letter(passed);
             }
-            self.halt(LOOK_AROUND).await;
+            self.halt(DROPPED_END_WITHIN).await;
         }
         if self.stop.is_cancelled() {
             self.settle();
@@ -463,7 +463,7 @@ impl Engine {
                         Err(error) => self.on_failure(error),
                     }
                 }
-                () = tokio::time::sleep_until(wake_at) => self.look_around(),
+                () = tokio::time::sleep_until(wake_at) => self.keep_alive_if_due(),
             }
         }
     }
