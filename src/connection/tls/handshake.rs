@@ -41,6 +41,10 @@ fn passes(cause: &rustls::Error) -> bool {
             AlertDescription::CloseNotify | AlertDescription::UserCanceled | AlertDescription::InternalError
         ) | rustls::Error::FailedToGetCurrentTime
             | rustls::Error::FailedToGetRandomBytes
+            // A machine may start before a time server has told it the time.
+            | rustls::Error::InvalidCertificate(
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }
+            )
     )
 }
 
@@ -56,6 +60,13 @@ fn refused_handshake(cause: &rustls::Error, host: &str) -> Error {
             CertificateError::UnknownIssuer | CertificateError::BadSignature,
         ) => tls_error(format!("the broker's certificate is not signed by a CA this client trusts: {cause}"))
             .with_hint("set ssl.truststore.location to a PEM file with the CA's certificate"),
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. }
+            | CertificateError::Expired
+            | CertificateError::ExpiredContext { .. },
+        ) => tls_error(format!("the broker's certificate is not for this time: {cause}"))
+            .with_hint("check the clock of this machine, and that the broker's certificate was renewed"),
         rustls::Error::InvalidCertificate(_) => {
             tls_error(format!("the broker's certificate cannot be accepted: {cause}"))
         }
@@ -69,5 +80,29 @@ fn refused_handshake(cause: &rustls::Error, host: &str) -> Error {
             )
         }
         _ => tls_error(format!("the TLS handshake failed: {cause}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::UnixTime;
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_is_not_for_this_time_tells_of_the_clock_and_passes_where_time_mends_it() {
+        let time = |seconds| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+        let (early, late) = (time(0), time(1_700_000_000));
+        for (cause, passes) in [
+            (CertificateError::NotValidYet, true),
+            (CertificateError::NotValidYetContext { time: early, not_before: late }, true),
+            (CertificateError::Expired, false),
+            (CertificateError::ExpiredContext { time: late, not_after: early }, false),
+        ] {
+            let cause = rustls::Error::InvalidCertificate(cause);
+            let error = handshake_error(io::Error::new(io::ErrorKind::InvalidData, cause), "b1");
+            assert_eq!(error.is_retriable(), passes, "{error}");
+            assert!(error.to_string().contains("check the clock of this machine"), "{error}");
+        }
     }
 }
