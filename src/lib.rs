@@ -74,6 +74,8 @@ mod batch;
 pub mod bench_support;
 #[cfg(feature = "blocking")]
 pub mod blocking;
+#[cfg(test)]
+mod clock_tests;
 mod cluster;
 mod config;
 mod connection;

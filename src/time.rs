@@ -8,7 +8,10 @@ use std::{
     fmt,
     hash::{BuildHasher, RandomState},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -90,14 +93,23 @@ pub(crate) struct Environment(Option<Arc<Simulated>>);
 struct Simulated {
     seeds: Mutex<Rng>,
     /// The wall clock at `start`, in milliseconds since the Unix epoch.
-    epoch_ms: i64,
+    epoch_ms: AtomicI64,
     start: Instant,
 }
 
 impl Environment {
     /// A simulated one, whose wall clock shows `epoch_ms` now.
     pub(crate) fn simulated(seed: u64, epoch_ms: i64) -> Self {
-        Self(Some(Arc::new(Simulated { seeds: Mutex::new(Rng::new(seed)), epoch_ms, start: now() })))
+        let (seeds, epoch_ms) = (Mutex::new(Rng::new(seed)), AtomicI64::new(epoch_ms));
+        Self(Some(Arc::new(Simulated { seeds, epoch_ms, start: now() })))
+    }
+
+    /// Somebody puts the simulated wall clock forth, or back: a time server, the end of a sleep, a user.
+    #[cfg(test)]
+    pub(crate) fn put_wall_clock(&self, by_ms: i64) {
+        if let Some(world) = &self.0 {
+            world.epoch_ms.fetch_add(by_ms, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn is_simulated(&self) -> bool {
@@ -119,7 +131,8 @@ impl Environment {
         match &self.0 {
             Some(world) => {
                 let since = now().saturating_duration_since(world.start).as_millis();
-                world.epoch_ms.saturating_add(i64::try_from(since).unwrap_or(i64::MAX))
+                let epoch_ms = world.epoch_ms.load(Ordering::Relaxed);
+                epoch_ms.saturating_add(i64::try_from(since).unwrap_or(i64::MAX))
             }
             None => wall_clock_ms(),
         }

@@ -510,7 +510,7 @@ pub(crate) fn millis(duration: Duration) -> i32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
     use dtkafka_testcontainers::{ApiKey, EmbeddedBroker, Listener, ResponseError, broker::Network};
@@ -519,7 +519,7 @@ mod tests {
     use crate::{Connecting, KafkaConfig, Transport};
 
     /// An embedded broker without a socket.
-    pub(super) struct InMemory(pub(super) Network);
+    pub(crate) struct InMemory(pub(crate) Network);
 
     impl Transport for InMemory {
         fn connect<'a>(&'a self, host: &'a str, port: u16) -> Connecting<'a> {
