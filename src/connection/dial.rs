@@ -47,12 +47,23 @@ pub(super) async fn dial(
     let answers = within(Stage::Dns, deadline, settings.route.targets(address))
         .await
         .map_err(|error| at(error, address))?;
+    dial_any(&answers, address, settings, tls, deadline).await
+}
+
+/// The first of the ways to an address that leads to a broker.
+pub(super) async fn dial_any(
+    answers: &[Target],
+    address: &Address,
+    settings: &ClientSettings,
+    tls: Option<&Tls>,
+    deadline: Instant,
+) -> Result<Connection> {
     let open = Running::default();
     let attempt = |answer| {
         // Boxed: a TLS handshake has kilobytes of state, and callers keep this future inside theirs.
         Box::pin(connect(answer, address, settings, tls, &open, deadline))
     };
-    race::run(&answers, attempt, is_said_for_all, || open.is_any())
+    race::run(answers, attempt, is_said_for_all, || open.is_any())
         .await
         .map_err(|failures| at(join_failures(failures), address))
 }

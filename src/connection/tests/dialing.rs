@@ -129,37 +129,27 @@ async fn an_answer_of_eleven_bytes_that_announces_billions_of_elements_is_an_err
     assert_says(&error, Stage::Api, &["4294967294 elements", "0 bytes are left"]);
 }
 
+/// Two addresses of one name, with who listens there.
+async fn two_addresses() -> ([TcpListener; 2], [Target; 2]) {
+    let (first, second) = (listen().await.0, listen().await.0);
+    let targets = [&first, &second].map(|listener| Target::Tcp(listener.local_addr().unwrap()));
+    ([first, second], targets)
+}
+
 #[tokio::test]
 async fn a_silent_address_of_a_name_holds_up_the_next_for_a_moment_only() {
-    // Both are addresses of this machine; the first one accepts and keeps silent.
-    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = silent.local_addr().unwrap().port();
-    let Ok(living) = TcpListener::bind(("::1", port)).await else { return };
-    let names: Vec<_> = tokio::net::lookup_host(("localhost", port)).await.unwrap().collect();
-    if names.len() < 2 {
-        return;
-    }
-    let (silent, living) = if names[0].is_ipv4() { (silent, living) } else { (living, silent) };
-    let server = async {
-        let _silent = silent;
-        count_heartbeats(&living, 0).await;
-    };
-    let address = Address { host: "localhost".to_owned(), port };
+    // The first one accepts and keeps silent.
+    let ([_silent, living], targets) = two_addresses().await;
+    let address = Address { host: "both".to_owned(), port: 9092 };
     let (settings, started) = (settings(), now());
-    against(server, dial(&address, &settings)).await.unwrap();
+    let client = dial::dial_any(&targets, &address, &settings, None, soon());
+    against(count_heartbeats(&living, 0), client).await.unwrap();
     assert!(now() - started < Duration::from_secs(2));
 }
 
 #[tokio::test]
 async fn something_else_at_one_address_of_a_name_does_not_keep_from_the_broker_at_another() {
-    let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = other.local_addr().unwrap().port();
-    let Ok(broker) = TcpListener::bind(("::1", port)).await else { return };
-    let names: Vec<_> = tokio::net::lookup_host(("localhost", port)).await.unwrap().collect();
-    if names.len() < 2 {
-        return;
-    }
-    let (other, broker) = if names[0].is_ipv4() { (other, broker) } else { (broker, other) };
+    let ([other, broker], targets) = two_addresses().await;
     let server = async {
         let http = async {
             let mut peer = accept(&other).await.0;
@@ -169,7 +159,25 @@ async fn something_else_at_one_address_of_a_name_does_not_keep_from_the_broker_a
         };
         tokio::join!(http, count_heartbeats(&broker, 0));
     };
-    let address = Address { host: "localhost".to_owned(), port };
+    let address = Address { host: "both".to_owned(), port: 9092 };
     let settings = settings();
-    against(server, dial(&address, &settings)).await.unwrap();
+    against(server, dial::dial_any(&targets, &address, &settings, None, soon())).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_broker_that_listens_in_one_family_is_found_by_a_name_of_both() {
+    for ip in ["127.0.0.1", "::1"] {
+        let Ok(broker) = TcpListener::bind((ip, 0)).await else {
+            eprintln!("not tested: this machine has no {ip}");
+            continue;
+        };
+        let here = broker.local_addr().unwrap();
+        let names: Vec<_> = tokio::net::lookup_host(("localhost", here.port())).await.unwrap().collect();
+        if !names.contains(&here) {
+            eprintln!("not tested: localhost is {names:?} here");
+            continue;
+        }
+        let address = Address { host: "localhost".to_owned(), port: here.port() };
+        against(count_heartbeats(&broker, 0), dial(&address, &settings())).await.unwrap();
+    }
 }

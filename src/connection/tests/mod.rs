@@ -14,7 +14,11 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::{api::wire, transport::Route, *};
+use super::{
+    api::wire,
+    transport::{Route, Target},
+    *,
+};
 use crate::{
     config::settings::{SaslMechanism, SaslSettings, Secret},
     error::{Stage, code},
