@@ -44,6 +44,9 @@ impl Lane {
     const ALL: [Self; 3] = [Self::Main, Self::Fetch, Self::Group];
 }
 
+/// For how long a refusal counts as that of a broker that would refuse now. Rounds of two brokers come to each of hundreds in it.
+const REFUSED_LATELY: Duration = Duration::from_secs(300);
+
 pub(crate) struct Brokers {
     settings: Arc<ClientSettings>,
     /// Where connections live, if not with who asks for them.
@@ -150,10 +153,10 @@ impl Brokers {
         lock(&self.causes).why(id).cloned()
     }
 
-    /// Whether the last attempt to connect to a broker failed for what is said for all.
+    /// Whether the last attempt to connect to a broker failed for what is said for all, and not long ago.
     pub(crate) fn refuses(&self, id: i32) -> bool {
         let id = self.told_as(id);
-        lock(&self.causes).why(id).is_some_and(is_said_for_all)
+        lock(&self.causes).why_lately(time::now(), REFUSED_LATELY, id).is_some_and(is_said_for_all)
     }
 
     pub(crate) fn has_address(&self, id: i32) -> bool {

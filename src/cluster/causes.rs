@@ -14,6 +14,7 @@ pub(crate) struct Causes<K>(Map<K, Cause>);
 struct Cause {
     error: Error,
     since: Instant,
+    last: Instant,
     failures: u64,
 }
 
@@ -29,13 +30,13 @@ impl<K: Ord + Copy> Causes<K> {
     pub(crate) fn handle_failure(&mut self, now: Instant, key: K, error: &Error) -> bool {
         match self.0.get_mut(&key) {
             None => {
-                self.0.insert(key, Cause { error: error.clone(), since: now, failures: 1 });
+                self.0.insert(key, Cause { error: error.clone(), since: now, last: now, failures: 1 });
                 true
             }
             Some(cause) => {
                 cause.failures += 1;
                 let news = cause.error.is_retriable() != error.is_retriable();
-                cause.error = error.clone();
+                (cause.error, cause.last) = (error.clone(), now);
                 news
             }
         }
@@ -50,6 +51,12 @@ impl<K: Ord + Copy> Causes<K> {
     /// Why it fails, if it does.
     pub(crate) fn why(&self, key: K) -> Option<&Error> {
         self.0.get(&key).map(|cause| &cause.error)
+    }
+
+    /// As [`why`](Self::why), if that was seen no longer ago than `within`.
+    pub(crate) fn why_lately(&self, now: Instant, within: Duration, key: K) -> Option<&Error> {
+        let cause = self.0.get(&key).filter(|cause| now.saturating_duration_since(cause.last) <= within);
+        cause.map(|cause| &cause.error)
     }
 
     /// Forgets what is not there any more.
@@ -77,6 +84,8 @@ mod tests {
         assert_eq!(causes.why(1).map(|error| error.stage()), Some(Some(Stage::Tcp)));
         assert!(causes.handle_failure(start, 1, &error(Stage::Sasl).with_permanent()), "now it is a setting");
         let later = start + Duration::from_secs(9);
+        assert!(causes.why_lately(later, Duration::from_secs(9), 1).is_some());
+        assert!(causes.why_lately(later, Duration::from_secs(8), 1).is_none(), "much may have changed since");
         let over = Over { failures: 6, lasted: Duration::from_secs(9) };
         assert_eq!(causes.handle_success(later, 1), Some(over));
         assert!(causes.why(1).is_none());
