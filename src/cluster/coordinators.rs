@@ -37,6 +37,28 @@ pub(super) struct Coordinators {
     failing: Map<(CoordinatorKind, String), Error>,
 }
 
+/// How many are remembered: who watches all groups of a cluster for months sees new names every day.
+const MOST_KNOWN: usize = 10_000;
+
+impl Coordinators {
+    /// What a question was answered with.
+    fn handle_answer(&mut self, place: (CoordinatorKind, String), found: &Result<i32>) {
+        if self.known.len() + self.failing.len() >= MOST_KNOWN {
+            // Whoever still needs one asks again.
+            *self = Self::default();
+        }
+        match found {
+            Ok(broker) => {
+                self.failing.remove(&place);
+                self.known.insert(place, *broker);
+            }
+            Err(error) => {
+                self.failing.insert(place, error.clone());
+            }
+        }
+    }
+}
+
 impl Cluster {
     /// The broker that coordinates a group or a transactional id; asked once, then remembered until
     /// [`Self::forget_coordinator`].
@@ -76,16 +98,7 @@ impl Cluster {
             return Ok(*known);
         }
         let found = self.find_coordinator(kind, key, deadline).await;
-        let mut coordinators = self.shared.coordinators();
-        match &found {
-            Ok(broker) => {
-                coordinators.failing.remove(&place);
-                coordinators.known.insert(place, *broker);
-            }
-            Err(error) => {
-                coordinators.failing.insert(place, error.clone());
-            }
-        }
+        self.shared.coordinators().handle_answer(place, &found);
         found
     }
 
@@ -176,6 +189,18 @@ mod tests {
     use wire::find_coordinator_response::Coordinator;
 
     use super::*;
+
+    #[test]
+    fn no_more_coordinators_are_remembered_than_are_of_use() {
+        let mut coordinators = Coordinators::default();
+        for number in 0..3 * MOST_KNOWN as i32 {
+            let place = (CoordinatorKind::Group, format!("console-{number}"));
+            let found = if number % 3 == 0 { Err(Error::closed("broker")) } else { Ok(number) };
+            coordinators.handle_answer(place.clone(), &found);
+            assert_eq!(coordinators.known.get(&place).copied(), found.ok());
+            assert!(coordinators.known.len() + coordinators.failing.len() <= MOST_KNOWN);
+        }
+    }
 
     #[test]
     fn only_what_is_said_of_the_key_that_was_asked_about_counts() {
