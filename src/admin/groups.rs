@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use futures_util::future::join_all;
+use futures_util::{future::join_all, stream, stream::StreamExt as _};
 
 use super::{At, Doubt, KafkaAdmin, Reached, broker_error};
 use crate::{
@@ -17,6 +17,10 @@ use crate::{
     sorted::{Map, Set},
     time::Instant,
 };
+
+/// How many groups' coordinators are looked for at once: one after the other takes a round trip each, and all of them may be more
+/// than a connection has time for.
+const SIDE_BY_SIDE: usize = 100;
 
 /// One group of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,7 +209,8 @@ impl KafkaAdmin {
         let (mut found, mut failures) = (Map::<i32, Vec<String>>::new(), Vec::new());
         let asked: Vec<_> =
             groups.map(|group| async move { (group, self.coordinator(group, until).await) }).collect();
-        for (group, coordinator) in join_all(asked).await {
+        let mut asked = stream::iter(asked).buffer_unordered(SIDE_BY_SIDE);
+        while let Some((group, coordinator)) = asked.next().await {
             match coordinator {
                 Ok(broker) => found.entry(broker).or_default().push(group.clone()),
                 // No deletion was sent.
@@ -348,7 +353,16 @@ fn read_assignment(bytes: &[u8]) -> Result<Vec<TopicPartition>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use dtkafka_testcontainers::EmbeddedBroker;
+
     use super::*;
+    use crate::{
+        KafkaConfig,
+        cluster::{Cluster, tests::InMemory},
+        time,
+    };
 
     #[test]
     fn groups_are_left_whose_deletion_calls_for_patience_and_doubt_is_each_groups_own() {
@@ -367,5 +381,34 @@ mod tests {
         let is_open = |name: &str| done[name].as_ref().unwrap_err().possibly_written();
         assert!(is_open("b"), "its first deletion may have been made");
         assert!(!is_open("c") && !is_open("d"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn coordinators_of_many_groups_are_looked_for_some_at_a_time() {
+        const GROUPS: usize = 1_000;
+        let broker = EmbeddedBroker::builder().in_memory().start().await.unwrap();
+        let config = KafkaConfig::new()
+            .set_bootstrap_servers(broker.bootstrap_servers())
+            .set_transport(InMemory(broker.network()));
+        let cluster = Cluster::start(Arc::new(config.resolve_client().unwrap())).unwrap();
+        let admin = KafkaAdmin::start(cluster.clone()).await.unwrap();
+        let connection = cluster.any_connection(time::after(Duration::from_secs(1))).await.unwrap();
+        let mut most = 0;
+        let look = async {
+            loop {
+                most = most.max(connection.in_flight());
+                tokio::task::yield_now().await;
+            }
+        };
+        let deleted = tokio::select! {
+            biased;
+            deleted = admin.delete_groups((0..GROUPS).map(|number| format!("g{number}"))) => deleted.unwrap(),
+            () = look => unreachable!("it never ends"),
+        };
+        assert!(
+            deleted.len() == GROUPS
+                && deleted.values().all(|outcome| outcome.as_ref().is_err_and(is_missing))
+        );
+        assert!((SIDE_BY_SIDE / 2..=SIDE_BY_SIDE).contains(&most), "{most} at once");
     }
 }
