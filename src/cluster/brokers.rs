@@ -44,12 +44,12 @@ impl Lane {
     const ALL: [Self; 3] = [Self::Main, Self::Fetch, Self::Group];
 }
 
-/// For how long a refusal counts as that of a broker that would refuse now. Rounds of two brokers come to each of hundreds in it.
+/// How long a broker that has refused is taken to refuse still. Within this time rounds of two brokers reach each of hundreds.
 const REFUSED_LATELY: Duration = Duration::from_secs(300);
 
 pub(crate) struct Brokers {
     settings: Arc<ClientSettings>,
-    /// Where connections live, if not with who asks for them.
+    /// The runtime in which connections live, if it is not the caller's.
     home: Option<Handle>,
     tls: Option<Tls>,
     inner: Mutex<Inner>,
@@ -63,7 +63,7 @@ pub(crate) struct Brokers {
 struct Inner {
     /// Bootstrap addresses have the ids -1, -2, …
     addresses: Map<i32, Address>,
-    /// Brokers that were told of by other answers than those about metadata since the last of these.
+    /// Brokers that other answers have named since the last metadata answer.
     told_apart: Set<i32>,
     slots: Map<(i32, Lane), Arc<Slot>>,
 }
@@ -153,7 +153,7 @@ impl Brokers {
         lock(&self.causes).why(id).cloned()
     }
 
-    /// Whether the last attempt to connect to a broker failed for what is said for all, and not long ago.
+    /// Whether the last attempt to connect to a broker failed, not long ago, for a reason that holds for all of them.
     pub(crate) fn refuses(&self, id: i32) -> bool {
         let id = self.told_as(id);
         lock(&self.causes).why_lately(time::now(), REFUSED_LATELY, id).is_some_and(is_said_for_all)
@@ -188,7 +188,7 @@ impl Brokers {
                     Ok(_) if slot.is_left.load(Ordering::Acquire) => {}
                     done => return done,
                 },
-                // At its new address it may answer at once.
+                // The broker has moved, and may answer at once at its new address.
                 () = slot.left() => {}
             }
         }
@@ -273,8 +273,8 @@ impl Brokers {
         }
     }
 
-    /// Under which id the outage of an address is told: that of the broker behind a bootstrap address, where it is known and no
-    /// connection to it lives, so that one outage is told of once.
+    /// The id under which the outage of an address is logged: for a bootstrap address the broker behind it, if that is
+    /// known and no connection to it is alive. So one outage is logged once.
     fn told_as(&self, id: i32) -> i32 {
         let (broker, slots) = {
             let inner = lock(&self.inner);
@@ -287,7 +287,7 @@ impl Brokers {
     }
 
     fn handle_reached(&self, id: i32, address: &Address) {
-        // Its outage is over, whatever it was told under.
+        // The outage is over under every id that it may have been logged by.
         let names: Vec<i32> = {
             let inner = lock(&self.inner);
             let others = inner.addresses.iter().filter(|(_, other)| *other == address);
@@ -383,7 +383,7 @@ impl Inner {
 fn candidate(id: i32, slot: Option<&Slot>, max_idle: Duration) -> Candidate {
     let open = slot.and_then(|slot| slot.open(time::now(), max_idle));
     let failures = slot.map_or(0, |slot| slot.failures.load(Ordering::Relaxed));
-    // One that wants to be left alone, or had no answer the last time, comes after the others.
+    // A broker that throttles us, or that did not answer the last time, comes after the others.
     let open = open.filter(|open| failures == 0 && open.held_until().is_none());
     Candidate { id, load: open.map(|open| open.in_flight()), failures }
 }

@@ -30,7 +30,7 @@ pub(crate) fn order(mut candidates: Vec<Candidate>, rng: &mut Rng) -> Vec<i32> {
     for index in (1..candidates.len()).rev() {
         candidates.swap(index, rng.below(index + 1));
     }
-    // Stable: what is equal stays shuffled.
+    // The sort is stable, so that equal ones stay shuffled.
     let rank = |candidate: &Candidate| (candidate.load.unwrap_or(usize::MAX), candidate.failures);
     sorted::sort_by(&mut candidates, |a, b| rank(a).cmp(&rank(b)));
     let (open, closed): (Vec<_>, Vec<_>) =

@@ -26,7 +26,8 @@ pub(crate) struct Over {
 }
 
 impl<K: Ord + Copy> Causes<K> {
-    /// True if it is news: the first failure, or one of another nature (a setting where it was the weather).
+    /// True if it is worth a line: the first failure, or one of another nature (permanent where the last one was
+    /// passing).
     pub(crate) fn handle_failure(&mut self, now: Instant, key: K, error: &Error) -> bool {
         match self.0.get_mut(&key) {
             None => {

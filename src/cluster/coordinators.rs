@@ -86,7 +86,7 @@ impl Cluster {
         }
     }
 
-    /// As [`coordinator`](Self::coordinator), asked once: for who repeats more than this question.
+    /// As [`coordinator`](Self::coordinator), with a single attempt, for callers that repeat more than this question.
     pub(crate) async fn look_up_coordinator(
         &self,
         kind: CoordinatorKind,
@@ -153,7 +153,7 @@ impl Cluster {
     }
 }
 
-/// What an answer says of one key: before version 4 it speaks of one alone, and does not name it.
+/// What an answer says of one key. Before version 4 an answer is about a single key, which it does not name.
 fn found(
     answer: wire::FindCoordinatorResponse,
     key: &str,

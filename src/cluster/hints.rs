@@ -13,7 +13,7 @@ use crate::record::TopicPartition;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LeaderHint {
     pub(crate) partition: TopicPartition,
-    /// As whoever asked knew the topic; all zeros where that knew none.
+    /// The id that the asking client knows the topic by; all zeros if it knows none.
     pub(crate) topic_id: TopicId,
     pub(crate) leader: i32,
     pub(crate) epoch: i32,
@@ -34,7 +34,8 @@ impl Metadata {
         let mut new: Option<Self> = None;
         for LeaderHint { partition, topic_id, leader, epoch } in hints {
             let Some((_, known)) = self.leader(&partition.topic, partition.partition) else { continue };
-            // Epochs compare only within one life of a topic: that of an earlier one would stay the newest for ever.
+            // Epochs compare only within one life of a topic: the higher epoch of an earlier life would stay the newest
+            // for ever.
             if are_two_lives(self.topic_id(&partition.topic), *topic_id) {
                 continue;
             }
@@ -78,7 +79,7 @@ impl Metadata {
 }
 
 impl Cluster {
-    /// Takes over what an answer has told about leaders. A refresh of the metadata is for the caller to want.
+    /// Takes over the leaders that an answer has named. Whether to refresh the metadata is the caller's decision.
     pub(crate) fn learn_leaders(&self, hints: &[LeaderHint], endpoints: &[Endpoint]) {
         let Some(new) = self.metadata().with_leaders(hints, endpoints) else { return };
         for hint in hints {

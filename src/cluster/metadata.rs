@@ -29,7 +29,7 @@ pub(crate) struct Metadata {
     pub(crate) cluster_id: Option<String>,
     pub(crate) controller: Option<i32>,
     pub(crate) brokers: Map<i32, Broker>,
-    /// Where brokers say they are that nobody can reach there.
+    /// The advertised addresses of brokers that cannot be addresses.
     misplaced: Map<i32, String>,
     pub(crate) topics: Map<Arc<str>, Topic>,
     /// All topics of this pattern are in it.
@@ -45,7 +45,7 @@ pub(crate) struct Broker {
 /// All zeros from brokers older than 2.8.
 pub(crate) type TopicId = [u8; 16];
 
-/// Whether these are of two lives of a topic: both are known, and not the same.
+/// Whether these ids are of two different lives of a topic: both are known, and they differ.
 pub(crate) fn are_two_lives(one: TopicId, other: TopicId) -> bool {
     one != other && one != TopicId::default() && other != TopicId::default()
 }
@@ -64,7 +64,8 @@ pub(crate) struct Topic {
     pub(crate) is_internal: bool,
     /// The index is the partition's number.
     pub(crate) partitions: Vec<Partition>,
-    /// Those of its last id, while it is said not to be there: who says so may lag behind, and so may who then tells of leaders.
+    /// The partitions of its last id, kept while brokers say that the topic is not there: they may lag behind, and so may
+    /// the next answer that names leaders.
     pub(crate) gone: Vec<Partition>,
 }
 

@@ -130,8 +130,8 @@ impl Cluster {
         self.shared.wake.notify_one();
     }
 
-    /// As [`refresh`](Self::refresh), of one topic; which [`answers`](Metadata::answers) a snapshot has at least that is no older
-    /// than this complaint.
+    /// As [`refresh`](Self::refresh), because of one topic. Returns the least [`answers`](Metadata::answers) of a
+    /// snapshot that is no older than this complaint.
     pub(crate) fn complain(&self, topic: &Arc<str>) -> u64 {
         let awaited = self.shared.refresh().complain(time::now(), topic);
         self.shared.wake.notify_one();
@@ -156,7 +156,7 @@ impl Cluster {
         self.shared.wake.notify_one();
     }
 
-    /// Records wait for a topic that the snapshot does not lead to.
+    /// Records wait for a topic that has no leader in the snapshot.
     pub(crate) fn want_topic(&self, topic: &Arc<str>) {
         let create = match self.settings().allow_auto_create_topics {
             true => Create::IfAllowed,
@@ -177,7 +177,7 @@ impl Cluster {
             is_news |= refresh.want_topic(time::now(), topic, create.of(metadata.found(topic)));
         }
         drop(refresh);
-        // A producer says it with each of its turns: the driver is woken by the first.
+        // A producer repeats this with each of its turns; only the first call wakes the driver.
         if is_news {
             self.shared.wake.notify_one();
         }
@@ -247,7 +247,7 @@ impl Cluster {
             let Some(missing) = topics.iter().find(|topic| !metadata.is_usable(topic)) else {
                 return Ok(metadata);
             };
-            // What was said before may be long over: a topic that was refused, a password that was wrong.
+            // An earlier error may be long over: a topic that was refused, a password that was wrong.
             let is_news =
                 |topic: &&Arc<str>| metadata.topics.get(*topic).is_some_and(|topic| topic.told_in > known);
             if let Some(error) =
@@ -313,7 +313,8 @@ impl Cluster {
     ) -> Result<Arc<Connection>> {
         self.shared.check_driver()?;
         let connection = self.shared.brokers.connection(broker, lane, deadline).await;
-        // The idle timer has one more to look at. Or the broker may have moved, and the snapshot know better soon.
+        // A new connection is one more for the idle timer. After a failure the broker may have moved, so the snapshot is
+        // refreshed.
         match &connection {
             Ok(_) if self.shared.brokers.take_new() => self.shared.wake.notify_one(),
             Ok(_) => {}
@@ -400,8 +401,9 @@ impl Shared {
             tried.lock().unwrap_or_else(PoisonError::into_inner).push(id);
             async move { Ok((id, self.brokers.connection(id, Lane::Main, deadline).await?)) }
         };
-        // Who has never been let in is not let in elsewhere. Later one broker may be behind with a change of passwords; where two
-        // refuse one, the others are not asked in this round, for an account is soon locked.
+        // A client that was never let in is refused everywhere, so that one refusal is enough. Later, a single broker may
+        // be behind with a change of passwords; but if two refuse, the others are not asked in this round, because
+        // accounts get locked.
         let enough = if self.metadata().version == 0 { 1 } else { 2 };
         let refusals = Mutex::new(Set::new());
         let ends = |error: &Error| {
@@ -417,7 +419,7 @@ impl Shared {
                 Some((_, error)) => error,
                 None => {
                     let is_asked = |id: &&i32| failures.iter().any(|(asked, _)| asked == *id);
-                    // While one that was not asked may let it in, waiting may help.
+                    // As long as a broker that was not asked may let the client in, the error is not permanent.
                     let is_open = order.iter().any(|id| !is_asked(&id) && !self.brokers.refuses(*id));
                     let others = is_open.then(|| {
                         Error::new(ErrorKind::Connect(Stage::Sasl), "the others were not asked in this round")
@@ -443,8 +445,8 @@ impl Shared {
     }
 }
 
-/// Whether waiting will not help. An answer that cannot be read may be damaged on its way; a broker that is not of the cluster any
-/// more, or does not know itself what is wrong, is not the only one.
+/// Whether waiting will not help. It may help if an answer cannot be read, which may have been damaged on its way; and if
+/// a broker is not of the cluster any more or does not know itself what is wrong, since others can be asked.
 fn is_a_setting(error: &Error) -> bool {
     let is_its_own = |code: ErrorCode| {
         matches!(code.0, code::REBOOTSTRAP_REQUIRED | code::UNKNOWN_SERVER_ERROR) || !code.is_known()
@@ -474,7 +476,7 @@ fn no_broker(errors: Vec<Error>) -> Error {
 fn not_connected(cause: Option<Error>, waited: Duration) -> Error {
     let text = format!("no broker answered within {} ms", waited.as_millis());
     match cause {
-        // As it is: kind, address and hint say how far the attempts came, and what to change.
+        // The cause keeps its kind, address and hint, which say how far the attempts came and what to change.
         Some(cause) => cause.with_message(&text),
         None => Error::new(ErrorKind::Timeout, text)
             .with_hint("check bootstrap.servers, and that the brokers run and can be reached from here"),

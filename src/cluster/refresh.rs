@@ -4,12 +4,12 @@
 //!   Idle ──(wanted, too old, new topic)──> Asking ──ok──> Idle
 //!                                            │ failed
 //!                                            └──> BackingOff ──(time)──> Asking
-//! ```
-//! A topic is followed while somebody subscribes to it, and for `metadata.max.idle.ms` after it was last used; then it is
-//! forgotten. While topics are wanted by a pattern, all are asked about; a topic may also be asked about by its id, by itself,
-//! as brokers want it. Brokers may create a topic only where somebody asks for it who wants that: no refresh ever does.
-//! Never asks twice at once. Who complains or waits is served after `retry.backoff.ms` at first, and less often while the
-//! answers stay the same (KIP-580); a topic that nobody has asked about yet does not wait.
+//! ``` A topic is followed while somebody subscribes to it, and for `metadata.max.idle.ms` after it was last used; then
+//! it is forgotten. While topics are wanted by a pattern, all are asked about; a topic may also be asked about by its id,
+//! by itself, as brokers want it. Brokers may create a topic only where somebody asks for it who wants that: no refresh
+//! ever does. Never asks twice at once. A complaint, or somebody who waits, leads to a question after `retry.backoff.ms`
+//! at first, and after longer pauses while the answers stay the same (KIP-580); a topic that nobody has asked about yet
+//! does not wait.
 
 use std::{sync::Arc, time::Duration};
 
@@ -45,7 +45,7 @@ pub(crate) enum Create {
 }
 
 impl Create {
-    /// Of a topic that was found so. One that is there, and has no leader at the moment, is not to be made.
+    /// Whether to create a topic that was found so. One that exists and has no leader at the moment must not be created.
     pub(super) fn of(self, found: Found) -> Self {
         if found == Found::Missing { self } else { Self::Never }
     }
@@ -67,7 +67,7 @@ pub(crate) enum Found {
 enum Kind {
     /// All topics of interest.
     Full,
-    /// Those that may be created, by themselves, so that nothing else comes back by it.
+    /// Only topics that may be created, so that the question does not bring back any other that was deleted.
     Create,
     ById,
 }
@@ -84,7 +84,7 @@ pub(crate) struct Refresh {
     last: Kind,
     /// The pattern has not been asked about yet.
     new_pattern: bool,
-    /// One of the ids has not.
+    /// One of the ids has not been asked about yet.
     new_ids: bool,
     /// When all topics of interest were last told about.
     told_at: Instant,
@@ -93,7 +93,7 @@ pub(crate) struct Refresh {
     wanted: bool,
     /// How many questions about all topics of interest were put, whatever became of them.
     asked: u64,
-    /// The question that is out came of a complaint or of somebody who waits.
+    /// The question that is out was put because of a complaint, or because somebody waits.
     hurried: bool,
     pause: Duration,
     /// Since when no answer came at all.
@@ -119,11 +119,11 @@ struct Interest {
     followed: bool,
     /// Somebody waits for it.
     awaited: bool,
-    /// It has not been asked about yet, or only so that nobody makes it: it need not wait.
+    /// It has not been asked about yet, or only by a question that creates nothing: the next question need not wait.
     new: bool,
     create: bool,
     unsettled: bool,
-    /// Somebody has written to it: an answer without it is too old.
+    /// Somebody has written to it, so that an answer without it is too old.
     expected: bool,
 }
 
@@ -156,7 +156,8 @@ impl Refresh {
         }
     }
 
-    /// Somebody waits for a topic, or has records for it. Whether that is news, which may bring the next question nearer.
+    /// Somebody waits for a topic, or has records for it. True if that is news, so that the next question may be due
+    /// earlier.
     pub(crate) fn want_topic(&mut self, now: Instant, topic: &Arc<str>, create: Create) -> bool {
         let interest = self.interest(now, topic);
         let known = (interest.awaited, interest.create);
@@ -187,7 +188,7 @@ impl Refresh {
         for (topic, interest) in &mut self.topics {
             if interest.followed && !topics.contains(topic) {
                 interest.followed = false;
-                // Given up: whoever else uses it says so.
+                // Nobody subscribes to it any more. If it is used otherwise, `touch` says so.
                 interest.used = now.checked_sub(self.limits.max_idle).unwrap_or(now);
             }
         }
@@ -217,8 +218,8 @@ impl Refresh {
         interest.new &= known;
     }
 
-    /// The names that the snapshot has for ids now. What it did not take in, whoever told of it, is asked about again, and no
-    /// sooner than anything else.
+    /// The snapshot has these names for ids now. Ids that it has no name for are asked about again, and no sooner than
+    /// anything else.
     pub(crate) fn handle_names(&mut self, names: &Map<TopicId, Arc<str>>) {
         self.ids.retain(|id| !names.contains_key(id));
         self.new_ids &= !self.ids.is_empty();
@@ -241,8 +242,9 @@ impl Refresh {
         self.wanted = true;
     }
 
-    /// As [`Self::want`], of one topic; the number of the first question that is put after this complaint. An answer to that one
-    /// or to a later one is no older. One that is out does not count, whether its answer is taken over, lost, or on its way.
+    /// As [`Self::want`], because of one topic. Returns the number of the first question that is put after this
+    /// complaint: the answer to it, or to a later one, is no older than the complaint. The question that is out now does
+    /// not count, whatever becomes of it.
     pub(crate) fn complain(&mut self, now: Instant, topic: &Arc<str>) -> u64 {
         self.interest(now, topic).used = now;
         self.want();
@@ -263,7 +265,7 @@ impl Refresh {
         if let State::Idle { since } = self.state
             && now.saturating_duration_since(since) > self.pause * 4
         {
-            // Complaints that are far apart do not slow each other down.
+            // The pauses start anew when complaints are far apart.
             self.backoff.reset();
         }
         let idle = self.limits.max_idle;
@@ -277,7 +279,7 @@ impl Refresh {
         };
         let kind = self.kind(now);
         let (create, by_id) = (kind == Kind::Create, kind == Kind::ById);
-        // By a question about those to be made nobody else is served.
+        // A question that only creates topics answers no complaint, and nobody who waits for other topics.
         let is_repeated = |topic: &Interest| topic.awaited && !topic.new && (topic.create || !create);
         self.hurried =
             (self.wanted && !create) || !self.ids.is_empty() || self.topics.values().any(is_repeated);
@@ -302,8 +304,9 @@ impl Refresh {
         Some(Ask { topics: topics.collect(), matching, ids: Vec::new(), create, rebootstrap, number })
     }
 
-    /// What the next question is about. They take turns, so that what is wanted again and again, as a topic that nobody makes,
-    /// keeps nobody from the others. What is new does not wait for a question about all that nobody wants yet.
+    /// What the next question is about. The kinds take turns, so that one that is wanted again and again, such as for a
+    /// topic that nobody creates, does not keep the others from being asked. What is new does not wait for a full
+    /// question that nobody wants yet.
     fn kind(&self, now: Instant) -> Kind {
         let order = match self.last {
             Kind::Full => [Kind::Create, Kind::ById, Kind::Full],
@@ -356,7 +359,7 @@ impl Refresh {
             let Some(topic) = self.topics.get_mut(name) else { continue };
             let found = found(name);
             if ask.create || found != Found::Missing {
-                // It was asked for, or is there already.
+                // Brokers were asked to create it, or it exists already.
                 (topic.new, topic.create) = (false, false);
             }
             let is_looked_for = topic.followed
@@ -364,7 +367,7 @@ impl Refresh {
             topic.unsettled = match found {
                 Found::Settled => false,
                 Found::Unsettled => true,
-                // Whoever waits for it asks again; nobody else needs to know.
+                // A missing topic is asked about again only if somebody looks for it.
                 Found::Missing => is_looked_for,
             };
             topic.expected &= topic.unsettled;

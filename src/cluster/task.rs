@@ -67,7 +67,7 @@ async fn sleep_until(time: Option<Instant>) {
     }
 }
 
-/// Asks one broker after another, until one has an answer: what the first says may be its own trouble.
+/// Asks one broker after another until one answers: an error may be only the trouble of the first.
 async fn fetch(shared: &Shared, ask: &Ask) -> Result<wire::MetadataResponse> {
     let mut errors = Vec::new();
     let mut tried = Set::new();
@@ -77,14 +77,14 @@ async fn fetch(shared: &Shared, ask: &Ask) -> Result<wire::MetadataResponse> {
             Ok(connected) => connected,
             Err(error) if errors.is_empty() => return Err(error),
             Err(error) => {
-                // Nobody is left, or nobody else can be reached.
+                // No other broker is left, or none can be reached.
                 errors.extend((error.kind() != ErrorKind::Config).then_some(error));
                 return Err(no_broker(errors));
             }
         };
         match ask_one(shared, ask, id, &connection).await {
             Ok(answer) => return Ok(answer),
-            // It has had its time. Its connection is given up, and others come first now.
+            // The broker did not answer in time. Its connection is given up, and others come first next time.
             Err(error) if error.kind() == ErrorKind::Timeout => return Err(error),
             Err(error) => {
                 tried.insert(id);
@@ -174,7 +174,7 @@ fn publish(
             };
             shared.brokers.learn(&new);
             shared.snapshot.send_modify(|current| {
-                // Meanwhile another answer may have told who leads.
+                // Another answer may have named newer leaders meanwhile (KIP-951).
                 *current =
                     if Arc::ptr_eq(current, &old) { new } else { Arc::new(new.with_newer_leaders(current)) };
             });

@@ -1,7 +1,7 @@
 //! The one file that names rskafka's messenger: the bridge from the messages of [`wire`] to it.
 //!
 //! Framing and correlation are rskafka's. Answers are decoded from one shared buffer, so the record bytes of a fetch are
-//! slices of it and are never copied; those of Fetch come past the messenger (see [`whole`](super::whole)).
+//! slices of it and are never copied; those of Fetch come past the messenger (see [`fetch_memory`](super::fetch_memory)).
 //! Never put policy here: no retries, no deadlines, no choice of broker.
 
 use std::{collections::HashMap, io::Cursor, sync::Arc};
@@ -28,7 +28,8 @@ pub(crate) use crate::wire::{self, Api};
 /// The versions a broker offers: `(lowest, highest)` by API key.
 pub(crate) type Versions = Map<i16, (i16, i16)>;
 
-/// What a call knows of its API beside the messages: no code that needs no more is compiled for each of them.
+/// What a call must know of its API besides the messages. Code that needs only this is compiled once, and not for each
+/// API.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Row {
     pub(super) key: i16,
@@ -70,7 +71,7 @@ pub(crate) enum ChannelError {
 /// A request to be sent, of whatever API: what sends it is compiled once.
 pub(super) struct Outgoing {
     pub(super) api: Row,
-    /// It means something else in higher versions.
+    /// The highest version in which the request means what the caller means.
     max: i16,
     body: Box<dyn Body>,
 }
@@ -143,11 +144,11 @@ const REQUEST: usize = 512;
 /// Bytes of the header that every answer has.
 const CORRELATION_ID: usize = 4;
 
-/// The one API that the messenger knows of, and its one version: it would compile all it does for each of them again. What is
-/// really meant, the request puts in its header.
+/// The messenger knows of this one API in one version, or all its code would be compiled anew for each API. The request
+/// writes the real key and version into its header.
 const ANY: ApiKey = ApiKey::Unknown(Int16(0));
 const ONLY: ApiVersion = ApiVersion(Int16(0));
-/// What the messenger compares that version with.
+/// The first version with tagged fields, as the messenger compares it with that one version.
 const fn first_tagged(is_flexible: bool) -> ApiVersion {
     ApiVersion(Int16(if is_flexible { 0 } else { i16::MAX }))
 }
@@ -234,8 +235,8 @@ impl ReadVersionedType<Cursor<Vec<u8>>> for Answer {
     fn read_versioned(reader: &mut Cursor<Vec<u8>>, version: ApiVersion) -> Result<Self, ReadVersionedError> {
         let start = usize::try_from(reader.position()).unwrap_or(usize::MAX);
         let mut body = Bytes::from(std::mem::take(reader.get_mut()));
-        // The messenger compares the cursor's position with what is left in it: nothing and nothing. The decoder checks
-        // for leftovers.
+        // The messenger checks that nothing is left in the cursor. It finds an empty one; the decoder checks for bytes
+        // that are left over.
         reader.set_position(0);
         if start > body.len() {
             return Err(malformed_read("the answer ends inside its header".into()));

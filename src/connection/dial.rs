@@ -1,8 +1,8 @@
 //! From an address to a connection: transport, TLS, ApiVersions, SASL, one deadline for all, every failure with its stage.
 //!
 //! Names are resolved on every connect (KIP-302: every answer is tried; RFC 8305: a silent one holds up the next for a
-//! moment only, one that has let the client in for a second).
-//! Never retries beyond that: pauses and further attempts are the caller's.
+//! moment only; one that is authenticating the client, for a second). Never retries beyond that: pauses and further
+//! attempts are the caller's.
 
 use std::{
     future::Future,
@@ -72,7 +72,7 @@ fn at(error: Error, address: &Address) -> Error {
     error.with_address(address.to_string())
 }
 
-/// Attempts that are at one point.
+/// How many attempts are at one point of the way.
 #[derive(Debug, Default)]
 pub(crate) struct Running(AtomicUsize);
 
@@ -94,20 +94,21 @@ impl Running {
     }
 }
 
-/// Whether a failure at one address is that of all: a refused password is the same at the next, and asking again may lock the
-/// account. Something else than a broker may listen at one of them alone.
+/// Whether a failure at one address holds for all of them. A refused password does, and asking again may lock the
+/// account. Something other than a broker, in contrast, may listen at one address only.
 pub(crate) fn is_said_for_all(error: &Error) -> bool {
     !error.is_retriable() && matches!(error.kind(), ErrorKind::Connect(Stage::Sasl) | ErrorKind::Config)
 }
 
-/// One error for all addresses of a name: the kind and hint of the telling one, every cause in its text.
+/// One error for all addresses of a name: the kind and hint of the one that says most, and every cause in its text.
 fn join_failures<T: std::fmt::Display>(mut failures: Vec<(T, Error)>) -> Error {
-    // That one ended the race.
+    // Such an error has ended the race.
     let last = failures.pop_if(|(_, error)| is_said_for_all(error));
     if let Some((_, error)) = last {
         return error;
     }
-    // Whoever answers says the same: a setting is wrong. Where nobody listens nothing is said.
+    // If every address that answers fails permanently, a setting is wrong. Addresses where nobody listens say nothing
+    // about that.
     let answered = || failures.iter().filter(|(_, error)| error.stage() != Some(Stage::Tcp));
     if answered().all(|(_, error)| !error.is_retriable())
         && let Some((_, error)) = answered().next()
@@ -251,7 +252,7 @@ async fn set_up(
 ) -> Result<Connection, Failure> {
     let limits =
         Limits { fetch: settings.receive_message_max_bytes, other: settings.receive_other_max_bytes };
-    // Whoever answers is not known yet.
+    // It is not known yet who answers.
     let small = limits.other.min(SETUP_MAX_ANSWER);
     let (stream, notices) = Stream::new(io, Limits { fetch: small, other: small });
     let stream = stream.with_kept(&settings.kept);
@@ -288,16 +289,17 @@ async fn set_up(
         in_flight: 0.into(),
         idle_since: Mutex::new(now()),
     };
-    // What is sent meanwhile waits in the socket, and is read even when the connection was given up long since.
+    // The pause counts from now on: requests sent during it would wait in the socket and be carried out later, even after
+    // the client has given up the connection.
     connection.handle_throttle(wire::ApiVersionsRequest::NAME, throttle_ms);
     Ok(connection)
 }
 
-/// What the broker has told of itself.
+/// What the broker's ApiVersions answer says.
 struct Told {
     versions: Versions,
     features: Map<String, i16>,
-    /// For how long it wants to be left alone (KIP-219).
+    /// How long it wants to be sent nothing (KIP-219).
     throttle_ms: i32,
 }
 
@@ -342,7 +344,7 @@ async fn ask_versions(
                 let common = api::Row::of::<wire::ApiVersionsRequest>().negotiate(&offered).unwrap_or(0);
                 version = common.min(version - 1);
             }
-            // A broker that starts, or a proxy that has nobody behind it: no setting is known to mend it.
+            // A broker that is starting, or a proxy without a broker behind it: no setting is known that would help.
             code => {
                 let text = format!("the broker answered ApiVersions with {}", ErrorCode(code));
                 return Err(Error::new(ErrorKind::Connect(Stage::Api), text).into());

@@ -36,10 +36,10 @@ impl Slot {
 
 /// What is reserved for an answer before anything has come; smaller ones are not worth keeping.
 const SMALL: usize = 64 * 1024;
-/// One that is being handed out, one that waits and one that is read.
+/// One answer that is being handed out, one that waits, and one that is being read.
 const KEPT: usize = 3;
 
-/// What all connections of a client keep together, in bytes: those of many brokers may each be read from.
+/// What all connections of a client may keep together, in bytes, since there may be many brokers.
 const KEPT_IN_ALL: usize = 32 << 20;
 
 /// How much the connections of a client keep.
@@ -47,7 +47,7 @@ const KEPT_IN_ALL: usize = 32 << 20;
 pub(crate) struct KeptMemory(Arc<AtomicUsize>);
 
 impl KeptMemory {
-    /// Room for so much more, if there is any; given back when it is dropped.
+    /// Takes a share of this size if there is room; it is given back when dropped.
     fn take(&self, bytes: usize) -> Option<Share> {
         let add = |kept: usize| kept.checked_add(bytes).filter(|kept| *kept <= KEPT_IN_ALL);
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
@@ -84,18 +84,19 @@ struct Kept {
 }
 
 impl Buffers {
-    /// Those of a connection of a client whose connections keep so much.
+    /// The buffers of one connection; what they keep counts in `all`.
     pub(super) fn within(all: KeptMemory) -> Self {
         Self { all, ..Self::default() }
     }
 
     /// Begins an answer of this length.
     pub(super) fn begin(&mut self, id: i32, length: usize, slot: Weak<Slot>) -> Filling {
-        // A few records must not hold the memory of many.
+        // A small answer must not hold the memory of a large one.
         let fits = |capacity| length > SMALL && (length..=length.saturating_mul(2)).contains(&capacity);
         let is_free = |kept: &Kept| kept.answer.is_unique();
         let fitting = self.kept.iter().position(|kept| is_free(kept) && fits(kept.share.bytes));
-        // What does not fit is given back piece by piece, also by the small answers that come when there is little to read.
+        // Buffers that do not fit are freed one at a time; small answers free them too, which come when there is little
+        // to read.
         let place = fitting.or_else(|| self.kept.iter().position(is_free));
         let free = place.and_then(|place| self.kept.remove(place)).filter(|_| fitting.is_some());
         let bytes = match free.map(|kept| kept.answer.try_into_mut()) {
@@ -103,7 +104,7 @@ impl Buffers {
                 memory.clear();
                 memory
             }
-            // Of one size, so that they fit for one another.
+            // All of one size, so that each fits any of the next answers.
             _ if fits(self.longest) => BytesMut::with_capacity(self.longest),
             _ => BytesMut::with_capacity(length.min(self.longest.saturating_mul(2).max(SMALL))),
         };
@@ -124,7 +125,7 @@ impl Buffers {
                 self.kept.push_back(Kept { answer: answer.clone(), share });
             }
         }
-        // Else nobody waits for it any more.
+        // Without it nobody waits for the answer any more.
         if let Some(slot) = slot.upgrade() {
             slot.put(answer);
         }

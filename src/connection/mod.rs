@@ -2,7 +2,7 @@
 //!
 //! It owns the socket, TLS, SASL (KIP-43, KIP-152, KIP-368) and the negotiated versions (KIP-35, KIP-511). It never
 //! retries a call, never chooses a broker and knows nothing of topics. Requests leave in the order of their first polls
-//! ([`order`]); a broker that wants to be left alone (KIP-219) is ([`throttle`]).
+//! ([`order`]); while a broker throttles the client (KIP-219), nothing is sent to it ([`throttle`]).
 
 pub(crate) mod api;
 mod dial;
@@ -62,7 +62,7 @@ pub(crate) struct Connection {
     features: Map<String, i16>,
     pauses: Arc<ThrottleTotals>,
     request_timeout: Duration,
-    /// SASL was not asked for: the broker may close the connection because it wants it.
+    /// The connection does not use SASL, which may be why the broker closes it.
     without_sasl: bool,
     reauthenticate_by: Option<Instant>,
     /// No further call may use this connection: it was lost, or a call went unanswered.
@@ -78,7 +78,7 @@ pub(crate) struct Connection {
     _reading: Reading,
 }
 
-/// What there was when a call began.
+/// The state of the connection when a call began.
 #[derive(Clone, Copy)]
 struct Begun {
     at: Instant,
@@ -88,7 +88,7 @@ struct Begun {
     heard: u64,
 }
 
-/// Sees the end of the runtime in which answers are read, which may be another one than that of those who wait for them.
+/// Notices the end of the runtime in which answers are read, which may be another than the callers'.
 struct Reading(AbortHandle);
 
 impl Reading {
@@ -270,7 +270,7 @@ impl Connection {
 
     /// Begins a call, unless the connection is of no use.
     fn enter(&self, api: Row, started: Instant) -> Result<InFlight<'_>> {
-        // A peer that takes nothing for that long is taken for dead, whatever the deadlines of those who call.
+        // A peer that reads nothing for that long is taken for dead, whatever the deadlines of the calls are.
         if self.notices.stalled_since().is_some_and(|since| since + self.request_timeout <= started) {
             self.end();
         }
@@ -280,12 +280,14 @@ impl Connection {
         Ok(InFlight::enter(self))
     }
 
-    /// Whether the deadline leaves the whole request time-out. The tenth is for callers who compute it before they call.
+    /// Whether the deadline leaves the whole request time-out. A tenth less is enough, for callers that compute the
+    /// deadline a little earlier.
     fn is_patient(&self, started: Instant, deadline: Instant) -> bool {
         deadline.saturating_duration_since(started) + self.request_timeout / 10 >= self.request_timeout
     }
 
-    /// The deadline with the pauses that the broker has asked for since; `None` for a call with a shorter one of its own.
+    /// The deadline, extended by the pauses that the broker has asked for since; `None` for a call with a shorter
+    /// deadline of its own.
     fn later(&self, begun: &Begun, deadline: Instant, patient: bool) -> Option<Instant> {
         patient.then(|| deadline + self.order.paused_in_all().saturating_sub(begun.paused))
     }
@@ -362,7 +364,7 @@ impl Connection {
             || self.reauthenticate_by.is_some_and(|end| end <= now())
     }
 
-    /// Whether nothing more comes of it.
+    /// Whether no more answers will come.
     pub(crate) fn is_lost(&self) -> bool {
         self.spent.load(Ordering::Acquire) || self.notices.is_lost()
     }
@@ -431,15 +433,14 @@ impl Connection {
         error
     }
 
-    /// Whether there was no answer to anything for the whole request time-out, with a call that has waited since then and one
-    /// that waits in vain now.
+    /// Whether no answer has come to any call for the whole request time-out, all of which some call was waiting.
     fn is_silent(&self, begun: Begun) -> bool {
         let current = self.begin();
         let mut silence = self.silent_since.lock().unwrap_or_else(PoisonError::into_inner);
         let since = match *silence {
             Some(since) if since.heard == current.heard => since,
             _ if begun.heard == current.heard => begun,
-            // An answer ends it, also one that came too late for its call.
+            // An answer ends the silence, even one that was too late for its call.
             _ => current,
         };
         *silence = Some(since);
@@ -449,13 +450,13 @@ impl Connection {
 
     fn timed_out(&self, api: Row, begun: Begun, patient: bool) -> Error {
         let waited = now() - begun.at;
-        // A peer that leaves a request unanswered for that long is taken for dead, as Java does. A call with a shorter
-        // deadline of its own proves nothing; several, one after the other, do: answers come in order, and behind one that
-        // never comes each of them would wait in vain.
+        // A peer that leaves a request unanswered for the whole request time-out is taken for dead, as in Java. One call
+        // with a shorter deadline proves nothing. Several in a row do: answers come in order, so behind one that never
+        // comes all of them would wait in vain.
         if self.is_silent(begun) || patient {
             self.spent.store(true, Ordering::Release);
             if self.notices.stalled_since().is_some() {
-                // It does not even read: what waits to be written would be kept for it for ever.
+                // The peer does not even read, and what waits to be written would be kept for ever.
                 self.end();
             }
         }
@@ -473,7 +474,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // A request that was dropped half written waits in the background, with its bytes, for as long as the socket is open.
+        // A request that was dropped half written stays in the background, with its bytes, as long as the socket is open.
         self.notices.end();
     }
 }
@@ -484,7 +485,7 @@ fn too_large(actual: usize, limit: Option<usize>) -> Error {
         .with_hint("raise receive.message.max.bytes, or lower fetch.max.bytes")
 }
 
-/// Why a peer's bytes ended the connection, and what that means for the settings.
+/// The error for bytes of the peer that ended the connection, with the setting that may be wrong.
 fn fault_error(fault: Fault, kind: ErrorKind) -> Error {
     const STRANGER: &str = "check host and port in bootstrap.servers and security.protocol; if it is a broker, raise \
                             receive.message.max.bytes";

@@ -1,7 +1,8 @@
 //! What a connection's stream has noticed, and what the stream is told; shared with the connection.
 //!
-//! Counts of frames, by which requests keep their order, who waits for an answer, why the stream ended, and what is known of
-//! the frame that is written next. Never reads or writes itself: the [`Stream`](super::stream::Stream) does.
+//! It holds the counts of frames by which requests keep their order, who waits for an answer, why the stream ended, and
+//! what is special about the frame that is written next. Never reads or writes itself: the
+//! [`Stream`](super::stream::Stream) does.
 
 use std::{
     sync::{
@@ -22,10 +23,10 @@ pub(crate) struct Notices {
     pub(super) lost: AtomicBool,
     /// The connection wants it closed.
     pub(super) ended: AtomicBool,
-    /// The runtime has ended that reads answers: none will come.
+    /// The runtime in which answers are read has ended, so that none will come.
     orphaned: AtomicBool,
     pub(super) fault: OnceLock<Fault>,
-    /// The other side of TLS refused what it was shown.
+    /// The peer has refused our certificate, by a TLS alert after the handshake.
     pub(super) refused: AtomicBool,
     /// Frames of which the first byte, and of which the last one, was written.
     begun: AtomicU64,
@@ -42,7 +43,7 @@ pub(crate) struct Notices {
     limits: Mutex<Limits>,
     pub(super) reader: AtomicWaker,
     pub(super) writer: AtomicWaker,
-    /// Who waits for an answer, sorted by ticket: the messenger keeps them in no order, and would end them in any.
+    /// Who waits for an answer, sorted by ticket. The messenger keeps them in no order, and would wake them in any.
     waiting: Mutex<Vec<(u64, Waker)>>,
 }
 
@@ -52,7 +53,7 @@ impl Notices {
         self.lost.load(Ordering::Acquire) || self.ended.load(Ordering::Acquire)
     }
 
-    /// The runtime ends in which answers are read. Nobody is left who would tell those who wait.
+    /// The runtime in which answers are read is ending, and nobody else would wake those who wait.
     pub(super) fn orphan(&self) {
         self.orphaned.store(true, Ordering::Release);
         self.lost.store(true, Ordering::Release);
@@ -68,7 +69,7 @@ impl Notices {
         self.fault.get().copied()
     }
 
-    /// Whether the other side of TLS refused what it was shown, which it may do after the handshake.
+    /// Whether the peer has refused our certificate, which it may do after the handshake (TLS 1.3).
     pub(crate) fn was_refused(&self) -> bool {
         self.refused.load(Ordering::Acquire)
     }
@@ -101,7 +102,7 @@ impl Notices {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes who waits for an answer, in the order of their tickets, before the messenger does so in any.
+    /// Wakes those who wait for an answer in the order of their tickets, before the messenger wakes them in any order.
     pub(super) fn wake_waiting(&self) {
         for (_, waker) in std::mem::take(&mut *self.waiting()) {
             waker.wake();
@@ -142,7 +143,7 @@ impl Notices {
         self.next_whole.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Nothing is known of the frame that is written next.
+    /// The frame that is written next gets an ordinary answer.
     pub(super) fn expect_an_answer(&self) {
         self.next_unanswered.store(false, Ordering::Release);
         *self.next_whole() = None;

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::time::{self, Instant};
 
-/// Who waits for a turn. Pure.
+/// The requests that wait for their turn. Pure.
 #[derive(Debug, Default)]
 struct Line {
     next: u64,
@@ -47,7 +47,7 @@ impl Line {
         }
     }
 
-    /// The one who is first now, if that is another one than before.
+    /// Takes a request out. Returns the waker of the one that is first now, if it was not first before.
     fn leave(&mut self, ticket: u64) -> Option<Waker> {
         let place = self.waiting.binary_search_by_key(&ticket, |(ticket, _)| *ticket).ok()?;
         self.waiting.remove(place);
@@ -109,7 +109,7 @@ pub(super) struct Turn<'a> {
     order: &'a Order,
     notices: &'a Notices,
     state: TurnState,
-    /// Once it has left: nothing of its frame was written.
+    /// Set when its turn is over: nothing of its frame was written.
     is_unsent: bool,
     /// Where it wants its answer.
     whole: Option<Arc<Slot>>,
@@ -169,7 +169,7 @@ impl Turn<'_> {
         let begins = !matches!(self.state, TurnState::Writing { .. } | TurnState::Left);
         ready!(self.poll_turn(cx));
         if begins {
-            // Nobody else's frame can come between: it is this one's turn.
+            // The next frame is this request's, since it is its turn.
             self.notices.expect_no_answer();
         }
         self.poll(cx, request)
@@ -213,7 +213,7 @@ impl Turn<'_> {
             // A frame whose request was dropped in the middle may still be on its way: it is counted already.
             self.state = TurnState::Writing { ticket, frame: self.notices.begun() + 1 };
             if let Some(slot) = &self.whole {
-                // Nobody else's frame can come between.
+                // The next frame is this request's.
                 self.notices.expect_whole(Arc::downgrade(slot));
             }
             return Poll::Ready(());

@@ -1,11 +1,11 @@
 //! The byte stream under the messenger: a socket, plain or TLS, with what the messenger lacks.
 //!
 //! It joins the length prefix with the message into one write, and reads small answers with one call. It counts the
-//! frames that have left, on which the order of requests rests (see [`order`](super::order)). It looks at the head of every
-//! answer: what is on the other side may be TLS or HTTP, announce a length that cannot be, or answer what nobody asked; it
-//! says why and ends the connection. It can be ended from outside while a write waits for a peer that does not read.
-//! Answers that someone wants whole it reads past the messenger (see [`whole`](super::whole)).
-//! Never interprets anything after the correlation id.
+//! frames that have left, on which the order of requests rests (see [`order`](super::order)). It looks at the head of
+//! every answer: what is on the other side may be TLS or HTTP, announce a length that cannot be, or answer what nobody
+//! asked; it says why and ends the connection. It can be ended from outside while a write waits for a peer that does not
+//! read. Answers that a caller wants whole are read past the messenger (see [`fetch_memory`](super::fetch_memory)). Never
+//! interprets anything after the correlation id.
 
 use std::{
     collections::VecDeque,
@@ -38,7 +38,7 @@ const READ_BUFFER: usize = 4096;
 /// Length and correlation id.
 const HEAD: usize = 8;
 
-/// The same, and a byte that is no tagged fields where the answer's header may have some.
+/// An answer that is made up: the head, and one byte that means "no tagged fields" if the answer's header has them.
 const MADE_UP: usize = HEAD + 1;
 
 /// The stream under the messenger.
@@ -130,7 +130,7 @@ impl Stream {
     fn fail(&mut self, fault: Fault) -> io::Error {
         let _ = self.notices.fault.set(fault);
         if self.greeted {
-            // Nobody may be waiting for an answer who could be told.
+            // Logged, because there may be no caller waiting that could get the error.
             tracing::warn!(?fault, "a broker does not keep to the protocol: its connection is closed");
         }
         self.close();
@@ -214,7 +214,7 @@ impl Stream {
             }
         }
         if self.ahead_start == self.ahead_end {
-            // Never past the end of the answer, whose successor has a head to be looked at.
+            // Reads never go past the end of an answer, because the head of the next one must be checked first.
             if (READ_BUFFER..=self.answer_left).contains(&out.remaining()) {
                 let before = out.filled().len();
                 let io = self.io()?;
@@ -321,7 +321,7 @@ impl Stream {
             Poll::Ready(Ok(_)) => {}
             Poll::Pending => {
                 self.notices.writer.register(cx.waker());
-                // It may have been ended before the waker was there.
+                // The stream may have been ended before the waker was registered.
                 if self.notices.ended.load(Ordering::Acquire) {
                     cx.waker().wake_by_ref();
                 }
@@ -401,7 +401,8 @@ impl AsyncWrite for Stream {
         if matches!(result, Poll::Ready(Ok(()))) {
             result = match &mut this.io {
                 Some(io) => Pin::new(io).poll_flush(cx),
-                // Written whole, answered and closed by the peer before the flush: the answer must not be lost to an error.
+                // The peer may have answered and closed before this flush. The frame is written whole, so this is no
+                // error, which would lose the answer.
                 None => Poll::Ready(Ok(())),
             };
         }

@@ -1,4 +1,4 @@
-//! How long a broker wants to be left alone (KIP-219). Pure.
+//! How long a broker wants to be sent nothing (KIP-219). Pure.
 //!
 //! A broker answers at once, says for how long the client is over its quota, and reads nothing from the connection until
 //! then. So nothing is sent before that, and no time-out counts the pause.
@@ -70,8 +70,8 @@ impl Throttle {
         self.until.filter(|until| *until > now())
     }
 
-    /// The pauses that are over by now. What a time-out that began then may be late by is the growth of this, and what is
-    /// left of the pause.
+    /// The pauses so far, without what is left of the present one. A time-out is extended by as much as this has grown
+    /// since it began, and by what is left of the present pause.
     pub(super) fn paused_before(&self, now: impl FnOnce() -> Instant) -> Duration {
         let left = self.until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now()));
         self.total.saturating_sub(left)

@@ -164,7 +164,7 @@ impl Guarded {
         let Some(stream) = &mut self.0 else { return Poll::Ready(Err(panicked())) };
         let polled = std::panic::catch_unwind(AssertUnwindSafe(|| poll(Pin::new(stream))));
         polled.unwrap_or_else(|_| {
-            // Nobody knows what state it is in.
+            // After a panic its state is unknown.
             self.let_go();
             Poll::Ready(Err(panicked()))
         })
@@ -243,11 +243,11 @@ async fn open_tcp(answer: SocketAddr) -> Result<TcpStream> {
     };
     let socket = if answer.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let socket = socket.map_err(|error| tcp("no socket could be made", error))?;
-    // A broker that vanished without a word shows even while nothing is asked. Not every system has it.
+    // Keep-alive notices a broker that has vanished silently, even while nothing is asked. Not every system has it.
     if let Err(error) = socket.set_keepalive(true) {
         tracing::debug!(%error, "TCP keep-alive is not available");
     }
-    // It panics where the runtime was built without IO, which nothing tells beforehand.
+    // Tokio panics here if the runtime was built without IO, which cannot be found out beforehand.
     let connecting =
         AssertUnwindSafe(socket.connect(answer)).catch_unwind().await.map_err(|_| driver::no_io())?;
     let stream = connecting.map_err(|error| tcp("the TCP connection failed", error))?;

@@ -1,7 +1,7 @@
-//! A membership in either protocol, behind one face: classic, or the consumer protocol of KIP-848. Pure.
+//! A membership in either protocol behind one interface: the classic one, or the consumer protocol of KIP-848. Pure.
 //!
 //! With `group.protocol=auto` the consumer protocol is tried, and the classic one takes over where broker or group do not
-//! have it. It must never lose what the one before has still to say.
+//! have it. It must never lose the actions that the earlier member has not handed out yet.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -46,11 +46,11 @@ pub(crate) struct Membership {
     member: Member,
     settings: GroupSettings,
     topics: Vec<Arc<str>>,
-    /// For the broker; in the classic protocol the client matches.
+    /// The pattern that the broker matches; in the classic protocol the client does.
     pattern: Option<Arc<str>>,
-    /// Which protocol is used has been said.
+    /// The protocol in use has been logged.
     is_said: bool,
-    /// What a member that was given up had still to say.
+    /// Actions that a member which was replaced had not handed out yet.
     rest: VecDeque<Action>,
 }
 
@@ -153,7 +153,8 @@ impl Membership {
         each!(self, member => member.handle_alive(now));
     }
 
-    /// Somebody waits in a poll that may never be looked after again: the poll interval runs although it has not ended.
+    /// Somebody waits in a poll whose future may never be polled again: from then on the poll interval runs although the
+    /// poll has not ended.
     pub(crate) fn handle_loose_poll(&mut self, now: Instant) {
         each!(self, member => member.handle_loose_poll(now));
     }
@@ -214,7 +215,7 @@ impl Membership {
         Ok(())
     }
 
-    /// What closing is to do with the membership.
+    /// Whether closing the consumer leaves the group.
     pub(crate) fn set_departure(&mut self, departure: GroupMembershipOperation) {
         each!(self, member => member.set_departure(departure));
     }
@@ -240,7 +241,8 @@ impl Membership {
         }
     }
 
-    /// The classic protocol from here on, with the same subscription and the same user.
+    /// Replaces the member by one of the classic protocol, with the same subscription and the same times of the user's
+    /// polls.
     fn fall_back(&mut self, now: Instant, why: &Error) {
         info!(%why, "group.protocol=auto: the group uses the classic protocol");
         let Member::Consumer(member) = &mut self.member else { return };

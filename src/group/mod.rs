@@ -69,7 +69,7 @@ pub(crate) enum Action {
     Assign { added: Vec<TopicPartition> },
     /// Find out what these topics are called; the names come with the metadata.
     Identify { topics: Vec<Uuid> },
-    /// Nothing more happens by itself: hand the error to the user. Unless it is fatal the next poll tries again.
+    /// The member stops: hand the error to the user. Unless it is fatal, the next poll tries again.
     Fail(Error),
 }
 
@@ -131,7 +131,7 @@ pub(crate) enum Answer {
 }
 
 impl Answer {
-    /// Why the question has to be put again, where that is not the ordinary course of a rebalance.
+    /// The error because of which the request is repeated, unless that is the ordinary course of a rebalance.
     pub(crate) fn trouble(&self) -> Option<Error> {
         let (api, error) = match self {
             Self::Join { error, .. } => ("JoinGroup", *error),

@@ -1,4 +1,4 @@
-//! Whether the user is there: in a poll, or away from it for how long (KIP-62). Pure.
+//! Whether the user polls, and otherwise since when not (KIP-62). Pure.
 //!
 //! It must never count the time within a poll as absence.
 
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::time::Instant;
 
-/// The user, as a membership sees him.
+/// What a membership knows of the user's polls.
 #[derive(Debug, Clone)]
 pub(super) struct Presence {
     max_poll_interval: Duration,
@@ -46,7 +46,8 @@ impl Presence {
         self.away_since = self.away_since.map(|since| since.max(now));
     }
 
-    /// Somebody waits in a poll that may never be looked after again: the poll interval runs although it has not ended.
+    /// Somebody waits in a poll whose future may never be polled again: from then on the poll interval runs although the
+    /// poll has not ended.
     pub(super) fn handle_loose_poll(&mut self, now: Instant) {
         if self.is_polled {
             self.away_since = Some(now);

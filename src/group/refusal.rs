@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorCode, ErrorKind};
 /// The coordinator's code as an error that names the remedy.
 pub(super) fn explain(api: &'static str, error: i16) -> Error {
     let refused = match error {
-        // The code alone says nothing about who refused what.
+        // The code's own text does not say that the group is the one that is full.
         code::GROUP_MAX_SIZE_REACHED => {
             Error::new(ErrorKind::Broker(ErrorCode(error)), "the group is full").with_api(api)
         }

@@ -28,7 +28,8 @@ pub(crate) struct MemberSubscription {
     pub(crate) user_data: Option<Bytes>,
 }
 
-/// The version written: understood by every client, since readers take the fields they know of any higher version.
+/// The version that is written. Every client understands it, because readers take the fields that they know from any
+/// higher version.
 const SUBSCRIPTION_VERSION: i16 = 3;
 const ASSIGNMENT_VERSION: i16 = 3;
 
@@ -65,8 +66,8 @@ pub(crate) fn decode_subscription(bytes: &[u8]) -> Result<MemberSubscription> {
     topics.sort();
     topics.dedup();
     let mut subscription = MemberSubscription { topics, generation: -1, ..Default::default() };
-    // Some clients announce version 1 and end before its fields (kafka-go, sarama): what is not there, or cannot be read,
-    // is as if it had not been said. The topics alone are needed.
+    // Some clients (kafka-go, sarama) announce version 1 and end before its fields. Only the topics are needed: other
+    // fields that are missing or cannot be read keep their defaults.
     let _ = read_rest(&mut input, version, &mut subscription);
     Ok(subscription)
 }

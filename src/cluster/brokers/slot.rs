@@ -22,7 +22,7 @@ use crate::{
 
 pub(super) struct Slot {
     pub(super) connection: Mutex<Option<Arc<Connection>>>,
-    /// The broker is elsewhere now, or gone: nobody is to wait here.
+    /// The broker has moved or is gone: nobody should wait here any more.
     pub(super) is_left: AtomicBool,
     leaves: Notify,
     /// Attempts that failed or were overtaken since the last that succeeded.
@@ -59,8 +59,8 @@ impl Slot {
         }
     }
 
-    /// The open connection; one that was lost is let go, and one that nobody used for too long: whoever gets it would give it
-    /// back at once, and ask again, until the timer comes round.
+    /// The open connection. One that was lost is let go; so is one that was idle for too long, since callers give such a
+    /// connection back at once, and would be handed it again until the idle timer fires.
     pub(super) fn open(&self, now: Instant, max_idle: Duration) -> Option<Arc<Connection>> {
         let mut connection = lock(&self.connection);
         let open = connection.as_ref()?;
@@ -78,14 +78,14 @@ impl Slot {
         lock(&self.connection).as_ref().is_some_and(|connection| !connection.is_closed())
     }
 
-    /// Nobody is to wait here any more.
+    /// Tells those who wait here to go elsewhere, and closes the connection with its last answer.
     pub(super) fn leave(&self) {
         self.is_left.store(true, Ordering::Release);
         self.leaves.notify_waiters();
         self.retire();
     }
 
-    /// Returns when nobody is to wait here any more.
+    /// Returns once nobody should wait here any more.
     pub(super) async fn left(&self) {
         let mut leaves = std::pin::pin!(self.leaves.notified());
         leaves.as_mut().enable();
@@ -100,7 +100,8 @@ impl Slot {
         }
     }
 
-    /// Something on the way may drop what is idle for long, without a word. Returns when to look again.
+    /// Closes a connection that was idle for too long, because a middle box may have dropped it silently. Returns when to
+    /// look again.
     pub(super) fn close_idle(&self, now: Instant, max_idle: Duration) -> Option<Instant> {
         let open = self.open(now, max_idle)?;
         match open.in_flight() {

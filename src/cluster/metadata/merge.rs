@@ -1,4 +1,4 @@
-//! An answer of a broker into the next snapshot. Pure.
+//! Merges a broker's answer into the next snapshot. Pure.
 //!
 //! Rules: KIP-320 (a leader of an older epoch never replaces a newer one), KIP-516 (a topic that was deleted and made
 //! again has another id, and its epochs start again). What cannot be (negative ids, ports, numbers twice) is passed over.
@@ -14,15 +14,15 @@ use crate::{
     wire,
 };
 
-/// No cluster has more; what an answer lists beyond is passed over.
+/// No cluster has more brokers; further ones in an answer are ignored.
 pub(super) const MOST_BROKERS: usize = 10_000;
 
-/// No topic has more. One that is said to have is not used: a client keeps something for each, and where keys go rests on the
-/// number.
+/// No topic has more partitions. One that is said to have more is not used at all: a client keeps something for each
+/// partition, and a smaller number would send keys elsewhere.
 pub(super) const MOST_PARTITIONS: usize = 40_000;
 
-/// Ids that a topic of one name has had. Brokers give no order of them: one that was replaced does not come back in a cluster, and
-/// what is told of it is told by a broker that lags behind, unless all tell the same for long.
+/// Ids that a topic of one name has had. Ids have no order. But one that was replaced does not come back, so a broker
+/// that names it lags behind, unless all brokers name it for long.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Former {
     /// The last one, also while the topic is not there.
@@ -32,12 +32,12 @@ pub(crate) struct Former {
 }
 
 impl Former {
-    /// Whether a broker that tells of this id lags behind.
+    /// Whether a broker that names this id lags behind.
     fn is_replaced(&self, id: &TopicId) -> bool {
         self.replaced.contains(id)
     }
 
-    /// With one that brokers tell of now.
+    /// Adds the id that brokers name now.
     fn followed_by(mut self, id: TopicId) -> Self {
         if id != TopicId::default() && id != self.last {
             self.replaced.retain(|replaced| *replaced != id);
@@ -53,12 +53,12 @@ impl Former {
     }
 }
 
-/// No broker lags behind more lives of a topic.
+/// How many earlier ids are remembered: no broker lags behind by more lives of a topic.
 pub(super) const MOST_FORMER: usize = 16;
 
-/// No broker lags behind for more answers in a row. After so many, without the id that counts between them, it was that one which
-/// a broker behind had told, to a client that had heard of none before. An epoch that no broker tells of any more was never true,
-/// or is of a log that was lost.
+/// No broker lags behind for more answers in a row than this. If as many answers in a row name only a replaced id, that
+/// id is the right one: the client had first heard of the topic from a broker that lagged behind. Likewise, a leader
+/// epoch that no broker names any more was never true, or is of a log that was lost.
 pub(super) const MOST_REFUSED: u32 = 20;
 
 impl Metadata {
@@ -78,14 +78,14 @@ impl Metadata {
                 continue;
             };
             let rack = broker.rack.map(|rack| rack.to_string());
-            // Of a broker that is listed twice the first counts.
+            // If a broker is listed twice the first entry counts.
             brokers.entry(broker.node_id).or_insert(Broker { address, rack });
         }
         let cluster_id = answer.cluster_id.map(|id| id.to_string());
-        // A topic of another cluster, to which an address leads now, has nothing to do with that of the same name before.
+        // If the address leads to another cluster now, its topics have nothing to do with earlier ones of the same name.
         let is_another =
             matches!((&self.cluster_id, &cluster_id), (Some(before), Some(now)) if before != now);
-        // What nobody asked about this time stays as it was.
+        // Topics that were not asked about stay as they were.
         let asked: Set<&Arc<str>> = asked.iter().collect();
         let kept = self.topics.iter().filter(|(name, _)| !asked.contains(*name) && keep(name));
         let kept = kept.map(|(name, topic)| (Arc::clone(name), topic.clone()));
@@ -122,7 +122,7 @@ impl Metadata {
         keep: impl Fn(&str) -> bool,
     ) -> Self {
         let known: Vec<_> = self.topics.keys().cloned().collect();
-        // They are there, whether anybody is to keep them or not.
+        // All topics that exist, whether they are kept or not.
         let listed: Set<Arc<str>> =
             answer.topics.iter().filter_map(|topic| Some(Arc::from(topic.name.as_ref()?.as_str()))).collect();
         let mut new = self.merge(answer, &known, |name| keep(name) || pattern.takes(name, false));
@@ -155,7 +155,7 @@ pub(super) const REMEMBERED: u64 = 100;
 /// A broker's address as it was told; `None` if there can be no such broker. Negative ids are ours, of the bootstrap
 /// addresses.
 pub(in crate::cluster) fn address(id: i32, host: &str, port: i32) -> Option<Address> {
-    // As a URL has it, and a resolver does not.
+    // A URL has brackets around an IPv6 address, which resolvers do not take.
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     match u16::try_from(port) {
         Ok(port) if id >= 0 && port > 0 && is_host(host) => Some(Address { host: host.to_owned(), port }),
@@ -176,8 +176,8 @@ fn is_host(host: &str) -> bool {
 }
 
 impl Topic {
-    /// What is known of its partitions, there or gone, to be kept while the topic is not there; nothing without an id, by which
-    /// alone the same topic is known when it comes back.
+    /// What is known of the topic's partitions, present or gone, to be kept while the topic is not there. Nothing if the
+    /// topic has no id, since only by its id it could be recognized when it comes back.
     fn of_last_id(&self) -> Vec<Partition> {
         match (self.former.last == TopicId::default(), self.partitions.is_empty()) {
             (true, _) => Vec::new(),
@@ -246,7 +246,7 @@ fn merge_topic(
             .and_then(|known| known.get(index))
             .filter(|known| partition.leader_epoch >= 0 && known.leader_epoch > partition.leader_epoch);
         lags |= newer.is_some();
-        // Of a partition that is listed twice the first counts.
+        // If a partition is listed twice the first entry counts.
         partitions[index].get_or_insert_with(|| match newer {
             // KIP-320: a broker that lags behind must not lead us back to an old leader.
             Some(newer) => newer.clone(),

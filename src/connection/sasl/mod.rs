@@ -74,7 +74,7 @@ async fn scram(
     let challenge = opened.handle_server_first(&answer.auth_bytes).map_err(refused)?;
     let (proven, message) = prove(challenge, mechanism, environment).await?;
     let answer = exchange(channel, message, settings).await?;
-    // The broker has accepted the password; only this says that it knew it.
+    // The broker has accepted the proof. Only its signature shows that it knows the password itself.
     proven.handle_server_final(&answer.auth_bytes).map_err(refused)?;
     Ok(lifetime(&answer))
 }
@@ -100,7 +100,7 @@ fn refused(mechanism: &'static str, step: &str, why: &str) -> Error {
         .with_permanent()
 }
 
-/// KIP-368: zero is for ever. Seven weeks are as good as more, and every sum with them fits.
+/// KIP-368: zero means for ever. More than seven weeks are cut down to these, so that sums with them cannot overflow.
 fn lifetime(answer: &wire::SaslAuthenticateResponse) -> Option<Duration> {
     u64::try_from(answer.session_lifetime_ms)
         .ok()
@@ -111,7 +111,7 @@ fn lifetime(answer: &wire::SaslAuthenticateResponse) -> Option<Duration> {
 /// The text without password and user name: a server may repeat what it was sent, and a user may have taken one for the other.
 fn hidden(text: &str, settings: &SaslSettings) -> String {
     let (user, password) = (&settings.username, settings.password.expose());
-    // No more than is shown, and what may hold one of them across its end: a peer may send a megabyte.
+    // Only a little more than is shown is searched, enough for a secret that crosses its end: a peer may send a megabyte.
     let text: String = text.chars().take(SHOWN_CHARS + 2 * password.len().max(user.len())).collect();
     secrecy::without(&secrecy::without(&text, password), user)
 }

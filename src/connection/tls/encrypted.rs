@@ -59,7 +59,7 @@ pub(super) fn open(der: &[u8], password: &str) -> Result<Vec<u8>, &'static str> 
     let mut key = vec![0; key_len];
     derive(kdf, password.as_bytes(), &mut key)?;
     let opened = decrypt(&key, iv, data)?;
-    // One in 256 wrong passwords leaves good padding.
+    // One in 256 wrong passwords leaves a valid padding, so the content is checked too.
     let inner = Reader::new(&opened).sequence().filter(|inner| inner.len_with_header == opened.len());
     if inner.is_some_and(|inner| inner.content.peek() == Some(INTEGER)) {
         Ok(opened)

@@ -81,7 +81,8 @@ impl Material {
     }
 }
 
-/// Adds the sources up. Only what was named must be readable: a broken system store is no matter while others serve.
+/// Gathers the roots of all sources. Sources that the settings name must be readable; a broken system store does not
+/// matter while others serve.
 fn roots(
     sources: &[TrustRoots],
     files: &Files,
@@ -206,7 +207,7 @@ struct Certificate {
     der: Result<Vec<u8>, &'static str>,
 }
 
-/// The certificates of a text; at least one, whatever it is worth.
+/// The certificates in a text: at least one, which may be damaged.
 fn certificates(place: &str, text: &[u8]) -> Result<Vec<Certificate>, String> {
     let mut blocks = pem::blocks(text);
     let other = blocks.iter().find(|block| block.label != Label::Certificate).map(|block| block.label);
@@ -238,7 +239,7 @@ fn what_else(found: Option<Label>, text: &[u8]) -> &'static str {
     }
 }
 
-/// The client's chain: its own certificate must be good, others are passed over.
+/// The client's chain. Its own certificate must be intact; damaged ones behind it are left out.
 fn chain(
     place: &str,
     text: &[u8],

@@ -128,7 +128,7 @@ fn bytes_of(content: &str) -> Result<Vec<u8>, &'static str> {
     let der = BASE64.decode(base64.as_bytes()).map_err(|_| "its content is not base64")?;
     let outer =
         super::der::Reader::new(&der).sequence().ok_or("its content is cut off, or no ASN.1 sequence")?;
-    // What follows the sequence is OpenSSL's (TRUSTED CERTIFICATE) or nobody's.
+    // Bytes behind the sequence are ignored: OpenSSL adds some to a TRUSTED CERTIFICATE.
     let len = outer.len_with_header;
     Ok(der.get(..len).map_or_else(Vec::new, <[u8]>::to_vec))
 }

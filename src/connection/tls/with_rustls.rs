@@ -41,13 +41,13 @@ pub(crate) struct Tls {
 struct Built {
     connector: TlsConnector,
     files: Arc<Files>,
-    /// What was passed over.
+    /// Damaged certificates that were left out.
     damaged: Vec<String>,
-    /// What the files have held since, and could not be used for; and since when.
+    /// Later contents of the files that could not be used, and since when they are so.
     refused: Option<(Files, Instant)>,
 }
 
-/// Whatever a file holds for so long is no longer being written.
+/// A file whose content has not changed for this long is not being written any more.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
 
 impl Built {
@@ -55,7 +55,7 @@ impl Built {
         Self { connector, files: Arc::new(files), damaged, refused: None }
     }
 
-    /// The same, after the files have held that.
+    /// The same configuration, after the files have had this content.
     fn after(&self, refused: Option<(Files, Instant)>) -> Arc<Self> {
         let (connector, files) = (self.connector.clone(), Arc::clone(&self.files));
         Arc::new(Self { connector, files, damaged: self.damaged.clone(), refused })
@@ -164,7 +164,7 @@ fn client_config(
         builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyName(verifier)))
     };
     let Some((chain, key)) = material.identity else { return Ok(builder.with_no_client_auth()) };
-    // The library has seen the key: its words stay out.
+    // The library's error text is left out, because the library has seen the key.
     builder.with_client_auth_cert(chain, key).map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => bad(
             "ssl.keystore.key (or ssl.key.location) does not belong to the first certificate of \
@@ -208,7 +208,7 @@ fn renewed(settings: &TlsSettings, current: Option<Arc<Built>>, now: Instant) ->
         return Ok(current);
     }
     let again = files.clone();
-    // A bundle that is being written ends within a certificate, and the rest is not there yet.
+    // A bundle that is still being written ends in the middle of a certificate.
     let built = build(settings, files).and_then(|built| {
         match built.damaged.len() > current.damaged.len() && !is_written {
             true => Err(bad(built.damaged.join("; "))),
@@ -237,7 +237,7 @@ pub(super) fn tls_error(text: impl Into<String>) -> Error {
     Error::new(ErrorKind::Connect(Stage::Tls), text)
 }
 
-/// Checks the chain as ever, and accepts any name (`ssl.endpoint.identification.algorithm` empty).
+/// Checks the chain as usual and accepts any name (`ssl.endpoint.identification.algorithm` empty).
 #[derive(Debug)]
 struct AnyName(Arc<WebPkiServerVerifier>);
 

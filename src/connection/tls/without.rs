@@ -6,7 +6,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
 };
 
-/// Nothing here shows anything to be refused.
+/// Without TLS no certificate is shown, so that none is refused.
 pub(in crate::connection) fn is_refusal(_: &std::io::Error) -> bool {
     false
 }

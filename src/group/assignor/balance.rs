@@ -36,7 +36,7 @@ impl Pool {
         Self { members: members.to_vec(), shares: owned.clone(), owned, free }
     }
 
-    /// One of its share, if there is any left.
+    /// Takes one of the member's share, if any is left.
     pub(super) fn take(&mut self, member: usize) -> bool {
         let Ok(at) = self.members.binary_search(&member) else { return false };
         let has = self.shares[at] > 0;
@@ -53,7 +53,7 @@ impl Pool {
         Some(self.members[next])
     }
 
-    /// What is free goes one by one to who has least.
+    /// Gives what is free, one by one, to whoever has least.
     fn deal_out(&mut self, loads: &mut [usize]) {
         let mut least: BinaryHeap<_> =
             self.members.iter().enumerate().map(|(at, member)| Reverse((loads[*member], at))).collect();
@@ -66,15 +66,16 @@ impl Pool {
         }
     }
 
-    /// From who has most to who has least, until they are even; first what was not theirs before. Whether anything moved.
+    /// Moves partitions from whoever has most to whoever has least until they are even; first those that did not belong
+    /// to the giver before. True if anything moved.
     fn level(&mut self, loads: &mut [usize]) -> bool {
         let of_each = || self.members.iter().map(|member| loads[*member]);
         let most = of_each().zip(&self.shares).filter(|(_, share)| **share > 0).map(|(load, _)| load).max();
-        // Mostly it is even already, and nothing needs to be sorted to see that.
+        // As a rule it is even already, which can be seen without sorting.
         if most.is_none_or(|most| of_each().min().is_none_or(|least| most < least + 2)) {
             return false;
         }
-        // Of as much, who has something that was another's gives first, and who has lost something gets first.
+        // Among equals, whoever has something that was another's gives first, and whoever has lost something gets first.
         let giver = |pool: &Self, loads: &[usize], at: usize| {
             (loads[pool.members[at]], pool.shares[at] > pool.owned[at], Reverse(at))
         };
@@ -82,7 +83,8 @@ impl Pool {
             (loads[pool.members[at]], pool.shares[at] >= pool.owned[at], at)
         };
         let places = 0..self.members.len();
-        // Made at once, which sorts nothing; what has changed is pushed anew, and what it was before is passed over.
+        // Each heap is built at once, without sorting. A member that has changed is pushed again, and its outdated entry
+        // is skipped.
         let mut takers: BinaryHeap<_> = places.clone().map(|at| Reverse(taker(self, loads, at))).collect();
         let mut givers: BinaryHeap<_> =
             places.filter(|at| self.shares[*at] > 0).map(|at| giver(self, loads, at)).collect();
@@ -127,14 +129,14 @@ pub(super) fn balance(pools: &mut [Pool], members: usize) {
             loads[*member] += share;
         }
     }
-    // Those with the fewest candidates first: the others find room elsewhere.
+    // Pools with the fewest members first: the others have more places to put their partitions.
     let mut order: Vec<&mut Pool> = pools.iter_mut().collect();
     sorted::sort_by(&mut order, |a, b| a.members.len().cmp(&b.members.len()));
     for pool in &mut order {
         pool.deal_out(&mut loads);
     }
     loop {
-        // Each of them, also when an earlier one has moved something.
+        // Levels every pool, also after an earlier one has moved something: hence no `any`, which would stop early.
         let moved = order.iter_mut().map(|pool| usize::from(pool.level(&mut loads))).sum::<usize>();
         if moved == 0 {
             break;
@@ -144,20 +146,20 @@ pub(super) fn balance(pools: &mut [Pool], members: usize) {
     while exchange(pools, &mut loads, &mut work) {}
 }
 
-/// Exchanges looked at in one balance, well below a tenth of a second. Groups whose topics all have other subscribers may be left
-/// less sticky than they could be; hardly ever less even.
+/// How many exchanges one balance looks at, which takes well below a tenth of a second. If all topics of a group have
+/// different subscribers, its plan may be less sticky than it could be, and hardly ever less even.
 const MOST_WORK: usize = 6_000_000;
 
 const NONE: usize = usize::MAX;
 
-/// Carries out chains of exchanges that make it better; false if there are none, or the work is used up.
+/// Carries out chains of exchanges that improve the balance; false if there are none, or if the work is used up.
 ///
-/// Nodes are the members, then the pools, then the hub, through which a chain closes whose ends change their loads. An edge
-/// from a member to a pool gives one up, from a pool to a member gets one.
+/// The nodes of the graph are the members, then the pools, then the hub, which closes a chain whose ends change their
+/// loads into a cycle. An edge from a member to a pool gives one up, from a pool to a member gets one.
 fn exchange(pools: &mut [Pool], loads: &mut [usize], work: &mut usize) -> bool {
     let (members, hub) = (loads.len(), loads.len() + pools.len());
     let edges: usize = hub + pools.iter().map(|pool| pool.members.len()).sum::<usize>();
-    // Whatever is lost on a cycle, which has no node twice, weighs less than a step of evenness.
+    // A step of evenness weighs more than all that can be lost on one cycle, since a cycle visits no node twice.
     let even = 2 * i64::try_from(hub + 1).unwrap_or(i64::MAX / 2);
     let squares = |load: usize| even * i64::try_from(2 * load + 1).unwrap_or(i64::MAX);
     let mut best = vec![0_i64; hub + 1];

@@ -78,7 +78,7 @@ impl GroupMember {
     }
 }
 
-/// Of topics: for every partition the racks of its replicas. What is not named has none.
+/// For each topic, the racks of the replicas of each partition. Topics that are not in it have none.
 pub(crate) type Racks = Map<Arc<str>, Vec<Vec<Arc<str>>>>;
 
 /// A classic group as its leader sees it: what an [`Assignor`] goes by.
@@ -228,7 +228,7 @@ fn subscribed<'a>(members: &[&GroupMember], counts: &'a BTreeMap<Arc<str>, i32>)
         members.iter().enumerate().flat_map(|(at, m)| m.topics.iter().map(move |t| (at, t)))
     {
         let Some(topic) = places.get(&**topic).and_then(|place| topics.get_mut(*place)) else { continue };
-        // Named twice it counts once.
+        // A topic that a member names twice counts once.
         if topic.subscribers.last() != Some(&member) {
             topic.subscribers.push(member);
         }

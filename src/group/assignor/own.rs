@@ -86,7 +86,7 @@ impl fmt::Debug for OwnAssignor {
     }
 }
 
-/// Two of the same name are the same to the group.
+/// To the group, two assignors of the same name are the same.
 impl PartialEq for OwnAssignor {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
@@ -105,7 +105,7 @@ impl OwnAssignor {
         &self.name
     }
 
-    /// A panic is nothing to tell.
+    /// After a panic the member tells nothing of itself.
     pub(crate) fn user_data(&self, topics: &[Arc<str>]) -> Option<Bytes> {
         catch_unwind(AssertUnwindSafe(|| self.assignor.user_data(topics))).unwrap_or_else(|_panic| {
             tracing::warn!(assignor = self.name(), "the assignor panicked: it tells the leader nothing");
@@ -164,7 +164,8 @@ impl OwnAssignor {
 
     /// Every member has a place in the plan, and nobody gets what another may still work at.
     fn complete(&self, group: &GroupInfo<'_>, mut plan: Assignment) -> Assignment {
-        // Of two that claim the same the later is believed, and of the same generation neither, as with the sticky ones.
+        // If two members claim the same partition, the one of the later generation is believed; if the generations are
+        // equal, neither. So it is with the sticky assignors.
         let mut claims: Vec<(&TopicPartition, (i32, Option<&str>))> = Vec::new();
         for member in group.members.iter().filter(|_| self.is_cooperative) {
             let own = (member.generation, Some(&*member.member_id));

@@ -23,7 +23,7 @@ pub(super) fn assign(
         _ => Vec::new(),
     };
     let is_aware = racked.iter().any(|racked| racked.is_uneven);
-    // What has the same subscribers and size is dealt out alike.
+    // Topics with the same subscribers and as many partitions are dealt out together.
     let mut alike: Map<(&[usize], i32), Vec<usize>> = Map::new();
     for (place, topic) in topics.iter().enumerate() {
         alike.entry((&topic.subscribers, topic.count)).or_default().push(place);
@@ -55,7 +55,8 @@ type PartitionRacks<'a> = Set<&'a str>;
 /// A topic with the racks of its partitions.
 struct Racked<'a> {
     partitions: Vec<PartitionRacks<'a>>,
-    /// Some of its subscribers' racks have replicas, and not every partition is on all of the racks: it matters who gets what.
+    /// Some of its subscribers' racks have replicas, but not of every partition on every rack, so that it matters who
+    /// gets which.
     is_uneven: bool,
 }
 
@@ -127,7 +128,7 @@ impl<'a> Deal<'a> {
             let mut first: Option<usize> = None;
             for rack in of_all.map(|rack| Some(*rack)).chain([None]) {
                 let Some(queue) = waiting.get_mut(&rack) else { continue };
-                // Room only becomes less: who has none has had his turn.
+                // Room never grows, so a member without any can be dropped.
                 while queue.front().is_some_and(|member| self.room(*member) == 0) {
                     queue.pop_front();
                 }
@@ -141,7 +142,7 @@ impl<'a> Deal<'a> {
 
     /// Each member in turn takes the first partitions that match it.
     fn match_ranges(&mut self, partitions: &[PartitionRacks<'_>]) {
-        // What an earlier member of the rack passed over does not match this one either.
+        // Partitions that an earlier member of the same rack has passed over do not match this one either.
         let mut matching: Map<&str, VecDeque<usize>> = Map::new();
         for (partition, racks) in partitions.iter().enumerate() {
             for rack in racks {

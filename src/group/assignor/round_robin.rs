@@ -7,7 +7,7 @@ pub(super) fn assign(topics: &[Topic<'_>], given: &mut Given) {
     let mut turn = 0;
     for topic in topics {
         for partition in 0..topic.count {
-            // Whose turn it is, or who comes next of those that want it; from the last member on to the first.
+            // The member whose turn it is, or the next one that is subscribed; after the last member comes the first.
             let next = topic.subscribers.partition_point(|member| *member < turn);
             let Some(&member) = topic.subscribers.get(next).or_else(|| topic.subscribers.first()) else {
                 break;

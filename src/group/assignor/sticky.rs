@@ -42,8 +42,8 @@ pub(super) fn assign(members: &[&GroupMember], topics: &[Topic<'_>], cooperative
     }
 }
 
-/// Which partitions of these topics go to whom, by what each is to have. Of what a member has too many of, the lowest
-/// partitions are kept; what is free is dealt out in turn.
+/// Which partitions of these topics go to whom, so that each member gets its share. A member that has too many keeps the
+/// lowest; free ones are dealt out in turn.
 fn dealt(mut pool: Pool, places: &[usize], claims: &[Vec<Claim>]) -> Vec<(usize, i32, usize)> {
     let mut all: Vec<(i32, usize)> = places
         .iter()
@@ -77,7 +77,7 @@ struct Claim {
     owner: Option<usize>,
 }
 
-/// For every partition of every topic who owns it by the members' own word.
+/// Who owns each partition of each topic, as the members themselves say.
 fn claims(members: &[&GroupMember], topics: &[Topic<'_>]) -> Vec<Vec<Claim>> {
     let places: HashMap<&str, usize> =
         topics.iter().enumerate().map(|(place, topic)| (&**topic.name, place)).collect();

@@ -1,5 +1,5 @@
-//! How a membership ends: by leaving, by a loss, by what the coordinator refuses; and what is only asked again. It must never
-//! take what passes for an end, nor ask again without a pause.
+//! How a membership ends (by leaving, by a loss, by a refusal of the coordinator), and which requests are only repeated.
+//! It must never take a passing error for the end, nor repeat a request without a pause.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ impl Member {
     pub(super) fn lose(&mut self, now: Instant) {
         self.reason = Reason::Borrowed("the membership was lost");
         if matches!(self.state, State::Joining { .. }) {
-            // A coordinator that says so again and again must not be asked without a pause.
+            // A coordinator that answers so again and again must not be asked without a pause.
             self.drop_assignment();
             return self.retry(now);
         }
@@ -51,8 +51,9 @@ impl Member {
         self.join_if_idle(now);
     }
 
-    /// A generation ended while its assignment was waited for: as a rule because another member came, who is not to wait for
-    /// this one. A coordinator that says so again and again is not asked without a pause.
+    /// The pause before the next join when a generation has ended while its assignment was waited for. As a rule another
+    /// member has come, which must not wait for this one; but a coordinator that answers so again and again is not asked
+    /// without a pause.
     fn pause_of_churn(&mut self) -> Duration {
         if !matches!(self.state, State::Syncing { .. }) {
             return Duration::ZERO;
@@ -86,8 +87,8 @@ impl Member {
             GroupMembershipOperation::LeaveGroup => true,
             GroupMembershipOperation::RemainInGroup => false,
         };
-        // Also from outside: the coordinator keeps the place of a static member, and may not know yet of what was lost. One that is
-        // not static has no place left to give up, and nothing to wait for.
+        // A static member says that it leaves even when it is outside the group: the coordinator keeps its place, and may
+        // not know yet what was lost. Any other member has no place left to give up.
         let is_outside = matches!(self.state, State::Idle { .. }) && self.settings.instance_id.is_none();
         let known = !self.member_id.is_empty() && leaves && !is_outside;
         match self.state {
@@ -120,12 +121,12 @@ impl Member {
         }
     }
 
-    /// Whether the group goes on without a member that has kept partitions through a rebalance: its coordinator could not be reached
-    /// while it joins, for as long as a session lasts.
+    /// Whether the group has given up this member, which has kept partitions through a cooperative rebalance: the
+    /// coordinator could not be reached for a whole session time-out while the member was joining.
     fn is_given_up(&mut self, now: Instant, error: &Error) -> bool {
         let is_joining = matches!(self.state, State::Joining { .. } | State::Syncing { .. });
-        // A question that went unanswered says nothing: the coordinator may wait for a member that may take longer than this one, or
-        // be gone since it was asked. The next connection tells the two apart.
+        // A join that timed out does not tell whether the coordinator is waiting for another member, or is gone. The next
+        // connection does.
         let is_held = is_joining
             && error.kind() == ErrorKind::Timeout
             && matches!(error.api(), Some("JoinGroup" | "SyncGroup"));

@@ -1,5 +1,6 @@
-//! A member of a classic consumer group, as a pure state machine. With eager rebalancing all partitions are given up before
-//! it joins again; with cooperative (KIP-429) those alone that another member is to have, in a rebalance of their own.
+//! A member of a classic consumer group, as a pure state machine. With eager rebalancing all partitions are given up
+//! before it joins again; with cooperative rebalancing (KIP-429) only those that another member will get, in a rebalance
+//! of their own.
 //!
 //! It decides when to join, sync, beat, revoke and leave. It never awaits, never reads a clock, never touches offsets:
 //! what a revocation commits is the consumer's business, which answers `handle_revoked` when it is done.
@@ -43,7 +44,8 @@ struct Heart {
     beat: Exchange,
     /// When the last heartbeat was sent.
     sent: Instant,
-    /// The group did not rebalance then, as the coordinator has said: whatever has begun has begun after that.
+    /// When a heartbeat was sent to which the coordinator answered that the group was not rebalancing: a rebalance has
+    /// begun later.
     at_rest: Instant,
     /// The coordinator forgets a member that it has not heard of for the session timeout.
     session_ends: Instant,
@@ -109,9 +111,10 @@ pub(crate) struct Member {
     planned: Option<BTreeMap<Arc<str>, i32>>,
     /// It leads, and there is no other member.
     is_alone: bool,
-    /// What a leader that came back would have got by a new plan.
+    /// What a static leader that came back would get by a new plan (KIP-814).
     expected: Option<Vec<TopicPartition>>,
-    /// What the coordinator kept did not fit: the next plan is sent, whatever it says.
+    /// The assignment that the coordinator has kept did not fit: the next plan is sent even if the coordinator would keep
+    /// its own.
     is_misfit: bool,
     /// Something changed while a join or sync was out: join again after it.
     stale: bool,
@@ -163,8 +166,8 @@ impl Member {
         }
     }
 
-    /// In the place of another membership of the same client: no answer to that one is taken for one of its own, and the user is
-    /// where he was.
+    /// Takes the place of another membership of the same client: no answer to that one is taken for one of its own, and
+    /// the poll interval goes on from where it was.
     pub(super) fn going_on(mut self, tokens: Tokens, presence: Presence) -> Self {
         (self.tokens, self.presence) = (tokens, presence);
         self
@@ -174,7 +177,7 @@ impl Member {
     pub(crate) fn identity(&self) -> Option<Identity> {
         let generation = match self.state {
             State::Stable { generation, .. } | State::Revoking { generation, .. } => generation,
-            // What is kept through a cooperative rebalance is committed meanwhile.
+            // Partitions that are kept through a cooperative rebalance can be committed meanwhile.
             State::Joining { .. } | State::Planning { .. } | State::Syncing { .. }
                 if !self.owned.is_empty() =>
             {
@@ -215,8 +218,8 @@ impl Member {
         self.join_if_idle(now);
     }
 
-    /// What matches a pattern now. Where that is nothing any more, what the member has goes as in a rebalance, and then it leaves:
-    /// the user has not unsubscribed.
+    /// The topics that match the pattern now. If none does any more, the partitions are given up as in a rebalance before
+    /// the member leaves, because the user has not unsubscribed.
     pub(crate) fn handle_matching(&mut self, now: Instant, topics: Vec<Arc<str>>) {
         if !topics.is_empty() || self.topics.is_empty() {
             return self.handle_subscription(now, topics);
@@ -307,7 +310,7 @@ impl Member {
             Ok(Answer::Sync { error, .. }) => self.on_error(now, "SyncGroup", error),
             Ok(Answer::Heartbeat { error }) => self.on_error(now, "Heartbeat", error),
             Ok(Answer::Leave { error }) => self.on_error(now, "LeaveGroup", error),
-            // Of the other protocol: nobody asked.
+            // An answer of the other protocol, which nobody has asked for.
             Ok(Answer::Beat(_)) => self.retry(now),
         }
     }

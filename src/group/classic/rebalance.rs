@@ -1,5 +1,5 @@
-//! How a member gets its partitions: join, plan, sync, and what is given up before. It must never join again while something
-//! that is to go is still being worked on.
+//! How a member gets its partitions: join, plan, sync, and what is given up before. It must never join again while
+//! partitions that it must give up are still being worked on.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -121,8 +121,8 @@ impl Member {
         self.reason = Reason::default();
         self.is_alone = members.as_ref().is_some_and(|members| members.len() <= 1);
         match members {
-            // KIP-814: of a leader that came back the coordinator still has the assignment of its earlier life. It leads all
-            // the same, and must see when its topics change.
+            // KIP-814: the coordinator still has the assignment that this leader made before it came back. It leads all
+            // the same, and must notice when its topics change.
             Some(members) => {
                 let token = self.tokens.next();
                 let keeps = skip_assignment && !self.is_misfit;
@@ -168,7 +168,7 @@ impl Member {
         self.actions.push_back(Action::Assign { added });
         if !revoked.is_empty() {
             self.reason = Reason::Borrowed("partitions were given up for another member");
-            // Another member gets them in the rebalance after this.
+            // Another member gets them in the next rebalance.
             return self.revoke(generation, heart, revoked);
         }
         self.is_misfit = self.expected.take().is_some_and(|mut expected| {
@@ -184,7 +184,7 @@ impl Member {
     pub(super) fn rebalance(&mut self, now: Instant, reason: impl Into<Reason>) {
         let State::Stable { generation, heart } = self.state else { return };
         self.reason = reason.into();
-        // With cooperative rebalancing only what is not wanted any more.
+        // With cooperative rebalancing only partitions of topics that are not subscribed to any more are given up.
         let is_wanted = |key: &&TopicPartition| self.settings.cooperative && self.topics.contains(&key.topic);
         let revoked: Vec<_> = self.owned.iter().filter(|key| !is_wanted(key)).cloned().collect();
         if revoked.is_empty() {
@@ -201,5 +201,5 @@ impl Member {
     }
 }
 
-/// What Java's client tells at most, in characters.
+/// The longest reason that Java's client sends, in characters.
 const LONGEST_REASON: usize = 255;

@@ -1,5 +1,5 @@
-//! How a membership ends: by leaving, by a loss, by what the coordinator refuses; and what is only asked again. It must never
-//! take what passes for an end, nor ask again without a pause.
+//! How a membership ends (by leaving, by a loss, by a refusal of the coordinator), and which heartbeats are only
+//! repeated. It must never take a passing error for the end, nor repeat a heartbeat without a pause.
 
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ impl Member {
         self.is_counted = false;
         self.drop_assignment();
         if was_joining {
-            // A coordinator that says so again and again must not be asked without a pause.
+            // A coordinator that answers so again and again must not be asked without a pause.
             return self.retry(now);
         }
         let pause = if self.is_fresh { self.backoff.next(&mut self.rng) } else { Duration::ZERO };
@@ -76,7 +76,8 @@ impl Member {
         self.actions.push_back(Action::Fail(error));
     }
 
-    /// The protocol is not to be had here: another one is taken, or the user hears of it.
+    /// The protocol cannot be used here: with `group.protocol=auto` the classic one replaces it, otherwise the user gets
+    /// the error.
     pub(super) fn give_up(&mut self, now: Instant, error: Error) {
         if self.settings.protocol == GroupProtocol::Auto {
             self.drop_assignment();
@@ -89,7 +90,7 @@ impl Member {
 
     pub(super) fn leave(&mut self, now: Instant) {
         self.drop_assignment();
-        // As in Java: a static member says that it is away also when it is to stay.
+        // As in Java, a static member that stays in its group still says that it is away for a while.
         let epoch = match (self.departure, &self.settings.instance_id) {
             (GroupMembershipOperation::LeaveGroup, _) | (GroupMembershipOperation::Default, None) => LEAVE,
             (_, Some(_)) => LEAVE_FOR_A_WHILE,
@@ -98,7 +99,7 @@ impl Member {
         match self.state {
             State::Fatal | State::Leaving { .. } => {}
             _ if epoch == STAY => self.on_left(now),
-            // One that is outside has nothing to say unless its place is still kept, as that of a static member is.
+            // A member that is outside the group says nothing, unless it is a static one whose place is still kept.
             State::Idle { .. } if !self.is_counted || epoch != LEAVE => self.on_left(now),
             State::Idle { .. } | State::Joining { .. } | State::Joined { .. } => {
                 self.is_counted &= epoch != LEAVE;
@@ -178,7 +179,7 @@ impl Member {
                 self.unreleased_since = None;
                 self.stop(now, explained());
             }
-            // What it has, it may go on reading; the coordinator looks again with each heartbeat.
+            // The member goes on reading what it has; the coordinator checks again with each heartbeat.
             code::TOPIC_AUTHORIZATION_FAILED if self.is_joined() => {
                 self.actions.push_back(Action::Fail(explained()));
                 self.retry(now);

@@ -1,5 +1,5 @@
-//! What a heartbeat says, when it is sent, and what its answer means. What was told counts as told with the answer alone: a
-//! coordinator that may have heard nothing is told everything.
+//! What a heartbeat says, when it is sent, and what its answer means. A heartbeat counts as received only once it is
+//! answered: a coordinator that may have missed something is told everything again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ impl Member {
         Reported { topics: self.topics.clone(), pattern: self.pattern.clone(), owned }
     }
 
-    /// Whether the coordinator should hear something before it is time.
+    /// Whether there is something to say before the next heartbeat is due.
     pub(super) fn has_news(&self) -> bool {
         self.told.as_ref().or(self.telling.as_ref()).is_none_or(|told| {
             told.topics != self.topics
@@ -26,10 +26,10 @@ impl Member {
         })
     }
 
-    /// Says what it has to: all of it where the coordinator may know nothing, or what has changed.
+    /// Sends a heartbeat with what has changed, or with everything if the coordinator may know nothing.
     pub(super) fn beat(&mut self, now: Instant) {
         let (told, current) = (self.told.take(), self.current());
-        // What was told before counts as told again only with the answer.
+        // Taken, so that without an answer to this heartbeat the next one says everything.
         let is_full = told.is_none();
         let changed = |differs: fn(&Reported, &Reported) -> bool| {
             told.as_ref().is_none_or(|told| differs(told, &current))
@@ -72,7 +72,7 @@ impl Member {
 
     /// Beats at once if there is something to say; not while it waits to repeat what failed.
     pub(super) fn hurry(&mut self, now: Instant) {
-        // A coordinator that changes its mind with every answer must not be asked without a pause.
+        // A coordinator that changes the target with every answer must not be asked without a pause.
         if self.told.is_some() && self.has_news() && self.hurried < MOST_HURRIED {
             self.hurried += 1;
             self.beat_now(now);
@@ -90,7 +90,7 @@ impl Member {
             let error = Error::protocol(format!("the coordinator answers with the epoch {}", answer.epoch));
             return self.stop(now, error.with_api(CONSUMER_HEARTBEAT));
         }
-        // A member that is let in and lost again at once is let in ever more slowly.
+        // A member that is let in and lost again at once joins after ever longer pauses.
         self.is_fresh = !self.is_joined();
         if !self.is_fresh {
             self.backoff.reset();
@@ -108,11 +108,11 @@ impl Member {
             self.member_id = id;
         }
         self.state = State::Joined { exchange: Exchange::Due(now + self.interval) };
-        // An answer that was lost may have said the same already; but a coordinator that had not heard of us for the session would
-        // not know us any more.
+        // An earlier answer that was lost may have named this target already, since the first unanswered heartbeat at
+        // most; and not before a session time-out ago, after which the coordinator would have dropped us.
         let asked = self.unanswered_since.take().unwrap_or(now);
         let asked = now.checked_sub(self.settings.session_timeout).map_or(asked, |known| asked.max(known));
-        // What is said in a hurry is answered before anybody can have looked a topic up.
+        // Heartbeats that do not wait for their time are answered before the names of new topics can have been looked up.
         self.is_unheard = answer.assignment.is_some() || self.is_unheard && self.hurried > 0;
         if let Some(assignment) = answer.assignment {
             let target = assignment.into_iter().collect();

@@ -3,8 +3,8 @@
 //!
 //! It decides when to beat, what to say, and in which order partitions go and come. What is not ours any more goes first:
 //! it is released before the coordinator hears that it is gone, and what is new is taken only when the coordinator names
-//! it. It must never say that it has given up what is still being worked on.
-//! KIP-848, KIP-1082 (the member makes its own id), KIP-345 (static members), KIP-62 (poll interval).
+//! it. It must never say that it has given up partitions that are still being worked on. KIP-848, KIP-1082 (the member
+//! makes its own id), KIP-345 (static members), KIP-62 (poll interval).
 //!
 //! ```text
 //!          subscribe, poll              answer: an epoch
@@ -111,7 +111,8 @@ pub(crate) struct Member {
     revoking: Option<(Token, Vec<IdPartition>)>,
     /// What the coordinator wants us to have.
     target: Set<IdPartition>,
-    /// Since when it may wait for what is not in it: since it was first asked for what it has answered.
+    /// Since when the coordinator may be waiting for partitions that are not in it: since the first heartbeat that it may
+    /// have answered with this target.
     target_since: Instant,
     /// When the first heartbeat was sent that no good answer has come to.
     unanswered_since: Option<Instant>,
@@ -126,10 +127,9 @@ pub(crate) struct Member {
     interval: Duration,
     /// The coordinator may still count us in, whatever has become of the membership here.
     is_counted: bool,
-    /// Nothing was answered since we were let in.
+    /// No heartbeat was answered since we were let in.
     is_fresh: bool,
-    /// The target has just been heard of, and no heartbeat of its time was answered since: what it names may not have been looked
-    /// up yet.
+    /// The target is new, and no regular heartbeat was answered since: its topics may not have been looked up yet.
     is_unheard: bool,
     /// Heartbeats in a row that did not wait for their time.
     hurried: u32,
@@ -287,7 +287,8 @@ impl Member {
         self.unusable.take()
     }
 
-    /// What the next membership of the same client goes on with: nothing that is out is taken for an answer to it.
+    /// What the next membership of the same client takes over: the tokens among it, so that no answer that is still out
+    /// is taken for its own.
     pub(super) fn take_parts(&mut self) -> (Tokens, Presence, VecDeque<Action>, Rng) {
         let (tokens, rest) = (std::mem::take(&mut self.tokens), std::mem::take(&mut self.actions));
         (tokens, self.presence.clone(), rest, self.rng.clone())
@@ -352,7 +353,7 @@ fn random_id(rng: &mut Rng) -> String {
     Uuid(bits.to_be_bytes()).to_string()
 }
 
-/// Until the broker has said its own.
+/// The interval until the broker has named its own.
 const FIRST_INTERVAL: Duration = Duration::from_secs(5);
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! One step after the other towards what the coordinator wants the member to have. What is to go is released before anything
-//! new is taken; a topic that was made again is lost, and nothing of it may be committed.
+//! Steps towards the assignment that the coordinator wants. Partitions that must go are released before new ones are
+//! taken; those of a topic that was made again are lost, and nothing of them may be committed.
 
 use std::sync::Arc;
 
@@ -35,8 +35,8 @@ impl Member {
         if !unknown.is_empty() {
             self.actions.push_back(Action::Identify { topics: unknown });
         }
-        // An unknown topic may be one of ours that was made again, whose offsets are not those of the old one: it is asked
-        // about before anything is committed.
+        // A topic of unknown name may be one of ours that was made again, for which the old offsets mean nothing: its
+        // name is looked up before anything is committed.
         if waits && self.owned.keys().any(|key| !self.target.contains(key)) {
             return;
         }
@@ -60,8 +60,8 @@ impl Member {
         ids
     }
 
-    /// What is no longer ours because its topic was made again: nothing of it is to be committed, since the offsets would be
-    /// taken for those of the new topic.
+    /// Drops partitions whose topic was made again, without a commit: their offsets would be taken for those of the new
+    /// topic.
     pub(super) fn drop_gone(&mut self) {
         let mut surplus: Vec<_> = self
             .owned
