@@ -91,6 +91,10 @@ impl Aftermath {
 /// What is remembered of a batch in flight.
 #[derive(Debug)]
 struct InFlight {
+    /// The number of batches that had left before, this one's earlier attempts among them.
+    left_before: u64,
+    /// Nothing was in flight when it left.
+    alone: bool,
     /// The topic as it was when this left.
     topic_id: TopicId,
     deadline: Instant,
@@ -107,6 +111,8 @@ pub(crate) struct Queue {
     pending: VecDeque<Batch>,
     in_flight: Map<Order, InFlight>,
     next_order: u64,
+    /// Batches that have left, each as often as it has.
+    departures: u64,
     sequences: Sequences,
     /// Something went wrong: nothing leaves until the flight has landed.
     recovering: bool,
@@ -129,6 +135,7 @@ impl Queue {
             pending: VecDeque::new(),
             in_flight: Map::new(),
             next_order: 0,
+            departures: 0,
             sequences: Sequences::default(),
             recovering: false,
             topic_id: TopicId::default(),
@@ -192,7 +199,16 @@ impl Queue {
     /// Whether a batch could leave now, if its identity and its leader allow it.
     pub(crate) fn is_ready(&self, now: Instant, pace: Pace) -> bool {
         let landed = !self.recovering || self.in_flight.is_empty();
-        landed && self.in_flight.len() < self.limits.max_in_flight && self.has_ready(now, pace)
+        landed && self.has_room() && self.has_ready(now, pace)
+    }
+
+    /// Answers overtake each other where the leader has changed, or its connection was replaced. However many of the later batches
+    /// are acknowledged, none may put the oldest one out of the broker's memory.
+    fn has_room(&self) -> bool {
+        let awaited = self.in_flight.values().find(|flying| !flying.given_up);
+        let span = awaited.map_or(0, |oldest| self.departures - oldest.left_before);
+        self.in_flight.len() < self.limits.max_in_flight
+            && (!self.limits.idempotent || span < self.limits.max_in_flight as u64)
     }
 
     fn has_ready(&self, now: Instant, pace: Pace) -> bool {
@@ -316,9 +332,12 @@ impl Queue {
     }
 
     fn note_in_flight(&mut self, now: Instant, order: Order, deadline: Instant, receipt: Stub) {
-        let topic_id = self.topic_id;
+        let (topic_id, left_before) = (self.topic_id, self.departures);
         self.left_at = Some(now);
-        self.in_flight.insert(order, InFlight { topic_id, deadline, receipt, given_up: false });
+        self.departures += 1;
+        let alone = self.in_flight.is_empty();
+        let in_flight = InFlight { left_before, alone, topic_id, deadline, receipt, given_up: false };
+        self.in_flight.insert(order, in_flight);
     }
 
     /// When to look again if nothing happens before: the end of `linger.ms`, of a back-off, or of the oldest batch.

@@ -68,8 +68,9 @@ impl Queue {
     pub(crate) fn context(&self, batch: &Batch) -> Context {
         let first_in_flight = self.in_flight.keys().next().copied();
         let first_pending = self.pending.front().map(|batch| batch.order);
+        let left_alone = self.in_flight.get(&batch.order).is_none_or(|flying| flying.alone);
         let predecessors_pending =
-            first_in_flight.into_iter().chain(first_pending).any(|order| order < batch.order);
+            !left_alone || first_in_flight.into_iter().chain(first_pending).any(|order| order < batch.order);
         Context {
             idempotent: self.limits.idempotent,
             transactional: self.limits.transactional,

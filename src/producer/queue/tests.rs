@@ -6,10 +6,10 @@ use super::*;
 use crate::{
     batch::{self, Compressor, Decompressor},
     config::Compression,
-    error::ErrorKind,
+    error::{ErrorCode, ErrorKind, code},
     producer::{
         accumulator::CROWDED_LINGER,
-        decision::Decision,
+        decision::{Decision, decide},
         receipt::{Ack, Delivery},
     },
 };
@@ -232,6 +232,58 @@ fn nothing_new_passes_a_batch_that_may_be_written_so_that_the_broker_still_knows
     let again = rig.poll(true).unwrap();
     rig.acknowledge(again, 1);
     assert_eq!(std::iter::from_fn(|| rig.poll(true)).count(), 5);
+}
+
+#[test]
+fn nothing_gets_more_than_five_ahead_of_a_batch_without_an_answer_however_soon_others_have_theirs() {
+    let mut rig = Rig::new(limits());
+    rig.introduce();
+    let _deliveries: Vec<_> = (0..100).map(|id| rig.send(id)).collect();
+    // Its leader says nothing more, and has handed the log over: the next one answers all that follows.
+    let silent = rig.poll(true).unwrap();
+    for offset in 10..14 {
+        let behind = rig.poll(true).unwrap();
+        rig.acknowledge(behind, offset);
+    }
+    assert!(rig.poll(true).is_none(), "a broker knows the last five alone");
+    rig.acknowledge(silent, 1);
+    let flight: Vec<_> = std::iter::from_fn(|| rig.poll(true)).collect();
+    assert_eq!(flight.len(), 5);
+    // Nobody waits for one whose time is over.
+    rig.now += Duration::from_secs(120);
+    let mut aftermath = Aftermath::default();
+    rig.queue.expire(rig.now, None, &mut aftermath);
+    rig.tell(aftermath);
+    let mut flight = flight.into_iter();
+    let _silent = flight.next();
+    flight.for_each(|batch| rig.acknowledge(batch, 20));
+    let _deliveries: Vec<_> = (0..100).map(|id| rig.send(id)).collect();
+    for _ in 0..9 {
+        let next = rig.poll(true).unwrap();
+        rig.acknowledge(next, 30);
+    }
+}
+
+#[test]
+fn a_batch_that_was_refused_as_early_before_its_predecessor_was_told_to_be_written_keeps_its_stamp() {
+    for possibly_written in [false, true] {
+        let mut rig = Rig::new(limits());
+        rig.introduce();
+        let _deliveries: Vec<_> = (0..100).map(|id| rig.send(id)).collect();
+        let [first, mut second] = [(); 2].map(|()| rig.poll(true).unwrap());
+        let number = sequence(&second);
+        second.possibly_written = possibly_written;
+        // They went by two connections: the refusal is older than the answer that comes before it.
+        rig.acknowledge(first, 1);
+        let refused = ErrorCode(code::OUT_OF_ORDER_SEQUENCE_NUMBER);
+        let decision = decide(refused, rig.queue.context(&second));
+        assert_eq!(decision, Decision::Early);
+        rig.settle(second, decision);
+        let again = rig.poll(true).unwrap();
+        assert_eq!((sequence(&again), rig.identity), (number, ME));
+        // Alone on its way, it is refused for good.
+        assert_ne!(decide(refused, rig.queue.context(&again)), Decision::Early);
+    }
 }
 
 #[test]

@@ -2,9 +2,12 @@
 //!
 //! `DTKAFKA_MODEL_SEEDS` says how many worlds are tried.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{world::Log, *};
+
+/// What a world may do to a batch again and again: once it is refused, the next attempts are as well.
+type Stubborn = BTreeMap<(i32, i16, i32), (i16, usize)>;
 
 /// What may go wrong with one batch whose request is answered.
 fn batch_fault(world: &mut World, sent: &Sent) -> Option<Answer> {
@@ -36,20 +39,69 @@ fn batch_fault(world: &mut World, sent: &Sent) -> Option<Answer> {
     }
 }
 
+/// What passes by itself: no record need fail for it. A batch is refused up to eight times in a row, with codes that leave open
+/// whether it is written and with others, and may be written at each of these times.
+fn passing_fault(world: &mut World, sent: &Sent, stubborn: &mut Stubborn, is_new: bool) -> Option<Answer> {
+    let raw = batch::split(sent.batch.bytes.clone()).next().unwrap().unwrap();
+    let place = (sent.partition.partition, raw.producer_epoch(), raw.base_sequence());
+    let (code, left) = stubborn.entry(place).or_insert_with(|| {
+        let code = [7, 20, 6, 3, 56, 19, 5, 10][world.rng.below(8)];
+        (code, if is_new { world.rng.below(9) } else { 0 })
+    });
+    if *left == 0 || world.rng.below(8) == 0 {
+        return None;
+    }
+    *left -= 1;
+    match code {
+        19 | 5 => return refused(*code),
+        // What may be written and is too large now cannot be asked for.
+        10 if sent.batch.possibly_written || sent.batch.count == 1 => return None,
+        10 => return refused(10),
+        _ if world.rng.below(2) == 0 => {
+            let leader = world.leaders[place.0 as usize];
+            let told = world.apply(leader, sent);
+            // Its leader refuses what comes too early, whatever became of it before.
+            if told.code == 45 {
+                return Some(told);
+            }
+        }
+        _ => {}
+    }
+    refused(*code)
+}
+
+/// What goes wrong in a world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Weather {
+    /// Everything.
+    Storm,
+    /// What passes, and no broker forgets what it has: every record is written.
+    Passing,
+}
+
 fn run(seed: u64) {
     let mut rng = Rng::new(seed.wrapping_mul(7919) + 1);
+    let weather = if seed % 2 == 0 { Weather::Storm } else { Weather::Passing };
     let partitions = 1 + rng.below(3);
     let mut limits = limits(true);
-    if rng.below(4) == 0 {
+    if weather == Weather::Storm && rng.below(4) == 0 {
         limits.delivery_timeout = Duration::from_millis(400);
     }
     let mut world = World::new(seed, partitions, limits);
+    if rng.below(2) == 0 {
+        world.leaders.fill(1);
+        world.learn_leaders();
+    }
     let mut deliveries: Vec<(usize, u32, Delivery)> = Vec::new();
     let mut faults = 5 + rng.below(30);
     let mut lives = if rng.below(3) == 0 { 1 + rng.below(3) } else { 0 };
     // Some are closed in the middle of whatever there is.
-    let mut left = if rng.below(4) == 0 { rng.below(800) } else { usize::MAX };
+    let mut left = if weather == Weather::Storm && rng.below(4) == 0 { rng.below(800) } else { usize::MAX };
     let is_closed = left < usize::MAX;
+    let mut stubborn = Stubborn::new();
+    // What is answered in time, and what is on its way for long.
+    let slowness = rng.below(3);
+    let favourite = 1 + rng.below(BROKERS as usize) as i32;
     while left > 0 && (deliveries.len() < 200 || faults > 0) {
         left -= 1;
         if deliveries.len() < 200 && rng.below(3) > 0 {
@@ -62,39 +114,59 @@ fn run(seed: u64) {
             world.identify();
         }
         world.now += Duration::from_millis([0, 1, 2, 3, 40][rng.below(5)]);
-        let broker = 1 + rng.below(BROKERS as usize) as i32;
         if rng.below(3) > 0 {
             continue;
         }
-        if faults == 0 || rng.below(4) > 0 {
-            world.answer(broker, |_, _| None);
+        // One broker answers sooner than the others, and before what is out on connections that were replaced.
+        let connections = world.connections();
+        let any = connections.get(rng.below(connections.len().max(1))).copied().unwrap_or(1);
+        let connection = if rng.below(4) > 0 && connections.contains(&favourite) { favourite } else { any };
+        let is_fault = faults > 0 && rng.below(4) == 0;
+        let mut fault = |world: &mut World, sent: &Sent| match weather {
+            Weather::Storm if is_fault => batch_fault(world, sent),
+            Weather::Storm => None,
+            Weather::Passing => passing_fault(world, sent, &mut stubborn, is_fault),
+        };
+        if !is_fault {
+            match rng.below(4) < slowness {
+                true => world.read(connection, &mut fault),
+                false => world.answer(connection, fault),
+            }
             continue;
         }
         faults -= 1;
-        if lives > 0 && rng.below(8) == 0 {
+        if weather == Weather::Storm && lives > 0 && rng.below(8) == 0 {
             lives -= 1;
             world.make_again();
             continue;
         }
-        match rng.below(8) {
-            0 | 1 => world.lose(broker),
+        match rng.below(9) {
+            0 | 1 => world.lose(connection),
             2 => {
                 let partition = rng.below(partitions);
-                world.leaders[partition] = broker;
+                world.leaders[partition] = [favourite, 1 + rng.below(BROKERS as usize) as i32][rng.below(2)];
+                if rng.below(2) == 0 {
+                    // Somebody else has asked.
+                    world.learn_leaders();
+                }
             }
-            3 => world.logs[rng.below(partitions)].restart_cleanly(),
+            3 if weather == Weather::Storm => world.logs[rng.below(partitions)].restart_cleanly(),
             4 => {
-                world.lose(broker);
-                world.logs.iter_mut().for_each(Log::restart_cleanly);
+                world.lose(connection);
+                if weather == Weather::Storm {
+                    world.logs.iter_mut().for_each(Log::restart_cleanly);
+                }
             }
-            5 => {
+            // A batch in parts, and those behind it that come in late, are more than a broker remembers.
+            5 if weather == Weather::Storm || world.sender.counts().splits == 0 => {
                 if !world.late.is_empty() {
                     let place = rng.below(world.late.len());
                     let late = world.late.remove(place);
                     world.apply_late(late);
                 }
             }
-            _ => world.answer(broker, batch_fault),
+            6 => world.time_out(connection, fault),
+            _ => world.answer(connection, fault),
         }
     }
     match is_closed {
@@ -106,6 +178,13 @@ fn run(seed: u64) {
     }
     for late in std::mem::take(&mut world.late) {
         world.apply_late(late);
+    }
+    if weather == Weather::Passing {
+        assert_eq!(world.asked, 1, "seed {seed}: another producer id");
+        for (_, id, delivery) in &mut deliveries {
+            let error = delivery.now_or_never().and_then(Result::err);
+            assert!(error.is_none(), "seed {seed}: record {id} failed for nothing: {}", error.unwrap());
+        }
     }
     check(seed, &world, deliveries);
 }

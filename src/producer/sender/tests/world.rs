@@ -1,8 +1,9 @@
 //! A cluster around the sender: its partitions' logs, and the requests that are out. In virtual time.
 //!
 //! The model keeps Kafka's rules: five batches remembered per producer and partition, after a clean restart only the last,
-//! any sequence taken from a producer that is not known, a higher epoch only from sequence 0. Requests whose connection broke
-//! may be applied, dropped, or applied much later.
+//! any sequence taken from a producer that is not known, a higher epoch only from sequence 0. Answers are on their way for any
+//! time, also while the leader changes. Requests whose connection broke may be applied, dropped, or applied much later; one that
+//! took too long has its connection replaced, on which others are answered all the same.
 
 use super::*;
 
@@ -76,6 +77,14 @@ pub(super) fn ids(batch: &bytes::Bytes) -> Vec<u32> {
     decoded.slots.iter().map(id).collect()
 }
 
+/// More than brokers there are.
+const CONNECTIONS: i32 = 10;
+
+/// At which broker a connection ends.
+fn broker_of(connection: i32) -> i32 {
+    connection % CONNECTIONS
+}
+
 pub(super) struct World {
     pub(super) sender: Sender,
     pub(super) memory: Memory,
@@ -86,8 +95,11 @@ pub(super) struct World {
     pub(super) deleted: Vec<(usize, Log)>,
     pub(super) leaders: Vec<i32>,
     pub(super) snapshot: Metadata,
-    /// By broker, oldest first.
+    /// By connection, oldest first: that of a broker has its number, one that was replaced the number of [`broker_of`].
     pub(super) wire: BTreeMap<i32, VecDeque<Request>>,
+    /// What was said of the oldest of these, and is still on its way.
+    read: BTreeMap<i32, VecDeque<Vec<(i32, Answer)>>>,
+    replaced: i32,
     /// Requests of broken connections that brokers have read and not yet looked at.
     pub(super) late: Vec<(usize, TopicId, bytes::Bytes)>,
     pub(super) scheduled: Vec<Arc<PartitionQueue>>,
@@ -123,6 +135,8 @@ impl World {
             leaders: (0..partitions as i32).map(|index| index % BROKERS + 1).collect(),
             snapshot: Metadata::default(),
             wire: BTreeMap::new(),
+            read: BTreeMap::new(),
+            replaced: 0,
             late: Vec::new(),
             scheduled: Vec::new(),
             now: crate::time::now(),
@@ -227,29 +241,91 @@ impl World {
         Answer { code, base_offset, log_append_time: -1, ..Answer::default() }
     }
 
-    /// The oldest request to a broker is answered; `fault` may change what is done and said about each batch.
-    pub(super) fn answer(&mut self, broker: i32, mut fault: impl FnMut(&mut Self, &Sent) -> Option<Answer>) {
-        let Some(request) = self.wire.get_mut(&broker).and_then(VecDeque::pop_front) else { return };
-        let mut answers = BTreeMap::new();
-        for sent in &request.batches {
-            let partition = sent.partition.partition;
-            let answer = match fault(self, sent) {
-                Some(answer) => answer,
-                None => self.apply(broker, sent),
+    /// A broker does what the oldest request that it has not read asks for, and answers; `fault` may change what is done and said
+    /// about each batch. The answer is on its way.
+    pub(super) fn read(
+        &mut self,
+        connection: i32,
+        fault: &mut dyn FnMut(&mut Self, &Sent) -> Option<Answer>,
+    ) {
+        let broker = broker_of(connection);
+        let Some(requests) = self.wire.remove(&connection) else { return };
+        let place = self.read.get(&connection).map_or(0, VecDeque::len);
+        if let Some(request) = requests.get(place) {
+            let answer = |sent: &Sent| {
+                let answer = fault(self, sent).unwrap_or_else(|| self.apply(broker, sent));
+                (sent.partition.partition, answer)
             };
-            answers.insert(("orders", partition), answer);
+            let answers = request.batches.iter().map(answer).collect();
+            self.read.entry(connection).or_default().push_back(answers);
         }
-        let answers: Vec<_> = answers.into_iter().collect();
+        self.wire.insert(connection, requests);
+    }
+
+    /// The oldest request on a connection is answered.
+    pub(super) fn answer(
+        &mut self,
+        connection: i32,
+        mut fault: impl FnMut(&mut Self, &Sent) -> Option<Answer>,
+    ) {
+        let Some((request, answers)) = self.take_oldest(connection, &mut fault) else { return };
+        let mut answers: Vec<_> =
+            answers.into_iter().map(|(place, told)| (("orders", place), told)).collect();
+        answers.sort_by_key(|(place, _)| *place);
         self.sender.handle_answers(self.now, request, &answers);
         self.settle();
     }
 
-    /// The connection to a broker breaks: of what is in flight some was applied, some not, and some will be.
-    pub(super) fn lose(&mut self, broker: i32) {
-        let mut requests = self.wire.remove(&broker).unwrap_or_default();
-        self.read_some(broker, requests.make_contiguous());
-        self.wire.insert(broker, requests);
-        self.disconnect(broker);
+    /// The oldest request, and what is said of it.
+    fn take_oldest(
+        &mut self,
+        connection: i32,
+        fault: &mut dyn FnMut(&mut Self, &Sent) -> Option<Answer>,
+    ) -> Option<(Request, Vec<(i32, Answer)>)> {
+        if self.read.get(&connection).is_none_or(VecDeque::is_empty) {
+            self.read(connection, fault);
+        }
+        let answers = self.read.get_mut(&connection).and_then(VecDeque::pop_front)?;
+        let request = self.wire.get_mut(&connection).and_then(VecDeque::pop_front)?;
+        Some((request, answers))
+    }
+
+    /// The oldest request on a connection is not answered in time: another connection takes its place, and what else is out on
+    /// this one is answered all the same.
+    pub(super) fn time_out(
+        &mut self,
+        connection: i32,
+        mut fault: impl FnMut(&mut Self, &Sent) -> Option<Answer>,
+    ) {
+        let Some((request, _)) = self.take_oldest(connection, &mut fault) else { return };
+        if connection < CONNECTIONS {
+            self.replaced += CONNECTIONS;
+            let replaced = self.replaced + connection;
+            let requests = self.wire.remove(&connection).unwrap_or_default();
+            let answers = self.read.remove(&connection).unwrap_or_default();
+            self.wire.insert(replaced, requests);
+            self.read.insert(replaced, answers);
+        }
+        self.sender.handle_request_error(self.now, request, &Error::new(ErrorKind::Timeout, "no answer"));
+        self.settle();
+    }
+
+    /// Connections on which something is out.
+    pub(super) fn connections(&self) -> Vec<i32> {
+        self.wire
+            .iter()
+            .filter(|(_, requests)| !requests.is_empty())
+            .map(|(connection, _)| *connection)
+            .collect()
+    }
+
+    /// A connection breaks: of what is in flight some was applied, some not, and some will be.
+    pub(super) fn lose(&mut self, connection: i32) {
+        let mut requests = self.wire.remove(&connection).unwrap_or_default();
+        let unread = self.read.get(&connection).map_or(0, VecDeque::len);
+        self.read_some(broker_of(connection), &requests.make_contiguous()[unread..]);
+        self.wire.insert(connection, requests);
+        self.disconnect(connection);
     }
 
     /// A leader writes a batch, also one that has lost its office meanwhile.
@@ -258,10 +334,11 @@ impl World {
         Some(Answer { code, base_offset, log_append_time: -1, ..Answer::default() })
     }
 
-    /// The connection to a broker breaks, and it reads nothing more of what is in flight.
-    pub(super) fn disconnect(&mut self, broker: i32) {
+    /// A connection breaks, and its broker reads nothing more of what is in flight.
+    pub(super) fn disconnect(&mut self, connection: i32) {
         let error = Error::new(ErrorKind::Disconnected, "lost");
-        for request in self.wire.remove(&broker).unwrap_or_default() {
+        self.read.remove(&connection);
+        for request in self.wire.remove(&connection).unwrap_or_default() {
             self.sender.handle_request_error(self.now, request, &error);
         }
         self.settle();
@@ -292,8 +369,9 @@ impl World {
             partition.lock().end(&Error::closed("producer"), &mut aftermath);
         }
         self.tell(aftermath);
-        for (broker, mut requests) in std::mem::take(&mut self.wire) {
-            self.read_some(broker, requests.make_contiguous());
+        for (connection, mut requests) in std::mem::take(&mut self.wire) {
+            let unread = self.read.get(&connection).map_or(0, VecDeque::len);
+            self.read_some(broker_of(connection), &requests.make_contiguous()[unread..]);
         }
     }
 
@@ -314,8 +392,8 @@ impl World {
         while !self.is_done() {
             self.turn(true);
             self.identify();
-            for broker in 1..=BROKERS {
-                self.answer(broker, |_, _| None);
+            for connection in self.connections() {
+                self.answer(connection, |_, _| None);
             }
             self.now += Duration::from_millis(20);
             turns += 1;
