@@ -1,5 +1,5 @@
-//! A record on its way to its handlers: as it stands in the answer it came in, or on its own. Reading it takes no part of it
-//! away, so that nothing is copied for the case that a handler fails.
+//! A record on its way to its handlers: as it stands in the answer it came in, or on its own. Reading it leaves it whole,
+//! so that nothing is copied in case a handler fails.
 
 use std::sync::Arc;
 
@@ -88,7 +88,7 @@ impl<'a> BorrowedRecord<'a> {
         }
     }
 
-    /// That of the W3C's trace context, if it has one.
+    /// The `traceparent` header (W3C trace context), if it has one.
     pub(super) fn traceparent(self) -> Option<String> {
         match self {
             Self::Polled(record) => {

@@ -19,9 +19,9 @@ const PLACE: LogSubject =
     LogSubject { controller: "dtkafka::Producer::bulk_load", subject: "Kafka Producer" };
 /// Deliveries that may be open: more would only be memory, as batches of a few thousand records are in flight at a time.
 const OPEN: usize = 1 << 16;
-/// Failures that are told of at once: a load of which everything fails must not gather all its errors.
+/// Failures in one progress. A load of which everything fails must not gather all its errors.
 const FAILURES: usize = 1000;
-/// How long a progress waits for news at least, however often one is wanted: a loop over them must not turn in circles.
+/// The least time that a progress waits for news, however often one is wanted, so that a loop over them does not spin.
 const LEAST_WAIT: Duration = Duration::from_millis(1);
 /// Records between two looks at the clock.
 const STRIDE: u32 = 64;
@@ -58,9 +58,9 @@ struct Pending<'k, V> {
     number: u64,
     key: Option<Key<'k>>,
     value: V,
-    /// What interceptors have made of it, who see it once, however long it waits.
+    /// The record as interceptors have changed it; they see it once, however long it waits.
     shown: Option<OutgoingRecord<'static>>,
-    /// `max.block.ms` is over then, however often a progress came between; `None` before it was first tried.
+    /// The end of `max.block.ms`, which progresses in between do not extend; `None` before the first attempt.
     until: Option<Instant>,
 }
 
@@ -77,7 +77,7 @@ pub struct BulkLoad<'k, I, V> {
     open: VecDeque<(u64, Delivery)>,
     progress: Progress,
     every: Duration,
-    /// A record has waited in vain for this topic, which brokers say is not there: the next ones do not wait for it.
+    /// Brokers say that this topic does not exist, and a record has waited for it in vain: the next ones do not wait.
     missing: Option<String>,
     /// The iterator is at its end, or the producer is.
     is_drained: bool,
@@ -134,7 +134,7 @@ where
             return None;
         }
         if let Err(error) = driver::check_runtime() {
-            // As with a producer that was closed: one failure, and the rest is not taken.
+            // As for a producer that was closed: one failure, and no more records are taken.
             self.is_over = true;
             self.progress.taken += 1;
             self.answered(self.progress.taken - 1, Err(error));
@@ -151,7 +151,7 @@ where
                 is_time = time::now() >= deadline;
             }
             if is_time || self.progress.failures.len() >= FAILURES {
-                // Others on this thread have their turn, also where no record ever had to wait.
+                // Lets other tasks of this thread run even if no record ever had to wait.
                 tokio::task::yield_now().await;
                 return Some(self.report());
             }
@@ -245,9 +245,10 @@ where
             None => Err(too_late(&self.client, topic)),
         };
         let kind = sent.as_ref().err().map(Error::kind);
-        // What is wrong with the record itself is found before its topic is looked for.
+        // An error of the record itself is found before its topic is looked for, and says nothing of the topic.
         if !matches!(kind, Some(ErrorKind::Json | ErrorKind::InvalidArgument)) {
-            // In an outage nobody says so: each record waits, or a load would fail whole.
+            // In an outage no broker says that the topic is missing. Then each record waits, or the whole load would
+            // fail.
             let is_said = || self.client.why(topic, None).is_some_and(|why| why.code().is_some());
             if kind.is_some() && !self.client.has_topic(topic) && is_said() {
                 self.missing = Some(topic.to_owned());
@@ -309,7 +310,7 @@ fn too_late(client: &KafkaProducer, topic: &str) -> Error {
     }
 }
 
-/// A timer only for what has to wait.
+/// Sets a timer only if it has to wait.
 async fn in_time<T>(sending: impl Future<Output = T>, limit: Instant) -> Option<T> {
     let mut sending = pin!(sending);
     match (&mut sending).now_or_never() {

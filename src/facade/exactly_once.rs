@@ -1,8 +1,8 @@
 //! Consume, transform, produce: exactly once. The records written and the offsets read are committed in one transaction, so that
 //! a crash, a rebalance or a broker that goes leaves neither a gap nor a repetition.
 //!
-//! It owns a consumer and a producer of transactions and decides when a transaction ends. It never commits what belongs to
-//! partitions that the consumer has lost: the group's metadata of before refuses that (KIP-447).
+//! It owns a consumer and a producer of transactions and decides when a transaction ends. It never commits what belongs
+//! to partitions that the consumer has lost: the coordinator refuses the group metadata from before (KIP-447).
 
 mod input;
 
@@ -28,7 +28,7 @@ const SHORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// `max.poll.interval.ms` unless set.
 const POLL_INTERVAL: Duration = Duration::from_secs(300);
 
-/// So often in a row a run whose name is made up makes another producer, because its coordinator has ended its transaction.
+/// How often in a row a run with a made-up name replaces its producer because the coordinator has ended its transaction.
 const MOST_TIMED_OUT: u32 = 10;
 
 /// Brokers' `transaction.max.timeout.ms`.
@@ -87,7 +87,8 @@ pub struct ExactlyOnce {
     most_records: usize,
 }
 
-/// Where the reset policy has begun, and in which life: what the group does not know yet.
+/// Places where the reset policy had partitions begin, with the lives that began there, and that the group does not know
+/// yet.
 type Places = Map<TopicPartition, (Life, i64)>;
 
 /// How a transaction failed.
@@ -95,7 +96,8 @@ enum Failed {
     /// It is certainly not committed: its records are processed again.
     Again(Error),
     For(Error),
-    /// By the body, whatever its error says of other producers.
+    /// The body returned an error. It ends the run even if the error, of another producer perhaps, looks like one that
+    /// passes.
     InBody(Error),
 }
 
@@ -208,7 +210,7 @@ impl ExactlyOnce {
             .await
     }
 
-    /// For as long as brokers are away: each attempt waits for them.
+    /// As [`Self::start_producer`], repeated for as long as brokers are away; each attempt waits for them.
     async fn start_producer_patiently(&self) -> Result<TransactionalProducer> {
         loop {
             match self.start_producer().await {
@@ -289,7 +291,7 @@ impl ExactlyOnce {
             places
                 .extend(consumer.take_decided().into_iter().map(|(key, life, offset)| (key, (life, offset))));
             let outcome = match commit_places(producer, consumer, &mut places, shutdown.clone()).await {
-                // Another may have taken over since: that ends the loop also when nothing comes any more.
+                // Another instance may have taken over since, which must end the loop even if no more records come.
                 Ok(()) if is_empty => producer.fatal().map_or(Ok(()), |error| Err(Failed::For(error))),
                 // The shutdown came first.
                 Ok(()) if !places.is_empty() => Ok(()),
@@ -304,9 +306,9 @@ impl ExactlyOnce {
                     backoff.reset();
                     (was_overdue, timed_out) = (false, 0);
                 }
-                // Nobody else can have a name that was made up for this run: a coordinator has ended what was open for too long, as after
-                // an outage. A body that always takes longer ends the run, or its record would be worked on for ever; and so does what ends
-                // transactions again and again.
+                // Nobody else can have a name that was made up for this run, so it was the coordinator that ended a
+                // transaction which was open for too long, as after an outage. A body that takes that long twice ends the
+                // run, or its record would be worked on for ever; so do too many such ends in a row.
                 Err(Failed::Again(error) | Failed::For(error))
                     if self.named().is_none()
                         && is_timed_out(&error)
@@ -350,7 +352,7 @@ impl ExactlyOnce {
             () = shutdown.clone() => return Ok(()),
         };
         let (late, overdue) = (time::after(self.worked_on_at_most()), time::after(self.time_limit()));
-        // Also where nothing more comes.
+        // Bounded by `late` also while no more records come.
         let until = until.min(late);
         loop {
             let worked = work_on(consumer, &transaction, &records, taken, late, body).await;
@@ -363,7 +365,7 @@ impl ExactlyOnce {
                     let ours = failure.is_some() || error.requires_abort() || is_regrouped(&error);
                     let error = failure.unwrap_or(error).with_possibly_written(false);
                     match transaction.abort().await {
-                        // One that takes longer is waited for by the next `begin`.
+                        // If it takes longer, the next `begin` waits for it.
                         Err(aborting) if aborting.is_fatal() => return Err(Failed::For(aborting)),
                         _ => {}
                     }
@@ -374,7 +376,7 @@ impl ExactlyOnce {
             if taken.records >= self.most_records || now >= until {
                 break;
             }
-            // Whatever is wrong with the consumer is seen by the next poll outside of the transaction.
+            // An error of the consumer ends the gathering; the next poll, outside of the transaction, reports it.
             let more = tokio::select! {
                 biased;
                 () = shutdown.clone() => break,
@@ -384,8 +386,9 @@ impl ExactlyOnce {
                 Ok(more) => more,
                 Err(_) => break,
             };
-            // Of a place that the group does not know nothing is worked on: see `commit_places`. What was worked on before is committed
-            // first: after an abort it might never come again, where the reset policy was asked because the log begins later now.
+            // Records behind a place that the group does not know yet are not worked on (see `commit_places`). What was
+            // worked on already is committed first: if the reset policy was asked because the log begins later now, it
+            // could not be read again after an abort.
             if consumer.has_decided() {
                 put_back(consumer, &records);
                 break;
@@ -412,8 +415,9 @@ impl ExactlyOnce {
     }
 }
 
-/// Hands the records to the body: those of a partition one after the other, partitions at the same time. True when it is late:
-/// the rest is for another transaction, since this one must end before its coordinator ends it.
+/// Hands the records to the body: those of a partition one after the other, partitions at the same time. True if the time
+/// is over before all were handed out: the rest is for another transaction, since this one must end before its
+/// coordinator ends it.
 async fn work_on(
     consumer: &KafkaConsumer,
     transaction: &Transaction<'_>,
@@ -425,7 +429,8 @@ async fn work_on(
     if records.is_empty() {
         return Ok(false);
     }
-    // The place in the group under which they were handed out: taken before they are worked on, and checked to be still that.
+    // The membership under which the records were handed out: taken before they are worked on, and then checked to be
+    // unchanged.
     let group = consumer.group_metadata()?;
     let live = records.iter().all(|(partition, part)| consumer.is_live(partition, part.life()));
     let moved = taken.group.as_ref().is_some_and(|known| *known != group);
@@ -446,7 +451,8 @@ async fn work_on(
     Ok(is_late)
 }
 
-/// Returns the offset of the first record that it was too late for, and the epoch of the one before; one is always worked on.
+/// Returns the offset of the first record that there was no time for, and the epoch of the one before. The first record
+/// of all is always worked on.
 async fn work_on_partition(
     part: &PartitionRecords,
     transaction: &Transaction<'_>,
@@ -464,8 +470,9 @@ async fn work_on_partition(
     Ok(None)
 }
 
-/// Commits where the reset policy has had partitions begin, before anything of them is worked on. Whoever came after a run that
-/// committed nothing would be sent by `latest` to what is the end then, past the records that were written meanwhile.
+/// Commits the places where the reset policy had partitions begin, before anything of them is worked on. Otherwise, after
+/// a run that commits nothing, `latest` would send the next one to the end of that time, past records that were written
+/// meanwhile.
 async fn commit_places(
     producer: &mut TransactionalProducer,
     consumer: &KafkaConsumer,
@@ -475,7 +482,7 @@ async fn commit_places(
     if places.is_empty() {
         return Ok(());
     }
-    // Before it is looked who has the partitions: a rebalance in between is refused.
+    // Taken before the assignment is looked at, so that the coordinator refuses the commit after a rebalance in between.
     let group = consumer.group_metadata().map_err(failed)?;
     places.retain(|partition, (life, _)| consumer.is_assigned_since(partition, *life));
     let offsets: Vec<_> =
@@ -491,8 +498,8 @@ async fn commit_places(
     Ok(())
 }
 
-/// What to do after a failure of the producer's. A time-out passes; a commit that may stand is never made again, and what
-/// brokers refuse would be refused for ever.
+/// What to do after a failure of the producer. A time-out passes. A commit that may have been carried out is never
+/// repeated, and what brokers refuse they would refuse again.
 fn failed(error: Error) -> Failed {
     let passing = error.requires_abort() || is_regrouped(&error) || error.kind() == ErrorKind::Timeout;
     match passing && !error.is_fatal() && !error.possibly_written() && !is_refused(&error) {
@@ -501,8 +508,8 @@ fn failed(error: Error) -> Failed {
     }
 }
 
-/// Whether the coordinator has ended a transaction that was open for too long, where nobody else can have taken over: it fences the
-/// producer, or knows of nothing to be committed.
+/// Whether the coordinator has ended a transaction that was open for too long, provided that nobody else can have taken
+/// over: then it fences the producer, or says that there is nothing to commit.
 fn is_timed_out(error: &Error) -> bool {
     let is_over = error.code().is_some_and(|told| told.0 == code::INVALID_TXN_STATE);
     (error.is_fenced() || is_over) && !error.possibly_written()

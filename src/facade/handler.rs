@@ -181,7 +181,7 @@ where
     }
 }
 
-/// Records and the number of the call; the index of the first record that cannot be read.
+/// Takes records and the number of the call. Fails with the index of the first record that cannot be read.
 pub(super) type CallBatch =
     dyn Fn(Vec<ConsumerRecord>, u32) -> std::result::Result<Running, (usize, Error)> + Send + Sync;
 
@@ -221,7 +221,7 @@ pub(super) fn reader<T, C: Codec<T>>(codec: C) -> impl Fn(RawValue<'_>) -> Resul
 }
 
 impl ErasedHandler {
-    /// `call` puts the future of a call in its place: from hand to hand it would be copied each time.
+    /// `call` makes the future of a call right in its place, since each time it is passed on it would be copied.
     pub(super) fn each<F: Future<Output: HandlerOutput> + Send + 'static>(
         call: impl Fn(BorrowedRecord<'_>, u32, Pin<&mut Option<F>>) -> Result<()> + Send + Sync + 'static,
     ) -> Self {
@@ -266,7 +266,7 @@ impl ErasedHandler {
                 let token = CancellationToken::current();
                 let span = tracing::Span::current();
                 let work = AssertUnwindSafe(move || {
-                    // It may have waited for a thread until nobody waits for it any more.
+                    // It may have waited for a thread for so long that nobody waits for its result any more.
                     if token.is_cancelled() {
                         return Err("told to give up before it began".into());
                     }

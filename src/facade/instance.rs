@@ -166,7 +166,7 @@ impl KafkaInstance {
         let mut producer = self.get_transactional_producer().await?;
         let outcome = producer.run(body).await;
         if let Err(error) = producer.close().await {
-            // What was committed stands.
+            // Only logged, since the transaction was committed.
             tracing::warn!(%error, "the producer of a transaction was not closed in time");
         }
         outcome
@@ -229,7 +229,7 @@ impl KafkaInstance {
         const PLACE: LogSubject =
             LogSubject { controller: "dtkafka::KafkaInstance::producer_context", subject: "Kafka Producer" };
         let producer = self.get_producer_with(overrides).await?;
-        // Nothing of the body is looked at after a panic but the panic itself.
+        // After a panic nothing of the body is used but the panic itself.
         let outcome = AssertUnwindSafe(body(producer.clone())).catch_unwind().await;
         let closed = logged(PLACE, producer.close().await);
         match outcome {
@@ -329,7 +329,7 @@ impl KafkaInstance {
         let auto_commit =
             overrides.merged(&self.config).resolve_consumer().is_ok_and(|s| s.enable_auto_commit);
         let consumer = self.get_consumer_with(topics, |_| overrides).await?;
-        // Nothing of the body is looked at after a panic but the panic itself.
+        // After a panic nothing of the body is used but the panic itself.
         let outcome = AssertUnwindSafe(body(&consumer)).catch_unwind().await;
         let committed = match &outcome {
             Ok(Ok(_)) if auto_commit => logged(PLACE, consumer.commit().await),
@@ -351,7 +351,7 @@ impl KafkaInstance {
         let config = overrides.merged(&self.config);
         config.log_beside(&self.config);
         let settings = config.resolve_consumer()?;
-        // Of the merged configuration: its fetch sizes decide how large an answer may be.
+        // From the merged configuration, because its fetch sizes decide how large an answer may be.
         let consumer = KafkaConsumer::start(Arc::new(config.resolve_client()?), settings)?;
         consumer.connect().await?;
         consumer.subscribe(topics)?;
@@ -379,9 +379,9 @@ async fn start_producer(config: &KafkaConfig) -> Result<KafkaProducer> {
 }
 
 impl KafkaInstance {
-    /// The producer of records that are put aside or sent back. What counts as written must be: the user's other settings hold, but
-    /// every in-sync replica acknowledges, whatever they say, a record that could be read is not too large to be sent, and it is
-    /// written outside of transactions, whose id is for others.
+    /// The producer for records that are put aside or sent back. They count as handled once they are written, so three of
+    /// the user's settings are replaced: every in-sync replica must acknowledge, a record that could be read is never too
+    /// large to be sent, and no transactional id is used.
     pub(super) async fn get_letter_producer(
         &self,
         overrides: impl FnOnce(ProducerConfig) -> ProducerConfig,

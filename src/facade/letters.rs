@@ -1,4 +1,4 @@
-//! What a record looks like that leaves its partition: as a dead letter, or to wait in a retry topic, and how one that has
+//! The form of records that leave their partition, as dead letters or to wait in a retry topic, and how one that has
 //! waited is read again. Pure.
 
 use std::{sync::Arc, time::Duration};
@@ -9,12 +9,12 @@ use crate::{
     record::{ConsumerRecord, Header, ProducerRecord},
 };
 
-/// Of dead letters.
+/// The prefix of the headers of dead letters.
 pub(super) const DEAD: &str = "dtkafka-dead-letter-";
-/// Of records that wait in a retry topic.
+/// The prefix of the headers of records that wait in a retry topic.
 const RETRY: &str = "dtkafka-retry-";
 
-/// Where a record came from, what was tried, and why it failed.
+/// The headers that say where a record came from, what was tried, and why it failed.
 fn origin(prefix: &str, record: &ConsumerRecord, attempts: u32, error: &Error) -> Vec<Header> {
     let headers = [
         ("topic", record.topic.to_string()),
@@ -27,7 +27,7 @@ fn origin(prefix: &str, record: &ConsumerRecord, attempts: u32, error: &Error) -
     headers.into_iter().map(|(name, text)| Header::new(format!("{prefix}{name}"), text)).collect()
 }
 
-/// Bytes of an error's text in a letter: what is said of a record must not make it too large for its topic.
+/// The longest text of an error in a letter, in bytes, so that it does not make the record too large for its topic.
 const LONGEST_TEXT: usize = 2048;
 
 /// No more of a text than a letter can hold.
@@ -40,8 +40,8 @@ pub(super) fn bounded(mut text: String) -> String {
     text
 }
 
-/// The error's text and that of every cause it does not name itself, up to a bound. What the program's settings could change is
-/// not the letter's.
+/// The error's text and that of every cause that it does not name itself, up to a bound. Hints are left out: they are for
+/// whoever runs the program, and not for readers of the letter.
 pub(super) fn chain(error: &Error) -> String {
     let mut text = error.to_string();
     if let Some(hint) = error.hint()
@@ -65,7 +65,7 @@ pub(super) fn dead_letter_headers(record: &ConsumerRecord, attempts: u32, error:
     own.cloned().chain(origin(DEAD, record, attempts, error)).collect()
 }
 
-/// Whether a record became a dead letter in this topic before, by what it says itself.
+/// Whether a record became a dead letter in this topic before, according to its headers.
 pub(super) fn was_in(record: &ConsumerRecord, topic: &str) -> bool {
     let name = format!("{DEAD}topic");
     record
@@ -104,7 +104,7 @@ pub(super) fn retry_headers(
     own.cloned().chain(origin(RETRY, record, attempts, error)).chain([due, group]).collect()
 }
 
-/// The group whose work a record with these headers is, if that is another one than this.
+/// The group that a record with these headers waits for, if that is not this one.
 pub(super) fn other_group<'a, K: AsRef<str>>(
     headers: impl Iterator<Item = (K, Option<&'a [u8]>)>,
     group: &str,
@@ -116,8 +116,8 @@ pub(super) fn other_group<'a, K: AsRef<str>>(
 
 const GROUP: &str = "group";
 
-/// The record with these headers, on its way to another topic. It is stamped there anew: by an old time the broker would take it
-/// for expired, and delete it before it is read.
+/// The record with these headers, on its way to another topic, where it gets a new timestamp: with the old one the broker
+/// could delete it as expired before it is read.
 pub(super) fn forwarded<'a>(
     topic: &'a str,
     record: &'a ConsumerRecord,
@@ -141,11 +141,11 @@ pub(super) struct Waited {
     pub(super) due: i64,
 }
 
-/// No record was tried more often, whatever its headers say: anyone can write them.
+/// The most attempts that a header is believed, since anyone can write headers.
 const MOST_ATTEMPTS: u32 = 1_000_000;
 
-/// Gives a record of a retry topic its first place, time and headers back. One that somebody else has written there is due
-/// at once.
+/// Gives a record of a retry topic back its original topic, partition, offset, timestamp and headers. One that was not
+/// written by this crate is due at once.
 pub(super) fn restore(record: &mut ConsumerRecord) -> Waited {
     let number = |name: &str| number(&record.headers, name);
     let waited = Waited {
@@ -169,7 +169,7 @@ pub(super) fn waits_until(record: &ConsumerRecord) -> i64 {
     number(&record.headers, "due").unwrap_or(0)
 }
 
-/// A number that a record of a retry topic says of itself.
+/// A number in the headers of a record of a retry topic.
 fn number(headers: &[Header], name: &str) -> Option<i64> {
     let value = crate::record::last_header(headers, &format!("{RETRY}{name}"))?;
     std::str::from_utf8(value).ok()?.parse().ok()

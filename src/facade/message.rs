@@ -219,10 +219,11 @@ impl<'a, T> IntoIterator for &'a Batch<T> {
 #[derive(Debug)]
 pub struct FailedAt(Failed);
 
-/// What [`FailedAt`] tells, as an error below it: `anyhow` hides the type of the error that is made its own, and not those below.
+/// The contents of [`FailedAt`], as an error below it: `anyhow` hides the type of the outermost error, and not of those
+/// below.
 #[derive(Debug)]
 pub(super) struct Failed {
-    /// Of the message's first place: in a retry topic those of several partitions wait beside each other.
+    /// The topic that the message first came from: in a retry topic messages of several partitions wait side by side.
     pub(super) topic: Arc<str>,
     pub(super) partition: i32,
     pub(super) offset: i64,
@@ -271,12 +272,12 @@ pub struct CancellationToken {
 struct Inner {
     cancelled: AtomicBool,
     notify: Notify,
-    /// Its cancellation is this one's as well.
+    /// When it is cancelled, so is this one.
     parent: Option<CancellationToken>,
 }
 
 tokio::task_local! {
-    /// The token of the lane that runs. Not a field of each message, which would count references with every record.
+    /// The token of the running lane. It is not a field of each message, which would cost a reference count per record.
     static CURRENT: CancellationToken;
 }
 
@@ -291,8 +292,9 @@ impl CancellationToken {
         Self { inner: Arc::new(Inner { parent: Some(self.clone()), ..Inner::default() }) }
     }
 
-    /// One of its own for whoever asks in a handler, cancelled with the handler: nobody can cancel that of the lane, which would
-    /// give up records that nobody has asked to give up. One that is never cancelled elsewhere.
+    /// A child of the running lane's token for whoever asks in a handler. It is a child so that a handler cannot cancel
+    /// the lane, and with it records that nobody has asked to give up. Outside of handlers it is a token that is never
+    /// cancelled.
     pub(super) fn current() -> Self {
         CURRENT.try_with(Self::child).unwrap_or_default()
     }
@@ -307,8 +309,8 @@ impl CancellationToken {
         CURRENT.sync_scope(self, function)
     }
 
-    /// Tells all who hold this token, or a clone of it, to give up. That of a [`Message`] is the caller's own: the consumer and other
-    /// calls of [`Message::cancellation`] do not hear of it.
+    /// Tells all who hold this token, or a clone of it, to give up. A token from [`Message::cancellation`] is the
+    /// caller's own: the consumer and tokens from other calls are not affected.
     pub fn cancel(&self) {
         self.inner.cancelled.store(true, Ordering::Release);
         self.inner.notify.notify_waiters();
@@ -336,7 +338,7 @@ impl CancellationToken {
         let mut own = std::pin::pin!(self.inner.notify.notified());
         own.as_mut().enable();
         match &self.inner.parent {
-            // The only parent is a consumer's, which has none itself.
+            // The only parents are tokens of consumers, which have no parent themselves.
             Some(parent) => {
                 let mut parents = std::pin::pin!(parent.inner.notify.notified());
                 parents.as_mut().enable();

@@ -1,5 +1,5 @@
-//! Sends records on: dead letters, and those that wait in retry topics. A record counts as sent when the broker has
-//! acknowledged it, never before.
+//! Sends records to other topics: dead letters, and records that wait in retry topics. A record counts as sent when the
+//! broker has acknowledged it, never before.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
     record::{ConsumerRecord, Header, RecordMetadata},
 };
 
-/// One producer, made with the first record.
+/// A producer that is made with the first record.
 #[derive(Debug)]
 pub(super) struct Outbox {
     kafka: KafkaInstance,

@@ -19,9 +19,9 @@ type Cause<'a> = &'a (dyn StdError + 'static);
 
 #[derive(Clone)]
 enum Condition {
-    /// Retried only where it says so.
+    /// Retry only if it returns true.
     If(Arc<dyn Fn(Cause<'_>) -> bool + Send + Sync>),
-    /// Not retried where the error or one of its causes is one of these.
+    /// Do not retry if it returns true for the error or one of its causes.
     Never(fn(Cause<'_>) -> bool),
 }
 
@@ -236,7 +236,7 @@ impl ErrorPolicy {
                  whole names must match anyway"
             ));
         }
-        // How far a record has come is known by the topic it waits in.
+        // The topic tells through how many levels a record has been, so no two levels may have the same one.
         let names: Set<String> = self.retry_endings().collect();
         let is_whole = |pause: &Duration| pause.subsec_nanos().is_multiple_of(1_000_000);
         if names.len() < self.retry_topics.len() || !self.retry_topics.iter().all(is_whole) {
@@ -299,7 +299,7 @@ impl ErrorPolicy {
             Failure::Panic(_) | Failure::Deadline(_) => true,
             Failure::Handler(error) => {
                 let error: Cause<'_> = error.as_ref();
-                // Of a batch: what went wrong with its message.
+                // In a batch, the conditions are asked about the cause of the message that failed.
                 let failed = causes(error).find_map(|cause| cause.downcast_ref::<Failed>());
                 let error = failed.map_or(error, |failed| &*failed.cause);
                 self.conditions.iter().all(|condition| match condition {

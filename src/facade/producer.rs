@@ -114,7 +114,8 @@ impl Producer {
         for (key, value) in records {
             let send = self.client.send(topic, value).key(key.into_key()).into_future();
             deliveries.push(match deliveries.last() {
-                // It has waited for max.block.ms in vain, for its topic or for memory: each of the others would.
+                // It has waited for the whole of `max.block.ms`, for its topic or for memory, and each of the others
+                // would do the same.
                 Some(Err(late)) if late.is_retriable() => {
                     let late = late.clone();
                     send.now_or_never().unwrap_or(Err(late))

@@ -58,7 +58,8 @@ impl DeadLetter {
             record.offset = offset.unwrap_or(-1);
             record.timestamp = timestamp.unwrap_or(record.timestamp);
         }
-        // Those of the last letter, whose topic stands first: what was a letter before is that letter again.
+        // The headers of the last letter, which begin with its topic. A record that was a letter before becomes that
+        // letter again.
         let name = format!("{}topic", letters::DEAD);
         let last = record.headers.iter().rposition(|header| header.key == name).unwrap_or(0);
         let own = record.headers.split_off(last);
@@ -69,8 +70,9 @@ impl DeadLetter {
 
 type Filter = Arc<dyn Fn(&DeadLetter) -> bool + Send + Sync>;
 
-/// Sends the records of a dead letter topic back to the topics they came from, with their keys, values and headers. They are
-/// stamped anew there, or a topic that keeps records for a time would delete old ones before they are read.
+/// Sends the records of a dead letter topic back to the topics they came from, with their keys, values and headers. They
+/// are given new timestamps there: with the old ones, a topic that keeps records for a time could delete them before they
+/// are read.
 ///
 /// ```no_run
 /// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {
@@ -159,7 +161,7 @@ impl Replay {
     }
 
     async fn send_back(&self, consumer: &KafkaConsumer, producer: &KafkaProducer) -> Result<Replayed> {
-        // This creates nothing: a name with a slip of the pen is no topic.
+        // This request creates nothing, so that a misspelt name does not become a topic.
         let found = KafkaAdmin::over(consumer.cluster()).describe_topic(&self.letters).await?;
         let topic: Arc<str> = self.letters.as_str().into();
         let numbers = found.partitions.iter().map(|partition| partition.partition);
@@ -190,7 +192,7 @@ impl Replay {
         }
         replayed.sent += acknowledged(&mut deliveries).await?;
         if self.group.is_some() {
-            // Another replay of the group may have come further meanwhile.
+            // Another replay of the same group may have got further meanwhile.
             let committed = consumer.committed(ends.keys().cloned()).await?;
             let is_behind = |partition: &TopicPartition, end: i64| {
                 committed.get(partition).and_then(Option::as_ref).is_none_or(|at| at.offset < end)
@@ -212,7 +214,7 @@ impl Replay {
     }
 
     async fn send(&self, producer: &KafkaProducer, record: ConsumerRecord) -> Result<Option<Delivery>> {
-        // The bytes of a whole batch are no record.
+        // A letter that holds a whole batch cannot be sent back as a record.
         let is_batch = letters::is_of_batch(&record);
         let letter = DeadLetter::read(record);
         let is_chosen = self.filter.as_ref().is_none_or(|chosen| chosen(&letter));

@@ -10,7 +10,7 @@ pub(super) fn name(topic: &str, pause: Duration) -> Arc<str> {
     format!("{topic}{SEPARATOR}{}", in_words(pause)).into()
 }
 
-/// `90s`, `1m`, `500ms`: as short as it can be said exactly.
+/// A pause as text, as short as it can be said exactly: `90s`, `1m`, `500ms`.
 pub(super) fn in_words(pause: Duration) -> String {
     let ms = pause.as_millis();
     match () {
@@ -21,7 +21,7 @@ pub(super) fn in_words(pause: Duration) -> String {
     }
 }
 
-/// The pause that [`in_words`] has said.
+/// The pause that [`in_words`] has written as this text.
 pub(super) fn pause_of(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
     let unit = match unit {

@@ -30,15 +30,15 @@ pub(super) enum Handlers {
     Batch(BatchSize, Arc<CallBatch>),
 }
 
-/// The road of a topic's records.
+/// How the records of a topic are handled.
 pub(super) struct Route {
-    /// The topic whose records these are: of a retry topic, that they came from.
+    /// The topic whose records these are; for a retry topic, the one that they came from.
     pub(super) origin: Arc<str>,
     pub(super) handlers: Handlers,
     pub(super) policy: ErrorPolicy,
     /// How many retry topics its records have been through.
     pub(super) level: usize,
-    /// Records may be there that another group has put into its retry topic.
+    /// The topic may hold records that another group has put into its own retry topic.
     pub(super) may_hold_others: bool,
     /// How long a record waits in this retry topic at most.
     pause: Duration,
@@ -74,8 +74,8 @@ impl Route {
         Err(refused.with_hint(hint).with_source(error.clone()))
     }
 
-    /// How much of a pause is left that ends then (milliseconds since the Unix epoch), and no more than records of this topic wait:
-    /// anyone can write such a header.
+    /// How long a record still waits that is due at this time (milliseconds since the Unix epoch), and no longer than
+    /// records of this topic wait: anyone can write such a header.
     pub(super) fn left_to_wait(&self, due: i64, now_ms: i64) -> Duration {
         let left = u64::try_from(due.saturating_sub(now_ms)).unwrap_or(0);
         Duration::from_millis(left).min(self.pause)
@@ -105,7 +105,7 @@ impl Clone for Routes {
 pub(super) struct Routes {
     handlers: Vec<(Topics, ErasedHandler)>,
     policies: Vec<(Topics, ErrorPolicy)>,
-    /// Those that were asked for.
+    /// The routes that were asked for so far.
     known: Mutex<Map<Arc<str>, Arc<Route>>>,
 }
 
@@ -126,7 +126,7 @@ impl Routes {
         Ok(())
     }
 
-    /// The topics that would have another handler beside one of batches.
+    /// A topic that would have another handler beside one of batches.
     fn conflict(&self, own: &Consumed, topics: &Topics, handler: &ErasedHandler) -> Option<Arc<str>> {
         let is_batch = |handler: &ErasedHandler| matches!(handler.0, Kind::Batch(..));
         let mut others = self.handlers.iter().filter(|(_, other)| is_batch(other) || is_batch(handler));
@@ -136,7 +136,7 @@ impl Routes {
                 Some(met.to_string().into())
             }
             Consumed::Named(names) => {
-                // A handler for all others has what no other names.
+                // A handler for all other topics has those that no handler names.
                 let named = |topic: &str| {
                     topics.names(topic) || self.handlers.iter().any(|(other, _)| other.names(topic))
                 };
@@ -153,13 +153,13 @@ impl Routes {
         }
     }
 
-    /// Sets the policy of some topics; the last one that names a topic is its own.
+    /// Sets the policy of some topics. If several name a topic, the last one counts.
     pub(super) fn set_policy(&mut self, topics: Topics, policy: ErrorPolicy) {
         self.policies.push((topics, policy));
         self.forget();
     }
 
-    /// What is wrong with the policies together: letters must not be read as records that wait for another try.
+    /// Refuses policies that do not go together: a dead letter topic must not be one of the retry topics.
     pub(super) fn check_letters(&self, own: &Consumed) -> Result<()> {
         let is_retry_topic = |topic: &Arc<str>| {
             self.like_retry_topic(own, topic).is_some_and(|(origin, _)| {
@@ -178,7 +178,7 @@ impl Routes {
         }
     }
 
-    /// Whether a topic is one that records wait in, by a policy there was.
+    /// Whether a topic is a retry topic of an earlier policy.
     pub(super) fn is_former_retry_topic(&self, own: &Consumed, topic: &Arc<str>) -> bool {
         self.waits_for(own, topic).is_some_and(|(origin, ..)| {
             let policy = self.policy_of(&origin);
@@ -244,7 +244,8 @@ impl Routes {
             .collect()
     }
 
-    /// The road of a topic's records. `own`: the topics consumed, whose retry topics it may be.
+    /// How the records of a topic are handled. `own`: the topics that are consumed, of one of which it may be a retry
+    /// topic.
     pub(super) fn of(&self, own: &Consumed, topic: &Arc<str>) -> Arc<Route> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(route) = known.get(topic) {
@@ -278,13 +279,15 @@ impl Routes {
     fn waits_for(&self, own: &Consumed, topic: &Arc<str>) -> Option<(Arc<str>, usize, Duration)> {
         let (origin, said) = self.like_retry_topic(own, topic)?;
         let levels: Vec<_> = self.policy_of(&origin).retry_topics_of(&origin).collect();
-        // Also where the consumer names it: records wait there, and would be passed over without a handler.
+        // It is one even if the consumer names it: otherwise records that wait there would be passed over for lack of a
+        // handler.
         if let Some(level) = levels.iter().position(|(name, _)| name == topic) {
             let pause = levels.get(level).map_or(Duration::ZERO, |(_, pause)| *pause);
             return Some((origin, level + 1, pause));
         }
-        // Of a policy there was before: what waits there is this group's work, and has its last try. If a handler takes it, and the
-        // consumer names it or no policy has retry topics, it is only named like one.
+        // It may be a retry topic of an earlier policy: what waits there is this group's work, and gets its last try. It
+        // is only named like one if a handler takes it and either the consumer names it or the policy has no retry
+        // topics.
         let may_be_its_own = match own {
             Consumed::Named(names) => names.contains(topic),
             Consumed::Matching { .. } => levels.is_empty() && !own.excludes(topic),
@@ -294,8 +297,8 @@ impl Routes {
         Some((origin, levels.len().max(1), pause))
     }
 
-    /// The topic that is consumed and whose retry topic this one is by its name, which says the pause. With a handler of its own it is
-    /// only named like one.
+    /// The consumed topic whose retry topic this one is, going by its name, and the pause in the name. A topic with a
+    /// handler of its own is only named like a retry topic.
     fn like_retry_topic(&self, own: &Consumed, topic: &str) -> Option<(Arc<str>, Option<Duration>)> {
         let (origin, pause) = topic.rsplit_once(SEPARATOR)?;
         let is_one = !self.is_named(topic) && !own.excludes(origin);

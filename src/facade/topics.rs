@@ -54,7 +54,7 @@ impl Topics {
         }
     }
 
-    /// Handlers and policies of topics that are not consumed would never be asked.
+    /// Refuses topics that are not consumed: their handlers and policies would never be used.
     pub(super) fn refuse_strangers(&self, own: &Consumed) -> Result<()> {
         if !self.takes_none_of(own) {
             return Ok(());
@@ -78,7 +78,7 @@ impl Topics {
         }
     }
 
-    /// Whether it names this topic, and not just takes what is left.
+    /// Whether it names this topic, by its name or a pattern, instead of taking what is left.
     pub(super) fn names(&self, topic: &str) -> bool {
         match &self.0 {
             Selector::Named(name) => **name == *topic,
@@ -109,7 +109,8 @@ impl fmt::Display for Topics {
     }
 }
 
-/// `*` and `?`, without recursion: the last star takes one more character whenever what follows it does not fit.
+/// Matches `*` and `?` without recursion: whenever what follows the last star does not fit, the star takes one more
+/// character.
 fn matches(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (0, 0);
     let mut star: Option<(usize, usize)> = None;

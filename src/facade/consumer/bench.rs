@@ -1,4 +1,4 @@
-//! The door of `benches/` to the lanes: records of one partition through their handlers, without a connection.
+//! For `benches/`: takes records of one partition through their lane and handlers, without a connection.
 
 use std::sync::{Arc, Mutex};
 
@@ -19,7 +19,7 @@ use crate::{
     time::{self, Environment},
 };
 
-/// Keeps nothing.
+/// A ledger that keeps nothing.
 struct Nothing;
 
 impl Ledger for Nothing {

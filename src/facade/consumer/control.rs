@@ -48,7 +48,7 @@ type Listener = Arc<dyn Fn(&Rebalance) + Send + Sync>;
 pub(super) struct Shared {
     pub(super) counters: Arc<ConsumerCounters>,
     state: Mutex<State>,
-    /// Something was paused or resumed: the engine is to follow.
+    /// Wakes the engine after something was paused or resumed.
     steered: Notify,
 }
 
@@ -70,7 +70,7 @@ impl Shared {
     pub(super) fn connect(&self, client: &Arc<KafkaConsumer>) {
         let mut state = self.lock();
         state.client = Arc::downgrade(client);
-        // Those were of another client.
+        // Pauses of an earlier client do not count.
         state.pauses = Pauses::default();
     }
 
@@ -78,7 +78,7 @@ impl Shared {
         self.lock().stop.clone()
     }
 
-    /// The next `run` is not ended by what ended this one.
+    /// A stop that has ended one `run` does not end the next.
     pub(super) fn renew_stop(&self) {
         self.lock().stop = CancellationToken::new();
     }
@@ -106,7 +106,7 @@ impl Shared {
             Change::Revoking(partitions) => Rebalance::Revoking(names(partitions)),
             Change::Revoked(partitions) => Rebalance::Revoked(names(partitions)),
             Change::Lost(partitions) => Rebalance::Lost(names(partitions)),
-            // Of its own client, not of the group.
+            // Not a change of the group's assignment, so that listeners do not hear of it.
             Change::Over(_) => return,
         };
         if let Change::Revoked(gone) | Change::Lost(gone) = change {
@@ -161,7 +161,7 @@ impl Shared {
         Ok((client, lives))
     }
 
-    /// Notes it, and has the engine follow.
+    /// Notes a change of the pauses, and wakes the engine.
     fn steer(&self, note: impl FnOnce(&mut Pauses)) {
         note(&mut self.lock().pauses);
         self.steered.notify_one();

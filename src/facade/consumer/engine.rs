@@ -94,13 +94,13 @@ pub(super) struct Engine {
     lanes: Lanes<Chunk, Life>,
     tasks: JoinSet<Ended>,
     running: BTreeMap<LaneId, Running>,
-    /// Told to all runs at once.
+    /// Tells all runs at once to give up.
     stop: CancellationToken,
     /// Partitions with records that were taken and given up.
     left: Set<(TopicPartition, Life)>,
     /// Partitions that wait before a batch that cannot be read.
     damaged: Map<TopicPartition, Damaged>,
-    /// Writes the letter of one of them.
+    /// Writes the letter of a damaged batch.
     passing: JoinSet<Passed>,
     /// The first error that ends the dispatch.
     failure: Option<Error>,
@@ -110,12 +110,12 @@ pub(super) struct Engine {
     committing: Option<Committing>,
     alive_at: Instant,
     shared: Arc<Shared>,
-    /// Paused by the user, as far as that was followed.
+    /// Partitions that the user has paused, as far as the engine has followed.
     by_user: BTreeSet<TopicPartition>,
     unhandled: Set<Arc<str>>,
-    /// Where records of other groups were told of.
+    /// Partitions for which it was logged that records of other groups are passed over.
     passed_over: Set<TopicPartition>,
-    /// The client has ended, and it has been told of: there is nothing to wait for of it any more.
+    /// The client has ended, and that was reported. Waiting for its changes would return at once, again and again.
     is_closed: bool,
 }
 
@@ -213,7 +213,7 @@ impl Engine {
         }
         self.lanes = Lanes::new(self.plan.ordering, self.plan.bounds);
         self.rewind();
-        // In another life, what was to be done before the damaged batch comes again first.
+        // If the life has changed, the records before the damaged batch come again, and it is met after them.
         let (waiting, over): (Vec<_>, Vec<_>) = std::mem::take(&mut self.damaged)
             .into_iter()
             .partition(|(partition, damaged)| self.client.is_live(partition, damaged.life));
@@ -226,7 +226,7 @@ impl Engine {
 
     fn rewind(&mut self) {
         for (partition, life) in std::mem::take(&mut self.left) {
-            // Of a life that is over this does nothing: its records are another's, or come anyway.
+            // Does nothing if the life is over: its records are another member's, or come again anyway.
             if let Err(error) = self.client.rewind(&partition, life) {
                 tracing::debug!(%partition, %error, "the partition is gone");
             }
@@ -238,13 +238,13 @@ impl Engine {
         std::mem::take(&mut self.handled)
     }
 
-    /// Whether runs are out: what waits in lanes proves no life, if nobody polls the consumer any more.
+    /// Tells whether runs are out. What only waits in lanes is no sign of life if nobody polls the consumer any more.
     pub(super) fn at_work(&self) -> AtWork {
         let kit = Arc::downgrade(&self.kit);
         Arc::new(move || kit.strong_count() > 1)
     }
 
-    /// What ends the dispatch: nothing more is begun.
+    /// Notes an error that ends the dispatch. Nothing more is begun.
     fn on_failure(&mut self, error: Error) {
         self.stop.cancel();
         match &self.failure {
@@ -278,10 +278,10 @@ impl Engine {
         self.handled += ended.handled;
         match ended.outcome {
             RunOutcome::Done => {}
-            // Where it was its partition's alone, what is left was handed back.
+            // Given up because of its own partition. What was left is handed back already.
             RunOutcome::Abandoned if !self.stop.is_cancelled() => {
                 if !self.client.is_live(&ended.partition, ended.life) {
-                    // What waits in other lanes of that life is in no log any more, or comes again.
+                    // The life is over: what waits in its other lanes comes again, or is in no log any more.
                     drop(self.lanes.revoke(&ended.partition, ended.life));
                 }
             }
@@ -331,14 +331,15 @@ impl Engine {
     fn on_join(&mut self, ended: std::result::Result<(tokio::task::Id, Ended), tokio::task::JoinError>) {
         match ended {
             Ok((_, ended)) => self.on_end(ended),
-            // Aborted with its partition; or what the user gave besides handlers has panicked, as a condition of a policy.
+            // The run was aborted because its partition is gone; or user code other than a handler has panicked, such as
+            // a condition of a policy.
             Err(gone) => {
                 let lane = self.running.iter().find(|(_, running)| running.abort.id() == gone.id());
                 let Some(lane) = lane.map(|(lane, _)| *lane) else { return };
                 let running = self.running.remove(&lane);
                 self.lanes.handle_end(lane);
                 if let (Some(Running { partition, life, .. }), Ok(panic)) = (running, gone.try_into_panic()) {
-                    // It has handed nothing back: all that is not done comes again.
+                    // After a panic the run has handed nothing back, so the partition is rewound to what is not done.
                     let error = panicked(&*panic, &partition);
                     self.left.insert((partition, life));
                     self.on_failure(error);
@@ -347,9 +348,10 @@ impl Engine {
         }
     }
 
-    /// When there is something to do that nothing else will tell.
+    /// When there is something to do that no event announces.
     fn wake_at(&self) -> Instant {
-        // A lane that waits for more records starts no more once this ends: its time would be in the past for ever.
+        // Once this ends, a lane that waits for more records is not started any more, and its time would stay in the
+        // past.
         let gathered = self.lanes.poll_timeout().filter(|_| !self.stop.is_cancelled());
         gathered.map_or(self.alive_at, |at| at.min(self.alive_at))
     }
@@ -364,14 +366,14 @@ impl Engine {
         self.alive_at = time::after(self.plan.keep_alive);
     }
 
-    /// Runs what was taken until it is done or something fails; then nothing runs any more. What has to wait in a retry topic
-    /// stays in its lanes. After a failure, what is at work has so long to end.
+    /// Runs what was taken until it is done or something fails; then nothing runs any more. What has to wait in a retry
+    /// topic stays in its lanes. After a failure, running handlers have up to `limit` to end.
     pub(super) async fn drain(&mut self, limit: Duration) -> Result<()> {
         self.kit.persists.store(false, Relaxed);
         self.follow_group();
         loop {
             self.pass_damage();
-            // First, as only then it is known which lanes have to wait.
+            // Started first, since only then it is known which lanes have to wait.
             self.start();
             if self.is_idle() || self.stop.is_cancelled() {
                 return self.finish(limit).await;
@@ -383,7 +385,8 @@ impl Engine {
         }
     }
 
-    /// Lets what is at work end, begins nothing more, and says where to go on. The failure, if there was one.
+    /// Begins nothing more, lets running handlers end, and rewinds to what is not done. Returns the failure, if there was
+    /// one.
     pub(super) async fn finish(&mut self, limit: Duration) -> Result<()> {
         if !self.is_idle() {
             self.stop.cancel();
@@ -398,7 +401,7 @@ impl Engine {
                     break;
                 }
             }
-            // A letter that is on its way may still arrive.
+            // A letter that is on its way gets a moment to arrive.
             if let Ok(Some(passed)) = tokio::time::timeout(GRACE, self.passing.join_next()).await {
                 self.on_letter(passed);
             }

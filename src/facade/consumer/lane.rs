@@ -41,21 +41,21 @@ use crate::{
 };
 
 const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::handler", subject: SUBJECT };
-/// How long a letter that is on its way may still take when the consumer stops.
+/// How long a letter that is on its way may still take once the consumer stops.
 pub(super) const GRACE: Duration = Duration::from_millis(500);
 
-/// After how long the log tells of a letter that is not acknowledged.
+/// After how long a warning is logged that a letter is still not acknowledged.
 const SILENCE: Duration = Duration::from_secs(5);
 /// The first pause before a letter is written again, which doubles up to the longest.
 pub(super) const LETTER_PAUSE: Duration = Duration::from_secs(1);
 pub(super) const LONGEST_LETTER_PAUSE: Duration = Duration::from_secs(30);
 
-/// Whether one thread does everything here, as also where a runtime of many threads has one CPU.
+/// Whether one thread does everything here: on a current-thread runtime, and on a multi-threaded one with a single CPU.
 pub(super) fn is_alone() -> bool {
     tokio::runtime::Handle::try_current().is_ok_and(|handle| handle.metrics().num_workers() == 1)
 }
 
-/// How many records may be done that the ledger has not been told of: each telling takes its lock.
+/// How many records may be done before the ledger is told, because each telling takes its lock.
 const TELL: usize = 32;
 
 /// Who counts what is done.
@@ -75,7 +75,8 @@ pub(super) struct Kit {
     pub(super) ledger: Arc<dyn Ledger>,
     pub(super) outbox: Outbox,
     pub(super) counters: Arc<ConsumerCounters>,
-    /// What may pass by itself is tried again where it failed, as long as it takes: nobody waits for a call to return.
+    /// A letter that fails for a passing reason is tried again for as long as it takes, because no caller waits (`run`,
+    /// not `consume`).
     pub(super) persists: AtomicBool,
     pub(super) rng: Mutex<Rng>,
     /// See [`is_alone`].
@@ -104,7 +105,7 @@ pub(super) struct Ended {
     pub(super) outcome: RunOutcome,
 }
 
-/// What became of a record that is not an error of the whole run.
+/// How the run goes on after a record, if not with an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flow {
     Handled,
@@ -122,7 +123,7 @@ struct Lane {
     handled: usize,
     /// The ledger says that the life is over.
     is_over: bool,
-    /// In handlers that are timed by themselves, in pauses, and while others ran.
+    /// Time spent in handlers that are timed by themselves, in pauses, and while other tasks ran.
     waited: Duration,
     /// Calls of handlers that did not wait.
     prompt: u32,
@@ -181,7 +182,7 @@ impl Lane {
                     let rest = items.split_off(items.len().min(size.records));
                     let flow = Box::pin(self.batch(call, items)).await;
                     if !matches!(flow, Ok(Flow::Handled)) {
-                        // Those that are done are refused, as they are not out any more.
+                        // The ledger ignores those that are done, which are not out any more.
                         self.tell();
                         self.give_back(all.into_iter());
                         return flow;
@@ -204,8 +205,9 @@ impl Lane {
         self.is_over || self.token.is_cancelled()
     }
 
-    /// A handler that was told to give up can do so by an error alone, which says nothing of the record: it comes again. So does one
-    /// of a life that is over, or it is in no log any more.
+    /// Whether the failure does not count. A handler that was told to give up can do so only by an error, which says
+    /// nothing of the record; it comes again. A record of a life that is over comes again as well, or is in no log any
+    /// more.
     fn is_given_up(&mut self, failure: &Failure) -> bool {
         self.is_over |= !self.kit.ledger.is_live(&self.partition, self.life);
         let may_be_told = !matches!(failure, Failure::Unreadable(_) | Failure::Corrupt(_));
@@ -279,9 +281,9 @@ impl Lane {
         }
     }
 
-    /// Partition and offset of the letter when it is acknowledged; `None` if the consumer stops before. While the consumer
-    /// [runs](crate::Consumer::run), what may pass by itself holds up the lane alone: no handler is called again because a topic is
-    /// missing.
+    /// Returns partition and offset of the letter once it is acknowledged; `None` if the consumer stops before. While the
+    /// consumer [runs](crate::Consumer::run), a passing error holds up only this lane, so that a missing topic does not
+    /// have handlers called again.
     async fn send(
         &mut self,
         topic: &Arc<str>,
@@ -343,7 +345,8 @@ impl Lane {
         }
     }
 
-    /// Waits until this time (milliseconds since the Unix epoch): mostly it is over, as the lane has waited for it.
+    /// Waits until this time (milliseconds since the Unix epoch), which as a rule has passed, since the lane has waited
+    /// for it.
     async fn wait_until(&mut self, due: i64) -> Flow {
         let left = self.route.left_to_wait(due, self.kit.environment.wall_clock_ms());
         match () {
@@ -364,7 +367,7 @@ impl Lane {
                 let running = token.clone().scope(running);
                 let ended = tokio::time::timeout(limit, self.telling(running, waits)).await;
                 let Ok(ended) = ended else {
-                    // A blocking handler is still running, and may look at it.
+                    // A blocking handler runs on, and may look at its token.
                     token.cancel();
                     self.count(limit);
                     return Err(Failure::Deadline(limit));
@@ -404,7 +407,7 @@ impl Lane {
         self.kit.counters.took(took, 1);
     }
 
-    /// Others run, whose time is not that of the handlers here.
+    /// Lets other tasks run, and does not count their time as that of the handlers here.
     async fn yield_now(&mut self) {
         let since = time::now();
         tokio::task::yield_now().await;

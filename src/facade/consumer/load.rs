@@ -16,9 +16,9 @@ use crate::{
 pub(super) enum Chunk {
     /// As they were polled; each becomes a record when its turn comes.
     Polled(PartitionRecords),
-    /// One with data of its own.
+    /// One record with data of its own.
     One(Box<ConsumerRecord>),
-    /// One of a retry topic, and when its pause is over.
+    /// One record of a retry topic, and when its pause is over.
     Due(Box<ConsumerRecord>, Instant),
 }
 
@@ -32,7 +32,7 @@ impl Chunk {
         polled.into_iter().flatten().chain(one)
     }
 
-    /// The records as they stand.
+    /// The records, borrowed.
     pub(super) fn given(&self) -> Givens<'_> {
         match self {
             Self::Polled(records) => Givens::Polled(records.iter()),
@@ -82,10 +82,11 @@ impl Load for Chunk {
             Self::Polled(records) => (Some(records), None),
             Self::One(record) | Self::Due(record, _) => (None, Some(*record)),
         };
-        // Those around it are done long before one that waits: it does not keep the answer that all of them came in.
+        // A record that waits outlives those around it by far. It is copied, so that it does not keep the answer that all
+        // of them came in.
         let copied = polled.iter().flatten().map(|record| record.to_copied());
         for record in copied.chain(one) {
-            // Without a secret: the same key has the same lane in every process, as it has the same partition.
+            // A hash without a secret: the same key has the same lane in every process, as it has the same partition.
             let hash = record.key.as_deref().map(|key| {
                 let mut hasher = DefaultHasher::new();
                 hasher.write(key);

@@ -94,7 +94,7 @@ pub struct Consumer {
     shared: Arc<Shared>,
     listener: Option<Arc<dyn Listen>>,
     group: Arc<str>,
-    /// Retry topics of policies there were, as of the last connect.
+    /// Retry topics of earlier policies, as of the last connect.
     former: Arc<[Arc<str>]>,
     leaves: Leaves,
 }

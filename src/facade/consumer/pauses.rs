@@ -1,6 +1,7 @@
-//! Which partitions the user has paused. Pure: the engine follows it, and alone resumes, as it alone knows all reasons not to.
+//! Which partitions the user has paused. Pure. The engine follows, and only the engine resumes, since it knows all the
+//! reasons not to.
 //!
-//! A pause belongs to the life it was made in: what is heard late of the end of an earlier one does not undo it.
+//! A pause belongs to the life that it was made in, so that late news of the end of an earlier life does not undo it.
 
 use std::collections::BTreeSet;
 
@@ -59,7 +60,7 @@ impl Pauses {
         self.noted.keys()
     }
 
-    /// What has changed since this was last asked.
+    /// What has changed since the last call.
     pub(super) fn follow(&mut self) -> Option<PauseChanges> {
         std::mem::take(&mut self.is_news).then(|| PauseChanges {
             paused: self.paused().cloned().collect(),

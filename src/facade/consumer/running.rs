@@ -36,14 +36,14 @@ use crate::{
     time,
 };
 
-/// How long [`Consumer::run`] waits for records before it looks around.
+/// How long [`Consumer::run`] waits for records at a time.
 const RUN_POLL: Duration = Duration::from_secs(1);
 /// The pause of [`Consumer::run`] after an error that may pass by itself.
 const RUN_PAUSE: Duration = Duration::from_millis(500);
 /// How long a consumer may take to leave that was told to end twice.
 #[cfg(feature = "signal")]
 const HURRY: Duration = Duration::from_secs(5);
-/// Signals that come so soon after the first are of the same stop.
+/// Signals that come this soon after the first belong to the same stop.
 #[cfg(feature = "signal")]
 const SAME_STOP: Duration = Duration::from_secs(1);
 /// How long the producer of dead letters may take to end.
@@ -118,7 +118,7 @@ impl Consumer {
         shutdown: F,
         outcome: &mut Result<()>,
     ) -> Result<()> {
-        // Also where this future is dropped: the next `run` is not ended by what ended this one.
+        // Also if this future is dropped: what has ended this `run` must not end the next.
         let _renewed = RenewStop(Arc::clone(&self.shared));
         logged(place, driver::check_runtime())?;
         let stop = self.shared.stop_token();
@@ -152,7 +152,7 @@ impl Consumer {
         let limit = self.drain_timeout;
         loop {
             let round = async {
-                // Connecting may take long; a shutdown does not wait for it.
+                // Connecting may take long, and a shutdown must not wait for it.
                 let mut working = tokio::select! {
                     biased;
                     () = shutdown.as_mut() => return Ok(()),
@@ -274,7 +274,7 @@ impl Consumer {
         logged(PLACE, driver::check_runtime())?;
         let Some(engine) = &mut self.engine else { return Ok(()) };
         if self.interrupted {
-            // Its handlers may just have finished what the last of them did.
+            // Handlers of a call that was dropped may just have finished, and what they did is committed too.
             engine.recover().await;
             self.interrupted = false;
         }
@@ -325,7 +325,7 @@ impl Consumer {
             false => Ok(Ok(())),
         };
         let committed = committed.map(|committed| match committed {
-            // Between two assignments it has nothing: what it had was committed as it went.
+            // Between two assignments there is nothing to commit: it was committed when the partitions went.
             Err(error) if is_of_rebalance(&error) => {
                 tracing::warn!(%error, "nothing could be committed at the end; it may be handled again");
                 Ok(())
@@ -394,8 +394,8 @@ impl Consumer {
         Ok((client, former))
     }
 
-    /// Retry topics in which this group has committed offsets, and that the present policies do not name: what waits there is its
-    /// own work, and nobody else would ever read it.
+    /// Retry topics in which this group has committed offsets and that the present policies do not name. What waits there
+    /// is the group's own work, which nobody else would ever read.
     async fn find_former(&self, client: &KafkaConsumer) -> Result<Arc<[Arc<str>]>> {
         let present = Plan { former: Arc::default(), ..self.plan() }.reads();
         let former: Vec<_> = match KafkaAdmin::over(client.cluster()).group_offsets(&self.group).await {
@@ -407,7 +407,7 @@ impl Consumer {
                 });
                 topics
             }
-            // Its member needs the coordinator as well.
+            // The member will need the coordinator as well, so that this is an error of connecting.
             Err(error) if error.is_retriable() => return Err(error),
             Err(error) => {
                 tracing::warn!(%error, "it is not known whether records wait in retry topics of an earlier error policy");

@@ -4,10 +4,9 @@
 //!   taken ──push──> lane's queue ──poll_run──> running ──handle_end──> (forgotten, or the lane's turn comes again)
 //!                       │                         │
 //!                       └──────── revoke ─────────┘ (running ones end by themselves)
-//! ```
-//! A lane has one run at a time; what a run holds is handled in order. A lane is a partition, a key of a partition, or a
-//! single record, as the [`Ordering`] says; it exists while it has records. Lanes take their turn as they became ready.
-//! What is done, and what may be committed, is not known here: the consumer's ledger counts it.
+//! ``` A lane has one run at a time; what a run holds is handled in order. A lane is a partition, a key of a partition,
+//! or a single record, as the [`Ordering`] says; it exists while it has records. Lanes take turns in the order in which
+//! they became ready. What is done, and what may be committed, is not known here: the consumer's ledger counts it.
 //!
 //! A partition with too much in its lanes is paused alone, so that a lane that is stuck holds up no other partition.
 
@@ -43,7 +42,7 @@ pub enum Ordering {
 pub(crate) struct Bounds {
     /// Runs at once.
     pub(crate) runs: usize,
-    /// Records of a partition that wait. More than that come only with one take.
+    /// Records of a partition that may wait; exceeded only by what comes with one take.
     pub(crate) records: usize,
     /// Bytes that wait, of all partitions together.
     pub(crate) bytes: usize,
@@ -51,7 +50,8 @@ pub(crate) struct Bounds {
     pub(crate) span: u64,
 }
 
-/// A lane of a topic whose handler takes many at once waits for so many records, or so long after the first.
+/// What the lanes of a topic wait for whose handler takes many records at once: this many records, or this long after the
+/// first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gather {
     pub(crate) records: usize,
@@ -62,7 +62,7 @@ pub(crate) struct Gather {
 pub(crate) trait Load: Sized {
     fn len(&self) -> usize;
     fn bytes(&self) -> usize;
-    /// It is not to be handled before.
+    /// The time before which it must not be handled.
     fn due(&self) -> Option<Instant>;
     /// Record by record, each with the hash of its key.
     fn each(self, hand_out: &mut dyn FnMut(Option<u64>, Self));
@@ -71,13 +71,13 @@ pub(crate) trait Load: Sized {
 /// Names a lane; smaller numbers are older.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct LaneId {
-    /// That of one life of a partition.
+    /// The number of one life of a partition.
     home: u64,
     slot: Slot,
 }
 
 impl LaneId {
-    /// Those of one life of a partition.
+    /// All lanes of one life of a partition.
     fn all_of(home: u64) -> RangeInclusive<Self> {
         Self { home, slot: Slot::Whole }..=Self { home, slot: Slot::Record(u64::MAX) }
     }
@@ -109,15 +109,16 @@ pub(crate) enum Pause {
 #[derive(Debug)]
 struct Lane<W> {
     queue: VecDeque<(u64, W)>,
-    /// It may start no sooner, unless it has enough.
+    /// It starts no sooner than this, unless it has gathered enough.
     not_before: Option<Instant>,
-    /// By when it is looked at again, as one of those that wait.
+    /// When it is looked at again, if it waits.
     waits_until: Option<Instant>,
     running: Option<Out>,
 }
 
 impl<W: Load> Lane<W> {
-    /// When it may start: its first record is due, and enough are, or there is no more time to gather others.
+    /// When it may start: once its first record is due and either enough others are due as well or the time to gather
+    /// them is over.
     fn ready_at(&self, gather: Option<Gather>) -> Option<Instant> {
         let (mut records, mut latest) = (0, None);
         let mut loads = self.queue.iter();
@@ -136,7 +137,7 @@ impl<W: Load> Lane<W> {
         }
     }
 
-    /// Others are gathered from when the first is due.
+    /// The time to gather others begins when the first record is due.
     fn begin_gathering(&mut self, now: Instant, gather: Option<Gather>) {
         let wait = gather.map(|gather| gather.wait).filter(|wait| !wait.is_zero());
         let first = self.queue.front().and_then(|(_, load)| load.due()).map_or(now, |due| due.max(now));
@@ -170,7 +171,7 @@ struct PartitionLanes<L> {
 }
 
 impl<L> PartitionLanes<L> {
-    /// What its lanes wait for. Nothing while it is paused: no more can come.
+    /// What its lanes wait for; nothing while it is paused, when no more can come.
     fn gathers(&self) -> Option<Gather> {
         self.gather.filter(|_| !self.paused)
     }
@@ -180,11 +181,12 @@ pub(crate) struct Lanes<W, L> {
     ordering: Ordering,
     bounds: Bounds,
     homes: BTreeMap<u64, PartitionLanes<L>>,
-    /// That of the present life of each partition.
+    /// The number of the present life of each partition.
     by_partition: BTreeMap<TopicPartition, u64>,
     lanes: BTreeMap<LaneId, Lane<W>>,
     ready: VecDeque<LaneId>,
-    /// Lanes that wait for more, or until their first record is due, by when they are looked at again. They hold no run.
+    /// Lanes that wait for more records, or until their first is due, with the time to look at them again. They hold no
+    /// run.
     waiting: BTreeSet<(Instant, LaneId)>,
     running: usize,
     next_home: u64,
@@ -224,7 +226,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         let home_id = self.home_of(partition, life, gather);
         let Some(home) = self.homes.get_mut(&home_id).filter(|home| !home.revoked) else { return Err(load) };
         home.records += load.len();
-        // Many at once are of one lane, or there would be nothing to gather.
+        // Records that are handled many at once share one lane, or there would be nothing to gather.
         let whole = self.ordering == Ordering::Partition
             || (self.ordering == Ordering::Unordered && gather.is_some());
         if whole {
@@ -251,7 +253,8 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         Ok(())
     }
 
-    /// Records behind those it has are done without a lane. Before one that waits for long they fill the ledger as all others do.
+    /// Counts records that are done without a lane, behind those of the partition. Behind a record that waits for long
+    /// they fill the ledger like all others.
     pub(crate) fn pass_over(&mut self, partition: &TopicPartition, life: L, records: usize) {
         let Some(id) = self.by_partition.get(partition).copied() else { return };
         let Some(home) = self.homes.get_mut(&id) else { return };
@@ -261,7 +264,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         }
     }
 
-    /// That of this life; an earlier one of the partition counts as revoked.
+    /// The number of this life. An earlier life of the partition is revoked by it.
     fn home_of(&mut self, partition: &TopicPartition, life: L, gather: Option<Gather>) -> u64 {
         if let Some(id) = self.by_partition.get(partition)
             && self.homes.get(id).is_some_and(|home| home.life == life)
@@ -283,7 +286,8 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         };
         self.homes.insert(id, home);
         if let Some(earlier) = self.by_partition.insert(partition.clone(), id) {
-            // Its records come again in this life, were left behind by a seek, or are of a topic that is no more.
+            // Records of the earlier life come again in this one, were left behind by a seek, or are of a topic that is
+            // gone.
             drop(self.empty(earlier));
         }
         id
@@ -328,7 +332,8 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
                 self.waiting.insert((until, id));
                 continue;
             }
-            // A partition's lane takes all that is due; a key's takes one, so that no key holds a place for long.
+            // The lane of a partition takes all that is due. The lane of a key takes one record, so that no key holds a
+            // place for long.
             let takes_all = id.slot == Slot::Whole || home.gather.is_some();
             let due = lane.queue.iter().take_while(|(_, load)| load.due().is_none_or(|due| due <= now));
             let count = due.take(if takes_all { usize::MAX } else { 1 }).count();
@@ -347,7 +352,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         None
     }
 
-    /// Whether nothing runs, and all that waits is due later: none waits for others of its batch.
+    /// Whether nothing runs and all lanes wait for their first record to be due, and none for others of its batch.
     pub(crate) fn are_at_rest(&self, now: Instant) -> bool {
         let is_due_later = |id: &LaneId| {
             let lane = self.lanes.get(id);
@@ -357,7 +362,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
         self.running == 0 && self.ready.is_empty() && self.waiting.iter().all(|(_, id)| is_due_later(id))
     }
 
-    /// When a lane waits no longer.
+    /// When the first of the waiting lanes stops waiting.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         self.waiting.first().map(|(until, _)| *until)
     }
@@ -416,7 +421,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
             }
         }
         if std::mem::take(&mut home.paused) {
-            // Nothing of it fills the lanes any more: its partition may be here in another life.
+            // Its lanes are empty now, and the partition may be here in another life.
             self.pauses.push_back(Pause::Resume(home.partition.clone()));
         }
         // In the order they were taken, whatever lane they stood in.
@@ -445,7 +450,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
 
     /// Pauses or resumes a partition by what waits in it.
     fn weigh(&mut self, id: u64) {
-        // Each has its share of the bytes, so that one that is stuck cannot have all.
+        // Each partition has its share of the bytes, so that one that is stuck cannot take all.
         let share = (self.bounds.bytes / self.by_partition.len().max(1)).max(1);
         let Some(home) = self.homes.get_mut(&id) else { return };
         let span = home.pushed - home.unfinished.first().copied().unwrap_or(home.pushed);
@@ -453,7 +458,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
             |part: usize| home.records >= self.bounds.records / part || home.bytes >= (share / part).max(1);
         let pause = match home.paused {
             false => is_full(1) || span >= self.bounds.span,
-            // Not at once, or each record that is done would change it.
+            // It is resumed only at half, or each record that is done would change it.
             true => is_full(2) || span >= self.bounds.span,
         };
         if pause != home.paused && !home.revoked {
@@ -462,7 +467,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
             let gathers = home.gather.is_some();
             self.pauses.push_back(if pause { Pause::Pause(partition) } else { Pause::Resume(partition) });
             if pause && gathers {
-                // What they wait for cannot come any more.
+                // The records that its lanes wait for cannot come while it is paused.
                 for (lane_id, lane) in self.lanes.range(LaneId::all_of(id)) {
                     if let Some(until) = lane.waits_until
                         && self.waiting.remove(&(until, *lane_id))

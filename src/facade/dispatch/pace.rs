@@ -10,7 +10,7 @@ use crate::time::Instant;
 
 /// What is done waits no longer than this, unless the commit before is still out.
 const LONGEST: Duration = Duration::from_millis(100);
-/// From one commit to the next.
+/// The least time from one commit to the next.
 const SHORTEST: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Default)]
@@ -18,14 +18,14 @@ pub(crate) struct CommitPace {
     /// Records done in all, and how many of them when the last commit began.
     total: u64,
     before: u64,
-    /// When it was seen that some are done that are not committed.
+    /// Since when there are records that are done and not committed.
     since: Option<Instant>,
     not_before: Option<Instant>,
     is_out: bool,
 }
 
 impl CommitPace {
-    /// So many records are done in all.
+    /// Takes note that so many records are done in all.
     pub(crate) fn handle_done(&mut self, now: Instant, total: u64) {
         self.total = total;
         if total > self.before {
@@ -46,7 +46,7 @@ impl CommitPace {
         is_due
     }
 
-    /// When to look again. Lanes at work may have done something by then that nobody tells of.
+    /// When to look again: lanes at work may have done something by then without telling.
     pub(crate) fn poll_timeout(&self, now: Instant, enough: u64, is_idle: bool) -> Option<Instant> {
         let quiet = (!is_idle && !self.is_out).then(|| now + LONGEST);
         self.due(enough, is_idle).or(quiet)

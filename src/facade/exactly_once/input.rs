@@ -14,7 +14,8 @@ pub(super) struct TransactionInput {
     pub(super) records: usize,
     /// The body has worked for longer than a transaction may be open.
     pub(super) is_overdue: bool,
-    /// A log was cut below what was handed out of it: it comes again, and is not to be committed twice.
+    /// A log was cut below what was handed out of it. What comes again must not be processed in two committed
+    /// transactions.
     is_cut: bool,
 }
 
@@ -22,10 +23,11 @@ pub(super) struct TransactionInput {
 pub(super) struct Span {
     pub(super) life: Life,
     first: i64,
-    /// The offset behind the last, and the leader epoch of that (KIP-320): who goes on there notices that the log was cut.
+    /// The offset behind the last record, and the last one's leader epoch (KIP-320), by which whoever goes on there
+    /// notices if the log was cut.
     pub(super) next: i64,
     pub(super) epoch: Option<i32>,
-    /// More was handed out and not worked on.
+    /// There was no time for all that was handed out.
     pub(super) is_late: bool,
 }
 
@@ -39,12 +41,13 @@ impl TransactionInput {
             self.records += part.len();
             match self.offsets.get_mut(partition) {
                 Some(span) if span.life == life => (span.next, span.epoch) = (next, epoch),
-                // The log was cut, or the position was outside it: what is aborted comes again from the first record of both lives.
+                // The log was cut, or the position was outside it. After an abort, reading goes back to the first record
+                // of both lives.
                 Some(span) if consumer.is_assigned_since(partition, span.life) => {
                     self.is_cut |= first < span.next;
                     *span = Span { life, first: span.first.min(first), next, epoch, is_late: false };
                 }
-                // What an earlier assignment handed out is another's by now, who refuses its commit.
+                // What an earlier assignment handed out is another member's by now, and its commit will be refused.
                 _ => drop(
                     self.offsets.insert(partition.clone(), Span { life, first, next, epoch, is_late: false }),
                 ),
@@ -52,8 +55,8 @@ impl TransactionInput {
         }
     }
 
-    /// Has the consumer hand out again what was aborted, where the partition is still assigned as it was: one that was lost is its next
-    /// owner's, and one that came back begins where that one left it.
+    /// Has the consumer hand out again what was aborted, of partitions that are still assigned as they were. One that was
+    /// lost is its next owner's business, and one that came back begins where that owner has left it.
     pub(super) fn rewind(&self, consumer: &KafkaConsumer) {
         for (partition, span) in &self.offsets {
             hand_out_again(consumer, partition, span.life, span.first);

@@ -1,4 +1,4 @@
-//! Commits of what is done, beside the handlers; at most one is out. When it is time for one is `dispatch/pace.rs`'s.
+//! Commits of what is done, while handlers go on; at most one is out. `dispatch/pace.rs` decides when.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -58,7 +58,7 @@ impl Engine {
         self.pace.handle_end();
         match outcome {
             Ok(()) => {}
-            // Nothing is lost by it: what could be committed was, before the partitions went.
+            // Nothing is lost: what could be committed was committed before the partitions went.
             Err(error) if is_of_rebalance(&error) => tracing::debug!(%error, "a commit in a rebalance"),
             Err(error) => {
                 tracing::warn!(%error, "what was handled could not be committed; the next commit takes it along")
@@ -75,7 +75,8 @@ pub(super) async fn end_of(committing: &mut Option<Committing>) -> Result<()> {
     }
 }
 
-/// Another member has the partitions: the records come again there, and nothing is to be done here.
+/// Whether the error means that another member has the partitions: their records come again there, and there is nothing
+/// to do here.
 pub(in crate::facade::consumer) fn is_of_rebalance(error: &Error) -> bool {
     // ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID, REBALANCE_IN_PROGRESS, FENCED_MEMBER_EPOCH, STALE_MEMBER_EPOCH
     error.code().is_some_and(|code| matches!(code.0, 22 | 25 | 27 | 110 | 113))

@@ -49,11 +49,11 @@ impl Engine {
         if route.policy.decide(&Failure::Corrupt(error.clone()), 1, 0, 0) == Decision::Stop {
             return Err(error);
         }
-        // What stands before it is handled first: going on behind it says that all before it is done.
-        // While there is something to be taken before it, it is met again.
+        // Records before it are handled first, because going on behind it says that all before it is done. While there is
+        // something to be taken before it, it is met again.
         if let Some((life, bytes)) = self.client.damaged(&partition, &error)? {
             if let Err(error) = self.client.pause([partition.clone()]) {
-                // A rebalance has come between: whoever has the partition now meets the batch.
+                // After a rebalance in between, whoever has the partition now will meet the batch.
                 tracing::debug!(%error, "the partition is gone");
                 return Ok(Vec::new());
             }
@@ -91,7 +91,7 @@ impl Engine {
         }
         let is_letter = match outcome {
             Ok(is_letter) => is_letter,
-            // It is tried again, if this is no end.
+            // If the consumer goes on after this, the letter is tried again.
             Err(failed) => return self.on_failure(failed),
         };
         self.damaged.remove(&partition);

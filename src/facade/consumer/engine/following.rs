@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl Engine {
-    /// Takes records of it again, unless there is another reason not to: the user, full lanes, or a damaged batch.
+    /// Resumes a partition unless there is another reason to keep it paused: the user, full lanes, or a damaged batch.
     pub(super) fn resume(&self, partition: TopicPartition) {
         let is_held = self.by_user.contains(&partition)
             || self.lanes.is_paused(&partition)
@@ -22,7 +22,8 @@ impl Engine {
         }
     }
 
-    /// Pauses and resumes what the user has paused and resumed. Here alone anything is resumed, as here all reasons are known.
+    /// Pauses and resumes what the user has paused and resumed. Only [`Self::resume`] resumes anything, since it knows
+    /// all the reasons not to.
     pub(super) fn follow_user(&mut self) {
         let Some(PauseChanges { paused, freed }) = self.shared.follow_pauses() else { return };
         self.by_user = paused;
@@ -55,7 +56,7 @@ impl Engine {
     pub(in crate::facade::consumer) fn follow_group(&mut self) {
         for change in self.client.take_changes() {
             match &change {
-                // What comes and what is lost was logged by the member.
+                // The member has logged what comes and what is lost.
                 Change::Assigned(_) => self.shared.counters.rebalanced(),
                 Change::Revoking(partitions) => {
                     tracing::info!(partitions = %list(partitions), "partitions are being revoked");
@@ -68,7 +69,8 @@ impl Engine {
                 Change::Lost(partitions) => self.revoke(partitions, true),
                 Change::Over(partitions) => {
                     for (partition, life) in partitions {
-                        // It may be paused, so that nothing of its next life would come and say so.
+                        // Done here, because the partition may be paused: then no record of its next life would come and
+                        // show it.
                         drop(self.lanes.revoke(partition, *life));
                     }
                     self.follow_pauses();
@@ -88,12 +90,12 @@ impl Engine {
                 self.hand_back(partition, life, waiting);
             }
         }
-        // Those of a later life go on: this may be heard of when the partition is ours again.
+        // Runs of a later life go on: the partition may be ours again by the time that this is heard of.
         let gone: Map<&TopicPartition, Life> = partitions.iter().map(|(key, life)| (key, *life)).collect();
         let is_gone =
             |running: &Running| gone.get(&running.partition).is_some_and(|life| running.life <= *life);
         for running in self.running.values().filter(|running| is_gone(running)) {
-            // Told to give up; what is at work may end first, until the partitions are gone.
+            // Handlers are told to give up. Until the partitions are gone they may still finish.
             running.token.cancel();
             if are_gone {
                 running.abort.abort();

@@ -12,18 +12,18 @@ use crate::{
     },
 };
 
-/// What an engine is made of.
+/// The settings, handlers and policies of an engine.
 pub(in crate::facade::consumer) struct Plan {
     pub(in crate::facade::consumer) topics: Consumed,
     pub(in crate::facade::consumer) routes: Arc<Routes>,
     pub(in crate::facade::consumer) ordering: Ordering,
     pub(in crate::facade::consumer) bounds: Bounds,
-    /// Records of one take.
+    /// How many records it takes at once.
     pub(in crate::facade::consumer) take: usize,
     /// How often the member says that it is alive while handlers run.
     pub(in crate::facade::consumer) keep_alive: Duration,
     pub(in crate::facade::consumer) auto_commit: bool,
-    /// Retry topics of policies there were.
+    /// Retry topics of earlier policies.
     pub(in crate::facade::consumer) former: Arc<[Arc<str>]>,
     pub(in crate::facade::consumer) group: Arc<str>,
 }

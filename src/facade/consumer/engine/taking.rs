@@ -1,5 +1,5 @@
-//! What comes in: records are taken of the client and put into their lanes. What another group has put into a retry topic is done
-//! here, and reaches no lane.
+//! Takes records from the client and puts them into their lanes. Records that another group has put into a retry topic
+//! are acknowledged here and reach no lane.
 
 use std::time::Duration;
 
@@ -19,16 +19,16 @@ impl Engine {
     /// The next records, put into their lanes.
     pub(in crate::facade::consumer) async fn take(&mut self, timeout: Duration) -> Result<()> {
         let until = time::after(timeout);
-        // What was left in lanes may be another's by now.
+        // What was left in lanes may be another member's by now.
         self.follow_group();
         let taken = loop {
             self.follow_user();
-            // Also not beyond what rests becomes due.
+            // Waits no longer than until the first of the lanes that wait becomes due.
             let until = self.lanes.poll_timeout().map_or(until, |due| due.min(until));
             let left = until.saturating_duration_since(time::now());
             tokio::select! {
                 biased;
-                // What rests in lanes is handed back at once, or a rebalance would wait for it.
+                // What waits in lanes is handed back at once, or a rebalance would wait for it.
                 Ok(()) = self.client.changed(), if !self.lanes.is_empty() => self.follow_group(),
                 () = self.shared.steered() => {}
                 taken = self.client.take(self.plan.take, left) => break taken,
@@ -51,8 +51,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Records as their lanes take them: those of a retry topic one by one, as each waits for its own time. What another group has
-    /// put there is done.
+    /// Records as their lanes take them: those of a retry topic one by one, as each waits for its own time. Those that
+    /// another group has put there are acknowledged.
     fn chunks(
         &mut self,
         route: &Route,
@@ -71,7 +71,7 @@ impl Engine {
             time::later(now, route.left_to_wait(letters::waits_until(record), now_ms))
         };
         let (mut own, mut others, mut group) = (Vec::new(), Vec::new(), None);
-        // They wait for long: not with all that they came with.
+        // They may wait for long, and must not keep the whole answer that they came in.
         for record in records.iter() {
             if let Some(other) = other(&record) {
                 others.push(record.offset());

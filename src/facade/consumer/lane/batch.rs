@@ -20,7 +20,7 @@ use crate::{
     telemetry::spans,
 };
 
-/// A record of a batch on its way, and what the ledger knows it by.
+/// A record of a batch, and what the ledger knows it by.
 pub(super) struct Item {
     pub(super) offset: i64,
     /// How often its handlers were called before it waited in a retry topic.
@@ -85,7 +85,7 @@ impl Lane {
                     continue;
                 }
                 Ok(Err(BatchFailure::Unreadable(index, _))) => {
-                    // Those before it first; it is then the first of the rest.
+                    // The records before it are handled first; it is then the first of the rest.
                     let rest = items.split_off(index);
                     if Box::pin(self.call_batch(call, items)).await? == Flow::Abandoned {
                         return Ok(Flow::Abandoned);
@@ -103,7 +103,7 @@ impl Lane {
             }
             self.kit.counters.failed();
             if place.is_some_and(|place| place > 0) {
-                // Another one than that which failed before.
+                // It is not the message that failed before, so that its attempts begin anew.
                 attempt = 1;
             }
             if let Decision::RetryAfter(pause) = self.decide(&failure, attempt) {

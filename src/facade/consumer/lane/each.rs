@@ -28,9 +28,9 @@ use crate::{
     time::{self, Instant},
 };
 
-/// After how many records whose handlers did not wait a lane lets others run.
+/// After how many records whose handlers did not wait a lane lets other tasks run.
 const STRIDE: usize = 32;
-/// After how long it does where one thread does everything: handlers may block it, and the others wait.
+/// After how long it does so where one thread does everything: handlers may block it while others wait.
 const TURN: Duration = Duration::from_millis(1);
 
 /// A call of a handler that has begun.
@@ -43,11 +43,11 @@ enum Begun {
 enum Pass<'a> {
     /// All records are done.
     Over,
-    /// Others may run.
+    /// Other tasks must have their turn.
     Enough,
-    /// The lane is to give up. What was not done is not begun.
+    /// The lane was told to give up, and begins no more records.
     Ending,
-    /// This record is not done with. The handlers before this one are, whose call has begun.
+    /// This record is not done: the handlers before this one are, and this one's call has begun.
     Stuck(BorrowedRecord<'a>, usize, Begun),
     /// Nothing was begun with this record: it has a deadline, or waits in a retry topic.
     Slow(BorrowedRecord<'a>),
@@ -59,12 +59,12 @@ struct Course {
     done: usize,
     /// Records since others could run.
     stride: usize,
-    /// When others are to run at the latest.
+    /// When other tasks must run at the latest.
     ends_at: Option<Instant>,
 }
 
 impl Course {
-    /// Others had their turn.
+    /// Begins a new turn, after other tasks had theirs.
     fn begin(is_alone: bool, done: usize) -> Self {
         Self { done, stride: 0, ends_at: is_alone.then(|| time::after(TURN)) }
     }
@@ -95,7 +95,7 @@ impl Lane {
         mut loads: VecDeque<Chunk>,
     ) -> Result<Flow, Error> {
         let mut course = Course::begin(self.kit.is_alone, 0);
-        // One after the other is let go of, and with it the answer that its records lie in.
+        // Loads are dropped one by one, and with each the answer that its records lie in.
         while let Some(load) = loads.front() {
             let (mut records, has_waited) = (load.given(), load.due().is_some());
             course.done = 0;
@@ -107,7 +107,8 @@ impl Lane {
                     Pass::Over => break,
                     Pass::Enough => (None, Ok(Flow::Handled)),
                     Pass::Ending => (None, Ok(Flow::Abandoned)),
-                    // Boxed, as all that is rare: a lane of one record is moved as it is spawned.
+                    // Boxed, like everything rare here: the future of a lane is moved when it is spawned, and should be
+                    // small.
                     Pass::Stuck(record, index, begun) => {
                         let rest = Box::pin(self.go_on(&mut calls, record, index, begun));
                         (Some(record), rest.await)
@@ -229,7 +230,8 @@ impl Lane {
         cleared(handler, outcome)
     }
 
-    /// A record from its first handler on. `has_waited`: its lane has waited for it, by a clock that nobody can put back.
+    /// Takes a record through all its handlers. `has_waited`: its lane has waited until it was due, by a clock that
+    /// nobody can put back.
     async fn each_slow(
         &mut self,
         calls: &mut [Box<dyn Calls>],
@@ -239,7 +241,7 @@ impl Lane {
         if self.route.level == 0 {
             return self.call_all(calls, record, 0).await;
         }
-        // One of a retry topic, when its pause is over.
+        // A record of a retry topic is handled when its pause is over.
         let mut record = record.to_record();
         let waited = letters::restore(&mut record);
         let due = if has_waited { 0 } else { waited.due };
@@ -249,7 +251,7 @@ impl Lane {
         self.call_all(calls, BorrowedRecord::Alone(&record), waited.attempts).await
     }
 
-    /// A record through these handlers. `before`: how often they were called before it waited in a retry topic.
+    /// Takes a record through these handlers. `before`: how often they were called before it waited in a retry topic.
     async fn call_all(
         &mut self,
         calls: &mut [Box<dyn Calls>],
@@ -267,7 +269,7 @@ impl Lane {
         Ok(Flow::Handled)
     }
 
-    /// A record from this handler on, whose call has begun.
+    /// Takes a record on from this handler, whose call has begun.
     async fn go_on(
         &mut self,
         calls: &mut [Box<dyn Calls>],
