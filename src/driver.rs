@@ -36,8 +36,9 @@ pub(crate) fn spawn(
     }))
 }
 
-/// Runs a part of a user's call as a task of its own, and waits for it. A future of the user's that exists and is not polled would
-/// hold what others wait for: the turn to dial a broker, the head of a connection's line, a frame half written.
+/// Runs a part of a user's call as a task of its own, and waits for it. Otherwise a user's future that is kept and not
+/// polled would hold what others wait for: the turn to dial a broker, the first place in a connection's line, or a frame
+/// half written.
 ///
 /// # Errors
 /// Those of the future; as [`check_runtime`]; [`ErrorKind::Closed`] if the runtime ends meanwhile.
@@ -122,12 +123,12 @@ impl DriverThread {
 
 impl Drop for DriverThread {
     fn drop(&mut self) {
-        // The permit is kept, should the thread not wait yet.
+        // `notify_one` keeps a permit in case the thread does not wait yet.
         self.end.notify_one();
     }
 }
 
-/// A future whose sockets, timers and tasks belong to a runtime other than that of who polls it.
+/// A future whose sockets, timers and tasks belong to another runtime than the one that polls it.
 pub(crate) struct Within<'a, F> {
     runtime: &'a Handle,
     future: Pin<Box<F>>,

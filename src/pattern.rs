@@ -31,8 +31,8 @@ impl Pattern {
     }
 }
 
-/// A pattern without the `$` at the end of its alternatives, which says nothing, as whole names must match: something can be put
-/// behind it. `None` if there are others, so that nothing can.
+/// The pattern without the `$` at the end of its alternatives, which are needless since whole names must match, so that
+/// something can be appended to it. `None` if it has other such anchors, so that nothing can be.
 pub(crate) fn without_end(text: &str) -> Option<String> {
     let mut kept = String::with_capacity(text.len());
     // Groups, and classes of characters, that are open.
@@ -51,7 +51,7 @@ pub(crate) fn without_end(text: &str) -> Option<String> {
             '[' => {
                 classes += 1;
                 kept.push(sign);
-                // In the first place it stands for itself.
+                // In the first place of a class a `]` stands for itself.
                 kept.extend(rest.next_if_eq(&'^'));
                 kept.extend(rest.next_if_eq(&']'));
                 continue;
@@ -95,7 +95,7 @@ impl Whole {
             invalid(text, &error.to_string())
                 .with_hint("patterns are regular expressions without look-around and back-references")
         };
-        // By itself first: put into a group, `a)(b` would be one.
+        // Read by itself first: within a group, `a)(b` would pass as a pattern.
         read(text).map_err(wrong)?;
         read(&format!("^(?:{text})$")).map(Self).map_err(wrong)
     }

@@ -16,8 +16,9 @@ use crate::{
 /// living one is tried after 1.5 s.
 pub(crate) const STEP: Duration = Duration::from_millis(150);
 
-/// For how long in all an attempt that gets on holds back the others: on a slow way several would log in side by side, and
-/// all but one for nothing. One that is silent after its first steps costs the others no more than this.
+/// How long in all an attempt that makes progress holds back the others. Without this, on a slow network several would
+/// authenticate side by side, all but one for nothing. An attempt that falls silent after its first steps costs the
+/// others no more than this.
 const PATIENCE: Duration = Duration::from_millis(900);
 
 /// Which candidate starts when.

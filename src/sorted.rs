@@ -116,7 +116,8 @@ impl<K: Ord, V> Map<K, V> {
         self.find(key).ok().map(|at| self.0.remove(at).1)
     }
 
-    /// Brings entries in order that were added anyhow, to the first `sorted`; of those with the same key the last stays.
+    /// Sorts entries that were added in any order behind the first `sorted` ones. Of entries with the same key the last
+    /// stays.
     fn settle(&mut self, sorted: usize) {
         let compare = |a: &(K, V), b: &(K, V)| a.0.cmp(&b.0);
         if sort(sorted, self.0.len(), &mut Items { items: &mut self.0, compare }) {
@@ -181,7 +182,7 @@ impl<K: Ord + Borrow<Q>, V, Q: Ord + ?Sized> Index<&Q> for Map<K, V> {
     type Output = V;
 
     fn index(&self, key: &Q) -> &V {
-        // A key that is not there finds a place that is not there.
+        // For a key that is not there, the index is out of range.
         &self.0[self.find(key).unwrap_or(usize::MAX)].1
     }
 }
@@ -298,7 +299,7 @@ impl<T: Ord> Set<T> {
         place.is_some()
     }
 
-    /// Brings items in order that were added anyhow, to the first `sorted`.
+    /// Sorts items that were added in any order behind the first `sorted` ones.
     fn settle(&mut self, sorted: usize) {
         if sort(sorted, self.0.len(), &mut Items { items: &mut self.0, compare: T::cmp }) {
             self.0.dedup();
@@ -402,7 +403,8 @@ fn sort(sorted: usize, len: usize, places: &mut dyn Places) -> bool {
     most == Some(Ordering::Equal)
 }
 
-/// Moves everything to its place, circle by circle. `order`: where that of each place stands.
+/// Moves everything to its place, one cycle of the permutation after the other. `order`: for each place, where its item
+/// stands.
 fn arrange(mut order: Vec<usize>, places: &mut dyn Places) {
     for start in 0..order.len() {
         let mut place = start;

@@ -35,8 +35,9 @@ pub(crate) fn later(now: Instant, duration: Duration) -> Instant {
     now + duration.min(FAR_AWAY)
 }
 
-/// The timer of a loop that names a time with each turn, mostly a later one. It is set only where it must ring earlier: to set and
-/// to drop a timer with every turn is dear. So it may ring too early, and the loop looks once more.
+/// The timer of a loop that names a time with each turn, as a rule a later one. It is set anew only for an earlier time,
+/// because setting and dropping a timer with every turn is expensive. So it may ring too early, and the loop looks once
+/// more.
 pub(crate) struct Alarm {
     sleep: Pin<Box<tokio::time::Sleep>>,
     set_to: Option<Instant>,
@@ -119,7 +120,7 @@ impl Environment {
     /// A generator of its own for whoever asks.
     pub(crate) fn rng(&self) -> Rng {
         match &self.0 {
-            // A panic elsewhere leaves a number, which is as good as any.
+            // After a panic elsewhere there is still a number, which is as good as any.
             Some(world) => Rng::new(world.seeds.lock().unwrap_or_else(PoisonError::into_inner).next_u64()),
             None => Rng::from_entropy(),
         }

@@ -60,7 +60,7 @@ impl<T> Sender<T> {
         Ref(self.0.lock())
     }
 
-    /// A receiver to which what is there now is no news.
+    /// A receiver to which the present value is no news.
     pub(crate) fn subscribe(&self) -> Receiver<T> {
         let seen = self.0.lock().version;
         Receiver { shared: Arc::clone(&self.0), seen }
@@ -122,7 +122,7 @@ impl<T> Receiver<T> {
         let Self { shared, seen } = self;
         loop {
             let mut changed = pin!(shared.changed.notified());
-            // Before the look: a change between the two must not be missed.
+            // Enabled before the version is looked at, so that a change between the two is not missed.
             changed.as_mut().enable();
             {
                 let state = shared.lock();

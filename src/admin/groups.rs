@@ -119,7 +119,7 @@ impl KafkaAdmin {
     pub async fn list_groups(&self) -> Result<BTreeMap<String, GroupListing>> {
         let (mut found, mut answered) = (BTreeMap::new(), Set::new());
         retry!(self, At::Any, self.deadline(), |connection, until| {
-            // Who is there now: one that has joined may coordinate groups, one that has left is not waited for.
+            // Asks which brokers there are now: a new one may coordinate groups, and one that has left is not waited for.
             let request = wire::MetadataRequest {
                 topics: Some(Vec::new()),
                 allow_auto_topic_creation: false,
@@ -135,7 +135,7 @@ impl KafkaAdmin {
                         answered.insert(broker);
                         found.extend(groups);
                     }
-                    // One that waiting does not mend ends the call.
+                    // A permanent error takes the place of one that passes, and ends the call.
                     Err(error) if failed.as_ref().is_none_or(Error::is_retriable) => failed = Some(error),
                     Err(_) => {}
                 }

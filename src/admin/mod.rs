@@ -5,7 +5,7 @@
 
 /// Tries an attempt on the broker that can answer, until it succeeds, fails for good, or the call's deadline has passed.
 ///
-/// A macro and not a method that takes an async closure: of those the compiler cannot tell that their futures may cross
+/// A macro and not a method that takes an async closure: the compiler cannot tell that the futures of those may cross
 /// threads.
 macro_rules! retry {
     ($admin:expr, $at:expr, $deadline:expr, |$connection:pat_param, $until:ident| $attempt:block) => {{
@@ -42,7 +42,7 @@ use crate::{
     wire::Api,
 };
 
-/// How soon every broker has heard of a topic that was just created: one that is not known for longer is not there.
+/// How long brokers may take to hear of a topic that was just created. One that is unknown for longer does not exist.
 const HEARD_OF: Duration = Duration::from_secs(1);
 
 /// Asks and changes what a cluster holds: topics, their settings, consumer groups and their offsets.
@@ -96,7 +96,7 @@ impl KafkaAdmin {
         Ok(Self { cluster })
     }
 
-    /// Of another client's cluster, which has heard of a broker.
+    /// An admin over another client's view of the cluster, which is connected already.
     pub(crate) fn over(cluster: &Cluster) -> Self {
         Self { cluster: cluster.clone() }
     }
@@ -129,7 +129,7 @@ impl KafkaAdmin {
     }
 }
 
-/// A connection whose calls go on also while the user does not poll: others wait in line behind them.
+/// A connection whose calls go on even while the user does not poll, because others wait in line behind them.
 struct Reached(Arc<Connection>);
 
 impl Reached {
@@ -195,7 +195,7 @@ impl<'a> Attempts<'a> {
             }
         });
         let reached = reaching.await.map(|connection| (Reached(connection), until()));
-        // Also one that cannot be connected to: another may coordinate by now.
+        // Noted also if it cannot be reached, so that it is forgotten: another broker may coordinate by now.
         self.broker = broker;
         reached
     }
@@ -221,8 +221,8 @@ impl<'a> Attempts<'a> {
     }
 }
 
-/// What a call asks again after. A topic is missing a moment after that was said first: for how long nobody could be asked tells
-/// nothing of it.
+/// Decides after which errors a call asks again. That a topic is missing counts once it was said for a moment; time in
+/// which no broker could be asked does not count.
 #[derive(Debug, Default)]
 struct Patience {
     unknown_since: Option<Instant>,
@@ -259,7 +259,7 @@ impl Doubt {
         };
     }
 
-    /// What the user is told of a change that failed. `made`: the code that says that there is nothing left to change.
+    /// The error for a change that failed. `made`: the code that says that there is nothing left to change.
     fn word(&self, error: Error, made: i16) -> Error {
         let is_open = error.code().is_none_or(|code| code.0 == made);
         if self.0 && is_open { error.with_possibly_made() } else { error }

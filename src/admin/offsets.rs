@@ -173,7 +173,7 @@ fn leaders(
     partitions: &BTreeSet<TopicPartition>,
     topics: &[MetadataResponseTopic],
 ) -> (Map<i32, Vec<TopicPartition>>, Outcomes) {
-    // Of what is said twice the first counts.
+    // If a partition is listed twice the first entry counts.
     let by_name = topics.iter().rev().filter_map(|topic| {
         let leaders = topic.partitions.iter().rev().map(|found| (found.partition_index, found.leader_id));
         Some((topic.name.as_deref()?, (topic.error_code, leaders.collect::<Map<i32, i32>>())))
@@ -188,7 +188,7 @@ fn leaders(
         }
         match leaders.get(&key.partition) {
             Some(leader) if *leader >= 0 => Ok(*leader),
-            // It may get one.
+            // It may get a leader soon.
             Some(_) => Err(Error::from_code("Metadata", LEADER_NOT_AVAILABLE)),
             None => Err(Error::from_code("Metadata", UNKNOWN_TOPIC_OR_PARTITION)),
         }
@@ -311,7 +311,7 @@ fn read_list_offsets(answer: wire::ListOffsetsResponse, asked: Vec<TopicPartitio
     for topic in answer.topics {
         for partition in topic.partitions {
             let key = TopicPartition::new(topic.name.as_str(), partition.partition_index);
-            // Said twice, or of a partition that nobody asked about.
+            // Skips a partition that is listed twice, or that nobody asked about.
             if left.remove(&key) {
                 let outcome = match broker_error("ListOffsets", partition.error_code, None) {
                     None => Ok(partition.offset),

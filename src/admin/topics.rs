@@ -346,7 +346,7 @@ fn sort_out<T>(
 ) -> Result<()> {
     let mut patience = None;
     for (name, error) in outcomes {
-        // Said twice, or of a topic that nobody asked about.
+        // It is listed twice, or nobody asked about it.
         if !left.contains_key(&name) {
             continue;
         }
@@ -375,8 +375,8 @@ fn is_final(error: &Error) -> bool {
     error.code() == Some(ErrorCode(UNKNOWN_TOPIC_OR_PARTITION))
 }
 
-/// What became of each topic. How the call `ended` counts for those that are left, and for the whole call where no topic has an
-/// outcome.
+/// The outcome of each topic. The error with which the call `ended` is that of the topics that are left, or of the whole
+/// call if no topic has an outcome.
 fn outcomes<T>(
     left: Map<String, T>,
     done: BTreeMap<String, Result<()>>,

@@ -47,9 +47,9 @@ pub(crate) struct Incomplete {
 }
 
 impl Batches {
-    /// What is left once the walk has ended, but not by an error. Brokers cut a response anywhere, so that this is usual
-    /// behind other batches; since KIP-74 they send the first batch whole, however large, so that it is none with nothing
-    /// before it: asking the same again makes no progress.
+    /// What is left once the walk has ended without an error. Brokers cut a response anywhere, so behind other batches
+    /// this is usual. But since KIP-74 they send the first batch whole, however large: if nothing stands before the rest,
+    /// asking the same again makes no progress.
     pub(crate) fn incomplete(&self) -> Option<Incomplete> {
         let rest = &self.rest;
         let has = |end: usize| (rest.len() >= end).then_some(());
@@ -138,8 +138,9 @@ pub(crate) struct RawBatch {
 }
 
 impl RawBatch {
-    /// `bytes` is a whole batch of magic 2 with at least its header. What its CRC covers is not judged here but for what
-    /// nobody could go on without: an error ends the walk, and must not come before the batches in front of it.
+    /// `bytes` is a whole batch of magic 2 with at least its header. Fields that the CRC covers are judged later, except
+    /// for those without which nobody could go on: an error here ends the walk, and would hide the batches in front of
+    /// this one.
     fn parse(bytes: Bytes, next_offset: Option<i64>) -> Result<Self> {
         let attributes = i16_at(&bytes, ATTRIBUTES.start);
         let base_offset = i64_at(&bytes, BASE_OFFSET.start);
@@ -180,14 +181,14 @@ impl RawBatch {
         i32_at(&self.bytes, super::BASE_SEQUENCE.start)
     }
 
-    /// Where to go on behind it if it cannot be read. Its last offset may be what is damaged: the batch behind it, which tells
-    /// its own place, is believed first.
+    /// Where to go on behind it if it cannot be read. Its last offset may be what is damaged, so the batch behind it,
+    /// which says where it begins, is believed first.
     pub(crate) fn behind(&self) -> i64 {
         self.next_offset.unwrap_or_else(|| self.last_offset.saturating_add(1))
     }
 
-    /// Whether the CRC holds, which covers all of the header that a batch may be passed over for. Those of magic 0 and 1 are
-    /// passed over for nothing in theirs.
+    /// Whether the CRC holds, which covers every field of the header because of which a batch may be passed over. Batches
+    /// of magic 0 and 1 are never passed over because of their headers.
     pub(crate) fn is_intact(&self) -> bool {
         self.magic < 2 || self.check_crc().is_ok()
     }
@@ -265,7 +266,7 @@ impl RawBatch {
         let mut reader = Reader { data, at: 0 };
         let mut before = -1;
         for index in 0..self.count {
-            // Offsets rise: what looks for a record by its offset rests on that.
+            // Offsets must rise, since records are looked up by offset.
             let slot = reader
                 .record(self.base_timestamp, broker_time)
                 .filter(|slot| before < slot.offset_delta && slot.offset_delta <= last_delta);
@@ -539,7 +540,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Tiny records take more memory for their slots than for themselves.
+/// Refuses a batch whose slots would exceed the limit: tiny records take more memory for their slots than for themselves.
 pub(super) fn check_slots(count: usize, decompressed: usize, max: usize) -> Result<()> {
     let needed = count.saturating_mul(size_of::<RecordSlot>()).saturating_add(decompressed);
     if needed <= max {

@@ -41,7 +41,7 @@ pub(crate) fn without(
 
 fn decode(batch: &Bytes, decompressor: &Decompressor) -> Result<DecodedBatch> {
     let raw = split(batch.clone()).next().ok_or_else(|| Error::protocol("there is no batch"))??;
-    // Our own records: as large as they are, they were in memory before.
+    // No limit is needed for our own records, which were in memory before.
     raw.decode(false, decompressor, usize::MAX)
 }
 

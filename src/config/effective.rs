@@ -1,4 +1,5 @@
-//! What was set, merged from all its sources, every value checked by itself; and how the settings are read from it.
+//! What was set, merged from all sources, with every value checked by itself; and the methods that read typed values from
+//! it.
 
 use std::{str::FromStr, time::Duration};
 
@@ -47,7 +48,7 @@ impl KafkaConfig {
     fn take_setters(&self, all: &mut Effective) {
         for (name, entry) in &self.entries {
             match all.entries.get(name) {
-                // The seeds' rule: the URL overrides the bootstrap servers.
+                // As `set_kafka_url` says, the URL overrides the bootstrap servers.
                 Some(_) if *name == "bootstrap.servers" && entry.origin == Origin::Set => {
                     if url::parse_addresses(&entry.value).is_err() {
                         all.problems.push(all.bad_value(name, entry).unwrap_or_default());
@@ -120,7 +121,7 @@ impl Effective {
         self.problems.extend(twice);
     }
 
-    /// The scheme and the user info choose the protocol where nobody says it.
+    /// Scheme and user info imply the security protocol if nothing sets it.
     fn imply_security(&mut self, url: &KafkaUrl) {
         if let Some(entry) = self.entries.get("security.protocol") {
             let protocol = entry.value.parse::<SecurityProtocol>();
@@ -160,13 +161,13 @@ impl Effective {
         self.entries.contains_key(name)
     }
 
-    /// Whether the value is not refused already: the default that stands in for it says nothing.
+    /// False if the value was refused: then its default stands in for it, from which nothing should be concluded.
     pub(super) fn is_usable(&self, name: &str) -> bool {
         let found = properties::find(name).zip(self.entries.get(name));
         found.is_none_or(|(found, entry)| properties::check(found.kind(), &entry.value).is_ok())
     }
 
-    /// The value as it was set or its default, if it is one that fits.
+    /// The value as it was set, if it is valid; otherwise the default.
     fn raw(&self, name: &str) -> Option<&str> {
         let Some(Found::Used(property)) = properties::find(name) else { return None };
         self.entries

@@ -89,7 +89,8 @@ overlay! {
         /// `group.remote.assignor`: the broker's assignor, `uniform` or `range`, with the consumer protocol (KIP-848). Default:
         /// the broker's first.
         group_remote_assignor => "group.remote.assignor";
-        /// `auto.offset.reset`: `latest` (default), `earliest`, `none`, or an [`AutoOffsetReset`](super::AutoOffsetReset).
+        /// `auto.offset.reset`: `latest` (default), `earliest`, `none`, `by_duration:P7D`, or an
+        /// [`AutoOffsetReset`](super::AutoOffsetReset).
         auto_offset_reset => "auto.offset.reset";
         /// `enable.auto.commit`. Default: true.
         enable_auto_commit => "enable.auto.commit";

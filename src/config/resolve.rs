@@ -20,11 +20,13 @@ use crate::{
     producer::Plugins,
 };
 
-/// The largest answers accepted unless it is set. No batch of ordinary size comes near the first, and the second tells of
-/// 100,000 partitions with three replicas each; the memory that a broker can make a client take follows from both.
+/// The largest answers that are accepted unless `receive.message.max.bytes` is set. No batch of ordinary size comes near
+/// the first, and the second has room for 100,000 partitions with three replicas each. Both bound the memory that a
+/// broker can make a client take.
 const LARGEST_FETCH: i64 = 32 << 20;
 const LARGEST_OTHER: i64 = 4 << 20;
-/// Java takes a pause of 0 as well. Here what is to be done later must not be due at once, or it would be done without end.
+/// Java accepts a pause of 0 as well. Here it becomes 1 ms, because what is repeated after no pause would be repeated
+/// without end.
 const LEAST_PAUSE: Duration = Duration::from_millis(1);
 
 fn log(note: &str) {
@@ -45,7 +47,7 @@ impl KafkaConfig {
         all.outcome(())
     }
 
-    /// Logs what the overrides in it bring about beside what was logged of `base`.
+    /// Logs the notes that its overrides add to those which were logged for `base`.
     pub(crate) fn log_beside(&self, base: &Self) {
         let (notes, logged) = (self.for_all_clients().0.notes, base.for_all_clients().0.notes);
         notes.iter().filter(|note| !logged.contains(note)).for_each(|note| log(note));
@@ -342,7 +344,8 @@ fn check_protocol(all: &mut Effective, protocol: GroupProtocol) {
     }
 }
 
-/// What is fetched shrank on the way; a batch that was a hundred times as large is a mistake or an attack.
+/// Four times the fetch size, since fetched batches were compressed; one that grows a hundredfold is a mistake or an
+/// attack.
 fn max_decompressed(all: &Effective) -> usize {
     if all.is_set("max.decompressed.bytes") {
         return all.size("max.decompressed.bytes");
@@ -370,7 +373,7 @@ fn assignors(all: &mut Effective, own: &[OwnAssignor]) -> Vec<Strategy> {
         match own.or_else(|| Strategy::named(&plain.to_ascii_lowercase())) {
             Some(assignor) if !assignors.contains(&assignor) => assignors.push(assignor),
             Some(_) => {}
-            // Not shown: who knows what was put there by mistake.
+            // The name is not shown, because it may be a secret in the wrong place.
             None => all.problems.push(format!(
                 "{NAME} names an assignor that is not known, accepted: range, roundrobin, sticky, cooperative-sticky"
             )),

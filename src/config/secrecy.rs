@@ -271,7 +271,7 @@ pub(crate) fn path(path: &str) -> String {
 /// A text of somebody who has seen the secret, without it: verbatim, in hexadecimal and in base64, whole or in part.
 pub(crate) fn without(text: &str, secret: &str) -> String {
     let text = match secret.len() {
-        // One so short would be found in any text.
+        // A secret this short would be found in any text.
         0..4 => text.to_owned(),
         _ => text.replace(secret, HIDDEN),
     };
@@ -303,7 +303,8 @@ pub(crate) fn without(text: &str, secret: &str) -> String {
 fn forms(secret: &str) -> Vec<Vec<u8>> {
     let hex = secret.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
     let mut forms = vec![secret.as_bytes().to_vec(), hex.to_ascii_uppercase().into_bytes(), hex.into_bytes()];
-    // Three bytes are four characters: what stands before decides which, and is in the first of them.
+    // Base64 makes four characters of three bytes. How many bytes stand before the secret decides the characters, of
+    // which the first are mixed with those bytes.
     for (before, mixed) in [(0, 0), (1, 2), (2, 3)] {
         let encoded = BASE64.encode([&vec![0; before], secret.as_bytes()].concat());
         forms.push(encoded.trim_end_matches('=').bytes().skip(mixed).collect());

@@ -1,4 +1,4 @@
-//! Validated, typed settings: what the clients read. `KafkaConfig::resolve` makes them; nothing else does.
+//! Validated, typed settings: what the clients read. Only `resolve.rs` makes them.
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -145,10 +145,9 @@ pub(crate) struct ClientSettings {
     pub(crate) default_api_timeout: Duration,
     /// `allow.auto.create.topics`
     pub(crate) allow_auto_create_topics: bool,
-    /// The largest answer accepted from a broker, in bytes.
-    /// Of a Fetch.
+    /// The largest answer accepted from a broker, in bytes. That is, to a Fetch.
     pub(crate) receive_message_max_bytes: usize,
-    /// Of any other request.
+    /// The same for any other request.
     pub(crate) receive_other_max_bytes: usize,
     /// What connections keep of the memory of answers.
     pub(crate) kept: KeptMemory,

@@ -128,7 +128,7 @@ struct Inner {
     requires_abort: bool,
     permanent: bool,
     unsent: bool,
-    /// What may have been done all the same.
+    /// The words for what may have been done all the same (`possibly_written`).
     possibly: Option<&'static str>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
@@ -386,7 +386,7 @@ impl Error {
         self.change(|inner| inner.possibly = possibly.then_some("the record may have been written"))
     }
 
-    /// The same of a change that was asked of an admin.
+    /// As [`Self::with_possibly_written`], for a change that an admin has asked for.
     pub(crate) fn with_possibly_made(self) -> Self {
         self.change(|inner| {
             inner.possibly = Some("an earlier request was not answered, and may have done it")
@@ -433,7 +433,7 @@ impl fmt::Display for Error {
         if let Some(possibly) = inner.possibly {
             write!(f, "; {possibly}")?;
         }
-        // The cause may have said it.
+        // Not if the cause's text has it already.
         match &inner.hint {
             Some(hint) if !source.is_some_and(|source| source.contains(hint)) => write!(f, "; {hint}"),
             _ => Ok(()),

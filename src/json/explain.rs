@@ -18,7 +18,7 @@ use self::{
     parts::{Elements, Entries, Variant},
 };
 
-/// By this name serde_json's `RawValue` asks for its text, as a map of one entry; it takes any value.
+/// The name by which serde_json's `RawValue` asks for its text, as a map of one entry. It accepts any value.
 const RAW_VALUE: &str = "$serde_json::private::RawValue";
 
 /// Where and why a value is no `T`; `None` if that cannot be told.

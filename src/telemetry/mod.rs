@@ -60,7 +60,7 @@ impl ConsumerCounters {
         self.rebalances.fetch_add(1, Relaxed);
     }
 
-    /// `count` calls of handlers took so long each.
+    /// Counts `count` calls of handlers, each of this length.
     pub(crate) fn took(&self, each: Duration, count: u64) {
         self.latency.record(each, count);
     }

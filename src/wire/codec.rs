@@ -30,7 +30,8 @@ pub(crate) const fn at_least_one(size: usize) -> usize {
     if size == 0 { 1 } else { size }
 }
 
-/// A field that may be dropped without a word where the version does not have it. The name is the flag in the tables.
+/// Marks a field that is left out silently in versions that do not have it. The constant's name is the flag in the
+/// tables.
 #[expect(non_upper_case_globals, reason = "a word of the tables")]
 pub(crate) const ignorable: bool = true;
 
@@ -39,9 +40,9 @@ pub(crate) const ignorable: bool = true;
 const MEMORY_PER_BYTE: usize = 16;
 /// The same for answers of a few bytes.
 const MEMORY_AT_LEAST: usize = 1024;
-/// And for large ones in all. An answer of 4 MiB about 100,000 partitions with three replicas each takes that.
+/// The most for a large answer: 4 MiB about 100,000 partitions with three replicas each take as much.
 const MEMORY_AT_MOST: usize = 14 << 20;
-/// Per byte of an answer that is larger than any that is accepted unless the user wants it.
+/// Per byte of an answer that is larger than what is accepted by default.
 const MEMORY_PER_BYTE_OF_MANY: usize = 5;
 
 /// Reads one message.
@@ -326,8 +327,8 @@ pub(crate) trait Read: Sized {
 
     fn read(reader: &mut Reader) -> Result<Self, WireError>;
 
-    /// One that can be null. As given here for structures, with a byte before them that says so; what has a length says it
-    /// there, and numbers cannot be null.
+    /// Reads a value that may be null. This default is for structures, where a byte in front says whether they are there;
+    /// types with a length say it by that, and numbers cannot be null.
     fn read_nullable(reader: &mut Reader) -> Result<Option<Self>, WireError> {
         if i8::read(reader)? < 0 { Ok(None) } else { Self::read(reader).map(Some) }
     }

@@ -88,7 +88,7 @@ pub(crate) trait Api: Write + Whole + Send + 'static {
 pub(crate) trait Whole: Read + Write + PartialEq + fmt::Debug {}
 #[cfg(any(test, feature = "unstable-fuzzing"))]
 impl<T: Read + Write + PartialEq + fmt::Debug> Whole for T {}
-/// Of what the clients do nothing but send and receive, no more is compiled.
+/// Outside of tests and fuzzing, nothing is asked of a message.
 #[cfg(not(any(test, feature = "unstable-fuzzing")))]
 pub(crate) trait Whole {}
 #[cfg(not(any(test, feature = "unstable-fuzzing")))]

@@ -24,7 +24,8 @@ impl Str {
     }
 
     pub(crate) fn as_str(&self) -> &str {
-        // Always UTF-8, see the constructors; looking again is what `forbid(unsafe_code)` costs, a few nanoseconds a name.
+        // Always UTF-8 (see the constructors). Checking again costs a few nanoseconds a name, the price of
+        // `forbid(unsafe_code)`.
         str::from_utf8(&self.0).unwrap_or_default()
     }
 }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 
 const CODEC: &str = "lz4";
 const MAGIC: [u8; 4] = 0x184D_2204_u32.to_le_bytes();
-/// More than text mostly shrinks: room for so much is tried first.
+/// Room for this ratio is tried first; text as a rule shrinks by less.
 const USUAL_RATIO: usize = 6;
 const BLOCK_LEN: usize = 64 * 1024;
 /// Version 1, independent blocks, no checksums: the batch has its own. Blocks of 64 KiB. Java writes the same.

@@ -22,7 +22,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
 };
 
-/// Contexts kept for reuse: more threads than these compress at once only with fresh ones.
+/// Contexts kept for reuse. If more threads compress at once, the others make fresh ones.
 const POOLED: usize = 8;
 /// Buffers above this are not kept: one huge batch must not pin its memory for ever.
 const POOLED_BUFFER_LEN: usize = 4 << 20;
