@@ -194,6 +194,11 @@ impl Member {
         matches!(self.state, State::Idle { .. } | State::Fatal)
     }
 
+    /// Whether it has its place in a generation.
+    pub(crate) fn is_in(&self) -> bool {
+        matches!(self.state, State::Stable { .. } | State::Revoking { .. })
+    }
+
     #[cfg(test)]
     pub(crate) fn is_stable(&self) -> bool {
         matches!(self.state, State::Stable { .. })

@@ -141,3 +141,33 @@ fn a_cooperative_member_gives_up_only_the_topics_it_does_not_want_any_more() {
     let (_, Request::Join { claim, .. }) = bench.sent() else { panic!("no join") };
     assert!(claim.is_empty());
 }
+
+#[test]
+fn a_commit_says_that_the_group_goes_on_without_the_member_however_long_its_join_takes() {
+    for (error, is_lost) in [(code::UNKNOWN_MEMBER_ID, true), (code::ILLEGAL_GENERATION, false)] {
+        for syncs in [false, true] {
+            let mut bench = cooperative(&[0, 1]);
+            let beat = bench.heartbeat();
+            bench.answer(beat, Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS });
+            let (token, _) = bench.joins();
+            if syncs {
+                bench.join_answer(token, 6, "other");
+                let (_, Request::Sync { .. }) = bench.sent() else { panic!("no sync") };
+            }
+            let generation = bench.member.identity().unwrap().generation;
+            bench.member.handle_fenced_commit(bench.now, generation - 1, error);
+            bench.nothing();
+            bench.member.handle_fenced_commit(bench.now, generation, error);
+            let lost = matches!(bench.member.poll_action(), Some(Action::Lost { .. }));
+            assert_eq!(lost, is_lost, "{error} {syncs}");
+            if is_lost {
+                assert!(bench.member.identity().is_none());
+                match syncs {
+                    true => bench.poll(),
+                    false => bench.pass_to_timeout(),
+                }
+                assert_eq!(bench.joins().1, "", "it joins as somebody else");
+            }
+        }
+    }
+}
