@@ -1,6 +1,6 @@
 //! Who coordinates a group or a transactional id: asked once, then remembered until it proves wrong.
 
-use super::{Cluster, kafka_string, metadata};
+use super::{Cluster, Lane, kafka_string, metadata};
 use crate::{
     connection::Connection,
     error::{
@@ -122,6 +122,23 @@ impl Cluster {
         if coordinators.known.get(&place) == Some(&broker) {
             coordinators.known.remove(&place);
         }
+    }
+
+    /// Whether this broker coordinates it, by its own word; also where it does not know at the moment.
+    ///
+    /// # Errors
+    /// Why it does not answer.
+    pub(crate) async fn coordinates(
+        &self,
+        kind: CoordinatorKind,
+        key: &str,
+        broker: i32,
+        deadline: Instant,
+    ) -> Result<bool> {
+        let connection = self.connection(broker, Lane::Main, deadline).await?;
+        let answer = connection.call(request(&connection, kind, key), deadline).await;
+        let found = found(answer.map_err(|error| error.with_broker(broker))?, key);
+        Ok(found.is_none_or(|found| found.error_code != 0 || found.node_id == broker))
     }
 
     async fn find_coordinator(&self, kind: CoordinatorKind, key: &str, deadline: Instant) -> Result<i32> {

@@ -22,7 +22,7 @@ use crate::{
         Connection,
         api::{Api, wire},
     },
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, code::NOT_COORDINATOR},
     record::TopicPartition,
     time::{self, Instant},
 };
@@ -55,12 +55,37 @@ async fn to_coordinator<R: Api>(
     deadline: Instant,
 ) -> Result<R::Response> {
     let (broker, connection) = coordinator(shared, lane, deadline).await?;
-    let answer = connection.call(request, deadline).await;
+    let answer = tokio::select! {
+        biased;
+        answer = connection.call(request, deadline) => answer,
+        error = does_not_coordinate(shared, broker), if lane == Lane::Group => {
+            connection.end();
+            Err(error)
+        }
+    };
     if lane == Lane::Group && answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Timeout) {
         // Requests on this connection would wait behind the unanswered one, for as long as the poll interval.
         connection.end();
     }
     noted(shared, broker, answer.map_err(|error| error.with_broker(broker)))
+}
+
+/// Returns when a broker that has been silent for long does not coordinate the group, or answers nothing else either. It may hold a
+/// join back for as long as the poll interval, as other members may take that long; so may one that hangs, or has moved meanwhile.
+async fn does_not_coordinate(shared: &Shared, broker: i32) -> Error {
+    let patience = shared.settings.session_timeout;
+    loop {
+        tokio::time::sleep(patience).await;
+        let asked = async {
+            let deadline = of_one_request(shared, time::now() + patience);
+            shared.cluster.coordinates(CoordinatorKind::Group, group_id(shared)?, broker, deadline).await
+        };
+        match asked.await {
+            Ok(true) => {}
+            Ok(false) => return Error::from_code("FindCoordinator", NOT_COORDINATOR),
+            Err(error) => return error,
+        }
+    }
 }
 
 /// A coordinator that cannot be reached may have moved.

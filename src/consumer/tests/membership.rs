@@ -1,5 +1,7 @@
 //! Members that come, go, are lost and come back.
 
+use dtkafka_testcontainers::{Effect, Fault};
+
 use super::*;
 
 #[tokio::test]
@@ -176,6 +178,30 @@ async fn a_coordinator_that_hangs_is_asked_over_another_connection() {
     }
     bench.control().clear();
     joined(&consumer).await;
+}
+
+#[tokio::test]
+async fn a_join_is_not_waited_for_at_a_broker_that_does_not_coordinate_the_group_any_more() {
+    for hangs in [false, true] {
+        let bench = Bench::embedded(2).await;
+        let control = bench.control();
+        bench.topic("t", 1).await;
+        control.move_leader("t", 0, 1).unwrap();
+        control.move_coordinator("group", 2).unwrap();
+        let silence = |fault: Fault| control.inject(fault.broker(2).effect(Effect::Silence));
+        silence(Fault::on(ApiKey::JoinGroup));
+        let config = bench.config().set("heartbeat.interval.ms", 50).set("session.timeout.ms", 400);
+        let consumer = bench.consumer(&config);
+        consumer.subscribe(["t"]).unwrap();
+        while control.requests(ApiKey::JoinGroup) == 0 {
+            consumer.poll(Duration::from_millis(20)).await.unwrap();
+        }
+        if hangs {
+            silence(Fault::anywhere());
+        }
+        control.move_coordinator("group", 1).unwrap();
+        joined(&consumer).await;
+    }
 }
 
 #[test]
