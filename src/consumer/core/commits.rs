@@ -34,15 +34,16 @@ impl Core {
     ) -> Result<Option<oneshot::Receiver<Result<()>>>> {
         self.check_open()?;
         let identity = self.identity()?;
-        if self.lost {
-            // Reported once after the member is back in its group, and with every commit until then.
-            self.lost = identity.is_none();
-            return Err(over());
-        }
         let offsets = match offsets {
+            // Named offsets are judged by themselves. That other partitions were lost is reported by the next commit of everything.
             Some(mut offsets) => {
                 self.check_tenure(&mut offsets)?;
                 offsets
+            }
+            None if self.lost => {
+                // Reported once after the member is back in its group, and with every commit until then.
+                self.lost = identity.is_none();
+                return Err(over());
             }
             None if self.partitions.is_by_each() => {
                 self.without_gone(self.partitions.frontiers(|key| self.commits.planned(key)))

@@ -312,6 +312,7 @@ mod tests {
     use super::*;
     use crate::{
         config::KafkaConfig,
+        consumer::offsets::Offset,
         group::{Request, code, wire::encode_assignment},
         time::{self, Rng},
     };
@@ -327,14 +328,19 @@ mod tests {
         found.last().expect("the coordinator is asked for nothing")
     }
 
-    /// A member whose handlers have the first two records of its only partition.
     fn joined() -> (Core, TopicPartition, Life, Instant) {
+        joined_by("range")
+    }
+
+    /// A member whose handlers have the first two records of its only partition.
+    fn joined_by(assignor: &str) -> (Core, TopicPartition, Life, Instant) {
         let (now, key) = (time::now(), TopicPartition::new("orders", 0));
         let config = KafkaConfig::new()
             .set_bootstrap_servers("localhost:9092")
             .set_group_id("g")
             .set_enable_auto_commit(true)
             .set("heartbeat.interval.ms", HEARTBEAT.as_millis() as u64)
+            .set("partition.assignment.strategy", assignor)
             .set("max.poll.interval.ms", 5_000);
         let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
         let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1));
@@ -347,7 +353,7 @@ mod tests {
             generation: 1,
             member_id: "me".into(),
             leader: "other".into(),
-            protocol: "range".into(),
+            protocol: assignor.into(),
             members: Vec::new(),
             skip_assignment: false,
         };
@@ -488,5 +494,17 @@ mod tests {
         let actions = refused(code::ILLEGAL_GENERATION);
         let is_join = |action: &Action| matches!(action, Action::Group { request: Request::Join { .. }, .. });
         assert!(actions.iter().any(is_join), "{actions:?}");
+    }
+
+    #[test]
+    fn what_is_named_and_is_ours_is_committed_whatever_was_lost_beside_it() {
+        let (mut core, key, _, now) = joined();
+        core.lost = true;
+        let deadline = now + Duration::from_secs(60);
+        let named = |key: TopicPartition| Some([(key, Offset { offset: 1, ..Offset::default() })].into());
+        core.commit(named(TopicPartition::new("orders", 1)), deadline).expect_err("of what is not ours");
+        assert!(core.commit(named(key), deadline).unwrap().is_some());
+        core.commit(None, deadline).expect_err("all is not committed");
+        assert!(core.commit(None, deadline).is_ok(), "it is told of once");
     }
 }
