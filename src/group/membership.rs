@@ -93,6 +93,14 @@ impl Membership {
         }
     }
 
+    /// Whether the member is in the group: one that is let in again may have kept partitions, and is not.
+    pub(crate) fn is_in(&self) -> bool {
+        match &self.member {
+            Member::Classic(member) => member.is_in(),
+            Member::Consumer(member) => member.is_joined(),
+        }
+    }
+
     /// Every topic of the assignment has a name.
     pub(crate) fn is_named(&self) -> bool {
         match &self.member {

@@ -418,8 +418,7 @@ impl Core {
         let running = self.partitions.iter().filter(|(_, partition)| !partition.paused);
         let running =
             running.map(|(key, partition)| (key.clone(), self.fetcher.why(now, partition).cloned()));
-        let joining =
-            self.member.as_ref().is_some_and(|member| !member.is_idle() && member.identity().is_none());
+        let joining = self.member.as_ref().is_some_and(|member| !member.is_idle() && !member.is_in());
         let joining = joining && matches!(self.mode, Mode::Topics);
         let lasts = TROUBLE_LASTS.saturating_add(self.client.retry_backoff_max.saturating_mul(2));
         let trouble = self.group_trouble.as_ref();

@@ -507,4 +507,30 @@ mod tests {
         core.commit(None, deadline).expect_err("all is not committed");
         assert!(core.commit(None, deadline).is_ok(), "it is told of once");
     }
+
+    #[test]
+    fn a_coordinator_that_does_not_let_a_member_in_again_is_told_of_whatever_the_member_has_kept() {
+        for assignor in ["range", "cooperative-sticky"] {
+            let (mut core, key, life, now) = joined_by(assignor);
+            core.handle_done(&key, life, &[0, 1]);
+            let now = now + HEARTBEAT;
+            core.handle_timeout(now);
+            assert!(core.should_get_on(now).group.is_none());
+            let (token, _) = asked(&mut core, now);
+            core.handle_group(now, token, Ok(Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS }));
+            if assignor == "range" {
+                let token = commit_out(&mut core, now);
+                core.handle_commit(now, token, Ok([(key, 0)].into()));
+            }
+            let (token, request) = asked(&mut core, now);
+            assert!(matches!(request, Request::Join { .. }), "{request:?}");
+            assert!(matches!(core.should_get_on(now).group, Some(None)), "the others may take their time");
+            core.handle_group(
+                now,
+                token,
+                Err(Error::from_code("JoinGroup", code::COORDINATOR_LOAD_IN_PROGRESS)),
+            );
+            assert!(matches!(core.should_get_on(now).group, Some(Some(_))), "{assignor}");
+        }
+    }
 }
