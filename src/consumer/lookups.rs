@@ -318,7 +318,13 @@ impl Lookups {
         let (found, missing) = split(answer);
         for lookup in asked {
             let key = &lookup.partition;
-            let Some(partition) = awaiting(key, lookup.life, partitions) else { continue };
+            let leads =
+                |leader: Option<(i32, i32)>| leader.is_some_and(|(_, epoch)| epoch == lookup.leader_epoch);
+            let Some(partition) =
+                awaiting(key, lookup.life, partitions).filter(|partition| leads(partition.leader))
+            else {
+                continue;
+            };
             partition.asked = false;
             match found.get(key).cloned() {
                 Some(Ok(FoundOffset { offset, .. })) if offset >= 0 => {

@@ -155,7 +155,7 @@ fn a_partition_without_a_leader_is_looked_at_again_after_a_pause() {
 
     bench.partitions.set_leaders(bench.now, |_| Some((8, 4)));
     let (broker, lookups) = bench.questions().offsets.unwrap();
-    assert_eq!((broker, lookups.len()), (8, 2), "a new leader is asked at once");
+    assert_eq!((broker, lookups.len()), (8, 4), "a new leader is asked at once, whoever was asked before");
 }
 
 #[test]
@@ -188,6 +188,22 @@ fn an_end_that_another_leader_told_is_asked_for_again() {
     bench.partitions.set_leaders(bench.now, |_| Some((8, 4)));
     let (_, asked) = bench.questions().offsets.unwrap();
     assert!(asked.iter().all(|lookup| lookup.to == ResetTo::Latest));
+}
+
+#[test]
+fn a_leader_that_does_not_lead_any_more_is_not_waited_for() {
+    let start = Phase::AwaitingReset(ResetTo::Earliest);
+    let mut bench = Bench::new(AutoOffsetReset::Earliest, &start);
+    let (_, before) = bench.questions().offsets.unwrap();
+    bench.partitions.set_leaders(bench.now, |key| Some(if key.partition == 0 { (8, 4) } else { (7, 3) }));
+    let (broker, asked) = bench.questions().offsets.unwrap();
+    assert_eq!((broker, asked.len(), asked[0].partition.partition), (8, 1, 0));
+    // It may have been cut off when it answered.
+    let answer = || Ok(Found::from([(key(0), found(10)), (key(1), found(20))]));
+    bench.lookups.handle_listed(bench.now, &before, answer(), &mut bench.partitions);
+    assert_eq!((bench.next(0), bench.next(1)), (None, Some(20)));
+    bench.lookups.handle_listed(bench.now, &asked, answer(), &mut bench.partitions);
+    assert_eq!(bench.next(0), Some(10));
 }
 
 #[test]

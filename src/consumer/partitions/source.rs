@@ -157,10 +157,8 @@ impl Partitions {
                 partition.trouble = None;
                 partition.retry_at = partition.retry_at.map(|at| at.min(now));
                 mark(&mut partition.is_touched, key, &mut self.touched);
-                if partition.is_unchecked {
-                    // Whoever was asked does not lead any more.
-                    partition.asked = false;
-                }
+                // Whoever was asked does not lead any more, unless it was the coordinator.
+                partition.asked &= matches!(partition.phase, Phase::AwaitingCommitted);
                 partition.is_unchecked = partition.is_doubtful();
                 list(&mut self.unchecked, key, partition.is_unchecked);
             }
