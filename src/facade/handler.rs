@@ -276,7 +276,8 @@ impl ErasedHandler {
                     Ok(result) => result,
                     Err(ended) => match ended.try_into_panic() {
                         Ok(panic) => resume_unwind(panic),
-                        Err(_ended) => Err("the runtime is shutting down".into()),
+                        // The runtime ends, and this call with it. A failure would be the policy's to judge.
+                        Err(_ended) => std::future::pending().await,
                     },
                 }
             }));
@@ -398,6 +399,16 @@ mod tests {
             other.await.unwrap().unwrap();
             assert_eq!(called.await.unwrap_err(), "told to give up before it began");
         });
+    }
+
+    #[test]
+    fn a_blocking_handler_in_a_runtime_that_ends_never_fails_as_it_was_never_called() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let home = runtime.handle().clone();
+        runtime.shutdown_background();
+        let _inside = home.enter();
+        let handler = ErasedHandler::blocking(read_json, |_: Message<u32>| -> HandlerResult { Ok(()) });
+        assert_eq!(call(&handler, "7").now_or_never(), None);
     }
 
     #[tokio::test]
