@@ -120,7 +120,7 @@ impl<T> Message<T> {
     }
 
     /// Says when the handler should give up: the consumer is stopping, or the partition is another member's now. Of a
-    /// message made by hand it never does.
+    /// message made by hand it never does, unless the handler runs in a [`CancellationToken::scope`].
     ///
     /// Ask in the handler itself, not in a task it spawns; the token may go there.
     pub fn cancellation(&self) -> CancellationToken {
@@ -299,8 +299,25 @@ impl CancellationToken {
         CURRENT.try_with(Self::child).unwrap_or_default()
     }
 
-    /// Runs `future` as a handler's.
-    pub(super) fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
+    /// Runs `future` as a handler's: [`Message::cancellation`] within it gives this token. The consumer does so; it is for tests of
+    /// handlers, too.
+    ///
+    /// ```
+    /// use dtkafka::{CancellationToken, HandlerResult, Message};
+    ///
+    /// async fn on_order(order: Message<u32>) -> HandlerResult {
+    ///     order.cancellation().cancelled().await;
+    ///     Err("told to give up")?
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let token = CancellationToken::new();
+    /// token.cancel();
+    /// assert!(token.scope(on_order(Message::new("orders", 7))).await.is_err());
+    /// # }
+    /// ```
+    pub fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
         CURRENT.scope(self, future)
     }
 
