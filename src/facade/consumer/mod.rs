@@ -42,8 +42,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 /// * **Commits.** With `enable.auto.commit` (the default), each [`consume`](Self::consume) ends with one commit of what its
 ///   handlers have handled. [`run`](Self::run) commits beside its handlers: after `max.poll.records` records, when there is
 ///   nothing left to do, and else ten times a second; also before partitions go to another member and when it ends. So a
-///   crash hands out again what was done in the last moment, and no more. Without it, [`commit`](Self::commit) alone commits, and also never past a record that was not
-///   handled. A record counts as handled when every handler of its topic has returned `Ok`, or when the
+///   crash hands out again what was done in the last moment, and no more. Without it, [`commit`](Self::commit) and
+///   [`ConsumerHandle::commit`] alone commit, and also never past a record that was not handled. A record counts as handled when every handler of its topic has returned `Ok`, or when the
 ///   [`ErrorPolicy`] has dealt with it.
 /// * **Errors.** [`error_policy`](Self::error_policy) says what happens when a handler fails, panics or takes too long.
 /// * **Topics without a handler.** Their records count as handled; a warning is logged once for each topic.

@@ -103,17 +103,34 @@ impl Consumer {
         T: DeserializeOwned + Send + 'static,
         F: AsyncFn(Batch<T>) -> HandlerResult + Handler<Batch<T>>,
     {
-        const PLACE: LogSubject =
-            LogSubject { controller: "dtkafka::Consumer::register_batch_handler", subject: SUBJECT };
-        if records == 0 {
-            return logged(
-                PLACE,
-                Err(Error::new(ErrorKind::InvalidArgument, "a batch needs at least one record")),
-            );
-        }
-        self.with(
+        self.with_batch(
             topics.into(),
+            records,
             ErasedHandler::batch(BatchSize { records, wait }, handler::read_json, handler),
+        )
+    }
+
+    /// [`register_batch_handler`](Self::register_batch_handler) of values that are read by `codec`.
+    ///
+    /// # Errors
+    /// As [`register_batch_handler`](Self::register_batch_handler).
+    pub fn register_batch_handler_with<T, C, F>(
+        self,
+        topics: impl Into<Topics>,
+        records: usize,
+        wait: Duration,
+        codec: C,
+        handler: F,
+    ) -> Result<Self>
+    where
+        T: Send + 'static,
+        C: Codec<T>,
+        F: AsyncFn(Batch<T>) -> HandlerResult + Handler<Batch<T>>,
+    {
+        self.with_batch(
+            topics.into(),
+            records,
+            ErasedHandler::batch(BatchSize { records, wait }, handler::reader(codec), handler),
         )
     }
 
@@ -153,6 +170,18 @@ impl Consumer {
         F: AsyncFn(Message<T>) -> HandlerResult + Handler<Message<T>>,
     {
         self.with(topics.into(), ErasedHandler::decoded(handler::reader(codec), handler))
+    }
+
+    fn with_batch(self, topics: Topics, records: usize, handler: ErasedHandler) -> Result<Self> {
+        const PLACE: LogSubject =
+            LogSubject { controller: "dtkafka::Consumer::register_batch_handler", subject: SUBJECT };
+        if records == 0 {
+            return logged(
+                PLACE,
+                Err(Error::new(ErrorKind::InvalidArgument, "a batch needs at least one record")),
+            );
+        }
+        self.with(topics, handler)
     }
 
     fn with(mut self, topics: Topics, handler: ErasedHandler) -> Result<Self> {

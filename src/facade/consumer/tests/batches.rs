@@ -223,3 +223,54 @@ async fn in_a_retry_topic_each_record_of_a_batch_that_fails_as_a_whole_is_named_
         assert!(said.contains(place), "{place}: {said}");
     }
 }
+
+#[tokio::test]
+async fn batches_are_read_by_a_codec_of_their_own() {
+    /// One byte.
+    #[derive(Clone)]
+    struct Byte;
+    impl crate::Codec<u8> for Byte {
+        fn encode(
+            &self,
+            _: &str,
+            value: &u8,
+            buffer: &mut Vec<u8>,
+        ) -> std::result::Result<(), crate::HandlerError> {
+            buffer.push(*value);
+            Ok(())
+        }
+        fn decode(&self, _: &str, value: Option<&[u8]>) -> std::result::Result<u8, crate::HandlerError> {
+            match value {
+                Some([byte]) => Ok(*byte),
+                _ => Err("not one byte".into()),
+            }
+        }
+    }
+    let batches: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+    let log = Arc::clone(&batches);
+    let none = consumer().register_batch_handler_with(
+        "orders",
+        0,
+        Duration::ZERO,
+        Byte,
+        async |_: Batch<u8>| Ok(()),
+    );
+    assert_eq!(none.unwrap_err().kind(), ErrorKind::InvalidArgument);
+    let consumer = consumer()
+        .register_batch_handler_with("orders", 3, Duration::ZERO, Byte, async move |batch: Batch<u8>| {
+            log.lock().unwrap().push(batch.values().copied().collect());
+            Ok(())
+        })
+        .unwrap()
+        .error_policy(ErrorPolicy::Skip)
+        .unwrap();
+    let book = Arc::new(Book::default());
+    // The last but one has two digits.
+    let records = [7, 8, 9, 10, 6]
+        .into_iter()
+        .zip(0..)
+        .map(|(number, offset)| ConsumerRecord::new("orders", 0, offset).with_value(number.to_string()));
+    run(&consumer, &book, records.collect()).await;
+    assert_eq!(*batches.lock().unwrap(), [b"789".to_vec(), b"6".to_vec()]);
+    assert_eq!((book.done().len(), consumer.metrics().skipped), (5, 1));
+}
