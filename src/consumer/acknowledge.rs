@@ -3,12 +3,13 @@
 //!
 //! Lives tell what belongs together: an acknowledgment of an earlier life is refused, and never counts for a later one.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
 use super::{
     KafkaConsumer,
+    listener::Listening,
     partitions::{Phase, Position},
     records::PartitionRecords,
 };
@@ -219,6 +220,20 @@ impl KafkaConsumer {
                 Ok(())
             }
             outcome => outcome,
+        }
+    }
+
+    /// Makes the rebalance listener's calls as they come, for who waits for something else than a poll, and never returns.
+    ///
+    /// # Cancel safety
+    /// If dropped, it leaves the call it is at to the next poll.
+    pub(crate) async fn keep_listener_informed(&self) -> Infallible {
+        loop {
+            let changed = self.shared.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            Listening::tell(&self.shared, None).await;
+            changed.await;
         }
     }
 

@@ -705,3 +705,53 @@ async fn a_handle_commits_while_it_runs_where_nothing_else_does() {
     running.stop().await.1.unwrap();
     handle.commit().await.unwrap_err();
 }
+
+#[tokio::test]
+async fn a_listener_hears_of_a_revocation_while_consume_waits_for_a_handler_of_another_partition() {
+    struct Tells(Arc<AtomicUsize>);
+    impl dtkafka::RebalanceListener for Tells {
+        async fn revoked(&self, _: &dtkafka::KafkaConsumer, partitions: &[dtkafka::TopicPartition]) {
+            self.0.fetch_add(partitions.len(), Relaxed);
+        }
+        async fn lost(&self, _: &dtkafka::KafkaConsumer, partitions: &[dtkafka::TopicPartition]) {
+            panic!("they go in good order: {partitions:?}");
+        }
+    }
+    let (_broker, kafka) = broker(&[("orders", 2)]).await;
+    produce(&kafka, "orders", 2, 2, 0..2).await;
+    let (begun, told) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let begins = Arc::clone(&begun);
+    let settings = |c: ConsumerConfig| {
+        c.set("heartbeat.interval.ms", 50).set("partition.assignment.strategy", "cooperative-sticky")
+    };
+    let mut first = Consumer::new_with(&kafka, ["orders"], settings)
+        .unwrap()
+        .rebalance_listener(Tells(Arc::clone(&told)))
+        .register_handler("orders", async move |m: Message<u32>| {
+            // Partition 0 stays with its member, 1 goes.
+            if m.value == 0 {
+                begins.fetch_add(1, Relaxed);
+                std::future::pending::<()>().await;
+            }
+            Ok(())
+        })
+        .unwrap();
+    let consuming = tokio::spawn(async move {
+        loop {
+            first.consume(PATIENCE).await.unwrap();
+        }
+    });
+    until(|| begun.load(Relaxed) == 1).await;
+    let second = kafka.get_consumer_with(["orders"], settings).await.unwrap();
+    let begun = Instant::now();
+    while second.assignment().is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "it waits for a handler of another partition");
+        second.poll(Duration::from_millis(20)).await.unwrap();
+    }
+    assert_eq!(
+        (second.assignment(), told.load(Relaxed)),
+        (vec![dtkafka::TopicPartition::new("orders", 1)], 1)
+    );
+    consuming.abort();
+    second.close(PATIENCE).await.unwrap();
+}

@@ -314,6 +314,8 @@ impl Engine {
             }
             outcome = end_of(&mut self.committing) => self.on_commit(outcome),
             () = self.shared.steered() => {}
+            // Nobody polls meanwhile, and a revocation waits for the listener.
+            never = self.client.keep_listener_informed() => match never {},
             () = tokio::time::sleep_until(wake_at) => self.keep_alive_if_due(),
         }
         self.follow();
