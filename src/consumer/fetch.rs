@@ -16,7 +16,7 @@ pub(crate) use self::taking::Effects;
 use self::taking::{Requested, Taking};
 use super::{
     partitions::{Partition, Partitions, Phase},
-    session::{Names, Session, SessionRequest, Wanted},
+    session::{INVALID_SESSION_EPOCH, Names, SESSION_ID_NOT_FOUND, Session, SessionRequest, Wanted},
 };
 use crate::{
     batch::Decompressor,
@@ -113,6 +113,26 @@ impl BrokerFetch {
         self.low > 0 || (self.wanted > 0 && self.left_out == 0)
     }
 
+    /// Takes note of what an answer has brought, or that it came early and has brought nothing.
+    fn note_brought(&mut self, answer: &wire::FetchResponse, is_early: bool) {
+        use wire::fetch_response::PartitionData;
+        let brought = |data: &PartitionData| data.records.as_ref().is_some_and(|records| !records.is_empty());
+        let says_nothing = |data: &PartitionData| {
+            data.error_code == 0 && data.diverging_epoch.end_offset < 0 && !brought(data)
+        };
+        let is_empty = answer.responses.iter().flat_map(|topic| &topic.partitions).all(says_nothing);
+        self.in_vain = if is_early && is_empty { self.in_vain.saturating_add(1) } else { 0 };
+        // Within a session the broker itself takes turns.
+        let unordered = if answer.session_id == 0 { &answer.responses[..] } else { &[] };
+        for topic in unordered {
+            let Some(name) = self.session.names().topic(topic.topic_id.0, &topic.topic) else { continue };
+            for data in topic.partitions.iter().filter(|data| brought(data)) {
+                let topic = Arc::clone(&name);
+                self.session.handle_served(&TopicPartition { topic, partition: data.partition_index });
+            }
+        }
+    }
+
     /// When something can be asked aside, if anything waits for it.
     fn aside_at(&self) -> Option<Instant> {
         let out = self.in_flight.as_ref().filter(|_| self.aside.is_none())?;
@@ -152,6 +172,11 @@ pub(super) const fn low_mark(refill_below: usize) -> usize {
 pub(super) fn is_passing(error: &Error) -> bool {
     error.is_retriable()
         || error.code().is_some_and(|code| code.0 == crate::error::code::UNKNOWN_SERVER_ERROR)
+}
+
+/// Whether the code is about the session alone, and says nothing of broker or partitions.
+fn is_of_session(code: i16) -> bool {
+    matches!(code, SESSION_ID_NOT_FOUND | INVALID_SESSION_EPOCH)
 }
 
 /// The smallest room worth a fetch; below it the consumer waits for a poll.
@@ -411,58 +436,41 @@ impl Fetcher {
             return effects;
         }
         let Some(out) = state.in_flight.take_if(|out| out.token == token) else { return effects };
-        let answer = match answer {
-            Ok(answer) => answer,
+        let usable = match answer {
+            Ok(answer) if state.session.handle_answer(answer.error_code, answer.session_id) => Ok(answer),
+            // The next fetch opens another session.
+            Ok(answer) if is_of_session(answer.error_code) => return effects,
+            Ok(answer) => {
+                let error = Error::from_code("Fetch", answer.error_code).with_broker(broker);
+                let passes = is_passing(&error);
+                Err((error, passes))
+            }
             Err(error) => {
                 state.session.handle_failure();
+                let passes = error.is_retriable();
+                Err((error, passes))
+            }
+        };
+        let answer = match usable {
+            Ok(answer) => answer,
+            Err((error, passes)) => {
                 state.retry_at = Some(now + state.backoff.next(&mut self.rng));
                 partitions.forget_replica(broker, now + self.settings.replica_max_age);
                 effects.refresh_metadata = true;
                 state.trouble = Some(error.clone());
-                if !error.is_retriable() {
-                    effects.errors.push(error);
-                }
+                effects.errors.extend((!passes).then_some(error));
                 return effects;
             }
         };
-        if !state.session.handle_answer(answer.error_code, answer.session_id) {
-            use super::session::{INVALID_SESSION_EPOCH, SESSION_ID_NOT_FOUND};
-            if !matches!(answer.error_code, SESSION_ID_NOT_FOUND | INVALID_SESSION_EPOCH) {
-                state.retry_at = Some(now + state.backoff.next(&mut self.rng));
-                partitions.forget_replica(broker, now + self.settings.replica_max_age);
-                let error = Error::from_code("Fetch", answer.error_code).with_broker(broker);
-                effects.refresh_metadata = true;
-                state.trouble = Some(error.clone());
-                if !is_passing(&error) {
-                    effects.errors.push(error);
-                }
-            }
-            return effects;
-        }
         state.trouble = None;
-        let brought = |data: &wire::fetch_response::PartitionData| {
-            data.records.as_ref().is_some_and(|records| !records.is_empty())
-        };
-        let says_nothing = |data: &wire::fetch_response::PartitionData| {
-            data.error_code == 0 && data.diverging_epoch.end_offset < 0 && !brought(data)
-        };
         let is_early = now < out.since + self.settings.max_wait / 2;
-        let is_empty = answer.responses.iter().flat_map(|topic| &topic.partitions).all(says_nothing);
-        state.in_vain = if is_early && is_empty { state.in_vain.saturating_add(1) } else { 0 };
+        state.note_brought(&answer, is_early);
         if state.in_vain > MOST_IN_VAIN {
             // The broker answers at once instead of waiting for records as it was asked to. Asking again at once would
             // turn in circles.
             state.retry_at = Some(now + state.backoff.next(&mut self.rng));
         } else {
             state.backoff.reset();
-        }
-        let unordered = if answer.session_id == 0 { &answer.responses[..] } else { &[] };
-        for topic in unordered {
-            let Some(name) = state.session.names().topic(topic.topic_id.0, &topic.topic) else { continue };
-            for data in topic.partitions.iter().filter(|data| brought(data)) {
-                let topic = Arc::clone(&name);
-                state.session.handle_served(&TopicPartition { topic, partition: data.partition_index });
-            }
         }
         let session = &state.session;
         let mut told = answer.responses.iter().flat_map(|topic| &topic.partitions);

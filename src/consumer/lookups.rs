@@ -130,6 +130,13 @@ impl Lookups {
             }
             questions.failed |= self.handle_out_of_range(now, &key, offset, partitions);
         }
+        self.ask_unsettled(now, partitions, &mut questions);
+        ask_unchecked(now, partitions, &mut questions);
+        questions
+    }
+
+    /// Asks where partitions begin that have no position yet.
+    fn ask_unsettled(&self, now: Instant, partitions: &mut Partitions, questions: &mut Questions) {
         partitions.each_unsettled(|key, partition| {
             if partition.asked || !partition.is_due(now) {
                 return;
@@ -163,38 +170,6 @@ impl Lookups {
                 _ => {}
             }
         });
-        let (mut without_epoch, mut given_up) = (Vec::new(), Vec::new());
-        partitions.each_unchecked(|key, partition| {
-            if partition.asked || !partition.is_due(now) {
-                return;
-            }
-            let Some((leader, check)) = partition.check(key) else { return };
-            if check.epoch < 0 {
-                return without_epoch.push(key.clone());
-            }
-            if partition.is_ahead() {
-                if partition.ahead == LOOKED_FOR {
-                    return given_up.push(key.clone());
-                }
-                partition.ahead += 1;
-                partition.retry_at = Some(now + LOOK_AGAIN * partition.ahead);
-                questions.leaderless = true;
-                return;
-            }
-            let (broker, checks) = questions.checks.get_or_insert_with(|| (leader, Vec::new()));
-            if *broker == leader {
-                partition.asked = true;
-                checks.push(check);
-            }
-        });
-        for key in without_epoch {
-            partitions.set_checked(&key);
-        }
-        for key in given_up {
-            warn!(partition = %key, "its leader is of an earlier epoch than what was read, for long: epochs are not compared");
-            partitions.forget_epochs(&key);
-        }
-        questions
     }
 
     /// What a leader says of where epochs end; `None`: it cannot tell, and reading goes on as with brokers before KIP-320.
@@ -400,6 +375,41 @@ fn ask_for_end(key: &TopicPartition, partitions: &mut Partitions, questions: &mu
         partition.asked = true;
         let (life, partition, to) = (partition.life(), key.clone(), ResetTo::Latest);
         lookups.push(Lookup { partition, life, leader_epoch, to });
+    }
+}
+
+/// Asks leaders whether they have what was fetched, of partitions where that is in doubt (KIP-320).
+fn ask_unchecked(now: Instant, partitions: &mut Partitions, questions: &mut Questions) {
+    let (mut without_epoch, mut given_up) = (Vec::new(), Vec::new());
+    partitions.each_unchecked(|key, partition| {
+        if partition.asked || !partition.is_due(now) {
+            return;
+        }
+        let Some((leader, check)) = partition.check(key) else { return };
+        if check.epoch < 0 {
+            return without_epoch.push(key.clone());
+        }
+        if partition.is_ahead() {
+            if partition.ahead == LOOKED_FOR {
+                return given_up.push(key.clone());
+            }
+            partition.ahead += 1;
+            partition.retry_at = Some(now + LOOK_AGAIN * partition.ahead);
+            questions.leaderless = true;
+            return;
+        }
+        let (broker, checks) = questions.checks.get_or_insert_with(|| (leader, Vec::new()));
+        if *broker == leader {
+            partition.asked = true;
+            checks.push(check);
+        }
+    });
+    for key in without_epoch {
+        partitions.set_checked(&key);
+    }
+    for key in given_up {
+        warn!(partition = %key, "its leader is of an earlier epoch than what was read, for long: epochs are not compared");
+        partitions.forget_epochs(&key);
     }
 }
 

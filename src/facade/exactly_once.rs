@@ -19,7 +19,7 @@ use crate::{
     producer::{Transaction, TransactionalProducer, is_refused},
     record::{OffsetAndMetadata, TopicPartition},
     sorted::Map,
-    time::{self, Backoff, Instant},
+    time::{self, Backoff, Instant, Rng},
 };
 
 /// `transaction.timeout.ms` unless set. Kafka Streams: `StreamsConfig`, the same for exactly-once.
@@ -261,30 +261,15 @@ impl ExactlyOnce {
         body: &impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
     ) -> Result<()> {
         let (mut places, mut was_overdue, mut timed_out) = (Places::new(), false, 0);
-        let pauses = || Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
-        let (mut polling, mut backoff) = (pauses(), pauses());
+        let mut backoff = pauses();
         let mut rng = self.kafka.config().resolve_client()?.environment.rng();
         loop {
             let polled = tokio::select! {
                 biased;
                 () = shutdown.clone() => return Ok(()),
-                polled = consumer.poll(Duration::from_secs(1)) => polled,
+                polled = poll_patiently(consumer, &mut rng) => polled,
             };
-            if polled.is_ok() {
-                polling.reset();
-            }
-            let records = match polled {
-                Ok(records) => records,
-                Err(error) if error.is_retriable() => {
-                    tracing::warn!(%error, "the consumer will go on");
-                    tokio::select! {
-                        biased;
-                        () = shutdown.clone() => return Ok(()),
-                        () = tokio::time::sleep(polling.next(&mut rng)) => continue,
-                    }
-                }
-                Err(error) => return Err(error),
-            };
+            let records = polled?;
             let (mut taken, is_empty) = (TransactionInput::default(), records.is_empty());
             // What was polled counts as taken before anything can fail, so that it comes again.
             taken.note(consumer, &records);
@@ -412,6 +397,24 @@ impl ExactlyOnce {
             hand_out_again(consumer, partition, span.life, span.next);
         }
         Ok(())
+    }
+}
+
+fn pauses() -> Backoff {
+    Backoff::new(Duration::from_millis(100), Duration::from_secs(1))
+}
+
+/// The records of one poll. Errors that pass are logged and waited out.
+async fn poll_patiently(consumer: &KafkaConsumer, rng: &mut Rng) -> Result<ConsumerRecords> {
+    let mut backoff = pauses();
+    loop {
+        match consumer.poll(Duration::from_secs(1)).await {
+            Err(error) if error.is_retriable() => {
+                tracing::warn!(%error, "the consumer will go on");
+                tokio::time::sleep(backoff.next(rng)).await;
+            }
+            polled => return polled,
+        }
     }
 }
 

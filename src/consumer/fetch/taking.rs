@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use bytes::Bytes;
 use tracing::warn;
 
 use super::{FetchSettings, code, is_passing};
@@ -92,6 +93,7 @@ impl Taking<'_> {
         is_ours
     }
 
+    /// Takes in what an answer says of one partition: its records, or why there are none.
     fn on_partition(
         &self,
         key: &TopicPartition,
@@ -103,7 +105,7 @@ impl Taking<'_> {
     ) {
         let now = self.now;
         let Some(partition) = partitions.get_mut(key) else { return };
-        let Some(mut fetch) = partition.position().map(|position| position.fetch) else { return };
+        let Some(fetch) = partition.position().map(|position| position.fetch) else { return };
         if (partition.life(), fetch) != (asked.life, asked.offset) {
             return; // it was released or moved while the answer was on its way
         }
@@ -146,11 +148,31 @@ impl Taking<'_> {
             false => data.high_watermark,
         });
         let Some(records) = data.records.filter(|records| !records.is_empty()) else { return };
-        let mut aborted = self.settings.read_committed.then(|| {
+        let aborted = self.settings.read_committed.then(|| {
             let transactions = data.aborted_transactions.unwrap_or_default();
             Aborted::new(transactions.into_iter().map(|aborted| (aborted.first_offset, aborted.producer_id)))
         });
         let before = partition.queue.bytes();
+        self.take_batches(key, asked.offset, records, aborted, partition, effects);
+        let added = partition.queue.bytes() - before;
+        if added > 0 {
+            effects.buffered = true;
+            partitions.add_buffered(key, added);
+        }
+    }
+
+    /// Queues the batches that came for the offset `asked`, and moves the position behind them. `aborted`: the
+    /// transactions that readers of committed records must not see.
+    fn take_batches(
+        &self,
+        key: &TopicPartition,
+        asked: i64,
+        records: Bytes,
+        mut aborted: Option<Aborted>,
+        partition: &mut Partition,
+        effects: &mut Effects,
+    ) {
+        let mut fetch = asked;
         let mut batches = split(records);
         let mut is_damaged = false;
         let mut epoch = -1;
@@ -164,7 +186,7 @@ impl Taking<'_> {
                     }
                     let error = error.with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
                     effects.errors.push(error);
-                    partition.retry_at = Some(now + self.settings.retry_backoff_max);
+                    partition.retry_at = Some(self.now + self.settings.retry_backoff_max);
                     break;
                 }
             };
@@ -191,7 +213,7 @@ impl Taking<'_> {
             epoch = batch.leader_epoch;
             partition.queue.push(batch, skip);
         }
-        let makes_no_progress = fetch == asked.offset && !is_damaged;
+        let makes_no_progress = fetch == asked && !is_damaged;
         // What was taken in before it is handed out first. Then it is asked for again, and reported.
         let is_stuck = (is_damaged || makes_no_progress) && !partition.queue.is_empty();
         partition.stuck_at = is_stuck.then_some(fetch);
@@ -209,18 +231,13 @@ impl Taking<'_> {
                 .with_hint("seek past the offset to go on"),
             };
             effects.errors.push(error);
-            partition.retry_at = Some(now + self.settings.retry_backoff_max);
+            partition.retry_at = Some(self.now + self.settings.retry_backoff_max);
         }
         if let Some(position) = partition.position_mut() {
-            if fetch != asked.offset {
+            if fetch != asked {
                 position.fetch_epoch = epoch;
             }
             position.fetch = fetch;
-        }
-        let added = partition.queue.bytes() - before;
-        if added > 0 {
-            effects.buffered = true;
-            partitions.add_buffered(key, added);
         }
     }
 

@@ -145,7 +145,11 @@ pub(in crate::consumer) async fn find_committed(
         true => connection.call(request, deadline).await,
         false => connection.call_up_to::<OFFSETS_BY_NAME, _>(request, deadline).await,
     };
-    let answer = noted(shared, broker, answer)?;
+    read_committed(noted(shared, broker, answer)?, group_id, &ids)
+}
+
+/// The committed offsets in an answer: of one group without its name up to version 7, of groups by name from then on.
+fn read_committed(answer: wire::OffsetFetchResponse, group_id: &str, ids: &Ids) -> Result<Found> {
     let mut found = Vec::new();
     let mut add =
         |name: &Arc<str>, by_id: bool, partition: i32, place: (i64, i32, Option<wire::Str>), code: i16| {
