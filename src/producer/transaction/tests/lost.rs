@@ -52,6 +52,32 @@ fn offsets_that_may_come_in_late_are_kept_out_of_the_next_transaction_by_a_new_e
 }
 
 #[test]
+fn an_end_that_may_come_in_late_is_kept_out_of_the_next_transaction_by_a_new_epoch() {
+    for (version2, commit) in [(false, true), (false, false), (true, true), (true, false)] {
+        let mut rig = Rig::open(version2);
+        rig.core.handle_sent();
+        match commit {
+            true => rig.core.handle_commit().unwrap(),
+            false => rig.core.handle_abort(),
+        }
+        let call = rig.call(idle()).unwrap();
+        rig.reply(&call, Err(Error::new(ErrorKind::Disconnected, "lost")));
+        rig.now += Duration::from_secs(2);
+        let call = rig.call(idle()).unwrap();
+        let next = version2.then_some(ProducerIdentity { id: 7, epoch: 1 });
+        rig.reply(&call, Ok(Reply::Ended(next)));
+        if commit {
+            assert!(rig.core.outcome(1).unwrap().is_ok(), "it is told at once");
+        }
+        if !version2 {
+            assert!(rig.core.handle_begin().is_none(), "not yet");
+            rig.renews_its_epoch();
+        }
+        assert_eq!(rig.core.handle_begin().unwrap().unwrap(), 2);
+    }
+}
+
+#[test]
 fn an_error_says_that_the_commit_may_stand_where_an_attempt_had_no_clear_answer() {
     let possibly = |rig: &Rig| rig.core.outcome(1).unwrap().unwrap_err().possibly_written();
     for told in [code::PRODUCER_FENCED, code::INVALID_TXN_STATE, code::TRANSACTION_ABORTABLE] {
