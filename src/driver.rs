@@ -86,7 +86,7 @@ pub(crate) fn check_runtime() -> Result<()> {
     })
 }
 
-/// What needs IO panics where the runtime was built without, which nothing tells beforehand. To be caught, and told like this.
+/// The error for a caught panic of tokio in a runtime that was built without IO, which cannot be found out beforehand.
 pub(crate) fn no_io() -> Error {
     Error::new(ErrorKind::Config, "the tokio runtime has no IO")
         .with_hint("build it with enable_all(), or with enable_time() and enable_io()")

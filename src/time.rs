@@ -105,7 +105,7 @@ impl Environment {
         Self(Some(Arc::new(Simulated { seeds, epoch_ms, start: now() })))
     }
 
-    /// Somebody puts the simulated wall clock forth, or back: a time server, the end of a sleep, a user.
+    /// Sets the simulated wall clock forward or back, as a time server does, a user, or the end of a computer's sleep.
     #[cfg(test)]
     pub(crate) fn put_wall_clock(&self, by_ms: i64) {
         if let Some(world) = &self.0 {

@@ -18,8 +18,8 @@ use crate::{
     time::Instant,
 };
 
-/// How many groups' coordinators are looked for at once: one after the other takes a round trip each, and all of them may be more
-/// than a connection has time for.
+/// How many groups' coordinators are looked up at once. One at a time would take a round trip each, and all at once may
+/// take longer than a connection's time-out.
 const SIDE_BY_SIDE: usize = 100;
 
 /// One group of a cluster.

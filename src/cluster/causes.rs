@@ -54,7 +54,7 @@ impl<K: Ord + Copy> Causes<K> {
         self.0.get(&key).map(|cause| &cause.error)
     }
 
-    /// As [`why`](Self::why), if that was seen no longer ago than `within`.
+    /// As [`why`](Self::why), unless the failure is older than `within`.
     pub(crate) fn why_lately(&self, now: Instant, within: Duration, key: K) -> Option<&Error> {
         let cause = self.0.get(&key).filter(|cause| now.saturating_duration_since(cause.last) <= within);
         cause.map(|cause| &cause.error)

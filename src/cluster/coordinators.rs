@@ -37,14 +37,15 @@ pub(super) struct Coordinators {
     failing: Map<(CoordinatorKind, String), Error>,
 }
 
-/// How many are remembered: who watches all groups of a cluster for months sees new names every day.
+/// How many coordinators are remembered. A program that watches all groups of a cluster for months sees new names every
+/// day.
 const MOST_KNOWN: usize = 10_000;
 
 impl Coordinators {
-    /// What a question was answered with.
+    /// Takes note of the answer to a question.
     fn handle_answer(&mut self, place: (CoordinatorKind, String), found: &Result<i32>) {
         if self.known.len() + self.failing.len() >= MOST_KNOWN {
-            // Whoever still needs one asks again.
+            // Callers that still need one ask again.
             *self = Self::default();
         }
         match found {
@@ -124,7 +125,7 @@ impl Cluster {
         }
     }
 
-    /// Whether this broker coordinates it, by its own word; also where it does not know at the moment.
+    /// Whether this broker says that it is the coordinator. True also if it cannot tell at the moment.
     ///
     /// # Errors
     /// Why it does not answer.

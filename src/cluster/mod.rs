@@ -564,7 +564,7 @@ pub(crate) mod tests {
             is_permanent.push(!error.is_retriable());
         }
         assert!((2..12).contains(&is_permanent.len()), "once all have refused it: {is_permanent:?}");
-        // Who refused it hours ago may let it in now.
+        // A broker that refused the client hours ago may let it in now.
         tokio::time::advance(Duration::from_secs(4 * 3600)).await;
         let deadline = time::after(Duration::from_secs(60));
         assert!(cluster.any_connection(deadline).await.err().unwrap().is_retriable());

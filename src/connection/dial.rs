@@ -50,7 +50,7 @@ pub(super) async fn dial(
     dial_any(&answers, address, settings, tls, deadline).await
 }
 
-/// The first of the ways to an address that leads to a broker.
+/// Connects by the first of these ways that leads to a broker.
 pub(super) async fn dial_any(
     answers: &[Target],
     address: &Address,

@@ -223,7 +223,8 @@ impl KafkaConsumer {
         }
     }
 
-    /// Makes the rebalance listener's calls as they come, for who waits for something else than a poll, and never returns.
+    /// Makes the rebalance listener's calls as they come, and never returns: for a caller that waits for something else
+    /// than a poll.
     ///
     /// # Cancel safety
     /// If dropped, it leaves the call it is at to the next poll.

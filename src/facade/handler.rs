@@ -276,7 +276,8 @@ impl ErasedHandler {
                     Ok(result) => result,
                     Err(ended) => match ended.try_into_panic() {
                         Ok(panic) => resume_unwind(panic),
-                        // The runtime ends, and this call with it. A failure would be the policy's to judge.
+                        // The runtime is ending, and this call never ends either: it is no failure for the policy to
+                        // judge.
                         Err(_ended) => std::future::pending().await,
                     },
                 }

@@ -80,7 +80,7 @@ pub(super) fn batch_headers(record: &ConsumerRecord, last_offset: i64, error: &E
     origin(DEAD, record, 1, error).into_iter().chain([last]).collect()
 }
 
-/// Whether a letter holds a whole batch, by what the last to write it has added: its topic stands first.
+/// Whether a letter holds a whole batch. The headers that were added last decide, which begin with the topic.
 pub(super) fn is_of_batch(letter: &ConsumerRecord) -> bool {
     let last = |name: &str| {
         letter.headers.iter().rposition(|header| header.key.strip_prefix(DEAD).is_some_and(|key| key == name))

@@ -93,7 +93,8 @@ impl Membership {
         }
     }
 
-    /// Whether the member is in the group: one that is let in again may have kept partitions, and is not.
+    /// Whether the member is in the group at the moment. One that is joining again is not, even if it has kept
+    /// partitions.
     pub(crate) fn is_in(&self) -> bool {
         match &self.member {
             Member::Classic(member) => member.is_in(),

@@ -15,8 +15,8 @@ pub(crate) struct Context {
     pub(crate) count: i32,
     /// An earlier attempt was sent and never answered, or this answer leaves open what happened.
     pub(crate) possibly_written: bool,
-    /// Earlier batches of the partition are waiting to be sent again, or on their way, or were when this one left: the answer to one
-    /// may have come sooner although it was written later.
+    /// Earlier batches of the partition are waiting to be sent again or on their way, or were so when this one left:
+    /// answers may come in another order than batches are written in.
     pub(crate) predecessors_pending: bool,
     /// An earlier batch was given up, so that the log still expects that one's sequence number.
     pub(crate) behind_gap: bool,

@@ -91,7 +91,7 @@ impl Aftermath {
 /// What is remembered of a batch in flight.
 #[derive(Debug)]
 struct InFlight {
-    /// The number of batches that had left before, this one's earlier attempts among them.
+    /// How many attempts of any batch had left before this one.
     left_before: u64,
     /// Nothing was in flight when it left.
     alone: bool,
@@ -111,7 +111,7 @@ pub(crate) struct Queue {
     pending: VecDeque<Batch>,
     in_flight: Map<Order, InFlight>,
     next_order: u64,
-    /// Batches that have left, each as often as it has.
+    /// How many attempts of batches have left so far.
     departures: u64,
     sequences: Sequences,
     /// Something went wrong: nothing leaves until the flight has landed.
@@ -202,8 +202,8 @@ impl Queue {
         landed && self.has_room() && self.has_ready(now, pace)
     }
 
-    /// Answers overtake each other where the leader has changed, or its connection was replaced. However many of the later batches
-    /// are acknowledged, none may put the oldest one out of the broker's memory.
+    /// Answers may overtake each other when the leader has changed or its connection was replaced. However many later
+    /// batches are acknowledged, the oldest one without an answer must stay among those that the broker remembers.
     fn has_room(&self) -> bool {
         let awaited = self.in_flight.values().find(|flying| !flying.given_up);
         let span = awaited.map_or(0, |oldest| self.departures - oldest.left_before);

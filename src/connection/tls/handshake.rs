@@ -41,7 +41,7 @@ fn passes(cause: &rustls::Error) -> bool {
             AlertDescription::CloseNotify | AlertDescription::UserCanceled | AlertDescription::InternalError
         ) | rustls::Error::FailedToGetCurrentTime
             | rustls::Error::FailedToGetRandomBytes
-            // A machine may start before a time server has told it the time.
+            // A machine may start with a wrong clock, before a time server has set it.
             | rustls::Error::InvalidCertificate(
                 CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }
             )

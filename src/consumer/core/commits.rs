@@ -35,7 +35,8 @@ impl Core {
         self.check_open()?;
         let identity = self.identity()?;
         let offsets = match offsets {
-            // Named offsets are judged by themselves. That other partitions were lost is reported by the next commit of everything.
+            // Offsets that are named are judged by themselves. The next commit of everything reports that other
+            // partitions were lost.
             Some(mut offsets) => {
                 self.check_tenure(&mut offsets)?;
                 offsets

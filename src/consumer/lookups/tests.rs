@@ -198,7 +198,7 @@ fn a_leader_that_does_not_lead_any_more_is_not_waited_for() {
     bench.partitions.set_leaders(bench.now, |key| Some(if key.partition == 0 { (8, 4) } else { (7, 3) }));
     let (broker, asked) = bench.questions().offsets.unwrap();
     assert_eq!((broker, asked.len(), asked[0].partition.partition), (8, 1, 0));
-    // It may have been cut off when it answered.
+    // The former leader may have been cut off when it answered.
     let answer = || Ok(Found::from([(key(0), found(10)), (key(1), found(20))]));
     bench.lookups.handle_listed(bench.now, &before, answer(), &mut bench.partitions);
     assert_eq!((bench.next(0), bench.next(1)), (None, Some(20)));

@@ -157,7 +157,7 @@ impl Partitions {
                 partition.trouble = None;
                 partition.retry_at = partition.retry_at.map(|at| at.min(now));
                 mark(&mut partition.is_touched, key, &mut self.touched);
-                // Whoever was asked does not lead any more, unless it was the coordinator.
+                // The broker that was asked does not lead any more; the coordinator, in contrast, is still to answer.
                 partition.asked &= matches!(partition.phase, Phase::AwaitingCommitted);
                 partition.is_unchecked = partition.is_doubtful();
                 list(&mut self.unchecked, key, partition.is_unchecked);

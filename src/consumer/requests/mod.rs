@@ -70,8 +70,9 @@ async fn to_coordinator<R: Api>(
     noted(shared, broker, answer.map_err(|error| error.with_broker(broker)))
 }
 
-/// Returns when a broker that has been silent for long does not coordinate the group, or answers nothing else either. It may hold a
-/// join back for as long as the poll interval, as other members may take that long; so may one that hangs, or has moved meanwhile.
+/// Returns once it turns out that a broker which has held back a join for long does not coordinate the group any more, or
+/// does not answer other requests either. A coordinator may hold a join back for the whole poll interval, because other
+/// members may take that long; a broker that hangs, or is not the coordinator any more, looks the same.
 async fn does_not_coordinate(shared: &Shared, broker: i32) -> Error {
     let patience = shared.settings.session_timeout;
     loop {

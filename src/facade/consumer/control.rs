@@ -118,7 +118,7 @@ impl Shared {
         self.announce(&rebalance);
     }
 
-    /// To those who listen.
+    /// For listeners.
     pub(super) fn announce(&self, rebalance: &Rebalance) {
         let listeners = self.lock().listeners.clone();
         for listener in listeners {

@@ -184,7 +184,7 @@ impl Engine {
         self.settle();
     }
 
-    /// Ends every run where it stands, and waits for that no longer than `limit`, and a second.
+    /// Ends every run where it stands. Waits for that for at most `limit`, and never longer than a second.
     pub(super) async fn halt(&mut self, limit: Duration) {
         self.abort_all();
         self.passing.shutdown().await;
@@ -314,7 +314,7 @@ impl Engine {
             }
             outcome = end_of(&mut self.committing) => self.on_commit(outcome),
             () = self.shared.steered() => {}
-            // Nobody polls meanwhile, and a revocation waits for the listener.
+            // Nobody polls meanwhile, so the listener is called here: a revocation waits for it.
             never = self.client.keep_listener_informed() => match never {},
             () = tokio::time::sleep_until(wake_at) => self.keep_alive_if_due(),
         }

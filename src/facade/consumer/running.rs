@@ -316,7 +316,7 @@ impl Consumer {
             self.leaves = Leaves::Committing;
         }
         let deadline = time::after(limit);
-        // The commit needs its share.
+        // A part of the time is kept for the commit.
         engine.halt(limit / 2).await;
         engine.follow_group();
         let had = engine.client.assignment();

@@ -16,8 +16,9 @@ const SYNCS_AT_ONCE: u32 = 5;
 impl Member {
     /// A commit was refused because the generation is over.
     pub(crate) fn handle_fenced_commit(&mut self, now: Instant, generation: i32, error: i16) {
-        // Of what is kept through a rebalance: that the next generation has begun is ordinary then; that the group goes on without
-        // this member is not, and its join may be held by a coordinator that is none any more.
+        // A commit of partitions that are kept through a rebalance. That the next generation has begun is ordinary then.
+        // That the group goes on without this member is not: its join may be held back by a broker that is not the
+        // coordinator any more.
         let counts = self.is_in() || matches!(error, code::UNKNOWN_MEMBER_ID | code::FENCED_INSTANCE_ID);
         if counts && self.identity().is_some_and(|identity| identity.generation == generation) {
             self.on_error(now, "OffsetCommit", error);

@@ -194,7 +194,7 @@ impl Member {
         matches!(self.state, State::Idle { .. } | State::Fatal)
     }
 
-    /// Whether it has its place in a generation.
+    /// Whether it is a member of a generation at the moment.
     pub(crate) fn is_in(&self) -> bool {
         matches!(self.state, State::Stable { .. } | State::Revoking { .. })
     }

@@ -104,15 +104,15 @@ impl Engine {
     }
 
     pub(super) fn on_letter(&mut self, passed: std::result::Result<Passed, tokio::task::JoinError>) {
-        // One that was aborted is written by another call.
+        // If writing was aborted, another call writes the letter.
         if let Ok(passed) = passed {
             self.on_passed(passed);
         }
     }
 }
 
-/// Writes the letter of a damaged batch, if the policy wants one, and says whether it does. As with a record's, what may pass by
-/// itself holds up this partition alone while the consumer runs.
+/// Writes the letter of a damaged batch, if the policy wants one, and returns whether it does. As with a record's letter,
+/// while the consumer runs a passing error holds up only this partition.
 async fn write_letter(
     kit: &Kit,
     route: &Route,

@@ -136,7 +136,7 @@ impl Lane {
         let Some(first) = items.first() else { return Ok(Flow::Handled) };
         let error = failure.into_error(&first.record.topic, first.record.partition, first.record.offset);
         for item in items.drain(..count.min(items.len())).collect::<Vec<_>>() {
-            // In a retry topic those of several partitions wait beside each other.
+            // In a retry topic records of several partitions wait side by side.
             let ConsumerRecord { topic, partition, offset, .. } = &item.record;
             let error =
                 error.clone().with_topic(Arc::clone(topic)).with_partition(*partition).with_offset(*offset);
