@@ -55,7 +55,8 @@
 //!
 //! # Requirements
 //!
-//! A tokio runtime with its time and IO drivers, on which clients run their driver tasks. Nothing in the build needs a C toolchain.
+//! A tokio runtime with its time and IO drivers, on which clients run their driver tasks. Nothing in the build needs a C
+//! toolchain.
 //!
 //! # Features
 //!

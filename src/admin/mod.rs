@@ -50,11 +50,11 @@ const HEARD_OF: Duration = Duration::from_secs(1);
 /// Made by [`KafkaInstance::admin`](crate::KafkaInstance::admin). Cheap to clone; all clones share their connections, which
 /// end with the last clone.
 ///
-/// Every call ends by `default.api.timeout.ms` (1 minute), however many brokers it asks. Within it, an answer that calls for
-/// patience, such as that of a broker which is no longer the controller, is asked for again after `retry.backoff.ms`. A change whose answer was
-/// lost is asked for again too. Whether that has made it or somebody else, if it was already made then
-/// (`TopicAlreadyExists`, `UnknownTopicOrPartition`, `GroupIdNotFound`), nobody can tell, nor whether it was made if no answer comes at all:
-/// such an error says so ([`Error::possibly_written`]).
+/// Every call ends by `default.api.timeout.ms` (1 minute), however many brokers it asks. Within it, an answer that calls
+/// for patience, such as that of a broker which is no longer the controller, is asked for again after `retry.backoff.ms`.
+/// A change whose answer was lost is asked for again too. If the repeated request then finds it made already
+/// (`TopicAlreadyExists`, `UnknownTopicOrPartition`, `GroupIdNotFound`), nobody can tell who has made it; if no answer
+/// comes at all, nobody can tell whether it was made. Such errors say so ([`Error::possibly_written`]).
 ///
 /// ```no_run
 /// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {

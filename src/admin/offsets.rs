@@ -52,8 +52,9 @@ impl KafkaAdmin {
     /// How far a group is behind, for every partition it has committed; each has its own outcome, so that one topic that was
     /// deleted, or may not be read, does not hide the others.
     ///
-    /// What it has never committed is not in it: a new group, or one that is stuck at its first record, has no lag here, and a name
-    /// that no group has gives an empty map. Compare with [`latest_offsets`](Self::latest_offsets) of its topics to see those.
+    /// What it has never committed is not in it: a new group, or one that is stuck at its first record, has no lag here,
+    /// and a name that no group has gives an empty map. Compare with [`latest_offsets`](Self::latest_offsets) of its
+    /// topics to see those.
     ///
     /// # Errors
     /// As [`group_offsets`](Self::group_offsets); per partition as [`latest_offsets`](Self::latest_offsets).

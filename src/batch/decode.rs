@@ -208,8 +208,9 @@ impl RawBatch {
     /// more than `max_decompressed` bytes together.
     ///
     /// # Errors
-    /// [`crate::error::ErrorKind::Protocol`] with the first and the last offset (see [`behind`](Self::behind)), if the CRC (where checked), the compressed
-    /// data or a record is wrong, or the number of records is not what the header says.
+    /// [`crate::error::ErrorKind::Protocol`] with the first and the last offset (see [`behind`](Self::behind)), if the
+    /// CRC (where checked), the compressed data or a record is wrong, or the number of records is not what the header
+    /// says.
     pub(crate) fn decode(
         &self,
         check_crc: bool,

@@ -144,16 +144,15 @@ impl KafkaConfig {
         set_sasl_plain_username => "sasl.plain.username";
         /// The password, for every mechanism. It is never shown.
         set_sasl_plain_password => "sasl.plain.password";
-        /// Java's login string (`sasl.jaas.config`) with PlainLoginModule, which means the mechanism PLAIN, or ScramLoginModule, which needs
-        /// `sasl.mechanism` to say which SCRAM. It is never shown.
+        /// Java's login string (`sasl.jaas.config`) with PlainLoginModule, which means the mechanism PLAIN, or
+        /// ScramLoginModule, which needs `sasl.mechanism` to say which SCRAM. It is never shown.
         set_sasl_jaas_config => "sasl.jaas.config";
         /// The client's name in the brokers' logs and quotas (`client.id`). Default: `dtkafka`.
         set_client_id => "client.id";
         /// The consumer group (`group.id`). Default: none.
         set_group_id => "group.id";
-        /// Where to start without a committed offset (`auto.offset.reset`): `earliest`, `latest` (default), `none`, `by_duration:P7D`
-        /// (KIP-1106), or an
-        /// [`AutoOffsetReset`].
+        /// Where to start without a committed offset (`auto.offset.reset`): `earliest`, `latest` (default), `none`,
+        /// `by_duration:P7D` (KIP-1106), or an [`AutoOffsetReset`].
         set_auto_offset_reset => "auto.offset.reset";
         /// Whether the consumer commits what earlier polls handed out (`enable.auto.commit`). Default: true.
         set_enable_auto_commit => "enable.auto.commit";
@@ -162,8 +161,8 @@ impl KafkaConfig {
         set_ssl_ca_file => "ssl.truststore.location";
         /// The authorities to trust as PEM text (`ssl.truststore.certificates`, KIP-651).
         set_ssl_ca_pem => "ssl.truststore.certificates";
-        /// Sets of public authorities to trust besides the above: `mozilla` (compiled in), `system` (the operating system's store), or
-        /// both separated by a comma. Default: both if no authority is named at all, none otherwise.
+        /// Sets of public authorities to trust besides the above: `mozilla` (compiled in), `system` (the operating
+        /// system's store), or both separated by a comma. Default: both if no authority is named at all, none otherwise.
         set_ssl_trust_roots => "ssl.trust.roots";
         /// The client's certificate chain as PEM text (`ssl.keystore.certificate.chain`, KIP-651).
         set_ssl_client_certificate_pem => "ssl.keystore.certificate.chain";
@@ -217,8 +216,8 @@ impl KafkaConfig {
 
     /// Any property by its Java name, its kafka-python name (underscores) or librdkafka's name.
     ///
-    /// An unknown name is reported by `KafkaInstance::new`, with the nearest known one. Java properties that mean nothing here, such as
-    /// `key.serializer`, are accepted and logged.
+    /// An unknown name is reported by `KafkaInstance::new`, with the nearest known one. Java properties that mean nothing
+    /// here, such as `key.serializer`, are accepted and logged.
     #[must_use]
     pub fn set(mut self, name: impl AsRef<str>, value: impl Into<SettingValue>) -> Self {
         let name = name.as_ref();
@@ -299,7 +298,8 @@ impl KafkaConfig {
     }
 
     /// What was set for a property, by a setter or by the URL; `None` if nothing was (its default is in
-    /// [`describe`](Self::describe)) or the name is unknown. A secret that was set is `"[hidden]"`, and the URL comes without its user info.
+    /// [`describe`](Self::describe)) or the name is unknown. A secret that was set is `"[hidden]"`, and the URL comes
+    /// without its user info.
     pub fn get(&self, name: impl AsRef<str>) -> Option<String> {
         let found = properties::find(name.as_ref())?;
         let effective = self.effective();

@@ -76,7 +76,8 @@ overlay! {
 }
 
 overlay! {
-    /// Overrides of one consumer, each a Java property; `get_consumer_with(topics, |c| c.group_id("audit").max_poll_records(50))`.
+    /// Overrides of one consumer, each a Java property; `get_consumer_with(topics, |c|
+    /// c.group_id("audit").max_poll_records(50))`.
     ///
     /// Every method takes text, numbers (times in milliseconds, sizes in bytes), `Duration` or the enum of the setting.
     ConsumerConfig {
@@ -102,8 +103,8 @@ overlay! {
         max_poll_interval => "max.poll.interval.ms";
         /// `session.timeout.ms`. Default: 45 s. Not with the consumer protocol, where the broker sets it.
         session_timeout => "session.timeout.ms";
-        /// `heartbeat.interval.ms`. Default: 3 s; below the session timeout. Not with the consumer protocol, where the broker sets
-        /// it.
+        /// `heartbeat.interval.ms`. Default: 3 s; below the session timeout. Not with the consumer protocol, where the
+        /// broker sets it.
         heartbeat_interval => "heartbeat.interval.ms";
         /// `fetch.min.bytes`. Default: 1.
         fetch_min_bytes => "fetch.min.bytes";
@@ -146,13 +147,13 @@ impl ProducerConfig {
 }
 
 impl ConsumerConfig {
-    /// An assignor of your own, for groups of the classic protocol; see [`Assignor`]. Called again it adds another, of lower
-    /// preference. Default: none. With `group.protocol=consumer`, an empty name or a built-in one it is a configuration error, told
-    /// when the consumer is made.
+    /// An assignor of your own, for groups of the classic protocol; see [`Assignor`]. Called again it adds another, of
+    /// lower preference. Default: none. With `group.protocol=consumer`, an empty name or a built-in one it is a
+    /// configuration error, told when the consumer is made.
     ///
-    /// Where `partition.assignment.strategy` is set its assignors are offered as well, behind this one, or in the order of the list
-    /// if that has this one's name. A rolling change to an assignor of your own offers the old and the new, as long as there are
-    /// members without it.
+    /// Where `partition.assignment.strategy` is set its assignors are offered as well, behind this one, or in the order
+    /// of the list if that has this one's name. A rolling change to an assignor of your own offers the old and the new,
+    /// as long as there are members without it.
     #[must_use]
     pub fn assignor(mut self, assignor: impl Assignor) -> Self {
         self.overlay.assignors.push(OwnAssignor::new(assignor));

@@ -80,8 +80,8 @@ impl KafkaConsumer {
         self.shared.cluster.expect_topic(topic);
     }
 
-    /// Says whether somebody works on what was taken. While that is so, and something of it is outstanding, the poll interval does
-    /// not run out, whether or not the work yields.
+    /// Says whether somebody works on what was taken. While that is so, and something of it is outstanding, the poll
+    /// interval does not run out, whether or not the work yields.
     pub(crate) fn set_at_work(&self, at_work: Option<AtWork>) {
         self.shared.lock().set_at_work(time::now(), at_work);
     }

@@ -54,8 +54,8 @@ impl Default for CloseOptions {
 
 impl KafkaConsumer {
     /// Commits what is covered (with `enable.auto.commit`), leaves the group unless the member is a static one
-    /// (`group.instance.id`), and returns after `deadline` at the latest. The consumer can do nothing more afterwards, and closing it
-    /// again is `Ok`. Commit first if the last poll's records are done as well.
+    /// (`group.instance.id`), and returns after `deadline` at the latest. The consumer can do nothing more afterwards,
+    /// and closing it again is `Ok`. Commit first if the last poll's records are done as well.
     ///
     /// # Errors
     /// [`ErrorKind::Timeout`] if the group could not be left in time; it then notices by `session.timeout.ms`.

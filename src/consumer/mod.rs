@@ -186,8 +186,9 @@ impl KafkaConsumer {
         self.shared.lock().set_listening(true);
     }
 
-    /// Leaves the group, committing nothing, or drops the assigned partitions, as [`assign`](Self::assign) does. A rebalance listener is called with
-    /// [`lost`](RebalanceListener::lost), by the next poll with a subscription or by the close.
+    /// Leaves the group, committing nothing, or drops the assigned partitions, as [`assign`](Self::assign) does. A
+    /// rebalance listener is called with [`lost`](RebalanceListener::lost), by the next poll with a subscription or by
+    /// the close.
     ///
     /// # Errors
     /// [`ErrorKind::Closed`] after [`close`](Self::close).

@@ -1,10 +1,11 @@
 //! Commits: their order, their retries, and who waits for them. Pure.
 //!
 //! One commit is out at a time and the next waits for its answer, so that an older position can never overwrite a newer
-//! one. What waits goes out together: of a partition only the last offset, and each who waits is told of what he has named. A commit carries the tenure of each partition: what belongs to an earlier assignment is dropped, and never sent
-//! under a later generation, since another member may have gone on from there. What is still of the same assignment when the
-//! group has gone on to another generation, as with cooperative rebalancing, is sent again under that one. What may be
-//! committed is decided elsewhere (`ledger.rs`): this file must never raise an offset.
+//! one. What waits goes out together: of a partition only the last offset, and each who waits is told of what he has
+//! named. A commit carries the tenure of each partition: what belongs to an earlier assignment is dropped, and never sent
+//! under a later generation, since another member may have gone on from there. What is still of the same assignment when
+//! the group has gone on to another generation, as with cooperative rebalancing, is sent again under that one. What may
+//! be committed is decided elsewhere (`ledger.rs`): this file must never raise an offset.
 
 use super::{fetch::is_passing, ledger::Life};
 use crate::{

@@ -19,9 +19,10 @@ use crate::{
 
 impl KafkaConsumer {
     /// The next records: at once if any are buffered, otherwise as soon as some arrive, and none after `timeout`. At most
-    /// `max.poll.records`. Calling it says that all records handed out before are done with. A `timeout` of zero takes what is there.
-    /// A call of the [`RebalanceListener`](crate::RebalanceListener) that this poll makes takes as long as it takes. A poll whose
-    /// future is kept and not looked after counts as one until `timeout` is over; `max.poll.interval.ms` runs from then.
+    /// `max.poll.records`. Calling it says that all records handed out before are done with. A `timeout` of zero takes
+    /// what is there. A call of the [`RebalanceListener`](crate::RebalanceListener) that this poll makes takes as long as
+    /// it takes. A poll whose future is kept and not looked after counts as one until `timeout` is over;
+    /// `max.poll.interval.ms` runs from then.
     ///
     /// # Errors
     /// What the group, the broker or a damaged batch refuses, with partition and offset; the next poll goes on where

@@ -244,8 +244,9 @@ impl KafkaInstance {
     /// [`assign`](KafkaConsumer::assign).
     ///
     /// # Errors
-    /// [`Config`](crate::ErrorKind::Config) for topics without a `group.id`; [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for an empty
-    /// topic name; as [`get_producer`](Self::get_producer), after `default.api.timeout.ms`. Logged before it is returned.
+    /// [`Config`](crate::ErrorKind::Config) for topics without a `group.id`;
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for an empty topic name; as
+    /// [`get_producer`](Self::get_producer), after `default.api.timeout.ms`. Logged before it is returned.
     ///
     /// # Cancel safety
     /// If dropped, no client is left behind.

@@ -90,7 +90,8 @@ pub(super) fn is_of_batch(letter: &ConsumerRecord) -> bool {
 
 const LAST_OFFSET: &str = "last-offset";
 
-/// The headers of a record that waits in a retry topic until `due` (milliseconds since the Unix epoch), as the work of this group.
+/// The headers of a record that waits in a retry topic until `due` (milliseconds since the Unix epoch), as the work of
+/// this group.
 pub(super) fn retry_headers(
     record: &ConsumerRecord,
     attempts: u32,

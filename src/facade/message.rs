@@ -299,8 +299,8 @@ impl CancellationToken {
         CURRENT.try_with(Self::child).unwrap_or_default()
     }
 
-    /// Runs `future` as a handler's: [`Message::cancellation`] within it gives this token. The consumer does so; it is for tests of
-    /// handlers, too.
+    /// Runs `future` as a handler's: [`Message::cancellation`] within it gives this token. The consumer does so; it is
+    /// for tests of handlers, too.
     ///
     /// ```
     /// use dtkafka::{CancellationToken, HandlerResult, Message};

@@ -1,8 +1,8 @@
 //! The facade: JSON values, one configuration, handlers per topic. Built on the clients' public handles alone.
 //!
 //! [`instance`] makes clients, [`producer`] sends and waits, [`consumer`] polls and dispatches, [`policy`] decides what
-//! happens to a record that its handlers do not take. Errors are logged here, with the fields `controller`, `subject` and `payload`, before they are
-//! returned. Never logs a password, a key or a value.
+//! happens to a record that its handlers do not take. Errors are logged here, with the fields `controller`, `subject` and
+//! `payload`, before they are returned. Never logs a password, a key or a value.
 
 mod borrowed;
 mod bulk;

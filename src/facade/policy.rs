@@ -105,8 +105,8 @@ impl ErrorPolicy {
 
     /// Calls a failing handler up to `attempts` times in all (1 or more), then stops. The pause before the second call is
     /// `backoff`; it doubles with each further one, up to [`max`](Self::max). Only the record's lane waits; the member
-    /// stays in its group. The lane keeps its place among those that [`concurrency`](crate::Consumer::concurrency) lets run: where
-    /// that is 1, as it is by default with [`Ordering::Key`](crate::Ordering::Key) and
+    /// stays in its group. The lane keeps its place among those that [`concurrency`](crate::Consumer::concurrency) lets
+    /// run: where that is 1, as it is by default with [`Ordering::Key`](crate::Ordering::Key) and
     /// [`Ordering::Unordered`](crate::Ordering::Unordered), everything waits. For long pauses use
     /// [`retry_topics`](Self::retry_topics), where a waiting record holds no place.
     pub fn retry(attempts: u32, backoff: Duration) -> Self {
@@ -161,16 +161,17 @@ impl ErrorPolicy {
     /// one after the other; the consumer reads them as well, and calls the handlers again when the pause is over. So it
     /// waits without holding up those behind it, which **overtake it**. The topics must exist, or be created by the brokers.
     ///
-    /// A retry topic without a committed offset is read from the start, whatever `auto.offset.reset` says: its records are this
-    /// group's own work. Each record says whose work it is: groups that read a topic with the same pauses may share its retry topics,
-    /// and each passes over what the other has put there. What somebody else wrote there without the header `dtkafka-retry-group`
-    /// counts as its own. A group of another name leaves behind what waits for the old one.
+    /// A retry topic without a committed offset is read from the start, whatever `auto.offset.reset` says: its records
+    /// are this group's own work. Each record says whose work it is: groups that read a topic with the same pauses may
+    /// share its retry topics, and each passes over what the other has put there. What somebody else wrote there without
+    /// the header `dtkafka-retry-group` counts as its own. A group of another name leaves behind what waits for the old
+    /// one.
     ///
-    /// The pauses may change, and may go: a consumer that connects reads on in retry topics of earlier policies, as far as its group
-    /// has committed offsets there by then. What waits in them has its last try before the policy's end. In a rolling change restart
-    /// the first instance once more when the last one is done, since an old one may have written to its topics meanwhile. Delete the
-    /// old topics when they are empty and the group has stopped. A handler that is registered for such a topic by its name makes it
-    /// a topic like any other.
+    /// The pauses may change, and may go: a consumer that connects reads on in retry topics of earlier policies, as far
+    /// as its group has committed offsets there by then. What waits in them has its last try before the policy's end. In
+    /// a rolling change restart the first instance once more when the last one is done, since an old one may have written
+    /// to its topics meanwhile. Delete the old topics when they are empty and the group has stopped. A handler that is
+    /// registered for such a topic by its name makes it a topic like any other.
     pub fn retry_topics(mut self, pauses: impl IntoIterator<Item = Duration>) -> Self {
         self.retry_topics = pauses.into_iter().collect();
         self
@@ -190,10 +191,10 @@ impl ErrorPolicy {
 
     /// Finally the record is written to this topic, and counts as handled when the broker has acknowledged it.
     ///
-    /// Key, value and headers are the original ones, and the timestamp is that of the letter, or a topic that keeps records for a time
-    /// would delete it at once; the headers `dtkafka-dead-letter-topic`, `-partition`,
-    /// `-offset`, `-timestamp`, `-attempts` and `-error` (with all causes) are added, each as text. A record that was read
-    /// from that very topic, or became a dead letter there before, would go round in a circle, and stops the consumer.
+    /// Key, value and headers are the original ones, and the timestamp is that of the letter, or a topic that keeps
+    /// records for a time would delete it at once; the headers `dtkafka-dead-letter-topic`, `-partition`, `-offset`,
+    /// `-timestamp`, `-attempts` and `-error` (with all causes) are added, each as text. A record that was read from that
+    /// very topic, or became a dead letter there before, would go round in a circle, and stops the consumer.
     pub fn then_dead_letter(mut self, topic: impl Into<String>) -> Self {
         self.last = Last::DeadLetter(Topic::Named(topic.into().into()));
         self

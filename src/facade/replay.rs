@@ -135,8 +135,9 @@ impl Replay {
     /// Reads what is there now and sends it back; returns when all is acknowledged.
     ///
     /// # Errors
-    /// `UnknownTopicOrPartition` where there is no such topic; those of reading and sending. What was sent before stays sent, and with a [`group`](Self::group) is committed only
-    /// together with all that was read. Logged before it is returned.
+    /// `UnknownTopicOrPartition` where there is no such topic; those of reading and sending. What was sent before stays
+    /// sent, and with a [`group`](Self::group) is committed only together with all that was read. Logged before it is
+    /// returned.
     ///
     /// # Cancel safety
     /// If dropped, what was sent stays sent.

@@ -2,8 +2,8 @@
 //!
 //! One driver task ([`task`]) sends. The handle never talks to a broker itself but for the first look at a topic.
 //! Appending takes only its partition's lock, so that many threads can append to many partitions; the topics are a
-//! snapshot ([`topics`]), replaced whole. Two locks are held at once only by the sticky partitioner, which looks at the queues to choose
-//! among them; none is held across an await.
+//! snapshot ([`topics`]), replaced whole. Two locks are held at once only by the sticky partitioner, which looks at the
+//! queues to choose among them; none is held across an await.
 
 pub(crate) mod accumulator;
 mod apart;

@@ -223,8 +223,8 @@ impl Queue {
         self.pending.front().map_or_else(|| self.accumulator.first_len(), |batch| batch.bytes.len())
     }
 
-    /// Who leads the partition now; to be called before a batch is asked for. Whoever waited for its old leader goes to a new one at once
-    /// (KIP-951).
+    /// Who leads the partition now; to be called before a batch is asked for. Whoever waited for its old leader goes to a
+    /// new one at once (KIP-951).
     pub(crate) fn handle_leadership(&mut self, leadership: &Leadership, aftermath: &mut Aftermath) {
         if (leadership.topic_id, leadership.leader_epoch) == (self.topic_id, self.leader_epoch) {
             return;

@@ -76,8 +76,8 @@ fn new_sender(shared: &Shared) -> Result<Sender> {
 impl Task {
     async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        // What it waits for stays from turn to turn: at one record a turn, to begin and to end each wait would cost as much as the
-        // record. Who closes the producer wakes it.
+        // What it waits for stays from turn to turn: at one record a turn, to begin and to end each wait would cost as
+        // much as the record. Who closes the producer wakes it.
         let mut woken = pin!(shared.wake.notified());
         let mut news = pin!(shared.cluster.subscribe().into_changed());
         let mut alarm = Alarm::new();

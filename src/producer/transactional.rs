@@ -338,8 +338,8 @@ impl Transaction<'_> {
         })
     }
 
-    /// As [`send_offsets`](Self::send_offsets), but does not wait for it: a commit does, and asks for it at the same time as what it
-    /// delivers. Returns the job to wait for, unless there is nothing to do.
+    /// As [`send_offsets`](Self::send_offsets), but does not wait for it: a commit does, and asks for it at the same time
+    /// as what it delivers. Returns the job to wait for, unless there is nothing to do.
     pub(crate) fn add_offsets<O: Into<OffsetAndMetadata>>(
         &self,
         group: &ConsumerGroupMetadata,

@@ -91,8 +91,8 @@ impl ConsumerCounters {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ConsumerMetrics {
-    /// Records that are done: handled, skipped or dead-lettered. One that moves on to a retry topic is done where it was, and counts
-    /// again where it waits.
+    /// Records that are done: handled, skipped or dead-lettered. One that moves on to a retry topic is done where it was,
+    /// and counts again where it waits.
     pub handled: u64,
     /// Calls of handlers that failed, and values that could not be read.
     pub failed: u64,

@@ -11,10 +11,11 @@ use crate::producer::ProducerStatistics;
 /// Publishes the numbers of one client through the [`metrics`] facade, to whatever recorder the program has installed. Needs the
 /// feature `metrics`.
 ///
-/// Call it every few seconds: what a client counts costs nothing more for it. Histograms are given what came since the last call,
-/// each duration as the upper bound of its class (5, 10, 25, 50, 75, 100, 250, 500, 750 ms, 1, 2.5, 5, 7.5, 10 s, which are those
-/// OpenTelemetry advises; a producer's are powers of two of milliseconds): a recorder with the same buckets counts them exactly, and
-/// sums are too large by at most the width of a class. What took longer than the last bound is given as twice that.
+/// Call it every few seconds: what a client counts costs nothing more for it. Histograms are given what came since the
+/// last call, each duration as the upper bound of its class (5, 10, 25, 50, 75, 100, 250, 500, 750 ms, 1, 2.5, 5, 7.5, 10
+/// s, which are those OpenTelemetry advises; a producer's are powers of two of milliseconds): a recorder with the same
+/// buckets counts them exactly, and sums are too large by at most the width of a class. What took longer than the last
+/// bound is given as twice that.
 ///
 /// | of a consumer | kind | |
 /// | --- | --- | --- |

@@ -168,8 +168,8 @@ impl Core {
         }
     }
 
-    /// Whether the topic of the partition's name is another one than that which the coordinator has assigned, by its id. Either the
-    /// coordinator has not heard of the new one yet, or the metadata are behind.
+    /// Whether the topic of the partition's name is another one than that which the coordinator has assigned, by its id.
+    /// Either the coordinator has not heard of the new one yet, or the metadata are behind.
     fn is_replaced(&self, key: &TopicPartition) -> bool {
         let assigned = self.member.as_ref().and_then(|member| member.assigned_id(key));
         matches!(self.mode, Mode::Topics)

@@ -37,7 +37,8 @@ pub enum Rebalance {
     Revoking(Vec<TopicPartition>),
     /// They are gone; what was done is committed, with automatic commits.
     Revoked(Vec<TopicPartition>),
-    /// They were taken away, or what was done could not be committed as the consumer left: it is delivered again, to another member.
+    /// They were taken away, or what was done could not be committed as the consumer left: it is delivered again, to
+    /// another member.
     Lost(Vec<TopicPartition>),
 }
 
@@ -194,9 +195,10 @@ impl ConsumerHandle {
         self.shared.stop_token().cancel();
     }
 
-    /// Whether it is connected and a member of its group, with partitions or, as one more than there are, without: what a readiness
-    /// probe asks. Costs no request. False before it first consumes, and after it has left; while the group is rebalanced it may be
-    /// false for a moment. A member whose coordinator is out of reach stays one until `session.timeout.ms` has passed.
+    /// Whether it is connected and a member of its group, with partitions or, as one more than there are, without: what a
+    /// readiness probe asks. Costs no request. False before it first consumes, and after it has left; while the group is
+    /// rebalanced it may be false for a moment. A member whose coordinator is out of reach stays one until
+    /// `session.timeout.ms` has passed.
     pub fn is_ready(&self) -> bool {
         self.shared.client().is_some_and(|client| client.group_metadata().is_ok())
     }
@@ -216,8 +218,8 @@ impl ConsumerHandle {
         self.shared.metrics()
     }
 
-    /// Commits what was handled and not committed yet, while [`run`](crate::Consumer::run) goes on: for consumers without automatic
-    /// commits.
+    /// Commits what was handled and not committed yet, while [`run`](crate::Consumer::run) goes on: for consumers without
+    /// automatic commits.
     ///
     /// # Errors
     /// As [`Consumer::commit`](crate::Consumer::commit); [`ErrorKind::InvalidArgument`] while the consumer is not connected, as
@@ -236,8 +238,9 @@ impl ConsumerHandle {
         logged(PLACE, committed.await)
     }
 
-    /// Takes no more records of these partitions until [`resume`](Self::resume) or until they are revoked: in an eager rebalance all
-    /// are, those that come back too (see [`Consumer::on_rebalance`](crate::Consumer::on_rebalance)). What was taken is still handled.
+    /// Takes no more records of these partitions until [`resume`](Self::resume) or until they are revoked: in an eager
+    /// rebalance all are, those that come back too (see [`Consumer::on_rebalance`](crate::Consumer::on_rebalance)). What
+    /// was taken is still handled.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] if a partition is not assigned; none is paused then.

@@ -415,8 +415,8 @@ impl Engine {
         self.failure.take().map_or(Ok(()), Err)
     }
 
-    /// Takes and runs until `shutdown` completes or something fails, which [`finish`](Self::finish) tells. A retriable error of taking
-    /// is logged by `log`.
+    /// Takes and runs until `shutdown` completes or something fails, which [`finish`](Self::finish) tells. A retriable
+    /// error of taking is logged by `log`.
     pub(super) async fn run<S: Future<Output = ()>>(
         &mut self,
         mut shutdown: Pin<&mut S>,

@@ -356,8 +356,8 @@ impl Lane {
         }
     }
 
-    /// Runs a handler to its end, its panic or its deadline. Before it waits, what was done before is told. `waits`: it was polled
-    /// already, by this task, and waits.
+    /// Runs a handler to its end, its panic or its deadline. Before it waits, what was done before is told. `waits`: it
+    /// was polled already, by this task, and waits.
     async fn guard<T>(&mut self, running: impl Future<Output = T>, waits: bool) -> Result<T, Failure> {
         let running = AssertUnwindSafe(running).catch_unwind();
         let ended = match self.route.policy.limit() {

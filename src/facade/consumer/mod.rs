@@ -39,12 +39,12 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 /// * **Order.** The records of a partition are handled one after another, in order; partitions run beside each other. See
 ///   [`ordering`](Self::ordering) and [`concurrency`](Self::concurrency) for more. Several handlers of a topic run in the
 ///   order they were registered.
-/// * **Commits.** With `enable.auto.commit` (the default), each [`consume`](Self::consume) ends with one commit of what its
-///   handlers have handled. [`run`](Self::run) commits beside its handlers: after `max.poll.records` records, when there is
-///   nothing left to do, and else ten times a second; also before partitions go to another member and when it ends. So a
-///   crash hands out again what was done in the last moment, and no more. Without it, [`commit`](Self::commit) and
-///   [`ConsumerHandle::commit`] alone commit, and also never past a record that was not handled. A record counts as handled when every handler of its topic has returned `Ok`, or when the
-///   [`ErrorPolicy`] has dealt with it.
+/// * **Commits.** With `enable.auto.commit` (the default), each [`consume`](Self::consume) ends with one commit of what
+///   its handlers have handled. [`run`](Self::run) commits beside its handlers: after `max.poll.records` records, when
+///   there is nothing left to do, and else ten times a second; also before partitions go to another member and when it
+///   ends. So a crash hands out again what was done in the last moment, and no more. Without it, [`commit`](Self::commit)
+///   and [`ConsumerHandle::commit`] alone commit, and also never past a record that was not handled. A record counts as
+///   handled when every handler of its topic has returned `Ok`, or when the [`ErrorPolicy`] has dealt with it.
 /// * **Errors.** [`error_policy`](Self::error_policy) says what happens when a handler fails, panics or takes too long.
 /// * **Topics without a handler.** Their records count as handled; a warning is logged once for each topic.
 /// * **Long handlers.** The member stays in its group however long a handler takes. A handler that is stuck holds up its own
@@ -141,9 +141,9 @@ impl Consumer {
     /// ([`Topics::glob`]), or all others. Retry topics of the [`ErrorPolicy`] are read as well. What other groups have put into a
     /// retry topic that the pattern matches is passed over, unless a handler names that topic.
     ///
-    /// **A dead letter topic must not match.** One that the policy names is refused if the client can read the pattern; one that a
-    /// closure chooses is your responsibility. A letter that would go in a circle, to a topic that its record came from, is not
-    /// written, and stops the consumer.
+    /// **A dead letter topic must not match.** One that the policy names is refused if the client can read the pattern;
+    /// one that a closure chooses is your responsibility. A letter that would go in a circle, to a topic that its record
+    /// came from, is not written, and stops the consumer.
     ///
     /// ```no_run
     /// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {
@@ -225,9 +225,9 @@ impl Consumer {
         self
     }
 
-    /// How many handlers may run at once; 0 counts as 1. Default: with [`Ordering::Partition`] as many as there are partitions,
-    /// with [`Ordering::Key`] and [`Ordering::Unordered`] 1. One that pauses between two calls counts, one that waits in a retry topic
-    /// does not.
+    /// How many handlers may run at once; 0 counts as 1. Default: with [`Ordering::Partition`] as many as there are
+    /// partitions, with [`Ordering::Key`] and [`Ordering::Unordered`] 1. One that pauses between two calls counts, one
+    /// that waits in a retry topic does not.
     ///
     /// Waiting records are bounded per partition, in number and in bytes (`fetch.buffer.memory` in all), so that many keys cost
     /// no more than few. Only the partition that is full is paused.

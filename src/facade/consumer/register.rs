@@ -21,9 +21,9 @@ use crate::{
 impl Consumer {
     /// Adds a handler for the records of a topic, behind those it has already. Values are read as JSON.
     ///
-    /// A closure needs no types beyond its message's; it fails with a [`HandlerError`](crate::HandlerError), into which `?`
-    /// turns any error. For functions with an error type of their own see [`register`](Self::register). One handler serves several
-    /// topics with [`Topics::glob`], and all topics without a handler with [`Topics::others`].
+    /// A closure needs no types beyond its message's; it fails with a [`HandlerError`](crate::HandlerError), into which
+    /// `?` turns any error. For functions with an error type of their own see [`register`](Self::register). One handler
+    /// serves several topics with [`Topics::glob`], and all topics without a handler with [`Topics::others`].
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] for a topic that this consumer does not consume, or that has a handler of batches.
@@ -86,9 +86,9 @@ impl Consumer {
         Ok(self)
     }
 
-    /// Adds a handler of many records at once: up to `records` of one lane, or fewer once the first of them has waited for
-    /// `wait`; with zero it takes what is there. [`consume`](Self::consume) returns no sooner than its last batch is handled: a long `wait` is
-    /// for [`run`](Self::run). See [`Batch`].
+    /// Adds a handler of many records at once: up to `records` of one lane, or fewer once the first of them has waited
+    /// for `wait`; with zero it takes what is there. [`consume`](Self::consume) returns no sooner than its last batch is
+    /// handled: a long `wait` is for [`run`](Self::run). See [`Batch`].
     ///
     /// # Errors
     /// As [`register_handler`](Self::register_handler); also for 0 records, or a topic that has another handler.
@@ -140,9 +140,10 @@ impl Consumer {
     /// (`max_blocking_threads`, 512 by default) must have more of them than handlers that run at once, or none is left for the
     /// connection that the handlers wait for.
     ///
-    /// Nobody can stop such a call. Once its deadline or the consumer's [`drain_timeout`](Self::drain_timeout) is over, or its partition
-    /// is another member's, it is not waited for, and its record comes again, but it runs to its end, unless it looks at
-    /// [`Message::cancellation`]. A runtime that ends waits for it as well: see tokio's `Runtime::shutdown_timeout`.
+    /// Nobody can stop such a call. Once its deadline or the consumer's [`drain_timeout`](Self::drain_timeout) is over,
+    /// or its partition is another member's, it is not waited for, and its record comes again, but it runs to its end,
+    /// unless it looks at [`Message::cancellation`]. A runtime that ends waits for it as well: see tokio's
+    /// `Runtime::shutdown_timeout`.
     ///
     /// # Errors
     /// As [`register_handler`](Self::register_handler).

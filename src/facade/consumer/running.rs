@@ -51,15 +51,15 @@ const OUTBOX_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Consumer {
     /// Polls once, waiting up to `timeout` for records, passes them to their handlers, waits for these, and commits if
-    /// automatic commits are on. Returns how many records were handled. The first call connects before that, which takes up to
-    /// `default.api.timeout.ms` where no broker or no coordinator answers. Records of a retry topic that have to wait keep waiting
-    /// while it is not called, and are handled by a later call.
+    /// automatic commits are on. Returns how many records were handled. The first call connects before that, which takes
+    /// up to `default.api.timeout.ms` where no broker or no coordinator answers. Records of a retry topic that have to
+    /// wait keep waiting while it is not called, and are handled by a later call.
     ///
     /// # Errors
-    /// The handler's error ([`Handler`](ErrorKind::Handler)) or that of reading the value ([`Json`](ErrorKind::Json)), with topic,
-    /// partition and offset, if the policy is to stop: this record and those behind it come again with the next call, and
-    /// what was handled before is committed. Otherwise that of connecting, polling, dead-lettering or committing, by which no
-    /// record is lost. Logged before it is returned.
+    /// The handler's error ([`Handler`](ErrorKind::Handler)) or that of reading the value ([`Json`](ErrorKind::Json)),
+    /// with topic, partition and offset, if the policy is to stop: this record and those behind it come again with the
+    /// next call, and what was handled before is committed. Otherwise that of connecting, polling, dead-lettering or
+    /// committing, by which no record is lost. Logged before it is returned.
     ///
     /// # Cancel safety
     /// If dropped, the running handlers end where they stand; their records and what follows come again with the next call.
@@ -91,9 +91,10 @@ impl Consumer {
         }
     }
 
-    /// Consumes until `shutdown` completes, or [`ConsumerHandle::stop`](crate::ConsumerHandle::stop) is called; then lets the running handlers finish (up
-    /// to [`drain_timeout`](Self::drain_timeout)), commits if automatic commits are on, and leaves the group. If they are off, commit
-    /// meanwhile by [`ConsumerHandle::commit`](crate::ConsumerHandle::commit); what is not committed when it ends comes again.
+    /// Consumes until `shutdown` completes, or [`ConsumerHandle::stop`](crate::ConsumerHandle::stop) is called; then lets
+    /// the running handlers finish (up to [`drain_timeout`](Self::drain_timeout)), commits if automatic commits are on,
+    /// and leaves the group. If they are off, commit meanwhile by
+    /// [`ConsumerHandle::commit`](crate::ConsumerHandle::commit); what is not committed when it ends comes again.
     ///
     /// Errors that may pass, such as a lost connection, are logged and do not end it.
     ///
@@ -181,9 +182,9 @@ impl Consumer {
     /// [`run`](Self::run) until the process is told to end: by SIGTERM, SIGINT (ctrl-c), or what the system has in their place.
     /// Needs the feature `signal`, which is on by default.
     ///
-    /// A second signal, a second or more after the first, does not wait for running handlers: they are dropped where they stand, and
-    /// their records are delivered again. What is done is still committed and the group is left, within 5 s. From the first call on, for as long as the process lives,
-    /// these signals no longer end it by themselves.
+    /// A second signal, a second or more after the first, does not wait for running handlers: they are dropped where they
+    /// stand, and their records are delivered again. What is done is still committed and the group is left, within 5 s.
+    /// From the first call on, for as long as the process lives, these signals no longer end it by themselves.
     ///
     /// # Errors
     /// As [`run`](Self::run); also if no signal can be listened for.
@@ -260,8 +261,9 @@ impl Consumer {
         failure.and(outcome).and(closed)
     }
 
-    /// Commits what was handled and not committed yet: for consumers without automatic commits. Does nothing while the consumer is
-    /// not connected, as after [`run`](Self::run): [`ConsumerHandle::commit`](crate::ConsumerHandle::commit) commits while it runs.
+    /// Commits what was handled and not committed yet: for consumers without automatic commits. Does nothing while the
+    /// consumer is not connected, as after [`run`](Self::run): [`ConsumerHandle::commit`](crate::ConsumerHandle::commit)
+    /// commits while it runs.
     ///
     /// # Errors
     /// The coordinator's error; after a rebalance, the partitions may be another member's, which handles the records again.

@@ -187,7 +187,8 @@ mod tests {
         tests::{counts, expected, member, shown},
     };
 
-    /// Looked at each with each they would be a hundred million pairs: no time is measured, but a test that takes minutes is seen.
+    /// Looked at each with each they would be a hundred million pairs: no time is measured, but a test that takes minutes
+    /// is seen.
     #[test]
     fn as_many_racks_as_members_and_partitions_are_not_looked_at_each_with_each() {
         let all = 10_000;

@@ -1,5 +1,5 @@
-//! What becomes of batches that are not in the log, or not for sure: they go again, in halves, without their bad records, or fail.
-//! Pure; it decides nothing, but carries out.
+//! What becomes of batches that are not in the log, or not for sure: they go again, in halves, without their bad records,
+//! or fail. Pure; it decides nothing, but carries out.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! What came of requests: each answer becomes a decision about each of its batches, which the partition's queue carries out. Pure but
-//! for the partitions' locks.
+//! What came of requests: each answer becomes a decision about each of its batches, which the partition's queue carries
+//! out. Pure but for the partitions' locks.
 
 use std::sync::Arc;
 
@@ -224,8 +224,8 @@ impl Sender {
         self.change_all(now, |queue, no_identity, aftermath| queue.expire(now, no_identity, aftermath));
     }
 
-    /// Changes a partition's queue, and sees to what follows of it. There is no other way to change one: an answer to one batch may
-    /// end another, of which a transaction must know, and which may need another identity.
+    /// Changes a partition's queue, and sees to what follows of it. There is no other way to change one: an answer to one
+    /// batch may end another, of which a transaction must know, and which may need another identity.
     pub(super) fn change<T>(
         &mut self,
         now: Instant,

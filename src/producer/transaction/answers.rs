@@ -41,9 +41,9 @@ impl Core {
         }
         let is_lost = asked && error.code().is_none();
         if is_lost && !self.version2 && !matches!(call, Call::Init(_)) {
-            // The request may arrive when this transaction is over: the offsets of an aborted transaction would be committed
-            // with the next, and an end would end the next. An answer that cannot be read says no more than one that was lost: the
-            // connection may have ended because of another's.
+            // The request may arrive when this transaction is over: the offsets of an aborted transaction would be
+            // committed with the next, and an end would end the next. An answer that cannot be read says no more than one
+            // that was lost: the connection may have ended because of another's.
             self.needs_bump = true;
         }
         match verdict(call, &error, asked) {

@@ -1,4 +1,5 @@
-//! Tables of what the core does. Seeds against a model of a coordinator: `random.rs`; what is lost, damaged or unreachable: `lost.rs`.
+//! Tables of what the core does. Seeds against a model of a coordinator: `random.rs`; what is lost, damaged or
+//! unreachable: `lost.rs`.
 
 mod lost;
 mod random;

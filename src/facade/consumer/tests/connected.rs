@@ -394,7 +394,8 @@ async fn a_consumer_is_ready_while_it_is_a_member_also_of_a_group_that_has_no_pa
     assert!(!first.is_ready() && !second.is_ready(), "they have left");
 }
 
-/// A signal when `done` is told, and another once the consumer, which leaves then, has asked for a commit; its answer waits for that.
+/// A signal when `done` is told, and another once the consumer, which leaves then, has asked for a commit; its answer
+/// waits for that.
 #[cfg(feature = "signal")]
 fn until_it_leaves<'a>(
     broker: &'a EmbeddedBroker,
