@@ -77,6 +77,9 @@ pub(super) fn ids(batch: &bytes::Bytes) -> Vec<u32> {
     decoded.slots.iter().map(id).collect()
 }
 
+/// Who the producer is where a transaction says so.
+const TRANSACTIONAL: ProducerIdentity = ProducerIdentity { id: 7, epoch: 0 };
+
 /// More than brokers there are.
 const CONNECTIONS: i32 = 10;
 
@@ -114,7 +117,7 @@ impl World {
         let topic: Arc<str> = "orders".into();
         let settings = SenderSettings {
             idempotent: limits.idempotent,
-            transactional: false,
+            transactional: limits.transactional,
             max_in_flight: limits.max_in_flight,
             max_request_size: 1 << 20,
             retry_backoff: Duration::from_millis(100),
@@ -182,7 +185,10 @@ impl World {
     /// One turn of the task.
     pub(super) fn turn(&mut self, hurry: bool) {
         self.sender.handle_scheduled(&mut self.scheduled);
-        self.sender.handle_tick(self.now, &self.snapshot, hurry, None);
+        // One transaction, of which every partition is part by being written to.
+        let permit = Permit { identity: Ok(Some(TRANSACTIONAL)), partitions: None };
+        let permit = self.sender.settings.transactional.then_some(permit);
+        self.sender.handle_tick(self.now, &self.snapshot, hurry, permit);
         while let Some(action) = self.sender.poll_action() {
             match action {
                 Action::Connect(id) => self.sender.handle_connected(self.now, id, true),
