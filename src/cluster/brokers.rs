@@ -47,6 +47,10 @@ impl Lane {
 /// How long a broker that has refused is taken to refuse still. Within this time rounds of two brokers reach each of hundreds.
 const REFUSED_LATELY: Duration = Duration::from_secs(300);
 
+/// For how long a broker that was silent in one lane comes after the others. By then its other connections are known to be dead, or
+/// it answers.
+const SILENT_FOR: Duration = Duration::from_secs(60);
+
 pub(crate) struct Brokers {
     settings: Arc<ClientSettings>,
     /// The runtime in which connections live, if it is not the caller's.
@@ -108,6 +112,13 @@ impl Brokers {
     /// A broker was connected to, and had no answer: others come first, until it has one.
     pub(crate) fn handle_unanswered(&self, id: i32) {
         self.handle_overtaken(id);
+    }
+
+    /// A broker was silent in some lane: it may be paused, or cut off, and its other connections do not know it yet.
+    pub(crate) fn handle_silent(&self, id: i32) {
+        if let Some(slot) = lock(&self.inner).slots.get(&(id, Lane::Main)) {
+            *lock(&slot.silent_at) = Some(time::now());
+        }
     }
 
     /// A broker has answered.
@@ -250,6 +261,9 @@ impl Brokers {
                 // The time-out of the next attempt is longer.
                 let _ = dialing.setup.next(&mut rng);
                 slot.failures.fetch_add(1, Ordering::Relaxed);
+                if lane != Lane::Main {
+                    self.handle_silent(id);
+                }
                 let error = if id >= 0 { error.with_broker(id) } else { error };
                 self.handle_unreachable(id, &error);
                 Err(error)
@@ -383,8 +397,10 @@ impl Inner {
 fn candidate(id: i32, slot: Option<&Slot>, max_idle: Duration) -> Candidate {
     let open = slot.and_then(|slot| slot.open(time::now(), max_idle));
     let failures = slot.map_or(0, |slot| slot.failures.load(Ordering::Relaxed));
+    let silent_at = slot.and_then(|slot| *lock(&slot.silent_at));
+    let is_silent = silent_at.is_some_and(|at| time::now() < at + SILENT_FOR);
     // A broker that throttles us, or that did not answer the last time, comes after the others.
-    let open = open.filter(|open| failures == 0 && open.held_until().is_none());
+    let open = open.filter(|open| failures == 0 && !is_silent && open.held_until().is_none());
     Candidate { id, load: open.map(|open| open.in_flight()), failures }
 }
 

@@ -332,11 +332,18 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<R::Response> {
         let connection = self.connection(broker, lane, deadline).await?;
-        let answer = connection.call(request, deadline).await.map_err(|error| error.with_broker(broker));
-        if answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Disconnected) {
-            self.refresh();
+        self.note(broker, connection.call(request, deadline).await)
+    }
+
+    /// What became of a request to a broker: who has closed the connection may have moved, and who is silent comes after others where
+    /// any will do.
+    pub(crate) fn note<T>(&self, broker: i32, answer: Result<T>) -> Result<T> {
+        match answer.as_ref().map_err(Error::kind) {
+            Err(ErrorKind::Disconnected) => self.refresh(),
+            Err(ErrorKind::Timeout) => self.shared.brokers.handle_silent(broker),
+            _ => {}
         }
-        answer
+        answer.map_err(|error| error.with_broker(broker))
     }
 
     /// The brokers that an answer tells of. Where they are is taken over of those that are new.
@@ -568,5 +575,37 @@ pub(crate) mod tests {
         tokio::time::advance(Duration::from_secs(4 * 3600)).await;
         let deadline = time::after(Duration::from_secs(60));
         assert!(cluster.any_connection(deadline).await.err().unwrap().is_retriable());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_is_silent_in_one_lane_is_not_asked_in_another_while_others_answer() {
+        let broker = EmbeddedBroker::builder().brokers(3).in_memory().start().await.unwrap();
+        let config = KafkaConfig::new()
+            .set_bootstrap_servers(broker.bootstrap_servers())
+            .set_transport(InMemory(broker.network()));
+        let settings = Arc::new(config.resolve_client().unwrap());
+        for is_connected in [true, false] {
+            let cluster = Cluster::start(Arc::clone(&settings)).unwrap();
+            let deadline = time::after(Duration::from_secs(60));
+            cluster.connect(deadline).await.unwrap();
+            let ids: Vec<i32> = cluster.metadata().brokers.keys().copied().collect();
+            for id in &ids {
+                cluster.connection(*id, Lane::Main, deadline).await.unwrap();
+            }
+            if is_connected {
+                cluster.connection(ids[0], Lane::Group, deadline).await.unwrap();
+            }
+            broker.control().cut(None, Some(ids[0]));
+            // A heartbeat, of a member whose coordinator is paused.
+            let until = time::after(Duration::from_secs(15));
+            let beat = wire::HeartbeatRequest::default();
+            let error = cluster.call(ids[0], Lane::Group, beat, until).await.unwrap_err();
+            assert_eq!(error.kind() == ErrorKind::Timeout, is_connected, "{error}");
+            for _ in 0..30 {
+                let (id, _) = cluster.shared.any_connection(false, &Set::new(), deadline).await.unwrap();
+                assert_ne!(id, ids[0], "it may take its whole time-out again");
+            }
+            broker.control().heal_all();
+        }
     }
 }

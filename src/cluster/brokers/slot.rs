@@ -27,6 +27,8 @@ pub(super) struct Slot {
     leaves: Notify,
     /// Attempts that failed or were overtaken since the last that succeeded.
     pub(super) failures: AtomicU32,
+    /// When the broker was last silent, in whatever lane.
+    pub(super) silent_at: Mutex<Option<Instant>>,
     /// Held while dialing, so that all who wait for a broker share one attempt. An async mutex: it is meant to be held
     /// across the dial.
     pub(super) dialing: tokio::sync::Mutex<Dialing>,
@@ -55,6 +57,7 @@ impl Slot {
             is_left: AtomicBool::new(false),
             leaves: Notify::new(),
             failures: AtomicU32::new(0),
+            silent_at: Mutex::new(None),
             dialing,
         }
     }

@@ -12,7 +12,7 @@ use crate::{
         lookups::{Found, FoundOffset, Lookup},
         partitions::{Check, EpochEnd, EpochEnds},
     },
-    error::{ErrorKind, Result},
+    error::Result,
     record::TopicPartition,
     time::{self, Instant},
 };
@@ -65,10 +65,7 @@ pub(in crate::consumer) async fn fetch(shared: &Shared, action: FetchAction) -> 
         true => connection.call(request, deadline).await,
         false => connection.call_up_to::<BY_NAME, _>(request, deadline).await,
     };
-    if answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Disconnected) {
-        shared.cluster.refresh();
-    }
-    answer.map_err(|error| error.with_broker(action.broker))
+    shared.cluster.note(action.broker, answer)
 }
 
 /// First or last offsets, asked of one leader.

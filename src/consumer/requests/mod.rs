@@ -67,7 +67,7 @@ async fn to_coordinator<R: Api>(
         // Requests on this connection would wait behind the unanswered one, for as long as the poll interval.
         connection.end();
     }
-    noted(shared, broker, answer.map_err(|error| error.with_broker(broker)))
+    noted(shared, broker, answer)
 }
 
 /// Returns once it turns out that a broker which has held back a join for long does not coordinate the group any more, or
@@ -91,6 +91,7 @@ async fn does_not_coordinate(shared: &Shared, broker: i32) -> Error {
 
 /// A coordinator that cannot be reached may have moved.
 fn noted<T>(shared: &Shared, broker: i32, result: Result<T>) -> Result<T> {
+    let result = shared.cluster.note(broker, result);
     if let (Err(error), Some(group)) = (&result, &shared.settings.group_id)
         && error.code().is_none()
         && error.is_retriable()

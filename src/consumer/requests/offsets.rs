@@ -57,7 +57,7 @@ pub(in crate::consumer) async fn commit(
         true => connection.call(request, deadline).await,
         false => connection.call_up_to::<OFFSETS_BY_NAME, _>(request, deadline).await,
     };
-    let answer = noted(shared, broker, answer.map_err(|error| error.with_broker(broker)))?;
+    let answer = noted(shared, broker, answer)?;
     let mut codes = Vec::new();
     for topic in answer.topics {
         let Some(name) = ids.name(&topic.name, topic.topic_id) else { continue };
