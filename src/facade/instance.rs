@@ -349,14 +349,19 @@ impl KafkaInstance {
         topics: &[Arc<str>],
         overrides: ConsumerConfig,
     ) -> Result<KafkaConsumer> {
+        let consumer = self.begin_consumer(overrides)?;
+        consumer.connect().await?;
+        consumer.subscribe(topics)?;
+        Ok(consumer)
+    }
+
+    /// A consumer that begins to connect.
+    pub(super) fn begin_consumer(&self, overrides: ConsumerConfig) -> Result<KafkaConsumer> {
         let config = overrides.merged(&self.config);
         config.log_beside(&self.config);
         let settings = config.resolve_consumer()?;
         // From the merged configuration, because its fetch sizes decide how large an answer may be.
-        let consumer = KafkaConsumer::start(Arc::new(config.resolve_client()?), settings)?;
-        consumer.connect().await?;
-        consumer.subscribe(topics)?;
-        Ok(consumer)
+        KafkaConsumer::start(Arc::new(config.resolve_client()?), settings)
     }
 
     /// An admin client; waits for the first answer of a broker.

@@ -755,3 +755,29 @@ async fn a_listener_hears_of_a_revocation_while_consume_waits_for_a_handler_of_a
     consuming.abort();
     second.close(PATIENCE).await.unwrap();
 }
+
+#[tokio::test]
+async fn calls_that_are_dropped_before_they_are_connected_get_connected_in_the_end() {
+    let (broker, kafka) = broker(&[("orders", 1)]).await;
+    produce(&kafka, "orders", 1, 1, 0..1).await;
+    let control = broker.control();
+    for api in [ApiKey::Metadata, ApiKey::FindCoordinator, ApiKey::OffsetFetch] {
+        control.delay(api, Duration::from_millis(250));
+    }
+    let seen = Seen::default();
+    let log = Arc::clone(&seen);
+    let mut consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_handler("orders", async move |m: Message<u32>| {
+            log.lock().unwrap().push(m.value);
+            Ok(())
+        })
+        .unwrap();
+    let begun = Instant::now();
+    while seen.lock().unwrap().is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "each call begins anew");
+        let _too_soon = tokio::time::timeout(Duration::from_millis(500), consumer.consume(PATIENCE)).await;
+    }
+    consumer.close().await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), [0]);
+}

@@ -88,6 +88,8 @@ pub struct Consumer {
     keep_alive: Duration,
     take: usize,
     buffer: usize,
+    /// A client that has begun to connect.
+    connecting: Option<Arc<KafkaConsumer>>,
     engine: Option<Box<Engine>>,
     /// A call was dropped in the middle of its work.
     interrupted: bool,
@@ -206,6 +208,7 @@ impl Consumer {
             keep_alive: settings.max_poll_interval / 3,
             take: settings.max_poll_records,
             buffer: settings.fetch_buffer_memory,
+            connecting: None,
             engine: None,
             interrupted: false,
             shared: Arc::default(),

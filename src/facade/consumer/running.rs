@@ -62,7 +62,8 @@ impl Consumer {
     /// committing, by which no record is lost. Logged before it is returned.
     ///
     /// # Cancel safety
-    /// If dropped, the running handlers end where they stand; their records and what follows come again with the next call.
+    /// If dropped, the running handlers end where they stand; their records and what follows come again with the next call. A call
+    /// that is dropped while it connects leaves that to the next.
     pub async fn consume(&mut self, timeout: Duration) -> Result<usize> {
         const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::consume", subject: SUBJECT };
         let outcome = self.consume_once(timeout).await;
@@ -311,6 +312,7 @@ impl Consumer {
     async fn leave(&mut self, limit: Duration) -> Result<()> {
         const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::close", subject: SUBJECT };
         logged(PLACE, driver::check_runtime())?;
+        self.connecting = None;
         let Some(engine) = &mut self.engine else { return Ok(()) };
         self.interrupted = false;
         let is_committed = self.leaves == Leaves::Closing;
@@ -357,9 +359,7 @@ impl Consumer {
     /// The engine, connected, with nothing left of a call that was dropped.
     pub(super) async fn work(&mut self) -> Result<Working<'_>> {
         if self.engine.is_none() {
-            let (client, former) = self.connect().await?;
-            self.former = former;
-            let client = Arc::new(client);
+            let client = self.connect().await?;
             if let Some(listener) = &self.listener {
                 client.listen(Arc::clone(listener));
             }
@@ -386,14 +386,24 @@ impl Consumer {
     }
 
     /// A client of all topics that are consumed, retry topics included; and those of policies there were.
-    async fn connect(&self) -> Result<(KafkaConsumer, Arc<[Arc<str>]>)> {
-        let client = self.kafka.start_consumer(&[], self.overrides.clone()).await?;
-        // Before anything can be assigned.
-        let former = self.find_former(&client).await?;
-        let plan = Plan { former: Arc::clone(&former), ..self.plan() };
+    async fn connect(&mut self) -> Result<Arc<KafkaConsumer>> {
+        let client = match &self.connecting {
+            Some(client) => Arc::clone(client),
+            None => Arc::new(self.kafka.begin_consumer(self.overrides.clone())?),
+        };
+        // The next call goes on with it, or calls that are dropped too soon would never get connected.
+        self.connecting = Some(Arc::clone(&client));
+        let former = match client.connect().await {
+            // Before anything can be assigned.
+            Ok(()) => self.find_former(&client).await,
+            Err(error) => Err(error),
+        };
+        self.connecting = None;
+        self.former = former?;
+        let plan = self.plan();
         client.read_from_start(plan.read_from_start());
         plan.subscribe(&client)?;
-        Ok((client, former))
+        Ok(client)
     }
 
     /// Retry topics in which this group has committed offsets and that the present policies do not name. What waits there
