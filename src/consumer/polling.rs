@@ -14,7 +14,7 @@ use crate::{
     driver,
     error::{Error, ErrorKind, Result},
     record::TopicPartition,
-    time,
+    time::{self, Instant},
 };
 
 impl KafkaConsumer {
@@ -45,7 +45,7 @@ impl KafkaConsumer {
             return Err(poll_within_a_call());
         }
         let deadline = time::after(timeout);
-        let polling = Polling::begin(shared)?;
+        let mut polling = Polling::begin(shared)?;
         if !Listening::tell(&self.shared, Some(deadline)).await {
             return Ok(ConsumerRecords::default());
         }
@@ -65,7 +65,7 @@ impl KafkaConsumer {
                 return Ok(records);
             }
             driver::check_runtime()?;
-            shared.lock().handle_wait(deadline);
+            polling.wait(deadline);
             if tokio::time::timeout_at(deadline, changed).await.is_err() {
                 return Ok(records);
             }
@@ -76,6 +76,8 @@ impl KafkaConsumer {
 /// One poll under way; the time until the next counts from its end, however it ends.
 pub(super) struct Polling<'a> {
     shared: &'a Shared,
+    /// It waits until then at most.
+    until: Option<Instant>,
 }
 
 impl<'a> Polling<'a> {
@@ -85,8 +87,17 @@ impl<'a> Polling<'a> {
             if driver_is_due {
                 shared.wake.notify_one();
             }
-            Self { shared }
+            Self { shared, until: None }
         })
+    }
+
+    /// It has found nothing, and waits. To be called each time before it does: a listener's call may have come in between.
+    fn wait(&mut self, until: Instant) {
+        let mut core = self.shared.lock();
+        match self.until.replace(until) {
+            None => core.handle_wait(until),
+            Some(_) => core.handle_loose_poll(until),
+        }
     }
 
     /// What can be handed out now, at most `max` records.
@@ -166,7 +177,11 @@ impl<'a> Polling<'a> {
 
 impl Drop for Polling<'_> {
     fn drop(&mut self) {
-        self.shared.lock().handle_poll_end(time::now());
+        let mut core = self.shared.lock();
+        if let Some(until) = self.until {
+            core.handle_wait_end(until);
+        }
+        core.handle_poll_end(time::now());
     }
 }
 

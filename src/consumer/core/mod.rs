@@ -146,8 +146,8 @@ pub(crate) struct Core {
     /// The user's code is at work on what was taken, and may not yield: being at work is proof enough of life.
     at_work: Option<AtWork>,
     polls: usize,
-    /// When the last of the polls that wait should end.
-    polls_end: Option<Instant>,
+    /// When each of the polls that wait should end.
+    polls_end: Vec<Instant>,
     auto_commit_at: Option<Instant>,
     errors: VecDeque<Told>,
     fatal: Option<Error>,
@@ -201,7 +201,7 @@ impl Core {
             closing: None,
             at_work: None,
             polls: 0,
-            polls_end: None,
+            polls_end: Vec::new(),
             auto_commit_at: (has_group && settings.enable_auto_commit)
                 .then(|| now + settings.auto_commit_interval),
             errors: VecDeque::new(),
@@ -246,24 +246,22 @@ impl Core {
     /// A poll has returned, or was dropped.
     pub(crate) fn handle_poll_end(&mut self, now: Instant) {
         self.polls = self.polls.saturating_sub(1);
-        match (self.polls, self.polls_end) {
-            (0, _) => {
-                self.polls_end = None;
-                if let Some(member) = &mut self.member {
-                    member.handle_poll_end(now);
-                }
-            }
-            (_, Some(last)) => self.handle_wait(last.max(now)),
-            (_, None) => {}
+        match &mut self.member {
+            Some(member) if self.polls == 0 => member.handle_poll_end(now),
+            _ => self.handle_loose_poll(now),
         }
     }
 
     /// A poll waits until then. Its future may be kept, and never looked after again: from then on the poll interval runs.
     pub(crate) fn handle_wait(&mut self, until: Instant) {
-        let last = self.polls_end.map_or(until, |last| last.max(until));
-        self.polls_end = Some(last);
-        if let Some(member) = &mut self.member {
-            member.handle_loose_poll(last);
+        self.polls_end.push(until);
+        self.handle_loose_poll(until);
+    }
+
+    /// A poll that has begun to wait until then does so no longer.
+    pub(crate) fn handle_wait_end(&mut self, until: Instant) {
+        if let Some(found) = self.polls_end.iter().position(|end| *end == until) {
+            self.polls_end.swap_remove(found);
         }
     }
 
@@ -300,7 +298,7 @@ impl Core {
     /// A poll waits that may never be polled again: the poll interval must run.
     pub(crate) fn handle_loose_poll(&mut self, now: Instant) {
         if let Some(member) = &mut self.member {
-            member.handle_loose_poll(self.polls_end.map_or(now, |last| last.max(now)));
+            member.handle_loose_poll(self.polls_end.iter().copied().fold(now, Instant::max));
         }
     }
 

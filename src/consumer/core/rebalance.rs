@@ -426,11 +426,16 @@ mod tests {
             let (mut core, key, life, mut now) = joined();
             core.handle_done(&key, life, &[0, 1]);
             core.handle_poll_end(now);
-            // None of them is looked after again.
-            for seconds in polls.iter().chain(&[1]) {
+            let begin = |core: &mut Core, seconds| {
                 core.handle_poll(now).unwrap();
-                core.handle_wait(now + Duration::from_secs(*seconds));
-            }
+                core.handle_wait(now + Duration::from_secs(seconds));
+            };
+            begin(&mut core, 3_600);
+            // None of them is looked after again.
+            polls.iter().chain(&[1]).for_each(|seconds| begin(&mut core, *seconds));
+            // The first has ended before its time.
+            core.handle_wait_end(now + Duration::from_secs(3_600));
+            core.handle_poll_end(now);
             let until = now + Duration::from_secs(stays);
             let mut has_left = None;
             while has_left.is_none() && now < until + Duration::from_secs(60) {
