@@ -74,11 +74,11 @@ async fn to_coordinator<R: Api>(
 /// does not answer other requests either. A coordinator may hold a join back for the whole poll interval, because other
 /// members may take that long; a broker that hangs, or is not the coordinator any more, looks the same.
 async fn does_not_coordinate(shared: &Shared, broker: i32) -> Error {
-    let patience = shared.settings.session_timeout;
     loop {
-        tokio::time::sleep(patience).await;
+        tokio::time::sleep(shared.settings.session_timeout).await;
         let asked = async {
-            let deadline = of_one_request(shared, time::now() + patience);
+            // No less: only a connection that was silent for as long is not taken for the next question.
+            let deadline = time::now() + shared.cluster.settings().request_timeout;
             shared.cluster.coordinates(CoordinatorKind::Group, group_id(shared)?, broker, deadline).await
         };
         match asked.await {

@@ -191,7 +191,9 @@ async fn a_join_is_not_waited_for_at_a_broker_that_does_not_coordinate_the_group
         let silence = |fault: Fault| control.inject(fault.broker(2).effect(Effect::Silence));
         silence(Fault::on(ApiKey::JoinGroup));
         let config = bench.config().set("heartbeat.interval.ms", 50).set("session.timeout.ms", 400);
-        let consumer = bench.consumer(&config);
+        let config = config.set("request.timeout.ms", 500);
+        let client = Arc::new(config.resolve_client().unwrap());
+        let consumer = KafkaConsumer::start(client, config.resolve_consumer().unwrap()).unwrap();
         consumer.subscribe(["t"]).unwrap();
         while control.requests(ApiKey::JoinGroup) == 0 {
             consumer.poll(Duration::from_millis(20)).await.unwrap();
