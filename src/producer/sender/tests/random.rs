@@ -81,7 +81,7 @@ enum Weather {
 
 fn run(seed: u64) {
     let mut rng = Rng::new(seed.wrapping_mul(7919) + 1);
-    let weather = if seed % 2 == 0 { Weather::Storm } else { Weather::Passing };
+    let weather = if seed.is_multiple_of(2) { Weather::Storm } else { Weather::Passing };
     let partitions = 1 + rng.below(3);
     let mut limits = limits(true);
     if weather == Weather::Storm && rng.below(4) == 0 {
