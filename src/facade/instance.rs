@@ -416,7 +416,9 @@ mod tests {
         let config = KafkaConfig::new()
             .set_bootstrap_servers("127.0.0.1:1")
             .set("default.api.timeout.ms", 500)
-            .set("max.block.ms", 500);
+            .set("max.block.ms", 500)
+            // The start of a producer waits at least that long.
+            .set("socket.connection.setup.timeout.ms", 500);
         KafkaInstance::new(config).unwrap()
     }
 

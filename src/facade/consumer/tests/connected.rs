@@ -72,7 +72,7 @@ async fn a_handler_whose_partition_is_lost_is_dropped_where_it_waits() {
         .set_group_id("g")
         .set_auto_offset_reset("earliest")
         .set("heartbeat.interval.ms", 50)
-        .set("session.timeout.ms", 6000);
+        .set("session.timeout.ms", 3000);
     let kafka = KafkaInstance::new(config).unwrap();
     let producer = kafka.get_producer().await.unwrap();
     producer.send("t", &1).await.unwrap().await.unwrap();
