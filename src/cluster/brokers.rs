@@ -47,8 +47,8 @@ impl Lane {
 /// How long a broker that has refused is taken to refuse still. Within this time rounds of two brokers reach each of hundreds.
 const REFUSED_LATELY: Duration = Duration::from_secs(300);
 
-/// For how long a broker that was silent in one lane comes after the others. By then its other connections are known to be dead, or
-/// it answers.
+/// How long a broker that was silent in one lane comes after the others. After that it answers again, or its other
+/// connections are known to be dead.
 const SILENT_FOR: Duration = Duration::from_secs(60);
 
 pub(crate) struct Brokers {
@@ -114,7 +114,7 @@ impl Brokers {
         self.handle_overtaken(id);
     }
 
-    /// A broker was silent in some lane: it may be paused, or cut off, and its other connections do not know it yet.
+    /// A broker was silent in some lane. It may be paused or cut off, which its other connections have not noticed yet.
     pub(crate) fn handle_silent(&self, id: i32) {
         if let Some(slot) = lock(&self.inner).slots.get(&(id, Lane::Main)) {
             *lock(&slot.silent_at) = Some(time::now());

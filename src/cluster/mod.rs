@@ -335,8 +335,8 @@ impl Cluster {
         self.note(broker, connection.call(request, deadline).await)
     }
 
-    /// What became of a request to a broker: who has closed the connection may have moved, and who is silent comes after others where
-    /// any will do.
+    /// Takes note of what became of a request: a broker that has closed the connection may have moved, and one that is
+    /// silent comes after the others where any broker will do.
     pub(crate) fn note<T>(&self, broker: i32, answer: Result<T>) -> Result<T> {
         match answer.as_ref().map_err(Error::kind) {
             Err(ErrorKind::Disconnected) => self.refresh(),

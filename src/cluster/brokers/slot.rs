@@ -27,7 +27,7 @@ pub(super) struct Slot {
     leaves: Notify,
     /// Attempts that failed or were overtaken since the last that succeeded.
     pub(super) failures: AtomicU32,
-    /// When the broker was last silent, in whatever lane.
+    /// When the broker was last silent, in any lane.
     pub(super) silent_at: Mutex<Option<Instant>>,
     /// Held while dialing, so that all who wait for a broker share one attempt. An async mutex: it is meant to be held
     /// across the dial.
