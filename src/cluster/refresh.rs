@@ -4,7 +4,8 @@
 //!   Idle ──(wanted, too old, new topic)──> Asking ──ok──> Idle
 //!                                            │ failed
 //!                                            └──> BackingOff ──(time)──> Asking
-//! ``` A topic is followed while somebody subscribes to it, and for `metadata.max.idle.ms` after it was last used; then
+//! ```
+//! A topic is followed while somebody subscribes to it, and for `metadata.max.idle.ms` after it was last used; then
 //! it is forgotten. While topics are wanted by a pattern, all are asked about; a topic may also be asked about by its id,
 //! by itself, as brokers want it. Brokers may create a topic only where somebody asks for it who wants that: no refresh
 //! ever does. Never asks twice at once. A complaint, or somebody who waits, leads to a question after `retry.backoff.ms`

@@ -33,7 +33,8 @@ impl KafkaConsumer {
     ///
     /// # Errors
     /// [`ErrorKind::Broker`] with the coordinator's reason: after a rebalance the partitions are another member's, and it
-    /// reads these records again. [`ErrorKind::Timeout`] after `default.api.timeout.ms`; [`ErrorKind::Closed`] after
+    /// reads these records again. That something was lost uncommitted is told once, and nothing is committed then: the next
+    /// call commits what is this member's. [`ErrorKind::Timeout`] after `default.api.timeout.ms`; [`ErrorKind::Closed`] after
     /// [`close`](Self::close).
     ///
     /// # Cancel safety
@@ -46,7 +47,8 @@ impl KafkaConsumer {
     /// text and leader epoch an [`OffsetAndMetadata`].
     ///
     /// # Errors
-    /// As for [`commit`](Self::commit); [`ErrorKind::InvalidArgument`] for a negative offset or a text above 32,767 bytes;
+    /// As for [`commit`](Self::commit), but of these partitions alone, whatever was lost beside them;
+    /// [`ErrorKind::InvalidArgument`] for a negative offset or a text above 32,767 bytes;
     /// brokers take 4096 (`offset.metadata.max.bytes`) and refuse more.
     ///
     /// # Cancel safety

@@ -212,7 +212,8 @@ impl Error {
     ///
     /// The cause decides, not how far a connection came: a broker that closes, resets or keeps silent may be restarting,
     /// in the middle of a TLS or SASL handshake too. An alert, a certificate that is not trusted, refused credentials or
-    /// another protocol on the port stay until somebody changes a setting.
+    /// another protocol on the port stay until somebody changes a setting. A certificate that is not valid yet passes: the
+    /// clock of a machine that has just booted may be behind.
     pub fn is_retriable(&self) -> bool {
         match self.0.kind {
             _ if self.0.permanent => false,

@@ -25,8 +25,9 @@ pub(crate) struct ProducerIdentity {
 impl ProducerIdentity {
     /// The identity in a broker's answer.
     ///
-    /// # Errors `Protocol` for a negative id or epoch: brokers would take batches with a negative id for those of a
-    /// producer without idempotence.
+    /// # Errors
+    /// `Protocol` for a negative id or epoch: brokers would take batches with a negative id for those of a producer without
+    /// idempotence.
     pub(super) fn told(api: &'static str, id: i64, epoch: i16) -> Result<Self, Error> {
         match id >= 0 && epoch >= 0 {
             true => Ok(Self { id, epoch }),

@@ -13,8 +13,8 @@
 //! A topic that was made again has another log, which knows nothing of this producer and takes any sequence for the first
 //! (KIP-516). What is in flight to the old one lands before anything goes to the new one, and there one batch goes alone.
 //!
-//! A batch that may be in the log keeps its stamp for ever, and is sent again alone, so that the broker's answer says
-//! whether it is there. Where the sequence no longer fits, that goes on as long as nothing older waits; a batch for which
+//! A batch that may be in the log keeps its stamp for ever, and where it is sent again nothing goes behind it before its
+//! answer, which says whether it is there. Where the sequence no longer fits, that goes on as long as nothing older waits; a batch for which
 //! it cannot be found out fails, and its error says that it may be written.
 
 mod closed;
@@ -42,6 +42,9 @@ use crate::{
 /// A broker forgets a producer that has sent nothing for `producer.id.expiration.ms`, a day unless set: long before that one
 /// batch goes alone again.
 const PROOF_LASTS: Duration = Duration::from_secs(600);
+
+/// So many batches of each producer a broker remembers. Java: `ProducerStateEntry.NUM_BATCHES_TO_RETAIN`.
+const REMEMBERED: u64 = 5;
 
 /// A newer leader ends the pause of a batch with at most so many attempts.
 const MOST_HURRIED: u32 = 3;
@@ -207,8 +210,7 @@ impl Queue {
     fn has_room(&self) -> bool {
         let awaited = self.in_flight.values().find(|flying| !flying.given_up);
         let span = awaited.map_or(0, |oldest| self.departures - oldest.left_before);
-        self.in_flight.len() < self.limits.max_in_flight
-            && (!self.limits.idempotent || span < self.limits.max_in_flight as u64)
+        self.in_flight.len() < self.limits.max_in_flight && (!self.limits.idempotent || span < REMEMBERED)
     }
 
     fn has_ready(&self, now: Instant, pace: Pace) -> bool {

@@ -61,10 +61,11 @@ fn refused_handshake(cause: &rustls::Error, host: &str) -> Error {
         ) => tls_error(format!("the broker's certificate is not signed by a CA this client trusts: {cause}"))
             .with_hint("set ssl.truststore.location to a PEM file with the CA's certificate"),
         rustls::Error::InvalidCertificate(
-            CertificateError::NotValidYet
-            | CertificateError::NotValidYetContext { .. }
-            | CertificateError::Expired
-            | CertificateError::ExpiredContext { .. },
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        ) => tls_error(format!("the broker's certificate is not for this time: {cause}"))
+            .with_hint("check the clock of this machine"),
+        rustls::Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
         ) => tls_error(format!("the broker's certificate is not for this time: {cause}"))
             .with_hint("check the clock of this machine, and that the broker's certificate was renewed"),
         rustls::Error::InvalidCertificate(_) => {

@@ -4,7 +4,8 @@
 //!   taken ──push──> lane's queue ──poll_run──> running ──handle_end──> (forgotten, or the lane's turn comes again)
 //!                       │                         │
 //!                       └──────── revoke ─────────┘ (running ones end by themselves)
-//! ``` A lane has one run at a time; what a run holds is handled in order. A lane is a partition, a key of a partition,
+//! ```
+//! A lane has one run at a time; what a run holds is handled in order. A lane is a partition, a key of a partition,
 //! or a single record, as the [`Ordering`] says; it exists while it has records. Lanes take turns in the order in which
 //! they became ready. What is done, and what may be committed, is not known here: the consumer's ledger counts it.
 //!
