@@ -189,7 +189,12 @@ impl Life<'_> {
 
     fn failed(&self, what: &str, error: &Error) {
         self.history().note(format!("{} {what}: {error}", self.who));
-        self.is_fenced.fetch_or(error.code() == Some(ErrorCode::FENCED_INSTANCE_ID), Relaxed);
+        let is_fenced = error.code() == Some(ErrorCode::FENCED_INSTANCE_ID);
+        if is_fenced && self.who.life == 0 {
+            self.history()
+                .violation(format!("{} is fenced, and nobody had its group.instance.id before", self.who));
+        }
+        self.is_fenced.fetch_or(is_fenced, Relaxed);
     }
 
     /// How this life really ends: the last one is closed.
