@@ -30,7 +30,7 @@ pub(crate) type Versions = Map<i16, (i16, i16)>;
 
 /// What a call must know of its API besides the messages. Code that needs only this is compiled once, and not for each
 /// API.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Row {
     pub(super) key: i16,
     pub(super) name: &'static str,
@@ -41,15 +41,22 @@ pub(super) struct Row {
 }
 
 impl Row {
-    pub(super) const fn of<R: Api>() -> Self {
-        let flexible = (R::FLEXIBLE, R::RESPONSE_FLEXIBLE);
-        Self { key: R::KEY, name: R::NAME, min: R::MIN, max: R::MAX, flexible }
+    pub(super) const fn of<R: Api>() -> &'static Self {
+        const {
+            let flexible = (R::FLEXIBLE, R::RESPONSE_FLEXIBLE);
+            &Self { key: R::KEY, name: R::NAME, min: R::MIN, max: R::MAX, flexible }
+        }
     }
 
     /// The highest version both sides speak.
-    pub(super) fn negotiate(self, offered: &Versions) -> Option<i16> {
+    pub(super) fn negotiate(&self, offered: &Versions) -> Option<i16> {
+        self.negotiate_up_to(i16::MAX, offered)
+    }
+
+    /// The same, and `max` at most.
+    fn negotiate_up_to(&self, max: i16, offered: &Versions) -> Option<i16> {
         let &(low, high) = offered.get(&self.key)?;
-        let version = high.min(self.max);
+        let version = high.min(self.max).min(max);
         (version >= low.max(self.min)).then_some(version)
     }
 }
@@ -70,7 +77,7 @@ pub(crate) enum ChannelError {
 
 /// A request to be sent, of whatever API: what sends it is compiled once.
 pub(super) struct Outgoing {
-    pub(super) api: Row,
+    pub(super) api: &'static Row,
     /// The highest version in which the request means what the caller means.
     max: i16,
     body: Box<dyn Body>,
@@ -126,8 +133,7 @@ impl Channel {
     /// As [`request`](Self::request). The answer is not decoded yet.
     pub(super) async fn send(&self, request: Outgoing) -> Result<Answer, ChannelError> {
         let Outgoing { api, max, body } = request;
-        let offered = Row { max: api.max.min(max), ..api }.negotiate(&self.versions);
-        let version = offered.ok_or(ChannelError::NoVersion)?;
+        let version = api.negotiate_up_to(max, &self.versions).ok_or(ChannelError::NoVersion)?;
         let (key, (flexible, answer_flexible)) = (api.key, api.flexible);
         let answer = match (version >= flexible, version >= answer_flexible) {
             (false, _) => self.messenger.request(Request::<false, false> { key, version, body }).await,

@@ -26,6 +26,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::task::AbortHandle;
 
 use self::fetch_memory::Slot;
@@ -182,16 +183,19 @@ impl Connection {
     ///
     /// # Cancel safety
     /// As [`call`](Self::call).
-    pub(crate) async fn call_up_to<const MAX: i16, R: Api>(
+    pub(crate) fn call_up_to<const MAX: i16, R: Api>(
         &self,
         request: R,
         deadline: Instant,
-    ) -> Result<R::Response> {
-        let (answer, whole) = self.ask(Outgoing::up_to(MAX, request), deadline).await?;
-        let answer = answer.decode::<R>(whole);
-        let answer = answer.map_err(|error| self.call_error(Row::of::<R>(), error))?;
-        self.handle_throttle(R::NAME, R::throttle_time_ms(&answer));
-        Ok(answer)
+    ) -> impl Future<Output = Result<R::Response>> + Send {
+        // The request is put on the heap first, or the future would hold it: allocators are slow above some 1,000 bytes.
+        self.ask(Outgoing::up_to(MAX, request), deadline).map(|asked| {
+            let (answer, whole) = asked?;
+            let answer = answer.decode::<R>(whole);
+            let answer = answer.map_err(|error| self.call_error(Row::of::<R>(), error))?;
+            self.handle_throttle(R::NAME, R::throttle_time_ms(&answer));
+            Ok(answer)
+        })
     }
 
     /// Waits for the turn of a request, and then for its answer; with what the stream has read of it past the messenger.
@@ -269,7 +273,7 @@ impl Connection {
     }
 
     /// Begins a call, unless the connection is of no use.
-    fn enter(&self, api: Row, started: Instant) -> Result<InFlight<'_>> {
+    fn enter(&self, api: &Row, started: Instant) -> Result<InFlight<'_>> {
         // A peer that reads nothing for that long is taken for dead, whatever the deadlines of the calls are.
         if self.notices.stalled_since().is_some_and(|since| since + self.request_timeout <= started) {
             self.end();
@@ -379,7 +383,7 @@ impl Connection {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    fn call_error(&self, api: Row, error: ChannelError) -> Error {
+    fn call_error(&self, api: &Row, error: ChannelError) -> Error {
         match error {
             ChannelError::NoVersion => self.unsupported(api),
             ChannelError::Encode(text) => Error::new(
@@ -410,7 +414,7 @@ impl Connection {
         }
     }
 
-    fn unsupported(&self, api: Row) -> Error {
+    fn unsupported(&self, api: &Row) -> Error {
         let offered = match self.versions.get(&api.key) {
             None => "the broker does not offer it at all".to_owned(),
             Some((low, high)) => format!("the broker offers versions {low} to {high}"),
@@ -419,7 +423,7 @@ impl Connection {
         Error::new(ErrorKind::Unsupported, text).with_api(api.name).with_address(self.address.to_string())
     }
 
-    fn disconnected(&self, api: Row, text: &str) -> Error {
+    fn disconnected(&self, api: &Row, text: &str) -> Error {
         let error = Error::new(ErrorKind::Disconnected, format!("the connection was lost: {text}"))
             .with_api(api.name)
             .with_address(self.address.to_string());
@@ -448,7 +452,7 @@ impl Connection {
         current.at - since.at >= self.request_timeout + paused
     }
 
-    fn timed_out(&self, api: Row, begun: Begun, patient: bool) -> Error {
+    fn timed_out(&self, api: &Row, begun: Begun, patient: bool) -> Error {
         let waited = now() - begun.at;
         // A peer that leaves a request unanswered for the whole request time-out is taken for dead, as in Java. One call
         // with a shorter deadline proves nothing. Several in a row do: answers come in order, so behind one that never

@@ -218,3 +218,17 @@ fn who_waits_for_an_answer_hears_of_the_end_of_the_runtime_in_which_the_connecti
     let late = keep.block_on(connection.call(wire::HeartbeatRequest::default(), soon())).unwrap_err();
     assert_eq!(late.kind(), ErrorKind::Disconnected);
 }
+
+#[tokio::test]
+async fn the_future_of_a_call_does_not_hold_the_request() {
+    let (listener, address) = listen().await;
+    let settings = settings();
+    let client = async {
+        let connection = dial(&address, &settings).await.unwrap();
+        let beat = connection.call(wire::HeartbeatRequest::default(), soon());
+        let produce = connection.call(wire::ProduceRequest::default(), soon());
+        assert!(size_of::<wire::HeartbeatRequest>() != size_of::<wire::ProduceRequest>());
+        assert_eq!(size_of_val(&beat), size_of_val(&produce));
+    };
+    against(count_heartbeats(&listener, 0), client).await;
+}
