@@ -531,7 +531,7 @@ impl Shared {
                 "the producer has ended with records that were not delivered; close() it, and keep its runtime until that returns"
             );
         }
-        self.settle(aftermath);
+        self.settle(&mut aftermath);
         self.cluster.end();
         let is_open = self.transactions.as_ref().is_some_and(|transactions| {
             let mut core = transactions.lock();

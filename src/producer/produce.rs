@@ -14,33 +14,35 @@ use crate::{
     connection::api::wire,
     error::code,
     record::TopicPartition,
-    sorted::{self, Map},
+    sorted,
+    time::Instant,
 };
 
 impl Shared {
-    /// What a planned request says on the wire.
-    pub(super) fn wire_request(&self, request: &Request) -> wire::ProduceRequest {
-        let mut topics: Vec<wire::produce_request::TopicProduceData> = Vec::new();
-        let mut places: Map<&str, usize> = Map::new();
-        for sent in &request.batches {
-            let place = *places.entry(&sent.partition.topic).or_insert_with(|| {
-                let name = kafka_string(&sent.partition.topic);
-                let topic_id = wire::Uuid(sent.topic_id);
-                topics.push(wire::produce_request::TopicProduceData { name, topic_id, ..Default::default() });
-                topics.len() - 1
-            });
-            let data = wire::produce_request::PartitionProduceData {
+    /// What a planned request says on the wire, and its deadline. Sorts its batches by their topics.
+    pub(super) fn wire_request(&self, request: &mut Request) -> (wire::ProduceRequest, Instant) {
+        sorted::sort_by(&mut request.batches, |a, b| a.partition.topic.cmp(&b.partition.topic));
+        let of_topics = request.batches.chunk_by(|a, b| a.partition.topic == b.partition.topic);
+        let topics = of_topics.map(|batches| {
+            let partitions = batches.iter().map(|sent| wire::produce_request::PartitionProduceData {
                 index: sent.partition.partition,
                 records: Some(sent.batch.bytes.clone()),
-            };
-            topics[place].partition_data.push(data);
-        }
-        wire::ProduceRequest {
+            });
+            wire::produce_request::TopicProduceData {
+                name: kafka_string(&batches[0].partition.topic),
+                topic_id: wire::Uuid(batches[0].topic_id),
+                partition_data: partitions.collect(),
+            }
+        });
+        // Not the deadline of a batch: one that is late must not take its neighbours with it.
+        let timeout = self.cluster.settings().request_timeout;
+        let wire_request = wire::ProduceRequest {
             transactional_id: self.transactions.as_ref().map(|transactions| kafka_string(&transactions.id)),
             acks: wire_acks(self.settings.acks),
-            timeout_ms: millis(self.cluster.settings().request_timeout),
-            topic_data: topics,
-        }
+            timeout_ms: millis(timeout),
+            topic_data: topics.collect(),
+        };
+        (wire_request, request.sent_at + timeout)
     }
 }
 

@@ -130,6 +130,8 @@ pub(crate) struct Sender {
     missing: Set<Arc<str>>,
     /// Something has happened since the last plan that may let a batch leave.
     unplanned: bool,
+    /// The last round of this plan left something that the next may send.
+    unfinished: bool,
     /// Partitions with something to send that are not in the transaction yet, some of them several times.
     wanted: Vec<(Arc<str>, i32)>,
     aftermath: Aftermath,
@@ -170,6 +172,7 @@ impl Sender {
             wants_metadata: false,
             missing: Set::new(),
             unplanned: false,
+            unfinished: false,
             wanted: Vec::new(),
             aftermath: Aftermath::default(),
             fatal: None,
@@ -199,7 +202,10 @@ impl Sender {
         self.wanted.clear();
         self.unplanned = false;
         let permit = permit.unwrap_or_else(|| Permit { identity: self.identity.current(), partitions: None });
-        while self.plan_round(now, metadata, hurry, &permit) {}
+        self.unfinished = true;
+        while std::mem::take(&mut self.unfinished) {
+            self.plan_round(now, metadata, hurry, &permit);
+        }
         if self.identity.poll_ask(now) {
             self.actions.push_back(Action::AskIdentity);
         }
@@ -225,9 +231,9 @@ impl Sender {
         self.active.iter().map(|partition| &partition.topic)
     }
 
-    /// What has become of batches meanwhile; to be dealt with outside every lock.
-    pub(crate) fn poll_aftermath(&mut self) -> Option<Aftermath> {
-        (!self.aftermath.is_empty()).then(|| std::mem::take(&mut self.aftermath))
+    /// What has become of batches meanwhile; to be dealt with outside every lock, and to be left empty.
+    pub(crate) fn poll_aftermath(&mut self) -> Option<&mut Aftermath> {
+        (!self.aftermath.is_empty()).then_some(&mut self.aftermath)
     }
 
     /// An error after which nothing can be sent any more.
@@ -290,9 +296,9 @@ impl Sender {
         self.counts
     }
 
-    /// One request to each leader that has room, with one batch of each of its partitions. False when nothing is left.
-    fn plan_round(&mut self, now: Instant, metadata: &Metadata, hurry: bool, permit: &Permit<'_>) -> bool {
-        // Sorted by leader; a round that sends nothing, as the last one of each tick, allocates nothing.
+    /// One request to each leader that has room, with one batch of each of its partitions.
+    fn plan_round(&mut self, now: Instant, metadata: &Metadata, hurry: bool, permit: &Permit<'_>) {
+        // Sorted by leader; a round that sends nothing allocates nothing.
         let mut requests: Vec<Planned> = Vec::new();
         // Another partition is first each time, so that a request that is full starves nobody.
         if !self.active.is_empty() {
@@ -320,6 +326,7 @@ impl Sender {
             let most = self.settings.max_request_size;
             let room = place.map_or(usize::MAX, |place| most.saturating_sub(requests[place].size));
             if room == 0 {
+                self.unfinished = true;
                 continue;
             }
             let pace = Pace::new(hurry, self.leaders.in_flight(leader));
@@ -339,7 +346,6 @@ impl Sender {
                 Err(place) => requests.insert(place, Planned { leader, size, batches: vec![sent] }),
             }
         }
-        let planned = !requests.is_empty();
         for Planned { leader, batches, size } in requests {
             self.leaders.handle_sent(leader);
             self.counts.requests += 1;
@@ -347,7 +353,6 @@ impl Sender {
             self.counts.bytes += size as u64;
             self.actions.push_back(Action::Send(Request { leader, batches, sent_at: now }));
         }
-        planned
     }
 
     fn is_permitted(
@@ -377,10 +382,16 @@ impl Sender {
         pace: Pace,
         identity: Result<Option<ProducerIdentity>, NotYet>,
     ) -> Option<Batch> {
-        let taken = self.change(now, partition, |queue, aftermath| {
+        let (taken, more) = self.change(now, partition, |queue, aftermath| {
             queue.handle_leadership(leadership, aftermath);
-            if queue.next_len() <= room { queue.poll_batch(now, pace, identity) } else { None }
+            if queue.next_len() > room {
+                return (None, true);
+            }
+            let taken = queue.poll_batch(now, pace, identity);
+            let more = taken.is_some() && queue.is_ready(now, pace);
+            (taken, more)
         });
+        self.unfinished |= more;
         let mut batch = match taken? {
             Taken::Again(batch) => {
                 self.counts.retries += 1;

@@ -6,9 +6,10 @@ use super::{Shared, queue::Aftermath, receipt::BatchOutcome};
 use crate::{batch, error::ErrorKind};
 
 impl Shared {
-    /// Does what must not be done under a partition's lock: tells those who wait, and gives memory back.
-    pub(super) fn settle(&self, aftermath: Aftermath) {
-        for (receipt, outcome) in aftermath.resolved {
+    /// Does what must not be done under a partition's lock: tells those who wait, and gives memory back. What is left is empty, with
+    /// memory for the next.
+    pub(super) fn settle(&self, aftermath: &mut Aftermath) {
+        for (receipt, outcome) in aftermath.resolved.drain(..) {
             let outcome = match outcome {
                 BatchOutcome::Failed(error) => {
                     // A time-out of records that were never sent names no cause; the cluster knows why.
@@ -44,11 +45,12 @@ impl Shared {
             }
             receipt.resolve_telling(outcome, &self.settings.plugins.interceptors);
         }
-        for buffer in aftermath.buffers.into_iter().filter_map(batch::recycle) {
+        for buffer in aftermath.buffers.drain(..).filter_map(batch::recycle) {
             self.memory.recycle(buffer);
         }
-        if aftermath.freed > 0 {
-            self.memory.give_back(aftermath.freed);
+        let freed = std::mem::take(&mut aftermath.freed);
+        if freed > 0 {
+            self.memory.give_back(freed);
         }
     }
 }

@@ -224,7 +224,7 @@ impl Task {
         }));
     }
 
-    async fn send(&mut self, request: Request, now: Instant) {
+    async fn send(&mut self, mut request: Request, now: Instant) {
         let id = request.leader;
         let Some(connection) = self.connections.get(&id).cloned() else {
             let error =
@@ -232,15 +232,14 @@ impl Task {
             self.sender.handle_not_sent(now, request, &error.with_broker(id));
             return;
         };
-        let wire_request = self.shared.wire_request(&request);
-        // Not the deadline of a batch: one that is late must not take its neighbours with it.
-        let deadline = now + self.shared.cluster.settings().request_timeout;
         // By name, where a topic's id is not known (KIP-516).
         let by_id = request.batches.iter().all(|sent| sent.topic_id != TopicId::default());
+        let shared = Arc::clone(&self.shared);
         if self.shared.settings.acks == Acks::None {
             let work: Flight<Event> = Box::pin(async move {
                 // By name, because no answer would say that the topic was made again, and records would go on to an id
                 // that is gone.
+                let (wire_request, deadline) = shared.wire_request(&mut request);
                 let written = connection.send_unanswered::<BY_NAME, _>(wire_request, deadline).await;
                 Event::Written(request, written.map_err(|error| error.with_broker(id)))
             });
@@ -256,6 +255,8 @@ impl Task {
         };
         let work: Flight<Event> = Box::pin(async move {
             let paused = connection.paused_so_far();
+            // Made here, or the future would hold it.
+            let (wire_request, deadline) = shared.wire_request(&mut request);
             // From version 12 on a partition joins the transaction by being written to (KIP-890).
             let answer = match (version1, by_id) {
                 (true, _) => connection.call_up_to::<11, _>(wire_request, deadline).await,
@@ -263,7 +264,8 @@ impl Task {
                 (false, true) => connection.call(wire_request, deadline).await,
             };
             let paused = connection.paused_so_far().saturating_sub(paused);
-            Event::Answered(request, answer.map_err(|error| error.with_broker(id)), paused)
+            let answer = answer.map_err(|error| error.with_broker(request.leader));
+            Event::Answered(request, answer, paused)
         });
         self.start(work).await;
     }

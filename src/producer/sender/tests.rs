@@ -642,3 +642,24 @@ fn a_producer_that_brokers_have_forgotten_sends_one_batch_alone_again() {
     }
     assert_eq!((&world.logs[0].ids, world.asked), (&vec![0, 1, 2, 3, 4, 5], 1));
 }
+
+#[test]
+fn one_plan_sends_all_there_is_in_as_many_requests_as_that_takes() {
+    let all_fit: &[usize] = &[2, 2, 1];
+    for (max_request_size, expected) in [(1 << 20, all_fit), (200, &[1; 5]), (1, &[1; 5])] {
+        // The first partition and the last have the same leader.
+        let mut world = introduced(BROKERS as usize + 1, limits(true));
+        world.sender.settings.max_request_size = max_request_size;
+        for (partition, batches) in [(0, 3), (3, 2)] {
+            for id in 1..=batches {
+                let _delivery = world.send(partition, id);
+                world.partitions[partition].lock().close_open();
+            }
+        }
+        world.turn(false);
+        let sent: Vec<_> = world.wire[&1].iter().map(|request| request.batches.len()).collect();
+        assert_eq!(sent, expected, "max.request.size={max_request_size}");
+        world.drain();
+        assert_eq!((&world.logs[0].ids, &world.logs[3].ids), (&vec![0, 1, 2, 3], &vec![0, 1, 2]));
+    }
+}

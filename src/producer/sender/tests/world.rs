@@ -207,7 +207,7 @@ impl World {
     }
 
     pub(super) fn settle(&mut self) {
-        let aftermath = self.sender.poll_aftermath().unwrap_or_default();
+        let aftermath = self.sender.poll_aftermath().map(std::mem::take).unwrap_or_default();
         self.tell(aftermath);
         assert!(self.sender.poll_fatal().is_none());
     }
