@@ -299,8 +299,8 @@ impl CancellationToken {
         CURRENT.try_with(Self::child).unwrap_or_default()
     }
 
-    /// Runs `future` as a handler's: [`Message::cancellation`] within it gives this token. The consumer does so; it is
-    /// for tests of handlers, too.
+    /// Runs `future` as a handler's: [`Message::cancellation`] within it gives a child of this token. The consumer does so; it
+    /// is for tests of handlers, too. A cancelled token does not end the future: handlers look at it themselves.
     ///
     /// ```
     /// use dtkafka::{CancellationToken, HandlerResult, Message};
@@ -355,7 +355,6 @@ impl CancellationToken {
         let mut own = std::pin::pin!(self.inner.notify.notified());
         own.as_mut().enable();
         match &self.inner.parent {
-            // The only parents are tokens of consumers, which have no parent themselves.
             Some(parent) => {
                 let mut parents = std::pin::pin!(parent.inner.notify.notified());
                 parents.as_mut().enable();

@@ -707,6 +707,31 @@ async fn a_handle_commits_while_it_runs_where_nothing_else_does() {
 }
 
 #[tokio::test]
+async fn a_handler_that_commits_by_the_handle_commits_what_was_handled_before_it() {
+    let (broker, kafka) = broker(&[("orders", 1)]).await;
+    produce(&kafka, "orders", 1, 1, 0..5).await;
+    let (handle, ended) =
+        (Arc::new(std::sync::OnceLock::<dtkafka::ConsumerHandle>::new()), dtkafka::CancellationToken::new());
+    let (known, ends) = (Arc::clone(&handle), ended.clone());
+    let consumer = Consumer::new_with(&kafka, ["orders"], |c| c.enable_auto_commit(false))
+        .unwrap()
+        .register_handler("orders", async move |m: Message<u32>| {
+            if m.value == 2 {
+                known.get().unwrap().commit().await?;
+                ends.cancel();
+                std::future::pending::<()>().await;
+            }
+            Ok(())
+        })
+        .unwrap();
+    handle.set(consumer.handle()).unwrap();
+    let running = run(consumer);
+    tokio::time::timeout(PATIENCE, ended.cancelled()).await.unwrap();
+    assert_eq!(broker.committed("g", "orders", 0), Some(2));
+    drop(running);
+}
+
+#[tokio::test]
 async fn a_listener_hears_of_a_revocation_while_consume_waits_for_a_handler_of_another_partition() {
     struct Tells(Arc<AtomicUsize>);
     impl dtkafka::RebalanceListener for Tells {

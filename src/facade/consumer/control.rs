@@ -219,7 +219,8 @@ impl ConsumerHandle {
     }
 
     /// Commits what was handled and not committed yet, while [`run`](crate::Consumer::run) goes on: for consumers without
-    /// automatic commits.
+    /// automatic commits. From within a handler, that is what was handled before; its own records are covered once it has
+    /// returned.
     ///
     /// # Errors
     /// As [`Consumer::commit`](crate::Consumer::commit); [`ErrorKind::InvalidArgument`] while the consumer is not connected, as
@@ -232,6 +233,8 @@ impl ConsumerHandle {
             LogSubject { controller: "dtkafka::ConsumerHandle::commit", subject: SUBJECT };
         let committed = async {
             driver::check_runtime()?;
+            // A lane tells what it has handled several records at a time, and at the latest when a handler of its waits.
+            tokio::task::yield_now().await;
             let (client, _) = self.shared.client_of([])?;
             commit(client, Arc::clone(&self.shared.counters)).await
         };

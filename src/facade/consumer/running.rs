@@ -95,7 +95,9 @@ impl Consumer {
     /// Consumes until `shutdown` completes, or [`ConsumerHandle::stop`](crate::ConsumerHandle::stop) is called; then lets
     /// the running handlers finish (up to [`drain_timeout`](Self::drain_timeout)), commits if automatic commits are on,
     /// and leaves the group. If they are off, commit meanwhile by
-    /// [`ConsumerHandle::commit`](crate::ConsumerHandle::commit); what is not committed when it ends comes again.
+    /// [`ConsumerHandle::commit`](crate::ConsumerHandle::commit), and at its end in
+    /// [`RebalanceListener::revoked`](crate::RebalanceListener::revoked), by the client that is given; what is not committed
+    /// when it ends comes again.
     ///
     /// Errors that may pass, such as a lost connection, are logged and do not end it.
     ///
@@ -323,14 +325,15 @@ impl Consumer {
         // A part of the time is kept for the commit.
         engine.halt(limit / 2).await;
         engine.follow_group();
-        let had = engine.client.assignment();
         let committed = match self.auto_commit && !is_committed {
             true => tokio::time::timeout_at(deadline, engine.commit()).await,
             false => Ok(Ok(())),
         };
+        let mut is_refused = false;
         let committed = committed.map(|committed| match committed {
             // Between two assignments there is nothing to commit: it was committed when the partitions went.
             Err(error) if is_of_rebalance(&error) => {
+                is_refused = true;
                 tracing::warn!(%error, "nothing could be committed at the end; it may be handled again");
                 Ok(())
             }
@@ -341,13 +344,16 @@ impl Consumer {
                 .with_hint("give close more time; these records come again"))
         });
         self.leaves = Leaves::Closing;
+        // What was lost meanwhile is told as that.
+        engine.follow_group();
+        let had = engine.client.assignment();
         let left = || deadline.saturating_duration_since(time::now()).max(Duration::from_millis(100));
         let closed = engine.client.close(left()).await;
         // A letter that is still on its way was given up: its record comes again.
         engine.close_outbox(left().min(OUTBOX_TIMEOUT)).await;
         (self.engine, self.leaves) = (None, Leaves::Not);
         if !had.is_empty() {
-            self.shared.announce(&if committed.is_ok() {
+            self.shared.announce(&if committed.is_ok() && !is_refused {
                 Rebalance::Revoked(had)
             } else {
                 Rebalance::Lost(had)

@@ -112,7 +112,7 @@ impl Engine {
 }
 
 /// Writes the letter of a damaged batch, if the policy wants one, and returns whether it does. As with a record's letter,
-/// while the consumer runs a passing error holds up only this partition.
+/// while the consumer runs a passing error holds up only this partition, and others that wait to pass a damaged batch.
 async fn write_letter(
     kit: &Kit,
     route: &Route,
@@ -136,6 +136,10 @@ async fn write_letter(
             Err(failed) if may_pass(&failed) && kit.ledger.is_live(partition, *life) => {
                 tracing::warn!(?pause, error = %failed, "the damaged batch is written again after a pause");
                 tokio::time::sleep(pause).await;
+                if !kit.ledger.is_live(partition, *life) {
+                    // Whoever has the partition now meets the batch.
+                    return Ok(false);
+                }
                 pause = pause.saturating_mul(2).min(LONGEST_LETTER_PAUSE);
             }
             sent => return sent.map(|_| true),
