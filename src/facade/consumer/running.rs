@@ -63,7 +63,8 @@ impl Consumer {
     ///
     /// # Cancel safety
     /// If dropped, the running handlers end where they stand; their records and what follows come again with the next call. A call
-    /// that is dropped while it connects leaves that to the next.
+    /// that is dropped while it connects leaves its client to the next; finding the coordinator and the group's offsets begins
+    /// anew, and must fit between two such drops.
     pub async fn consume(&mut self, timeout: Duration) -> Result<usize> {
         const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::consume", subject: SUBJECT };
         let outcome = self.consume_once(timeout).await;
