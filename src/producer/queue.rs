@@ -89,6 +89,13 @@ impl Aftermath {
     pub(crate) fn is_empty(&self) -> bool {
         self.freed == 0 && self.buffers.is_empty() && self.resolved.is_empty()
     }
+
+    /// Keeps memory for a usual answer's batches, and not what an outage took that ended very many at once.
+    pub(crate) fn trim(&mut self) {
+        const KEPT: usize = 256;
+        self.buffers.shrink_to(KEPT);
+        self.resolved.shrink_to(KEPT);
+    }
 }
 
 /// What is remembered of a batch in flight.

@@ -52,5 +52,6 @@ impl Shared {
         if freed > 0 {
             self.memory.give_back(freed);
         }
+        aftermath.trim();
     }
 }

@@ -48,7 +48,12 @@ pub(super) const GRACE: Duration = Duration::from_millis(500);
 const SILENCE: Duration = Duration::from_secs(5);
 /// The first pause before a letter is written again, which doubles up to the longest.
 pub(super) const LETTER_PAUSE: Duration = Duration::from_secs(1);
-pub(super) const LONGEST_LETTER_PAUSE: Duration = Duration::from_secs(30);
+const LONGEST_LETTER_PAUSE: Duration = Duration::from_secs(30);
+
+/// The pause that follows this one.
+pub(super) fn longer_letter_pause(pause: Duration) -> Duration {
+    pause.saturating_mul(2).min(LONGEST_LETTER_PAUSE)
+}
 
 /// Whether one thread does everything here: on a current-thread runtime, and on a multi-threaded one with a single CPU.
 pub(super) fn is_alone() -> bool {
@@ -303,7 +308,7 @@ impl Lane {
                     if self.pause(pause).await == Flow::Abandoned {
                         return Ok(None);
                     }
-                    pause = pause.saturating_mul(2).min(LONGEST_LETTER_PAUSE);
+                    pause = longer_letter_pause(pause);
                 }
                 sent => return Ok(sent.transpose()?.map(|metadata| (metadata.partition, metadata.offset))),
             }

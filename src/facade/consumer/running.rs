@@ -330,11 +330,10 @@ impl Consumer {
             true => tokio::time::timeout_at(deadline, engine.commit()).await,
             false => Ok(Ok(())),
         };
-        let mut is_refused = false;
+        let is_refused = matches!(&committed, Ok(Err(error)) if is_of_rebalance(error));
         let committed = committed.map(|committed| match committed {
             // Between two assignments there is nothing to commit: it was committed when the partitions went.
             Err(error) if is_of_rebalance(&error) => {
-                is_refused = true;
                 tracing::warn!(%error, "nothing could be committed at the end; it may be handled again");
                 Ok(())
             }

@@ -287,6 +287,21 @@ fn a_batch_that_was_refused_as_early_before_its_predecessor_was_told_to_be_writt
 }
 
 #[test]
+fn what_ended_very_many_batches_at_once_leaves_little_memory_behind() {
+    let mut aftermath = Aftermath::default();
+    for count in [10, 10_000] {
+        aftermath.buffers.extend((0..count).map(|_| Bytes::new()));
+        let error = Error::closed("producer");
+        let ended = (0..count).map(|_| (Stub::new("orders".into(), 0), BatchOutcome::Failed(error.clone())));
+        aftermath.resolved.extend(ended);
+        (aftermath.buffers.clear(), aftermath.resolved.clear());
+        aftermath.trim();
+        let kept = (aftermath.buffers.capacity(), aftermath.resolved.capacity());
+        assert!((10..1000).contains(&kept.0) && (10..1000).contains(&kept.1), "{kept:?}");
+    }
+}
+
+#[test]
 fn what_could_leave_now_sets_no_timer() {
     let mut rig = Rig::new(limits());
     let _delivery = rig.send(0);

@@ -14,7 +14,7 @@ use crate::{
     consumer::acknowledge::{Life, Taken},
     error::{Error, Result},
     facade::{
-        consumer::lane::{Kit, LETTER_PAUSE, LONGEST_LETTER_PAUSE},
+        consumer::lane::{Kit, LETTER_PAUSE, longer_letter_pause},
         failure::Failure,
         letters,
         policy::Decision,
@@ -140,7 +140,7 @@ async fn write_letter(
                     // Whoever has the partition now meets the batch.
                     return Ok(false);
                 }
-                pause = pause.saturating_mul(2).min(LONGEST_LETTER_PAUSE);
+                pause = longer_letter_pause(pause);
             }
             sent => return sent.map(|_| true),
         }
