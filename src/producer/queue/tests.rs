@@ -294,7 +294,8 @@ fn what_ended_very_many_batches_at_once_leaves_little_memory_behind() {
         let error = Error::closed("producer");
         let ended = (0..count).map(|_| (Stub::new("orders".into(), 0), BatchOutcome::Failed(error.clone())));
         aftermath.resolved.extend(ended);
-        (aftermath.buffers.clear(), aftermath.resolved.clear());
+        aftermath.buffers.clear();
+        aftermath.resolved.clear();
         aftermath.trim();
         let kept = (aftermath.buffers.capacity(), aftermath.resolved.capacity());
         assert!((10..1000).contains(&kept.0) && (10..1000).contains(&kept.1), "{kept:?}");
