@@ -5,6 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use super::fetch::is_passing;
 use crate::{error::Error, record::TopicPartition, sorted::Map, time::Instant};
 
 /// What does not get on.
@@ -36,7 +37,9 @@ impl ShouldGetOn {
         without_coordinator: impl FnOnce() -> Option<Error>,
     ) -> Map<What, Error> {
         let partitions = self.partitions.into_iter().filter_map(|(key, answered)| {
-            let error = unreachable(&key).or(answered)?;
+            let error = unreachable(&key).or_else(|| {
+                answered.map(|error| if is_passing(&error) { error.with_passing() } else { error })
+            })?;
             let error = error.with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
             Some((What::Partition(key), error))
         });
@@ -138,7 +141,7 @@ impl Starving {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
+    use crate::error::{ErrorKind, code};
 
     #[test]
     fn what_starves_for_long_is_told_once_and_so_is_its_end() {
@@ -247,5 +250,22 @@ mod tests {
                 "{shown}: {text:?}"
             );
         }
+    }
+
+    #[test]
+    fn what_the_client_asks_for_again_passes_whatever_its_code_says() {
+        let passes = |code| {
+            let answered = Some(Error::from_code("Fetch", code));
+            let should = ShouldGetOn {
+                partitions: vec![(TopicPartition::new("orders", 0), answered)],
+                ..ShouldGetOn::default()
+            };
+            let why = should.causes(|_| None, |_| None, || None);
+            let mut starving = Starving::new(crate::time::now(), Duration::ZERO);
+            let news = starving.handle_look(crate::time::now(), why);
+            news.error(Duration::ZERO).unwrap().is_retriable()
+        };
+        assert!(passes(code::UNKNOWN_SERVER_ERROR) && passes(code::NOT_LEADER_OR_FOLLOWER));
+        assert!(!passes(code::TOPIC_AUTHORIZATION_FAILED), "somebody has to act");
     }
 }

@@ -126,7 +126,8 @@ struct Inner {
     hint: Option<String>,
     fatal: bool,
     requires_abort: bool,
-    permanent: bool,
+    /// Whether it passes, where the kind does not say.
+    passes: Option<bool>,
     unsent: bool,
     /// The words for what may have been done all the same (`possibly_written`).
     possibly: Option<&'static str>,
@@ -215,12 +216,11 @@ impl Error {
     /// another protocol on the port stay until somebody changes a setting. A certificate that is not valid yet passes: the
     /// clock of a machine that has just booted may be behind.
     pub fn is_retriable(&self) -> bool {
-        match self.0.kind {
-            _ if self.0.permanent => false,
+        self.0.passes.unwrap_or(match self.0.kind {
             ErrorKind::Connect(_) | ErrorKind::Disconnected | ErrorKind::Timeout => true,
             ErrorKind::Broker(code) => code.is_retriable(),
             _ => false,
-        }
+        })
     }
 
     /// Whether the client that returned it can do nothing more and must be replaced.
@@ -270,7 +270,7 @@ impl Error {
             hint: None,
             fatal: false,
             requires_abort: false,
-            permanent: false,
+            passes: None,
             unsent: false,
             possibly: None,
             source: None,
@@ -355,10 +355,10 @@ impl Error {
     /// What came of this cause, with its kind, place and hint.
     pub(crate) fn over(self, message: impl Into<String>) -> Self {
         let kind = self.kind();
-        let (hint, permanent) = (self.0.hint.clone(), self.0.permanent);
+        let (hint, passes) = (self.0.hint.clone(), self.0.passes);
         let (topic, partition, broker) = (self.0.topic.clone(), self.0.partition, self.0.broker);
         Self::new(kind, message).with_source(self).change(|inner| {
-            (inner.hint, inner.permanent) = (hint, permanent);
+            (inner.hint, inner.passes) = (hint, passes);
             (inner.topic, inner.partition, inner.broker) = (topic, partition, broker);
         })
     }
@@ -375,7 +375,12 @@ impl Error {
 
     /// Waiting will not help: a setting, a certificate or the other side must change first.
     pub(crate) fn with_permanent(self) -> Self {
-        self.change(|inner| inner.permanent = true)
+        self.change(|inner| inner.passes = Some(false))
+    }
+
+    /// Waiting may help, whatever the code says: the client goes on asking.
+    pub(crate) fn with_passing(self) -> Self {
+        self.change(|inner| inner.passes = Some(true))
     }
 
     /// The open transaction can only be aborted.

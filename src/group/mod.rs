@@ -131,7 +131,8 @@ pub(crate) enum Answer {
 }
 
 impl Answer {
-    /// The error because of which the request is repeated, unless that is the ordinary course of a rebalance.
+    /// The error because of which the request is repeated, unless that is the ordinary course of a rebalance. It passes: a
+    /// member that gives up says so by itself.
     pub(crate) fn trouble(&self) -> Option<Error> {
         let (api, error) = match self {
             Self::Join { error, .. } => ("JoinGroup", *error),
@@ -147,7 +148,7 @@ impl Answer {
                 | code::UNKNOWN_MEMBER_ID
                 | code::ILLEGAL_GENERATION
         );
-        (!is_ordinary).then(|| Error::from_code(api, error))
+        (!is_ordinary).then(|| refusal::explain(api, error).with_passing())
     }
 }
 

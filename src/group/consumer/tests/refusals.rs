@@ -108,6 +108,11 @@ fn an_instance_id_that_is_not_released_yet_is_waited_for_as_long_as_a_session() 
     };
     assert!(bench.now >= begun + SESSION && bench.now < begun + SESSION + Duration::from_secs(3));
     assert!(!error.is_fatal() && error.to_string().contains("group.instance.id"), "{error}");
+    // What is told meanwhile is no reason to end: the member goes on asking.
+    let answer = BeatAnswer { error: code::UNRELEASED_INSTANCE_ID, ..BeatAnswer::default() };
+    let meanwhile = Answer::Beat(answer).trouble().unwrap();
+    assert!(meanwhile.is_retriable() && !error.is_retriable(), "{meanwhile}");
+    assert!(meanwhile.to_string().contains("group.instance.id"), "{meanwhile}");
 }
 
 #[test]
