@@ -17,6 +17,9 @@ use crate::{
     owners::Owners,
 };
 
+/// Where coordinators keep commits.
+const OFFSETS: &str = "__consumer_offsets";
+
 /// What all clients share.
 #[derive(Debug)]
 pub(crate) struct World {
@@ -128,13 +131,12 @@ pub(crate) async fn watch_commits(
     stop: Arc<AtomicBool>,
 ) {
     while !stop.load(Ordering::Relaxed) {
-        let floors = world.judge().floors();
         // While the coordinator is away there is nothing to see.
         if let Ok(offsets) = admin.group_offsets(&group).await {
             let mut judge = world.judge();
             for (partition, offset) in offsets {
                 let place = world.place(&partition.topic, partition.partition);
-                judge.committed(place, offset.offset, floors.get(&place).copied().unwrap_or(0));
+                judge.committed(place, offset.offset);
             }
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -163,6 +165,58 @@ pub(crate) async fn read_all(world: &World, kafka: &KafkaInstance) -> Count {
     }
     consumer.close(Duration::from_secs(5)).await.unwrap();
     world.judge().log_ends()
+}
+
+/// Tells the judge every commit of the group in the order in which its coordinators have written them.
+pub(crate) async fn read_commits(world: &World, kafka: &KafkaInstance, admin: &KafkaAdmin, group: &str) {
+    let consumer =
+        kafka.get_consumer_with(Vec::<&str>::new(), |c| c.enable_auto_commit(false)).await.unwrap();
+    let described = admin.describe_topics([OFFSETS]).await.unwrap();
+    let partitions = described.into_iter().flat_map(|(_, topic)| topic.unwrap().partitions);
+    let partitions: Vec<_> = partitions.map(|at| TopicPartition::new(OFFSETS, at.partition)).collect();
+    let ends = consumer.end_offsets(partitions.iter().cloned()).await.unwrap();
+    consumer.assign(partitions.iter().cloned()).unwrap();
+    consumer.seek_to_beginning(&partitions).unwrap();
+    for (partition, end) in &ends {
+        while consumer.position(partition).await.unwrap() < *end {
+            let records = consumer.poll(Duration::from_secs(5)).await.unwrap();
+            let mut judge = world.judge();
+            for record in records.records() {
+                if let Some((topic, partition, offset)) = commit_of(group, record.key(), record.value()) {
+                    judge.commit_in_log(world.place(&topic, partition), offset);
+                }
+            }
+        }
+    }
+    consumer.close(Duration::from_secs(5)).await.unwrap();
+    world.judge().commits_end();
+}
+
+/// What a record of the offsets topic says, if it is a commit of this group.
+fn commit_of(group: &str, key: Option<&[u8]>, value: Option<&[u8]>) -> Option<(String, i32, i64)> {
+    let mut key = key?;
+    let version = i16::from_be_bytes(take(&mut key));
+    if version > 1 || text(&mut key) != group {
+        return None;
+    }
+    let topic = text(&mut key);
+    let partition = i32::from_be_bytes(take(&mut key));
+    let mut value = value?;
+    let _version: [u8; 2] = take(&mut value);
+    Some((topic, partition, i64::from_be_bytes(take(&mut value))))
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
+    let (taken, rest) = bytes.split_first_chunk().unwrap();
+    *bytes = rest;
+    *taken
+}
+
+fn text(bytes: &mut &[u8]) -> String {
+    let length = usize::try_from(i16::from_be_bytes(take(bytes))).unwrap();
+    let (text, rest) = bytes.split_at(length);
+    *bytes = rest;
+    String::from_utf8(text.to_vec()).unwrap()
 }
 
 /// Where the logs end now.

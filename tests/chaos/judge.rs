@@ -49,7 +49,10 @@ struct Progress {
     frontier: i64,
     /// So much is committed at least: seen at the coordinator, or told to who has committed it.
     committed: i64,
-    seen: i64,
+    /// The highest that a member was told is committed.
+    told: i64,
+    /// The last commit in the coordinator's log.
+    stored: i64,
     /// By member, where it goes on; those that were told that it is theirs, and not that it is gone.
     owners: BTreeMap<u32, Reading>,
 }
@@ -154,27 +157,39 @@ impl Judge {
         for (place, offset) in positions {
             let progress = self.group.entry(*place).or_default();
             progress.committed = progress.committed.max(*offset);
+            progress.told = progress.told.max(*offset);
         }
     }
 
-    /// What is committed at least.
-    pub(crate) fn floors(&self) -> BTreeMap<Place, i64> {
-        self.group.iter().map(|(place, progress)| (*place, progress.committed)).collect()
-    }
-
-    /// The group's committed offset, as the coordinator tells it who had asked when `floor` was committed.
-    pub(crate) fn committed(&mut self, place: Place, offset: i64, floor: i64) {
+    /// The group's committed offset, as its coordinator tells it now. It may be an old one: a coordinator that has just begun
+    /// answers by its high watermark, which may be behind what the coordinator before it has acknowledged.
+    pub(crate) fn committed(&mut self, place: Place, offset: i64) {
         let progress = self.group.entry(place).or_default();
         let frontier = progress.frontier;
         if offset > frontier {
             self.violations
                 .push(format!("{place:?} is committed up to {offset}, and handled up to {frontier}"));
         }
-        let before = std::mem::replace(&mut progress.seen, offset).max(floor);
+        progress.committed = progress.committed.max(offset);
+    }
+
+    /// The next commit in the coordinator's log, from its first on.
+    pub(crate) fn commit_in_log(&mut self, place: Place, offset: i64) {
+        let progress = self.group.entry(place).or_default();
+        let before = std::mem::replace(&mut progress.stored, offset);
         if offset < before {
             self.violations.push(format!("the commit of {place:?} went back from {before} to {offset}"));
         }
-        progress.committed = progress.committed.max(offset);
+    }
+
+    /// To be called when all commits in the log are there.
+    pub(crate) fn commits_end(&mut self) {
+        for (place, Progress { told, stored, .. }) in &self.group {
+            if stored < told {
+                self.violations
+                    .push(format!("{place:?} was said to be committed up to {told}, and is up to {stored}"));
+            }
+        }
     }
 
     /// The next record of a place's log, from its first offset on. To be called when all answers are there.
@@ -272,14 +287,18 @@ mod tests {
         judge.handled(1, PLACE, 0);
         judge.assigned(2, PLACE);
         judge.handled(2, PLACE, 0);
-        judge.committed(PLACE, 1, 0);
+        judge.committed(PLACE, 1);
         assert!(judge.violations.is_empty());
         assert_eq!((judge.handled, judge.handled_again), (1, 1));
         judge.handled(2, PLACE, 2);
         assert_eq!(judge.violations.len(), 3 - 1, "1 was skipped, by it and by all");
-        judge.committed(PLACE, 4, 0);
+        judge.committed(PLACE, 4);
         assert_eq!(judge.violations.len(), 3, "3 was not handled");
-        judge.committed(PLACE, 3, 0);
+        for offset in [1, 3, 3] {
+            judge.commit_in_log(PLACE, offset);
+        }
+        assert_eq!(judge.violations.len(), 3);
+        judge.commit_in_log(PLACE, 2);
         assert_eq!(judge.violations.len(), 4, "it went back");
     }
 
@@ -290,7 +309,7 @@ mod tests {
         (0..5).for_each(|offset| judge.handled(1, PLACE, offset));
         // One that does not know yet that it was lost may go on; who follows begins at what is committed.
         judge.commit_told(&[(PLACE, 3)]);
-        assert_eq!((judge.positions(1), judge.floors()[&PLACE]), (vec![(PLACE, 5)], 3));
+        assert_eq!(judge.positions(1), [(PLACE, 5)]);
         judge.assigned(2, PLACE);
         (3..6).for_each(|offset| judge.handled(2, PLACE, offset));
         judge.handled(1, PLACE, 5);
@@ -302,7 +321,8 @@ mod tests {
         judge.assigned(3, PLACE);
         judge.handled(3, PLACE, 2);
         assert_eq!(judge.violations.len(), 2, "it was committed");
-        judge.committed(PLACE, 2, 3);
+        judge.commit_in_log(PLACE, 2);
+        judge.commits_end();
         assert_eq!(judge.violations.len(), 3, "somebody was told Ok of more");
         judge.given_up(2, PLACE);
         assert_eq!(judge.violations.len(), 4, "it had nothing");

@@ -1,6 +1,7 @@
 //! Three real brokers, one after the other killed, paused or restarted, while producers of every codec send and a group
 //! of members that come and go, die, freeze and block reads: nothing lost, doubled, reordered, skipped or invented, no
-//! commit goes back, and handled again is only what was not committed when its partition was given to another.
+//! commit goes back in the log of the coordinators, and handled again is only what was not committed when its partition was
+//! given to another.
 //!
 //! `DTKAFKA_CHAOS_SECONDS` is how long the weather lasts (default 20; 0 leaves the test out) and `DTKAFKA_CHAOS_FAULTS`
 //! how many faults it has at least (default 0), `DTKAFKA_CHAOS_SEED` its seed, `DTKAFKA_CHAOS_RATE` the records of each of the
@@ -38,7 +39,7 @@ use dtkafka::{KafkaAdmin, KafkaConfig, KafkaInstance, NewTopic};
 use dtkafka_testcontainers::{Listener, launch::Kafka};
 
 use crate::{
-    clients::{World, ends, producer, read_all, watch_commits},
+    clients::{World, ends, producer, read_all, read_commits, watch_commits},
     faults::{Dice, in_sync, weather},
     members::{POLL_INTERVAL, churn},
 };
@@ -189,6 +190,7 @@ async fn run(
     let lives = tokio::task::spawn_blocking(|| members.map(|members| members.join().unwrap())).await.unwrap();
     watching.await.unwrap();
     let count = read_all(&world, &instance).await;
+    read_commits(&world, &instance, &admin, GROUP).await;
     if let Some(mut beside) = beside {
         tokio::task::spawn_blocking(move || beside.wait()).await.unwrap().unwrap();
     }
