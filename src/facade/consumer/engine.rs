@@ -22,7 +22,7 @@ use std::{
 };
 
 use tokio::{
-    task::{AbortHandle, JoinSet},
+    task::{AbortHandle, JoinError, JoinSet},
     time::Instant,
 };
 
@@ -77,6 +77,17 @@ impl Ledger for KafkaConsumer {
     fn expect_topic(&self, topic: &Arc<str>) {
         Self::expect_topic(self, topic);
     }
+}
+
+/// What happens while the engine waits.
+enum Event {
+    RunEnded(std::result::Result<(tokio::task::Id, Ended), JoinError>),
+    LetterWritten(std::result::Result<Passed, JoinError>),
+    /// There are changes to take from the client, or it has ended.
+    GroupChanged(Result<()>),
+    Committed(Result<()>),
+    /// A handle has paused, resumed or stopped something.
+    Steered,
 }
 
 /// A run that is out.
@@ -299,23 +310,40 @@ impl Engine {
         self.lanes.is_empty() && self.tasks.is_empty() && self.passing.is_empty()
     }
 
-    /// Waits for the next thing that happens to the runs or the group.
-    async fn event(&mut self) {
-        let wake_at = self.wake_at();
+    /// The next thing that happens to the runs, the group or a commit. If dropped, nothing that has happened is lost.
+    async fn next_event(&mut self) -> Event {
         tokio::select! {
             biased;
-            Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.on_join(ended),
-            Some(passed) = self.passing.join_next(), if !self.passing.is_empty() => self.on_letter(passed),
-            changed = self.client.changed(), if !self.is_closed => {
-                if let Err(error) = changed {
-                    self.is_closed = true;
-                    self.on_failure(error);
-                }
+            Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => Event::RunEnded(ended),
+            Some(passed) = self.passing.join_next(), if !self.passing.is_empty() => Event::LetterWritten(passed),
+            changed = self.client.changed(), if !self.is_closed => Event::GroupChanged(changed),
+            outcome = end_of(&mut self.committing) => Event::Committed(outcome),
+            () = self.shared.steered() => Event::Steered,
+        }
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::RunEnded(ended) => self.on_join(ended),
+            Event::LetterWritten(passed) => self.on_letter(passed),
+            Event::GroupChanged(Err(error)) => {
+                self.is_closed = true;
+                self.on_failure(error);
             }
-            outcome = end_of(&mut self.committing) => self.on_commit(outcome),
-            () = self.shared.steered() => {}
+            Event::Committed(outcome) => self.on_commit(outcome),
+            // What has changed is looked up in `follow`.
+            Event::GroupChanged(Ok(())) | Event::Steered => {}
+        }
+    }
+
+    /// Waits for the next event while no records are taken.
+    async fn wait(&mut self) {
+        let (client, wake_at) = (Arc::clone(&self.client), self.wake_at());
+        tokio::select! {
+            biased;
+            event = self.next_event() => self.on_event(event),
             // Nobody polls meanwhile, so the listener is called here: a revocation waits for it.
-            never = self.client.keep_listener_informed() => match never {},
+            never = client.keep_listener_informed() => match never {},
             () = tokio::time::sleep_until(wake_at) => self.keep_alive_if_due(),
         }
         self.follow();
@@ -330,7 +358,7 @@ impl Engine {
         self.follow_user();
     }
 
-    fn on_join(&mut self, ended: std::result::Result<(tokio::task::Id, Ended), tokio::task::JoinError>) {
+    fn on_join(&mut self, ended: std::result::Result<(tokio::task::Id, Ended), JoinError>) {
         match ended {
             Ok((_, ended)) => self.on_end(ended),
             // The run was aborted because its partition is gone; or user code other than a handler has panicked, such as
@@ -383,7 +411,7 @@ impl Engine {
             if self.tasks.is_empty() && self.passing.is_empty() && self.lanes.are_at_rest(time::now()) {
                 return Ok(());
             }
-            self.event().await;
+            self.wait().await;
         }
     }
 
@@ -394,7 +422,7 @@ impl Engine {
             self.stop.cancel();
             let deadline = time::after(limit);
             while !self.tasks.is_empty() {
-                if tokio::time::timeout_at(deadline, self.event()).await.is_err() {
+                if tokio::time::timeout_at(deadline, self.wait()).await.is_err() {
                     tracing::warn!(
                         handlers = self.tasks.len(),
                         ?limit,
@@ -447,16 +475,7 @@ impl Engine {
             tokio::select! {
                 biased;
                 () = shutdown.as_mut() => return,
-                Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.on_join(ended),
-                Some(passed) = self.passing.join_next(), if !self.passing.is_empty() => self.on_letter(passed),
-                changed = self.client.changed(), if !self.is_closed => {
-                    if let Err(error) = changed {
-                        self.is_closed = true;
-                        self.on_failure(error);
-                    }
-                }
-                outcome = end_of(&mut self.committing) => self.on_commit(outcome),
-                () = self.shared.steered() => {}
+                event = self.next_event() => self.on_event(event),
                 taken = taking => {
                     not_before = None;
                     match self.put(taken) {
