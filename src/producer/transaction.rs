@@ -48,15 +48,15 @@ pub(crate) struct Outstanding {
     pub(crate) in_flight: bool,
 }
 
-/// What a caller finds that stops waiting for a commit.
+/// What has become of a commit when the time of its caller is over.
 #[derive(Debug)]
-pub(crate) enum Impatience {
-    /// It is over after all.
+pub(crate) enum CommitTimeout {
+    /// The commit has just ended.
     Ended(Result<()>),
-    /// The coordinator was asked to commit: the transaction will be committed, or nobody knows.
-    Asked,
-    /// The coordinator was not asked yet: the transaction is being aborted.
-    Aborted,
+    /// The coordinator was asked to commit. The transaction will be committed, or its outcome is unknown.
+    CommitSent,
+    /// The coordinator was not asked yet. The transaction is being aborted.
+    Aborting,
 }
 
 #[derive(Debug, Clone)]
@@ -304,15 +304,15 @@ impl Core {
         }
     }
 
-    /// Its caller waits no longer for the commit: aborts, unless the coordinator was asked to commit. To be called under
-    /// the lock under which the driver asks, so that what it returns stays true.
-    pub(crate) fn handle_impatience(&mut self, number: u64) -> Impatience {
+    /// The time in which the caller waits for the commit is over. Aborts unless the coordinator was asked to commit. Must be
+    /// called under the lock under which the driver asks, so that what it returns stays true.
+    pub(crate) fn handle_commit_timeout(&mut self, number: u64) -> CommitTimeout {
         match self.outcome(number) {
-            Some(outcome) => Impatience::Ended(outcome),
-            None if self.commit_sent || self.may_be_committed() => Impatience::Asked,
+            Some(outcome) => CommitTimeout::Ended(outcome),
+            None if self.commit_sent || self.may_be_committed() => CommitTimeout::CommitSent,
             None => {
                 self.handle_abort();
-                Impatience::Aborted
+                CommitTimeout::Aborting
             }
         }
     }

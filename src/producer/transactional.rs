@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::{
     Delivery, KafkaProducer, SendJson, Shared,
-    transaction::{Core, Impatience, Offsets, is_of_the_group},
+    transaction::{CommitTimeout, Core, Offsets, is_of_the_group},
 };
 use crate::{
     cluster::Cluster,
@@ -403,12 +403,12 @@ impl Transaction<'_> {
     async fn wait_for_commit(&mut self) -> Result<()> {
         let committed = match self.outcome("the transaction was not committed").await {
             Err(error) if error.kind() == ErrorKind::Timeout && !error.is_fatal() => {
-                let found = self.producer.transactions()?.lock().handle_impatience(self.number);
+                let found = self.producer.transactions()?.lock().handle_commit_timeout(self.number);
                 self.producer.shared().wake.notify_one();
                 match found {
-                    Impatience::Ended(outcome) => outcome,
-                    Impatience::Asked => Err(error.with_possibly_written(true)),
-                    Impatience::Aborted => Err(error.with_requires_abort()),
+                    CommitTimeout::Ended(outcome) => outcome,
+                    CommitTimeout::CommitSent => Err(error.with_possibly_written(true)),
+                    CommitTimeout::Aborting => Err(error.with_requires_abort()),
                 }
             }
             committed => committed,

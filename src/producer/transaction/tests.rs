@@ -206,13 +206,13 @@ fn who_waits_no_longer_is_told_whether_the_commit_was_asked_for_and_stops_it_if_
     let mut rig = Rig::open(true);
     rig.core.handle_sent();
     rig.core.handle_commit().unwrap();
-    assert!(matches!(rig.core.handle_impatience(1), Impatience::Aborted));
+    assert!(matches!(rig.core.handle_commit_timeout(1), CommitTimeout::Aborting));
     let call = rig.call(idle()).unwrap();
     assert!(matches!(call, Call::End { commit: false, .. }), "the commit must not follow: {call:?}");
     let (mut rig, call) = asked_to_commit();
-    assert!(matches!(rig.core.handle_impatience(1), Impatience::Asked));
+    assert!(matches!(rig.core.handle_commit_timeout(1), CommitTimeout::CommitSent));
     rig.reply(&call, Ok(Reply::Ended(Some(ProducerIdentity { id: 7, epoch: 1 }))));
-    assert!(matches!(rig.core.handle_impatience(1), Impatience::Ended(Ok(()))));
+    assert!(matches!(rig.core.handle_commit_timeout(1), CommitTimeout::Ended(Ok(()))));
 }
 
 #[test]

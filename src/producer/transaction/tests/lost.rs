@@ -134,7 +134,7 @@ fn a_commit_that_reached_nobody_is_none_and_can_be_aborted() {
     }
     let (mut rig, call) = asked_to_commit();
     rig.unreached(&call, refused());
-    assert!(matches!(rig.core.handle_impatience(1), Impatience::Aborted));
+    assert!(matches!(rig.core.handle_commit_timeout(1), CommitTimeout::Aborting));
     rig.now += Duration::from_secs(2);
     assert!(matches!(rig.call(idle()), Some(Call::End { commit: false, .. })));
     // Once somebody may have heard of it, no later attempt takes that back.
@@ -143,7 +143,7 @@ fn a_commit_that_reached_nobody_is_none_and_can_be_aborted() {
     rig.now += Duration::from_secs(2);
     let call = rig.call(idle()).unwrap();
     rig.unreached(&call, refused());
-    assert!(matches!(rig.core.handle_impatience(1), Impatience::Asked));
+    assert!(matches!(rig.core.handle_commit_timeout(1), CommitTimeout::CommitSent));
     rig.core.handle_abort();
     rig.now += Duration::from_secs(2);
     assert!(matches!(rig.call(idle()), Some(Call::End { commit: true, .. })));

@@ -131,7 +131,7 @@ fn run(seed: u64) {
             }
             6 => drop(rig.core.handle_offsets(offsets())),
             _ if committing && random.below(4) == 0 => {
-                if let Impatience::Aborted = rig.core.handle_impatience(number) {
+                if let CommitTimeout::Aborting = rig.core.handle_commit_timeout(number) {
                     told_aborted.push(number);
                     committing = false;
                 }
