@@ -257,7 +257,7 @@ async fn set_up(
     let (stream, notices) = Stream::new(io, Limits { fetch: small, other: small });
     let stream = stream.with_kept(&settings.kept);
     let mut channel = Channel::new(stream, limits.fetch.max(limits.other), Arc::clone(&settings.client_id));
-    let Told { versions, features, throttle_ms } =
+    let Offered { versions, features, throttle_ms } =
         ask_versions(&mut channel, &notices, settings, versions_version, deadline).await?;
     channel.set_versions(&versions);
     let mut reauthenticate_by = None;
@@ -295,8 +295,8 @@ async fn set_up(
     Ok(connection)
 }
 
-/// What the broker's ApiVersions answer says.
-struct Told {
+/// The broker's ApiVersions answer.
+struct Offered {
     versions: Versions,
     features: Map<String, i16>,
     /// How long it wants to be sent nothing (KIP-219).
@@ -310,7 +310,7 @@ async fn ask_versions(
     settings: &ClientSettings,
     version: i16,
     deadline: Instant,
-) -> Result<Told, Failure> {
+) -> Result<Offered, Failure> {
     let mut version = version;
     loop {
         channel.set_versions(&Versions::from([(wire::ApiVersionsRequest::KEY, (version, version))]));
@@ -338,7 +338,7 @@ async fn ask_versions(
                     .iter()
                     .map(|feature| (feature.name.to_string(), feature.max_version_level));
                 let throttle_ms = wire::ApiVersionsRequest::throttle_time_ms(&answer);
-                return Ok(Told { versions: offered, features: features.collect(), throttle_ms });
+                return Ok(Offered { versions: offered, features: features.collect(), throttle_ms });
             }
             code::UNSUPPORTED_VERSION if version > 0 => {
                 let common = api::Row::of::<wire::ApiVersionsRequest>().negotiate(&offered).unwrap_or(0);

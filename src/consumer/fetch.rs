@@ -485,7 +485,7 @@ impl Fetcher {
             );
             state.session.handle_failure();
             state.retry_at = Some(now + state.backoff.next(&mut self.rng));
-        } else if is_all_served && partitions.has_rumour() {
+        } else if is_all_served && partitions.has_unconfirmed_id() {
             partitions.note_passed_over(now, broker, |key| Some(state.session.asked(key)?.topic_id));
         }
         // A session's answer names only what has changed: what was asked for and is not in it as refused is not refused

@@ -17,7 +17,7 @@ use std::{
     sync::Arc,
 };
 
-pub(crate) use self::identity::{Standing, Told};
+pub(crate) use self::identity::{MetadataId, Standing};
 pub(crate) use self::partition::{Partition, Phase, Position, ResetTo};
 pub(crate) use self::source::{Check, Checked, EpochEnd, EpochEnds, Replica, Truncation};
 
@@ -99,8 +99,8 @@ pub(crate) struct Partitions {
     kept_to: Map<i32, Instant>,
     /// Records are acknowledged one by one, and not by the next poll.
     by_each: bool,
-    /// Metadata have told of another id of some topic than that which it is read by.
-    is_rumoured: bool,
+    /// Some partition has an unconfirmed id.
+    has_unconfirmed: bool,
     /// Where records are acknowledged one by one: for each partition the last life that ended, under an assignment that
     /// goes on, with something not done.
     over: BTreeMap<TopicPartition, Life>,
@@ -283,7 +283,7 @@ impl Partitions {
             trouble: None,
             leader: None,
             topic_id: TopicId::default(),
-            rumour: None,
+            unconfirmed: None,
             is_served: false,
             is_served_by_id: false,
             is_refused: false,

@@ -102,13 +102,13 @@ enum Mode {
     Manual,
 }
 
-/// An error for the user, with the partition and its life where it is of one that is assigned.
-struct Told {
+/// An error that a poll will return. `of`: the assigned partition that it concerns, and its life when it occurred.
+struct PollError {
     error: Error,
     of: Option<(TopicPartition, Life)>,
 }
 
-const MOST_TOLD: usize = 16;
+const MAX_POLL_ERRORS: usize = 16;
 
 /// A coordinator's answer explains for this long, plus two back-offs, why the member is not in its group. It is asked
 /// again sooner than that; a question that is out for longer is a join that waits for the other members.
@@ -149,7 +149,7 @@ pub(crate) struct Core {
     /// When each of the polls that wait should end.
     polls_end: Vec<Instant>,
     auto_commit_at: Option<Instant>,
-    errors: VecDeque<Told>,
+    errors: VecDeque<PollError>,
     fatal: Option<Error>,
     /// Why the driver ended before its time.
     ended: Option<Error>,
@@ -354,9 +354,9 @@ impl Core {
         if self.fatal.is_some() {
             return self.fatal.clone();
         }
-        while let Some(told) = self.errors.pop_front() {
-            if self.is_of_now(&told) {
-                return Some(told.error);
+        while let Some(next) = self.errors.pop_front() {
+            if self.is_of_now(&next) {
+                return Some(next.error);
             }
         }
         None
@@ -513,18 +513,17 @@ impl Core {
             let life = self.partitions.get(&key)?.life();
             Some((key, life))
         });
-        let is_same = |told: &Told| told.of == of && told.error.kind() == error.kind();
+        let is_same = |known: &PollError| known.of == of && known.error.kind() == error.kind();
         // The list is bounded because nobody may be polling. Sixteen errors say as much as a thousand, and the same error
         // of a partition is kept once.
-        if self.errors.len() < MOST_TOLD && !(of.is_some() && self.errors.iter().any(is_same)) {
-            self.errors.push_back(Told { error, of });
+        if self.errors.len() < MAX_POLL_ERRORS && !(of.is_some() && self.errors.iter().any(is_same)) {
+            self.errors.push_back(PollError { error, of });
         }
     }
 
-    /// Whether what an error tells of is still so: not of a partition that was given up or sought since, nor of a topic that is
-    /// not read any more.
-    fn is_of_now(&self, told: &Told) -> bool {
-        match (&told.of, told.error.topic()) {
+    /// Whether an error is still of interest: its partition was not given up or sought since, or its topic is still read.
+    fn is_of_now(&self, known: &PollError) -> bool {
+        match (&known.of, known.error.topic()) {
             (Some((key, life)), _) => {
                 self.partitions.get(key).is_some_and(|partition| partition.life() == *life)
             }

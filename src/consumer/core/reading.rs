@@ -15,7 +15,7 @@ use crate::{
         fetch::Effects,
         ledger::Life,
         lookups::{self, Found, Lookup},
-        partitions::{Check, EpochEnds, Phase, Told},
+        partitions::{Check, EpochEnds, MetadataId, Phase},
     },
     error::{ErrorKind, Result},
     flights::Token,
@@ -181,18 +181,21 @@ impl Core {
         self.partitions.check_replicas(now, |broker| metadata.brokers.contains_key(&broker));
         // Where the coordinator assigns by id, the membership decides.
         let member = self.member.as_ref().filter(|_| matches!(self.mode, Mode::Topics));
-        let told = |topic: &Arc<str>| {
+        let metadata_id = |topic: &Arc<str>| {
             let topic = metadata.topics.get(topic);
-            topic.map_or_else(Told::default, |topic| Told { id: topic.id, is_disputed: topic.refused > 0 })
+            topic.map_or_else(MetadataId::default, |topic| MetadataId {
+                id: topic.id,
+                is_disputed: topic.refused > 0,
+            })
         };
-        let again = self
-            .partitions
-            .set_topic_ids(now, told, |key| member.is_some_and(|member| member.assigned_id(key).is_some()));
+        let again = self.partitions.set_topic_ids(now, metadata_id, |key| {
+            member.is_some_and(|member| member.assigned_id(key).is_some())
+        });
         let (replaced, again): (Vec<_>, Vec<_>) = again.into_iter().partition(|key| self.is_replaced(key));
         self.lookups.handle_replaced(&replaced, &mut self.partitions);
         self.news |= self.lookups.handle_made_again(&again, self.member.is_some(), &mut self.partitions);
         let all = self.partitions.set_leaders(now, |key| metadata.leader(&key.topic, key.partition));
-        if (!all || self.partitions.has_rumour()) && self.metadata.version > 0 {
+        if (!all || self.partitions.has_unconfirmed_id()) && self.metadata.version > 0 {
             debug!(
                 "a partition has no leader at the moment, is not known, or may be of a topic that was made again"
             );
@@ -420,7 +423,7 @@ mod tests {
                 assert_eq!(asks, !is_settled, "it is asked until brokers agree");
                 now += Duration::from_secs(1);
             }
-            assert!(!core.partitions.has_rumour());
+            assert!(!core.partitions.has_unconfirmed_id());
         }
     }
 

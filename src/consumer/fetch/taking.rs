@@ -113,7 +113,7 @@ impl Taking<'_> {
         let is_diverging = data.error_code == 0 && data.diverging_epoch.end_offset >= 0;
         if is_leader
             && (is_diverging || data.error_code == code::OFFSET_OUT_OF_RANGE)
-            && partition.note_misfit(by_id)
+            && partition.note_outside(by_id)
         {
             partition.retry_at = Some(now + self.settings.retry_backoff);
             effects.refresh_metadata = true;

@@ -18,27 +18,28 @@ use crate::{
     time::Instant,
 };
 
-/// What the metadata say of a topic.
+/// The id of a topic in the metadata snapshot.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Told {
+pub(crate) struct MetadataId {
     /// All zeros where there is none.
     pub(crate) id: TopicId,
-    /// The last answer has told of another one.
+    /// The last Metadata answer named another id.
     pub(crate) is_disputed: bool,
 }
 
-/// Another id than that which a partition is read by.
+/// An id in the metadata other than the one that the partition is read by. It counts only once the leader has refused the
+/// old id, or after [`ACCEPTED_AFTER`].
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Rumour {
+pub(crate) struct UnconfirmedId {
     id: TopicId,
-    /// Since when metadata have named it without contradiction, and without the leader having served the other one.
+    /// Since when all metadata have named it, and the leader has not served the old id.
     since: Instant,
     /// The leader has served it meanwhile, by its name.
     is_served_by_name: bool,
 }
 
-/// A rumour that lasts this long is believed: no broker that is asked again and again stays behind the others for longer.
-const BELIEVED_AFTER: Duration = Duration::from_secs(20);
+/// No broker lags behind the others for longer than this, so an id that metadata name for as long is accepted.
+const ACCEPTED_AFTER: Duration = Duration::from_secs(20);
 
 /// What the group had of the topic of this name before it was made again.
 #[derive(Debug, Clone, Copy)]
@@ -63,39 +64,42 @@ pub(crate) enum Standing {
     Unclear,
 }
 
-enum Heard {
+/// What another id in the metadata means.
+enum IdChange {
+    /// The topic was made again: the position means nothing in its log.
     MadeAgain,
-    /// The position is of this one already.
-    Same,
+    /// The position is in the log of the new id already.
+    SameLog,
     Unclear,
 }
 
 impl Partition {
-    /// What to make of it that metadata name another id than the partition's.
-    fn hear(&mut self, now: Instant, told: Told) -> Heard {
+    /// Decides what it means that metadata name another id than the partition's.
+    fn judge_id(&mut self, now: Instant, named: MetadataId) -> IdChange {
         if self.topic_id == TopicId::default() {
-            return Heard::Same;
+            return IdChange::SameLog;
         }
         if self.position().is_none() || self.is_refused {
-            return Heard::MadeAgain;
+            return IdChange::MadeAgain;
         }
-        let rumour = self.rumour.filter(|rumour| rumour.id == told.id && !told.is_disputed);
-        let rumour = rumour.unwrap_or(Rumour { id: told.id, since: now, is_served_by_name: false });
-        self.rumour = Some(rumour);
-        match rumour.since + BELIEVED_AFTER <= now {
-            false => Heard::Unclear,
-            true if rumour.is_served_by_name => Heard::Same,
-            true => Heard::MadeAgain,
+        let known = self.unconfirmed.filter(|known| known.id == named.id && !named.is_disputed);
+        let unconfirmed =
+            known.unwrap_or(UnconfirmedId { id: named.id, since: now, is_served_by_name: false });
+        self.unconfirmed = Some(unconfirmed);
+        match unconfirmed.since + ACCEPTED_AFTER <= now {
+            false => IdChange::Unclear,
+            true if unconfirmed.is_served_by_name => IdChange::SameLog,
+            true => IdChange::MadeAgain,
         }
     }
 
     /// Its leader has served it.
     pub(crate) fn note_served(&mut self, now: Instant, by_id: bool) {
         (self.is_served, self.is_served_by_id, self.is_refused) = (true, by_id, false);
-        if let Some(rumour) = &mut self.rumour {
+        if let Some(unconfirmed) = &mut self.unconfirmed {
             match by_id {
-                true => rumour.since = now,
-                false => rumour.is_served_by_name = true,
+                true => unconfirmed.since = now,
+                false => unconfirmed.is_served_by_name = true,
             }
         }
     }
@@ -106,10 +110,10 @@ impl Partition {
             matches!(code, UNKNOWN_TOPIC_OR_PARTITION | UNKNOWN_TOPIC_ID | INCONSISTENT_TOPIC_ID);
     }
 
-    /// The leader's log does not have the position. True, and as good as a refusal, if it was asked by name while
-    /// metadata name another id.
-    pub(crate) fn note_misfit(&mut self, by_id: bool) -> bool {
-        let is_another = !by_id && self.rumour.is_some();
+    /// The leader's log does not have the position. If the leader was asked by name while metadata name another id, this
+    /// counts as a refusal of the old id, and true is returned.
+    pub(crate) fn note_outside(&mut self, by_id: bool) -> bool {
+        let is_another = !by_id && self.unconfirmed.is_some();
         self.is_refused |= is_another;
         is_another
     }
@@ -129,47 +133,47 @@ impl Partition {
 
 impl Partitions {
     /// Takes over the ids of the topics. Returns the partitions whose topic was made again: what is known of them is of
-    /// another log. For those that are `named` by whoever assigns them another id counts at once.
+    /// another log. Where the coordinator assigns partitions by topic id (`is_assigned_by_id`), another id counts at once.
     pub(crate) fn set_topic_ids(
         &mut self,
         now: Instant,
-        told: impl Fn(&Arc<str>) -> Told,
-        named: impl Fn(&TopicPartition) -> bool,
+        metadata_id: impl Fn(&Arc<str>) -> MetadataId,
+        is_assigned_by_id: impl Fn(&TopicPartition) -> bool,
     ) -> Vec<TopicPartition> {
         let mut again = Vec::new();
-        let mut last: Option<(&Arc<str>, Told)> = None;
+        let mut last: Option<(&Arc<str>, MetadataId)> = None;
         for (key, partition) in &mut self.partitions {
-            let told = match last {
-                Some((topic, told)) if Arc::ptr_eq(topic, &key.topic) => told,
-                _ => told(&key.topic),
+            let named = match last {
+                Some((topic, named)) if Arc::ptr_eq(topic, &key.topic) => named,
+                _ => metadata_id(&key.topic),
             };
-            last = Some((&key.topic, told));
-            if told.id == partition.topic_id || told.id == TopicId::default() {
-                partition.rumour = None;
+            last = Some((&key.topic, named));
+            if named.id == partition.topic_id || named.id == TopicId::default() {
+                partition.unconfirmed = None;
                 continue;
             }
-            let is_named = are_two_lives(partition.topic_id, told.id) && named(key);
-            match partition.hear(now, told) {
-                _ if is_named => again.push(key.clone()),
-                Heard::MadeAgain => again.push(key.clone()),
-                Heard::Same if partition.rumour.is_some() => {
+            let is_reassigned = are_two_lives(partition.topic_id, named.id) && is_assigned_by_id(key);
+            match partition.judge_id(now, named) {
+                _ if is_reassigned => again.push(key.clone()),
+                IdChange::MadeAgain => again.push(key.clone()),
+                IdChange::SameLog if partition.unconfirmed.is_some() => {
                     warn!(partition = %key, "the topic has another id, and its leader serves the position by name: reading goes on \
                         there, though the topic may have been made again");
                 }
-                Heard::Same => {}
-                Heard::Unclear => continue,
+                IdChange::SameLog => {}
+                IdChange::Unclear => continue,
             }
-            partition.topic_id = told.id;
-            (partition.rumour, partition.is_refused, partition.is_served_by_id) = (None, false, false);
+            partition.topic_id = named.id;
+            (partition.unconfirmed, partition.is_refused, partition.is_served_by_id) = (None, false, false);
             // Whether or not it was assigned when that happened.
             match self.known.get_mut(&key.topic) {
-                Some((known, _)) if *known == told.id => {}
-                Some(known) => *known = (told.id, self.lives.begin()),
-                None => drop(self.known.insert(Arc::clone(&key.topic), (told.id, Life::NONE))),
+                Some((known, _)) if *known == named.id => {}
+                Some(known) => *known = (named.id, self.lives.begin()),
+                None => drop(self.known.insert(Arc::clone(&key.topic), (named.id, Life::NONE))),
             }
             mark(&mut partition.is_touched, key, &mut self.touched);
         }
-        self.is_rumoured = self.partitions.values().any(|partition| partition.rumour.is_some());
+        self.has_unconfirmed = self.partitions.values().any(|partition| partition.unconfirmed.is_some());
         again
     }
 
@@ -190,9 +194,9 @@ impl Partitions {
         }
     }
 
-    /// Whether metadata tell of another id than that which one is read by.
-    pub(crate) fn has_rumour(&self) -> bool {
-        self.is_rumoured
+    /// Whether metadata name another id than the one that some partition is read by.
+    pub(crate) fn has_unconfirmed_id(&self) -> bool {
+        self.has_unconfirmed
     }
 
     /// The life in which a topic was found to be another one than that of its name before.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{
-    identity::{Before, Rumour},
+    identity::{Before, UnconfirmedId},
     source::Replica,
 };
 use crate::{
@@ -107,8 +107,8 @@ pub(crate) struct Partition {
     pub(crate) leader: Option<(i32, i32)>,
     /// Of the topic it is of; all zeros where unknown.
     pub(crate) topic_id: TopicId,
-    /// The metadata tell of another one.
-    pub(super) rumour: Option<Rumour>,
+    /// Another id that metadata name.
+    pub(super) unconfirmed: Option<UnconfirmedId>,
     /// Its leader has served the topic of this id.
     pub(crate) is_served: bool,
     /// It was asked for by that id, and not by the topic's name.

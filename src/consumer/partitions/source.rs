@@ -143,7 +143,7 @@ impl Partitions {
     ) -> bool {
         let mut all = true;
         for (key, partition) in &mut self.partitions {
-            if partition.rumour.is_some() && partition.leader.is_some() {
+            if partition.unconfirmed.is_some() && partition.leader.is_some() {
                 // Metadata name the leader of the other topic of this name.
                 continue;
             }

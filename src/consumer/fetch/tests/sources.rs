@@ -2,11 +2,11 @@
 //! that are named (KIP-951).
 
 use super::*;
-use crate::consumer::partitions::Told;
+use crate::consumer::partitions::MetadataId;
 
 /// Brokers tell of this id of all topics.
 fn ids(bench: &mut Bench, id: u8) -> Vec<TopicPartition> {
-    let told = Told { id: [id; 16], is_disputed: false };
+    let told = MetadataId { id: [id; 16], is_disputed: false };
     bench.partitions.set_topic_ids(bench.now, |_| told, |_| false)
 }
 
