@@ -1,6 +1,6 @@
 //! Every listener with every way to log in: produce, consume through a group and commit over each.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use dtkafka::{KafkaConfig, KafkaInstance, SaslMechanism, SecurityProtocol, TopicPartition};
 use dtkafka_testcontainers::Listener;
@@ -166,13 +166,14 @@ on_every_backend! {
         round_trip(config.set("ssl.keystore.location", both.path())).await;
     }
 
+    #[cfg(feature = "tls")]
     async fn a_tls_configuration_of_the_users_own(backend) {
         let own = backend.certificates().client_config(false).unwrap();
         let config = base(backend, Listener::Ssl, SecurityProtocol::Ssl);
-        round_trip(config.set_tls_client_config(Arc::new(own))).await;
+        round_trip(config.set_tls_client_config(std::sync::Arc::new(own))).await;
         // It stays in charge of the host name too.
         let strict = backend.strict().await;
-        let own = Arc::new(strict.certificates().client_config(true).unwrap());
+        let own = std::sync::Arc::new(strict.certificates().client_config(true).unwrap());
         let config = base(strict, Listener::Ssl, SecurityProtocol::Ssl).set_tls_client_config(own);
         let error = KafkaInstance::new(config).unwrap().admin().await.unwrap_err();
         assert!(error.to_string().contains("certificate is not for the name"), "{error}");
