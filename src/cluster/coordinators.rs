@@ -1,11 +1,13 @@
 //! Who coordinates a group or a transactional id: asked once, then remembered until it proves wrong.
 
+use std::time::Duration;
+
 use super::{Cluster, Lane, kafka_string, metadata};
 use crate::{
     connection::Connection,
     error::{
         Error, Result,
-        code::{GROUP_AUTHORIZATION_FAILED, TRANSACTIONAL_ID_AUTHORIZATION_FAILED},
+        code::{GROUP_AUTHORIZATION_FAILED, NOT_COORDINATOR, TRANSACTIONAL_ID_AUTHORIZATION_FAILED},
     },
     sorted::Map,
     time::{self, Backoff, Instant},
@@ -125,11 +127,32 @@ impl Cluster {
         }
     }
 
+    /// Asks this broker again and again, on its main lane, whether it is the coordinator. Returns why a request to it on
+    /// another lane is not worth waiting for: it is not the coordinator any more, or does not answer this question either.
+    pub(crate) async fn ceases_to_coordinate(
+        &self,
+        kind: CoordinatorKind,
+        key: &str,
+        broker: i32,
+        every: Duration,
+    ) -> Error {
+        loop {
+            tokio::time::sleep(every).await;
+            // No less: only a connection that was silent for as long is not taken for the next question.
+            let deadline = time::now() + self.settings().request_timeout;
+            match self.coordinates(kind, key, broker, deadline).await {
+                Ok(true) => {}
+                Ok(false) => return Error::from_code("FindCoordinator", NOT_COORDINATOR),
+                Err(error) => return error,
+            }
+        }
+    }
+
     /// Whether this broker says that it is the coordinator. True also if it cannot tell at the moment.
     ///
     /// # Errors
     /// Why it does not answer.
-    pub(crate) async fn coordinates(
+    async fn coordinates(
         &self,
         kind: CoordinatorKind,
         key: &str,

@@ -1,7 +1,7 @@
 //! The consumer's requests on the wire: built from what the core decides, read back into what it understands.
 //!
-//! One exchange per function; nothing is retried and nothing decided here, but for forgetting a coordinator that does
-//! not answer. [`group`](mod@group) is membership, [`offsets`] what a group has committed, [`logs`] what leaders are asked.
+//! One exchange per function. Nothing is retried here, and nothing decided but one thing: a coordinator that does not answer is
+//! forgotten. [`group`](mod@group) is membership, [`offsets`] what a group has committed, [`logs`] what leaders are asked.
 //! This file reaches the coordinator, and gathers partitions under their topics.
 
 mod group;
@@ -22,7 +22,7 @@ use crate::{
         Connection,
         api::{Api, wire},
     },
-    error::{Error, ErrorKind, Result, code::NOT_COORDINATOR},
+    error::{Error, ErrorKind, Result},
     record::TopicPartition,
     time::{self, Instant},
 };
@@ -58,7 +58,7 @@ async fn to_coordinator<R: Api>(
     let answer = tokio::select! {
         biased;
         answer = connection.call(request, deadline) => answer,
-        error = does_not_coordinate(shared, broker), if lane == Lane::Group => {
+        error = ceases_to_coordinate(shared, broker), if lane == Lane::Group => {
             connection.end();
             Err(error)
         }
@@ -70,22 +70,13 @@ async fn to_coordinator<R: Api>(
     noted(shared, broker, answer)
 }
 
-/// Returns once it turns out that a broker which has held back a join for long does not coordinate the group any more, or
-/// does not answer other requests either. A coordinator may hold a join back for the whole poll interval, because other
-/// members may take that long; a broker that hangs, or is not the coordinator any more, looks the same.
-async fn does_not_coordinate(shared: &Shared, broker: i32) -> Error {
-    loop {
-        tokio::time::sleep(shared.settings.session_timeout).await;
-        let asked = async {
-            // No less: only a connection that was silent for as long is not taken for the next question.
-            let deadline = time::now() + shared.cluster.settings().request_timeout;
-            shared.cluster.coordinates(CoordinatorKind::Group, group_id(shared)?, broker, deadline).await
-        };
-        match asked.await {
-            Ok(true) => {}
-            Ok(false) => return Error::from_code("FindCoordinator", NOT_COORDINATOR),
-            Err(error) => return error,
-        }
+/// A coordinator may hold a join back for the whole poll interval, because other members may take that long. A broker that
+/// hangs, or is not the coordinator any more, looks the same, so it is asked.
+async fn ceases_to_coordinate(shared: &Shared, broker: i32) -> Error {
+    let every = shared.settings.session_timeout;
+    match group_id(shared) {
+        Ok(group) => shared.cluster.ceases_to_coordinate(CoordinatorKind::Group, group, broker, every).await,
+        Err(error) => error,
     }
 }
 
