@@ -95,7 +95,8 @@ type Places = Map<TopicPartition, (Life, i64)>;
 enum Failed {
     /// It is certainly not committed: its records are processed again.
     Again(Error),
-    For(Error),
+    /// The run ends with this error.
+    ForGood(Error),
     /// The body returned an error. It ends the run even if the error, of another producer perhaps, looks like one that
     /// passes.
     InBody(Error),
@@ -277,7 +278,7 @@ impl ExactlyOnce {
                 .extend(consumer.take_decided().into_iter().map(|(key, life, offset)| (key, (life, offset))));
             let outcome = match commit_places(producer, consumer, &mut places, shutdown.clone()).await {
                 // Another instance may have taken over since, which must end the loop even if no more records come.
-                Ok(()) if is_empty => producer.fatal().map_or(Ok(()), |error| Err(Failed::For(error))),
+                Ok(()) if is_empty => producer.fatal().map_or(Ok(()), |error| Err(Failed::ForGood(error))),
                 // The shutdown came first.
                 Ok(()) if !places.is_empty() => Ok(()),
                 Ok(()) => {
@@ -294,7 +295,7 @@ impl ExactlyOnce {
                 // Nobody else can have a name that was made up for this run, so it was the coordinator that ended a
                 // transaction which was open for too long, as after an outage. A body that takes that long twice ends the
                 // run, or its record would be worked on for ever; so do too many such ends in a row.
-                Err(Failed::Again(error) | Failed::For(error))
+                Err(Failed::Again(error) | Failed::ForGood(error))
                     if self.named().is_none()
                         && is_timed_out(&error)
                         && !(taken.is_overdue && was_overdue)
@@ -315,7 +316,9 @@ impl ExactlyOnce {
                     taken.rewind(consumer);
                     tokio::time::sleep(backoff.next(&mut rng)).await;
                 }
-                Err(Failed::Again(error) | Failed::For(error) | Failed::InBody(error)) => return Err(error),
+                Err(Failed::Again(error) | Failed::ForGood(error) | Failed::InBody(error)) => {
+                    return Err(error);
+                }
             }
         }
     }
@@ -325,7 +328,7 @@ impl ExactlyOnce {
         &self,
         producer: &mut TransactionalProducer,
         consumer: &KafkaConsumer,
-        mut records: ConsumerRecords,
+        records: ConsumerRecords,
         taken: &mut TransactionInput,
         shutdown: Shared<impl Future<Output = ()>>,
         body: &impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
@@ -336,68 +339,97 @@ impl ExactlyOnce {
             begun = producer.begin() => begun.map_err(failed)?,
             () = shutdown.clone() => return Ok(()),
         };
+        let input = Input { consumer, records, taken };
+        if let Err(error) = self.work_until(until, &transaction, input, shutdown.clone(), body).await {
+            return Err(abort_after(transaction, error).await);
+        }
+        commit(transaction, consumer, taken, shutdown).await
+    }
+
+    /// Hands records to the body, those that were polled and those that come until it is time to commit.
+    async fn work_until(
+        &self,
+        until: Instant,
+        transaction: &Transaction<'_>,
+        Input { consumer, mut records, taken }: Input<'_>,
+        shutdown: Shared<impl Future<Output = ()>>,
+        body: &impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
+    ) -> Result<()> {
         let (late, overdue) = (time::after(self.worked_on_at_most()), time::after(self.time_limit()));
         // Bounded by `late` also while no more records come.
         let until = until.min(late);
         loop {
-            let worked = work_on(consumer, &transaction, &records, taken, late, body).await;
+            let worked = work_on(consumer, transaction, &records, taken, late, body).await;
             taken.is_overdue |= time::now() >= overdue;
-            match worked {
-                Ok(false) => {}
-                Ok(true) => break,
-                Err(error) => {
-                    let failure = transaction.failure();
-                    let ours = failure.is_some() || error.requires_abort() || is_regrouped(&error);
-                    let error = failure.unwrap_or(error).with_possibly_written(false);
-                    match transaction.abort().await {
-                        // If it takes longer, the next `begin` waits for it.
-                        Err(aborting) if aborting.is_fatal() => return Err(Failed::For(aborting)),
-                        _ => {}
-                    }
-                    return Err(if ours { failed(error) } else { Failed::InBody(error) });
-                }
-            }
+            let is_late = worked?;
             let now = time::now();
-            if taken.records >= self.most_records || now >= until {
-                break;
+            if is_late || taken.records >= self.most_records || now >= until {
+                return Ok(());
             }
-            // An error of the consumer ends the gathering; the next poll, outside of the transaction, reports it.
             let more = tokio::select! {
                 biased;
-                () = shutdown.clone() => break,
+                () = shutdown.clone() => return Ok(()),
                 more = consumer.poll(until - now) => more,
             };
-            records = match more {
-                Ok(more) => more,
-                Err(_) => break,
-            };
+            // An error of the consumer ends the gathering. The next poll, outside of the transaction, reports it.
+            let Ok(more) = more else { return Ok(()) };
+            records = more;
             // Records behind a place that the group does not know yet are not worked on (see `commit_places`). What was
             // worked on already is committed first: if the reset policy was asked because the log begins later now, it
             // could not be read again after an abort.
             if consumer.has_decided() {
                 put_back(consumer, &records);
-                break;
+                return Ok(());
             }
             taken.note(consumer, &records);
         }
-        if taken.is_cut(consumer) {
-            transaction.abort().await.map_err(failed)?;
-            return Err(Failed::Again(regrouped()));
-        }
-        let Some(group) = taken.group.clone() else {
-            return transaction.abort().await.map_err(failed);
-        };
-        let offsets = taken.offsets.iter().map(|(partition, span)| {
-            let leader_epoch = span.epoch;
-            (partition.clone(), OffsetAndMetadata { leader_epoch, ..OffsetAndMetadata::new(span.next) })
-        });
-        transaction.add_offsets(&group, offsets).map_err(failed)?;
-        transaction.commit_patiently(shutdown).await.map_err(failed)?;
-        for (partition, span) in taken.offsets.iter().filter(|(_, span)| span.is_late) {
-            hand_out_again(consumer, partition, span.life, span.next);
-        }
-        Ok(())
     }
+}
+
+/// What a transaction begins with.
+struct Input<'a> {
+    consumer: &'a KafkaConsumer,
+    records: ConsumerRecords,
+    taken: &'a mut TransactionInput,
+}
+
+/// Aborts the transaction because of an error of the body, the producer or the group.
+async fn abort_after(transaction: Transaction<'_>, error: Error) -> Failed {
+    let failure = transaction.failure();
+    let is_ours = failure.is_some() || error.requires_abort() || is_regrouped(&error);
+    let error = failure.unwrap_or(error).with_possibly_written(false);
+    match transaction.abort().await {
+        Err(aborting) if aborting.is_fatal() => Failed::ForGood(aborting),
+        // An abort that takes longer goes on, and the next `begin` waits for it.
+        _ if is_ours => failed(error),
+        _ => Failed::InBody(error),
+    }
+}
+
+/// Commits what was taken, with the records that the body has sent.
+async fn commit(
+    transaction: Transaction<'_>,
+    consumer: &KafkaConsumer,
+    taken: &TransactionInput,
+    shutdown: Shared<impl Future<Output = ()>>,
+) -> Result<(), Failed> {
+    if taken.is_cut(consumer) {
+        transaction.abort().await.map_err(failed)?;
+        return Err(Failed::Again(regrouped()));
+    }
+    let Some(group) = &taken.group else {
+        return transaction.abort().await.map_err(failed);
+    };
+    let offsets = taken.offsets.iter().map(|(partition, span)| {
+        let leader_epoch = span.epoch;
+        (partition.clone(), OffsetAndMetadata { leader_epoch, ..OffsetAndMetadata::new(span.next) })
+    });
+    transaction.add_offsets(group, offsets).map_err(failed)?;
+    transaction.commit_patiently(shutdown).await.map_err(failed)?;
+    for (partition, span) in taken.offsets.iter().filter(|(_, span)| span.is_late) {
+        hand_out_again(consumer, partition, span.life, span.next);
+    }
+    Ok(())
 }
 
 fn pauses() -> Backoff {
@@ -507,7 +539,7 @@ fn failed(error: Error) -> Failed {
     let passing = error.requires_abort() || is_regrouped(&error) || error.kind() == ErrorKind::Timeout;
     match passing && !error.is_fatal() && !error.possibly_written() && !is_refused(&error) {
         true => Failed::Again(error),
-        false => Failed::For(error),
+        false => Failed::ForGood(error),
     }
 }
 
