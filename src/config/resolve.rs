@@ -8,7 +8,7 @@ use super::{
     properties::{self, Found, Kind},
     secrecy, security,
     settings::{
-        Acks, ClientSettings, Compression, ConsumerSettings, GroupProtocol, ProducerSettings,
+        Acks, Address, ClientSettings, Compression, ConsumerSettings, GroupProtocol, ProducerSettings,
         SecurityProtocol, TlsSettings,
     },
     url,
@@ -85,19 +85,7 @@ impl KafkaConfig {
 
     fn client(&self, all: &mut Effective) -> ClientSettings {
         let protocol: SecurityProtocol = all.choice("security.protocol");
-        let bootstrap = match all.text("bootstrap.servers") {
-            Some(text) => url::parse_addresses(&text).unwrap_or_default(),
-            None => {
-                if !all.entries.contains_key("kafka.url") {
-                    all.problems.push(
-                        "no broker is named: set kafka.url (set_kafka_url, KAFKA_URL) to kafka://host:9092 or \
-                         bootstrap.servers (set_bootstrap_servers, KAFKA_BOOTSTRAP_SERVERS) to host:9092"
-                            .to_owned(),
-                    );
-                }
-                Vec::new()
-            }
-        };
+        let bootstrap = bootstrap(all);
         for (first, most) in [
             ("reconnect.backoff.ms", "reconnect.backoff.max.ms"),
             ("retry.backoff.ms", "retry.backoff.max.ms"),
@@ -107,22 +95,7 @@ impl KafkaConfig {
                 all.notes.push(format!("{first} is above {most}; the greater value is used for both"));
             }
         }
-        let fetch = all.number("fetch.max.bytes").max(all.number("max.partition.fetch.bytes"));
-        let derived = fetch.saturating_add(1 << 20).clamp(LARGEST_FETCH, i64::from(i32::MAX));
-        let (largest, largest_other) = if all.is_set("receive.message.max.bytes") {
-            let largest = all.number("receive.message.max.bytes");
-            // A fetch answer has room for its headers besides the records.
-            if largest < fetch.saturating_add(512).min(i64::from(i32::MAX)) {
-                all.problems.push(format!(
-                    "receive.message.max.bytes = {largest} cannot hold an answer of fetch.max.bytes and \
-                     max.partition.fetch.bytes: accepted is at least {} or leave it out",
-                    fetch.saturating_add(512)
-                ));
-            }
-            (largest, largest)
-        } else {
-            (derived, LARGEST_OTHER)
-        };
+        let (largest, largest_other) = answer_limits(all);
         ClientSettings {
             bootstrap,
             client_id: all.text("client.id").unwrap_or_default().into(),
@@ -158,6 +131,43 @@ impl KafkaConfig {
             route: self.route.clone(),
             environment: self.environment.clone(),
         }
+    }
+}
+
+/// The addresses of `bootstrap.servers`; none if it is wrong or missing, which is reported.
+fn bootstrap(all: &mut Effective) -> Vec<Address> {
+    match all.text("bootstrap.servers") {
+        Some(text) => url::parse_addresses(&text).unwrap_or_default(),
+        None => {
+            if !all.entries.contains_key("kafka.url") {
+                all.problems.push(
+                    "no broker is named: set kafka.url (set_kafka_url, KAFKA_URL) to kafka://host:9092 or \
+                     bootstrap.servers (set_bootstrap_servers, KAFKA_BOOTSTRAP_SERVERS) to host:9092"
+                        .to_owned(),
+                );
+            }
+            Vec::new()
+        }
+    }
+}
+
+/// The size of the largest answer to a Fetch, and to anything else.
+fn answer_limits(all: &mut Effective) -> (i64, i64) {
+    let fetch = all.number("fetch.max.bytes").max(all.number("max.partition.fetch.bytes"));
+    let derived = fetch.saturating_add(1 << 20).clamp(LARGEST_FETCH, i64::from(i32::MAX));
+    if all.is_set("receive.message.max.bytes") {
+        let largest = all.number("receive.message.max.bytes");
+        // A fetch answer has room for its headers besides the records.
+        if largest < fetch.saturating_add(512).min(i64::from(i32::MAX)) {
+            all.problems.push(format!(
+                "receive.message.max.bytes = {largest} cannot hold an answer of fetch.max.bytes and \
+                 max.partition.fetch.bytes: accepted is at least {} or leave it out",
+                fetch.saturating_add(512)
+            ));
+        }
+        (largest, largest)
+    } else {
+        (derived, LARGEST_OTHER)
     }
 }
 

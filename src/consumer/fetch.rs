@@ -425,34 +425,21 @@ impl Fetcher {
     ) -> Effects {
         let mut effects = Effects::default();
         let Some(state) = self.brokers.get_mut(&broker) else { return effects };
+        let taking = Taking { now, broker, settings: &self.settings, decompressor };
         if let Some(aside) = state.aside.take_if(|aside| aside.out.token == token) {
             // Errors are left to the session's fetch, which meets them too.
             if let Some(answer) = answer.ok().filter(|answer| answer.error_code == 0) {
                 let asked = Requested { names: &aside.names, asked: &|key| aside.asked.get(key).copied() };
-                let taking = Taking { now, broker, settings: &self.settings, decompressor };
                 taking.take(answer, &asked, partitions, &mut effects);
                 self.refused.append(&mut effects.refused);
             }
             return effects;
         }
         let Some(out) = state.in_flight.take_if(|out| out.token == token) else { return effects };
-        let usable = match answer {
-            Ok(answer) if state.session.handle_answer(answer.error_code, answer.session_id) => Ok(answer),
+        let answer = match of_session(&mut state.session, broker, answer) {
+            Ok(Some(answer)) => answer,
             // The next fetch opens another session.
-            Ok(answer) if is_of_session(answer.error_code) => return effects,
-            Ok(answer) => {
-                let error = Error::from_code("Fetch", answer.error_code).with_broker(broker);
-                let passes = is_passing(&error);
-                Err((error, passes))
-            }
-            Err(error) => {
-                state.session.handle_failure();
-                let passes = error.is_retriable();
-                Err((error, passes))
-            }
-        };
-        let answer = match usable {
-            Ok(answer) => answer,
+            Ok(None) => return effects,
             Err((error, passes)) => {
                 state.retry_at = Some(now + state.backoff.next(&mut self.rng));
                 partitions.forget_replica(broker, now + self.settings.replica_max_age);
@@ -476,7 +463,6 @@ impl Fetcher {
         let mut told = answer.responses.iter().flat_map(|topic| &topic.partitions);
         let is_all_served = answer.session_id != 0 && told.all(|data| data.error_code == 0);
         let asked = Requested { names: session.names(), asked: &|key| session.asked(key).copied() };
-        let taking = Taking { now, broker, settings: &self.settings, decompressor };
         if !taking.take(answer, &asked, partitions, &mut effects) {
             // A session that is out of step would answer at once with it, again and again.
             tracing::debug!(
@@ -514,6 +500,28 @@ impl Fetcher {
             self.brokers.get(&source)?.trouble.as_ref()
         };
         partition.trouble.as_ref().or_else(of_broker)
+    }
+}
+
+/// The answer to a fetch of the session; `None` if the broker has ended the session. An error comes with whether it passes.
+fn of_session(
+    session: &mut Session,
+    broker: i32,
+    answer: Result<wire::FetchResponse>,
+) -> Result<Option<wire::FetchResponse>, (Error, bool)> {
+    match answer {
+        Ok(answer) if session.handle_answer(answer.error_code, answer.session_id) => Ok(Some(answer)),
+        Ok(answer) if is_of_session(answer.error_code) => Ok(None),
+        Ok(answer) => {
+            let error = Error::from_code("Fetch", answer.error_code).with_broker(broker);
+            let passes = is_passing(&error);
+            Err((error, passes))
+        }
+        Err(error) => {
+            session.handle_failure();
+            let passes = error.is_retriable();
+            Err((error, passes))
+        }
     }
 }
 

@@ -211,11 +211,11 @@ fn merge_topic(
         }
         _ => Vec::new(),
     };
-    let known = known.filter(|known| of_this_life(known)).map(|known| {
+    let known = known.filter(|known| of_this_life(known)).map_or(&[][..], |known| {
         // Without an id nobody knows whether it is the topic that was there before.
         match known.partitions.is_empty() && id != TopicId::default() {
-            true => &known.gone,
-            false => &known.partitions,
+            true => known.gone.as_slice(),
+            false => known.partitions.as_slice(),
         }
     });
     // A topic has no more partitions than the answer lists, so this cannot grow by an unchecked number.
@@ -233,17 +233,29 @@ fn merge_topic(
             gone,
         };
     }
+    let known = if refused < MOST_REFUSED { known } else { &[] };
+    let (partitions, lags) = merge_partitions(known, answer.partitions);
+    let refused = if lags { refused + 1 } else { 0 };
+    Topic { id, refused, former, told_in: version, error, is_internal, partitions, gone }
+}
+
+/// The partitions that an answer lists, or what is `known` of them from a newer leader (KIP-320). True if the broker lags
+/// behind in any of them.
+fn merge_partitions(
+    known: &[Partition],
+    answer: Vec<wire::metadata_response::MetadataResponsePartition>,
+) -> (Vec<Partition>, bool) {
     let mut lags = false;
+    let listed = answer.len();
     let mut partitions: Vec<Option<Partition>> = Vec::new();
     partitions.resize_with(listed, || None);
-    for partition in answer.partitions {
+    for partition in answer {
         let Some(index) = usize::try_from(partition.partition_index).ok().filter(|index| *index < listed)
         else {
             continue;
         };
         let newer = known
-            .filter(|_| refused < MOST_REFUSED)
-            .and_then(|known| known.get(index))
+            .get(index)
             .filter(|known| partition.leader_epoch >= 0 && known.leader_epoch > partition.leader_epoch);
         lags |= newer.is_some();
         // If a partition is listed twice the first entry counts.
@@ -261,6 +273,5 @@ fn merge_topic(
     while partitions.pop_if(|last| last.is_none()).is_some() {}
     // In the same memory.
     let partitions = partitions.into_iter().map(|known| known.unwrap_or(Partition::UNKNOWN)).collect();
-    let refused = if lags { refused + 1 } else { 0 };
-    Topic { id, refused, former, told_in: version, error, is_internal, partitions, gone }
+    (partitions, lags)
 }

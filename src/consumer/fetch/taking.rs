@@ -137,6 +137,25 @@ impl Taking<'_> {
             let end = EpochEnd { epoch: data.diverging_epoch.epoch, offset: data.diverging_epoch.end_offset };
             return self.on_diverged(key, end, partitions, effects);
         }
+        let added = self.on_served(key, asked.offset, data, by_id, partition, effects);
+        if added > 0 {
+            effects.buffered = true;
+            partitions.add_buffered(key, added);
+        }
+    }
+
+    /// Takes in the records of a partition. Returns how many bytes are buffered more.
+    fn on_served(
+        &self,
+        key: &TopicPartition,
+        asked: i64,
+        data: wire::fetch_response::PartitionData,
+        by_id: bool,
+        partition: &mut Partition,
+        effects: &mut Effects,
+    ) -> usize {
+        let now = self.now;
+        let is_leader = partition.leader.is_some_and(|(leader, _)| leader == self.broker);
         partition.resets = 0;
         partition.note_served(now, by_id);
         if data.preferred_read_replica >= 0 && is_leader && data.preferred_read_replica != self.broker {
@@ -147,18 +166,14 @@ impl Taking<'_> {
             true => data.last_stable_offset,
             false => data.high_watermark,
         });
-        let Some(records) = data.records.filter(|records| !records.is_empty()) else { return };
+        let Some(records) = data.records.filter(|records| !records.is_empty()) else { return 0 };
         let aborted = self.settings.read_committed.then(|| {
             let transactions = data.aborted_transactions.unwrap_or_default();
             Aborted::new(transactions.into_iter().map(|aborted| (aborted.first_offset, aborted.producer_id)))
         });
         let before = partition.queue.bytes();
-        self.take_batches(key, asked.offset, records, aborted, partition, effects);
-        let added = partition.queue.bytes() - before;
-        if added > 0 {
-            effects.buffered = true;
-            partitions.add_buffered(key, added);
-        }
+        self.take_batches(key, asked, records, aborted, partition, effects);
+        partition.queue.bytes() - before
     }
 
     /// Queues the batches that came for the offset `asked`, and moves the position behind them. `aborted`: the
@@ -219,18 +234,7 @@ impl Taking<'_> {
         partition.stuck_at = is_stuck.then_some(fetch);
         if makes_no_progress && !is_stuck {
             // Asking again at once would bring the same answer for ever.
-            let error = match batches.incomplete() {
-                Some(incomplete) => self.no_progress(key, fetch, incomplete),
-                None => Error::protocol(
-                    "the broker answered with batches that all lie before the offset asked for",
-                )
-                .with_api("Fetch")
-                .with_topic(Arc::clone(&key.topic))
-                .with_partition(key.partition)
-                .with_offset(fetch)
-                .with_hint("seek past the offset to go on"),
-            };
-            effects.errors.push(error);
+            effects.errors.push(self.no_progress(key, fetch, batches.incomplete()));
             partition.retry_at = Some(self.now + self.settings.retry_backoff_max);
         }
         if let Some(position) = partition.position_mut() {
@@ -246,20 +250,31 @@ impl Taking<'_> {
         !self.settings.check_crcs || batch.is_intact()
     }
 
-    /// KIP-74: a broker sends the first batch whole, however large. One that does not would be asked for ever.
-    fn no_progress(&self, key: &TopicPartition, offset: i64, incomplete: Incomplete) -> Error {
-        let Incomplete { needed, got, .. } = incomplete;
-        let whole = needed.map_or(String::new(), |needed| format!(", which claims {needed} bytes"));
-        Error::protocol(format!("the broker sent {got} bytes, only the start of a record batch{whole}"))
+    /// An answer with bytes, but without any record from the offset asked for on. By KIP-74 a broker sends the first batch
+    /// whole, however large it is.
+    fn no_progress(&self, key: &TopicPartition, offset: i64, incomplete: Option<Incomplete>) -> Error {
+        let (text, hint) = match incomplete {
+            Some(Incomplete { needed, got, .. }) => {
+                let whole = needed.map_or(String::new(), |needed| format!(", which claims {needed} bytes"));
+                let text = format!("the broker sent {got} bytes, only the start of a record batch{whole}");
+                let hint = format!(
+                    "if the batch is really that large, raise max.partition.fetch.bytes ({} now) and fetch.max.bytes above \
+                     it; else the log is damaged here: seek past the batch",
+                    self.settings.max_partition_bytes
+                );
+                (text, hint)
+            }
+            None => (
+                "the broker answered with batches that all lie before the offset asked for".to_owned(),
+                "seek past the offset to go on".to_owned(),
+            ),
+        };
+        Error::protocol(text)
             .with_api("Fetch")
             .with_topic(Arc::clone(&key.topic))
             .with_partition(key.partition)
             .with_offset(offset)
-            .with_hint(format!(
-                "if the batch is really that large, raise max.partition.fetch.bytes ({} now) and fetch.max.bytes above it; \
-                 else the log is damaged here: seek past the batch",
-                self.settings.max_partition_bytes
-            ))
+            .with_hint(hint)
     }
 
     /// The broker's log differs from what was fetched.

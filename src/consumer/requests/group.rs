@@ -1,10 +1,11 @@
 //! Membership: what a member asks its coordinator.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{Shared, coordinator, group_id, to_coordinator};
 use crate::{
     cluster::{Lane, kafka_string, millis},
+    config::settings::ConsumerSettings,
     connection::api::wire,
     error::{Error, ErrorKind, Result},
     group::{
@@ -36,23 +37,6 @@ pub(in crate::consumer) async fn group(
     let instance = consumer.group_instance_id.as_deref().map(kafka_string);
     match request {
         Request::Join { member_id, topics, claim, generation, reason } => {
-            let cooperative = consumer.assignors.iter().all(Strategy::is_cooperative);
-            let metadata = |assignor: &Strategy| {
-                let user_data = match assignor {
-                    Strategy::Range | Strategy::RoundRobin => None,
-                    Strategy::Sticky => Some(encode_sticky(&claim, generation)),
-                    Strategy::CooperativeSticky => Some(encode_generation(generation)),
-                    Strategy::Own(own) => own.user_data(&topics),
-                };
-                // With eager rebalancing everything was given up before.
-                let owned = if cooperative { claim.clone() } else { Vec::new() };
-                let (topics, rack) = (topics.clone(), consumer.client_rack.clone());
-                encode_subscription(&MemberSubscription { topics, owned, generation, rack, user_data })
-            };
-            let protocol = |assignor: &Strategy| wire::join_group_request::JoinGroupRequestProtocol {
-                name: kafka_string(assignor.name()),
-                metadata: metadata(assignor),
-            };
             let request = wire::JoinGroupRequest {
                 group_id: group,
                 session_timeout_ms: millis(consumer.session_timeout),
@@ -60,7 +44,7 @@ pub(in crate::consumer) async fn group(
                 member_id: kafka_string(&member_id),
                 group_instance_id: instance,
                 protocol_type: wire::Str::from_static(CONSUMER),
-                protocols: consumer.assignors.iter().map(protocol).collect(),
+                protocols: protocols(consumer, &topics, &claim, generation),
                 reason: (!reason.is_empty()).then(|| kafka_string(&reason)),
             };
             joined(to_coordinator(shared, Lane::Group, request, deadline).await?)
@@ -97,6 +81,33 @@ pub(in crate::consumer) async fn group(
             leave(shared, group, instance, &member_id, reason, deadline).await
         }
     }
+}
+
+/// What the member subscribes to and owns, for each of its assignors.
+fn protocols(
+    consumer: &ConsumerSettings,
+    topics: &[Arc<str>],
+    claim: &[TopicPartition],
+    generation: i32,
+) -> Vec<wire::join_group_request::JoinGroupRequestProtocol> {
+    let cooperative = consumer.assignors.iter().all(Strategy::is_cooperative);
+    let protocol = |assignor: &Strategy| {
+        let user_data = match assignor {
+            Strategy::Range | Strategy::RoundRobin => None,
+            Strategy::Sticky => Some(encode_sticky(claim, generation)),
+            Strategy::CooperativeSticky => Some(encode_generation(generation)),
+            Strategy::Own(own) => own.user_data(topics),
+        };
+        // With eager rebalancing everything was given up before.
+        let owned = if cooperative { claim.to_vec() } else { Vec::new() };
+        let (topics, rack) = (topics.to_vec(), consumer.client_rack.clone());
+        let subscription = MemberSubscription { topics, owned, generation, rack, user_data };
+        wire::join_group_request::JoinGroupRequestProtocol {
+            name: kafka_string(assignor.name()),
+            metadata: encode_subscription(&subscription),
+        }
+    };
+    consumer.assignors.iter().map(protocol).collect()
 }
 
 /// On the group's lane, leaving too: a leave must not pass the join before it.

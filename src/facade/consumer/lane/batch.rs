@@ -56,22 +56,12 @@ impl Lane {
                 return Ok(Flow::Abandoned);
             }
             let number = first.before.saturating_add(attempt);
-            let given: Vec<_> = items.iter().map(|item| item.record.clone()).collect();
-            let count = given.len();
-            let span = spans::process(
-                &first.record.topic,
-                (first.record.partition, first.offset),
-                number,
-                Some(count),
-                || first.record.traceparent().filter(|_| count == 1).map(str::to_owned),
-            );
-            let running = async { call(given, number)?.await.map_err(BatchFailure::Handler) };
-            let failure = match self.guard(running.instrument(span), false).await {
-                Ok(Ok(())) => {
+            let failure = match self.call_once(call, first, &items, number).await {
+                Ok(()) => {
                     self.finish(items.drain(..));
                     continue;
                 }
-                Ok(Err(BatchFailure::Unreadable(0, error))) => {
+                Err(BatchFailure::Unreadable(0, error)) => {
                     let failure = Failure::Unreadable(error);
                     if self.is_given_up(&failure) {
                         return Ok(Flow::Abandoned);
@@ -84,7 +74,7 @@ impl Lane {
                     attempt = 1;
                     continue;
                 }
-                Ok(Err(BatchFailure::Unreadable(index, _))) => {
+                Err(BatchFailure::Unreadable(index, _)) => {
                     // The records before it are handled first; it is then the first of the rest.
                     let rest = items.split_off(index);
                     if Box::pin(self.call_batch(call, items)).await? == Flow::Abandoned {
@@ -93,8 +83,7 @@ impl Lane {
                     items = rest;
                     continue;
                 }
-                Ok(Err(BatchFailure::Handler(cause))) => Failure::Handler(cause),
-                Err(failure) => failure,
+                Err(BatchFailure::Call(failure)) => failure,
             };
             let place = failed_at(&failure).and_then(|at| items.iter().position(|item| item.is_at(at)));
             self.finish(items.drain(..place.unwrap_or(0)));
@@ -122,6 +111,30 @@ impl Lane {
             attempt = 1;
         }
         Ok(Flow::Handled)
+    }
+
+    /// One call of the handler with all `items`. `number`: of the attempt.
+    async fn call_once(
+        &mut self,
+        call: &Arc<CallBatch>,
+        first: &Item,
+        items: &[Item],
+        number: u32,
+    ) -> Result<(), BatchFailure> {
+        let given: Vec<_> = items.iter().map(|item| item.record.clone()).collect();
+        let count = given.len();
+        let span = spans::process(
+            &first.record.topic,
+            (first.record.partition, first.offset),
+            number,
+            Some(count),
+            || first.record.traceparent().filter(|_| count == 1).map(str::to_owned),
+        );
+        let running =
+            async { call(given, number)?.await.map_err(|error| BatchFailure::Call(Failure::Handler(error))) };
+        self.guard(running.instrument(span), false)
+            .await
+            .unwrap_or_else(|failure| Err(BatchFailure::Call(failure)))
     }
 
     /// Deals with the first `count` records for good, one after the other.
@@ -155,8 +168,9 @@ impl Lane {
 }
 
 enum BatchFailure {
+    /// The record at this index is not what the handler expects. The handler was not called.
     Unreadable(usize, Error),
-    Handler(crate::facade::HandlerError),
+    Call(Failure),
 }
 
 impl From<(usize, Error)> for BatchFailure {
