@@ -141,7 +141,7 @@ impl Reached {
         self.call_up_to::<{ i16::MAX }, R>(request, until).await
     }
 
-    /// In version `MAX` at most.
+    /// As `call`, but not above the version `MAX`.
     async fn call_up_to<const MAX: i16, R: Api>(&self, request: R, until: Instant) -> Result<R::Response> {
         let connection = Arc::clone(&self.0);
         driver::apart(async move { connection.call_up_to::<MAX, R>(request, until).await }).await
@@ -152,7 +152,7 @@ impl Reached {
 struct Attempts<'a> {
     admin: &'a KafkaAdmin,
     at: At<'a>,
-    /// Whom the last attempt asked, or would have.
+    /// The broker that the last attempt asked, or was about to ask.
     broker: Option<i32>,
     patience: Patience,
     deadline: Instant,

@@ -43,7 +43,7 @@ impl<K: Ord + Copy> Causes<K> {
         }
     }
 
-    /// What is over by this success.
+    /// The failures that this success ends, if any were reported.
     pub(crate) fn handle_success(&mut self, now: Instant, key: K) -> Option<Over> {
         let cause = self.0.remove(&key)?;
         Some(Over { failures: cause.failures, lasted: now.saturating_duration_since(cause.since) })

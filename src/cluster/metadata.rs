@@ -60,7 +60,7 @@ pub(crate) struct Topic {
     /// The version of the snapshot that asked about it last.
     pub(crate) told_in: u64,
     pub(crate) error: Option<ErrorCode>,
-    /// Of the brokers' own.
+    /// Whether brokers use the topic themselves, as `__consumer_offsets`.
     pub(crate) is_internal: bool,
     /// The index is the partition's number.
     pub(crate) partitions: Vec<Partition>,
@@ -78,7 +78,7 @@ pub(crate) struct Partition {
     pub(crate) in_sync_replicas: Vec<i32>,
 }
 
-/// Who leads a partition of which topic.
+/// The leader of a partition, and the id of its topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Leadership {
     pub(crate) leader: i32,

@@ -98,7 +98,7 @@ pub struct KafkaConfig {
     route: Route,
     /// Of one producer; no setter of this type sets it.
     plugins: Plugins,
-    /// Of one consumer.
+    /// Assignors of the user, for one consumer.
     assignors: Vec<OwnAssignor>,
     environment: Environment,
     #[cfg(feature = "tls")]

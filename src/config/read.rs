@@ -106,7 +106,7 @@ impl<'de> Visitor<'de> for Property<'_> {
         self.add(value)
     }
 
-    /// As if it were not there.
+    /// A null value counts as a missing one.
     fn visit_unit<E>(self) -> Result<(), E> {
         Ok(())
     }

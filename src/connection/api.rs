@@ -53,7 +53,7 @@ impl Row {
         self.negotiate_up_to(i16::MAX, offered)
     }
 
-    /// The same, and `max` at most.
+    /// As [`Self::negotiate`], but not above the version `max`.
     fn negotiate_up_to(&self, max: i16, offered: &Versions) -> Option<i16> {
         let &(low, high) = offered.get(&self.key)?;
         let version = high.min(self.max).min(max);
@@ -194,7 +194,7 @@ struct Request<const FLEXIBLE: bool, const ANSWER_FLEXIBLE: bool> {
 
 /// A wire answer as rskafka wants it: read, and not yet decoded.
 pub(super) struct Answer {
-    /// What follows its header.
+    /// The bytes after the header.
     body: Bytes,
     /// Its header has tagged fields.
     is_flexible: bool,

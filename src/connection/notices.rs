@@ -37,7 +37,7 @@ pub(crate) struct Notices {
     stalled: Mutex<Option<Instant>>,
     /// No answer will come to the next frame.
     pub(super) next_unanswered: AtomicBool,
-    /// Who wants the answer to the next frame whole.
+    /// The caller that takes the next answer as whole bytes, past the messenger.
     next_whole: Mutex<Option<Weak<Slot>>>,
     /// The largest answers accepted now.
     limits: Mutex<Limits>,

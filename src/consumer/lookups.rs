@@ -59,7 +59,7 @@ pub(crate) type Found = Map<TopicPartition, Result<FoundOffset, i16>>;
 pub(crate) struct Questions {
     /// Of the coordinator, with the life of each partition.
     pub(crate) committed: Vec<(TopicPartition, Life)>,
-    /// Of one leader.
+    /// A leader, and the look-ups for which it is asked.
     pub(crate) offsets: Option<(i32, Vec<Lookup>)>,
     /// Of one leader: whether it has what was fetched.
     pub(crate) checks: Option<(i32, Vec<Check>)>,

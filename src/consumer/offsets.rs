@@ -108,7 +108,7 @@ impl CommitOutcome {
 #[derive(Debug)]
 struct Waiter {
     ticket: Option<Ticket>,
-    /// What of it is not settled yet.
+    /// Its partitions that have no outcome yet.
     keys: Vec<TopicPartition>,
     deadline: Instant,
     /// What becomes of it when the rest is done: a partition of it is gone, another member's, or refused.

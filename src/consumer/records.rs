@@ -134,7 +134,7 @@ impl<'a> Iterator for Iter<'a> {
 #[derive(Debug, Clone)]
 pub struct PartitionRecords {
     partition: TopicPartition,
-    /// Of the partition in its consumer.
+    /// The partition's life in which the consumer handed these records out.
     life: Life,
     /// Never empty, and no chunk is.
     chunks: Vec<Chunk>,

@@ -103,7 +103,7 @@ pub(crate) struct Session {
     epoch: SessionEpoch,
     /// What the broker has on its list, the last request included.
     known: BTreeMap<TopicPartition, Wanted>,
-    /// Of `known`.
+    /// The names and ids of the topics in `known`.
     names: Names,
     /// The session was opened with ids.
     by_id: bool,

@@ -33,7 +33,7 @@ use crate::{
     time::{self, Instant},
 };
 
-/// What came of an action.
+/// The outcome of an action.
 enum Event {
     Topics(Vec<Arc<str>>, Result<()>),
     Group(Token, Result<Answer>),

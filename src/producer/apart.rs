@@ -9,7 +9,7 @@ use crate::{error::Error, sorted::Map};
 pub(super) struct Apart {
     /// Where each record is now.
     pub(super) parts: Vec<Part>,
-    /// Of the records that were not refused.
+    /// The receipt of the records that were not refused.
     pub(super) rest: Stub,
     /// Of those that were, each with what the broker said of it.
     pub(super) failed: Vec<(Stub, BatchOutcome)>,

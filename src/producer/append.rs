@@ -21,7 +21,7 @@ use crate::{
     watch,
 };
 
-/// What one attempt to append came to.
+/// The outcome of one attempt to append.
 pub(super) enum Attempt {
     Done(Delivery),
     Wait(Wait),

@@ -151,7 +151,7 @@ enum Match {
 #[derive(Debug, Default)]
 pub(crate) struct Sequences {
     identity: Option<ProducerIdentity>,
-    /// Of the next new batch.
+    /// The sequence of the next new batch.
     next: i32,
     /// The sequence number that the log expects next, as far as acknowledgments tell.
     acknowledged: i32,

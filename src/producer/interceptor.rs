@@ -205,7 +205,7 @@ impl Interceptors {
         self.0.is_empty()
     }
 
-    /// What they make of a record.
+    /// The record as the interceptors have changed it.
     pub(super) fn on_send<'a>(&self, record: ProducerRecord<'a>) -> OutgoingRecord<'a> {
         let mut record = OutgoingRecord::new(record);
         for interceptor in &self.0 {

@@ -102,7 +102,7 @@ struct Shared {
     /// Set with `closing`, for the path of every record.
     is_closing: AtomicBool,
     fatal: Mutex<Option<Error>>,
-    /// Of a transactional producer alone.
+    /// Only in a transactional producer.
     transactions: Option<Transactions>,
     statistics: Mutex<ProducerStatistics>,
     unheard: Mutex<Unheard>,

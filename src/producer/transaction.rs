@@ -102,7 +102,7 @@ pub(crate) struct Core {
     commit_lost: bool,
     /// An answer is missing of what belongs to a transaction that is over: only a new epoch keeps it out of the next.
     needs_bump: bool,
-    /// What waits in the queues is to be thrown away.
+    /// Set while batches that wait in the queues must be failed with this error.
     discard: Option<Error>,
     out: bool,
     not_before: Option<Instant>,

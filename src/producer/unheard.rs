@@ -13,7 +13,7 @@ const REMEMBERED: usize = 1000;
 #[derive(Debug, Default)]
 pub(super) struct Unheard {
     failed: Vec<Failed>,
-    /// Of batches that are forgotten.
+    /// Failed records in batches whose receipts were dropped.
     records: u64,
     first: Option<Error>,
 }

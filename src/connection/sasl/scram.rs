@@ -69,7 +69,7 @@ fn keyed<M: Mac + hmac::digest::KeyInit>(key: &[u8], data: &[u8]) -> M {
 /// Why the exchange ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
-    /// Which message was read.
+    /// The server's message that was read.
     pub(super) step: &'static str,
     pub(super) why: String,
 }

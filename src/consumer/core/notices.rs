@@ -25,7 +25,7 @@ pub(super) struct Notices {
     /// There is a listener.
     is_on: bool,
     waiting: VecDeque<Notice>,
-    /// What the listener is at.
+    /// The notice that the listener is being called with.
     told: Option<Notice>,
     /// What is the consumer's, by all that was told and waits to be.
     has: BTreeSet<TopicPartition>,
@@ -82,7 +82,7 @@ impl Notices {
 }
 
 impl Core {
-    /// From now on a listener is told.
+    /// Whether there is a listener to be told from now on.
     pub(crate) fn set_listening(&mut self, is_on: bool) {
         self.notices.is_on = is_on;
         if !is_on {

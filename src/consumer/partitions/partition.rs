@@ -25,7 +25,7 @@ pub(crate) enum ResetTo {
     Latest,
     /// At the first record with this time or a later one, in milliseconds since the Unix epoch; at the end without one.
     Time(i64),
-    /// The same, that long before now (KIP-1106).
+    /// As [`Self::Time`], for the time this long before now (KIP-1106).
     Ago(Duration),
 }
 
@@ -65,7 +65,7 @@ pub(crate) struct Position {
     pub(crate) fetch: i64,
     /// Of the last record handed out; -1 where unknown.
     pub(crate) leader_epoch: i32,
-    /// Of the last batch fetched; -1 where unknown.
+    /// The leader epoch of the last batch fetched; -1 where unknown.
     pub(crate) fetch_epoch: i32,
 }
 

@@ -27,11 +27,11 @@ pub(crate) struct Replica {
 pub(crate) struct Check {
     pub(crate) partition: TopicPartition,
     pub(crate) life: Life,
-    /// Of the leader that is asked.
+    /// The leader epoch under which the leader that is asked leads.
     pub(crate) leader_epoch: i32,
-    /// Of the last batch fetched.
+    /// The leader epoch of the last batch fetched.
     pub(crate) epoch: i32,
-    /// After it.
+    /// The offset after the last batch fetched.
     pub(crate) offset: i64,
 }
 
@@ -107,7 +107,7 @@ impl Partition {
         }
     }
 
-    /// Whom it is fetched from.
+    /// The broker that it is fetched from, and the leader epoch.
     pub(crate) fn source(&self, now: Instant) -> Option<(i32, i32)> {
         let (leader, epoch) = self.leader?;
         let replica = self.replica.filter(|replica| replica.until > now);
@@ -124,7 +124,7 @@ impl Partition {
         }
     }
 
-    /// What to ask its leader, if that is not out.
+    /// The leader, and what to ask it about the position.
     pub(crate) fn check(&self, key: &TopicPartition) -> Option<(i32, Check)> {
         let (leader, leader_epoch) = self.leader?;
         let position = self.position()?;

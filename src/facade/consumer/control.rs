@@ -58,7 +58,7 @@ struct State {
     client: Weak<KafkaConsumer>,
     /// Cancelled by a handle: `run` ends.
     stop: CancellationToken,
-    /// By the user.
+    /// What the user has paused.
     pauses: Pauses,
     listeners: Vec<Listener>,
 }

@@ -63,7 +63,7 @@ pub(super) fn is_alone() -> bool {
 /// How many records may be done before the ledger is told, because each telling takes its lock.
 const TELL: usize = 32;
 
-/// Who counts what is done.
+/// The ledger that lanes report to: the client, or a stand-in in tests and benchmarks.
 pub(super) trait Ledger: Send + Sync {
     /// These records of one life are done. False if the life is over.
     fn done(&self, partition: &TopicPartition, life: Life, offsets: &[i64]) -> bool;

@@ -15,10 +15,10 @@ use crate::sorted;
 pub(super) struct Pool {
     /// Places among all members, ascending.
     members: Vec<usize>,
-    /// What each of them has, and what it is to have.
+    /// How many partitions each member has, and how many it is to have.
     owned: Vec<usize>,
     shares: Vec<usize>,
-    /// What nobody has.
+    /// Partitions without an owner.
     free: usize,
 }
 

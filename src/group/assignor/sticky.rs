@@ -73,7 +73,7 @@ struct Claim {
     /// Somebody says that it owns it.
     is_made: bool,
     generation: i32,
-    /// Who is believed, and still subscribed.
+    /// The member whose claim counts, if it is still subscribed.
     owner: Option<usize>,
 }
 

@@ -99,9 +99,9 @@ pub(crate) struct Member {
     /// Empty until the coordinator gives one; outlives generations.
     member_id: String,
     topics: Vec<Arc<str>>,
-    /// What is ours, sorted.
+    /// The partitions of this member, sorted.
     owned: Vec<TopicPartition>,
-    /// What of it is being given up.
+    /// Those of `owned` that are being given up.
     revoking: Vec<TopicPartition>,
     /// What was ours in `generation`: what sticky assignors go by.
     claim: Vec<TopicPartition>,

@@ -107,9 +107,9 @@ pub(crate) struct Member {
     pattern: Option<Arc<str>>,
     /// What is ours, under the names it was assigned with.
     owned: Map<IdPartition, TopicPartition>,
-    /// What of it is being given up.
+    /// Those of `owned` that are being given up.
     revoking: Option<(Token, Vec<IdPartition>)>,
-    /// What the coordinator wants us to have.
+    /// The assignment that the coordinator wants this member to reach.
     target: Set<IdPartition>,
     /// Since when the coordinator may be waiting for partitions that are not in it: since the first heartbeat that it may
     /// have answered with this target.
@@ -121,7 +121,7 @@ pub(crate) struct Member {
     told: Option<Reported>,
     /// The coordinator may have been told of a pattern, and not that it is over.
     may_have_pattern: bool,
-    /// What the heartbeat that is out says.
+    /// What the heartbeat in flight reports.
     telling: Option<Reported>,
     /// The broker's pause between heartbeats.
     interval: Duration,

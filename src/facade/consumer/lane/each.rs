@@ -288,7 +288,7 @@ impl Lane {
         }
     }
 
-    /// What a handler's call has come to.
+    /// Acts on the outcome of a handler call.
     async fn after(
         &mut self,
         handler: &mut dyn Calls,
