@@ -47,7 +47,7 @@ impl<T> Race<T> {
         Some(next)
     }
 
-    /// An attempt under way gets on: the next one, if it is due, waits for another step.
+    /// An attempt under way makes progress: the next one, if it is due, waits for another step.
     pub(crate) fn handle_progress(&mut self, now: Instant) {
         if self.out > 0 && now >= self.next_at && !self.patience.is_zero() {
             self.patience = self.patience.saturating_sub(STEP);

@@ -454,7 +454,7 @@ impl Fetcher {
         state.note_brought(&answer, is_early);
         if state.in_vain > MOST_IN_VAIN {
             // The broker answers at once instead of waiting for records as it was asked to. Asking again at once would
-            // turn in circles.
+            // be a busy loop.
             state.retry_at = Some(now + state.backoff.next(&mut self.rng));
         } else {
             state.backoff.reset();

@@ -20,7 +20,7 @@ mod polling;
 mod records;
 mod requests;
 mod session;
-mod starving;
+mod stalls;
 mod stream;
 mod task;
 

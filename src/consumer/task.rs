@@ -16,7 +16,7 @@ use super::{
     lookups::{Found, Lookup},
     partitions::{Check, EpochEnds},
     requests,
-    starving::Starving,
+    stalls::Stalls,
 };
 use crate::{
     cluster::{CoordinatorKind, Create, Metadata, Partition},
@@ -61,7 +61,7 @@ async fn run(shared: Arc<Shared>) {
     let mut work = Flights::new();
     let mut metadata = shared.cluster.subscribe();
     metadata.mark_changed();
-    let mut starving = Starving::new(time::now(), shared.settings.unreadable_warn);
+    let mut stalls = Stalls::new(time::now(), shared.settings.unreadable_warn);
     let mut actions = Vec::new();
     loop {
         let (timeout, closed) = {
@@ -79,12 +79,12 @@ async fn run(shared: Arc<Shared>) {
             shared.tell();
             return;
         }
-        shared.look(&mut starving);
+        shared.look(&mut stalls);
         shared.tell();
         for action in actions.drain(..) {
             start(&shared, action, &work);
         }
-        let look = starving.poll_timeout();
+        let look = stalls.poll_timeout();
         let sleep = tokio::time::sleep_until(timeout.map_or(look, |at| at.min(look)));
         tokio::select! {
             biased;
@@ -248,32 +248,32 @@ fn racks<'a>(metadata: &Metadata, topics: impl Iterator<Item = &'a Arc<str>>) ->
 const PLAN_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
 
 impl Shared {
-    /// Logs what has not got on for long, and why.
-    fn look(&self, starving: &mut Starving) {
+    /// Logs what has made no progress for long, and why.
+    fn look(&self, stalls: &mut Stalls) {
         let now = time::now();
-        if !starving.is_due(now) {
+        if !stalls.is_due(now) {
             return;
         }
-        let should = self.lock().should_get_on(now);
+        let expected = self.lock().expected_progress(now);
         let (cluster, group) = (&self.cluster, self.settings.group_id.as_ref());
-        let why = should.causes(
+        let why = expected.causes(
             |key| cluster.why_topic(&key.topic, Some(key.partition)),
             |topic| cluster.metadata().why(topic, None),
             || cluster.why_coordinator(CoordinatorKind::Group, group?),
         );
-        let mut news = starving.handle_look(now, why);
+        let mut changes = stalls.handle_look(now, why);
         // No error of poll: the rest is read all the same, and the topic may be made later.
-        for missing in news.take_topics() {
+        for missing in changes.take_topics() {
             if let Some(error) = missing.error(self.settings.unreadable_warn) {
-                tracing::warn!(%error, "the consumer does not get on");
+                tracing::warn!(%error, "the consumer makes no progress");
             }
         }
-        for (what, lasted) in &news.over {
-            tracing::info!(?what, lasted_ms = lasted.as_millis() as u64, "the consumer gets on again");
+        for (what, lasted) in &changes.over {
+            tracing::info!(?what, lasted_ms = lasted.as_millis() as u64, "the consumer makes progress again");
         }
-        if let Some(error) = news.error(self.settings.unreadable_warn) {
-            tracing::warn!(%error, "the consumer does not get on");
-            self.lock().handle_starving(error);
+        if let Some(error) = changes.error(self.settings.unreadable_warn) {
+            tracing::warn!(%error, "the consumer makes no progress");
+            self.lock().handle_stall(error);
         }
     }
 

@@ -30,7 +30,7 @@ use super::{
     lookups::{FromStart, Lookup, Lookups},
     offsets::{CommitAction, Commits, Ticket},
     partitions::{Check, JobKey, Next, Partition, Partitions, Phase, Turn},
-    starving::ShouldGetOn,
+    stalls::ExpectedProgress,
 };
 use crate::{
     cluster::{Endpoint, LeaderHint, Metadata},
@@ -407,11 +407,10 @@ impl Core {
         Ok(())
     }
 
-    /// What should get on, with what brokers have answered to it: the partitions that are not paused, and the member, if it
-    /// waits for its group.
-    pub(in crate::consumer) fn should_get_on(&self, now: Instant) -> ShouldGetOn {
+    /// Where progress is expected: the partitions that are not paused, and the member if it waits for its group.
+    pub(in crate::consumer) fn expected_progress(&self, now: Instant) -> ExpectedProgress {
         if self.closing.is_some() {
-            return ShouldGetOn::default();
+            return ExpectedProgress::default();
         }
         let running = self.partitions.iter().filter(|(_, partition)| !partition.paused);
         let running =
@@ -430,11 +429,11 @@ impl Core {
                 |topic: &&Arc<str>| here.binary_search(topic).is_err() && !self.lookups.is_from_start(topic);
             topics.extend(self.interest.topics.iter().filter(is_missing).cloned());
         }
-        ShouldGetOn { partitions: running.collect(), topics, group }
+        ExpectedProgress { partitions: running.collect(), topics, group }
     }
 
-    /// Something has not got on for long: the next poll says so.
-    pub(crate) fn handle_starving(&mut self, error: Error) {
+    /// Something has made no progress for long: the next poll returns the error.
+    pub(crate) fn handle_stall(&mut self, error: Error) {
         self.fail(error);
     }
 
@@ -490,7 +489,7 @@ impl Core {
             self.closing.as_ref().and_then(Closing::poll_timeout),
             self.revoking.as_ref().map(Revoking::poll_timeout),
         ];
-        // A consumer that closes reads nothing more: waking for what `poll_action` will not do would turn in circles.
+        // A consumer that closes reads nothing more: waking for what `poll_action` will not do would be a busy loop.
         let reading = if self.closing.is_some() {
             [None; 3]
         } else {

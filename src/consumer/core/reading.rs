@@ -324,7 +324,7 @@ mod tests {
             assert_eq!(core.position(&key).unwrap(), None);
             core.seek(now, &key, Phase::Fetching(Position::at(3))).unwrap_err();
             assert!(core.commit(None, now + INTERVAL).unwrap().is_none());
-            let said = core.should_get_on(now).partitions.pop().and_then(|(_, error)| error);
+            let said = core.expected_progress(now).partitions.pop().and_then(|(_, error)| error);
             assert!(said.is_some_and(|error| error.is_retriable()), "it says what it waits for");
 
             assigned(&mut core, now + INTERVAL, NEW, 1_000);

@@ -520,7 +520,7 @@ mod tests {
             core.handle_done(&key, life, &[0, 1]);
             let now = now + HEARTBEAT;
             core.handle_timeout(now);
-            assert!(core.should_get_on(now).group.is_none());
+            assert!(core.expected_progress(now).group.is_none());
             let (token, _) = asked(&mut core, now);
             core.handle_group(now, token, Ok(Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS }));
             if assignor == "range" {
@@ -529,13 +529,16 @@ mod tests {
             }
             let (token, request) = asked(&mut core, now);
             assert!(matches!(request, Request::Join { .. }), "{request:?}");
-            assert!(matches!(core.should_get_on(now).group, Some(None)), "the others may take their time");
+            assert!(
+                matches!(core.expected_progress(now).group, Some(None)),
+                "the others may take their time"
+            );
             core.handle_group(
                 now,
                 token,
                 Err(Error::from_code("JoinGroup", code::COORDINATOR_LOAD_IN_PROGRESS)),
             );
-            assert!(matches!(core.should_get_on(now).group, Some(Some(_))), "{assignor}");
+            assert!(matches!(core.expected_progress(now).group, Some(Some(_))), "{assignor}");
         }
     }
 }

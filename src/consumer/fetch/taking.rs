@@ -287,7 +287,7 @@ impl Taking<'_> {
     ) {
         match partitions.handle_epoch_end(key, end) {
             Checked::Truncated(truncation) => effects.truncated.push((key.clone(), truncation)),
-            // Whatever the broker means, a pause keeps this from turning in circles.
+            // Whatever the broker means, a pause keeps this from becoming a busy loop.
             checked @ (Checked::Same | Checked::Refetched) => {
                 if checked == Checked::Same {
                     partitions.forget_epochs(key);

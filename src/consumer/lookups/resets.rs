@@ -78,7 +78,7 @@ impl Lookups {
             partitions.set_decided(key, end);
         }
         if let Some(partition) = partitions.get_mut(key) {
-            // A leader may refuse the very offset that it has named. Growing pauses keep that from turning in circles.
+            // A leader may refuse the very offset that it has named. Growing pauses keep that from becoming a busy loop.
             let again = partition.resets.min(MOST_DOUBLED);
             partition.resets += 1;
             if again > 0 && !failed {

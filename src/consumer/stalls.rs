@@ -1,26 +1,26 @@
-//! What a consumer cannot read, and for how long: told once it lasts, and once again when it is over. Pure.
+//! What a consumer cannot read, and for how long. Pure.
 //!
-//! A poll that returns nothing says nothing: the topic may be idle, or its leader gone, its partition missing, its group
-//! without a coordinator. After `unreadable.warn.ms` the difference is said, once per change of state.
+//! An empty poll does not tell an idle topic from one whose leader is gone, whose partition is missing, or whose group has
+//! no coordinator. So a stall is reported with its cause once it has lasted for `unreadable.warn.ms`, and again when it is over.
 
 use std::{sync::Arc, time::Duration};
 
 use super::fetch::is_passing;
 use crate::{error::Error, record::TopicPartition, sorted::Map, time::Instant};
 
-/// What does not get on.
+/// Where a consumer makes no progress.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum What {
+pub(super) enum Stalled {
     /// The group has not let the member in.
     Group,
-    /// It is subscribed to, and not there.
+    /// A topic that is subscribed to and does not exist.
     Topic(Arc<str>),
     Partition(TopicPartition),
 }
 
-/// What should get on, and why it does not as far as brokers have answered.
+/// Where a consumer should make progress, with the last error that brokers have answered with there.
 #[derive(Debug, Default)]
-pub(super) struct ShouldGetOn {
+pub(super) struct ExpectedProgress {
     pub(super) partitions: Vec<(TopicPartition, Option<Error>)>,
     /// Subscribed to, with no partition here.
     pub(super) topics: Vec<Arc<str>>,
@@ -28,80 +28,80 @@ pub(super) struct ShouldGetOn {
     pub(super) group: Option<Option<Error>>,
 }
 
-impl ShouldGetOn {
-    /// All that does not get on, and why. That a broker cannot be reached now counts more than what it answered before.
+impl ExpectedProgress {
+    /// All that makes no progress, and why. An unreachable broker counts more than what it answered before.
     pub(super) fn causes(
         self,
         unreachable: impl Fn(&TopicPartition) -> Option<Error>,
         missing: impl Fn(&str) -> Option<Error>,
         without_coordinator: impl FnOnce() -> Option<Error>,
-    ) -> Map<What, Error> {
+    ) -> Map<Stalled, Error> {
         let partitions = self.partitions.into_iter().filter_map(|(key, answered)| {
             let error = unreachable(&key).or_else(|| {
                 answered.map(|error| if is_passing(&error) { error.with_passing() } else { error })
             })?;
             let error = error.with_topic(Arc::clone(&key.topic)).with_partition(key.partition);
-            Some((What::Partition(key), error))
+            Some((Stalled::Partition(key), error))
         });
         let topics = self
             .topics
             .into_iter()
-            .filter_map(|topic| Some((What::Topic(Arc::clone(&topic)), missing(&topic)?)));
+            .filter_map(|topic| Some((Stalled::Topic(Arc::clone(&topic)), missing(&topic)?)));
         let group = self.group.and_then(|answered| without_coordinator().or(answered));
-        partitions.chain(topics).chain(group.map(|error| (What::Group, error))).collect()
+        partitions.chain(topics).chain(group.map(|error| (Stalled::Group, error))).collect()
     }
 }
 
 #[derive(Debug)]
-pub(super) struct Starving {
+pub(super) struct Stalls {
     patience: Duration,
-    since: Map<What, Since>,
+    since: Map<Stalled, Since>,
     next_look: Instant,
 }
 
 #[derive(Debug)]
 struct Since {
     at: Instant,
-    told: bool,
+    is_reported: bool,
 }
 
-/// What there is to say after a look.
+/// What is to be reported after a look.
 #[derive(Debug, Default)]
-pub(super) struct News {
-    /// What has starved for so long now, with the cause.
-    pub(super) starving: Vec<(What, Error)>,
-    /// What was told of and goes on.
-    pub(super) over: Vec<(What, Duration)>,
+pub(super) struct Changes {
+    /// What has stalled for `unreadable.warn.ms` now, with the cause.
+    pub(super) stalled: Vec<(Stalled, Error)>,
+    /// What was reported before and makes progress again, and how long it was stalled.
+    pub(super) over: Vec<(Stalled, Duration)>,
 }
 
-impl News {
+impl Changes {
     /// Each topic by itself.
     pub(super) fn take_topics(&mut self) -> Vec<Self> {
-        let all = std::mem::take(&mut self.starving).into_iter();
-        let (topics, rest): (Vec<_>, Vec<_>) = all.partition(|(what, _)| matches!(what, What::Topic(_)));
-        self.starving = rest;
-        topics.into_iter().map(|topic| Self { starving: vec![topic], over: Vec::new() }).collect()
+        let all = std::mem::take(&mut self.stalled).into_iter();
+        let (topics, rest): (Vec<_>, Vec<_>) = all.partition(|(what, _)| matches!(what, Stalled::Topic(_)));
+        self.stalled = rest;
+        topics.into_iter().map(|topic| Self { stalled: vec![topic], over: Vec::new() }).collect()
     }
 
     /// The error for the next poll. One stands for all, and the group comes before a partition.
     pub(super) fn error(self, patience: Duration) -> Option<Error> {
-        let (count, patience) = (self.starving.len(), patience.as_millis());
-        let (what, cause) = self.starving.into_iter().next()?;
+        let (count, patience) = (self.stalled.len(), patience.as_millis());
+        let (what, cause) = self.stalled.into_iter().next()?;
         Some(cause.over(match what {
-            What::Group => format!("the group has not let this member in for {patience} ms"),
-            What::Topic(_) => format!("a topic that is subscribed to could not be read for {patience} ms"),
-            What::Partition(_) if count > 1 => {
+            Stalled::Group => format!("the group has not let this member in for {patience} ms"),
+            Stalled::Topic(_) => format!("a topic that is subscribed to could not be read for {patience} ms"),
+            Stalled::Partition(_) if count > 1 => {
                 format!("{count} partitions could not be read for {patience} ms, of which this is one")
             }
-            What::Partition(_) => format!("the partition could not be read for {patience} ms"),
+            Stalled::Partition(_) => format!("the partition could not be read for {patience} ms"),
         }))
     }
 }
 
-/// How often is looked.
+/// How often to look.
 const LOOK: Duration = Duration::from_secs(1);
 
-impl Starving {
+impl Stalls {
     pub(super) fn new(now: Instant, patience: Duration) -> Self {
         Self { patience, since: Map::new(), next_look: now + LOOK }
     }
@@ -111,30 +111,30 @@ impl Starving {
         self.next_look
     }
 
-    /// Whether it is time to look, and to call [`Self::handle_look`] with what does not get on.
+    /// Whether it is time to look, and to call [`Self::handle_look`] with what makes no progress.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         self.next_look <= now
     }
 
-    /// `why`: all that does not get on now, and its cause.
-    pub(super) fn handle_look(&mut self, now: Instant, why: Map<What, Error>) -> News {
+    /// `why`: all that makes no progress now, and its cause.
+    pub(super) fn handle_look(&mut self, now: Instant, why: Map<Stalled, Error>) -> Changes {
         self.next_look = now + LOOK;
-        let mut news = News::default();
+        let mut changes = Changes::default();
         self.since.retain(|what, since| {
-            let starves = why.contains_key(what);
-            if !starves && since.told {
-                news.over.push((what.clone(), now.saturating_duration_since(since.at)));
+            let is_stalled = why.contains_key(what);
+            if !is_stalled && since.is_reported {
+                changes.over.push((what.clone(), now.saturating_duration_since(since.at)));
             }
-            starves
+            is_stalled
         });
         for (what, error) in why {
-            let since = self.since.entry(what.clone()).or_insert(Since { at: now, told: false });
-            if !since.told && now.saturating_duration_since(since.at) >= self.patience {
-                since.told = true;
-                news.starving.push((what, error));
+            let since = self.since.entry(what.clone()).or_insert(Since { at: now, is_reported: false });
+            if !since.is_reported && now.saturating_duration_since(since.at) >= self.patience {
+                since.is_reported = true;
+                changes.stalled.push((what, error));
             }
         }
-        news
+        changes
     }
 }
 
@@ -144,50 +144,53 @@ mod tests {
     use crate::error::{ErrorKind, code};
 
     #[test]
-    fn what_starves_for_long_is_told_once_and_so_is_its_end() {
+    fn a_stall_that_lasts_is_reported_once_and_so_is_its_end() {
         let start = crate::time::now();
-        let mut starving = Starving::new(start, Duration::from_secs(10));
-        let partition = What::Partition(TopicPartition::new("orders", 3));
+        let mut stalls = Stalls::new(start, Duration::from_secs(10));
+        let partition = Stalled::Partition(TopicPartition::new("orders", 3));
         let why = || Map::from([(partition.clone(), Error::new(ErrorKind::Timeout, "no leader"))]);
         let at = |seconds| start + Duration::from_secs(seconds);
         for second in 0..10 {
-            assert!(starving.handle_look(at(second), why()).starving.is_empty(), "{second}");
+            assert!(stalls.handle_look(at(second), why()).stalled.is_empty(), "{second}");
         }
-        assert_eq!(starving.handle_look(at(10), why()).starving.len(), 1);
-        assert!(starving.handle_look(at(11), why()).starving.is_empty(), "once");
-        let news = starving.handle_look(at(12), Map::new());
-        assert_eq!(news.over, [(partition.clone(), Duration::from_secs(12))]);
-        // A short one is not worth a word.
-        starving.handle_look(at(13), why());
-        assert!(starving.handle_look(at(15), Map::new()).over.is_empty());
-        starving.handle_look(at(20), why());
-        assert!(starving.handle_look(at(25), why()).starving.is_empty(), "its time begins anew");
-        assert!(!starving.is_due(at(25)) && starving.is_due(starving.poll_timeout()));
+        assert_eq!(stalls.handle_look(at(10), why()).stalled.len(), 1);
+        assert!(stalls.handle_look(at(11), why()).stalled.is_empty(), "once");
+        let changes = stalls.handle_look(at(12), Map::new());
+        assert_eq!(changes.over, [(partition.clone(), Duration::from_secs(12))]);
+        // A short one is not reported.
+        stalls.handle_look(at(13), why());
+        assert!(stalls.handle_look(at(15), Map::new()).over.is_empty());
+        stalls.handle_look(at(20), why());
+        assert!(stalls.handle_look(at(25), why()).stalled.is_empty(), "its time begins anew");
+        assert!(!stalls.is_due(at(25)) && stalls.is_due(stalls.poll_timeout()));
     }
 
     #[test]
-    fn what_starves_is_said_with_its_cause_and_for_all_that_starve() {
+    fn one_error_with_its_cause_stands_for_all_that_is_stalled() {
         let error = |text: &'static str| Error::new(ErrorKind::Timeout, text);
         let partition = |number| TopicPartition::new("orders", number);
         let answered = |number, answer: Option<_>| (partition(number), answer.map(error));
-        // What should get on, which partition has no leader, whether there is a coordinator, and what is said.
-        type Row = (ShouldGetOn, Option<i32>, bool, Option<&'static str>);
+        // Where progress is expected, which partition has no leader, whether there is a coordinator, and the error.
+        type Row = (ExpectedProgress, Option<i32>, bool, Option<&'static str>);
         let rows: [Row; 8] = [
             (
-                ShouldGetOn { topics: vec!["missing".into(), "users".into()], ..ShouldGetOn::default() },
+                ExpectedProgress {
+                    topics: vec!["missing".into(), "users".into()],
+                    ..ExpectedProgress::default()
+                },
                 None,
                 true,
                 Some("a topic that is subscribed to could not be read for 10 ms: no such topic"),
             ),
-            (ShouldGetOn::default(), Some(0), false, None),
+            (ExpectedProgress::default(), Some(0), false, None),
             (
-                ShouldGetOn { partitions: vec![answered(0, None)], group: None, topics: Vec::new() },
+                ExpectedProgress { partitions: vec![answered(0, None)], group: None, topics: Vec::new() },
                 None,
                 false,
                 None,
             ),
             (
-                ShouldGetOn {
+                ExpectedProgress {
                     partitions: vec![answered(0, Some("refused"))],
                     group: None,
                     topics: Vec::new(),
@@ -197,7 +200,7 @@ mod tests {
                 Some("the partition could not be read for 10 ms [topic orders partition 0]: no leader"),
             ),
             (
-                ShouldGetOn {
+                ExpectedProgress {
                     partitions: vec![
                         answered(3, Some("refused")),
                         answered(4, None),
@@ -213,7 +216,7 @@ mod tests {
                 ),
             ),
             (
-                ShouldGetOn {
+                ExpectedProgress {
                     partitions: vec![answered(0, Some("refused"))],
                     group: Some(None),
                     topics: Vec::new(),
@@ -223,7 +226,7 @@ mod tests {
                 Some("the group has not let this member in for 10 ms: no coordinator"),
             ),
             (
-                ShouldGetOn {
+                ExpectedProgress {
                     partitions: Vec::new(),
                     group: Some(Some(error("not authorized"))),
                     topics: Vec::new(),
@@ -232,7 +235,12 @@ mod tests {
                 true,
                 Some("the group has not let this member in for 10 ms: not authorized"),
             ),
-            (ShouldGetOn { partitions: Vec::new(), group: Some(None), topics: Vec::new() }, None, true, None),
+            (
+                ExpectedProgress { partitions: Vec::new(), group: Some(None), topics: Vec::new() },
+                None,
+                true,
+                None,
+            ),
         ];
         let patience = Duration::from_millis(10);
         for (should, leaderless, has_coordinator, said) in rows {
@@ -242,8 +250,8 @@ mod tests {
                 |topic| (topic == "missing").then(|| error("no such topic")),
                 || (!has_coordinator).then(|| error("no coordinator")),
             );
-            let starving = why.into_iter().collect();
-            let text = News { starving, over: Vec::new() }.error(patience).map(|error| error.to_string());
+            let stalled = why.into_iter().collect();
+            let text = Changes { stalled, over: Vec::new() }.error(patience).map(|error| error.to_string());
             let text = text.as_deref();
             assert!(
                 text == said || said.zip(text).is_some_and(|(said, text)| text.starts_with(said)),
@@ -256,14 +264,14 @@ mod tests {
     fn what_the_client_asks_for_again_passes_whatever_its_code_says() {
         let passes = |code| {
             let answered = Some(Error::from_code("Fetch", code));
-            let should = ShouldGetOn {
+            let should = ExpectedProgress {
                 partitions: vec![(TopicPartition::new("orders", 0), answered)],
-                ..ShouldGetOn::default()
+                ..ExpectedProgress::default()
             };
             let why = should.causes(|_| None, |_| None, || None);
-            let mut starving = Starving::new(crate::time::now(), Duration::ZERO);
-            let news = starving.handle_look(crate::time::now(), why);
-            news.error(Duration::ZERO).unwrap().is_retriable()
+            let mut stalls = Stalls::new(crate::time::now(), Duration::ZERO);
+            let changes = stalls.handle_look(crate::time::now(), why);
+            changes.error(Duration::ZERO).unwrap().is_retriable()
         };
         assert!(passes(code::UNKNOWN_SERVER_ERROR) && passes(code::NOT_LEADER_OR_FOLLOWER));
         assert!(!passes(code::TOPIC_AUTHORIZATION_FAILED), "somebody has to act");
