@@ -30,7 +30,7 @@ use crate::{
 
 /// The wall clock at the beginning of every world.
 const WALL_CLOCK_MS: i64 = 1_700_000_000_000;
-/// After the calm, everything is delivered and committed within this.
+/// Once faults have ended, everything is delivered and committed within this.
 const CALM: Duration = Duration::from_secs(400);
 
 /// What everybody in a world shares.
@@ -185,7 +185,7 @@ pub(crate) fn run(seed: u64) -> Report {
     let panics = PANICS.get();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    let mut report = runtime.block_on(live(seed));
+    let mut report = runtime.block_on(simulate(seed));
     drop(runtime);
     if PANICS.get() > panics {
         report.violations.push(format!("{} panics that were not planned", PANICS.get() - panics));
@@ -193,28 +193,11 @@ pub(crate) fn run(seed: u64) -> Report {
     report
 }
 
-async fn live(seed: u64) -> Report {
+/// Draws a world, runs it and checks its history. The order of the draws is part of what a seed means.
+async fn simulate(seed: u64) -> Report {
     let mut rng = Rng::new(seed);
     let brokers = rng.range(1, 3) as u32;
-    let profile = match rng.below(20) {
-        0 | 1 => Profile::Kafka28,
-        2 | 3 => Profile::Kafka39,
-        4 => Profile::EventHubs,
-        5 => Profile::Redpanda,
-        _ => Profile::Latest,
-    };
-    let slots = *rng.pick(&[1000, 1000, 2]);
-    let broker = EmbeddedBroker::builder()
-        .brokers(brokers as i32)
-        .profile(profile)
-        .fetch_sessions(slots)
-        .consumer_group_times(Duration::from_secs(8), rng.millis(300, 2000))
-        .in_memory()
-        .seed(rng.next())
-        .wall_clock_ms(WALL_CLOCK_MS)
-        .start()
-        .await
-        .unwrap();
+    let (broker, profile) = start_cluster(brokers, &mut rng).await;
     let control = broker.control();
     control.record_commits();
     let conditions = Conditions {
@@ -236,15 +219,7 @@ async fn live(seed: u64) -> Report {
     if let Some(topic) = &doomed {
         broker.create_topic(topic, 2).unwrap();
     }
-    let settings = vec![
-        ("metadata.max.age.ms", rng.pick(&["500", "5000", "300000"]).to_string()),
-        ("retry.backoff.ms", rng.pick(&["10", "100"]).to_string()),
-        ("retry.backoff.max.ms", "1000".to_owned()),
-        ("reconnect.backoff.ms", rng.pick(&["10", "50"]).to_string()),
-        ("reconnect.backoff.max.ms", "1000".to_owned()),
-        ("connections.max.idle.ms", rng.pick(&["1000", "540000"]).to_string()),
-        ("socket.connection.setup.timeout.ms", rng.pick(&["1000", "10000"]).to_string()),
-    ];
+    let settings = client_settings(&mut rng);
     let groups: Vec<Arc<str>> = (0..rng.range(0, 2)).map(|n| format!("g{n}").into()).collect();
     let world = Arc::new(World {
         history: History::begin(),
@@ -285,61 +260,65 @@ async fn live(seed: u64) -> Report {
     }
 }
 
-/// Lets everybody live, brings the calm, and waits for the end.
+async fn start_cluster(brokers: u32, rng: &mut Rng) -> (EmbeddedBroker, Profile) {
+    let profile = match rng.below(20) {
+        0 | 1 => Profile::Kafka28,
+        2 | 3 => Profile::Kafka39,
+        4 => Profile::EventHubs,
+        5 => Profile::Redpanda,
+        _ => Profile::Latest,
+    };
+    let slots = *rng.pick(&[1000, 1000, 2]);
+    let broker = EmbeddedBroker::builder()
+        .brokers(brokers as i32)
+        .profile(profile)
+        .fetch_sessions(slots)
+        .consumer_group_times(Duration::from_secs(8), rng.millis(300, 2000))
+        .in_memory()
+        .seed(rng.next())
+        .wall_clock_ms(WALL_CLOCK_MS)
+        .start()
+        .await
+        .unwrap();
+    (broker, profile)
+}
+
+/// Settings that all clients of a world have.
+fn client_settings(rng: &mut Rng) -> Vec<(&'static str, String)> {
+    vec![
+        ("metadata.max.age.ms", rng.pick(&["500", "5000", "300000"]).to_string()),
+        ("retry.backoff.ms", rng.pick(&["10", "100"]).to_string()),
+        ("retry.backoff.max.ms", "1000".to_owned()),
+        ("reconnect.backoff.ms", rng.pick(&["10", "50"]).to_string()),
+        ("reconnect.backoff.max.ms", "1000".to_owned()),
+        ("connections.max.idle.ms", rng.pick(&["1000", "540000"]).to_string()),
+        ("socket.connection.setup.timeout.ms", rng.pick(&["1000", "10000"]).to_string()),
+    ]
+}
+
+/// The tasks of a world's clients.
+#[derive(Default)]
+struct Clients {
+    producers: JoinSet<()>,
+    consumers: JoinSet<()>,
+    /// Whether some of them write transactions.
+    are_transactional: bool,
+    /// How many clients there are at most at a time.
+    most: u64,
+}
+
+/// Runs the clients, injects faults, ends the faults, and waits for the end of the clients.
 async fn play(world: &Arc<World>, rng: &mut Rng) -> Facts {
     let mut facts = Facts { lossy: rng.percent(8), ..Facts::default() };
-    let mut actors = JoinSet::new();
-    let mut producing = JoinSet::new();
-    for number in 0..rng.range(1, 3) as u32 {
-        let plan = producers::Plan::draw(number, rng);
-        world.history.note(format!("{plan:?}"));
-        facts.producers.push(plan.clone());
-        producing.spawn(producers::run(Arc::clone(world), plan, rng.child()));
-    }
-    let transactional = if rng.percent(40) && world.has_transactions() { rng.range(1, 2) } else { 0 };
-    for number in 0..transactional as u32 {
-        let plan = transactions::Plan::draw(number, rng);
-        world.history.note(format!("{plan:?}"));
-        producing.spawn(transactions::run(Arc::clone(world), plan, rng.child()));
-    }
-    let mut topics = world.topics.clone();
-    topics.extend(world.doomed.clone());
-    for group in &world.groups {
-        let shared = group_settings(world.profile, rng);
-        let facade = rng.percent(40);
-        for number in 0..rng.range(1, 3) as u32 {
-            let plan = members::Plan::draw(group, number, &topics, &shared, facade, world.profile, rng);
-            world.history.note(format!("{plan:?}"));
-            actors.spawn(members::run(Arc::clone(world), plan, rng.child()));
-        }
-        facts.groups.insert(Arc::clone(group), shared);
-    }
-    for number in 0..if rng.percent(40) { rng.range(1, 2) } else { 0 } as u32 {
-        let plan = readers::Plan::draw(number, rng);
-        world.history.note(format!("{plan:?}"));
-        facts.readers.push(plan.clone());
-        actors.spawn(readers::run(Arc::clone(world), plan, rng.child()));
-    }
-    facts.exactly = rng.percent(15) && world.has_transactions();
-    if facts.exactly {
-        let shared = exactly::Plan::shared(rng);
-        for number in 0..rng.range(1, 2) as u32 {
-            let plan = exactly::Plan::draw(number, &shared, rng);
-            world.history.note(format!("{plan:?}"));
-            actors.spawn(exactly::run(Arc::clone(world), plan, rng.child()));
-        }
-    }
-    // Each member of a group may be two at a time, and so may a producer of transactions.
-    let clients = 3 + 3 * world.groups.len() as u64 + 2 * transactional + facts.readers.len() as u64;
-    let clients = clients + if facts.exactly { 4 } else { 0 };
-    let watcher = tokio::spawn(checker::watch_requests(Arc::clone(world), clients));
-    // Slow answers are trouble enough for who repeats a request without idempotence.
+    let mut clients = spawn_clients(world, rng, &mut facts);
+    let watcher = tokio::spawn(checker::watch_requests(Arc::clone(world), clients.most));
+    // Without faults: but for slow answers, after which a producer without idempotence repeats a request.
     facts.peaceful = rng.percent(15) && world.air.is_fast() && !facts.lossy;
     let lasting = rng.millis(1000, 40_000);
     if facts.peaceful {
         tokio::time::sleep(lasting).await;
     } else {
-        // Two that do not know of each other bring about what neither would.
+        // Two that act independently bring about combinations of faults that one does not.
         let alone = rng.percent(60);
         let first = nemesis::run(Arc::clone(world), lasting, nemesis::Means::new(&facts, alone), rng.child());
         if alone {
@@ -351,12 +330,12 @@ async fn play(world: &Arc<World>, rng: &mut Rng) -> Facts {
     }
     calm(world).await;
     within_the_calm(world, "the producers end", async {
-        while let Some(ended) = producing.join_next().await {
+        while let Some(ended) = clients.producers.join_next().await {
             ended.unwrap();
         }
     })
     .await;
-    if transactional > 0 || facts.exactly {
+    if clients.are_transactional {
         // Transactions that were left open are aborted by their time-out. What is on its way may still open one.
         tokio::time::sleep(Duration::from_secs(3)).await;
         for _ in 0..70 {
@@ -374,13 +353,62 @@ async fn play(world: &Arc<World>, rng: &mut Rng) -> Facts {
     world.history.note("the world stops");
     world.stopped.store(true, Ordering::Relaxed);
     within_the_calm(world, "the members end", async {
-        while let Some(ended) = actors.join_next().await {
+        while let Some(ended) = clients.consumers.join_next().await {
             ended.unwrap();
         }
     })
     .await;
     watcher.abort();
     facts
+}
+
+/// Draws and starts the clients, and notes in `facts` what the checker must know of them.
+fn spawn_clients(world: &Arc<World>, rng: &mut Rng, facts: &mut Facts) -> Clients {
+    let mut clients = Clients::default();
+    for number in 0..rng.range(1, 3) as u32 {
+        let plan = producers::Plan::draw(number, rng);
+        world.history.note(format!("{plan:?}"));
+        facts.producers.push(plan.clone());
+        clients.producers.spawn(producers::run(Arc::clone(world), plan, rng.child()));
+    }
+    let transactional = if rng.percent(40) && world.has_transactions() { rng.range(1, 2) } else { 0 };
+    for number in 0..transactional as u32 {
+        let plan = transactions::Plan::draw(number, rng);
+        world.history.note(format!("{plan:?}"));
+        clients.producers.spawn(transactions::run(Arc::clone(world), plan, rng.child()));
+    }
+    let mut topics = world.topics.clone();
+    topics.extend(world.doomed.clone());
+    for group in &world.groups {
+        let shared = group_settings(world.profile, rng);
+        let facade = rng.percent(40);
+        for number in 0..rng.range(1, 3) as u32 {
+            let plan = members::Plan::draw(group, number, &topics, &shared, facade, world.profile, rng);
+            world.history.note(format!("{plan:?}"));
+            clients.consumers.spawn(members::run(Arc::clone(world), plan, rng.child()));
+        }
+        facts.groups.insert(Arc::clone(group), shared);
+    }
+    for number in 0..if rng.percent(40) { rng.range(1, 2) } else { 0 } as u32 {
+        let plan = readers::Plan::draw(number, rng);
+        world.history.note(format!("{plan:?}"));
+        facts.readers.push(plan.clone());
+        clients.consumers.spawn(readers::run(Arc::clone(world), plan, rng.child()));
+    }
+    facts.exactly = rng.percent(15) && world.has_transactions();
+    if facts.exactly {
+        let shared = exactly::Plan::shared(rng);
+        for number in 0..rng.range(1, 2) as u32 {
+            let plan = exactly::Plan::draw(number, &shared, rng);
+            world.history.note(format!("{plan:?}"));
+            clients.consumers.spawn(exactly::run(Arc::clone(world), plan, rng.child()));
+        }
+    }
+    clients.are_transactional = transactional > 0 || facts.exactly;
+    // Each member of a group may be two at a time, and so may a producer of transactions.
+    let most = 3 + 3 * world.groups.len() as u64 + 2 * transactional + facts.readers.len() as u64;
+    clients.most = most + if facts.exactly { 4 } else { 0 };
+    clients
 }
 
 /// What the members of a group share.
