@@ -1,4 +1,4 @@
-//! The weather: one broker at a time is killed, paused beyond the clients' time-outs, or restarted in order.
+//! Faults of real brokers: one broker at a time is killed, paused beyond the clients' time-outs, or restarted in order.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ impl Faults {
     }
 }
 
-/// A small generator: the same seed makes the same weather, as far as real brokers go.
+/// A small generator: the same seed makes the same faults, as far as real brokers go.
 pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
@@ -38,7 +38,7 @@ const PAUSE: Duration = Duration::from_secs(8);
 
 /// Goes on until `end`, and until there were `least` faults; says when a broker begins to be paused, and when it ends. Every node is
 /// up when it returns.
-pub(crate) async fn weather(
+pub(crate) async fn inject_faults(
     kafka: &mut Kafka,
     admin: &KafkaAdmin,
     topics: &[String],

@@ -3,7 +3,7 @@
 //! commit goes back in the log of the coordinators, and handled again is only what was not committed when its partition was
 //! given to another.
 //!
-//! `DTKAFKA_CHAOS_SECONDS` is how long the weather lasts (default 20; 0 leaves the test out) and `DTKAFKA_CHAOS_FAULTS`
+//! `DTKAFKA_CHAOS_SECONDS` is how long faults are injected (default 20; 0 leaves the test out) and `DTKAFKA_CHAOS_FAULTS`
 //! how many faults it has at least (default 0), `DTKAFKA_CHAOS_SEED` its seed, `DTKAFKA_CHAOS_RATE` the records of each of the
 //! five producers in a second (default 600), `DTKAFKA_CHAOS_GROUP` the members' protocol: `eager` (default), `cooperative` or
 //! `consumer` (KIP-848), or `none` for producers alone.
@@ -40,7 +40,7 @@ use dtkafka_testcontainers::{Listener, launch::Kafka};
 
 use crate::{
     clients::{World, ends, producer, read_all, read_commits, watch_commits},
-    faults::{Dice, in_sync, weather},
+    faults::{Dice, in_sync, inject_faults},
     members::{POLL_INTERVAL, churn},
 };
 
@@ -120,7 +120,7 @@ async fn run(
     warnings: &AtomicUsize,
 ) {
     let seed = number("DTKAFKA_CHAOS_SEED").unwrap_or_else(|| {
-        // Another weather each time.
+        // Other faults each time.
         let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         time.subsec_nanos().into()
     });
@@ -172,7 +172,7 @@ async fn run(
     let from = world.now();
     let least = number("DTKAFKA_CHAOS_FAULTS").map_or(0, |least| usize::try_from(least).unwrap());
     let end = Instant::now() + length;
-    let faults = weather(&mut kafka, &admin, &topics, &mut dice, end, least, |sleeps| {
+    let faults = inject_faults(&mut kafka, &admin, &topics, &mut dice, end, least, |sleeps| {
         world.blocks().broker_sleeps(world.now(), sleeps);
     })
     .await;

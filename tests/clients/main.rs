@@ -11,33 +11,33 @@
 
 mod admin;
 mod backend;
+mod cancellation;
 mod causes;
 mod codecs;
 mod consumer_protocol;
-mod dropped;
-mod edges;
 mod errors;
 mod facade;
 mod faults;
 mod groups;
-mod kit;
 mod lanes;
 #[path = "../chaos/faults.rs"]
 mod nodes;
 mod offsets;
 mod plugins;
 mod producer;
+mod producer_limits;
+mod python_docs;
 mod quotas;
 mod reading;
 mod runtimes;
 mod security;
-mod seeds;
-mod storms;
 mod stress;
 mod subscriptions;
+mod test_kit;
 #[path = "../../src/test_log.rs"]
 mod test_log;
 mod topics;
 mod transactions;
+mod transient_faults;
 mod transport;
-mod weather;
+mod unreliable_brokers;

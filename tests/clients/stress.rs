@@ -19,7 +19,7 @@ use dtkafka::{
 };
 use dtkafka_testcontainers::{EmbeddedBroker, launch::Kafka};
 
-use crate::nodes::{Dice, in_sync, weather};
+use crate::nodes::{Dice, in_sync, inject_faults};
 
 const PARTITIONS: i32 = 6;
 const KEYS: u32 = 200;
@@ -564,7 +564,7 @@ async fn nothing_is_lost_whatever_is_drawn_while_brokers_come_and_go() {
         let Brokers::Kafka(nodes) = &mut brokers else { return std::future::pending().await };
         in_sync(&admin, &topics).await;
         let years = Duration::from_secs(1 << 30);
-        weather(nodes, &admin, &topics, &mut dice, Instant::now() + years, 0, |_| {}).await;
+        inject_faults(nodes, &admin, &topics, &mut dice, Instant::now() + years, 0, |_| {}).await;
     };
     tokio::select! {
         () = playing => {}

@@ -1,4 +1,4 @@
-//! Brokers that keep silent, restart, throttle, move and lie, against clients that are to find the way, and to say why not.
+//! Brokers that are silent, restart, throttle, move or answer falsely: clients reach the cluster all the same, or say why not.
 
 use std::{
     sync::{
@@ -113,7 +113,7 @@ async fn clients_find_their_way_back_to_the_bootstrap_address_when_every_known_b
 }
 
 #[tokio::test]
-async fn a_listener_that_closes_while_it_restarts_is_weather_in_sasl_too() {
+async fn a_sasl_listener_that_closes_while_it_restarts_is_waited_for() {
     use dtkafka_testcontainers::Listener;
     let broker = EmbeddedBroker::builder().user("alice", "alice-secret").start().await.unwrap();
     let to = broker.listener(Listener::SaslPlaintext);

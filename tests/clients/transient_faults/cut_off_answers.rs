@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dtkafka_testcontainers::broker::{ApiKey, Profile};
 
-use super::{Storm, each, sky::Reply, storm};
+use super::{Scenario, network::Reply, run_all, scenario};
 
 /// Those that both clients use.
 pub(super) const APIS: [ApiKey; 12] = [
@@ -32,27 +32,27 @@ pub(super) fn broken(how: usize, first: usize) -> (&'static str, Reply) {
     }
 }
 
-/// Of a frame's length, correlation id and body so many bytes come: all of them with `DTKAFKA_STORMS=all`.
+/// Of a frame's length, correlation id and body so many bytes come: all of them with `DTKAFKA_ALL_CUTS=1`.
 fn firsts(some: &[usize]) -> Vec<usize> {
-    if std::env::var("DTKAFKA_STORMS").is_ok() { vec![0, 3, 4, 8, 13] } else { some.to_vec() }
+    if std::env::var("DTKAFKA_ALL_CUTS").is_ok() { vec![0, 3, 4, 8, 13] } else { some.to_vec() }
 }
 #[test]
-fn answers_that_pause_or_break_off_anywhere_are_weather() {
-    each(broken_answers());
+fn answers_that_pause_or_break_off_for_a_while_do_no_harm() {
+    run_all(broken_answers());
 }
 
 #[test]
-fn transactions_are_whole_or_not_there_whatever_breaks_off() {
-    each(broken_transactions());
+fn transactions_are_seen_whole_or_not_at_all_wherever_answers_break_off() {
+    run_all(broken_transactions());
 }
 
-fn broken_answers() -> Vec<Storm> {
-    let mut storms = Vec::new();
+fn broken_answers() -> Vec<Scenario> {
+    let mut scenarios = Vec::new();
     for api in APIS {
         for first in firsts(&[8]) {
             for how in 0..4 {
                 let text = broken(how, first).0;
-                storms.push(storm(format!("{api:?}: {first} bytes, {text}")).act(move |asked, _| {
+                scenarios.push(scenario(format!("{api:?}: {first} bytes, {text}")).act(move |asked, _| {
                     let strikes = asked.is(api) && (how == 1 || asked.number % 2 == 0);
                     strikes.then(|| broken(how, first).1)
                 }));
@@ -64,8 +64,8 @@ fn broken_answers() -> Vec<Storm> {
             for first in firsts(&[8]) {
                 for how in 0..4 {
                     let text = broken(how, first).0;
-                    storms.push(
-                        storm(format!("{mechanism} {api:?}: {first} bytes, {text}")).sasl(mechanism).act(
+                    scenarios.push(
+                        scenario(format!("{mechanism} {api:?}: {first} bytes, {text}")).sasl(mechanism).act(
                             move |asked, _| {
                                 let strikes = asked.is(api) && asked.number % 3 != 1;
                                 strikes.then(|| broken(how, first).1)
@@ -78,8 +78,8 @@ fn broken_answers() -> Vec<Storm> {
     }
     for how in 0..4 {
         let text = broken(how, 8).0;
-        storms.push(
-            storm(format!("the consumer protocol's heartbeat: 8 bytes, {text}"))
+        scenarios.push(
+            scenario(format!("the consumer protocol's heartbeat: 8 bytes, {text}"))
                 .set("group.protocol", "consumer")
                 .act(move |asked, _| {
                     let strikes = asked.is(ApiKey::ConsumerGroupHeartbeat) && asked.number % 2 == 0;
@@ -87,10 +87,10 @@ fn broken_answers() -> Vec<Storm> {
                 }),
         );
     }
-    storms
+    scenarios
 }
-fn broken_transactions() -> Vec<Storm> {
-    let mut storms = Vec::new();
+fn broken_transactions() -> Vec<Scenario> {
+    let mut scenarios = Vec::new();
     let apis = [
         ApiKey::InitProducerId,
         ApiKey::FindCoordinator,
@@ -99,12 +99,12 @@ fn broken_transactions() -> Vec<Storm> {
         ApiKey::EndTxn,
     ];
     for profile in [Profile::Kafka28, Profile::Latest] {
-        storms.push(storm(format!("transactions, {profile:?}: nothing")).transactions(profile));
+        scenarios.push(scenario(format!("transactions, {profile:?}: nothing")).transactions(profile));
         for api in apis {
             for how in 0..4 {
                 let text = broken(how, 8).0;
-                storms.push(
-                    storm(format!("transactions, {profile:?}: {api:?}: 8 bytes, {text}"))
+                scenarios.push(
+                    scenario(format!("transactions, {profile:?}: {api:?}: 8 bytes, {text}"))
                         .transactions(profile)
                         .act(move |asked, _| {
                             (asked.is(api) && asked.number % 2 == 0).then(|| broken(how, 8).1)
@@ -113,5 +113,5 @@ fn broken_transactions() -> Vec<Storm> {
             }
         }
     }
-    storms
+    scenarios
 }

@@ -18,11 +18,10 @@ use kafka_protocol::messages as wire;
 use tokio::sync::Notify;
 
 use super::{
-    RECORDS, Storm, TOPIC, Work,
-    broken::{APIS, broken},
-    each,
-    sky::{Asked, Sky},
-    storm,
+    RECORDS, Scenario, TOPIC, Work,
+    cut_off_answers::{APIS, broken},
+    network::{Asked, FaultyNetwork},
+    run_all, scenario,
 };
 
 /// Handles everything; every seventh value fails the first time.
@@ -57,7 +56,11 @@ pub(super) async fn handle(config: KafkaConfig, broker: &EmbeddedBroker) -> Resu
 }
 
 /// Copies what is written meanwhile, and is not stopped by anything that passes.
-pub(super) async fn copy(config: KafkaConfig, broker: &EmbeddedBroker, sky: &Sky) -> Result<(), String> {
+pub(super) async fn copy(
+    config: KafkaConfig,
+    broker: &EmbeddedBroker,
+    network: &FaultyNetwork,
+) -> Result<(), String> {
     broker.create_topic("out", 2).unwrap();
     let written = async {
         for number in 0..RECORDS {
@@ -66,7 +69,7 @@ pub(super) async fn copy(config: KafkaConfig, broker: &EmbeddedBroker, sky: &Sky
         }
         let committed =
             || (0..4).filter_map(|partition| broker.committed("copy", TOPIC, partition)).sum::<i64>();
-        while committed() < i64::from(RECORDS) || !sky.is_calm() {
+        while committed() < i64::from(RECORDS) || !network.is_over() {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
@@ -88,14 +91,14 @@ pub(super) async fn copy(config: KafkaConfig, broker: &EmbeddedBroker, sky: &Sky
     if copied == (0..RECORDS).collect::<Vec<_>>() { Ok(()) } else { Err(format!("the copy has {copied:?}")) }
 }
 
-/// Every call, again and again: in the calm none fails.
-pub(super) async fn administer(config: KafkaConfig, sky: &Sky) -> Result<(), String> {
+/// Every call, again and again: after the faults none fails.
+pub(super) async fn administer(config: KafkaConfig, network: &FaultyNetwork) -> Result<(), String> {
     let admin =
         KafkaInstance::new(config).unwrap().admin().await.map_err(|error| format!("admin: {error}"))?;
     for round in 0.. {
-        let begun_in_calm = sky.is_calm();
+        let begun_after_faults = network.is_over();
         let outcome = every_call(&admin, &format!("made-{round}")).await;
-        if begun_in_calm {
+        if begun_after_faults {
             return outcome.map_err(|error| format!("in the calm: {error}"));
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -116,44 +119,44 @@ async fn every_call(admin: &KafkaAdmin, name: &str) -> Result<(), Error> {
 }
 
 /// Those that only these use, beside [`APIS`].
-fn through(work: Work, profile: Profile, apis: &[ApiKey]) -> Vec<Storm> {
-    let mut storms = vec![storm("nothing").work(work, profile)];
+fn through(work: Work, profile: Profile, apis: &[ApiKey]) -> Vec<Scenario> {
+    let mut scenarios = vec![scenario("nothing").work(work, profile)];
     for api in apis.iter().copied() {
         for how in 0..4 {
-            storms.push(
-                storm(format!("{api:?}: 8 bytes, {}", broken(how, 8).0))
+            scenarios.push(
+                scenario(format!("{api:?}: 8 bytes, {}", broken(how, 8).0))
                     .work(work, profile)
                     .act(move |asked, _| (asked.is(api) && asked.number % 2 == 0).then(|| broken(how, 8).1)),
             );
         }
     }
-    storms
+    scenarios
 }
 
 #[test]
-fn a_consumer_with_handlers_is_stopped_by_nothing_that_passes() {
-    let mut storms = through(Work::Facade, Profile::Latest, &APIS);
+fn a_consumer_with_handlers_outlasts_transient_faults() {
+    let mut scenarios = through(Work::Facade, Profile::Latest, &APIS);
     for how in 0..4 {
-        let storm = storm(format!("the consumer protocol's heartbeat: 8 bytes, {}", broken(how, 8).0));
+        let scenario = scenario(format!("the consumer protocol's heartbeat: 8 bytes, {}", broken(how, 8).0));
         let strikes =
             move |asked: Asked| asked.is(ApiKey::ConsumerGroupHeartbeat) && asked.number.is_multiple_of(2);
-        storms.push(
-            storm
+        scenarios.push(
+            scenario
                 .work(Work::Facade, Profile::Latest)
                 .set("group.protocol", "consumer")
                 .act(move |asked, _| strikes(asked).then(|| broken(how, 8).1)),
         );
     }
-    each(storms);
+    run_all(scenarios);
 }
 
 #[test]
-fn a_copier_is_ended_by_no_code_that_says_nothing_of_it() {
-    let mut storms = Vec::new();
+fn exactly_once_outlasts_transient_error_codes() {
+    let mut scenarios = Vec::new();
     for code in [7, 14, 15, 16, 51, 22, 25, 27, 120, -1, 999] {
         let refused = move |api: ApiKey, asked: Asked| asked.is(api) && asked.number % 3 == 1;
-        storms.push(
-            storm(format!("TxnOffsetCommit: {code} at times")).work(Work::Copy, Profile::Latest).act(
+        scenarios.push(
+            scenario(format!("TxnOffsetCommit: {code} at times")).work(Work::Copy, Profile::Latest).act(
                 move |asked, frame| {
                     refused(ApiKey::TxnOffsetCommit, asked).then(|| {
                         asked.changed(frame, |answer: &mut wire::TxnOffsetCommitResponse| {
@@ -165,8 +168,8 @@ fn a_copier_is_ended_by_no_code_that_says_nothing_of_it() {
             ),
         );
         if ![22, 25, 27].contains(&code) {
-            let storm = storm(format!("AddOffsetsToTxn: {code} at times"));
-            storms.push(storm.work(Work::Copy, Profile::Kafka39).act(move |asked, frame| {
+            let scenario = scenario(format!("AddOffsetsToTxn: {code} at times"));
+            scenarios.push(scenario.work(Work::Copy, Profile::Kafka39).act(move |asked, frame| {
                 refused(ApiKey::AddOffsetsToTxn, asked).then(|| {
                     asked
                         .changed(frame, |answer: &mut wire::AddOffsetsToTxnResponse| answer.error_code = code)
@@ -174,11 +177,11 @@ fn a_copier_is_ended_by_no_code_that_says_nothing_of_it() {
             }));
         }
     }
-    each(storms);
+    run_all(scenarios);
 }
 
 #[test]
-fn calls_of_the_admin_client_live_through_answers_that_break_off() {
+fn admin_calls_outlast_answers_that_break_off() {
     let apis = [
         ApiKey::ApiVersions,
         ApiKey::Metadata,
@@ -191,5 +194,5 @@ fn calls_of_the_admin_client_live_through_answers_that_break_off() {
         ApiKey::DeleteGroups,
         ApiKey::FindCoordinator,
     ];
-    each(through(Work::Admin, Profile::Latest, &apis));
+    run_all(through(Work::Admin, Profile::Latest, &apis));
 }

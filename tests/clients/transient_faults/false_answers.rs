@@ -1,4 +1,4 @@
-//! Answers that are whole and untrue, or that nobody expects. One module per subject: each pairs a lie with its name.
+//! Answers that are complete but false, or that nobody expects. One function per subject pairs each change with its name.
 
 use bytes::Bytes;
 use dtkafka_testcontainers::broker::{ApiKey, Profile};
@@ -13,34 +13,34 @@ use kafka_protocol::{
 };
 
 use super::{
-    Storm, each,
-    sky::{Asked, Reply, name},
-    storm,
+    Scenario,
+    network::{Asked, Reply, name},
+    run_all, scenario,
 };
 
 #[test]
-fn lies_about_the_cluster_that_pass_do_no_harm() {
-    each(metadata());
+fn false_metadata_for_a_while_do_no_harm() {
+    run_all(metadata());
 }
 
 #[test]
-fn lies_about_groups_and_offsets_that_pass_do_no_harm() {
-    each([coordinators(), offsets(), members()].into_iter().flatten().collect());
+fn false_answers_about_groups_and_offsets_for_a_while_do_no_harm() {
+    run_all([coordinators(), offsets(), members()].into_iter().flatten().collect());
 }
 
 #[test]
-fn lies_about_records_that_pass_do_no_harm() {
-    each([produced(), fetched()].into_iter().flatten().collect());
+fn false_answers_about_records_for_a_while_do_no_harm() {
+    run_all([produced(), fetched()].into_iter().flatten().collect());
 }
 
 #[test]
-fn pauses_and_sessions_that_brokers_ask_for_do_no_harm() {
-    each([throttles(), sessions()].into_iter().flatten().collect());
+fn throttling_and_short_sasl_sessions_do_no_harm() {
+    run_all([throttles(), sessions()].into_iter().flatten().collect());
 }
 
-fn metadata() -> Vec<Storm> {
+fn metadata() -> Vec<Scenario> {
     let lie = |name: &str, change: fn(u64, &mut MetadataResponse)| {
-        storm(format!("metadata: {name}")).lie(ApiKey::Metadata, change)
+        scenario(format!("metadata: {name}")).change_answers(ApiKey::Metadata, change)
     };
     vec![
         lie("the brokers swap their ids", |_, answer| {
@@ -141,11 +141,14 @@ fn metadata() -> Vec<Storm> {
     ]
 }
 
-fn coordinators() -> Vec<Storm> {
+fn coordinators() -> Vec<Scenario> {
     let lie = |name: &str, change: fn(&mut Coordinator)| {
-        storm(name).lie(ApiKey::FindCoordinator, move |_, answer: &mut FindCoordinatorResponse| {
-            answer.coordinators.iter_mut().for_each(change);
-        })
+        scenario(name).change_answers(
+            ApiKey::FindCoordinator,
+            move |_, answer: &mut FindCoordinatorResponse| {
+                answer.coordinators.iter_mut().for_each(change);
+            },
+        )
     };
     vec![
         lie("a coordinator that is nowhere", |found| {
@@ -158,7 +161,7 @@ fn coordinators() -> Vec<Storm> {
             found.node_id = (3 - found.node_id.0).into();
             found.host = name(found.node_id.0);
         }),
-        storm("the coordinator of others beside ours").lie(
+        scenario("the coordinator of others beside ours").change_answers(
             ApiKey::FindCoordinator,
             |_, answer: &mut FindCoordinatorResponse| {
                 let mut other = answer.coordinators[0].clone();
@@ -172,11 +175,13 @@ fn coordinators() -> Vec<Storm> {
     ]
 }
 
-fn offsets() -> Vec<Storm> {
+fn offsets() -> Vec<Scenario> {
     vec![
-        storm("offsets committed: answers without partitions")
-            .lie(ApiKey::OffsetCommit, |_, answer: &mut OffsetCommitResponse| answer.topics.clear()),
-        storm("offsets fetched: answers without partitions").lie(
+        scenario("offsets committed: answers without partitions")
+            .change_answers(ApiKey::OffsetCommit, |_, answer: &mut OffsetCommitResponse| {
+                answer.topics.clear()
+            }),
+        scenario("offsets fetched: answers without partitions").change_answers(
             ApiKey::OffsetFetch,
             |_, answer: &mut OffsetFetchResponse| {
                 answer.topics.clear();
@@ -185,7 +190,7 @@ fn offsets() -> Vec<Storm> {
                 }
             },
         ),
-        storm("offsets fetched: of another group beside ours").lie(
+        scenario("offsets fetched: of another group beside ours").change_answers(
             ApiKey::OffsetFetch,
             |_, answer: &mut OffsetFetchResponse| {
                 let mut other = answer.groups[0].clone();
@@ -198,14 +203,14 @@ fn offsets() -> Vec<Storm> {
                 answer.groups.push(other);
             },
         ),
-        storm("listed: answers without partitions")
-            .lie(ApiKey::ListOffsets, |_, answer: &mut ListOffsetsResponse| answer.topics.clear()),
+        scenario("listed: answers without partitions")
+            .change_answers(ApiKey::ListOffsets, |_, answer: &mut ListOffsetsResponse| answer.topics.clear()),
     ]
 }
 
-fn members() -> Vec<Storm> {
+fn members() -> Vec<Scenario> {
     vec![
-        storm("joined: another name for the member every time").lie(
+        scenario("joined: another name for the member every time").change_answers(
             ApiKey::JoinGroup,
             |number, answer: &mut JoinGroupResponse| {
                 if number % 2 == 0 {
@@ -213,22 +218,22 @@ fn members() -> Vec<Storm> {
                 }
             },
         ),
-        storm("joined: an assignor that nobody has").lie(
+        scenario("joined: an assignor that nobody has").change_answers(
             ApiKey::JoinGroup,
             |_, answer: &mut JoinGroupResponse| {
                 answer.protocol_name = Some(StrBytes::from_static_str("nobody's"));
             },
         ),
-        storm("synced: an assignment that is noise")
-            .lie(ApiKey::SyncGroup, |_, answer: &mut SyncGroupResponse| {
+        scenario("synced: an assignment that is noise")
+            .change_answers(ApiKey::SyncGroup, |_, answer: &mut SyncGroupResponse| {
                 answer.assignment = Bytes::from_static(&[7; 50])
             }),
     ]
 }
 
-fn produced() -> Vec<Storm> {
+fn produced() -> Vec<Scenario> {
     vec![
-        storm("produced: each partition twice, the second time refused").lie(
+        scenario("produced: each partition twice, the second time refused").change_answers(
             ApiKey::Produce,
             |number, answer: &mut ProduceResponse| {
                 for topic in answer.responses.iter_mut().filter(|_| number % 2 == 0) {
@@ -240,13 +245,13 @@ fn produced() -> Vec<Storm> {
                 }
             },
         ),
-        storm("an id of a producer that cannot be")
-            .lie(ApiKey::InitProducerId, |_, answer: &mut InitProducerIdResponse| {
+        scenario("an id of a producer that cannot be")
+            .change_answers(ApiKey::InitProducerId, |_, answer: &mut InitProducerIdResponse| {
                 answer.producer_id = (-1).into()
             }),
-        storm("transactions: partitions added, and left out of the answer")
+        scenario("transactions: partitions added, and left out of the answer")
             .transactions(Profile::Kafka28)
-            .lie(ApiKey::AddPartitionsToTxn, |number, answer: &mut AddPartitionsToTxnResponse| {
+            .change_answers(ApiKey::AddPartitionsToTxn, |number, answer: &mut AddPartitionsToTxnResponse| {
                 if number % 2 == 0 {
                     answer.results_by_topic_v3_and_below.clear();
                 }
@@ -254,9 +259,9 @@ fn produced() -> Vec<Storm> {
     ]
 }
 
-fn fetched() -> Vec<Storm> {
+fn fetched() -> Vec<Scenario> {
     let lie = |name: &str, change: fn(u64, &mut FetchResponse)| {
-        storm(format!("fetched: {name}")).lie(ApiKey::Fetch, change)
+        scenario(format!("fetched: {name}")).change_answers(ApiKey::Fetch, change)
     };
     vec![
         lie("answers without topics", |_, answer| answer.responses.clear()),
@@ -278,9 +283,9 @@ fn fetched() -> Vec<Storm> {
     ]
 }
 
-fn throttles() -> Vec<Storm> {
+fn throttles() -> Vec<Scenario> {
     vec![
-        storm("throttled for 3 s by every answer").act(|asked, frame| match ApiKey::try_from(asked.key) {
+        scenario("throttled for 3 s by every answer").act(|asked, frame| match ApiKey::try_from(asked.key) {
             Ok(ApiKey::Metadata) => {
                 Some(asked.changed(frame, |m: &mut MetadataResponse| m.throttle_time_ms = 3000))
             }
@@ -292,45 +297,45 @@ fn throttles() -> Vec<Storm> {
             }
             _ => None,
         }),
-        storm("throttled once for 20 s, and silence after it").act(|asked, frame| {
-            match ApiKey::try_from(asked.key) {
-                Ok(ApiKey::Produce) if asked.number == 0 => {
-                    Some(asked.changed(frame, |m: &mut ProduceResponse| m.throttle_time_ms = 20_000))
-                }
-                Ok(ApiKey::Produce) if asked.number < 3 => Some(Reply::Silence(8)),
-                Ok(ApiKey::Fetch) if asked.number == 0 => {
-                    Some(asked.changed(frame, |m: &mut FetchResponse| m.throttle_time_ms = 20_000))
-                }
-                Ok(ApiKey::Fetch) if asked.number < 3 => Some(Reply::Silence(8)),
-                _ => None,
+        scenario("throttled once for 20 s, and silence after it").act(|asked, frame| match ApiKey::try_from(
+            asked.key,
+        ) {
+            Ok(ApiKey::Produce) if asked.number == 0 => {
+                Some(asked.changed(frame, |m: &mut ProduceResponse| m.throttle_time_ms = 20_000))
             }
+            Ok(ApiKey::Produce) if asked.number < 3 => Some(Reply::Silence(8)),
+            Ok(ApiKey::Fetch) if asked.number == 0 => {
+                Some(asked.changed(frame, |m: &mut FetchResponse| m.throttle_time_ms = 20_000))
+            }
+            Ok(ApiKey::Fetch) if asked.number < 3 => Some(Reply::Silence(8)),
+            _ => None,
         }),
     ]
 }
 
-fn sessions() -> Vec<Storm> {
+fn sessions() -> Vec<Scenario> {
     vec![
-        storm("sessions of 3 s").sasl("PLAIN").act(|asked, frame| session(asked, frame, 3000)),
-        storm("sessions of 20 ms").sasl("SCRAM-SHA-256").act(|asked, frame| session(asked, frame, 20)),
-        storm("sessions of 1 ms").sasl("PLAIN").act(|asked, frame| session(asked, frame, 1)),
-        storm("sessions of 3 s without idempotence")
+        scenario("sessions of 3 s").sasl("PLAIN").act(|asked, frame| session(asked, frame, 3000)),
+        scenario("sessions of 20 ms").sasl("SCRAM-SHA-256").act(|asked, frame| session(asked, frame, 20)),
+        scenario("sessions of 1 ms").sasl("PLAIN").act(|asked, frame| session(asked, frame, 1)),
+        scenario("sessions of 3 s without idempotence")
             .sasl("PLAIN")
             .set("enable.idempotence", "false")
             .act(|asked, frame| session(asked, frame, 3000)),
-        storm("sessions of 3 s, and every other renewal is silent").sasl("PLAIN").act(|asked, frame| {
+        scenario("sessions of 3 s, and every other renewal is silent").sasl("PLAIN").act(|asked, frame| {
             match asked.number % 2 {
                 0 => session(asked, frame, 3000),
                 _ => asked.is(ApiKey::SaslAuthenticate).then_some(Reply::Silence(8)),
             }
         }),
-        storm("sessions of 3 s, and every other renewal is not served").sasl("PLAIN").act(|asked, frame| {
-            match asked.number % 2 {
+        scenario("sessions of 3 s, and every other renewal is not served").sasl("PLAIN").act(
+            |asked, frame| match asked.number % 2 {
                 0 => session(asked, frame, 3000),
                 _ => asked
                     .is(ApiKey::SaslAuthenticate)
                     .then(|| asked.changed(frame, |m: &mut SaslAuthenticateResponse| m.error_code = -1)),
-            }
-        }),
+            },
+        ),
     ]
 }
 

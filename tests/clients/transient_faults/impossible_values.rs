@@ -1,4 +1,4 @@
-//! Numbers and codes that cannot be, told for half a minute: whatever it is, everything arrives once afterwards.
+//! Answers with impossible numbers and unknown codes, for half a minute: afterwards all records have arrived once.
 
 use bytes::Bytes;
 use dtkafka_testcontainers::broker::ApiKey;
@@ -7,15 +7,15 @@ use kafka_protocol::{
     protocol::{Decodable, Encodable, StrBytes},
 };
 
-use super::{Storm, each, storm};
+use super::{Scenario, run_all, scenario};
 
-/// A lie of one API, told by every answer or by those of some numbers.
-fn lie<M: Decodable + Encodable + 'static>(
+/// Changes answers of one API: all of them, or those to requests of some numbers.
+fn fault<M: Decodable + Encodable + 'static>(
     api: ApiKey,
     name: &str,
     change: impl Fn(u64, &mut M) + Send + Sync + 'static,
-) -> Storm {
-    storm(format!("{api:?}: {name}")).act(move |asked, frame| {
+) -> Scenario {
+    scenario(format!("{api:?}: {name}")).act(move |asked, frame| {
         asked.is(api).then(|| asked.changed(frame, |answer: &mut M| change(asked.number, answer)))
     })
 }
@@ -23,8 +23,8 @@ fn lie<M: Decodable + Encodable + 'static>(
 /// Codes by which a partition is not read for now, one that no Kafka has, and one that says nothing.
 const PASSING_REFUSALS: [i16; 10] = [1, 29, 74, 76, 78, 100, 103, 999, -1, i16::MIN];
 
-/// Numbers that cannot be, in answers to what a consumer asks.
-fn impossible_numbers() -> Vec<Storm> {
+/// Impossible numbers in answers to a consumer.
+fn impossible_numbers() -> Vec<Scenario> {
     use wire::{
         FetchResponse, ListOffsetsResponse, OffsetFetchResponse, ProduceResponse,
         fetch_response::{AbortedTransaction, EpochEndOffset, LeaderIdAndEpoch, PartitionData},
@@ -77,8 +77,8 @@ fn impossible_numbers() -> Vec<Storm> {
             }
         }),
     ];
-    fn fetched(name: &str, change: impl Fn(u64, &mut PartitionData) + Send + Sync + 'static) -> Storm {
-        lie(ApiKey::Fetch, name, move |number, answer: &mut FetchResponse| {
+    fn fetched(name: &str, change: impl Fn(u64, &mut PartitionData) + Send + Sync + 'static) -> Scenario {
+        fault(ApiKey::Fetch, name, move |number, answer: &mut FetchResponse| {
             answer
                 .responses
                 .iter_mut()
@@ -86,11 +86,11 @@ fn impossible_numbers() -> Vec<Storm> {
                 .for_each(|p| change(number, p));
         })
     }
-    let mut storms = Vec::new();
+    let mut scenarios = Vec::new();
     for (name, change) in changes {
-        storms.push(fetched(name, change));
+        scenarios.push(fetched(name, change));
         if name.contains("stable") || name.contains("aborted") {
-            storms.push(fetched(name, change).set("isolation.level", "read_committed"));
+            scenarios.push(fetched(name, change).set("isolation.level", "read_committed"));
         }
     }
     for code in PASSING_REFUSALS {
@@ -99,10 +99,10 @@ fn impossible_numbers() -> Vec<Storm> {
                 (p.error_code, p.records) = (code, None);
             }
         };
-        storms.push(fetched(&format!("{code} at times"), refuse));
+        scenarios.push(fetched(&format!("{code} at times"), refuse));
     }
     for code in [70, 71, 106, 999, -1] {
-        storms.push(lie(
+        scenarios.push(fault(
             ApiKey::Fetch,
             &format!("as a whole {code} at times"),
             move |number, answer: &mut FetchResponse| {
@@ -115,7 +115,7 @@ fn impossible_numbers() -> Vec<Storm> {
     }
     // After these the batch is in the log, and the answer says that it is not, or nothing.
     for code in [6, 7, 13, 20, 46, 56] {
-        storms.push(lie(
+        scenarios.push(fault(
             ApiKey::Produce,
             &format!("{code} after the append, at times"),
             move |number, answer: &mut ProduceResponse| {
@@ -130,14 +130,14 @@ fn impossible_numbers() -> Vec<Storm> {
             },
         ));
     }
-    storms.push(lie(
+    scenarios.push(fault(
         ApiKey::Produce,
         "answers without partitions",
         |number, answer: &mut ProduceResponse| {
             answer.responses.retain(|_| number % 2 == 1);
         },
     ));
-    storms.push(lie(ApiKey::Produce, "partitions below 0", |number, answer: &mut ProduceResponse| {
+    scenarios.push(fault(ApiKey::Produce, "partitions below 0", |number, answer: &mut ProduceResponse| {
         for partition in answer
             .responses
             .iter_mut()
@@ -148,7 +148,7 @@ fn impossible_numbers() -> Vec<Storm> {
         }
     }));
     for offset in [i64::MIN, i64::MAX] {
-        storms.push(lie(
+        scenarios.push(fault(
             ApiKey::ListOffsets,
             &format!("offset {offset} at times"),
             move |number, answer: &mut ListOffsetsResponse| {
@@ -162,7 +162,7 @@ fn impossible_numbers() -> Vec<Storm> {
                 }
             },
         ));
-        storms.push(lie(
+        scenarios.push(fault(
             ApiKey::OffsetFetch,
             &format!("offset {offset}"),
             move |_, answer: &mut OffsetFetchResponse| {
@@ -177,18 +177,18 @@ fn impossible_numbers() -> Vec<Storm> {
             },
         ));
     }
-    storms
+    scenarios
 }
 
-/// What cannot be of the group and of the cluster.
-fn impossible_groups() -> Vec<Storm> {
+/// Impossible numbers and codes in answers about the group and the cluster.
+fn impossible_groups() -> Vec<Scenario> {
     use wire::{
         ApiVersionsResponse, ConsumerGroupHeartbeatResponse, FindCoordinatorResponse, HeartbeatResponse,
         JoinGroupResponse, MetadataResponse, SyncGroupResponse,
     };
-    let mut storms = Vec::new();
+    let mut scenarios = Vec::new();
     for code in [25, 27, 79, 999] {
-        storms.push(lie(
+        scenarios.push(fault(
             ApiKey::JoinGroup,
             &format!("{code}"),
             move |number, answer: &mut JoinGroupResponse| {
@@ -196,24 +196,32 @@ fn impossible_groups() -> Vec<Storm> {
             },
         ));
     }
-    storms.push(lie(ApiKey::JoinGroup, "generations below 0", |number, answer: &mut JoinGroupResponse| {
-        answer.generation_id = if number % 2 == 1 { -1 } else { answer.generation_id };
-    }));
-    storms.push(lie(
+    scenarios.push(fault(
+        ApiKey::JoinGroup,
+        "generations below 0",
+        |number, answer: &mut JoinGroupResponse| {
+            answer.generation_id = if number % 2 == 1 { -1 } else { answer.generation_id };
+        },
+    ));
+    scenarios.push(fault(
         ApiKey::JoinGroup,
         "the assignment of before is kept, always",
         |_, answer: &mut JoinGroupResponse| {
             answer.skip_assignment = true;
         },
     ));
-    storms.push(lie(ApiKey::JoinGroup, "no name for the member", |_, answer: &mut JoinGroupResponse| {
-        answer.member_id = StrBytes::from_static_str("");
-    }));
-    storms.push(lie(ApiKey::JoinGroup, "each member twice", |_, answer: &mut JoinGroupResponse| {
+    scenarios.push(fault(
+        ApiKey::JoinGroup,
+        "no name for the member",
+        |_, answer: &mut JoinGroupResponse| {
+            answer.member_id = StrBytes::from_static_str("");
+        },
+    ));
+    scenarios.push(fault(ApiKey::JoinGroup, "each member twice", |_, answer: &mut JoinGroupResponse| {
         answer.members.extend(answer.members.clone());
     }));
     for (name, head) in [("-1", [0xff, 0xff]), ("32767", [0x7f, 0xff])] {
-        storms.push(lie(
+        scenarios.push(fault(
             ApiKey::SyncGroup,
             &format!("version {name}"),
             move |_, answer: &mut SyncGroupResponse| {
@@ -224,9 +232,13 @@ fn impossible_groups() -> Vec<Storm> {
         ));
     }
     for code in [25, 27, 999, -1] {
-        storms.push(lie(ApiKey::Heartbeat, &format!("{code}"), move |_, answer: &mut HeartbeatResponse| {
-            answer.error_code = code;
-        }));
+        scenarios.push(fault(
+            ApiKey::Heartbeat,
+            &format!("{code}"),
+            move |_, answer: &mut HeartbeatResponse| {
+                answer.error_code = code;
+            },
+        ));
     }
     type Change = fn(u64, &mut ConsumerGroupHeartbeatResponse);
     let changes: [(&str, Change); 14] = [
@@ -256,12 +268,12 @@ fn impossible_groups() -> Vec<Storm> {
         ("999 at times", |n, m| m.error_code = if n % 2 == 0 { 999 } else { 0 }),
     ];
     for (name, change) in changes {
-        storms.push(lie(ApiKey::ConsumerGroupHeartbeat, name, change).set("group.protocol", "consumer"));
+        scenarios.push(fault(ApiKey::ConsumerGroupHeartbeat, name, change).set("group.protocol", "consumer"));
     }
     for (name, code) in
         [("to start over at the bootstrap addresses", 129), ("what nobody knows", 999), ("nothing", -1)]
     {
-        storms.push(lie(
+        scenarios.push(fault(
             ApiKey::Metadata,
             &format!("as a whole, {name}, at times"),
             move |number, answer: &mut MetadataResponse| {
@@ -269,7 +281,7 @@ fn impossible_groups() -> Vec<Storm> {
             },
         ));
     }
-    storms.push(lie(
+    scenarios.push(fault(
         ApiKey::Metadata,
         "epochs above all at times",
         |number, answer: &mut MetadataResponse| {
@@ -280,7 +292,7 @@ fn impossible_groups() -> Vec<Storm> {
             }
         },
     ));
-    storms.push(lie(
+    scenarios.push(fault(
         ApiKey::Metadata,
         "the topic twice, unknown the first time",
         |_, answer: &mut MetadataResponse| {
@@ -292,14 +304,14 @@ fn impossible_groups() -> Vec<Storm> {
             answer.topics.splice(..0, unknown);
         },
     ));
-    storms.push(lie(
+    scenarios.push(fault(
         ApiKey::FindCoordinator,
         "nobody at times",
         |number, answer: &mut FindCoordinatorResponse| {
             answer.coordinators.retain(|_| number % 2 == 1);
         },
     ));
-    storms.push(lie(
+    scenarios.push(fault(
         ApiKey::ApiVersions,
         "every version below the last of all",
         |_, answer: &mut ApiVersionsResponse| {
@@ -308,15 +320,15 @@ fn impossible_groups() -> Vec<Storm> {
             }
         },
     ));
-    storms
+    scenarios
 }
 
 #[test]
-fn numbers_that_cannot_be_do_no_harm() {
-    each(impossible_numbers());
+fn impossible_numbers_for_a_while_do_no_harm() {
+    run_all(impossible_numbers());
 }
 
 #[test]
-fn what_cannot_be_of_a_group_or_a_cluster_does_no_harm() {
-    each(impossible_groups());
+fn impossible_groups_and_clusters_for_a_while_do_no_harm() {
+    run_all(impossible_groups());
 }

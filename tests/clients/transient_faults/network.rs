@@ -1,4 +1,4 @@
-//! Streams to the embedded broker that lead astray and change, delay or cut off answers, as a storm says, until all is calm.
+//! The network of a scenario: connects clients with the embedded broker, and carries the fault out until its time is over.
 
 use std::{
     collections::BTreeMap,
@@ -22,13 +22,13 @@ use tokio::{
     time::Instant,
 };
 
-/// How long a storm lasts.
-pub(super) const WEATHER: Duration = Duration::from_secs(30);
-/// More requests of one API than this are a circle.
+/// How long the fault of a scenario lasts.
+pub(super) const FAULTS_LAST: Duration = Duration::from_secs(30);
+/// More requests of one API, or connections, than this mean a busy loop.
 const MOST_REQUESTS: u64 = 6_000;
 const MOST_DIALS: u64 = 1_500;
 
-/// What is asked, as far as it was looked at.
+/// A request, as far as it is looked at.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked {
     pub(super) key: i16,
@@ -47,7 +47,7 @@ impl Asked {
         4 + usize::from(flexible)
     }
 
-    /// The same answer, changed.
+    /// The answer `frame` with a change.
     pub(super) fn changed<M: Decodable + Encodable>(
         self,
         frame: &[u8],
@@ -64,29 +64,29 @@ impl Asked {
 
 pub(super) enum Reply {
     Frame(Vec<u8>),
-    /// The first bytes, and the others after a pause.
+    /// The first bytes, and after a pause the others.
     Paused(usize, Duration),
     /// The first bytes, and nothing more, though the connection stays open.
     Silence(usize),
-    /// The first bytes, and the end.
+    /// The first bytes, then the connection is closed.
     Close(usize),
 }
 
 /// Where a dial leads.
-pub(super) enum Way {
-    There,
+pub(super) enum Destination {
+    Itself,
     Broker(i32),
     Refused,
     /// It is never answered.
     BlackHole,
-    /// It opens, and nobody is there.
+    /// The connection opens, and nothing is ever answered.
     Silent,
 }
 
-pub(super) type Route = Box<dyn Fn(&str, i32, u64) -> Way + Send + Sync>;
+pub(super) type Route = Box<dyn Fn(&str, i32, u64) -> Destination + Send + Sync>;
 pub(super) type Act = Box<dyn Fn(Asked, &[u8]) -> Option<Reply> + Send + Sync>;
 
-pub(super) struct Sky {
+pub(super) struct FaultyNetwork {
     pub(super) network: Network,
     pub(super) listener: Listener,
     pub(super) start: Instant,
@@ -96,39 +96,39 @@ pub(super) struct Sky {
     pub(super) requests: Mutex<BTreeMap<i16, u64>>,
 }
 
-impl Sky {
-    pub(super) fn is_calm(&self) -> bool {
-        self.start.elapsed() > WEATHER
+impl FaultyNetwork {
+    pub(super) fn is_over(&self) -> bool {
+        self.start.elapsed() > FAULTS_LAST
     }
 }
 
 #[derive(Clone)]
-pub(super) struct Wire(pub(super) Arc<Sky>);
+pub(super) struct FaultyTransport(pub(super) Arc<FaultyNetwork>);
 
-/// The bootstrap address, which is nobody's own.
+/// The host of the bootstrap address, which no broker has.
 pub(super) const BALANCER: &str = "balancer";
 
-impl Transport for Wire {
+impl Transport for FaultyTransport {
     fn connect<'a>(&'a self, host: &'a str, _port: u16) -> Connecting<'a> {
         Box::pin(async move {
-            let sky = &self.0;
-            let number = sky.dials.fetch_add(1, Ordering::Relaxed);
-            assert!(number < MOST_DIALS, "dials in a circle");
+            let network = &self.0;
+            let number = network.dials.fetch_add(1, Ordering::Relaxed);
+            assert!(number < MOST_DIALS, "dials in a busy loop");
             tokio::time::sleep(Duration::from_millis(1)).await;
             let known = (1..=2).find(|id| host == name(*id).as_str());
             if known.is_none() && host != BALANCER {
                 return Err(io::ErrorKind::HostUnreachable.into());
             }
-            let way = match sky.is_calm() {
-                true => Way::There,
-                false => (sky.route)(host, known.unwrap_or(0), number),
+            let way = match network.is_over() {
+                true => Destination::Itself,
+                false => (network.route)(host, known.unwrap_or(0), number),
             };
             let broker = match way {
-                Way::There => known.unwrap_or(1 + (number % 2) as i32),
-                Way::Broker(id) => id,
-                Way::Refused => return Err(io::ErrorKind::ConnectionRefused.into()),
-                Way::BlackHole => std::future::pending().await,
-                Way::Silent => {
+                Destination::Itself => known.unwrap_or(1 + (number % 2) as i32),
+                Destination::Broker(id) => id,
+                Destination::Refused => return Err(io::ErrorKind::ConnectionRefused.into()),
+                Destination::BlackHole => std::future::pending().await,
+                Destination::Silent => {
                     let (near, far) = tokio::io::duplex(1 << 16);
                     tokio::spawn(async move {
                         let _far = far;
@@ -137,14 +137,14 @@ impl Transport for Wire {
                     return Ok(Box::new(near) as _);
                 }
             };
-            let far = sky.network.connect_to("client", broker, sky.listener)?;
+            let far = network.network.connect_to("client", broker, network.listener)?;
             let (near, mine) = tokio::io::duplex(1 << 16);
-            let sky = Arc::clone(sky);
+            let network = Arc::clone(network);
             tokio::spawn(async move {
                 tokio::select! {
-                    _ = carry(&sky, mine, far) => {}
+                    _ = carry(&network, mine, far) => {}
                     // What leads elsewhere then breaks its connections.
-                    () = tokio::time::sleep_until(sky.start + WEATHER), if known.is_some_and(|id| id != broker) => {}
+                    () = tokio::time::sleep_until(network.start + FAULTS_LAST), if known.is_some_and(|id| id != broker) => {}
                 }
             });
             Ok(Box::new(near) as _)
@@ -158,16 +158,16 @@ async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>
     Ok(frame)
 }
 
-/// One request after the other.
-async fn carry(sky: &Sky, mut near: DuplexStream, mut far: MemoryStream) -> io::Result<()> {
+/// Passes requests and answers on, one after the other.
+async fn carry(network: &FaultyNetwork, mut near: DuplexStream, mut far: MemoryStream) -> io::Result<()> {
     loop {
         let request = read_frame(&mut near).await?;
         let short = |at: usize| i16::from_be_bytes([request[at], request[at + 1]]);
         let number = {
-            let mut requests = sky.requests.lock().unwrap();
+            let mut requests = network.requests.lock().unwrap();
             let count = requests.entry(short(0)).or_default();
             *count += 1;
-            assert!(*count < MOST_REQUESTS, "API {} in a circle", short(0));
+            assert!(*count < MOST_REQUESTS, "API {} in a busy loop", short(0));
             *count - 1
         };
         let asked = Asked { key: short(0), version: short(2), number };
@@ -175,7 +175,7 @@ async fn carry(sky: &Sky, mut near: DuplexStream, mut far: MemoryStream) -> io::
         far.write_all(&request).await?;
         let answer = read_frame(&mut far).await?;
         tokio::time::sleep(Duration::from_millis(1)).await;
-        let act = if sky.is_calm() { None } else { (sky.act)(asked, &answer) };
+        let act = if network.is_over() { None } else { (network.act)(asked, &answer) };
         let whole = |frame: &[u8]| [&(frame.len() as u32).to_be_bytes()[..], frame].concat();
         match act {
             None => near.write_all(&whole(&answer)).await?,

@@ -1,4 +1,4 @@
-//! What clients do while a storm lasts: a producer and a group, or transactions; each says what went wrong.
+//! What clients do while a scenario lasts: a producer and a group, or transactions; each says what went wrong.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,7 +9,7 @@ use dtkafka_testcontainers::EmbeddedBroker;
 
 use super::{
     RECORDS, TOPIC,
-    sky::{Sky, WEATHER},
+    network::{FAULTS_LAST, FaultyNetwork},
 };
 
 pub(super) async fn produce(config: KafkaConfig) -> Result<(), String> {
@@ -68,9 +68,9 @@ pub(super) async fn consume(config: KafkaConfig, broker: &EmbeddedBroker) -> Res
     Ok(())
 }
 
-/// Transactions of five records each, read back when all is calm: each that was committed is seen whole and once, and one of
+/// Transactions of five records each, read back after the faults: each that was committed is seen whole and once, and one of
 /// which nobody knows whole or not at all.
-pub(super) async fn transact(config: KafkaConfig, sky: &Sky) -> Result<(), String> {
+pub(super) async fn transact(config: KafkaConfig, network: &FaultyNetwork) -> Result<(), String> {
     let kafka = KafkaInstance::new(config).unwrap();
     let mut fates = Vec::new();
     let mut kept = None;
@@ -109,7 +109,7 @@ pub(super) async fn transact(config: KafkaConfig, sky: &Sky) -> Result<(), Strin
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
     drop(kept);
-    tokio::time::sleep_until(sky.start + WEATHER + Duration::from_secs(15)).await;
+    tokio::time::sleep_until(network.start + FAULTS_LAST + Duration::from_secs(15)).await;
     let settings = |c: ConsumerConfig| {
         c.set("isolation.level", IsolationLevel::ReadCommitted).set("enable.auto.commit", false)
     };
