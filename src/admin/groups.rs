@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use futures_util::{future::join_all, stream, stream::StreamExt as _};
 
-use super::{At, Doubt, KafkaAdmin, Reached, broker_error};
+use super::{At, KafkaAdmin, PossiblyApplied, Reached, broker_error};
 use crate::{
     cluster::kafka_string,
     connection::api::wire,
@@ -176,8 +176,8 @@ impl KafkaAdmin {
         &self,
         groups: impl IntoIterator<Item = impl Into<String>>,
     ) -> Result<BTreeMap<String, Result<()>>> {
-        let mut left: Map<String, Doubt> =
-            groups.into_iter().map(|group| (group.into(), Doubt::default())).collect();
+        let mut left: Map<String, PossiblyApplied> =
+            groups.into_iter().map(|group| (group.into(), PossiblyApplied::default())).collect();
         let mut done = BTreeMap::new();
         if left.is_empty() {
             return Ok(done);
@@ -193,8 +193,9 @@ impl KafkaAdmin {
             settle_deletions(&mut left, &mut done, outcomes)
         });
         if let Err(error) = ended {
-            let late =
-                |(group, doubt): (String, Doubt)| (group, Err(doubt.word(error.clone(), GROUP_ID_NOT_FOUND)));
+            let late = |(group, possibly): (String, PossiblyApplied)| {
+                (group, Err(possibly.mark(error.clone(), GROUP_ID_NOT_FOUND)))
+            };
             done.extend(left.into_iter().map(late));
         }
         Ok(done)
@@ -243,7 +244,7 @@ impl KafkaAdmin {
 
 /// Moves every group with a final outcome from `left` to `done`. An error is one that calls for another try.
 fn settle_deletions(
-    left: &mut Map<String, Doubt>,
+    left: &mut Map<String, PossiblyApplied>,
     done: &mut BTreeMap<String, Result<()>>,
     outcomes: Vec<(String, Result<()>)>,
 ) -> Result<()> {
@@ -251,14 +252,14 @@ fn settle_deletions(
     for (group, outcome) in outcomes {
         match outcome {
             Err(error) if error.is_retriable() => {
-                if let Some(doubt) = left.get_mut(&group) {
-                    doubt.handle(&error);
+                if let Some(possibly) = left.get_mut(&group) {
+                    possibly.handle(&error);
                 }
                 patience = Some(error);
             }
             outcome => {
-                let doubt = left.remove(&group).unwrap_or_default();
-                done.insert(group, outcome.map_err(|error| doubt.word(error, GROUP_ID_NOT_FOUND)));
+                let possibly = left.remove(&group).unwrap_or_default();
+                done.insert(group, outcome.map_err(|error| possibly.mark(error, GROUP_ID_NOT_FOUND)));
             }
         }
     }
@@ -369,7 +370,7 @@ mod tests {
         let refused = |code| Err(Error::from_code("DeleteGroups", code));
         let lost = || Err(Error::new(crate::error::ErrorKind::Disconnected, "gone"));
         let names = ["a", "b", "c", "d"].map(str::to_owned);
-        let mut left: Map<_, _> = names.clone().map(|name| (name, Doubt::default())).into();
+        let mut left: Map<_, _> = names.clone().map(|name| (name, PossiblyApplied::default())).into();
         let mut done = BTreeMap::new();
         let said = |outcomes: [Result<()>; 4]| names.clone().into_iter().zip(outcomes).collect();
         let first = said([Ok(()), lost(), refused(16), refused(68)]);

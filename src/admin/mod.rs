@@ -240,9 +240,9 @@ impl Patience {
 
 /// Whether a change may have been made without an answer that says so.
 #[derive(Debug, Default)]
-struct Doubt(bool);
+struct PossiblyApplied(bool);
 
-impl Doubt {
+impl PossiblyApplied {
     /// Takes note of the outcome of a request.
     fn note<T>(&mut self, outcome: Result<T>) -> Result<T> {
         if let Err(error) = &outcome {
@@ -260,7 +260,7 @@ impl Doubt {
     }
 
     /// The error for a change that failed. `made`: the code that says that there is nothing left to change.
-    fn word(&self, error: Error, made: i16) -> Error {
+    fn mark(&self, error: Error, made: i16) -> Error {
         let is_open = error.code().is_none_or(|code| code.0 == made);
         if self.0 && is_open { error.with_possibly_made() } else { error }
     }
@@ -299,9 +299,9 @@ mod tests {
             (Error::from_code("CreateTopics", code::NOT_CONTROLLER), false),
         ];
         for (first, is_doubtful) in answers {
-            let mut doubt = Doubt::default();
-            doubt.handle(&first);
-            let is_open = |error| doubt.word(error, MADE).possibly_written();
+            let mut possibly = PossiblyApplied::default();
+            possibly.handle(&first);
+            let is_open = |error| possibly.mark(error, MADE).possibly_written();
             assert_eq!(is_open(Error::from_code("CreateTopics", MADE)), is_doubtful, "{first}");
             assert_eq!(is_open(out_of_time(first.clone(), Duration::ZERO)), is_doubtful, "{first}");
             assert!(!is_open(Error::from_code("CreateTopics", code::INVALID_TOPIC_EXCEPTION)), "{first}");

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{At, Doubt, KafkaAdmin, broker_error};
+use super::{At, KafkaAdmin, PossiblyApplied, broker_error};
 use crate::{
     cluster::{UNKNOWN_TOPIC_OR_PARTITION, kafka_string, metadata::topic_error, millis},
     connection::api::wire::{
@@ -141,21 +141,21 @@ impl KafkaAdmin {
     ) -> Result<BTreeMap<String, Result<()>>> {
         let mut left: Map<String, NewTopic> =
             topics.into_iter().map(|topic| (topic.name.clone(), topic)).collect();
-        let (mut done, mut doubt) = (BTreeMap::new(), Doubt::default());
+        let (mut done, mut possibly) = (BTreeMap::new(), PossiblyApplied::default());
         let ended = retry!(self, At::Controller, self.deadline(), |connection, until| {
             let request = wire::CreateTopicsRequest {
                 topics: left.values().map(NewTopic::to_wire).collect(),
                 timeout_ms: millis(until.saturating_duration_since(time::now())),
                 ..Default::default()
             };
-            let answer = doubt.note(connection.call(request, until).await)?;
+            let answer = possibly.note(connection.call(request, until).await)?;
             let outcomes = answer.topics.into_iter().map(|topic| {
                 let error = broker_error("CreateTopics", topic.error_code, topic.error_message.as_deref());
                 (topic.name.to_string(), error)
             });
-            sort_out(&mut left, &mut done, outcomes.collect(), &mut doubt)
+            sort_out(&mut left, &mut done, outcomes.collect(), &mut possibly)
         });
-        outcomes(left, done, ended, &doubt, TOPIC_ALREADY_EXISTS)
+        outcomes(left, done, ended, &possibly, TOPIC_ALREADY_EXISTS)
     }
 
     /// Deletes a topic and returns when the controller has; brokers may serve it a moment longer.
@@ -182,7 +182,7 @@ impl KafkaAdmin {
         topics: impl IntoIterator<Item = impl Into<String>>,
     ) -> Result<BTreeMap<String, Result<()>>> {
         let mut left: Map<String, ()> = topics.into_iter().map(|topic| (topic.into(), ())).collect();
-        let (mut done, mut doubt) = (BTreeMap::new(), Doubt::default());
+        let (mut done, mut possibly) = (BTreeMap::new(), PossiblyApplied::default());
         let ended = retry!(self, At::Controller, self.deadline(), |connection, until| {
             let mut request = wire::DeleteTopicsRequest {
                 timeout_ms: millis(until.saturating_duration_since(time::now())),
@@ -198,14 +198,14 @@ impl KafkaAdmin {
             } else {
                 request.topic_names = left.keys().map(|name| kafka_string(name)).collect();
             }
-            let answer = doubt.note(connection.call(request, until).await)?;
+            let answer = possibly.note(connection.call(request, until).await)?;
             let outcomes = answer.responses.into_iter().filter_map(|topic| {
                 let error = broker_error("DeleteTopics", topic.error_code, topic.error_message.as_deref());
                 Some((topic.name?.to_string(), error))
             });
-            sort_out(&mut left, &mut done, outcomes.collect(), &mut doubt)
+            sort_out(&mut left, &mut done, outcomes.collect(), &mut possibly)
         });
-        outcomes(left, done, ended, &doubt, UNKNOWN_TOPIC_OR_PARTITION)
+        outcomes(left, done, ended, &possibly, UNKNOWN_TOPIC_OR_PARTITION)
     }
 
     /// One topic's partitions, leaders and replicas. Never creates a topic.
@@ -342,7 +342,7 @@ fn sort_out<T>(
     left: &mut Map<String, T>,
     done: &mut BTreeMap<String, Result<()>>,
     outcomes: Vec<(String, Option<Error>)>,
-    doubt: &mut Doubt,
+    possibly: &mut PossiblyApplied,
 ) -> Result<()> {
     let mut patience = None;
     for (name, error) in outcomes {
@@ -352,7 +352,7 @@ fn sort_out<T>(
         }
         match error.map(|error| error.with_topic(name.as_str())) {
             Some(error) if error.is_retriable() && !is_final(&error) => {
-                doubt.handle(&error);
+                possibly.handle(&error);
                 patience = Some(error);
             }
             error => {
@@ -381,13 +381,13 @@ fn outcomes<T>(
     left: Map<String, T>,
     done: BTreeMap<String, Result<()>>,
     ended: Result<()>,
-    doubt: &Doubt,
+    possibly: &PossiblyApplied,
     made: i16,
 ) -> Result<BTreeMap<String, Result<()>>> {
-    let word = |error| doubt.word(error, made);
+    let mark = |error| possibly.mark(error, made);
     let mut told: BTreeMap<_, _> =
-        done.into_iter().map(|(name, outcome)| (name, outcome.map_err(word))).collect();
-    if let Err(error) = ended.map_err(word) {
+        done.into_iter().map(|(name, outcome)| (name, outcome.map_err(mark))).collect();
+    if let Err(error) = ended.map_err(mark) {
         if told.is_empty() {
             return Err(error);
         }
@@ -414,12 +414,12 @@ mod tests {
     fn only_topics_whose_error_calls_for_patience_are_asked_about_again() {
         let (mut left, mut done) = (left(), BTreeMap::new());
         let outcomes = vec![("a".to_owned(), None), ("b".to_owned(), broker_error("CreateTopics", 41, None))];
-        let error = sort_out(&mut left, &mut done, outcomes, &mut Doubt::default()).unwrap_err();
+        let error = sort_out(&mut left, &mut done, outcomes, &mut PossiblyApplied::default()).unwrap_err();
         assert_eq!((error.code(), error.topic()), (Some(ErrorCode(41)), Some("b")));
         assert!(left.keys().eq(["b"]) && done["a"].is_ok());
         let outcomes =
             vec![("b".to_owned(), broker_error("CreateTopics", 36, Some("Topic 'b' already exists.")))];
-        sort_out(&mut left, &mut done, outcomes, &mut Doubt::default()).unwrap();
+        sort_out(&mut left, &mut done, outcomes, &mut PossiblyApplied::default()).unwrap();
         let error = done["b"].clone().unwrap_err();
         assert!(error.to_string().contains("already exists"), "{error}");
     }
@@ -428,7 +428,7 @@ mod tests {
     fn a_topic_that_is_not_there_is_a_final_answer_to_a_deletion() {
         let (mut left, mut done) = (left(), BTreeMap::new());
         let outcomes = vec![("a".to_owned(), None), ("b".to_owned(), broker_error("DeleteTopics", 3, None))];
-        sort_out(&mut left, &mut done, outcomes, &mut Doubt::default()).unwrap();
+        sort_out(&mut left, &mut done, outcomes, &mut PossiblyApplied::default()).unwrap();
         assert_eq!(done["b"].clone().unwrap_err().code(), Some(ErrorCode(3)));
     }
 
@@ -436,7 +436,8 @@ mod tests {
     fn an_answer_that_leaves_out_a_topic_is_an_error() {
         let (mut left, mut done) = (left(), BTreeMap::new());
         let error =
-            sort_out(&mut left, &mut done, vec![("a".to_owned(), None)], &mut Doubt::default()).unwrap_err();
+            sort_out(&mut left, &mut done, vec![("a".to_owned(), None)], &mut PossiblyApplied::default())
+                .unwrap_err();
         assert_eq!((error.kind(), error.topic()), (ErrorKind::Protocol, Some("b")));
     }
 
@@ -452,24 +453,24 @@ mod tests {
             say("b", None),
             say("z", refused()),
         ];
-        sort_out(&mut left, &mut done, outcomes, &mut Doubt::default()).unwrap();
+        sort_out(&mut left, &mut done, outcomes, &mut PossiblyApplied::default()).unwrap();
         assert!(done.keys().eq(["a", "b"]) && done.values().all(Result::is_ok), "{done:?}");
     }
 
     #[test]
     fn what_is_known_of_topics_is_told_though_the_call_ends_without_an_answer_for_others() {
-        let (mut left, mut done, mut doubt) = (left(), BTreeMap::new(), Doubt::default());
+        let (mut left, mut done, mut possibly) = (left(), BTreeMap::new(), PossiblyApplied::default());
         let lost = || Error::new(ErrorKind::Timeout, "no answer");
-        doubt.note(Err::<(), _>(lost())).unwrap_err();
-        let whole = outcomes(left.clone(), done.clone(), Err(lost()), &doubt, TOPIC_ALREADY_EXISTS);
+        possibly.note(Err::<(), _>(lost())).unwrap_err();
+        let whole = outcomes(left.clone(), done.clone(), Err(lost()), &possibly, TOPIC_ALREADY_EXISTS);
         assert!(whole.unwrap_err().possibly_written(), "nothing is known of any of them");
 
         let exists = broker_error("CreateTopics", TOPIC_ALREADY_EXISTS, None);
         let patience = broker_error("CreateTopics", 41, None);
         let said = vec![("a".to_owned(), exists), ("b".to_owned(), patience)];
-        let error = sort_out(&mut left, &mut done, said, &mut doubt).unwrap_err();
+        let error = sort_out(&mut left, &mut done, said, &mut possibly).unwrap_err();
         let told =
-            outcomes(left, done, Err(lost().with_source(error)), &doubt, TOPIC_ALREADY_EXISTS).unwrap();
+            outcomes(left, done, Err(lost().with_source(error)), &possibly, TOPIC_ALREADY_EXISTS).unwrap();
         let told = told.iter().map(|(name, outcome)| (name.as_str(), outcome.as_ref().unwrap_err()));
         for (name, error) in told {
             assert_eq!(error.topic(), Some(name));

@@ -18,9 +18,9 @@ struct Cause {
     failures: u64,
 }
 
-/// What a success ends.
+/// Failures that a success has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Over {
+pub(crate) struct Recovered {
     pub(crate) failures: u64,
     pub(crate) lasted: Duration,
 }
@@ -44,9 +44,9 @@ impl<K: Ord + Copy> Causes<K> {
     }
 
     /// The failures that this success ends, if any were reported.
-    pub(crate) fn handle_success(&mut self, now: Instant, key: K) -> Option<Over> {
+    pub(crate) fn handle_success(&mut self, now: Instant, key: K) -> Option<Recovered> {
         let cause = self.0.remove(&key)?;
-        Some(Over { failures: cause.failures, lasted: now.saturating_duration_since(cause.since) })
+        Some(Recovered { failures: cause.failures, lasted: now.saturating_duration_since(cause.since) })
     }
 
     /// Why it fails, if it does.
@@ -87,7 +87,7 @@ mod tests {
         let later = start + Duration::from_secs(9);
         assert!(causes.why_lately(later, Duration::from_secs(9), 1).is_some());
         assert!(causes.why_lately(later, Duration::from_secs(8), 1).is_none(), "much may have changed since");
-        let over = Over { failures: 6, lasted: Duration::from_secs(9) };
+        let over = Recovered { failures: 6, lasted: Duration::from_secs(9) };
         assert_eq!(causes.handle_success(later, 1), Some(over));
         assert!(causes.why(1).is_none());
         assert!(causes.handle_failure(later, 1, &error(Stage::Tcp)), "a new outage");

@@ -83,7 +83,7 @@ impl KafkaConsumer {
         }
         let deadline = time::after(options.timeout);
         let shared = &*self.shared;
-        let farewell = Farewell { shared, deadline, membership: options.membership };
+        let farewell = BeginCloseOnDrop { shared, deadline, membership: options.membership };
         let telling = async {
             Listening::tell(&self.shared, None).await;
             shared.lock().tell_farewell();
@@ -119,13 +119,13 @@ impl KafkaConsumer {
 }
 
 /// Begins the close when dropped, so that it begins also if the future that tells the listener first is dropped.
-struct Farewell<'a> {
+struct BeginCloseOnDrop<'a> {
     shared: &'a Shared,
     deadline: Instant,
     membership: GroupMembershipOperation,
 }
 
-impl Drop for Farewell<'_> {
+impl Drop for BeginCloseOnDrop<'_> {
     fn drop(&mut self) {
         self.shared.lock().begin_close_as(self.membership, time::now(), self.deadline);
         self.shared.changed.notify_waiters();

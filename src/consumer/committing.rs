@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use super::{
     KafkaConsumer, Shared,
     ledger::Life,
-    logs::{Insisting, all_found},
+    logs::{Retrying, all_found},
     lookups::FoundOffset,
     offsets::{Offset, Offsets, Since},
     requests,
@@ -87,7 +87,7 @@ impl KafkaConsumer {
         let mut partitions: Vec<_> = partitions.into_iter().collect();
         partitions.sort();
         let deadline = self.api_deadline();
-        let mut insisting = Insisting::new(&self.shared, deadline);
+        let mut insisting = Retrying::new(&self.shared, deadline);
         let found = loop {
             let (shared, asked) = (Arc::clone(&self.shared), partitions.clone());
             let found = driver::apart(async move {

@@ -67,7 +67,7 @@ struct InFlight {
 /// A fetch of a few partitions outside the session, while the session's fetch waits at the broker for others: after a seek,
 /// for a partition that has just come, or one that was full and is not any more.
 #[derive(Debug)]
-struct Aside {
+struct SideFetch {
     out: InFlight,
     asked: Map<TopicPartition, Wanted>,
     names: Names,
@@ -77,7 +77,7 @@ struct Aside {
 struct BrokerFetch {
     session: Session,
     in_flight: Option<InFlight>,
-    aside: Option<Aside>,
+    aside: Option<SideFetch>,
     /// What was asked aside since the session's fetch left, so that nothing is asked aside twice.
     asked_aside: Map<TopicPartition, Wanted>,
     retry_at: Option<Instant>,
@@ -269,7 +269,7 @@ impl Fetcher {
         state.asked_aside.extend(fresh.iter().cloned());
         let mut names = Names::default();
         fresh.iter().for_each(|(key, wanted)| names.add(key, wanted.topic_id));
-        state.aside = Some(Aside { out, asked: fresh.iter().cloned().collect(), names });
+        state.aside = Some(SideFetch { out, asked: fresh.iter().cloned().collect(), names });
         Some(FetchAction {
             broker,
             token,

@@ -94,7 +94,7 @@ impl KafkaConsumer {
         let mut topics: Vec<_> = asked.keys().map(|key| Arc::clone(&key.topic)).collect();
         topics.dedup();
         let deadline = self.api_deadline();
-        let mut insisting = Insisting::new(&self.shared, deadline);
+        let mut insisting = Retrying::new(&self.shared, deadline);
         loop {
             let (shared, topics, asked) = (Arc::clone(&self.shared), topics.clone(), asked.clone());
             let asking = async move { shared.ask_leaders(&topics, &asked, deadline).await };
@@ -133,14 +133,14 @@ impl Shared {
 
 /// Repeats a look-up until it succeeds, fails for good, or the deadline is near. No async closure is taken: of the futures
 /// of those, the compiler cannot tell that they may cross threads.
-pub(super) struct Insisting<'a> {
+pub(super) struct Retrying<'a> {
     shared: &'a Shared,
     deadline: Instant,
     backoff: Backoff,
     rng: Rng,
 }
 
-impl<'a> Insisting<'a> {
+impl<'a> Retrying<'a> {
     pub(super) fn new(shared: &'a Shared, deadline: Instant) -> Self {
         let settings = shared.cluster.settings();
         let backoff = Backoff::new(settings.retry_backoff, settings.retry_backoff_max);

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use super::{
     Action, Answer, GroupSettings, Request, code,
-    consumer::{Beat, BeatAnswer, IdPartition, Member, Names},
+    consumer::{ConsumerHeartbeat, ConsumerHeartbeatAnswer, IdPartition, Member, Names},
 };
 use crate::{
     config::settings::GroupProtocol,
@@ -88,15 +88,15 @@ impl Coordinator {
         self.plan();
     }
 
-    fn handle(&mut self, now: Instant, beat: Beat) -> BeatAnswer {
-        let refuse = |error| BeatAnswer { error, ..BeatAnswer::default() };
+    fn handle(&mut self, now: Instant, beat: ConsumerHeartbeat) -> ConsumerHeartbeatAnswer {
+        let refuse = |error| ConsumerHeartbeatAnswer { error, ..ConsumerHeartbeatAnswer::default() };
         let id = beat.member_id.clone();
         if beat.epoch < 0 {
             if self.members.remove(&id).is_none() {
                 return refuse(code::UNKNOWN_MEMBER_ID);
             }
             self.plan();
-            return BeatAnswer { epoch: beat.epoch, ..BeatAnswer::default() };
+            return ConsumerHeartbeatAnswer { epoch: beat.epoch, ..ConsumerHeartbeatAnswer::default() };
         }
         if beat.epoch == 0 {
             assert!(beat.is_full && beat.topics.is_some() && beat.owned.as_ref().is_some_and(Vec::is_empty));
@@ -140,11 +140,11 @@ impl Coordinator {
             }
         }
         let told = beat.is_full || known.assigned != before;
-        BeatAnswer {
+        ConsumerHeartbeatAnswer {
             epoch: known.epoch.max(1),
             interval: INTERVAL,
             assignment: told.then(|| known.assigned.iter().copied().collect()),
-            ..BeatAnswer::default()
+            ..ConsumerHeartbeatAnswer::default()
         }
     }
 
@@ -177,7 +177,7 @@ struct Client {
 
 #[derive(Debug)]
 enum Event {
-    Request(usize, Token, Beat),
+    Request(usize, Token, ConsumerHeartbeat),
     Answer(usize, Token, Result<Answer, Error>),
     Revoked(usize, Token),
     Poll(usize),
@@ -270,7 +270,10 @@ impl World {
         match event {
             Event::Request(who, token, beat) => {
                 let answer = if self.chance(3) {
-                    BeatAnswer { error: code::NOT_COORDINATOR, ..BeatAnswer::default() }
+                    ConsumerHeartbeatAnswer {
+                        error: code::NOT_COORDINATOR,
+                        ..ConsumerHeartbeatAnswer::default()
+                    }
                 } else {
                     self.coordinator.handle(now, beat)
                 };
@@ -278,7 +281,7 @@ impl World {
                     return self.fail(who, token);
                 }
                 let delay = self.delay();
-                self.after(delay, Event::Answer(who, token, Ok(Answer::Beat(answer))));
+                self.after(delay, Event::Answer(who, token, Ok(Answer::ConsumerHeartbeat(answer))));
             }
             Event::Answer(who, token, answer) if self.clients[who].alive => {
                 self.clients[who].member.handle_answer(now, token, answer);
@@ -390,7 +393,7 @@ impl World {
 
     fn act(&mut self, who: usize, action: Action) {
         match action {
-            Action::Send { token, request: Request::Beat(beat), deadline } => {
+            Action::Send { token, request: Request::ConsumerHeartbeat(beat), deadline } => {
                 if beat.epoch <= 0 {
                     assert!(self.clients[who].owned.is_empty(), "it comes or goes with partitions");
                     self.clients[who].is_zombie = false;

@@ -255,9 +255,9 @@ impl Membership {
     fn fall_back(&mut self, now: Instant, why: &Error) {
         info!(%why, "group.protocol=auto: the group uses the classic protocol");
         let Member::Consumer(member) = &mut self.member else { return };
-        let (tokens, presence, rest, rng) = member.take_parts();
+        let (tokens, liveness, rest, rng) = member.take_parts();
         self.rest.extend(rest);
-        let mut member = classic::Member::new(self.settings.clone(), now, rng).going_on(tokens, presence);
+        let mut member = classic::Member::new(self.settings.clone(), now, rng).going_on(tokens, liveness);
         member.handle_subscription(now, self.topics.clone());
         self.member = Member::Classic(member);
     }
@@ -285,7 +285,7 @@ mod tests {
     use super::*;
     use crate::{
         error::code,
-        group::{BeatAnswer, Request},
+        group::{ConsumerHeartbeatAnswer, Request},
         time,
     };
 
@@ -321,7 +321,7 @@ mod tests {
     }
 
     fn refusal(error: i16) -> Result<Answer> {
-        Ok(Answer::Beat(BeatAnswer { error, ..BeatAnswer::default() }))
+        Ok(Answer::ConsumerHeartbeat(ConsumerHeartbeatAnswer { error, ..ConsumerHeartbeatAnswer::default() }))
     }
 
     #[test]
@@ -347,7 +347,12 @@ mod tests {
         let (mut membership, mut now) = membership(GroupProtocol::Auto);
         let answer = |epoch, assignment| {
             let interval = Duration::from_secs(5);
-            Ok(Answer::Beat(BeatAnswer { epoch, interval, assignment, ..BeatAnswer::default() }))
+            Ok(Answer::ConsumerHeartbeat(ConsumerHeartbeatAnswer {
+                epoch,
+                interval,
+                assignment,
+                ..ConsumerHeartbeatAnswer::default()
+            }))
         };
         let (token, _) = sent(&mut membership);
         membership.handle_answer(now, token, answer(1, Some(vec![(ORDERS, 0)])));

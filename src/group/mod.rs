@@ -6,8 +6,8 @@
 pub(crate) mod assignor;
 mod classic;
 mod consumer;
+mod liveness;
 mod membership;
-mod presence;
 mod refusal;
 pub(crate) mod wire;
 
@@ -22,7 +22,7 @@ use bytes::Bytes;
 
 use self::assignor::{GroupMember, Strategy};
 pub(crate) use self::{
-    consumer::{Beat, BeatAnswer, IdPartition, Names},
+    consumer::{ConsumerHeartbeat, ConsumerHeartbeatAnswer, IdPartition, Names},
     membership::Membership,
 };
 use crate::{
@@ -100,7 +100,7 @@ pub(crate) enum Request {
         reason: &'static str,
     },
     /// The consumer protocol's one request (KIP-848).
-    Beat(Beat),
+    ConsumerHeartbeat(ConsumerHeartbeat),
 }
 
 /// The coordinator's answer; `error` is its code, 0 for none.
@@ -127,7 +127,7 @@ pub(crate) enum Answer {
     Leave {
         error: i16,
     },
-    Beat(BeatAnswer),
+    ConsumerHeartbeat(ConsumerHeartbeatAnswer),
 }
 
 impl Answer {
@@ -139,7 +139,7 @@ impl Answer {
             Self::Sync { error, .. } => ("SyncGroup", *error),
             Self::Heartbeat { error } => ("Heartbeat", *error),
             Self::Leave { error } => ("LeaveGroup", *error),
-            Self::Beat(answer) => ("ConsumerGroupHeartbeat", answer.error),
+            Self::ConsumerHeartbeat(answer) => ("ConsumerGroupHeartbeat", answer.error),
         };
         let is_ordinary = matches!(
             error,

@@ -103,7 +103,7 @@ impl Coordinator {
                 self.remove(now, &member_id);
                 self.answers.push((who, token, Answer::Leave { error: 0 }));
             }
-            Request::Beat(_) => panic!("a classic member speaks the consumer protocol"),
+            Request::ConsumerHeartbeat(_) => panic!("a classic member speaks the consumer protocol"),
         }
     }
 

@@ -219,7 +219,7 @@ mod tests {
     use crate::{
         config::KafkaConfig,
         consumer::{lookups::FoundOffset, partitions::Position},
-        group::{Answer, BeatAnswer},
+        group::{Answer, ConsumerHeartbeatAnswer},
         time::{self, Rng},
         wire::{
             self, Uuid,
@@ -269,8 +269,13 @@ mod tests {
             })
         };
         let answer = |core: &mut Core, token, assignment| {
-            let answer = BeatAnswer { epoch: 1, interval: INTERVAL, assignment, ..BeatAnswer::default() };
-            core.handle_group(now, token, Ok(Answer::Beat(answer)));
+            let answer = ConsumerHeartbeatAnswer {
+                epoch: 1,
+                interval: INTERVAL,
+                assignment,
+                ..ConsumerHeartbeatAnswer::default()
+            };
+            core.handle_group(now, token, Ok(Answer::ConsumerHeartbeat(answer)));
         };
         let due = beat(&actions(core, now)).expect("a heartbeat is due");
         answer(core, due, Some(vec![(id, 0)]));

@@ -241,7 +241,7 @@ mod tests {
         cluster::Metadata,
         config::KafkaConfig,
         flights::Token,
-        group::{Answer, Beat, BeatAnswer, Request},
+        group::{Answer, ConsumerHeartbeat, ConsumerHeartbeatAnswer, Request},
         time::{self, Rng},
         wire::{
             self,
@@ -296,9 +296,11 @@ mod tests {
         })
     }
 
-    fn beat(actions: &[Action]) -> Option<(Token, Beat)> {
+    fn beat(actions: &[Action]) -> Option<(Token, ConsumerHeartbeat)> {
         actions.iter().find_map(|action| match action {
-            Action::Group { token, request: Request::Beat(beat), .. } => Some((*token, beat.clone())),
+            Action::Group { token, request: Request::ConsumerHeartbeat(beat), .. } => {
+                Some((*token, beat.clone()))
+            }
             _ => None,
         })
     }
@@ -352,8 +354,9 @@ mod tests {
 
         let assignment = Some(vec![(Uuid([6; 16]), 0)]);
         let interval = std::time::Duration::from_secs(5);
-        let told = BeatAnswer { epoch: 1, interval, assignment, ..BeatAnswer::default() };
-        core.handle_group(now, token, Ok(Answer::Beat(told)));
+        let told =
+            ConsumerHeartbeatAnswer { epoch: 1, interval, assignment, ..ConsumerHeartbeatAnswer::default() };
+        core.handle_group(now, token, Ok(Answer::ConsumerHeartbeat(told)));
         let asked = actions(&mut core, now);
         let is_asked = |action: &Action| matches!(action, Action::Identify(ids) if *ids == [Uuid([6; 16])]);
         assert!(asked.iter().any(is_asked), "{asked:?}");
@@ -377,8 +380,8 @@ mod tests {
         core.handle_poll(now).unwrap();
         let (token, said) = beat(&actions(&mut core, now)).unwrap();
         assert_eq!((said.pattern.as_deref(), said.topics), (Some("orders"), Some(Vec::new())));
-        let refused = BeatAnswer { error: 35, ..BeatAnswer::default() };
-        core.handle_group(now, token, Ok(Answer::Beat(refused)));
+        let refused = ConsumerHeartbeatAnswer { error: 35, ..ConsumerHeartbeatAnswer::default() };
+        core.handle_group(now, token, Ok(Answer::ConsumerHeartbeat(refused)));
         assert_eq!(joined(&actions(&mut core, now)), Some(vec!["orders".into()]), "in the classic protocol");
 
         let mut core = self::core("auto", now);
@@ -386,8 +389,8 @@ mod tests {
         core.handle_poll(now).unwrap();
         let (token, _) = beat(&actions(&mut core, now)).unwrap();
         let interval = std::time::Duration::from_secs(5);
-        let told = BeatAnswer { epoch: 1, interval, ..BeatAnswer::default() };
-        core.handle_group(now, token, Ok(Answer::Beat(told)));
+        let told = ConsumerHeartbeatAnswer { epoch: 1, interval, ..ConsumerHeartbeatAnswer::default() };
+        core.handle_group(now, token, Ok(Answer::ConsumerHeartbeat(told)));
         let settled = actions(&mut core, now);
         assert!(settled.iter().any(|action| matches!(action, Action::FollowMatching(None))), "{settled:?}");
     }

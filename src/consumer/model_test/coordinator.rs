@@ -106,7 +106,7 @@ impl World {
                 self.expel();
                 Answer::Leave { error: 0 }
             }
-            Request::Beat(_) => panic!("of another protocol"),
+            Request::ConsumerHeartbeat(_) => panic!("of another protocol"),
         };
         let answer = if self.chance(25) { Err(Self::gone()) } else { Ok(answer) };
         self.after(delay, Event::Group(token, answer));

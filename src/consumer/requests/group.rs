@@ -9,7 +9,7 @@ use crate::{
     connection::api::wire,
     error::{Error, ErrorKind, Result},
     group::{
-        Answer, Beat, BeatAnswer, IdPartition, Request,
+        Answer, ConsumerHeartbeat, ConsumerHeartbeatAnswer, IdPartition, Request,
         assignor::{GroupMember, Strategy},
         wire::{
             MemberSubscription, check_count, decode_assignment, decode_generation, decode_sticky,
@@ -76,7 +76,7 @@ pub(in crate::consumer) async fn group(
             let answer = to_coordinator(shared, Lane::Group, request, deadline).await?;
             Ok(Answer::Heartbeat { error: answer.error_code })
         }
-        Request::Beat(beat) => heartbeat(shared, group, instance, beat, deadline).await,
+        Request::ConsumerHeartbeat(beat) => heartbeat(shared, group, instance, beat, deadline).await,
         Request::Leave { member_id, reason } => {
             leave(shared, group, instance, &member_id, reason, deadline).await
         }
@@ -115,7 +115,7 @@ async fn heartbeat(
     shared: &Shared,
     group_id: wire::Str,
     instance_id: Option<wire::Str>,
-    beat: Beat,
+    beat: ConsumerHeartbeat,
     deadline: Instant,
 ) -> Result<Answer> {
     let consumer = &shared.settings;
@@ -152,7 +152,7 @@ async fn heartbeat(
     let assigned = |topic: wire::consumer_group_heartbeat_response::TopicPartitions| {
         topic.partitions.into_iter().map(move |partition| (topic.topic_id, partition))
     };
-    Ok(Answer::Beat(BeatAnswer {
+    Ok(Answer::ConsumerHeartbeat(ConsumerHeartbeatAnswer {
         error: answer.error_code,
         message: answer.error_message.map(|text| text.to_string()),
         member_id: answer.member_id.map(|id| id.to_string()),

@@ -33,10 +33,10 @@ impl Chunk {
     }
 
     /// The records, borrowed.
-    pub(super) fn given(&self) -> Givens<'_> {
+    pub(super) fn given(&self) -> ChunkRecords<'_> {
         match self {
-            Self::Polled(records) => Givens::Polled(records.iter()),
-            Self::One(record) | Self::Due(record, _) => Givens::One(Some(record)),
+            Self::Polled(records) => ChunkRecords::Polled(records.iter()),
+            Self::One(record) | Self::Due(record, _) => ChunkRecords::One(Some(record)),
         }
     }
 
@@ -103,12 +103,12 @@ impl Load for Chunk {
 }
 
 /// The records of a [`Chunk`].
-pub(super) enum Givens<'a> {
+pub(super) enum ChunkRecords<'a> {
     Polled(RecordRefs<'a>),
     One(Option<&'a ConsumerRecord>),
 }
 
-impl<'a> Iterator for Givens<'a> {
+impl<'a> Iterator for ChunkRecords<'a> {
     type Item = BorrowedRecord<'a>;
 
     #[inline]

@@ -17,7 +17,7 @@ mod running;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 pub use self::control::{ConsumerHandle, Rebalance};
-use self::{control::Shared, engine::Engine, running::Leaves};
+use self::{control::Shared, engine::Engine, running::LeaveStage};
 use super::{
     KafkaInstance, LogSubject, consumed::Consumed, dispatch::lanes::Ordering, logged, policy::ErrorPolicy,
     routes::Routes, topics::Topics,
@@ -98,7 +98,7 @@ pub struct Consumer {
     group: Arc<str>,
     /// Retry topics of earlier policies, as of the last connect.
     former: Arc<[Arc<str>]>,
-    leaves: Leaves,
+    leaves: LeaveStage,
 }
 
 impl std::fmt::Debug for Consumer {
@@ -215,7 +215,7 @@ impl Consumer {
             listener: None,
             group,
             former: Arc::default(),
-            leaves: Leaves::default(),
+            leaves: LeaveStage::default(),
             overrides,
         })
     }

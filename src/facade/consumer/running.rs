@@ -1,5 +1,5 @@
 //! A [`Consumer`] at work: the calls that take records, commit and leave, and what they set up and tidy away. A call that is
-//! dropped leaves no task behind: [`Working`] ends them.
+//! dropped leaves no task behind: [`CallGuard`] ends them.
 
 #[cfg(all(feature = "signal", unix))]
 use std::task::Poll;
@@ -110,7 +110,7 @@ impl Consumer {
     /// As [`consume`](Self::consume); the group is left in the background only when the consumer is dropped.
     pub async fn run<F: Future>(&mut self, shutdown: F) -> Result<()> {
         const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::run", subject: SUBJECT };
-        let (left, mut outcome) = (Leaving(self), Ok(()));
+        let (left, mut outcome) = (LeaveGuard(self), Ok(()));
         let closed = left.0.run_and_leave(PLACE, shutdown, &mut outcome).await;
         outcome.and(closed)
     }
@@ -124,7 +124,7 @@ impl Consumer {
         outcome: &mut Result<()>,
     ) -> Result<()> {
         // Also if this future is dropped: what has ended this `run` must not end the next.
-        let _renewed = RenewStop(Arc::clone(&self.shared));
+        let _renewed = RenewStopOnDrop(Arc::clone(&self.shared));
         logged(place, driver::check_runtime())?;
         let stop = self.shared.stop_token();
         let mut shutdown = pin!(
@@ -231,7 +231,7 @@ impl Consumer {
     pub(super) async fn run_until_told(&mut self, signals: impl Stream<Item = Result<()>>) -> Result<()> {
         const PLACE: LogSubject =
             LogSubject { controller: "dtkafka::Consumer::run_until_signal", subject: SUBJECT };
-        let left = Leaving(self);
+        let left = LeaveGuard(self);
         let (mut signals, first) = (pin!(signals), CancellationToken::new());
         let (mut failure, mut outcome) = (Ok(()), Ok(()));
         let second = async {
@@ -307,7 +307,7 @@ impl Consumer {
     /// # Cancel safety
     /// As [`close`](Self::close).
     pub async fn close_within(&mut self, limit: Duration) -> Result<()> {
-        let left = Leaving(self);
+        let left = LeaveGuard(self);
         left.0.leave(limit).await
     }
 
@@ -318,9 +318,9 @@ impl Consumer {
         self.connecting = None;
         let Some(engine) = &mut self.engine else { return Ok(()) };
         self.interrupted = false;
-        let is_committed = self.leaves == Leaves::Closing;
-        if self.leaves == Leaves::Not {
-            self.leaves = Leaves::Committing;
+        let is_committed = self.leaves == LeaveStage::Closing;
+        if self.leaves == LeaveStage::Not {
+            self.leaves = LeaveStage::Committing;
         }
         let deadline = time::after(limit);
         // A part of the time is kept for the commit.
@@ -343,7 +343,7 @@ impl Consumer {
             Err(Error::new(ErrorKind::Timeout, "what was handled could not be committed in time")
                 .with_hint("give close more time; these records come again"))
         });
-        self.leaves = Leaves::Closing;
+        self.leaves = LeaveStage::Closing;
         // What was lost meanwhile is told as that.
         engine.follow_group();
         let had = engine.client.assignment();
@@ -351,7 +351,7 @@ impl Consumer {
         let closed = engine.client.close(left()).await;
         // A letter that is still on its way was given up: its record comes again.
         engine.close_outbox(left().min(OUTBOX_TIMEOUT)).await;
-        (self.engine, self.leaves) = (None, Leaves::Not);
+        (self.engine, self.leaves) = (None, LeaveStage::Not);
         if !had.is_empty() {
             self.shared.announce(&if committed.is_ok() && !is_refused {
                 Rebalance::Revoked(had)
@@ -363,7 +363,7 @@ impl Consumer {
     }
 
     /// The engine, connected, with nothing left of a call that was dropped.
-    pub(super) async fn work(&mut self) -> Result<Working<'_>> {
+    pub(super) async fn work(&mut self) -> Result<CallGuard<'_>> {
         if self.engine.is_none() {
             let client = self.connect().await?;
             if let Some(listener) = &self.listener {
@@ -388,7 +388,7 @@ impl Consumer {
         }
         engine.follow_plan(plan)?;
         engine.client.set_at_work(Some(engine.at_work()));
-        Ok(Working { engine, interrupted: &mut self.interrupted, is_done: false })
+        Ok(CallGuard { engine, interrupted: &mut self.interrupted, is_done: false })
     }
 
     /// A client of all topics that are consumed, retry topics included; and those of policies there were.
@@ -466,7 +466,7 @@ impl Consumer {
 
 /// How far a consumer has come that leaves its group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Leaves {
+pub(super) enum LeaveStage {
     #[default]
     Not,
     Committing,
@@ -474,38 +474,38 @@ pub(super) enum Leaves {
 }
 
 /// A consumer that may be dropped while it leaves its group: it goes on leaving in the background.
-struct Leaving<'a>(&'a mut Consumer);
+struct LeaveGuard<'a>(&'a mut Consumer);
 
-impl Drop for Leaving<'_> {
+impl Drop for LeaveGuard<'_> {
     fn drop(&mut self) {
-        if std::mem::take(&mut self.0.leaves) != Leaves::Not {
+        if std::mem::take(&mut self.0.leaves) != LeaveStage::Not {
             self.0.engine = None;
         }
     }
 }
 
-struct RenewStop(Arc<Shared>);
+struct RenewStopOnDrop(Arc<Shared>);
 
-impl Drop for RenewStop {
+impl Drop for RenewStopOnDrop {
     fn drop(&mut self) {
         self.0.renew_stop();
     }
 }
 
 /// A call at work. Dropped before it is done, it ends what it has started.
-pub(super) struct Working<'a> {
+pub(super) struct CallGuard<'a> {
     pub(super) engine: &'a mut Engine,
     interrupted: &'a mut bool,
     is_done: bool,
 }
 
-impl Working<'_> {
+impl CallGuard<'_> {
     fn engine(&mut self) -> &mut Engine {
         self.engine
     }
 }
 
-impl Drop for Working<'_> {
+impl Drop for CallGuard<'_> {
     fn drop(&mut self) {
         self.engine.client.set_at_work(None);
         if !self.is_done {

@@ -175,7 +175,9 @@ impl Member {
         let due = Exchange::Due(now + self.backoff.next(&mut self.rng));
         match &mut self.state {
             State::Joining { exchange } | State::Syncing { exchange, .. } => *exchange = due,
-            State::Stable { heart, .. } | State::Revoking { heart, .. } => heart.beat = due,
+            State::Stable { heartbeats, .. } | State::Revoking { heartbeats, .. } => {
+                heartbeats.exchange = due
+            }
             _ => {}
         }
     }

@@ -29,7 +29,7 @@ use std::{
 
 use super::{
     Action, Answer, Exchange, GroupMembershipOperation, GroupSettings, Identity, Reason, Request,
-    assignor::Strategy, code, presence::Presence,
+    assignor::Strategy, code, liveness::Liveness,
 };
 use crate::{
     error::Error,
@@ -38,10 +38,10 @@ use crate::{
     time::{Backoff, Instant, Rng},
 };
 
-/// The heartbeat of a member that has its assignment.
+/// The heartbeats of a member that has its assignment.
 #[derive(Debug, Clone, Copy)]
-struct Heart {
-    beat: Exchange,
+struct Heartbeats {
+    exchange: Exchange,
     /// When the last heartbeat was sent.
     sent: Instant,
     /// When a heartbeat was sent to which the coordinator answered that the group was not rebalancing: a rebalance has
@@ -76,12 +76,12 @@ enum State {
     },
     Stable {
         generation: i32,
-        heart: Heart,
+        heartbeats: Heartbeats,
     },
     /// Partitions are being released; the member stays alive until that is done.
     Revoking {
         generation: i32,
-        heart: Heart,
+        heartbeats: Heartbeats,
         token: Token,
     },
     Leaving {
@@ -122,7 +122,7 @@ pub(crate) struct Member {
     unreached_since: Option<Instant>,
     /// When the last join or sync was sent.
     asked: Instant,
-    presence: Presence,
+    liveness: Liveness,
     departure: GroupMembershipOperation,
     /// Why it joins next (KIP-800).
     reason: Reason,
@@ -139,7 +139,7 @@ impl Member {
     pub(crate) fn new(settings: GroupSettings, now: Instant, rng: Rng) -> Self {
         let backoff = Backoff::new(settings.retry_backoff, settings.retry_backoff_max);
         Self {
-            presence: Presence::new(settings.max_poll_interval, now),
+            liveness: Liveness::new(settings.max_poll_interval, now),
             settings,
             state: State::Idle { rejoin: false, not_before: now },
             member_id: String::new(),
@@ -168,8 +168,8 @@ impl Member {
 
     /// Takes the place of another membership of the same client: no answer to that one is taken for one of its own, and
     /// the poll interval goes on from where it was.
-    pub(super) fn going_on(mut self, tokens: Tokens, presence: Presence) -> Self {
-        (self.tokens, self.presence) = (tokens, presence);
+    pub(super) fn going_on(mut self, tokens: Tokens, liveness: Liveness) -> Self {
+        (self.tokens, self.liveness) = (tokens, liveness);
         self
     }
 
@@ -245,27 +245,29 @@ impl Member {
     /// The user polls: proof of life, and the only thing that makes an idle member join. What was lost in the meantime was
     /// lost before the user could know; what it still commits of it must not go out under a new generation.
     pub(crate) fn handle_poll(&mut self, now: Instant) {
-        self.presence.handle_poll();
+        self.liveness.handle_poll();
         self.join_if_idle(now);
     }
 
     pub(crate) fn handle_poll_end(&mut self, now: Instant) {
-        self.presence.handle_poll_end(now);
+        self.liveness.handle_poll_end(now);
     }
 
     pub(crate) fn handle_alive(&mut self, now: Instant) {
-        self.presence.handle_alive(now);
+        self.liveness.handle_alive(now);
     }
 
     pub(crate) fn handle_loose_poll(&mut self, now: Instant) {
-        self.presence.handle_loose_poll(now);
+        self.liveness.handle_loose_poll(now);
     }
 
     /// The answer to a request, or why there is none.
     pub(crate) fn handle_answer(&mut self, now: Instant, token: Token, answer: Result<Answer, Error>) {
         let waited = match &self.state {
             State::Joining { exchange } | State::Syncing { exchange, .. } => exchange.is(token),
-            State::Stable { heart, .. } | State::Revoking { heart, .. } => heart.beat.is(token),
+            State::Stable { heartbeats, .. } | State::Revoking { heartbeats, .. } => {
+                heartbeats.exchange.is(token)
+            }
             State::Leaving { token: waited } => *waited == token,
             State::Idle { .. } | State::Planning { .. } | State::Fatal => false,
         };
@@ -306,8 +308,8 @@ impl Member {
             }
             Ok(Answer::Sync { error: 0, assignment }) => self.on_synced(now, &assignment),
             Ok(Answer::Heartbeat { error: 0 }) => {
-                if let State::Stable { heart, .. } = &mut self.state {
-                    heart.at_rest = heart.sent;
+                if let State::Stable { heartbeats, .. } = &mut self.state {
+                    heartbeats.at_rest = heartbeats.sent;
                 }
                 self.on_beat(now);
             }
@@ -316,7 +318,7 @@ impl Member {
             Ok(Answer::Heartbeat { error }) => self.on_error(now, "Heartbeat", error),
             Ok(Answer::Leave { error }) => self.on_error(now, "LeaveGroup", error),
             // An answer of the other protocol, which nobody has asked for.
-            Ok(Answer::Beat(_)) => self.retry(now),
+            Ok(Answer::ConsumerHeartbeat(_)) => self.retry(now),
         }
     }
 
@@ -327,11 +329,14 @@ impl Member {
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let due = match &self.state {
             State::Joining { exchange } | State::Syncing { exchange, .. } => exchange.due(),
-            State::Stable { heart, .. } | State::Revoking { heart, .. } => {
-                Some(heart.beat.due().map_or(heart.session_ends, |due| due.min(heart.session_ends)))
-            }
+            State::Stable { heartbeats, .. } | State::Revoking { heartbeats, .. } => Some(
+                heartbeats
+                    .exchange
+                    .due()
+                    .map_or(heartbeats.session_ends, |due| due.min(heartbeats.session_ends)),
+            ),
             State::Idle { rejoin: true, not_before }
-                if self.presence.is_polled() && !self.topics.is_empty() =>
+                if self.liveness.is_polled() && !self.topics.is_empty() =>
             {
                 Some(*not_before)
             }
@@ -343,7 +348,7 @@ impl Member {
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         if self.is_overdue(now) {
             // KIP-62: a member that does not poll gives its partitions to those that do, and joins again when it polls.
-            self.presence.give_up();
+            self.liveness.give_up();
             self.leave(now, "max.poll.interval.ms passed without a poll");
             return;
         }
@@ -384,20 +389,20 @@ impl Member {
                 *exchange = Exchange::Out { token };
                 self.asked = now;
             }
-            State::Stable { generation, heart } | State::Revoking { generation, heart, .. } => {
-                if heart.session_ends <= now {
+            State::Stable { generation, heartbeats } | State::Revoking { generation, heartbeats, .. } => {
+                if heartbeats.session_ends <= now {
                     self.actions.push_back(Action::ForgetCoordinator);
                     return self.lose(now);
                 }
-                if heart.beat.due().is_some_and(|due| due <= now) {
+                if heartbeats.exchange.due().is_some_and(|due| due <= now) {
                     let request =
                         Request::Heartbeat { member_id: self.member_id.clone(), generation: *generation };
                     // A coordinator that hangs is given up while another attempt can still save the session.
                     let patience = self.settings.request_timeout.min(self.settings.session_timeout / 2);
-                    let deadline = heart.session_ends.min(now + patience);
+                    let deadline = heartbeats.session_ends.min(now + patience);
                     let token = send(&mut self.tokens, &mut self.actions, request, deadline);
-                    heart.beat = Exchange::Out { token };
-                    heart.sent = now;
+                    heartbeats.exchange = Exchange::Out { token };
+                    heartbeats.sent = now;
                 }
             }
             _ => {}
@@ -412,13 +417,13 @@ impl Member {
     fn poll_interval_ends(&self) -> Option<Instant> {
         match self.state {
             State::Idle { .. } | State::Leaving { .. } | State::Fatal => None,
-            _ => self.presence.ends(),
+            _ => self.liveness.ends(),
         }
     }
 
     fn join_if_idle(&mut self, now: Instant) {
         let State::Idle { rejoin: true, not_before } = self.state else { return };
-        if self.presence.is_polled() && not_before <= now && !self.topics.is_empty() {
+        if self.liveness.is_polled() && not_before <= now && !self.topics.is_empty() {
             self.join(now);
         }
     }
@@ -426,9 +431,9 @@ impl Member {
     fn on_beat(&mut self, now: Instant) {
         self.backoff.reset();
         let (beat, session) = (self.settings.heartbeat_interval, self.settings.session_timeout);
-        if let State::Stable { heart, .. } | State::Revoking { heart, .. } = &mut self.state {
-            heart.beat = Exchange::Due(now + beat);
-            heart.session_ends = now + session;
+        if let State::Stable { heartbeats, .. } | State::Revoking { heartbeats, .. } = &mut self.state {
+            heartbeats.exchange = Exchange::Due(now + beat);
+            heartbeats.session_ends = now + session;
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tracing::warn;
 
-use super::{Heart, Member, NOTHING_MATCHES, State};
+use super::{Heartbeats, Member, NOTHING_MATCHES, State};
 use crate::{
     error::Error,
     flights::Token,
@@ -151,13 +151,13 @@ impl Member {
                 "the group has no other member, and has assigned nothing to this one: nothing is read before it rebalances"
             );
         }
-        let heart = Heart {
-            beat: Exchange::Due(now + self.settings.heartbeat_interval),
+        let heartbeats = Heartbeats {
+            exchange: Exchange::Due(now + self.settings.heartbeat_interval),
             sent: now,
             at_rest: now,
             session_ends: now + self.settings.session_timeout,
         };
-        self.state = State::Stable { generation, heart };
+        self.state = State::Stable { generation, heartbeats };
         let revoked: Vec<_> =
             self.owned.iter().filter(|key| partitions.binary_search(key).is_err()).cloned().collect();
         let added: Vec<_> =
@@ -169,7 +169,7 @@ impl Member {
         if !revoked.is_empty() {
             self.reason = Reason::Borrowed("partitions were given up for another member");
             // Another member gets them in the next rebalance.
-            return self.revoke(generation, heart, revoked);
+            return self.revoke(generation, heartbeats, revoked);
         }
         self.is_misfit = self.expected.take().is_some_and(|mut expected| {
             expected.sort();
@@ -182,7 +182,7 @@ impl Member {
 
     /// Joins again, once what must be given up for it is released.
     pub(super) fn rebalance(&mut self, now: Instant, reason: impl Into<Reason>) {
-        let State::Stable { generation, heart } = self.state else { return };
+        let State::Stable { generation, heartbeats } = self.state else { return };
         self.reason = reason.into();
         // With cooperative rebalancing only partitions of topics that are not subscribed to any more are given up.
         let is_wanted = |key: &&TopicPartition| self.settings.cooperative && self.topics.contains(&key.topic);
@@ -190,14 +190,19 @@ impl Member {
         if revoked.is_empty() {
             return self.join(now);
         }
-        self.revoke(generation, heart, revoked);
+        self.revoke(generation, heartbeats, revoked);
     }
 
-    pub(super) fn revoke(&mut self, generation: i32, heart: Heart, partitions: Vec<TopicPartition>) {
+    pub(super) fn revoke(
+        &mut self,
+        generation: i32,
+        heartbeats: Heartbeats,
+        partitions: Vec<TopicPartition>,
+    ) {
         let token = self.tokens.next();
-        self.state = State::Revoking { generation, heart, token };
+        self.state = State::Revoking { generation, heartbeats, token };
         self.revoking.clone_from(&partitions);
-        self.actions.push_back(Action::Revoke { token, partitions, since: heart.at_rest });
+        self.actions.push_back(Action::Revoke { token, partitions, since: heartbeats.at_rest });
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::{Beat, Member, State};
+use super::{ConsumerHeartbeat, Member, State};
 use crate::{
     config::settings::GroupProtocol,
     error::{Error, ErrorKind},
@@ -103,7 +103,7 @@ impl Member {
             State::Idle { .. } if !self.is_counted || epoch != LEAVE => self.on_left(now),
             State::Idle { .. } | State::Joining { .. } | State::Joined { .. } => {
                 self.is_counted &= epoch != LEAVE;
-                let beat = Beat {
+                let beat = ConsumerHeartbeat {
                     member_id: self.member_id.clone(),
                     epoch,
                     topics: None,

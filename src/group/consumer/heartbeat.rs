@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Beat, BeatAnswer, FIRST_INTERVAL, Member, Reported, State};
+use super::{ConsumerHeartbeat, ConsumerHeartbeatAnswer, FIRST_INTERVAL, Member, Reported, State};
 use crate::{
     error::Error,
     flights::Token,
@@ -41,7 +41,7 @@ impl Member {
             None => self.may_have_pattern.then(|| Arc::from("")),
         };
         self.may_have_pattern |= current.pattern.is_some();
-        let beat = Beat {
+        let beat = ConsumerHeartbeat {
             member_id: self.member_id.clone(),
             epoch: self.epoch,
             topics: changed(|told, current| told.topics != current.topics).then(|| current.topics.clone()),
@@ -64,9 +64,9 @@ impl Member {
         self.settings.request_timeout.min((self.interval * 3).max(LEAST_PATIENCE))
     }
 
-    pub(super) fn send(&mut self, beat: Beat, deadline: Instant) -> Token {
+    pub(super) fn send(&mut self, beat: ConsumerHeartbeat, deadline: Instant) -> Token {
         let token = self.tokens.next();
-        self.actions.push_back(Action::Send { token, request: Request::Beat(beat), deadline });
+        self.actions.push_back(Action::Send { token, request: Request::ConsumerHeartbeat(beat), deadline });
         token
     }
 
@@ -85,7 +85,7 @@ impl Member {
         }
     }
 
-    pub(super) fn on_beat(&mut self, now: Instant, answer: BeatAnswer, told: Option<Reported>) {
+    pub(super) fn on_beat(&mut self, now: Instant, answer: ConsumerHeartbeatAnswer, told: Option<Reported>) {
         if answer.epoch <= 0 {
             let error = Error::protocol(format!("the coordinator answers with the epoch {}", answer.epoch));
             return self.stop(now, error.with_api(CONSUMER_HEARTBEAT));

@@ -22,7 +22,7 @@ mod reconcile;
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::{
-    Action, Answer, Exchange, GroupMembershipOperation, GroupSettings, Identity, presence::Presence,
+    Action, Answer, Exchange, GroupMembershipOperation, GroupSettings, Identity, liveness::Liveness,
     refusal::CONSUMER_HEARTBEAT,
 };
 use crate::{
@@ -40,9 +40,9 @@ pub(crate) type IdPartition = (Uuid, i32);
 /// Names of topics by their ids.
 pub(crate) type Names = Map<[u8; 16], Arc<str>>;
 
-/// What a member says of itself; `None`: as before.
+/// The content of a ConsumerGroupHeartbeat request. `None`: unchanged since the last one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Beat {
+pub(crate) struct ConsumerHeartbeat {
     pub(crate) member_id: String,
     /// 0 to join, -1 to leave, -2 to leave for a while (a static member).
     pub(crate) epoch: i32,
@@ -54,15 +54,15 @@ pub(crate) struct Beat {
     pub(crate) is_full: bool,
 }
 
-/// What the coordinator answers.
+/// The content of a ConsumerGroupHeartbeat answer.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct BeatAnswer {
+pub(crate) struct ConsumerHeartbeatAnswer {
     pub(crate) error: i16,
     pub(crate) message: Option<String>,
     pub(crate) member_id: Option<String>,
     pub(crate) epoch: i32,
     pub(crate) interval: Duration,
-    /// `None`: as before.
+    /// `None`: unchanged.
     pub(crate) assignment: Option<Vec<IdPartition>>,
 }
 
@@ -135,7 +135,7 @@ pub(crate) struct Member {
     hurried: u32,
     /// Since when another member is said to have our instance id.
     unreleased_since: Option<Instant>,
-    presence: Presence,
+    liveness: Liveness,
     departure: GroupMembershipOperation,
     /// Why this protocol cannot be used, where another one may be.
     unusable: Option<Error>,
@@ -168,7 +168,7 @@ impl Member {
             is_unheard: false,
             hurried: 0,
             unreleased_since: None,
-            presence: Presence::new(settings.max_poll_interval, now),
+            liveness: Liveness::new(settings.max_poll_interval, now),
             departure: GroupMembershipOperation::Default,
             unusable: None,
             tokens: Tokens::default(),
@@ -236,20 +236,20 @@ impl Member {
     /// The user polls: proof of life, and the only thing that makes an idle member join. What was lost in the meantime was
     /// lost before the user could know; what it still commits of it must not go out under a new epoch.
     pub(crate) fn handle_poll(&mut self, now: Instant) {
-        self.presence.handle_poll();
+        self.liveness.handle_poll();
         self.join_if_idle(now);
     }
 
     pub(crate) fn handle_poll_end(&mut self, now: Instant) {
-        self.presence.handle_poll_end(now);
+        self.liveness.handle_poll_end(now);
     }
 
     pub(crate) fn handle_alive(&mut self, now: Instant) {
-        self.presence.handle_alive(now);
+        self.liveness.handle_alive(now);
     }
 
     pub(crate) fn handle_loose_poll(&mut self, now: Instant) {
-        self.presence.handle_loose_poll(now);
+        self.liveness.handle_loose_poll(now);
     }
 
     /// The answer to a request, or why there is none.
@@ -268,8 +268,8 @@ impl Member {
         }
         let told = self.telling.take();
         match answer {
-            Ok(Answer::Beat(answer)) if answer.error == 0 => self.on_beat(now, answer, told),
-            Ok(Answer::Beat(BeatAnswer { error, message, .. })) => {
+            Ok(Answer::ConsumerHeartbeat(answer)) if answer.error == 0 => self.on_beat(now, answer, told),
+            Ok(Answer::ConsumerHeartbeat(ConsumerHeartbeatAnswer { error, message, .. })) => {
                 self.on_error(now, CONSUMER_HEARTBEAT, error, message.as_deref());
             }
             // Only a heartbeat was asked for.
@@ -289,15 +289,15 @@ impl Member {
 
     /// What the next membership of the same client takes over: the tokens among it, so that no answer that is still out
     /// is taken for its own.
-    pub(super) fn take_parts(&mut self) -> (Tokens, Presence, VecDeque<Action>, Rng) {
+    pub(super) fn take_parts(&mut self) -> (Tokens, Liveness, VecDeque<Action>, Rng) {
         let (tokens, rest) = (std::mem::take(&mut self.tokens), std::mem::take(&mut self.actions));
-        (tokens, self.presence.clone(), rest, self.rng.clone())
+        (tokens, self.liveness.clone(), rest, self.rng.clone())
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let due = match &self.state {
             State::Joining { exchange } | State::Joined { exchange } => exchange.due(),
-            State::Idle { rejoin: true, not_before } if self.presence.is_polled() && self.is_subscribed() => {
+            State::Idle { rejoin: true, not_before } if self.liveness.is_polled() && self.is_subscribed() => {
                 Some(*not_before)
             }
             _ => None,
@@ -308,7 +308,7 @@ impl Member {
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         if self.is_overdue(now) {
             // KIP-62: a member that does not poll gives its partitions to those that do, and joins again when it polls.
-            self.presence.give_up();
+            self.liveness.give_up();
             return self.leave(now);
         }
         self.join_if_idle(now);
@@ -327,7 +327,7 @@ impl Member {
 
     fn poll_interval_ends(&self) -> Option<Instant> {
         match self.state {
-            State::Joining { .. } | State::Joined { .. } => self.presence.ends(),
+            State::Joining { .. } | State::Joined { .. } => self.liveness.ends(),
             _ => None,
         }
     }
@@ -338,7 +338,7 @@ impl Member {
 
     fn join_if_idle(&mut self, now: Instant) {
         let State::Idle { rejoin: true, not_before } = self.state else { return };
-        if self.presence.is_polled() && not_before <= now && self.is_subscribed() {
+        if self.liveness.is_polled() && not_before <= now && self.is_subscribed() {
             self.state = State::Joining { exchange: Exchange::Due(now) };
             self.handle_timeout(now);
         }

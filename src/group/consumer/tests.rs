@@ -100,16 +100,16 @@ impl Bench {
         self.member.handle_timeout(self.now);
     }
 
-    fn beat(&mut self) -> (Token, Beat) {
+    fn beat(&mut self) -> (Token, ConsumerHeartbeat) {
         let (token, beat, patience) = self.patient_beat();
         assert!(Duration::ZERO < patience && patience <= Duration::from_secs(30));
         (token, beat)
     }
 
     /// A heartbeat, and how long its answer is waited for.
-    fn patient_beat(&mut self) -> (Token, Beat, Duration) {
+    fn patient_beat(&mut self) -> (Token, ConsumerHeartbeat, Duration) {
         match self.member.poll_action() {
-            Some(Action::Send { token, request: Request::Beat(beat), deadline }) => {
+            Some(Action::Send { token, request: Request::ConsumerHeartbeat(beat), deadline }) => {
                 (token, beat, deadline - self.now)
             }
             other => panic!("a heartbeat was due, not {other:?}"),
@@ -150,18 +150,18 @@ impl Bench {
     }
 
     fn answer(&mut self, token: Token, epoch: i32, assignment: Option<&[IdPartition]>) {
-        let answer = BeatAnswer {
+        let answer = ConsumerHeartbeatAnswer {
             epoch,
             interval: INTERVAL,
             assignment: assignment.map(<[_]>::to_vec),
-            ..BeatAnswer::default()
+            ..ConsumerHeartbeatAnswer::default()
         };
-        self.member.handle_answer(self.now, token, Ok(Answer::Beat(answer)));
+        self.member.handle_answer(self.now, token, Ok(Answer::ConsumerHeartbeat(answer)));
     }
 
     fn refuse(&mut self, token: Token, error: i16) {
-        let answer = BeatAnswer { error, ..BeatAnswer::default() };
-        self.member.handle_answer(self.now, token, Ok(Answer::Beat(answer)));
+        let answer = ConsumerHeartbeatAnswer { error, ..ConsumerHeartbeatAnswer::default() };
+        self.member.handle_answer(self.now, token, Ok(Answer::ConsumerHeartbeat(answer)));
     }
 
     fn lose_answer(&mut self, token: Token) {
@@ -189,7 +189,8 @@ fn the_first_heartbeat_says_everything_and_a_quiet_one_nothing() {
     bench.pass(Duration::from_millis(1));
     let (_, quiet) = bench.beat();
     let member_id = first.member_id;
-    let nothing = Beat { member_id, epoch: 3, topics: None, pattern: None, owned: None, is_full: false };
+    let nothing =
+        ConsumerHeartbeat { member_id, epoch: 3, topics: None, pattern: None, owned: None, is_full: false };
     assert_eq!(quiet, nothing);
 }
 
@@ -372,8 +373,8 @@ fn a_broker_that_asks_for_heartbeats_without_a_pause_is_not_followed() {
         bench.pass_to_timeout();
         let (token, _) = bench.beat();
         let interval = Duration::from_millis(asked);
-        let answer = BeatAnswer { epoch: 1, interval, ..BeatAnswer::default() };
-        bench.member.handle_answer(bench.now, token, Ok(Answer::Beat(answer)));
+        let answer = ConsumerHeartbeatAnswer { epoch: 1, interval, ..ConsumerHeartbeatAnswer::default() };
+        bench.member.handle_answer(bench.now, token, Ok(Answer::ConsumerHeartbeat(answer)));
         let pause = bench.member.poll_timeout().unwrap() - bench.now;
         assert!(pause >= Duration::from_millis(100), "{asked} ms: {pause:?}");
         assert!(asked > 0 || pause == INTERVAL, "what is no interval says nothing");
@@ -387,9 +388,14 @@ fn an_id_that_the_coordinator_gives_is_the_members_from_then_on() {
     for (given, id) in
         [(Some(String::new()), &*first.member_id), (Some("given".into()), "given"), (None, "given")]
     {
-        let answer = BeatAnswer { epoch: 1, interval: INTERVAL, member_id: given, ..BeatAnswer::default() };
+        let answer = ConsumerHeartbeatAnswer {
+            epoch: 1,
+            interval: INTERVAL,
+            member_id: given,
+            ..ConsumerHeartbeatAnswer::default()
+        };
         let token = if id == first.member_id { token } else { bench.beat().0 };
-        bench.member.handle_answer(bench.now, token, Ok(Answer::Beat(answer)));
+        bench.member.handle_answer(bench.now, token, Ok(Answer::ConsumerHeartbeat(answer)));
         assert_eq!(bench.member.identity().unwrap().member_id, id);
         bench.pass_to_timeout();
     }

@@ -16,7 +16,7 @@ use crate::{
     error::Error,
     facade::{
         borrowed::BorrowedRecord,
-        consumer::load::{Chunk, Givens},
+        consumer::load::{Chunk, ChunkRecords},
         dispatch::lanes::Load as _,
         failure::Failure,
         handler::Calls,
@@ -53,17 +53,17 @@ enum Pass<'a> {
     Slow(BorrowedRecord<'a>),
 }
 
-/// How far a lane has come.
-struct Course {
+/// A turn of a lane: how far it has come, and when other tasks must run.
+struct Turn {
     /// Records of the load that are done.
     done: usize,
-    /// Records since others could run.
+    /// Records done since other tasks could run.
     stride: usize,
     /// When other tasks must run at the latest.
     ends_at: Option<Instant>,
 }
 
-impl Course {
+impl Turn {
     /// Begins a new turn, after other tasks had theirs.
     fn begin(is_alone: bool, done: usize) -> Self {
         Self { done, stride: 0, ends_at: is_alone.then(|| time::after(TURN)) }
@@ -74,7 +74,7 @@ impl Course {
         self.stride += 1;
     }
 
-    /// Whether it is the turn of others.
+    /// Whether other tasks must run now.
     fn is_enough(&self) -> bool {
         self.stride >= STRIDE || self.ends_at.is_some_and(|at| time::now() >= at)
     }
@@ -94,14 +94,14 @@ impl Lane {
         mut calls: Vec<Box<dyn Calls>>,
         mut loads: VecDeque<Chunk>,
     ) -> Result<Flow, Error> {
-        let mut course = Course::begin(self.kit.is_alone, 0);
+        let mut turn = Turn::begin(self.kit.is_alone, 0);
         // Loads are dropped one by one, and with each the answer that its records lie in.
         while let Some(load) = loads.front() {
             let (mut records, has_waited) = (load.given(), load.due().is_some());
-            course.done = 0;
+            turn.done = 0;
             loop {
                 let pass =
-                    poll_fn(|context| Poll::Ready(self.pass(context, &mut calls, &mut records, &mut course)));
+                    poll_fn(|context| Poll::Ready(self.pass(context, &mut calls, &mut records, &mut turn)));
                 let mut is_prompt = false;
                 let (record, flow) = match pass.await {
                     Pass::Over => break,
@@ -121,13 +121,13 @@ impl Lane {
                     }
                 };
                 if !matches!(flow, Ok(Flow::Handled)) {
-                    self.give_back(offsets(&loads).skip(course.done));
+                    self.give_back(offsets(&loads).skip(turn.done));
                     return flow;
                 }
                 if let Some(record) = record {
                     self.done.push(record.offset());
-                    course.step();
-                    if is_prompt && !course.is_enough() {
+                    turn.step();
+                    if is_prompt && !turn.is_enough() {
                         continue;
                     }
                 }
@@ -135,7 +135,7 @@ impl Lane {
                     self.tell();
                 }
                 self.yield_now().await;
-                course = Course::begin(self.kit.is_alone, course.done);
+                turn = Turn::begin(self.kit.is_alone, turn.done);
             }
             loads.pop_front();
         }
@@ -147,8 +147,8 @@ impl Lane {
         &mut self,
         context: &mut Context<'_>,
         calls: &mut [Box<dyn Calls>],
-        records: &mut Givens<'a>,
-        course: &mut Course,
+        records: &mut ChunkRecords<'a>,
+        turn: &mut Turn,
     ) -> Pass<'a> {
         let is_slow = self.route.level > 0 || self.route.policy.limit().is_some();
         for record in records {
@@ -165,8 +165,8 @@ impl Lane {
                 }
             }
             self.done.push(record.offset());
-            course.step();
-            if course.is_enough() {
+            turn.step();
+            if turn.is_enough() {
                 return Pass::Enough;
             }
         }

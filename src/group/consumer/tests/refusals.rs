@@ -87,8 +87,12 @@ fn what_the_broker_says_is_in_the_error() {
     let mut bench = Bench::joining();
     let (token, _) = bench.beat();
     let message = Some("SubscribedTopicRegex `(` is not a valid regular expression".to_owned());
-    let answer = BeatAnswer { error: code::INVALID_REGULAR_EXPRESSION, message, ..BeatAnswer::default() };
-    bench.member.handle_answer(bench.now, token, Ok(Answer::Beat(answer)));
+    let answer = ConsumerHeartbeatAnswer {
+        error: code::INVALID_REGULAR_EXPRESSION,
+        message,
+        ..ConsumerHeartbeatAnswer::default()
+    };
+    bench.member.handle_answer(bench.now, token, Ok(Answer::ConsumerHeartbeat(answer)));
     let error = bench.failed().to_string();
     assert!(error.contains("SubscribedTopicRegex `(`"), "{error}");
 }
@@ -109,8 +113,9 @@ fn an_instance_id_that_is_not_released_yet_is_waited_for_as_long_as_a_session() 
     assert!(bench.now >= begun + SESSION && bench.now < begun + SESSION + Duration::from_secs(3));
     assert!(!error.is_fatal() && error.to_string().contains("group.instance.id"), "{error}");
     // What is told meanwhile is no reason to end: the member goes on asking.
-    let answer = BeatAnswer { error: code::UNRELEASED_INSTANCE_ID, ..BeatAnswer::default() };
-    let meanwhile = Answer::Beat(answer).trouble().unwrap();
+    let answer =
+        ConsumerHeartbeatAnswer { error: code::UNRELEASED_INSTANCE_ID, ..ConsumerHeartbeatAnswer::default() };
+    let meanwhile = Answer::ConsumerHeartbeat(answer).trouble().unwrap();
     assert!(meanwhile.is_retriable() && !error.is_retriable(), "{meanwhile}");
     assert!(meanwhile.to_string().contains("group.instance.id"), "{meanwhile}");
 }
@@ -154,8 +159,9 @@ fn an_answer_without_an_epoch_or_an_interval_is_not_followed() {
 
     let mut bench = Bench::joining();
     let (token, _) = bench.beat();
-    let answer = BeatAnswer { epoch: 1, interval: Duration::ZERO, ..BeatAnswer::default() };
-    bench.member.handle_answer(bench.now, token, Ok(Answer::Beat(answer)));
+    let answer =
+        ConsumerHeartbeatAnswer { epoch: 1, interval: Duration::ZERO, ..ConsumerHeartbeatAnswer::default() };
+    bench.member.handle_answer(bench.now, token, Ok(Answer::ConsumerHeartbeat(answer)));
     bench.quiet();
     assert!(bench.member.poll_timeout().unwrap() > bench.now, "it does not beat without a pause");
 }
@@ -193,8 +199,8 @@ fn a_heartbeat_that_hangs_is_given_up_while_another_can_still_save_the_session()
     ] {
         let mut bench = Bench::joining_with(|settings| settings.request_timeout = request_timeout);
         let (token, _) = bench.beat();
-        let answer = BeatAnswer { epoch: 1, interval, ..BeatAnswer::default() };
-        bench.member.handle_answer(bench.now, token, Ok(Answer::Beat(answer)));
+        let answer = ConsumerHeartbeatAnswer { epoch: 1, interval, ..ConsumerHeartbeatAnswer::default() };
+        bench.member.handle_answer(bench.now, token, Ok(Answer::ConsumerHeartbeat(answer)));
         bench.pass_to_timeout();
         assert_eq!(bench.patient_beat().2, patience);
     }

@@ -1,6 +1,6 @@
 //! Whether the user polls, and otherwise since when not (KIP-62). Pure.
 //!
-//! It must never count the time within a poll as absence.
+//! Time within a poll must never count towards `max.poll.interval.ms`.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::time::Instant;
 
 /// What a membership knows of the user's polls.
 #[derive(Debug, Clone)]
-pub(super) struct Presence {
+pub(super) struct Liveness {
     max_poll_interval: Duration,
     /// Somebody is in a poll.
     is_polled: bool,
@@ -16,7 +16,7 @@ pub(super) struct Presence {
     away_since: Option<Instant>,
 }
 
-impl Presence {
+impl Liveness {
     pub(super) fn new(max_poll_interval: Duration, now: Instant) -> Self {
         Self { max_poll_interval, is_polled: false, away_since: Some(now) }
     }
@@ -54,7 +54,7 @@ impl Presence {
         }
     }
 
-    /// The poll interval has passed: whoever polled is taken to be gone.
+    /// The poll interval has passed: the user is taken to have stopped polling.
     pub(super) fn give_up(&mut self) {
         self.is_polled = false;
     }
