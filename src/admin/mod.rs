@@ -15,8 +15,9 @@ macro_rules! retry {
                 Ok(($connection, $until)) => async { $attempt }.await,
                 Err(error) => Err(error),
             };
-            if let Some(outcome) = attempts.settle(outcome).await {
-                break outcome;
+            let Err(error) = outcome else { break outcome };
+            if let Err(error) = attempts.pause_after(error).await {
+                break Err(error);
             }
         }
     }};
@@ -35,7 +36,7 @@ pub use self::{
 };
 use crate::{
     cluster::{Cluster, CoordinatorKind, Lane},
-    connection::Connection,
+    connection::{Connection, Unread, api::Outgoing},
     driver,
     error::{Error, ErrorKind, Result, code},
     time::{self, Backoff, Instant, Rng},
@@ -122,10 +123,22 @@ impl KafkaAdmin {
         self.cluster.forget_coordinator(CoordinatorKind::Group, group, broker);
     }
 
+    /// A connection to this broker, or to any that answers.
+    async fn reach(&self, broker: Option<i32>, until: Instant) -> Result<Reached> {
+        let cluster = self.cluster.clone();
+        let reaching = driver::apart(async move {
+            match broker {
+                Some(id) => cluster.connection(id, Lane::Main, until).await,
+                None => cluster.any_connection(until).await,
+            }
+        });
+        reaching.await.map(Reached)
+    }
+
     /// One request to one broker.
     async fn call<R: Api>(&self, broker: i32, request: R, until: Instant) -> Result<R::Response> {
-        let cluster = self.cluster.clone();
-        driver::apart(async move { cluster.call(broker, Lane::Main, request, until).await }).await
+        let connection = self.reach(Some(broker), until).await?;
+        self.cluster.note(broker, connection.call(request, until).await)
     }
 }
 
@@ -138,13 +151,19 @@ impl Reached {
     }
 
     async fn call<R: Api>(&self, request: R, until: Instant) -> Result<R::Response> {
-        self.call_up_to::<{ i16::MAX }, R>(request, until).await
+        self.call_up_to(i16::MAX, request, until).await
     }
 
-    /// As `call`, but not above the version `MAX`.
-    async fn call_up_to<const MAX: i16, R: Api>(&self, request: R, until: Instant) -> Result<R::Response> {
+    /// As `call`, but not above the version `max`.
+    async fn call_up_to<R: Api>(&self, max: i16, request: R, until: Instant) -> Result<R::Response> {
+        let answer = self.ask(Outgoing::up_to(max, request), until).await?;
+        self.0.read::<R>(answer)
+    }
+
+    /// The same for every API, so that its task is compiled once.
+    async fn ask(&self, request: Outgoing, until: Instant) -> Result<Unread> {
         let connection = Arc::clone(&self.0);
-        driver::apart(async move { connection.call_up_to::<MAX, R>(request, until).await }).await
+        driver::apart(async move { connection.ask(request, until).await }).await
     }
 }
 
@@ -176,7 +195,7 @@ impl<'a> Attempts<'a> {
 
     /// A connection to the broker to ask, and until when it may take.
     async fn begin(&mut self) -> Result<(Reached, Instant)> {
-        let cluster = self.admin.cluster.clone();
+        let cluster = &self.admin.cluster;
         let request_timeout = cluster.settings().request_timeout;
         let until = || self.deadline.min(time::now() + request_timeout);
         let (reach_by, broker) = (
@@ -188,36 +207,29 @@ impl<'a> Attempts<'a> {
                 At::Coordinator(group) => Some(self.admin.coordinator(group, until()).await?),
             },
         );
-        let reaching = driver::apart(async move {
-            match broker {
-                Some(id) => cluster.connection(id, Lane::Main, reach_by).await,
-                None => cluster.any_connection(reach_by).await,
-            }
-        });
-        let reached = reaching.await.map(|connection| (Reached(connection), until()));
+        let reached = self.admin.reach(broker, reach_by).await.map(|connection| (connection, until()));
         // Noted also if it cannot be reached, so that it is forgotten: another broker may coordinate by now.
         self.broker = broker;
         reached
     }
 
-    /// The outcome of the call; `None` after the pause before another attempt.
-    async fn settle<T>(&mut self, outcome: Result<T>) -> Option<Result<T>> {
-        let error = match outcome {
-            Err(error) if self.patience.is_passing(&error) => error,
-            outcome => return Some(outcome),
-        };
+    /// Waits before another attempt; the call's error where none may help.
+    async fn pause_after(&mut self, error: Error) -> Result<()> {
+        if !self.patience.is_passing(&error) {
+            return Err(error);
+        }
         let cluster = &self.admin.cluster;
         if let (At::Coordinator(group), Some(broker)) = (self.at, self.broker) {
             self.admin.forget_coordinator(group, broker);
         }
         let next = time::now() + self.backoff.next(&mut self.rng);
         if next >= self.deadline {
-            return Some(Err(out_of_time(error, cluster.settings().default_api_timeout)));
+            return Err(out_of_time(error, cluster.settings().default_api_timeout));
         }
         // Another controller or leader may be known by then.
         cluster.refresh();
         tokio::time::sleep_until(next).await;
-        None
+        Ok(())
     }
 }
 

@@ -107,7 +107,7 @@ impl KafkaAdmin {
                 wire::OffsetFetchRequest { group_id: kafka_string(group), topics: None, ..Default::default() }
             };
             // Later versions name topics by their ids.
-            committed_offsets(group, connection.call_up_to::<9, _>(request, until).await?)
+            committed_offsets(group, connection.call_up_to(9, request, until).await?)
         })
     }
 

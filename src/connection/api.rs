@@ -76,7 +76,7 @@ pub(crate) enum ChannelError {
 }
 
 /// A request to be sent, of whatever API: what sends it is compiled once.
-pub(super) struct Outgoing {
+pub(crate) struct Outgoing {
     pub(super) api: &'static Row,
     /// The highest version in which the request means what the caller means.
     max: i16,
@@ -84,7 +84,7 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn up_to<R: Api>(max: i16, request: R) -> Self {
+    pub(crate) fn up_to<R: Api>(max: i16, request: R) -> Self {
         Self { api: Row::of::<R>(), max, body: Box::new(request) }
     }
 

@@ -137,6 +137,13 @@ impl ThrottleTotals {
     }
 }
 
+/// An answer that is here and not yet read.
+pub(crate) struct Unread {
+    answer: Answer,
+    /// What the stream has read of it past the messenger.
+    whole: Option<Bytes>,
+}
+
 impl Connection {
     /// Connects, authenticates and learns the broker's versions, all before `deadline`.
     ///
@@ -173,33 +180,37 @@ impl Connection {
         request: R,
         deadline: Instant,
     ) -> impl Future<Output = Result<R::Response>> + Send {
-        self.call_up_to::<{ i16::MAX }, R>(request, deadline)
+        self.call_up_to(i16::MAX, request, deadline)
     }
 
-    /// As [`call`](Self::call), in version `MAX` at most: for a request that means something else in higher ones.
+    /// As [`call`](Self::call), in version `max` at most: for a request that means something else in higher ones.
     ///
     /// # Errors
     /// As [`call`](Self::call).
     ///
     /// # Cancel safety
     /// As [`call`](Self::call).
-    pub(crate) fn call_up_to<const MAX: i16, R: Api>(
+    pub(crate) fn call_up_to<R: Api>(
         &self,
+        max: i16,
         request: R,
         deadline: Instant,
     ) -> impl Future<Output = Result<R::Response>> + Send {
         // The request is put on the heap first, or the future would hold it: allocators are slow above some 1,000 bytes.
-        self.ask(Outgoing::up_to(MAX, request), deadline).map(|asked| {
-            let (answer, whole) = asked?;
-            let answer = answer.decode::<R>(whole);
-            let answer = answer.map_err(|error| self.call_error(Row::of::<R>(), error))?;
-            self.handle_throttle(R::NAME, R::throttle_time_ms(&answer));
-            Ok(answer)
-        })
+        self.ask(Outgoing::up_to(max, request), deadline).map(|answer| self.read::<R>(answer?))
     }
 
-    /// Waits for the turn of a request, and then for its answer; with what the stream has read of it past the messenger.
-    async fn ask(&self, request: Outgoing, deadline: Instant) -> Result<(Answer, Option<Bytes>)> {
+    /// Reads the answer that [`ask`](Self::ask) has brought, and takes note of the pause that the broker asks for in it.
+    pub(crate) fn read<R: Api>(&self, Unread { answer, whole }: Unread) -> Result<R::Response> {
+        let answer = answer.decode::<R>(whole);
+        let answer = answer.map_err(|error| self.call_error(Row::of::<R>(), error))?;
+        self.handle_throttle(R::NAME, R::throttle_time_ms(&answer));
+        Ok(answer)
+    }
+
+    /// The part of [`call_up_to`](Self::call_up_to) that is the same for every API, and so compiled once: waits for the turn of
+    /// a request, and then for its answer.
+    pub(crate) async fn ask(&self, request: Outgoing, deadline: Instant) -> Result<Unread> {
         let api = request.api;
         let slot = request.is_read_whole().then(Arc::<Slot>::default);
         let request = pin!(self.channel.send(request));
@@ -212,7 +223,7 @@ impl Connection {
             match tokio::time::timeout_at(until, &mut asking).await {
                 Ok(Ok(answer)) => {
                     self.answered.store(true, Ordering::Relaxed);
-                    return Ok((answer, slot.and_then(|slot| slot.take())));
+                    return Ok(Unread { answer, whole: slot.and_then(|slot| slot.take()) });
                 }
                 Ok(Err(error)) => break self.call_error(api, error),
                 Err(_) => match self.later(&begun, deadline, patient).filter(|later| *later > until) {
@@ -229,7 +240,7 @@ impl Connection {
         self.order.paused_before()
     }
 
-    /// Sends a request that the broker does not answer: a Produce request with `acks=0`, in version `MAX` at most. Waits until
+    /// Sends a request that the broker does not answer: a Produce request with `acks=0`, in version `max` at most. Waits until
     /// it is written.
     ///
     /// # Errors
@@ -237,14 +248,15 @@ impl Connection {
     ///
     /// # Cancel safety
     /// As [`call`](Self::call).
-    pub(crate) async fn send_unanswered<const MAX: i16, R: Api>(
+    pub(crate) async fn send_unanswered<R: Api>(
         &self,
+        max: i16,
         request: R,
         deadline: Instant,
     ) -> Result<()> {
         let begun = self.begin();
         let _in_flight = self.enter(Row::of::<R>(), begun.at)?;
-        let mut request = pin!(self.channel.send(Outgoing::up_to(MAX, request)));
+        let mut request = pin!(self.channel.send(Outgoing::up_to(max, request)));
         let mut turn = self.order.turn(&self.notices);
         let patient = self.is_patient(begun.at, deadline);
         let mut until = deadline;

@@ -95,9 +95,9 @@ impl KafkaConsumer {
                 requests::find_committed(&shared, None, &asked, &ids, deadline).await
             });
             let found = found.await;
-            let found = found.and_then(|found| all_found("OffsetFetch", partitions.iter(), &found));
-            if let Some(outcome) = insisting.settle(found).await {
-                break outcome?;
+            match found.and_then(|found| all_found("OffsetFetch", partitions.iter(), &found)) {
+                Err(error) => insisting.pause_after(error).await?,
+                Ok(found) => break found,
             }
         };
         let offset = |FoundOffset { offset, leader_epoch, metadata, .. }: FoundOffset| {

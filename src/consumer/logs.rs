@@ -98,8 +98,9 @@ impl KafkaConsumer {
         loop {
             let (shared, topics, asked) = (Arc::clone(&self.shared), topics.clone(), asked.clone());
             let asking = async move { shared.ask_leaders(&topics, &asked, deadline).await };
-            if let Some(outcome) = insisting.settle(driver::apart(asking).await).await {
-                return outcome;
+            match driver::apart(asking).await {
+                Err(error) => insisting.pause_after(error).await?,
+                found => return found,
             }
         }
     }
@@ -147,12 +148,11 @@ impl<'a> Retrying<'a> {
         Self { shared, deadline, backoff, rng: settings.environment.rng() }
     }
 
-    /// The outcome of the look-up; `None` after the pause before another attempt.
-    pub(super) async fn settle<T>(&mut self, outcome: Result<T>) -> Option<Result<T>> {
-        let error = match outcome {
-            Err(error) if error.is_retriable() => error,
-            done => return Some(done),
-        };
+    /// Waits before another attempt; the look-up's error where none may help.
+    pub(super) async fn pause_after(&mut self, error: Error) -> Result<()> {
+        if !error.is_retriable() {
+            return Err(error);
+        }
         if let Some(group) = &self.shared.settings.group_id
             && error.code().is_some_and(|code| is_moved(code.0))
         {
@@ -162,10 +162,10 @@ impl<'a> Retrying<'a> {
         self.shared.cluster.refresh();
         let next = time::now() + self.backoff.next(&mut self.rng);
         if next >= self.deadline {
-            return Some(Err(error));
+            return Err(error);
         }
         tokio::time::sleep_until(next).await;
-        None
+        Ok(())
     }
 }
 

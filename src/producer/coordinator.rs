@@ -200,10 +200,8 @@ impl Caller {
             topics: topics.collect(),
         };
         // From version 5 on, the group's coordinator adds itself to the transaction (KIP-890).
-        let answer = match self.version2 {
-            true => connection.call(request, deadline).await?,
-            false => connection.call_up_to::<4, _>(request, deadline).await?,
-        };
+        let max = if self.version2 { i16::MAX } else { 4 };
+        let answer = connection.call_up_to(max, request, deadline).await?;
         let mut answered = Vec::new();
         for topic in &answer.topics {
             for partition in &topic.partitions {
@@ -233,10 +231,8 @@ impl Caller {
             producer_epoch: identity.epoch,
             committed,
         };
-        let answer = match self.version2 {
-            true => connection.call(request, deadline).await?,
-            false => connection.call_up_to::<4, _>(request, deadline).await?,
-        };
+        let max = if self.version2 { i16::MAX } else { 4 };
+        let answer = connection.call_up_to(max, request, deadline).await?;
         check("EndTxn", answer.error_code)?;
         // Earlier versions of the answer name no producer id.
         Ok(Reply::Ended(match self.version2 && answer.producer_id >= 0 {

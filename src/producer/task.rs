@@ -240,7 +240,7 @@ impl Task {
                 // By name, because no answer would say that the topic was made again, and records would go on to an id
                 // that is gone.
                 let (wire_request, deadline) = shared.wire_request(&mut request);
-                let written = connection.send_unanswered::<BY_NAME, _>(wire_request, deadline).await;
+                let written = connection.send_unanswered(BY_NAME, wire_request, deadline).await;
                 Event::Written(request, written.map_err(|error| error.with_broker(id)))
             });
             return self.start(work).await;
@@ -258,11 +258,12 @@ impl Task {
             // Made here, or the future would hold it.
             let (wire_request, deadline) = shared.wire_request(&mut request);
             // From version 12 on a partition joins the transaction by being written to (KIP-890).
-            let answer = match (version1, by_id) {
-                (true, _) => connection.call_up_to::<11, _>(wire_request, deadline).await,
-                (false, false) => connection.call_up_to::<BY_NAME, _>(wire_request, deadline).await,
-                (false, true) => connection.call(wire_request, deadline).await,
+            let max = match (version1, by_id) {
+                (true, _) => 11,
+                (false, false) => BY_NAME,
+                (false, true) => i16::MAX,
             };
+            let answer = connection.call_up_to(max, wire_request, deadline).await;
             let paused = connection.paused_so_far().saturating_sub(paused);
             let answer = answer.map_err(|error| error.with_broker(request.leader));
             Event::Answered(request, answer, paused)

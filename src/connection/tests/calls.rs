@@ -130,8 +130,8 @@ async fn a_request_that_is_not_answered_returns_when_it_is_written_and_the_conne
     let settings = settings();
     let client = async {
         let connection = dial(&address, &settings).await.unwrap();
-        connection.send_unanswered::<12, _>(wire::ProduceRequest::default(), soon()).await.unwrap();
-        connection.send_unanswered::<12, _>(wire::ProduceRequest::default(), soon()).await.unwrap();
+        connection.send_unanswered(12, wire::ProduceRequest::default(), soon()).await.unwrap();
+        connection.send_unanswered(12, wire::ProduceRequest::default(), soon()).await.unwrap();
         connection.call(wire::HeartbeatRequest::default(), soon()).await.unwrap();
         assert!(!connection.is_closed());
         assert_eq!(connection.in_flight(), 0);

@@ -197,7 +197,7 @@ async fn a_pause_is_no_time_out_of_what_nobody_answers() {
         connection.call(wire::HeartbeatRequest::default(), deadline()).await.unwrap();
         let begun = now();
         let request = wire::ProduceRequest::default();
-        connection.send_unanswered::<12, _>(request, deadline()).await.unwrap();
+        connection.send_unanswered(12, request, deadline()).await.unwrap();
         assert!(begun.elapsed() > settings.request_timeout && !connection.is_closed());
     };
     against(server, client).await;
@@ -230,7 +230,7 @@ async fn lose_a_peer_that_stops_reading(is_answered: bool) {
         let deadline = now() + settings.request_timeout;
         let error = match is_answered {
             true => connection.call(request, deadline).await.map(|_| ()),
-            false => connection.send_unanswered::<12, _>(request, deadline).await,
+            false => connection.send_unanswered(12, request, deadline).await,
         };
         let error = error.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
@@ -264,7 +264,7 @@ async fn a_failed_call_says_whether_anything_of_it_was_written() {
         let error = beat(second).await.unwrap_err();
         assert!(error.kind() == ErrorKind::Timeout && error.is_unsent(), "{error}");
         let request = wire::ProduceRequest::default();
-        let error = connection.send_unanswered::<12, _>(request, now() + second).await.unwrap_err();
+        let error = connection.send_unanswered(12, request, now() + second).await.unwrap_err();
         assert!(error.kind() == ErrorKind::Timeout && error.is_unsent(), "{error}");
         // It is read, and the connection ends.
         let error = beat(10 * second).await.unwrap_err();

@@ -61,10 +61,8 @@ pub(in crate::consumer) async fn fetch(shared: &Shared, action: FetchAction) -> 
         rack_id: rack.map(kafka_string).unwrap_or_default(),
         ..Default::default()
     };
-    let answer = match by_id {
-        true => connection.call(request, deadline).await,
-        false => connection.call_up_to::<BY_NAME, _>(request, deadline).await,
-    };
+    let max = if by_id { i16::MAX } else { BY_NAME };
+    let answer = connection.call_up_to(max, request, deadline).await;
     shared.cluster.note(action.broker, answer)
 }
 

@@ -53,10 +53,8 @@ pub(in crate::consumer) async fn commit(
     };
     let deadline = of_one_request(shared, commit.deadline);
     let (broker, connection) = coordinator(shared, Lane::Main, deadline).await?;
-    let answer = match ids.are_known() {
-        true => connection.call(request, deadline).await,
-        false => connection.call_up_to::<OFFSETS_BY_NAME, _>(request, deadline).await,
-    };
+    let max = if ids.are_known() { i16::MAX } else { OFFSETS_BY_NAME };
+    let answer = connection.call_up_to(max, request, deadline).await;
     let answer = noted(shared, broker, answer)?;
     let mut codes = Vec::new();
     for topic in answer.topics {
@@ -141,10 +139,8 @@ pub(in crate::consumer) async fn find_committed(
     // does not read twice. As in Java this holds for `read_uncommitted` too: it concerns the group's own transactions,
     // not those that the records are of.
     request.require_stable = version >= 7;
-    let answer = match ids.are_known() {
-        true => connection.call(request, deadline).await,
-        false => connection.call_up_to::<OFFSETS_BY_NAME, _>(request, deadline).await,
-    };
+    let max = if ids.are_known() { i16::MAX } else { OFFSETS_BY_NAME };
+    let answer = connection.call_up_to(max, request, deadline).await;
     read_committed(noted(shared, broker, answer)?, group_id, &ids)
 }
 
