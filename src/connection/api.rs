@@ -204,14 +204,19 @@ pub(super) struct Answer {
 impl Answer {
     /// `whole` is what really came after the correlation id, if the stream kept it from the messenger.
     pub(super) fn decode<R: Api>(self, whole: Option<Bytes>) -> Result<R::Response, ChannelError> {
-        let failed = |error| ChannelError::Decode(format!("version {}: {error}", self.version));
-        let body = match whole {
-            Some(whole) if self.is_flexible => wire::skip_tags(whole).map_err(failed)?,
-            Some(whole) => whole,
-            None => self.body,
-        };
-        let version = R::answer_version(self.version, &body);
-        R::decode(body, version).map_err(failed)
+        let asked = self.version;
+        let read = self.into_body(whole).and_then(|body| {
+            let version = R::answer_version(asked, &body);
+            R::decode(body, version)
+        });
+        read.map_err(|error| unreadable(asked, &error))
+    }
+
+    fn into_body(self, whole: Option<Bytes>) -> Result<Bytes, wire::WireError> {
+        match whole {
+            Some(whole) if self.is_flexible => wire::skip_tags(whole),
+            whole => Ok(whole.unwrap_or(self.body)),
+        }
     }
 }
 
@@ -250,6 +255,10 @@ impl ReadVersionedType<Cursor<Vec<u8>>> for Answer {
         body.advance(start);
         Ok(Self { body, is_flexible: start > CORRELATION_ID, version: version.0.0 })
     }
+}
+
+fn unreadable(version: i16, error: &wire::WireError) -> ChannelError {
+    ChannelError::Decode(format!("version {version}: {error}"))
 }
 
 fn malformed_write(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> WriteVersionedError {

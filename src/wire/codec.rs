@@ -161,16 +161,25 @@ impl Reader {
         Ok(Some(length))
     }
 
-    /// Memory for `count` elements, which is bounded for the whole message.
-    fn reserve<T>(&mut self, count: usize) -> Result<Vec<T>, WireError> {
-        let needed = count.saturating_mul(size_of::<T>());
+    /// Allows memory for `count` elements of this size; it is bounded for the whole message.
+    #[inline(never)]
+    fn reserve(&mut self, count: usize, size: usize) -> Result<(), WireError> {
+        let needed = count.saturating_mul(size);
         let Some(rest) = self.memory.checked_sub(needed) else {
             return Err(self.error(format!(
                 "{count} elements would take {needed} bytes, far more than what the answer has"
             )));
         };
         self.memory = rest;
-        Ok(Vec::with_capacity(count))
+        Ok(())
+    }
+
+    /// Nothing may be left over after a message.
+    pub(super) fn finish(&self) -> Result<(), WireError> {
+        match self.left() {
+            0 => Ok(()),
+            left => Err(WireError::new("", format!("{left} bytes are left over after the message"))),
+        }
     }
 
     /// The tagged fields at the end of a structure (KIP-482). `known` reads the field of a tag and says so; what it does not
@@ -546,7 +555,8 @@ impl<T: Read> Read for Vec<T> {
 
     fn read_nullable(reader: &mut Reader) -> Result<Option<Self>, WireError> {
         let Some(count) = reader.length(T::MIN_SIZE, i32::read)? else { return Ok(None) };
-        let mut elements = reader.reserve(count)?;
+        reader.reserve(count, size_of::<T>())?;
+        let mut elements = Vec::with_capacity(count);
         for _ in 0..count {
             elements.push(T::read(reader)?);
         }

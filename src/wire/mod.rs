@@ -195,10 +195,8 @@ fn encode(message: &impl Write, version: i16, flexible: bool, out: &mut Vec<u8>)
 fn decode<T: Read>(bytes: Bytes, version: i16, flexible: bool, holds_records: bool) -> Result<T, WireError> {
     let mut reader = Reader::new(bytes, version, flexible, holds_records);
     let message = T::read(&mut reader)?;
-    match reader.left() {
-        0 => Ok(message),
-        left => Err(WireError::new("", format!("{left} bytes are left over after the message"))),
-    }
+    reader.finish()?;
+    Ok(message)
 }
 
 /// What follows the tagged fields that `bytes` begin with: those of an answer's header (KIP-482), of which none is known.

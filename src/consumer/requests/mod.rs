@@ -19,8 +19,8 @@ use super::Shared;
 use crate::{
     cluster::{CoordinatorKind, Lane, TopicId, kafka_string},
     connection::{
-        Connection,
-        api::{Api, wire},
+        Connection, Unread,
+        api::{Api, Outgoing, wire},
     },
     error::{Error, ErrorKind, Result},
     record::TopicPartition,
@@ -54,10 +54,22 @@ async fn to_coordinator<R: Api>(
     request: R,
     deadline: Instant,
 ) -> Result<R::Response> {
+    let request = Outgoing::up_to(i16::MAX, request);
+    let (broker, connection, answer) = ask_coordinator(shared, lane, request, deadline).await?;
+    noted(shared, broker, connection.read::<R>(answer))
+}
+
+/// The part of [`to_coordinator`] that is the same for every API.
+async fn ask_coordinator(
+    shared: &Shared,
+    lane: Lane,
+    request: Outgoing,
+    deadline: Instant,
+) -> Result<(i32, Arc<Connection>, Unread)> {
     let (broker, connection) = coordinator(shared, lane, deadline).await?;
     let answer = tokio::select! {
         biased;
-        answer = connection.call(request, deadline) => answer,
+        answer = connection.ask(request, deadline) => answer,
         error = ceases_to_coordinate(shared, broker), if lane == Lane::Group => {
             connection.end();
             Err(error)
@@ -67,7 +79,7 @@ async fn to_coordinator<R: Api>(
         // Requests on this connection would wait behind the unanswered one, for as long as the poll interval.
         connection.end();
     }
-    noted(shared, broker, answer)
+    noted(shared, broker, answer).map(|answer| (broker, connection, answer))
 }
 
 /// A coordinator may hold a join back for the whole poll interval, because other members may take that long. A broker that
