@@ -216,7 +216,7 @@ impl Error {
     /// another protocol on the port stay until somebody changes a setting. A certificate that is not valid yet passes: the
     /// clock of a machine that has just booted may be behind.
     pub fn is_retriable(&self) -> bool {
-        self.0.passes.unwrap_or(match self.0.kind {
+        self.0.passes.unwrap_or_else(|| match self.0.kind {
             ErrorKind::Connect(_) | ErrorKind::Disconnected | ErrorKind::Timeout => true,
             ErrorKind::Broker(code) => code.is_retriable(),
             _ => false,

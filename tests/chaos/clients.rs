@@ -172,7 +172,7 @@ pub(crate) async fn read_commits(world: &World, kafka: &KafkaInstance, admin: &K
     let consumer =
         kafka.get_consumer_with(Vec::<&str>::new(), |c| c.enable_auto_commit(false)).await.unwrap();
     let described = admin.describe_topics([OFFSETS]).await.unwrap();
-    let partitions = described.into_iter().flat_map(|(_, topic)| topic.unwrap().partitions);
+    let partitions = described.into_values().flat_map(|topic| topic.unwrap().partitions);
     let partitions: Vec<_> = partitions.map(|at| TopicPartition::new(OFFSETS, at.partition)).collect();
     let ends = consumer.end_offsets(partitions.iter().cloned()).await.unwrap();
     consumer.assign(partitions.iter().cloned()).unwrap();
