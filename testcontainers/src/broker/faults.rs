@@ -153,9 +153,9 @@ pub(super) struct Asked<'a> {
     pub(super) client: &'a str,
 }
 
-/// What the faults do to one request.
+/// The faults that one request meets.
 #[derive(Debug, Default, Clone, PartialEq)]
-pub(super) struct Fate {
+pub(super) struct InjectedFaults {
     pub(super) effect: Option<Effect>,
     /// Errors after the effect, for one topic each.
     pub(super) topics_after: BTreeMap<String, ResponseError>,
@@ -164,7 +164,7 @@ pub(super) struct Fate {
     pub(super) throttle: Duration,
 }
 
-impl Fate {
+impl InjectedFaults {
     fn add(&mut self, effect: Effect) {
         match effect {
             Effect::Delay(time) => self.delay += time,
@@ -272,35 +272,35 @@ impl Faults {
     }
 
     /// Counts the request and says what becomes of it as a whole.
-    pub(super) fn fate(&self, asked: Asked<'_>, random: &Random) -> Fate {
+    pub(super) fn for_request(&self, asked: Asked<'_>, random: &Random) -> InjectedFaults {
         let mut rules = self.rules();
         *rules.requests.entry(asked.api).or_default() += 1;
-        let mut fate = Fate::default();
-        rules.strike(asked, None, random).into_iter().for_each(|effect| fate.add(effect));
-        fate
+        let mut injected = InjectedFaults::default();
+        rules.strike(asked, None, random).into_iter().for_each(|effect| injected.add(effect));
+        injected
     }
 
-    /// What the rules say of one topic of the request: the error that is to be told, if any; the rest goes into `fate`.
+    /// What the rules say of one topic of the request: the error that is to be told, if any; the rest goes into `injected`.
     pub(super) fn topic_error(
         &self,
         asked: Asked<'_>,
         topic: &str,
         random: &Random,
-        fate: &mut Fate,
+        injected: &mut InjectedFaults,
     ) -> Option<ResponseError> {
         let mut error = None;
         for effect in self.rules().strike(asked, Some(topic), random) {
             match effect {
                 Effect::Error(told) => error = Some(told),
                 Effect::ErrorAfter(told) => {
-                    fate.topics_after.insert(topic.to_owned(), told);
+                    injected.topics_after.insert(topic.to_owned(), told);
                 }
                 // Not applied to this topic; what the answer says does not matter, as there will be none.
                 Effect::DisconnectBefore | Effect::Silence => {
                     error = Some(ResponseError::UnknownServerError);
-                    fate.add(effect);
+                    injected.add(effect);
                 }
-                other => fate.add(other),
+                other => injected.add(other),
             }
         }
         error
@@ -338,7 +338,7 @@ mod tests {
     const PRODUCE: Asked<'static> = Asked { api: ApiKey::Produce as i16, broker: 1, client: "c" };
 
     fn struck(faults: &Faults, random: &Random, times: usize) -> Vec<bool> {
-        (0..times).map(|_| faults.fate(PRODUCE, random).effect.is_some()).collect()
+        (0..times).map(|_| faults.for_request(PRODUCE, random).effect.is_some()).collect()
     }
 
     #[test]
@@ -370,9 +370,9 @@ mod tests {
         faults.inject(Fault::anywhere().times(1).effect(Effect::DisconnectAfter));
         faults.inject(Fault::anywhere().times(1).effect(Effect::Corrupt));
         faults.inject(Fault::on(ApiKey::Produce).effect(Effect::Delay(second)));
-        let first = faults.fate(PRODUCE, &random);
+        let first = faults.for_request(PRODUCE, &random);
         assert_eq!((first.effect, first.delay), (Some(Effect::DisconnectAfter), second * 2));
-        assert_eq!(faults.fate(PRODUCE, &random).effect, Some(Effect::Corrupt));
+        assert_eq!(faults.for_request(PRODUCE, &random).effect, Some(Effect::Corrupt));
     }
 
     #[test]
@@ -392,10 +392,10 @@ mod tests {
         let (faults, random) = (Faults::default(), Random::new(1));
         let timed_out = ResponseError::RequestTimedOut;
         faults.inject(Fault::on(ApiKey::Produce).topic("t").effect(Effect::ErrorAfter(timed_out)));
-        let mut fate = faults.fate(PRODUCE, &random);
-        assert_eq!(faults.topic_error(PRODUCE, "u", &random, &mut fate), None);
-        assert_eq!(faults.topic_error(PRODUCE, "t", &random, &mut fate), None);
-        assert_eq!(fate.topics_after.get("t"), Some(&timed_out));
-        assert_eq!(fate.effect, None);
+        let mut injected = faults.for_request(PRODUCE, &random);
+        assert_eq!(faults.topic_error(PRODUCE, "u", &random, &mut injected), None);
+        assert_eq!(faults.topic_error(PRODUCE, "t", &random, &mut injected), None);
+        assert_eq!(injected.topics_after.get("t"), Some(&timed_out));
+        assert_eq!(injected.effect, None);
     }
 }

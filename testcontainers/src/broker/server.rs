@@ -15,7 +15,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::api::{self, Call};
 use super::cluster::Shared;
-use super::faults::{Asked, Effect};
+use super::faults::{Asked, Effect, InjectedFaults};
 use super::network::Breaker;
 use super::random::Random;
 use super::sasl::Login;
@@ -291,8 +291,8 @@ impl Connection {
         }
         self.pass().await;
         let asked = Asked { api: key, broker: self.broker, client: &client_id };
-        let fate = self.shared.faults.fate(asked, &self.shared.random);
-        let error = match fate.effect {
+        let injected = self.shared.faults.for_request(asked, &self.shared.random);
+        let error = match injected.effect {
             Some(Effect::DisconnectBefore) => return Err(Close),
             Some(Effect::Silence) => std::future::pending().await,
             Some(Effect::Error(error)) => Some(error),
@@ -310,17 +310,26 @@ impl Connection {
             client_host: self.peer.host.clone(),
             user: self.login.user().to_owned(),
             error,
-            fate: Mutex::new(fate),
+            injected: Mutex::new(injected),
         };
         let answer = api::dispatch(&call, body, &mut self.login).await?;
-        let fate = call.fate.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let injected = call.injected.into_inner().unwrap_or_else(PoisonError::into_inner);
         self.shared.faults.wait_while_held(key).await;
-        if !fate.delay.is_zero() {
-            tokio::time::sleep(fate.delay).await;
+        self.send_off(answer, injected).await
+    }
+
+    /// The answer as the faults injected into its request let it leave.
+    async fn send_off(
+        &self,
+        answer: Option<BytesMut>,
+        injected: InjectedFaults,
+    ) -> Result<Option<Answer>, Close> {
+        if !injected.delay.is_zero() {
+            tokio::time::sleep(injected.delay).await;
         }
         let Some(mut frame) = answer else { return Ok(None) };
         let mut close = false;
-        match fate.effect {
+        match injected.effect {
             Some(Effect::DisconnectBefore | Effect::DisconnectAfter) => return Err(Close),
             Some(Effect::Silence | Effect::SilenceAfter) => std::future::pending().await,
             Some(Effect::Truncate(bytes)) => {
@@ -330,7 +339,7 @@ impl Connection {
             Some(Effect::Corrupt) => corrupt(&mut frame, &self.shared.random),
             _ => {}
         }
-        Ok(Some(Answer { frame, close, trickle: fate.trickle, mute: fate.throttle }))
+        Ok(Some(Answer { frame, close, trickle: injected.trickle, mute: injected.throttle }))
     }
 }
 

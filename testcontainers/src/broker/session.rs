@@ -1,4 +1,4 @@
-//! Fetch sessions of one broker (KIP-227): which partitions a client fetches and what it was last told of them.
+//! Fetch sessions of one broker (KIP-227): which partitions a client fetches, and what was last sent to it of each.
 //!
 //! Pure: no clock, no I/O. The cache is bounded; idle sessions make room, and their clients start new ones.
 
@@ -22,7 +22,7 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// By its id where it has one, also when that has lost its name since.
+    /// Whether both name the same partition: by topic id where there is one, even if the topic has lost its name since.
     fn is_same(&self, other: &Self) -> bool {
         let named = self.topic_id.is_nil() && other.topic_id.is_nil();
         self.partition == other.partition
@@ -39,13 +39,13 @@ pub(super) struct Wanted {
     pub(super) leader_epoch: i32,
 }
 
-/// High watermark, log start and last stable offset as last told.
-pub(super) type Told = Option<(i64, i64, i64)>;
+/// High watermark, log start and last stable offset as last sent to the client.
+pub(super) type LastSent = Option<(i64, i64, i64)>;
 
 #[derive(Debug)]
 struct Session {
     epoch: i32,
-    partitions: BTreeMap<Key, (Wanted, Told)>,
+    partitions: BTreeMap<Key, (Wanted, LastSent)>,
     /// Where the next answer begins, so that a full answer does not starve the partitions at the end.
     next: usize,
     used: Now,
@@ -58,7 +58,7 @@ pub(super) struct Plan {
     pub(super) session_id: i32,
     /// An incremental answer leaves out the partitions without news.
     pub(super) incremental: bool,
-    pub(super) partitions: Vec<(Key, Wanted, Told)>,
+    pub(super) partitions: Vec<(Key, Wanted, LastSent)>,
 }
 
 /// The sessions of one broker.
@@ -97,10 +97,10 @@ impl FetchSessions {
             session.partitions.retain(|known, _| !known.is_same(key));
         }
         for (key, wanted) in wanted {
-            let told = session.partitions.get(&key).and_then(|p| p.1);
+            let sent = session.partitions.get(&key).and_then(|p| p.1);
             // It may have been deleted since, and have no name any more.
             session.partitions.retain(|known, _| *known == key || !known.is_same(&key));
-            session.partitions.insert(key, (wanted, told));
+            session.partitions.insert(key, (wanted, sent));
         }
         let start = session.next.checked_rem(session.partitions.len()).unwrap_or(0);
         session.next = start + 1;
@@ -132,9 +132,9 @@ impl FetchSessions {
     }
 
     /// Remembers what the answer says of a partition; `None` makes the next answer name it again.
-    pub(super) fn told(&mut self, id: i32, key: &Key, told: Told) {
+    pub(super) fn set_last_sent(&mut self, id: i32, key: &Key, sent: LastSent) {
         if let Some(partition) = self.sessions.get_mut(&id).and_then(|s| s.partitions.get_mut(key)) {
-            partition.1 = told;
+            partition.1 = sent;
         }
     }
 }

@@ -194,7 +194,7 @@ impl Read<'_> {
             if self.plan.session_id != 0
                 && let Some(node) = cluster.nodes.get_mut(&self.call.broker)
             {
-                node.sessions.told(self.plan.session_id, key, now);
+                node.sessions.set_last_sent(self.plan.session_id, key, now);
             }
             push(&mut response, self.call.version, key, data);
         }

@@ -52,7 +52,7 @@ use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use super::Listener;
 use super::acls::{Operation, Resource};
 use super::cluster::{Cluster, Kind, Shared};
-use super::faults::{Asked, Effect, Fate};
+use super::faults::{Asked, Effect, InjectedFaults};
 use super::profile::Profile;
 use super::quotas::Quota;
 use super::sasl::Login;
@@ -127,7 +127,7 @@ pub(super) struct Call<'a> {
     /// What a fault makes of the whole request.
     pub(super) error: Option<ResponseError>,
     /// What faults do to the connection once the request was handled.
-    pub(super) fate: Mutex<Fate>,
+    pub(super) injected: Mutex<InjectedFaults>,
 }
 
 impl Call<'_> {
@@ -137,10 +137,10 @@ impl Call<'_> {
 
     /// The fault's error for this topic. Ask once per topic and request: asking uses it up.
     fn error_for(&self, topic: &str) -> Option<ResponseError> {
-        let mut fate = self.fate.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut injected = self.injected.lock().unwrap_or_else(PoisonError::into_inner);
         let random = &self.shared.random;
-        let injected =
-            self.error.or_else(|| self.shared.faults.topic_error(self.asked(), topic, random, &mut fate));
+        let faults = &self.shared.faults;
+        let error = self.error.or_else(|| faults.topic_error(self.asked(), topic, random, &mut injected));
         let operation = match self.api {
             ApiKey::Produce | ApiKey::AddPartitionsToTxn => Operation::Write,
             ApiKey::Fetch | ApiKey::OffsetCommit | ApiKey::TxnOffsetCommit => Operation::Read,
@@ -153,7 +153,7 @@ impl Call<'_> {
             let resource = Resource::Topic(topic.to_owned());
             self.denies(&resource, operation).then_some(ResponseError::TopicAuthorizationFailed)
         };
-        injected.or_else(denied)
+        error.or_else(denied)
     }
 
     /// Is the caller denied this?
@@ -168,10 +168,10 @@ impl Call<'_> {
 
     /// The error that a fault tells although the request was applied. Ask after [`Self::error_for`].
     fn error_after(&self, topic: &str) -> Option<ResponseError> {
-        let fate = self.fate.lock().unwrap_or_else(PoisonError::into_inner);
-        match fate.effect {
+        let injected = self.injected.lock().unwrap_or_else(PoisonError::into_inner);
+        match injected.effect {
             Some(Effect::ErrorAfter(error)) => Some(error),
-            _ => fate.topics_after.get(topic).copied(),
+            _ => injected.topics_after.get(topic).copied(),
         }
     }
 
@@ -242,11 +242,11 @@ impl Call<'_> {
     /// For how long the client must wait now, by its quotas and by faults. Asking counts the request; `answered` are the
     /// bytes of a fetch.
     fn throttle_ms(&self, answered: usize) -> i32 {
-        let mut fate = self.fate.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut injected = self.injected.lock().unwrap_or_else(PoisonError::into_inner);
         let mut quotas = self.shared.quotas.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.shared.clock.now();
         let mut used = |quota, amount| {
-            fate.throttle = fate.throttle.max(quotas.used(now, quota, &self.client_id, amount));
+            injected.throttle = injected.throttle.max(quotas.used(now, quota, &self.client_id, amount));
         };
         used(Quota::Requests, 1);
         match self.api {
@@ -254,7 +254,7 @@ impl Call<'_> {
             ApiKey::Fetch => used(Quota::FetchBytes, answered),
             _ => {}
         }
-        i32::try_from(fate.throttle.as_millis()).unwrap_or(i32::MAX)
+        i32::try_from(injected.throttle.as_millis()).unwrap_or(i32::MAX)
     }
 }
 

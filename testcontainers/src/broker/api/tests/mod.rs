@@ -15,9 +15,9 @@ use super::super::log::tests::batch;
 use super::super::{EmbeddedBroker, Listener};
 use super::*;
 
+mod faults;
 mod groups;
 mod transactions;
-mod weather;
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
