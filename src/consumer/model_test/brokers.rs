@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use bytes::BytesMut;
 
-use super::{CALM, Event, PARTITIONS, WEATHER, World, seconds};
+use super::{CALM, Event, FAULTS_LAST, PARTITIONS, World, seconds};
 use crate::{
     batch::{BatchBuilder, Compressor, Stamp},
     cluster::{Metadata, kafka_string},
@@ -117,7 +117,7 @@ impl World {
                 for end in &mut self.ends {
                     *end += self.rng.below(4) as i64;
                 }
-                if now + seconds(20) < self.start + WEATHER + CALM {
+                if now + seconds(20) < self.start + FAULTS_LAST + CALM {
                     self.after(Duration::from_millis(900), Event::Produce);
                 }
             }

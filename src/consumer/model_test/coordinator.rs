@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{Event, PARTITIONS, WEATHER, World, key};
+use super::{Event, FAULTS_LAST, PARTITIONS, World, key};
 use crate::{
     consumer::offsets::CommitAction,
     error::code,
@@ -81,8 +81,8 @@ impl World {
                 let mut ours: Vec<TopicPartition> = Vec::new();
                 if error == 0 {
                     group.completing = false;
-                    let calm = self.now >= self.start + WEATHER;
-                    group.ours = (0..PARTITIONS).filter(|_| calm || self.rng.below(3) > 0).collect();
+                    let is_over = self.now >= self.start + FAULTS_LAST;
+                    group.ours = (0..PARTITIONS).filter(|_| is_over || self.rng.below(3) > 0).collect();
                     group.blocked = group.claim.difference(&group.ours).copied().collect();
                     ours.extend(group.ours.iter().map(|number| key(*number)));
                     for number in group.ours.difference(&group.claim) {
@@ -167,7 +167,7 @@ impl World {
 
     /// The other member works, and the group does as it likes.
     pub(super) fn others(&mut self) {
-        if self.is_calm() && self.group.ours.len() < PARTITIONS as usize {
+        if self.faults_are_over() && self.group.ours.len() < PARTITIONS as usize {
             self.group.rebalances = true;
         }
         if self.chance(3) {

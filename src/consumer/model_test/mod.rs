@@ -34,7 +34,7 @@ use crate::{
 };
 
 const PARTITIONS: i32 = 3;
-const WEATHER: Duration = Duration::from_secs(90);
+const FAULTS_LAST: Duration = Duration::from_secs(90);
 const CALM: Duration = Duration::from_secs(90);
 const POLL_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -178,13 +178,13 @@ impl World {
         Duration::from_millis(1 + self.rng.below(most) as u64)
     }
 
-    fn is_calm(&self) -> bool {
-        self.now >= self.start + WEATHER
+    fn faults_are_over(&self) -> bool {
+        self.now >= self.start + FAULTS_LAST
     }
 
-    /// One in so many, while the weather lasts.
+    /// One in so many, while faults last.
     fn chance(&mut self, one_in: usize) -> bool {
-        !self.is_calm() && self.rng.below(one_in) == 0
+        !self.faults_are_over() && self.rng.below(one_in) == 0
     }
 
     fn gone() -> Error {
@@ -192,7 +192,7 @@ impl World {
     }
 
     fn run(mut self) {
-        let end = self.start + WEATHER + CALM;
+        let end = self.start + FAULTS_LAST + CALM;
         let mut turns = 0;
         while self.now < end {
             self.drive();

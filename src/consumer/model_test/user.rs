@@ -81,7 +81,7 @@ impl World {
         }
         self.go_elsewhere();
         self.poll();
-        if self.style == Style::Commit && (self.is_calm() || self.rng.below(3) == 0) {
+        if self.style == Style::Commit && (self.faults_are_over() || self.rng.below(3) == 0) {
             self.commit();
         }
     }
@@ -90,7 +90,7 @@ impl World {
     pub(super) fn acknowledge(&mut self) {
         let out = std::mem::take(&mut self.out);
         for (key, life, offset) in out {
-            if !self.is_calm() && self.rng.below(3) == 0 {
+            if !self.faults_are_over() && self.rng.below(3) == 0 {
                 self.out.push((key, life, offset));
                 continue;
             }
@@ -122,7 +122,7 @@ impl World {
             self.core.seek(self.now, &key(number), Phase::AwaitingReset(ResetTo::Latest)).unwrap();
         } else if self.chance(20) {
             self.core.set_paused(&[key(number)], true).unwrap();
-        } else if self.rng.below(4) == 0 || self.is_calm() {
+        } else if self.rng.below(4) == 0 || self.faults_are_over() {
             self.core.set_paused(&[key(number)], false).unwrap();
         }
     }

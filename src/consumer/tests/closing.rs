@@ -1,4 +1,4 @@
-//! The end of a consumer, in good and bad weather.
+//! The end of a consumer, with and without failures.
 
 use super::*;
 

@@ -41,7 +41,7 @@ fn batch_fault(world: &mut World, sent: &Sent) -> Option<Answer> {
 
 /// What passes by itself: no record need fail for it. A batch is refused up to eight times in a row, with codes that leave open
 /// whether it is written and with others, and may be written at each of these times.
-fn passing_fault(world: &mut World, sent: &Sent, stubborn: &mut Stubborn, is_new: bool) -> Option<Answer> {
+fn retriable_fault(world: &mut World, sent: &Sent, stubborn: &mut Stubborn, is_new: bool) -> Option<Answer> {
     let raw = batch::split(sent.batch.bytes.clone()).next().unwrap().unwrap();
     let place = (sent.partition.partition, raw.producer_epoch(), raw.base_sequence());
     let (code, left) = stubborn.entry(place).or_insert_with(|| {
@@ -70,25 +70,25 @@ fn passing_fault(world: &mut World, sent: &Sent, stubborn: &mut Stubborn, is_new
     refused(*code)
 }
 
-/// What goes wrong in a world.
+/// Which faults a world has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Weather {
+enum FaultKind {
     /// Everything.
-    Storm,
-    /// What passes, and no broker forgets what it has: every record is written.
-    Passing,
+    Any,
+    /// Those after which a batch is sent again, and no broker loses data: every record is written.
+    Retriable,
 }
 
 fn run(seed: u64) {
     let mut rng = Rng::new(seed.wrapping_mul(7919) + 1);
-    let weather = if seed.is_multiple_of(2) { Weather::Storm } else { Weather::Passing };
+    let kind = if seed.is_multiple_of(2) { FaultKind::Any } else { FaultKind::Retriable };
     let partitions = 1 + rng.below(3);
     let mut limits = limits(true);
-    if weather == Weather::Storm && rng.below(4) == 0 {
+    if kind == FaultKind::Any && rng.below(4) == 0 {
         limits.delivery_timeout = Duration::from_millis(400);
     }
     // A transaction is aborted once a record has failed: of these only what passes.
-    limits.transactional = weather == Weather::Passing && rng.below(3) == 0;
+    limits.transactional = kind == FaultKind::Retriable && rng.below(3) == 0;
     let asks = i64::from(!limits.transactional);
     let mut world = World::new(seed, partitions, limits);
     if rng.below(2) == 0 {
@@ -99,7 +99,7 @@ fn run(seed: u64) {
     let mut faults = 5 + rng.below(30);
     let mut lives = if rng.below(3) == 0 { 1 + rng.below(3) } else { 0 };
     // Some are closed in the middle of whatever there is.
-    let mut left = if weather == Weather::Storm && rng.below(4) == 0 { rng.below(800) } else { usize::MAX };
+    let mut left = if kind == FaultKind::Any && rng.below(4) == 0 { rng.below(800) } else { usize::MAX };
     let is_closed = left < usize::MAX;
     let mut stubborn = Stubborn::new();
     // What is answered in time, and what is on its way for long.
@@ -125,10 +125,10 @@ fn run(seed: u64) {
         let any = connections.get(rng.below(connections.len().max(1))).copied().unwrap_or(1);
         let connection = if rng.below(4) > 0 && connections.contains(&favourite) { favourite } else { any };
         let is_fault = faults > 0 && rng.below(4) == 0;
-        let mut fault = |world: &mut World, sent: &Sent| match weather {
-            Weather::Storm if is_fault => batch_fault(world, sent),
-            Weather::Storm => None,
-            Weather::Passing => passing_fault(world, sent, &mut stubborn, is_fault),
+        let mut fault = |world: &mut World, sent: &Sent| match kind {
+            FaultKind::Any if is_fault => batch_fault(world, sent),
+            FaultKind::Any => None,
+            FaultKind::Retriable => retriable_fault(world, sent, &mut stubborn, is_fault),
         };
         if !is_fault {
             match rng.below(4) < slowness {
@@ -138,7 +138,7 @@ fn run(seed: u64) {
             continue;
         }
         faults -= 1;
-        if weather == Weather::Storm && lives > 0 && rng.below(8) == 0 {
+        if kind == FaultKind::Any && lives > 0 && rng.below(8) == 0 {
             lives -= 1;
             world.make_again();
             continue;
@@ -153,15 +153,15 @@ fn run(seed: u64) {
                     world.learn_leaders();
                 }
             }
-            3 if weather == Weather::Storm => world.logs[rng.below(partitions)].restart_cleanly(),
+            3 if kind == FaultKind::Any => world.logs[rng.below(partitions)].restart_cleanly(),
             4 => {
                 world.lose(connection);
-                if weather == Weather::Storm {
+                if kind == FaultKind::Any {
                     world.logs.iter_mut().for_each(Log::restart_cleanly);
                 }
             }
             // A batch in parts, and those behind it that come in late, are more than a broker remembers.
-            5 if weather == Weather::Storm || world.sender.counts().splits == 0 => {
+            5 if kind == FaultKind::Any || world.sender.counts().splits == 0 => {
                 if !world.late.is_empty() {
                     let place = rng.below(world.late.len());
                     let late = world.late.remove(place);
@@ -182,7 +182,7 @@ fn run(seed: u64) {
     for late in std::mem::take(&mut world.late) {
         world.apply_late(late);
     }
-    if weather == Weather::Passing {
+    if kind == FaultKind::Retriable {
         assert_eq!(world.asked, asks, "seed {seed}: another producer id");
         for (_, id, delivery) in &mut deliveries {
             let error = delivery.now_or_never().and_then(Result::err);
