@@ -33,6 +33,26 @@ macro_rules! serialize_fields {
 }
 pub(crate) use serialize_fields;
 
+/// The longest text of a request, in bytes. Brokers close the connection on a longer one.
+pub(crate) const LONGEST_TEXT: usize = i16::MAX as usize;
+
+/// Whether this can be asked about as the name of a topic. What is wrong with it otherwise, brokers say.
+///
+/// # Errors
+/// `InvalidArgument`. One question is about all topics of a client, so that a name that cannot be written, or on which brokers
+/// close the connection, would keep every other topic from being asked about.
+#[inline]
+pub(crate) fn check_topic(name: &str) -> Result<()> {
+    match name.len() {
+        1..=LONGEST_TEXT => Ok(()),
+        0 => Err(Error::new(ErrorKind::InvalidArgument, "the topic's name is empty")),
+        length => {
+            let text = format!("the topic's name has {length} bytes, and none has more than 249");
+            Err(Error::new(ErrorKind::InvalidArgument, text).with_topic(name))
+        }
+    }
+}
+
 /// A partition of a topic.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TopicPartition {
@@ -355,6 +375,25 @@ impl OffsetAndMetadata {
     pub fn with_leader_epoch(mut self, leader_epoch: i32) -> Self {
         self.leader_epoch = Some(leader_epoch);
         self
+    }
+
+    /// Whether it can be committed for this partition.
+    pub(crate) fn check(&self, partition: &TopicPartition) -> Result<()> {
+        let wrong = |text: &str| {
+            Error::new(ErrorKind::InvalidArgument, text)
+                .with_topic(Arc::clone(&partition.topic))
+                .with_partition(partition.partition)
+                .with_offset(self.offset)
+        };
+        if self.offset < 0 {
+            return Err(wrong("a negative offset cannot be committed"));
+        }
+        if self.metadata.len() > LONGEST_TEXT {
+            let hint =
+                format!("brokers take 4096 bytes (offset.metadata.max.bytes), and a request {LONGEST_TEXT}");
+            return Err(wrong("the text committed with an offset is too long").with_hint(hint));
+        }
+        check_topic(&partition.topic)
     }
 }
 

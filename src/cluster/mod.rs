@@ -39,6 +39,7 @@ use crate::{
     error::{Error, ErrorCode, ErrorKind, Result, Stage, code},
     pattern::Pattern,
     race,
+    record::check_topic,
     sorted::Set,
     time::{self, Backoff, Instant},
     watch,
@@ -226,14 +227,15 @@ impl Cluster {
     /// Has topics followed for `metadata.max.idle.ms`, and waits until each can be used.
     ///
     /// # Errors
-    /// The broker's error for a topic that waiting will not mend, asked for again before it is believed; a setting that is
-    /// wrong at once; and [`ErrorKind::Timeout`] with the last cause at the deadline.
+    /// `InvalidArgument` for a name that no topic can have; the broker's error for a topic that waiting will not mend, asked for
+    /// again before it is believed; a setting that is wrong at once; and [`ErrorKind::Timeout`] with the last cause at the deadline.
     pub(crate) async fn require_topics(
         &self,
         topics: &[Arc<str>],
         create: Create,
         deadline: Instant,
     ) -> Result<Arc<Metadata>> {
+        topics.iter().try_for_each(|topic| check_topic(topic))?;
         let mut health = self.shared.health.subscribe();
         let (begun, known) = (health.borrow_and_update().attempts, self.metadata().version);
         self.shared.refresh().touch(time::now(), topics);

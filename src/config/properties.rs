@@ -10,6 +10,7 @@ use super::{
     },
     url,
 };
+use crate::record::LONGEST_TEXT;
 
 /// What a property's value looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +58,6 @@ pub(crate) struct Property {
     pub(crate) doc: &'static str,
 }
 
-/// The longest text that a request holds.
-const LONGEST_TEXT: usize = i16::MAX as usize;
 const INT: i64 = i32::MAX as i64;
 const LONG: i64 = i64::MAX;
 /// Java lets these be `Long.MAX_VALUE`; the longest pause kept is 24 days, so that deadlines never overflow.

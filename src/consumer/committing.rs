@@ -216,30 +216,15 @@ impl Future for Committing {
     }
 }
 
-/// The longest text of a request.
-const LONGEST_TEXT: usize = i16::MAX as usize;
-
 fn checked<O: Into<OffsetAndMetadata>>(
     offsets: impl IntoIterator<Item = (TopicPartition, O)>,
     since: Since,
 ) -> Result<Offsets> {
     let mut checked = Offsets::new();
     for (key, offset) in offsets {
-        let OffsetAndMetadata { offset, leader_epoch, metadata, origin } = offset.into();
-        let wrong = |text: &str| {
-            Error::new(ErrorKind::InvalidArgument, text)
-                .with_topic(Arc::clone(&key.topic))
-                .with_partition(key.partition)
-                .with_offset(offset)
-        };
-        if offset < 0 {
-            return Err(wrong("a negative offset cannot be committed"));
-        }
-        if metadata.len() > LONGEST_TEXT {
-            let hint =
-                format!("brokers take 4096 bytes (offset.metadata.max.bytes), and a request {LONGEST_TEXT}");
-            return Err(wrong("the text committed with an offset is too long").with_hint(hint));
-        }
+        let offset: OffsetAndMetadata = offset.into();
+        offset.check(&key)?;
+        let OffsetAndMetadata { offset, leader_epoch, metadata, origin } = offset;
         let leader_epoch = leader_epoch.unwrap_or(-1);
         let since = origin.life().map_or(since, |life| Since::Records(Life::numbered(life)));
         checked.insert(key, Offset { offset, leader_epoch, metadata, since, ..Offset::default() });

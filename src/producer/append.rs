@@ -16,7 +16,7 @@ use crate::{
     cluster::{Create, Metadata},
     driver,
     error::{Error, ErrorKind, Result},
-    record::ProducerRecord,
+    record::{ProducerRecord, check_topic},
     time::{self, Instant},
     watch,
 };
@@ -137,9 +137,7 @@ impl Shared {
     }
 
     fn check<'a>(&self, record: &'a ProducerRecord<'_>) -> Result<Parts<'a>> {
-        if record.topic.is_empty() {
-            return Err(Error::new(ErrorKind::InvalidArgument, "the topic's name is empty"));
-        }
+        check_topic(record.topic)?;
         let (key, value) = (record.key.map_or(0, <[u8]>::len), record.value.map_or(0, <[u8]>::len));
         let size_bound = batch::record_size_bound(key, value, &record.headers);
         if size_bound + batch::BATCH_HEADER_LEN > self.settings.max_request_size {

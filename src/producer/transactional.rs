@@ -314,8 +314,9 @@ impl Transaction<'_> {
     /// that a member that has lost its partitions meanwhile is refused.
     ///
     /// # Errors
-    /// An error that [requires to abort](Error::requires_abort), such as that of a group that was rebalanced;
-    /// [`ErrorKind::Timeout`] after `max.block.ms`.
+    /// [`ErrorKind::InvalidArgument`] for a negative offset or a text above 32,767 bytes; one that
+    /// [requires to abort](Error::requires_abort), such as that of a group that was rebalanced; [`ErrorKind::Timeout`] after
+    /// `max.block.ms`.
     ///
     /// # Cancel safety
     /// If dropped before it returned, the offsets may or may not be part of the transaction: abort it.
@@ -350,13 +351,7 @@ impl Transaction<'_> {
         if offsets.is_empty() {
             return Ok(None);
         }
-        if let Some((partition, OffsetAndMetadata { offset, .. })) =
-            offsets.iter().find(|(_, to)| to.offset < 0)
-        {
-            return Err(Error::new(ErrorKind::InvalidArgument, format!("the offset {offset} is negative"))
-                .with_topic(Arc::clone(&partition.topic))
-                .with_partition(partition.partition));
-        }
+        offsets.iter().try_for_each(|(partition, offset)| offset.check(partition))?;
         let offsets = Offsets { group: group.clone(), offsets };
         self.producer.transactions()?.lock().handle_offsets(offsets).map(Some)
     }

@@ -269,9 +269,10 @@ impl<'a> Writer<'a> {
         self.put(&value.to_le_bytes()[..1]);
     }
 
-    /// A length or a count. `small`: the fixed form has two bytes, as with strings.
+    /// A length or a count. `small`: the fixed form has two bytes, as with strings. Brokers hold the other form to the same
+    /// limit: they close the connection on a longer string.
     fn length(&mut self, length: usize, small: bool) -> Result<(), WireError> {
-        let limit = if small && !self.flexible { i32::from(i16::MAX) } else { i32::MAX - 1 };
+        let limit = if small { i32::from(i16::MAX) } else { i32::MAX - 1 };
         match i32::try_from(length) {
             Ok(length) if length <= limit => self.signed_length(length, small),
             _ => {

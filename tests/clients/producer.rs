@@ -718,8 +718,16 @@ on_every_backend! {
         let bytes_as_key = BTreeMap::from([(vec![1u8], 1)]);
         let error = producer.send(&topic, &bytes_as_key).await.unwrap_err();
         assert_eq!((error.kind(), error.topic()), (ErrorKind::Json, Some(&*topic)), "{error}");
-        let error = producer.send("", &1).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+        for impossible in [String::new(), "n".repeat(32_768)] {
+            let error = producer.send(&impossible, &1).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+            let error = producer.try_send(ProducerRecord::new(&impossible)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+            let error = producer.partitions_for(&impossible).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+            let subscribed = kafka.get_consumer([&topic, &impossible]).await;
+            assert_eq!(subscribed.unwrap_err().kind(), ErrorKind::InvalidArgument);
+        }
         for partition in [3, -1, i32::MAX] {
             let error = producer.send(&topic, &1).partition(partition).await.unwrap_err();
             assert_eq!((error.kind(), error.partition()), (ErrorKind::InvalidArgument, Some(partition)), "{error}");
@@ -730,8 +738,9 @@ on_every_backend! {
         let large = "x".repeat(1_100_000);
         let error = producer.send_record(ProducerRecord::new(&topic).value(&large)).await.unwrap_err();
         assert!(error.to_string().contains("max.request.size"), "{error}");
-        // None of it has harmed the producer.
+        // None of it has harmed the producer, which learns of other topics as well.
         producer.send(&topic, &1).await.unwrap().await.unwrap();
+        assert_eq!(producer.partitions_for(&backend.topic("another", 2).await).await.unwrap(), 2);
         producer.close().await.unwrap();
     }
 }

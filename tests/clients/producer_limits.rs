@@ -14,8 +14,8 @@ use std::{
 };
 
 use dtkafka::{
-    Acks, Connecting, Delivery, ErrorKind, IsolationLevel, KafkaConfig, KafkaInstance, KafkaProducer,
-    NewTopic, ProducerRecord, Transport,
+    Acks, Connecting, ConsumerGroupMetadata, Delivery, ErrorKind, IsolationLevel, KafkaConfig, KafkaInstance,
+    KafkaProducer, NewTopic, OffsetAndMetadata, ProducerRecord, TopicPartition, Transport,
 };
 use dtkafka_testcontainers::{
     EmbeddedBroker,
@@ -451,6 +451,24 @@ async fn a_body_that_panics_in_the_instances_transaction_leaves_nothing_open_and
     until(|| broker.open_transactions() == 0).await;
     kafka.transaction(async |transaction| transaction.send(TOPIC, &2).await.map(drop)).await.unwrap();
     assert_eq!(log(&broker, 0), [1, 2], "the first was written, and aborted");
+}
+
+#[tokio::test]
+async fn offsets_that_cannot_be_committed_are_refused_and_cost_neither_transaction_nor_producer() {
+    let (broker, config) = cluster(1, 1).await;
+    let kafka = KafkaInstance::new(config.set("transactional.id", "copier")).unwrap();
+    let mut producer = kafka.get_transactional_producer().await.unwrap();
+    let group = ConsumerGroupMetadata::of_group("g");
+    let place = TopicPartition::new(TOPIC, 0);
+    let transaction = producer.begin().await.unwrap();
+    for wrong in [OffsetAndMetadata::new(-1), OffsetAndMetadata::new(1).with_metadata("x".repeat(32_768))] {
+        let error = transaction.send_offsets(&group, [(place.clone(), wrong)]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+    }
+    transaction.send_offsets(&group, [(place, 7)]).await.unwrap();
+    transaction.commit().await.unwrap();
+    assert_eq!(broker.committed("g", TOPIC, 0), Some(7));
+    producer.close().await.unwrap();
 }
 
 #[tokio::test]

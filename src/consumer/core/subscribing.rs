@@ -11,7 +11,7 @@ use crate::{
     config::settings::GroupProtocol,
     error::{Error, ErrorKind, Result},
     pattern::{Pattern, invalid},
-    record::TopicPartition,
+    record::{TopicPartition, check_topic},
     time::Instant,
     wire::Uuid,
 };
@@ -91,10 +91,7 @@ impl Core {
         self.check_open()?;
         topics.sort();
         topics.dedup();
-        if let Some(empty) = topics.iter().find(|topic| topic.trim().is_empty()) {
-            let message = format!("a topic to subscribe to has the empty name '{empty}'");
-            return Err(Error::new(ErrorKind::InvalidArgument, message));
-        }
+        topics.iter().try_for_each(|topic| check_topic(topic.trim()))?;
         if matches!(self.mode, Mode::Manual) && !topics.is_empty() {
             return Err(exclusive());
         }
@@ -128,7 +125,8 @@ impl Core {
         if matches!(self.mode, Mode::Topics) {
             return Err(exclusive());
         }
-        if let Some(bad) = partitions.iter().find(|key| key.partition < 0 || key.topic.trim().is_empty()) {
+        partitions.iter().try_for_each(|key| check_topic(key.topic.trim()))?;
+        if let Some(bad) = partitions.iter().find(|key| key.partition < 0) {
             let message = format!("'{bad}' cannot be a partition");
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
