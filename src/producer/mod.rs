@@ -320,8 +320,8 @@ impl KafkaProducer {
     /// reported here, once.
     ///
     /// # Errors
-    /// [`ErrorKind::Closed`] if the producer was closed before. The first error of the records that failed unheard since the
-    /// last flush, with their number.
+    /// The first error of the records that failed unheard since the last flush, with their number. [`ErrorKind::Closed`] if the
+    /// producer was closed before, or the error that has ended it.
     ///
     /// # Cancel safety
     /// Dropping it does not stop the sending.
@@ -338,10 +338,11 @@ impl KafkaProducer {
         for receipt in unresolved {
             receipt.resolved().await;
         }
+        shared.take_unheard()?;
         if *shared.closing.borrow() == Closing::Done {
-            return Err(Error::closed("producer"));
+            return Err(shared.refusal());
         }
-        shared.take_unheard()
+        Ok(())
     }
 
     /// Delivers what was sent, for at most `delivery.timeout.ms`, and ends the producer and all its clones.

@@ -225,6 +225,9 @@ async fn without_the_right_to_write_idempotently_the_producer_says_so_for_good()
     };
     assert!(told.is_fatal() && told.code().map(|code| code.0) == Some(31), "{told}");
     assert!(producer.send(TOPIC, &2).await.unwrap_err().is_fatal());
+    for call in [producer.flush().await, producer.partitions_for(TOPIC).await.map(drop)] {
+        assert_eq!(call.unwrap_err().code().map(|code| code.0), Some(31));
+    }
     // Without idempotence the same broker takes them.
     let producer = producer_with(&broker, |p| p.set("enable.idempotence", false)).await;
     acknowledged(send(&producer, 0, 0..10).await, 0).await;
