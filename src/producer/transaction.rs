@@ -102,6 +102,8 @@ pub(crate) struct Core {
     commit_lost: bool,
     /// An answer is missing of what belongs to a transaction that is over: only a new epoch keeps it out of the next.
     needs_bump: bool,
+    /// There will be no next one.
+    is_closing: bool,
     /// Set while batches that wait in the queues must be failed with this error.
     discard: Option<Error>,
     out: bool,
@@ -129,6 +131,7 @@ impl Core {
             committed: 0,
             commit_lost: false,
             needs_bump: false,
+            is_closing: false,
             discard: None,
             out: false,
             not_before: None,
@@ -145,11 +148,14 @@ impl Core {
         }
     }
 
-    /// No transaction will be begun. If there is no producer id yet it is not asked for again, which would fence a
-    /// producer that has taken over the name.
+    /// No transaction will be begun, so that nobody needs a new epoch. If there is no producer id yet it is not asked for
+    /// again, which would fence a producer that has taken over the name.
     pub(crate) fn handle_close(&mut self) {
-        if matches!(self.state, State::New | State::Initializing) {
-            self.handle_fatal(Error::closed("producer").with_fatal());
+        self.is_closing = true;
+        match self.state {
+            State::New | State::Initializing => self.handle_fatal(Error::closed("producer").with_fatal()),
+            State::Aborting if !self.begun => self.finish(),
+            _ => {}
         }
     }
 
@@ -387,7 +393,7 @@ impl Core {
             self.commit_sent = commit;
             return Some(Call::End { identity, commit });
         }
-        if self.needs_bump && !commit {
+        if self.needs_bump && !commit && !self.is_closing {
             return Some(Call::Init(Some(identity)));
         }
         self.finish();

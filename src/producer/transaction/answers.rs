@@ -107,7 +107,7 @@ impl Core {
                 }
                 // Else `poll_call` asks for a new epoch, and the next transaction waits for it.
                 self.state = State::Aborting;
-                if !self.needs_bump {
+                if !self.needs_bump || self.is_closing {
                     self.finish();
                 }
             }

@@ -78,6 +78,32 @@ fn an_end_that_may_come_in_late_is_kept_out_of_the_next_transaction_by_a_new_epo
 }
 
 #[test]
+fn who_is_closed_waits_for_the_end_of_its_transaction_and_for_no_new_epoch() {
+    for closes_before_the_end_is_told in [false, true] {
+        let mut rig = Rig::open(false);
+        rig.core.handle_sent();
+        rig.core.handle_commit().unwrap();
+        let call = rig.call(idle()).unwrap();
+        rig.reply(&call, Err(Error::new(ErrorKind::Disconnected, "lost")));
+        rig.now += Duration::from_secs(2);
+        let call = rig.call(idle()).unwrap();
+        if closes_before_the_end_is_told {
+            rig.core.handle_close();
+            assert!(!rig.core.is_settled());
+        }
+        rig.reply(&call, Ok(Reply::Ended(None)));
+        let asked = (!closes_before_the_end_is_told).then(|| rig.call(idle()).expect("a new epoch"));
+        rig.core.handle_close();
+        assert!(rig.core.is_settled() && rig.core.outcome(1).unwrap().is_ok());
+        if let Some(call) = asked {
+            rig.reply(&call, Err(broker(code::COORDINATOR_NOT_AVAILABLE)));
+        }
+        rig.now += Duration::from_secs(2);
+        assert!(rig.call(idle()).is_none() && rig.core.is_settled());
+    }
+}
+
+#[test]
 fn an_error_says_that_the_commit_may_stand_where_an_attempt_had_no_clear_answer() {
     let possibly = |rig: &Rig| rig.core.outcome(1).unwrap().unwrap_err().possibly_written();
     for told in [code::PRODUCER_FENCED, code::INVALID_TXN_STATE, code::TRANSACTION_ABORTABLE] {
