@@ -398,15 +398,11 @@ impl Connection {
     fn call_error(&self, api: &Row, error: ChannelError) -> Error {
         match error {
             ChannelError::NoVersion => self.unsupported(api),
-            ChannelError::Encode(text) => Error::new(
-                ErrorKind::InvalidArgument,
-                format!(
-                    "the request cannot be written in version {:?}: {text}",
-                    api.negotiate(&self.versions)
-                ),
-            )
-            .with_api(api.name)
-            .with_address(self.address.to_string()),
+            ChannelError::Encode(text) => {
+                Error::new(ErrorKind::InvalidArgument, format!("the request cannot be written: {text}"))
+                    .with_api(api.name)
+                    .with_address(self.address.to_string())
+            }
             ChannelError::Decode(text) => Error::protocol(format!("the answer cannot be read: {text}"))
                 .with_api(api.name)
                 .with_address(self.address.to_string()),
