@@ -3,7 +3,7 @@
 //! Nothing is allocated, locked or counted atomically per record: the producer's speed is decided here. This file never
 //! decides when a batch is full or sent.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::{
     ATTRIBUTES, BASE_OFFSET, BASE_SEQUENCE, BASE_TIMESTAMP, BATCH_HEADER_LEN, BATCH_LENGTH, CODEC_MASK, CRC,
@@ -63,23 +63,33 @@ impl BatchBuilder {
         }
         self.max_timestamp = self.max_timestamp.max(timestamp_ms);
         let timestamp_delta = timestamp_ms.wrapping_sub(self.base_timestamp);
-        let body = body_size(self.count, timestamp_delta, key, value, headers);
-        // One reservation for the record; the rest is the length and the spare bytes `Varints` copies.
-        self.buffer.reserve(body + 2 * Varints::LEN);
+        let deltas = [zigzag(timestamp_delta), zigzag(i64::from(self.count))];
+        let lengths = [length_of(key), length_of(value)];
+        let (key_bytes, value_bytes) = (key.unwrap_or_default(), value.unwrap_or_default());
 
-        let mut varints = Varints::new();
-        varints.push(body as u64 * 2, &mut self.buffer); // zigzag of a length is its double
-        varints.push(0, &mut self.buffer); // attributes: none are defined
-        varints.push(zigzag(timestamp_delta), &mut self.buffer);
-        varints.push(zigzag(i64::from(self.count)), &mut self.buffer);
-        varints.push_part(key, &mut self.buffer);
-        varints.push_part(value, &mut self.buffer);
-        varints.push(headers.len() as u64 * 2, &mut self.buffer);
-        for header in headers {
-            varints.push_part(Some(header.key.as_bytes()), &mut self.buffer);
-            varints.push_part(header.value.as_deref(), &mut self.buffer);
+        // Before the key stand the attributes (none are defined), both deltas and its length.
+        let head = Short::new(0).then(deltas[0]).then(deltas[1]).then(lengths[0]);
+        let middle = Short::new(lengths[1]);
+        let body = head.len + key_bytes.len() + middle.len + value_bytes.len() + headers_size(headers);
+        let length = body as u64 * 2; // zigzag of a length is its double
+        if (deltas[0] | deltas[1] | lengths[0] | lengths[1] | length) < Short::END {
+            let length = Short::new(length);
+            let prefix = u128::from(length.bytes) | u128::from(head.bytes) << (8 * length.len);
+            put(&mut self.buffer, prefix.to_le_bytes(), length.len + head.len);
+            self.buffer.extend_from_slice(key_bytes);
+            put(&mut self.buffer, middle.bytes.to_le_bytes(), middle.len);
+            self.buffer.extend_from_slice(value_bytes);
+        } else {
+            let body = body_size(self.count, timestamp_delta, key, value, headers);
+            // Once, or the bytes behind a large value would double its buffer.
+            self.buffer.reserve(5 + body);
+            put_long(&mut self.buffer, [body as u64 * 2, 0, deltas[0], deltas[1]], key, value);
         }
-        varints.flush(&mut self.buffer);
+        put_varint(&mut self.buffer, headers.len() as u64 * 2);
+        for header in headers {
+            put_part(&mut self.buffer, Some(header.key.as_bytes()));
+            put_part(&mut self.buffer, header.value.as_deref());
+        }
         self.count += 1;
     }
 
@@ -186,7 +196,6 @@ pub(crate) fn record_size_bound(key_len: usize, value_len: usize, headers: &[Hea
     })
 }
 
-#[inline]
 fn body_size(
     offset_delta: i32,
     timestamp_delta: i64,
@@ -195,16 +204,25 @@ fn body_size(
     headers: &[Header],
 ) -> usize {
     let fixed = 1 + varint_len(zigzag(timestamp_delta)) + varint_len(zigzag(i64::from(offset_delta)));
-    let mut size = fixed + part_size(key) + part_size(value) + varint_len(headers.len() as u64 * 2);
-    for header in headers {
-        size += part_size(Some(header.key.as_bytes())) + part_size(header.value.as_deref());
-    }
-    size
+    fixed + part_size(key) + part_size(value) + headers_size(headers)
+}
+
+#[inline]
+fn headers_size(headers: &[Header]) -> usize {
+    headers.iter().fold(varint_len(headers.len() as u64 * 2), |size, header| {
+        size + part_size(Some(header.key.as_bytes())) + part_size(header.value.as_deref())
+    })
 }
 
 #[inline]
 fn part_size(part: Option<&[u8]>) -> usize {
-    part.map_or(1, |part| varint_len(part.len() as u64 * 2) + part.len())
+    varint_len(length_of(part)) + part.map_or(0, <[u8]>::len)
+}
+
+/// What stands for the length of a part: -1 (zigzag 1) for null.
+#[inline]
+fn length_of(part: Option<&[u8]>) -> u64 {
+    part.map_or(1, |part| part.len() as u64 * 2)
 }
 
 #[inline]
@@ -218,64 +236,61 @@ fn varint_len(value: u64) -> usize {
     ((63 - (value | 1).leading_zeros()) as usize * 9 + 73) / 64
 }
 
-/// Varints on their way into a buffer, gathered in a register: copying all of it and cutting off what is not used costs
-/// less than copying byte by byte, because its length is known when compiling.
-struct Varints {
-    word: u64,
-    /// Bytes used, at most [`Self::LEN`].
+/// Varints of one byte or two each, one after the other in a register: made without a branch, and copied all at once.
+#[derive(Clone, Copy)]
+struct Short {
+    bytes: u64,
     len: usize,
 }
 
-impl Varints {
-    const LEN: usize = 8;
+impl Short {
+    /// Nearly every field of a record is less; of one that is not, nothing here is right.
+    const END: u64 = 0x4000;
 
     #[inline]
-    fn new() -> Self {
-        Self { word: 0, len: 0 }
-    }
-
-    /// Nearly always of one byte or two, which are made without a branch and without a look at the buffer.
-    #[inline]
-    fn push(&mut self, value: u64, buffer: &mut BytesMut) {
-        if value >= 0x4000 || self.len > Self::LEN - 2 {
-            return self.push_long(value, buffer);
-        }
+    fn new(value: u64) -> Self {
         let is_longer = u64::from(value >= 0x80);
-        self.word |= (value & 0x7f | is_longer << 7 | (value >> 7) << 8) << (8 * self.len);
-        self.len += 1 + is_longer as usize;
+        Self { bytes: value & 0x7f | is_longer << 7 | (value & !0x7f) << 1, len: 1 + is_longer as usize }
     }
 
-    /// A part that may be null, whose length is then -1 (zigzag 1).
+    /// With another behind it; there is room for four.
     #[inline]
-    fn push_part(&mut self, part: Option<&[u8]>, buffer: &mut BytesMut) {
-        let Some(part) = part else { return self.push(1, buffer) };
-        self.push(part.len() as u64 * 2, buffer);
-        self.flush(buffer);
-        buffer.extend_from_slice(part);
+    fn then(self, value: u64) -> Self {
+        let next = Self::new(value);
+        Self { bytes: self.bytes | next.bytes << (8 * self.len), len: self.len + next.len }
     }
+}
 
-    /// Byte by byte, with a look at the buffer before each.
-    #[inline(never)]
-    fn push_long(&mut self, mut value: u64, buffer: &mut BytesMut) {
-        loop {
-            if self.len == Self::LEN {
-                self.flush(buffer);
-            }
-            let is_last = value < 0x80;
-            self.word |= (value & 0x7f | u64::from(!is_last) << 7) << (8 * self.len);
-            self.len += 1;
-            value >>= 7;
-            if is_last {
-                return;
-            }
-        }
-    }
+/// Adds the first `len` of the bytes: copying them all and cutting off the rest costs less than copying some, because their
+/// number is known when compiling.
+#[inline]
+fn put<const N: usize>(buffer: &mut BytesMut, bytes: [u8; N], len: usize) {
+    let end = buffer.len() + len;
+    buffer.extend_from_slice(&bytes);
+    buffer.truncate(end);
+}
 
-    #[inline]
-    fn flush(&mut self, buffer: &mut BytesMut) {
-        let end = buffer.len() + self.len;
-        buffer.extend_from_slice(&self.word.to_le_bytes());
-        buffer.truncate(end);
-        *self = Self::new();
+/// A record up to its headers: fields of any size, and the parts.
+#[inline(never)]
+fn put_long(buffer: &mut BytesMut, fields: [u64; 4], key: Option<&[u8]>, value: Option<&[u8]>) {
+    for field in fields {
+        put_varint(buffer, field);
     }
+    put_part(buffer, key);
+    put_part(buffer, value);
+}
+
+/// A part that may be null.
+fn put_part(buffer: &mut BytesMut, part: Option<&[u8]>) {
+    put_varint(buffer, length_of(part));
+    buffer.extend_from_slice(part.unwrap_or_default());
+}
+
+#[inline]
+fn put_varint(buffer: &mut BytesMut, mut value: u64) {
+    while value >= 0x80 {
+        buffer.put_u8(value as u8 | 0x80);
+        value >>= 7;
+    }
+    buffer.put_u8(value as u8);
 }

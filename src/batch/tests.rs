@@ -110,6 +110,23 @@ fn a_wall_clock_that_jumps_within_a_batch_is_kept_record_by_record() {
 }
 
 #[test]
+fn fields_at_the_bounds_of_one_two_and_more_bytes_are_read_as_written() {
+    let sizes = [0, 63, 64, 8_100, 8_185, 8_191, 8_192, 9_000];
+    let deltas = [0, 63, 64, -64, -65, 8_191, 8_192, -8_192, -8_193, i64::MAX, i64::MIN];
+    let part = |size| (size != 63).then(|| vec![b'x'; size]);
+    let record = |(index, (key, value)): (usize, (usize, usize))| Plain {
+        timestamp: deltas[index % deltas.len()],
+        key: part(key),
+        value: part(value),
+        headers: vec![Header::new("trace", vec![1; index % 70]); index % 3],
+    };
+    let pairs = sizes.iter().flat_map(|key| sizes.map(|value| (*key, value)));
+    let records: Vec<_> = pairs.enumerate().map(record).cycle().take(9_000).collect();
+    let encoded = encode(&records, Stamp::NONE, Compression::None, None);
+    assert!(read(encoded.bytes, true).unwrap() == numbered(records));
+}
+
+#[test]
 fn batches_written_by_java_are_read_with_every_codec_and_level() {
     let codecs =
         "none snappy gzip-1 gzip-6 gzip-9 lz4-1 lz4-9 lz4-17 zstd--5 zstd-1 zstd-3 zstd-9 zstd-19 zstd-22";
