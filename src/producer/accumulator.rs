@@ -184,10 +184,11 @@ impl Accumulator {
 
     #[inline]
     fn write(open: &mut OpenBatch, parts: &Parts<'_>, scheduled: &mut bool, wake: bool) -> Appended {
-        let index = open.builder.count();
+        let index = open.builder.count() as u32;
+        // First, because counting a reference waits until all that was written before is in the cache.
+        let delivery = Delivery::new(Arc::clone(&open.receipt), index, parts.timestamp);
         open.builder.append(parts.timestamp, parts.key, parts.value, parts.headers);
-        open.receipt.set_records(index as u32 + 1);
-        let delivery = Delivery::new(Arc::clone(&open.receipt), index as u32, parts.timestamp);
+        open.receipt.set_records(index + 1);
         let schedule = wake && !std::mem::replace(scheduled, true);
         Appended::Done { delivery, wake, schedule }
     }

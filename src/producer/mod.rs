@@ -228,12 +228,12 @@ impl KafkaProducer {
         async move {
             let shared = self.shared();
             if !shared.settings.plugins.interceptors.is_empty() {
-                // Apart, so that the future of those who have none does not grow.
+                // Apart, as is waiting: the future of a record that does neither is small.
                 return Box::pin(shared.append_intercepted(record)).await;
             }
             match shared.append(&record, &mut 0) {
                 Ok(Attempt::Done(delivery)) => Ok(delivery),
-                Ok(Attempt::Wait(wait)) => shared.append_waiting(&record, wait).await,
+                Ok(Attempt::Wait(wait)) => Box::pin(shared.append_waiting(&record, wait)).await,
                 Err(error) => Err(error),
             }
         }

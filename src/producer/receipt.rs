@@ -217,6 +217,7 @@ impl Receipt {
     }
 
     /// Where a record of the batch is.
+    #[inline]
     fn metadata(&self, ack: &Ack, index: u32, timestamp: i64) -> RecordMetadata {
         // An offset beyond `i64` is in no log, and counts as unknown.
         let offset = ack.base_offset.checked_add(i64::from(index));
@@ -254,10 +255,16 @@ impl Receipt {
     }
 
     /// `registered`: the caller's place in the list of those who wait, plus one; 0 while it is not in the list.
+    #[inline]
     fn poll(&self, context: &Context<'_>, registered: &mut u32) -> Poll<&BatchOutcome> {
-        if let Some(outcome) = self.outcome.get() {
-            return Poll::Ready(outcome);
+        match self.outcome.get() {
+            Some(outcome) => Poll::Ready(outcome),
+            None => self.wait(context, registered),
         }
+    }
+
+    #[inline(never)]
+    fn wait(&self, context: &Context<'_>, registered: &mut u32) -> Poll<&BatchOutcome> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         // Checked again under the lock: `resolve` sets the outcome before it takes the list.
         if let Some(outcome) = self.outcome.get() {
