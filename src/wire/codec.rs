@@ -557,7 +557,7 @@ impl<T: Read> Read for Vec<T> {
     fn read_nullable(reader: &mut Reader) -> Result<Option<Self>, WireError> {
         let Some(count) = reader.length(T::MIN_SIZE, i32::read)? else { return Ok(None) };
         reader.reserve(count, size_of::<T>())?;
-        let mut elements = Vec::with_capacity(count);
+        let mut elements = Self::with_capacity(count);
         for _ in 0..count {
             elements.push(T::read(reader)?);
         }
