@@ -1,4 +1,4 @@
-//! The path of every record into its partition's batch, and the slow roads beside it: a topic that is not known, memory that is
+//! The path of every record into its partition's batch, and the slow paths beside it: a topic that is not known, memory that is
 //! short, interceptors. It never sends.
 
 use std::sync::{Arc, PoisonError, atomic::Ordering};
@@ -104,7 +104,7 @@ impl Shared {
         }
     }
 
-    /// The slow road: learns the topic or waits for memory, as often as needed, and looks once for new partitions.
+    /// The slow path: learns the topic or waits for memory, as often as needed, and looks once for new partitions.
     pub(super) async fn append_waiting(
         &self,
         record: &ProducerRecord<'_>,

@@ -6,7 +6,6 @@
 //! queues to choose among them; none is held across an await.
 
 pub(crate) mod accumulator;
-mod apart;
 mod append;
 mod coordinator;
 pub(crate) mod decision;
@@ -20,7 +19,8 @@ mod plugins;
 mod produce;
 pub(crate) mod queue;
 pub(crate) mod receipt;
-mod remedy;
+mod record_errors;
+mod refusal_errors;
 mod send;
 pub(crate) mod sender;
 mod settle;

@@ -11,11 +11,12 @@
 //! while idempotence is on (KIP-98 allows five in flight).
 //!
 //! A topic that was made again has another log, which knows nothing of this producer and takes any sequence for the first
-//! (KIP-516). What is in flight to the old one lands before anything goes to the new one, and there one batch goes alone.
+//! (KIP-516). Everything in flight to the old log is answered before anything is sent to the new one, where the first batch
+//! is sent alone.
 //!
-//! A batch that may be in the log keeps its stamp for ever, and where it is sent again nothing goes behind it before its
-//! answer, which says whether it is there. Where the sequence no longer fits, that goes on as long as nothing older waits; a batch for which
-//! it cannot be found out fails, and its error says that it may be written.
+//! A batch that may be in the log keeps its stamp. It is sent again alone: nothing leaves behind it before its answer, which
+//! says whether it is in the log. If the sequence no longer fits, it is retried only while nothing older waits. A batch of
+//! which it cannot be found out whether it is in the log fails, and its error says that it may be written.
 
 mod closed;
 mod refused;
@@ -68,7 +69,7 @@ pub(crate) struct Aftermath {
     pub(crate) freed: usize,
     /// Buffers that can be used again.
     pub(crate) buffers: Vec<Bytes>,
-    /// What became of batches, to be told.
+    /// The outcomes of batches, with which their receipts are to be resolved.
     pub(crate) resolved: Vec<(Stub, BatchOutcome)>,
     pub(crate) verdicts: Verdicts,
 }

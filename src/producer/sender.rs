@@ -14,7 +14,7 @@ use super::{
     identity::{Identity, NotYet, ProducerIdentity},
     leaders::{Access, Leaders},
     queue::{Aftermath, Batch, Taken},
-    remedy::not_idempotent,
+    refusal_errors::not_idempotent,
     topics::PartitionQueue,
     transaction::{Partitions, says_nothing},
 };

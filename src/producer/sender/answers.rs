@@ -8,11 +8,11 @@ use crate::{
     batch,
     error::{Error, ErrorCode, ErrorKind},
     producer::{
-        apart::{Apart, take_apart},
         decision::{Decision, decide, leaves_open},
         queue::{Aftermath, Batch, Queue, Verdicts},
         receipt::{Ack, BatchOutcome},
-        remedy::{broker_error, not_idempotent},
+        record_errors::{Separated, separate},
+        refusal_errors::{broker_error, not_idempotent},
         topics::PartitionQueue,
         transaction::{CONCURRENT_PAUSE, is_concurrent},
     },
@@ -205,7 +205,7 @@ impl Sender {
                 batch::without(&batch.bytes, drop, &self.compressor, &self.decompressor).ok()
             }
         };
-        let Apart { parts, rest, failed } = take_apart(&batch.receipt, batch.count, &bad, &error);
+        let Separated { parts, rest, failed } = separate(&batch.receipt, batch.count, &bad, &error);
         self.change(now, partition, |queue, aftermath| {
             aftermath.resolved.extend(failed);
             match kept {
