@@ -51,9 +51,9 @@ const HEARD_OF: Duration = Duration::from_secs(1);
 /// Made by [`KafkaInstance::admin`](crate::KafkaInstance::admin). Cheap to clone; all clones share their connections, which
 /// end with the last clone.
 ///
-/// Every call ends by `default.api.timeout.ms` (1 minute), however many brokers it asks. Within it, an answer that calls
-/// for patience, such as that of a broker which is no longer the controller, is asked for again after `retry.backoff.ms`.
-/// A change whose answer was lost is asked for again too. If the repeated request then finds it made already
+/// Every call ends by `default.api.timeout.ms` (1 minute), however many brokers it asks. Within it, a request that
+/// fails with a retriable error, such as that of a broker which is no longer the controller, is repeated after `retry.backoff.ms`.
+/// A change whose answer was lost is repeated too. If the repeated request then finds it made already
 /// (`TopicAlreadyExists`, `UnknownTopicOrPartition`, `GroupIdNotFound`), nobody can tell who has made it; if no answer
 /// comes at all, nobody can tell whether it was made. Such errors say so ([`Error::possibly_written`]).
 ///

@@ -1,5 +1,5 @@
-//! Topics and their settings: create, delete, describe, list. Answers are per topic; only topics whose error calls for
-//! patience are asked about again.
+//! Topics and their settings: create, delete, describe, list. Answers are per topic; only topics with a
+//! retriable error are asked about again.
 
 use std::collections::BTreeMap;
 
@@ -370,7 +370,7 @@ fn sort_out<T>(
     }
 }
 
-/// `UnknownTopicOrPartition` calls for patience when a topic is used, not when it is deleted.
+/// `UnknownTopicOrPartition` is retriable when a topic is used, and final when it is deleted.
 fn is_final(error: &Error) -> bool {
     error.code() == Some(ErrorCode(UNKNOWN_TOPIC_OR_PARTITION))
 }

@@ -36,14 +36,14 @@ pub trait Codec<T>: Clone + Send + Sync + 'static {
     /// Appends the value's bytes to `buffer`, which is empty.
     ///
     /// # Errors
-    /// What cannot be written; nothing is sent then.
+    /// Why the value cannot be written; nothing is sent then.
     fn encode(&self, topic: &str, value: &T, buffer: &mut Vec<u8>) -> Result<(), HandlerError>;
 
     /// Reads a value; `None` is a tombstone.
     ///
     /// # Errors
-    /// What cannot be read; the record takes the road of its [`ErrorPolicy`](crate::ErrorPolicy), without a retry. Keep the
-    /// bytes themselves out of the text: it is logged.
+    /// Why the value cannot be read. The [`ErrorPolicy`](crate::ErrorPolicy) decides about the record, without a retry. Keep
+    /// the bytes themselves out of the text: it is logged.
     fn decode(&self, topic: &str, value: Option<&[u8]>) -> Result<T, HandlerError>;
 }
 

@@ -194,7 +194,7 @@ impl ErrorPolicy {
     /// Key, value and headers are the original ones, and the timestamp is that of the letter, or a topic that keeps
     /// records for a time would delete it at once; the headers `dtkafka-dead-letter-topic`, `-partition`, `-offset`,
     /// `-timestamp`, `-attempts` and `-error` (with all causes) are added, each as text. A record that was read from that
-    /// very topic, or became a dead letter there before, would go round in a circle, and stops the consumer.
+    /// very topic, or became a dead letter there before, would come back without end; it stops the consumer.
     pub fn then_dead_letter(mut self, topic: impl Into<String>) -> Self {
         self.last = Last::DeadLetter(Topic::Named(topic.into().into()));
         self

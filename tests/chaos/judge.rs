@@ -59,7 +59,7 @@ struct Progress {
 
 #[derive(Debug)]
 struct Reading {
-    /// What was committed when it began: what is before is nobody's any more.
+    /// The committed offset when reading began. Records before it need not be handed out any more.
     floor: i64,
     next: Option<i64>,
 }

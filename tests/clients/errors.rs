@@ -23,7 +23,7 @@ const QUICK: Duration = Duration::from_secs(20);
 const WRONG: &str = "hunter2-is-wrong";
 const UNKNOWN_TOPIC_OR_PARTITION: ErrorCode = ErrorCode(3);
 
-/// The same failure through every door.
+/// The error that each kind of client returns with this configuration.
 async fn every_client(config: KafkaConfig) -> [Error; 3] {
     let kafka = KafkaInstance::new(config.set_group_id("group")).unwrap();
     let failing = async {

@@ -34,7 +34,7 @@ pub(crate) struct Facts {
     pub(crate) lossy: bool,
 }
 
-/// Counts requests: a client that asks in circles is a storm.
+/// Counts requests per second, to notice clients that send them in a busy loop.
 pub(crate) async fn watch_requests(world: Arc<World>, clients: u64) {
     let mut before = world.control.total_requests();
     loop {

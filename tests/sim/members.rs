@@ -310,7 +310,7 @@ impl Life<'_> {
             Style::CommitAll if !pending.is_empty() || self.world.is_calm() => {
                 self.commit_all(consumer, pending, rng).await
             }
-            // What could not be committed in the storm is so in the calm.
+            // What could not be committed during the faults is committed after them.
             Style::CommitOffsets if self.world.is_calm() => self.commit_all(consumer, pending, rng).await,
             Style::CommitOffsets if !pending.is_empty() => self.commit_some(consumer, pending, rng).await,
             _ => {}

@@ -79,7 +79,7 @@ const AFTER: &[ResponseError] =
 pub(crate) struct Means {
     /// Records may be lost.
     lossy: bool,
-    /// Nobody else strikes meanwhile: what would lose records together with another strike is allowed.
+    /// No other nemesis acts at the same time: faults are allowed that would lose records together with another fault.
     alone: bool,
 }
 

@@ -12,7 +12,7 @@ use crate::{
     cluster::{metadata::Broker, tests::InMemory},
 };
 
-/// The producer gives back what is idle for too long. Were it handed the same connection again, it would turn in circles
+/// The producer gives back what is idle for too long. Were it handed the same connection again, it would loop
 /// until the timer that closes idle connections comes round.
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_was_idle_for_too_long_is_not_handed_out_again() {

@@ -144,8 +144,8 @@ impl Consumer {
     /// retry topic that the pattern matches is passed over, unless a handler names that topic.
     ///
     /// **A dead letter topic must not match.** One that the policy names is refused if the client can read the pattern;
-    /// one that a closure chooses is your responsibility. A letter that would go in a circle, to a topic that its record
-    /// came from, is not written, and stops the consumer.
+    /// one that a closure chooses is your responsibility. A letter to a topic that its record came from is not
+    /// written, since it would come back without end; it stops the consumer.
     ///
     /// ```no_run
     /// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {

@@ -64,7 +64,7 @@ impl FaultControl {
         self.shared.faults.release(api);
     }
 
-    /// Puts a rule in force. The oldest rule that strikes a request decides; delays, slow answers and throttles add to it.
+    /// Puts a rule in force. The oldest rule that applies to a request decides; delays, slow answers and throttles add to it.
     pub fn inject(&self, fault: Fault) -> FaultId {
         self.shared.faults.inject(fault)
     }

@@ -1,6 +1,6 @@
 //! Fault rules: what goes wrong, for which requests, and how often. Pure but for the seed it is handed.
 //!
-//! A request is shown to the rules once as a whole, and once for each topic it names; the first rule that strikes
+//! A request is shown to the rules once as a whole, and once for each topic it names; the first rule that applies
 //! decides, delays and slow answers add to it. Nothing here touches the cluster's data.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +13,7 @@ use kafka_protocol::messages::ApiKey;
 use super::random::Random;
 use super::watch;
 
-/// What happens to a request that a [`Fault`] strikes.
+/// What happens to a request that a [`Fault`] applies to.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Effect {
@@ -50,7 +50,7 @@ impl Effect {
     }
 }
 
-/// A rule for [`super::FaultControl::inject`]: the requests it looks at, and what happens to those it strikes.
+/// A rule for [`super::FaultControl::inject`]: the requests it looks at, and what happens to those it applies to.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -122,19 +122,19 @@ impl Fault {
         self
     }
 
-    /// Strikes so many times, and is then withdrawn. Default: until withdrawn.
+    /// Applies so many times, and is then withdrawn. Default: until withdrawn.
     pub fn times(mut self, times: u64) -> Self {
         self.times = Some(times);
         self
     }
 
-    /// Strikes with this probability, from 0 to 1, drawn from the broker's seed. Default 1.
+    /// Applies with this probability, from 0 to 1, drawn from the broker's seed. Default 1.
     pub fn probability(mut self, probability: f64) -> Self {
         self.probability = probability;
         self
     }
 
-    /// What happens to a request that it strikes.
+    /// What happens to a request that it applies to.
     pub fn effect(mut self, effect: Effect) -> Self {
         self.effect = effect;
         self
@@ -191,7 +191,7 @@ struct Rules {
 
 impl Rules {
     /// The effects of the rules for this request and topic: at most one that decides, and all that add.
-    fn strike(&mut self, asked: Asked<'_>, topic: Option<&str>, random: &Random) -> Vec<Effect> {
+    fn apply(&mut self, asked: Asked<'_>, topic: Option<&str>, random: &Random) -> Vec<Effect> {
         let mut effects = Vec::new();
         let mut decided = false;
         for rule in &mut self.rules {
@@ -276,7 +276,7 @@ impl Faults {
         let mut rules = self.rules();
         *rules.requests.entry(asked.api).or_default() += 1;
         let mut injected = InjectedFaults::default();
-        rules.strike(asked, None, random).into_iter().for_each(|effect| injected.add(effect));
+        rules.apply(asked, None, random).into_iter().for_each(|effect| injected.add(effect));
         injected
     }
 
@@ -289,7 +289,7 @@ impl Faults {
         injected: &mut InjectedFaults,
     ) -> Option<ResponseError> {
         let mut error = None;
-        for effect in self.rules().strike(asked, Some(topic), random) {
+        for effect in self.rules().apply(asked, Some(topic), random) {
             match effect {
                 Effect::Error(told) => error = Some(told),
                 Effect::ErrorAfter(told) => {
@@ -342,14 +342,14 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_lets_the_first_pass_and_strikes_as_often_as_it_says() {
+    fn a_rule_lets_the_first_pass_and_applies_as_often_as_it_says() {
         let (faults, random) = (Faults::default(), Random::new(1));
         faults.inject(Fault::on(ApiKey::Produce).after(2).times(2).effect(Effect::Silence));
         assert_eq!(struck(&faults, &random, 6), [false, false, true, true, false, false]);
     }
 
     #[test]
-    fn a_rule_for_another_broker_client_or_api_does_not_strike() {
+    fn a_rule_for_another_broker_client_or_api_does_not_apply() {
         let (faults, random) = (Faults::default(), Random::new(1));
         faults.inject(Fault::on(ApiKey::Fetch));
         faults.inject(Fault::anywhere().broker(2));

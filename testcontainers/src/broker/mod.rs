@@ -3,7 +3,8 @@
 //! Good enough that foreign clients produce to it and consume through a group, and made for tests: [`FaultControl`]
 //! breaks it on purpose, [`EmbeddedBroker::feed`] writes, [`EmbeddedBroker::records`] and
 //! [`EmbeddedBroker::committed`] look inside, and two waits end when a program has done its work. Data lives in
-//! memory; a cluster of several brokers shares it, and a replica lags only when it is told to. It shares no code with the client it tests. Not for hostile networks.
+//! memory; a cluster of several brokers shares it, and a replica lags only when a test says so. It shares no code with the
+//! client it tests. Not for hostile networks.
 
 mod acls;
 mod api;

@@ -1,4 +1,4 @@
-//! Brokers that are not the newest Apache Kafka: which requests they answer in which versions, and their manners.
+//! Brokers that are not the newest Apache Kafka: which requests they answer in which versions, and how else they differ.
 
 use kafka_protocol::messages::ApiKey;
 

@@ -204,7 +204,7 @@ fn run_all(scenarios: Vec<Scenario>) {
                 let runtime = runtime.enable_all().start_paused(true).build().unwrap();
                 let _ = told.send(runtime.block_on(scenario.run()));
             });
-            // A panic within it ends its thread; what turns in circles without a request, nothing.
+            // A panic within it ends its thread. A busy loop that sends no request ends nothing, hence the limit.
             match hears.recv_timeout(Duration::from_secs(120)).unwrap_or_else(|error| Err(error.to_string()))
             {
                 Ok(facts) => println!("{name}: {facts}"),
