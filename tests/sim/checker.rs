@@ -1,4 +1,4 @@
-//! The rules, and who broke them: looks at the history, at the log and at what was committed, once the world has ended.
+//! The rules: once the world has ended, the history, the logs and the committed offsets are checked against each of them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,11 +26,11 @@ pub(crate) struct Facts {
     /// Settings that the members of a group share.
     pub(crate) groups: BTreeMap<Arc<str>, Vec<(&'static str, String)>>,
     pub(crate) readers: Vec<readers::Plan>,
-    /// Somebody consumes, transforms and produces exactly once.
+    /// Some members run `ExactlyOnce`.
     pub(crate) exactly: bool,
-    /// Nothing goes wrong in this world.
+    /// No faults are injected.
     pub(crate) peaceful: bool,
-    /// Brokers lose and compact what they have: only that everybody gets on is checked.
+    /// Brokers lose and compact records: then only progress is checked.
     pub(crate) lossy: bool,
 }
 
@@ -138,7 +138,7 @@ pub(crate) fn check(world: &World, facts: &Facts) {
         return;
     }
     let mut events = world.history.events();
-    // A topic that comes and goes is there to disturb.
+    // The topic that is deleted and made again only disturbs the others.
     events.retain(|(_, event)| event.place().is_none_or(|place| world.topics.contains(&place.topic)));
     let views = Views { all: view(world, false), committed: view(world, true) };
     check_log(world, facts, &events, &views.all);

@@ -122,7 +122,7 @@ impl fmt::Display for Event {
     }
 }
 
-/// The history, shared by everybody in a world.
+/// The history, shared by all tasks of a world.
 #[derive(Clone)]
 pub(crate) struct History {
     start: Instant,

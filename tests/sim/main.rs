@@ -1,5 +1,9 @@
 //! Whole clients against a whole broker in one process: streams in memory, paused time, and one seed for everything.
 //!
+//! `world.rs` draws a world (a cluster, its clients, their settings) from a seed and runs it. `nemesis.rs` injects the faults,
+//! over `network.rs`; `producers.rs`, `transactions.rs`, `members.rs`, `readers.rs` and `exactly.rs` are the clients. All of them
+//! write into `history.rs`, and `checker.rs` has the rules that the history must keep: begin there.
+//!
 //! `DTKAFKA_SIM_SEEDS=n` says how many seeds are tried (from `DTKAFKA_SIM_FROM` on, default 0); `DTKAFKA_SIM_SEED=s` replays
 //! one and prints its history, with the client's log at the level of `DTKAFKA_SIM_LOG`. `DTKAFKA_SIM_SECONDS` ends a run
 //! early, and `DTKAFKA_SIM_STOP_AFTER` says after how many broken seeds. `DTKAFKA_SIM_COSTS=1` tells what each seed took.
@@ -38,7 +42,7 @@ use std::{
 
 use world::Report;
 
-/// No world takes longer to compute.
+/// No world takes longer to compute, in real time.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Seeds that found a defect once, and what it was.
@@ -102,8 +106,8 @@ fn tell(report: &Report, with_history: bool) {
     eprintln!("replay it with DTKAFKA_SIM_SEED={} cargo test --test sim no_seed -- --nocapture", report.seed);
 }
 
-/// Ends the process when a world does not end: somebody turns in circles there without waiting, and its time stands still. It
-/// has had the CPU as well then: a machine that is busy with other work ends nobody.
+/// Ends the process when a world does not end, because some task loops without waiting, so that virtual time stands still. This
+/// counts only if the process has used as much CPU time: the machine may be busy with other work.
 fn watch(running: &Mutex<BTreeMap<u64, Instant>>, ended: &mpsc::Receiver<()>) {
     let second = Duration::from_secs(1);
     let mut had = BTreeMap::new();
@@ -116,7 +120,7 @@ fn watch(running: &Mutex<BTreeMap<u64, Instant>>, ended: &mpsc::Receiver<()>) {
             began.elapsed() > PATIENCE && used > PATIENCE
         });
         if let Some((seed, _)) = stuck {
-            eprintln!("seed {seed} does not end: somebody turns in circles in it without waiting");
+            eprintln!("seed {seed} does not end: some task in it loops without waiting");
             std::process::exit(101);
         }
     }

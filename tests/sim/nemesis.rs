@@ -1,4 +1,4 @@
-//! What goes wrong in a world, until the calm: brokers that stop, leaders and coordinators that move, links that are cut,
+//! The faults of a world, until it is calm: brokers that stop, leaders and coordinators that move, links that are cut,
 //! requests that fail, hang or are applied without an answer, topics that grow and go.
 
 use std::{sync::Arc, time::Duration};
@@ -89,7 +89,7 @@ impl Means {
     }
 }
 
-/// Plagues the world until `Duration` has passed.
+/// Injects faults until `Duration` has passed.
 pub(crate) async fn run(world: Arc<World>, lasting: Duration, means: Means, mut rng: Rng) {
     let until = tokio::time::Instant::now() + lasting;
     let pause = *rng.pick(&[200, 1000, 5000]);

@@ -21,7 +21,7 @@ use crate::rng::Rng;
 
 const BUFFER: usize = 16 * 1024;
 
-/// What connections suffer.
+/// How good the connections are.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Conditions {
     /// A piece takes this long, in milliseconds.
@@ -32,7 +32,7 @@ pub(crate) struct Conditions {
     pub(crate) splits: u64,
 }
 
-/// One for all clients of a world.
+/// The network of all clients of a world.
 pub(crate) struct Air {
     network: Network,
     conditions: Conditions,
@@ -85,7 +85,7 @@ impl Air {
     fn latency(&self) -> Duration {
         let (low, mut high) = self.conditions.latency;
         if self.calm.load(Ordering::Relaxed) {
-            // Whoever has the shortest time-outs gets on as well.
+            // Clients with the shortest time-outs make progress as well.
             high = high.min(40);
         }
         self.rng.lock().unwrap().millis(low, high)
@@ -106,7 +106,7 @@ impl Air {
     }
 }
 
-/// The way of one client to the brokers.
+/// The transport of one client.
 #[derive(Clone)]
 pub(crate) struct Wire {
     pub(crate) air: Arc<Air>,

@@ -74,14 +74,14 @@ impl Plan {
     }
 }
 
-/// Sends everything, and ends. Every record's fate is in the history when this returns.
+/// Sends everything, and ends. The outcome of every record is in the history when this returns.
 pub(crate) async fn run(world: Arc<World>, plan: Plan, mut rng: Rng) {
     let history = &world.history;
     let name = format!("p{}", plan.number);
     let config = world.config(&name, &plan.settings, &mut rng);
     let kafka = KafkaInstance::new(config).unwrap();
     let producer = loop {
-        // The world may be down when the producer begins.
+        // No broker may run when the producer begins.
         match history.bounded("get_producer", Duration::from_secs(200), kafka.get_producer()).await {
             Some(Ok(producer)) => break producer,
             Some(Err(error)) => history.note(format!("{name} not made: {error}")),

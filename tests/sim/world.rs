@@ -33,7 +33,7 @@ const WALL_CLOCK_MS: i64 = 1_700_000_000_000;
 /// Once faults have ended, everything is delivered and committed within this.
 const CALM: Duration = Duration::from_secs(400);
 
-/// What everybody in a world shares.
+/// What all tasks of a world share.
 pub(crate) struct World {
     pub(crate) history: History,
     pub(crate) control: FaultControl,
@@ -42,7 +42,7 @@ pub(crate) struct World {
     pub(crate) brokers: u32,
     pub(crate) topics: Vec<Arc<str>>,
     pub(crate) groups: Vec<Arc<str>>,
-    /// A topic that is deleted and made again; nobody answers for its records.
+    /// A topic that is deleted and made again; nothing is promised of its records.
     pub(crate) doomed: Option<Arc<str>>,
     profile: Profile,
     /// Brokers that do not run, once for each who has stopped them.
@@ -118,12 +118,12 @@ impl World {
         !self.down.lock().unwrap().contains(&broker)
     }
 
-    /// Nothing goes wrong any more.
+    /// Whether no more faults are injected.
     pub(crate) fn is_calm(&self) -> bool {
         self.calm.load(Ordering::Relaxed)
     }
 
-    /// Everybody ends.
+    /// Whether the clients must end.
     pub(crate) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
     }
@@ -145,13 +145,13 @@ fn config(
         .set_properties(settings.iter().map(|(name, value)| (*name, value.as_str())))
 }
 
-/// What came of a seed.
+/// The outcome of a seed.
 pub(crate) struct Report {
     pub(crate) seed: u64,
     pub(crate) world: String,
     pub(crate) history: History,
     pub(crate) violations: Vec<String>,
-    /// Virtual seconds to the calm and to the end, and requests: what it costs to compute.
+    /// Virtual seconds to the end of the faults and to the end of the world, and requests: what it costs to compute.
     pub(crate) size: (f64, f64, u64),
 }
 
