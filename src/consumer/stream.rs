@@ -66,32 +66,34 @@ impl Stream for RecordStream<'_> {
         }
         // Shares the runtime with the driver however many records are buffered.
         ready!(pin!(tokio::task::consume_budget()).poll(context));
-        if self.waiting.is_none() {
-            let polling = match Polling::begin(self.shared) {
-                Ok(polling) => polling,
-                Err(error) => {
+        let shared = self.shared;
+        loop {
+            let Some(waiting) = &mut self.waiting else {
+                let polling = match Polling::begin(shared) {
+                    Ok(polling) => polling,
+                    Err(error) => {
+                        self.ended = true;
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                };
+                if let Some(item) = take_one(&polling).transpose() {
+                    return Poll::Ready(Some(item));
+                }
+                if let Err(error) = driver::check_runtime() {
                     self.ended = true;
                     return Poll::Ready(Some(Err(error)));
                 }
+                let changed = self.listen();
+                let alive = Box::pin(tokio::time::sleep(shared.settings.max_poll_interval / 3));
+                shared.lock().handle_loose_poll(time::now());
+                self.waiting = Some(Waiting { polling, changed, alive, telling: None });
+                continue;
             };
-            if let Some(item) = take_one(&polling).transpose() {
-                return Poll::Ready(Some(item));
-            }
-            if let Err(error) = driver::check_runtime() {
-                self.ended = true;
-                return Poll::Ready(Some(Err(error)));
-            }
-            let changed = self.listen();
-            let alive = Box::pin(tokio::time::sleep(self.shared.settings.max_poll_interval / 3));
-            self.shared.lock().handle_loose_poll(time::now());
-            self.waiting = Some(Waiting { polling, changed, alive, telling: None });
-        }
-        let shared = self.shared;
-        loop {
-            let Some(waiting) = &mut self.waiting else { return Poll::Pending };
             if let Some(telling) = &mut waiting.telling {
                 let _told = ready!(telling.as_mut().poll(context));
-                waiting.telling = None;
+                // The poll interval has not run meanwhile.
+                self.waiting = None;
+                continue;
             }
             // Listening began before this look, so nothing that happens after it is missed.
             if let Some(item) = take_one(&waiting.polling).transpose() {
@@ -103,9 +105,8 @@ impl Stream for RecordStream<'_> {
                 continue;
             }
             if waiting.alive.as_mut().poll(context).is_ready() {
-                let now = time::now();
-                waiting.alive.as_mut().reset(now + shared.settings.max_poll_interval / 3);
-                shared.lock().handle_loose_poll(now);
+                // Another poll, because nobody may have looked after this one for so long that the group was left.
+                self.waiting = None;
                 continue;
             }
             ready!(waiting.changed.as_mut().poll(context));

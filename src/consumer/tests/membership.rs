@@ -159,6 +159,34 @@ async fn a_stream_that_is_kept_and_not_polled_gives_its_partitions_up() {
     })
     .await
     .unwrap();
+    // Looked after again, it joins again, as a poll would.
+    bench.produce("t", 1, 0, 1).await;
+    let record = tokio::time::timeout(WAIT, stream.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(record.offset, 0);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_kept_gives_its_partitions_up_also_after_a_call_of_a_listener() {
+    struct Listener;
+    impl crate::RebalanceListener for Listener {}
+
+    let bench = Bench::embedded(1).await;
+    bench.topic("t", 1).await;
+    let config = bench.config().set("max.poll.interval.ms", 600).set("heartbeat.interval.ms", 50);
+    let consumer = bench.consumer(&config);
+    consumer.set_rebalance_listener(Listener);
+    consumer.subscribe(["t"]).unwrap();
+    let mut stream = consumer.stream();
+    while consumer.assignment().is_empty() || consumer.shared.lock().is_telling() {
+        let _nothing = tokio::time::timeout(Duration::from_millis(5), stream.next()).await;
+    }
+    tokio::time::timeout(WAIT, async {
+        while !consumer.assignment().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap();
     drop(stream);
 }
 
