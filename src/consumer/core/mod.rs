@@ -234,7 +234,8 @@ impl Core {
             self.partitions.cover();
         }
         self.polls += 1;
-        if let (Some(member), Mode::Topics) = (&mut self.member, &self.mode) {
+        // Also without a subscription, which may come while it waits.
+        if let Some(member) = &mut self.member {
             member.handle_poll(now);
         }
         let was_revoking = self.revoking.is_some();

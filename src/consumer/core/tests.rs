@@ -91,6 +91,21 @@ fn with_nothing_to_commit_a_commit_is_done_in_whatever_state_of_the_group() {
 }
 
 #[test]
+fn a_poll_that_has_begun_with_partitions_by_hand_joins_when_topics_are_subscribed_to() {
+    let now = time::now();
+    let config = KafkaConfig::new().set_bootstrap_servers("localhost:9092").set_group_id("g");
+    let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
+    let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1));
+    core.assign(now, vec![TopicPartition::new("orders", 0)]).unwrap();
+    core.handle_poll(now).unwrap();
+    core.handle_wait(now + Duration::from_secs(60));
+    core.subscribe(now, Vec::new()).unwrap();
+    core.subscribe(now, vec!["users".into()]).unwrap();
+    let mut actions = std::iter::from_fn(|| core.poll_action(now));
+    assert!(actions.any(|action| matches!(action, Action::Group { request: Request::Join { .. }, .. })));
+}
+
+#[test]
 fn a_consumer_whose_last_commit_takes_long_does_not_wake_for_what_it_will_not_read_any_more() {
     let now = time::now();
     let config = KafkaConfig::new().set_bootstrap_servers("localhost:9092").set_group_id("g");
