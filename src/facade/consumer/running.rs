@@ -18,7 +18,7 @@ use futures_util::StreamExt as _;
 use super::{
     CLOSE_TIMEOUT, Consumer, SUBJECT,
     control::{Rebalance, Shared},
-    engine::{Engine, Plan, is_of_rebalance},
+    engine::{Engine, Plan, commit, is_of_rebalance},
 };
 #[cfg(feature = "signal")]
 use crate::facade::CancellationToken;
@@ -284,7 +284,8 @@ impl Consumer {
             engine.recover().await;
             self.interrupted = false;
         }
-        logged(PLACE, engine.commit().await)
+        // Whoever commits himself is told that something was lost.
+        logged(PLACE, commit(Arc::clone(&engine.client), Arc::clone(&self.shared.counters)).await)
     }
 
     /// Commits what was handled if automatic commits are on, and leaves the group. Returns within 30 s or so.

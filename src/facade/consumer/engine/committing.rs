@@ -8,7 +8,7 @@ use tracing::Instrument as _;
 use super::Engine;
 use crate::{
     consumer::KafkaConsumer,
-    error::{Error, Result},
+    error::{Error, Result, code::UNKNOWN_MEMBER_ID},
     telemetry::{ConsumerCounters, spans},
     time,
 };
@@ -30,11 +30,21 @@ pub(in crate::facade::consumer) async fn commit(
 }
 
 impl Engine {
-    /// Commits what is done.
+    /// Commits what is done, also if it is told first that something else was lost.
     pub(in crate::facade::consumer) fn commit(
         &self,
     ) -> impl Future<Output = Result<()>> + Send + Sync + use<> {
-        commit(Arc::clone(&self.client), Arc::clone(&self.kit.counters))
+        let (client, counters) = (Arc::clone(&self.client), Arc::clone(&self.kit.counters));
+        async move {
+            match commit(Arc::clone(&client), Arc::clone(&counters)).await {
+                // Nothing was sent. What is this member's now is committed all the same.
+                Err(error) if error.code().is_some_and(|told| told.0 == UNKNOWN_MEMBER_ID) => {
+                    tracing::debug!(%error, "something was lost before it was committed");
+                    commit(client, counters).await
+                }
+                outcome => outcome,
+            }
+        }
     }
 
     /// Commits what is done while handlers go on, if it is time to.
