@@ -229,6 +229,9 @@ impl Engine {
             .into_iter()
             .partition(|(partition, damaged)| self.client.is_live(partition, damaged.life));
         self.damaged = waiting.into_iter().collect();
+        for damaged in self.damaged.values_mut() {
+            damaged.is_passing = false;
+        }
         for partition in over.into_iter().map(|(partition, _)| partition).chain(paused) {
             self.resume(partition);
         }
@@ -431,10 +434,13 @@ impl Engine {
                     break;
                 }
             }
-            // A letter that is on its way gets a moment to arrive.
-            if let Ok(Some(passed)) = tokio::time::timeout(GRACE, self.passing.join_next()).await {
-                self.on_letter(passed);
-            }
+            // Letters that are on their way get a moment to arrive.
+            let arriving = async {
+                while let Some(passed) = self.passing.join_next().await {
+                    self.on_letter(passed);
+                }
+            };
+            let _elapsed = tokio::time::timeout(GRACE, arriving).await;
             self.halt(DROPPED_END_WITHIN).await;
         }
         if self.stop.is_cancelled() {

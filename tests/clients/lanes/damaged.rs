@@ -133,6 +133,30 @@ async fn the_letter_of_a_damaged_batch_that_has_to_wait_disturbs_no_handler() {
 }
 
 #[tokio::test]
+async fn a_damaged_batch_does_not_wait_for_the_letter_of_another() {
+    let topics = [("orders", 1), ("others", 1)];
+    let (broker, kafka) = broker_with(&topics, |builder| builder.auto_create_topics(false)).await;
+    for topic in ["orders", "others"] {
+        for batch in [0..1, 1..2] {
+            produce(&kafka, topic, 1, 1, batch).await;
+        }
+        broker.control().damage(topic, 0, 0).unwrap();
+    }
+    let consumer = Consumer::new(&kafka, ["orders", "others"])
+        .unwrap()
+        .register_handler(Topics::others(), async |_: Message<u32>| Ok(()))
+        .unwrap()
+        .error_policy_for("orders", ErrorPolicy::dead_letter("missing"))
+        .unwrap()
+        .error_policy_for("others", ErrorPolicy::Skip)
+        .unwrap();
+    let running = run(consumer);
+    until(|| broker.committed("g", "others", 0) == Some(2)).await;
+    running.stop().await.1.unwrap();
+    assert_eq!(broker.committed("g", "orders", 0), Some(0));
+}
+
+#[tokio::test]
 async fn a_panic_while_the_topic_of_a_damaged_batch_is_chosen_is_an_error() {
     let (_broker, kafka) = with_a_damaged_batch().await;
     let (mut consumer, _) =

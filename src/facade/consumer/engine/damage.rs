@@ -29,6 +29,8 @@ pub(super) struct Damaged {
     pub(super) life: Life,
     bytes: Bytes,
     error: Error,
+    /// It is being dealt with.
+    pub(super) is_passing: bool,
 }
 
 /// A damaged batch that was dealt with.
@@ -57,30 +59,34 @@ impl Engine {
                 tracing::debug!(%error, "the partition is gone");
                 return Ok(Vec::new());
             }
-            self.damaged.insert(partition, Damaged { life, bytes, error });
+            self.damaged.insert(partition, Damaged { life, bytes, error, is_passing: false });
         }
         Ok(Vec::new())
     }
 
-    /// Begins to go on behind a damaged batch whose partition has nothing at work any more, as the policy says. Its letter
-    /// is written beside everything else.
+    /// Begins to go on behind the damaged batches whose partitions have nothing at work any more, as the policy says. Letters
+    /// are written beside everything else.
     pub(super) fn pass_damage(&mut self) {
-        if !self.passing.is_empty() || self.stop.is_cancelled() {
+        if self.stop.is_cancelled() {
             return;
         }
-        let ready = self.damaged.iter().find(|(partition, _)| !self.lanes.has(partition));
-        let Some((partition, damaged)) =
-            ready.map(|(partition, damaged)| (partition.clone(), damaged.clone()))
-        else {
-            return;
-        };
-        let route = self.plan.routes.of(&self.plan.topics, &partition.topic);
-        let kit = Arc::clone(&self.kit);
-        self.passing.spawn(async move {
-            let writing = AssertUnwindSafe(write_letter(&kit, &route, &partition, &damaged)).catch_unwind();
-            let outcome = writing.await.unwrap_or_else(|panic| Err(panicked(&*panic, &partition)));
-            Passed { partition, damaged, outcome }
-        });
+        let lanes = &self.lanes;
+        let ready = self
+            .damaged
+            .iter_mut()
+            .filter(|(partition, damaged)| !damaged.is_passing && !lanes.has(partition));
+        for (partition, damaged) in ready {
+            damaged.is_passing = true;
+            let (partition, damaged) = (partition.clone(), damaged.clone());
+            let route = self.plan.routes.of(&self.plan.topics, &partition.topic);
+            let kit = Arc::clone(&self.kit);
+            self.passing.spawn(async move {
+                let writing =
+                    AssertUnwindSafe(write_letter(&kit, &route, &partition, &damaged)).catch_unwind();
+                let outcome = writing.await.unwrap_or_else(|panic| Err(panicked(&*panic, &partition)));
+                Passed { partition, damaged, outcome }
+            });
+        }
     }
 
     fn on_passed(&mut self, passed: Passed) {
@@ -112,12 +118,12 @@ impl Engine {
 }
 
 /// Writes the letter of a damaged batch, if the policy wants one, and returns whether it does. As with a record's letter,
-/// while the consumer runs a passing error holds up only this partition, and others that wait to pass a damaged batch.
+/// while the consumer runs a passing error holds up only this partition.
 async fn write_letter(
     kit: &Kit,
     route: &Route,
     partition: &TopicPartition,
-    Damaged { life, bytes, error }: &Damaged,
+    Damaged { life, bytes, error, .. }: &Damaged,
 ) -> Result<bool> {
     let last = error.last_offset().unwrap_or(-1);
     let first = error.offset().unwrap_or(last);
