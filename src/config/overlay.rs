@@ -106,7 +106,7 @@ overlay! {
         /// `heartbeat.interval.ms`. Default: 3 s; below the session timeout. Not with the consumer protocol, where the
         /// broker sets it.
         heartbeat_interval => "heartbeat.interval.ms";
-        /// `fetch.min.bytes`. Default: 1.
+        /// `fetch.min.bytes`. Default: 1; 0 counts as 1.
         fetch_min_bytes => "fetch.min.bytes";
         /// `fetch.max.bytes`: bytes per answer. Default: 8388608 (Java 52428800): memory for larger answers comes fresh from
         /// the system each time, which doubles the CPU per record. Raise it where the way to the broker is long and wide.

@@ -181,7 +181,7 @@ properties! {
     row("unreadable.warn.ms", &[], Millis(100, LONG), Some("10000"), Consumer, "a partition that cannot be read, or a group that cannot be joined, for that long is said in the log and by poll; ours"),
     row("session.timeout.ms", &[], Millis(1, INT), Some("45000"), Consumer, "silence after which the coordinator drops the member"),
     row("heartbeat.interval.ms", &[], Millis(1, INT), Some("3000"), Consumer, "pause between heartbeats"),
-    row("fetch.min.bytes", &[], Bytes(0, INT), Some("1"), Consumer, "bytes a broker waits for before it answers"),
+    row("fetch.min.bytes", &[], Bytes(0, INT), Some("1"), Consumer, "bytes a broker waits for before it answers; 0 counts as 1"),
     row("fetch.max.bytes", &[], Bytes(0, INT), Some("8388608"), Consumer, "bytes per answer; Java 52428800: memory for larger ones comes fresh from the system each time"),
     row("fetch.max.wait.ms", &["fetch.wait.max.ms"], Millis(0, INT), Some("500"), Consumer, "how long a broker waits for fetch.min.bytes"),
     row("max.partition.fetch.bytes", &["fetch.message.max.bytes"], Bytes(0, INT), Some("1048576"), Consumer, "bytes per partition and answer"),

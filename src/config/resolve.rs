@@ -316,7 +316,8 @@ fn consumer(all: &mut Effective, own: &[OwnAssignor]) -> ConsumerSettings {
         max_poll_interval: all.millis("max.poll.interval.ms"),
         session_timeout: all.millis("session.timeout.ms"),
         heartbeat_interval: all.millis("heartbeat.interval.ms"),
-        fetch_min_bytes: bytes(all, "fetch.min.bytes"),
+        // With 0 a broker answers at once also without records, and those that come then wait until it is asked again.
+        fetch_min_bytes: bytes(all, "fetch.min.bytes").max(1),
         fetch_max_bytes: bytes(all, "fetch.max.bytes"),
         fetch_max_wait,
         max_partition_fetch_bytes: bytes(all, "max.partition.fetch.bytes"),

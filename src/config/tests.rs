@@ -244,6 +244,8 @@ fn dependent_defaults_follow_the_values_that_were_set() {
     assert_eq!(config.resolve_producer().unwrap().delivery_timeout, Duration::from_millis(300_005));
     let config = local().set("request.timeout.ms", 400);
     assert_eq!(config.resolve_consumer().unwrap().fetch_max_wait, Duration::from_millis(200));
+    let config = local().set("fetch.min.bytes", 0);
+    assert_eq!(config.resolve_consumer().unwrap().fetch_min_bytes, 1, "what is not there is waited for");
     let config = local().set("fetch.max.bytes", 300 << 20);
     let client = config.resolve_client().unwrap();
     assert_eq!((client.receive_message_max_bytes, client.receive_other_max_bytes), (301 << 20, 4 << 20));
