@@ -529,7 +529,13 @@ fn refusal(
                 | code::FENCED_MEMBER_EPOCH
                 | code::STALE_MEMBER_EPOCH => {
                     outcome.fenced = Some((generation, code));
-                    generation_over(error)
+                    match generation {
+                        0.. => generation_over(error),
+                        _ => error.with_hint(
+                            "the group has members that subscribe to topics: a consumer whose partitions are assigned by hand \
+                             needs another group.id",
+                        ),
+                    }
                 }
                 code::REBALANCE_IN_PROGRESS => error.with_hint(
                     "the group is rebalancing: keep polling; what was not committed is handed out again",

@@ -506,3 +506,21 @@ fn an_offset_of_a_topic_whose_id_is_not_known_yet_is_superseded_by_one_with_the_
         assert_eq!(settled(&outcome), told, "{first:?} and {second:?}");
     }
 }
+
+#[test]
+fn a_consumer_by_hand_that_is_refused_is_told_to_use_another_group() {
+    let (mut commits, now) = (commits(), time::now());
+    let by_hand: Offsets = offsets(&[(0, 10)])
+        .into_iter()
+        .map(|(key, offset)| (key, Offset { tenure: None, ..offset }))
+        .collect();
+    commits.handle_commit(Some(1), by_hand, now + Duration::from_secs(60));
+    let Some(NextCommit::Send(sent)) = commits.poll_action(now, Some(&Identity::standalone()), |_, _| true)
+    else {
+        panic!("nothing is sent");
+    };
+    let refused = codes(&[(0, code::UNKNOWN_MEMBER_ID)]);
+    let outcome = commits.handle_answer(now, sent.token, refused, |_, _| false).unwrap();
+    let error = failure(&outcome).to_string();
+    assert!(error.contains("another group.id") && !error.contains("max.poll.interval.ms"), "{error}");
+}
