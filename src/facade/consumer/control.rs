@@ -198,7 +198,7 @@ impl ConsumerHandle {
     /// Whether it is connected and a member of its group, with partitions or, as one more than there are, without: what a
     /// readiness probe asks. Costs no request. False before it first consumes, and after it has left; while the group is
     /// rebalanced it may be false for a moment. A member whose coordinator is out of reach stays one until
-    /// `session.timeout.ms` has passed.
+    /// `session.timeout.ms` has passed; in the consumer protocol, where the session is the broker's, until it is heard of again.
     pub fn is_ready(&self) -> bool {
         self.shared.client().is_some_and(|client| client.group_metadata().is_ok())
     }
