@@ -47,8 +47,11 @@ fn explain<T: DeserializeOwned>(value: &[u8], cause: &serde_json::Error) -> (Str
         Ok(value) => value,
         Err(cause) => return (cause.to_string(), false),
     };
-    let text = explain::explain::<T>(&value);
-    let text = text.unwrap_or_else(|| "another type of value was expected".to_owned());
+    let text = explain::explain::<T>(&value).unwrap_or_else(|| {
+        // In `value` it is there once.
+        let is_twice = cause.to_string().starts_with("duplicate field ");
+        if is_twice { "a field is there twice" } else { "another type of value was expected" }.to_owned()
+    });
     (format!("{text}, at line {} column {}", cause.line(), cause.column()), true)
 }
 
@@ -72,6 +75,12 @@ fn unreadable((cause, is_json): (String, bool), topic: &Arc<str>, partition: i32
 mod tests {
     use super::*;
 
+    #[derive(Debug, serde::Deserialize)]
+    #[expect(dead_code, reason = "only read")]
+    struct Once {
+        id: u32,
+    }
+
     fn fails(json: &str) -> Error {
         read::<u32>(Some(json.as_bytes()), &"orders".into(), 3, 42).unwrap_err()
     }
@@ -82,6 +91,8 @@ mod tests {
         assert!(text.contains("topic orders partition 3, offset 42") && !text.contains("hunter2"), "{text}");
         assert!(text.contains("expected u32, found a string, at line 1 column 9"), "{text}");
         assert!(fails("").to_string().contains("EOF"), "{}", fails(""));
+        let twice = read_text::<Once>(br#"{"id": 1, "id": "hunter2"}"#).unwrap_err();
+        assert!(twice.contains("there twice, at line 1") && !twice.contains("hunter2"), "{twice}");
         assert!(fails("{nope").to_string().contains("is not JSON"), "{}", fails("{nope"));
         assert!(read::<Option<u32>>(None, &"orders".into(), 3, 42).unwrap().is_none(), "a tombstone is null");
     }
