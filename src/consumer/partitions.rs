@@ -414,6 +414,11 @@ impl Partitions {
         }
     }
 
+    /// Whether some partition may have records to hand out.
+    pub(crate) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
     /// Up to `max` records of the partition whose turn it is. A partition that falls below `refill_below` bytes, or runs low,
     /// wants a fetch.
     pub(crate) fn next_chunk(&mut self, max: usize, turn: Turn, refill_below: usize) -> Next {

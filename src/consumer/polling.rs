@@ -120,6 +120,7 @@ impl<'a> Polling<'a> {
         let (mut left, mut memory) = (max, 0_usize);
         let mut returned = None;
         let mut failure: Option<Error> = None;
+        let mut is_left = false;
         loop {
             let job = {
                 let mut core = shared.lock();
@@ -144,6 +145,7 @@ impl<'a> Polling<'a> {
                         Next::Nothing => break,
                     }
                 }
+                is_left |= job.is_none() && core.has_left_for_others();
                 if core.take_wants_fetch(time::now) {
                     // A consumer with a thread of its own does not depend on this poll yielding.
                     shared.yields.store(shared.home.is_none(), Ordering::Relaxed);
@@ -165,6 +167,10 @@ impl<'a> Polling<'a> {
             returned = Some((key, decoded));
         }
         if left < max {
+            if is_left {
+                // They may have met it while it was decoded here, and wait.
+                shared.changed.notify_waiters();
+            }
             // A failure comes again with the next poll, after these records.
             return Ok(());
         }

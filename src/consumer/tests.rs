@@ -238,6 +238,34 @@ async fn polls_that_are_dropped_lose_nothing() {
     assert_eq!(offsets, (0..2_000).collect::<Vec<_>>());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_poll_leaves_is_there_for_another_that_has_met_it_at_work() {
+    let bench = Bench::start().await;
+    let topic = unique("two");
+    bench.topic(&topic, 1).await;
+    bench.produce(&topic, 1, 0, 30_000).await;
+    let config = bench.config().set_group_id(&topic).set("max.poll.records", 10);
+    let consumer = Arc::new(bench.consumer(&config));
+    let partition = TopicPartition::new(topic.as_str(), 0);
+    consumer.assign([partition.clone()]).unwrap();
+    let is_decoding = || {
+        let core = consumer.shared.lock();
+        core.partitions.get(&partition).is_some_and(|partition| partition.queue.is_checked_out())
+    };
+    while consumer.buffered_bytes() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let first = tokio::spawn({
+        let consumer = Arc::clone(&consumer);
+        async move { consumer.poll(WAIT).await.unwrap().len() }
+    });
+    while !is_decoding() && !first.is_finished() {
+        std::hint::spin_loop();
+    }
+    assert_eq!(consumer.poll(WAIT).await.unwrap().len(), 10, "it has waited for something else to come");
+    assert_eq!(first.await.unwrap(), 10);
+}
+
 #[tokio::test]
 async fn faults_of_group_and_fetch_are_lived_through() {
     let bench = Bench::embedded(2).await;

@@ -338,6 +338,11 @@ impl Core {
         self.partitions.next_chunk(max, turn, self.fetcher.refill_below())
     }
 
+    /// Whether other polls wait, and there is something for them.
+    pub(crate) fn has_left_for_others(&self) -> bool {
+        self.polls > 1 && self.partitions.has_ready()
+    }
+
     /// Whether what was taken since the last call makes a fetch due. The clock is read only if that depends on it.
     pub(crate) fn take_wants_fetch(&mut self, now: impl FnOnce() -> Instant) -> bool {
         self.partitions.take_wants_fetch() && self.fetcher.is_due(now(), &mut self.partitions)
