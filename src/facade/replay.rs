@@ -17,6 +17,8 @@ use crate::{
 const POLL: Duration = Duration::from_secs(1);
 /// Records that are sent before their acknowledgments are awaited.
 const WINDOW: usize = 1000;
+/// `unreadable.warn.ms` takes no less.
+const LEAST_PATIENCE: Duration = Duration::from_millis(100);
 /// How long it takes to leave at most.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -135,7 +137,8 @@ impl Replay {
     /// Reads what is there now and sends it back; returns when all is acknowledged.
     ///
     /// # Errors
-    /// `UnknownTopicOrPartition` where there is no such topic; those of reading and sending. What was sent before stays
+    /// `UnknownTopicOrPartition` where there is no such topic; those of reading, after `default.api.timeout.ms` where a
+    /// leader is away, and of sending. What was sent before stays
     /// sent, and with a [`group`](Self::group) is committed only together with all that was read. Logged before it is
     /// returned.
     ///
@@ -148,7 +151,12 @@ impl Replay {
 
     async fn replay(self) -> Result<Replayed> {
         let producer = self.kafka.get_letter_producer(|producer| producer).await?;
-        let settings = ConsumerConfig::new().enable_auto_commit(false).auto_offset_reset("earliest");
+        // Letters that cannot be read for a while are waited for as brokers are.
+        let patience = self.kafka.config().resolve_client()?.default_api_timeout.max(LEAST_PATIENCE);
+        let settings = ConsumerConfig::new()
+            .enable_auto_commit(false)
+            .auto_offset_reset("earliest")
+            .set("unreadable.warn.ms", patience.as_millis() as u64);
         let settings = match &self.group {
             Some(group) => settings.group_id(group),
             None => settings,
