@@ -185,7 +185,6 @@ impl Accumulator {
     #[inline]
     fn write(open: &mut OpenBatch, parts: &Parts<'_>, scheduled: &mut bool, wake: bool) -> Appended {
         let index = open.builder.count() as u32;
-        // First, because counting a reference waits until all that was written before is in the cache.
         let delivery = Delivery::new(Arc::clone(&open.receipt), index, parts.timestamp);
         open.builder.append(parts.timestamp, parts.key, parts.value, parts.headers);
         open.receipt.set_records(index + 1);
