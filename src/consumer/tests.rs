@@ -239,6 +239,7 @@ async fn polls_that_are_dropped_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::disallowed_methods, reason = "two threads of a user poll at once")]
 async fn what_one_poll_leaves_is_there_for_another_that_has_met_it_at_work() {
     let bench = Bench::start().await;
     let topic = unique("two");
