@@ -1,9 +1,8 @@
 //! The driver that keeps the snapshot fresh: asks when [`Refresh`](super::refresh::Refresh) says so, publishes answers. It
 //! also closes connections that are idle for too long.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::task::JoinHandle;
 
 use super::{Health, Shared, TopicId, causes::Causes, kafka_string, no_broker, refresh::Ask};
@@ -68,48 +67,29 @@ async fn sleep_until(time: Option<Instant>) {
     }
 }
 
-/// How long a broker may be silent before another one is asked as well. It may be paused or cut off, which on an open
-/// connection nobody notices before `request.timeout.ms`.
-const SILENCE: Duration = Duration::from_secs(2);
-
-/// Asks one broker after another until one answers: an error, or silence, may be only the trouble of the first.
+/// Asks one broker after another until one answers: an error may be only the trouble of the first.
 async fn fetch(shared: &Shared, ask: &Ask) -> Result<wire::MetadataResponse> {
-    let (mut errors, mut tried, mut has_others) = (Vec::new(), Set::new(), true);
-    let mut asked = FuturesUnordered::new();
+    let mut errors = Vec::new();
+    let mut tried = Set::new();
     loop {
-        let is_asked = !asked.is_empty();
-        let connect = async {
-            if is_asked {
-                tokio::time::sleep(SILENCE).await;
-            }
-            let deadline = time::now() + shared.settings.request_timeout;
-            shared.any_connection(ask.rebootstrap, &tried, deadline).await
-        };
-        tokio::select! {
-            biased;
-            Some((id, answer)) = asked.next() => match answer {
-                Ok(answer) => {
-                    let silent = tried.iter().filter(|other| **other != id);
-                    silent.for_each(|other| shared.brokers.handle_unanswered(*other));
-                    return Ok(answer);
-                }
-                // Those that were asked since have been silent as well. Others come first next time.
-                Err::<_, Error>(error) if error.kind() == ErrorKind::Timeout => return Err(error),
-                Err(error) => errors.push(error),
-            },
-            connected = connect, if has_others => match connected {
-                Ok((id, connection)) => {
-                    tried.insert(id);
-                    asked.push(async move { (id, ask_one(shared, ask, id, &connection).await) });
-                }
-                Err(error) if errors.is_empty() && !is_asked => return Err(error),
+        let deadline = time::now() + shared.settings.request_timeout;
+        let (id, connection) = match shared.any_connection(ask.rebootstrap, &tried, deadline).await {
+            Ok(connected) => connected,
+            Err(error) if errors.is_empty() => return Err(error),
+            Err(error) => {
                 // No other broker is left, or none can be reached.
-                Err(error) => {
-                    has_others = false;
-                    errors.extend((error.kind() != ErrorKind::Config).then_some(error));
-                }
-            },
-            else => return Err(no_broker(errors)),
+                errors.extend((error.kind() != ErrorKind::Config).then_some(error));
+                return Err(no_broker(errors));
+            }
+        };
+        match ask_one(shared, ask, id, &connection).await {
+            Ok(answer) => return Ok(answer),
+            // The broker did not answer in time. Its connection is given up, and others come first next time.
+            Err(error) if error.kind() == ErrorKind::Timeout => return Err(error),
+            Err(error) => {
+                tried.insert(id);
+                errors.push(error);
+            }
         }
     }
 }

@@ -143,26 +143,6 @@ async fn every_client_waits_for_a_cluster_that_is_about_to_come() {
 }
 
 #[tokio::test]
-async fn brokers_that_are_silent_on_open_connections_do_not_keep_another_from_telling_of_a_topic() {
-    let broker = EmbeddedBroker::builder().brokers(3).start().await.unwrap();
-    broker.create_topic("t", 3).unwrap();
-    let producer =
-        KafkaInstance::new(config(broker.bootstrap_servers())).unwrap().get_producer().await.unwrap();
-    for living in 1..=3 {
-        for partition in 0..3 {
-            producer.send("t", &1).partition(partition).await.unwrap().await.unwrap();
-        }
-        let silent = || (1..=3).filter(|other| *other != living);
-        silent().for_each(|other| broker.control().cut(None, Some(other)));
-        let (topic, started) = (format!("t{living}"), Instant::now());
-        broker.create_topic(&topic, 1).unwrap();
-        producer.partitions_for(&topic).await.unwrap();
-        assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
-        broker.control().heal_all();
-    }
-}
-
-#[tokio::test]
 async fn a_refused_topic_is_asked_about_again_and_not_believed_for_minutes() {
     let broker = broker().await;
     broker.create_topic("t", 1).unwrap();
