@@ -53,6 +53,19 @@ impl<'a> RecordStream<'a> {
     }
 }
 
+impl<'a> Waiting<'a> {
+    /// It goes on as another poll, because nobody may have looked after this one for so long that the group was left. With
+    /// nothing to poll at the moment it waits on as it is.
+    fn begin_again(&mut self, shared: &'a Shared) {
+        let now = time::now();
+        self.alive.as_mut().reset(now + shared.settings.max_poll_interval / 3);
+        if let Ok(polling) = Polling::begin(shared) {
+            self.polling = polling;
+        }
+        shared.lock().handle_loose_poll(now);
+    }
+}
+
 impl Stream for RecordStream<'_> {
     type Item = Result<ConsumerRecord>;
 
@@ -91,8 +104,9 @@ impl Stream for RecordStream<'_> {
             };
             if let Some(telling) = &mut waiting.telling {
                 let _told = ready!(telling.as_mut().poll(context));
+                waiting.telling = None;
                 // The poll interval has not run meanwhile.
-                self.waiting = None;
+                waiting.begin_again(shared);
                 continue;
             }
             // Listening began before this look, so nothing that happens after it is missed.
@@ -105,8 +119,7 @@ impl Stream for RecordStream<'_> {
                 continue;
             }
             if waiting.alive.as_mut().poll(context).is_ready() {
-                // Another poll, because nobody may have looked after this one for so long that the group was left.
-                self.waiting = None;
+                waiting.begin_again(shared);
                 continue;
             }
             ready!(waiting.changed.as_mut().poll(context));

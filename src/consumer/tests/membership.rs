@@ -166,6 +166,25 @@ async fn a_stream_that_is_kept_and_not_polled_gives_its_partitions_up() {
 }
 
 #[tokio::test]
+async fn a_stream_that_waits_goes_on_after_a_time_with_nothing_assigned() {
+    let bench = Bench::embedded(1).await;
+    bench.topic("t", 1).await;
+    let consumer = bench.consumer(&bench.config().set("max.poll.interval.ms", 300));
+    let partition = TopicPartition::new("t", 0);
+    consumer.assign([partition.clone()]).unwrap();
+    let mut stream = consumer.stream();
+    let waits = Duration::from_millis(250);
+    assert!(tokio::time::timeout(waits, stream.next()).await.is_err());
+    consumer.assign([]).unwrap();
+    // More than once within a third of the poll interval.
+    assert!(tokio::time::timeout(waits, stream.next()).await.is_err());
+    consumer.assign([partition]).unwrap();
+    bench.produce("t", 1, 0, 1).await;
+    let record = tokio::time::timeout(WAIT, stream.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(record.offset, 0);
+}
+
+#[tokio::test]
 async fn a_stream_that_is_kept_gives_its_partitions_up_also_after_a_call_of_a_listener() {
     struct Listener;
     impl crate::RebalanceListener for Listener {}
