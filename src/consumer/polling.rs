@@ -166,11 +166,11 @@ impl<'a> Polling<'a> {
                 .map(|error| error.with_topic(partition.topic).with_partition(partition.partition));
             returned = Some((key, decoded));
         }
+        if is_left {
+            // They may have met it while it was decoded here, and wait.
+            shared.changed.notify_waiters();
+        }
         if left < max {
-            if is_left {
-                // They may have met it while it was decoded here, and wait.
-                shared.changed.notify_waiters();
-            }
             // A failure comes again with the next poll, after these records.
             return Ok(());
         }

@@ -53,16 +53,20 @@ impl<'a> RecordStream<'a> {
     }
 }
 
-impl<'a> Waiting<'a> {
-    /// It goes on as another poll, because nobody may have looked after this one for so long that the group was left. With
-    /// nothing to poll at the moment it waits on as it is.
-    fn begin_again(&mut self, shared: &'a Shared) {
+impl Waiting<'_> {
+    /// It is still there, and joins again if nobody has looked after it for so long that the group was left.
+    fn go_on(&mut self, shared: &Shared) {
         let now = time::now();
         self.alive.as_mut().reset(now + shared.settings.max_poll_interval / 3);
-        if let Ok(polling) = Polling::begin(shared) {
-            self.polling = polling;
+        let driver_is_due = {
+            let mut core = shared.lock();
+            let is_due = core.handle_poll_again(now);
+            core.handle_loose_poll(now);
+            is_due
+        };
+        if driver_is_due {
+            shared.wake.notify_one();
         }
-        shared.lock().handle_loose_poll(now);
     }
 }
 
@@ -79,35 +83,34 @@ impl Stream for RecordStream<'_> {
         }
         // Shares the runtime with the driver however many records are buffered.
         ready!(pin!(tokio::task::consume_budget()).poll(context));
-        let shared = self.shared;
-        loop {
-            let Some(waiting) = &mut self.waiting else {
-                let polling = match Polling::begin(shared) {
-                    Ok(polling) => polling,
-                    Err(error) => {
-                        self.ended = true;
-                        return Poll::Ready(Some(Err(error)));
-                    }
-                };
-                if let Some(item) = take_one(&polling).transpose() {
-                    return Poll::Ready(Some(item));
-                }
-                if let Err(error) = driver::check_runtime() {
+        if self.waiting.is_none() {
+            let polling = match Polling::begin(self.shared) {
+                Ok(polling) => polling,
+                Err(error) => {
                     self.ended = true;
                     return Poll::Ready(Some(Err(error)));
                 }
-                let changed = self.listen();
-                let alive = Box::pin(tokio::time::sleep(shared.settings.max_poll_interval / 3));
-                shared.lock().handle_loose_poll(time::now());
-                self.waiting = Some(Waiting { polling, changed, alive, telling: None });
-                continue;
             };
+            if let Some(item) = take_one(&polling).transpose() {
+                return Poll::Ready(Some(item));
+            }
+            if let Err(error) = driver::check_runtime() {
+                self.ended = true;
+                return Poll::Ready(Some(Err(error)));
+            }
+            let changed = self.listen();
+            let alive = Box::pin(tokio::time::sleep(self.shared.settings.max_poll_interval / 3));
+            self.shared.lock().handle_loose_poll(time::now());
+            self.waiting = Some(Waiting { polling, changed, alive, telling: None });
+        }
+        let shared = self.shared;
+        loop {
+            let Some(waiting) = &mut self.waiting else { return Poll::Pending };
             if let Some(telling) = &mut waiting.telling {
                 let _told = ready!(telling.as_mut().poll(context));
                 waiting.telling = None;
                 // The poll interval has not run meanwhile.
-                waiting.begin_again(shared);
-                continue;
+                waiting.go_on(shared);
             }
             // Listening began before this look, so nothing that happens after it is missed.
             if let Some(item) = take_one(&waiting.polling).transpose() {
@@ -119,7 +122,7 @@ impl Stream for RecordStream<'_> {
                 continue;
             }
             if waiting.alive.as_mut().poll(context).is_ready() {
-                waiting.begin_again(shared);
+                waiting.go_on(shared);
                 continue;
             }
             ready!(waiting.changed.as_mut().poll(context));

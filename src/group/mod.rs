@@ -131,8 +131,8 @@ pub(crate) enum Answer {
 }
 
 impl Answer {
-    /// The error because of which the request is repeated, unless that is the ordinary course of a rebalance. It passes: a
-    /// member that gives up says so by itself.
+    /// The error of a refused request, unless that is the ordinary course of a rebalance. It passes where the member asks
+    /// again by itself.
     pub(crate) fn trouble(&self) -> Option<Error> {
         let (api, error) = match self {
             Self::Join { error, .. } => ("JoinGroup", *error),
@@ -148,7 +148,17 @@ impl Answer {
                 | code::UNKNOWN_MEMBER_ID
                 | code::ILLEGAL_GENERATION
         );
-        (!is_ordinary).then(|| refusal::explain(api, error).with_passing())
+        let is_repeated = matches!(
+            error,
+            code::UNRELEASED_INSTANCE_ID
+                | code::UNKNOWN_SERVER_ERROR
+                | code::FENCED_MEMBER_EPOCH
+                | code::STALE_MEMBER_EPOCH
+        );
+        (!is_ordinary).then(|| {
+            let refused = refusal::explain(api, error);
+            if is_repeated { refused.with_passing() } else { refused }
+        })
     }
 }
 

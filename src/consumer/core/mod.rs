@@ -234,6 +234,12 @@ impl Core {
             self.partitions.cover();
         }
         self.polls += 1;
+        Ok(self.handle_poll_again(now))
+    }
+
+    /// A poll that waits is looked after again. Nothing that was handed out is done with by that.
+    /// True if it gave the driver something to do.
+    pub(crate) fn handle_poll_again(&mut self, now: Instant) -> bool {
         // Also without a subscription, which may come while it waits.
         if let Some(member) = &mut self.member {
             member.handle_poll(now);
@@ -241,7 +247,7 @@ impl Core {
         let was_revoking = self.revoking.is_some();
         self.run_member(now);
         self.advance_revocation(now);
-        Ok(was_revoking || !self.actions.is_empty())
+        was_revoking || !self.actions.is_empty()
     }
 
     /// A poll has returned, or was dropped.

@@ -37,9 +37,9 @@ impl Engine {
         let (client, counters) = (Arc::clone(&self.client), Arc::clone(&self.kit.counters));
         async move {
             match commit(Arc::clone(&client), Arc::clone(&counters)).await {
-                // Nothing was sent. What is this member's now is committed all the same.
+                // A loss is told once, and nothing is committed with it. What is this member's now is committed all the same.
                 Err(error) if error.code().is_some_and(|told| told.0 == UNKNOWN_MEMBER_ID) => {
-                    tracing::debug!(%error, "something was lost before it was committed");
+                    tracing::warn!(%error, "what was handled could not all be committed; it may be handled again");
                     commit(client, counters).await
                 }
                 outcome => outcome,

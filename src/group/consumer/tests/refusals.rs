@@ -118,6 +118,11 @@ fn an_instance_id_that_is_not_released_yet_is_waited_for_as_long_as_a_session() 
     let meanwhile = Answer::ConsumerHeartbeat(answer).trouble().unwrap();
     assert!(meanwhile.is_retriable() && !error.is_retriable(), "{meanwhile}");
     assert!(meanwhile.to_string().contains("group.instance.id"), "{meanwhile}");
+    let refused = ConsumerHeartbeatAnswer {
+        error: code::GROUP_AUTHORIZATION_FAILED,
+        ..ConsumerHeartbeatAnswer::default()
+    };
+    assert!(!Answer::ConsumerHeartbeat(refused).trouble().unwrap().is_retriable(), "somebody has to act");
 }
 
 #[test]
