@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const RECORDS: i64 = 300;
 
 /// Polls a future until it has waited so often, then drops it; its output, if it ended before.
-async fn waits<F: Future>(times: usize, future: F) -> Option<F::Output> {
+pub(crate) async fn waits<F: Future>(times: usize, future: F) -> Option<F::Output> {
     let (mut future, mut left) = (pin!(future), times);
     poll_fn(|context| match future.as_mut().poll(context) {
         Poll::Ready(output) => Poll::Ready(Some(output)),

@@ -3,13 +3,10 @@
 
 use std::{
     collections::BTreeSet,
-    future::Future,
-    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::Poll,
     time::Duration,
 };
 
@@ -23,6 +20,8 @@ use dtkafka_testcontainers::{
 };
 use futures_util::{FutureExt as _, future::join_all};
 use tokio::net::TcpStream;
+
+use crate::{cancellation::waits, lanes::until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const TOPIC: &str = "orders";
@@ -201,15 +200,6 @@ async fn without_acks_what_follows_goes_to_a_topic_that_was_made_again() {
     producer.close().await.unwrap();
 }
 
-async fn until(mut is_so: impl FnMut() -> bool) {
-    let waiting = async {
-        while !is_so() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, waiting).await.expect("it never came to be");
-}
-
 #[tokio::test]
 async fn what_waits_for_a_partition_that_is_gone_fails_alone_and_says_why() {
     let (broker, config) = cluster(1, 3).await;
@@ -373,20 +363,6 @@ async fn sends_flushes_and_a_close_from_many_threads_leave_nobody_waiting() {
         assert!(failed == 0 || closed.is_err(), "round {round}: {failed} failed, and close says nothing");
     }
     drop(broker);
-}
-
-/// Polls a future until it has waited so often, then drops it; its output, if it ended before.
-async fn waits<F: Future>(times: usize, future: F) -> Option<F::Output> {
-    let (mut future, mut left) = (pin!(future), times);
-    std::future::poll_fn(|context| match future.as_mut().poll(context) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending if left == 0 => Poll::Ready(None),
-        Poll::Pending => {
-            left -= 1;
-            Poll::Pending
-        }
-    })
-    .await
 }
 
 #[tokio::test]
