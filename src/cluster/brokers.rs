@@ -159,6 +159,13 @@ impl Brokers {
         left.iter().for_each(|slot| slot.leave());
     }
 
+    /// The ids under which a broker is known: a bootstrap address may be that of a known broker.
+    pub(crate) fn names_of(&self, id: i32) -> Vec<i32> {
+        let inner = lock(&self.inner);
+        let others = inner.addresses.get(&id).into_iter().flat_map(|address| inner.ids_at(address));
+        others.chain([id]).collect()
+    }
+
     /// Why a broker cannot be reached, if the last attempt failed.
     pub(crate) fn why(&self, id: i32) -> Option<Error> {
         lock(&self.causes).why(id).cloned()
@@ -302,11 +309,7 @@ impl Brokers {
 
     fn handle_reached(&self, id: i32, address: &Address) {
         // The outage is over under every id that it may have been logged by.
-        let names: Vec<i32> = {
-            let inner = lock(&self.inner);
-            let others = inner.addresses.iter().filter(|(_, other)| *other == address);
-            others.map(|(name, _)| *name).chain([id]).collect()
-        };
+        let names: Vec<i32> = lock(&self.inner).ids_at(address).chain([id]).collect();
         let over = {
             let mut causes = lock(&self.causes);
             let ended = names.iter().filter_map(|name| causes.handle_success(time::now(), *name));
@@ -377,8 +380,12 @@ impl Inner {
         Lane::ALL.into_iter().filter_map(|lane| self.slots.remove(&(id, lane))).collect()
     }
 
+    fn ids_at(&self, address: &Address) -> impl Iterator<Item = i32> {
+        self.addresses.iter().filter(move |(_, known)| *known == address).map(|(id, _)| *id)
+    }
+
     fn broker_at(&self, address: &Address) -> Option<i32> {
-        self.addresses.iter().find(|(id, known)| **id >= 0 && *known == address).map(|(id, _)| *id)
+        self.ids_at(address).find(|id| *id >= 0)
     }
 
     /// The connection that asked for the first metadata goes on as the main lane of the broker behind it.

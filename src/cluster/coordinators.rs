@@ -1,6 +1,6 @@
 //! Who coordinates a group or a transactional id: asked once, then remembered until it proves wrong.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::{Cluster, Lane, kafka_string, metadata};
 use crate::{
@@ -166,9 +166,10 @@ impl Cluster {
     }
 
     async fn find_coordinator(&self, kind: CoordinatorKind, key: &str, deadline: Instant) -> Result<i32> {
-        let connection = self.any_connection(deadline).await?;
-        let deadline = deadline.min(time::now() + self.settings().request_timeout);
-        let answer = connection.call(request(&connection, kind, key), deadline).await?;
+        let question = |connection: Arc<Connection>, until| async move {
+            connection.call(request(&connection, kind, key), until).await
+        };
+        let answer = self.ask_any(deadline, question).await?;
         let found = found(answer, key).ok_or_else(|| {
             Error::protocol("the answer lacks what was asked for").with_api("FindCoordinator")
         })?;

@@ -4,6 +4,7 @@
 //! alone replaces the snapshot. Implements KIP-899 and KIP-1102 (back to the bootstrap addresses when no known broker
 //! answers). It knows why something cannot be reached ([`Cluster::why`]) and is the one that logs it.
 
+mod asking;
 mod brokers;
 mod candidates;
 mod causes;
@@ -370,6 +371,16 @@ impl Cluster {
     pub(crate) async fn any_connection(&self, deadline: Instant) -> Result<Arc<Connection>> {
         self.shared.check_driver()?;
         self.shared.any_connection(false, &Set::new(), deadline).await.map(|(_, connection)| connection)
+    }
+
+    /// Asks one broker after another until one answers, see [`Shared::ask_any`].
+    pub(crate) async fn ask_any<T, F: Future<Output = Result<T>>>(
+        &self,
+        deadline: Instant,
+        question: impl Fn(Arc<Connection>, Instant) -> F,
+    ) -> Result<T> {
+        self.shared.check_driver()?;
+        self.shared.ask_any(false, deadline, question).await
     }
 }
 

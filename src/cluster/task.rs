@@ -1,16 +1,15 @@
 //! The driver that keeps the snapshot fresh: asks when [`Refresh`](super::refresh::Refresh) says so, publishes answers. It
 //! also closes connections that are idle for too long.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::task::JoinHandle;
 
-use super::{Health, Shared, TopicId, causes::Causes, kafka_string, no_broker, refresh::Ask};
+use super::{Health, Shared, TopicId, causes::Causes, kafka_string, refresh::Ask};
 use crate::{
     connection::Connection,
     driver,
-    error::{Error, ErrorKind, Result, code::REBOOTSTRAP_REQUIRED},
-    sorted::Set,
+    error::{Error, Result, code::REBOOTSTRAP_REQUIRED},
     time::{self, Instant, Rng},
     wire,
 };
@@ -67,58 +66,34 @@ async fn sleep_until(time: Option<Instant>) {
     }
 }
 
-/// Asks one broker after another until one answers: an error may be only the trouble of the first.
+/// Asks about the cluster.
 async fn fetch(shared: &Shared, ask: &Ask) -> Result<wire::MetadataResponse> {
-    let mut errors = Vec::new();
-    let mut tried = Set::new();
-    loop {
-        let deadline = time::now() + shared.settings.request_timeout;
-        let (id, connection) = match shared.any_connection(ask.rebootstrap, &tried, deadline).await {
-            Ok(connected) => connected,
-            Err(error) if errors.is_empty() => return Err(error),
-            Err(error) => {
-                // No other broker is left, or none can be reached.
-                errors.extend((error.kind() != ErrorKind::Config).then_some(error));
-                return Err(no_broker(errors));
-            }
-        };
-        match ask_one(shared, ask, id, &connection).await {
-            Ok(answer) => return Ok(answer),
-            // The broker did not answer in time. Its connection is given up, and others come first next time.
-            Err(error) if error.kind() == ErrorKind::Timeout => return Err(error),
-            Err(error) => {
-                tried.insert(id);
-                errors.push(error);
-            }
-        }
-    }
+    let deadline = time::after(Duration::MAX);
+    shared
+        .ask_any(ask.rebootstrap, deadline, |connection, until| ask_one(shared, ask, connection, until))
+        .await
 }
 
 async fn ask_one(
     shared: &Shared,
     ask: &Ask,
-    id: i32,
-    connection: &Connection,
+    connection: Arc<Connection>,
+    until: Instant,
 ) -> Result<wire::MetadataResponse> {
-    let answer = connection.call(request(shared, ask), time::now() + shared.settings.request_timeout).await;
-    let answer = answer.and_then(|answer| match answer.error_code {
+    let answer = connection.call(request(shared, ask), until).await?;
+    match answer.error_code {
         0 if answer.brokers.is_empty() => {
             Err(Error::protocol("the answer names no broker").with_api("Metadata"))
         }
         0 => Ok(answer),
-        code => Err(Error::from_code("Metadata", code)),
-    });
-    if answer.is_ok() {
-        shared.brokers.handle_answered(id);
-    }
-    if let Err(error) = &answer {
-        shared.brokers.handle_unanswered(id);
-        // KIP-1102: the broker is not, or no longer, of the client's cluster.
-        if error.code().is_some_and(|code| code.0 == REBOOTSTRAP_REQUIRED) {
-            shared.refresh().rebootstrap();
+        code => {
+            // KIP-1102: the broker is not, or no longer, of the client's cluster.
+            if code == REBOOTSTRAP_REQUIRED {
+                shared.refresh().rebootstrap();
+            }
+            Err(Error::from_code("Metadata", code))
         }
     }
-    answer
 }
 
 fn request(shared: &Shared, ask: &Ask) -> wire::MetadataRequest {

@@ -352,13 +352,16 @@ impl Task {
         self.work.push(Box::pin(async move {
             let deadline = time::now() + cluster.settings().request_timeout;
             let identify = async {
-                let connection = cluster.any_connection(deadline).await?;
                 let request = wire::InitProducerIdRequest {
                     transactional_id: None,
                     transaction_timeout_ms: i32::MAX,
                     ..Default::default()
                 };
-                let answer = connection.call(request, deadline).await?;
+                let question = |connection: Arc<Connection>, until| {
+                    let request = request.clone();
+                    async move { connection.call(request, until).await }
+                };
+                let answer = cluster.ask_any(deadline, question).await?;
                 match answer.error_code {
                     0 => ProducerIdentity::told("InitProducerId", answer.producer_id, answer.producer_epoch),
                     code => Err(Error::from_code("InitProducerId", code)),
