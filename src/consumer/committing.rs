@@ -87,7 +87,7 @@ impl KafkaConsumer {
         let mut partitions: Vec<_> = partitions.into_iter().collect();
         partitions.sort();
         let deadline = self.api_deadline();
-        let mut insisting = Retrying::new(&self.shared, deadline);
+        let mut retrying = Retrying::new(&self.shared, deadline);
         let found = loop {
             let (shared, asked) = (Arc::clone(&self.shared), partitions.clone());
             let found = driver::apart(async move {
@@ -96,7 +96,7 @@ impl KafkaConsumer {
             });
             let found = found.await;
             match found.and_then(|found| all_found("OffsetFetch", partitions.iter(), &found)) {
-                Err(error) => insisting.pause_after(error).await?,
+                Err(error) => retrying.pause_after(error).await?,
                 Ok(found) => break found,
             }
         };

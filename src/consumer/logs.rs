@@ -94,12 +94,12 @@ impl KafkaConsumer {
         let mut topics: Vec<_> = asked.keys().map(|key| Arc::clone(&key.topic)).collect();
         topics.dedup();
         let deadline = self.api_deadline();
-        let mut insisting = Retrying::new(&self.shared, deadline);
+        let mut retrying = Retrying::new(&self.shared, deadline);
         loop {
             let (shared, topics, asked) = (Arc::clone(&self.shared), topics.clone(), asked.clone());
             let asking = async move { shared.ask_leaders(&topics, &asked, deadline).await };
             match driver::apart(asking).await {
-                Err(error) => insisting.pause_after(error).await?,
+                Err(error) => retrying.pause_after(error).await?,
                 found => return found,
             }
         }

@@ -8,7 +8,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use super::{
     memory::Memory,
     queue::{Batch, Order},
-    receipt::{Delivery, Stub},
+    receipt::{Delivery, ReceiptStub},
 };
 use crate::{
     batch::{self, BatchBuilder, Compressor, Stamp},
@@ -85,7 +85,7 @@ pub(crate) enum Appended {
 #[derive(Debug)]
 pub(crate) struct OpenBatch {
     builder: BatchBuilder,
-    pub(super) receipt: Stub,
+    pub(super) receipt: ReceiptStub,
     created: Instant,
     pub(super) reserved: usize,
 }
@@ -98,7 +98,7 @@ pub(super) struct Accumulator {
     open: Option<OpenBatch>,
     closed: VecDeque<OpenBatch>,
     /// Receipts without an answer, oldest first; answered ones are dropped when a batch is opened.
-    unresolved: VecDeque<Stub>,
+    unresolved: VecDeque<ReceiptStub>,
     /// The task knows that there is something here.
     scheduled: bool,
     /// Nothing is taken any more.
@@ -169,7 +169,7 @@ impl Accumulator {
         while self.unresolved.front().is_some_and(|receipt| receipt.is_resolved()) {
             self.unresolved.pop_front();
         }
-        let receipt = Stub::new(Arc::clone(&self.topic), self.partition);
+        let receipt = ReceiptStub::new(Arc::clone(&self.topic), self.partition);
         self.unresolved.push_back(receipt.clone());
         self.bytes += reserved;
         let builder = BatchBuilder::new(memory.buffer());
@@ -198,7 +198,7 @@ impl Accumulator {
     }
 
     /// Receipts whose batches have no answer yet.
-    pub(super) fn unresolved(&self) -> impl Iterator<Item = &Stub> {
+    pub(super) fn unresolved(&self) -> impl Iterator<Item = &ReceiptStub> {
         self.unresolved.iter().filter(|receipt| !receipt.is_resolved())
     }
 
@@ -269,7 +269,7 @@ impl Accumulator {
     }
 
     /// Nothing is appended from now on. Returns the receipts that have no answer.
-    pub(super) fn end(&mut self) -> Vec<Stub> {
+    pub(super) fn end(&mut self) -> Vec<ReceiptStub> {
         self.ended = true;
         self.unresolved.drain(..).filter(|receipt| !receipt.is_resolved()).collect()
     }
@@ -291,7 +291,7 @@ impl OpenBatch {
         order: Order,
         limits: &Limits,
         compressor: &Compressor,
-    ) -> Result<Batch, (Error, Stub, usize)> {
+    ) -> Result<Batch, (Error, ReceiptStub, usize)> {
         let Self { builder, receipt, created, reserved } = self;
         match builder.finish(stamp, compressor) {
             Ok(encoded) => {

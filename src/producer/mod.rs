@@ -29,7 +29,7 @@ mod task;
 mod topics;
 pub(crate) mod transaction;
 mod transactional;
-mod unheard;
+mod unawaited;
 
 use std::{
     sync::{
@@ -49,7 +49,7 @@ use self::{
     queue::Aftermath,
     topics::{PartitionQueue, TopicTable},
     transactional::Transactions,
-    unheard::Unheard,
+    unawaited::Unawaited,
 };
 pub use self::{
     interceptor::{OutgoingRecord, ProducerInterceptor},
@@ -105,7 +105,7 @@ struct Shared {
     /// Only in a transactional producer.
     transactions: Option<Transactions>,
     statistics: Mutex<ProducerStatistics>,
-    unheard: Mutex<Unheard>,
+    unawaited: Mutex<Unawaited>,
     /// Records that were given up when the producer ended.
     given_up: AtomicU64,
     /// It ended before the end of a transaction was confirmed.
@@ -180,7 +180,7 @@ impl KafkaProducer {
             fatal: Mutex::new(None),
             transactions,
             statistics: Mutex::default(),
-            unheard: Mutex::default(),
+            unawaited: Mutex::default(),
             given_up: AtomicU64::new(0),
             left_open: AtomicBool::new(false),
             settings,
@@ -320,7 +320,7 @@ impl KafkaProducer {
     /// reported here, once.
     ///
     /// # Errors
-    /// The first error of the records that failed unheard since the last flush, with their number. [`ErrorKind::Closed`] if the
+    /// The first error of the records that failed unawaited since the last flush, with their number. [`ErrorKind::Closed`] if the
     /// producer was closed before, or the error that has ended it.
     ///
     /// # Cancel safety
@@ -338,7 +338,7 @@ impl KafkaProducer {
         for receipt in unresolved {
             receipt.resolved().await;
         }
-        shared.take_unheard()?;
+        shared.take_unawaited()?;
         if *shared.closing.borrow() == Closing::Done {
             return Err(shared.refusal());
         }
@@ -362,7 +362,7 @@ impl KafkaProducer {
     /// been written.
     ///
     /// # Errors
-    /// [`ErrorKind::Timeout`] with the number of records given up; or as [`flush`](Self::flush), of records that failed unheard
+    /// [`ErrorKind::Timeout`] with the number of records given up; or as [`flush`](Self::flush), of records that failed unawaited
     /// before.
     ///
     /// # Cancel safety
@@ -375,7 +375,7 @@ impl KafkaProducer {
         let _ = closing.wait_for(|closing| *closing == Closing::Done).await;
         let given_up = shared.given_up.load(Ordering::Relaxed);
         if given_up == 0 {
-            return shared.take_unheard();
+            return shared.take_unawaited();
         }
         Err(Error::new(
             ErrorKind::Timeout,
@@ -499,15 +499,15 @@ impl Shared {
     }
 
     /// The first error of the records that failed and whose deliveries nobody has awaited, nor can any more.
-    fn take_unheard(&self) -> Result<()> {
-        let unheard = || self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
-        if unheard().is_empty() {
+    fn take_unawaited(&self) -> Result<()> {
+        let unawaited = || self.unawaited.lock().unwrap_or_else(PoisonError::into_inner);
+        if unawaited().is_empty() {
             return Ok(());
         }
         for partition in self.topics.snapshot().partitions() {
             partition.lock().forget_resolved();
         }
-        unheard().take().map_or(Ok(()), Err)
+        unawaited().take().map_or(Ok(()), Err)
     }
 
     fn scheduled(&self) -> MutexGuard<'_, Vec<Arc<PartitionQueue>>> {

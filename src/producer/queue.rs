@@ -30,7 +30,7 @@ use super::{
     accumulator::{Accumulator, Appended, Limits, OpenBatch, Pace, Parts},
     identity::{NotYet, ProducerIdentity, Sequences, Settled},
     memory::Memory,
-    receipt::{Ack, BatchOutcome, Stub},
+    receipt::{Ack, BatchOutcome, ReceiptStub},
 };
 use crate::{
     batch::Stamp,
@@ -70,7 +70,7 @@ pub(crate) struct Aftermath {
     /// Buffers that can be used again.
     pub(crate) buffers: Vec<Bytes>,
     /// The outcomes of batches, with which their receipts are to be resolved.
-    pub(crate) resolved: Vec<(Stub, BatchOutcome)>,
+    pub(crate) resolved: Vec<(ReceiptStub, BatchOutcome)>,
     pub(crate) verdicts: Verdicts,
 }
 
@@ -109,7 +109,7 @@ struct InFlight {
     /// The topic as it was when this left.
     topic_id: TopicId,
     deadline: Instant,
-    receipt: Stub,
+    receipt: ReceiptStub,
     /// Its time is over, or its transaction was given up: it is not sent again.
     given_up: bool,
 }
@@ -174,7 +174,7 @@ impl Queue {
     }
 
     /// Receipts whose batches have no answer yet.
-    pub(crate) fn unresolved(&self) -> impl Iterator<Item = &Stub> {
+    pub(crate) fn unresolved(&self) -> impl Iterator<Item = &ReceiptStub> {
         self.accumulator.unresolved()
     }
 
@@ -341,7 +341,7 @@ impl Queue {
         Some(Taken::Again(batch))
     }
 
-    fn note_in_flight(&mut self, now: Instant, order: Order, deadline: Instant, receipt: Stub) {
+    fn note_in_flight(&mut self, now: Instant, order: Order, deadline: Instant, receipt: ReceiptStub) {
         let (topic_id, left_before) = (self.topic_id, self.departures);
         self.left_at = Some(now);
         self.departures += 1;

@@ -57,12 +57,12 @@ struct Watched {
 /// The producer's own reference to a receipt. All its copies count as one, so that every other reference belongs to a
 /// delivery.
 #[derive(Debug, Clone)]
-pub(crate) struct Stub(Arc<Own>);
+pub(crate) struct ReceiptStub(Arc<Own>);
 
 #[derive(Debug)]
 struct Own(Arc<Receipt>);
 
-impl Stub {
+impl ReceiptStub {
     pub(crate) fn new(topic: Arc<str>, partition: i32) -> Self {
         Self(Arc::new(Own(Receipt::make(topic, partition, None))))
     }
@@ -93,7 +93,7 @@ impl Stub {
     }
 
     /// How many records of the failed batch nobody has heard of, nor can any more.
-    pub(crate) fn unheard(&self) -> u32 {
+    pub(crate) fn unawaited(&self) -> u32 {
         if self.whole.as_ref().is_some_and(|whole| whole.strong_count() > 0) {
             return 0;
         }
@@ -102,7 +102,7 @@ impl Stub {
     }
 }
 
-impl Deref for Stub {
+impl Deref for ReceiptStub {
     type Target = Arc<Receipt>;
 
     fn deref(&self) -> &Arc<Receipt> {
@@ -325,7 +325,7 @@ impl Delivery {
         self.receipt.watch(Watched { index: self.index, timestamp: self.timestamp }, interceptors);
     }
 
-    /// Drops the delivery of a caller who has been told already that the record may fail: it does not count as unheard.
+    /// Drops the delivery of a caller who has been told already that the record may fail: it does not count as unawaited.
     pub(crate) fn give_up(self) {
         self.receipt.heard.fetch_add(1, Ordering::Relaxed);
     }

@@ -41,7 +41,10 @@ impl Shared {
             if let Some(error) = failed.filter(|_| !receipt.has_outcome()) {
                 let (topic, partition) = receipt.place();
                 let error = error.with_topic(Arc::clone(topic)).with_partition(partition);
-                self.unheard.lock().unwrap_or_else(std::sync::PoisonError::into_inner).note(&receipt, &error);
+                self.unawaited
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .note(&receipt, &error);
             }
             receipt.resolve_telling(outcome, &self.settings.plugins.interceptors);
         }

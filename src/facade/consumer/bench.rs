@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::{
     Consumer,
-    lane::{self, Kit, Ledger, RunOutcome},
+    lane::{self, Ledger, RunContext, RunOutcome},
     load::Chunk,
 };
 use crate::{
@@ -50,7 +50,7 @@ impl Consumer {
             pushed
                 .map_err(|_| Error::new(ErrorKind::InvalidArgument, "the life of the partition is over"))?;
         }
-        let kit = Arc::new(Kit {
+        let context = Arc::new(RunContext {
             ledger: Arc::new(Nothing),
             outbox: Outbox::new(self.kafka.clone()),
             counters: Arc::clone(&self.shared.counters),
@@ -63,7 +63,7 @@ impl Consumer {
         let mut handled = 0;
         while let Some(run) = lanes.poll_run(time::now()) {
             let token = CancellationToken::new();
-            let ended = lane::run(Arc::clone(&kit), Arc::clone(&route), run, token).await;
+            let ended = lane::run(Arc::clone(&context), Arc::clone(&route), run, token).await;
             lanes.handle_end(ended.lane);
             handled += ended.handled;
             if let RunOutcome::Failed(error) = ended.outcome {

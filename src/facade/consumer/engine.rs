@@ -36,7 +36,7 @@ pub(super) use self::{
 };
 use super::{
     control::Shared,
-    lane::{self, Ended, GRACE, Kit, Ledger, RunOutcome},
+    lane::{self, Ended, GRACE, Ledger, RunContext, RunOutcome},
     load::Chunk,
 };
 use crate::{
@@ -101,7 +101,7 @@ struct Running {
 pub(super) struct Engine {
     pub(super) client: Arc<KafkaConsumer>,
     plan: Plan,
-    kit: Arc<Kit>,
+    context: Arc<RunContext>,
     lanes: Lanes<Chunk, Life>,
     tasks: JoinSet<Ended>,
     running: BTreeMap<LaneId, Running>,
@@ -139,7 +139,7 @@ impl Engine {
         environment: Environment,
     ) -> Self {
         client.acknowledge_each();
-        let kit = Arc::new(Kit {
+        let context = Arc::new(RunContext {
             ledger: Arc::clone(&client) as Arc<dyn Ledger>,
             outbox,
             counters: Arc::clone(&shared.counters),
@@ -154,7 +154,7 @@ impl Engine {
             alive_at: time::after(plan.keep_alive),
             client,
             plan,
-            kit,
+            context,
             tasks: JoinSet::new(),
             running: BTreeMap::new(),
             stop: CancellationToken::new(),
@@ -254,8 +254,8 @@ impl Engine {
 
     /// Tells whether runs are out. What only waits in lanes is no sign of life if nobody polls the consumer any more.
     pub(super) fn at_work(&self) -> AtWork {
-        let kit = Arc::downgrade(&self.kit);
-        Arc::new(move || kit.strong_count() > 1)
+        let context = Arc::downgrade(&self.context);
+        Arc::new(move || context.strong_count() > 1)
     }
 
     /// Notes an error that ends the dispatch. Nothing more is begun.
@@ -279,7 +279,7 @@ impl Engine {
             }
             let (lane, partition, life) = (run.lane, run.partition.clone(), run.life);
             let token = self.stop.child();
-            let running = lane::run(Arc::clone(&self.kit), route, run, token.clone());
+            let running = lane::run(Arc::clone(&self.context), route, run, token.clone());
             let abort = self.tasks.spawn(running);
             self.running.insert(lane, Running { abort, token, partition, life });
         }
@@ -402,7 +402,7 @@ impl Engine {
     /// Runs what was taken until it is done or something fails; then nothing runs any more. What has to wait in a retry
     /// topic stays in its lanes. After a failure, running handlers have up to `limit` to end.
     pub(super) async fn drain(&mut self, limit: Duration) -> Result<()> {
-        self.kit.persists.store(false, Relaxed);
+        self.context.persists.store(false, Relaxed);
         self.follow_group();
         loop {
             self.pass_damage();
@@ -459,7 +459,7 @@ impl Engine {
         log: impl Fn(&Error),
     ) {
         let mut not_before: Option<Instant> = None;
-        self.kit.persists.store(true, Relaxed);
+        self.context.persists.store(true, Relaxed);
         loop {
             self.follow();
             if self.failure.is_some() {
@@ -499,7 +499,7 @@ impl Engine {
     }
 
     pub(super) async fn close_outbox(&self, limit: Duration) {
-        self.kit.outbox.close(limit).await;
+        self.context.outbox.close(limit).await;
     }
 }
 

@@ -76,7 +76,7 @@ pub(super) trait Ledger: Send + Sync {
 }
 
 /// What all runs share.
-pub(super) struct Kit {
+pub(super) struct RunContext {
     pub(super) ledger: Arc<dyn Ledger>,
     pub(super) outbox: Outbox,
     pub(super) counters: Arc<ConsumerCounters>,
@@ -118,7 +118,7 @@ enum Flow {
 }
 
 struct Lane {
-    kit: Arc<Kit>,
+    context: Arc<RunContext>,
     route: Arc<Route>,
     partition: TopicPartition,
     life: Life,
@@ -136,7 +136,7 @@ struct Lane {
 
 /// Runs a lane to its end.
 pub(super) async fn run(
-    kit: Arc<Kit>,
+    context: Arc<RunContext>,
     route: Arc<Route>,
     run: Run<Chunk, Life>,
     token: CancellationToken,
@@ -144,7 +144,7 @@ pub(super) async fn run(
     let Run { lane: id, partition, life, loads } = run;
     let begun = time::now();
     let mut lane = Lane {
-        kit,
+        context,
         route,
         partition,
         life,
@@ -203,7 +203,7 @@ impl Lane {
     fn give_back(&mut self, offsets: impl Iterator<Item = i64>) {
         self.tell();
         let offsets: Vec<_> = offsets.collect();
-        self.kit.ledger.hand_back(&self.partition, self.life, &offsets);
+        self.context.ledger.hand_back(&self.partition, self.life, &offsets);
     }
 
     fn is_ending(&self) -> bool {
@@ -214,7 +214,7 @@ impl Lane {
     /// nothing of the record; it comes again. A record of a life that is over comes again as well, or is in no log any
     /// more.
     fn is_given_up(&mut self, failure: &Failure) -> bool {
-        self.is_over |= !self.kit.ledger.is_live(&self.partition, self.life);
+        self.is_over |= !self.context.ledger.is_live(&self.partition, self.life);
         let may_be_told = !matches!(failure, Failure::Unreadable(_) | Failure::Corrupt(_));
         let is_given_up = self.is_over || (may_be_told && self.token.is_cancelled());
         if is_given_up {
@@ -226,18 +226,18 @@ impl Lane {
     /// Tells the ledger what is done.
     fn tell(&mut self) {
         if !self.done.is_empty() {
-            if self.kit.ledger.done(&self.partition, self.life, &self.done) {
+            if self.context.ledger.done(&self.partition, self.life, &self.done) {
                 self.handled += self.done.len();
             } else {
                 self.is_over = true;
             }
-            self.kit.counters.handled(self.done.len());
+            self.context.counters.handled(self.done.len());
             self.done.clear();
         }
     }
 
     fn decide(&self, failure: &Failure, attempt: u32) -> Decision {
-        let random = self.kit.rng.lock().unwrap_or_else(PoisonError::into_inner).next_u64();
+        let random = self.context.rng.lock().unwrap_or_else(PoisonError::into_inner).next_u64();
         self.route.policy.decide(failure, attempt, self.route.level, random)
     }
 
@@ -253,7 +253,7 @@ impl Lane {
         match decision {
             Decision::Skip => {
                 log(PLACE, &error);
-                self.kit.counters.skipped();
+                self.context.counters.skipped();
                 Ok(Flow::Handled)
             }
             Decision::DeadLetter => {
@@ -267,19 +267,19 @@ impl Lane {
                     attempts, %error, dead_letter_topic = %topic, dead_letter_partition = written.0,
                     dead_letter_offset = written.1, "the record was written to the dead letter topic"
                 );
-                self.kit.counters.dead_lettered();
+                self.context.counters.dead_lettered();
                 Ok(Flow::Handled)
             }
             Decision::RetryTopic(level) => {
                 let Some((topic, pause)) = route.retry_topics.get(level) else { return Err(error) };
-                let due = letters::due(self.kit.environment.wall_clock_ms(), *pause);
-                let headers = letters::retry_headers(record, attempts, &error, due, &self.kit.group);
+                let due = letters::due(self.context.environment.wall_clock_ms(), *pause);
+                let headers = letters::retry_headers(record, attempts, &error, due, &self.context.group);
                 if self.send(topic, record, &headers, &error).await?.is_none() {
                     return Ok(Flow::Abandoned);
                 }
-                self.kit.ledger.expect_topic(topic);
+                self.context.ledger.expect_topic(topic);
                 tracing::warn!(attempts, ?pause, %error, retry_topic = %topic, "the record waits in a retry topic");
-                self.kit.counters.retried();
+                self.context.counters.retried();
                 Ok(Flow::Handled)
             }
             Decision::Stop | Decision::RetryAfter(_) => Err(error),
@@ -303,7 +303,7 @@ impl Lane {
             let sent = self.send_once(topic, record, headers, failure).await;
             self.waited += time::now() - since;
             match sent {
-                Some(Err(error)) if error.is_retriable() && self.kit.persists.load(Relaxed) => {
+                Some(Err(error)) if error.is_retriable() && self.context.persists.load(Relaxed) => {
                     tracing::warn!(?pause, %error, "the record is written again after a pause");
                     if self.pause(pause).await == Flow::Abandoned {
                         return Ok(None);
@@ -322,7 +322,7 @@ impl Lane {
         headers: &[crate::record::Header],
         failure: &Error,
     ) -> Option<Result<RecordMetadata, Error>> {
-        let mut sending = pin!(self.kit.outbox.send(topic, record, headers, failure));
+        let mut sending = pin!(self.context.outbox.send(topic, record, headers, failure));
         let mut silence = pin!(tokio::time::sleep(SILENCE));
         let mut is_told = false;
         loop {
@@ -353,7 +353,7 @@ impl Lane {
     /// Waits until this time (milliseconds since the Unix epoch), which as a rule has passed, since the lane has waited
     /// for it.
     async fn wait_until(&mut self, due: i64) -> Flow {
-        let left = self.route.left_to_wait(due, self.kit.environment.wall_clock_ms());
+        let left = self.route.left_to_wait(due, self.context.environment.wall_clock_ms());
         match () {
             () if !left.is_zero() => self.pause(left).await,
             () if self.is_ending() => Flow::Abandoned,
@@ -409,7 +409,7 @@ impl Lane {
     /// A call that is timed by itself.
     fn count(&mut self, took: Duration) {
         self.waited += took;
-        self.kit.counters.took(took, 1);
+        self.context.counters.took(took, 1);
     }
 
     /// Lets other tasks run, and does not count their time as that of the handlers here.
@@ -423,7 +423,7 @@ impl Lane {
     fn count_prompt(&self, begun: time::Instant) {
         if self.prompt > 0 {
             let left = (time::now() - begun).saturating_sub(self.waited);
-            self.kit.counters.took(left / self.prompt, u64::from(self.prompt));
+            self.context.counters.took(left / self.prompt, u64::from(self.prompt));
         }
     }
 }

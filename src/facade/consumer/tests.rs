@@ -19,7 +19,7 @@ use std::{
 use futures_util::FutureExt as _;
 
 use super::{
-    lane::{self, Ended, Kit, Ledger, RunOutcome},
+    lane::{self, Ended, Ledger, RunContext, RunOutcome},
     load::Chunk,
     *,
 };
@@ -143,7 +143,7 @@ async fn run_loads(
         lanes.push(time::now(), &partition, life, load, None).unwrap();
     }
     let whole: Run<Chunk, Life> = lanes.poll_run(time::now()).unwrap();
-    let kit = Kit {
+    let context = RunContext {
         ledger: Arc::clone(book) as Arc<dyn Ledger>,
         outbox: Outbox::new(instance()),
         persists: Default::default(),
@@ -154,7 +154,7 @@ async fn run_loads(
         group: Arc::clone(&consumer.group),
     };
     let route = consumer.routes.of(&consumer.topics, &topic.into());
-    lane::run(Arc::new(kit), route, whole, token).await
+    lane::run(Arc::new(context), route, whole, token).await
 }
 
 type Seen = Arc<Mutex<Vec<(usize, ConsumerRecord)>>>;

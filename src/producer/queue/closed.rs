@@ -6,7 +6,7 @@ use crate::{
     batch::{self, EncodedBatch, Stamp},
     cluster::TopicId,
     error::Error,
-    producer::receipt::Stub,
+    producer::receipt::ReceiptStub,
     time::Instant,
 };
 
@@ -32,7 +32,7 @@ pub(crate) struct Batch {
     pub(crate) count: i32,
     /// Some attempt has no answer, or one that leaves open what happened.
     pub(crate) possibly_written: bool,
-    pub(in crate::producer) receipt: Stub,
+    pub(in crate::producer) receipt: ReceiptStub,
     /// When `delivery.timeout.ms` ends.
     pub(super) deadline: Instant,
     pub(super) order: Order,
@@ -55,7 +55,7 @@ pub(crate) struct Batch {
 impl Batch {
     pub(in crate::producer) fn new(
         encoded: EncodedBatch,
-        receipt: Stub,
+        receipt: ReceiptStub,
         deadline: Instant,
         order: Order,
         stamp: Option<Stamp>,

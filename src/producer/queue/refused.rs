@@ -12,7 +12,7 @@ use crate::{
         accumulator::OpenBatch,
         decision::{Context, Decision},
         identity::sequence_after,
-        receipt::{BatchOutcome, Part, Stub},
+        receipt::{BatchOutcome, Part, ReceiptStub},
     },
     time::Instant,
 };
@@ -159,7 +159,7 @@ impl Queue {
         let mut first = 0;
         let mut reserved = batch.reserved;
         for half in halves {
-            let receipt = Stub::part_of(&batch.receipt, half.count.unsigned_abs());
+            let receipt = ReceiptStub::part_of(&batch.receipt, half.count.unsigned_abs());
             parts.push(Part { first: first as u32, index: 0, receipt: Arc::clone(&receipt) });
             let order = Order { record: batch.order.record + first, ..batch.order };
             let stamp = stamp
@@ -186,7 +186,7 @@ impl Queue {
         &mut self,
         batch: Batch,
         kept: EncodedBatch,
-        kept_receipt: Stub,
+        kept_receipt: ReceiptStub,
         parts: Vec<Part>,
         aftermath: &mut Aftermath,
     ) {
@@ -224,7 +224,7 @@ impl Queue {
     pub(crate) fn abandon(
         &mut self,
         order: Order,
-        receipt: Stub,
+        receipt: ReceiptStub,
         reserved: usize,
         error: Error,
         aftermath: &mut Aftermath,

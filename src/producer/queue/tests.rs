@@ -292,7 +292,8 @@ fn what_ended_very_many_batches_at_once_leaves_little_memory_behind() {
     for count in [10, 10_000] {
         aftermath.buffers.extend((0..count).map(|_| Bytes::new()));
         let error = Error::closed("producer");
-        let ended = (0..count).map(|_| (Stub::new("orders".into(), 0), BatchOutcome::Failed(error.clone())));
+        let ended =
+            (0..count).map(|_| (ReceiptStub::new("orders".into(), 0), BatchOutcome::Failed(error.clone())));
         aftermath.resolved.extend(ended);
         aftermath.buffers.clear();
         aftermath.resolved.clear();

@@ -34,7 +34,7 @@ impl Engine {
     pub(in crate::facade::consumer) fn commit(
         &self,
     ) -> impl Future<Output = Result<()>> + Send + Sync + use<> {
-        let (client, counters) = (Arc::clone(&self.client), Arc::clone(&self.kit.counters));
+        let (client, counters) = (Arc::clone(&self.client), Arc::clone(&self.context.counters));
         async move {
             match commit(Arc::clone(&client), Arc::clone(&counters)).await {
                 // A loss is told once, and nothing is committed with it. What is this member's now is committed all the same.
@@ -53,7 +53,7 @@ impl Engine {
             return;
         }
         let (now, enough, is_idle) = (time::now(), self.plan.take as u64, self.is_idle());
-        self.pace.handle_done(now, self.kit.counters.handled_in_all());
+        self.pace.handle_done(now, self.context.counters.handled_in_all());
         if self.pace.poll_commit(now, enough, is_idle) {
             self.committing = Some(Box::pin(self.commit()));
         }

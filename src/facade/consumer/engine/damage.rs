@@ -14,7 +14,7 @@ use crate::{
     consumer::acknowledge::{Life, Taken},
     error::{Error, Result},
     facade::{
-        consumer::lane::{Kit, LETTER_PAUSE, longer_letter_pause},
+        consumer::lane::{LETTER_PAUSE, RunContext, longer_letter_pause},
         failure::Failure,
         letters,
         policy::Decision,
@@ -79,10 +79,10 @@ impl Engine {
             damaged.is_passing = true;
             let (partition, damaged) = (partition.clone(), damaged.clone());
             let route = self.plan.routes.of(&self.plan.topics, &partition.topic);
-            let kit = Arc::clone(&self.kit);
+            let context = Arc::clone(&self.context);
             self.passing.spawn(async move {
                 let writing =
-                    AssertUnwindSafe(write_letter(&kit, &route, &partition, &damaged)).catch_unwind();
+                    AssertUnwindSafe(write_letter(&context, &route, &partition, &damaged)).catch_unwind();
                 let outcome = writing.await.unwrap_or_else(|panic| Err(panicked(&*panic, &partition)));
                 Passed { partition, damaged, outcome }
             });
@@ -104,7 +104,7 @@ impl Engine {
         let last = error.last_offset().unwrap_or(-1);
         if self.client.pass_over(&partition, life, last.saturating_add(1)) {
             tracing::error!(%error, last_offset = last, "a batch that cannot be read is passed over, as the error policy says");
-            if is_letter { self.kit.counters.dead_lettered() } else { self.kit.counters.skipped() }
+            if is_letter { self.context.counters.dead_lettered() } else { self.context.counters.skipped() }
         }
         self.resume(partition);
     }
@@ -120,7 +120,7 @@ impl Engine {
 /// Writes the letter of a damaged batch, if the policy wants one, and returns whether it does. As with a record's letter,
 /// while the consumer runs a passing error holds up only this partition.
 async fn write_letter(
-    kit: &Kit,
+    context: &RunContext,
     route: &Route,
     partition: &TopicPartition,
     Damaged { life, bytes, error, .. }: &Damaged,
@@ -136,13 +136,13 @@ async fn write_letter(
     let headers = letters::batch_headers(&record, last, error);
     let mut pause = LETTER_PAUSE;
     loop {
-        let sent = kit.outbox.send(&topic, &record, &headers, error).await;
-        let may_pass = |failed: &Error| failed.is_retriable() && kit.persists.load(Relaxed);
+        let sent = context.outbox.send(&topic, &record, &headers, error).await;
+        let may_pass = |failed: &Error| failed.is_retriable() && context.persists.load(Relaxed);
         match sent {
-            Err(failed) if may_pass(&failed) && kit.ledger.is_live(partition, *life) => {
+            Err(failed) if may_pass(&failed) && context.ledger.is_live(partition, *life) => {
                 tracing::warn!(?pause, error = %failed, "the damaged batch is written again after a pause");
                 tokio::time::sleep(pause).await;
-                if !kit.ledger.is_live(partition, *life) {
+                if !context.ledger.is_live(partition, *life) {
                     // Whoever has the partition now meets the batch.
                     return Ok(false);
                 }

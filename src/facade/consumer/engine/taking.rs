@@ -66,7 +66,7 @@ impl Engine {
         {
             return vec![Chunk::Polled(records)];
         }
-        let (now, now_ms) = (time::now(), self.kit.environment.wall_clock_ms());
+        let (now, now_ms) = (time::now(), self.context.environment.wall_clock_ms());
         let due = |record: &ConsumerRecord| {
             time::later(now, route.left_to_wait(letters::waits_until(record), now_ms))
         };

@@ -66,7 +66,7 @@ impl Lane {
                     if self.is_given_up(&failure) {
                         return Ok(Flow::Abandoned);
                     }
-                    self.kit.counters.failed();
+                    self.context.counters.failed();
                     let flow = self.deal_with_each(&mut items, 1, failure, attempt).await?;
                     if flow == Flow::Abandoned {
                         return Ok(flow);
@@ -90,7 +90,7 @@ impl Lane {
             if self.is_given_up(&failure) {
                 return Ok(Flow::Abandoned);
             }
-            self.kit.counters.failed();
+            self.context.counters.failed();
             if place.is_some_and(|place| place > 0) {
                 // It is not the message that failed before, so that its attempts begin anew.
                 attempt = 1;
@@ -101,7 +101,7 @@ impl Lane {
                     return Ok(Flow::Abandoned);
                 }
                 attempt += 1;
-                self.kit.counters.retried();
+                self.context.counters.retried();
                 continue;
             }
             let count = if place.is_some() { 1 } else { items.len() };

@@ -94,7 +94,7 @@ impl Lane {
         mut calls: Vec<Box<dyn Calls>>,
         mut loads: VecDeque<Chunk>,
     ) -> Result<Flow, Error> {
-        let mut turn = Turn::begin(self.kit.is_alone, 0);
+        let mut turn = Turn::begin(self.context.is_alone, 0);
         // Loads are dropped one by one, and with each the answer that its records lie in.
         while let Some(load) = loads.front() {
             let (mut records, has_waited) = (load.given(), load.due().is_some());
@@ -135,7 +135,7 @@ impl Lane {
                     self.tell();
                 }
                 self.yield_now().await;
-                turn = Turn::begin(self.kit.is_alone, turn.done);
+                turn = Turn::begin(self.context.is_alone, turn.done);
             }
             loads.pop_front();
         }
@@ -316,7 +316,7 @@ impl Lane {
             if self.is_given_up(&failure) {
                 return Ok(After::Abandoned);
             }
-            self.kit.counters.failed();
+            self.context.counters.failed();
             let decision = self.decide(&failure, attempt);
             let error = failure.into_error(&record.topic, record.partition, record.offset);
             let calls = before.saturating_add(attempt);
@@ -331,7 +331,7 @@ impl Lane {
                 return Ok(After::Abandoned);
             }
             attempt += 1;
-            self.kit.counters.retried();
+            self.context.counters.retried();
             match self.call(handler, BorrowedRecord::Alone(&record), before.saturating_add(attempt)).await {
                 Ok(()) => return Ok(After::Taken),
                 Err(again) => failure = again,

@@ -3,7 +3,7 @@
 //! Costs nothing while nothing fails. A delivery that is still held somewhere may be awaited later, and is not counted before it
 //! is dropped.
 
-use super::receipt::Stub;
+use super::receipt::ReceiptStub;
 use crate::error::Error;
 
 /// How many failed batches are remembered one by one. Of older ones those count whose deliveries are gone by then.
@@ -11,7 +11,7 @@ const REMEMBERED: usize = 1000;
 
 /// Failures that nobody may have heard of.
 #[derive(Debug, Default)]
-pub(super) struct Unheard {
+pub(super) struct Unawaited {
     failed: Vec<Failed>,
     /// Failed records in batches whose receipts were dropped.
     records: u64,
@@ -20,19 +20,19 @@ pub(super) struct Unheard {
 
 #[derive(Debug)]
 struct Failed {
-    receipt: Stub,
+    receipt: ReceiptStub,
     error: Error,
     /// Records of the batch that were counted before.
     told: u32,
 }
 
-impl Unheard {
+impl Unawaited {
     pub(super) fn is_empty(&self) -> bool {
         self.failed.is_empty() && self.records == 0
     }
 
     /// A batch has failed.
-    pub(super) fn note(&mut self, receipt: &Stub, error: &Error) {
+    pub(super) fn note(&mut self, receipt: &ReceiptStub, error: &Error) {
         if self.failed.len() >= REMEMBERED {
             self.gather();
             let over = (self.failed.len() + 1).saturating_sub(REMEMBERED);
@@ -45,7 +45,7 @@ impl Unheard {
     /// Counts what is lost for good, and forgets batches that nobody holds any more.
     fn gather(&mut self) {
         for failed in &mut self.failed {
-            let lost = failed.receipt.unheard().saturating_sub(failed.told);
+            let lost = failed.receipt.unawaited().saturating_sub(failed.told);
             if lost > 0 {
                 failed.told += lost;
                 self.records += u64::from(lost);
@@ -77,8 +77,8 @@ mod tests {
         producer::receipt::{BatchOutcome, Delivery, Part},
     };
 
-    fn failed(count: u32) -> (Stub, Vec<Delivery>, Error) {
-        let receipt = Stub::new("orders".into(), 0);
+    fn failed(count: u32) -> (ReceiptStub, Vec<Delivery>, Error) {
+        let receipt = ReceiptStub::new("orders".into(), 0);
         receipt.set_records(count);
         let deliveries = (0..count).map(|index| Delivery::new(Arc::clone(&receipt), index, 0)).collect();
         let error = Error::new(ErrorKind::Timeout, "too late");
@@ -88,70 +88,70 @@ mod tests {
 
     #[tokio::test]
     async fn deliveries_that_were_dropped_unheard_are_counted_once_and_the_others_never() {
-        let mut unheard = Unheard::default();
+        let mut unawaited = Unawaited::default();
         let (receipt, mut deliveries, error) = failed(4);
-        unheard.note(&receipt, &error);
+        unawaited.note(&receipt, &error);
         drop(receipt);
         deliveries.pop().unwrap().await.unwrap_err();
-        assert!(unheard.take().is_none(), "three are held");
+        assert!(unawaited.take().is_none(), "three are held");
         deliveries.truncate(1);
-        let told = unheard.take().unwrap();
+        let told = unawaited.take().unwrap();
         assert!(told.to_string().contains("2 records failed"), "{told}");
         assert_eq!(told.kind(), ErrorKind::Timeout);
-        assert!(unheard.take().is_none());
+        assert!(unawaited.take().is_none());
         deliveries.clear();
-        assert!(unheard.take().unwrap().to_string().contains("1 record failed"));
-        assert!(unheard.take().is_none() && unheard.is_empty());
+        assert!(unawaited.take().unwrap().to_string().contains("1 record failed"));
+        assert!(unawaited.take().is_none() && unawaited.is_empty());
     }
 
     #[tokio::test]
     async fn a_delivery_that_was_given_up_by_who_was_told_so_is_none() {
-        let mut unheard = Unheard::default();
+        let mut unawaited = Unawaited::default();
         let (receipt, mut deliveries, error) = failed(2);
-        unheard.note(&receipt, &error);
+        unawaited.note(&receipt, &error);
         drop(receipt);
         deliveries.pop().unwrap().give_up();
         deliveries.clear();
-        assert!(unheard.take().unwrap().to_string().contains("1 record failed"));
+        assert!(unawaited.take().unwrap().to_string().contains("1 record failed"));
     }
 
     #[test]
     fn a_part_of_a_batch_counts_once_nobody_can_come_to_it_from_the_batch() {
-        let mut unheard = Unheard::default();
-        let whole = Stub::new("orders".into(), 0);
-        let part = Stub::part_of(&whole, 3);
+        let mut unawaited = Unawaited::default();
+        let whole = ReceiptStub::new("orders".into(), 0);
+        let part = ReceiptStub::part_of(&whole, 3);
         let error = Error::new(ErrorKind::Timeout, "too late");
         part.resolve(BatchOutcome::Failed(error.clone()));
-        unheard.note(&part, &error);
+        unawaited.note(&part, &error);
         whole.resolve(BatchOutcome::Split(vec![Part { first: 0, index: 0, receipt: Arc::clone(&part) }]));
         drop(part);
-        assert!(unheard.take().is_none());
+        assert!(unawaited.take().is_none());
         drop(whole);
-        assert!(unheard.take().unwrap().to_string().contains("3 records failed"));
+        assert!(unawaited.take().unwrap().to_string().contains("3 records failed"));
     }
 
     #[test]
     fn whatever_else_the_producer_holds_of_a_batch_is_no_delivery() {
-        let mut unheard = Unheard::default();
+        let mut unawaited = Unawaited::default();
         // An attempt that is in flight when the time is over, and the list of what a flush waits for.
         let (receipt, deliveries, error) = failed(1);
         let (_in_flight, _waited_for) = (receipt.clone(), receipt.clone());
-        unheard.note(&receipt, &error);
+        unawaited.note(&receipt, &error);
         drop(deliveries);
-        assert!(unheard.take().unwrap().to_string().contains("1 record failed"));
-        assert!(unheard.is_empty());
+        assert!(unawaited.take().unwrap().to_string().contains("1 record failed"));
+        assert!(unawaited.is_empty());
     }
 
     #[test]
     fn however_many_fail_little_is_kept() {
-        let mut unheard = Unheard::default();
+        let mut unawaited = Unawaited::default();
         for _ in 0..5 * REMEMBERED {
             let (receipt, deliveries, error) = failed(2);
-            unheard.note(&receipt, &error);
+            unawaited.note(&receipt, &error);
             drop((receipt, deliveries));
         }
-        assert!(unheard.failed.len() <= REMEMBERED);
+        assert!(unawaited.failed.len() <= REMEMBERED);
         let expected = format!("{} records failed", 10 * REMEMBERED);
-        assert!(unheard.take().unwrap().to_string().contains(&expected));
+        assert!(unawaited.take().unwrap().to_string().contains(&expected));
     }
 }
