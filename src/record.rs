@@ -47,8 +47,10 @@ pub(crate) fn check_topic(name: &str) -> Result<()> {
         1..=LONGEST_TEXT => Ok(()),
         0 => Err(Error::new(ErrorKind::InvalidArgument, "the topic's name is empty")),
         length => {
-            let text = format!("the topic's name has {length} bytes, and none has more than 249");
-            Err(Error::new(ErrorKind::InvalidArgument, text).with_topic(name))
+            let start: String = name.chars().take(40).collect();
+            let text =
+                format!("the topic's name ({start:?} …) has {length} bytes, and none has more than 249");
+            Err(Error::new(ErrorKind::InvalidArgument, text))
         }
     }
 }
@@ -554,6 +556,19 @@ impl ConsumerRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_no_topic_can_have_is_refused_in_few_words() {
+        assert!(
+            check_topic(&"x".repeat(LONGEST_TEXT)).is_ok(),
+            "what brokers can be asked about, they refuse"
+        );
+        for name in [String::new(), "x".repeat(1 << 20)] {
+            let error = check_topic(&name).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+            assert!(error.to_string().len() < 200, "{error}");
+        }
+    }
 
     #[test]
     fn a_partition_is_read_from_a_pair_and_from_the_text_it_writes() {

@@ -387,7 +387,8 @@ impl KafkaProducer {
     /// The number of partitions of a topic.
     ///
     /// # Errors
-    /// The broker's error, or [`Timeout`](ErrorKind::Timeout) after `max.block.ms`; [`Closed`](ErrorKind::Closed).
+    /// The broker's error, or [`Timeout`](ErrorKind::Timeout) after `max.block.ms`; [`Closed`](ErrorKind::Closed);
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for a name that no topic can have.
     ///
     /// # Cancel safety
     /// Can be dropped at any time.
