@@ -5,12 +5,16 @@
 //! to partitions that the consumer has lost: the coordinator refuses the group metadata from before (KIP-447).
 
 mod input;
+mod patience;
 
 use std::{future::Future, pin::pin, time::Duration};
 
 use futures_util::future::{FutureExt as _, Shared, join, try_join_all};
 
-use self::input::{TransactionInput, hand_out_again, put_back};
+use self::{
+    input::{TransactionInput, hand_out_again, put_back},
+    patience::{patiently, pauses, poll_patiently},
+};
 use super::KafkaInstance;
 use crate::{
     config::IsolationLevel,
@@ -19,7 +23,7 @@ use crate::{
     producer::{Transaction, TransactionalProducer, is_refused},
     record::{OffsetAndMetadata, TopicPartition},
     sorted::Map,
-    time::{self, Backoff, Instant, Rng},
+    time::{self, Instant},
 };
 
 /// `transaction.timeout.ms` unless set. Kafka Streams: `StreamsConfig`, the same for exactly-once.
@@ -144,7 +148,7 @@ impl ExactlyOnce {
         self
     }
 
-    /// Runs until the body fails or the producer cannot continue. Waits for brokers that are away.
+    /// Runs until the body fails or the producer cannot continue. Waits for brokers that are away, at its start too.
     ///
     /// # Errors
     /// The body's error, whose transaction is aborted; a [fatal](Error::is_fatal) error such as that of a second instance with
@@ -173,7 +177,10 @@ impl ExactlyOnce {
         let shutdown = pin!(shutdown);
         let shutdown = shutdown.shared();
         // The producer first: it ends what a predecessor left open, before positions are looked up.
-        let start = async { Ok((self.start_producer().await?, self.start_consumer().await?)) };
+        let start = async {
+            let producer = patiently(|| self.start_producer()).await?;
+            Ok((producer, patiently(|| self.start_consumer()).await?))
+        };
         let (mut producer, consumer) = tokio::select! {
             biased;
             () = shutdown.clone() => return Ok(()),
@@ -209,18 +216,6 @@ impl ExactlyOnce {
                 false => p.set("transactional.id", id),
             })
             .await
-    }
-
-    /// As [`Self::start_producer`], repeated for as long as brokers are away; each attempt waits for them.
-    async fn start_producer_patiently(&self) -> Result<TransactionalProducer> {
-        loop {
-            match self.start_producer().await {
-                Err(error) if error.is_retriable() && !error.is_fatal() => {
-                    tracing::warn!(%error, "a producer is started again");
-                }
-                started => return started,
-            }
-        }
     }
 
     /// `transaction.timeout.ms` where it is not set: as short as Kafka Streams has it, because readers wait for what a crash has
@@ -308,7 +303,7 @@ impl ExactlyOnce {
                     *producer = tokio::select! {
                         biased;
                         () = shutdown.clone() => return Ok(()),
-                        started = self.start_producer_patiently() => started?,
+                        started = patiently(|| self.start_producer()) => started?,
                     };
                 }
                 Err(Failed::Again(error)) if self.named().is_some() || !is_timed_out(&error) => {
@@ -360,7 +355,10 @@ impl ExactlyOnce {
         let until = until.min(late);
         loop {
             let worked = work_on(consumer, transaction, &records, taken, late, body).await;
-            taken.is_overdue |= time::now() >= overdue;
+            // A body that has waited for brokers which are away is not slow itself.
+            let is_outage =
+                worked.as_ref().is_err_and(|error| error.requires_abort() && error.is_retriable());
+            taken.is_overdue |= !is_outage && time::now() >= overdue;
             let is_late = worked?;
             let now = time::now();
             if is_late || taken.records >= self.most_records || now >= until {
@@ -430,24 +428,6 @@ async fn commit(
         hand_out_again(consumer, partition, span.life, span.next);
     }
     Ok(())
-}
-
-fn pauses() -> Backoff {
-    Backoff::new(Duration::from_millis(100), Duration::from_secs(1))
-}
-
-/// The records of one poll. Errors that pass are logged and waited out.
-async fn poll_patiently(consumer: &KafkaConsumer, rng: &mut Rng) -> Result<ConsumerRecords> {
-    let mut backoff = pauses();
-    loop {
-        match consumer.poll(Duration::from_secs(1)).await {
-            Err(error) if error.is_retriable() => {
-                tracing::warn!(%error, "the consumer will go on");
-                tokio::time::sleep(backoff.next(rng)).await;
-            }
-            polled => return polled,
-        }
-    }
 }
 
 /// Hands the records to the body: those of a partition one after the other, partitions at the same time. True if the time

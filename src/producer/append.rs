@@ -15,7 +15,7 @@ use crate::{
     batch,
     cluster::{Create, Metadata},
     driver,
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorCode, ErrorKind, Result, code},
     record::{ProducerRecord, check_topic},
     time::{self, Instant},
     watch,
@@ -104,12 +104,18 @@ impl Shared {
         }
     }
 
-    /// The slow path: learns the topic or waits for memory, as often as needed, and looks once for new partitions.
-    pub(super) async fn append_waiting(
-        &self,
-        record: &ProducerRecord<'_>,
-        mut wait: Wait,
-    ) -> Result<Delivery> {
+    /// The slow path. In a transaction, brokers that stay away for too long are no reason to give up more than this attempt;
+    /// a topic that is not there is.
+    pub(super) async fn append_waiting(&self, record: &ProducerRecord<'_>, wait: Wait) -> Result<Delivery> {
+        let is_missing = |told: ErrorCode| told.0 == code::UNKNOWN_TOPIC_OR_PARTITION;
+        self.wait_and_append(record, wait).await.map_err(|error| {
+            let passes = error.is_retriable() && !error.code().is_some_and(is_missing);
+            if passes && self.transactions.is_some() { error.with_requires_abort() } else { error }
+        })
+    }
+
+    /// Learns the topic or waits for memory, as often as needed, and looks once for new partitions.
+    async fn wait_and_append(&self, record: &ProducerRecord<'_>, mut wait: Wait) -> Result<Delivery> {
         let deadline = time::now() + self.settings.max_block;
         let mut credit = Credit { memory: &self.memory, bytes: 0 };
         let mut looked = false;

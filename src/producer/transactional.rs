@@ -288,8 +288,8 @@ impl Transaction<'_> {
     /// transaction is committed; its [`Delivery`] says only that it was written, and need not be awaited.
     ///
     /// # Errors
-    /// As [`KafkaProducer::send_record`]; also the error of a transaction that can only be aborted, for which
-    /// [`Error::requires_abort`] is true.
+    /// As [`KafkaProducer::send_record`]; also the error of a transaction that can only be aborted. For that, and for one that
+    /// has waited for brokers until the end of `max.block.ms`, [`Error::requires_abort`] is true.
     ///
     /// # Cancel safety
     /// If dropped before it returned, nothing was sent.
@@ -311,7 +311,8 @@ impl Transaction<'_> {
     /// Makes a consumer's offsets part of the transaction: they are committed with it, or not at all (KIP-447). Each offset
     /// is that of the next record to be read: an `i64`, or with text and leader epoch an [`OffsetAndMetadata`]. `group`: of
     /// [`KafkaConsumer::group_metadata`](crate::KafkaConsumer::group_metadata), taken before the records were processed, so
-    /// that a member that has lost its partitions meanwhile is refused.
+    /// that a member that has lost its partitions meanwhile is refused. After an abort the consumer has still read what was not
+    /// committed: `seek` to where the transaction began.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] for a negative offset or a text above 32,767 bytes; one that

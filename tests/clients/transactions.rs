@@ -14,7 +14,7 @@ use dtkafka::{
     KafkaInstance, ProducerInterceptor, RecordMetadata, TopicPartition, TransactionalProducer,
 };
 use dtkafka_testcontainers::{
-    EmbeddedBroker,
+    EmbeddedBroker, NewRecord,
     broker::{ApiKey, ResponseError},
 };
 
@@ -728,6 +728,29 @@ async fn a_copier_without_a_name_goes_on_however_often_an_outage_costs_it_a_tran
     });
     until_seen(&kafka, 7, run).await;
     assert_eq!(attempts.into_inner(), 5);
+}
+
+#[tokio::test]
+async fn a_copier_goes_on_whose_body_has_waited_for_brokers_in_vain() {
+    let (broker, kafka) = source_and_target(("max.block.ms", 100)).await;
+    let kafka = KafkaInstance::new(kafka.config().clone().set("buffer.memory", 1000)).unwrap();
+    for number in [6, 7] {
+        broker.feed("source", 0, NewRecord::new(number.to_string())).unwrap();
+    }
+    // The first record takes all the memory there is, and keeps it for as long as nobody answers.
+    broker.control().hold(ApiKey::Produce);
+    let run = ExactlyOnce::new(&kafka, ["source"], "copiers").run(async |record, output| {
+        let number: i64 = record.json()?;
+        match output.send("target", &number).header("long", [0; 500]).await {
+            Ok(_delivery) => Ok(()),
+            Err(error) => {
+                broker.control().release(ApiKey::Produce);
+                Err(error)
+            }
+        }
+    });
+    until_seen(&kafka, 7, run).await;
+    assert_eq!(seen_in_the_end(&kafka, "target").await, [6, 7]);
 }
 
 #[tokio::test]

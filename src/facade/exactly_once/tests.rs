@@ -1,5 +1,38 @@
+use dtkafka_testcontainers::{EmbeddedBroker, NewRecord};
+
 use super::*;
 use crate::{KafkaConfig, error::ErrorCode};
+
+#[tokio::test]
+async fn a_copier_waits_for_a_cluster_that_is_not_there_yet() {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let (log, _listening) = crate::test_log::Log::of_this_thread(tracing::Level::WARN);
+    let broker = EmbeddedBroker::start().await.unwrap();
+    broker.feed("t", 0, NewRecord::new("7")).unwrap();
+    broker.control().stop_broker(1).unwrap();
+    let config = KafkaConfig::new()
+        .set_bootstrap_servers(broker.bootstrap_servers())
+        .set_auto_offset_reset("earliest")
+        .set("max.block.ms", 100)
+        .set("socket.connection.setup.timeout.ms", 100);
+    let kafka = KafkaInstance::new(config).unwrap();
+    let (seen, mut is_seen) = tokio::sync::mpsc::channel(1);
+    let run = ExactlyOnce::new(&kafka, ["t"], "g").run(async |record, _| {
+        let _full = seen.try_send(record.json::<i64>()?);
+        Ok(())
+    });
+    let comes = async {
+        while log.text().matches("a client is started again").count() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        broker.control().start_broker(1).await.unwrap();
+        assert_eq!(is_seen.recv().await, Some(7));
+    };
+    tokio::select! {
+        ended = run => panic!("{ended:?}"),
+        comes = tokio::time::timeout(PATIENCE, comes) => comes.expect("it does not begin"),
+    }
+}
 
 #[test]
 fn a_transaction_leaves_the_body_half_of_its_time_and_the_member_time_to_poll() {

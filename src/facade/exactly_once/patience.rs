@@ -1,0 +1,44 @@
+//! How [`ExactlyOnce`](super::ExactlyOnce) waits for brokers that are away: what passes by itself is logged and tried again, for as
+//! long as it takes.
+
+use std::time::Duration;
+
+use crate::{
+    consumer::{ConsumerRecords, KafkaConsumer},
+    error::Result,
+    time::{Backoff, Rng},
+};
+
+/// The pause before a client that could not be started is started again.
+const RESTART_PAUSE: Duration = Duration::from_millis(500);
+
+pub(super) fn pauses() -> Backoff {
+    Backoff::new(Duration::from_millis(100), Duration::from_secs(1))
+}
+
+/// Starts a client, for as long as brokers are away; each attempt waits for them too.
+pub(super) async fn patiently<T, F: Future<Output = Result<T>>>(start: impl Fn() -> F) -> Result<T> {
+    loop {
+        match start().await {
+            Err(error) if error.is_retriable() && !error.is_fatal() => {
+                tracing::warn!(%error, "a client is started again");
+                tokio::time::sleep(RESTART_PAUSE).await;
+            }
+            started => return started,
+        }
+    }
+}
+
+/// The records of one poll. Errors that pass are logged and waited out.
+pub(super) async fn poll_patiently(consumer: &KafkaConsumer, rng: &mut Rng) -> Result<ConsumerRecords> {
+    let mut backoff = pauses();
+    loop {
+        match consumer.poll(Duration::from_secs(1)).await {
+            Err(error) if error.is_retriable() => {
+                tracing::warn!(%error, "the consumer will go on");
+                tokio::time::sleep(backoff.next(rng)).await;
+            }
+            polled => return polled,
+        }
+    }
+}
