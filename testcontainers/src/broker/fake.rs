@@ -11,6 +11,7 @@ use std::{
 };
 
 use kafka_protocol::{ResponseError, messages::ApiKey};
+use uuid::Uuid;
 
 use super::{BrokerError, Effect, EmbeddedBroker, Fault, MemoryStream, StoredRecord};
 
@@ -31,8 +32,8 @@ use super::{BrokerError, Effect, EmbeddedBroker, Fault, MemoryStream, StoredReco
 /// ```
 pub struct FakeKafka {
     broker: EmbeddedBroker,
-    /// How many records of each topic were taken.
-    taken: Mutex<BTreeMap<String, usize>>,
+    /// How many records of each topic were taken, by its id: one that was made again has others.
+    taken: Mutex<BTreeMap<Uuid, usize>>,
 }
 
 impl FakeKafka {
@@ -64,7 +65,8 @@ impl FakeKafka {
 
     /// Every record that was sent to a topic so far, in order; empty if there is no such topic.
     ///
-    /// A record is here once its delivery was awaited, or the producer flushed.
+    /// A record is here once its delivery was awaited, or the producer flushed. So are those of transactions that are open or
+    /// were aborted, which [`committed_records`](EmbeddedBroker::committed_records) of the [`broker`](Self::broker) leaves out.
     #[must_use]
     pub fn sent(&self, topic: &str) -> Vec<StoredRecord> {
         let partitions = self.broker.shared.cluster().topics.get(topic).map_or(0, |t| t.partitions.len());
@@ -76,9 +78,12 @@ impl FakeKafka {
     #[must_use]
     pub fn take_sent(&self, topic: &str) -> Vec<StoredRecord> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = taken.entry(topic.to_owned()).or_default();
-        let new = self.sent(topic).split_off(*before);
-        *before += new.len();
+        let id = self.broker.shared.cluster().topics.get(topic).map(|topic| topic.id);
+        let before = taken.entry(id.unwrap_or_default()).or_default();
+        let mut sent = self.sent(topic);
+        // After compaction, or a cut of the log, there are fewer than were taken.
+        let new = sent.split_off(sent.len().min(*before));
+        *before = sent.len() + new.len();
         new
     }
 
@@ -101,5 +106,39 @@ impl FakeKafka {
     #[must_use]
     pub fn broker(&self) -> &EmbeddedBroker {
         &self.broker
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::NewRecord;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_sent_is_taken_once_also_after_the_topic_was_cut_or_made_again() {
+        let fake = FakeKafka::start().await.unwrap();
+        let send = |values: &[&str]| {
+            for value in values {
+                fake.broker().feed("t", 0, NewRecord::new(value)).unwrap();
+            }
+        };
+        let take = || {
+            let taken = fake.take_sent("t");
+            taken.iter().map(|record| record.value_text().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        send(&["a", "b", "c"]);
+        assert_eq!(take(), ["a", "b", "c"]);
+        fake.broker().control().truncate("t", 0, 1).unwrap();
+        assert!(take().is_empty());
+        send(&["d"]);
+        assert_eq!(take(), ["d"]);
+        fake.broker().delete_topic("t").unwrap();
+        assert!(take().is_empty());
+        send(&["e"]);
+        assert_eq!(take(), ["e"]);
+        let all = fake.broker().wait_for_records("t", 1, Duration::MAX).await.unwrap();
+        assert_eq!(all[&0].len(), 1);
     }
 }

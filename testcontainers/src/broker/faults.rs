@@ -17,7 +17,8 @@ use super::watch;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Effect {
-    /// Not applied, and answered with this error.
+    /// Not applied, and answered with this error. Metadata has a place for it with each topic that is asked about by name;
+    /// only `RebootstrapRequired` is told of the whole answer, from version 13 on.
     Error(ResponseError),
     /// Applied, and answered with this error all the same (Produce, OffsetCommit and the requests of transactions;
     /// other requests are answered as usual).

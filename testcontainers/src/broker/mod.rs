@@ -105,6 +105,7 @@ pub type Partitioned = BTreeMap<i32, Vec<StoredRecord>>;
 #[derive(Debug, Clone)]
 pub struct EmbeddedBrokerBuilder {
     brokers: i32,
+    cluster_id: Option<String>,
     racks: Vec<String>,
     options: Options,
     users: sasl::Users,
@@ -119,6 +120,14 @@ impl EmbeddedBrokerBuilder {
     #[must_use]
     pub fn brokers(mut self, brokers: i32) -> Self {
         self.brokers = brokers.max(1);
+        self
+    }
+
+    /// The cluster's id. Default: the same for all. Clusters of different ids give their topics different ids as well (KIP-516),
+    /// so that no client takes one for the other.
+    #[must_use]
+    pub fn cluster_id(mut self, id: &str) -> Self {
+        self.cluster_id = Some(id.to_owned());
         self
     }
 
@@ -258,7 +267,10 @@ impl EmbeddedBrokerBuilder {
         if options.default_replication < 1 {
             options.default_replication = i16::try_from(self.brokers.min(3)).unwrap_or(3);
         }
-        let cluster = Cluster::new(options, nodes);
+        let mut cluster = Cluster::new(options, nodes);
+        if let Some(id) = self.cluster_id {
+            cluster.set_id(id);
+        }
         let shared =
             Shared::new(cluster, Clock::start(self.wall_ms), self.users, tls, self.in_memory, self.seed);
         let timers = spawn_timers(Arc::clone(&shared));
@@ -322,6 +334,7 @@ impl EmbeddedBroker {
     pub fn builder() -> EmbeddedBrokerBuilder {
         EmbeddedBrokerBuilder {
             brokers: 1,
+            cluster_id: None,
             racks: Vec::new(),
             options: Options {
                 default_partitions: 1,

@@ -1,6 +1,7 @@
 //! The topic configurations that the broker knows, with Apache Kafka's defaults.
 //!
-//! Two of them change what it does: `max.message.bytes` and `message.timestamp.type`. The rest is kept and shown.
+//! Some change what it does: `cleanup.policy` (records without a key are refused), `max.message.bytes`, `message.timestamp.type`,
+//! `min.insync.replicas`, `retention.ms` (when a test applies it) and `unclean.leader.election.enable`. The rest is kept and shown.
 
 /// Name, default and type (the numbers of KIP-569: 1 boolean, 2 string, 3 int, 5 long, 6 double, 7 list).
 pub(super) const KNOWN: [(&str, &str, i8); 24] = [
@@ -40,12 +41,44 @@ pub(super) fn check(name: &str, value: &str) -> Result<(), String> {
     let Some((_, _, kind)) = KNOWN.iter().find(|known| known.0 == name) else {
         return Err(format!("Unknown topic config name: {name}"));
     };
-    let fits = match kind {
-        1 => matches!(value, "true" | "false"),
-        3 => value.parse::<i32>().is_ok(),
-        5 => value.parse::<i64>().is_ok(),
-        6 => value.parse::<f64>().is_ok(),
-        _ => name != "message.timestamp.type" || matches!(value, "CreateTime" | "LogAppendTime"),
+    let fits = match (kind, name) {
+        (_, "cleanup.policy") => {
+            value.split(',').all(|policy| matches!(policy.trim(), "delete" | "compact" | ""))
+        }
+        (_, "compression.type") => {
+            matches!(value, "producer" | "uncompressed" | "gzip" | "snappy" | "lz4" | "zstd")
+        }
+        (_, "message.timestamp.type") => matches!(value, "CreateTime" | "LogAppendTime"),
+        (_, "min.insync.replicas") => value.parse::<i32>().is_ok_and(|least| least >= 1),
+        (1, _) => matches!(value, "true" | "false"),
+        (3, _) => value.parse::<i32>().is_ok(),
+        (5, _) => value.parse::<i64>().is_ok(),
+        (6, _) => value.parse::<f64>().is_ok(),
+        _ => true,
     };
     if fits { Ok(()) } else { Err(format!("Invalid value {value} for configuration {name}")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_accepted_and_values_that_mean_nothing_are_not() {
+        for (name, default, _) in KNOWN {
+            assert_eq!(check(name, default), Ok(()), "{name}");
+        }
+        assert_eq!(check("cleanup.policy", "compact,delete"), Ok(()));
+        for (name, value) in [
+            ("cleanup.policy", "compakt"),
+            ("compression.type", "lzma"),
+            ("message.timestamp.type", "Never"),
+            ("min.insync.replicas", "0"),
+            ("preallocate", "yes"),
+            ("retention.ms", "7d"),
+            ("retention", "7"),
+        ] {
+            assert!(check(name, value).is_err(), "{name}={value}");
+        }
+    }
 }

@@ -178,7 +178,8 @@ impl EmbeddedBroker {
         Ok(all)
     }
 
-    /// Waits until a topic has at least `count` records in all partitions together, and returns them by partition.
+    /// Waits until a topic has at least `count` records in all partitions together, and returns them by partition. Those of
+    /// transactions count once they are committed.
     ///
     /// # Errors
     /// [`BrokerError::TimedOut`] says how many there were after `limit`; the topic does not exist by then.
@@ -238,21 +239,22 @@ impl EmbeddedBroker {
         look: impl Fn() -> Result<Option<T>, BrokerError>,
         why: impl Fn() -> String,
     ) -> Result<T, BrokerError> {
-        let deadline = self.shared.clock.instant(self.shared.clock.now() + limit);
-        loop {
-            let mut appended = std::pin::pin!(self.shared.appended.notified());
-            let mut committed = std::pin::pin!(self.shared.committed.notified());
-            appended.as_mut().enable();
-            committed.as_mut().enable();
-            if let Some(found) = look()? {
-                return Ok(found);
+        let found = async {
+            loop {
+                let mut appended = std::pin::pin!(self.shared.appended.notified());
+                let mut committed = std::pin::pin!(self.shared.committed.notified());
+                appended.as_mut().enable();
+                committed.as_mut().enable();
+                if let Some(found) = look()? {
+                    return Ok(found);
+                }
+                tokio::select! {
+                    biased;
+                    () = appended => {}
+                    () = committed => {}
+                }
             }
-            tokio::select! {
-                biased;
-                () = appended => {}
-                () = committed => {}
-                () = tokio::time::sleep_until(deadline) => return Err(BrokerError::TimedOut(why())),
-            }
-        }
+        };
+        tokio::time::timeout(limit, found).await.unwrap_or_else(|_elapsed| Err(BrokerError::TimedOut(why())))
     }
 }

@@ -15,6 +15,10 @@ use super::super::partition::Partition;
 use super::{Call, text, topic_name};
 
 pub(super) fn handle(call: &Call<'_>, request: MetadataRequest) -> MetadataResponse {
+    if let (Some(error @ ResponseError::RebootstrapRequired), 13..) = (call.error, call.version) {
+        // KIP-1102: it is said of the cluster, and so of no topic.
+        return MetadataResponse::default().with_error_code(error.code());
+    }
     let mut cluster = call.cluster();
     let mut response = MetadataResponse::default()
         .with_cluster_id(Some(text(&cluster.id)))

@@ -181,11 +181,16 @@ pub(super) struct Cluster {
     coordinators: BTreeMap<(Kind, String), i32>,
     waiting: BTreeMap<Ticket, oneshot::Sender<Answer>>,
     tickets: Ticket,
-    topics_made: u128,
+    /// The first half of the ids of its topics.
+    topic_ids: u64,
+    topics_made: u64,
     pub(super) producer_ids: i64,
     pub(super) transactions: Transactions,
     producers_checked_ms: i64,
 }
+
+/// What the ids of all topics begin with, of whatever cluster.
+const TOPIC_IDS: u64 = 0xd7_6b_af_6a << 32;
 
 impl Cluster {
     pub(super) fn new(options: Options, nodes: BTreeMap<i32, Node>) -> Self {
@@ -199,11 +204,18 @@ impl Cluster {
             coordinators: BTreeMap::new(),
             waiting: BTreeMap::new(),
             tickets: 0,
+            topic_ids: TOPIC_IDS,
             topics_made: 0,
             producer_ids: 1000,
             transactions: Transactions::default(),
             producers_checked_ms: 0,
         }
+    }
+
+    /// Before there are topics.
+    pub(super) fn set_id(&mut self, id: String) {
+        self.topic_ids = TOPIC_IDS | u64::from(crc32c::crc32c(id.as_bytes()));
+        self.id = id;
     }
 
     /// Brokers that run, by id.

@@ -44,7 +44,7 @@ impl Cluster {
             return Err(ResponseError::InvalidPartitions);
         }
         self.topics_made += 1;
-        let id = Uuid::from_u128((0xd7_6b_af_6a << 96) | self.topics_made);
+        let id = Uuid::from_u64_pair(self.topic_ids, self.topics_made);
         let partitions = (0..partitions).map(|p| self.new_partition(p, placement)).collect();
         self.topics.insert(name.to_owned(), Topic { id, partitions, configs });
         self.topic_names.insert(id, name.to_owned());

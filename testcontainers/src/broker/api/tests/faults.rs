@@ -132,6 +132,26 @@ async fn an_answer_may_be_corrupt_throttled_or_lost_after_it_was_applied() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn that_clients_must_start_over_is_said_of_the_whole_answer_and_clusters_of_two_ids_share_nothing() {
+    let broker = in_memory(1).await;
+    let mut client = connect(&broker, 1);
+    let required = ResponseError::RebootstrapRequired;
+    broker.control().fail(ApiKey::Metadata, 2, required);
+    let ours = MetadataRequestTopic::default().with_name(Some(topic_name("t")));
+    for topics in [vec![], vec![ours]] {
+        let answer = client.call(13, &MetadataRequest::default().with_topics(Some(topics))).await;
+        assert_eq!((answer.error_code, answer.brokers.len(), answer.topics.len()), (required.code(), 0, 0));
+    }
+    let all = MetadataRequest::default().with_topics(None);
+    let ours = client.call(13, &all).await;
+    let other = EmbeddedBroker::builder().in_memory().cluster_id("other").start().await.unwrap();
+    other.create_topic("t", 1).unwrap();
+    let theirs = connect(&other, 1).call(13, &all).await;
+    assert_eq!(theirs.cluster_id.as_deref(), Some("other"));
+    assert!(ours.cluster_id != theirs.cluster_id && ours.topics[0].topic_id != theirs.topics[0].topic_id);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_topic_that_was_made_while_nobody_ran_is_led_by_who_comes() {
     let broker = EmbeddedBroker::builder().in_memory().brokers(2).start().await.unwrap();
     let control = broker.control();
