@@ -348,9 +348,13 @@ impl Brokers {
         slots.iter().filter_map(|slot| slot.close_idle(now, self.settings.connections_max_idle)).min()
     }
 
-    /// Closes every connection with its last answer.
-    pub(crate) fn retire_all(&self) {
-        let slots: Vec<Arc<Slot>> = lock(&self.inner).slots.values().cloned().collect();
+    /// Closes connections to the brokers of these ids with their last answers.
+    pub(crate) fn retire(&self, which: impl Fn(i32) -> bool) {
+        let slots: Vec<Arc<Slot>> = {
+            let inner = lock(&self.inner);
+            let chosen = inner.slots.iter().filter(|((id, _), _)| which(*id));
+            chosen.map(|(_, slot)| Arc::clone(slot)).collect()
+        };
         slots.iter().for_each(|slot| slot.retire());
     }
 

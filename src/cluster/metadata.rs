@@ -12,9 +12,13 @@ use super::refresh::Found;
 pub(crate) use crate::error::code::UNKNOWN_TOPIC_OR_PARTITION;
 use crate::{
     config::settings::Address,
-    error::{Error, ErrorCode, ErrorKind, code::LEADER_NOT_AVAILABLE},
+    error::{
+        Error, ErrorCode, ErrorKind, Result,
+        code::{LEADER_NOT_AVAILABLE, REBOOTSTRAP_REQUIRED},
+    },
     pattern::Pattern,
     sorted::Map,
+    wire,
 };
 
 /// What a client knows of the cluster at one moment.
@@ -85,6 +89,11 @@ pub(crate) struct Leadership {
     /// -1 where unknown.
     pub(crate) leader_epoch: i32,
     pub(crate) topic_id: TopicId,
+}
+
+/// Whether these ids are of two clusters: both are known, and they differ.
+pub(super) fn are_two_clusters(one: Option<&str>, other: Option<&str>) -> bool {
+    one.zip(other).is_some_and(|(one, other)| one != other)
 }
 
 impl Partition {
@@ -234,6 +243,20 @@ impl Metadata {
         let code = self.topics.get(topic)?.error?;
         (!code.is_retriable()).then(|| topic_error(topic, code))
     }
+}
+
+/// The answer, if it tells of a cluster.
+///
+/// # Errors
+/// They pass where the broker is starting and knows of nothing yet, or sends the client back to the bootstrap addresses (KIP-1102).
+pub(crate) fn told(answer: wire::MetadataResponse) -> Result<wire::MetadataResponse> {
+    let error = match answer.error_code {
+        0 if answer.brokers.is_empty() => Error::protocol("the answer names no broker").with_api("Metadata"),
+        0 => return Ok(answer),
+        code @ REBOOTSTRAP_REQUIRED => Error::from_code("Metadata", code),
+        code => return Err(Error::from_code("Metadata", code)),
+    };
+    Err(error.with_passing())
 }
 
 /// The error of a topic in a metadata answer, with the usual remedy.

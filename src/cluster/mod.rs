@@ -111,7 +111,7 @@ impl Cluster {
     pub(crate) fn end(&self) {
         let _ = self.shared.ended.set(Error::closed("client"));
         self.driver.end();
-        self.shared.brokers.retire_all();
+        self.shared.brokers.retire(|_| true);
     }
 
     pub(crate) fn settings(&self) -> &Arc<ClientSettings> {
@@ -466,11 +466,9 @@ impl Shared {
 }
 
 /// Whether waiting will not help. It may help if an answer cannot be read, which may have been damaged on its way; and if
-/// a broker is not of the cluster any more or does not know itself what is wrong, since others can be asked.
+/// a broker does not know itself what is wrong, since others can be asked.
 fn is_a_setting(error: &Error) -> bool {
-    let is_its_own = |code: ErrorCode| {
-        matches!(code.0, code::REBOOTSTRAP_REQUIRED | code::UNKNOWN_SERVER_ERROR) || !code.is_known()
-    };
+    let is_its_own = |code: ErrorCode| code.0 == code::UNKNOWN_SERVER_ERROR || !code.is_known();
     !error.is_retriable() && error.kind() != ErrorKind::Protocol && !error.code().is_some_and(is_its_own)
 }
 
@@ -566,7 +564,7 @@ pub(crate) mod tests {
         let control = broker.control();
         // Logins that were tried, and what came of it.
         let round = async || {
-            cluster.shared.brokers.retire_all();
+            cluster.shared.brokers.retire(|_| true);
             let before = control.requests(ApiKey::SaslAuthenticate);
             let connected = cluster.any_connection(deadline).await;
             (control.requests(ApiKey::SaslAuthenticate) - before, connected.err())

@@ -31,7 +31,7 @@ pub(crate) struct Ask {
     pub(crate) ids: Vec<TopicId>,
     /// Brokers may create what does not exist.
     pub(crate) create: bool,
-    /// Only the bootstrap addresses are asked (KIP-1102): no known broker has told anything for long.
+    /// The bootstrap addresses are asked first, on new connections (KIP-1102): no broker has told anything for long.
     pub(crate) rebootstrap: bool,
     /// Its number among the questions about all topics of interest, from 1 on; 0 for one about some of them only.
     pub(crate) number: u64,

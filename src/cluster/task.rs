@@ -5,11 +5,17 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::task::JoinHandle;
 
-use super::{Health, Shared, TopicId, causes::Causes, kafka_string, refresh::Ask};
+use super::{
+    Health, Shared, TopicId,
+    causes::Causes,
+    kafka_string,
+    metadata::{are_two_clusters, told},
+    refresh::Ask,
+};
 use crate::{
     connection::Connection,
     driver,
-    error::{Error, Result, code::REBOOTSTRAP_REQUIRED},
+    error::{Result, code::REBOOTSTRAP_REQUIRED},
     time::{self, Instant, Rng},
     wire,
 };
@@ -69,9 +75,17 @@ async fn sleep_until(time: Option<Instant>) {
 /// Asks about the cluster.
 async fn fetch(shared: &Shared, ask: &Ask) -> Result<wire::MetadataResponse> {
     let deadline = time::after(Duration::MAX);
-    shared
-        .ask_any(ask.rebootstrap, deadline, |connection, until| ask_one(shared, ask, connection, until))
-        .await
+    let question = |connection, until| ask_one(shared, ask, connection, until);
+    if ask.rebootstrap {
+        // Their names may lead elsewhere by now, while what was opened to where they led still answers.
+        shared.brokers.retire(|id| id < 0);
+        match shared.ask_any(true, deadline, question).await {
+            // They may be gone for good, while the other brokers are back after an outage.
+            Err(error) if error.is_retriable() => {}
+            told => return told,
+        }
+    }
+    shared.ask_any(false, deadline, question).await
 }
 
 async fn ask_one(
@@ -80,20 +94,14 @@ async fn ask_one(
     connection: Arc<Connection>,
     until: Instant,
 ) -> Result<wire::MetadataResponse> {
-    let answer = connection.call(request(shared, ask), until).await?;
-    match answer.error_code {
-        0 if answer.brokers.is_empty() => {
-            Err(Error::protocol("the answer names no broker").with_api("Metadata"))
-        }
-        0 => Ok(answer),
-        code => {
-            // KIP-1102: the broker is not, or no longer, of the client's cluster.
-            if code == REBOOTSTRAP_REQUIRED {
-                shared.refresh().rebootstrap();
-            }
-            Err(Error::from_code("Metadata", code))
-        }
+    let answer = told(connection.call(request(shared, ask), until).await?);
+    // KIP-1102: the broker is not, or no longer, of the client's cluster.
+    if let Err(error) = &answer
+        && error.code().is_some_and(|code| code.0 == REBOOTSTRAP_REQUIRED)
+    {
+        shared.refresh().rebootstrap();
     }
+    answer
 }
 
 fn request(shared: &Shared, ask: &Ask) -> wire::MetadataRequest {
@@ -148,6 +156,16 @@ fn publish(
                 Arc::new(new)
             };
             shared.brokers.learn(&new);
+            let (before, after) = (old.cluster_id.as_deref(), new.cluster_id.as_deref());
+            if are_two_clusters(before, after) {
+                tracing::warn!(
+                    before,
+                    after,
+                    "the brokers are of another cluster than before: see that bootstrap.servers names brokers of one cluster alone"
+                );
+                // Its brokers may have the names of those before.
+                shared.brokers.retire(|_| true);
+            }
             shared.snapshot.send_modify(|current| {
                 // Another answer may have named newer leaders meanwhile (KIP-951).
                 *current =
@@ -169,3 +187,6 @@ fn publish(
     };
     shared.health.send_modify(|health| *health = Health { attempts: health.attempts + 1, error });
 }
+
+#[cfg(test)]
+mod tests;

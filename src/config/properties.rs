@@ -140,7 +140,7 @@ properties! {
     row("metadata.max.age.ms", &["topic.metadata.refresh.interval.ms"], Millis(1, LONG), Some("300000"), Every, "age after which metadata is asked for again"),
     row("metadata.max.idle.ms", &[], Millis(5000, LONG), Some("300000"), Every, "a topic that is neither subscribed to nor used for that long is forgotten (KIP-526)"),
     row("metadata.recovery.strategy", &[], Choice(&["rebootstrap", "none"]), Some("rebootstrap"), Every, "none: bootstrap.servers are asked only until a broker is known (KIP-899)"),
-    row("metadata.recovery.rebootstrap.trigger.ms", &[], Millis(0, LONG), Some("300000"), Every, "without any metadata for that long bootstrap.servers alone are asked (KIP-1102)"),
+    row("metadata.recovery.rebootstrap.trigger.ms", &[], Millis(0, LONG), Some("300000"), Every, "without any metadata for that long bootstrap.servers are asked before all others, on new connections (KIP-1102)"),
     row("connections.max.idle.ms", &[], Millis(1, LONG), Some("230000"), Every, "idle connections are closed; ours is below the 4 minutes after which cloud load balancers drop them silently"),
     row("allow.auto.create.topics", &[], Flag, Some("true"), Every, "whether asking for an unknown topic may create it"),
     row("receive.message.max.bytes", &[], Bytes(1024, INT), None, Every, "largest answer accepted; if not set, 32 MiB of a Fetch, or more where fetch.max.bytes wants it, and 4 MiB of any other, which tells of 100,000 partitions"),

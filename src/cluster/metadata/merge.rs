@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Broker, Metadata, Partition, Topic, TopicId, UNKNOWN_TOPIC_OR_PARTITION};
+use super::{Broker, Metadata, Partition, Topic, TopicId, UNKNOWN_TOPIC_OR_PARTITION, are_two_clusters};
 use crate::{
     config::settings::Address,
     error::{ErrorCode, code::INVALID_PARTITIONS},
@@ -83,8 +83,7 @@ impl Metadata {
         }
         let cluster_id = answer.cluster_id.map(|id| id.to_string());
         // If the address leads to another cluster now, its topics have nothing to do with earlier ones of the same name.
-        let is_another =
-            matches!((&self.cluster_id, &cluster_id), (Some(before), Some(now)) if before != now);
+        let is_another = are_two_clusters(self.cluster_id.as_deref(), cluster_id.as_deref());
         // Topics that were not asked about stay as they were.
         let asked: Set<&Arc<str>> = asked.iter().collect();
         let kept = self.topics.iter().filter(|(name, _)| !asked.contains(*name) && keep(name));
