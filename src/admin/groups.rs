@@ -6,7 +6,7 @@ use futures_util::{future::join_all, stream, stream::StreamExt as _};
 
 use super::{At, KafkaAdmin, PossiblyApplied, Reached, broker_error};
 use crate::{
-    cluster::kafka_string,
+    cluster::{kafka_string, metadata::told},
     connection::api::wire,
     error::{
         Error, Result,
@@ -118,14 +118,15 @@ impl KafkaAdmin {
     /// Can be dropped at any time.
     pub async fn list_groups(&self) -> Result<BTreeMap<String, GroupListing>> {
         let (mut found, mut answered) = (BTreeMap::new(), Set::new());
-        retry!(self, At::Any, self.deadline(), |connection, until| {
+        retry!(self, self.deadline(), |until| {
             // Asks which brokers there are now: a new one may coordinate groups, and one that has left is not waited for.
             let request = wire::MetadataRequest {
                 topics: Some(Vec::new()),
                 allow_auto_topic_creation: false,
                 ..Default::default()
             };
-            let brokers = self.cluster.learn_brokers(connection.call(request, until).await?.brokers);
+            let answer = told(self.ask_any(request, until).await?)?;
+            let brokers = self.cluster.learn_brokers(answer.brokers);
             let left = brokers.into_iter().filter(|broker| !answered.contains(broker));
             let asked: Vec<_> = left.map(|broker| self.groups_of(broker, until)).collect();
             let mut failed: Option<Error> = None;
@@ -182,7 +183,7 @@ impl KafkaAdmin {
         if left.is_empty() {
             return Ok(done);
         }
-        let ended = retry!(self, At::Any, self.deadline(), |_, until| {
+        let ended = retry!(self, self.deadline(), |until| {
             let (by_coordinator, mut failures) = self.coordinators(left.keys(), until).await;
             let asked: Vec<_> = by_coordinator
                 .into_iter()

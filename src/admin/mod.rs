@@ -8,15 +8,25 @@
 /// A macro and not a method that takes an async closure: the compiler cannot tell that the futures of those may cross
 /// threads.
 macro_rules! retry {
-    ($admin:expr, $at:expr, $deadline:expr, |$connection:pat_param, $until:ident| $attempt:block) => {{
-        let mut attempts = $crate::admin::Attempts::new($admin, $at, $deadline);
+    ($admin:expr, $at:expr, $deadline:expr, |$connection:ident, $until:ident| $attempt:block) => {
+        retry!(@ $admin, $deadline, attempts, match attempts.begin($at).await {
+            Ok(($connection, $until)) => async { $attempt }.await,
+            Err(error) => Err(error),
+        })
+    };
+    // For what picks its brokers itself.
+    ($admin:expr, $deadline:expr, |$until:ident| $attempt:block) => {
+        retry!(@ $admin, $deadline, attempts, {
+            let $until = attempts.until();
+            async { $attempt }.await
+        })
+    };
+    (@ $admin:expr, $deadline:expr, $attempts:ident, $outcome:expr) => {{
+        let mut $attempts = $crate::admin::Attempts::new($admin, $deadline);
         loop {
-            let outcome = match attempts.begin().await {
-                Ok(($connection, $until)) => async { $attempt }.await,
-                Err(error) => Err(error),
-            };
+            let outcome = $outcome;
             let Err(error) = outcome else { break outcome };
-            if let Err(error) = attempts.pause_after(error).await {
+            if let Err(error) = $attempts.pause_after(error).await {
                 break Err(error);
             }
         }
@@ -86,8 +96,6 @@ enum At<'a> {
     Controller,
     /// The coordinator of a group.
     Coordinator(&'a str),
-    /// Any that answers.
-    Any,
 }
 
 impl KafkaAdmin {
@@ -135,6 +143,19 @@ impl KafkaAdmin {
         reaching.await.map(Reached)
     }
 
+    /// One question that any broker can answer. It goes on while the user does not poll, as those of [`Reached`] do.
+    async fn ask_any<R: Api + Clone + Sync>(&self, question: R, until: Instant) -> Result<R::Response> {
+        let cluster = self.cluster.clone();
+        driver::apart(async move {
+            let ask = |connection: Arc<Connection>, until| {
+                let question = question.clone();
+                async move { connection.call(question, until).await }
+            };
+            cluster.ask_any(until, ask).await
+        })
+        .await
+    }
+
     /// One request to one broker.
     async fn call<R: Api>(&self, broker: i32, request: R, until: Instant) -> Result<R::Response> {
         let connection = self.reach(Some(broker), until).await?;
@@ -170,9 +191,8 @@ impl Reached {
 /// The attempts of one call.
 struct Attempts<'a> {
     admin: &'a KafkaAdmin,
-    at: At<'a>,
-    /// The broker that the last attempt asked, or was about to ask.
-    broker: Option<i32>,
+    /// The group and the coordinator that the last attempt asked, or was about to ask.
+    coordinator: Option<(&'a str, i32)>,
     patience: Patience,
     deadline: Instant,
     backoff: Backoff,
@@ -180,12 +200,11 @@ struct Attempts<'a> {
 }
 
 impl<'a> Attempts<'a> {
-    fn new(admin: &'a KafkaAdmin, at: At<'a>, deadline: Instant) -> Self {
+    fn new(admin: &'a KafkaAdmin, deadline: Instant) -> Self {
         let settings = admin.cluster.settings();
         Self {
             admin,
-            at,
-            broker: None,
+            coordinator: None,
             patience: Patience::default(),
             deadline,
             backoff: Backoff::new(settings.retry_backoff, settings.retry_backoff_max),
@@ -193,24 +212,26 @@ impl<'a> Attempts<'a> {
         }
     }
 
+    /// Until when a step that begins now may take.
+    fn until(&self) -> Instant {
+        self.deadline.min(time::now() + self.admin.cluster.settings().request_timeout)
+    }
+
     /// A connection to the broker to ask, and until when it may take.
-    async fn begin(&mut self) -> Result<(Reached, Instant)> {
-        let cluster = &self.admin.cluster;
-        let request_timeout = cluster.settings().request_timeout;
-        let until = || self.deadline.min(time::now() + request_timeout);
-        let (reach_by, broker) = (
-            until(),
-            match self.at {
-                At::Any => None,
-                // KIP-590: without a controller of its own name, any KRaft broker forwards.
-                At::Controller => cluster.metadata().controller,
-                At::Coordinator(group) => Some(self.admin.coordinator(group, until()).await?),
-            },
-        );
-        let reached = self.admin.reach(broker, reach_by).await.map(|connection| (connection, until()));
-        // Noted also if it cannot be reached, so that it is forgotten: another broker may coordinate by now.
-        self.broker = broker;
-        reached
+    async fn begin(&mut self, at: At<'a>) -> Result<(Reached, Instant)> {
+        let reach_by = self.until();
+        let broker = match at {
+            // KIP-590: without a controller of its own name, any KRaft broker forwards.
+            At::Controller => self.admin.cluster.metadata().controller,
+            At::Coordinator(group) => {
+                let broker = self.admin.coordinator(group, reach_by).await?;
+                // Noted also if it cannot be reached, so that it is forgotten: another broker may coordinate by then.
+                self.coordinator = Some((group, broker));
+                Some(broker)
+            }
+        };
+        let connection = self.admin.reach(broker, reach_by).await?;
+        Ok((connection, self.until()))
     }
 
     /// Waits before another attempt; the call's error where none may help.
@@ -219,7 +240,7 @@ impl<'a> Attempts<'a> {
             return Err(error);
         }
         let cluster = &self.admin.cluster;
-        if let (At::Coordinator(group), Some(broker)) = (self.at, self.broker) {
+        if let Some((group, broker)) = self.coordinator.take() {
             self.admin.forget_coordinator(group, broker);
         }
         let next = time::now() + self.backoff.next(&mut self.rng);
@@ -298,7 +319,14 @@ fn broker_error(api: &'static str, code: i16, message: Option<&str>) -> Option<E
 
 #[cfg(test)]
 mod tests {
+    use dtkafka_testcontainers::{ApiKey, EmbeddedBroker, NewRecord, ResponseError};
+
     use super::*;
+    use crate::{
+        KafkaConfig, KafkaInstance, TopicPartition,
+        cluster::{metadata::told, tests::InMemory},
+        wire,
+    };
 
     #[test]
     fn what_may_have_been_done_by_a_request_without_an_answer_is_said_to_be_so() {
@@ -332,6 +360,54 @@ mod tests {
         assert!(patience.is_passing(&unknown));
         tokio::time::advance(HEARD_OF / 2).await;
         assert!(!patience.is_passing(&unknown) && patience.is_passing(&moved));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_tells_of_no_cluster_is_no_empty_list_and_asked_for_again() {
+        let broker = EmbeddedBroker::builder().in_memory().start().await.unwrap();
+        let config = KafkaConfig::new()
+            .set_bootstrap_servers(broker.bootstrap_servers())
+            .set_transport(InMemory(broker.network()));
+        let admin = KafkaInstance::new(config).unwrap().admin().await.unwrap();
+        broker.feed("t", 0, NewRecord::new("x")).unwrap();
+        let control = broker.control();
+        let once = || control.fail(ApiKey::Metadata, 1, ResponseError::RebootstrapRequired);
+        once();
+        assert_eq!(admin.list_topics().await.unwrap(), ["t"]);
+        once();
+        assert_eq!(admin.describe_topic("t").await.unwrap().partitions.len(), 1);
+        once();
+        admin.list_groups().await.unwrap();
+        assert_eq!(control.requests(ApiKey::ListGroups), 1, "each broker is asked");
+        once();
+        let partition = TopicPartition::new("t", 0);
+        assert_eq!(admin.latest_offsets([partition.clone()]).await.unwrap()[&partition], 1);
+
+        let error = told(wire::MetadataResponse::default()).unwrap_err();
+        assert!(error.is_retriable() && error.to_string().contains("no broker"), "{error}");
+        let refused =
+            wire::MetadataResponse { error_code: code::CLUSTER_AUTHORIZATION_FAILED, ..Default::default() };
+        assert!(!told(refused).unwrap_err().is_retriable());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_is_silent_on_an_open_connection_holds_up_what_any_can_answer_only_once() {
+        let broker = EmbeddedBroker::builder().brokers(3).in_memory().start().await.unwrap();
+        let config = KafkaConfig::new()
+            .set_bootstrap_servers(broker.bootstrap_servers())
+            .set_transport(InMemory(broker.network()));
+        let admin = KafkaInstance::new(config).unwrap().admin().await.unwrap();
+        broker.create_topic("t", 1).unwrap();
+        // Connects to each.
+        admin.list_groups().await.unwrap();
+        (1..=2).for_each(|id| broker.control().cut(None, Some(id)));
+        let started = time::now();
+        for _ in 0..10 {
+            assert_eq!(admin.list_topics().await.unwrap(), ["t"]);
+            admin.describe_topic_configs("t").await.unwrap();
+        }
+        let took = time::now() - started;
+        assert!(took < Duration::from_secs(10), "{took:?}");
     }
 
     /// Never called: that it compiles is the test.

@@ -6,7 +6,10 @@ use futures_util::future::join_all;
 
 use super::{At, KafkaAdmin, Patience, broker_error};
 use crate::{
-    cluster::{kafka_string, metadata::topic_error},
+    cluster::{
+        kafka_string,
+        metadata::{told, topic_error},
+    },
     connection::api::wire::{self, metadata_response::MetadataResponseTopic},
     error::{
         Error, ErrorCode, Result,
@@ -30,6 +33,12 @@ pub struct Lag {
     pub end: i64,
     /// Their difference, never negative. Transaction markers and compaction make it larger than the number of records.
     pub lag: i64,
+}
+
+impl Lag {
+    fn of(committed: i64, end: i64) -> Self {
+        Self { committed, end, lag: end.saturating_sub(committed).max(0) }
+    }
 }
 
 serialize_fields! {
@@ -67,7 +76,7 @@ impl KafkaAdmin {
         let ends = self.ends(committed.keys().cloned().collect(), deadline).await?;
         let lag = |(partition, end): (TopicPartition, Result<i64>)| {
             let committed = committed.get(&partition)?.offset;
-            Some((partition, end.map(|end| Lag { committed, end, lag: (end - committed).max(0) })))
+            Some((partition, end.map(|end| Lag::of(committed, end))))
         };
         Ok(ends.into_iter().filter_map(lag).collect())
     }
@@ -121,8 +130,8 @@ impl KafkaAdmin {
         if left.is_empty() {
             return Ok(done);
         }
-        let ended = retry!(self, At::Any, deadline, |connection, until| {
-            let answer = connection.call(topics_of(&left), until).await?;
+        let ended = retry!(self, deadline, |until| {
+            let answer = told(self.ask_any(topics_of(&left), until).await?)?;
             let (by_leader, mut outcomes) = leaders(&left, &answer.topics);
             self.cluster.learn_brokers(answer.brokers);
             let asked: Vec<_> =
@@ -417,6 +426,15 @@ mod tests {
         let error = found.pop().unwrap().1.unwrap_err();
         assert_eq!((error.topic(), error.partition()), (Some("t"), Some(1)), "{error}");
         assert!(found.pop().unwrap().1.is_ok() && found.is_empty());
+    }
+
+    #[test]
+    fn lag_is_never_negative_whatever_a_broker_says_of_the_end() {
+        for (committed, end, expected) in
+            [(5, 9, 4), (9, 5, 0), (5, i64::MIN, 0), (0, i64::MAX, i64::MAX), (i64::MAX, -1, 0)]
+        {
+            assert_eq!(Lag::of(committed, end).lag, expected, "{committed} of {end}");
+        }
     }
 
     #[test]

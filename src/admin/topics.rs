@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 
 use super::{At, KafkaAdmin, PossiblyApplied, broker_error};
 use crate::{
-    cluster::{UNKNOWN_TOPIC_OR_PARTITION, kafka_string, metadata::topic_error, millis},
+    cluster::{
+        UNKNOWN_TOPIC_OR_PARTITION, kafka_string,
+        metadata::{told, topic_error},
+        millis,
+    },
     connection::api::wire::{
         self,
         create_topics_request::{CreatableTopic, CreatableTopicConfig},
@@ -260,14 +264,14 @@ impl KafkaAdmin {
     /// # Cancel safety
     /// Can be dropped at any time.
     pub async fn describe_topic_configs(&self, topic: &str) -> Result<BTreeMap<String, ConfigEntry>> {
-        retry!(self, At::Any, self.deadline(), |connection, until| {
+        retry!(self, self.deadline(), |until| {
             let resource = DescribeConfigsResource {
                 resource_type: TOPIC_RESOURCE,
                 resource_name: kafka_string(topic),
                 configuration_keys: None,
             };
             let request = wire::DescribeConfigsRequest { resources: vec![resource], ..Default::default() };
-            let answer = connection.call(request, until).await?;
+            let answer = self.ask_any(request, until).await?;
             let is_ours = |result: &wire::describe_configs_response::DescribeConfigsResult| {
                 result.resource_type == TOPIC_RESOURCE && result.resource_name.as_str() == topic
             };
@@ -297,13 +301,13 @@ impl KafkaAdmin {
         &self,
         topics: Option<Vec<MetadataRequestTopic>>,
     ) -> Result<BTreeMap<String, Result<TopicDescription>>> {
-        retry!(self, At::Any, self.deadline(), |connection, until| {
+        retry!(self, self.deadline(), |until| {
             let request = wire::MetadataRequest {
                 topics: topics.clone(),
                 allow_auto_topic_creation: false,
                 ..Default::default()
             };
-            let answer = connection.call(request, until).await?;
+            let answer = told(self.ask_any(request, until).await?)?;
             let is_asked = |name: &str| {
                 let named = |topic: &MetadataRequestTopic| topic.name.as_deref() == Some(name);
                 topics.as_ref().is_none_or(|asked| asked.iter().any(named))
