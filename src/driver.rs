@@ -110,10 +110,19 @@ impl DriverThread {
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(refused)?;
         let home = Self { runtime: runtime.handle().clone(), end: Arc::new(Notify::new()) };
-        let end = Arc::clone(&home.end);
-        let live = move || runtime.block_on(end.notified());
-        std::thread::Builder::new().name(name.to_owned()).spawn(live).map_err(refused)?;
-        Ok(home)
+        let (runtime, end) = (Arc::new(runtime), Arc::clone(&home.end));
+        let living = Arc::clone(&runtime);
+        let live = move || living.block_on(end.notified());
+        match std::thread::Builder::new().name(name.to_owned()).spawn(live) {
+            Ok(_) => Ok(home),
+            Err(error) => {
+                // To drop a runtime within another panics, as the thread's end would be waited for.
+                if let Some(runtime) = Arc::into_inner(runtime) {
+                    runtime.shutdown_background();
+                }
+                Err(refused(error))
+            }
+        }
     }
 
     pub(crate) fn runtime(&self) -> &Handle {

@@ -165,15 +165,15 @@ async fn exchange(
     let mechanism = mechanism_name(settings.mechanism);
     let code = crate::error::ErrorCode(answer.error_code);
     let broker_text = shown(&hidden(answer.error_message.as_deref().unwrap_or("no text"), settings));
+    if answer.error_code != code::SASL_AUTHENTICATION_FAILED {
+        return Err(sasl_error(format!("the broker broke off {mechanism}: {broker_text} ({code})")));
+    }
     let text = format!("the broker refused user and password with {mechanism}: {broker_text} ({code})");
-    let error = sasl_error(text);
-    Err(if answer.error_code == code::SASL_AUTHENTICATION_FAILED {
-        error
-            .with_hint("check sasl.plain.username and sasl.plain.password, and that the user exists for this mechanism")
-            .with_permanent()
-    } else {
-        error
-    })
+    Err(sasl_error(text)
+        .with_hint(
+            "check sasl.plain.username and sasl.plain.password, and that the user exists for this mechanism",
+        )
+        .with_permanent())
 }
 
 fn sasl_error(text: String) -> Error {
