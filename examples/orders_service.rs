@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use dtkafka::{ExactlyOnce, IsolationLevel, KafkaInstance, ProducerRecord, RecordRef, Transaction};
+use dtkafka::{ExactlyOnce, IsolationLevel, KafkaInstance, RecordRef, Transaction};
 use serde::{Deserialize, Serialize};
 use support::{Cluster, Outcome};
 
@@ -34,9 +34,7 @@ async fn invoice(order: RecordRef<'_>, output: &Transaction<'_>) -> dtkafka::Res
     let Order { id, customer, euros } = order.json()?;
     if euros < 0 {
         println!("  order {id} of {customer}: rejected");
-        let letter =
-            ProducerRecord::new("orders-rejected").key(&customer).value(order.value().unwrap_or_default());
-        drop(output.send_record(letter).await?);
+        drop(output.send_record(order.forward_to("orders-rejected")).await?);
         return Ok(());
     }
     println!("  order {id} of {customer}");

@@ -62,7 +62,7 @@
 //!
 //! * `tls-graviola` (default): TLS with graviola, fast, on the x86-64 and aarch64 CPUs it supports.
 //! * `tls-rustcrypto` (default): TLS with RustCrypto on every target, slower; serves where graviola cannot.
-//! * `signal` (default): `Consumer::run_until_signal`.
+//! * `signal` (default): `run_until_signal` of [`Consumer`] and [`ExactlyOnce`].
 //! * `pattern` (default): `Consumer::matching` and `KafkaConsumer::subscribe_pattern` in classic groups.
 //! * `blocking`: the module `blocking`, the same names for programs without `async`.
 //! * `metrics`: `MetricsPublisher`, the numbers of clients through the `metrics` facade.

@@ -12,7 +12,7 @@ use crate::{
     batch::{DecodedBatch, RecordSlot},
     error::Result,
     json,
-    record::{ConsumerRecord, OffsetAndMetadata, Origin, TimestampType, TopicPartition},
+    record::{ConsumerRecord, OffsetAndMetadata, Origin, ProducerRecord, TimestampType, TopicPartition},
 };
 
 /// The records of one poll, by partition.
@@ -365,6 +365,17 @@ impl<'a> RecordRef<'a> {
 
     pub(crate) fn owned_headers(&self) -> Vec<crate::record::Header> {
         self.batch.owned_headers(self.slot)
+    }
+
+    /// The record on its way to another topic, with its key, its value (a tombstone stays one) and its headers. It gets a new
+    /// timestamp unless one is set: with the old one, a topic that keeps records for a time could delete it at once.
+    pub fn forward_to<'t>(&self, topic: &'t str) -> ProducerRecord<'t>
+    where
+        'a: 't,
+    {
+        let (key, value) = (self.key(), self.value());
+        let headers = Cow::Owned(self.owned_headers());
+        ProducerRecord { key, value, headers, ..ProducerRecord::new(topic) }
     }
 
     /// The record with its data: key and value share the response's buffer, headers are copied.

@@ -9,6 +9,8 @@ mod patience;
 
 use std::{future::Future, pin::pin, time::Duration};
 
+#[cfg(feature = "signal")]
+use futures_core::Stream;
 use futures_util::future::{FutureExt as _, Shared, join, try_join_all};
 
 use self::{
@@ -16,6 +18,8 @@ use self::{
     patience::{patiently, pauses, poll_patiently},
 };
 use super::KafkaInstance;
+#[cfg(feature = "signal")]
+use super::{message::CancellationToken, signals};
 use crate::{
     config::IsolationLevel,
     consumer::{ConsumerRecords, KafkaConsumer, PartitionRecords, RecordRef, acknowledge::Life},
@@ -48,12 +52,11 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(900);
 ///
 /// ```no_run
 /// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {
-/// # use dtkafka::{ExactlyOnce, ProducerRecord};
+/// # use dtkafka::ExactlyOnce;
 /// ExactlyOnce::new(&kafka, ["orders"], "invoicing")
 ///     .run(async |record, output| {
 ///         let Ok(order) = record.json::<u64>() else {
-///             let letter = ProducerRecord::new("orders-dead").value(record.value().unwrap_or_default());
-///             drop(output.send_record(letter).await?);
+///             drop(output.send_record(record.forward_to("orders-dead")).await?);
 ///             return Ok(());
 ///         };
 ///         drop(output.send("invoices", &order).await?);
@@ -190,6 +193,50 @@ impl ExactlyOnce {
         let limit = Duration::from_secs(30);
         let (closed, left) = join(producer.close_within(limit), consumer.close(limit)).await;
         outcome.and(closed).and(left)
+    }
+
+    /// As [`run_until`](Self::run_until), until the process is told to end: by SIGTERM, SIGINT (ctrl-c), or what the system has in
+    /// their place. Needs the feature `signal`, which is on by default.
+    ///
+    /// A second signal, a second or more after the first, does not wait for the body: the open transaction is aborted, and the
+    /// group left, in the background. From the first call on, for as long as the process lives, these signals no longer end it
+    /// by themselves.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run); also if no signal can be listened for.
+    ///
+    /// # Cancel safety
+    /// As [`run`](Self::run).
+    #[cfg(feature = "signal")]
+    pub async fn run_until_signal(
+        self,
+        body: impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
+    ) -> Result<()> {
+        self.run_until_told(signals::listen()?, body).await
+    }
+
+    /// [`run`](Self::run) until the first of these. With the second it ends where it stands.
+    #[cfg(feature = "signal")]
+    async fn run_until_told(
+        self,
+        signals: impl Stream<Item = Result<()>>,
+        body: impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let (told, mut failure) = (CancellationToken::new(), Ok(()));
+        let second = signals::second(signals, |heard| {
+            failure = heard;
+            tracing::info!("the process is told to end: the last transaction is committed");
+            told.cancel();
+        });
+        let outcome = tokio::select! {
+            biased;
+            ended = self.run_until(told.cancelled(), body) => ended,
+            () = second => {
+                tracing::warn!("told to end a second time: the open transaction is aborted");
+                Ok(())
+            }
+        };
+        failure.and(outcome)
     }
 
     /// The `transactional.id`, if anything names one.

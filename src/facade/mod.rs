@@ -22,6 +22,8 @@ mod producer;
 mod replay;
 mod retry_topics;
 mod routes;
+#[cfg(feature = "signal")]
+mod signals;
 mod topics;
 
 #[doc(hidden)]

@@ -1,8 +1,6 @@
 //! A [`Consumer`] at work: the calls that take records, commit and leave, and what they set up and tidy away. A call that is
 //! dropped leaves no task behind: [`CallGuard`] ends them.
 
-#[cfg(all(feature = "signal", unix))]
-use std::task::Poll;
 use std::{
     pin::{Pin, pin},
     sync::Arc,
@@ -12,8 +10,6 @@ use std::{
 #[cfg(feature = "signal")]
 use futures_core::Stream;
 use futures_util::FutureExt as _;
-#[cfg(feature = "signal")]
-use futures_util::StreamExt as _;
 
 use super::{
     CLOSE_TIMEOUT, Consumer, SUBJECT,
@@ -21,7 +17,7 @@ use super::{
     engine::{Engine, Plan, commit, is_of_rebalance},
 };
 #[cfg(feature = "signal")]
-use crate::facade::CancellationToken;
+use crate::facade::{CancellationToken, signals};
 use crate::{
     admin::KafkaAdmin,
     consumer::KafkaConsumer,
@@ -43,9 +39,6 @@ const RUN_PAUSE: Duration = Duration::from_millis(500);
 /// How long a consumer may take to leave that was told to end twice.
 #[cfg(feature = "signal")]
 const HURRY: Duration = Duration::from_secs(5);
-/// Signals that come this soon after the first belong to the same stop.
-#[cfg(feature = "signal")]
-const SAME_STOP: Duration = Duration::from_secs(1);
 /// How long the producer of dead letters may take to end.
 const OUTBOX_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -199,31 +192,8 @@ impl Consumer {
     pub async fn run_until_signal(&mut self) -> Result<()> {
         const PLACE: LogSubject =
             LogSubject { controller: "dtkafka::Consumer::run_until_signal", subject: SUBJECT };
-        let failed = |cause: std::io::Error| {
-            Error::new(ErrorKind::InvalidArgument, "signals cannot be listened for").with_source(cause)
-        };
-        logged(PLACE, driver::check_runtime())?;
-        #[cfg(unix)]
-        {
-            use tokio::signal::unix::{SignalKind, signal};
-            let listen = |kind: SignalKind| {
-                let listening = std::panic::catch_unwind(|| signal(kind)).map_err(|_| driver::no_io());
-                logged(PLACE, listening.and_then(|listening| listening.map_err(failed)))
-            };
-            let mut terminate = listen(SignalKind::terminate())?;
-            let mut interrupt = listen(SignalKind::interrupt())?;
-            let signals = futures_util::stream::poll_fn(|context| {
-                let is_told =
-                    terminate.poll_recv(context).is_ready() || interrupt.poll_recv(context).is_ready();
-                if is_told { Poll::Ready(Some(Ok(()))) } else { Poll::Pending }
-            });
-            self.run_until_told(signals).await
-        }
-        #[cfg(not(unix))]
-        {
-            let signals = futures_util::stream::repeat(()).then(|()| tokio::signal::ctrl_c());
-            self.run_until_told(signals.map(|heard| heard.map_err(failed))).await
-        }
+        let signals = logged(PLACE, signals::listen())?;
+        self.run_until_told(signals).await
     }
 
     /// [`run`](Self::run) until the first of these. With the second, what runs ends where it stands.
@@ -232,24 +202,15 @@ impl Consumer {
         const PLACE: LogSubject =
             LogSubject { controller: "dtkafka::Consumer::run_until_signal", subject: SUBJECT };
         let left = LeaveGuard(self);
-        let (mut signals, first) = (pin!(signals), CancellationToken::new());
+        let first = CancellationToken::new();
         let (mut failure, mut outcome) = (Ok(()), Ok(()));
-        let second = async {
-            match signals.next().await {
-                Some(Err(error)) => failure = logged(PLACE, Err(error)),
-                _ => tracing::info!("the process is told to end: the consumer ends"),
+        let second = signals::second(signals, |heard| {
+            failure = logged(PLACE, heard);
+            if failure.is_ok() {
+                tracing::info!("the process is told to end: the consumer ends");
             }
             first.cancel();
-            // A terminal and a supervisor may both tell of one and the same stop.
-            let same = async {
-                while matches!(signals.next().await, Some(Ok(()))) {}
-                std::future::pending::<()>().await
-            };
-            let _elapsed = tokio::time::timeout(SAME_STOP, same).await;
-            if !matches!(signals.next().await, Some(Ok(()))) {
-                std::future::pending().await
-            }
-        };
+        });
         let left_in_time = tokio::select! {
             biased;
             closed = left.0.run_and_leave(PLACE, first.cancelled(), &mut outcome) => Some(closed),

@@ -34,6 +34,37 @@ async fn a_copier_waits_for_a_cluster_that_is_not_there_yet() {
     }
 }
 
+#[cfg(feature = "signal")]
+#[tokio::test]
+async fn a_copier_that_is_told_to_end_commits_and_leaves_and_what_it_has_sent_on_is_whole() {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let broker = EmbeddedBroker::start().await.unwrap();
+    broker.create_topic("target", 1).unwrap();
+    for record in [NewRecord::new("7").key("k").header("h", "1"), NewRecord::tombstone().key("k")] {
+        broker.feed("source", 0, record.timestamp_ms(1)).unwrap();
+    }
+    let config = KafkaConfig::new()
+        .set_bootstrap_servers(broker.bootstrap_servers())
+        .set_auto_offset_reset("earliest");
+    let kafka = KafkaInstance::new(config).unwrap();
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let signals = futures_util::stream::poll_fn(|context| told.poll_recv(context));
+    let copier = ExactlyOnce::new(&kafka, ["source"], "g").commit_interval(PATIENCE);
+    let run = copier.run_until_told(signals, async |record, output| {
+        drop(output.send_record(record.forward_to("target")).await?);
+        if record.value().is_none() {
+            tell.send(Ok(())).unwrap();
+        }
+        Ok(())
+    });
+    tokio::time::timeout(PATIENCE, run).await.expect("it does not hear").unwrap();
+    assert_eq!(broker.committed("g", "source", 0), Some(2));
+    let copies = broker.committed_records("target", 0).unwrap();
+    let parts = copies.iter().map(|copy| (copy.key_text(), copy.value_text(), copy.headers.len()));
+    assert_eq!(parts.collect::<Vec<_>>(), [(Some("k"), Some("7"), 1), (Some("k"), None, 0)]);
+    assert!(copies.iter().all(|copy| copy.timestamp > 1), "retention would take them at once");
+}
+
 #[test]
 fn a_transaction_leaves_the_body_half_of_its_time_and_the_member_time_to_poll() {
     let limit = |settings: &[(&str, u64)], interval| {
