@@ -57,7 +57,8 @@ async fn read(consumer: &KafkaConsumer, count: usize) -> Vec<(i64, String)> {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, reading).await.expect("records do not come");
+    let ended = tokio::time::timeout(PATIENCE, reading).await;
+    assert!(ended.is_ok(), "of {count} records only these come: {read:?}");
     read
 }
 
