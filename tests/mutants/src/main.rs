@@ -271,7 +271,10 @@ impl<'ast> Visit<'ast> for Planter<'_> {
                     }
                 }
             },
-            Expr::Unary(unary) if matches!(unary.op, UnOp::Not(_)) => {
+            // Of a number `!` takes the bits, and nothing that is true or false can stand for it.
+            Expr::Unary(unary)
+                if matches!(unary.op, UnOp::Not(_)) && !matches!(*unary.expr, Expr::Lit(_)) =>
+            {
                 let what = [format!("not `{}`", self.text(place(unary)))];
                 self.add(unary.span(), place(unary), &what, |asked| {
                     (format!("({} != ", asked[0]), ")".into())
