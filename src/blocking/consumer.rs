@@ -221,8 +221,25 @@ impl Consumer {
         self.0.handle()
     }
 
-    /// The consumer for `async` code, to set what has no twin here.
-    pub fn map(self, change: impl FnOnce(facade::Consumer) -> facade::Consumer) -> Self {
-        Self(change(self.0))
+    /// The consumer for `async` code, to set what has no twin here: the order, handlers of batches or bytes. These are `async`, and
+    /// must not block: the runtime has one thread.
+    ///
+    /// ```no_run
+    /// # fn example(consumer: dtkafka::blocking::Consumer) -> dtkafka::Result<dtkafka::blocking::Consumer> {
+    /// use dtkafka::{ConsumerRecord, Ordering};
+    ///
+    /// consumer.map(|c| {
+    ///     c.ordering(Ordering::Key).concurrency(8).register_raw_handler("events", async |event: ConsumerRecord| {
+    ///         println!("{} bytes", event.value.unwrap_or_default().len());
+    ///         Ok(())
+    ///     })
+    /// })
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of `change`.
+    pub fn map(self, change: impl FnOnce(facade::Consumer) -> Result<facade::Consumer>) -> Result<Self> {
+        change(self.0).map(Self)
     }
 }

@@ -1,6 +1,8 @@
 //! The same names for programs without `async` (feature `blocking`): each call waits for what its twin awaits. It owns a
 //! runtime with one thread, started with the first call and shared by the whole process, and no logic.
 //!
+//! A process that ends waits for nothing: close a producer before that, or what is queued is lost. The contexts do so.
+//!
 //! Everything here may be used from any thread and kept in a `static`. Inside an async runtime a call would hold up its
 //! thread: it is an error there, but for handlers of this module, which run on threads for blocking work.
 //!

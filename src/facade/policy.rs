@@ -3,7 +3,7 @@
 
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
-use super::{consumed::Consumed, failure::Failure, message::Failed, retry_topics};
+use super::{consumed::Consumed, failure::Failure, letters, message::Failed, retry_topics};
 use crate::{
     error::{Error, ErrorKind, Result},
     pattern,
@@ -244,9 +244,11 @@ impl ErrorPolicy {
             return bad("the pauses of retry topics must differ, in whole milliseconds".to_owned());
         }
         match &self.last {
-            Last::DeadLetter(Topic::Named(topic)) if topic.trim().is_empty() => {
-                bad("the dead letter topic's name is empty".to_owned())
-            }
+            // Brokers would say so when the first record has failed, and the consumer would stop there.
+            Last::DeadLetter(Topic::Named(topic)) if !is_topic_name(topic) => bad(format!(
+                "no dead letter topic can be called {:?}; a topic's name has 1 to 249 characters of a-z, A-Z, 0-9, '.', '_' and '-'",
+                letters::bounded(topic.to_string())
+            )),
             Last::DeadLetter(Topic::Named(topic)) if consumed.takes(topic) => bad(format!(
                 "the dead letter topic {topic} is one of the topics consumed, and would feed itself"
             )),
@@ -326,6 +328,12 @@ impl ErrorPolicy {
             Last::Stop | Last::Skip => None,
         }
     }
+}
+
+/// Java: `org.apache.kafka.common.internals.Topic.validate`.
+fn is_topic_name(name: &str) -> bool {
+    let may_be_in = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=249).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(may_be_in)
 }
 
 impl fmt::Debug for ErrorPolicy {

@@ -269,8 +269,8 @@ impl Consumer {
     /// What happens when a handler fails, for all topics without a policy of their own. Default: [`ErrorPolicy::Stop`].
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for a policy without an attempt, or a dead letter topic that is empty, among the topics
-    /// consumed, or a retry topic of any policy of this consumer. Logged before it is returned.
+    /// [`ErrorKind::Config`] for a policy without an attempt, or a dead letter topic whose name no topic can have, or that is
+    /// among the topics consumed, or a retry topic of any policy of this consumer. Logged before it is returned.
     pub fn error_policy(self, policy: ErrorPolicy) -> Result<Self> {
         self.error_policy_for(Topics::others(), policy)
     }

@@ -126,6 +126,9 @@ fn policies_that_cannot_work_are_refused() {
     let bad = [
         ErrorPolicy::retry(0, Duration::ZERO),
         ErrorPolicy::Stop.then_dead_letter(""),
+        ErrorPolicy::Stop.then_dead_letter("orders dead"),
+        ErrorPolicy::Stop.then_dead_letter(".."),
+        ErrorPolicy::Stop.then_dead_letter("d".repeat(250)),
         ErrorPolicy::Stop.then_dead_letter("orders"),
         ErrorPolicy::Stop.deadline(Duration::ZERO),
         ErrorPolicy::Stop.retry_topics([Duration::ZERO]),
@@ -135,7 +138,9 @@ fn policies_that_cannot_work_are_refused() {
     for policy in bad {
         assert_eq!(policy.check(&topics).unwrap_err().kind(), ErrorKind::Config, "{policy:?}");
     }
-    ErrorPolicy::retry(1, Duration::ZERO).then_dead_letter("orders-dead").check(&topics).unwrap();
+    for dead in ["orders-dead", "Orders_1.dead", &"d".repeat(249)] {
+        ErrorPolicy::retry(1, Duration::ZERO).then_dead_letter(dead).check(&topics).unwrap();
+    }
 }
 
 #[test]
