@@ -87,7 +87,8 @@ impl Consumer {
     }
 
     /// Adds a handler of many records at once: up to `records` of one lane, or fewer once the first of them has waited
-    /// for `wait`; with zero it takes what is there. [`consume`](Self::consume) returns no sooner than its last batch is
+    /// for `wait`; with zero it takes what is there. A lane is a partition, or with [`Ordering::Key`](crate::Ordering::Key)
+    /// one key of it, so that few records of each key make small batches. [`consume`](Self::consume) returns no sooner than its last batch is
     /// handled: a long `wait` is for [`run`](Self::run). See [`Batch`].
     ///
     /// # Errors
