@@ -60,6 +60,13 @@ enum Form {
     Blocking,
 }
 
+/// What members are given their partitions by: a setting and its value.
+const REBALANCES: [(&str, &str); 3] = [
+    ("partition.assignment.strategy", "range"),
+    ("partition.assignment.strategy", "cooperative-sticky"),
+    ("group.protocol", "auto"),
+];
+
 #[derive(Debug, Clone, Copy)]
 struct Round {
     /// Topics and group are named by it.
@@ -68,6 +75,7 @@ struct Round {
     ordering: Ordering,
     concurrency: usize,
     last: Last,
+    rebalance: (&'static str, &'static str),
     count: u32,
     seed: u64,
 }
@@ -80,7 +88,7 @@ fn number(name: &str, default: u64) -> u64 {
 impl Round {
     fn new(form: Form, ordering: Ordering, concurrency: usize, last: Last, seed: u64) -> Self {
         let count = number("DTKAFKA_STRESS", 3000).try_into().unwrap();
-        Self { number: 0, form, ordering, concurrency, last, count, seed }
+        Self { number: 0, form, ordering, concurrency, last, rebalance: REBALANCES[0], count, seed }
     }
 
     fn draw(dice: &mut Dice) -> Self {
@@ -89,7 +97,8 @@ impl Round {
         let concurrency = [1, 2, 6, 16, 64, 256][one_of(6)];
         let last = [Last::DeadLetter, Last::Skip, Last::Stop, Last::RetryTopic][one_of(4)];
         let form = [Form::Each, Form::Batch, Form::Blocking][one_of(3)];
-        Self::new(form, ordering, concurrency, last, dice.below(u64::MAX))
+        let rebalance = REBALANCES[one_of(3)];
+        Self { rebalance, ..Self::new(form, ordering, concurrency, last, dice.below(u64::MAX)) }
     }
 
     fn topic(&self) -> String {
@@ -226,7 +235,7 @@ fn member(kafka: &KafkaInstance, round: Round, history: &Arc<History>) -> Consum
     let history = Arc::clone(history);
     let settings = |c: ConsumerConfig| {
         let c = c.group_id(round.group()).session_timeout(6000).heartbeat_interval(100);
-        c.auto_commit_interval(50).max_poll_records(200)
+        c.auto_commit_interval(50).max_poll_records(200).set(round.rebalance.0, round.rebalance.1)
     };
     let consumer = Consumer::new_with(kafka, [round.topic()], settings).unwrap();
     let consumer = consumer.ordering(round.ordering).concurrency(round.concurrency);
@@ -308,7 +317,11 @@ impl Brokers {
                 let kafka = kafka.property("min.insync.replicas", "2").start().await;
                 Self::Kafka(Box::new(kafka.unwrap()))
             }
-            Err(_) => Self::Embedded(EmbeddedBroker::builder().brokers(3).start().await.unwrap()),
+            Err(_) => {
+                let broker = EmbeddedBroker::builder().brokers(3);
+                let broker = broker.consumer_group_times(Duration::from_secs(6), Duration::from_millis(100));
+                Self::Embedded(broker.start().await.unwrap())
+            }
         }
     }
 
