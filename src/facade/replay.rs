@@ -17,8 +17,6 @@ use crate::{
 const POLL: Duration = Duration::from_secs(1);
 /// Records that are sent before their acknowledgments are awaited.
 const WINDOW: usize = 1000;
-/// `unreadable.warn.ms` takes no less.
-const LEAST_PATIENCE: Duration = Duration::from_millis(100);
 /// How long it takes to leave at most.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -137,10 +135,9 @@ impl Replay {
     /// Reads what is there now and sends it back; returns when all is acknowledged.
     ///
     /// # Errors
-    /// `UnknownTopicOrPartition` where there is no such topic; those of reading, after `default.api.timeout.ms` where a
-    /// leader is away, and of sending. What was sent before stays
-    /// sent, and with a [`group`](Self::group) is committed only together with all that was read. Logged before it is
-    /// returned.
+    /// `UnknownTopicOrPartition` where there is no such topic; those of reading, after `default.api.timeout.ms` (or
+    /// `unreadable.warn.ms` if that is more) where a leader is away, and of sending. What was sent before stays sent, and with a
+    /// [`group`](Self::group) is committed only together with all that was read. Logged before it is returned.
     ///
     /// # Cancel safety
     /// If dropped, what was sent stays sent.
@@ -151,8 +148,10 @@ impl Replay {
 
     async fn replay(self) -> Result<Replayed> {
         let producer = self.kafka.get_letter_producer(|producer| producer).await?;
-        // Letters that cannot be read for a while are waited for as brokers are.
-        let patience = self.kafka.config().resolve_client()?.default_api_timeout.max(LEAST_PATIENCE);
+        // Letters that cannot be read for a while are waited for as brokers are, or longer where that is set.
+        let config = self.kafka.config();
+        let patience =
+            config.resolve_client()?.default_api_timeout.max(config.resolve_consumer()?.unreadable_warn);
         let settings = ConsumerConfig::new()
             .enable_auto_commit(false)
             .auto_offset_reset("earliest")

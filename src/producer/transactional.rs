@@ -73,7 +73,8 @@ impl Transactions {
 ///
 /// Made by [`KafkaInstance::get_transactional_producer`](crate::KafkaInstance::get_transactional_producer) with a
 /// `transactional.id` of its own. A second producer of the same id fences the first: what that one does from then on fails
-/// with an error for which [`Error::is_fenced`] is true.
+/// with an error for which [`Error::is_fenced`] is true. Brokers remember that until both have done nothing for
+/// `transactional.id.expiration.ms` (7 days).
 ///
 /// ```no_run
 /// # async fn example(kafka: dtkafka::KafkaInstance) -> dtkafka::Result<()> {
