@@ -168,7 +168,7 @@ pub(super) struct InjectedFaults {
 impl InjectedFaults {
     fn add(&mut self, effect: Effect) {
         match effect {
-            Effect::Delay(time) => self.delay += time,
+            Effect::Delay(time) => self.delay = self.delay.saturating_add(time),
             Effect::Trickle(bytes, pause) => self.trickle = Some((bytes.max(1), pause)),
             Effect::Throttle(time) => self.throttle = self.throttle.max(time),
             other => self.effect = Some(other),
