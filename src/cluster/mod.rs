@@ -483,7 +483,7 @@ fn no_broker(errors: Vec<Error>) -> Error {
             let causes: Vec<String> = errors.iter().map(|error| format!("({error})")).collect();
             let text = format!("none of {} brokers could be reached: {}", causes.len(), causes.join(", "));
             match errors.iter().find(|error| error.is_retriable()) {
-                Some(passing) => Error::new(passing.kind(), text),
+                Some(passing) => Error::new(passing.kind(), text).with_passing(),
                 None => Error::new(telling.kind(), text).with_permanent(),
             }
         }
@@ -545,6 +545,15 @@ pub(crate) mod tests {
         fn connect<'a>(&'a self, host: &'a str, port: u16) -> Connecting<'a> {
             Box::pin(async move { Ok(Box::new(self.0.connect("test", host, port)?) as _) })
         }
+    }
+
+    #[test]
+    fn what_may_pass_at_one_broker_may_pass_though_several_say_so() {
+        let starting = || Error::from_code("Metadata", code::REBOOTSTRAP_REQUIRED).with_passing();
+        let refused = || Error::new(ErrorKind::Connect(Stage::Sasl), "no").with_permanent();
+        assert!(no_broker(vec![starting(), starting()]).is_retriable());
+        assert!(no_broker(vec![refused(), starting()]).is_retriable());
+        assert!(!no_broker(vec![refused(), refused()]).is_retriable());
     }
 
     #[tokio::test(start_paused = true)]

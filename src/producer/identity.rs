@@ -6,7 +6,8 @@
 //!     └──(back-off)────────┴─────renew────────┘
 //! ```
 //! One identity serves the whole producer. A partition takes a newer one over when nothing of the older one is unanswered
-//! there; until then it goes on under the one it has. A new epoch costs no request: brokers take any higher one.
+//! there; until then it goes on under the one it has. A new epoch costs no request: brokers take any higher one. In another
+//! cluster (its brokers have taken over the addresses) the id is nobody's or another producer's, so that none goes on.
 
 use super::queue::Order;
 use crate::{
@@ -47,6 +48,8 @@ pub(crate) struct Identity {
     unproven: bool,
     /// Asking has failed since the last answer.
     failing: bool,
+    /// The brokers are of another cluster than those that gave the last identity.
+    is_foreign: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,13 +59,15 @@ enum State {
     /// To be asked for, not before that time.
     Wanted(Option<Instant>),
     Asking,
+    /// Those who were asked may be of the cluster before.
+    AskingForeign,
     Known(ProducerIdentity),
 }
 
 impl Identity {
     pub(crate) fn new(idempotent: bool, backoff: Backoff) -> Self {
         let state = if idempotent { State::Wanted(None) } else { State::Off };
-        Self { state, backoff, unproven: true, failing: false }
+        Self { state, backoff, unproven: true, failing: false, is_foreign: false }
     }
 
     /// Whether an InitProducerId request is due.
@@ -84,7 +89,24 @@ impl Identity {
     pub(crate) fn handle_answer(&mut self, identity: ProducerIdentity) {
         self.unproven = true;
         self.failing = false;
+        if self.state == State::AskingForeign {
+            self.state = State::Wanted(None);
+            return;
+        }
+        self.is_foreign = false;
         self.state = State::Known(identity);
+    }
+
+    /// The brokers are of another cluster now. There, the producer id may be that of another producer: with the same sequence
+    /// numbers its batches would be taken for repeated ones, and with a newer epoch the other one would be fenced.
+    pub(crate) fn handle_other_cluster(&mut self) {
+        self.state = match self.state {
+            State::Off => return,
+            State::Known(_) => State::Wanted(None),
+            State::Asking => State::AskingForeign,
+            state @ (State::Wanted(_) | State::AskingForeign) => state,
+        };
+        self.is_foreign = true;
     }
 
     /// Returns true for the first failure since the last answer.
@@ -127,14 +149,19 @@ impl Identity {
         match self.state {
             State::Off => Ok(None),
             State::Known(identity) => Ok(Some(identity)),
-            State::Wanted(_) | State::Asking => Err(NotYet),
+            State::Wanted(_) | State::Asking | State::AskingForeign => {
+                Err(NotYet { own_is_good: !self.is_foreign })
+            }
         }
     }
 }
 
 /// No producer id has come yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct NotYet;
+pub(crate) struct NotYet {
+    /// A partition may go on under the identity it has.
+    pub(crate) own_is_good: bool,
+}
 
 /// Whether a partition's sequence numbers still match its log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -276,6 +303,28 @@ mod tests {
         assert!(identity.poll_ask(now));
         identity.handle_answer(FIRST);
         identity
+    }
+
+    #[test]
+    fn an_id_of_another_cluster_is_replaced_also_where_it_comes_late() {
+        let (now, mut rng) = (crate::time::now(), Rng::new(1));
+        let elsewhere = Err(NotYet { own_is_good: false });
+        let mut identity = known(now);
+        identity.handle_other_cluster();
+        assert_eq!(identity.current(), elsewhere, "not even for partitions that have it");
+        // They may be of that cluster still who answer now.
+        assert!(identity.poll_ask(now));
+        identity.handle_other_cluster();
+        identity.handle_answer(FIRST);
+        assert_eq!(identity.current(), elsewhere);
+        assert!(identity.poll_ask(now));
+        identity.bump(FIRST, now, &mut rng);
+        identity.renew(FIRST, now, &mut rng);
+        identity.handle_answer(FIRST);
+        assert_eq!(identity.current(), Ok(Some(FIRST)));
+        let mut off = Identity::new(false, Backoff::new(Duration::ZERO, Duration::ZERO));
+        off.handle_other_cluster();
+        assert_eq!(off.current(), Ok(None));
     }
 
     #[test]

@@ -317,8 +317,10 @@ impl Queue {
             },
             // A healthy partition goes on under the identity it has. In a transaction everybody changes together.
             Ok(current) if current == own || !self.limits.transactional => self.sequences.is_intact(),
-            Err(NotYet) if !self.limits.transactional => own.is_some() && self.sequences.is_intact(),
-            Ok(_) | Err(NotYet) => false,
+            Err(NotYet { own_is_good: true }) if !self.limits.transactional => {
+                own.is_some() && self.sequences.is_intact()
+            }
+            Ok(_) | Err(_) => false,
         }
     }
 

@@ -118,6 +118,8 @@ pub(crate) struct Sender {
     /// Queues that have something to send or in flight.
     active: Vec<Arc<PartitionQueue>>,
     leaders: Leaders,
+    /// The last that was told.
+    cluster_id: Option<String>,
     identity: Identity,
     actions: VecDeque<Action>,
     compressor: Compressor,
@@ -164,6 +166,7 @@ impl Sender {
             limits,
             active: Vec::new(),
             leaders,
+            cluster_id: None,
             actions: VecDeque::new(),
             compressor,
             decompressor: Decompressor::new(),
@@ -199,6 +202,7 @@ impl Sender {
         permit: Option<Permit<'_>>,
     ) {
         self.expire(now);
+        self.handle_cluster(metadata);
         self.wanted.clear();
         self.unplanned = false;
         let permit = permit.unwrap_or_else(|| Permit { identity: self.identity.current(), partitions: None });
@@ -208,6 +212,16 @@ impl Sender {
         }
         if self.identity.poll_ask(now) {
             self.actions.push_back(Action::AskIdentity);
+        }
+    }
+
+    fn handle_cluster(&mut self, metadata: &Metadata) {
+        let Some(told) = metadata.cluster_id.as_ref().filter(|told| self.cluster_id.as_ref() != Some(told))
+        else {
+            return;
+        };
+        if self.cluster_id.replace(told.clone()).is_some() {
+            self.identity.handle_other_cluster();
         }
     }
 

@@ -15,7 +15,7 @@ use dtkafka_testcontainers::{
 
 use super::*;
 use crate::{
-    Connecting, KafkaConfig, Transport,
+    Connecting, KafkaConfig, KafkaInstance, KafkaProducer, ProducerRecord, Transport,
     cluster::{Cluster, Lane},
 };
 
@@ -110,4 +110,45 @@ async fn known_brokers_that_are_back_after_an_outage_are_asked_though_no_bootstr
     let version = cluster.metadata().version;
     names.lead_to(None, Some(&broker));
     until(|| cluster.metadata().version > version).await;
+}
+
+async fn producer(names: &Names) -> KafkaProducer {
+    let config = KafkaConfig::new()
+        .set_bootstrap_servers(BOOTSTRAP)
+        .set("metadata.recovery.rebootstrap.trigger.ms", 5_000)
+        .set_transport(names.clone());
+    KafkaInstance::new(config).unwrap().get_producer().await.unwrap()
+}
+
+async fn send(producer: &KafkaProducer, topic: &str, value: &str) {
+    let record = ProducerRecord::new(topic).partition(0).value(value);
+    producer.send_record(record).await.unwrap().await.unwrap();
+}
+
+/// Clusters count their producer ids from the same number on.
+#[tokio::test(start_paused = true)]
+async fn a_producer_does_not_take_its_id_to_another_cluster_where_it_is_that_of_another_producer() {
+    let (blue, green) = (cluster("blue").await, cluster("green").await);
+    let moved = Names::default();
+    moved.lead_to(Some(&blue), Some(&blue));
+    let there = Names::default();
+    there.lead_to(Some(&green), Some(&green));
+    let (moving, resident) = (producer(&moved).await, producer(&there).await);
+    send(&moving, "t", "blue 0").await;
+    for number in 0..5 {
+        send(&resident, "t", &format!("resident {number}")).await;
+    }
+    moved.lead_to(Some(&green), Some(&green));
+    blue.control().fail(ApiKey::Metadata, 1_000_000, ResponseError::RebootstrapRequired);
+    // Asks about the cluster.
+    send(&moving, "other", "x").await;
+    for number in 0..5 {
+        send(&moving, "t", &format!("moving {number}")).await;
+        send(&resident, "t", &format!("resident {}", number + 5)).await;
+    }
+    let stored = green.records("t", 0).unwrap();
+    let values: Vec<_> = stored.iter().map(|record| record.value.clone().unwrap()).collect();
+    let before = (0..5).map(|number| format!("resident {number}"));
+    let since = (0..5).flat_map(|number| [format!("moving {number}"), format!("resident {}", number + 5)]);
+    assert_eq!(values, before.chain(since).collect::<Vec<_>>());
 }
