@@ -754,6 +754,23 @@ async fn a_copier_goes_on_whose_body_has_waited_for_brokers_in_vain() {
 }
 
 #[tokio::test]
+async fn a_copier_ends_where_the_topic_that_it_writes_to_does_not_exist() {
+    let (broker, kafka) = source_and_target(("max.block.ms", 300)).await;
+    let kafka = KafkaInstance::new(kafka.config().clone().set("allow.auto.create.topics", false)).unwrap();
+    broker.feed("source", 0, NewRecord::new("7")).unwrap();
+    let run = ExactlyOnce::new(&kafka, ["source"], "copiers")
+        .run(async |record, output| output.send_record(record.forward_to("missing")).await.map(drop));
+    let error = tokio::time::timeout(PATIENCE, run).await.expect("it waits for ever").unwrap_err();
+    let told = (error.code().map(|code| code.0), error.topic(), error.requires_abort());
+    assert_eq!(
+        told,
+        (Some(ResponseError::UnknownTopicOrPartition.code()), Some("missing"), false),
+        "{error}"
+    );
+    assert_eq!(broker.open_transactions(), 0);
+}
+
+#[tokio::test]
 async fn a_copier_without_a_name_ends_where_a_body_always_takes_longer_than_a_transaction_may() {
     // No body is done in a millisecond that waits for two.
     let (broker, kafka) = source_and_target(("transaction.timeout.ms", 1)).await;
