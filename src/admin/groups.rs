@@ -125,7 +125,7 @@ impl KafkaAdmin {
                 allow_auto_topic_creation: false,
                 ..Default::default()
             };
-            let answer = told(self.ask_any(request, until).await?)?;
+            let answer = self.ask_any(request, told, until).await?;
             let brokers = self.cluster.learn_brokers(answer.brokers);
             let left = brokers.into_iter().filter(|broker| !answered.contains(broker));
             let asked: Vec<_> = left.map(|broker| self.groups_of(broker, until)).collect();

@@ -143,13 +143,19 @@ impl KafkaAdmin {
         reaching.await.map(Reached)
     }
 
-    /// One question that any broker can answer. It goes on while the user does not poll, as those of [`Reached`] do.
-    async fn ask_any<R: Api + Clone + Sync>(&self, question: R, until: Instant) -> Result<R::Response> {
+    /// One question that any broker can answer, if its answer is one that counts. It goes on while the user does not poll, as those of
+    /// [`Reached`] do.
+    async fn ask_any<R: Api + Clone + Sync>(
+        &self,
+        question: R,
+        counts: fn(R::Response) -> Result<R::Response>,
+        until: Instant,
+    ) -> Result<R::Response> {
         let cluster = self.cluster.clone();
         driver::apart(async move {
             let ask = |connection: Arc<Connection>, until| {
                 let question = question.clone();
-                async move { connection.call(question, until).await }
+                async move { counts(connection.call(question, until).await?) }
             };
             cluster.ask_any(until, ask).await
         })

@@ -131,7 +131,7 @@ impl KafkaAdmin {
             return Ok(done);
         }
         let ended = retry!(self, deadline, |until| {
-            let answer = told(self.ask_any(topics_of(&left), until).await?)?;
+            let answer = self.ask_any(topics_of(&left), told, until).await?;
             let (by_leader, mut outcomes) = leaders(&left, &answer.topics);
             self.cluster.learn_brokers(answer.brokers);
             let asked: Vec<_> =

@@ -271,7 +271,7 @@ impl KafkaAdmin {
                 configuration_keys: None,
             };
             let request = wire::DescribeConfigsRequest { resources: vec![resource], ..Default::default() };
-            let answer = self.ask_any(request, until).await?;
+            let answer = self.ask_any(request, Ok, until).await?;
             let is_ours = |result: &wire::describe_configs_response::DescribeConfigsResult| {
                 result.resource_type == TOPIC_RESOURCE && result.resource_name.as_str() == topic
             };
@@ -307,7 +307,7 @@ impl KafkaAdmin {
                 allow_auto_topic_creation: false,
                 ..Default::default()
             };
-            let answer = told(self.ask_any(request, until).await?)?;
+            let answer = self.ask_any(request, told, until).await?;
             let is_asked = |name: &str| {
                 let named = |topic: &MetadataRequestTopic| topic.name.as_deref() == Some(name);
                 topics.as_ref().is_none_or(|asked| asked.iter().any(named))

@@ -47,8 +47,7 @@ impl Lane {
 /// How long a broker that has refused is taken to refuse still. Within this time rounds of two brokers reach each of hundreds.
 const REFUSED_LATELY: Duration = Duration::from_secs(300);
 
-/// How long a broker that was silent in one lane comes after the others. After that it answers again, or its other
-/// connections are known to be dead.
+/// How long a broker that was silent in one lane comes after the others. After that it may answer again.
 const SILENT_FOR: Duration = Duration::from_secs(60);
 
 pub(crate) struct Brokers {
@@ -348,14 +347,21 @@ impl Brokers {
         slots.iter().filter_map(|slot| slot.close_idle(now, self.settings.connections_max_idle)).min()
     }
 
-    /// Closes connections to the brokers of these ids with their last answers.
-    pub(crate) fn retire(&self, which: impl Fn(i32) -> bool) {
-        let slots: Vec<Arc<Slot>> = {
-            let inner = lock(&self.inner);
-            let chosen = inner.slots.iter().filter(|((id, _), _)| which(*id));
-            chosen.map(|(_, slot)| Arc::clone(slot)).collect()
-        };
+    /// Closes every connection with its last answer.
+    pub(crate) fn retire_all(&self) {
+        let slots: Vec<Arc<Slot>> = lock(&self.inner).slots.values().cloned().collect();
         slots.iter().for_each(|slot| slot.retire());
+    }
+
+    /// From now on these brokers are dialled anew. What is out on their connections has its answers; who waits for one, or is
+    /// about to have it, is given a new one.
+    pub(crate) fn replace(&self, which: impl Fn(i32) -> bool) {
+        let left: Vec<Arc<Slot>> = {
+            let mut inner = lock(&self.inner);
+            let chosen: Vec<_> = inner.slots.keys().copied().filter(|(id, _)| which(*id)).collect();
+            chosen.iter().filter_map(|key| inner.slots.remove(key)).collect()
+        };
+        left.iter().for_each(|slot| slot.leave());
     }
 
     fn slot(&self, id: i32, lane: Lane) -> Result<(Arc<Slot>, Address)> {

@@ -89,7 +89,7 @@ impl Cluster {
         }
     }
 
-    /// As [`coordinator`](Self::coordinator), with a single attempt, for callers that repeat more than this question.
+    /// As [`coordinator`](Self::coordinator), with a single round of the brokers, for callers that repeat more than this question.
     pub(crate) async fn look_up_coordinator(
         &self,
         kind: CoordinatorKind,

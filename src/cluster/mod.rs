@@ -111,7 +111,7 @@ impl Cluster {
     pub(crate) fn end(&self) {
         let _ = self.shared.ended.set(Error::closed("client"));
         self.driver.end();
-        self.shared.brokers.retire(|_| true);
+        self.shared.brokers.retire_all();
     }
 
     pub(crate) fn settings(&self) -> &Arc<ClientSettings> {
@@ -370,7 +370,8 @@ impl Cluster {
     /// A connection to any broker that answers: an open one, else the first that can be made.
     pub(crate) async fn any_connection(&self, deadline: Instant) -> Result<Arc<Connection>> {
         self.shared.check_driver()?;
-        self.shared.any_connection(false, &Set::new(), deadline).await.map(|(_, connection)| connection)
+        let connected = self.shared.any_connection(false, &Set::new(), &Refusals::default(), deadline).await;
+        connected.map(|(_, connection)| connection)
     }
 
     /// Asks one broker after another until one answers, see [`Shared::ask_any`].
@@ -411,6 +412,7 @@ impl Shared {
         &self,
         rebootstrap: bool,
         but: &Set<i32>,
+        refusals: &Refusals,
         deadline: Instant,
     ) -> Result<(i32, Arc<Connection>)> {
         let mut candidates = self.brokers.candidates(&self.metadata(), rebootstrap);
@@ -425,14 +427,7 @@ impl Shared {
         // be behind with a change of passwords; but if two refuse, the others are not asked in this round, because
         // accounts get locked.
         let enough = if self.metadata().version == 0 { 1 } else { 2 };
-        let refusals = Mutex::new(Set::new());
-        let ends = |error: &Error| {
-            let mut refusals = refusals.lock().unwrap_or_else(PoisonError::into_inner);
-            is_said_for_all(error) && {
-                refusals.insert(error.address().map(str::to_owned));
-                refusals.len() >= enough
-            }
-        };
+        let ends = |error: &Error| is_said_for_all(error) && refusals.note(error) >= enough;
         let won = race::run(order.iter().copied(), attempt, ends, || self.settings.logins.is_any()).await;
         let won =
             won.map_err(|mut failures| match failures.pop_if(|(_, error)| enough == 1 && ends(error)) {
@@ -465,6 +460,27 @@ impl Shared {
     }
 }
 
+/// Where the client was refused while one question was on its way, or would be anywhere.
+#[derive(Debug, Default)]
+struct Refusals(Mutex<Set<Option<String>>>);
+
+impl Refusals {
+    fn lock(&self) -> MutexGuard<'_, Set<Option<String>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns at how many addresses that was by now.
+    fn note(&self, error: &Error) -> usize {
+        let mut refusals = self.lock();
+        refusals.insert(error.address().map(str::to_owned));
+        refusals.len()
+    }
+
+    fn are_any(&self) -> bool {
+        !self.lock().is_empty()
+    }
+}
+
 /// Whether waiting will not help. It may help if an answer cannot be read, which may have been damaged on its way; and if
 /// a broker does not know itself what is wrong, since others can be asked.
 fn is_a_setting(error: &Error) -> bool {
@@ -483,6 +499,7 @@ fn no_broker(errors: Vec<Error>) -> Error {
             let causes: Vec<String> = errors.iter().map(|error| format!("({error})")).collect();
             let text = format!("none of {} brokers could be reached: {}", causes.len(), causes.join(", "));
             match errors.iter().find(|error| error.is_retriable()) {
+                // Some pass although their kind does not say so.
                 Some(passing) => Error::new(passing.kind(), text).with_passing(),
                 None => Error::new(telling.kind(), text).with_permanent(),
             }
@@ -573,7 +590,7 @@ pub(crate) mod tests {
         let control = broker.control();
         // Logins that were tried, and what came of it.
         let round = async || {
-            cluster.shared.brokers.retire(|_| true);
+            cluster.shared.brokers.retire_all();
             let before = control.requests(ApiKey::SaslAuthenticate);
             let connected = cluster.any_connection(deadline).await;
             (control.requests(ApiKey::SaslAuthenticate) - before, connected.err())
@@ -622,7 +639,11 @@ pub(crate) mod tests {
             let error = cluster.call(ids[0], Lane::Group, beat, until).await.unwrap_err();
             assert_eq!(error.kind() == ErrorKind::Timeout, is_connected, "{error}");
             for _ in 0..30 {
-                let (id, _) = cluster.shared.any_connection(false, &Set::new(), deadline).await.unwrap();
+                let (id, _) = cluster
+                    .shared
+                    .any_connection(false, &Set::new(), &Refusals::default(), deadline)
+                    .await
+                    .unwrap();
                 assert_ne!(id, ids[0], "it may take its whole time-out again");
             }
             broker.control().heal_all();

@@ -31,7 +31,8 @@ pub(crate) struct Ask {
     pub(crate) ids: Vec<TopicId>,
     /// Brokers may create what does not exist.
     pub(crate) create: bool,
-    /// The bootstrap addresses are asked first, on new connections (KIP-1102): no broker has told anything for long.
+    /// The bootstrap addresses are asked first, on new connections (KIP-1102): no broker has told anything for long, or they send
+    /// the client there.
     pub(crate) rebootstrap: bool,
     /// Its number among the questions about all topics of interest, from 1 on; 0 for one about some of them only.
     pub(crate) number: u64,
@@ -109,7 +110,7 @@ pub(crate) struct Refresh {
 pub(crate) struct Limits {
     pub(crate) max_age: Duration,
     pub(crate) max_idle: Duration,
-    /// `None`: a client that knows brokers never goes back to the bootstrap addresses alone.
+    /// `None`: a client that knows brokers never asks the bootstrap addresses before them.
     pub(crate) rebootstrap_after: Option<Duration>,
 }
 

@@ -42,9 +42,19 @@ impl Drop for Driver {
     }
 }
 
+/// While names lead to two clusters by turns, one line says so for all.
+const SAME_MOVE: Duration = Duration::from_secs(600);
+
+/// What the log has been told of, and need not be again.
+#[derive(Default)]
+struct Logged {
+    causes: Causes<()>,
+    other_cluster: Option<Instant>,
+}
+
 async fn run(shared: Arc<Shared>) {
     let mut rng = shared.settings.environment.rng();
-    let mut causes = Causes::default();
+    let mut logged = Logged::default();
     loop {
         let now = time::now();
         let idle = shared.brokers.close_idle(now);
@@ -54,7 +64,7 @@ async fn run(shared: Arc<Shared>) {
         };
         if let Some(ask) = ask {
             let answer = fetch(&shared, &ask).await;
-            publish(&shared, &ask, answer, &mut causes, &mut rng);
+            publish(&shared, &ask, answer, &mut logged, &mut rng);
             continue;
         }
         tokio::select! {
@@ -74,18 +84,12 @@ async fn sleep_until(time: Option<Instant>) {
 
 /// Asks about the cluster.
 async fn fetch(shared: &Shared, ask: &Ask) -> Result<wire::MetadataResponse> {
-    let deadline = time::after(Duration::MAX);
-    let question = |connection, until| ask_one(shared, ask, connection, until);
     if ask.rebootstrap {
         // Their names may lead elsewhere by now, while what was opened to where they led still answers.
-        shared.brokers.retire(|id| id < 0);
-        match shared.ask_any(true, deadline, question).await {
-            // They may be gone for good, while the other brokers are back after an outage.
-            Err(error) if error.is_retriable() => {}
-            told => return told,
-        }
+        shared.brokers.replace(|id| id < 0);
     }
-    shared.ask_any(false, deadline, question).await
+    let question = |connection, until| ask_one(shared, ask, connection, until);
+    shared.ask_any(ask.rebootstrap, time::after(Duration::MAX), question).await
 }
 
 async fn ask_one(
@@ -129,7 +133,7 @@ fn publish(
     shared: &Shared,
     ask: &Ask,
     answer: Result<wire::MetadataResponse>,
-    causes: &mut Causes<()>,
+    logged: &mut Logged,
     rng: &mut Rng,
 ) {
     let now = time::now();
@@ -158,27 +162,31 @@ fn publish(
             shared.brokers.learn(&new);
             let (before, after) = (old.cluster_id.as_deref(), new.cluster_id.as_deref());
             if are_two_clusters(before, after) {
-                tracing::warn!(
-                    before,
-                    after,
-                    "the brokers are of another cluster than before: see that bootstrap.servers names brokers of one cluster alone"
-                );
+                if logged.other_cluster.is_none_or(|at| at + SAME_MOVE <= now) {
+                    tracing::warn!(
+                        before,
+                        after,
+                        "the brokers are of another cluster than before: see that bootstrap.servers names brokers of one cluster \
+                         alone; more such changes within ten minutes are not logged"
+                    );
+                    logged.other_cluster = Some(now);
+                }
                 // Its brokers may have the names of those before.
-                shared.brokers.retire(|_| true);
+                shared.brokers.replace(|_| true);
             }
             shared.snapshot.send_modify(|current| {
                 // Another answer may have named newer leaders meanwhile (KIP-951).
                 *current =
                     if Arc::ptr_eq(current, &old) { new } else { Arc::new(new.with_newer_leaders(current)) };
             });
-            if let Some(over) = causes.handle_success(now, ()) {
+            if let Some(over) = logged.causes.handle_success(now, ()) {
                 let lasted_ms = over.lasted.as_millis() as u64;
                 tracing::info!(failures = over.failures, lasted_ms, "brokers tell about the cluster again");
             }
             None
         }
         Err(error) => {
-            if causes.handle_failure(now, (), &error) {
+            if logged.causes.handle_failure(now, (), &error) {
                 tracing::warn!(%error, "no broker tells about the cluster; further failures are counted, not logged");
             }
             shared.refresh().handle_failure(now, ask, rng);

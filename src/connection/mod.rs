@@ -491,10 +491,20 @@ impl Drop for Connection {
     }
 }
 
+/// Whether no other broker would do better: the request cannot be written, or its answer is larger than what this client takes.
+pub(crate) fn is_for_the_client(error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::InvalidArgument | ErrorKind::Unsupported => true,
+        ErrorKind::Protocol => error.is_permanent(),
+        _ => false,
+    }
+}
+
 fn too_large(actual: usize, limit: Option<usize>) -> Error {
     let limit = limit.map_or_else(|| "the limit".to_owned(), |limit| format!("the limit of {limit}"));
     Error::protocol(format!("the broker's answer has {actual} bytes, more than {limit}"))
         .with_hint("raise receive.message.max.bytes, or lower fetch.max.bytes")
+        .with_permanent()
 }
 
 /// The error for bytes of the peer that ended the connection, with the setting that may be wrong.

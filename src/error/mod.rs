@@ -378,6 +378,11 @@ impl Error {
         self.change(|inner| inner.passes = Some(false))
     }
 
+    /// Whether that was said of it.
+    pub(crate) fn is_permanent(&self) -> bool {
+        self.0.passes == Some(false)
+    }
+
     /// Waiting may help, whatever the code says: the client goes on asking.
     pub(crate) fn with_passing(self) -> Self {
         self.change(|inner| inner.passes = Some(true))

@@ -104,7 +104,7 @@ async fn known_brokers_that_are_back_after_an_outage_are_asked_though_no_bootstr
     names.lead_to(Some(&broker), Some(&broker));
     let cluster = connected(&names).await;
     names.lead_to(None, None);
-    cluster.shared.brokers.retire(|_| true);
+    cluster.shared.brokers.retire_all();
     cluster.refresh();
     tokio::time::sleep(Duration::from_secs(20)).await;
     let version = cluster.metadata().version;

@@ -32,8 +32,8 @@ use super::{BrokerError, Effect, EmbeddedBroker, Fault, MemoryStream, StoredReco
 /// ```
 pub struct FakeKafka {
     broker: EmbeddedBroker,
-    /// How many records of each topic were taken, by its id: one that was made again has others.
-    taken: Mutex<BTreeMap<Uuid, usize>>,
+    /// Up to which offset the records of a partition were taken, by its topic's id: one that was made again has others.
+    taken: Mutex<BTreeMap<(Uuid, i32), i64>>,
 }
 
 impl FakeKafka {
@@ -69,22 +69,36 @@ impl FakeKafka {
     /// were aborted, which [`committed_records`](EmbeddedBroker::committed_records) of the [`broker`](Self::broker) leaves out.
     #[must_use]
     pub fn sent(&self, topic: &str) -> Vec<StoredRecord> {
-        let partitions = self.broker.shared.cluster().topics.get(topic).map_or(0, |t| t.partitions.len());
-        let numbers = 0..i32::try_from(partitions).unwrap_or(i32::MAX);
-        numbers.flat_map(|partition| self.broker.records(topic, partition).unwrap_or_default()).collect()
+        self.by_partition(topic).into_iter().flat_map(|(_, records)| records).collect()
     }
 
-    /// The same, without what this returned before.
+    /// The same, without what this returned before. If the log was cut, look before more is sent.
     #[must_use]
     pub fn take_sent(&self, topic: &str) -> Vec<StoredRecord> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = self.broker.shared.cluster().topics.get(topic).map(|topic| topic.id);
-        let before = taken.entry(id.unwrap_or_default()).or_default();
-        let mut sent = self.sent(topic);
-        // After compaction, or a cut of the log, there are fewer than were taken.
-        let new = sent.split_off(sent.len().min(*before));
-        *before = sent.len() + new.len();
+        let mut new = Vec::new();
+        for (partition, mut records) in self.by_partition(topic) {
+            let mark = taken.entry(partition).or_default();
+            let end = records.last().map_or(0, |last| last.offset + 1);
+            records.retain(|record| record.offset >= *mark);
+            // A cut log may end before what was taken.
+            *mark = end;
+            new.append(&mut records);
+        }
         new
+    }
+
+    /// The partitions of a topic, by its id and their numbers.
+    fn by_partition(&self, topic: &str) -> Vec<((Uuid, i32), Vec<StoredRecord>)> {
+        let cluster = self.broker.shared.cluster();
+        let Some((id, count)) = cluster.topics.get(topic).map(|topic| (topic.id, topic.partitions.len()))
+        else {
+            return Vec::new();
+        };
+        drop(cluster);
+        let records = |partition| self.broker.records(topic, partition).unwrap_or_default();
+        let numbers = 0..i32::try_from(count).unwrap_or(i32::MAX);
+        numbers.map(|partition| ((id, partition), records(partition))).collect()
     }
 
     /// The names of the topics that something was sent to, sorted.
@@ -140,5 +154,20 @@ mod tests {
         assert_eq!(take(), ["e"]);
         let all = fake.broker().wait_for_records("t", 1, Duration::MAX).await.unwrap();
         assert_eq!(all[&0].len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_was_sent_to_several_partitions_is_taken_once() {
+        let fake = FakeKafka::start().await.unwrap();
+        fake.broker().create_topic("t", 2).unwrap();
+        for (partition, value) in [(0, "a"), (1, "b")] {
+            fake.broker().feed("t", partition, NewRecord::new(value)).unwrap();
+        }
+        assert_eq!(fake.take_sent("t").len(), 2);
+        fake.broker().feed("t", 0, NewRecord::new("c")).unwrap();
+        let taken = fake.take_sent("t");
+        assert_eq!(taken.iter().map(|record| record.value_text()).collect::<Vec<_>>(), [Some("c")]);
+        assert!(fake.take_sent("t").is_empty());
+        assert_eq!(fake.sent("t").len(), 3);
     }
 }
