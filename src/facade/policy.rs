@@ -330,10 +330,12 @@ impl ErrorPolicy {
     }
 }
 
-/// Java: `org.apache.kafka.common.internals.Topic.validate`.
+/// Java: `org.apache.kafka.common.internals.Topic.validate`. Brokers that are no Kafka may have names with a scheme, as Pulsar has.
 fn is_topic_name(name: &str) -> bool {
     let may_be_in = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    (1..=249).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(may_be_in)
+    let is_kafkas =
+        (1..=249).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(may_be_in);
+    is_kafkas || name.contains("://")
 }
 
 impl fmt::Debug for ErrorPolicy {

@@ -138,7 +138,7 @@ fn policies_that_cannot_work_are_refused() {
     for policy in bad {
         assert_eq!(policy.check(&topics).unwrap_err().kind(), ErrorKind::Config, "{policy:?}");
     }
-    for dead in ["orders-dead", "Orders_1.dead", &"d".repeat(249)] {
+    for dead in ["orders-dead", "Orders_1.dead", &"d".repeat(249), "persistent://a/b/orders-dead"] {
         ErrorPolicy::retry(1, Duration::ZERO).then_dead_letter(dead).check(&topics).unwrap();
     }
 }
