@@ -356,6 +356,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_for_the_user_is_stepped_over_only_where_nothing_is_in_hand() {
+        let mut each = account();
+        each.step_over(mark(12));
+        assert_eq!(each.frontier(), Some(mark(12)));
+        each.hand_out_each([12, 13].into_iter(), 3);
+        each.step_over(mark(15));
+        assert_eq!(each.frontier(), Some(mark(12)), "two records are at work");
+        let mut by_poll = account();
+        assert!(by_poll.hand_out());
+        by_poll.step_over(mark(15));
+        assert_eq!(by_poll.frontier(), Some(mark(10)), "the next poll says that they are done");
+        by_poll.cover(Some(mark(15)));
+        assert_eq!(by_poll.frontier(), Some(mark(15)));
+    }
+
+    #[test]
     fn the_frontier_is_the_lowest_record_not_done_whatever_is_done_behind_it() {
         let mut account = account();
         let life = account.life();

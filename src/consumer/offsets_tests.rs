@@ -62,6 +62,22 @@ fn commits_are_sent_one_at_a_time_in_the_order_they_were_made() {
 }
 
 #[test]
+fn an_automatic_commit_is_known_of_while_it_is_out_or_waits() {
+    let (mut commits, now) = (commits(), time::now());
+    let deadline = now + Duration::from_secs(60);
+    commits.handle_commit(Some(1), offsets(&[(0, 10)]), deadline);
+    assert!(!commits.has_automatic(), "the user's own");
+    let first = sent(&mut commits, now);
+    commits.handle_commit(None, offsets(&[(0, 20)]), deadline);
+    assert!(commits.has_automatic(), "it waits");
+    commits.handle_answer(now, first.token, codes(&[(0, 0)]), |_, _| false).unwrap();
+    let second = sent(&mut commits, now);
+    assert!(commits.has_automatic(), "it is out");
+    commits.handle_answer(now, second.token, codes(&[(0, 0)]), |_, _| false).unwrap();
+    assert!(!commits.has_automatic());
+}
+
+#[test]
 fn a_retry_keeps_its_place_before_later_commits() {
     let (mut commits, now) = (commits(), time::now());
     let deadline = now + Duration::from_secs(60);
