@@ -148,7 +148,7 @@ impl Accumulator {
     }
 
     fn deliver_full(&self, queue: &Mutex<Queue>) -> Result<()> {
-        let identity = ProducerIdentity { id: 1, epoch: 0 };
+        let identity = ProducerIdentity { id: 1, epoch: 0, cluster: 0 };
         let now = time::now();
         loop {
             let taken = lock(queue).poll_batch(now, Pace::Linger, Ok(Some(identity)));

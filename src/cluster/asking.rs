@@ -92,7 +92,7 @@ impl Round {
             // Who had an error may have an answer in a while.
             self.tried = out;
             if !is_last {
-                self.errors.clear();
+                self.errors.retain(|error| error.code().is_some());
             }
         }
         if !is_last || (self.errors.is_empty() && self.out.is_empty()) {
@@ -100,8 +100,8 @@ impl Round {
         }
         // Accounts get locked where a password is shown again and again.
         self.has_others = !is_refused;
-        // The bootstrap addresses may be gone for good. Where somebody says that they are the wrong ones (KIP-1102), known
-        // brokers have said so before.
+        // The bootstrap addresses may be gone for good, or silent. Where somebody says that they are the wrong ones (KIP-1102),
+        // known brokers have said so before.
         let is_nobody_there = self.errors.iter().all(|error| error.is_retriable() && error.code().is_none());
         if self.only_bootstrap && is_nobody_there && !is_refused {
             self.only_bootstrap = false;
@@ -230,9 +230,9 @@ mod tests {
         round.handle_asked(now, 1, vec![1, -1]);
         assert!(round.handle_error(Error::new(ErrorKind::Disconnected, "gone")).is_none());
         assert!(round.handle_error(Error::protocol("unreadable")).is_none());
-        for own in [ErrorKind::InvalidArgument, ErrorKind::Unsupported] {
-            assert_eq!(round.handle_error(Error::new(own, "not so")).unwrap().kind(), own);
-        }
+        // A KRaft controller among the bootstrap addresses.
+        assert!(round.handle_error(Error::new(ErrorKind::Unsupported, "not offered")).is_none());
+        assert!(round.handle_error(Error::new(ErrorKind::InvalidArgument, "not so")).is_some());
         assert!(round.handle_error(Error::protocol("too large").with_permanent()).is_some());
         round.handle_answered(1);
         let end = round.handle_unreached(now, nobody_left(), false, Set::new()).unwrap().to_string();

@@ -494,7 +494,7 @@ impl Drop for Connection {
 /// Whether no other broker would do better: the request cannot be written, or its answer is larger than what this client takes.
 pub(crate) fn is_for_the_client(error: &Error) -> bool {
     match error.kind() {
-        ErrorKind::InvalidArgument | ErrorKind::Unsupported => true,
+        ErrorKind::InvalidArgument => true,
         ErrorKind::Protocol => error.is_permanent(),
         _ => false,
     }

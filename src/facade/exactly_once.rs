@@ -30,6 +30,8 @@ use crate::{
     time::{self, Instant},
 };
 
+/// How long brokers may take to hear of the end, once told to end twice.
+const HURRY: Duration = Duration::from_secs(5);
 /// `transaction.timeout.ms` unless set. Kafka Streams: `StreamsConfig`, the same for exactly-once.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -177,8 +179,18 @@ impl ExactlyOnce {
         shutdown: impl Future<Output = ()>,
         body: impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
     ) -> Result<()> {
-        let shutdown = pin!(shutdown);
-        let shutdown = shutdown.shared();
+        self.run_until_either(shutdown, std::future::pending(), body).await
+    }
+
+    /// As [`run_until`](Self::run_until). Once `hurry` is ready the body is not waited for.
+    async fn run_until_either(
+        self,
+        shutdown: impl Future<Output = ()>,
+        hurry: impl Future<Output = ()>,
+        body: impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let (shutdown, hurry) = (pin!(shutdown), pin!(hurry));
+        let (shutdown, hurry) = (shutdown.shared(), hurry.shared());
         // The producer first: it ends what a predecessor left open, before positions are looked up.
         let start = async {
             let producer = patiently(|| self.start_producer()).await?;
@@ -189,17 +201,28 @@ impl ExactlyOnce {
             () = shutdown.clone() => return Ok(()),
             started = start => started?,
         };
-        let outcome = self.work(&mut producer, &consumer, shutdown, &body).await;
+        let outcome = tokio::select! {
+            biased;
+            worked = self.work(&mut producer, &consumer, shutdown, &body) => worked,
+            () = hurry.clone() => {
+                tracing::warn!("told to end a second time: the open transaction is aborted");
+                Ok(())
+            }
+        };
         let limit = Duration::from_secs(30);
-        let (closed, left) = join(producer.close_within(limit), consumer.close(limit)).await;
-        outcome.and(closed).and(left)
+        let end = join(producer.close_within(limit), consumer.close(limit));
+        tokio::select! {
+            biased;
+            (closed, left) = end => outcome.and(closed).and(left),
+            () = hurry.then(|()| tokio::time::sleep(HURRY)) => outcome,
+        }
     }
 
     /// As [`run_until`](Self::run_until), until the process is told to end: by SIGTERM, SIGINT (ctrl-c), or what the system has in
     /// their place. Needs the feature `signal`, which is on by default.
     ///
     /// A second signal, a second or more after the first, does not wait for the body: the open transaction is aborted, and the
-    /// group left, in the background. From the first call on, for as long as the process lives, these signals no longer end it
+    /// group left, for 5 seconds at most. From the first call on, for as long as the process lives, these signals no longer end it
     /// by themselves.
     ///
     /// # Errors
@@ -225,17 +248,12 @@ impl ExactlyOnce {
         let (told, mut failure) = (CancellationToken::new(), Ok(()));
         let second = signals::second(signals, |heard| {
             failure = heard;
-            tracing::info!("the process is told to end: the last transaction is committed");
+            if failure.is_ok() {
+                tracing::info!("the process is told to end: the last transaction is committed");
+            }
             told.cancel();
         });
-        let outcome = tokio::select! {
-            biased;
-            ended = self.run_until(told.cancelled(), body) => ended,
-            () = second => {
-                tracing::warn!("told to end a second time: the open transaction is aborted");
-                Ok(())
-            }
-        };
+        let outcome = self.run_until_either(told.cancelled(), second, body).await;
         failure.and(outcome)
     }
 

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Signals that come this soon after the first belong to the same stop.
-const SAME_STOP: Duration = Duration::from_secs(1);
+pub(super) const SAME_STOP: Duration = Duration::from_secs(1);
 
 /// Each time the process is told to end: by SIGTERM, SIGINT (ctrl-c), or what the system has in their place. From now on these
 /// no longer end it by themselves.

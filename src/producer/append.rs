@@ -104,13 +104,21 @@ impl Shared {
         }
     }
 
-    /// The slow path. In a transaction, brokers that stay away for too long are no reason to give up more than this attempt;
-    /// a topic that is not there is.
+    /// The slow path. Brokers that stay away for too long fail the transaction, which can be tried again; a topic that is not there
+    /// is for the caller to judge.
     pub(super) async fn append_waiting(&self, record: &ProducerRecord<'_>, wait: Wait) -> Result<Delivery> {
         let is_missing = |told: ErrorCode| told.0 == code::UNKNOWN_TOPIC_OR_PARTITION;
         self.wait_and_append(record, wait).await.map_err(|error| {
             let passes = error.is_retriable() && !error.code().is_some_and(is_missing);
-            if passes && self.transactions.is_some() { error.with_requires_abort() } else { error }
+            match self.transactions.as_ref().filter(|_| passes) {
+                Some(transactions) => {
+                    let error = error.with_requires_abort();
+                    transactions.lock().handle_failure(error.clone(), false);
+                    transactions.notify();
+                    error
+                }
+                None => error,
+            }
         })
     }
 

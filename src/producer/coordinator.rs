@@ -79,7 +79,7 @@ impl Caller {
         known: Option<ProducerIdentity>,
         deadline: Instant,
     ) -> Result<Reply> {
-        let known = known.unwrap_or(ProducerIdentity { id: -1, epoch: -1 });
+        let known = known.unwrap_or(ProducerIdentity { id: -1, epoch: -1, cluster: 0 });
         let request = wire::InitProducerIdRequest {
             transactional_id: Some(kafka_string(&self.id)),
             transaction_timeout_ms: millis(self.timeout),

@@ -21,6 +21,8 @@ use crate::{
 pub(crate) struct ProducerIdentity {
     pub(crate) id: i64,
     pub(crate) epoch: i16,
+    /// Which of the clusters that this client came to gave it, counted from 0: another one may give the same id again.
+    pub(crate) cluster: u32,
 }
 
 impl ProducerIdentity {
@@ -31,7 +33,7 @@ impl ProducerIdentity {
     /// idempotence.
     pub(super) fn told(api: &'static str, id: i64, epoch: i16) -> Result<Self, Error> {
         match id >= 0 && epoch >= 0 {
-            true => Ok(Self { id, epoch }),
+            true => Ok(Self { id, epoch, cluster: 0 }),
             false => {
                 Err(Error::protocol(format!("there can be no producer id {id} with epoch {epoch}"))
                     .with_api(api))
@@ -48,8 +50,8 @@ pub(crate) struct Identity {
     unproven: bool,
     /// Asking has failed since the last answer.
     failing: bool,
-    /// The brokers are of another cluster than those that gave the last identity.
-    is_foreign: bool,
+    /// Which of the clusters that the client came to this is, counted from 0.
+    cluster: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,23 +60,22 @@ enum State {
     Off,
     /// To be asked for, not before that time.
     Wanted(Option<Instant>),
-    Asking,
-    /// Those who were asked may be of the cluster before.
-    AskingForeign,
+    /// Those who were asked are of this cluster.
+    Asking(u32),
     Known(ProducerIdentity),
 }
 
 impl Identity {
     pub(crate) fn new(idempotent: bool, backoff: Backoff) -> Self {
         let state = if idempotent { State::Wanted(None) } else { State::Off };
-        Self { state, backoff, unproven: true, failing: false, is_foreign: false }
+        Self { state, backoff, unproven: true, failing: false, cluster: 0 }
     }
 
     /// Whether an InitProducerId request is due.
     pub(crate) fn poll_ask(&mut self, now: Instant) -> bool {
         let due = matches!(self.state, State::Wanted(time) if time.is_none_or(|time| time <= now));
         if due {
-            self.state = State::Asking;
+            self.state = State::Asking(self.cluster);
         }
         due
     }
@@ -89,24 +90,24 @@ impl Identity {
     pub(crate) fn handle_answer(&mut self, identity: ProducerIdentity) {
         self.unproven = true;
         self.failing = false;
-        if self.state == State::AskingForeign {
-            self.state = State::Wanted(None);
-            return;
-        }
-        self.is_foreign = false;
-        self.state = State::Known(identity);
+        self.state = match self.is_asked_elsewhere() {
+            true => State::Wanted(None),
+            false => State::Known(ProducerIdentity { cluster: self.cluster, ..identity }),
+        };
+    }
+
+    /// Whether those who were asked may be of a cluster that the client has left.
+    pub(crate) fn is_asked_elsewhere(&self) -> bool {
+        matches!(self.state, State::Asking(cluster) if cluster != self.cluster)
     }
 
     /// The brokers are of another cluster now. There, the producer id may be that of another producer: with the same sequence
     /// numbers its batches would be taken for repeated ones, and with a newer epoch the other one would be fenced.
     pub(crate) fn handle_other_cluster(&mut self) {
-        self.state = match self.state {
-            State::Off => return,
-            State::Known(_) => State::Wanted(None),
-            State::Asking => State::AskingForeign,
-            state @ (State::Wanted(_) | State::AskingForeign) => state,
-        };
-        self.is_foreign = true;
+        self.cluster += 1;
+        if let State::Known(_) = self.state {
+            self.state = State::Wanted(None);
+        }
     }
 
     /// Returns true for the first failure since the last answer.
@@ -149,9 +150,7 @@ impl Identity {
         match self.state {
             State::Off => Ok(None),
             State::Known(identity) => Ok(Some(identity)),
-            State::Wanted(_) | State::Asking | State::AskingForeign => {
-                Err(NotYet { own_is_good: !self.is_foreign })
-            }
+            State::Wanted(_) | State::Asking(_) => Err(NotYet { cluster: self.cluster }),
         }
     }
 }
@@ -159,8 +158,8 @@ impl Identity {
 /// No producer id has come yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NotYet {
-    /// A partition may go on under the identity it has.
-    pub(crate) own_is_good: bool,
+    /// The cluster that will give it: a partition may go on under an identity that it has from there.
+    pub(crate) cluster: u32,
 }
 
 /// Whether a partition's sequence numbers still match its log.
@@ -290,9 +289,9 @@ mod tests {
 
     use super::*;
 
-    const FIRST: ProducerIdentity = ProducerIdentity { id: 7, epoch: 0 };
-    const BUMPED: ProducerIdentity = ProducerIdentity { id: 7, epoch: 1 };
-    const SECOND: ProducerIdentity = ProducerIdentity { id: 8, epoch: 0 };
+    const FIRST: ProducerIdentity = ProducerIdentity { id: 7, epoch: 0, cluster: 0 };
+    const BUMPED: ProducerIdentity = ProducerIdentity { id: 7, epoch: 1, cluster: 0 };
+    const SECOND: ProducerIdentity = ProducerIdentity { id: 8, epoch: 0, cluster: 0 };
 
     fn identity() -> Identity {
         Identity::new(true, Backoff::new(Duration::from_millis(100), Duration::from_secs(1)))
@@ -306,22 +305,31 @@ mod tests {
     }
 
     #[test]
-    fn an_id_of_another_cluster_is_replaced_also_where_it_comes_late() {
+    fn an_id_of_another_cluster_is_replaced_also_where_it_comes_late_and_is_the_same_again() {
         let (now, mut rng) = (crate::time::now(), Rng::new(1));
-        let elsewhere = Err(NotYet { own_is_good: false });
+        let elsewhere = Err(NotYet { cluster: 2 });
         let mut identity = known(now);
+        let mut sequences = Sequences::default();
+        assert_eq!(sequences.settle(FIRST), Settled::Renumber);
         identity.handle_other_cluster();
-        assert_eq!(identity.current(), elsewhere, "not even for partitions that have it");
+        assert_eq!(identity.current(), Err(NotYet { cluster: 1 }), "not even for partitions that have it");
         // They may be of that cluster still who answer now.
-        assert!(identity.poll_ask(now));
+        assert!(identity.poll_ask(now) && !identity.is_asked_elsewhere());
         identity.handle_other_cluster();
+        assert!(identity.is_asked_elsewhere());
         identity.handle_answer(FIRST);
         assert_eq!(identity.current(), elsewhere);
         assert!(identity.poll_ask(now));
-        identity.bump(FIRST, now, &mut rng);
-        identity.renew(FIRST, now, &mut rng);
+        // A partition breaks off meanwhile, and nobody can take its word.
+        let broken = sequences.break_off().unwrap();
+        identity.bump(broken, now, &mut rng);
+        identity.renew(broken, now, &mut rng);
         identity.handle_answer(FIRST);
-        assert_eq!(identity.current(), Ok(Some(FIRST)));
+        let same = identity.current().unwrap().unwrap();
+        assert_eq!((same.id, same.epoch), (FIRST.id, FIRST.epoch));
+        assert_eq!(sequences.settle(same), Settled::Renumber, "clusters count from the same number on");
+        identity.bump(broken, now, &mut rng);
+        assert_eq!(identity.current(), Ok(Some(same)), "that one is not broken");
         let mut off = Identity::new(false, Backoff::new(Duration::ZERO, Duration::ZERO));
         off.handle_other_cluster();
         assert_eq!(off.current(), Ok(None));
@@ -390,7 +398,7 @@ mod tests {
         while now < end {
             if identity.poll_ask(now) {
                 asked += 1;
-                identity.handle_answer(ProducerIdentity { id: 100 + asked, epoch: 0 });
+                identity.handle_answer(ProducerIdentity { id: 100 + asked, epoch: 0, cluster: 0 });
             }
             if let Ok(Some(current)) = identity.current() {
                 identity.renew(current, now, &mut rng);

@@ -301,11 +301,17 @@ impl Queue {
         if self.sequences.is_unproven() && !idle {
             return false;
         }
+        let own = self.sequences.identity();
+        let cluster = match current {
+            Ok(current) => current.map(|current| current.cluster),
+            Err(NotYet { cluster }) => Some(cluster),
+        };
+        // In another cluster than its own the id may be another producer's.
+        let is_foreign = own.is_some_and(|own| Some(own.cluster) != cluster);
         // What may be written is sent again under the stamp it has, one batch at a time where the sequence does not fit.
         if self.pending.iter().any(|batch| batch.possibly_written) {
-            return idle || self.sequences.is_intact();
+            return !is_foreign && (idle || self.sequences.is_intact());
         }
-        let own = self.sequences.identity();
         match current {
             Ok(Some(current)) if idle => match self.sequences.settle(current) {
                 Settled::Unchanged => true,
@@ -316,9 +322,10 @@ impl Queue {
                 Settled::Wait => false,
             },
             // A healthy partition goes on under the identity it has. In a transaction everybody changes together.
-            Ok(current) if current == own || !self.limits.transactional => self.sequences.is_intact(),
-            Err(NotYet { own_is_good: true }) if !self.limits.transactional => {
-                own.is_some() && self.sequences.is_intact()
+            Ok(current) if current == own => self.sequences.is_intact(),
+            Ok(_) if !self.limits.transactional => self.sequences.is_intact() && !is_foreign,
+            Err(NotYet { .. }) if !self.limits.transactional => {
+                own.is_some() && self.sequences.is_intact() && !is_foreign
             }
             Ok(_) | Err(_) => false,
         }

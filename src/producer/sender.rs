@@ -461,10 +461,11 @@ impl Sender {
                 self.no_identity = None;
                 self.identity.handle_answer(identity);
             }
-            // An answer that cannot be read may have been damaged on its way, and a code that says nothing may pass.
-            // Asking again does no harm.
+            // An answer that cannot be read may have been damaged on its way, and a code that says nothing may pass; one of a
+            // cluster that the client has left says nothing of this one. Asking again does no harm.
             Err(error)
                 if error.is_retriable()
+                    || self.identity.is_asked_elsewhere()
                     || error.kind() == ErrorKind::Protocol
                     || error.code().is_some_and(says_nothing) =>
             {

@@ -117,7 +117,7 @@ impl Task {
                     let core = transactions.lock();
                     (core.identity(), core.permitted(), core.is_ending())
                 };
-                let identity = identity.map(Some).ok_or(NotYet { own_is_good: false });
+                let identity = identity.map(Some).ok_or(NotYet { cluster: 0 });
                 let permit = Permit { identity, partitions: partitions.as_deref() };
                 self.sender.handle_tick(now, &metadata, hurry || ending, Some(permit));
                 transactions.lock().handle_wanted(self.sender.wanted());

@@ -754,6 +754,26 @@ async fn a_copier_goes_on_whose_body_has_waited_for_brokers_in_vain() {
 }
 
 #[tokio::test]
+async fn a_transaction_whose_send_has_waited_in_vain_cannot_be_committed_and_the_next_one_can() {
+    let (broker, kafka) = source_and_target(("max.block.ms", 100)).await;
+    let settings = |p: dtkafka::ProducerConfig| p.set("transactional.id", "x").set("buffer.memory", 1000);
+    let mut producer = kafka.get_transactional_producer_with(settings).await.unwrap();
+    broker.control().hold(ApiKey::Produce);
+    let transaction = producer.begin().await.unwrap();
+    let _first = transaction.send("target", &1).header("long", [0; 500]).await.unwrap();
+    let error = transaction.send("target", &2).header("long", [0; 500]).await.unwrap_err();
+    assert!(error.requires_abort(), "{error}");
+    broker.control().release(ApiKey::Produce);
+    let error = transaction.commit().await.unwrap_err();
+    assert!(error.requires_abort(), "{error}");
+    let transaction = producer.begin().await.unwrap();
+    drop(transaction.send("target", &3).await.unwrap());
+    transaction.commit().await.unwrap();
+    producer.close().await.unwrap();
+    assert_eq!(seen_in_the_end(&kafka, "target").await, [3]);
+}
+
+#[tokio::test]
 async fn a_copier_ends_where_the_topic_that_it_writes_to_does_not_exist() {
     let (broker, kafka) = source_and_target(("max.block.ms", 300)).await;
     let kafka = KafkaInstance::new(kafka.config().clone().set("allow.auto.create.topics", false)).unwrap();

@@ -152,3 +152,26 @@ async fn a_producer_does_not_take_its_id_to_another_cluster_where_it_is_that_of_
     let since = (0..5).flat_map(|number| [format!("moving {number}"), format!("resident {}", number + 5)]);
     assert_eq!(values, before.chain(since).collect::<Vec<_>>());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_producer_goes_on_in_another_cluster_that_gives_it_the_id_it_had() {
+    let (blue, green) = (cluster("blue").await, cluster("green").await);
+    let names = Names::default();
+    names.lead_to(Some(&blue), Some(&blue));
+    let producer = producer(&names).await;
+    send(&producer, "t", "blue").await;
+    // The answer to the next is lost, and blue is gone.
+    blue.control().disconnect_after(ApiKey::Produce, 1);
+    names.lead_to(Some(&green), Some(&green));
+    let record = ProducerRecord::new("t").partition(0).value("lost");
+    let lost = producer.send_record(record).await.unwrap().await.unwrap_err();
+    assert!(lost.possibly_written(), "{lost}");
+    for number in 0..3 {
+        send(&producer, "t", &format!("green {number}")).await;
+    }
+    let stored = green.records("t", 0).unwrap();
+    assert_eq!(
+        stored.iter().map(|record| record.value_text().unwrap()).collect::<Vec<_>>(),
+        ["green 0", "green 1", "green 2"]
+    );
+}

@@ -1,4 +1,4 @@
-use dtkafka_testcontainers::{EmbeddedBroker, NewRecord};
+use dtkafka_testcontainers::{ApiKey, EmbeddedBroker, NewRecord};
 
 use super::*;
 use crate::{KafkaConfig, error::ErrorCode};
@@ -63,6 +63,37 @@ async fn a_copier_that_is_told_to_end_commits_and_leaves_and_what_it_has_sent_on
     let parts = copies.iter().map(|copy| (copy.key_text(), copy.value_text(), copy.headers.len()));
     assert_eq!(parts.collect::<Vec<_>>(), [(Some("k"), Some("7"), 1), (Some("k"), None, 0)]);
     assert!(copies.iter().all(|copy| copy.timestamp > 1), "retention would take them at once");
+}
+
+#[cfg(feature = "signal")]
+#[tokio::test]
+async fn a_copier_that_is_told_to_end_twice_aborts_and_leaves_without_its_body() {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let broker = EmbeddedBroker::start().await.unwrap();
+    broker.create_topic("target", 1).unwrap();
+    broker.feed("source", 0, NewRecord::new("7")).unwrap();
+    let config = KafkaConfig::new()
+        .set_bootstrap_servers(broker.bootstrap_servers())
+        .set_auto_offset_reset("earliest");
+    let kafka = KafkaInstance::new(config).unwrap();
+    let at_work = tokio::sync::Notify::new();
+    // The second one comes when it belongs to another stop than the first.
+    let signals = futures_util::stream::unfold(true, async |is_first| {
+        match is_first {
+            true => at_work.notified().await,
+            false => tokio::time::sleep(signals::SAME_STOP * 2).await,
+        }
+        Some((Ok(()), false))
+    });
+    let run = ExactlyOnce::new(&kafka, ["source"], "g").run_until_told(signals, async |record, output| {
+        output.send_record(record.forward_to("target")).await?.await?;
+        at_work.notify_one();
+        std::future::pending().await
+    });
+    tokio::time::timeout(PATIENCE, run).await.expect("it waits for its body").unwrap();
+    assert_eq!((broker.committed("g", "source", 0), broker.open_transactions()), (Some(0), 0));
+    assert!(broker.committed_records("target", 0).unwrap().is_empty());
+    assert!(broker.control().requests(ApiKey::LeaveGroup) > 0, "the group waits for its session to end");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-const ME: ProducerIdentity = ProducerIdentity { id: 1, epoch: 0 };
+const ME: ProducerIdentity = ProducerIdentity { id: 1, epoch: 0, cluster: 0 };
 
 fn limits() -> Limits {
     Limits {
@@ -527,6 +527,37 @@ fn what_may_be_in_the_log_of_a_topic_that_was_made_again_fails_and_never_goes_to
         assert_eq!((written, rig.identity.epoch), (vec![2, 3], 1));
         assert!(futures_util::FutureExt::now_or_never(refused).unwrap().is_ok());
         assert!(futures_util::FutureExt::now_or_never(waiting).unwrap().is_ok());
+    }
+}
+
+#[test]
+fn nothing_goes_to_another_cluster_under_the_id_of_the_one_before_though_both_gave_the_same() {
+    // Topics have no ids there.
+    for may_be_written in [false, true] {
+        let mut rig = Rig::new(limits());
+        rig.introduce();
+        let first = rig.send(1);
+        let mut out = rig.poll(true).unwrap();
+        let _second = rig.send(2);
+        rig.identity.cluster += 1;
+        assert!(rig.poll(true).is_none(), "what is out lands first");
+        out.possibly_written = may_be_written;
+        rig.settle(out, Decision::Retry { stale_leader: true });
+        if may_be_written {
+            assert!(
+                rig.poll(true).is_none(),
+                "the other cluster could take it for the batch of another producer"
+            );
+            let mut aftermath = Aftermath::default();
+            rig.now += limits().delivery_timeout;
+            rig.queue.expire(rig.now, None, &mut aftermath);
+            rig.tell(aftermath);
+            let _third = rig.send(3);
+            let error = futures_util::FutureExt::now_or_never(first).unwrap().unwrap_err();
+            assert!(error.possibly_written(), "{error}");
+        }
+        let next = rig.poll(true).expect("the new one is not broken");
+        assert_eq!((sequence(&next), ids(&next.bytes)), (0, vec![if may_be_written { 3 } else { 1 }]));
     }
 }
 

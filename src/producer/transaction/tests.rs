@@ -16,7 +16,7 @@ use crate::{
     time::Rng,
 };
 
-const FIRST: ProducerIdentity = ProducerIdentity { id: 7, epoch: 0 };
+const FIRST: ProducerIdentity = ProducerIdentity { id: 7, epoch: 0, cluster: 0 };
 
 fn idle() -> Outstanding {
     Outstanding { records: false, in_flight: false }
@@ -118,7 +118,7 @@ fn version_2_adds_nothing_and_takes_the_next_epoch_from_every_end() {
     rig.core.handle_sent();
     rig.core.handle_commit().unwrap();
     let call = rig.call(idle()).unwrap();
-    let next = ProducerIdentity { id: 7, epoch: 1 };
+    let next = ProducerIdentity { id: 7, epoch: 1, cluster: 0 };
     rig.reply(&call, Ok(Reply::Ended(Some(next))));
     rig.core.handle_begin().unwrap().unwrap();
     assert_eq!(rig.core.identity(), Some(next));
@@ -188,7 +188,7 @@ fn a_commit_that_was_asked_for_cannot_be_aborted_any_more() {
     rig.now += Duration::from_secs(1);
     let call = rig.call(idle()).unwrap();
     assert!(matches!(call, Call::End { commit: true, .. }), "the same question again");
-    rig.reply(&call, Ok(Reply::Ended(Some(ProducerIdentity { id: 7, epoch: 1 }))));
+    rig.reply(&call, Ok(Reply::Ended(Some(ProducerIdentity { id: 7, epoch: 1, cluster: 0 }))));
     assert!(rig.core.outcome(1).unwrap().is_ok());
 }
 
@@ -211,7 +211,7 @@ fn who_waits_no_longer_is_told_whether_the_commit_was_asked_for_and_stops_it_if_
     assert!(matches!(call, Call::End { commit: false, .. }), "the commit must not follow: {call:?}");
     let (mut rig, call) = asked_to_commit();
     assert!(matches!(rig.core.handle_commit_timeout(1), CommitTimeout::CommitSent));
-    rig.reply(&call, Ok(Reply::Ended(Some(ProducerIdentity { id: 7, epoch: 1 }))));
+    rig.reply(&call, Ok(Reply::Ended(Some(ProducerIdentity { id: 7, epoch: 1, cluster: 0 }))));
     assert!(matches!(rig.core.handle_commit_timeout(1), CommitTimeout::Ended(Ok(()))));
 }
 
@@ -257,7 +257,7 @@ fn a_producer_id_that_the_coordinator_has_forgotten_is_replaced_without_an_end()
     rig.core.handle_abort();
     let call = rig.call(idle()).unwrap();
     assert!(matches!(call, Call::Init(Some(FIRST))), "{call:?}");
-    let other = ProducerIdentity { id: 8, epoch: 0 };
+    let other = ProducerIdentity { id: 8, epoch: 0, cluster: 0 };
     rig.reply(&call, Ok(Reply::Initialized { identity: other, version2: false }));
     assert!(rig.core.outcome(1).unwrap().is_ok());
     rig.core.handle_begin().unwrap().unwrap();

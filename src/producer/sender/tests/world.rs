@@ -78,7 +78,7 @@ pub(super) fn ids(batch: &bytes::Bytes) -> Vec<u32> {
 }
 
 /// Who the producer is where a transaction says so.
-const TRANSACTIONAL: ProducerIdentity = ProducerIdentity { id: 7, epoch: 0 };
+const TRANSACTIONAL: ProducerIdentity = ProducerIdentity { id: 7, epoch: 0, cluster: 0 };
 
 /// More than brokers there are.
 const CONNECTIONS: i32 = 10;
@@ -222,7 +222,7 @@ impl World {
 
     pub(super) fn identify(&mut self) {
         if std::mem::take(&mut self.asking) {
-            let identity = ProducerIdentity { id: 100 + self.asked, epoch: 0 };
+            let identity = ProducerIdentity { id: 100 + self.asked, epoch: 0, cluster: 0 };
             self.sender.handle_identity(self.now, Ok(identity));
         }
     }

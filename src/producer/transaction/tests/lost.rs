@@ -13,7 +13,7 @@ fn what_may_come_in_late_is_kept_out_by_a_new_epoch_before_the_next_transaction(
     assert!(rig.core.handle_begin().is_none(), "not yet");
     let call = rig.call(idle()).unwrap();
     assert!(matches!(call, Call::Init(Some(FIRST))));
-    let next = ProducerIdentity { id: 7, epoch: 1 };
+    let next = ProducerIdentity { id: 7, epoch: 1, cluster: 0 };
     rig.reply(&call, Ok(Reply::Initialized { identity: next, version2: false }));
     rig.core.handle_begin().unwrap().unwrap();
     assert_eq!(rig.core.identity(), Some(next));
@@ -43,7 +43,7 @@ fn offsets_that_may_come_in_late_are_kept_out_of_the_next_transaction_by_a_new_e
         rig.now += Duration::from_secs(2);
         let call = rig.call(idle()).unwrap();
         assert!(matches!(call, Call::End { commit: false, .. }), "{call:?}");
-        let next = version2.then_some(ProducerIdentity { id: 7, epoch: 1 });
+        let next = version2.then_some(ProducerIdentity { id: 7, epoch: 1, cluster: 0 });
         rig.reply(&call, Ok(Reply::Ended(next)));
         // With version 2 the end has brought one.
         let call = rig.call(idle());
@@ -64,7 +64,7 @@ fn an_end_that_may_come_in_late_is_kept_out_of_the_next_transaction_by_a_new_epo
         rig.reply(&call, Err(Error::new(ErrorKind::Disconnected, "lost")));
         rig.now += Duration::from_secs(2);
         let call = rig.call(idle()).unwrap();
-        let next = version2.then_some(ProducerIdentity { id: 7, epoch: 1 });
+        let next = version2.then_some(ProducerIdentity { id: 7, epoch: 1, cluster: 0 });
         rig.reply(&call, Ok(Reply::Ended(next)));
         if commit {
             assert!(rig.core.outcome(1).unwrap().is_ok(), "it is told at once");
@@ -226,7 +226,7 @@ fn the_abort_of_what_never_joined_ends_no_producer() {
         // The new epoch ends whatever comes in late.
         let call = rig.call(idle()).unwrap();
         assert!(matches!(call, Call::Init(Some(FIRST))), "{call:?}");
-        let next = ProducerIdentity { id: 7, epoch: 1 };
+        let next = ProducerIdentity { id: 7, epoch: 1, cluster: 0 };
         rig.reply(&call, Ok(Reply::Initialized { identity: next, version2: false }));
         assert!(rig.core.outcome(1).unwrap().is_ok());
         rig.core.handle_begin().unwrap().unwrap();

@@ -17,7 +17,7 @@ struct Coordinator {
 
 impl Coordinator {
     fn answer(&mut self, call: &Call, number: u64) -> Result<Reply> {
-        let (version2, identity) = (self.version2, |epoch| ProducerIdentity { id: 7, epoch });
+        let (version2, identity) = (self.version2, |epoch| ProducerIdentity { id: 7, epoch, cluster: 0 });
         match call {
             Call::Init(_) => {
                 self.ongoing = false;
