@@ -231,7 +231,9 @@ mod tests {
         assert!(round.handle_error(Error::new(ErrorKind::Disconnected, "gone")).is_none());
         assert!(round.handle_error(Error::protocol("unreadable")).is_none());
         // A KRaft controller among the bootstrap addresses.
-        assert!(round.handle_error(Error::new(ErrorKind::Unsupported, "not offered")).is_none());
+        let not_offered = |api| Error::new(ErrorKind::Unsupported, "not offered").with_api(api);
+        assert!(round.handle_error(not_offered("Metadata")).is_none());
+        assert!(round.handle_error(not_offered("InitProducerId")).is_some());
         assert!(round.handle_error(Error::new(ErrorKind::InvalidArgument, "not so")).is_some());
         assert!(round.handle_error(Error::protocol("too large").with_permanent()).is_some());
         round.handle_answered(1);

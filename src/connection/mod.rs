@@ -491,10 +491,13 @@ impl Drop for Connection {
     }
 }
 
-/// Whether no other broker would do better: the request cannot be written, or its answer is larger than what this client takes.
+/// Whether no other broker would do better: the request cannot be written, none of this version of Kafka offers it, or its answer is
+/// larger than what this client takes.
 pub(crate) fn is_for_the_client(error: &Error) -> bool {
     match error.kind() {
         ErrorKind::InvalidArgument => true,
+        // KRaft controllers tell nobody about the cluster, and may stand among the bootstrap addresses.
+        ErrorKind::Unsupported => error.api() != Some("Metadata"),
         ErrorKind::Protocol => error.is_permanent(),
         _ => false,
     }

@@ -182,7 +182,8 @@ impl ExactlyOnce {
         self.run_until_either(shutdown, std::future::pending(), body).await
     }
 
-    /// As [`run_until`](Self::run_until). Once `hurry` is ready the body is not waited for.
+    /// As [`run_until`](Self::run_until). Once `hurry` is ready the body is not waited for; it is polled until then, and may be what makes
+    /// `shutdown` ready.
     async fn run_until_either(
         self,
         shutdown: impl Future<Output = ()>,
@@ -199,6 +200,7 @@ impl ExactlyOnce {
         let (mut producer, consumer) = tokio::select! {
             biased;
             () = shutdown.clone() => return Ok(()),
+            () = hurry.clone() => return Ok(()),
             started = start => started?,
         };
         let outcome = tokio::select! {

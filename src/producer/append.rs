@@ -115,6 +115,8 @@ impl Shared {
                     let error = error.with_requires_abort();
                     transactions.lock().handle_failure(error.clone(), false);
                     transactions.notify();
+                    // The driver gives up what the transaction has queued.
+                    self.wake.notify_one();
                     error
                 }
                 None => error,

@@ -138,7 +138,7 @@ impl Identity {
     /// A broker refuses this producer id altogether: another one is needed. One that never served is replaced only after a
     /// pause, which doubles each time.
     pub(crate) fn renew(&mut self, refused: ProducerIdentity, now: Instant, rng: &mut Rng) {
-        let same = matches!(self.state, State::Known(known) if known.id == refused.id);
+        let same = matches!(self.state, State::Known(known) if (known.id, known.cluster) == (refused.id, refused.cluster));
         if same {
             let pause = self.unproven.then(|| now + self.backoff.next(rng));
             self.state = State::Wanted(pause);

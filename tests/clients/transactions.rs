@@ -755,7 +755,7 @@ async fn a_copier_goes_on_whose_body_has_waited_for_brokers_in_vain() {
 
 #[tokio::test]
 async fn a_transaction_whose_send_has_waited_in_vain_cannot_be_committed_and_the_next_one_can() {
-    let (broker, kafka) = source_and_target(("max.block.ms", 100)).await;
+    let (broker, kafka) = source_and_target(("max.block.ms", 1000)).await;
     let settings = |p: dtkafka::ProducerConfig| p.set("transactional.id", "x").set("buffer.memory", 1000);
     let mut producer = kafka.get_transactional_producer_with(settings).await.unwrap();
     broker.control().hold(ApiKey::Produce);

@@ -61,6 +61,9 @@ pub(super) const MOST_FORMER: usize = 16;
 /// epoch that no broker names any more was never true, or is of a log that was lost.
 pub(super) const MOST_REFUSED: u32 = 20;
 
+/// What Redpanda's brokers say in place of the cluster's id until there is one: it is not another cluster that has one later.
+const UNSETTLED: &str = "redpanda.initializing";
+
 impl Metadata {
     /// The snapshot after an answer about the topics `asked`. Topics that are not to be kept are forgotten.
     pub(crate) fn merge(
@@ -81,7 +84,7 @@ impl Metadata {
             // If a broker is listed twice the first entry counts.
             brokers.entry(broker.node_id).or_insert(Broker { address, rack });
         }
-        let cluster_id = answer.cluster_id.map(|id| id.to_string());
+        let cluster_id = answer.cluster_id.map(|id| id.to_string()).filter(|id| id != UNSETTLED);
         // If the address leads to another cluster now, its topics have nothing to do with earlier ones of the same name.
         let is_another = are_two_clusters(self.cluster_id.as_deref(), cluster_id.as_deref());
         // Topics that were not asked about stay as they were.

@@ -121,6 +121,17 @@ fn an_id_of_which_all_answers_tell_is_believed_in_the_end_and_one_of_another_clu
 }
 
 #[test]
+fn a_cluster_without_an_id_yet_is_not_another_that_has_one_later() {
+    let told = |cluster: &str| wire::MetadataResponse {
+        cluster_id: Some(cluster.into()),
+        ..answer(vec![topic("orders", &[(1, 3)])])
+    };
+    let starting = Metadata::default().merge(told("redpanda.initializing"), &[], all);
+    assert_eq!(starting.cluster_id, None);
+    assert_eq!(starting.merge(told("redpanda.1"), &[], all).cluster_id.as_deref(), Some("redpanda.1"));
+}
+
+#[test]
 fn a_topic_that_is_listed_and_not_kept_any_more_is_not_taken_for_deleted() {
     let pattern = Pattern::new("orders.*", false).unwrap();
     let first = Metadata::default().merge(answer(vec![topic("users", &[(1, 1)])]), &[], all);

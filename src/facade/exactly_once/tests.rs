@@ -1,4 +1,9 @@
-use dtkafka_testcontainers::{ApiKey, EmbeddedBroker, NewRecord};
+#[cfg(feature = "signal")]
+use dtkafka_testcontainers::ApiKey;
+use dtkafka_testcontainers::{EmbeddedBroker, NewRecord};
+
+#[cfg(feature = "signal")]
+use futures_util::StreamExt as _;
 
 use super::*;
 use crate::{KafkaConfig, error::ErrorCode};
@@ -94,6 +99,18 @@ async fn a_copier_that_is_told_to_end_twice_aborts_and_leaves_without_its_body()
     assert_eq!((broker.committed("g", "source", 0), broker.open_transactions()), (Some(0), 0));
     assert!(broker.committed_records("target", 0).unwrap().is_empty());
     assert!(broker.control().requests(ApiKey::LeaveGroup) > 0, "the group waits for its session to end");
+}
+
+#[cfg(feature = "signal")]
+#[tokio::test]
+async fn a_copier_whose_cluster_is_away_ends_when_it_is_told_to() {
+    let broker = EmbeddedBroker::start().await.unwrap();
+    broker.control().stop_broker(1).unwrap();
+    let kafka =
+        KafkaInstance::new(KafkaConfig::new().set_bootstrap_servers(broker.bootstrap_servers())).unwrap();
+    let signals = futures_util::stream::iter([Ok(())]).chain(futures_util::stream::pending());
+    let run = ExactlyOnce::new(&kafka, ["source"], "g").run_until_told(signals, async |_, _| Ok(()));
+    tokio::time::timeout(Duration::from_secs(30), run).await.expect("it does not hear").unwrap();
 }
 
 #[test]
