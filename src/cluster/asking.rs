@@ -23,7 +23,7 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// One question on its way round the brokers.
 #[derive(Debug)]
 struct Round {
-    /// Known brokers are asked only if nobody is found at the bootstrap addresses.
+    /// Known brokers are asked only if nobody answers at the bootstrap addresses.
     only_bootstrap: bool,
     /// Whether others may still be tried.
     has_others: bool,
@@ -127,7 +127,7 @@ impl Shared {
     /// Asks one broker after another until one answers: an error, or silence, may be only the trouble of the one asked. Who
     /// was silent while another answered comes after the others for a while.
     ///
-    /// `rebootstrap`: the bootstrap addresses are asked first, and known brokers only if nobody is found there.
+    /// `rebootstrap`: the bootstrap addresses are asked first, and known brokers only if nobody answers there.
     ///
     /// # Errors
     /// Why each one failed; what is wrong with the question itself, or its answer too large for this client, as soon as one was asked;

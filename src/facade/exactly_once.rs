@@ -17,7 +17,7 @@ use self::{
     input::{TransactionInput, hand_out_again, put_back},
     patience::{patiently, pauses, poll_patiently},
 };
-use super::KafkaInstance;
+use super::{HURRY, KafkaInstance};
 #[cfg(feature = "signal")]
 use super::{message::CancellationToken, signals};
 use crate::{
@@ -30,8 +30,6 @@ use crate::{
     time::{self, Instant},
 };
 
-/// How long brokers may take to hear of the end, once told to end twice.
-const HURRY: Duration = Duration::from_secs(5);
 /// `transaction.timeout.ms` unless set. Kafka Streams: `StreamsConfig`, the same for exactly-once.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(10);
 

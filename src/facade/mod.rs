@@ -26,6 +26,8 @@ mod routes;
 mod signals;
 mod topics;
 
+use std::time::Duration;
+
 #[doc(hidden)]
 pub use self::handler::ErasedHandler;
 pub use self::{
@@ -43,6 +45,11 @@ pub use self::{
     topics::Topics,
 };
 use crate::error::{Error, Result};
+
+/// The pause of a run after an error that may pass by itself.
+const RUN_PAUSE: Duration = Duration::from_millis(500);
+/// How long it may take to leave for who was told to end twice.
+const HURRY: Duration = Duration::from_secs(5);
 
 /// Who logs an error, and about what.
 #[derive(Debug, Clone, Copy)]

@@ -321,13 +321,11 @@ impl Queue {
                 }
                 Settled::Wait => false,
             },
-            // A healthy partition goes on under the identity it has. In a transaction everybody changes together.
             Ok(current) if current == own => self.sequences.is_intact(),
-            Ok(_) if !self.limits.transactional => self.sequences.is_intact() && !is_foreign,
-            Err(NotYet { .. }) if !self.limits.transactional => {
-                own.is_some() && self.sequences.is_intact() && !is_foreign
-            }
-            Ok(_) | Err(_) => false,
+            // In a transaction everybody changes together.
+            _ if self.limits.transactional => false,
+            // A healthy partition goes on under the identity it has.
+            _ => own.is_some() && self.sequences.is_intact() && !is_foreign,
         }
     }
 

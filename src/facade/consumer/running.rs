@@ -17,14 +17,14 @@ use super::{
     engine::{Engine, Plan, commit, is_of_rebalance},
 };
 #[cfg(feature = "signal")]
-use crate::facade::{CancellationToken, signals};
+use crate::facade::{CancellationToken, HURRY, signals};
 use crate::{
     admin::KafkaAdmin,
     consumer::KafkaConsumer,
     driver,
     error::{Error, ErrorKind, Result},
     facade::{
-        LogSubject,
+        LogSubject, RUN_PAUSE,
         dispatch::lanes::{Bounds, Ordering},
         log, logged,
         outbox::Outbox,
@@ -34,11 +34,6 @@ use crate::{
 
 /// How long [`Consumer::run`] waits for records at a time.
 const RUN_POLL: Duration = Duration::from_secs(1);
-/// The pause of [`Consumer::run`] after an error that may pass by itself.
-const RUN_PAUSE: Duration = Duration::from_millis(500);
-/// How long a consumer may take to leave that was told to end twice.
-#[cfg(feature = "signal")]
-const HURRY: Duration = Duration::from_secs(5);
 /// How long the producer of dead letters may take to end.
 const OUTBOX_TIMEOUT: Duration = Duration::from_secs(1);
 

@@ -6,11 +6,9 @@ use std::time::Duration;
 use crate::{
     consumer::{ConsumerRecords, KafkaConsumer},
     error::Result,
+    facade::RUN_PAUSE,
     time::{Backoff, Rng},
 };
-
-/// The pause before a client that could not be started is started again.
-const RESTART_PAUSE: Duration = Duration::from_millis(500);
 
 pub(super) fn pauses() -> Backoff {
     Backoff::new(Duration::from_millis(100), Duration::from_secs(1))
@@ -22,7 +20,7 @@ pub(super) async fn patiently<T, F: Future<Output = Result<T>>>(start: impl Fn()
         match start().await {
             Err(error) if error.is_retriable() && !error.is_fatal() => {
                 tracing::warn!(%error, "a client is started again");
-                tokio::time::sleep(RESTART_PAUSE).await;
+                tokio::time::sleep(RUN_PAUSE).await;
             }
             started => return started,
         }
