@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
     time::Duration,
 };
 
@@ -14,6 +14,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     facade::Consumer,
     group::assignor::{GroupInfo, GroupMember, Strategy},
+    mutex::Mutex,
     producer::{
         Delivery,
         accumulator::{Appended, Limits, Pace, Parts},
@@ -138,7 +139,7 @@ impl Accumulator {
         let size_bound = batch::record_size_bound(key.len(), value.len(), &[]);
         let parts =
             Parts { key: Some(key), value: Some(value), headers: &[], timestamp: TIMESTAMP, size_bound };
-        let appended = lock(queue).append(&parts, time::now, &self.memory, &mut 0);
+        let appended = queue.lock().append(&parts, time::now, &self.memory, &mut 0);
         match appended {
             Appended::Done { delivery, wake: false, .. } => Ok(delivery),
             Appended::Done { delivery, .. } => self.deliver_full(queue).map(|()| delivery),
@@ -151,13 +152,13 @@ impl Accumulator {
         let identity = ProducerIdentity { id: 1, epoch: 0, cluster: 0 };
         let now = time::now();
         loop {
-            let taken = lock(queue).poll_batch(now, Pace::Linger, Ok(Some(identity)));
+            let taken = queue.lock().poll_batch(now, Pace::Linger, Ok(Some(identity)));
             let Some(Taken::First { open, stamp, order }) = taken else { return Ok(()) };
             let batch =
                 open.seal(stamp, order, &self.limits, &self.compressor).map_err(|(error, ..)| error)?;
             let mut done = Aftermath::default();
             let ack = Ack { base_offset: 0, log_append_time: -1 };
-            lock(queue).handle_acknowledged(batch, ack, &mut done);
+            queue.lock().handle_acknowledged(batch, ack, &mut done);
             for (receipt, outcome) in done.resolved {
                 receipt.resolve(outcome);
             }
@@ -240,10 +241,6 @@ pub fn records(topic: &str, key: &[u8], values: &[Vec<u8>]) -> Result<Vec<Consum
 /// That of a handler, or of reading a value.
 pub async fn dispatch(consumer: &mut Consumer, records: Vec<ConsumerRecord>) -> Result<usize> {
     consumer.bench_dispatch(records).await
-}
-
-fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn refused(why: &'static str) -> Error {

@@ -91,6 +91,7 @@ pub mod fuzz;
 mod group;
 pub mod guide;
 mod json;
+mod mutex;
 mod pattern;
 mod producer;
 mod race;

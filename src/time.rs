@@ -9,13 +9,15 @@ use std::{
     hash::{BuildHasher, RandomState},
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicI64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 pub(crate) use tokio::time::Instant;
+
+use crate::mutex::Mutex;
 
 /// The monotonic clock; follows tokio's paused clock in tests.
 pub(crate) fn now() -> Instant {
@@ -120,8 +122,7 @@ impl Environment {
     /// A generator of its own for whoever asks.
     pub(crate) fn rng(&self) -> Rng {
         match &self.0 {
-            // After a panic elsewhere there is still a number, which is as good as any.
-            Some(world) => Rng::new(world.seeds.lock().unwrap_or_else(PoisonError::into_inner).next_u64()),
+            Some(world) => Rng::new(world.seeds.lock().next_u64()),
             None => Rng::from_entropy(),
         }
     }

@@ -5,10 +5,12 @@
 use std::{
     ops::Deref,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
 };
 
 use tokio::sync::Notify;
+
+use crate::mutex::Mutex;
 
 #[derive(Debug)]
 struct Shared<T> {
@@ -23,12 +25,6 @@ struct State<T> {
     version: u64,
     /// The sender is gone.
     is_closed: bool,
-}
-
-impl<T> Shared<T> {
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// The value, borrowed. Never to be held across an await.
@@ -57,12 +53,12 @@ impl<T> Sender<T> {
     }
 
     pub(crate) fn borrow(&self) -> Ref<'_, T> {
-        Ref(self.0.lock())
+        Ref(self.0.state.lock())
     }
 
     /// A receiver to which the present value is no news.
     pub(crate) fn subscribe(&self) -> Receiver<T> {
-        let seen = self.0.lock().version;
+        let seen = self.0.state.lock().version;
         Receiver { shared: Arc::clone(&self.0), seen }
     }
 
@@ -80,7 +76,7 @@ impl<T> Sender<T> {
     /// Wakes everybody if `change` says that it has changed something.
     pub(crate) fn send_if_modified(&self, change: impl FnOnce(&mut T) -> bool) {
         {
-            let mut state = self.0.lock();
+            let mut state = self.0.state.lock();
             if !change(&mut state.value) {
                 return;
             }
@@ -92,7 +88,7 @@ impl<T> Sender<T> {
 
 impl<T> Drop for Sender<T> {
     fn drop(&mut self) {
-        self.0.lock().is_closed = true;
+        self.0.state.lock().is_closed = true;
         self.0.changed.notify_waiters();
     }
 }
@@ -107,7 +103,7 @@ pub(crate) struct Receiver<T> {
 
 impl<T> Receiver<T> {
     pub(crate) fn borrow_and_update(&mut self) -> Ref<'_, T> {
-        let state = self.shared.lock();
+        let state = self.shared.state.lock();
         self.seen = state.version;
         Ref(state)
     }
@@ -125,7 +121,7 @@ impl<T> Receiver<T> {
             // Enabled before the version is looked at, so that a change between the two is not missed.
             changed.as_mut().enable();
             {
-                let state = shared.lock();
+                let state = shared.state.lock();
                 if state.version != *seen {
                     *seen = state.version;
                     return Ok(());
@@ -171,7 +167,7 @@ mod tests {
             let (mut receiver, order) = (sender.subscribe(), Arc::clone(&order));
             tasks.push(tokio::spawn(async move {
                 receiver.changed().await.unwrap();
-                order.lock().unwrap().push(number);
+                order.lock().push(number);
             }));
         }
         tokio::task::yield_now().await;
@@ -179,7 +175,7 @@ mod tests {
         for task in tasks {
             task.await.unwrap();
         }
-        assert_eq!(*order.lock().unwrap(), (0..20).collect::<Vec<_>>());
+        assert_eq!(*order.lock(), (0..20).collect::<Vec<_>>());
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ mod slot;
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -25,6 +25,7 @@ use crate::{
     connection::{Connection, ThrottleTotals, Tls, is_said_for_all},
     driver::Within,
     error::{Error, ErrorKind, Result},
+    mutex::Mutex,
     sorted::{Map, Set},
     time::{self, Instant},
 };
@@ -91,7 +92,7 @@ impl Brokers {
     pub(crate) fn candidates(&self, snapshot: &Metadata, rebootstrap: bool) -> Vec<Candidate> {
         let with_bootstrap = self.settings.rebootstrap || snapshot.brokers.is_empty();
         let slots: Vec<(i32, Option<Arc<Slot>>)> = {
-            let inner = lock(&self.inner);
+            let inner = self.inner.lock();
             let known = snapshot.brokers.keys().copied().filter(|_| !rebootstrap);
             let bootstrap = inner.addresses.keys().copied().filter(|id| *id < 0 && with_bootstrap);
             let ids = known.chain(bootstrap).filter(|id| inner.addresses.contains_key(id));
@@ -103,7 +104,7 @@ impl Brokers {
 
     /// Another broker answered before this one did.
     pub(crate) fn handle_overtaken(&self, id: i32) {
-        if let Some(slot) = lock(&self.inner).slots.get(&(id, Lane::Main)) {
+        if let Some(slot) = self.inner.lock().slots.get(&(id, Lane::Main)) {
             slot.failures.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -115,14 +116,14 @@ impl Brokers {
 
     /// A broker was silent in some lane. It may be paused or cut off, which its other connections have not noticed yet.
     pub(crate) fn handle_silent(&self, id: i32) {
-        if let Some(slot) = lock(&self.inner).slots.get(&(id, Lane::Main)) {
-            *lock(&slot.silent_at) = Some(time::now());
+        if let Some(slot) = self.inner.lock().slots.get(&(id, Lane::Main)) {
+            *slot.silent_at.lock() = Some(time::now());
         }
     }
 
     /// A broker has answered.
     pub(crate) fn handle_answered(&self, id: i32) {
-        if let Some(slot) = lock(&self.inner).slots.get(&(id, Lane::Main)) {
+        if let Some(slot) = self.inner.lock().slots.get(&(id, Lane::Main)) {
             slot.failures.store(0, Ordering::Relaxed);
         }
     }
@@ -130,7 +131,7 @@ impl Brokers {
     /// Takes over the addresses of a snapshot. A broker that moved gets new connections, one that is gone is forgotten.
     pub(crate) fn learn(&self, metadata: &Metadata) {
         let (left, known): (Vec<_>, Set<i32>) = {
-            let mut inner = lock(&self.inner);
+            let mut inner = self.inner.lock();
             let mut left = Vec::new();
             for (id, broker) in &metadata.brokers {
                 left.append(&mut inner.set_address(*id, broker.address.clone()));
@@ -145,13 +146,13 @@ impl Brokers {
             (left, inner.addresses.keys().copied().collect())
         };
         left.iter().for_each(|slot| slot.leave());
-        lock(&self.causes).retain(|id| known.contains(&id));
+        self.causes.lock().retain(|id| known.contains(&id));
     }
 
     /// Takes over one address, such as the one in a FindCoordinator answer.
     pub(crate) fn learn_one(&self, id: i32, address: Address) {
         let left = {
-            let mut inner = lock(&self.inner);
+            let mut inner = self.inner.lock();
             inner.told_apart.insert(id);
             inner.set_address(id, address)
         };
@@ -160,24 +161,24 @@ impl Brokers {
 
     /// The ids under which a broker is known: a bootstrap address may be that of a known broker.
     pub(crate) fn names_of(&self, id: i32) -> Vec<i32> {
-        let inner = lock(&self.inner);
+        let inner = self.inner.lock();
         let others = inner.addresses.get(&id).into_iter().flat_map(|address| inner.ids_at(address));
         others.chain([id]).collect()
     }
 
     /// Why a broker cannot be reached, if the last attempt failed.
     pub(crate) fn why(&self, id: i32) -> Option<Error> {
-        lock(&self.causes).why(id).cloned()
+        self.causes.lock().why(id).cloned()
     }
 
     /// Whether the last attempt to connect to a broker failed, not long ago, for a reason that holds for all of them.
     pub(crate) fn refuses(&self, id: i32) -> bool {
         let id = self.told_as(id);
-        lock(&self.causes).why_lately(time::now(), REFUSED_LATELY, id).is_some_and(is_said_for_all)
+        self.causes.lock().why_lately(time::now(), REFUSED_LATELY, id).is_some_and(is_said_for_all)
     }
 
     pub(crate) fn has_address(&self, id: i32) -> bool {
-        lock(&self.inner).addresses.contains_key(&id)
+        self.inner.lock().addresses.contains_key(&id)
     }
 
     /// How often and for how long brokers have held this client back.
@@ -279,10 +280,10 @@ impl Brokers {
 
     /// Keeps a connection for the next, unless the broker moved while it was made.
     fn keep(&self, id: i32, lane: Lane, slot: &Arc<Slot>, address: &Address, connection: &Arc<Connection>) {
-        *lock(&slot.connection) = Some(Arc::clone(connection));
+        *slot.connection.lock() = Some(Arc::clone(connection));
         self.is_new.store(true, Ordering::Release);
         let is_current = {
-            let inner = lock(&self.inner);
+            let inner = self.inner.lock();
             let current = inner.slots.get(&(id, lane)).is_some_and(|current| Arc::ptr_eq(current, slot));
             // The slot of a bootstrap address may have become that of the broker behind it.
             let adopted = id < 0 && inner.slots.values().any(|other| Arc::ptr_eq(other, slot));
@@ -297,7 +298,7 @@ impl Brokers {
     /// known and no connection to it is alive. So one outage is logged once.
     fn told_as(&self, id: i32) -> i32 {
         let (broker, slots) = {
-            let inner = lock(&self.inner);
+            let inner = self.inner.lock();
             let Some(address) = inner.addresses.get(&id).filter(|_| id < 0) else { return id };
             let Some(broker) = inner.broker_at(address) else { return id };
             (broker, Lane::ALL.map(|lane| inner.slots.get(&(broker, lane)).cloned()))
@@ -308,9 +309,9 @@ impl Brokers {
 
     fn handle_reached(&self, id: i32, address: &Address) {
         // The outage is over under every id that it may have been logged by.
-        let names: Vec<i32> = lock(&self.inner).ids_at(address).chain([id]).collect();
+        let names: Vec<i32> = self.inner.lock().ids_at(address).chain([id]).collect();
         let over = {
-            let mut causes = lock(&self.causes);
+            let mut causes = self.causes.lock();
             let ended = names.iter().filter_map(|name| causes.handle_success(time::now(), *name));
             ended.max_by_key(|over| over.failures)
         };
@@ -327,7 +328,7 @@ impl Brokers {
 
     fn handle_unreachable(&self, id: i32, error: &Error) {
         let id = self.told_as(id);
-        if lock(&self.causes).handle_failure(time::now(), id, error) {
+        if self.causes.lock().handle_failure(time::now(), id, error) {
             tracing::warn!(broker = id, %error, "a broker cannot be reached; further failures are counted, not logged");
         } else {
             tracing::debug!(broker = id, %error, "a broker can still not be reached");
@@ -343,13 +344,13 @@ impl Brokers {
 
     /// Closes connections that were lost, or idle for too long. Returns when the next one will be.
     pub(crate) fn close_idle(&self, now: Instant) -> Option<Instant> {
-        let slots: Vec<Arc<Slot>> = lock(&self.inner).slots.values().cloned().collect();
+        let slots: Vec<Arc<Slot>> = self.inner.lock().slots.values().cloned().collect();
         slots.iter().filter_map(|slot| slot.close_idle(now, self.settings.connections_max_idle)).min()
     }
 
     /// Closes every connection with its last answer.
     pub(crate) fn retire_all(&self) {
-        let slots: Vec<Arc<Slot>> = lock(&self.inner).slots.values().cloned().collect();
+        let slots: Vec<Arc<Slot>> = self.inner.lock().slots.values().cloned().collect();
         slots.iter().for_each(|slot| slot.retire());
     }
 
@@ -357,7 +358,7 @@ impl Brokers {
     /// about to have it, is given a new one.
     pub(crate) fn replace(&self, which: impl Fn(i32) -> bool) {
         let left: Vec<Arc<Slot>> = {
-            let mut inner = lock(&self.inner);
+            let mut inner = self.inner.lock();
             let chosen: Vec<_> = inner.slots.keys().copied().filter(|(id, _)| which(*id)).collect();
             chosen.iter().filter_map(|key| inner.slots.remove(key)).collect()
         };
@@ -365,7 +366,7 @@ impl Brokers {
     }
 
     fn slot(&self, id: i32, lane: Lane) -> Result<(Arc<Slot>, Address)> {
-        let mut inner = lock(&self.inner);
+        let mut inner = self.inner.lock();
         let address = inner.addresses.get(&id).cloned().ok_or_else(|| {
             Error::new(ErrorKind::Disconnected, "the broker's address is not known").with_broker(id)
         })?;
@@ -414,16 +415,11 @@ impl Inner {
 fn candidate(id: i32, slot: Option<&Slot>, max_idle: Duration) -> Candidate {
     let open = slot.and_then(|slot| slot.open(time::now(), max_idle));
     let failures = slot.map_or(0, |slot| slot.failures.load(Ordering::Relaxed));
-    let silent_at = slot.and_then(|slot| *lock(&slot.silent_at));
+    let silent_at = slot.and_then(|slot| *slot.silent_at.lock());
     let is_silent = silent_at.is_some_and(|at| time::now() < at + SILENT_FOR);
     // A broker that throttles us, or that did not answer the last time, comes after the others.
     let open = open.filter(|open| failures == 0 && !is_silent && open.held_until().is_none());
     Candidate { id, load: open.map(|open| open.in_flight()), failures }
-}
-
-/// A panic elsewhere does not make this data wrong: every change is one assignment.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -97,11 +97,11 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<i32> {
         let place = (kind, key.to_owned());
-        if let Some(known) = self.shared.coordinators().known.get(&place) {
+        if let Some(known) = self.shared.coordinators.lock().known.get(&place) {
             return Ok(*known);
         }
         let found = self.find_coordinator(kind, key, deadline).await;
-        self.shared.coordinators().handle_answer(place, &found);
+        self.shared.coordinators.lock().handle_answer(place, &found);
         found
     }
 
@@ -109,7 +109,7 @@ impl Cluster {
     pub(crate) fn why_coordinator(&self, kind: CoordinatorKind, key: &str) -> Option<Error> {
         let place = (kind, key.to_owned());
         let (known, failing) = {
-            let coordinators = self.shared.coordinators();
+            let coordinators = self.shared.coordinators.lock();
             (coordinators.known.get(&place).copied(), coordinators.failing.get(&place).cloned())
         };
         match known {
@@ -120,7 +120,7 @@ impl Cluster {
 
     /// The coordinator is not (or no longer) `broker`.
     pub(crate) fn forget_coordinator(&self, kind: CoordinatorKind, key: &str, broker: i32) {
-        let mut coordinators = self.shared.coordinators();
+        let mut coordinators = self.shared.coordinators.lock();
         let place = (kind, key.to_owned());
         if coordinators.known.get(&place) == Some(&broker) {
             coordinators.known.remove(&place);

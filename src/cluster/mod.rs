@@ -15,7 +15,7 @@ mod refresh;
 mod task;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -38,6 +38,7 @@ use crate::{
     connection::{Connection, is_said_for_all},
     driver,
     error::{Error, ErrorCode, ErrorKind, Result, Stage, code},
+    mutex::Mutex,
     pattern::Pattern,
     race,
     record::check_topic,
@@ -128,33 +129,33 @@ impl Cluster {
 
     /// Says that the snapshot is stale. Complaints are gathered into one refresh.
     pub(crate) fn refresh(&self) {
-        self.shared.refresh().want();
+        self.shared.refresh.lock().want();
         self.shared.wake.notify_one();
     }
 
     /// As [`refresh`](Self::refresh), because of one topic. Returns the least [`answers`](Metadata::answers) of a
     /// snapshot that is no older than this complaint.
     pub(crate) fn complain(&self, topic: &Arc<str>) -> u64 {
-        let awaited = self.shared.refresh().complain(time::now(), topic);
+        let awaited = self.shared.refresh.lock().complain(time::now(), topic);
         self.shared.wake.notify_one();
         awaited
     }
 
     /// Exactly these topics are subscribed to from now on.
     pub(crate) fn follow(&self, topics: &[Arc<str>]) {
-        self.shared.refresh().follow(time::now(), topics);
+        self.shared.refresh.lock().follow(time::now(), topics);
         self.shared.wake.notify_one();
     }
 
     /// Topics of this pattern are subscribed to from now on, beside those that are followed by name.
     pub(crate) fn follow_matching(&self, pattern: Option<Arc<Pattern>>) {
-        self.shared.refresh().follow_matching(pattern);
+        self.shared.refresh.lock().follow_matching(pattern);
         self.shared.wake.notify_one();
     }
 
     /// Exactly these topics are looked for by their ids.
     pub(crate) fn identify(&self, ids: &[TopicId]) {
-        self.shared.refresh().identify(ids);
+        self.shared.refresh.lock().identify(ids);
         self.shared.wake.notify_one();
     }
 
@@ -173,7 +174,7 @@ impl Cluster {
         topics: impl IntoIterator<Item = &'a Arc<str>>,
         create: Create,
     ) {
-        let mut refresh = self.shared.refresh();
+        let mut refresh = self.shared.refresh.lock();
         let mut is_news = false;
         for topic in topics {
             is_news |= refresh.want_topic(time::now(), topic, create.of(metadata.found(topic)));
@@ -188,14 +189,14 @@ impl Cluster {
     /// This topic was written to; the snapshot, which may be too old to have it, soon does.
     pub(crate) fn expect_topic(&self, topic: &Arc<str>) {
         if !self.metadata().is_usable(topic) {
-            self.shared.refresh().expect(time::now(), topic);
+            self.shared.refresh.lock().expect(time::now(), topic);
             self.shared.wake.notify_one();
         }
     }
 
     /// These topics are in use: they are followed for another `metadata.max.idle.ms`.
     pub(crate) fn touch_topics<'a>(&self, topics: impl IntoIterator<Item = &'a Arc<str>>) {
-        self.shared.refresh().touch(time::now(), topics);
+        self.shared.refresh.lock().touch(time::now(), topics);
     }
 
     /// Waits for the first answer of any broker.
@@ -239,7 +240,7 @@ impl Cluster {
         topics.iter().try_for_each(|topic| check_topic(topic))?;
         let mut health = self.shared.health.subscribe();
         let (begun, known) = (health.borrow_and_update().attempts, self.metadata().version);
-        self.shared.refresh().touch(time::now(), topics);
+        self.shared.refresh.lock().touch(time::now(), topics);
         loop {
             let (attempts, cause) = {
                 let health = health.borrow_and_update();
@@ -386,14 +387,6 @@ impl Cluster {
 }
 
 impl Shared {
-    fn refresh(&self) -> MutexGuard<'_, Refresh> {
-        self.refresh.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn coordinators(&self) -> MutexGuard<'_, Coordinators> {
-        self.coordinators.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The driver ended before its time: whoever waits for it is told.
     fn handle_end(&self, error: Error) {
         let _ = self.ended.set(error.clone());
@@ -420,7 +413,7 @@ impl Shared {
         let order = candidates::order(candidates, &mut self.settings.environment.rng());
         let tried = Mutex::new(Vec::new());
         let attempt = |id| {
-            tried.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+            tried.lock().push(id);
             async move { Ok((id, self.brokers.connection(id, Lane::Main, deadline).await?)) }
         };
         // A client that was never let in is refused everywhere, so that one refusal is enough. Later, a single broker may
@@ -443,7 +436,7 @@ impl Shared {
                 }
             });
         if let Ok((winner, _)) = &won {
-            for id in tried.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            for id in tried.into_inner() {
                 if id != *winner {
                     self.brokers.handle_overtaken(id);
                 }
@@ -465,19 +458,15 @@ impl Shared {
 struct Refusals(Mutex<Set<Option<String>>>);
 
 impl Refusals {
-    fn lock(&self) -> MutexGuard<'_, Set<Option<String>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns at how many addresses that was by now.
     fn note(&self, error: &Error) -> usize {
-        let mut refusals = self.lock();
+        let mut refusals = self.0.lock();
         refusals.insert(error.address().map(str::to_owned));
         refusals.len()
     }
 
     fn are_any(&self) -> bool {
-        !self.lock().is_empty()
+        !self.0.lock().is_empty()
     }
 }
 

@@ -59,7 +59,7 @@ async fn run(shared: Arc<Shared>) {
         let now = time::now();
         let idle = shared.brokers.close_idle(now);
         let (ask, timeout) = {
-            let mut refresh = shared.refresh();
+            let mut refresh = shared.refresh.lock();
             (refresh.poll_ask(now), refresh.poll_timeout())
         };
         if let Some(ask) = ask {
@@ -103,7 +103,7 @@ async fn ask_one(
     if let Err(error) = &answer
         && error.code().is_some_and(|code| code.0 == REBOOTSTRAP_REQUIRED)
     {
-        shared.refresh().rebootstrap();
+        shared.refresh.lock().rebootstrap();
     }
     answer
 }
@@ -141,7 +141,7 @@ fn publish(
         Ok(answer) => {
             let old = Arc::clone(&shared.snapshot.borrow());
             let new = {
-                let mut refresh = shared.refresh();
+                let mut refresh = shared.refresh.lock();
                 for topic in answer.topics.iter().filter(|topic| ask.ids.contains(&topic.topic_id.0)) {
                     if let (0, Some(name)) = (topic.error_code, &topic.name) {
                         refresh.handle_named(now, &Arc::from(name.as_str()));
@@ -189,7 +189,7 @@ fn publish(
             if logged.causes.handle_failure(now, (), &error) {
                 tracing::warn!(%error, "no broker tells about the cluster; further failures are counted, not logged");
             }
-            shared.refresh().handle_failure(now, ask, rng);
+            shared.refresh.lock().handle_failure(now, ask, rng);
             Some(error)
         }
     };

@@ -7,7 +7,7 @@
 use std::{
     future::Future,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -28,6 +28,7 @@ use super::{
 use crate::{
     config::settings::{Address, ClientSettings},
     error::{Error, ErrorCode, ErrorKind, Result, Stage, code},
+    mutex::Mutex,
     race,
     sorted::Map,
     time::{Instant, now},

@@ -11,7 +11,7 @@ use std::{
     io,
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
@@ -20,17 +20,19 @@ use std::{
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use crate::mutex::Mutex;
+
 /// Where a caller finds its answer: what follows the correlation id.
 #[derive(Default)]
 pub(super) struct Slot(Mutex<Option<Bytes>>);
 
 impl Slot {
     pub(super) fn put(&self, answer: Bytes) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
+        *self.0.lock() = Some(answer);
     }
 
     pub(super) fn take(&self) -> Option<Bytes> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.lock().take()
     }
 }
 

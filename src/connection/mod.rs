@@ -18,7 +18,7 @@ pub(crate) mod transport;
 use std::{
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Poll,
@@ -48,6 +48,7 @@ pub(crate) use self::{
 use crate::{
     config::settings::{Address, ClientSettings},
     error::{Error, ErrorKind, Result},
+    mutex::Mutex,
     sorted::Map,
     time::{Instant, now},
 };
@@ -387,7 +388,7 @@ impl Connection {
 
     /// When the last call ended, or the connection was made; meaningful while nothing is in flight.
     pub(crate) fn idle_since(&self) -> Instant {
-        *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.idle_since.lock()
     }
 
     /// How many calls are being waited for.
@@ -448,7 +449,7 @@ impl Connection {
     /// Whether no answer has come to any call for the whole request time-out, all of which some call was waiting.
     fn is_silent(&self, begun: Begun) -> bool {
         let current = self.begin();
-        let mut silence = self.silent_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut silence = self.silent_since.lock();
         let since = match *silence {
             Some(since) if since.heard == current.heard => since,
             _ if begun.heard == current.heard => begun,
@@ -553,7 +554,7 @@ impl<'a> InFlight<'a> {
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        *self.0.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = now();
+        *self.0.idle_since.lock() = now();
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.0.end_if_done();
     }

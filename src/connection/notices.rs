@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::Waker,
@@ -15,7 +15,10 @@ use std::{
 use futures_util::task::AtomicWaker;
 
 use super::fetch_memory::Slot;
-use crate::time::{self, Instant};
+use crate::{
+    mutex::Mutex,
+    time::{self, Instant},
+};
 
 /// What the stream has noticed, and what it is told; shared with the connection.
 #[derive(Default)]
@@ -38,7 +41,7 @@ pub(crate) struct Notices {
     /// No answer will come to the next frame.
     pub(super) next_unanswered: AtomicBool,
     /// The caller that takes the next answer as whole bytes, past the messenger.
-    next_whole: Mutex<Option<Weak<Slot>>>,
+    pub(super) next_whole: Mutex<Option<Weak<Slot>>>,
     /// The largest answers accepted now.
     limits: Mutex<Limits>,
     pub(super) reader: AtomicWaker,
@@ -83,7 +86,7 @@ impl Notices {
 
     /// A request waits for its answer.
     pub(super) fn wait(&self, ticket: u64, waker: &Waker) {
-        let mut waiting = self.waiting();
+        let mut waiting = self.waiting.lock();
         match waiting.binary_search_by_key(&ticket, |(ticket, _)| *ticket) {
             Ok(place) => waiting[place].1.clone_from(waker),
             Err(place) => waiting.insert(place, (ticket, waker.clone())),
@@ -92,19 +95,15 @@ impl Notices {
 
     /// A request waits no longer.
     pub(super) fn forget(&self, ticket: u64) {
-        let mut waiting = self.waiting();
+        let mut waiting = self.waiting.lock();
         if let Ok(place) = waiting.binary_search_by_key(&ticket, |(ticket, _)| *ticket) {
             waiting.remove(place);
         }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Vec<(u64, Waker)>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Wakes those who wait for an answer in the order of their tickets, before the messenger wakes them in any order.
     pub(super) fn wake_waiting(&self) {
-        for (_, waker) in std::mem::take(&mut *self.waiting()) {
+        for (_, waker) in std::mem::take(&mut *self.waiting.lock()) {
             waker.wake();
         }
     }
@@ -126,7 +125,7 @@ impl Notices {
 
     /// Since when the peer takes nothing, although there is something to write.
     pub(crate) fn stalled_since(&self) -> Option<Instant> {
-        *self.stalled.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.stalled.lock()
     }
 
     /// The frame that is written next gets no answer from the broker; an empty one is made up for the messenger.
@@ -136,25 +135,21 @@ impl Notices {
 
     /// The answer to the frame that is written next is put there, and an empty one is made up for the messenger.
     pub(super) fn expect_whole(&self, slot: Weak<Slot>) {
-        *self.next_whole() = Some(slot);
-    }
-
-    pub(super) fn next_whole(&self) -> MutexGuard<'_, Option<Weak<Slot>>> {
-        self.next_whole.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.next_whole.lock() = Some(slot);
     }
 
     /// The frame that is written next gets an ordinary answer.
     pub(super) fn expect_an_answer(&self) {
         self.next_unanswered.store(false, Ordering::Release);
-        *self.next_whole() = None;
+        *self.next_whole.lock() = None;
     }
 
     pub(crate) fn set_limits(&self, limits: Limits) {
-        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+        *self.limits.lock() = limits;
     }
 
     pub(super) fn limits(&self) -> Limits {
-        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.limits.lock()
     }
 
     pub(super) fn count_begun(&self) {
@@ -170,7 +165,7 @@ impl Notices {
     }
 
     pub(super) fn set_stalled(&self, stalled: bool) {
-        let mut since = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut since = self.stalled.lock();
         if !stalled {
             *since = None;
         } else if since.is_none() {

@@ -7,7 +7,7 @@
 use std::{
     collections::VecDeque,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -18,7 +18,10 @@ use super::{
     notices::Notices,
     throttle::{Throttle, ThrottleChange},
 };
-use crate::time::{self, Instant};
+use crate::{
+    mutex::Mutex,
+    time::{self, Instant},
+};
 
 /// The requests that wait for their turn. Pure.
 #[derive(Debug, Default)]
@@ -66,28 +69,24 @@ struct State {
 pub(super) struct Order(Mutex<State>);
 
 impl Order {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// An answer asks for a pause of so many milliseconds, or for none.
     pub(super) fn handle_throttle(&self, ms: i32) -> (Duration, Option<ThrottleChange>) {
-        self.lock().throttle.handle_answer(time::now, ms)
+        self.0.lock().throttle.handle_answer(time::now, ms)
     }
 
     /// Until when the broker wants nothing sent.
     pub(super) fn held_until(&self) -> Option<Instant> {
-        self.lock().throttle.held_until(time::now)
+        self.0.lock().throttle.held_until(time::now)
     }
 
     /// The pauses that are over.
     pub(super) fn paused_before(&self) -> Duration {
-        self.lock().throttle.paused_before(time::now)
+        self.0.lock().throttle.paused_before(time::now)
     }
 
     /// All pauses so far, to their end.
     pub(super) fn paused_in_all(&self) -> Duration {
-        self.lock().throttle.paused_in_all()
+        self.0.lock().throttle.paused_in_all()
     }
 
     /// A place in the order; the first poll takes it.
@@ -195,7 +194,7 @@ impl Turn<'_> {
                 ready!(pause.as_mut().poll(cx));
                 self.pause = None;
             }
-            let mut state = self.order.lock();
+            let mut state = self.order.0.lock();
             let ticket = match self.state {
                 TurnState::New => state.line.join(),
                 TurnState::InLine(ticket) => ticket,
@@ -234,7 +233,7 @@ impl Turn<'_> {
             self.notices.expect_an_answer();
         }
         self.state = TurnState::Left;
-        let next = self.order.lock().line.leave(ticket);
+        let next = self.order.0.lock().line.leave(ticket);
         if let Some(next) = next {
             next.wake();
         }
@@ -310,7 +309,7 @@ mod tests {
         type Output = ();
 
         fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
-            let mut busy = self.writer.busy.lock().unwrap();
+            let mut busy = self.writer.busy.lock();
             if busy.is_some_and(|other| other != self.id) {
                 return Poll::Pending;
             }
@@ -323,8 +322,8 @@ mod tests {
                 self.polls -= 1;
                 return Poll::Pending;
             }
-            *self.writer.busy.lock().unwrap() = None;
-            self.writer.written.lock().unwrap().push(self.id);
+            *self.writer.busy.lock() = None;
+            self.writer.written.lock().push(self.id);
             self.notices.count_left();
             Poll::Ready(())
         }
@@ -356,7 +355,7 @@ mod tests {
                     *done = turn.poll(&mut cx, write.as_mut()).is_ready();
                 }
             }
-            prop_assert_eq!(&*writer.written.lock().unwrap(), &(0..count).collect::<Vec<_>>());
+            prop_assert_eq!(&*writer.written.lock(), &(0..count).collect::<Vec<_>>());
         }
     }
 }

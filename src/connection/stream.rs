@@ -294,7 +294,7 @@ impl Stream {
         if self.notices.next_unanswered.swap(false, Ordering::AcqRel) {
             self.answer_none = Some(id);
         } else {
-            let whole = self.notices.next_whole().take();
+            let whole = self.notices.next_whole.lock().take();
             self.unanswered.push_back(Unanswered { id, fetches, whole });
         }
     }

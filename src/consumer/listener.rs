@@ -8,11 +8,12 @@ use std::{
     fmt,
     future::{Future, poll_fn, ready},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
 use super::{KafkaConsumer, Shared, core::Notice};
 use crate::{
+    mutex::Mutex,
     record::TopicPartition,
     time::{self, Instant},
 };
@@ -141,25 +142,21 @@ impl fmt::Debug for Listening {
 }
 
 impl Listening {
-    fn slot(&self) -> MutexGuard<'_, Slot> {
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn set(&self, listener: Arc<dyn Listen>) {
-        self.slot().listener = Some(listener);
+        self.slot.lock().listener = Some(listener);
     }
 
     /// Makes no more calls. What a call holds may hold the consumer: it goes too.
     pub(super) fn clear(&self) {
         let (listener, kept) = {
-            let mut slot = self.slot();
+            let mut slot = self.slot.lock();
             (slot.listener.take(), slot.kept.take())
         };
         drop((listener, kept));
     }
 
     fn take_turn(&self) -> Taking {
-        let mut slot = self.slot();
+        let mut slot = self.slot.lock();
         let Some(listener) = slot.listener.clone() else { return Taking::NoListener };
         if std::mem::replace(&mut slot.is_taken, true) {
             slot.is_wanted = true;
@@ -227,7 +224,7 @@ impl Drop for MyTurn<'_> {
     fn drop(&mut self) {
         let call = self.call.take();
         let has_panicked = self.is_in_call && call.is_some() && std::thread::panicking();
-        let mut slot = self.shared.listening.slot();
+        let mut slot = self.shared.listening.slot.lock();
         slot.is_taken = false;
         let is_wanted = std::mem::take(&mut slot.is_wanted);
         if !has_panicked {

@@ -28,7 +28,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, AtomicI32},
     },
     time::Duration,
@@ -57,6 +57,7 @@ use crate::{
     config::settings::{ClientSettings, ConsumerSettings, GroupProtocol},
     driver::{self, DriverThread},
     error::{Error, ErrorKind, Result},
+    mutex::Mutex,
     record::{ConsumerGroupMetadata, TopicPartition},
     time::{self, Instant},
 };

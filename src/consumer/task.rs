@@ -285,7 +285,6 @@ impl Shared {
     }
 
     pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, Core> {
-        // A panic while the lock was held would be a bug elsewhere; the state itself is never left half changed.
-        self.core.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.core.lock()
     }
 }

@@ -1,10 +1,6 @@
 //! Which handlers and which policy a topic has. Pure.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
     consumed::Consumed,
@@ -17,6 +13,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind, Result},
+    mutex::Mutex,
     pattern,
     record::{ConsumerRecord, TopicPartition},
     sorted::{Map, Set},
@@ -187,7 +184,7 @@ impl Routes {
     }
 
     fn forget(&mut self) {
-        self.known.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+        self.known.get_mut().clear();
     }
 
     fn handlers_of(&self, topic: &str) -> impl Iterator<Item = &ErasedHandler> {
@@ -247,7 +244,7 @@ impl Routes {
     /// How the records of a topic are handled. `own`: the topics that are consumed, of one of which it may be a retry
     /// topic.
     pub(super) fn of(&self, own: &Consumed, topic: &Arc<str>) -> Arc<Route> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         if let Some(route) = known.get(topic) {
             return Arc::clone(route);
         }

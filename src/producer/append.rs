@@ -1,7 +1,7 @@
 //! The path of every record into its partition's batch, and the slow paths beside it: a topic that is not known, memory that is
 //! short, interceptors. It never sends.
 
-use std::sync::{Arc, PoisonError, atomic::Ordering};
+use std::sync::{Arc, atomic::Ordering};
 
 use super::{
     Delivery, OutgoingRecord, Shared,
@@ -70,7 +70,7 @@ impl Shared {
                 Appended::Done { delivery, wake, schedule } => {
                     drop(queue);
                     if schedule {
-                        self.scheduled().push(Arc::clone(partition));
+                        self.scheduled.lock().push(Arc::clone(partition));
                     }
                     if wake {
                         self.wake.notify_one();
@@ -212,7 +212,7 @@ impl Shared {
                     let adaptive = self.settings.partitioner_adaptive;
                     let backlog =
                         |index: usize| if adaptive { topic.partitions[index].lock().bytes() } else { 0 };
-                    let mut sticky = topic.sticky.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut sticky = topic.sticky.lock();
                     sticky.pick(parts.size_bound, self.settings.batch_size, count, leads, backlog)
                 }
             },

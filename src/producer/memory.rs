@@ -4,7 +4,7 @@
 //! again count too: together with what is in use they never hold more than `buffer.memory`.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use crate::{
     driver,
     error::{Error, ErrorKind, Result},
+    mutex::Mutex,
     time::Instant,
 };
 
@@ -120,7 +121,7 @@ impl Memory {
 
     /// A buffer to fill: a used one, or an empty one that grows.
     pub(crate) fn buffer(&self) -> BytesMut {
-        let buffer = self.pool().pop().unwrap_or_default();
+        let buffer = self.pool.lock().pop().unwrap_or_default();
         self.pooled.fetch_sub(buffer.capacity(), Ordering::Relaxed);
         buffer
     }
@@ -130,7 +131,7 @@ impl Memory {
         if buffer.capacity() > self.largest_pooled || buffer.capacity() == 0 {
             return;
         }
-        let mut pool = self.pool();
+        let mut pool = self.pool.lock();
         if pool.len() < POOLED_BUFFERS {
             self.pooled.fetch_add(buffer.capacity(), Ordering::Relaxed);
             pool.push(buffer);
@@ -142,13 +143,9 @@ impl Memory {
     /// Gives buffers back to the allocator until they fit beside what is in use.
     fn trim(&self) {
         while self.pooled.load(Ordering::Relaxed) > self.free.available_permits() {
-            let Some(buffer) = self.pool().pop() else { return };
+            let Some(buffer) = self.pool.lock().pop() else { return };
             self.pooled.fetch_sub(buffer.capacity(), Ordering::Relaxed);
         }
-    }
-
-    fn pool(&self) -> MutexGuard<'_, Vec<BytesMut>> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One request never asks for more than there is: a record larger than `buffer.memory` takes all of it.

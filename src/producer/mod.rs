@@ -33,7 +33,7 @@ mod unawaited;
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -69,6 +69,7 @@ use crate::{
     config::settings::ProducerSettings,
     driver,
     error::{Error, ErrorKind, Result},
+    mutex::Mutex,
     record::ProducerRecord,
     time::{self, Backoff, Environment, Instant},
     watch,
@@ -302,7 +303,7 @@ impl KafkaProducer {
     /// What the producer has done so far, and what it holds now.
     pub fn statistics(&self) -> ProducerStatistics {
         let shared = self.shared();
-        let mut statistics = shared.statistics.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut statistics = shared.statistics.lock().clone();
         statistics.buffered_bytes = shared.memory.used();
         for partition in shared.topics.snapshot().partitions() {
             for receipt in partition.lock().unresolved() {
@@ -465,7 +466,7 @@ impl Shared {
 
     /// Nothing this producer sends can succeed any more.
     fn fail_for_good(&self, error: &Error) {
-        self.fatal.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.clone());
+        self.fatal.lock().get_or_insert_with(|| error.clone());
         self.begin_close(time::now());
     }
 
@@ -496,12 +497,12 @@ impl Shared {
     }
 
     fn fatal_error(&self) -> Option<Error> {
-        self.fatal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.fatal.lock().clone()
     }
 
     /// The first error of the records that failed and whose deliveries nobody has awaited, nor can any more.
     fn take_unawaited(&self) -> Result<()> {
-        let unawaited = || self.unawaited.lock().unwrap_or_else(PoisonError::into_inner);
+        let unawaited = || self.unawaited.lock();
         if unawaited().is_empty() {
             return Ok(());
         }
@@ -511,15 +512,11 @@ impl Shared {
         unawaited().take().map_or(Ok(()), Err)
     }
 
-    fn scheduled(&self) -> MutexGuard<'_, Vec<Arc<PartitionQueue>>> {
-        self.scheduled.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Nothing is sent any more: every record without an answer gets this one, and none is taken.
     fn end(&self, error: &Error) {
         if error.is_fatal() {
             // Callers that come later get the same error.
-            self.fatal.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.clone());
+            self.fatal.lock().get_or_insert_with(|| error.clone());
         }
         self.is_closing.store(true, Ordering::Relaxed);
         self.memory.close();

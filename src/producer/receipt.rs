@@ -7,7 +7,7 @@ use std::{
     ops::Deref,
     pin::Pin,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -16,6 +16,7 @@ use std::{
 use super::interceptor::Interceptors;
 use crate::{
     error::{Error, Result},
+    mutex::Mutex,
     record::RecordMetadata,
 };
 
@@ -171,7 +172,7 @@ impl Receipt {
             outcome => outcome,
         };
         let is_first = loop {
-            let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut watched = self.watched.lock();
             if watched.is_empty() {
                 // Set under the lock, so that whoever comes later finds the outcome. The first one stands: a batch that
                 // has timed out, or was failed by `close`, may still be answered.
@@ -181,7 +182,7 @@ impl Receipt {
             drop(watched);
             records.into_iter().for_each(|record| self.tell(&outcome, record, interceptors));
         };
-        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        let waiting = std::mem::take(&mut *self.waiting.lock());
         for waker in waiting {
             waker.wake();
         }
@@ -190,7 +191,7 @@ impl Receipt {
 
     /// Interceptors want to be told of a record.
     fn watch(&self, record: Watched, interceptors: &Interceptors) {
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.watched.lock();
         match self.outcome.get() {
             None => watched.push(record),
             Some(outcome) => {
@@ -265,7 +266,7 @@ impl Receipt {
 
     #[inline(never)]
     fn wait(&self, context: &Context<'_>, registered: &mut u32) -> Poll<&BatchOutcome> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
         // Checked again under the lock: `resolve` sets the outcome before it takes the list.
         if let Some(outcome) = self.outcome.get() {
             return Poll::Ready(outcome);
@@ -379,7 +380,7 @@ mod tests {
                 assert!(Pin::new(delivery).poll(&mut Context::from_waker(waker)).is_pending());
             }
         }
-        assert_eq!(receipt.waiting.lock().unwrap().len(), 2);
+        assert_eq!(receipt.waiting.lock().len(), 2);
         // One that is awaited elsewhere takes no place from the others.
         let [_, moved] = &mut deliveries;
         assert!(Pin::new(moved).poll(&mut Context::from_waker(&one.1)).is_pending());

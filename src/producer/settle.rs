@@ -41,10 +41,7 @@ impl Shared {
             if let Some(error) = failed.filter(|_| !receipt.has_outcome()) {
                 let (topic, partition) = receipt.place();
                 let error = error.with_topic(Arc::clone(topic)).with_partition(partition);
-                self.unawaited
-                    .lock()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner)
-                    .note(&receipt, &error);
+                self.unawaited.lock().note(&receipt, &error);
             }
             receipt.resolve_telling(outcome, &self.settings.plugins.interceptors);
         }

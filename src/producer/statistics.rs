@@ -59,7 +59,7 @@ impl ProducerStatistics {
 
 impl Shared {
     pub(super) fn note_counts(&self, counts: Counts) {
-        let mut statistics = self.statistics.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut statistics = self.statistics.lock();
         statistics.requests = counts.requests;
         statistics.batches = counts.batches;
         statistics.bytes = counts.bytes;
@@ -76,7 +76,7 @@ impl Shared {
     pub(super) fn note_latency(&self, latency: Duration) {
         let ms = u64::try_from(latency.as_millis()).unwrap_or(u64::MAX);
         let place = (64 - ms.leading_zeros()) as usize;
-        let mut statistics = self.statistics.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut statistics = self.statistics.lock();
         let last = statistics.request_latency.len() - 1;
         statistics.request_latency[place.min(last)] += 1;
     }

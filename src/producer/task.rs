@@ -105,7 +105,7 @@ impl Task {
     /// Starts everything that can be started now. Returns when to look again.
     async fn step(&mut self, closing: Closing) -> Option<Instant> {
         let now = time::now();
-        self.sender.handle_scheduled(&mut self.shared.scheduled());
+        self.sender.handle_scheduled(&mut self.shared.scheduled.lock());
         self.drop_spent_connections(now);
         let hurry = closing != Closing::Open || self.shared.memory.is_short();
         let metadata = self.shared.cluster.metadata();
@@ -157,7 +157,7 @@ impl Task {
         if let Some(error) = discard {
             self.shared.refuse_records();
             // Also what was sent since the last look: it would leave in the next transaction.
-            self.sender.handle_scheduled(&mut self.shared.scheduled());
+            self.sender.handle_scheduled(&mut self.shared.scheduled.lock());
             self.sender.discard(now, &error);
             self.settle();
         }
@@ -171,7 +171,7 @@ impl Task {
         // Looked at in this order: whoever has asked for the end has sent everything before. An end that is asked for after this
         // wakes the task again.
         let is_asked = transactions.lock().is_ending();
-        let records = !is_asked || !self.sender.is_idle() || !shared.scheduled().is_empty();
+        let records = !is_asked || !self.sender.is_idle() || !shared.scheduled.lock().is_empty();
         let outstanding = Outstanding { records, in_flight: self.sender.in_flight() > 0 };
         let mut core = transactions.lock();
         let was_settled = core.is_settled();
@@ -378,7 +378,7 @@ impl Task {
             Closing::Draining(deadline) => {
                 let transactions = self.shared.transactions.as_ref();
                 let settled = transactions.is_none_or(|transactions| transactions.lock().is_settled());
-                let idle = settled && self.sender.is_idle() && self.shared.scheduled().is_empty();
+                let idle = settled && self.sender.is_idle() && self.shared.scheduled.lock().is_empty();
                 time::now() >= deadline || idle
             }
         }

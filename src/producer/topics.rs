@@ -4,7 +4,7 @@
 use std::{
     cell::RefCell,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -14,7 +14,7 @@ use super::{
     partitioner::Sticky,
     queue::{Aftermath, Queue},
 };
-use crate::{cluster::Metadata, error::Error, sorted::Map, time::Environment};
+use crate::{cluster::Metadata, error::Error, mutex::Mutex, sorted::Map, time::Environment};
 
 /// The topics in use: a snapshot, replaced whole.
 #[derive(Default)]
@@ -64,7 +64,7 @@ impl PartitionQueue {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     pub(super) fn has_leader(&self) -> bool {

@@ -5,7 +5,7 @@
 //! the rest, so that a dropped future or handle loses nothing and leaves nothing open.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, MutexGuard, atomic::Ordering},
     time::Duration,
 };
 
@@ -20,6 +20,7 @@ use crate::{
     config::settings::ProducerSettings,
     driver,
     error::{Error, ErrorKind, Result, code},
+    mutex::Mutex,
     record::{ConsumerGroupMetadata, OffsetAndMetadata, ProducerRecord, TopicPartition},
     time::{self, Backoff, Instant},
     watch,
@@ -43,7 +44,7 @@ impl Transactions {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Core> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+        self.core.lock()
     }
 
     /// Waits until something of the core has changed.

@@ -9,10 +9,7 @@ mod lz4;
 mod snappy;
 mod zstd;
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{fmt, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 
@@ -20,6 +17,7 @@ use super::RecordSlot;
 use crate::{
     config::settings::Compression,
     error::{Error, ErrorKind, Result},
+    mutex::Mutex,
 };
 
 /// Contexts kept for reuse. If more threads compress at once, the others make fresh ones.
@@ -242,11 +240,11 @@ impl<T> Default for Pool<T> {
 
 impl<T> Pool<T> {
     fn take(&self) -> Option<T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
+        self.0.lock().pop()
     }
 
     fn put(&self, item: T) {
-        let mut items = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut items = self.0.lock();
         if items.len() < POOLED {
             items.push(item);
         }

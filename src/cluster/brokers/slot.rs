@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
@@ -13,10 +13,10 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::lock;
 use crate::{
     config::settings::ClientSettings,
     connection::Connection,
+    mutex::Mutex,
     time::{Backoff, Instant},
 };
 
@@ -65,7 +65,7 @@ impl Slot {
     /// The open connection. One that was lost is let go; so is one that was idle for too long, since callers give such a
     /// connection back at once, and would be handed it again until the idle timer fires.
     pub(super) fn open(&self, now: Instant, max_idle: Duration) -> Option<Arc<Connection>> {
-        let mut connection = lock(&self.connection);
+        let mut connection = self.connection.lock();
         let open = connection.as_ref()?;
         let unused = open.in_flight() == 0 && open.idle_since() + max_idle <= now;
         if open.is_closed() || unused {
@@ -78,7 +78,7 @@ impl Slot {
     }
 
     pub(super) fn is_alive(&self) -> bool {
-        lock(&self.connection).as_ref().is_some_and(|connection| !connection.is_closed())
+        self.connection.lock().as_ref().is_some_and(|connection| !connection.is_closed())
     }
 
     /// Tells those who wait here to go elsewhere, and closes the connection with its last answer.
@@ -98,7 +98,7 @@ impl Slot {
     }
 
     pub(super) fn retire(&self) {
-        if let Some(connection) = lock(&self.connection).take() {
+        if let Some(connection) = self.connection.lock().take() {
             connection.retire();
         }
     }

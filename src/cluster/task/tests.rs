@@ -2,11 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::{
-    io,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io, time::Duration};
 
 use dtkafka_testcontainers::{
     ApiKey, EmbeddedBroker, Listener, ResponseError,
@@ -17,6 +13,7 @@ use super::*;
 use crate::{
     Connecting, KafkaConfig, KafkaInstance, KafkaProducer, ProducerRecord, Transport,
     cluster::{Cluster, Lane},
+    mutex::Mutex,
 };
 
 /// Where names lead, as a name server has it: the bootstrap address and the brokers' own.
@@ -28,11 +25,11 @@ const BOOTSTRAP: &str = "bootstrap";
 impl Names {
     fn lead_to(&self, bootstrap: Option<&EmbeddedBroker>, brokers: Option<&EmbeddedBroker>) {
         let networks = (bootstrap.map(EmbeddedBroker::network), brokers.map(EmbeddedBroker::network));
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = networks;
+        *self.0.lock() = networks;
     }
 
     fn open(&self, host: &str) -> io::Result<MemoryStream> {
-        let (bootstrap, brokers) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (bootstrap, brokers) = &*self.0.lock();
         let network = if host == BOOTSTRAP { bootstrap } else { brokers };
         network.as_ref().ok_or(io::ErrorKind::ConnectionRefused)?.connect_to("test", 1, Listener::Plaintext)
     }

@@ -96,7 +96,7 @@ async fn pausing(listener: &TcpListener, pauses: &[i32], came: &Mutex<Vec<Instan
     peer.greet().await;
     let mut pauses = pauses.iter();
     while let Some(asked) = peer.asked().await {
-        came.lock().unwrap().push(now());
+        came.lock().push(now());
         let pause = pauses.next().copied().unwrap_or_default();
         let answer = wire::HeartbeatResponse { throttle_time_ms: pause, ..Default::default() };
         peer.answer::<wire::HeartbeatRequest>(&asked, &answer).await;
@@ -122,7 +122,7 @@ async fn nothing_is_sent_while_the_broker_wants_to_be_left_alone_and_the_pause_i
         first.unwrap();
         second.unwrap();
         assert!(!connection.is_closed());
-        let came = came.lock().unwrap();
+        let came = came.lock();
         assert_eq!(came.len(), 3, "what was given up was not sent");
         assert!(came[1] >= until && came[2] >= until);
         assert_eq!(connection.pauses.answers.load(Ordering::Relaxed), 1);

@@ -1,11 +1,7 @@
 //! One client's TLS over rustls: its configuration, made with the first connection and again when a file has changed, and
 //! handshakes under it.
 
-use std::{
-    net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme,
@@ -27,6 +23,7 @@ use crate::{
     config::settings::{Address, TlsSettings, TrustRoots},
     connection::transport::TransportStream,
     error::{Error, ErrorKind, Result, Stage},
+    mutex::Mutex,
     time::{self, Instant},
 };
 
@@ -108,7 +105,7 @@ impl Tls {
 
     /// The configuration for a new connection; files are looked at again, on a thread for blocking work.
     async fn connector(&self) -> Result<TlsConnector> {
-        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let current = self.current.lock().clone();
         let built = match current {
             Some(built) if built.files.is_empty() => built,
             current => {
@@ -120,7 +117,7 @@ impl Tls {
                         .await
                         .map_err(|_| tls_error("TLS was cut short: the runtime is ending"))??
                 };
-                *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&built));
+                *self.current.lock() = Some(Arc::clone(&built));
                 built
             }
         };

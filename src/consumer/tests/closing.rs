@@ -21,7 +21,7 @@ async fn unsubscribing_and_closing_are_nothing_to_warn_of() {
     struct Log(Arc<Mutex<Vec<u8>>>);
     impl std::io::Write for Log {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
+            self.0.lock().write(bytes)
         }
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
@@ -43,7 +43,7 @@ async fn unsubscribing_and_closing_are_nothing_to_warn_of() {
     consumer.subscribe([&topic]).unwrap();
     read(&consumer, 10).await;
     consumer.close(WAIT).await.unwrap();
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let log = String::from_utf8(log.0.lock().clone()).unwrap();
     assert!(log.contains("partitions assigned"), "the log is empty: {log}");
     assert!(!log.contains("WARN"), "{log}");
 }

@@ -1,6 +1,6 @@
 //! For `benches/`: takes records of one partition through their lane and handlers, without a connection.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::{
     Consumer,
@@ -15,6 +15,7 @@ use crate::{
         dispatch::lanes::{Bounds, Lanes},
         outbox::Outbox,
     },
+    mutex::Mutex,
     record::{ConsumerRecord, TopicPartition},
     time::{self, Environment},
 };

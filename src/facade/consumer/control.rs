@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, MutexGuard, Weak},
 };
 
 use tokio::sync::Notify;
@@ -22,6 +22,7 @@ use crate::{
     driver,
     error::{Error, ErrorKind, Result},
     facade::{LogSubject, logged, message::CancellationToken},
+    mutex::Mutex,
     record::TopicPartition,
     sorted::Map,
     telemetry::{ConsumerCounters, ConsumerMetrics},
@@ -65,7 +66,7 @@ struct State {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     pub(super) fn connect(&self, client: &Arc<KafkaConsumer>) {

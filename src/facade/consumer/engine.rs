@@ -15,7 +15,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     pin::Pin,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -53,6 +53,7 @@ use crate::{
         message::CancellationToken,
         outbox::Outbox,
     },
+    mutex::Mutex,
     record::TopicPartition,
     sorted::{Map, Set},
     time::{self, Environment},

@@ -11,7 +11,7 @@ use std::{
     panic::AssertUnwindSafe,
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::Poll,
@@ -35,6 +35,7 @@ use crate::{
         policy::Decision,
         routes::{Handlers, Route},
     },
+    mutex::Mutex,
     record::{ConsumerRecord, RecordMetadata, TopicPartition},
     telemetry::ConsumerCounters,
     time::{self, Environment, Rng},
@@ -237,7 +238,7 @@ impl Lane {
     }
 
     fn decide(&self, failure: &Failure, attempt: u32) -> Decision {
-        let random = self.context.rng.lock().unwrap_or_else(PoisonError::into_inner).next_u64();
+        let random = self.context.rng.lock().next_u64();
         self.route.policy.decide(failure, attempt, self.route.level, random)
     }
 

@@ -10,7 +10,7 @@ use std::{
     future::pending,
     pin::pin,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -31,6 +31,7 @@ use crate::{
         dispatch::lanes::{Bounds, Lanes, Run},
         outbox::Outbox,
     },
+    mutex::Mutex,
     record::ConsumerRecord,
     time::{self, Environment},
 };
@@ -52,23 +53,23 @@ struct Book {
 
 impl Book {
     fn done(&self) -> BTreeSet<i64> {
-        let said = self.said.lock().unwrap();
+        let said = self.said.lock();
         said.iter().flat_map(|said| if let Said::Done(done) = said { done.clone() } else { vec![] }).collect()
     }
 
     fn said(&self) -> Vec<Said> {
-        self.said.lock().unwrap().clone()
+        self.said.lock().clone()
     }
 }
 
 impl Ledger for Book {
     fn done(&self, _: &TopicPartition, _: Life, offsets: &[i64]) -> bool {
-        self.said.lock().unwrap().push(Said::Done(offsets.to_vec()));
+        self.said.lock().push(Said::Done(offsets.to_vec()));
         !self.is_over.load(Relaxed)
     }
 
     fn hand_back(&self, _: &TopicPartition, _: Life, offsets: &[i64]) {
-        self.said.lock().unwrap().push(Said::Back(offsets.to_vec()));
+        self.said.lock().push(Said::Back(offsets.to_vec()));
     }
 
     fn is_live(&self, _: &TopicPartition, _: Life) -> bool {
@@ -167,7 +168,7 @@ fn seeing(policy: ErrorPolicy, failures: &[usize]) -> (Consumer, Seen) {
         let (seen, left) = (Arc::clone(&seen), Arc::new(AtomicUsize::new(*failures)));
         consumer = consumer
             .register_raw_handler("orders", async move |record: ConsumerRecord| {
-                seen.lock().unwrap().push((index, record));
+                seen.lock().push((index, record));
                 let fails = left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
                 if fails.is_ok() { Err("not yet".into()) } else { Ok(()) }
             })
@@ -192,7 +193,7 @@ async fn every_handler_gets_the_whole_record_and_gets_it_again_after_a_failure()
         assert!(matches!(ended.outcome, RunOutcome::Done), "{ended:?}");
         assert_eq!((ended.handled, book.done()), (1, [7].into()));
         let expected: Vec<_> = calls.into_iter().map(|index| (index, record(7))).collect();
-        assert_eq!(*seen.lock().unwrap(), expected, "failures {failures:?}");
+        assert_eq!(*seen.lock(), expected, "failures {failures:?}");
     }
 }
 
@@ -204,7 +205,7 @@ async fn an_error_names_the_record_that_its_handler_has_taken_and_nothing_passes
     let RunOutcome::Failed(error) = ended.outcome else { panic!("{ended:?}") };
     assert_eq!((error.kind(), error.topic()), (ErrorKind::Handler, Some("orders")));
     assert_eq!((error.partition(), error.offset()), (Some(0), Some(7)));
-    assert_eq!(seen.lock().unwrap().len(), 1);
+    assert_eq!(seen.lock().len(), 1);
     assert_eq!(book.said(), [Said::Back(vec![7, 8])]);
 }
 
@@ -286,7 +287,7 @@ async fn a_lane_that_is_cancelled_gives_up_its_pause_and_hands_back_the_rest() {
         tokio::join!(run_with(&consumer, &book, vec![record(7), record(8)], token.clone()), cancel);
     assert!(matches!(ended.outcome, RunOutcome::Abandoned), "{ended:?}");
     assert_eq!((time::now() - begun).as_secs(), 5, "the pause of a minute was not waited for");
-    assert_eq!((seen.lock().unwrap().len(), book.said()), (1, vec![Said::Back(vec![7, 8])]));
+    assert_eq!((seen.lock().len(), book.said()), (1, vec![Said::Back(vec![7, 8])]));
 }
 
 #[tokio::test]
@@ -363,7 +364,7 @@ async fn handlers_that_wait_or_fail_among_others_that_do_not_are_called_in_turn_
         consumer = consumer
             .register_handler("orders", async move |order: Message<i64>| {
                 let (waits, fails) = behaviour(order.value, handler);
-                calls.lock().unwrap().push((order.value, handler, order.attempt));
+                calls.lock().push((order.value, handler, order.attempt));
                 if waits {
                     tokio::task::yield_now().await;
                 }
@@ -382,7 +383,7 @@ async fn handlers_that_wait_or_fail_among_others_that_do_not_are_called_in_turn_
             (1..=attempts).map(move |attempt| (record, handler, attempt))
         })
         .collect();
-    assert_eq!(*calls.lock().unwrap(), expected);
+    assert_eq!(*calls.lock(), expected);
 }
 
 #[test]
@@ -401,7 +402,7 @@ async fn nothing_more_is_begun_in_a_life_that_is_over() {
     // The failure makes it tell what is done before it decides.
     let ended = run(&consumer, &book, vec![record(7), record(8), record(9)]).await;
     assert!(matches!(ended.outcome, RunOutcome::Abandoned), "{ended:?}");
-    assert_eq!((ended.handled, seen.lock().unwrap().len()), (0, 3), "no handler waited, so none could know");
+    assert_eq!((ended.handled, seen.lock().len()), (0, 3), "no handler waited, so none could know");
 }
 
 #[tokio::test]
@@ -445,7 +446,7 @@ async fn on_one_thread_others_run_between_records_whose_handlers_block() {
     let (count, log) = (Arc::clone(&turns), Arc::clone(&seen));
     let consumer = consumer()
         .register_handler("orders", async move |_: Message<i64>| {
-            log.lock().unwrap().push(count.load(Relaxed));
+            log.lock().push(count.load(Relaxed));
             std::thread::sleep(Duration::from_millis(2));
             Ok(())
         })
@@ -462,7 +463,7 @@ async fn on_one_thread_others_run_between_records_whose_handlers_block() {
         ended = run(&consumer, &book, (0..5).map(record).collect()) => assert_eq!(ended.handled, 5),
         () = others => unreachable!("they never end"),
     }
-    let seen = seen.lock().unwrap().clone();
+    let seen = seen.lock().clone();
     assert!(seen.windows(2).all(|pair| pair[0] < pair[1]), "{seen:?}");
 }
 
@@ -538,7 +539,7 @@ async fn what_a_record_lies_in_is_let_go_of_before_the_next_load_is_handled() {
     let log = Arc::clone(&seen);
     let consumer = consumer()
         .register_handler("orders", async move |_: Message<i64>| {
-            log.lock().unwrap().push(count.load(Relaxed));
+            log.lock().push(count.load(Relaxed));
             Ok(())
         })
         .unwrap();
@@ -548,7 +549,7 @@ async fn what_a_record_lies_in_is_let_go_of_before_the_next_load_is_handled() {
         record.value = Some(bytes::Bytes::from_owner(Owned(Arc::clone(&alive))));
     }
     run(&consumer, &Arc::new(Book::default()), records).await;
-    assert_eq!(*seen.lock().unwrap(), [4, 3, 2, 1]);
+    assert_eq!(*seen.lock(), [4, 3, 2, 1]);
 }
 
 /// A record of `topic` as it waits in a retry topic after three attempts.
@@ -601,7 +602,7 @@ async fn headers_that_somebody_else_wrote_neither_hold_a_retry_topic_up_nor_over
     let policy = ErrorPolicy::Stop.retry_topics([Duration::from_millis(20)]).then_skip();
     let consumer = consumer()
         .register_handler("orders", async move |message: Message<i64>| {
-            log.lock().unwrap().push(message.attempt);
+            log.lock().push(message.attempt);
             Err("never".into())
         })
         .unwrap()
@@ -614,7 +615,7 @@ async fn headers_that_somebody_else_wrote_neither_hold_a_retry_topic_up_nor_over
     let run = run_of(&consumer, "orders-retry-20ms", &book, vec![record], CancellationToken::new());
     let ended = tokio::time::timeout(Duration::from_secs(30), run).await.expect("it waits for ever");
     assert!(matches!(ended.outcome, RunOutcome::Done), "{ended:?}");
-    assert_eq!((attempts.lock().unwrap().len(), book.done()), (1, [0].into()));
+    assert_eq!((attempts.lock().len(), book.done()), (1, [0].into()));
 }
 
 #[test]

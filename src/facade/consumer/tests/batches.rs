@@ -14,7 +14,7 @@ fn batching(
     let log = Arc::clone(&batches);
     let consumer = consumer()
         .register_batch_handler("orders", 4, Duration::ZERO, async move |batch: Batch<i64>| {
-            log.lock().unwrap().push(batch.values().copied().collect());
+            log.lock().push(batch.values().copied().collect());
             fail(&batch)
         })
         .unwrap()
@@ -28,7 +28,7 @@ async fn batches_have_at_most_the_size_asked_for_and_keep_their_order() {
     let (consumer, batches) = batching(ErrorPolicy::Stop, |_| Ok(()));
     let book = Arc::new(Book::default());
     let ended = run(&consumer, &book, (0..10).map(record).collect()).await;
-    assert_eq!(*batches.lock().unwrap(), [vec![0, 1, 2, 3], vec![4, 5, 6, 7], vec![8, 9]]);
+    assert_eq!(*batches.lock(), [vec![0, 1, 2, 3], vec![4, 5, 6, 7], vec![8, 9]]);
     assert_eq!((ended.handled, book.done()), (10, (0..10).collect()));
 }
 
@@ -48,9 +48,9 @@ async fn those_before_the_message_at_which_a_batch_failed_are_done() {
     let book = Arc::new(Book::default());
     let ended = run(&consumer, &book, (0..6).map(record).collect()).await;
     assert!(matches!(ended.outcome, RunOutcome::Done), "{ended:?}");
-    assert_eq!(*again.lock().unwrap(), [vec![0, 1, 2, 3], vec![2, 3], vec![3], vec![4, 5]]);
+    assert_eq!(*again.lock(), [vec![0, 1, 2, 3], vec![2, 3], vec![3], vec![4, 5]]);
     assert_eq!((book.done(), consumer.metrics().skipped), ((0..6).collect(), 1));
-    assert_eq!(batches.lock().unwrap().len(), 1);
+    assert_eq!(batches.lock().len(), 1);
 }
 
 /// As `anyhow::Error` becomes a boxed error: of a type of its own, with the causes of what it was made of.
@@ -83,7 +83,7 @@ async fn the_message_at_which_a_batch_failed_is_found_where_its_errors_type_is_h
         let book = Arc::new(Book::default());
         run(&consumer, &book, (0..6).map(record).collect()).await;
         assert_eq!((book.done(), consumer.metrics().skipped), ((0..6).collect(), 1));
-        assert_eq!(batches.lock().unwrap().len(), calls);
+        assert_eq!(batches.lock().len(), calls);
     }
     let (consumer, _) = batching(ErrorPolicy::Stop, at_two);
     let ended = run(&consumer, &Arc::new(Book::default()), (0..6).map(record).collect()).await;
@@ -100,7 +100,7 @@ async fn a_batch_that_fails_as_a_whole_is_dealt_with_as_a_whole() {
     let (consumer, batches) = batching(ErrorPolicy::retry(2, Duration::ZERO).then_skip(), never);
     let book = Arc::new(Book::default());
     run(&consumer, &book, (0..6).map(record).collect()).await;
-    assert_eq!(*batches.lock().unwrap(), [vec![0, 1, 2, 3], vec![0, 1, 2, 3], vec![4, 5]]);
+    assert_eq!(*batches.lock(), [vec![0, 1, 2, 3], vec![0, 1, 2, 3], vec![4, 5]]);
     assert_eq!((book.done(), consumer.metrics().skipped), ((0..6).collect(), 4));
 }
 
@@ -112,7 +112,7 @@ async fn a_record_that_cannot_be_read_leaves_its_batch_alone() {
         let mut records: Vec<_> = (0..6).map(record).collect();
         records[2] = record(2).with_value("{nope");
         let ended = run(&consumer, &book, records).await;
-        assert_eq!(batches.lock().unwrap()[0], [0, 1], "those before it come first");
+        assert_eq!(batches.lock()[0], [0, 1], "those before it come first");
         assert_eq!((book.done().len(), consumer.metrics().skipped), (done, skipped));
         if let RunOutcome::Failed(error) = ended.outcome {
             assert_eq!((error.kind(), error.offset()), (ErrorKind::Json, Some(2)));
@@ -129,7 +129,7 @@ async fn a_batch_of_a_retry_topic_counts_on_beside_a_record_that_cannot_be_read(
     let consumer = consumer()
         .register_batch_handler("orders", 4, Duration::ZERO, async move |batch: Batch<i64>| {
             let attempt = batch.iter().next().map_or(0, |message| message.attempt);
-            log.lock().unwrap().push((attempt, batch.values().copied().collect()));
+            log.lock().push((attempt, batch.values().copied().collect()));
             Ok(())
         })
         .unwrap()
@@ -140,7 +140,7 @@ async fn a_batch_of_a_retry_topic_counts_on_beside_a_record_that_cannot_be_read(
     let book = Arc::new(Book::default());
     let ended = run_of(&consumer, "orders-retry-1s", &book, records, CancellationToken::new()).await;
     assert!(matches!(ended.outcome, RunOutcome::Done), "{ended:?}");
-    assert_eq!(*calls.lock().unwrap(), [(4, vec![1]), (4, vec![3])]);
+    assert_eq!(*calls.lock(), [(4, vec![1]), (4, vec![3])]);
     let metrics = consumer.metrics();
     assert_eq!((book.done(), metrics.skipped, metrics.failed), ([0, 1, 2].into(), 1, 1));
 }
@@ -156,11 +156,7 @@ async fn in_a_retry_topic_a_batch_fails_at_the_message_of_its_own_partition() {
     let records = (0..3).map(|offset| waiting(offset, "orders", offset as i32, 40, &offset.to_string()));
     let book = Arc::new(Book::default());
     run_of(&consumer, "orders-retry-1s", &book, records.collect(), CancellationToken::new()).await;
-    assert_eq!(
-        *batches.lock().unwrap(),
-        [vec![0, 1, 2], vec![2]],
-        "the first was done, the second is skipped"
-    );
+    assert_eq!(*batches.lock(), [vec![0, 1, 2], vec![2]], "the first was done, the second is skipped");
     assert_eq!(consumer.metrics().skipped, 1);
 }
 
@@ -187,7 +183,7 @@ async fn a_batch_that_gives_up_as_it_was_told_to_comes_again() {
 async fn each_message_at_which_a_batch_fails_has_its_own_attempts() {
     let failures = Arc::new(Mutex::new(BTreeSet::new()));
     let (consumer, batches) = batching(ErrorPolicy::retry(2, Duration::ZERO).then_skip(), move |batch| {
-        let mut failed = failures.lock().unwrap();
+        let mut failed = failures.lock();
         match batch.iter().find(|message| message.value < 3 && failed.insert(message.value)) {
             Some(message) => Err(FailedAt::new(message, "not yet").into()),
             None => Ok(()),
@@ -197,7 +193,7 @@ async fn each_message_at_which_a_batch_fails_has_its_own_attempts() {
     let ended = run(&consumer, &book, (0..4).map(record).collect()).await;
     assert!(matches!(ended.outcome, RunOutcome::Done), "{ended:?}");
     let expected = [vec![0, 1, 2, 3], vec![0, 1, 2, 3], vec![1, 2, 3], vec![2, 3]];
-    assert_eq!((batches.lock().unwrap().as_slice(), consumer.metrics().skipped), (&expected[..], 0));
+    assert_eq!((batches.lock().as_slice(), consumer.metrics().skipped), (&expected[..], 0));
 }
 
 #[tokio::test]
@@ -258,7 +254,7 @@ async fn batches_are_read_by_a_codec_of_their_own() {
     assert_eq!(none.unwrap_err().kind(), ErrorKind::InvalidArgument);
     let consumer = consumer()
         .register_batch_handler_with("orders", 3, Duration::ZERO, Byte, async move |batch: Batch<u8>| {
-            log.lock().unwrap().push(batch.values().copied().collect());
+            log.lock().push(batch.values().copied().collect());
             Ok(())
         })
         .unwrap()
@@ -271,6 +267,6 @@ async fn batches_are_read_by_a_codec_of_their_own() {
         .zip(0..)
         .map(|(number, offset)| ConsumerRecord::new("orders", 0, offset).with_value(number.to_string()));
     run(&consumer, &book, records.collect()).await;
-    assert_eq!(*batches.lock().unwrap(), [b"789".to_vec(), b"6".to_vec()]);
+    assert_eq!(*batches.lock(), [b"789".to_vec(), b"6".to_vec()]);
     assert_eq!((book.done().len(), consumer.metrics().skipped), (5, 1));
 }

@@ -8,7 +8,7 @@ struct Spans(Arc<Mutex<Vec<String>>>);
 
 impl tracing::field::Visit for Spans {
     fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-        self.0.lock().unwrap().push(format!("{field}={value:?}"));
+        self.0.lock().push(format!("{field}={value:?}"));
     }
 }
 
@@ -46,8 +46,8 @@ async fn each_call_of_a_handler_has_a_span_by_the_conventions_without_key_and_va
     let (consumer, seen) = seeing(ErrorPolicy::retry(2, Duration::from_secs(1)), &[1]);
     let record = record(7).with_key("secret key").with_header("traceparent", parent);
     run(&consumer, &Arc::default(), vec![record]).await;
-    assert_eq!(seen.lock().unwrap()[0].1.traceparent(), Some(parent));
-    let told = spans.0.lock().unwrap().clone();
+    assert_eq!(seen.lock()[0].1.traceparent(), Some(parent));
+    let told = spans.0.lock().clone();
     for field in [
         "otel.name=process orders",
         "otel.kind=\"consumer\"",
@@ -73,7 +73,7 @@ async fn the_log_counts_the_calls_before_a_retry_topic_too() {
     let (consumer, seen) = seeing(policy, &[1]);
     let records = vec![waiting(0, "orders", 0, 40, "7")];
     run_of(&consumer, "orders-retry-1s", &Arc::default(), records, CancellationToken::new()).await;
-    assert_eq!(seen.lock().unwrap().len(), 2);
-    let told = told.0.lock().unwrap().clone();
+    assert_eq!(seen.lock().len(), 2);
+    let told = told.0.lock().clone();
     assert!(told.contains(&"attempt=4".to_owned()), "after three of before: {told:?}");
 }
