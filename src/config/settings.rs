@@ -18,11 +18,15 @@ macro_rules! spellings {
         impl $type {
             /// Every accepted spelling.
             pub(crate) const ACCEPTED: &'static [&'static str] = &[$($first $(, $other)*),+];
+
+            pub(crate) const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $first),+ }
+            }
         }
 
         impl fmt::Display for $type {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(match self { $(Self::$variant => $first),+ })
+                f.write_str(self.as_str())
             }
         }
 

@@ -108,7 +108,8 @@ impl<R: Api> Body for R {
 /// Framing and correlation over one stream: rskafka's messenger.
 pub(crate) struct Channel {
     messenger: Messenger<Stream>,
-    versions: Versions,
+    /// What the broker offers.
+    pub(super) versions: Versions,
 }
 
 impl Channel {
@@ -117,11 +118,6 @@ impl Channel {
         let mut messenger = Messenger::new(stream, max_answer, client_id);
         messenger.override_version_ranges(HashMap::from([(ANY, ApiVersionRange::new(ONLY, ONLY))]));
         Self { messenger, versions: Versions::new() }
-    }
-
-    /// Sets what the broker offers.
-    pub(crate) fn set_versions(&mut self, offered: &Versions) {
-        self.versions.clone_from(offered);
     }
 
     /// Sends a request and waits for its answer. Dropping the future never leaves half a request on the wire. In which order
@@ -209,7 +205,7 @@ impl Answer {
             let version = R::answer_version(asked, &body);
             R::decode(body, version)
         });
-        read.map_err(|error| unreadable(asked, &error))
+        read.map_err(|error| ChannelError::Decode(format!("version {asked}: {error}")))
     }
 
     fn into_body(self, whole: Option<Bytes>) -> Result<Bytes, wire::WireError> {
@@ -250,23 +246,16 @@ impl ReadVersionedType<Cursor<Vec<u8>>> for Answer {
         // that are left over.
         reader.set_position(0);
         if start > body.len() {
-            return Err(malformed_read("the answer ends inside its header".into()));
+            let error = "the answer ends inside its header".into();
+            return Err(ReadVersionedError::ReadError(traits::ReadError::Malformed(error)));
         }
         body.advance(start);
         Ok(Self { body, is_flexible: start > CORRELATION_ID, version: version.0.0 })
     }
 }
 
-fn unreadable(version: i16, error: &wire::WireError) -> ChannelError {
-    ChannelError::Decode(format!("version {version}: {error}"))
-}
-
 fn malformed_write(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> WriteVersionedError {
     WriteVersionedError::WriteError(traits::WriteError::Malformed(error.into()))
-}
-
-fn malformed_read(error: Box<dyn std::error::Error + Send + Sync>) -> ReadVersionedError {
-    ReadVersionedError::ReadError(traits::ReadError::Malformed(error))
 }
 
 #[cfg(test)]

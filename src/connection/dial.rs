@@ -23,7 +23,7 @@ use super::{
     stream::Stream,
     tls::Tls,
     too_large,
-    transport::{Opened, Target, TransportStream},
+    transport::{Target, TransportStream},
 };
 use crate::{
     config::settings::{Address, ClientSettings},
@@ -37,40 +37,126 @@ use crate::{
 pub(super) const SETUP_HINT: &str = "check that the broker runs and can be reached from here; on a slow network raise \
                           socket.connection.setup.timeout.max.ms";
 
-pub(super) async fn dial(
-    address: &Address,
-    settings: &ClientSettings,
-    tls: Option<&Tls>,
-    deadline: Instant,
-) -> Result<Connection> {
-    // KIP-601: no attempt lasts longer than the greatest set-up time.
-    let deadline = deadline.min(now() + settings.connection_setup_timeout_max);
-    let answers = within(Stage::Dns, deadline, settings.route.targets(address))
-        .await
-        .map_err(|error| at(error, address))?;
-    dial_any(&answers, address, settings, tls, deadline).await
+/// A dial on its way: to what, with what, and until when.
+pub(super) struct Dial<'a> {
+    pub(super) address: &'a Address,
+    pub(super) settings: &'a ClientSettings,
+    pub(super) tls: Option<&'a Tls>,
+    pub(super) deadline: Instant,
 }
 
-/// Connects by the first of these ways that leads to a broker.
-pub(super) async fn dial_any(
-    answers: &[Target],
-    address: &Address,
-    settings: &ClientSettings,
-    tls: Option<&Tls>,
-    deadline: Instant,
-) -> Result<Connection> {
-    let open = Running::default();
-    let attempt = |answer| {
+impl Connection {
+    /// Connects, authenticates and learns the broker's versions, all before `deadline`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Connect`] with the stage reached, every cause, and the setting to change.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes whatever was opened.
+    pub(crate) async fn dial(
+        address: &Address,
+        settings: &ClientSettings,
+        tls: Option<&Tls>,
+        deadline: Instant,
+    ) -> Result<Self> {
+        // KIP-601: no attempt lasts longer than the greatest set-up time.
+        let deadline = deadline.min(now() + settings.connection_setup_timeout_max);
+        let dial = Dial { address, settings, tls, deadline };
+        let targets = within(Stage::Dns, deadline, settings.route.targets(address)).await;
+        dial.any(&targets.map_err(|error| dial.at(error))?).await
+    }
+}
+
+impl Dial<'_> {
+    /// Connects by the first of these ways that leads to a broker.
+    pub(super) async fn any(&self, targets: &[Target]) -> Result<Connection> {
+        let open = Running::default();
         // Boxed: a TLS handshake has kilobytes of state, and callers keep this future inside theirs.
-        Box::pin(connect(answer, address, settings, tls, &open, deadline))
-    };
-    race::run(answers, attempt, is_said_for_all, || open.is_any())
-        .await
-        .map_err(|failures| at(join_failures(failures), address))
-}
+        let attempt = |target| Box::pin(self.connect(target, &open));
+        let raced = race::run(targets, attempt, is_said_for_all, || open.is_any()).await;
+        raced.map_err(|failures| self.at(join_failures(failures)))
+    }
 
-fn at(error: Error, address: &Address) -> Error {
-    error.with_address(address.to_string())
+    fn at(&self, error: Error) -> Error {
+        error.with_address(self.address.to_string())
+    }
+
+    async fn connect(&self, target: &Target, open: &Running) -> Result<Connection> {
+        let connected = match self.attempt(target, open, wire::ApiVersionsRequest::MAX).await {
+            // Some brokers close the connection on a version of ApiVersions they do not know; version 0 is known to all.
+            Err(Failure::ClosedOnVersions(_)) => self.attempt(target, open, 0).await,
+            connected => connected,
+        };
+        connected.map_err(|failure| match failure {
+            Failure::ClosedOnVersions(text) => closed_on_versions(&text, self.settings),
+            Failure::Error(error) => error,
+        })
+    }
+
+    async fn attempt(&self, target: &Target, open: &Running, version: i16) -> Result<Connection, Failure> {
+        let stream = within(Stage::Tcp, self.deadline, target.open(self.address)).await?;
+        let _open = open.enter();
+        self.set_up(self.secure(stream).await?, version).await
+    }
+
+    /// The stream itself, or TLS on top of it.
+    async fn secure(&self, stream: Box<dyn TransportStream>) -> Result<Box<dyn TransportStream>> {
+        match (&self.settings.tls, self.tls) {
+            (None, _) => Ok(stream),
+            (Some(_), Some(tls)) => {
+                within(Stage::Tls, self.deadline, tls.connect(stream, self.address)).await
+            }
+            (Some(_), None) => Err(Error::new(ErrorKind::Config, "TLS is asked for and was not prepared")),
+        }
+    }
+
+    /// Makes a connection of an open stream: ApiVersions, then SASL.
+    async fn set_up(&self, io: Box<dyn TransportStream>, version: i16) -> Result<Connection, Failure> {
+        let Self { address, settings, deadline, .. } = *self;
+        let limits =
+            Limits { fetch: settings.receive_message_max_bytes, other: settings.receive_other_max_bytes };
+        // It is not known yet who answers.
+        let small = limits.other.min(SETUP_MAX_ANSWER);
+        let (stream, notices) = Stream::new(io, Limits { fetch: small, other: small }, settings.kept.clone());
+        let mut channel =
+            Channel::new(stream, limits.fetch.max(limits.other), Arc::clone(&settings.client_id));
+        let Offered { versions, features, throttle_ms } =
+            ask_versions(&mut channel, &notices, settings, version, deadline).await?;
+        channel.versions = versions;
+        let mut reauthenticate_by = None;
+        if let Some(sasl) = &settings.sasl {
+            let _login = settings.logins.enter();
+            let lifetime =
+                within(Stage::Sasl, deadline, sasl::authenticate(&channel, sasl, &settings.environment))
+                    .await?;
+            // KIP-368: at a random point, as Java, so that the clients of a cluster do not come back together.
+            let percent = 85 + settings.environment.rng().below(11) as u32;
+            reauthenticate_by = lifetime.map(|lifetime| now() + lifetime.mul_f64(f64::from(percent) / 100.0));
+        }
+        notices.set_limits(limits);
+        let connection = Connection {
+            _reading: Reading::watch(&notices),
+            channel,
+            notices,
+            order: Order::default(),
+            address: address.clone(),
+            features,
+            pauses: Arc::default(),
+            request_timeout: settings.request_timeout,
+            without_sasl: settings.sasl.is_none(),
+            reauthenticate_by,
+            spent: false.into(),
+            silent_since: Mutex::default(),
+            retired: false.into(),
+            answered: false.into(),
+            in_flight: 0.into(),
+            idle_since: Mutex::new(now()),
+        };
+        // The pause counts from now on: requests sent during it would wait in the socket and be carried out later, even after
+        // the client has given up the connection.
+        connection.handle_throttle(wire::ApiVersionsRequest::NAME, throttle_ms);
+        Ok(connection)
+    }
 }
 
 /// How many attempts are at one point of the way.
@@ -155,28 +241,6 @@ fn timed_out(stage: Stage, waited: Duration) -> Error {
     Error::new(ErrorKind::Connect(stage), format!("{what} within {} ms", waited.as_millis())).with_hint(hint)
 }
 
-async fn connect(
-    answer: &Target,
-    address: &Address,
-    settings: &ClientSettings,
-    tls: Option<&Tls>,
-    open: &Running,
-    deadline: Instant,
-) -> Result<Connection> {
-    let attempt = |version| attempt(answer, address, settings, tls, open, version, deadline);
-    let first = attempt(wire::ApiVersionsRequest::MAX).await;
-    match first {
-        // Some brokers close the connection on a version of ApiVersions they do not know; version 0 is known to all.
-        Err(Failure::ClosedOnVersions(_)) => match attempt(0).await {
-            Ok(connection) => Ok(connection),
-            Err(Failure::ClosedOnVersions(text)) => Err(closed_on_versions(&text, settings)),
-            Err(Failure::Error(error)) => Err(error),
-        },
-        Err(Failure::Error(error)) => Err(error),
-        Ok(connection) => Ok(connection),
-    }
-}
-
 fn closed_on_versions(text: &str, settings: &ClientSettings) -> Error {
     let hint = if settings.tls.is_none() {
         "check security.protocol: a TLS listener closes a plaintext connection; set SSL or SASL_SSL if it is one"
@@ -204,97 +268,8 @@ impl From<Error> for Failure {
     }
 }
 
-async fn attempt(
-    answer: &Target,
-    address: &Address,
-    settings: &ClientSettings,
-    tls: Option<&Tls>,
-    open: &Running,
-    versions_version: i16,
-    deadline: Instant,
-) -> Result<Connection, Failure> {
-    let opened = within(Stage::Tcp, deadline, answer.open(address)).await?;
-    let _open = open.enter();
-    match opened {
-        Opened::Tcp(stream) => secure(stream, address, settings, tls, versions_version, deadline).await,
-        Opened::Custom(stream) => secure(stream, address, settings, tls, versions_version, deadline).await,
-    }
-}
-
-/// TLS, if it is asked for, and what comes on top.
-async fn secure(
-    stream: impl TransportStream,
-    address: &Address,
-    settings: &ClientSettings,
-    tls: Option<&Tls>,
-    versions_version: i16,
-    deadline: Instant,
-) -> Result<Connection, Failure> {
-    match (&settings.tls, tls) {
-        (None, _) => set_up(stream, address, settings, versions_version, deadline).await,
-        (Some(_), Some(tls)) => {
-            let stream = within(Stage::Tls, deadline, tls.connect(stream, address)).await?;
-            set_up(stream, address, settings, versions_version, deadline).await
-        }
-        (Some(_), None) => Err(Error::new(ErrorKind::Config, "TLS is asked for and was not prepared").into()),
-    }
-}
-
 /// The largest answer accepted before the broker is known: the list of versions has some hundred bytes.
 const SETUP_MAX_ANSWER: usize = 1 << 20;
-
-/// Makes a connection of an open stream: ApiVersions, then SASL.
-async fn set_up(
-    io: impl TransportStream,
-    address: &Address,
-    settings: &ClientSettings,
-    versions_version: i16,
-    deadline: Instant,
-) -> Result<Connection, Failure> {
-    let limits =
-        Limits { fetch: settings.receive_message_max_bytes, other: settings.receive_other_max_bytes };
-    // It is not known yet who answers.
-    let small = limits.other.min(SETUP_MAX_ANSWER);
-    let (stream, notices) = Stream::new(io, Limits { fetch: small, other: small });
-    let stream = stream.with_kept(&settings.kept);
-    let mut channel = Channel::new(stream, limits.fetch.max(limits.other), Arc::clone(&settings.client_id));
-    let Offered { versions, features, throttle_ms } =
-        ask_versions(&mut channel, &notices, settings, versions_version, deadline).await?;
-    channel.set_versions(&versions);
-    let mut reauthenticate_by = None;
-    if let Some(sasl) = &settings.sasl {
-        let _login = settings.logins.enter();
-        let lifetime =
-            within(Stage::Sasl, deadline, sasl::authenticate(&channel, sasl, &settings.environment)).await?;
-        // KIP-368: at a random point, as Java, so that the clients of a cluster do not come back together.
-        let percent = 85 + settings.environment.rng().below(11) as u32;
-        reauthenticate_by = lifetime.map(|lifetime| now() + lifetime.mul_f64(f64::from(percent) / 100.0));
-    }
-    notices.set_limits(limits);
-    let connection = Connection {
-        _reading: Reading::watch(&notices),
-        channel,
-        notices,
-        order: Order::default(),
-        address: address.clone(),
-        versions,
-        features,
-        pauses: Arc::default(),
-        request_timeout: settings.request_timeout,
-        without_sasl: settings.sasl.is_none(),
-        reauthenticate_by,
-        spent: false.into(),
-        silent_since: Mutex::default(),
-        retired: false.into(),
-        answered: false.into(),
-        in_flight: 0.into(),
-        idle_since: Mutex::new(now()),
-    };
-    // The pause counts from now on: requests sent during it would wait in the socket and be carried out later, even after
-    // the client has given up the connection.
-    connection.handle_throttle(wire::ApiVersionsRequest::NAME, throttle_ms);
-    Ok(connection)
-}
 
 /// The broker's ApiVersions answer.
 struct Offered {
@@ -309,12 +284,11 @@ async fn ask_versions(
     channel: &mut Channel,
     notices: &Notices,
     settings: &ClientSettings,
-    version: i16,
+    mut version: i16,
     deadline: Instant,
 ) -> Result<Offered, Failure> {
-    let mut version = version;
     loop {
-        channel.set_versions(&Versions::from([(wire::ApiVersionsRequest::KEY, (version, version))]));
+        channel.versions = [(wire::ApiVersionsRequest::KEY, (version, version))].into();
         let request = if version >= 3 {
             wire::ApiVersionsRequest {
                 client_software_name: wire::Str::from_static(env!("CARGO_PKG_NAME")),

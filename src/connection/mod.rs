@@ -35,7 +35,7 @@ pub(crate) use self::sasl::fuzz as fuzz_scram;
 #[cfg(all(feature = "tls", any(test, feature = "unstable-fuzzing")))]
 pub(crate) use self::tls::fuzz as fuzz_pem;
 use self::{
-    api::{Answer, Api, Channel, ChannelError, Outgoing, Row, Versions},
+    api::{Answer, Api, Channel, ChannelError, Outgoing, Row},
     notices::{Fault, Notices},
     order::{Asking, Order},
     throttle::ThrottleChange,
@@ -46,7 +46,7 @@ pub(crate) use self::{
     tls::Tls,
 };
 use crate::{
-    config::settings::{Address, ClientSettings},
+    config::settings::Address,
     error::{Error, ErrorKind, Result},
     mutex::Mutex,
     sorted::Map,
@@ -59,7 +59,6 @@ pub(crate) struct Connection {
     notices: Arc<Notices>,
     order: Order,
     address: Address,
-    versions: Versions,
     /// The cluster's finalized features (KIP-584) and their levels.
     features: Map<String, i16>,
     pauses: Arc<ThrottleTotals>,
@@ -146,22 +145,6 @@ pub(crate) struct Unread {
 }
 
 impl Connection {
-    /// Connects, authenticates and learns the broker's versions, all before `deadline`.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Connect`] with the stage reached, every cause, and the setting to change.
-    ///
-    /// # Cancel safety
-    /// Dropping the future closes whatever was opened.
-    pub(crate) async fn dial(
-        address: &Address,
-        settings: &ClientSettings,
-        tls: Option<&Tls>,
-        deadline: Instant,
-    ) -> Result<Self> {
-        dial::dial(address, settings, tls, deadline).await
-    }
-
     /// Sends a request in the highest version both sides speak, and waits for its answer until `deadline`.
     ///
     /// The first poll writes the request, or takes its place behind those that were polled before: calls that are polled
@@ -217,23 +200,15 @@ impl Connection {
         let request = pin!(self.channel.send(request));
         let begun = self.begin();
         let _in_flight = self.enter(api, begun.at)?;
-        let patient = self.is_patient(begun.at, deadline);
         let mut asking = Asking { turn: self.order.turn(&self.notices).into_slot(slot.clone()), request };
-        let mut until = deadline;
-        let error = loop {
-            match tokio::time::timeout_at(until, &mut asking).await {
-                Ok(Ok(answer)) => {
-                    self.answered.store(true, Ordering::Relaxed);
-                    return Ok(Unread { answer, whole: slot.and_then(|slot| slot.take()) });
-                }
-                Ok(Err(error)) => break self.call_error(api, error),
-                Err(_) => match self.later(&begun, deadline, patient).filter(|later| *later > until) {
-                    Some(later) => until = later,
-                    None => break self.timed_out(api, begun, patient),
-                },
+        match self.wait(api, begun, deadline, &mut asking).await {
+            Ok(answer) => {
+                self.answered.store(true, Ordering::Relaxed);
+                Ok(Unread { answer, whole: slot.and_then(|slot| slot.take()) })
             }
-        };
-        Err(if asking.turn.is_unsent() { error.with_unsent() } else { error })
+            Err(error) if asking.turn.is_unsent() => Err(error.with_unsent()),
+            Err(error) => Err(error),
+        }
     }
 
     /// For how long the broker has wanted to be left alone until now (KIP-219).
@@ -255,30 +230,44 @@ impl Connection {
         request: R,
         deadline: Instant,
     ) -> Result<()> {
-        let begun = self.begin();
-        let _in_flight = self.enter(Row::of::<R>(), begun.at)?;
+        let (api, begun) = (Row::of::<R>(), self.begin());
+        let _in_flight = self.enter(api, begun.at)?;
         let mut request = pin!(self.channel.send(Outgoing::up_to(max, request)));
         let mut turn = self.order.turn(&self.notices);
-        let patient = self.is_patient(begun.at, deadline);
+        let written = std::future::poll_fn(|cx| match turn.poll_unanswered(cx, request.as_mut()) {
+            // The answer that is made up for the messenger cannot be read, and needs not.
+            Poll::Ready(Ok(_) | Err(ChannelError::Decode(_))) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending if turn.has_left() => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+        });
+        let sent = self.wait(api, begun, deadline, written).await;
+        sent.map_err(|error| if turn.is_unsent() { error.with_unsent() } else { error })
+    }
+
+    /// Waits for what is asked until the deadline. If that leaves the whole request time-out, it is extended by the pauses that
+    /// the broker asks for meanwhile.
+    async fn wait<T>(
+        &self,
+        api: &Row,
+        begun: Begun,
+        deadline: Instant,
+        mut asked: impl Future<Output = Result<T, ChannelError>> + Unpin,
+    ) -> Result<T> {
+        // A tenth less is enough, for callers that compute the deadline a little earlier.
+        let patient =
+            deadline.saturating_duration_since(begun.at) + self.request_timeout / 10 >= self.request_timeout;
         let mut until = deadline;
-        let error = loop {
-            let written = std::future::poll_fn(|cx| match turn.poll_unanswered(cx, request.as_mut()) {
-                // The answer that is made up for the messenger cannot be read, and needs not.
-                Poll::Ready(Ok(_) | Err(ChannelError::Decode(_))) => Poll::Ready(Ok(())),
-                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                Poll::Pending if turn.has_left() => Poll::Ready(Ok(())),
-                Poll::Pending => Poll::Pending,
-            });
-            match tokio::time::timeout_at(until, written).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) => break self.call_error(Row::of::<R>(), error),
-                Err(_) => match self.later(&begun, deadline, patient).filter(|later| *later > until) {
-                    Some(later) => until = later,
-                    None => break self.timed_out(Row::of::<R>(), begun, patient),
-                },
+        loop {
+            if let Ok(done) = tokio::time::timeout_at(until, &mut asked).await {
+                return done.map_err(|error| self.call_error(api, error));
             }
-        };
-        Err(if turn.is_unsent() { error.with_unsent() } else { error })
+            let later = deadline + self.order.paused_in_all().saturating_sub(begun.paused);
+            if !patient || later <= until {
+                return Err(self.timed_out(api, begun, patient));
+            }
+            until = later;
+        }
     }
 
     fn begin(&self) -> Begun {
@@ -295,18 +284,6 @@ impl Connection {
             return Err(self.disconnected(api, "the connection is closed").with_unsent());
         }
         Ok(InFlight::enter(self))
-    }
-
-    /// Whether the deadline leaves the whole request time-out. A tenth less is enough, for callers that compute the
-    /// deadline a little earlier.
-    fn is_patient(&self, started: Instant, deadline: Instant) -> bool {
-        deadline.saturating_duration_since(started) + self.request_timeout / 10 >= self.request_timeout
-    }
-
-    /// The deadline, extended by the pauses that the broker has asked for since; `None` for a call with a shorter
-    /// deadline of its own.
-    fn later(&self, begun: &Begun, deadline: Instant, patient: bool) -> Option<Instant> {
-        patient.then(|| deadline + self.order.paused_in_all().saturating_sub(begun.paused))
     }
 
     fn handle_throttle(&self, api: &'static str, ms: i32) {
@@ -369,7 +346,7 @@ impl Connection {
 
     /// The version in which requests of this API are sent; `None` where the broker lacks the API.
     pub(crate) fn version<R: Api>(&self) -> Option<i16> {
-        Row::of::<R>().negotiate(&self.versions)
+        Row::of::<R>().negotiate(&self.channel.versions)
     }
 
     /// Whether to dial a new one: the connection is lost, a request on it went unanswered for the whole request timeout,
@@ -396,46 +373,45 @@ impl Connection {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// An error of a call of this API.
+    fn of_call(&self, api: &Row, error: Error) -> Error {
+        error.with_api(api.name).with_address(self.address.to_string())
+    }
+
     fn call_error(&self, api: &Row, error: ChannelError) -> Error {
-        match error {
-            ChannelError::NoVersion => self.unsupported(api),
+        let error = match error {
+            ChannelError::NoVersion => return self.unsupported(api),
             ChannelError::Encode(text) => {
                 Error::new(ErrorKind::InvalidArgument, format!("the request cannot be written: {text}"))
-                    .with_api(api.name)
-                    .with_address(self.address.to_string())
             }
-            ChannelError::Decode(text) => Error::protocol(format!("the answer cannot be read: {text}"))
-                .with_api(api.name)
-                .with_address(self.address.to_string()),
+            ChannelError::Decode(text) => Error::protocol(format!("the answer cannot be read: {text}")),
             ChannelError::TooLarge { actual } => {
                 self.end();
-                too_large(actual, None).with_api(api.name).with_address(self.address.to_string())
+                too_large(actual, None)
             }
             ChannelError::Lost(text) => {
                 self.end();
                 match self.notices.fault() {
-                    Some(fault) => fault_error(fault, ErrorKind::Disconnected)
-                        .with_api(api.name)
-                        .with_address(self.address.to_string()),
-                    None => self.disconnected(api, &text),
+                    Some(fault) => fault_error(fault, ErrorKind::Disconnected),
+                    None => return self.disconnected(api, &text),
                 }
             }
-        }
+        };
+        self.of_call(api, error)
     }
 
     fn unsupported(&self, api: &Row) -> Error {
-        let offered = match self.versions.get(&api.key) {
+        let offered = match self.channel.versions.get(&api.key) {
             None => "the broker does not offer it at all".to_owned(),
             Some((low, high)) => format!("the broker offers versions {low} to {high}"),
         };
         let text = format!("this client speaks {} versions {} to {}, {offered}", api.name, api.min, api.max);
-        Error::new(ErrorKind::Unsupported, text).with_api(api.name).with_address(self.address.to_string())
+        self.of_call(api, Error::new(ErrorKind::Unsupported, text))
     }
 
     fn disconnected(&self, api: &Row, text: &str) -> Error {
-        let error = Error::new(ErrorKind::Disconnected, format!("the connection was lost: {text}"))
-            .with_api(api.name)
-            .with_address(self.address.to_string());
+        let error = Error::new(ErrorKind::Disconnected, format!("the connection was lost: {text}"));
+        let error = self.of_call(api, error);
         // A SASL listener answers ApiVersions to anybody and closes on what follows.
         if self.without_sasl && !self.answered.load(Ordering::Relaxed) {
             return error.with_hint(
@@ -473,15 +449,11 @@ impl Connection {
                 self.end();
             }
         }
-        let error = Error::new(ErrorKind::Timeout, format!("no answer within {} ms", waited.as_millis()))
-            .with_api(api.name)
-            .with_address(self.address.to_string());
-        match self.held_until() {
-            Some(_) => error.with_hint(
-                "the broker holds this client back, because it is over a quota: see to the quotas",
-            ),
-            None => error.with_hint("if the broker is only slow, raise request.timeout.ms"),
-        }
+        let error = Error::new(ErrorKind::Timeout, format!("no answer within {} ms", waited.as_millis()));
+        self.of_call(api, error).with_hint(match self.held_until() {
+            Some(_) => "the broker holds this client back, because it is over a quota: see to the quotas",
+            None => "if the broker is only slow, raise request.timeout.ms",
+        })
     }
 }
 

@@ -76,11 +76,16 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    pub(crate) fn new(io: impl TransportStream, limits: Limits) -> (Self, Arc<Notices>) {
+    /// What it keeps of the memory of answers counts in `kept`.
+    pub(crate) fn new(
+        io: Box<dyn TransportStream>,
+        limits: Limits,
+        kept: KeptMemory,
+    ) -> (Self, Arc<Notices>) {
         let notices = Arc::new(Notices::default());
         notices.set_limits(limits);
         let stream = Self {
-            io: Some(Box::new(io)),
+            io: Some(io),
             notices: Arc::clone(&notices),
             ahead: vec![0; READ_BUFFER].into_boxed_slice(),
             ahead_start: 0,
@@ -89,7 +94,7 @@ impl Stream {
             greeted: false,
             unanswered: VecDeque::new(),
             filling: None,
-            buffers: Buffers::default(),
+            buffers: Buffers::within(kept),
             made_up: VecDeque::new(),
             made_up_answer: [0, 0, 0, 5, 0, 0, 0, 0, 0],
             made_up_start: MADE_UP,
@@ -101,12 +106,6 @@ impl Stream {
             stalled: false,
         };
         (stream, notices)
-    }
-
-    /// What it keeps of the memory of answers counts there.
-    pub(crate) fn with_kept(mut self, all: &KeptMemory) -> Self {
-        self.buffers = Buffers::within(all.clone());
-        self
     }
 
     fn io(&mut self) -> io::Result<&mut Box<dyn TransportStream>> {

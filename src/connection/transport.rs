@@ -93,12 +93,6 @@ pub(super) enum Target {
     Custom(Arc<dyn Transport>),
 }
 
-/// An open stream.
-pub(super) enum Opened {
-    Tcp(TcpStream),
-    Custom(Box<dyn TransportStream>),
-}
-
 impl Route {
     pub(crate) fn through(transport: impl Transport) -> Self {
         Self(Some(Arc::new(transport)))
@@ -129,14 +123,15 @@ impl fmt::Display for Target {
 }
 
 impl Target {
-    pub(super) async fn open(&self, address: &Address) -> Result<Opened> {
+    pub(super) async fn open(&self, address: &Address) -> Result<Box<dyn TransportStream>> {
         match self {
-            Self::Tcp(answer) => open_tcp(*answer).await.map(Opened::Tcp),
+            Self::Tcp(answer) => Ok(Box::new(open_tcp(*answer).await?)),
             Self::Custom(transport) => {
                 let connecting = async { transport.connect(&address.host, address.port).await };
                 let opened =
                     AssertUnwindSafe(connecting).catch_unwind().await.unwrap_or_else(|_| Err(panicked()));
-                opened.map(|stream| Opened::Custom(Box::new(Guarded(Some(stream))))).map_err(|error| {
+                let guarded = opened.map(|stream| Box::new(Guarded(Some(stream))) as _);
+                guarded.map_err(|error| {
                     Error::new(ErrorKind::Connect(Stage::Tcp), "the transport could not connect")
                         .with_source(error)
                         .with_hint(

@@ -22,7 +22,7 @@ use crate::{
         secrecy,
         settings::{SaslMechanism, SaslSettings},
     },
-    error::{Error, ErrorKind, Result, Stage, code},
+    error::{Error, ErrorCode, ErrorKind, Result, Stage, code},
     time::Environment,
 };
 
@@ -40,7 +40,7 @@ pub(super) async fn authenticate(
     settings: &SaslSettings,
     environment: &Environment,
 ) -> Result<Option<Duration>> {
-    let mechanism = mechanism_name(settings.mechanism);
+    let mechanism = settings.mechanism.as_str();
     handshake(channel, mechanism).await?;
     let lifetime = match settings.mechanism {
         SaslMechanism::Plain => plain(channel, settings).await?,
@@ -66,7 +66,7 @@ async fn scram(
     hash: Hash,
     environment: &Environment,
 ) -> Result<Option<Duration>> {
-    let mechanism = mechanism_name(settings.mechanism);
+    let mechanism = settings.mechanism.as_str();
     let refused = |Refusal { step, why }: Refusal| refused(mechanism, step, &hidden(&why, settings));
     let (opened, message) =
         scram::start(hash, &settings.username, settings.password.clone(), scram::nonce(environment));
@@ -122,14 +122,6 @@ fn shown(text: &str) -> String {
     text.chars().take(SHOWN_CHARS).map(plain).collect()
 }
 
-fn mechanism_name(mechanism: SaslMechanism) -> &'static str {
-    match mechanism {
-        SaslMechanism::Plain => "PLAIN",
-        SaslMechanism::ScramSha256 => "SCRAM-SHA-256",
-        SaslMechanism::ScramSha512 => "SCRAM-SHA-512",
-    }
-}
-
 async fn handshake(channel: &Channel, mechanism: &'static str) -> Result<()> {
     let request = wire::SaslHandshakeRequest { mechanism: wire::Str::from_static(mechanism) };
     let answer = channel.request(request).await.map_err(lost::<wire::SaslHandshakeRequest>)?;
@@ -146,9 +138,7 @@ async fn handshake(channel: &Channel, mechanism: &'static str) -> Result<()> {
         code::ILLEGAL_SASL_STATE => Err(sasl_error("the listener does not want SASL".to_owned())
             .with_hint("set security.protocol to PLAINTEXT or SSL, or use the port of a SASL listener")
             .with_permanent()),
-        code => {
-            Err(sasl_error(format!("the broker answered {} to the handshake", crate::error::ErrorCode(code))))
-        }
+        code => Err(sasl_error(format!("the broker answered {} to the handshake", ErrorCode(code)))),
     }
 }
 
@@ -162,8 +152,8 @@ async fn exchange(
     if answer.error_code == 0 {
         return Ok(answer);
     }
-    let mechanism = mechanism_name(settings.mechanism);
-    let code = crate::error::ErrorCode(answer.error_code);
+    let mechanism = settings.mechanism.as_str();
+    let code = ErrorCode(answer.error_code);
     let broker_text = shown(&hidden(answer.error_message.as_deref().unwrap_or("no text"), settings));
     if answer.error_code != code::SASL_AUTHENTICATION_FAILED {
         return Err(sasl_error(format!("the broker broke off {mechanism}: {broker_text} ({code})")));

@@ -18,6 +18,10 @@ fn answer(id: i32, body: &[u8]) -> Vec<u8> {
     [&(4 + body.len() as i32).to_be_bytes()[..], &id.to_be_bytes(), body].concat()
 }
 
+fn open(io: DuplexStream, limits: Limits) -> (Stream, Arc<Notices>) {
+    Stream::new(Box::new(io), limits, KeptMemory::default())
+}
+
 fn both(limit: usize) -> Limits {
     Limits { fetch: limit, other: limit }
 }
@@ -33,7 +37,7 @@ async fn read(stream: &mut Stream) -> io::Result<(i32, Vec<u8>)> {
 /// A stream that has asked for 0, 1, 2 and 3, and the peer's end behind these requests.
 async fn asked(max_answer: usize) -> (Stream, Arc<Notices>, DuplexStream) {
     let (near, mut far) = tokio::io::duplex(1 << 20);
-    let (mut stream, notices) = Stream::new(near, both(max_answer));
+    let (mut stream, notices) = open(near, both(max_answer));
     for id in 0..4 {
         ask(&mut stream, id, b"").await.unwrap();
     }
@@ -45,7 +49,7 @@ async fn asked(max_answer: usize) -> (Stream, Arc<Notices>, DuplexStream) {
 async fn length_and_message_cross_together_whatever_the_pieces() {
     for capacity in [1, 2, 3, 5, 64] {
         let (near, mut far) = tokio::io::duplex(capacity);
-        let (mut stream, notices) = Stream::new(near, both(1000));
+        let (mut stream, notices) = open(near, both(1000));
         let write = async {
             for (id, message) in [(7, &b"hello broker"[..]), (8, b""), (9, b"abcd")] {
                 ask(&mut stream, id, message).await.unwrap();
@@ -68,7 +72,7 @@ async fn answers_are_read_whole_whatever_the_pieces() {
     let big = vec![9u8; 3 * READ_BUFFER];
     for capacity in [1, 3, 100, 1 << 20] {
         let (near, mut far) = tokio::io::duplex(capacity);
-        let (mut stream, notices) = Stream::new(near, both(1 << 20));
+        let (mut stream, notices) = open(near, both(1 << 20));
         let sent = [answer(2, &big), answer(0, b"hello"), answer(1, b"")].concat();
         let peer = async move {
             far.read_exact(&mut [0; 3 * 12]).await.unwrap();
@@ -125,7 +129,7 @@ async fn a_length_that_cannot_be_ends_the_stream() {
 async fn what_is_no_fetch_has_a_limit_of_its_own() {
     for (key, length, is_good) in [(1, 900, true), (1, 1001, false), (3, 100, true), (3, 101, false)] {
         let (near, mut far) = tokio::io::duplex(1 << 20);
-        let (mut stream, notices) = Stream::new(near, Limits { fetch: 1000, other: 100 });
+        let (mut stream, notices) = open(near, Limits { fetch: 1000, other: 100 });
         // Before the first answer it would be a stranger's.
         stream.greeted = true;
         stream.write_all(&8_i32.to_be_bytes()).await.unwrap();
@@ -144,7 +148,7 @@ async fn what_is_no_fetch_has_a_limit_of_its_own() {
 #[tokio::test]
 async fn a_write_that_waits_for_its_peer_ends_with_the_stream() {
     let (near, _far) = tokio::io::duplex(16);
-    let (mut stream, notices) = Stream::new(near, both(1000));
+    let (mut stream, notices) = open(near, both(1000));
     let end = async {
         tokio::task::yield_now().await;
         assert!(notices.stalled_since().is_some());
@@ -159,7 +163,7 @@ async fn a_write_that_waits_for_its_peer_ends_with_the_stream() {
 #[tokio::test]
 async fn a_peer_that_answers_and_closes_before_the_flush_is_no_failed_write() {
     let (near, mut far) = tokio::io::duplex(1 << 10);
-    let (mut stream, notices) = Stream::new(near, both(1000));
+    let (mut stream, notices) = open(near, both(1000));
     stream.write_all(&8_i32.to_be_bytes()).await.unwrap();
     stream.write_all(&[0, 0, 0, 0, 0, 0, 0, 7]).await.unwrap();
     far.write_all(&answer(7, b"no")).await.unwrap();
@@ -173,7 +177,7 @@ async fn a_peer_that_answers_and_closes_before_the_flush_is_no_failed_write() {
 #[tokio::test]
 async fn a_request_without_answer_gets_one_that_is_made_up() {
     let (near, mut far) = tokio::io::duplex(1 << 20);
-    let (mut stream, notices) = Stream::new(near, both(1000));
+    let (mut stream, notices) = open(near, both(1000));
     ask(&mut stream, 0, b"").await.unwrap();
     notices.expect_no_answer();
     ask(&mut stream, 1, b"").await.unwrap();
@@ -191,7 +195,7 @@ async fn an_answer_that_is_wanted_whole_comes_past_the_messenger_whatever_the_pi
     let big: Vec<u8> = (0..100_000_u32).map(|n| n as u8).collect();
     for capacity in [1, 3, 100, 1 << 20] {
         let (near, mut far) = tokio::io::duplex(capacity);
-        let (mut stream, notices) = Stream::new(near, both(1 << 20));
+        let (mut stream, notices) = open(near, both(1 << 20));
         let slots: [Arc<Slot>; 4] = Default::default();
         // Nobody waits for the third any more.
         let sent = [answer(1, &big), answer(0, b"plain"), answer(2, &[8; 5000]), answer(3, b"")].concat();
@@ -225,7 +229,7 @@ async fn an_answer_that_is_wanted_whole_comes_past_the_messenger_whatever_the_pi
 #[tokio::test]
 async fn a_stream_that_ends_within_an_answer_wanted_whole_has_no_answer() {
     let (near, mut far) = tokio::io::duplex(1 << 20);
-    let (mut stream, notices) = Stream::new(near, both(1 << 20));
+    let (mut stream, notices) = open(near, both(1 << 20));
     let slot = Arc::<Slot>::default();
     notices.expect_whole(Arc::downgrade(&slot));
     ask(&mut stream, 0, b"").await.unwrap();

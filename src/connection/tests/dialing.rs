@@ -142,8 +142,8 @@ async fn a_silent_address_of_a_name_holds_up_the_next_for_a_moment_only() {
     let ([_silent, living], targets) = two_addresses().await;
     let address = Address { host: "both".to_owned(), port: 9092 };
     let (settings, started) = (settings(), now());
-    let client = dial::dial_any(&targets, &address, &settings, None, soon());
-    against(count_heartbeats(&living, 0), client).await.unwrap();
+    let dial = dial::Dial { address: &address, settings: &settings, tls: None, deadline: soon() };
+    against(count_heartbeats(&living, 0), dial.any(&targets)).await.unwrap();
     assert!(now() - started < Duration::from_secs(2));
 }
 
@@ -161,7 +161,8 @@ async fn something_else_at_one_address_of_a_name_does_not_keep_from_the_broker_a
     };
     let address = Address { host: "both".to_owned(), port: 9092 };
     let settings = settings();
-    against(server, dial::dial_any(&targets, &address, &settings, None, soon())).await.unwrap();
+    let dial = dial::Dial { address: &address, settings: &settings, tls: None, deadline: soon() };
+    against(server, dial.any(&targets)).await.unwrap();
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use super::{
     *,
 };
 use crate::{
-    config::settings::{SaslMechanism, SaslSettings, Secret},
+    config::settings::{ClientSettings, SaslMechanism, SaslSettings, Secret},
     error::{Stage, code},
     time::Environment,
 };

@@ -5,7 +5,7 @@
 
 use aes::{
     Aes128, Aes192, Aes256,
-    cipher::{BlockDecrypt, KeyInit},
+    cipher::{BlockDecrypt, BlockSizeUser, KeyInit, consts::U16},
 };
 use hmac::Hmac;
 use sha1::Sha1;
@@ -49,10 +49,10 @@ pub(super) fn open(der: &[u8], password: &str) -> Result<Vec<u8>, &'static str> 
     let mut scheme = algorithm.sequence().ok_or(DAMAGED)?.content;
     let kdf = scheme.sequence().ok_or(DAMAGED)?.content;
     let mut cipher = scheme.sequence().ok_or(DAMAGED)?.content;
-    let key_len = match cipher.oid().ok_or(DAMAGED)?.strip_prefix(AES) {
-        Some([2]) => 16,
-        Some([22]) => 24,
-        Some([42]) => 32,
+    let (key_len, decrypt): (_, Decrypt) = match cipher.oid().ok_or(DAMAGED)?.strip_prefix(AES) {
+        Some([2]) => (16, decrypt::<Aes128>),
+        Some([22]) => (24, decrypt::<Aes192>),
+        Some([42]) => (32, decrypt::<Aes256>),
         _ => return Err(REMEDY),
     };
     let iv: [u8; BLOCK] = cipher.value(OCTET_STRING).and_then(|iv| iv.try_into().ok()).ok_or(DAMAGED)?;
@@ -114,17 +114,23 @@ fn check_len(parameters: &mut Reader<'_>, key: &[u8]) -> Result<(), &'static str
     if parameters.number() == Some(key.len() as u64) { Ok(()) } else { Err(DAMAGED) }
 }
 
+type Decrypt = fn(key: &[u8], iv: [u8; BLOCK], data: &[u8]) -> Result<Vec<u8>, &'static str>;
+
 /// CBC, and the padding off.
-fn decrypt(key: &[u8], iv: [u8; BLOCK], data: &[u8]) -> Result<Vec<u8>, &'static str> {
+fn decrypt<C: KeyInit + BlockDecrypt + BlockSizeUser<BlockSize = U16>>(
+    key: &[u8],
+    iv: [u8; BLOCK],
+    data: &[u8],
+) -> Result<Vec<u8>, &'static str> {
     let (blocks, rest) = data.as_chunks::<BLOCK>();
     if blocks.is_empty() || !rest.is_empty() {
         return Err(DAMAGED);
     }
-    let cipher = Cipher::new(key).ok_or(DAMAGED)?;
+    let cipher = C::new_from_slice(key).map_err(|_| DAMAGED)?;
     let (mut opened, mut before) = (Vec::with_capacity(data.len()), iv);
     for block in blocks {
         let mut plain = *block;
-        cipher.decrypt(&mut plain);
+        cipher.decrypt_block((&mut plain).into());
         opened.extend(plain.iter().zip(before).map(|(plain, before)| plain ^ before));
         before = *block;
     }
@@ -136,31 +142,6 @@ fn decrypt(key: &[u8], iv: [u8; BLOCK], data: &[u8]) -> Result<Vec<u8>, &'static
     }
     opened.truncate(end);
     Ok(opened)
-}
-
-enum Cipher {
-    Aes128(Box<Aes128>),
-    Aes192(Box<Aes192>),
-    Aes256(Box<Aes256>),
-}
-
-impl Cipher {
-    fn new(key: &[u8]) -> Option<Self> {
-        Some(match key.len() {
-            16 => Self::Aes128(Box::new(Aes128::new_from_slice(key).ok()?)),
-            24 => Self::Aes192(Box::new(Aes192::new_from_slice(key).ok()?)),
-            32 => Self::Aes256(Box::new(Aes256::new_from_slice(key).ok()?)),
-            _ => return None,
-        })
-    }
-
-    fn decrypt(&self, block: &mut [u8; BLOCK]) {
-        match self {
-            Self::Aes128(aes) => aes.decrypt_block(block.into()),
-            Self::Aes192(aes) => aes.decrypt_block(block.into()),
-            Self::Aes256(aes) => aes.decrypt_block(block.into()),
-        }
-    }
 }
 
 /// RFC 7914.

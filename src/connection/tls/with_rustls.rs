@@ -12,7 +12,7 @@ use rustls::{
     crypto::CryptoProvider,
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::TlsConnector;
 
 use super::{
     handshake::handshake_error,
@@ -93,14 +93,14 @@ impl Tls {
     }
 
     /// The TLS handshake on an open socket.
-    pub(in crate::connection) async fn connect<S: TransportStream>(
+    pub(in crate::connection) async fn connect(
         &self,
-        socket: S,
+        socket: Box<dyn TransportStream>,
         address: &Address,
-    ) -> Result<TlsStream<S>> {
+    ) -> Result<Box<dyn TransportStream>> {
         let name = server_name(&address.host)?;
-        let connector = self.connector().await?;
-        connector.connect(name, socket).await.map_err(|error| handshake_error(error, &address.host))
+        let secured = self.connector().await?.connect(name, socket).await;
+        Ok(Box::new(secured.map_err(|error| handshake_error(error, &address.host))?))
     }
 
     /// The configuration for a new connection; files are looked at again, on a thread for blocking work.

@@ -17,24 +17,11 @@ async fn closing_and_dropping_return_at_once_when_no_broker_answers() {
 
 #[tokio::test]
 async fn unsubscribing_and_closing_are_nothing_to_warn_of() {
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-    impl std::io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().write(bytes)
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let (log, bench, topic) = (Log::default(), Bench::start().await, unique("quiet"));
+    let (bench, topic) = (Bench::start().await, unique("quiet"));
     bench.topic(&topic, 2).await;
     bench.produce(&topic, 2, 0, 10).await;
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     // Of this thread, on which everything here runs.
-    crate::test_log::on_every_thread();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let (log, _listening) = crate::test_log::Log::of_this_thread(tracing::Level::INFO);
     let settings = bench.config().set_group_id(&topic).resolve_consumer().unwrap();
     let consumer = KafkaConsumer::start_on(bench.cluster(), settings, None).unwrap();
     consumer.subscribe([&topic]).unwrap();
@@ -43,7 +30,7 @@ async fn unsubscribing_and_closing_are_nothing_to_warn_of() {
     consumer.subscribe([&topic]).unwrap();
     read(&consumer, 10).await;
     consumer.close(WAIT).await.unwrap();
-    let log = String::from_utf8(log.0.lock().clone()).unwrap();
+    let log = log.text();
     assert!(log.contains("partitions assigned"), "the log is empty: {log}");
     assert!(!log.contains("WARN"), "{log}");
 }
