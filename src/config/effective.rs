@@ -5,7 +5,7 @@ use std::{str::FromStr, time::Duration};
 
 use super::{
     Entry, KafkaConfig, Origin,
-    properties::{self, Found, Kind, LONGEST_MS},
+    properties::{self, Found, LONGEST_MS},
     secrecy::{self, Secrets},
     settings::{Secret, SecurityProtocol},
     url::{self, KafkaUrl},
@@ -56,8 +56,7 @@ impl KafkaConfig {
                     continue;
                 }
                 Some(said) if entry.origin == Origin::Set && !same(&said.value, &entry.value) => {
-                    let kind = properties::find(name).map_or(Kind::Secret, Found::kind);
-                    let secrets = Secrets::of(self.entries.iter());
+                    let (kind, secrets) = (properties::kind(name), Secrets::of(&self.entries));
                     let (there, here) = (secrets.shown(kind, &said.value), secrets.shown(kind, &entry.value));
                     all.problems.push(format!(
                         "{name} is {there:?} in kafka.url and {here:?} outside of it: keep one of them"
@@ -134,8 +133,8 @@ impl Effective {
             }
             return;
         }
-        let user = |name| self.entries.contains_key(name);
-        let credentials = url.username.is_some() || user("sasl.plain.username") || user("sasl.jaas.config");
+        let credentials =
+            url.username.is_some() || self.is_set("sasl.plain.username") || self.is_set("sasl.jaas.config");
         let value = match (url.tls, credentials) {
             (true, true) => "SASL_SSL",
             (true, false) => "SSL",
@@ -148,13 +147,13 @@ impl Effective {
 
     /// What is wrong with a value by itself.
     fn bad_value(&self, name: &str, entry: &Entry) -> Option<String> {
-        let kind = properties::find(name)?.kind();
+        let kind = properties::kind(name);
         let why = properties::check(kind, &entry.value).err()?;
         let why = match name {
             "sasl.mechanism" => format!("{why} (GSSAPI and OAUTHBEARER are not supported)"),
             _ => why,
         };
-        Some(format!("{name} = {:?}: {why}", Secrets::of(self.entries.iter()).shown(kind, &entry.value)))
+        Some(format!("{name} = {:?}: {why}", Secrets::of(&self.entries).shown(kind, &entry.value)))
     }
 
     pub(super) fn is_set(&self, name: &str) -> bool {
@@ -163,8 +162,8 @@ impl Effective {
 
     /// False if the value was refused: then its default stands in for it, from which nothing should be concluded.
     pub(super) fn is_usable(&self, name: &str) -> bool {
-        let found = properties::find(name).zip(self.entries.get(name));
-        found.is_none_or(|(found, entry)| properties::check(found.kind(), &entry.value).is_ok())
+        let is_good = |entry: &Entry| properties::check(properties::kind(name), &entry.value).is_ok();
+        self.entries.get(name).is_none_or(is_good)
     }
 
     /// The value as it was set, if it is valid; otherwise the default.
@@ -228,16 +227,9 @@ impl Effective {
             [] => return Ok(settings),
             [problem] => format!("the configuration cannot be used: {problem}"),
             several => {
-                let numbered: Vec<_> = several
-                    .iter()
-                    .zip(1..)
-                    .map(|(problem, number)| format!("({number}) {problem}"))
-                    .collect();
-                format!(
-                    "the configuration cannot be used, {} reasons: {}",
-                    several.len(),
-                    numbered.join("; ")
-                )
+                let numbered = (1..).zip(several).map(|(number, problem)| format!("({number}) {problem}"));
+                let (count, text) = (several.len(), numbered.collect::<Vec<_>>().join("; "));
+                format!("the configuration cannot be used, {count} reasons: {text}")
             }
         };
         Err(Error::new(ErrorKind::Config, text))

@@ -33,7 +33,7 @@ pub use settings::{
 };
 pub use value::SettingValue;
 
-use self::{properties::Kind, secrecy::Secrets};
+use self::secrecy::Secrets;
 use crate::{
     connection::transport::{Route, Transport},
     group::assignor::OwnAssignor,
@@ -309,7 +309,7 @@ impl KafkaConfig {
     /// Every property this crate knows, one per line: name, value or default, which client reads it, meaning. Secrets are hidden.
     pub fn describe(&self) -> String {
         let effective = self.effective();
-        let secrets = self.secrets();
+        let secrets = Secrets::of(&self.entries);
         let mut text = String::new();
         for property in properties::PROPERTIES {
             let value = match (effective.entries.get(property.name), property.default) {
@@ -326,18 +326,11 @@ impl KafkaConfig {
     }
 }
 
-impl KafkaConfig {
-    fn secrets(&self) -> Secrets {
-        Secrets::of(self.entries.iter())
-    }
-}
-
 impl fmt::Debug for KafkaConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (mut map, secrets) = (f.debug_map(), self.secrets());
+        let (mut map, secrets) = (f.debug_map(), Secrets::of(&self.entries));
         for (name, entry) in &self.entries {
-            let kind = properties::find(name).map_or(Kind::Secret, properties::Found::kind);
-            map.entry(name, &secrets.shown(kind, &entry.value));
+            map.entry(name, &secrets.shown(properties::kind(name), &entry.value));
         }
         if !self.problems.is_empty() {
             map.entry(&"problems", &self.problems);

@@ -63,17 +63,6 @@ const LONG: i64 = i64::MAX;
 /// Java lets these be `Long.MAX_VALUE`; the longest pause kept is 24 days, so that deadlines never overflow.
 pub(crate) const LONGEST_MS: i64 = INT;
 
-const fn row(
-    name: &'static str,
-    aliases: &'static [&'static str],
-    kind: Kind,
-    default: Option<&'static str>,
-    used_by: UsedBy,
-    doc: &'static str,
-) -> Property {
-    Property { name, aliases, kind, default, used_by, doc }
-}
-
 use Kind::{
     Addresses, Bytes, Choice, Choices, Flag, Ignored, Int, Millis, Path, Pem, Reset, Secret, Text, Url,
 };
@@ -86,7 +75,14 @@ macro_rules! properties {
     )),+ $(,)?) => {
         /// Every known property. Aliases are librdkafka's names and kafka-python's where underscores for dots do not suffice.
         pub(crate) static PROPERTIES: &[Property] =
-            &[$(row($name, $aliases, $kind, $default $(($value))?, $used_by, $doc)),+];
+            &[$(Property {
+                name: $name,
+                aliases: $aliases,
+                kind: $kind,
+                default: $default $(($value))?,
+                used_by: $used_by,
+                doc: $doc,
+            }),+];
 
         /// Every property, with its default and which client reads it. Names are Java's where Java has one; librdkafka's and
         /// kafka-python's are accepted for them, in any case and with underscores for dots.
@@ -265,6 +261,11 @@ impl Found {
     }
 }
 
+/// What the values of a property look like. One that is not known may be a secret.
+pub(crate) fn kind(name: &str) -> Kind {
+    find(name).map_or(Secret, Found::kind)
+}
+
 /// The known name nearest to an unknown one, and how many letters apart they are.
 pub(crate) fn nearest(name: &str) -> (&'static str, usize) {
     let name: String = normalized(name).chars().take(100).collect();
@@ -351,13 +352,7 @@ fn listed(list: &[&str]) -> String {
 
 /// Java accepts `true` and `false` in any case; nothing else.
 pub(crate) fn parse_flag(text: &str) -> Option<bool> {
-    if text.eq_ignore_ascii_case("true") {
-        Some(true)
-    } else if text.eq_ignore_ascii_case("false") {
-        Some(false)
-    } else {
-        None
-    }
+    text.to_ascii_lowercase().parse().ok()
 }
 
 /// The value as messages, `Debug` and `get` may show it.

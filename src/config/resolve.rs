@@ -5,8 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::{
     KafkaConfig,
     effective::Effective,
-    properties::{self, Found, Kind},
-    secrecy, security,
+    properties, secrecy, security,
     settings::{
         Acks, Address, ClientSettings, Compression, ConsumerSettings, GroupProtocol, ProducerSettings,
         SecurityProtocol, TlsSettings,
@@ -139,7 +138,7 @@ fn bootstrap(all: &mut Effective) -> Vec<Address> {
     match all.text("bootstrap.servers") {
         Some(text) => url::parse_addresses(&text).unwrap_or_default(),
         None => {
-            if !all.entries.contains_key("kafka.url") {
+            if !all.is_set("kafka.url") {
                 all.problems.push(
                     "no broker is named: set kafka.url (set_kafka_url, KAFKA_URL) to kafka://host:9092 or \
                      bootstrap.servers (set_bootstrap_servers, KAFKA_BOOTSTRAP_SERVERS) to host:9092"
@@ -264,8 +263,7 @@ fn compression_level(all: &mut Effective, compression: Compression) -> Option<i3
         return i32::try_from(all.number(name)).ok();
     }
     let level = all.text("compression.level")?;
-    let kind = properties::find(name).map_or(Kind::Text, Found::kind);
-    if let Err(why) = properties::check(kind, &level) {
+    if let Err(why) = properties::check(properties::kind(name), &level) {
         let level = secrecy::refused_number(&level);
         all.problems.push(format!("compression.level = {level:?} is no level of {compression}: {why}"));
     }

@@ -14,7 +14,7 @@ use super::{
     settings::Secret,
     url,
 };
-use crate::sorted::Set;
+use crate::sorted::{Map, Set};
 
 pub(crate) const HIDDEN: &str = "[hidden]";
 /// Bytes in a row that give a secret away.
@@ -211,26 +211,26 @@ fn forms(secret: &str) -> Vec<Vec<u8>> {
 pub(super) struct Secrets(Set<[u8; TELLING]>);
 
 impl Secrets {
-    pub(super) fn of<'a>(entries: impl Iterator<Item = (&'a &'static str, &'a Entry)>) -> Self {
+    pub(super) fn of(entries: &Map<&'static str, Entry>) -> Self {
         let mut secrets = Self::default();
         for (name, entry) in entries {
-            match properties::find(name).map(properties::Found::kind) {
-                Some(Kind::Url) => match url::parse(&entry.value) {
+            match properties::kind(name) {
+                Kind::Url => match url::parse(&entry.value) {
                     Ok(url) => {
                         secrets.add(url.password.as_ref().map_or("", Secret::expose));
                         for (name, value) in &url.parameters {
-                            if properties::find(name).is_some_and(|found| found.kind() == Kind::Secret) {
+                            if properties::kind(name) == Kind::Secret {
                                 secrets.add(value.expose());
                             }
                         }
                     }
                     Err(_) => secrets.add(entry.value.split_once("://").map_or("", |(_, rest)| rest)),
                 },
-                Some(Kind::Secret) if *name == "sasl.jaas.config" => match jaas::parse(&entry.value) {
+                Kind::Secret if *name == "sasl.jaas.config" => match jaas::parse(&entry.value) {
                     Ok(login) => secrets.add(login.password.expose()),
                     Err(_) => secrets.add(&entry.value),
                 },
-                Some(Kind::Secret) => secrets.add(&entry.value),
+                Kind::Secret => secrets.add(&entry.value),
                 _ => {}
             }
         }

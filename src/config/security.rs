@@ -31,14 +31,11 @@ impl KafkaConfig {
         if !cfg!(feature = "tls") {
             all.problems.push(format!("security.protocol = {protocol} needs this crate's feature `tls`"));
         }
-        let (client_certificate, client_key) = client_identity(all);
-        let check_name = check_name(all);
         Some(TlsSettings {
+            identity: client_identity(all),
+            verify_host_name: check_name(all),
             roots: trust_roots(all),
-            client_certificate,
-            client_key,
             key_password: all.secret("ssl.key.password").map(Secret::new),
-            verify_host_name: check_name,
             #[cfg(feature = "tls")]
             client_config: self.tls_client_config.clone(),
             #[cfg(feature = "tls")]
@@ -81,9 +78,9 @@ fn trust_roots(all: &mut Effective) -> Vec<TrustRoots> {
 }
 
 /// The client's certificate and key; each has one source, and neither goes without the other.
-fn client_identity(all: &mut Effective) -> (Option<PemSource>, Option<PemSource>) {
+fn client_identity(all: &mut Effective) -> Option<(PemSource, PemSource)> {
     const BOTH: &str = "ssl.keystore.location";
-    let mut sources = [
+    let [certificate, key] = [
         ("ssl.keystore.certificate.chain", "ssl.certificate.location"),
         ("ssl.keystore.key", "ssl.key.location"),
     ]
@@ -96,23 +93,20 @@ fn client_identity(all: &mut Effective) -> (Option<PemSource>, Option<PemSource>
             Some(pem) => Some(PemSource::Text(Secret::new(pem))),
             None => all.pem_file(file).or_else(|| all.pem_file(BOTH)).map(PemSource::File),
         }
-    })
-    .into_iter();
-    let (certificate, key) = (sources.next().flatten(), sources.next().flatten());
-    if certificate.is_some() && key.is_none() {
-        all.problems.push(
+    });
+    let problem = match (certificate, key) {
+        (Some(certificate), Some(key)) => return Some((certificate, key)),
+        (None, None) => return None,
+        (Some(_), None) => {
             "a client certificate is set without its key: set ssl.key.location or ssl.keystore.key"
-                .to_owned(),
-        );
-    }
-    if key.is_some() && certificate.is_none() {
-        all.problems.push(
+        }
+        (None, Some(_)) => {
             "a client key is set without its certificate: set ssl.certificate.location or \
              ssl.keystore.certificate.chain"
-                .to_owned(),
-        );
-    }
-    (certificate, key)
+        }
+    };
+    all.problems.push(problem.to_owned());
+    None
 }
 
 /// The login; its mechanism follows from `sasl.mechanism`, or from the login module where that is PLAIN.

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
-use super::{iso8601, secrecy, value::SettingValue};
+use super::{iso8601, secrecy};
 use crate::{
     connection::{KeptMemory, Running, transport::Route},
     error::{Error, ErrorKind},
@@ -38,20 +38,7 @@ macro_rules! spellings {
                 $(if text.eq_ignore_ascii_case($first) $(|| text.eq_ignore_ascii_case($other))* {
                     return Ok(Self::$variant);
                 })+
-                Err(Error::new(
-                    ErrorKind::Config,
-                    format!(
-                        concat!("{:?} is no ", $property, "; accepted: {}"),
-                        secrecy::refused(text, Self::ACCEPTED),
-                        Self::ACCEPTED.join(", ")
-                    ),
-                ))
-            }
-        }
-
-        impl From<$type> for SettingValue {
-            fn from(value: $type) -> Self {
-                Self::new(value.to_string())
+                Err(refused($property, text, Self::ACCEPTED))
             }
         }
     };
@@ -73,11 +60,16 @@ spellings!(Compression, "compression.type", {
 spellings!(IsolationLevel, "isolation.level", {
     ReadUncommitted => ["read_uncommitted"], ReadCommitted => ["read_committed"],
 });
-
 spellings!(KeyHash, "partitioner", {
     Murmur2Random => ["murmur2_random"], Murmur2 => ["murmur2"], ConsistentRandom => ["consistent_random"],
     Consistent => ["consistent"], Random => ["random"],
 });
+
+/// The error for a text that is none of the accepted ones.
+fn refused(property: &str, text: &str, accepted: &[&str]) -> Error {
+    let text = secrecy::refused(text, accepted);
+    Error::new(ErrorKind::Config, format!("{text:?} is no {property}; accepted: {}", accepted.join(", ")))
+}
 
 /// A broker's host and port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -113,7 +105,7 @@ impl Secret {
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[hidden]")
+        f.write_str(secrecy::HIDDEN)
     }
 }
 
@@ -173,7 +165,7 @@ macro_rules! opaque {
         })+
     };
 }
-opaque!(ClientSettings, ConsumerSettings);
+opaque!(ClientSettings, ConsumerSettings, TrustRoots, PemSource);
 
 /// Where trusted roots come from; several add up. Text and names may be a key that was given to the wrong setter.
 #[derive(Clone, PartialEq, Eq)]
@@ -193,10 +185,8 @@ pub(crate) enum TrustRoots {
 pub(crate) struct TlsSettings {
     /// Empty means: the Mozilla set and the system's store.
     pub(crate) roots: Vec<TrustRoots>,
-    /// Client certificate chain and key, PEM text (files are read when the TLS configuration is built).
-    pub(crate) client_certificate: Option<PemSource>,
-    #[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "read where there is TLS"))]
-    pub(crate) client_key: Option<PemSource>,
+    /// The client's certificate chain and its key. Files are read when the TLS configuration is built.
+    pub(crate) identity: Option<(PemSource, PemSource)>,
     /// `ssl.key.password`
     pub(crate) key_password: Option<Secret>,
     /// `ssl.endpoint.identification.algorithm`: false switches the host-name check off, never the chain check.
@@ -209,48 +199,10 @@ pub(crate) struct TlsSettings {
     pub(crate) crypto_provider: Option<Arc<rustls::crypto::CryptoProvider>>,
 }
 
-impl fmt::Debug for TlsSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsSettings")
-            .field("roots", &self.roots.len())
-            .field("client_certificate", &self.client_certificate.is_some())
-            .field("key_password", &self.key_password.is_some())
-            .field("verify_host_name", &self.verify_host_name)
-            .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for TrustRoots {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Mozilla => f.write_str("Mozilla"),
-            Self::System => f.write_str("System"),
-            Self::Pem(_) => f.write_str("[PEM]"),
-            Self::PemFile(path) => f.write_str(&secrecy::path(path)),
-        }
-    }
-}
-
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum PemSource {
     Text(Secret),
     File(String),
-}
-
-#[cfg(feature = "tls")]
-impl PemSource {
-    pub(crate) fn is_file(&self) -> bool {
-        matches!(self, Self::File(_))
-    }
-}
-
-impl fmt::Debug for PemSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Text(_) => f.write_str("[PEM]"),
-            Self::File(path) => f.write_str(&secrecy::path(path)),
-        }
-    }
 }
 
 /// How clients talk to brokers (`security.protocol`): encrypted or not, authenticated or not.
@@ -298,13 +250,6 @@ pub(crate) struct SaslSettings {
     pub(crate) mechanism: SaslMechanism,
     pub(crate) username: String,
     pub(crate) password: Secret,
-}
-
-impl fmt::Debug for SaslSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the user name either: people mix up the two.
-        f.debug_struct("SaslSettings").field("mechanism", &self.mechanism).finish_non_exhaustive()
-    }
 }
 
 /// How many replicas must have a record before the broker acknowledges it (`acks`).
@@ -396,21 +341,8 @@ impl FromStr for AutoOffsetReset {
             ("latest", _) => Ok(Self::Latest),
             ("none", _) => Ok(Self::None),
             (_, Some(age)) => Ok(Self::ByDuration(age)),
-            _ => Err(Error::new(
-                ErrorKind::Config,
-                format!(
-                    "{:?} is no auto.offset.reset; accepted: {}",
-                    secrecy::refused(text.trim(), Self::ACCEPTED),
-                    Self::ACCEPTED.join(", ")
-                ),
-            )),
+            _ => Err(refused("auto.offset.reset", text.trim(), Self::ACCEPTED)),
         }
-    }
-}
-
-impl From<AutoOffsetReset> for SettingValue {
-    fn from(value: AutoOffsetReset) -> Self {
-        Self::new(value.to_string())
     }
 }
 

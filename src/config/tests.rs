@@ -280,10 +280,11 @@ fn tls_sources_add_up_and_the_host_name_check_goes_off_by_either_name() {
     assert!(!tls(local().set_ssl_check_hostname(false)).verify_host_name);
     assert!(!tls(local().set("ssl.endpoint.identification.algorithm", "")).verify_host_name);
     let one = tls(local().set("ssl.keystore.location", "/both.pem"));
-    assert_eq!(one.client_certificate, Some(PemSource::File("/both.pem".into())));
-    assert_eq!(one.client_certificate, one.client_key);
+    let both = || PemSource::File("/both.pem".into());
+    assert_eq!(one.identity, Some((both(), both())));
     let text = tls(local().set_ssl_client_certificate_pem("C").set_ssl_key_pem("K"));
-    assert_eq!(text.client_key, Some(PemSource::Text(Secret::new("K"))));
+    let [certificate, key] = ["C", "K"].map(|text| PemSource::Text(Secret::new(text)));
+    assert_eq!(text.identity, Some((certificate, key)));
 }
 
 #[test]

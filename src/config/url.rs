@@ -8,7 +8,7 @@ use crate::sorted::Set;
 
 use super::{
     properties::{self, Kind},
-    secrecy,
+    secrecy::{self, HIDDEN},
     settings::{Address, Secret},
 };
 
@@ -16,7 +16,7 @@ use super::{
 const DEFAULT_PORT: u16 = 9092;
 
 /// What a URL says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct KafkaUrl {
     pub(crate) addresses: Vec<Address>,
     /// `kafkas://`
@@ -31,14 +31,7 @@ pub(crate) struct KafkaUrl {
 pub(crate) fn parse(text: &str) -> Result<KafkaUrl, String> {
     let text = text.trim();
     let Some((scheme, rest)) = text.split_once("://") else {
-        let addresses = parse_addresses(text)?;
-        return Ok(KafkaUrl {
-            addresses,
-            tls: false,
-            username: None,
-            password: None,
-            parameters: Vec::new(),
-        });
+        return Ok(KafkaUrl { addresses: parse_addresses(text)?, ..KafkaUrl::default() });
     };
     let tls = match scheme.to_ascii_lowercase().as_str() {
         "kafka" => false,
@@ -60,38 +53,33 @@ pub(crate) fn parse(text: &str) -> Result<KafkaUrl, String> {
             .ok_or("it has a path, which means nothing here: write the topic where the client is made")?,
     };
     // A host never holds an @, so that the last one ends the user info even if a password has a bare one.
-    let (user_info, hosts) = match authority.rsplit_once('@') {
-        Some((user_info, hosts)) => (Some(user_info), hosts),
-        None => (None, authority),
-    };
-    let (username, password) = match user_info {
-        Some(user_info) if user_info.split_once('@').is_some_and(|(_, rest)| rest.contains(',')) => {
+    let ((username, password), hosts) = match authority.rsplit_once('@') {
+        Some((user_info, _)) if user_info.split_once('@').is_some_and(|(_, rest)| rest.contains(',')) => {
             return Err("user and password stand once, before the first host; write @ and , inside them as %40 and %2C"
                 .to_owned());
         }
-        Some(user_info) => parse_user_info(user_info)?,
-        None => (None, None),
+        Some((user_info, hosts)) => (parse_user_info(user_info)?, hosts),
+        None => ((None, None), authority),
     };
     let addresses = parse_addresses(hosts)?;
     Ok(KafkaUrl { addresses, tls, username, password, parameters: parse_query(query)? })
 }
 
 fn parse_user_info(text: &str) -> Result<(Option<String>, Option<Secret>), String> {
-    let (user, password) = match text.split_once(':') {
-        Some((user, password)) => (user, Some(password)),
-        None => (text, None),
-    };
+    let (user, password) = split(text, ':');
     let user = decode(user).ok_or("its user name is not percent-encoded UTF-8")?;
-    let password = match password {
-        Some(password) => Some(Secret::new(
-            decode(password).ok_or("its password is not percent-encoded UTF-8 (write % as %25)")?,
-        )),
-        None => None,
-    };
+    let read = |password| decode(password).map(Secret::new);
+    let unreadable = "its password is not percent-encoded UTF-8 (write % as %25)";
+    let password = password.map(|password| read(password).ok_or(unreadable)).transpose()?;
     if user.is_empty() {
         return Err("there is no user name before its @".to_owned());
     }
     Ok((Some(user), password))
+}
+
+/// What stands before the first of these signs, and what behind it, if there is one.
+fn split(text: &str, sign: char) -> (&str, Option<&str>) {
+    text.split_once(sign).map_or((text, None), |(before, behind)| (before, Some(behind)))
 }
 
 fn parse_query(query: &str) -> Result<Vec<(&'static str, Secret)>, String> {
@@ -169,10 +157,7 @@ fn parse_address(text: &str) -> Result<Address, String> {
         };
         (host, port)
     } else {
-        let (host, port) = match text.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (text, None),
-        };
+        let (host, port) = split(text, ':');
         if text.parse::<Ipv6Addr>().is_ok() || port.is_some_and(|port| port.contains(':')) {
             return Err(
                 "write an IPv6 address in brackets, as [::1]:9092; several hosts are separated by commas"
@@ -215,21 +200,21 @@ fn decode(text: &str) -> Option<String> {
 
 /// The URL as messages may show it: user info and secrets hidden, all of it hidden where it cannot be read.
 pub(crate) fn redacted(text: &str) -> String {
-    let Ok(url) = parse(text) else { return "[hidden]".to_owned() };
+    let Ok(url) = parse(text) else { return HIDDEN.to_owned() };
     let mut shown = String::new();
     if text.contains("://") {
         shown.push_str(if url.tls { "kafkas://" } else { "kafka://" });
     }
     if url.username.is_some() {
-        shown.push_str("[hidden]@");
+        shown.push_str(HIDDEN);
+        shown.push('@');
     }
     shown.push_str(&join(&url.addresses));
     for ((name, value), first) in
         url.parameters.iter().zip(std::iter::once('?').chain(std::iter::repeat('&')))
     {
-        let kind = properties::find(name).map_or(Kind::Secret, properties::Found::kind);
-        shown.push(first);
-        shown.push_str(&format!("{name}={}", properties::shown(kind, value.expose())));
+        let value = properties::shown(properties::kind(name), value.expose());
+        shown.push_str(&format!("{first}{name}={value}"));
     }
     shown
 }

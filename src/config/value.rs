@@ -4,16 +4,17 @@
 
 use std::{fmt, time::Duration};
 
+use super::{
+    Acks, AutoOffsetReset, Compression, GroupProtocol, IsolationLevel, KeyHash, SaslMechanism,
+    SecurityProtocol, secrecy::HIDDEN,
+};
+
 /// What a setter accepts: text, a number, a flag, a [`Duration`] (milliseconds, rounded up), one of this crate's enums, or a
 /// list (joined with commas). It is checked when the configuration is used, not here.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SettingValue(String);
 
 impl SettingValue {
-    pub(crate) fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
     pub(crate) fn into_text(self) -> String {
         self.0
     }
@@ -21,7 +22,7 @@ impl SettingValue {
 
 impl fmt::Debug for SettingValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[hidden]")
+        f.write_str(HIDDEN)
     }
 }
 
@@ -36,6 +37,8 @@ macro_rules! from_display {
 }
 
 from_display!(&str, &String, String, bool, i16, i32, i64, u16, u32, u64, usize);
+from_display!(Acks, AutoOffsetReset, Compression, GroupProtocol, IsolationLevel, KeyHash);
+from_display!(SaslMechanism, SecurityProtocol);
 
 impl From<Duration> for SettingValue {
     fn from(value: Duration) -> Self {
@@ -44,36 +47,20 @@ impl From<Duration> for SettingValue {
     }
 }
 
-fn join<T: fmt::Display>(items: &[T]) -> SettingValue {
-    SettingValue(items.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
+macro_rules! from_list {
+    ($([$($generic:tt)*] $type:ty;)+) => {
+        $(impl<T: fmt::Display $($generic)*> From<$type> for SettingValue {
+            fn from(items: $type) -> Self {
+                Self(items.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
+            }
+        })+
+    };
 }
 
-impl<T: fmt::Display> From<Vec<T>> for SettingValue {
-    fn from(items: Vec<T>) -> Self {
-        join(&items)
-    }
-}
-
-impl<T: fmt::Display> From<&Vec<T>> for SettingValue {
-    fn from(items: &Vec<T>) -> Self {
-        join(items)
-    }
-}
-
-impl<T: fmt::Display> From<&[T]> for SettingValue {
-    fn from(items: &[T]) -> Self {
-        join(items)
-    }
-}
-
-impl<T: fmt::Display, const N: usize> From<[T; N]> for SettingValue {
-    fn from(items: [T; N]) -> Self {
-        join(&items)
-    }
-}
-
-impl<T: fmt::Display, const N: usize> From<&[T; N]> for SettingValue {
-    fn from(items: &[T; N]) -> Self {
-        join(items)
-    }
+from_list! {
+    [] Vec<T>;
+    [] &Vec<T>;
+    [] &[T];
+    [, const N: usize] [T; N];
+    [, const N: usize] &[T; N];
 }

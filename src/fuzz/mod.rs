@@ -160,8 +160,7 @@ fn pem(input: &[u8]) {
     let text = String::from_utf8_lossy(input).into_owned();
     connection::fuzz_pem(&TlsSettings {
         roots: vec![TrustRoots::Pem(text.clone())],
-        client_certificate: Some(PemSource::Text(Secret::new(text.clone()))),
-        client_key: Some(PemSource::Text(Secret::new(text))),
+        identity: Some((PemSource::Text(Secret::new(text.clone())), PemSource::Text(Secret::new(text)))),
         key_password: None,
         verify_host_name: true,
         client_config: None,

@@ -19,8 +19,7 @@ const KEY: &str = include_str!("../test_certs/server.key");
 fn trusting(root: TrustRoots) -> TlsSettings {
     TlsSettings {
         roots: vec![root],
-        client_certificate: None,
-        client_key: None,
+        identity: None,
         key_password: None,
         verify_host_name: true,
         client_config: None,

@@ -32,12 +32,11 @@ impl Files {
             TrustRoots::PemFile(path) => Some(path),
             _ => None,
         });
-        let identity = [&settings.client_certificate, &settings.client_key].into_iter().filter_map(
-            |source| match source {
-                Some(PemSource::File(path)) => Some(path),
-                _ => None,
-            },
-        );
+        let identity = settings.identity.iter().flat_map(|(chain, key)| [chain, key]);
+        let identity = identity.filter_map(|source| match source {
+            PemSource::File(path) => Some(path),
+            PemSource::Text(_) => None,
+        });
         let content =
             |path: &String| (path.clone(), std::fs::read(path).map_err(|error| why_unreadable(&error)));
         Self(roots.chain(identity).map(content).collect())
@@ -156,16 +155,7 @@ fn identity(
     warnings: &mut Vec<String>,
     problems: &mut Vec<String>,
 ) -> Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
-    let (Some(certificate), Some(key)) = (&settings.client_certificate, &settings.client_key) else {
-        problems.extend(match (&settings.client_certificate, &settings.client_key) {
-            (Some(_), None) => Some("a client certificate needs its key: set ssl.keystore.key".to_owned()),
-            (None, Some(_)) => {
-                Some("a client key needs its certificate: set ssl.keystore.certificate.chain".to_owned())
-            }
-            _ => None,
-        });
-        return None;
-    };
+    let (certificate, key) = settings.identity.as_ref()?;
     let both = certificate == key;
     let chain =
         content(certificate, files, both, ["ssl.keystore.certificate.chain", "ssl.certificate.location"])
@@ -313,8 +303,7 @@ mod tests {
     fn with_identity(chain: &str, key: &str, password: Option<&str>) -> TlsSettings {
         TlsSettings {
             roots: vec![TrustRoots::Pem(CA.to_owned())],
-            client_certificate: Some(PemSource::Text(Secret::new(chain))),
-            client_key: Some(PemSource::Text(Secret::new(key))),
+            identity: Some((PemSource::Text(Secret::new(chain)), PemSource::Text(Secret::new(key)))),
             key_password: password.map(Secret::new),
             ..TlsSettings::default()
         }
@@ -351,11 +340,10 @@ mod tests {
 
     #[test]
     fn everything_that_is_wrong_is_named_at_once() {
-        let missing = |name: &str| Some(PemSource::File(format!("/does/not/exist/{name}.pem")));
+        let missing = |name: &str| PemSource::File(format!("/does/not/exist/{name}.pem"));
         let text = problems(&TlsSettings {
             roots: vec![TrustRoots::PemFile("/does/not/exist/ca.pem".to_owned())],
-            client_certificate: missing("client"),
-            client_key: missing("key"),
+            identity: Some((missing("client"), missing("key"))),
             ..TlsSettings::default()
         });
         for setting in [
@@ -366,8 +354,7 @@ mod tests {
             assert!(text.contains(setting), "{setting} is not in {text}");
         }
         let both = TlsSettings {
-            client_certificate: missing("both"),
-            client_key: missing("both"),
+            identity: Some((missing("both"), missing("both"))),
             ..settings(vec![TrustRoots::Mozilla])
         };
         assert!(problems(&both).contains("ssl.keystore.location: \"/does/not/exist/both.pem\""));

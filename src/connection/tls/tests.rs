@@ -44,8 +44,7 @@ impl Drop for Folder {
 fn a_key_of_another_certificate_is_named_and_not_shown() {
     let settings = |key: &str| TlsSettings {
         roots: vec![TrustRoots::Pem(CA.to_owned())],
-        client_certificate: Some(PemSource::Text(Secret::new(CHAIN))),
-        client_key: Some(PemSource::Text(Secret::new(key))),
+        identity: Some((PemSource::Text(Secret::new(CHAIN)), PemSource::Text(Secret::new(key)))),
         ..TlsSettings::default()
     };
     assert!(Tls::problems(&settings(KEY)).is_empty());
@@ -61,8 +60,10 @@ async fn changed_files_serve_new_connections_and_broken_ones_do_not() {
     let folder = Folder::new("renewed");
     let settings = TlsSettings {
         roots: vec![TrustRoots::PemFile(folder.write("ca.pem", CA))],
-        client_certificate: Some(PemSource::File(folder.write("client.pem", CHAIN))),
-        client_key: Some(PemSource::File(folder.write("client.key", KEY))),
+        identity: Some((
+            PemSource::File(folder.write("client.pem", CHAIN)),
+            PemSource::File(folder.write("client.key", KEY)),
+        )),
         ..TlsSettings::default()
     };
     let tls = Tls::new(&settings).unwrap();

@@ -20,7 +20,7 @@ use super::{
     provider::{choose, provider},
 };
 use crate::{
-    config::settings::{Address, TlsSettings, TrustRoots},
+    config::settings::{Address, PemSource, TlsSettings, TrustRoots},
     connection::transport::TransportStream,
     error::{Error, ErrorKind, Result, Stage},
     mutex::Mutex,
@@ -128,11 +128,10 @@ impl Tls {
 /// Whether the configuration is built of text alone, without files and without deriving the key of a key.
 fn is_quick(settings: &TlsSettings) -> bool {
     let is_text = |root: &TrustRoots| matches!(root, TrustRoots::Mozilla | TrustRoots::Pem(_));
-    let files = [&settings.client_certificate, &settings.client_key];
-    let no_file = files.into_iter().flatten().all(|source| !source.is_file());
+    let is_file = |source: &PemSource| matches!(source, PemSource::File(_));
     !settings.roots.is_empty()
         && settings.roots.iter().all(is_text)
-        && no_file
+        && !settings.identity.as_ref().is_some_and(|(chain, key)| is_file(chain) || is_file(key))
         && settings.key_password.is_none()
 }
 
