@@ -303,55 +303,6 @@ impl Error {
         self.change(|inner| inner.message = format!("{}: {text}", inner.message))
     }
 
-    pub(crate) fn with_topic(self, topic: impl Into<Arc<str>>) -> Self {
-        self.change(|inner| inner.topic = Some(topic.into()))
-    }
-
-    pub(crate) fn with_partition(self, partition: i32) -> Self {
-        self.change(|inner| inner.partition = Some(partition))
-    }
-
-    pub(crate) fn with_offset(self, offset: i64) -> Self {
-        self.change(|inner| inner.offset = Some(offset))
-    }
-
-    pub(crate) fn with_last_offset(self, offset: i64) -> Self {
-        self.change(|inner| inner.last_offset = Some(offset))
-    }
-
-    pub(crate) fn with_divergent_offset(self, offset: i64) -> Self {
-        self.change(|inner| inner.divergent_offset = Some(offset))
-    }
-
-    pub(crate) fn with_broker(self, broker: i32) -> Self {
-        self.change(|inner| inner.broker = Some(broker))
-    }
-
-    pub(crate) fn with_address(self, address: impl Into<String>) -> Self {
-        self.change(|inner| inner.address = Some(address.into()))
-    }
-
-    pub(crate) fn with_api(self, api: &'static str) -> Self {
-        self.change(|inner| inner.api = Some(api))
-    }
-
-    /// Which setting to change, as a full sentence without its full stop.
-    pub(crate) fn with_hint(self, hint: impl Into<String>) -> Self {
-        self.change(|inner| inner.hint = Some(hint.into()))
-    }
-
-    pub(crate) fn with_source(self, source: impl StdError + Send + Sync + 'static) -> Self {
-        self.change(|inner| inner.source = Some(Arc::new(source)))
-    }
-
-    pub(crate) fn with_boxed_source(self, source: Box<dyn StdError + Send + Sync>) -> Self {
-        self.change(|inner| inner.source = Some(source.into()))
-    }
-
-    pub(crate) fn with_fatal(self) -> Self {
-        self.change(|inner| inner.fatal = true)
-    }
-
     /// What came of this cause, with its kind, place and hint.
     pub(crate) fn over(self, message: impl Into<String>) -> Self {
         let kind = self.kind();
@@ -363,46 +314,54 @@ impl Error {
         })
     }
 
-    /// Nothing of the request was written.
-    pub(crate) fn with_unsent(self) -> Self {
-        self.change(|inner| inner.unsent = true)
-    }
-
     /// Whether nothing of the request that failed was written: the broker cannot have done it.
     pub(crate) fn is_unsent(&self) -> bool {
         self.0.unsent
     }
 
-    /// Waiting will not help: a setting, a certificate or the other side must change first.
-    pub(crate) fn with_permanent(self) -> Self {
-        self.change(|inner| inner.passes = Some(false))
-    }
-
-    /// Whether that was said of it.
+    /// Whether [`with_permanent`](Self::with_permanent) was said of it.
     pub(crate) fn is_permanent(&self) -> bool {
         self.0.passes == Some(false)
     }
+}
 
+/// The error with a field set.
+macro_rules! with {
+    ($($(#[$doc:meta])* $method:ident($($value:ident: $type:ty)?) => $field:ident = $set:expr;)+) => {
+        impl Error {
+            $($(#[$doc])*
+            pub(crate) fn $method(self $(, $value: $type)?) -> Self {
+                self.change(|inner| inner.$field = $set)
+            })+
+        }
+    };
+}
+
+with! {
+    with_topic(topic: impl Into<Arc<str>>) => topic = Some(topic.into());
+    with_partition(partition: i32) => partition = Some(partition);
+    with_offset(offset: i64) => offset = Some(offset);
+    with_last_offset(offset: i64) => last_offset = Some(offset);
+    with_divergent_offset(offset: i64) => divergent_offset = Some(offset);
+    with_broker(broker: i32) => broker = Some(broker);
+    with_address(address: impl Into<String>) => address = Some(address.into());
+    with_api(api: &'static str) => api = Some(api);
+    /// Which setting to change, as a full sentence without its full stop.
+    with_hint(hint: impl Into<String>) => hint = Some(hint.into());
+    with_source(source: impl StdError + Send + Sync + 'static) => source = Some(Arc::new(source));
+    with_boxed_source(source: Box<dyn StdError + Send + Sync>) => source = Some(source.into());
+    with_fatal() => fatal = true;
+    /// Nothing of the request was written.
+    with_unsent() => unsent = true;
+    /// Waiting will not help: a setting, a certificate or the other side must change first.
+    with_permanent() => passes = Some(false);
     /// Waiting may help, whatever the code says: the client goes on asking.
-    pub(crate) fn with_passing(self) -> Self {
-        self.change(|inner| inner.passes = Some(true))
-    }
-
+    with_passing() => passes = Some(true);
     /// The open transaction can only be aborted.
-    pub(crate) fn with_requires_abort(self) -> Self {
-        self.change(|inner| inner.requires_abort = true)
-    }
-
-    pub(crate) fn with_possibly_written(self, possibly: bool) -> Self {
-        self.change(|inner| inner.possibly = possibly.then_some("the record may have been written"))
-    }
-
+    with_requires_abort() => requires_abort = true;
+    with_possibly_written(possibly: bool) => possibly = possibly.then_some("the record may have been written");
     /// As [`Self::with_possibly_written`], for a change that an admin has asked for.
-    pub(crate) fn with_possibly_made(self) -> Self {
-        self.change(|inner| {
-            inner.possibly = Some("an earlier request was not answered, and may have done it")
-        })
-    }
+    with_possibly_made() => possibly = Some("an earlier request was not answered, and may have done it");
 }
 
 impl fmt::Display for Error {
