@@ -543,7 +543,7 @@ impl Write for Bytes {
 
     #[cfg(test)]
     fn json(&self, _version: i16) -> serde_json::Value {
-        super::tests::base64(self).into()
+        base64::Engine::encode(&base64::engine::general_purpose::STANDARD, self).into()
     }
 }
 

@@ -117,47 +117,35 @@ pub(crate) fn keys() -> Vec<i16> {
     keys.0
 }
 
+/// Hands all requests to a macro. `untagged`: no version of the API has tagged fields.
+#[cfg(any(test, feature = "unstable-fuzzing"))]
+macro_rules! every_api {
+    ($then:ident) => {
+        $then! {
+            ProduceRequest FetchRequest ListOffsetsRequest MetadataRequest OffsetCommitRequest
+            OffsetFetchRequest FindCoordinatorRequest JoinGroupRequest HeartbeatRequest LeaveGroupRequest
+            SyncGroupRequest DescribeGroupsRequest ListGroupsRequest SaslHandshakeRequest [untagged]
+            ApiVersionsRequest CreateTopicsRequest DeleteTopicsRequest DeleteRecordsRequest
+            InitProducerIdRequest OffsetForLeaderEpochRequest AddPartitionsToTxnRequest
+            AddOffsetsToTxnRequest EndTxnRequest TxnOffsetCommitRequest DescribeConfigsRequest
+            SaslAuthenticateRequest CreatePartitionsRequest DeleteGroupsRequest
+            IncrementalAlterConfigsRequest OffsetDeleteRequest [untagged] DescribeClusterRequest
+            DescribeProducersRequest DescribeTransactionsRequest ListTransactionsRequest
+            ConsumerGroupHeartbeatRequest ConsumerGroupDescribeRequest GetTelemetrySubscriptionsRequest
+            PushTelemetryRequest
+        }
+    };
+}
+
 /// Shows every API to a visitor.
 #[cfg(any(test, feature = "unstable-fuzzing"))]
 pub(crate) fn visit_all(visitor: &mut impl Visitor) {
-    visitor.visit::<ProduceRequest>();
-    visitor.visit::<FetchRequest>();
-    visitor.visit::<ListOffsetsRequest>();
-    visitor.visit::<MetadataRequest>();
-    visitor.visit::<OffsetCommitRequest>();
-    visitor.visit::<OffsetFetchRequest>();
-    visitor.visit::<FindCoordinatorRequest>();
-    visitor.visit::<JoinGroupRequest>();
-    visitor.visit::<HeartbeatRequest>();
-    visitor.visit::<LeaveGroupRequest>();
-    visitor.visit::<SyncGroupRequest>();
-    visitor.visit::<DescribeGroupsRequest>();
-    visitor.visit::<ListGroupsRequest>();
-    visitor.visit::<SaslHandshakeRequest>();
-    visitor.visit::<ApiVersionsRequest>();
-    visitor.visit::<CreateTopicsRequest>();
-    visitor.visit::<DeleteTopicsRequest>();
-    visitor.visit::<DeleteRecordsRequest>();
-    visitor.visit::<InitProducerIdRequest>();
-    visitor.visit::<OffsetForLeaderEpochRequest>();
-    visitor.visit::<AddPartitionsToTxnRequest>();
-    visitor.visit::<AddOffsetsToTxnRequest>();
-    visitor.visit::<EndTxnRequest>();
-    visitor.visit::<TxnOffsetCommitRequest>();
-    visitor.visit::<DescribeConfigsRequest>();
-    visitor.visit::<SaslAuthenticateRequest>();
-    visitor.visit::<CreatePartitionsRequest>();
-    visitor.visit::<DeleteGroupsRequest>();
-    visitor.visit::<IncrementalAlterConfigsRequest>();
-    visitor.visit::<OffsetDeleteRequest>();
-    visitor.visit::<DescribeClusterRequest>();
-    visitor.visit::<DescribeProducersRequest>();
-    visitor.visit::<DescribeTransactionsRequest>();
-    visitor.visit::<ListTransactionsRequest>();
-    visitor.visit::<ConsumerGroupHeartbeatRequest>();
-    visitor.visit::<ConsumerGroupDescribeRequest>();
-    visitor.visit::<GetTelemetrySubscriptionsRequest>();
-    visitor.visit::<PushTelemetryRequest>();
+    macro_rules! visit {
+        ($($request:ident $([$none:ident])?)+) => {
+            $(visitor.visit::<$request>();)+
+        };
+    }
+    every_api!(visit);
 }
 
 /// Bytes that do not follow the protocol, or a message that a version cannot express.

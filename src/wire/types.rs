@@ -2,6 +2,7 @@
 
 use std::{fmt, ops::Deref};
 
+use base64::{display::Base64Display, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 
 /// UTF-8 text: a slice of the answer it came in, or text of our own.
@@ -81,16 +82,7 @@ pub(crate) struct Uuid(pub(crate) [u8; 16]);
 /// As Kafka shows it: base64 for URLs, without padding.
 impl fmt::Display for Uuid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const ALPHABET: [u8; 64] = *b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-        let bits = u128::from_be_bytes(self.0);
-        for place in (0..22i32).rev() {
-            // The last digit has two bits of its own.
-            let shift = place * 6 - 4;
-            let digit = if shift < 0 { bits << 4 } else { bits >> shift };
-            let digit = ALPHABET.get(usize::from(digit.to_le_bytes()[0] & 63)).copied().unwrap_or_default();
-            fmt::Write::write_char(f, char::from(digit))?;
-        }
-        Ok(())
+        Base64Display::new(&self.0, &URL_SAFE_NO_PAD).fmt(f)
     }
 }
 
