@@ -25,9 +25,18 @@ pub(crate) struct ConsumerCounters {
     retried: AtomicU64,
     skipped: AtomicU64,
     dead_lettered: AtomicU64,
-    rebalances: AtomicU64,
+    rebalanced: AtomicU64,
     latency: Histogram,
     commit_latency: Histogram,
+}
+
+/// Methods that count one in the field of their name.
+macro_rules! count_one {
+    ($($counter:ident)+) => {$(
+        pub(crate) fn $counter(&self) {
+            self.$counter.fetch_add(1, Relaxed);
+        }
+    )+};
 }
 
 impl ConsumerCounters {
@@ -40,25 +49,7 @@ impl ConsumerCounters {
         self.handled.load(Relaxed)
     }
 
-    pub(crate) fn failed(&self) {
-        self.failed.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn retried(&self) {
-        self.retried.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn skipped(&self) {
-        self.skipped.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn dead_lettered(&self) {
-        self.dead_lettered.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn rebalanced(&self) {
-        self.rebalances.fetch_add(1, Relaxed);
-    }
+    count_one! { failed retried skipped dead_lettered rebalanced }
 
     /// Counts `count` calls of handlers, each of this length.
     pub(crate) fn took(&self, each: Duration, count: u64) {
@@ -76,7 +67,7 @@ impl ConsumerCounters {
             retried: self.retried.load(Relaxed),
             skipped: self.skipped.load(Relaxed),
             dead_lettered: self.dead_lettered.load(Relaxed),
-            rebalances: self.rebalances.load(Relaxed),
+            rebalances: self.rebalanced.load(Relaxed),
             in_work: 0,
             throttled: 0,
             throttle_time: Duration::ZERO,
