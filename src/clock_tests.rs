@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use dtkafka_testcontainers::{ApiKey, EmbeddedBroker};
 
-use crate::{KafkaConfig, KafkaInstance, cluster::tests::InMemory, time};
+use crate::{KafkaInstance, cluster::tests::config_of, time};
 
 const RECORDS: i64 = 60;
 const SECOND: Duration = Duration::from_secs(1);
@@ -19,9 +19,7 @@ type Seen = (BTreeMap<i16, u64>, Vec<i64>);
 async fn work_while_the_clock_is_put(by_ms: i64) -> Seen {
     let broker = EmbeddedBroker::builder().in_memory().seed(7).start().await.unwrap();
     broker.create_topic("numbers", 1).unwrap();
-    let config = KafkaConfig::new()
-        .set_bootstrap_servers(broker.bootstrap_servers())
-        .set_transport(InMemory(broker.network()))
+    let config = config_of(&broker)
         .set_simulation(7, EPOCH_MS)
         .set_group_id("g")
         .set_auto_offset_reset("earliest")

@@ -50,7 +50,7 @@ pub(crate) async fn apart<T: Send + 'static>(
 ) -> Result<T> {
     check_runtime()?;
     #[expect(clippy::disallowed_methods, reason = "it ends with the call that waits for it")]
-    let mut task = Apart(tokio::spawn(future.in_current_span()));
+    let mut task = AbortOnDrop(tokio::spawn(future.in_current_span()));
     match (&mut task.0).await {
         Ok(outcome) => outcome,
         Err(ended) => match ended.try_into_panic() {
@@ -60,12 +60,18 @@ pub(crate) async fn apart<T: Send + 'static>(
     }
 }
 
-/// A task that ends with who waits for it.
-struct Apart<T>(JoinHandle<T>);
+/// A task that ends with who holds this.
+pub(crate) struct AbortOnDrop<T>(pub(crate) JoinHandle<T>);
 
-impl<T> Drop for Apart<T> {
-    fn drop(&mut self) {
+impl<T> AbortOnDrop<T> {
+    pub(crate) fn abort(&self) {
         self.0.abort();
+    }
+}
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.abort();
     }
 }
 

@@ -99,13 +99,6 @@ pub(crate) async fn run<T: Copy, R, F: Future<Output = Result<R>>>(
         if race.is_lost() {
             return Err(failures);
         }
-        let next = race.poll_timeout();
-        let step = async {
-            match next {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             biased;
             Some((candidate, outcome)) = attempts.next() => match outcome {
@@ -119,7 +112,7 @@ pub(crate) async fn run<T: Copy, R, F: Future<Output = Result<R>>>(
                     }
                 }
             },
-            () = step => {}
+            () = time::sleep_until(race.poll_timeout()) => {}
         }
     }
 }

@@ -37,6 +37,14 @@ pub(crate) fn later(now: Instant, duration: Duration) -> Instant {
     now + duration.min(FAR_AWAY)
 }
 
+/// Waits until then; for ever without a time.
+pub(crate) async fn sleep_until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// The timer of a loop that names a time with each turn, as a rule a later one. It is set anew only for an earlier time,
 /// because setting and dropping a timer with every turn is expensive. So it may ring too early, and the loop looks once
 /// more.

@@ -204,12 +204,9 @@ mod tests {
 
     use dtkafka_testcontainers::{ApiKey, EmbeddedBroker, ResponseError};
 
-    use super::super::{Cluster, CoordinatorKind, Create, Lane, tests::InMemory};
+    use super::super::{Cluster, CoordinatorKind, Create, Lane, tests::config_of};
     use super::*;
-    use crate::{
-        KafkaConfig,
-        error::{Stage, code::REBOOTSTRAP_REQUIRED},
-    };
+    use crate::error::{Stage, code::REBOOTSTRAP_REQUIRED};
 
     fn round(only_bootstrap: bool) -> (Round, Instant) {
         let now = time::now();
@@ -309,10 +306,8 @@ mod tests {
 
     async fn connected_to(brokers: i32) -> (EmbeddedBroker, Cluster) {
         let broker = EmbeddedBroker::builder().brokers(brokers).in_memory().start().await.unwrap();
-        let config = KafkaConfig::new()
-            .set_bootstrap_servers(broker.bootstrap_servers())
-            .set_transport(InMemory(broker.network()));
-        let cluster = Cluster::start(Arc::new(config.resolve_client().unwrap())).unwrap();
+        let settings = config_of(&broker).resolve_client().unwrap();
+        let cluster = Cluster::start(Arc::new(settings)).unwrap();
         cluster.connect(a_minute()).await.unwrap();
         for id in 1..=brokers {
             cluster.connection(id, Lane::Main, a_minute()).await.unwrap();

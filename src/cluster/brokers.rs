@@ -102,16 +102,12 @@ impl Brokers {
         slots.into_iter().map(|(id, slot)| candidate(id, slot.as_deref(), max_idle)).collect()
     }
 
-    /// Another broker answered before this one did.
-    pub(crate) fn handle_overtaken(&self, id: i32) {
+    /// Another broker answered before this one did, or this one was connected to and had no answer: others come first, until it
+    /// has one.
+    pub(crate) fn handle_unanswered(&self, id: i32) {
         if let Some(slot) = self.inner.lock().slots.get(&(id, Lane::Main)) {
             slot.failures.fetch_add(1, Ordering::Relaxed);
         }
-    }
-
-    /// A broker was connected to, and had no answer: others come first, until it has one.
-    pub(crate) fn handle_unanswered(&self, id: i32) {
-        self.handle_overtaken(id);
     }
 
     /// A broker was silent in some lane. It may be paused or cut off, which its other connections have not noticed yet.

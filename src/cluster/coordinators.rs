@@ -14,22 +14,13 @@ use crate::{
     wire,
 };
 
-/// What is coordinated.
+/// What is coordinated, by the protocol's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum CoordinatorKind {
     /// A consumer group.
-    Group,
+    Group = 0,
     /// A transactional id (KIP-98).
-    Transaction,
-}
-
-impl CoordinatorKind {
-    fn key_type(self) -> i8 {
-        match self {
-            Self::Group => 0,
-            Self::Transaction => 1,
-        }
-    }
+    Transaction = 1,
 }
 
 #[derive(Default)]
@@ -213,7 +204,7 @@ fn found(
 }
 
 fn request(connection: &Connection, kind: CoordinatorKind, key: &str) -> wire::FindCoordinatorRequest {
-    let key_type = kind.key_type();
+    let key_type = kind as i8;
     // KIP-699: from version 4 on, one request asks for several keys.
     if connection.version::<wire::FindCoordinatorRequest>().is_some_and(|version| version >= 4) {
         wire::FindCoordinatorRequest {

@@ -104,9 +104,7 @@ impl Partition {
 impl Metadata {
     /// The leader of a partition and its epoch.
     pub(crate) fn leader(&self, topic: &str, partition: i32) -> Option<(i32, i32)> {
-        let partitions = &self.topics.get(topic)?.partitions;
-        let partition = partitions.get(usize::try_from(partition).ok()?)?;
-        Some((partition.leader?, partition.leader_epoch))
+        self.leadership(topic, partition).map(|known| (known.leader, known.leader_epoch))
     }
 
     /// The leader of a partition, its epoch, and the topic's id.
@@ -129,12 +127,10 @@ impl Metadata {
     /// The topics there are of a pattern, sorted; `None` as long as brokers have not been asked for all.
     pub(crate) fn matching(&self, pattern: &Arc<Pattern>) -> Option<Vec<Arc<str>>> {
         self.matched.as_ref().filter(|(matched, _)| Arc::ptr_eq(matched, pattern))?;
-        let is_there = |topic: &Topic| topic.error.is_none_or(|code| code.0 != UNKNOWN_TOPIC_OR_PARTITION);
-        let topics = self
-            .topics
-            .iter()
-            .filter(|(name, topic)| is_there(topic) && pattern.takes(name, topic.is_internal));
-        Some(topics.map(|(name, _)| Arc::clone(name)).collect())
+        let is_there = |topic: &Topic| topic.error != Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION);
+        let is_matched =
+            |(name, topic): &(&Arc<str>, &Topic)| is_there(topic) && pattern.takes(name, topic.is_internal);
+        Some(self.topics.iter().filter(is_matched).map(|(name, _)| Arc::clone(name)).collect())
     }
 
     /// The version in which brokers have last told of all topics.
@@ -145,19 +141,15 @@ impl Metadata {
     /// What is known of a topic.
     pub(crate) fn found(&self, topic: &str) -> Found {
         match self.topics.get(topic) {
-            None => Found::Missing,
-            Some(Topic { error: Some(code), .. })
-                if code.is_retriable() && code.0 != UNKNOWN_TOPIC_OR_PARTITION =>
-            {
-                Found::Unsettled
-            }
-            Some(Topic { error: Some(_), .. }) => Found::Missing,
+            None | Some(Topic { error: Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION), .. }) => Found::Missing,
+            Some(Topic { error: Some(code), .. }) if !code.is_retriable() => Found::Missing,
+            Some(Topic { error: Some(_), .. }) => Found::Unsettled,
             // A topic that is being made may be listed before its partitions are.
             Some(topic) if topic.partitions.is_empty() => Found::Unsettled,
-            Some(topic) if topic.partitions.iter().all(|partition| partition.leader.is_some()) => {
-                Found::Settled
+            Some(topic) if topic.partitions.iter().any(|partition| partition.leader.is_none()) => {
+                Found::Unsettled
             }
-            Some(_) => Found::Unsettled,
+            Some(_) => Found::Settled,
         }
     }
 

@@ -36,7 +36,7 @@ pub(crate) use self::{
 use crate::{
     config::settings::ClientSettings,
     connection::{Connection, is_said_for_all},
-    driver,
+    driver::{self, AbortOnDrop},
     error::{Error, ErrorCode, ErrorKind, Result, Stage, code},
     mutex::Mutex,
     pattern::Pattern,
@@ -52,7 +52,7 @@ use crate::{
 #[derive(Clone)]
 pub(crate) struct Cluster {
     shared: Arc<Shared>,
-    driver: Arc<task::Driver>,
+    driver: Arc<AbortOnDrop<()>>,
 }
 
 struct Shared {
@@ -104,14 +104,14 @@ impl Cluster {
             ended: OnceLock::new(),
             settings,
         });
-        let driver = Arc::new(task::Driver::start(Arc::clone(&shared))?);
+        let driver = Arc::new(task::start(Arc::clone(&shared))?);
         Ok(Self { shared, driver })
     }
 
     /// The client has ended, though handles of it may be kept: nothing is asked any more, and no connection stays open.
     pub(crate) fn end(&self) {
         let _ = self.shared.ended.set(Error::closed("client"));
-        self.driver.end();
+        self.driver.abort();
         self.shared.brokers.retire_all();
     }
 
@@ -207,10 +207,7 @@ impl Cluster {
         let started = time::now();
         let mut health = self.shared.health.subscribe();
         loop {
-            let (attempts, cause) = {
-                let health = health.borrow_and_update();
-                (health.attempts, health.error.clone())
-            };
+            let Health { attempts, error: cause } = health.borrow_and_update().clone();
             self.shared.check_driver()?;
             if self.metadata().version > 0 {
                 return Ok(());
@@ -242,10 +239,7 @@ impl Cluster {
         let (begun, known) = (health.borrow_and_update().attempts, self.metadata().version);
         self.shared.refresh.lock().touch(time::now(), topics);
         loop {
-            let (attempts, cause) = {
-                let health = health.borrow_and_update();
-                (health.attempts, health.error.clone())
-            };
+            let Health { attempts, error: cause } = health.borrow_and_update().clone();
             self.shared.check_driver()?;
             let metadata = self.metadata();
             let Some(missing) = topics.iter().find(|topic| !metadata.is_usable(topic)) else {
@@ -355,17 +349,16 @@ impl Cluster {
         &self,
         told: Vec<wire::metadata_response::MetadataResponseBroker>,
     ) -> Vec<i32> {
-        let places = told.into_iter().filter_map(|broker| {
-            Some((broker.node_id, metadata::address(broker.node_id, &broker.host, broker.port)?))
-        });
-        let brokers = &self.shared.brokers;
-        let learn = |(id, address)| {
+        let (mut ids, brokers) = (Vec::with_capacity(told.len()), &self.shared.brokers);
+        for broker in told {
+            let id = broker.node_id;
+            let Some(address) = metadata::address(id, &broker.host, broker.port) else { continue };
             if !brokers.has_address(id) {
                 brokers.learn_one(id, address);
             }
-            id
-        };
-        places.map(learn).collect()
+            ids.push(id);
+        }
+        ids
     }
 
     /// A connection to any broker that answers: an open one, else the first that can be made.
@@ -390,8 +383,12 @@ impl Shared {
     /// The driver ended before its time: whoever waits for it is told.
     fn handle_end(&self, error: Error) {
         let _ = self.ended.set(error.clone());
-        self.health
-            .send_modify(|health| *health = Health { attempts: health.attempts + 1, error: Some(error) });
+        self.tell_health(Some(error));
+    }
+
+    /// A refresh has ended, and why it failed if it did.
+    fn tell_health(&self, error: Option<Error>) {
+        self.health.send_modify(|health| *health = Health { attempts: health.attempts + 1, error });
     }
 
     /// Whether something can be waited for.
@@ -438,7 +435,7 @@ impl Shared {
         if let Ok((winner, _)) = &won {
             for id in tried.into_inner() {
                 if id != *winner {
-                    self.brokers.handle_overtaken(id);
+                    self.brokers.handle_unanswered(id);
                 }
             }
             if self.brokers.take_new() {
@@ -544,6 +541,13 @@ pub(crate) mod tests {
     use super::*;
     use crate::{Connecting, KafkaConfig, Transport};
 
+    /// To an embedded broker without a socket.
+    pub(crate) fn config_of(broker: &EmbeddedBroker) -> KafkaConfig {
+        KafkaConfig::new()
+            .set_bootstrap_servers(broker.bootstrap_servers())
+            .set_transport(InMemory(broker.network()))
+    }
+
     /// An embedded broker without a socket.
     pub(crate) struct InMemory(pub(crate) Network);
 
@@ -606,10 +610,7 @@ pub(crate) mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_broker_that_is_silent_in_one_lane_is_not_asked_in_another_while_others_answer() {
         let broker = EmbeddedBroker::builder().brokers(3).in_memory().start().await.unwrap();
-        let config = KafkaConfig::new()
-            .set_bootstrap_servers(broker.bootstrap_servers())
-            .set_transport(InMemory(broker.network()));
-        let settings = Arc::new(config.resolve_client().unwrap());
+        let settings = Arc::new(config_of(&broker).resolve_client().unwrap());
         for is_connected in [true, false] {
             let cluster = Cluster::start(Arc::clone(&settings)).unwrap();
             let deadline = time::after(Duration::from_secs(60));

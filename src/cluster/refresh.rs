@@ -261,7 +261,7 @@ impl Refresh {
 
     /// The question that is due now; call it until it returns `None`.
     pub(crate) fn poll_ask(&mut self, now: Instant) -> Option<Ask> {
-        if self.due().is_none_or(|due| due > now) {
+        if self.poll_timeout().is_none_or(|due| due > now) {
             return None;
         }
         if let State::Idle { since } = self.state
@@ -338,11 +338,6 @@ impl Refresh {
         self.topics.values().any(holds)
     }
 
-    /// When to call [`Self::poll_ask`] again, if nothing happens before.
-    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.due()
-    }
-
     /// An answer has come. `changed`: it says something new.
     pub(crate) fn handle_answer(
         &mut self,
@@ -401,7 +396,8 @@ impl Refresh {
         self.state = State::BackingOff { until: now + self.backoff.next(rng) };
     }
 
-    fn due(&self) -> Option<Instant> {
+    /// When to call [`Self::poll_ask`] again, if nothing happens before.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let since = match self.state {
             State::Asking => return None,
             State::BackingOff { until } => return Some(until),

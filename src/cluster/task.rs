@@ -3,10 +3,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::task::JoinHandle;
-
 use super::{
-    Health, Shared, TopicId,
+    Shared, TopicId,
     causes::Causes,
     kafka_string,
     metadata::{are_two_clusters, told},
@@ -14,32 +12,16 @@ use super::{
 };
 use crate::{
     connection::Connection,
-    driver,
-    error::{Result, code::REBOOTSTRAP_REQUIRED},
+    driver::{self, AbortOnDrop},
+    error::{ErrorCode, Result},
     time::{self, Instant, Rng},
     wire,
 };
 
-/// Ends the task when the last handle goes.
-pub(crate) struct Driver(JoinHandle<()>);
-
-impl Driver {
-    pub(crate) fn start(shared: Arc<Shared>) -> Result<Self> {
-        let ended = Arc::clone(&shared);
-        driver::spawn("client", move |error| ended.handle_end(error), run(shared)).map(Self)
-    }
-}
-
-impl Driver {
-    pub(super) fn end(&self) {
-        self.0.abort();
-    }
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        self.end();
-    }
+/// Starts the task, which ends when the last handle goes.
+pub(super) fn start(shared: Arc<Shared>) -> Result<AbortOnDrop<()>> {
+    let ended = Arc::clone(&shared);
+    driver::spawn("client", move |error| ended.handle_end(error), run(shared)).map(AbortOnDrop)
 }
 
 /// While names lead to two clusters by turns, one line says so for all.
@@ -70,15 +52,8 @@ async fn run(shared: Arc<Shared>) {
         tokio::select! {
             biased;
             () = shared.wake.notified() => {}
-            () = sleep_until(timeout.into_iter().chain(idle).min()) => {}
+            () = time::sleep_until(timeout.into_iter().chain(idle).min()) => {}
         }
-    }
-}
-
-async fn sleep_until(time: Option<Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time).await,
-        None => std::future::pending().await,
     }
 }
 
@@ -100,9 +75,7 @@ async fn ask_one(
 ) -> Result<wire::MetadataResponse> {
     let answer = told(connection.call(request(shared, ask), until).await?);
     // KIP-1102: the broker is not, or no longer, of the client's cluster.
-    if let Err(error) = &answer
-        && error.code().is_some_and(|code| code.0 == REBOOTSTRAP_REQUIRED)
-    {
+    if answer.as_ref().is_err_and(|error| error.code() == Some(ErrorCode::REBOOTSTRAP_REQUIRED)) {
         shared.refresh.lock().rebootstrap();
     }
     answer
@@ -139,46 +112,7 @@ fn publish(
     let now = time::now();
     let error = match answer {
         Ok(answer) => {
-            let old = Arc::clone(&shared.snapshot.borrow());
-            let new = {
-                let mut refresh = shared.refresh.lock();
-                for topic in answer.topics.iter().filter(|topic| ask.ids.contains(&topic.topic_id.0)) {
-                    if let (0, Some(name)) = (topic.error_code, &topic.name) {
-                        refresh.handle_named(now, &Arc::from(name.as_str()));
-                    }
-                }
-                let mut new = match &ask.matching {
-                    Some(pattern) => {
-                        old.merge_all(answer, &ask.topics, pattern, |topic| refresh.knows(topic))
-                    }
-                    None => old.merge(answer, &ask.topics, |topic| refresh.knows(topic)),
-                };
-                new.answers = new.answers.max(ask.number);
-                refresh.handle_names(new.topic_names());
-                let changed = !new.agrees_with(&old);
-                refresh.handle_answer(now, ask, changed, |topic| new.found(topic), rng);
-                Arc::new(new)
-            };
-            shared.brokers.learn(&new);
-            let (before, after) = (old.cluster_id.as_deref(), new.cluster_id.as_deref());
-            if are_two_clusters(before, after) {
-                if logged.other_cluster.is_none_or(|at| at + SAME_MOVE <= now) {
-                    tracing::warn!(
-                        before,
-                        after,
-                        "the brokers are of another cluster than before: see that bootstrap.servers names brokers of one cluster \
-                         alone; more such changes within ten minutes are not logged"
-                    );
-                    logged.other_cluster = Some(now);
-                }
-                // Its brokers may have the names of those before.
-                shared.brokers.replace(|_| true);
-            }
-            shared.snapshot.send_modify(|current| {
-                // Another answer may have named newer leaders meanwhile (KIP-951).
-                *current =
-                    if Arc::ptr_eq(current, &old) { new } else { Arc::new(new.with_newer_leaders(current)) };
-            });
+            take_over(shared, ask, answer, logged, rng);
             if let Some(over) = logged.causes.handle_success(now, ()) {
                 let lasted_ms = over.lasted.as_millis() as u64;
                 tracing::info!(failures = over.failures, lasted_ms, "brokers tell about the cluster again");
@@ -193,7 +127,48 @@ fn publish(
             Some(error)
         }
     };
-    shared.health.send_modify(|health| *health = Health { attempts: health.attempts + 1, error });
+    shared.tell_health(error);
+}
+
+/// Makes the next snapshot of an answer.
+fn take_over(shared: &Shared, ask: &Ask, answer: wire::MetadataResponse, logged: &mut Logged, rng: &mut Rng) {
+    let (now, old) = (time::now(), shared.metadata());
+    let new = {
+        let mut refresh = shared.refresh.lock();
+        for topic in answer.topics.iter().filter(|topic| ask.ids.contains(&topic.topic_id.0)) {
+            if let (0, Some(name)) = (topic.error_code, &topic.name) {
+                refresh.handle_named(now, &Arc::from(name.as_str()));
+            }
+        }
+        let mut new = match &ask.matching {
+            Some(pattern) => old.merge_all(answer, &ask.topics, pattern, |topic| refresh.knows(topic)),
+            None => old.merge(answer, &ask.topics, |topic| refresh.knows(topic)),
+        };
+        new.answers = new.answers.max(ask.number);
+        refresh.handle_names(new.topic_names());
+        let changed = !new.agrees_with(&old);
+        refresh.handle_answer(now, ask, changed, |topic| new.found(topic), rng);
+        Arc::new(new)
+    };
+    shared.brokers.learn(&new);
+    let (before, after) = (old.cluster_id.as_deref(), new.cluster_id.as_deref());
+    if are_two_clusters(before, after) {
+        if logged.other_cluster.is_none_or(|at| at + SAME_MOVE <= now) {
+            tracing::warn!(
+                before,
+                after,
+                "the brokers are of another cluster than before: see that bootstrap.servers names brokers of one cluster alone; \
+                 more such changes within ten minutes are not logged"
+            );
+            logged.other_cluster = Some(now);
+        }
+        // Its brokers may have the names of those before.
+        shared.brokers.replace(|_| true);
+    }
+    shared.snapshot.send_modify(|current| {
+        // Another answer may have named newer leaders meanwhile (KIP-951).
+        *current = if Arc::ptr_eq(current, &old) { new } else { Arc::new(new.with_newer_leaders(current)) };
+    });
 }
 
 #[cfg(test)]

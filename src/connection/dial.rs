@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    Connection, Reading,
+    Connection,
     api::{self, Api, Channel, ChannelError, Versions, wire},
     fault_error,
     notices::{Limits, Notices},
@@ -24,6 +24,7 @@ use super::{
     tls::Tls,
     too_large,
     transport::{Target, TransportStream},
+    watch_runtime,
 };
 use crate::{
     config::settings::{Address, ClientSettings},
@@ -133,9 +134,9 @@ impl Dial<'_> {
             let percent = 85 + settings.environment.rng().below(11) as u32;
             reauthenticate_by = lifetime.map(|lifetime| now() + lifetime.mul_f64(f64::from(percent) / 100.0));
         }
-        notices.set_limits(limits);
+        *notices.limits.lock() = limits;
         let connection = Connection {
-            _reading: Reading::watch(&notices),
+            _watch: watch_runtime(&notices),
             channel,
             notices,
             order: Order::default(),

@@ -23,18 +23,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use crate::mutex::Mutex;
 
 /// Where a caller finds its answer: what follows the correlation id.
-#[derive(Default)]
-pub(super) struct Slot(Mutex<Option<Bytes>>);
-
-impl Slot {
-    pub(super) fn put(&self, answer: Bytes) {
-        *self.0.lock() = Some(answer);
-    }
-
-    pub(super) fn take(&self) -> Option<Bytes> {
-        self.0.lock().take()
-    }
-}
+pub(super) type Slot = Mutex<Option<Bytes>>;
 
 /// What is reserved for an answer before anything has come; smaller ones are not worth keeping.
 const SMALL: usize = 64 * 1024;
@@ -129,7 +118,7 @@ impl Buffers {
         }
         // Without it nobody waits for the answer any more.
         if let Some(slot) = slot.upgrade() {
-            slot.put(answer);
+            *slot.lock() = Some(answer);
         }
         id
     }
@@ -187,7 +176,7 @@ mod tests {
         filling.take(&vec![byte; length]);
         assert!(filling.is_whole());
         assert_eq!(buffers.finish(filling), 7);
-        slot.take().unwrap()
+        slot.lock().take().unwrap()
     }
 
     #[test]

@@ -27,7 +27,6 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use tokio::task::AbortHandle;
 
 use self::fetch_memory::Slot;
 #[cfg(any(test, feature = "unstable-fuzzing"))]
@@ -47,6 +46,7 @@ pub(crate) use self::{
 };
 use crate::{
     config::settings::Address,
+    driver::AbortOnDrop,
     error::{Error, ErrorKind, Result},
     mutex::Mutex,
     sorted::Map,
@@ -76,7 +76,7 @@ pub(crate) struct Connection {
     idle_since: Mutex<Instant>,
     /// Since when no answer came at all, although one was waited for.
     silent_since: Mutex<Option<Begun>>,
-    _reading: Reading,
+    _watch: AbortOnDrop<()>,
 }
 
 /// The state of the connection when a call began.
@@ -89,37 +89,26 @@ struct Begun {
     heard: u64,
 }
 
-/// Notices the end of the runtime in which answers are read, which may be another than the callers'.
-struct Reading(AbortHandle);
-
-impl Reading {
-    /// To be called where the connection is made.
-    fn watch(notices: &Arc<Notices>) -> Self {
-        struct Guard(Weak<Notices>);
-        impl Drop for Guard {
-            fn drop(&mut self) {
-                if let Some(notices) = self.0.upgrade() {
-                    notices.orphan();
-                }
+/// Notices the end of the runtime in which answers are read, which may be another than the callers'. To be called where the
+/// connection is made, which keeps what this returns.
+fn watch_runtime(notices: &Arc<Notices>) -> AbortOnDrop<()> {
+    struct Guard(Weak<Notices>);
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            if let Some(notices) = self.0.upgrade() {
+                notices.orphan();
             }
         }
-        let guard = Guard(Arc::downgrade(notices));
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "it does nothing, and ends with its runtime or its connection"
-        )]
-        let task = tokio::spawn(async move {
-            let _guard = guard;
-            std::future::pending::<()>().await;
-        });
-        Self(task.abort_handle())
     }
-}
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    let guard = Guard(Arc::downgrade(notices));
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it does nothing, and ends with its runtime or its connection"
+    )]
+    AbortOnDrop(tokio::spawn(async move {
+        let _guard = guard;
+        std::future::pending::<()>().await;
+    }))
 }
 
 /// How often and for how long brokers held this client back, over all its connections.
@@ -204,7 +193,7 @@ impl Connection {
         match self.wait(api, begun, deadline, &mut asking).await {
             Ok(answer) => {
                 self.answered.store(true, Ordering::Relaxed);
-                Ok(Unread { answer, whole: slot.and_then(|slot| slot.take()) })
+                Ok(Unread { answer, whole: slot.and_then(|slot| slot.lock().take()) })
             }
             Err(error) if asking.turn.is_unsent() => Err(error.with_unsent()),
             Err(error) => Err(error),
@@ -271,7 +260,7 @@ impl Connection {
     }
 
     fn begin(&self) -> Begun {
-        Begun { at: now(), paused: self.order.paused_before(), heard: self.notices.heard() }
+        Begun { at: now(), paused: self.order.paused_before(), heard: self.notices.heard.get() }
     }
 
     /// Begins a call, unless the connection is of no use.

@@ -20,6 +20,20 @@ use crate::{
     time::{self, Instant},
 };
 
+/// A number that grows by one.
+#[derive(Default)]
+pub(super) struct Count(AtomicU64);
+
+impl Count {
+    pub(super) fn get(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    pub(super) fn grow(&self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
 /// What the stream has noticed, and what it is told; shared with the connection.
 #[derive(Default)]
 pub(crate) struct Notices {
@@ -32,10 +46,10 @@ pub(crate) struct Notices {
     /// The peer has refused our certificate, by a TLS alert after the handshake.
     pub(super) refused: AtomicBool,
     /// Frames of which the first byte, and of which the last one, was written.
-    begun: AtomicU64,
-    left: AtomicU64,
-    /// Answers that have come, also those that nobody waits for any more.
-    heard: AtomicU64,
+    pub(super) begun: Count,
+    pub(super) left: Count,
+    /// Answers of which the head has come, also those that nobody waits for any more.
+    pub(super) heard: Count,
     /// Since when the peer takes nothing of what is to be written.
     stalled: Mutex<Option<Instant>>,
     /// No answer will come to the next frame.
@@ -43,7 +57,7 @@ pub(crate) struct Notices {
     /// The caller that takes the next answer as whole bytes, past the messenger.
     pub(super) next_whole: Mutex<Option<Weak<Slot>>>,
     /// The largest answers accepted now.
-    limits: Mutex<Limits>,
+    pub(super) limits: Mutex<Limits>,
     pub(super) reader: AtomicWaker,
     pub(super) writer: AtomicWaker,
     /// Who waits for an answer, sorted by ticket. The messenger keeps them in no order, and would wake them in any.
@@ -108,21 +122,6 @@ impl Notices {
         }
     }
 
-    /// Frames that have been begun.
-    pub(super) fn begun(&self) -> u64 {
-        self.begun.load(Ordering::Acquire)
-    }
-
-    /// Frames that have left.
-    pub(super) fn left(&self) -> u64 {
-        self.left.load(Ordering::Acquire)
-    }
-
-    /// Answers of which the head has come.
-    pub(super) fn heard(&self) -> u64 {
-        self.heard.load(Ordering::Acquire)
-    }
-
     /// Since when the peer takes nothing, although there is something to write.
     pub(crate) fn stalled_since(&self) -> Option<Instant> {
         *self.stalled.lock()
@@ -142,26 +141,6 @@ impl Notices {
     pub(super) fn expect_an_answer(&self) {
         self.next_unanswered.store(false, Ordering::Release);
         *self.next_whole.lock() = None;
-    }
-
-    pub(crate) fn set_limits(&self, limits: Limits) {
-        *self.limits.lock() = limits;
-    }
-
-    pub(super) fn limits(&self) -> Limits {
-        *self.limits.lock()
-    }
-
-    pub(super) fn count_begun(&self) {
-        self.begun.fetch_add(1, Ordering::AcqRel);
-    }
-
-    pub(super) fn count_heard(&self) {
-        self.heard.fetch_add(1, Ordering::AcqRel);
-    }
-
-    pub(super) fn count_left(&self) {
-        self.left.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(super) fn set_stalled(&self, stalled: bool) {

@@ -145,7 +145,7 @@ impl Turn<'_> {
         ready!(self.poll_turn(cx));
         let polled = request.poll(cx);
         if let TurnState::Writing { frame, ticket } = self.state
-            && (polled.is_ready() || self.notices.left() >= frame)
+            && (polled.is_ready() || self.notices.left.get() >= frame)
         {
             self.leave();
             self.awaits = Some(ticket);
@@ -183,7 +183,7 @@ impl Turn<'_> {
     pub(super) fn is_unsent(&self) -> bool {
         match self.state {
             TurnState::New | TurnState::InLine(_) => true,
-            TurnState::Writing { frame, .. } => self.notices.begun() < frame,
+            TurnState::Writing { frame, .. } => self.notices.begun.get() < frame,
             TurnState::Left => self.is_unsent,
         }
     }
@@ -210,7 +210,7 @@ impl Turn<'_> {
                 continue;
             }
             // A frame whose request was dropped in the middle may still be on its way: it is counted already.
-            self.state = TurnState::Writing { ticket, frame: self.notices.begun() + 1 };
+            self.state = TurnState::Writing { ticket, frame: self.notices.begun.get() + 1 };
             if let Some(slot) = &self.whole {
                 // The next frame is this request's.
                 self.notices.expect_whole(Arc::downgrade(slot));
@@ -315,7 +315,7 @@ mod tests {
             }
             if busy.is_none() {
                 *busy = Some(self.id);
-                self.notices.count_begun();
+                self.notices.begun.grow();
             }
             drop(busy);
             if self.polls > 0 {
@@ -324,7 +324,7 @@ mod tests {
             }
             *self.writer.busy.lock() = None;
             self.writer.written.lock().push(self.id);
-            self.notices.count_left();
+            self.notices.left.grow();
             Poll::Ready(())
         }
     }

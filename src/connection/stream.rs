@@ -83,7 +83,7 @@ impl Stream {
         kept: KeptMemory,
     ) -> (Self, Arc<Notices>) {
         let notices = Arc::new(Notices::default());
-        notices.set_limits(limits);
+        *notices.limits.lock() = limits;
         let stream = Self {
             io: Some(io),
             notices: Arc::clone(&notices),
@@ -158,7 +158,7 @@ impl Stream {
         loop {
             let ahead = &self.ahead[self.ahead_start..self.ahead_end];
             if let Some(&length) = ahead.first_chunk::<4>() {
-                let limits = self.notices.limits();
+                let limits = *self.notices.limits.lock();
                 let length = match check_length(length, limits.fetch.max(limits.other), self.greeted) {
                     Ok(length) => length,
                     Err(fault) => return Poll::Ready(Err(self.fail(fault))),
@@ -176,7 +176,7 @@ impl Stream {
                         return Poll::Ready(Err(self.fail(Fault::TooLarge { actual: length + 4, limit })));
                     }
                     self.greeted = true;
-                    self.notices.count_heard();
+                    self.notices.heard.grow();
                     if let Some(slot) = asked.and_then(|asked| asked.whole) {
                         self.ahead_start += HEAD;
                         self.filling = Some(self.buffers.begin(id, length, slot));
@@ -300,8 +300,8 @@ impl Stream {
 
     /// The whole frame has left.
     fn on_left(&mut self) {
-        if self.message_left == 0 && self.notices.left() < self.notices.begun() {
-            self.notices.count_left();
+        if self.message_left == 0 && self.notices.left.get() < self.notices.begun.get() {
+            self.notices.left.grow();
             if let Some(id) = self.answer_none.take() {
                 self.made_up.push_back(id);
                 self.notices.reader.wake();
@@ -381,7 +381,7 @@ impl AsyncWrite for Stream {
             (this.held, this.held_start) = (length, 0);
             this.message_left = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
             this.unnamed = true;
-            this.notices.count_begun();
+            this.notices.begun.grow();
             return Poll::Ready(Ok(4));
         }
         if this.unnamed {

@@ -9,7 +9,7 @@ use dtkafka_testcontainers::{EmbeddedBroker, broker::Network};
 use super::*;
 use crate::{
     Connecting, KafkaConfig, Transport,
-    cluster::{metadata::Broker, tests::InMemory},
+    cluster::{metadata::Broker, tests::config_of},
 };
 
 /// The producer gives back what is idle for too long. Were it handed the same connection again, it would loop
@@ -17,10 +17,7 @@ use crate::{
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_was_idle_for_too_long_is_not_handed_out_again() {
     let broker = EmbeddedBroker::builder().in_memory().start().await.unwrap();
-    let config = KafkaConfig::new()
-        .set_bootstrap_servers(broker.bootstrap_servers())
-        .set_transport(InMemory(broker.network()))
-        .set("connections.max.idle.ms", 1000);
+    let config = config_of(&broker).set("connections.max.idle.ms", 1000);
     let settings = Arc::new(config.resolve_client().unwrap());
     let address = settings.bootstrap[0].clone();
     let brokers = Brokers::new(settings, None).unwrap();

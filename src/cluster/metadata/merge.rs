@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use super::{Broker, Metadata, Partition, Topic, TopicId, UNKNOWN_TOPIC_OR_PARTITION, are_two_clusters};
+use super::{Broker, Metadata, Partition, Topic, TopicId, are_two_clusters};
 use crate::{
     config::settings::Address,
-    error::{ErrorCode, code::INVALID_PARTITIONS},
+    error::ErrorCode,
     pattern::Pattern,
     sorted::{Map, Set},
     wire,
@@ -131,12 +131,12 @@ impl Metadata {
         let version = new.version;
         let gone = |told_in| Topic {
             told_in,
-            error: Some(ErrorCode(UNKNOWN_TOPIC_OR_PARTITION)),
+            error: Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION),
             ..Topic::default()
         };
         for (name, topic) in self.topics.iter().filter(|(name, _)| !listed.contains(*name)) {
             let former = &topic.former;
-            let was_gone = topic.error.is_some_and(|code| code.0 == UNKNOWN_TOPIC_OR_PARTITION);
+            let was_gone = topic.error == Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION);
             let told_in = if was_gone { topic.told_in } else { new.version };
             if new.version - told_in < REMEMBERED {
                 let gone = || Topic { former: former.clone(), gone: topic.of_last_id(), ..gone(told_in) };
@@ -201,7 +201,7 @@ fn merge_topic(
     }
     let refused = known.map_or(0, |known| known.refused);
     let former = known.map(|known| known.former.clone()).unwrap_or_default().followed_by(id);
-    let error = (answer.error_code != 0).then_some(ErrorCode(answer.error_code));
+    let mut error = (answer.error_code != 0).then_some(ErrorCode(answer.error_code));
     // KIP-516: epochs compare only within one life of the topic.
     let of_this_life =
         |known: &Topic| known.id == id || (id != TopicId::default() && known.former.last == id);
@@ -220,29 +220,23 @@ fn merge_topic(
             false => known.partitions.as_slice(),
         }
     });
-    // A topic has no more partitions than the answer lists, so this cannot grow by an unchecked number.
-    let listed = answer.partitions.len();
-    if listed > MOST_PARTITIONS {
-        tracing::debug!(listed, "a topic is said to have more partitions than any; it is not used");
-        return Topic {
-            id,
-            refused: 0,
-            told_in: version,
-            former,
-            error: Some(ErrorCode(INVALID_PARTITIONS)),
-            is_internal,
-            partitions: Vec::new(),
-            gone,
-        };
+    let mut listed = answer.partitions;
+    if listed.len() > MOST_PARTITIONS {
+        tracing::debug!(
+            listed = listed.len(),
+            "a topic is said to have more partitions than any; it is not used"
+        );
+        error = Some(ErrorCode::INVALID_PARTITIONS);
+        listed = Vec::new();
     }
     let known = if refused < MOST_REFUSED { known } else { &[] };
-    let (partitions, lags) = merge_partitions(known, answer.partitions);
+    let (partitions, lags) = merge_partitions(known, listed);
     let refused = if lags { refused + 1 } else { 0 };
     Topic { id, refused, former, told_in: version, error, is_internal, partitions, gone }
 }
 
 /// The partitions that an answer lists, or what is `known` of them from a newer leader (KIP-320). True if the broker lags
-/// behind in any of them.
+/// behind in any of them. There are no more than the answer lists: it grows by no number that is not checked.
 fn merge_partitions(
     known: &[Partition],
     answer: Vec<wire::metadata_response::MetadataResponsePartition>,

@@ -63,7 +63,7 @@ async fn length_and_message_cross_together_whatever_the_pieces() {
             \0\0\0\x08\0\0\0\0\0\0\0\x08\
             \0\0\0\x0c\0\0\0\0\0\0\0\x09abcd";
         assert_eq!(seen, expected, "capacity {capacity}");
-        assert_eq!((notices.begun(), notices.left()), (3, 3));
+        assert_eq!((notices.begun.get(), notices.left.get()), (3, 3));
     }
 }
 
@@ -156,7 +156,7 @@ async fn a_write_that_waits_for_its_peer_ends_with_the_stream() {
     };
     let (written, ()) = tokio::join!(ask(&mut stream, 0, &[7; 1000]), end);
     assert_eq!(written.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
-    assert_eq!((notices.begun(), notices.left()), (1, 0));
+    assert_eq!((notices.begun.get(), notices.left.get()), (1, 0));
     assert!(stream.read_u8().await.is_err());
 }
 
@@ -221,7 +221,7 @@ async fn an_answer_that_is_wanted_whole_comes_past_the_messenger_whatever_the_pi
             assert!(notices.is_lost() && notices.fault().is_none());
         };
         tokio::join!(peer, client);
-        let seen = slots.each_ref().map(|slot| slot.take().map(|bytes| bytes.to_vec()));
+        let seen = slots.each_ref().map(|slot| slot.lock().take().map(|bytes| bytes.to_vec()));
         assert_eq!(seen, [None, Some(big.clone()), None, Some(Vec::new())], "capacity {capacity}");
     }
 }
@@ -236,7 +236,7 @@ async fn a_stream_that_ends_within_an_answer_wanted_whole_has_no_answer() {
     far.write_all(&answer(0, &[1; 9000])[..8000]).await.unwrap();
     drop(far);
     assert!(read(&mut stream).await.is_err());
-    assert!(notices.is_lost() && slot.take().is_none());
+    assert!(notices.is_lost() && slot.lock().is_none());
 }
 
 #[test]

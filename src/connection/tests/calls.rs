@@ -208,7 +208,7 @@ fn who_waits_for_an_answer_hears_of_the_end_of_the_runtime_in_which_the_connecti
             connection.call(wire::HeartbeatRequest::default(), deadline).await
         })
     };
-    while connection.notices.left() < 2 {
+    while connection.notices.left.get() < 2 {
         std::thread::yield_now();
     }
     drop(first);

@@ -237,7 +237,7 @@ async fn lose_a_peer_that_stops_reading(is_answered: bool) {
         assert!(!error.is_unsent(), "some of it was written");
         assert!(connection.is_lost());
         // What waited to be written in the background is given back with the socket.
-        while connection.notices.begun() != 2 || Arc::strong_count(&connection.notices) > 2 {
+        while connection.notices.begun.get() != 2 || Arc::strong_count(&connection.notices) > 2 {
             tokio::task::yield_now().await;
         }
     };
