@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use futures_util::{future::join_all, stream, stream::StreamExt as _};
 
-use super::{At, KafkaAdmin, PossiblyApplied, Reached, broker_error};
+use super::{At, KafkaAdmin, PossiblyApplied, Reached, check_code, without};
 use crate::{
     cluster::{kafka_string, metadata::told},
     connection::api::wire,
     error::{
-        Error, Result,
+        Error, ErrorCode, Result,
         code::{GROUP_ID_NOT_FOUND, UNSUPPORTED_VERSION},
     },
     group::wire::decode_assignment,
@@ -89,21 +89,18 @@ impl KafkaAdmin {
                 .groups
                 .into_iter()
                 .find(|described| described.group_id.as_str() == group)
-                .ok_or_else(|| Error::protocol("an answer without the group asked for"))?;
-            let message = described.error_message.as_deref();
-            let error = broker_error("DescribeGroups", described.error_code, message);
+                .ok_or_else(|| without("group"))?;
             // Before version 6 (KIP-1043), a group that is not there is described as dead.
-            let is_dead = described.group_state.as_str() == "Dead";
-            let missing = || Error::from_code("DescribeGroups", GROUP_ID_NOT_FOUND);
-            match error.or_else(|| is_dead.then(missing)) {
-                None => describe(described),
-                Some(error) if is_missing(&error) => {
-                    match describe_consumer(&connection, group, until).await? {
-                        Some(group) => Ok(group),
-                        None => Err(error),
-                    }
+            let code = match described.error_code {
+                0 if described.group_state.as_str() == "Dead" => GROUP_ID_NOT_FOUND,
+                code => code,
+            };
+            match check_code("DescribeGroups", code, described.error_message.as_deref()) {
+                Ok(()) => describe(described),
+                Err(error) if is_missing(&error) => {
+                    describe_consumer(&connection, group, until).await?.ok_or(error)
                 }
-                Some(error) => Err(error),
+                Err(error) => Err(error),
             }
         })
     }
@@ -158,9 +155,10 @@ impl KafkaAdmin {
             (group.group_id.to_string(), listing)
         };
         let listed = self.call(broker, wire::ListGroupsRequest::default(), until).await;
-        let listed = listed.and_then(|answer| match broker_error("ListGroups", answer.error_code, None) {
-            None => Ok(answer.groups.into_iter().map(listing).collect()),
-            Some(error) => Err(error.with_broker(broker)),
+        let listed = listed.and_then(|answer| {
+            let checked = check_code("ListGroups", answer.error_code, None);
+            checked.map_err(|error| error.with_broker(broker))?;
+            Ok(answer.groups.into_iter().map(listing).collect())
         });
         (broker, listed)
     }
@@ -229,8 +227,7 @@ impl KafkaAdmin {
         let outcome = |group: &str| {
             let results = &answer.as_ref().map_err(Error::clone)?.results;
             let result = results.iter().find(|result| result.group_id.as_str() == group);
-            let result = result.ok_or_else(|| Error::protocol("an answer without the group asked for"))?;
-            broker_error("DeleteGroups", result.error_code, None).map_or(Ok(()), Err)
+            check_code("DeleteGroups", result.ok_or_else(|| without("group"))?.error_code, None)
         };
         let told = groups.into_iter().map(|group| {
             let outcome = outcome(&group);
@@ -270,7 +267,11 @@ fn settle_deletions(
 fn describe(group: wire::describe_groups_response::DescribedGroup) -> Result<GroupDescription> {
     let is_consumer = group.protocol_type.as_str() == "consumer";
     let members = group.members.into_iter().map(|member| {
-        let assignment = if is_consumer { read_assignment(&member.member_assignment)? } else { Vec::new() };
+        // As its leader wrote it; empty while the group rebalances.
+        let assignment = match &member.member_assignment {
+            written if is_consumer && !written.is_empty() => decode_assignment(written)?,
+            _ => Vec::new(),
+        };
         Ok(MemberDescription {
             member_id: member.member_id.to_string(),
             group_instance_id: member.group_instance_id.map(|id| id.to_string()),
@@ -291,7 +292,7 @@ fn describe(group: wire::describe_groups_response::DescribedGroup) -> Result<Gro
 }
 
 fn is_missing(error: &Error) -> bool {
-    error.code().is_some_and(|code| code.0 == GROUP_ID_NOT_FOUND)
+    error.code() == Some(ErrorCode::GROUP_ID_NOT_FOUND)
 }
 
 /// A group of the consumer protocol; `None` if there is none of this name, or the broker does not have the protocol.
@@ -307,16 +308,14 @@ async fn describe_consumer(
         wire::ConsumerGroupDescribeRequest { group_ids: vec![kafka_string(group)], ..Default::default() };
     let answer = connection.call(request, until).await?;
     let described = answer.groups.into_iter().find(|described| described.group_id.as_str() == group);
-    let described = described.ok_or_else(|| Error::protocol("an answer without the group asked for"))?;
-    match broker_error("ConsumerGroupDescribe", described.error_code, described.error_message.as_deref()) {
-        None => Ok(Some(consumer_description(described))),
+    let described = described.ok_or_else(|| without("group"))?;
+    match described.error_code {
         // The feature may be off (group.version 0).
-        Some(error)
-            if is_missing(&error) || error.code().is_some_and(|code| code.0 == UNSUPPORTED_VERSION) =>
-        {
-            Ok(None)
+        GROUP_ID_NOT_FOUND | UNSUPPORTED_VERSION => Ok(None),
+        code => {
+            check_code("ConsumerGroupDescribe", code, described.error_message.as_deref())?;
+            Ok(Some(consumer_description(described)))
         }
-        Some(error) => Err(error),
     }
 }
 
@@ -348,11 +347,6 @@ fn consumer_description(group: wire::consumer_group_describe_response::Described
     }
 }
 
-/// A member's assignment as its leader wrote it. Empty while the group rebalances.
-fn read_assignment(bytes: &[u8]) -> Result<Vec<TopicPartition>> {
-    if bytes.is_empty() { Ok(Vec::new()) } else { decode_assignment(bytes) }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -361,8 +355,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        KafkaConfig,
-        cluster::{Cluster, tests::InMemory},
+        cluster::{Cluster, tests::config_of},
         time,
     };
 
@@ -389,10 +382,8 @@ mod tests {
     async fn coordinators_of_many_groups_are_looked_for_some_at_a_time() {
         const GROUPS: usize = 1_000;
         let broker = EmbeddedBroker::builder().in_memory().start().await.unwrap();
-        let config = KafkaConfig::new()
-            .set_bootstrap_servers(broker.bootstrap_servers())
-            .set_transport(InMemory(broker.network()));
-        let cluster = Cluster::start(Arc::new(config.resolve_client().unwrap())).unwrap();
+        let settings = config_of(&broker).resolve_client().unwrap();
+        let cluster = Cluster::start(Arc::new(settings)).unwrap();
         let admin = KafkaAdmin::start(cluster.clone()).await.unwrap();
         let connection = cluster.any_connection(time::after(Duration::from_secs(1))).await.unwrap();
         let mut most = 0;

@@ -48,7 +48,7 @@ use crate::{
     cluster::{Cluster, CoordinatorKind, Lane},
     connection::{Connection, Unread, api::Outgoing},
     driver,
-    error::{Error, ErrorKind, Result, code},
+    error::{Error, ErrorCode, ErrorKind, Result, code},
     time::{self, Backoff, Instant, Rng},
     wire::Api,
 };
@@ -269,7 +269,7 @@ struct Patience {
 
 impl Patience {
     fn is_passing(&mut self, error: &Error) -> bool {
-        let is_unknown = error.code().is_some_and(|code| code.0 == code::UNKNOWN_TOPIC_OR_PARTITION);
+        let is_unknown = error.code() == Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION);
         if is_unknown && *self.unknown_since.get_or_insert_with(time::now) + HEARD_OF <= time::now() {
             return false;
         }
@@ -311,16 +311,22 @@ fn out_of_time(cause: Error, limit: Duration) -> Error {
         .with_hint("raise default.api.timeout.ms if the cluster needs longer")
 }
 
-/// The broker's error code, with its own words where it sent some; `None` is no error.
-fn broker_error(api: &'static str, code: i16, message: Option<&str>) -> Option<Error> {
+/// # Errors
+/// The broker's error code, with its own words where it sent some.
+fn check_code(api: &'static str, code: i16, message: Option<&str>) -> Result<()> {
     if code == 0 {
-        return None;
+        return Ok(());
     }
     let error = Error::from_code(api, code);
-    Some(match message {
+    Err(match message {
         Some(message) if !message.is_empty() => error.with_message(message),
         _ => error,
     })
+}
+
+/// The error for an answer that leaves out what was asked about.
+fn without(what: &str) -> Error {
+    Error::protocol(format!("an answer without the {what} asked for"))
 }
 
 #[cfg(test)]
@@ -329,8 +335,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        KafkaConfig, KafkaInstance, TopicPartition,
-        cluster::{metadata::told, tests::InMemory},
+        KafkaInstance, TopicPartition,
+        cluster::{metadata::told, tests::config_of},
         wire,
     };
 
@@ -371,10 +377,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_tells_of_no_cluster_is_no_empty_list_and_asked_for_again() {
         let broker = EmbeddedBroker::builder().in_memory().start().await.unwrap();
-        let config = KafkaConfig::new()
-            .set_bootstrap_servers(broker.bootstrap_servers())
-            .set_transport(InMemory(broker.network()));
-        let admin = KafkaInstance::new(config).unwrap().admin().await.unwrap();
+        let admin = KafkaInstance::new(config_of(&broker)).unwrap().admin().await.unwrap();
         broker.feed("t", 0, NewRecord::new("x")).unwrap();
         let control = broker.control();
         let once = || control.fail(ApiKey::Metadata, 1, ResponseError::RebootstrapRequired);
@@ -399,10 +402,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_broker_that_is_silent_on_an_open_connection_holds_up_what_any_can_answer_only_once() {
         let broker = EmbeddedBroker::builder().brokers(3).in_memory().start().await.unwrap();
-        let config = KafkaConfig::new()
-            .set_bootstrap_servers(broker.bootstrap_servers())
-            .set_transport(InMemory(broker.network()));
-        let admin = KafkaInstance::new(config).unwrap().admin().await.unwrap();
+        let admin = KafkaInstance::new(config_of(&broker)).unwrap().admin().await.unwrap();
         broker.create_topic("t", 1).unwrap();
         // Connects to each.
         admin.list_groups().await.unwrap();

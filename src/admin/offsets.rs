@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::future::join_all;
 
-use super::{At, KafkaAdmin, Patience, broker_error};
+use super::{At, KafkaAdmin, Patience, check_code, without};
 use crate::{
     cluster::{
         kafka_string,
@@ -143,10 +143,7 @@ impl KafkaAdmin {
             if done.is_empty() {
                 return Err(error);
             }
-            done.extend(left.into_iter().map(|partition| {
-                let error = at(error.clone(), &partition);
-                (partition, Err(error))
-            }));
+            done.extend(refused(left, &error));
         }
         Ok(done)
     }
@@ -190,9 +187,7 @@ fn leaders(
     });
     let by_name: Map<&str, _> = by_name.collect();
     let leader = |key: &TopicPartition| {
-        let (code, leaders) = by_name
-            .get(&*key.topic)
-            .ok_or_else(|| Error::protocol("an answer without the topic asked for"))?;
+        let (code, leaders) = by_name.get(&*key.topic).ok_or_else(|| without("topic"))?;
         if *code != 0 {
             return Err(topic_error(&key.topic, ErrorCode(*code)));
         }
@@ -253,38 +248,29 @@ fn committed_offsets(
     group: &str,
     answer: wire::OffsetFetchResponse,
 ) -> Result<BTreeMap<TopicPartition, OffsetAndMetadata>> {
+    // The layouts have types of their own, with the same fields.
+    macro_rules! rows {
+        ($topics:expr) => {{
+            let rows = $topics.into_iter().flat_map(|topic| {
+                let name = topic.name;
+                topic.partitions.into_iter().map(move |p| {
+                    let key = TopicPartition::new(name.as_str(), p.partition_index);
+                    (key, p.error_code, p.committed_offset, p.committed_leader_epoch, p.metadata)
+                })
+            });
+            rows.collect()
+        }};
+    }
     let (is_listed, mut groups) = (!answer.groups.is_empty(), answer.groups.into_iter());
     let (code, rows): (i16, Vec<_>) = match groups.find(|found| found.group_id.as_str() == group) {
-        None if is_listed => return Err(Error::protocol("an answer without the group asked for")),
-        Some(group) => {
-            let rows = group.topics.into_iter().flat_map(|topic| {
-                let name = topic.name;
-                topic.partitions.into_iter().map(move |p| {
-                    let key = TopicPartition::new(name.as_str(), p.partition_index);
-                    (key, p.error_code, p.committed_offset, p.committed_leader_epoch, p.metadata)
-                })
-            });
-            (group.error_code, rows.collect())
-        }
-        None => {
-            let rows = answer.topics.into_iter().flat_map(|topic| {
-                let name = topic.name;
-                topic.partitions.into_iter().map(move |p| {
-                    let key = TopicPartition::new(name.as_str(), p.partition_index);
-                    (key, p.error_code, p.committed_offset, p.committed_leader_epoch, p.metadata)
-                })
-            });
-            (answer.error_code, rows.collect())
-        }
+        None if is_listed => return Err(without("group")),
+        Some(group) => (group.error_code, rows!(group.topics)),
+        None => (answer.error_code, rows!(answer.topics)),
     };
-    if let Some(error) = broker_error("OffsetFetch", code, None) {
-        return Err(error);
-    }
+    check_code("OffsetFetch", code, None)?;
     let mut found = BTreeMap::new();
     for (key, code, offset, epoch, metadata) in rows {
-        if let Some(error) = broker_error("OffsetFetch", code, None) {
-            return Err(at(error, &key));
-        }
+        check_code("OffsetFetch", code, None).map_err(|error| at(error, &key))?;
         // -1: nothing was committed.
         if offset >= 0 {
             let leader_epoch = (epoch >= 0).then_some(epoch);
@@ -323,10 +309,8 @@ fn read_list_offsets(answer: wire::ListOffsetsResponse, asked: Vec<TopicPartitio
             let key = TopicPartition::new(topic.name.as_str(), partition.partition_index);
             // Skips a partition that is listed twice, or that nobody asked about.
             if left.remove(&key) {
-                let outcome = match broker_error("ListOffsets", partition.error_code, None) {
-                    None => Ok(partition.offset),
-                    Some(error) => Err(at(error, &key)),
-                };
+                let checked = check_code("ListOffsets", partition.error_code, None);
+                let outcome = checked.map(|()| partition.offset).map_err(|error| at(error, &key));
                 outcomes.push((key, outcome));
             }
         }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{At, KafkaAdmin, PossiblyApplied, broker_error};
+use super::{At, KafkaAdmin, PossiblyApplied, check_code, without};
 use crate::{
     cluster::{
         UNKNOWN_TOPIC_OR_PARTITION, kafka_string,
@@ -16,7 +16,7 @@ use crate::{
         describe_configs_request::DescribeConfigsResource,
         metadata_request::MetadataRequestTopic,
     },
-    error::{Error, ErrorCode, ErrorKind, Result, code::TOPIC_ALREADY_EXISTS},
+    error::{Error, ErrorCode, Result, code::TOPIC_ALREADY_EXISTS},
     sorted::{self, Map},
     time,
 };
@@ -124,7 +124,7 @@ impl KafkaAdmin {
     ///
     /// # Errors
     /// The broker's: `TopicAlreadyExists`, `InvalidPartitions`, `InvalidReplicationFactor`, `InvalidConfig`,
-    /// `TopicAuthorizationFailed` …; [`Timeout`](ErrorKind::Timeout) with the last cause.
+    /// `TopicAuthorizationFailed` …; [`Timeout`](crate::ErrorKind::Timeout) with the last cause.
     ///
     /// # Cancel safety
     /// If dropped, the topic may or may not be created.
@@ -154,8 +154,8 @@ impl KafkaAdmin {
             };
             let answer = possibly.note(connection.call(request, until).await)?;
             let outcomes = answer.topics.into_iter().map(|topic| {
-                let error = broker_error("CreateTopics", topic.error_code, topic.error_message.as_deref());
-                (topic.name.to_string(), error)
+                let outcome = check_code("CreateTopics", topic.error_code, topic.error_message.as_deref());
+                (topic.name.to_string(), outcome)
             });
             sort_out(&mut left, &mut done, outcomes.collect(), &mut possibly)
         });
@@ -166,7 +166,7 @@ impl KafkaAdmin {
     ///
     /// # Errors
     /// The broker's: `UnknownTopicOrPartition`, `TopicDeletionDisabled`, `TopicAuthorizationFailed` …;
-    /// [`Timeout`](ErrorKind::Timeout) with the last cause.
+    /// [`Timeout`](crate::ErrorKind::Timeout) with the last cause.
     ///
     /// # Cancel safety
     /// If dropped, the topic may or may not be deleted.
@@ -204,8 +204,8 @@ impl KafkaAdmin {
             }
             let answer = possibly.note(connection.call(request, until).await)?;
             let outcomes = answer.responses.into_iter().filter_map(|topic| {
-                let error = broker_error("DeleteTopics", topic.error_code, topic.error_message.as_deref());
-                Some((topic.name?.to_string(), error))
+                let outcome = check_code("DeleteTopics", topic.error_code, topic.error_message.as_deref());
+                Some((topic.name?.to_string(), outcome))
             });
             sort_out(&mut left, &mut done, outcomes.collect(), &mut possibly)
         });
@@ -216,7 +216,7 @@ impl KafkaAdmin {
     ///
     /// # Errors
     /// `UnknownTopicOrPartition` (also for a moment after it was created), `TopicAuthorizationFailed` …;
-    /// [`Timeout`](ErrorKind::Timeout) with the last cause.
+    /// [`Timeout`](crate::ErrorKind::Timeout) with the last cause.
     ///
     /// # Cancel safety
     /// Can be dropped at any time.
@@ -259,7 +259,7 @@ impl KafkaAdmin {
     /// Every setting of a topic, as the brokers apply it.
     ///
     /// # Errors
-    /// `UnknownTopicOrPartition`, `TopicAuthorizationFailed` …; [`Timeout`](ErrorKind::Timeout) with the last cause.
+    /// `UnknownTopicOrPartition`, `TopicAuthorizationFailed` …; [`Timeout`](crate::ErrorKind::Timeout) with the last cause.
     ///
     /// # Cancel safety
     /// Can be dropped at any time.
@@ -275,15 +275,9 @@ impl KafkaAdmin {
             let is_ours = |result: &wire::describe_configs_response::DescribeConfigsResult| {
                 result.resource_type == TOPIC_RESOURCE && result.resource_name.as_str() == topic
             };
-            let result = answer
-                .results
-                .into_iter()
-                .find(is_ours)
-                .ok_or_else(|| Error::protocol("an answer without the topic asked for"))?;
-            let message = result.error_message.as_deref();
-            if let Some(error) = broker_error("DescribeConfigs", result.error_code, message) {
-                return Err(error.with_topic(topic));
-            }
+            let result = answer.results.into_iter().find(is_ours).ok_or_else(|| without("topic"))?;
+            check_code("DescribeConfigs", result.error_code, result.error_message.as_deref())
+                .map_err(|error| error.with_topic(topic))?;
             let entry = |config: wire::describe_configs_response::DescribeConfigsResourceResult| {
                 let entry = ConfigEntry {
                     value: config.value.map(|value| value.to_string()),
@@ -345,23 +339,23 @@ fn description(name: &str, topic: wire::metadata_response::MetadataResponseTopic
 fn sort_out<T>(
     left: &mut Map<String, T>,
     done: &mut BTreeMap<String, Result<()>>,
-    outcomes: Vec<(String, Option<Error>)>,
+    outcomes: Vec<(String, Result<()>)>,
     possibly: &mut PossiblyApplied,
 ) -> Result<()> {
     let mut patience = None;
-    for (name, error) in outcomes {
+    for (name, outcome) in outcomes {
         // It is listed twice, or nobody asked about it.
         if !left.contains_key(&name) {
             continue;
         }
-        match error.map(|error| error.with_topic(name.as_str())) {
-            Some(error) if error.is_retriable() && !is_final(&error) => {
+        match outcome.map_err(|error| error.with_topic(name.as_str())) {
+            Err(error) if error.is_retriable() && !is_final(&error) => {
                 possibly.handle(&error);
                 patience = Some(error);
             }
-            error => {
+            outcome => {
                 left.remove(&name);
-                done.insert(name, error.map_or(Ok(()), Err));
+                done.insert(name, outcome);
             }
         }
     }
@@ -376,7 +370,7 @@ fn sort_out<T>(
 
 /// `UnknownTopicOrPartition` is retriable when a topic is used, and final when it is deleted.
 fn is_final(error: &Error) -> bool {
-    error.code() == Some(ErrorCode(UNKNOWN_TOPIC_OR_PARTITION))
+    error.code() == Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION)
 }
 
 /// The outcome of each topic. The error with which the call `ended` is that of the topics that are left, or of the whole
@@ -402,13 +396,13 @@ fn outcomes<T>(
 
 /// The outcome of a call about one topic.
 fn only<T>(outcomes: BTreeMap<String, Result<T>>) -> Result<T> {
-    let first = outcomes.into_values().next();
-    first.unwrap_or_else(|| Err(Error::new(ErrorKind::Protocol, "an answer without the topic asked for")))
+    outcomes.into_values().next().unwrap_or_else(|| Err(without("topic")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     fn left() -> Map<String, ()> {
         ["a", "b"].map(|name| (name.to_owned(), ())).into()
@@ -417,12 +411,12 @@ mod tests {
     #[test]
     fn only_topics_whose_error_calls_for_patience_are_asked_about_again() {
         let (mut left, mut done) = (left(), BTreeMap::new());
-        let outcomes = vec![("a".to_owned(), None), ("b".to_owned(), broker_error("CreateTopics", 41, None))];
+        let outcomes = vec![("a".to_owned(), Ok(())), ("b".to_owned(), check_code("CreateTopics", 41, None))];
         let error = sort_out(&mut left, &mut done, outcomes, &mut PossiblyApplied::default()).unwrap_err();
         assert_eq!((error.code(), error.topic()), (Some(ErrorCode(41)), Some("b")));
         assert!(left.keys().eq(["b"]) && done["a"].is_ok());
         let outcomes =
-            vec![("b".to_owned(), broker_error("CreateTopics", 36, Some("Topic 'b' already exists.")))];
+            vec![("b".to_owned(), check_code("CreateTopics", 36, Some("Topic 'b' already exists.")))];
         sort_out(&mut left, &mut done, outcomes, &mut PossiblyApplied::default()).unwrap();
         let error = done["b"].clone().unwrap_err();
         assert!(error.to_string().contains("already exists"), "{error}");
@@ -431,7 +425,7 @@ mod tests {
     #[test]
     fn a_topic_that_is_not_there_is_a_final_answer_to_a_deletion() {
         let (mut left, mut done) = (left(), BTreeMap::new());
-        let outcomes = vec![("a".to_owned(), None), ("b".to_owned(), broker_error("DeleteTopics", 3, None))];
+        let outcomes = vec![("a".to_owned(), Ok(())), ("b".to_owned(), check_code("DeleteTopics", 3, None))];
         sort_out(&mut left, &mut done, outcomes, &mut PossiblyApplied::default()).unwrap();
         assert_eq!(done["b"].clone().unwrap_err().code(), Some(ErrorCode(3)));
     }
@@ -440,7 +434,7 @@ mod tests {
     fn an_answer_that_leaves_out_a_topic_is_an_error() {
         let (mut left, mut done) = (left(), BTreeMap::new());
         let error =
-            sort_out(&mut left, &mut done, vec![("a".to_owned(), None)], &mut PossiblyApplied::default())
+            sort_out(&mut left, &mut done, vec![("a".to_owned(), Ok(()))], &mut PossiblyApplied::default())
                 .unwrap_err();
         assert_eq!((error.kind(), error.topic()), (ErrorKind::Protocol, Some("b")));
     }
@@ -448,13 +442,13 @@ mod tests {
     #[test]
     fn what_an_answer_says_twice_or_of_other_topics_counts_for_nothing() {
         let (mut left, mut done) = (left(), BTreeMap::new());
-        let refused = || broker_error("CreateTopics", 36, None);
+        let refused = || check_code("CreateTopics", 36, None);
         let say = |name: &str, error| (name.to_owned(), error);
         let outcomes = vec![
             say("0", refused()),
-            say("a", None),
+            say("a", Ok(())),
             say("a", refused()),
-            say("b", None),
+            say("b", Ok(())),
             say("z", refused()),
         ];
         sort_out(&mut left, &mut done, outcomes, &mut PossiblyApplied::default()).unwrap();
@@ -469,8 +463,8 @@ mod tests {
         let whole = outcomes(left.clone(), done.clone(), Err(lost()), &possibly, TOPIC_ALREADY_EXISTS);
         assert!(whole.unwrap_err().possibly_written(), "nothing is known of any of them");
 
-        let exists = broker_error("CreateTopics", TOPIC_ALREADY_EXISTS, None);
-        let patience = broker_error("CreateTopics", 41, None);
+        let exists = check_code("CreateTopics", TOPIC_ALREADY_EXISTS, None);
+        let patience = check_code("CreateTopics", 41, None);
         let said = vec![("a".to_owned(), exists), ("b".to_owned(), patience)];
         let error = sort_out(&mut left, &mut done, said, &mut possibly).unwrap_err();
         let told =
