@@ -120,11 +120,10 @@ pub use consumer::{
 pub use error::{Error, ErrorCode, ErrorKind, Result, Stage};
 #[doc(hidden)]
 pub use facade::ErasedHandler;
-pub use facade::ExactlyOnce;
 pub use facade::{
-    Batch, BulkLoad, CancellationToken, Codec, Consumer, ConsumerHandle, DeadLetter, ErrorPolicy, FailedAt,
-    Handler, HandlerArgument, HandlerError, HandlerOutput, HandlerResult, Json, KafkaInstance, Message,
-    Ordering, Producer, Progress, Rebalance, Replay, Replayed, SendAndWait, Topics,
+    Batch, BulkLoad, CancellationToken, Codec, Consumer, ConsumerHandle, DeadLetter, ErrorPolicy,
+    ExactlyOnce, FailedAt, Handler, HandlerArgument, HandlerError, HandlerOutput, HandlerResult, Json,
+    KafkaInstance, Message, Ordering, Producer, Progress, Rebalance, Replay, Replayed, SendAndWait, Topics,
 };
 pub use group::{
     GroupMembershipOperation,

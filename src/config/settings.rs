@@ -182,6 +182,7 @@ pub(crate) enum TrustRoots {
 
 #[derive(Clone)]
 #[cfg_attr(test, derive(Default))]
+#[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "read where there is TLS"))]
 pub(crate) struct TlsSettings {
     /// Empty means: the Mozilla set and the system's store.
     pub(crate) roots: Vec<TrustRoots>,
