@@ -1,10 +1,6 @@
 //! Doors for `benches/` to what is private: thin wrappers, with no logic of their own. No part of the API.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, MutexGuard},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 
