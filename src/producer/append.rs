@@ -232,7 +232,10 @@ impl Shared {
     /// If the producer has ended meanwhile, the reason for that takes the place of a plain "closed".
     fn own_end(&self, error: Error) -> Error {
         match error.kind() {
-            ErrorKind::Closed => self.refusal(),
+            // The cluster's driver may hear of the end of its runtime before the producer's does.
+            ErrorKind::Closed => {
+                self.fatal_error().unwrap_or(if error.is_fatal() { error } else { self.refusal() })
+            }
             _ => error,
         }
     }

@@ -10,7 +10,7 @@ use std::{
 
 use dtkafka::{ErrorKind, KafkaConfig, KafkaInstance, NewTopic, Stage, TopicPartition};
 use dtkafka_testcontainers::{
-    EmbeddedBroker,
+    Effect, EmbeddedBroker, Fault,
     broker::{ApiKey, Profile, ResponseError},
 };
 use kafka_protocol::{
@@ -311,6 +311,25 @@ fn a_client_whose_runtime_has_ended_says_so_to_everybody_who_waits() {
         }
         let says_why = |error: &dtkafka::Error| error.to_string().contains("runtime");
         assert!(says_why(&errors[0]) && says_why(&errors[2]), "{errors:?}");
+    });
+}
+
+#[test]
+fn a_send_that_waits_for_its_topic_when_the_runtime_ends_says_so() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (keep, first) = (runtime(), runtime());
+    let broker = keep.block_on(broker());
+    let kafka = KafkaInstance::new(config(broker.bootstrap_servers())).unwrap();
+    let producer = first.block_on(kafka.get_producer()).unwrap();
+    broker.control().inject(Fault::on(ApiKey::Metadata).effect(Effect::Silence));
+    keep.block_on(async {
+        let mut send = std::pin::pin!(producer.send("new", &1).into_future());
+        assert!(futures_util::poll!(send.as_mut()).is_pending());
+        tokio::task::spawn_blocking(move || drop(first)).await.unwrap();
+        let error = tokio::time::timeout(PATIENCE, send).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+        assert!(error.to_string().contains("its runtime has ended"), "{error}");
     });
 }
 
