@@ -13,7 +13,7 @@ use super::{
     url,
 };
 use crate::{
-    connection::KeptMemory,
+    connection::{Faults, KeptMemory},
     error::Result,
     group::assignor::{OwnAssignor, Strategy},
     producer::Plugins,
@@ -126,6 +126,7 @@ impl KafkaConfig {
             receive_message_max_bytes: usize::try_from(largest).unwrap_or(usize::MAX),
             receive_other_max_bytes: usize::try_from(largest_other).unwrap_or(usize::MAX),
             kept: KeptMemory::default(),
+            faults: Faults::default(),
             logins: Arc::default(),
             route: self.route.clone(),
             environment: self.environment.clone(),

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use super::{iso8601, secrecy};
 use crate::{
-    connection::{KeptMemory, Running, transport::Route},
+    connection::{Faults, KeptMemory, Running, transport::Route},
     error::{Error, ErrorKind},
     group::assignor::Strategy,
     producer::Plugins,
@@ -147,6 +147,8 @@ pub(crate) struct ClientSettings {
     pub(crate) receive_other_max_bytes: usize,
     /// What connections keep of the memory of answers.
     pub(crate) kept: KeptMemory,
+    /// Peers that have broken the protocol.
+    pub(crate) faults: Faults,
     /// Logins of this client that wait for an answer.
     pub(crate) logins: Arc<Running>,
     /// How streams to brokers are opened.

@@ -118,7 +118,12 @@ impl Dial<'_> {
             Limits { fetch: settings.receive_message_max_bytes, other: settings.receive_other_max_bytes };
         // It is not known yet who answers.
         let small = limits.other.min(SETUP_MAX_ANSWER);
-        let (stream, notices) = Stream::new(io, Limits { fetch: small, other: small }, settings.kept.clone());
+        let (stream, notices) = Stream::new(
+            io,
+            Limits { fetch: small, other: small },
+            settings.kept.clone(),
+            settings.faults.at(address),
+        );
         let mut channel =
             Channel::new(stream, limits.fetch.max(limits.other), Arc::clone(&settings.client_id));
         let Offered { versions, features, throttle_ms } =

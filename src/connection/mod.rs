@@ -6,6 +6,7 @@
 
 pub(crate) mod api;
 mod dial;
+mod faults;
 mod fetch_memory;
 mod notices;
 mod order;
@@ -41,6 +42,7 @@ use self::{
 };
 pub(crate) use self::{
     dial::{Running, is_said_for_all},
+    faults::Faults,
     fetch_memory::KeptMemory,
     tls::Tls,
 };

@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     api::wire::{Api, FetchRequest},
+    faults::FaultLog,
     fetch_memory::{Buffers, Filling, KeptMemory, Slot},
     notices::{Fault, Limits, Notices},
     tls::is_refusal,
@@ -46,6 +47,7 @@ pub(crate) struct Stream {
     /// `None` once the stream has ended: the socket is closed at once, and not when the last handle goes.
     io: Option<Box<dyn TransportStream>>,
     notices: Arc<Notices>,
+    faults: FaultLog,
     /// Bytes read but not yet asked for.
     ahead: Box<[u8]>,
     ahead_start: usize,
@@ -81,12 +83,14 @@ impl Stream {
         io: Box<dyn TransportStream>,
         limits: Limits,
         kept: KeptMemory,
+        faults: FaultLog,
     ) -> (Self, Arc<Notices>) {
         let notices = Arc::new(Notices::default());
         *notices.limits.lock() = limits;
         let stream = Self {
             io: Some(io),
             notices: Arc::clone(&notices),
+            faults,
             ahead: vec![0; READ_BUFFER].into_boxed_slice(),
             ahead_start: 0,
             ahead_end: 0,
@@ -129,8 +133,7 @@ impl Stream {
     fn fail(&mut self, fault: Fault) -> io::Error {
         let _ = self.notices.fault.set(fault);
         if self.greeted {
-            // Logged, because there may be no caller waiting that could get the error.
-            tracing::warn!(?fault, "a broker does not keep to the protocol: its connection is closed");
+            self.faults.tell(fault);
         }
         self.close();
         io::Error::new(io::ErrorKind::InvalidData, "what answered does not keep to the protocol")

@@ -2,7 +2,8 @@
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
-use super::*;
+use super::{super::faults::Faults, *};
+use crate::config::settings::Address;
 
 /// A request with this correlation id, as the messenger writes it.
 async fn ask(stream: &mut Stream, id: i32, more: &[u8]) -> io::Result<()> {
@@ -19,7 +20,8 @@ fn answer(id: i32, body: &[u8]) -> Vec<u8> {
 }
 
 fn open(io: DuplexStream, limits: Limits) -> (Stream, Arc<Notices>) {
-    Stream::new(Box::new(io), limits, KeptMemory::default())
+    let address = Address { host: "h".to_owned(), port: 9092 };
+    Stream::new(Box::new(io), limits, KeptMemory::default(), Faults::default().at(&address))
 }
 
 fn both(limit: usize) -> Limits {

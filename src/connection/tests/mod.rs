@@ -49,6 +49,7 @@ fn settings() -> ClientSettings {
         receive_message_max_bytes: 1 << 20,
         receive_other_max_bytes: 1 << 20,
         kept: KeptMemory::default(),
+        faults: Faults::default(),
         logins: Default::default(),
         route: Route::default(),
         environment: Environment::default(),
