@@ -49,7 +49,7 @@ use self::{
     core::Core,
     listener::Listening,
     logs::check_time,
-    partitions::{Phase, Position, ResetTo},
+    partitions::{PausedBy, Phase, Position, ResetTo},
 };
 use crate::{
     batch::Decompressor,
@@ -334,12 +334,17 @@ impl KafkaConsumer {
 
     /// Returns no more records of these partitions until [`resume`](Self::resume); they stay assigned, and you should keep
     /// polling. A partition that is taken away is not paused when it comes back: with an eager assignor every rebalance takes all
-    /// away.
+    /// away. If all that is assigned is paused for `unreadable.warn.ms`, the log says so once.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] if a partition is not assigned; none is paused then.
     pub fn pause(&self, partitions: impl IntoIterator<Item = TopicPartition>) -> Result<()> {
-        self.set_paused(partitions, true)
+        self.set_paused(partitions, Some(PausedBy::User))
+    }
+
+    /// As [`pause`](Self::pause), for as long as what was handed out is worked off: nobody has to act for it to end.
+    pub(crate) fn hold_back(&self, partition: TopicPartition) -> Result<()> {
+        self.set_paused([partition], Some(PausedBy::Backlog))
     }
 
     /// Returns records of these partitions again.
@@ -347,10 +352,14 @@ impl KafkaConsumer {
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] if a partition is not assigned; none is resumed then.
     pub fn resume(&self, partitions: impl IntoIterator<Item = TopicPartition>) -> Result<()> {
-        self.set_paused(partitions, false)
+        self.set_paused(partitions, None)
     }
 
-    fn set_paused(&self, partitions: impl IntoIterator<Item = TopicPartition>, paused: bool) -> Result<()> {
+    fn set_paused(
+        &self,
+        partitions: impl IntoIterator<Item = TopicPartition>,
+        paused: Option<PausedBy>,
+    ) -> Result<()> {
         let partitions: Vec<_> = partitions.into_iter().collect();
         self.change(|core, _| core.set_paused(&partitions, paused))
     }

@@ -18,7 +18,7 @@ use std::{
 };
 
 pub(crate) use self::identity::{MetadataId, Standing};
-pub(crate) use self::partition::{Partition, Phase, Position, ResetTo};
+pub(crate) use self::partition::{Partition, PausedBy, Phase, Position, ResetTo};
 pub(crate) use self::source::{Check, Checked, EpochEnd, EpochEnds, Replica, Truncation};
 
 use super::{
@@ -273,6 +273,7 @@ impl Partitions {
         Partition {
             account: Account::open(self.lives.begin()),
             paused: false,
+            paused_by_user: false,
             is_revoking: false,
             phase: Phase::AwaitingCommitted,
             queue: Buffer::default(),

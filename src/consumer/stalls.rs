@@ -6,7 +6,12 @@
 use std::{sync::Arc, time::Duration};
 
 use super::fetch::is_passing;
-use crate::{error::Error, record::TopicPartition, sorted::Map, time::Instant};
+use crate::{
+    error::{Error, ErrorKind},
+    record::TopicPartition,
+    sorted::Map,
+    time::Instant,
+};
 
 /// Where a consumer makes no progress.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,6 +20,8 @@ pub(super) enum Stalled {
     Group,
     /// A topic that is subscribed to and does not exist.
     Topic(Arc<str>),
+    /// Everything, because the user has paused it.
+    Paused,
     Partition(TopicPartition),
 }
 
@@ -22,6 +29,8 @@ pub(super) enum Stalled {
 #[derive(Debug, Default)]
 pub(super) struct ExpectedProgress {
     pub(super) partitions: Vec<(TopicPartition, Option<Error>)>,
+    /// How many partitions the user has paused, if these are all.
+    pub(super) paused: usize,
     /// Subscribed to, with no partition here.
     pub(super) topics: Vec<Arc<str>>,
     /// `None` where no group is to let the member in.
@@ -47,8 +56,13 @@ impl ExpectedProgress {
             .topics
             .into_iter()
             .filter_map(|topic| Some((Stalled::Topic(Arc::clone(&topic)), missing(&topic)?)));
+        let paused = (self.paused > 0).then(|| {
+            let text = format!("all partitions of this consumer are paused, {} of them", self.paused);
+            let error = Error::new(ErrorKind::InvalidArgument, text).with_hint("resume them to read on");
+            (Stalled::Paused, error)
+        });
         let group = self.group.and_then(|answered| without_coordinator().or(answered));
-        partitions.chain(topics).chain(group.map(|error| (Stalled::Group, error))).collect()
+        partitions.chain(topics).chain(paused).chain(group.map(|error| (Stalled::Group, error))).collect()
     }
 }
 
@@ -75,12 +89,13 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    /// Each topic by itself.
-    pub(super) fn take_topics(&mut self) -> Vec<Self> {
+    /// What is no error of poll, each by itself: of other topics all is read, and what is paused was paused on purpose.
+    pub(super) fn take_harmless(&mut self) -> Vec<Self> {
         let all = std::mem::take(&mut self.stalled).into_iter();
-        let (topics, rest): (Vec<_>, Vec<_>) = all.partition(|(what, _)| matches!(what, Stalled::Topic(_)));
+        let (harmless, rest): (Vec<_>, Vec<_>) =
+            all.partition(|(what, _)| matches!(what, Stalled::Topic(_) | Stalled::Paused));
         self.stalled = rest;
-        topics.into_iter().map(|topic| Self { stalled: vec![topic], over: Vec::new() }).collect()
+        harmless.into_iter().map(|one| Self { stalled: vec![one], over: Vec::new() }).collect()
     }
 
     /// The error for the next poll. One stands for all, and the group comes before a partition.
@@ -89,6 +104,7 @@ impl Changes {
         let (what, cause) = self.stalled.into_iter().next()?;
         Some(cause.over(match what {
             Stalled::Group => format!("the group has not let this member in for {patience} ms"),
+            Stalled::Paused => format!("nothing was read for {patience} ms"),
             Stalled::Topic(_) => format!("a topic that is subscribed to could not be read for {patience} ms"),
             Stalled::Partition(_) if count > 1 => {
                 format!("{count} partitions could not be read for {patience} ms, of which this is one")
@@ -172,7 +188,7 @@ mod tests {
         let answered = |number, answer: Option<_>| (partition(number), answer.map(error));
         // Where progress is expected, which partition has no leader, whether there is a coordinator, and the error.
         type Row = (ExpectedProgress, Option<i32>, bool, Option<&'static str>);
-        let rows: [Row; 8] = [
+        let rows: [Row; 9] = [
             (
                 ExpectedProgress {
                     topics: vec!["missing".into(), "users".into()],
@@ -184,7 +200,13 @@ mod tests {
             ),
             (ExpectedProgress::default(), Some(0), false, None),
             (
-                ExpectedProgress { partitions: vec![answered(0, None)], group: None, topics: Vec::new() },
+                ExpectedProgress { paused: 3, ..ExpectedProgress::default() },
+                None,
+                true,
+                Some("nothing was read for 10 ms: all partitions of this consumer are paused, 3 of them"),
+            ),
+            (
+                ExpectedProgress { partitions: vec![answered(0, None)], ..ExpectedProgress::default() },
                 None,
                 false,
                 None,
@@ -192,8 +214,7 @@ mod tests {
             (
                 ExpectedProgress {
                     partitions: vec![answered(0, Some("refused"))],
-                    group: None,
-                    topics: Vec::new(),
+                    ..ExpectedProgress::default()
                 },
                 Some(0),
                 false,
@@ -206,8 +227,7 @@ mod tests {
                         answered(4, None),
                         answered(5, Some("slow")),
                     ],
-                    group: None,
-                    topics: Vec::new(),
+                    ..ExpectedProgress::default()
                 },
                 None,
                 false,
@@ -219,7 +239,7 @@ mod tests {
                 ExpectedProgress {
                     partitions: vec![answered(0, Some("refused"))],
                     group: Some(None),
-                    topics: Vec::new(),
+                    ..ExpectedProgress::default()
                 },
                 None,
                 false,
@@ -227,20 +247,14 @@ mod tests {
             ),
             (
                 ExpectedProgress {
-                    partitions: Vec::new(),
                     group: Some(Some(error("not authorized"))),
-                    topics: Vec::new(),
+                    ..ExpectedProgress::default()
                 },
                 None,
                 true,
                 Some("the group has not let this member in for 10 ms: not authorized"),
             ),
-            (
-                ExpectedProgress { partitions: Vec::new(), group: Some(None), topics: Vec::new() },
-                None,
-                true,
-                None,
-            ),
+            (ExpectedProgress { group: Some(None), ..ExpectedProgress::default() }, None, true, None),
         ];
         let patience = Duration::from_millis(10);
         for (should, leaderless, has_coordinator, said) in rows {
@@ -258,6 +272,29 @@ mod tests {
                 "{shown}: {text:?}"
             );
         }
+    }
+
+    #[test]
+    fn what_is_paused_or_missing_is_no_error_of_poll() {
+        let should = ExpectedProgress {
+            partitions: vec![(
+                TopicPartition::new("orders", 0),
+                Some(Error::new(ErrorKind::Timeout, "slow")),
+            )],
+            paused: 3,
+            topics: vec!["missing".into()],
+            group: None,
+        };
+        let missing = |_: &str| Some(Error::new(ErrorKind::Timeout, "no such topic"));
+        let why = should.causes(|_| None, missing, || None);
+        let mut changes =
+            Stalls::new(crate::time::now(), Duration::ZERO).handle_look(crate::time::now(), why);
+        let said = |changes: Changes| changes.error(Duration::ZERO).unwrap().to_string();
+        let harmless: Vec<_> = changes.take_harmless().into_iter().map(said).collect();
+        assert!(
+            matches!(&harmless[..], [topic, paused] if topic.contains("no such") && paused.contains("paused"))
+        );
+        assert!(said(changes).contains("slow"));
     }
 
     #[test]

@@ -262,9 +262,8 @@ impl Shared {
             || cluster.why_coordinator(CoordinatorKind::Group, group?),
         );
         let mut changes = stalls.handle_look(now, why);
-        // No error of poll: the rest is read all the same, and the topic may be made later.
-        for missing in changes.take_topics() {
-            if let Some(error) = missing.error(self.settings.unreadable_warn) {
+        for harmless in changes.take_harmless() {
+            if let Some(error) = harmless.error(self.settings.unreadable_warn) {
                 tracing::warn!(%error, "the consumer makes no progress");
             }
         }

@@ -29,7 +29,7 @@ use super::{
     ledger::Life,
     lookups::{FromStart, Lookup, Lookups},
     offsets::{CommitAction, Commits, Ticket},
-    partitions::{Check, JobKey, Next, Partition, Partitions, Phase, Turn},
+    partitions::{Check, JobKey, Next, Partition, Partitions, PausedBy, Phase, Turn},
     stalls::ExpectedProgress,
 };
 use crate::{
@@ -407,15 +407,23 @@ impl Core {
         }
     }
 
-    pub(crate) fn set_paused(&mut self, partitions: &[TopicPartition], paused: bool) -> Result<()> {
+    pub(crate) fn set_paused(
+        &mut self,
+        partitions: &[TopicPartition],
+        paused: Option<PausedBy>,
+    ) -> Result<()> {
         self.check_open()?;
         if let Some(missing) = partitions.iter().find(|key| self.partitions.get(key).is_none()) {
             return Err(not_assigned(missing));
         }
         for key in partitions {
-            self.partitions.set_paused(key, paused);
+            self.partitions.set_paused(key, paused.is_some());
+            if let Some(partition) = self.partitions.get_mut(key) {
+                partition.paused_by_user =
+                    paused.is_some_and(|by| by == PausedBy::User || partition.paused_by_user);
+            }
         }
-        self.news |= !paused;
+        self.news |= paused.is_none();
         Ok(())
     }
 
@@ -427,6 +435,8 @@ impl Core {
         let running = self.partitions.iter().filter(|(_, partition)| !partition.paused);
         let running =
             running.map(|(key, partition)| (key.clone(), self.fetcher.why(now, partition).cloned()));
+        let all_paused = self.partitions.iter().all(|(_, partition)| partition.paused_by_user);
+        let paused = if all_paused { self.partitions.iter().count() } else { 0 };
         let joining = self.member.as_ref().is_some_and(|member| !member.is_idle() && !member.is_in());
         let joining = joining && matches!(self.mode, Mode::Topics);
         let lasts = TROUBLE_LASTS.saturating_add(self.client.retry_backoff_max.saturating_mul(2));
@@ -441,7 +451,7 @@ impl Core {
                 |topic: &&Arc<str>| here.binary_search(topic).is_err() && !self.lookups.is_from_start(topic);
             topics.extend(self.interest.topics.iter().filter(is_missing).cloned());
         }
-        ExpectedProgress { partitions: running.collect(), topics, group }
+        ExpectedProgress { partitions: running.collect(), paused, topics, group }
     }
 
     /// Something has made no progress for long: the next poll returns the error.

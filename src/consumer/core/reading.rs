@@ -218,7 +218,10 @@ mod tests {
     use super::*;
     use crate::{
         config::KafkaConfig,
-        consumer::{lookups::FoundOffset, partitions::Position},
+        consumer::{
+            lookups::FoundOffset,
+            partitions::{PausedBy, Position},
+        },
         group::{Answer, ConsumerHeartbeatAnswer},
         time::{self, Rng},
         wire::{
@@ -335,6 +338,23 @@ mod tests {
             assigned(&mut core, now + INTERVAL, NEW, 1_000);
             assert_eq!(core.position(&key).unwrap(), Some(1_000));
         }
+    }
+
+    #[test]
+    fn only_what_the_user_has_paused_as_a_whole_counts_as_paused() {
+        let now = time::now();
+        let mut core = core(now);
+        let keys = [0, 1].map(|partition| TopicPartition::new("orders", partition));
+        core.assign(now, keys.to_vec()).unwrap();
+        let mut told = |partitions: &[TopicPartition], paused| {
+            core.set_paused(partitions, paused).unwrap();
+            core.expected_progress(now).paused
+        };
+        assert_eq!(told(&keys, Some(PausedBy::Backlog)), 0);
+        assert_eq!(told(&keys[..1], Some(PausedBy::User)), 0);
+        assert_eq!(told(&keys[1..], Some(PausedBy::User)), 2);
+        assert_eq!(told(&keys, Some(PausedBy::Backlog)), 2, "the user has not resumed them");
+        assert_eq!(told(&keys[..1], None), 0);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::{
         core::Notice,
         ledger::Life,
         offsets::{Offset, Offsets},
-        partitions::{Next, Phase, Position, ResetTo, Turn},
+        partitions::{Next, PausedBy, Phase, Position, ResetTo, Turn},
     },
     error::Result,
     record::TopicPartition,
@@ -121,9 +121,9 @@ impl World {
             self.out.retain(|(key, _, _)| key.partition != number);
             self.core.seek(self.now, &key(number), Phase::AwaitingReset(ResetTo::Latest)).unwrap();
         } else if self.chance(20) {
-            self.core.set_paused(&[key(number)], true).unwrap();
+            self.core.set_paused(&[key(number)], Some(PausedBy::User)).unwrap();
         } else if self.rng.below(4) == 0 || self.faults_are_over() {
-            self.core.set_paused(&[key(number)], false).unwrap();
+            self.core.set_paused(&[key(number)], None).unwrap();
         }
     }
 

@@ -84,11 +84,20 @@ impl Position {
     }
 }
 
+/// Why a partition is paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PausedBy {
+    User,
+    /// What was handed out is worked off first.
+    Backlog,
+}
+
 /// One assigned partition.
 #[derive(Debug)]
 pub(crate) struct Partition {
     pub(crate) account: Account,
     pub(crate) paused: bool,
+    pub(crate) paused_by_user: bool,
     /// It is being given up: nothing more is handed out of it.
     pub(crate) is_revoking: bool,
     pub(super) phase: Phase,

@@ -54,7 +54,7 @@ impl Engine {
         // Records before it are handled first, because going on behind it says that all before it is done. While there is
         // something to be taken before it, it is met again.
         if let Some((life, bytes)) = self.client.damaged(&partition, &error)? {
-            if let Err(error) = self.client.pause([partition.clone()]) {
+            if let Err(error) = self.client.hold_back(partition.clone()) {
                 // After a rebalance in between, whoever has the partition now will meet the batch.
                 tracing::debug!(%error, "the partition is gone");
                 return Ok(Vec::new());

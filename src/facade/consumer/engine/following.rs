@@ -40,7 +40,7 @@ impl Engine {
     pub(super) fn follow_pauses(&mut self) {
         while let Some(pause) = self.lanes.poll_pause() {
             let outcome = match pause {
-                Pause::Pause(partition) => self.client.pause([partition]),
+                Pause::Pause(partition) => self.client.hold_back(partition),
                 Pause::Resume(partition) => {
                     self.resume(partition);
                     Ok(())
