@@ -85,15 +85,18 @@ impl KafkaConfig {
     fn client(&self, all: &mut Effective) -> ClientSettings {
         let protocol: SecurityProtocol = all.choice("security.protocol");
         let bootstrap = bootstrap(all);
-        for (first, most) in [
-            ("reconnect.backoff.ms", "reconnect.backoff.max.ms"),
-            ("retry.backoff.ms", "retry.backoff.max.ms"),
-            ("socket.connection.setup.timeout.ms", "socket.connection.setup.timeout.max.ms"),
-        ] {
+        // The first pause or time-out, and the longest.
+        let mut growing = |first: &str, most: &str| {
             if all.number(first) > all.number(most) {
                 all.notes.push(format!("{first} is above {most}; the greater value is used for both"));
             }
-        }
+            (all.millis(first), all.millis(most).max(all.millis(first)))
+        };
+        let (reconnect_backoff, reconnect_backoff_max) =
+            growing("reconnect.backoff.ms", "reconnect.backoff.max.ms");
+        let (retry_backoff, retry_backoff_max) = growing("retry.backoff.ms", "retry.backoff.max.ms");
+        let (connection_setup_timeout, connection_setup_timeout_max) =
+            growing("socket.connection.setup.timeout.ms", "socket.connection.setup.timeout.max.ms");
         let (largest, largest_other) = answer_limits(all);
         ClientSettings {
             bootstrap,
@@ -101,24 +104,17 @@ impl KafkaConfig {
             tls: self.tls(all, protocol),
             sasl: security::sasl(all, protocol),
             request_timeout: all.millis("request.timeout.ms"),
-            connection_setup_timeout: all.millis("socket.connection.setup.timeout.ms"),
-            connection_setup_timeout_max: all
-                .millis("socket.connection.setup.timeout.max.ms")
-                .max(all.millis("socket.connection.setup.timeout.ms")),
-            reconnect_backoff: all.millis("reconnect.backoff.ms"),
-            reconnect_backoff_max: all
-                .millis("reconnect.backoff.max.ms")
-                .max(all.millis("reconnect.backoff.ms")),
-            retry_backoff: all.millis("retry.backoff.ms").max(LEAST_PAUSE),
-            retry_backoff_max: all
-                .millis("retry.backoff.max.ms")
-                .max(all.millis("retry.backoff.ms"))
-                .max(LEAST_PAUSE),
+            connection_setup_timeout,
+            connection_setup_timeout_max,
+            reconnect_backoff,
+            reconnect_backoff_max,
+            retry_backoff: retry_backoff.max(LEAST_PAUSE),
+            retry_backoff_max: retry_backoff_max.max(LEAST_PAUSE),
             metadata_max_age: all.millis("metadata.max.age.ms"),
             metadata_max_idle: all.millis("metadata.max.idle.ms"),
             rebootstrap: all
                 .text("metadata.recovery.strategy")
-                .is_none_or(|text| !text.trim().eq_ignore_ascii_case("none")),
+                .is_none_or(|text| !text.eq_ignore_ascii_case("none")),
             rebootstrap_after: all.millis("metadata.recovery.rebootstrap.trigger.ms"),
             connections_max_idle: all.millis("connections.max.idle.ms"),
             default_api_timeout: all.millis("default.api.timeout.ms"),

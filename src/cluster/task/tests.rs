@@ -45,12 +45,16 @@ async fn cluster(id: &str) -> EmbeddedBroker {
     EmbeddedBroker::builder().in_memory().cluster_id(id).start().await.unwrap()
 }
 
-async fn connected(names: &Names) -> Cluster {
-    let config = KafkaConfig::new()
+fn config(names: &Names) -> KafkaConfig {
+    KafkaConfig::new()
         .set_bootstrap_servers(BOOTSTRAP)
         .set("metadata.recovery.rebootstrap.trigger.ms", 5_000)
-        .set_transport(names.clone());
-    let cluster = Cluster::start(Arc::new(config.resolve_client().unwrap())).unwrap();
+        .set_transport(names.clone())
+}
+
+async fn connected(names: &Names) -> Cluster {
+    let settings = config(names).resolve_client().unwrap();
+    let cluster = Cluster::start(Arc::new(settings)).unwrap();
     cluster.connect(soon()).await.unwrap();
     cluster
 }
@@ -110,11 +114,7 @@ async fn known_brokers_that_are_back_after_an_outage_are_asked_though_no_bootstr
 }
 
 async fn producer(names: &Names) -> KafkaProducer {
-    let config = KafkaConfig::new()
-        .set_bootstrap_servers(BOOTSTRAP)
-        .set("metadata.recovery.rebootstrap.trigger.ms", 5_000)
-        .set_transport(names.clone());
-    KafkaInstance::new(config).unwrap().get_producer().await.unwrap()
+    KafkaInstance::new(config(names)).unwrap().get_producer().await.unwrap()
 }
 
 async fn send(producer: &KafkaProducer, topic: &str, value: &str) {

@@ -20,40 +20,14 @@ use super::{
     *,
 };
 use crate::{
+    KafkaConfig,
     config::settings::{ClientSettings, SaslMechanism, SaslSettings, Secret},
     error::{Stage, code},
-    time::Environment,
 };
 
 fn settings() -> ClientSettings {
-    let second = Duration::from_secs(1);
-    ClientSettings {
-        bootstrap: Vec::new(),
-        client_id: Arc::from("unit"),
-        tls: None,
-        sasl: None,
-        request_timeout: 30 * second,
-        connection_setup_timeout: 10 * second,
-        connection_setup_timeout_max: 30 * second,
-        reconnect_backoff: second,
-        reconnect_backoff_max: second,
-        retry_backoff: second,
-        retry_backoff_max: second,
-        metadata_max_age: second,
-        metadata_max_idle: second,
-        rebootstrap: true,
-        rebootstrap_after: second,
-        connections_max_idle: second,
-        default_api_timeout: second,
-        allow_auto_create_topics: true,
-        receive_message_max_bytes: 1 << 20,
-        receive_other_max_bytes: 1 << 20,
-        kept: KeptMemory::default(),
-        faults: Faults::default(),
-        logins: Default::default(),
-        route: Route::default(),
-        environment: Environment::default(),
-    }
+    let settings = KafkaConfig::new().set_bootstrap_servers("unit").resolve_client().unwrap();
+    ClientSettings { receive_message_max_bytes: 1 << 20, receive_other_max_bytes: 1 << 20, ..settings }
 }
 
 fn soon() -> Instant {

@@ -17,14 +17,7 @@ const OTHER_NAME: &str = include_str!("../test_certs/other_name.pem");
 const KEY: &str = include_str!("../test_certs/server.key");
 
 fn trusting(root: TrustRoots) -> TlsSettings {
-    TlsSettings {
-        roots: vec![root],
-        identity: None,
-        key_password: None,
-        verify_host_name: true,
-        client_config: None,
-        crypto_provider: None,
-    }
+    TlsSettings { roots: vec![root], verify_host_name: true, ..TlsSettings::default() }
 }
 
 fn own_ca() -> TlsSettings {
