@@ -104,8 +104,8 @@ pub(crate) struct Core {
     needs_bump: bool,
     /// There will be no next one.
     is_closing: bool,
-    /// Set while batches that wait in the queues must be failed with this error.
-    discard: Option<Error>,
+    /// What waits in the queues of the transaction that is being aborted is still to be failed.
+    discards: bool,
     out: bool,
     not_before: Option<Instant>,
     /// Why the last call must be made again.
@@ -132,7 +132,7 @@ impl Core {
             commit_lost: false,
             needs_bump: false,
             is_closing: false,
-            discard: None,
+            discards: false,
             out: false,
             not_before: None,
             trouble: None,
@@ -154,7 +154,8 @@ impl Core {
         self.is_closing = true;
         match self.state {
             State::New | State::Initializing => self.handle_fatal(Error::closed("producer").with_fatal()),
-            State::Aborting if !self.begun => self.finish(),
+            // Before the driver has discarded what waits, something may just be leaving that brokers will know of.
+            State::Aborting if !self.begun && !self.discards => self.finish(),
             _ => {}
         }
     }
@@ -202,7 +203,7 @@ impl Core {
             return;
         }
         if matches!(self.state, State::Open | State::Failed(_) | State::Committing) {
-            self.discard = Some(aborted());
+            self.discards = true;
             self.state = State::Aborting;
             self.jobs.clear();
             self.done_jobs = self.accepted_jobs;
@@ -342,9 +343,14 @@ impl Core {
         }
     }
 
-    /// What waits in the queues is to be failed with this.
+    /// What waits in the queues is to be failed with this: again and again once nothing can leave any more, because a record may
+    /// be on its way into its queue meanwhile.
     pub(crate) fn poll_discard(&mut self) -> Option<Error> {
-        self.discard.take()
+        let discards = std::mem::take(&mut self.discards);
+        match &self.state {
+            State::Failed(error) | State::Fatal(error) => Some(error.clone()),
+            _ => discards.then(aborted),
+        }
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
@@ -353,7 +359,7 @@ impl Core {
 
     /// The next request to a coordinator.
     pub(crate) fn poll_call(&mut self, now: Instant, outstanding: Outstanding) -> Option<Call> {
-        if self.out || self.discard.is_some() || self.not_before.is_some_and(|time| time > now) {
+        if self.out || self.discards || self.not_before.is_some_and(|time| time > now) {
             return None;
         }
         self.not_before = None;
@@ -413,7 +419,6 @@ impl Core {
     fn fail(&mut self, error: Error) {
         // Records that were never sent get this error too, and nothing of the transaction is committed.
         let error = error.with_possibly_written(false);
-        self.discard = Some(error.clone());
         self.jobs.clear();
         self.done_jobs = self.accepted_jobs;
         self.wanted.clear();
@@ -424,11 +429,9 @@ impl Core {
     /// Nothing can be sent under this id any more.
     pub(crate) fn handle_fatal(&mut self, error: Error) {
         if !self.is_fatal() {
-            let error = error.with_possibly_written(false);
-            self.discard = Some(error.clone());
             self.jobs.clear();
             self.done_jobs = self.accepted_jobs;
-            self.state = State::Fatal(error);
+            self.state = State::Fatal(error.with_possibly_written(false));
         }
     }
 }

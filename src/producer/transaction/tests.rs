@@ -163,6 +163,7 @@ fn a_failed_record_leaves_only_the_abort() {
     rig.reply(&call, Ok(Reply::Done));
     rig.core.handle_failure(broker(code::TOPIC_AUTHORIZATION_FAILED), false);
     assert!(rig.core.identity().is_none() && rig.core.poll_discard().is_some());
+    assert!(rig.core.poll_discard().is_some(), "one more may have been on its way into its queue");
     let error = rig.core.handle_commit().unwrap_err();
     assert!(error.requires_abort() && !error.is_fatal(), "{error}");
     assert!(rig.call(idle()).is_none(), "the caller decides");
@@ -344,6 +345,7 @@ fn a_fenced_producer_says_so_for_good() {
     }
     rig.core.handle_abort();
     assert!(rig.core.handle_begin().unwrap().unwrap_err().is_fatal() && rig.call(idle()).is_none());
+    assert!(rig.core.poll_discard().is_some() && rig.core.poll_discard().is_some(), "nothing is to wait");
 }
 
 #[test]

@@ -104,6 +104,26 @@ fn who_is_closed_waits_for_the_end_of_its_transaction_and_for_no_new_epoch() {
 }
 
 #[test]
+fn what_was_just_leaving_when_its_transaction_was_given_up_and_its_producer_closed_is_aborted() {
+    for leaves in [true, false] {
+        let mut rig = Rig::open(true);
+        assert!(rig.core.identity().is_some(), "the driver sees that records may leave");
+        rig.core.handle_abort();
+        rig.core.handle_close();
+        if leaves {
+            rig.core.handle_sent();
+        }
+        let call = rig.call(idle());
+        assert_eq!(matches!(call, Some(Call::End { commit: false, .. })), leaves, "{call:?}");
+        assert_eq!(
+            rig.core.is_settled(),
+            !leaves,
+            "readers of committed records would wait for its time-out"
+        );
+    }
+}
+
+#[test]
 fn an_error_says_that_the_commit_may_stand_where_an_attempt_had_no_clear_answer() {
     let possibly = |rig: &Rig| rig.core.outcome(1).unwrap().unwrap_err().possibly_written();
     for told in [code::PRODUCER_FENCED, code::INVALID_TXN_STATE, code::TRANSACTION_ABORTABLE] {
