@@ -48,8 +48,6 @@ pub(crate) struct Identity {
     backoff: Backoff,
     /// Nothing was acknowledged under the identity yet. If it is refused, a pause comes before the next one is asked for.
     unproven: bool,
-    /// Asking has failed since the last answer.
-    failing: bool,
     /// Which of the clusters that the client came to this is, counted from 0.
     cluster: u32,
 }
@@ -68,7 +66,7 @@ enum State {
 impl Identity {
     pub(crate) fn new(idempotent: bool, backoff: Backoff) -> Self {
         let state = if idempotent { State::Wanted(None) } else { State::Off };
-        Self { state, backoff, unproven: true, failing: false, cluster: 0 }
+        Self { state, backoff, unproven: true, cluster: 0 }
     }
 
     /// Whether an InitProducerId request is due.
@@ -89,7 +87,6 @@ impl Identity {
 
     pub(crate) fn handle_answer(&mut self, identity: ProducerIdentity) {
         self.unproven = true;
-        self.failing = false;
         self.state = match self.is_asked_elsewhere() {
             true => State::Wanted(None),
             false => State::Known(ProducerIdentity { cluster: self.cluster, ..identity }),
@@ -110,10 +107,9 @@ impl Identity {
         }
     }
 
-    /// Returns true for the first failure since the last answer.
-    pub(crate) fn handle_failure(&mut self, now: Instant, rng: &mut Rng) -> bool {
+    /// Nobody has answered with an id: another attempt follows after a pause.
+    pub(crate) fn handle_failure(&mut self, now: Instant, rng: &mut Rng) {
         self.state = State::Wanted(Some(now + self.backoff.next(rng)));
-        !std::mem::replace(&mut self.failing, true)
     }
 
     /// A broker has acknowledged something under this identity.
@@ -350,14 +346,12 @@ mod tests {
         let mut identity = identity();
         assert!(identity.poll_ask(now));
         assert!(!identity.poll_ask(now));
-        assert!(identity.handle_failure(now, &mut Rng::new(1)), "the first one is news");
-        assert!(!identity.handle_failure(now, &mut Rng::new(1)), "and no other until an id comes");
+        identity.handle_failure(now, &mut Rng::new(1));
         assert!(!identity.poll_ask(now));
         let due = identity.poll_timeout().unwrap();
         assert!(identity.poll_ask(due));
         identity.handle_answer(FIRST);
         assert_eq!(identity.current(), Ok(Some(FIRST)));
-        assert!(identity.handle_failure(due, &mut Rng::new(1)), "news again");
     }
 
     #[test]

@@ -267,7 +267,6 @@ impl Sender {
         }
         self.unplanned |= bump.is_some() || renew.is_some();
         if let Some(broken) = bump {
-            self.open_attempts = true;
             self.identity.bump(broken, now, &mut self.rng);
         }
         if let Some(refused) = renew {
