@@ -66,7 +66,8 @@ mod tests {
 
     #[test]
     fn halves_hold_every_record_in_order() {
-        for codec in [Compression::None, Compression::Lz4] {
+        use Compression::{Gzip, Lz4, None as Plain, Snappy, Zstd};
+        for codec in [Plain, Gzip, Snappy, Lz4, Zstd] {
             let (compressor, decompressor) = (Compressor::new(codec, None).unwrap(), Decompressor::new());
             let mut builder = BatchBuilder::new(BytesMut::new());
             for i in 0..7_i64 {

@@ -85,6 +85,28 @@ fn a_refused_record_costs_no_identity_and_does_not_stop_a_neighbour() {
 }
 
 #[test]
+fn a_partition_is_wanted_in_a_transaction_only_while_what_it_has_cannot_leave() {
+    let mut world = World::new(1, 1, Limits { transactional: true, ..limits(true) });
+    let identity = ProducerIdentity { id: 7, epoch: 0, cluster: 0 };
+    let _delivery = world.send(0, 1);
+    world.sender.handle_scheduled(&mut world.scheduled);
+    let (nothing, all) = (Partitions::new(), Partitions::from_iter([("orders".into(), 0)]));
+    let mut wanted_beside = |added| {
+        let permit = Permit { identity: Ok(Some(identity)), partitions: Some(added) };
+        world.sender.handle_tick(world.now, &world.snapshot, true, Some(permit));
+        let action = world.sender.poll_action();
+        if let Some(Action::Connect(leader)) = action {
+            world.sender.handle_connected(world.now, leader, true);
+        }
+        (world.sender.wanted().len(), matches!(action, Some(Action::Send(_))))
+    };
+    assert_eq!(wanted_beside(&nothing), (0, false), "its leader is looked for");
+    assert_eq!(wanted_beside(&nothing), (1, false));
+    assert_eq!(wanted_beside(&nothing), (1, false), "and not once more with each turn");
+    assert_eq!(wanted_beside(&all), (0, true));
+}
+
+#[test]
 fn what_follows_a_refused_batch_is_renumbered_under_the_same_epoch() {
     let mut world = introduced(1, limits(true));
     let deliveries = fill(&mut world, 0, 1..6);
