@@ -17,11 +17,11 @@ use self::{
     input::{TransactionInput, hand_out_again, put_back},
     patience::{patiently, pauses, poll_patiently},
 };
-use super::{HURRY, KafkaInstance};
+use super::{HURRY, KafkaInstance, LogSubject, logged};
 #[cfg(feature = "signal")]
 use super::{message::CancellationToken, signals};
 use crate::{
-    config::IsolationLevel,
+    config::{ConsumerConfig, IsolationLevel, ProducerConfig},
     consumer::{ConsumerRecords, KafkaConsumer, PartitionRecords, RecordRef, acknowledge::Life},
     error::{Error, ErrorKind, Result, code},
     producer::{Transaction, TransactionalProducer, is_refused},
@@ -156,8 +156,8 @@ impl ExactlyOnce {
     /// # Errors
     /// The body's error, whose transaction is aborted; a [fatal](Error::is_fatal) error such as that of a second instance with
     /// the same `transactional.id`, or of a transaction that stayed open for longer than `transaction.timeout.ms` (with a name
-    /// made up for the run only if the body takes that long twice, or at the tenth in a row); what consumer and producer refuse
-    /// at the start. Whatever it is: another run goes on where the last transaction ended.
+    /// made up for the run only at the tenth in a row); what consumer and producer refuse at the start, which is logged. Whatever
+    /// it is: another run goes on where the last transaction ended.
     ///
     /// # Cancel safety
     /// Dropping it aborts the open transaction, unless brokers were asked to commit already; nothing is lost or repeated.
@@ -188,18 +188,20 @@ impl ExactlyOnce {
         hurry: impl Future<Output = ()>,
         body: impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
     ) -> Result<()> {
+        const PLACE: LogSubject =
+            LogSubject { controller: "dtkafka::ExactlyOnce::run", subject: "Kafka ExactlyOnce" };
         let (shutdown, hurry) = (pin!(shutdown), pin!(hurry));
         let (shutdown, hurry) = (shutdown.shared(), hurry.shared());
         // The producer first: it ends what a predecessor left open, before positions are looked up.
         let start = async {
             let producer = patiently(|| self.start_producer()).await?;
-            Ok((producer, patiently(|| self.start_consumer()).await?))
+            Ok((producer, self.start_consumer().await?))
         };
         let (mut producer, consumer) = tokio::select! {
             biased;
             () = shutdown.clone() => return Ok(()),
             () = hurry.clone() => return Ok(()),
-            started = start => started?,
+            started = start => logged(PLACE, started)?,
         };
         let outcome = tokio::select! {
             biased;
@@ -272,15 +274,15 @@ impl ExactlyOnce {
                 format!("{}-{number:016x}", self.group)
             }
         };
-        let short = self.kafka.config().get("transaction.timeout.ms").is_none();
-        self.kafka
-            .get_transactional_producer_with(|p| match short {
-                true => p
-                    .set("transactional.id", id)
-                    .set("transaction.timeout.ms", self.open_at_most().as_millis() as u64),
-                false => p.set("transactional.id", id),
-            })
-            .await
+        let settings = ProducerConfig::new().set("transactional.id", id);
+        let settings = match self.kafka.config().get("transaction.timeout.ms") {
+            None => settings.set("transaction.timeout.ms", self.open_at_most().as_millis() as u64),
+            Some(_) => settings,
+        };
+        let (cluster, settings) = self.kafka.begin_transactional(settings)?;
+        // One client for as long as brokers are away: each would log anew that they are.
+        cluster.connect(time::after(Duration::MAX)).await?;
+        TransactionalProducer::start(cluster, settings).await
     }
 
     /// `transaction.timeout.ms` where it is not set: as short as Kafka Streams has it, because readers wait for what a crash has
@@ -289,16 +291,12 @@ impl ExactlyOnce {
         SHORT_TIMEOUT.max(self.interval.saturating_mul(10)).min(LONGEST_TIMEOUT)
     }
 
-    /// `transaction.timeout.ms`.
-    fn time_limit(&self) -> Duration {
-        self.milliseconds("transaction.timeout.ms").unwrap_or_else(|| self.open_at_most())
-    }
-
     /// Half of `transaction.timeout.ms`: the other half is for delivering and committing. A member that does not poll for longer
     /// than `max.poll.interval.ms` is not let commit, whatever the transaction's time.
     fn worked_on_at_most(&self) -> Duration {
         let between_polls = self.milliseconds("max.poll.interval.ms").unwrap_or(POLL_INTERVAL);
-        self.time_limit().min(between_polls) / 2
+        let limit = self.milliseconds("transaction.timeout.ms").unwrap_or_else(|| self.open_at_most());
+        limit.min(between_polls) / 2
     }
 
     fn milliseconds(&self, name: &str) -> Option<Duration> {
@@ -306,12 +304,14 @@ impl ExactlyOnce {
     }
 
     async fn start_consumer(&self) -> Result<KafkaConsumer> {
-        let settings = |c: crate::ConsumerConfig| {
-            c.set("group.id", &self.group)
-                .set("enable.auto.commit", false)
-                .set("isolation.level", IsolationLevel::ReadCommitted)
-        };
-        self.kafka.get_consumer_with(self.topics.iter().map(String::as_str), settings).await
+        let settings = ConsumerConfig::new()
+            .set("group.id", &self.group)
+            .set("enable.auto.commit", false)
+            .set("isolation.level", IsolationLevel::ReadCommitted);
+        let consumer = self.kafka.begin_consumer(settings)?;
+        consumer.subscribe(&self.topics)?;
+        patiently(|| consumer.connect()).await?;
+        Ok(consumer)
     }
 
     async fn work(
@@ -321,7 +321,7 @@ impl ExactlyOnce {
         shutdown: Shared<impl Future<Output = ()>>,
         body: &impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
     ) -> Result<()> {
-        let (mut places, mut was_overdue, mut timed_out) = (Places::new(), false, 0);
+        let (mut places, mut timed_out) = (Places::new(), 0);
         let mut backoff = pauses();
         let mut rng = self.kafka.config().resolve_client()?.environment.rng();
         loop {
@@ -350,18 +350,15 @@ impl ExactlyOnce {
                 Ok(()) if is_empty => {}
                 Ok(()) => {
                     backoff.reset();
-                    (was_overdue, timed_out) = (false, 0);
+                    timed_out = 0;
                 }
                 // Nobody else can have a name that was made up for this run, so it was the coordinator that ended a
-                // transaction which was open for too long, as after an outage. A body that takes that long twice ends the
-                // run, or its record would be worked on for ever; so do too many such ends in a row.
+                // transaction which was open for too long: after an outage, or because of a slow body. Too many such ends in
+                // a row end the run, or its record would be worked on for ever.
                 Err(Failed::Again(error) | Failed::ForGood(error))
-                    if self.named().is_none()
-                        && is_timed_out(&error)
-                        && !(taken.is_overdue && was_overdue)
-                        && timed_out + 1 < MOST_TIMED_OUT =>
+                    if self.named().is_none() && is_timed_out(&error) && timed_out + 1 < MOST_TIMED_OUT =>
                 {
-                    (was_overdue, timed_out) = (was_overdue || taken.is_overdue, timed_out + 1);
+                    timed_out += 1;
                     tracing::warn!(%error, "a transaction was open for longer than transaction.timeout.ms; its records are processed again");
                     taken.rewind(consumer);
                     tokio::time::sleep(backoff.next(&mut rng)).await;
@@ -415,16 +412,11 @@ impl ExactlyOnce {
         shutdown: Shared<impl Future<Output = ()>>,
         body: &impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
     ) -> Result<()> {
-        let (late, overdue) = (time::after(self.worked_on_at_most()), time::after(self.time_limit()));
+        let late = time::after(self.worked_on_at_most());
         // Bounded by `late` also while no more records come.
         let until = until.min(late);
         loop {
-            let worked = work_on(consumer, transaction, &records, taken, late, body).await;
-            // A body that has waited for brokers which are away is not slow itself.
-            let is_outage =
-                worked.as_ref().is_err_and(|error| error.requires_abort() && error.is_retriable());
-            taken.is_overdue |= !is_outage && time::now() >= overdue;
-            let is_late = worked?;
+            let is_late = work_on(consumer, transaction, &records, taken, late, body).await?;
             let now = time::now();
             if is_late || taken.records >= self.most_records || now >= until {
                 return Ok(());

@@ -131,14 +131,22 @@ impl KafkaInstance {
             controller: "dtkafka::KafkaInstance::get_transactional_producer",
             subject: "Kafka Producer",
         };
-        let config = overrides(ProducerConfig::new()).merged(&self.config);
-        config.log_beside(&self.config);
         let start = async {
-            let settings = config.resolve_producer()?;
-            let cluster = Cluster::start(Arc::new(config.resolve_client()?))?;
+            let (cluster, settings) = self.begin_transactional(overrides(ProducerConfig::new()))?;
             TransactionalProducer::start(cluster, settings).await
         };
         logged(PLACE, start.await)
+    }
+
+    /// What a transactional producer is made of; the view of the cluster begins to connect.
+    pub(super) fn begin_transactional(
+        &self,
+        overrides: ProducerConfig,
+    ) -> Result<(Cluster, ProducerSettings)> {
+        let config = overrides.merged(&self.config);
+        config.log_beside(&self.config);
+        let settings = config.resolve_producer()?;
+        Ok((Cluster::start(Arc::new(config.resolve_client()?))?, settings))
     }
 
     /// Runs `body` in one transaction of a producer with the configuration's `transactional.id`: commits when it returns `Ok`,

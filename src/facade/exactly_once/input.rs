@@ -12,8 +12,6 @@ pub(super) struct TransactionInput {
     pub(super) offsets: Map<TopicPartition, Span>,
     pub(super) group: Option<ConsumerGroupMetadata>,
     pub(super) records: usize,
-    /// The body has worked for longer than a transaction may be open.
-    pub(super) is_overdue: bool,
     /// A log was cut below what was handed out of it. What comes again must not be processed in two committed
     /// transactions.
     is_cut: bool,

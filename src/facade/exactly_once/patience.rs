@@ -14,15 +14,25 @@ pub(super) fn pauses() -> Backoff {
     Backoff::new(Duration::from_millis(100), Duration::from_secs(1))
 }
 
-/// Starts a client, for as long as brokers are away; each attempt waits for them too.
+/// Starts a client, for as long as brokers are away. Of the failures the first is logged, and how many there were.
 pub(super) async fn patiently<T, F: Future<Output = Result<T>>>(start: impl Fn() -> F) -> Result<T> {
+    let mut failures = 0_u64;
     loop {
         match start().await {
             Err(error) if error.is_retriable() && !error.is_fatal() => {
-                tracing::warn!(%error, "a client is started again");
+                match failures {
+                    0 => tracing::warn!(%error, "no client yet; further failures are counted, not logged"),
+                    _ => tracing::debug!(%error, "no client yet"),
+                }
+                failures += 1;
                 tokio::time::sleep(RUN_PAUSE).await;
             }
-            started => return started,
+            started => {
+                if failures > 0 && started.is_ok() {
+                    tracing::info!(failures, "there is a client");
+                }
+                return started;
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::{KafkaConfig, error::ErrorCode};
 #[tokio::test]
 async fn a_copier_waits_for_a_cluster_that_is_not_there_yet() {
     const PATIENCE: Duration = Duration::from_secs(30);
-    let (log, _listening) = crate::test_log::Log::of_this_thread(tracing::Level::WARN);
+    let (log, _listening) = crate::test_log::Log::of_this_thread(tracing::Level::DEBUG);
     let broker = EmbeddedBroker::start().await.unwrap();
     broker.feed("t", 0, NewRecord::new("7")).unwrap();
     broker.control().stop_broker(1).unwrap();
@@ -27,7 +27,8 @@ async fn a_copier_waits_for_a_cluster_that_is_not_there_yet() {
         Ok(())
     });
     let comes = async {
-        while log.text().matches("a client is started again").count() < 2 {
+        // Longer than an attempt to start takes.
+        while log.text().matches("can still not be reached").count() < 6 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         broker.control().start_broker(1).await.unwrap();
@@ -37,6 +38,9 @@ async fn a_copier_waits_for_a_cluster_that_is_not_there_yet() {
         ended = run => panic!("{ended:?}"),
         comes = tokio::time::timeout(PATIENCE, comes) => comes.expect("it does not begin"),
     }
+    let (text, is_told) = (log.text(), |line: &&str| line.contains(" WARN ") || line.contains(" ERROR "));
+    let told: Vec<_> = text.lines().filter(is_told).collect();
+    assert_eq!(told.len(), 2, "of the broker and of the cluster, once each: {told:#?}");
 }
 
 #[cfg(feature = "signal")]
