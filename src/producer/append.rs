@@ -234,7 +234,7 @@ impl Shared {
         match error.kind() {
             // The cluster's driver may hear of the end of its runtime before the producer's does.
             ErrorKind::Closed => {
-                self.fatal_error().unwrap_or(if error.is_fatal() { error } else { self.refusal() })
+                self.fatal_error().unwrap_or_else(|| if error.is_fatal() { error } else { self.refusal() })
             }
             _ => error,
         }
