@@ -15,6 +15,8 @@ const LATEST: i64 = -1;
 const EARLIEST: i64 = -2;
 const MAX_TIMESTAMP: i64 = -3;
 const EARLIEST_LOCAL: i64 = -4;
+/// Time, offset and leader epoch where there is no such record.
+const NONE: (i64, i64, i32) = (-1, -1, -1);
 
 pub(super) fn handle(call: &Call<'_>, request: ListOffsetsRequest) -> ListOffsetsResponse {
     let mut response = ListOffsetsResponse::default();
@@ -62,30 +64,26 @@ fn find(
     let readable = || log.batches_from(0).iter().filter(|b| !b.is_control() && b.base_offset < end);
     Ok(match p.timestamp {
         LATEST => (-1, log.readable_end(isolation), epoch),
-        EARLIEST | EARLIEST_LOCAL => (-1, log.start(), epoch),
+        EARLIEST | EARLIEST_LOCAL => (-1, log.start(), log.epoch_at(log.start())),
         MAX_TIMESTAMP => {
             let newest = readable().max_by_key(|b| (b.max_timestamp, -b.base_offset));
-            found(newest.and_then(|b| first_at(log, b, b.max_timestamp)), epoch)
+            newest.and_then(|b| first_at(log, b, b.max_timestamp)).unwrap_or(NONE)
         }
         time if time >= 0 => {
             let mut batches = readable().filter(|b| b.max_timestamp >= time);
-            found(batches.find_map(|b| first_at(log, b, time)), epoch)
+            batches.find_map(|b| first_at(log, b, time)).unwrap_or(NONE)
         }
-        _ => (-1, -1, -1),
+        _ => NONE,
     })
 }
 
-fn found(record: Option<(i64, i64)>, epoch: i32) -> (i64, i64, i32) {
-    record.map_or((-1, -1, -1), |(timestamp, offset)| (timestamp, offset, epoch))
-}
-
-/// The first record of the batch with at least this time: its time and offset.
-fn first_at(log: &PartitionLog, batch: &Batch, time: i64) -> Option<(i64, i64)> {
+/// The first record of the batch with at least this time: its time, its offset and the epoch of the leader that took it.
+fn first_at(log: &PartitionLog, batch: &Batch, time: i64) -> Option<(i64, i64, i32)> {
     let records = records::decode(batch).ok()?;
     let time_of = |r: &kafka_protocol::records::Record| match r.timestamp_type {
         TimestampType::LogAppend => batch.max_timestamp,
         TimestampType::Creation => r.timestamp,
     };
     let fits = |r: &&kafka_protocol::records::Record| r.offset >= log.start() && time_of(r) >= time;
-    records.iter().find(fits).map(|r| (time_of(r), r.offset))
+    records.iter().find(fits).map(|r| (time_of(r), r.offset, batch.head().leader_epoch))
 }

@@ -5,11 +5,23 @@ use kafka_protocol::messages::offset_commit_response::{
     OffsetCommitResponsePartition, OffsetCommitResponseTopic,
 };
 use kafka_protocol::messages::{OffsetCommitRequest, OffsetCommitResponse};
+use kafka_protocol::protocol::StrBytes;
 
 use super::super::cluster::{Cluster, Committed};
 use super::super::commits::Commit;
 use super::super::group::Caller;
 use super::{Call, by_id};
+
+/// Apache Kafka's `offset.metadata.max.bytes`.
+const MAX_METADATA: usize = 4096;
+
+/// A text that is too long keeps its offset out, and no other (Java: `OffsetMetadataManager`).
+pub(super) fn check_metadata(metadata: Option<&StrBytes>) -> Result<(), ResponseError> {
+    match metadata {
+        Some(text) if text.len() > MAX_METADATA => Err(ResponseError::OffsetMetadataTooLarge),
+        _ => Ok(()),
+    }
+}
 
 pub(super) fn handle(call: &Call<'_>, request: OffsetCommitRequest) -> OffsetCommitResponse {
     let mut cluster = call.cluster();
@@ -26,7 +38,8 @@ pub(super) fn handle(call: &Call<'_>, request: OffsetCommitRequest) -> OffsetCom
         for p in topic.partitions {
             let known = name.as_deref().ok_or(ResponseError::UnknownTopicId);
             let known = known.and_then(|name| cluster.partition(name, p.partition_index)).map(drop);
-            let result = injected.map_or(Ok(()), Err).and(allowed).and(known);
+            let fits = check_metadata(p.committed_metadata.as_ref());
+            let result = injected.map_or(Ok(()), Err).and(allowed).and(known).and(fits);
             if result.is_ok() {
                 let committed = Committed {
                     offset: p.committed_offset,

@@ -11,6 +11,7 @@ use kafka_protocol::messages::offset_fetch_response::{
 use kafka_protocol::messages::{OffsetFetchRequest, OffsetFetchResponse};
 use kafka_protocol::protocol::StrBytes;
 
+use super::super::acls::{Operation, Resource};
 use super::super::cluster::{Cluster, Committed};
 use super::{Call, by_id, topic_name};
 
@@ -31,19 +32,26 @@ pub(super) fn handle(call: &Call<'_>, request: OffsetFetchRequest) -> OffsetFetc
         if let Err(error) = allowed {
             response.error_code = error.code();
         }
+        let all = topics.is_none();
         for (topic, partitions) in find(&cluster, &request.group_id, topics, allowed.is_ok()) {
-            // Version 1 has no field for the group's error: it stands at every partition.
-            let code = if call.version < 2 { super::code(&allowed) } else { 0 };
+            if all && is_hidden(call, &topic) {
+                continue;
+            }
+            let refused = match allowed {
+                Ok(()) => call.error_for(&topic),
+                // Version 1 has no field for the group's error: it stands at every partition.
+                Err(error) => Some(error).filter(|_| call.version < 2),
+            };
             let one = |(index, committed): (i32, Option<Committed>)| {
-                let unstable = stable && is_pending(&cluster, &request.group_id, &topic, index);
-                let (offset, epoch, metadata) = fields(committed.filter(|_| !unstable));
-                let code = if unstable { ResponseError::UnstableOffsetCommit.code() } else { code };
+                let pending = || stable && is_pending(&cluster, &request.group_id, &topic, index);
+                let error = refused.or_else(|| pending().then_some(ResponseError::UnstableOffsetCommit));
+                let (offset, epoch, metadata) = fields(committed.filter(|_| error.is_none()));
                 OffsetFetchResponsePartition::default()
                     .with_partition_index(index)
                     .with_committed_offset(offset)
                     .with_committed_leader_epoch(if call.version >= 5 { epoch } else { -1 })
                     .with_metadata(metadata)
-                    .with_error_code(code)
+                    .with_error_code(error.map_or(0, |error| error.code()))
             };
             let partitions = partitions.into_iter().map(one).collect();
             response.topics.push(
@@ -83,6 +91,7 @@ fn of_group(
         return answer;
     }
     let by_id = call.version >= by_id::VERSION;
+    let all = group.topics.is_none();
     let mut asked = group.topics.as_ref().map(|_| Vec::new());
     for topic in group.topics.into_iter().flatten() {
         let name = match by_id {
@@ -95,12 +104,16 @@ fn of_group(
         }
     }
     for (topic, partitions) in find(cluster, &group.group_id, asked, true) {
+        if all && is_hidden(call, &topic) {
+            continue;
+        }
+        let refused = call.error_for(&topic);
         let one = |(index, committed): (i32, Option<Committed>)| {
-            let unstable = stable && is_pending(cluster, &group.group_id, &topic, index);
-            let (offset, epoch, metadata) = fields(committed.filter(|_| !unstable));
-            let code = if unstable { ResponseError::UnstableOffsetCommit.code() } else { 0 };
+            let pending = || stable && is_pending(cluster, &group.group_id, &topic, index);
+            let error = refused.or_else(|| pending().then_some(ResponseError::UnstableOffsetCommit));
+            let (offset, epoch, metadata) = fields(committed.filter(|_| error.is_none()));
             OffsetFetchResponsePartitions::default()
-                .with_error_code(code)
+                .with_error_code(error.map_or(0, |error| error.code()))
                 .with_partition_index(index)
                 .with_committed_offset(offset)
                 .with_committed_leader_epoch(epoch)
@@ -116,6 +129,11 @@ fn of_group(
         answer.topics.push(found);
     }
     answer
+}
+
+/// Who asks for everything is not told of topics that he may not see; who names one is refused.
+fn is_hidden(call: &Call<'_>, topic: &str) -> bool {
+    call.denies(&Resource::Topic(topic.to_owned()), Operation::Describe)
 }
 
 /// A topic whose id nobody has.

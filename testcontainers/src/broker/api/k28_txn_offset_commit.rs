@@ -9,7 +9,7 @@ use kafka_protocol::messages::{TxnOffsetCommitRequest, TxnOffsetCommitResponse};
 use super::super::cluster::{Cluster, Committed};
 use super::super::group::Caller;
 use super::super::transactions::{Part, Who};
-use super::Call;
+use super::{Call, k08_offset_commit::check_metadata};
 
 pub(super) fn handle(call: &Call<'_>, request: TxnOffsetCommitRequest) -> TxnOffsetCommitResponse {
     let mut cluster = call.cluster();
@@ -21,7 +21,8 @@ pub(super) fn handle(call: &Call<'_>, request: TxnOffsetCommitRequest) -> TxnOff
         let mut answer = TxnOffsetCommitResponseTopic::default().with_name(topic.name.clone());
         for p in topic.partitions {
             let known = cluster.partition(&topic.name, p.partition_index).map(drop);
-            let mut result = injected.map_or(Ok(()), Err).and(allowed).and(known);
+            let fits = check_metadata(p.committed_metadata.as_ref());
+            let mut result = injected.map_or(Ok(()), Err).and(allowed).and(known).and(fits);
             if result.is_ok() {
                 let committed = Committed {
                     offset: p.committed_offset,

@@ -97,6 +97,12 @@ impl PartitionLog {
         self.leader_epoch
     }
 
+    /// The epoch of the leader that wrote at this offset, or would.
+    pub(super) fn epoch_at(&self, offset: i64) -> i32 {
+        let later = self.epochs.partition_point(|e| e.1 <= offset);
+        later.checked_sub(1).map_or(self.leader_epoch, |index| self.epochs[index].0)
+    }
+
     /// One bit of the batch that holds this offset is wrong from now on. False if there is no such batch.
     pub(super) fn damage(&mut self, offset: i64) -> bool {
         let holds = |batch: &&mut Batch| (batch.base_offset..=batch.last_offset).contains(&offset);

@@ -82,6 +82,78 @@ async fn denials_are_told_by_resource() {
     assert_eq!(produced(&mut client, 9, batch(&["a"], None)).await.0, 0);
 }
 
+/// Commits for partition 0 of `t` with a text of this length.
+fn commit(length: usize) -> OffsetCommitRequest {
+    let partition = offset_commit_request::OffsetCommitRequestPartition::default()
+        .with_committed_offset(7)
+        .with_committed_metadata(Some(StrBytes::from_string("x".repeat(length))));
+    let topic = offset_commit_request::OffsetCommitRequestTopic::default()
+        .with_name(topic_name("t"))
+        .with_partitions(vec![partition]);
+    OffsetCommitRequest::default()
+        .with_group_id(GroupId(text("g")))
+        .with_generation_id_or_member_epoch(-1)
+        .with_topics(vec![topic])
+}
+
+/// What is committed for partition 0 of `t`, asked in this version: the error and the offset. None: the topic is not told of.
+async fn committed(client: &mut Client, version: i16, by_name: bool) -> Option<(i16, i64)> {
+    if version >= 8 {
+        let topic = offset_fetch_request::OffsetFetchRequestTopics::default()
+            .with_name(topic_name("t"))
+            .with_partition_indexes(vec![0]);
+        let asked = offset_fetch_request::OffsetFetchRequestGroup::default()
+            .with_group_id(GroupId(text("g")))
+            .with_topics(by_name.then(|| vec![topic]));
+        let answer = client.call(version, &OffsetFetchRequest::default().with_groups(vec![asked])).await;
+        return answer.groups[0]
+            .topics
+            .first()
+            .map(|t| (t.partitions[0].error_code, t.partitions[0].committed_offset));
+    }
+    let topic = offset_fetch_request::OffsetFetchRequestTopic::default()
+        .with_name(topic_name("t"))
+        .with_partition_indexes(vec![0]);
+    let asked = OffsetFetchRequest::default()
+        .with_group_id(GroupId(text("g")))
+        .with_topics(by_name.then(|| vec![topic]));
+    let answer = client.call(version, &asked).await;
+    answer.topics.first().map(|t| (t.partitions[0].error_code, t.partitions[0].committed_offset))
+}
+
+#[tokio::test]
+async fn a_text_that_is_too_long_keeps_its_offset_out() {
+    let (broker, mut client) = start().await;
+    let answer = client.call(8, &commit(4097)).await;
+    assert_eq!(answer.topics[0].partitions[0].error_code, ResponseError::OffsetMetadataTooLarge.code());
+    assert_eq!(broker.committed("g", "t", 0), None);
+    assert_eq!(client.call(8, &commit(4096)).await.topics[0].partitions[0].error_code, 0);
+    assert_eq!(broker.committed("g", "t", 0), Some(7));
+}
+
+#[tokio::test]
+async fn who_asks_for_offsets_hears_of_faults_and_denials_by_topic() {
+    let (broker, mut client) = start().await;
+    client.call(8, &commit(0)).await;
+    for version in [1, 7, 8, 9] {
+        let error = ResponseError::UnstableOffsetCommit;
+        broker.control().fail_topic(ApiKey::OffsetFetch, "t", 1, error);
+        assert_eq!(
+            committed(&mut client, version, true).await,
+            Some((error.code(), -1)),
+            "version {version}"
+        );
+        assert_eq!(committed(&mut client, version, true).await, Some((0, 7)));
+        broker.control().deny("*", Resource::Topic("t".into()), Operation::Describe);
+        let denied = ResponseError::TopicAuthorizationFailed.code();
+        assert_eq!(committed(&mut client, version, true).await, Some((denied, -1)), "version {version}");
+        if version > 1 {
+            assert_eq!(committed(&mut client, version, false).await, None, "version {version}");
+        }
+        broker.control().allow_all();
+    }
+}
+
 #[tokio::test]
 async fn a_profile_has_its_own_versions_and_manners() {
     let broker = EmbeddedBroker::builder().profile(Profile::EventHubs).start().await.unwrap();

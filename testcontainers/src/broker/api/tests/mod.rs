@@ -177,6 +177,20 @@ async fn offsets_are_listed_by_end_and_by_time() {
 }
 
 #[tokio::test]
+async fn an_offset_that_is_listed_has_the_epoch_of_the_leader_that_took_its_record() {
+    let (broker, mut client) = start().await;
+    produced(&mut client, 9, batch(&["a"], None)).await;
+    // Nothing is cut off, and the next epoch begins.
+    broker.control().truncate("t", 0, 1).unwrap();
+    produced(&mut client, 9, batch(&["b"], None)).await;
+    for (time, offset, epoch) in [(-2, 0, 0), (0, 0, 0), (-1, 2, 1)] {
+        let answer = client.call(4, &list(time)).await;
+        let found = &answer.topics[0].partitions[0];
+        assert_eq!((found.offset, found.leader_epoch), (offset, epoch), "{time}");
+    }
+}
+
+#[tokio::test]
 async fn metadata_makes_topics_only_when_asked() {
     let (broker, mut client) = start().await;
     let asked = |name: &str| vec![MetadataRequestTopic::default().with_name(Some(topic_name(name)))];
