@@ -53,7 +53,11 @@ fn explain<T: DeserializeOwned>(value: &[u8], cause: &serde_json::Error) -> (Str
         false => explain::explain::<T>(&value),
     };
     let text = text.unwrap_or_else(|| "another type of value was expected".to_owned());
-    (format!("{text}, at line {} column {}", cause.line(), cause.column()), true)
+    match cause.line() {
+        // Of tagged and untagged enums serde reads a copy, whose places nobody knows.
+        0 => (text, true),
+        line => (format!("{text}, at line {line} column {}", cause.column()), true),
+    }
 }
 
 #[cold]
@@ -96,6 +100,18 @@ mod tests {
         assert!(twice.contains("a field is there twice, at line 1"), "{twice}");
         assert!(fails("{nope").to_string().contains("is not JSON"), "{}", fails("{nope"));
         assert!(read::<Option<u32>>(None, &"orders".into(), 3, 42).unwrap().is_none(), "a tombstone is null");
+    }
+
+    #[test]
+    fn where_serde_knows_no_place_none_is_named() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(tag = "type")]
+        #[expect(dead_code, reason = "only read")]
+        enum Event {
+            Paid { euros: u8 },
+        }
+        let text = read_text::<Event>(br#"{"type": "Paid", "euros": 300}"#).unwrap_err();
+        assert_eq!(text, "expected u8, found a number out of its range");
     }
 
     #[test]
