@@ -14,7 +14,7 @@ use crate::{
     config::settings::Address,
     error::{
         Error, ErrorCode, ErrorKind, Result,
-        code::{LEADER_NOT_AVAILABLE, REBOOTSTRAP_REQUIRED},
+        code::{LEADER_NOT_AVAILABLE, REBOOTSTRAP_REQUIRED, UNKNOWN_SERVER_ERROR},
     },
     pattern::Pattern,
     sorted::Map,
@@ -142,7 +142,7 @@ impl Metadata {
     pub(crate) fn found(&self, topic: &str) -> Found {
         match self.topics.get(topic) {
             None | Some(Topic { error: Some(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION), .. }) => Found::Missing,
-            Some(Topic { error: Some(code), .. }) if !code.is_retriable() => Found::Missing,
+            Some(Topic { error: Some(code), .. }) if !passes(*code) => Found::Missing,
             Some(Topic { error: Some(_), .. }) => Found::Unsettled,
             // A topic that is being made may be listed before its partitions are.
             Some(topic) if topic.partitions.is_empty() => Found::Unsettled,
@@ -233,8 +233,13 @@ impl Metadata {
     /// Why a topic cannot be used, if waiting will not help.
     pub(crate) fn permanent_error(&self, topic: &str) -> Option<Error> {
         let code = self.topics.get(topic)?.error?;
-        (!code.is_retriable()).then(|| topic_error(topic, code))
+        (!passes(code)).then(|| topic_error(topic, code))
     }
+}
+
+/// Whether a topic may be told of later: a broker that does not know itself what is wrong is asked again, as in Java.
+fn passes(code: ErrorCode) -> bool {
+    code.is_retriable() || code == ErrorCode::UNKNOWN_SERVER_ERROR
 }
 
 /// The answer, if it tells of a cluster.
@@ -259,6 +264,7 @@ pub(crate) fn topic_error(topic: &str, code: ErrorCode) -> Error {
             error.with_hint("create the topic, or let brokers create it (auto.create.topics.enable)")
         }
         17 => error.with_hint("a topic's name has 1 to 249 characters of a-z, A-Z, 0-9, '.', '_' and '-'"),
+        UNKNOWN_SERVER_ERROR => error.with_passing(),
         29 => error.with_hint("grant the user Describe, and Read or Write, on the topic"),
         _ => error,
     }

@@ -62,16 +62,14 @@ impl Outbox {
             self.producer.get_or_try_init(|| self.kafka.get_letter_producer(|p| p.linger(0))).await?;
         let letter = letters::forwarded(topic, record, headers);
         let sent = async { producer.send_record(letter).await?.await }.await;
-        let is_too_large = |error: &Error| {
-            let told = error.code().map(|told| told.0);
-            matches!(told, Some(code::MESSAGE_TOO_LARGE | code::RECORD_LIST_TOO_LARGE))
-        };
-        sent.map_err(|error| match is_too_large(&error) {
-            true => error.with_hint(
+        sent.map_err(|error| match error.code().map(|told| told.0) {
+            Some(code::MESSAGE_TOO_LARGE | code::RECORD_LIST_TOO_LARGE) => error.with_hint(
                 "what is told of a failure makes a record larger than it was: raise max.message.bytes of the topic it goes \
                  to; the record is not committed, and comes again",
             ),
-            false => error,
+            // A broker that does not know what is wrong may know better next time; a letter may be there twice.
+            Some(code::UNKNOWN_SERVER_ERROR) => error.with_passing(),
+            _ => error,
         })
     }
 

@@ -154,6 +154,18 @@ fn a_topic_with_more_partitions_than_any_has_is_not_used() {
 }
 
 #[test]
+fn a_broker_that_does_not_know_what_is_wrong_with_a_topic_is_asked_again() {
+    let told = |code| {
+        let topic = MetadataResponseTopic { error_code: code, ..topic("t", &[]) };
+        Metadata::default().merge(answer(vec![topic]), &["t".into()], all)
+    };
+    let unknown = told(UNKNOWN_SERVER_ERROR);
+    assert!(unknown.permanent_error("t").is_none() && matches!(unknown.found("t"), Found::Unsettled));
+    let refused = told(29);
+    assert!(refused.permanent_error("t").is_some() && matches!(refused.found("t"), Found::Missing));
+}
+
+#[test]
 fn of_more_brokers_than_any_cluster_has_the_first_count() {
     let mut many = answer(vec![]);
     let broker = many.brokers[0].clone();

@@ -219,6 +219,30 @@ async fn a_dead_letter_topic_that_is_refused_ends_the_consumer() {
 }
 
 #[tokio::test]
+async fn a_broker_that_does_not_know_what_is_wrong_is_asked_again_for_a_topic_and_for_a_letter() {
+    use dtkafka_testcontainers::broker::ResponseError::UnknownServerError;
+
+    let (broker, kafka) = broker(&[("orders", 1), ("dead", 1)]).await;
+    produce(&kafka, "orders", 1, 1, 0..4).await;
+    broker.control().fail_topic(ApiKey::Metadata, "orders", 2, UnknownServerError);
+    broker.control().fail_topic(ApiKey::Metadata, "dead", 1, UnknownServerError);
+    broker.control().fail_topic(ApiKey::Produce, "dead", 1, UnknownServerError);
+    let consumer = Consumer::new(&kafka, ["orders"])
+        .unwrap()
+        .register_handler("orders", async move |m: Message<u32>| match m.value {
+            2 => Err("never this one".into()),
+            _ => Ok(()),
+        })
+        .unwrap()
+        .error_policy(ErrorPolicy::dead_letter("dead"))
+        .unwrap();
+    let running = run(consumer);
+    until(|| broker.committed("g", "orders", 0) == Some(4)).await;
+    running.stop().await.1.unwrap();
+    assert_eq!(broker.records("dead", 0).unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn letters_that_would_go_round_in_a_circle_stop_the_last_of_its_consumers() {
     let (broker, kafka) = broker(&[("a", 1), ("b", 1), ("c", 1)]).await;
     produce(&kafka, "a", 1, 1, 0..1).await;
