@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use tracing::info;
+
 use super::{Member, State, send};
 use crate::{
     error::{Error, ErrorKind},
@@ -93,6 +95,7 @@ impl Member {
         match self.state {
             State::Fatal | State::Leaving { .. } => {}
             _ if known => {
+                info!(reason, "leaving the group");
                 let request = Request::Leave { member_id: std::mem::take(&mut self.member_id), reason };
                 let deadline = now + self.settings.request_timeout;
                 let token = send(&mut self.tokens, &mut self.actions, request, deadline);

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{Heartbeats, Member, NOTHING_MATCHES, State};
 use crate::{
@@ -84,6 +84,11 @@ impl Member {
         self.planned = None;
         if self.settings.cooperative {
             self.claim.clone_from(&self.owned);
+        }
+        // One that was sent away for its member id, or after an error, has said so.
+        if !matches!(self.state, State::Joining { .. }) {
+            let reason = Some(&*self.reason).filter(|reason| !reason.is_empty());
+            info!(reason, "joining the group");
         }
         self.state = State::Joining { exchange: Exchange::Due(now + pause) };
         self.handle_timeout(now);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{ConsumerHeartbeat, Member, State};
 use crate::{
@@ -102,6 +102,7 @@ impl Member {
             // A member that is outside the group says nothing, unless it is a static one whose place is still kept.
             State::Idle { .. } if !self.is_counted || epoch != LEAVE => self.on_left(now),
             State::Idle { .. } | State::Joining { .. } | State::Joined { .. } => {
+                info!("leaving the group");
                 self.is_counted &= epoch != LEAVE;
                 let beat = ConsumerHeartbeat {
                     member_id: self.member_id.clone(),

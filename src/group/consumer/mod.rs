@@ -21,6 +21,8 @@ mod reconcile;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
+use tracing::info;
+
 use super::{
     Action, Answer, Exchange, GroupMembershipOperation, GroupSettings, Identity, liveness::Liveness,
     refusal::CONSUMER_HEARTBEAT,
@@ -339,6 +341,7 @@ impl Member {
     fn join_if_idle(&mut self, now: Instant) {
         let State::Idle { rejoin: true, not_before } = self.state else { return };
         if self.liveness.is_polled() && not_before <= now && self.is_subscribed() {
+            info!("joining the group");
             self.state = State::Joining { exchange: Exchange::Due(now) };
             self.handle_timeout(now);
         }
