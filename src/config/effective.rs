@@ -1,7 +1,7 @@
 //! What was set, merged from all sources, with every value checked by itself; and the methods that read typed values from
 //! it.
 
-use std::{str::FromStr, time::Duration};
+use std::{cell::LazyCell, str::FromStr, time::Duration};
 
 use super::{
     Entry, KafkaConfig, Origin,
@@ -51,7 +51,9 @@ impl KafkaConfig {
                 // As `set_kafka_url` says, the URL overrides the bootstrap servers.
                 Some(_) if *name == "bootstrap.servers" && entry.origin == Origin::Set => {
                     if url::parse_addresses(&entry.value).is_err() {
-                        all.problems.push(all.bad_value(name, entry).unwrap_or_default());
+                        let secrets = LazyCell::new(|| Secrets::of(&all.entries));
+                        let problem = bad_value(name, entry, &secrets).unwrap_or_default();
+                        all.problems.push(problem);
                     }
                     continue;
                 }
@@ -71,7 +73,9 @@ impl KafkaConfig {
     /// Merged, and every value checked by itself.
     pub(super) fn checked(&self) -> Effective {
         let mut all = self.effective();
-        let bad: Vec<_> = all.entries.iter().filter_map(|(name, entry)| all.bad_value(name, entry)).collect();
+        let secrets = LazyCell::new(|| Secrets::of(&all.entries));
+        let bad: Vec<_> =
+            all.entries.iter().filter_map(|(name, entry)| bad_value(name, entry, &secrets)).collect();
         all.problems.extend(bad);
         let ignored = |name: &&&'static str| matches!(properties::find(name), Some(Found::Ignored(_)));
         all.notes.extend(all.entries.keys().filter(ignored).map(|name| match *name {
@@ -88,6 +92,22 @@ impl KafkaConfig {
         }));
         all
     }
+}
+
+/// What is wrong with a value by itself. It is shown without the secrets of the whole configuration, which are looked for
+/// only where something is wrong.
+fn bad_value(
+    name: &str,
+    entry: &Entry,
+    secrets: &LazyCell<Secrets, impl FnOnce() -> Secrets>,
+) -> Option<String> {
+    let kind = properties::kind(name);
+    let why = properties::check(kind, &entry.value).err()?;
+    let why = match name {
+        "sasl.mechanism" => format!("{why} (GSSAPI and OAUTHBEARER are not supported)"),
+        _ => why,
+    };
+    Some(format!("{name} = {:?}: {why}", secrets.shown(kind, &entry.value)))
 }
 
 fn same(left: &str, right: &str) -> bool {
@@ -143,17 +163,6 @@ impl Effective {
             (false, _) => return,
         };
         self.entries.insert("security.protocol", Entry::of_url(value));
-    }
-
-    /// What is wrong with a value by itself.
-    fn bad_value(&self, name: &str, entry: &Entry) -> Option<String> {
-        let kind = properties::kind(name);
-        let why = properties::check(kind, &entry.value).err()?;
-        let why = match name {
-            "sasl.mechanism" => format!("{why} (GSSAPI and OAUTHBEARER are not supported)"),
-            _ => why,
-        };
-        Some(format!("{name} = {:?}: {why}", Secrets::of(&self.entries).shown(kind, &entry.value)))
     }
 
     pub(super) fn is_set(&self, name: &str) -> bool {

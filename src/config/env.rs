@@ -39,7 +39,7 @@ impl KafkaConfig {
 
 /// The property that a variable probably means: at most one letter in four is wrong, two at most.
 pub(super) fn near_miss(name: &str) -> Option<&'static str> {
-    let (nearest, apart) = properties::nearest(name);
+    let (nearest, apart) = properties::nearest_below(name, 3);
     (apart <= 2 && apart * 4 <= name.len()).then_some(nearest)
 }
 

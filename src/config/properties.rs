@@ -231,10 +231,14 @@ pub(crate) fn normalized(name: &str) -> String {
 
 /// The property of that name, alias or spelling with underscores.
 pub(crate) fn find(name: &str) -> Option<Found> {
-    let name = normalized(name);
+    // Most come in the form of the table.
+    find_normal(name).or_else(|| find_normal(&normalized(name)))
+}
+
+fn find_normal(name: &str) -> Option<Found> {
     PROPERTIES
         .iter()
-        .find(|known| known.name == name || known.aliases.contains(&name.as_str()))
+        .find(|known| known.name == name || known.aliases.contains(&name))
         .map(Found::Used)
         .or_else(|| IGNORED.iter().find(|known| **known == name).map(|known| Found::Ignored(known)))
 }
@@ -268,8 +272,13 @@ pub(crate) fn kind(name: &str) -> Kind {
 
 /// The known name nearest to an unknown one, and how many letters apart they are.
 pub(crate) fn nearest(name: &str) -> (&'static str, usize) {
+    nearest_below(name, usize::MAX)
+}
+
+/// The same for names that are less than `bound` letters apart, which takes less time; `bound` where none is so near.
+pub(crate) fn nearest_below(name: &str, bound: usize) -> (&'static str, usize) {
     let name: String = normalized(name).chars().take(100).collect();
-    let (length, mut best) = (name.chars().count(), ("bootstrap.servers", usize::MAX));
+    let (length, mut best) = (name.chars().count(), ("bootstrap.servers", bound));
     for property in PROPERTIES {
         for known in std::iter::once(&property.name).chain(property.aliases) {
             // They are at least as far apart as their lengths are.

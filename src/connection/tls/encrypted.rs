@@ -221,7 +221,7 @@ fn salsa20_8(state: &mut [u32; 16]) {
         [15, 12, 13, 14],
     ];
     for _ in 0..4 {
-        for [a, b, c, d] in QUARTERS {
+        for &[a, b, c, d] in &QUARTERS {
             state[b] ^= state[a].wrapping_add(state[d]).rotate_left(7);
             state[c] ^= state[b].wrapping_add(state[a]).rotate_left(9);
             state[d] ^= state[c].wrapping_add(state[b]).rotate_left(13);

@@ -208,6 +208,8 @@ fn what_javas_assignors_answer_now_is_answered_here() {
     };
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/GenerateAssignments.java");
     let mut java = Command::new("java");
+    // Without the compiler that optimizes: most of the time goes into compiling the source.
+    java.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]);
     java.args(["-Xmx512m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=off", "-cp"]).arg(jars).arg(source);
     let groups = if std::env::var_os("DTKAFKA_REQUIRE_KAFKA").is_some() { 10_000 } else { 1_000 };
     let answer = match java.args([&groups.to_string(), "2", "10"]).output() {
