@@ -306,7 +306,6 @@ impl Engine {
                 self.on_failure(error);
             }
         }
-        self.follow_pauses();
     }
 
     /// Whether anything waits or runs.
@@ -362,6 +361,7 @@ impl Engine {
         self.follow_user();
     }
 
+        self.follow_pauses();
     fn on_join(&mut self, ended: std::result::Result<(tokio::task::Id, Ended), JoinError>) {
         match ended {
             Ok((_, ended)) => self.on_end(ended),

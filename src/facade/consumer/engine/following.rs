@@ -73,11 +73,11 @@ impl Engine {
                         // show it.
                         drop(self.lanes.revoke(partition, *life));
                     }
-                    self.follow_pauses();
                 }
             }
             self.shared.tell(&change);
         }
+        self.follow_pauses();
     }
 
     /// Begins nothing more in these partitions, and ends what runs there if they are gone.

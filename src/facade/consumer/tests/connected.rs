@@ -225,6 +225,35 @@ async fn a_partition_whose_lanes_are_full_is_not_resumed_by_the_user() {
 }
 
 #[tokio::test]
+async fn a_partition_whose_lanes_were_full_goes_on_after_a_closure_of_its_policy_has_panicked() {
+    let (_broker, kafka) = with_records(&["t"], 3).await;
+    let is_first = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    // Whatever is taken fills its lanes.
+    let mut consumer = Consumer::new_with(&kafka, ["t"], |c| c.set("fetch.buffer.memory", 1))
+        .unwrap()
+        .register_handler("t", async move |_: Message<i64>| match is_first.swap(false, Relaxed) {
+            true => Err("it fails once".into()),
+            false => Ok(()),
+        })
+        .unwrap()
+        .error_policy(ErrorPolicy::retry(2, Duration::ZERO).retry_if(|_| panic!("a condition panics")))
+        .unwrap();
+    let all = async {
+        let error = loop {
+            if let Err(error) = consumer.consume(Duration::from_secs(1)).await {
+                break error;
+            }
+        };
+        assert!(error.to_string().contains("a condition panics"), "{error}");
+        let mut handled = 0;
+        while handled < 3 {
+            handled += consumer.consume(Duration::from_secs(1)).await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), all).await.expect("the partition stays paused");
+}
+
+#[tokio::test]
 async fn a_batch_that_gathers_does_not_turn_in_circles_while_another_handler_ends() {
     let (_broker, kafka) = with_records(&["slow", "gathers"], 1).await;
     let begun = Arc::new(tokio::sync::Notify::new());
