@@ -118,18 +118,18 @@ impl KafkaConsumer {
 
     /// Hands out again from the first record that is not done, in a new life. Nothing to do if the life is over.
     pub(crate) fn rewind(&self, partition: &TopicPartition, life: Life) -> Result<()> {
-        self.change(|core, now| core.rewind(now, partition, life))
+        self.change(|core, _| core.rewind(partition, life))
     }
 
     /// Hands out again from the record `first` of this life, as long as the assignment goes on; if the log was cut since,
     /// from there if that is earlier. Does nothing if the partition was lost.
     pub(crate) fn hand_out_again(&self, partition: &TopicPartition, life: Life, first: i64) -> Result<()> {
-        self.change(|core, now| match core.partitions.assigned_since(partition, life) {
+        self.change(|core, _| match core.partitions.assigned_since(partition, life) {
             Some(known) => {
                 let position = known.position().filter(|_| known.life() != life);
                 let first = position.map_or(first, |position| position.next.min(first));
                 core.partitions.forget_decided_beyond(partition, first);
-                core.seek(now, partition, Phase::Fetching(Position::at(first)))
+                core.seek(partition, Phase::Fetching(Position::at(first)))
             }
             None => Ok(()),
         })
@@ -183,12 +183,12 @@ impl KafkaConsumer {
     /// Goes on behind what cannot be read, in a new life. False, and nothing changes, if this life is over or not all is done
     /// that was handed out in it: going on says that everything before is.
     pub(crate) fn pass_over(&self, partition: &TopicPartition, life: Life, next: i64) -> bool {
-        let passed = self.change(|core, now| {
+        let passed = self.change(|core, _| {
             let is_done = core.partitions.get(partition).is_some_and(|partition| {
                 partition.life() == life && partition.account.first_not_done().is_none()
             });
             if is_done {
-                core.seek(now, partition, Phase::Fetching(Position::at(next)))?;
+                core.seek(partition, Phase::Fetching(Position::at(next)))?;
             }
             Ok(is_done)
         });

@@ -287,7 +287,7 @@ impl KafkaConsumer {
     /// [`ErrorKind::InvalidArgument`] if the partition is not assigned or the offset is negative;
     /// [`ErrorKind::Closed`] after [`close`](Self::close).
     pub fn seek(&self, partition: &TopicPartition, offset: i64) -> Result<()> {
-        self.change(|core, now| core.seek(now, partition, Phase::Fetching(Position::at(offset))))
+        self.change(|core, _| core.seek(partition, Phase::Fetching(Position::at(offset))))
     }
 
     /// Continues at the first record still in the log.
@@ -327,8 +327,8 @@ impl KafkaConsumer {
         partitions: impl IntoIterator<Item = &'a TopicPartition>,
         to: ResetTo,
     ) -> Result<()> {
-        self.change(|core, now| {
-            partitions.into_iter().try_for_each(|key| core.seek(now, key, Phase::AwaitingReset(to)))
+        self.change(|core, _| {
+            partitions.into_iter().try_for_each(|key| core.seek(key, Phase::AwaitingReset(to)))
         })
     }
 

@@ -328,11 +328,9 @@ impl Core {
     }
 
     /// Hands out again from the first record that is not done, if that life is not over.
-    pub(crate) fn rewind(&mut self, now: Instant, key: &TopicPartition, life: Life) -> Result<()> {
+    pub(crate) fn rewind(&mut self, key: &TopicPartition, life: Life) -> Result<()> {
         self.check_open()?;
-        if self.partitions.rewind(key, life) {
-            self.refresh_leaders(now);
-        }
+        self.partitions.rewind(key, life);
         Ok(())
     }
 
@@ -374,12 +372,7 @@ impl Core {
         None
     }
 
-    /// Why there are no records, if that is because a partition cannot go on.
-    pub(crate) fn take_failure(&mut self) -> Option<Error> {
-        self.partitions.failure()
-    }
-
-    pub(crate) fn seek(&mut self, now: Instant, key: &TopicPartition, phase: Phase) -> Result<()> {
+    pub(crate) fn seek(&mut self, key: &TopicPartition, phase: Phase) -> Result<()> {
         self.check_open()?;
         if let Phase::Fetching(position) = phase
             && position.next < 0
@@ -392,7 +385,6 @@ impl Core {
         if self.partitions.get(key).is_some_and(is_replaced) || !self.partitions.restart(key, phase) {
             return Err(not_assigned(key));
         }
-        self.refresh_leaders(now);
         Ok(())
     }
 

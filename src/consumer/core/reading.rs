@@ -330,7 +330,7 @@ mod tests {
                 "{done:?}"
             );
             assert_eq!(core.position(&key).unwrap(), None);
-            core.seek(now, &key, Phase::Fetching(Position::at(3))).unwrap_err();
+            core.seek(&key, Phase::Fetching(Position::at(3))).unwrap_err();
             assert!(core.commit(None, now + INTERVAL).unwrap().is_none());
             let said = core.expected_progress(now).partitions.pop().and_then(|(_, error)| error);
             assert!(said.is_some_and(|error| error.is_retriable()), "it says what it waits for");
@@ -417,7 +417,7 @@ mod tests {
         let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1));
         hear_of(&mut core, now, id);
         core.assign(now, vec![key.clone()]).unwrap();
-        core.seek(now, &key, Phase::Fetching(Position::at(7))).unwrap();
+        core.seek(&key, Phase::Fetching(Position::at(7))).unwrap();
         let partition = core.partitions.get_mut(&key).unwrap();
         partition.note_served(now, true);
         partition.account.hand_out();
@@ -498,7 +498,7 @@ mod tests {
         let (mut core, key) = by_hand(now, OLD, None);
         core.assign(now, Vec::new()).unwrap();
         core.assign(now, vec![key.clone()]).unwrap();
-        core.seek(now, &key, Phase::Fetching(Position::at(7))).unwrap();
+        core.seek(&key, Phase::Fetching(Position::at(7))).unwrap();
         core.partitions.get_mut(&key).unwrap().note_refused(100);
         hear_of(&mut core, now, NEW);
         assert_eq!((core.position(&key).unwrap(), core.topic_id(&key)), (Some(7), NEW.0));

@@ -44,7 +44,7 @@ fn an_error_is_not_told_when_what_it_is_of_is_over() {
     core.fail(refused(0));
     core.fail(refused(1));
     core.fail(Error::from_code("Metadata", 29).with_topic(Arc::from("orders")));
-    core.seek(now, &zero, Phase::Fetching(Position::at(9))).unwrap();
+    core.seek(&zero, Phase::Fetching(Position::at(9))).unwrap();
     let told_now = told(&mut core);
     assert_eq!(told_now.iter().map(Error::partition).collect::<Vec<_>>(), [Some(1), None]);
     core.fail(refused(1));

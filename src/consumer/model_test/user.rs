@@ -115,11 +115,11 @@ impl World {
             self.back[at] = self.back[at].min(to);
             self.owed.remove(&number);
             self.out.retain(|(key, _, _)| key.partition != number);
-            self.core.seek(self.now, &key(number), Phase::Fetching(Position::at(to))).unwrap();
+            self.core.seek(&key(number), Phase::Fetching(Position::at(to))).unwrap();
         } else if self.style != Style::Each && self.chance(80) {
             self.owed.remove(&number);
             self.out.retain(|(key, _, _)| key.partition != number);
-            self.core.seek(self.now, &key(number), Phase::AwaitingReset(ResetTo::Latest)).unwrap();
+            self.core.seek(&key(number), Phase::AwaitingReset(ResetTo::Latest)).unwrap();
         } else if self.chance(20) {
             self.core.set_paused(&[key(number)], Some(PausedBy::User)).unwrap();
         } else if self.rng.below(4) == 0 || self.faults_are_over() {

@@ -30,14 +30,11 @@ impl Partitions {
         !self.over.is_empty()
     }
 
-    /// Begins another life at the first record that is not done; false if that life is over.
-    pub(crate) fn rewind(&mut self, key: &TopicPartition, life: Life) -> bool {
-        let Some(partition) = self.partitions.get(key).filter(|partition| partition.life() == life) else {
-            return false;
-        };
-        match (partition.account.first_not_done(), partition.position()) {
-            (Some(first), _) => self.restart(key, Phase::Fetching(Position::at(first))),
-            _ => true,
+    /// Begins another life at the first record that is not done, if there is one and that life is not over.
+    pub(crate) fn rewind(&mut self, key: &TopicPartition, life: Life) {
+        let partition = self.partitions.get(key).filter(|partition| partition.life() == life);
+        if let Some(first) = partition.and_then(|partition| partition.account.first_not_done()) {
+            self.restart(key, Phase::Fetching(Position::at(first)));
         }
     }
 

@@ -136,7 +136,7 @@ fn what_the_metadata_says_is_gone_is_committed_until_the_coordinator_says_so_too
     core.handle_metadata(now, deleted(&core));
     core.handle_metadata(now, deleted(&core));
     assert!(core.metadata.is_gone("orders", 0));
-    core.seek(now, &key(), Phase::Fetching(Position::at(9))).unwrap();
+    core.seek(&key(), Phase::Fetching(Position::at(9))).unwrap();
     let commit = |core: &mut Core| core.commit(None, now + IDLE).unwrap();
     let mut receipt = commit(&mut core).expect("one broker may know less than another");
     let sent = commits(&mut core, now);
@@ -231,7 +231,7 @@ fn what_is_done_of_partitions_that_are_assigned_by_hand_is_committed_when_others
     let now = time::now();
     for others in [vec![TopicPartition::new("orders", 1)], Vec::new()] {
         let mut core = core(now);
-        core.seek(now, &key(), Phase::Fetching(Position::at(8_000))).unwrap();
+        core.seek(&key(), Phase::Fetching(Position::at(8_000))).unwrap();
         core.assign(now, others).unwrap();
         let sent = commits(&mut core, now);
         assert_eq!(sent.len(), 1);
@@ -243,7 +243,7 @@ fn what_is_done_of_partitions_that_are_assigned_by_hand_is_committed_when_others
 fn a_commit_of_partitions_that_are_assigned_by_hand_outlives_their_assignment() {
     let now = time::now();
     let mut core = core(now);
-    core.seek(now, &key(), Phase::Fetching(Position::at(9))).unwrap();
+    core.seek(&key(), Phase::Fetching(Position::at(9))).unwrap();
     let mut receipt = core.commit(None, now + IDLE).unwrap().unwrap();
     let sent = commits(&mut core, now);
     let moved = Ok([(key(), group::code::NOT_COORDINATOR)].into());
