@@ -28,15 +28,6 @@ use super::{
 };
 use crate::{cluster::TopicId, error::Error, record::TopicPartition, sorted::Map, time::Instant};
 
-/// Whose turn is next after some records were taken of a partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Turn {
-    /// A poll takes all it can of one partition, then goes on to the next.
-    Poll,
-    /// A stream takes one record at a time and changes partition after each batch.
-    Stream,
-}
-
 /// What [`Partitions::next_chunk`] found.
 #[derive(Debug)]
 pub(crate) enum Next {
@@ -420,9 +411,9 @@ impl Partitions {
         !self.ready.is_empty()
     }
 
-    /// Up to `max` records of the partition whose turn it is. A partition that falls below `refill_below` bytes, or runs low,
-    /// wants a fetch.
-    pub(crate) fn next_chunk(&mut self, max: usize, turn: Turn, refill_below: usize) -> Next {
+    /// Up to `max` records of the partition whose turn it is; that stays so until the poll has enough and what was decoded is
+    /// used up. A partition that falls below `refill_below` bytes, or runs low, wants a fetch.
+    pub(crate) fn next_chunk(&mut self, max: usize, refill_below: usize) -> Next {
         while let Some(key) = self.ready.pop_front() {
             let Some(partition) = self.partitions.get_mut(&key) else { continue };
             partition.is_ready = false;
@@ -454,11 +445,8 @@ impl Partitions {
                     } else if partition.account.hand_out() {
                         self.uncovered.push(key.clone());
                     }
-                    let ended = chunk.range.end == chunk.batch.slots.len();
-                    let stays = match turn {
-                        Turn::Poll => chunk.range.len() < max,
-                        Turn::Stream => !ended,
-                    };
+                    // Otherwise each partition would hold a decoded batch, and these have no bound together.
+                    let stays = chunk.range.len() < max || partition.queue.front_raw().is_none();
                     partition.is_ready = !partition.queue.is_empty();
                     match (partition.is_ready, stays) {
                         (true, true) => self.ready.push_front(key.clone()),

@@ -4,10 +4,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use super::{
-    KafkaConsumer, Shared, buffer,
-    ledger::Life,
-    listener::Listening,
-    partitions::{Next, Turn},
+    KafkaConsumer, Shared, buffer, ledger::Life, listener::Listening, partitions::Next,
     records::ConsumerRecords,
 };
 use crate::{
@@ -46,13 +43,6 @@ impl KafkaConsumer {
         }
         let deadline = time::after(timeout);
         let mut polling = Polling::begin(shared)?;
-        if !Listening::tell(&self.shared, Some(deadline)).await {
-            return Ok(ConsumerRecords::default());
-        }
-        let records = polling.take(max)?;
-        if !records.is_empty() {
-            return Ok(records);
-        }
         loop {
             let changed = shared.changed.notified();
             tokio::pin!(changed);
@@ -103,7 +93,7 @@ impl<'a> Polling<'a> {
     /// What can be handed out now, at most `max` records.
     fn take(&self, max: usize) -> Result<ConsumerRecords> {
         let mut records = ConsumerRecords::default();
-        self.take_each(max, Turn::Poll, &mut |partition, life, chunk| {
+        self.take_each(max, &mut |partition, life, chunk| {
             records.push(partition, life, chunk);
         })?;
         Ok(records)
@@ -113,7 +103,6 @@ impl<'a> Polling<'a> {
     pub(super) fn take_each(
         &self,
         max: usize,
-        turn: Turn,
         hand_out: &mut dyn FnMut(TopicPartition, Life, buffer::Chunk),
     ) -> Result<()> {
         let shared = self.shared;
@@ -132,7 +121,7 @@ impl<'a> Polling<'a> {
                 let mut job = None;
                 // A poll hands out no more than the memory that is decoded at once, and a batch.
                 while left > 0 && memory < buffer::DECODED_AT_ONCE && failure.is_none() {
-                    match core.next_chunk(left, turn) {
+                    match core.next_chunk(left) {
                         Next::Chunk(partition, life, chunk) => {
                             left = left.saturating_sub(chunk.range.len());
                             memory = memory.saturating_add(chunk.batch.memory());

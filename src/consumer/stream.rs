@@ -3,37 +3,39 @@
 
 use std::{
     fmt,
-    future::Future,
+    ops::ControlFlow,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use futures_core::Stream;
-use tokio::{sync::futures::Notified, time::Sleep};
 
-use super::{Shared, listener::Listening, partitions::Turn, polling::Polling, records::ConsumerRecords};
-use crate::{driver, error::Result, record::ConsumerRecord, time};
+use super::{
+    Shared,
+    listener::Listening,
+    polling::{Polling, poll_within_a_call},
+    records::ConsumerRecords,
+};
+use crate::{
+    driver,
+    error::{ErrorKind, Result},
+    record::ConsumerRecord,
+    time,
+};
 
-/// The stream of [`KafkaConsumer::stream`](super::KafkaConsumer::stream). Ends after the consumer was closed.
+/// The stream of [`KafkaConsumer::stream`](super::KafkaConsumer::stream). Ends with the error that says that the consumer was closed,
+/// or must be replaced.
 pub struct RecordStream<'a> {
     shared: &'a Arc<Shared>,
     /// False within a rebalance listener, which cannot wait for its own end.
     is_owner: bool,
+    /// A poll that has found nothing yet.
     waiting: Option<Waiting<'a>>,
     ended: bool,
 }
 
-/// A poll that has found nothing yet.
-struct Waiting<'a> {
-    polling: Polling<'a>,
-    changed: Pin<Box<Notified<'a>>>,
-    /// Rings well within the poll interval. A task that waits is woken by it and says so; a stream that is kept and never
-    /// looked at again says nothing, and the group takes its partitions in the end.
-    alive: Pin<Box<Sleep>>,
-    /// The calls of a rebalance listener that come before the next record.
-    telling: Option<Pin<Box<dyn Future<Output = bool> + Send + 'a>>>,
-}
+type Waiting<'a> = Pin<Box<dyn Future<Output = Result<ConsumerRecord>> + Send + 'a>>;
 
 impl fmt::Debug for RecordStream<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -46,18 +48,65 @@ impl<'a> RecordStream<'a> {
         Self { shared, is_owner, waiting: None, ended: false }
     }
 
-    fn listen(&self) -> Pin<Box<Notified<'a>>> {
-        let mut changed = Box::pin(self.shared.changed.notified());
-        changed.as_mut().enable();
-        changed
+    fn yields(&mut self, item: Result<ConsumerRecord>) -> Poll<Option<Result<ConsumerRecord>>> {
+        // Nothing else would ever come.
+        self.ended = item.as_ref().is_err_and(|error| error.is_fatal() || error.kind() == ErrorKind::Closed);
+        Poll::Ready(Some(item))
     }
 }
 
-impl Waiting<'_> {
-    /// It is still there, and joins again if nobody has looked after it for so long that the group was left.
-    fn go_on(&mut self, shared: &Shared) {
+impl Stream for RecordStream<'_> {
+    type Item = Result<ConsumerRecord>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        // Shares the runtime with the driver however many records are buffered.
+        ready!(pin!(tokio::task::consume_budget()).poll(context));
+        let mut waiting: Waiting<'_> = match this.waiting.take() {
+            Some(waiting) => waiting,
+            None => {
+                let begun =
+                    if this.is_owner { Polling::begin(this.shared) } else { Err(poll_within_a_call()) };
+                let found = begun.and_then(|polling| match take_one(&polling).transpose() {
+                    Some(item) => Ok(ControlFlow::Break(item)),
+                    None => driver::check_runtime().map(|()| ControlFlow::Continue(polling)),
+                });
+                match found {
+                    Ok(ControlFlow::Continue(polling)) => Box::pin(wait(this.shared, polling)),
+                    Ok(ControlFlow::Break(item)) => return this.yields(item),
+                    Err(error) => {
+                        this.ended = true;
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                }
+            }
+        };
+        match waiting.as_mut().poll(context) {
+            Poll::Ready(item) => this.yields(item),
+            Poll::Pending => {
+                this.waiting = Some(waiting);
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// Waits for the next record.
+async fn wait<'a>(shared: &'a Arc<Shared>, polling: Polling<'a>) -> Result<ConsumerRecord> {
+    loop {
+        // Listening begins before the look, so nothing that happens after it is missed.
+        let changed = shared.changed.notified();
+        tokio::pin!(changed);
+        changed.as_mut().enable();
+        if shared.lock().is_telling() {
+            Listening::tell(shared, None).await;
+        }
+        // Whoever waits is there, and joins again if nobody has looked after it for so long that the group was left.
+        // Nothing that was handed out is done with by that.
         let now = time::now();
-        self.alive.as_mut().reset(now + shared.settings.max_poll_interval / 3);
         let driver_is_due = {
             let mut core = shared.lock();
             let is_due = core.handle_poll_again(now);
@@ -67,75 +116,18 @@ impl Waiting<'_> {
         if driver_is_due {
             shared.wake.notify_one();
         }
-    }
-}
-
-impl Stream for RecordStream<'_> {
-    type Item = Result<ConsumerRecord>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.ended {
-            return Poll::Ready(None);
+        if let Some(record) = take_one(&polling)? {
+            return Ok(record);
         }
-        if !self.is_owner {
-            self.ended = true;
-            return Poll::Ready(Some(Err(super::polling::poll_within_a_call())));
-        }
-        // Shares the runtime with the driver however many records are buffered.
-        ready!(pin!(tokio::task::consume_budget()).poll(context));
-        if self.waiting.is_none() {
-            let polling = match Polling::begin(self.shared) {
-                Ok(polling) => polling,
-                Err(error) => {
-                    self.ended = true;
-                    return Poll::Ready(Some(Err(error)));
-                }
-            };
-            if let Some(item) = take_one(&polling).transpose() {
-                return Poll::Ready(Some(item));
-            }
-            if let Err(error) = driver::check_runtime() {
-                self.ended = true;
-                return Poll::Ready(Some(Err(error)));
-            }
-            let changed = self.listen();
-            let alive = Box::pin(tokio::time::sleep(self.shared.settings.max_poll_interval / 3));
-            self.shared.lock().handle_loose_poll(time::now());
-            self.waiting = Some(Waiting { polling, changed, alive, telling: None });
-        }
-        let shared = self.shared;
-        loop {
-            let Some(waiting) = &mut self.waiting else { return Poll::Pending };
-            if let Some(telling) = &mut waiting.telling {
-                let _told = ready!(telling.as_mut().poll(context));
-                waiting.telling = None;
-                // The poll interval has not run meanwhile.
-                waiting.go_on(shared);
-            }
-            // Listening began before this look, so nothing that happens after it is missed.
-            if let Some(item) = take_one(&waiting.polling).transpose() {
-                self.waiting = None;
-                return Poll::Ready(Some(item));
-            }
-            if shared.lock().is_telling() {
-                waiting.telling = Some(Box::pin(Listening::tell(shared, None)));
-                continue;
-            }
-            if waiting.alive.as_mut().poll(context).is_ready() {
-                waiting.go_on(shared);
-                continue;
-            }
-            ready!(waiting.changed.as_mut().poll(context));
-            let changed = self.listen();
-            if let Some(waiting) = &mut self.waiting {
-                waiting.changed = changed;
-            }
-        }
+        // Well within the poll interval. A task that waits is woken by it and says so; a stream that is kept and never
+        // looked at again says nothing, and the group takes its partitions in the end.
+        let ring = shared.settings.max_poll_interval / 3;
+        let _elapsed = tokio::time::timeout(ring, changed).await;
     }
 }
 
 fn take_one(polling: &Polling<'_>) -> Result<Option<ConsumerRecord>> {
     let mut one = ConsumerRecords::default();
-    polling.take_each(1, Turn::Stream, &mut |partition, life, chunk| one.push(partition, life, chunk))?;
+    polling.take_each(1, &mut |partition, life, chunk| one.push(partition, life, chunk))?;
     Ok(one.into_iter().next().and_then(|(_, records)| records.into_iter().next()))
 }

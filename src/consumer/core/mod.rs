@@ -29,7 +29,7 @@ use super::{
     ledger::Life,
     lookups::{FromStart, Lookup, Lookups},
     offsets::{CommitAction, Commits, Ticket},
-    partitions::{Check, JobKey, Next, Partition, Partitions, PausedBy, Phase, Turn},
+    partitions::{Check, JobKey, Next, Partition, Partitions, PausedBy, Phase},
     stalls::ExpectedProgress,
 };
 use crate::{
@@ -258,6 +258,11 @@ impl Core {
             _ => self.handle_loose_poll(now),
         }
     }
+    /// The member, as far as polls say that the user is alive: not while the listener is at work, which may never return.
+    fn polled_member(&mut self) -> Option<&mut Membership> {
+        self.member.as_mut().filter(|_| !self.notices.is_calling)
+    }
+
 
     /// A poll waits until then. Its future may be kept, and never looked after again: from then on the poll interval runs.
     pub(crate) fn handle_wait(&mut self, until: Instant) {
@@ -335,11 +340,11 @@ impl Core {
     }
 
     /// The next records to hand out.
-    pub(crate) fn next_chunk(&mut self, max: usize, turn: Turn) -> Next {
+    pub(crate) fn next_chunk(&mut self, max: usize) -> Next {
         if self.closing.is_some() || self.notices.is_busy() {
             return Next::Nothing;
         }
-        self.partitions.next_chunk(max, turn, self.fetcher.refill_below())
+        self.partitions.next_chunk(max, self.fetcher.refill_below())
     }
 
     /// Whether other polls wait, and there is something for them.

@@ -15,7 +15,8 @@ use crate::{
     config::settings::Compression,
     consumer::{
         lookups::Lookups,
-        partitions::{EpochEnd, EpochEnds, Next, Position, ResetTo, Truncation, Turn},
+        offsets::Offsets,
+        partitions::{EpochEnd, EpochEnds, Next, Position, ResetTo, Truncation},
     },
     time,
 };
@@ -86,7 +87,7 @@ impl Bench {
     fn poll(&mut self, max: usize) -> Vec<i64> {
         let (mut offsets, mut left) = (Vec::new(), max);
         while left > 0 {
-            match self.partitions.next_chunk(left, Turn::Poll, self.fetcher.refill_below()) {
+            match self.partitions.next_chunk(left, self.fetcher.refill_below()) {
                 Next::Chunk(_, _, chunk) => {
                     left -= chunk.range.len();
                     offsets
@@ -264,9 +265,7 @@ fn batches_decoded_while_the_partition_was_sought_are_dropped() {
     let mut bench = Bench::new(&[1], 1 << 20);
     let fetch = bench.plan().unwrap();
     bench.answer(&fetch, vec![data(0, batch(0, 10))]);
-    let Next::Decode(job) = bench.partitions.next_chunk(5, Turn::Poll, 1) else {
-        panic!("nothing to decode")
-    };
+    let Next::Decode(job) = bench.partitions.next_chunk(5, 1) else { panic!("nothing to decode") };
     let (job, decoding) = job.split();
     bench.partitions.restart(&key(0), Phase::Fetching(Position::at(3)));
     let (decoded, _) = decoding.run(true, &bench.decompressor, 1 << 20);
@@ -293,6 +292,16 @@ fn automatic_commits_never_pass_what_an_earlier_poll_handed_out() {
     bench.answer(&fetch, vec![data(0, batch(0, 10))]);
     assert_eq!(bench.covered(0), None);
     bench.poll(4);
+#[test]
+fn what_is_decoded_of_one_partition_is_handed_out_before_another_one_is_decoded() {
+    let mut bench = Bench::new(&[1, 1, 1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    bench.answer(&fetch, (0..3).map(|partition| data(partition, batch(0, 1))).collect());
+    for wanted in [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1], [2, 3, 4, 5], [6, 7, 8, 9], [0, 1, 2, 3]] {
+        assert_eq!(bench.poll(4), wanted);
+    }
+}
+
     assert!(bench.partitions.covered(|_| None).is_empty() && bench.partitions.is_outstanding(&[key(0)]));
     assert_eq!(bench.covered(0), Some(4));
     assert!(!bench.partitions.is_outstanding(&[key(0)]));

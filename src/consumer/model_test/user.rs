@@ -13,7 +13,7 @@ use crate::{
         core::Notice,
         ledger::Life,
         offsets::{Offset, Offsets},
-        partitions::{Next, PausedBy, Phase, Position, ResetTo, Turn},
+        partitions::{Next, PausedBy, Phase, Position, ResetTo},
     },
     error::Result,
     record::TopicPartition,
@@ -140,7 +140,7 @@ impl World {
         while self.core.take_error().is_some() {}
         let mut left = 5;
         while left > 0 {
-            match self.core.next_chunk(left, Turn::Poll) {
+            match self.core.next_chunk(left) {
                 Next::Chunk(key, life, chunk) => {
                     left -= chunk.range.len();
                     for slot in &chunk.batch.slots[chunk.range.clone()] {

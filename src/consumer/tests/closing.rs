@@ -16,6 +16,19 @@ async fn closing_and_dropping_return_at_once_when_no_broker_answers() {
 }
 
 #[tokio::test]
+async fn a_stream_that_waits_says_once_that_its_consumer_was_closed() {
+    let bench = Bench::embedded(1).await;
+    bench.topic("t", 1).await;
+    let consumer = bench.consumer(&bench.config());
+    consumer.assign([TopicPartition::new("t", 0)]).unwrap();
+    let mut stream = consumer.stream();
+    let (waited, closed) = tokio::join!(stream.next(), consumer.close(WAIT));
+    closed.unwrap();
+    assert_eq!(waited.unwrap().unwrap_err().kind(), ErrorKind::Closed);
+    assert!(stream.next().await.is_none());
+}
+
+#[tokio::test]
 async fn unsubscribing_and_closing_are_nothing_to_warn_of() {
     let (bench, topic) = (Bench::start().await, unique("quiet"));
     bench.topic(&topic, 2).await;

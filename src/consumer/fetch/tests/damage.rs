@@ -49,7 +49,7 @@ fn a_checksum_is_checked_when_it_is_asked_for_and_not_otherwise() {
         let mut damaged = batch(0, 10);
         damaged[17] ^= 1;
         bench.answer(&fetch, vec![data(0, damaged)]);
-        let Next::Decode(job) = bench.partitions.next_chunk(5, Turn::Poll, 1) else { panic!() };
+        let Next::Decode(job) = bench.partitions.next_chunk(5, 1) else { panic!() };
         let (_, result) = job.split().1.run(checked, &bench.decompressor, 1 << 20);
         assert_eq!(result.is_err(), checked);
     }
@@ -97,9 +97,7 @@ fn what_the_broker_cannot_explain_is_asked_again_and_is_no_error_of_the_user() {
 
 /// The error that a poll ends with, when the damaged batch is put back.
 fn damage(bench: &mut Bench) -> Error {
-    let Next::Decode(job) = bench.partitions.next_chunk(500, Turn::Poll, 1) else {
-        panic!("nothing to decode")
-    };
+    let Next::Decode(job) = bench.partitions.next_chunk(500, 1) else { panic!("nothing to decode") };
     let (key, decoding) = job.split();
     let (decoded, result) = decoding.run(true, &bench.decompressor, 1 << 20);
     bench.partitions.check_in(key, decoded, true);
