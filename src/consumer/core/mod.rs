@@ -539,12 +539,14 @@ impl Core {
         }
     }
 
-    /// Whether an error is still of interest: its partition was not given up or sought since, or its topic is still read.
+    /// Whether an error is still of interest: its partition was not given up or sought since, and nothing is left of it to be
+    /// handed out first, as there is where it is read again; or its topic is still read. What lasts is met again.
     fn is_of_now(&self, known: &PollError) -> bool {
         match (&known.of, known.error.topic()) {
-            (Some((key, life)), _) => {
-                self.partitions.get(key).is_some_and(|partition| partition.life() == *life)
-            }
+            (Some((key, life)), _) => self
+                .partitions
+                .get(key)
+                .is_some_and(|partition| partition.life() == *life && partition.queue.is_empty()),
             (None, Some(topic)) => self.interest.topics.iter().any(|followed| **followed == *topic),
             (None, None) => true,
         }

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use bytes::BytesMut;
+
 use super::*;
 use crate::{
-    config::KafkaConfig,
+    batch::{BatchBuilder, Compressor, Stamp, split},
+    config::{Compression, KafkaConfig},
     consumer::{offsets::Offset, partitions::Position},
     time,
 };
@@ -14,6 +17,17 @@ fn core(now: Instant) -> Core {
     let config = KafkaConfig::new().set_bootstrap_servers("localhost:9092").set_auto_offset_reset("none");
     let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
     Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1))
+}
+
+/// A record of the partition was fetched.
+pub(super) fn buffer_one(core: &mut Core, key: &TopicPartition) {
+    let mut builder = BatchBuilder::new(BytesMut::new());
+    builder.append(1, None, Some(b"value"), &[]);
+    let compressor = Compressor::new(Compression::None, None).unwrap();
+    let bytes = builder.finish(Stamp::NONE, &compressor).unwrap().bytes;
+    let batch = split(bytes).next().unwrap().unwrap();
+    core.partitions.get_mut(key).unwrap().queue.push(batch, false);
+    core.partitions.add_buffered(key, 0);
 }
 
 #[test]
@@ -51,6 +65,9 @@ fn an_error_is_not_told_when_what_it_is_of_is_over() {
     core.fail(Error::from_code("Metadata", 29).with_topic(Arc::from("orders")));
     core.assign(now, vec![TopicPartition::new("users", 0)]).unwrap();
     assert!(told(&mut core).is_empty());
+    core.fail(Error::from_code("Fetch", 29).with_topic(Arc::from("users")).with_partition(0));
+    buffer_one(&mut core, &TopicPartition::new("users", 0));
+    assert!(told(&mut core).is_empty(), "it is read again");
     core.fail(Error::new(ErrorKind::Timeout, "of nothing in particular"));
     assert_eq!(told(&mut core).len(), 1);
 }
