@@ -48,7 +48,8 @@ use crate::{
 ///
 /// **How long.** [`revoked`](Self::revoked) has what is left of `max.poll.interval.ms` since the rebalance began; after that
 /// the partitions go, as the group waits no longer. A call that has not begun by then is a call of [`lost`](Self::lost)
-/// instead. A call that takes longer than `max.poll.interval.ms` costs the membership, as a long pause between polls does.
+/// instead. A call that takes longer than `max.poll.interval.ms` costs the membership, as a long pause between polls does, whatever is
+/// polled meanwhile.
 ///
 /// **Cancellation.** A poll that is dropped in the middle of a call loses nothing: the next poll, or the close, goes on with
 /// the same call where it stood. A consumer that is dropped makes no more calls.

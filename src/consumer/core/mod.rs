@@ -241,7 +241,7 @@ impl Core {
     /// True if it gave the driver something to do.
     pub(crate) fn handle_poll_again(&mut self, now: Instant) -> bool {
         // Also without a subscription, which may come while it waits.
-        if let Some(member) = &mut self.member {
+        if let Some(member) = self.polled_member() {
             member.handle_poll(now);
         }
         let was_revoking = self.revoking.is_some();
@@ -253,8 +253,8 @@ impl Core {
     /// A poll has returned, or was dropped.
     pub(crate) fn handle_poll_end(&mut self, now: Instant) {
         self.polls = self.polls.saturating_sub(1);
-        match &mut self.member {
-            Some(member) if self.polls == 0 => member.handle_poll_end(now),
+        match (self.polls, self.polled_member()) {
+            (0, Some(member)) => member.handle_poll_end(now),
             _ => self.handle_loose_poll(now),
         }
     }
@@ -285,7 +285,7 @@ impl Core {
     /// The poll interval begins anew; nothing is acknowledged.
     pub(crate) fn handle_alive(&mut self, now: Instant) -> Result<()> {
         self.check_open()?;
-        if let Some(member) = &mut self.member {
+        if let Some(member) = self.polled_member() {
             member.handle_alive(now);
         }
         Ok(())
@@ -309,8 +309,9 @@ impl Core {
 
     /// A poll waits that may never be polled again: the poll interval must run.
     pub(crate) fn handle_loose_poll(&mut self, now: Instant) {
-        if let Some(member) = &mut self.member {
-            member.handle_loose_poll(self.polls_end.iter().copied().fold(now, Instant::max));
+        let now = self.polls_end.iter().copied().fold(now, Instant::max);
+        if let Some(member) = self.polled_member() {
+            member.handle_loose_poll(now);
         }
     }
 

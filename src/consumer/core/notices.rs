@@ -25,8 +25,8 @@ pub(super) struct Notices {
     /// There is a listener.
     is_on: bool,
     waiting: VecDeque<Notice>,
-    /// The notice that the listener is being called with.
-    told: Option<Notice>,
+    /// The listener is being called.
+    pub(super) is_calling: bool,
     /// What is the consumer's, by all that was told and waits to be.
     has: BTreeSet<TopicPartition>,
 }
@@ -40,7 +40,7 @@ impl Notices {
 
     /// Whether something is told or waits to be.
     pub(super) fn is_busy(&self) -> bool {
-        self.told.is_some() || !self.waiting.is_empty()
+        self.is_calling || !self.waiting.is_empty()
     }
 
     /// These come.
@@ -98,20 +98,24 @@ impl Core {
     /// The next thing to tell the listener; [`Self::handle_told`] when it has returned.
     pub(crate) fn next_notice(&mut self, now: Instant) -> Option<Notice> {
         let notice = self.notices.waiting.pop_front()?;
-        self.notices.told = Some(notice.clone());
         if let Some(member) = &mut self.member {
-            // The poll interval runs while a listener works: one that never returns must cost the membership.
+            // The poll interval runs while a listener works, whatever is polled meanwhile: one that never returns must cost
+            // the membership.
             member.handle_loose_poll(now);
         }
+        self.notices.is_calling = true;
         Some(notice)
     }
 
     /// The listener has returned.
     pub(crate) fn handle_told(&mut self, now: Instant) {
-        self.notices.told = None;
+        self.notices.is_calling = false;
         self.news = true;
-        if let (Some(member), Mode::Topics, 1..) = (&mut self.member, &self.mode, self.polls) {
-            member.handle_poll(now);
+        if let (Some(member), Mode::Topics) = (&mut self.member, &self.mode) {
+            match self.polls {
+                0 => member.handle_poll_end(now),
+                _ => member.handle_poll(now),
+            }
         }
         self.run_member(now);
         self.advance_revocation(now);

@@ -312,7 +312,10 @@ mod tests {
     use super::*;
     use crate::{
         config::KafkaConfig,
-        consumer::offsets::Offset,
+        consumer::{
+            core::{Next, tests::buffer_one},
+            offsets::Offset,
+        },
         group::{Request, code, wire::encode_assignment},
         time::{self, Rng},
     };
@@ -419,6 +422,63 @@ mod tests {
             assert!(!beat(&mut core).1, "nobody polls, and nobody is at work");
         }
     }
+    #[test]
+    fn a_call_of_the_listener_that_does_not_return_costs_the_membership_whatever_is_polled_meanwhile() {
+        let (mut core, key, life, begun) = joined();
+        core.handle_done(&key, life, &[0, 1]);
+        core.set_listening(true);
+        core.tell_assigned(std::slice::from_ref(&key));
+        core.next_notice(begun).expect("the listener is called");
+        let (mut now, mut has_left) = (begun, None);
+        while now < begun + Duration::from_secs(20) {
+            now += Duration::from_secs(1);
+            core.handle_poll(now).unwrap();
+            core.handle_wait(now + Duration::from_secs(60));
+            core.handle_alive(now).unwrap();
+            core.handle_wait_end(now + Duration::from_secs(60));
+            core.handle_poll_end(now);
+            core.handle_timeout(now);
+            for action in std::iter::from_fn(|| core.poll_action(now)).collect::<Vec<_>>() {
+                let Action::Group { token, request, .. } = action else { continue };
+                let answer = match request {
+                    Request::Heartbeat { .. } => Answer::Heartbeat { error: 0 },
+                    Request::Leave { .. } => {
+                        has_left = has_left.or(Some(now - begun));
+                        Answer::Leave { error: 0 }
+                    }
+                    other => panic!("it is back while the call is still at work: {other:?}"),
+                };
+                core.handle_group(now, token, Ok(answer));
+            }
+        }
+        assert_eq!(has_left, Some(Duration::from_secs(5)));
+        core.handle_told(now);
+        let (_, request) = asked(&mut core, now);
+        assert!(matches!(request, Request::Join { .. }), "{request:?}");
+    }
+
+    #[test]
+    fn being_at_work_keeps_nobody_whose_work_is_done() {
+        let (mut core, key, life, mut now) = joined();
+        core.set_at_work(now, Some(Arc::new(|| true)));
+        core.handle_done(&key, life, &[0, 1]);
+        core.handle_poll_end(now);
+        now += Duration::from_secs(5);
+        core.handle_timeout(now);
+        let (_, request) = asked(&mut core, now);
+        assert!(matches!(request, Request::Leave { .. }), "{request:?}");
+    }
+
+    #[test]
+    fn nothing_is_handed_out_once_the_close_has_begun() {
+        let (mut core, key, life, now) = joined();
+        buffer_one(&mut core, &key);
+        core.handle_done(&key, life, &[0, 1]);
+        core.begin_close(now, now + Duration::from_secs(30));
+        assert!(core.partitions.has_ready(), "its last commit is out");
+        assert!(matches!(core.next_chunk(1), Next::Nothing));
+    }
+
 
     #[test]
     fn a_poll_counts_until_it_should_have_ended_and_not_for_as_long_as_it_is_kept() {
