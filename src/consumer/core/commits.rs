@@ -46,9 +46,6 @@ impl Core {
                 self.lost = identity.is_none();
                 return Err(over());
             }
-            None if self.partitions.is_by_each() => {
-                self.without_gone(self.partitions.frontiers(|key| self.commits.planned(key)))
-            }
             None => self.without_gone(self.partitions.positions(|key| self.commits.planned(key))),
         };
         if offsets.is_empty() {
@@ -227,7 +224,7 @@ impl Core {
 
     pub(super) fn commit_covered(&mut self, deadline: Instant) {
         let Ok(Some(_)) = self.identity() else { return };
-        let offsets = self.without_gone(self.partitions.covered(|key| self.commits.planned(key)));
+        let offsets = self.without_gone(self.partitions.covered(|key| self.commits.planned(key), |_| false));
         if !offsets.is_empty() {
             self.commits.handle_commit(None, offsets, deadline);
         }
@@ -242,7 +239,7 @@ impl Core {
         // Several consumers may have the same partition by hand, some of them only to look. Each keeps alive what it has
         // committed itself.
         let idle = |committed: &Committed| (committed.is_own || !is_manual) && committed.since + IDLE <= now;
-        let offsets = self.without_gone(self.partitions.covered_and(|key| self.commits.planned(key), idle));
+        let offsets = self.without_gone(self.partitions.covered(|key| self.commits.planned(key), idle));
         if !offsets.is_empty() {
             self.commits.handle_commit(None, offsets, deadline);
         }

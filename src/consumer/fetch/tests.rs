@@ -107,9 +107,14 @@ impl Bench {
         offsets
     }
 
+    /// What an automatic commit would commit.
+    fn to_commit(&self) -> Offsets {
+        self.partitions.covered(|_| None, |_| false)
+    }
+
     fn covered(&mut self, partition: i32) -> Option<i64> {
         self.partitions.cover();
-        self.partitions.covered(|_| None).get(&key(partition)).map(|offset| offset.offset)
+        self.to_commit().get(&key(partition)).map(|offset| offset.offset)
     }
 }
 
@@ -302,18 +307,25 @@ fn what_is_decoded_of_one_partition_is_handed_out_before_another_one_is_decoded(
     }
 }
 
-    assert!(bench.partitions.covered(|_| None).is_empty() && bench.partitions.is_outstanding(&[key(0)]));
+#[test]
+fn automatic_commits_never_pass_what_an_earlier_poll_handed_out() {
+    let mut bench = Bench::new(&[1], 1 << 20);
+    let fetch = bench.plan().unwrap();
+    bench.answer(&fetch, vec![data(0, batch(0, 10))]);
+    assert_eq!(bench.covered(0), None);
+    bench.poll(4);
+    assert!(bench.to_commit().is_empty() && bench.partitions.is_outstanding(&[key(0)]));
     assert_eq!(bench.covered(0), Some(4));
     assert!(!bench.partitions.is_outstanding(&[key(0)]));
     bench.poll(100);
-    assert_eq!(bench.partitions.covered(|_| None)[&key(0)].offset, 4);
+    assert_eq!(bench.to_commit()[&key(0)].offset, 4);
     assert_eq!(bench.partitions.positions(|_| None)[&key(0)].offset, 10);
     assert_eq!(bench.covered(0), Some(10));
     let since = bench.now;
     let committed =
         crate::consumer::ledger::Committed { offset: 10, metadata: String::new(), since, is_own: true };
     bench.partitions.set_committed(&key(0), committed);
-    assert!(bench.partitions.covered(|_| None).is_empty(), "nothing is committed twice");
+    assert!(bench.to_commit().is_empty(), "nothing is committed twice");
 }
 
 #[test]
@@ -351,7 +363,7 @@ fn markers_and_aborted_records_are_stepped_over_and_committed_past() {
     bench.partitions.cover();
     assert_eq!(bench.poll(100), [0i64; 0]);
     assert!(!bench.partitions.is_outstanding(&[key(0)]));
-    assert_eq!(bench.partitions.covered(|_| None)[&key(0)].offset, 31);
+    assert_eq!(bench.to_commit()[&key(0)].offset, 31);
 }
 
 #[test]

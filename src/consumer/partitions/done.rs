@@ -88,13 +88,8 @@ impl Partitions {
     }
 
     /// What an automatic commit commits: what is covered, unless the group has it already, or will have it by a commit on
-    /// its way (`planned`).
-    pub(crate) fn covered(&self, planned: impl Fn(&TopicPartition) -> Option<i64>) -> Offsets {
-        self.covered_and(planned, |_| false)
-    }
-
-    /// As [`Self::covered`], and also what the group has already if that is `idle`, because it would expire.
-    pub(crate) fn covered_and(
+    /// its way (`planned`); also what the group has already if that is `idle`, because it would expire.
+    pub(crate) fn covered(
         &self,
         planned: impl Fn(&TopicPartition) -> Option<i64>,
         idle: impl Fn(&Committed) -> bool,
@@ -108,21 +103,14 @@ impl Partitions {
         )
     }
 
-    /// What an explicit commit commits where each record is acknowledged by itself: as [`Self::covered`], and also what
-    /// is on its way, because whoever asks wants to hear that it has arrived.
-    pub(crate) fn frontiers(&self, planned: impl Fn(&TopicPartition) -> Option<i64>) -> Offsets {
-        self.offsets(
-            |partition| partition.account.frontier(),
-            |key, committed, offset| {
-                planned(key).is_some() || committed.is_none_or(|committed| committed.offset != offset)
-            },
-        )
-    }
-
-    /// What an explicit commit commits otherwise: everything handed out so far.
+    /// What an explicit commit commits: everything handed out so far, or where each record is acknowledged by itself what is
+    /// covered. Also what is on its way, because whoever asks wants to hear that it has arrived.
     pub(crate) fn positions(&self, planned: impl Fn(&TopicPartition) -> Option<i64>) -> Offsets {
         self.offsets(
-            |partition| partition.position().map(Position::mark),
+            |partition| match self.by_each {
+                true => partition.account.frontier(),
+                false => partition.position().map(Position::mark),
+            },
             |key, committed, offset| {
                 planned(key).is_some() || committed.is_none_or(|committed| committed.offset != offset)
             },

@@ -107,7 +107,7 @@ fn what_was_handed_out_before_the_cut_and_is_not_done_is_neither_committed_nor_s
     let mut lookups = Bench::lookups(AutoOffsetReset::Latest);
     bench.lead(2, 4);
     bench.check(&mut lookups, 2, 10);
-    assert_eq!(bench.partitions.covered(|_| None)[&key(0)].offset, 5, "5 to 9 are still in the user's hands");
+    assert_eq!(bench.to_commit()[&key(0)].offset, 5, "5 to 9 are still in the user's hands");
     assert_eq!(bench.covered(0), Some(10), "the next poll covers them");
 
     let mut bench = Bench::new(&[1], 1 << 20);
@@ -144,7 +144,7 @@ fn an_epoch_that_is_gone_from_a_log_that_has_the_offsets_is_no_truncation() {
         assert_eq!(bench.position(), Position::after(20, -1));
         let fetch = bench.plan().unwrap();
         assert_eq!((Bench::sent(&fetch), fetch.request.partitions[0].1.last_epoch), (vec![(0, 20)], -1));
-        assert_eq!(bench.partitions.covered(|_| None)[&key(0)].leader_epoch, -1);
+        assert_eq!(bench.to_commit()[&key(0)].leader_epoch, -1);
     }
     // What waits to be handed out ends behind: that is fetched again, and nothing else.
     let mut bench = Bench::read_up_to_20(15);
@@ -256,7 +256,7 @@ fn what_is_stepped_over_gives_the_position_its_epoch() {
     assert_eq!(bench.poll(100), [0_i64; 0]);
     assert_eq!(bench.position(), Position::after(30, 4));
     assert_eq!(bench.covered(0), Some(30));
-    assert_eq!(bench.partitions.covered(|_| None)[&key(0)].leader_epoch, 4);
+    assert_eq!(bench.to_commit()[&key(0)].leader_epoch, 4);
 }
 
 #[test]
