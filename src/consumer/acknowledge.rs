@@ -25,14 +25,6 @@ use crate::{
     time,
 };
 
-/// Records of one partition, in one life of it.
-#[derive(Debug)]
-pub(crate) struct Taken {
-    pub(crate) partition: TopicPartition,
-    pub(crate) life: Life,
-    pub(crate) records: PartitionRecords,
-}
-
 impl KafkaConsumer {
     /// Has records acknowledged one by one from now on, by [`done`](Self::done), and not by the next poll. To be called
     /// once, before the first poll. Automatic commits commit the frontier: by interval, before a revocation, at the close.
@@ -45,15 +37,15 @@ impl KafkaConsumer {
     ///
     /// # Cancel safety
     /// A dropped call has handed out nothing.
-    pub(crate) async fn take(&self, max: usize, timeout: Duration) -> Result<Vec<Taken>> {
+    pub(crate) async fn take(&self, max: usize, timeout: Duration) -> Result<Vec<PartitionRecords>> {
         let records = self.poll_up_to(max, timeout).await?;
         let core = self.shared.lock();
-        let taken = records.into_iter().filter_map(|(partition, records)| {
-            let life = records.life();
-            let is_live = core.partitions.get(&partition).is_some_and(|partition| partition.life() == life);
-            is_live.then_some(Taken { partition, life, records })
-        });
-        Ok(taken.collect())
+        let is_live = |records: &PartitionRecords| {
+            core.partitions
+                .get(records.partition())
+                .is_some_and(|partition| partition.life() == records.life())
+        };
+        Ok(records.into_iter().map(|(_, records)| records).filter(is_live).collect())
     }
 
     /// Proof of life: the poll interval begins again. Hands out nothing, says nothing of what is done, joins nothing.

@@ -1,12 +1,12 @@
 //! Records acknowledged one by one.
 
 use super::*;
-use crate::consumer::acknowledge::{Change, Taken};
+use crate::consumer::acknowledge::Change;
 
-async fn take(consumer: &KafkaConsumer, count: usize) -> Vec<Taken> {
+async fn take(consumer: &KafkaConsumer, count: usize) -> Vec<PartitionRecords> {
     let deadline = time::now() + WAIT;
     let mut all = Vec::new();
-    while all.iter().map(|taken: &Taken| taken.records.len()).sum::<usize>() < count {
+    while all.iter().map(|taken: &PartitionRecords| taken.len()).sum::<usize>() < count {
         assert!(time::now() < deadline);
         all.extend(consumer.take(500, Duration::from_millis(100)).await.unwrap());
     }
@@ -31,7 +31,7 @@ async fn a_poll_claims_nothing_and_the_frontier_alone_is_committed() {
     consumer.acknowledge_each();
     consumer.subscribe(["t"]).unwrap();
     let taken = take(&consumer, 10).await;
-    let (key, life) = (taken[0].partition.clone(), taken[0].life);
+    let (key, life) = (taken[0].partition().clone(), taken[0].life());
     assert!(consumer.take(500, Duration::from_millis(50)).await.unwrap().is_empty());
     assert_eq!(consumer.outstanding(), 10);
     assert_eq!(consumer.done_all(&key, life, &[4, 1, 0]), 3);
@@ -42,8 +42,8 @@ async fn a_poll_claims_nothing_and_the_frontier_alone_is_committed() {
     consumer.rewind(&key, life).unwrap();
     assert!(!consumer.is_live(&key, life) && !consumer.done(&key, life, 2));
     let again = take(&consumer, 8).await;
-    assert_eq!(again[0].records.iter().next().unwrap().offset(), 2);
-    let life = again[0].life;
+    assert_eq!(again[0].iter().next().unwrap().offset(), 2);
+    let life = again[0].life();
     (2..10).for_each(|offset| assert!(consumer.done(&key, life, offset)));
     consumer.close(WAIT).await.unwrap();
     assert_eq!(committed(), Some(10));
@@ -70,11 +70,13 @@ async fn a_revocation_waits_for_what_is_outstanding_however_alive_the_user_is() 
         assert_eq!(first.assignment().len(), 2, "it waits");
     }
     for taken in &taken {
-        for record in &taken.records {
+        for record in taken {
             // The first half is done, the rest comes back.
             match record.offset() < 5 {
-                true => assert!(first.done(&taken.partition, taken.life, record.offset())),
-                false => assert_eq!(first.hand_back_all(&taken.partition, taken.life, &[record.offset()]), 1),
+                true => assert!(first.done(taken.partition(), taken.life(), record.offset())),
+                false => {
+                    assert_eq!(first.hand_back_all(taken.partition(), taken.life(), &[record.offset()]), 1)
+                }
             }
         }
     }
@@ -103,7 +105,7 @@ async fn a_revocation_ends_with_the_time_of_the_rebalance_and_what_comes_too_lat
     first.acknowledge_each();
     first.subscribe(["t"]).unwrap();
     let taken = take(&first, 10).await;
-    let (key, life) = (&taken[0].partition, taken[0].life);
+    let (key, life) = (taken[0].partition(), taken[0].life());
     assert!(first.done(key, life, 0));
     let second = bench.consumer(&config);
     second.subscribe(["t"]).unwrap();
@@ -129,7 +131,7 @@ async fn a_revocation_ends_with_the_time_of_the_rebalance_and_what_comes_too_lat
 }
 
 /// A consumer that has taken all ten records of a topic.
-async fn ten_taken() -> (Bench, KafkaConsumer, Vec<Taken>) {
+async fn ten_taken() -> (Bench, KafkaConsumer, Vec<PartitionRecords>) {
     let bench = Bench::embedded(1).await;
     bench.topic("t", 1).await;
     bench.produce("t", 1, 0, 10).await;
@@ -143,14 +145,14 @@ async fn ten_taken() -> (Bench, KafkaConsumer, Vec<Taken>) {
 #[tokio::test]
 async fn what_cannot_be_read_is_passed_over_once_all_before_it_is_done_and_in_a_new_life() {
     let (_bench, consumer, taken) = ten_taken().await;
-    let (key, life) = (taken[0].partition.clone(), taken[0].life);
+    let (key, life) = (taken[0].partition().clone(), taken[0].life());
     assert_eq!(consumer.done_all(&key, life, &[0, 1, 2, 3]), 4);
     assert!(!consumer.pass_over(&key, life, 8) && consumer.is_live(&key, life), "4 is not done");
     assert_eq!(consumer.done_all(&key, life, &[4, 5, 6, 7, 8, 9]), 6);
     assert!(consumer.pass_over(&key, life, 8) && !consumer.is_live(&key, life));
     assert!(!consumer.pass_over(&key, life, 9), "that life is over");
     let again = take(&consumer, 2).await;
-    let offsets = again.iter().flat_map(|taken| taken.records.iter().map(|record| record.offset()));
+    let offsets = again.iter().flat_map(|taken| taken.iter().map(|record| record.offset()));
     assert_eq!(offsets.collect::<Vec<_>>(), [8, 9]);
     consumer.close(WAIT).await.unwrap();
     assert_eq!(consumer.keep_alive().unwrap_err().kind(), crate::ErrorKind::Closed);
@@ -159,7 +161,7 @@ async fn what_cannot_be_read_is_passed_over_once_all_before_it_is_done_and_in_a_
 #[tokio::test]
 async fn what_was_handled_of_a_topic_that_is_gone_is_no_failure_to_who_commits_what_is_done() {
     let (bench, consumer, taken) = ten_taken().await;
-    assert_eq!(consumer.done_all(&taken[0].partition, taken[0].life, &[0, 1, 2, 3]), 4);
+    assert_eq!(consumer.done_all(taken[0].partition(), taken[0].life(), &[0, 1, 2, 3]), 4);
     bench.broker.as_ref().unwrap().delete_topic("t").unwrap();
     consumer.commit_done().await.unwrap();
 }

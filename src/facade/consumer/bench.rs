@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Consumer,
-    lane::{self, Ledger, RunContext, RunOutcome},
+    lane::{self, Ledger, RunContext},
     load::Chunk,
 };
 use crate::{
@@ -47,7 +47,7 @@ impl Consumer {
         let mut lanes = Lanes::new(self.ordering, bounds);
         let life = Life::of_tests();
         for record in records {
-            let pushed = lanes.push(time::now(), &partition, life, Chunk::One(Box::new(record)), None);
+            let pushed = lanes.push(time::now(), &partition, life, Chunk::One(Box::new(record), None), None);
             pushed
                 .map_err(|_| Error::new(ErrorKind::InvalidArgument, "the life of the partition is over"))?;
         }
@@ -67,7 +67,7 @@ impl Consumer {
             let ended = lane::run(Arc::clone(&context), Arc::clone(&route), run, token).await;
             lanes.handle_end(ended.lane);
             handled += ended.handled;
-            if let RunOutcome::Failed(error) = ended.outcome {
+            if let Err(error) = ended.outcome {
                 return Err(error);
             }
         }

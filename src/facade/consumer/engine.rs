@@ -36,7 +36,7 @@ pub(super) use self::{
 };
 use super::{
     control::Shared,
-    lane::{self, Ended, GRACE, Ledger, RunContext, RunOutcome},
+    lane::{self, Ended, Flow, GRACE, Ledger, RunContext},
     load::Chunk,
 };
 use crate::{
@@ -78,17 +78,6 @@ impl Ledger for KafkaConsumer {
     fn expect_topic(&self, topic: &Arc<str>) {
         Self::expect_topic(self, topic);
     }
-}
-
-/// What happens while the engine waits.
-enum Event {
-    RunEnded(std::result::Result<(tokio::task::Id, Ended), JoinError>),
-    LetterWritten(std::result::Result<Passed, JoinError>),
-    /// There are changes to take from the client, or it has ended.
-    GroupChanged(Result<()>),
-    Committed(Result<()>),
-    /// A handle has paused, resumed or stopped something.
-    Steered,
 }
 
 /// A run that is out.
@@ -292,16 +281,16 @@ impl Engine {
         self.lanes.handle_end(ended.lane);
         self.handled += ended.handled;
         match ended.outcome {
-            RunOutcome::Done => {}
+            Ok(Flow::Handled) => {}
             // Given up because of its own partition. What was left is handed back already.
-            RunOutcome::Abandoned if !self.stop.is_cancelled() => {
+            Ok(Flow::Abandoned) if !self.stop.is_cancelled() => {
                 if !self.client.is_live(&ended.partition, ended.life) {
                     // The life is over: what waits in its other lanes comes again, or is in no log any more.
                     drop(self.lanes.revoke(&ended.partition, ended.life));
                 }
             }
-            RunOutcome::Abandoned => drop(self.left.insert((ended.partition, ended.life))),
-            RunOutcome::Failed(error) => {
+            Ok(Flow::Abandoned) => drop(self.left.insert((ended.partition, ended.life))),
+            Err(error) => {
                 self.left.insert((ended.partition, ended.life));
                 self.on_failure(error);
             }
@@ -313,29 +302,22 @@ impl Engine {
         self.lanes.is_empty() && self.tasks.is_empty() && self.passing.is_empty()
     }
 
-    /// The next thing that happens to the runs, the group or a commit. If dropped, nothing that has happened is lost.
-    async fn next_event(&mut self) -> Event {
+    /// Waits for the next thing that happens to the runs, the group or a commit, and sees to it. If dropped, nothing that
+    /// has happened is lost.
+    async fn next_event(&mut self) {
         tokio::select! {
             biased;
-            Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => Event::RunEnded(ended),
-            Some(passed) = self.passing.join_next(), if !self.passing.is_empty() => Event::LetterWritten(passed),
-            changed = self.client.changed(), if !self.is_closed => Event::GroupChanged(changed),
-            outcome = end_of(&mut self.committing) => Event::Committed(outcome),
-            () = self.shared.steered() => Event::Steered,
-        }
-    }
-
-    fn on_event(&mut self, event: Event) {
-        match event {
-            Event::RunEnded(ended) => self.on_join(ended),
-            Event::LetterWritten(passed) => self.on_letter(passed),
-            Event::GroupChanged(Err(error)) => {
-                self.is_closed = true;
-                self.on_failure(error);
+            Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.on_join(ended),
+            Some(passed) = self.passing.join_next(), if !self.passing.is_empty() => self.on_letter(passed),
+            // What has changed, also below, is looked up in `follow`.
+            changed = self.client.changed(), if !self.is_closed => {
+                if let Err(error) = changed {
+                    self.is_closed = true;
+                    self.on_failure(error);
+                }
             }
-            Event::Committed(outcome) => self.on_commit(outcome),
-            // What has changed is looked up in `follow`.
-            Event::GroupChanged(Ok(())) | Event::Steered => {}
+            outcome = end_of(&mut self.committing) => self.on_commit(outcome),
+            () = self.shared.steered() => {}
         }
     }
 
@@ -344,7 +326,7 @@ impl Engine {
         let (client, wake_at) = (Arc::clone(&self.client), self.wake_at());
         tokio::select! {
             biased;
-            event = self.next_event() => self.on_event(event),
+            () = self.next_event() => {}
             // Nobody polls meanwhile, so the listener is called here: a revocation waits for it.
             never = client.keep_listener_informed() => match never {},
             () = tokio::time::sleep_until(wake_at) => self.keep_alive_if_due(),
@@ -361,7 +343,6 @@ impl Engine {
         self.follow_user();
     }
 
-        self.follow_pauses();
     fn on_join(&mut self, ended: std::result::Result<(tokio::task::Id, Ended), JoinError>) {
         match ended {
             Ok((_, ended)) => self.on_end(ended),
@@ -380,6 +361,7 @@ impl Engine {
                 }
             }
         }
+        self.follow_pauses();
     }
 
     /// When there is something to do that no event announces.
@@ -482,7 +464,7 @@ impl Engine {
             tokio::select! {
                 biased;
                 () = shutdown.as_mut() => return,
-                event = self.next_event() => self.on_event(event),
+                () = self.next_event() => {}
                 taken = taking => {
                     not_before = None;
                     match self.put(taken) {

@@ -92,15 +92,6 @@ pub(super) struct RunContext {
     pub(super) group: Arc<str>,
 }
 
-/// How a run ended.
-#[derive(Debug)]
-pub(super) enum RunOutcome {
-    Done,
-    /// Told to give up; what is left comes again, here or at another member.
-    Abandoned,
-    Failed(Error),
-}
-
 #[derive(Debug)]
 pub(super) struct Ended {
     pub(super) lane: LaneId,
@@ -108,13 +99,14 @@ pub(super) struct Ended {
     pub(super) life: Life,
     /// Records that are done.
     pub(super) handled: usize,
-    pub(super) outcome: RunOutcome,
+    pub(super) outcome: Result<Flow, Error>,
 }
 
-/// How the run goes on after a record, if not with an error.
+/// How the run goes on after a record, and how it ends, if not with an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Flow {
+pub(super) enum Flow {
     Handled,
+    /// Told to give up; what is left comes again, here or at another member.
     Abandoned,
 }
 
@@ -159,11 +151,7 @@ pub(super) async fn run(
     let flow = token.scope(lane.run(loads)).await;
     lane.tell();
     lane.count_prompt(begun);
-    let outcome = match flow {
-        Ok(Flow::Handled) if !lane.is_over => RunOutcome::Done,
-        Ok(_) => RunOutcome::Abandoned,
-        Err(error) => RunOutcome::Failed(error),
-    };
+    let outcome = flow.map(|flow| if lane.is_over { Flow::Abandoned } else { flow });
     Ended { lane: id, partition: lane.partition, life, handled: lane.handled, outcome }
 }
 

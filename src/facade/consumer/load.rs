@@ -16,10 +16,8 @@ use crate::{
 pub(super) enum Chunk {
     /// As they were polled; each becomes a record when its turn comes.
     Polled(PartitionRecords),
-    /// One record with data of its own.
-    One(Box<ConsumerRecord>),
-    /// One record of a retry topic, and when its pause is over.
-    Due(Box<ConsumerRecord>, Instant),
+    /// One record with data of its own; of a retry topic, with the time when its pause is over.
+    One(Box<ConsumerRecord>, Option<Instant>),
 }
 
 impl Chunk {
@@ -27,7 +25,7 @@ impl Chunk {
     pub(super) fn records(self) -> impl Iterator<Item = ConsumerRecord> + Send {
         let (polled, one) = match self {
             Self::Polled(records) => (Some(records), None),
-            Self::One(record) | Self::Due(record, _) => (None, Some(*record)),
+            Self::One(record, _) => (None, Some(*record)),
         };
         polled.into_iter().flatten().chain(one)
     }
@@ -36,7 +34,7 @@ impl Chunk {
     pub(super) fn given(&self) -> ChunkRecords<'_> {
         match self {
             Self::Polled(records) => ChunkRecords::Polled(records.iter()),
-            Self::One(record) | Self::Due(record, _) => ChunkRecords::One(Some(record)),
+            Self::One(record, _) => ChunkRecords::One(Some(record)),
         }
     }
 
@@ -44,7 +42,7 @@ impl Chunk {
     pub(super) fn offsets(&self, hand_out: &mut dyn FnMut(i64)) {
         match self {
             Self::Polled(records) => records.iter().for_each(|record| hand_out(record.offset())),
-            Self::One(record) | Self::Due(record, _) => hand_out(record.offset),
+            Self::One(record, _) => hand_out(record.offset),
         }
     }
 }
@@ -53,14 +51,14 @@ impl Load for Chunk {
     fn len(&self) -> usize {
         match self {
             Self::Polled(records) => records.len(),
-            Self::One(_) | Self::Due(..) => 1,
+            Self::One(..) => 1,
         }
     }
 
     fn bytes(&self) -> usize {
         match self {
             Self::Polled(records) => records.bytes(),
-            Self::One(record) | Self::Due(record, _) => {
+            Self::One(record, _) => {
                 let length = |data: &Option<Bytes>| data.as_ref().map_or(0, Bytes::len);
                 let headers =
                     record.headers.iter().map(|header| header.key.len() + length(&header.value) + 64);
@@ -71,8 +69,8 @@ impl Load for Chunk {
 
     fn due(&self) -> Option<Instant> {
         match self {
-            Self::Due(_, due) => Some(*due),
-            Self::Polled(_) | Self::One(_) => None,
+            Self::One(_, due) => *due,
+            Self::Polled(_) => None,
         }
     }
 
@@ -80,7 +78,7 @@ impl Load for Chunk {
         let due = self.due();
         let (polled, one) = match self {
             Self::Polled(records) => (Some(records), None),
-            Self::One(record) | Self::Due(record, _) => (None, Some(*record)),
+            Self::One(record, _) => (None, Some(*record)),
         };
         // A record that waits outlives those around it by far. It is copied, so that it does not keep the answer that all
         // of them came in.
@@ -92,12 +90,7 @@ impl Load for Chunk {
                 hasher.write(key);
                 hasher.finish()
             });
-            let record = Box::new(record);
-            let one = match due {
-                None => Self::One(record),
-                Some(due) => Self::Due(record, due),
-            };
-            hand_out(hash, one);
+            hand_out(hash, Self::One(Box::new(record), due));
         }
     }
 }

@@ -63,7 +63,7 @@ impl Consumer {
         driver::check_runtime()?;
         let (limit, auto_commit) = (self.drain_timeout, self.auto_commit);
         let mut working = self.work().await?;
-        let engine = working.engine();
+        let engine = &mut *working.engine;
         engine.take(timeout).await?;
         let outcome = engine.drain(limit).await;
         let handled = engine.take_handled();
@@ -71,7 +71,7 @@ impl Consumer {
         if !auto_commit {
             return outcome.map(|()| handled);
         }
-        match (working.engine().commit().await, outcome) {
+        match (working.engine.commit().await, outcome) {
             (Ok(()), outcome) => outcome.map(|()| handled),
             (Err(error), Ok(())) if !is_of_rebalance(&error) => Err(error),
             (Err(error), outcome) => {
@@ -151,7 +151,7 @@ impl Consumer {
                     () = shutdown.as_mut() => return Ok(()),
                     working = self.work() => working?,
                 };
-                let engine = working.engine();
+                let engine = &mut *working.engine;
                 engine.run(shutdown.as_mut(), RUN_POLL, RUN_PAUSE, |error| log(PLACE, error)).await;
                 let finished = engine.finish(limit).await;
                 working.is_done = true;
@@ -454,12 +454,6 @@ pub(super) struct CallGuard<'a> {
     pub(super) engine: &'a mut Engine,
     interrupted: &'a mut bool,
     is_done: bool,
-}
-
-impl CallGuard<'_> {
-    fn engine(&mut self) -> &mut Engine {
-        self.engine
-    }
 }
 
 impl Drop for CallGuard<'_> {

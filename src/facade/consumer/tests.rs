@@ -19,7 +19,7 @@ use std::{
 use futures_util::FutureExt as _;
 
 use super::{
-    lane::{self, Ended, Ledger, RunContext, RunOutcome},
+    lane::{self, Ended, Flow, Ledger, RunContext},
     load::Chunk,
     *,
 };
@@ -125,7 +125,7 @@ async fn run_of(
     records: Vec<ConsumerRecord>,
     token: CancellationToken,
 ) -> Ended {
-    let loads = records.into_iter().map(|record| Chunk::One(Box::new(record))).collect();
+    let loads = records.into_iter().map(|record| Chunk::One(Box::new(record), None)).collect();
     run_loads(consumer, topic, book, loads, token).await
 }
 
@@ -190,7 +190,7 @@ async fn every_handler_gets_the_whole_record_and_gets_it_again_after_a_failure()
         let (consumer, seen) = seeing(policy, &failures);
         let book = Arc::new(Book::default());
         let ended = run(&consumer, &book, vec![record(7)]).await;
-        assert!(matches!(ended.outcome, RunOutcome::Done), "{ended:?}");
+        assert!(matches!(ended.outcome, Ok(Flow::Handled)), "{ended:?}");
         assert_eq!((ended.handled, book.done()), (1, [7].into()));
         let expected: Vec<_> = calls.into_iter().map(|index| (index, record(7))).collect();
         assert_eq!(*seen.lock(), expected, "failures {failures:?}");
@@ -202,7 +202,7 @@ async fn an_error_names_the_record_that_its_handler_has_taken_and_nothing_passes
     let (consumer, seen) = seeing(ErrorPolicy::Stop, &[1]);
     let book = Arc::new(Book::default());
     let ended = run(&consumer, &book, vec![record(7), record(8)]).await;
-    let RunOutcome::Failed(error) = ended.outcome else { panic!("{ended:?}") };
+    let Err(error) = ended.outcome else { panic!("{ended:?}") };
     assert_eq!((error.kind(), error.topic()), (ErrorKind::Handler, Some("orders")));
     assert_eq!((error.partition(), error.offset()), (Some(0), Some(7)));
     assert_eq!(seen.lock().len(), 1);
@@ -250,7 +250,7 @@ async fn panics_and_deadlines_are_failures_that_name_the_record() {
     let book = Arc::new(Book::default());
     let begun = time::now();
     let ended = run(&consumer, &book, (7..11).map(record).collect()).await;
-    let RunOutcome::Failed(error) = ended.outcome else { panic!("{ended:?}") };
+    let Err(error) = ended.outcome else { panic!("{ended:?}") };
     assert!(error.to_string().contains("the handler panicked: always"), "{error}");
     assert_eq!((error.topic(), error.partition(), error.offset()), (Some("orders"), Some(0), Some(9)));
     assert_eq!((book.done(), calls.load(Relaxed)), ([7, 8].into(), 6));
@@ -285,7 +285,7 @@ async fn a_lane_that_is_cancelled_gives_up_its_pause_and_hands_back_the_rest() {
     let begun = time::now();
     let (ended, ()) =
         tokio::join!(run_with(&consumer, &book, vec![record(7), record(8)], token.clone()), cancel);
-    assert!(matches!(ended.outcome, RunOutcome::Abandoned), "{ended:?}");
+    assert!(matches!(ended.outcome, Ok(Flow::Abandoned)), "{ended:?}");
     assert_eq!((time::now() - begun).as_secs(), 5, "the pause of a minute was not waited for");
     assert_eq!((seen.lock().len(), book.said()), (1, vec![Said::Back(vec![7, 8])]));
 }
@@ -320,7 +320,7 @@ async fn a_handler_that_cancels_its_own_token_gives_up_nothing_of_its_lane() {
         .unwrap();
     let book = Arc::new(Book::default());
     let ended = run(&consumer, &book, (0..5).map(record).collect()).await;
-    assert!(matches!(ended.outcome, RunOutcome::Done), "{ended:?}");
+    assert!(matches!(ended.outcome, Ok(Flow::Handled)), "{ended:?}");
     assert_eq!((ended.handled, book.done()), (5, (0..5).collect()));
 }
 
@@ -344,7 +344,7 @@ async fn a_handler_that_gives_up_as_it_was_told_to_says_nothing_of_its_record() 
             .unwrap();
         let book = Arc::new(Book::default());
         let ended = run_and_cancel(&consumer, &book, vec![record(7), record(8)]).await;
-        assert!(matches!(ended.outcome, RunOutcome::Abandoned), "{policy:?}: {ended:?}");
+        assert!(matches!(ended.outcome, Ok(Flow::Abandoned)), "{policy:?}: {ended:?}");
         assert_eq!(book.said(), [Said::Back(vec![7, 8])], "{policy:?}");
         assert_eq!((consumer.metrics().failed, consumer.metrics().skipped), (0, 0), "{policy:?}");
     }
@@ -374,7 +374,7 @@ async fn handlers_that_wait_or_fail_among_others_that_do_not_are_called_in_turn_
     }
     let book = Arc::new(Book::default());
     let ended = run(&consumer, &book, (0..64).map(record).collect()).await;
-    assert!(matches!(ended.outcome, RunOutcome::Done), "{ended:?}");
+    assert!(matches!(ended.outcome, Ok(Flow::Handled)), "{ended:?}");
     assert_eq!((ended.handled, book.done()), (64, (0..64).collect()));
     let all = (0..64).flat_map(|record| (0..3).map(move |handler| (record, handler)));
     let expected: Vec<_> = all
@@ -401,7 +401,7 @@ async fn nothing_more_is_begun_in_a_life_that_is_over() {
     book.is_over.store(true, Relaxed);
     // The failure makes it tell what is done before it decides.
     let ended = run(&consumer, &book, vec![record(7), record(8), record(9)]).await;
-    assert!(matches!(ended.outcome, RunOutcome::Abandoned), "{ended:?}");
+    assert!(matches!(ended.outcome, Ok(Flow::Abandoned)), "{ended:?}");
     assert_eq!((ended.handled, seen.lock().len()), (0, 3), "no handler waited, so none could know");
 }
 
@@ -422,7 +422,7 @@ async fn a_failure_in_a_life_that_is_over_says_nothing_of_its_record() {
         let (consumer, book) = (consumer.unwrap(), Arc::new(Book::default()));
         book.is_gone.store(true, Relaxed);
         let ended = run(&consumer, &book, vec![record(7), record(8)]).await;
-        assert!(matches!(ended.outcome, RunOutcome::Abandoned), "{policy:?}: {ended:?}");
+        assert!(matches!(ended.outcome, Ok(Flow::Abandoned)), "{policy:?}: {ended:?}");
         assert_eq!(book.said(), [Said::Back(vec![7, 8])], "{policy:?}");
         assert_eq!((consumer.metrics().failed, consumer.metrics().skipped), (0, 0), "{policy:?}");
     }
@@ -517,7 +517,7 @@ async fn what_a_handler_leaves_behind_may_panic_when_it_is_dropped() {
         .unwrap();
     let book = Arc::new(Book::default());
     let ended = run(&consumer, &book, (7..10).map(record).collect()).await;
-    assert!(matches!(ended.outcome, RunOutcome::Done), "{ended:?}");
+    assert!(matches!(ended.outcome, Ok(Flow::Handled)), "{ended:?}");
     assert_eq!((book.done(), consumer.metrics().skipped), ([7, 8, 9].into(), 2));
 }
 
@@ -587,7 +587,7 @@ async fn a_dead_letter_to_where_its_record_has_been_is_not_written_and_stops_the
             .into_iter()
             .fold(record(7), |record, topic| record.with_header("dtkafka-dead-letter-topic", topic));
         let ended = run_of(&consumer, from, &book, vec![record], CancellationToken::new()).await;
-        let RunOutcome::Failed(error) = ended.outcome else { panic!("{from} to {to}: {:?}", ended.outcome) };
+        let Err(error) = ended.outcome else { panic!("{from} to {to}: {:?}", ended.outcome) };
         assert_eq!((error.kind(), error.topic(), error.offset()), (ErrorKind::Config, Some(to), Some(7)));
         let told = ["feed itself", "in a circle"].into_iter().filter(|told| error.to_string().contains(told));
         assert!(told.count() == 1 && error.hint().is_some(), "{error}");
@@ -614,7 +614,7 @@ async fn headers_that_somebody_else_wrote_neither_hold_a_retry_topic_up_nor_over
     let book = Arc::new(Book::default());
     let run = run_of(&consumer, "orders-retry-20ms", &book, vec![record], CancellationToken::new());
     let ended = tokio::time::timeout(Duration::from_secs(30), run).await.expect("it waits for ever");
-    assert!(matches!(ended.outcome, RunOutcome::Done), "{ended:?}");
+    assert!(matches!(ended.outcome, Ok(Flow::Handled)), "{ended:?}");
     assert_eq!((attempts.lock().len(), book.done()), (1, [0].into()));
 }
 

@@ -338,11 +338,7 @@ impl<W: Load, L: Copy + Ord> Lanes<W, L> {
             let takes_all = id.slot == Slot::Whole || home.gather.is_some();
             let due = lane.queue.iter().take_while(|(_, load)| load.due().is_none_or(|due| due <= now));
             let count = due.take(if takes_all { usize::MAX } else { 1 }).count();
-            if count == 0 {
-                continue;
-            }
-            let numbers: Vec<u64> = lane.queue.iter().take(count).map(|(number, _)| *number).collect();
-            let loads: Vec<W> = lane.queue.drain(..count).map(|(_, load)| load).collect();
+            let (numbers, loads): (Vec<u64>, Vec<W>) = lane.queue.drain(..count).unzip();
             let records = loads.iter().map(Load::len).sum();
             let bytes = loads.iter().map(Load::bytes).sum();
             lane.begin_gathering(now, home.gather);

@@ -11,7 +11,7 @@ use futures_util::FutureExt as _;
 
 use super::{Engine, panicked};
 use crate::{
-    consumer::acknowledge::{Life, Taken},
+    consumer::{PartitionRecords, acknowledge::Life},
     error::{Error, Result},
     facade::{
         consumer::lane::{LETTER_PAUSE, RunContext, longer_letter_pause},
@@ -43,7 +43,7 @@ pub(super) struct Passed {
 
 impl Engine {
     /// Sets a batch that cannot be read aside, if the policy does not say to stop there.
-    pub(super) fn on_damage(&mut self, error: Error) -> Result<Vec<Taken>> {
+    pub(super) fn on_damage(&mut self, error: Error) -> Result<Vec<PartitionRecords>> {
         let place = (error.topic(), error.partition(), error.last_offset());
         let (Some(topic), Some(partition), Some(_)) = place else { return Err(error) };
         let partition = TopicPartition::new(topic, partition);

@@ -5,10 +5,7 @@ use std::time::Duration;
 
 use super::Engine;
 use crate::{
-    consumer::{
-        PartitionRecords, RecordRef,
-        acknowledge::{Life, Taken},
-    },
+    consumer::{PartitionRecords, RecordRef, acknowledge::Life},
     error::Result,
     facade::{consumer::load::Chunk, letters, routes::Route},
     record::{ConsumerRecord, TopicPartition},
@@ -37,9 +34,10 @@ impl Engine {
         self.put(taken)
     }
 
-    pub(super) fn put(&mut self, taken: Result<Vec<Taken>>) -> Result<()> {
+    pub(super) fn put(&mut self, taken: Result<Vec<PartitionRecords>>) -> Result<()> {
         self.alive_at = time::after(self.plan.keep_alive);
-        for Taken { partition, life, records } in taken.or_else(|error| self.on_damage(error))? {
+        for records in taken.or_else(|error| self.on_damage(error))? {
+            let (partition, life) = (records.partition().clone(), records.life());
             let route = self.plan.routes.of(&self.plan.topics, &partition.topic);
             for chunk in self.chunks(&route, &partition, life, records) {
                 if let Err(refused) = self.lanes.push(time::now(), &partition, life, chunk, route.gather()) {
@@ -79,13 +77,8 @@ impl Engine {
                 continue;
             }
             let record = Box::new(record.to_copied());
-            own.push(match route.level {
-                0 => Chunk::One(record),
-                _ => {
-                    let due = due(&record);
-                    Chunk::Due(record, due)
-                }
-            });
+            let due = (route.level > 0).then(|| due(&record));
+            own.push(Chunk::One(record, due));
         }
         if let Some(group) = group {
             let records = others.len();

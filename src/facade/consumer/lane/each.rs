@@ -80,13 +80,6 @@ impl Turn {
     }
 }
 
-enum After {
-    /// The handler took it in the end.
-    Taken,
-    Dealt,
-    Abandoned,
-}
-
 impl Lane {
     /// All records through all handlers.
     pub(super) async fn each(
@@ -260,10 +253,8 @@ impl Lane {
     ) -> Result<Flow, Error> {
         for handler in calls {
             let outcome = self.call(&mut **handler, record, before.saturating_add(1)).await;
-            match self.after(&mut **handler, outcome, record, before).await? {
-                After::Taken => {}
-                After::Dealt => return Ok(Flow::Handled),
-                After::Abandoned => return Ok(Flow::Abandoned),
+            if let Some(flow) = self.after(&mut **handler, outcome, record, before).await? {
+                return Ok(flow);
             }
         }
         Ok(Flow::Handled)
@@ -282,22 +273,21 @@ impl Lane {
         };
         let outcome = self.end(&mut **handler, begun).await;
         match self.after(&mut **handler, outcome, record, 0).await? {
-            After::Taken => self.call_all(rest, record, 0).await,
-            After::Dealt => Ok(Flow::Handled),
-            After::Abandoned => Ok(Flow::Abandoned),
+            None => self.call_all(rest, record, 0).await,
+            Some(flow) => Ok(flow),
         }
     }
 
-    /// Acts on the outcome of a handler call.
+    /// Acts on the outcome of a handler call. `None` if the handler has taken the record in the end; else nothing more is done with it.
     async fn after(
         &mut self,
         handler: &mut dyn Calls,
         outcome: Result<(), Failure>,
         record: BorrowedRecord<'_>,
         before: u32,
-    ) -> Result<After, Error> {
+    ) -> Result<Option<Flow>, Error> {
         match outcome {
-            Ok(()) => Ok(After::Taken),
+            Ok(()) => Ok(None),
             Err(failure) => Box::pin(self.after_failure(handler, failure, record.to_record(), before)).await,
         }
     }
@@ -309,31 +299,28 @@ impl Lane {
         mut failure: Failure,
         record: ConsumerRecord,
         before: u32,
-    ) -> Result<After, Error> {
+    ) -> Result<Option<Flow>, Error> {
         self.tell();
         let mut attempt = 1;
         loop {
             if self.is_given_up(&failure) {
-                return Ok(After::Abandoned);
+                return Ok(Some(Flow::Abandoned));
             }
             self.context.counters.failed();
             let decision = self.decide(&failure, attempt);
             let error = failure.into_error(&record.topic, record.partition, record.offset);
             let calls = before.saturating_add(attempt);
             let Decision::RetryAfter(pause) = decision else {
-                return match self.deal(decision, &record, calls, error).await? {
-                    Flow::Handled => Ok(After::Dealt),
-                    Flow::Abandoned => Ok(After::Abandoned),
-                };
+                return self.deal(decision, &record, calls, error).await.map(Some);
             };
             tracing::warn!(attempt = calls, ?pause, %error, "the handler is called again after a pause");
             if self.pause(pause).await == Flow::Abandoned {
-                return Ok(After::Abandoned);
+                return Ok(Some(Flow::Abandoned));
             }
             attempt += 1;
             self.context.counters.retried();
             match self.call(handler, BorrowedRecord::Alone(&record), before.saturating_add(attempt)).await {
-                Ok(()) => return Ok(After::Taken),
+                Ok(()) => return Ok(None),
                 Err(again) => failure = again,
             }
         }

@@ -41,13 +41,13 @@ async fn those_before_the_message_at_which_a_batch_failed_are_done() {
     let (consumer, batches) = batching(ErrorPolicy::Stop, at_two);
     let book = Arc::new(Book::default());
     let ended = run(&consumer, &book, (0..6).map(record).collect()).await;
-    let RunOutcome::Failed(error) = ended.outcome else { panic!("{ended:?}") };
+    let Err(error) = ended.outcome else { panic!("{ended:?}") };
     assert_eq!((error.offset(), book.done()), (Some(2), [0, 1].into()), "{error}");
 
     let (consumer, again) = batching(ErrorPolicy::retry(2, Duration::ZERO).then_skip(), at_two);
     let book = Arc::new(Book::default());
     let ended = run(&consumer, &book, (0..6).map(record).collect()).await;
-    assert!(matches!(ended.outcome, RunOutcome::Done), "{ended:?}");
+    assert!(matches!(ended.outcome, Ok(Flow::Handled)), "{ended:?}");
     assert_eq!(*again.lock(), [vec![0, 1, 2, 3], vec![2, 3], vec![3], vec![4, 5]]);
     assert_eq!((book.done(), consumer.metrics().skipped), ((0..6).collect(), 1));
     assert_eq!(batches.lock().len(), 1);
@@ -87,7 +87,7 @@ async fn the_message_at_which_a_batch_failed_is_found_where_its_errors_type_is_h
     }
     let (consumer, _) = batching(ErrorPolicy::Stop, at_two);
     let ended = run(&consumer, &Arc::new(Book::default()), (0..6).map(record).collect()).await;
-    let RunOutcome::Failed(error) = ended.outcome else { panic!("{ended:?}") };
+    let Err(error) = ended.outcome else { panic!("{ended:?}") };
     assert_eq!(error.offset(), Some(2));
     let text = error.to_string();
     assert!(text.contains("failed at offset 2") && text.contains("invalid digit"), "{text}");
@@ -114,7 +114,7 @@ async fn a_record_that_cannot_be_read_leaves_its_batch_alone() {
         let ended = run(&consumer, &book, records).await;
         assert_eq!(batches.lock()[0], [0, 1], "those before it come first");
         assert_eq!((book.done().len(), consumer.metrics().skipped), (done, skipped));
-        if let RunOutcome::Failed(error) = ended.outcome {
+        if let Err(error) = ended.outcome {
             assert_eq!((error.kind(), error.offset()), (ErrorKind::Json, Some(2)));
         }
     }
@@ -139,7 +139,7 @@ async fn a_batch_of_a_retry_topic_counts_on_beside_a_record_that_cannot_be_read(
     let records = records.map(|(value, offset)| waiting(offset, "orders", 0, 40 + offset, value)).collect();
     let book = Arc::new(Book::default());
     let ended = run_of(&consumer, "orders-retry-1s", &book, records, CancellationToken::new()).await;
-    assert!(matches!(ended.outcome, RunOutcome::Done), "{ended:?}");
+    assert!(matches!(ended.outcome, Ok(Flow::Handled)), "{ended:?}");
     assert_eq!(*calls.lock(), [(4, vec![1]), (4, vec![3])]);
     let metrics = consumer.metrics();
     assert_eq!((book.done(), metrics.skipped, metrics.failed), ([0, 1, 2].into(), 1, 1));
@@ -174,7 +174,7 @@ async fn a_batch_that_gives_up_as_it_was_told_to_comes_again() {
             .unwrap();
         let book = Arc::new(Book::default());
         let ended = run_and_cancel(&consumer, &book, (0..6).map(record).collect()).await;
-        assert!(matches!(ended.outcome, RunOutcome::Abandoned), "{ended:?}");
+        assert!(matches!(ended.outcome, Ok(Flow::Abandoned)), "{ended:?}");
         assert_eq!((book.done(), consumer.metrics().failed), ([0, 1].into(), 0), "those before it are done");
     }
 }
@@ -191,7 +191,7 @@ async fn each_message_at_which_a_batch_fails_has_its_own_attempts() {
     });
     let book = Arc::new(Book::default());
     let ended = run(&consumer, &book, (0..4).map(record).collect()).await;
-    assert!(matches!(ended.outcome, RunOutcome::Done), "{ended:?}");
+    assert!(matches!(ended.outcome, Ok(Flow::Handled)), "{ended:?}");
     let expected = [vec![0, 1, 2, 3], vec![0, 1, 2, 3], vec![1, 2, 3], vec![2, 3]];
     assert_eq!((batches.lock().as_slice(), consumer.metrics().skipped), (&expected[..], 0));
 }
@@ -202,7 +202,7 @@ async fn a_record_that_cannot_be_read_in_a_life_that_is_over_is_not_judged() {
     let book = Arc::new(Book::default());
     book.is_gone.store(true, Relaxed);
     let ended = run(&consumer, &book, vec![record(0).with_value("{nope"), record(1)]).await;
-    assert!(matches!(ended.outcome, RunOutcome::Abandoned), "{ended:?}");
+    assert!(matches!(ended.outcome, Ok(Flow::Abandoned)), "{ended:?}");
     assert_eq!((consumer.metrics().skipped, consumer.metrics().failed), (0, 0));
 }
 

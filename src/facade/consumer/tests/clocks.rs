@@ -53,9 +53,9 @@ async fn a_record_that_its_lane_has_waited_for_does_not_wait_again_when_the_wall
         let due = Environment::default().wall_clock_ms() + 60_000;
         let waiting = || Box::new(record(0).with_header("dtkafka-retry-due", due.to_string()));
         for (load, waits) in [
-            (Chunk::Due(waiting(), time::now()), false),
+            (Chunk::One(waiting(), Some(time::now())), false),
             // Taken before the topic was a retry topic.
-            (Chunk::One(waiting()), true),
+            (Chunk::One(waiting(), None), true),
         ] {
             let begun = time::now();
             let book = Arc::new(Book::default());
