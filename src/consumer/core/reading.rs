@@ -376,6 +376,24 @@ mod tests {
     }
 
     #[test]
+    fn who_leads_is_asked_for_again_where_a_leader_has_refused_a_look_up() {
+        let now = time::now();
+        let config = KafkaConfig::new().set_bootstrap_servers("localhost:9092");
+        let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
+        let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1));
+        let key = TopicPartition::new("orders", 0);
+        hear_of(&mut core, now, OLD);
+        core.assign(now, vec![key.clone()]).unwrap();
+        let asked = actions(&mut core, now).into_iter().find_map(|action| match action {
+            Action::ListOffsets { lookups, .. } => Some(lookups),
+            _ => None,
+        });
+        core.handle_listed(now, &asked.expect("the end is asked for"), Ok([(key, Err(6))].into()));
+        let after = actions(&mut core, now);
+        assert!(after.iter().any(|action| matches!(action, Action::RefreshMetadata)), "{after:?}");
+    }
+
+    #[test]
     fn metadata_that_are_behind_the_coordinator_stop_a_partition_only_until_they_are_not() {
         let (mut now, key) = (time::now(), TopicPartition::new("orders", 0));
         let mut core = core(now);

@@ -218,6 +218,39 @@ fn the_leader_plans_and_its_plan_is_synced() {
 }
 
 #[test]
+fn a_member_that_is_alone_and_is_given_nothing_of_what_there_is_says_so() {
+    for (members, count, given, is_said) in
+        [(1, 1, 0, true), (2, 1, 0, false), (1, 0, 0, false), (1, 1, 1, false)]
+    {
+        let (log, _listening) = crate::test_log::Log::of_this_thread(tracing::Level::WARN);
+        let mut bench = Bench::new();
+        bench.subscribe(&["t"]);
+        bench.poll();
+        let (token, _) = bench.joins();
+        let all = ["me", "other"].into_iter().take(members);
+        let join = Answer::Join {
+            error: 0,
+            generation: 5,
+            member_id: "me".into(),
+            leader: "me".into(),
+            protocol: "range".into(),
+            members: all.map(|id| GroupMember::new(id, ["t"])).collect(),
+            skip_assignment: false,
+        };
+        bench.answer(token, join);
+        let Some(Action::Plan { token, assignor, .. }) = bench.member.poll_action() else {
+            panic!("no plan")
+        };
+        let counts = [("t".into(), count)].into();
+        bench.member.handle_plan(bench.now, token, assignor, counts, Ok(BTreeMap::new()));
+        let (token, _) = bench.sent();
+        let given: Vec<_> = (0..given).map(|partition| TopicPartition::new("t", partition)).collect();
+        bench.answer(token, Answer::Sync { error: 0, assignment: encode_assignment(&given) });
+        assert_eq!(log.text().contains("no other member"), is_said, "{members} {count} {given:?}");
+    }
+}
+
+#[test]
 fn heartbeats_follow_each_other_at_the_interval() {
     let mut bench = Bench::stable();
     for _ in 0..3 {

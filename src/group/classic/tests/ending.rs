@@ -84,6 +84,33 @@ fn a_session_without_an_answer_ends_with_the_partitions_released() {
 }
 
 #[test]
+fn an_eager_member_that_cannot_reach_its_coordinator_for_long_says_all_the_same_what_it_had() {
+    let mut bench = Bench::stable();
+    let beat = bench.heartbeat();
+    bench.answer(beat, Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS });
+    let token = bench.revocation();
+    bench.member.handle_revoked(bench.now, token);
+    let until = bench.now + SESSION * 2;
+    let said = loop {
+        match bench.member.poll_action() {
+            Some(Action::Send { request: Request::Join { claim, generation, .. }, .. })
+                if bench.now > until =>
+            {
+                break (claim, generation);
+            }
+            Some(Action::Send { token, .. }) => {
+                bench.member.handle_answer(bench.now, token, Err(disconnected()));
+            }
+            Some(Action::ForgetCoordinator) => {}
+            None => bench.pass_to_timeout(),
+            other => panic!("unexpected {other:?}"),
+        }
+        bench.poll();
+    };
+    assert_eq!(said, (vec![TopicPartition::new("t", 0)], 5));
+}
+
+#[test]
 fn a_member_that_does_not_poll_leaves_and_joins_again_when_it_does() {
     let mut bench = Bench::stable();
     loop {
