@@ -29,7 +29,7 @@ impl KafkaConsumer {
     /// Has records acknowledged one by one from now on, by [`done`](Self::done), and not by the next poll. To be called
     /// once, before the first poll. Automatic commits commit the frontier: by interval, before a revocation, at the close.
     pub(crate) fn acknowledge_each(&self) {
-        self.shared.lock().acknowledge_each();
+        self.shared.lock().partitions.acknowledge_each();
     }
 
     /// Takes at most `max` records. To the group it is a [`poll`](Self::poll), but it does not acknowledge the records
@@ -99,7 +99,8 @@ impl KafkaConsumer {
     /// Records come back unhandled: nobody works on them, and the frontier stays before them in this life. How many were out.
     pub(crate) fn hand_back_all(&self, partition: &TopicPartition, life: Life, offsets: &[i64]) -> usize {
         let mut core = self.shared.lock();
-        let were_out = offsets.iter().filter(|offset| core.hand_back(partition, life, **offset)).count();
+        let were_out =
+            offsets.iter().filter(|offset| core.partitions.hand_back(partition, life, **offset)).count();
         let is_awaited = core.is_revoking();
         drop(core);
         if is_awaited {

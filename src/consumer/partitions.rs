@@ -356,11 +356,10 @@ impl Partitions {
     }
 
     /// These partitions are being given up: nothing more is handed out of them.
-    pub(crate) fn set_revoking(&mut self, partitions: &[TopicPartition], is_revoking: bool) {
+    pub(crate) fn set_revoking(&mut self, partitions: &[TopicPartition]) {
         for key in partitions {
             if let Some(partition) = self.partitions.get_mut(key) {
-                partition.is_revoking = is_revoking;
-                self.mark_ready(key);
+                partition.is_revoking = true;
             }
         }
     }
@@ -382,19 +381,12 @@ impl Partitions {
 
     /// Drops what is buffered of paused partitions, to make room for those that are not; it is fetched again.
     pub(crate) fn evict_paused(&mut self) {
-        let mut evicted = Vec::new();
-        for key in &self.paused {
-            let Some(partition) = self.partitions.get_mut(key) else { continue };
-            if partition.queue.is_empty() {
-                continue;
+        let has_any =
+            |key: &&TopicPartition| self.get(key).is_some_and(|partition| !partition.queue.is_empty());
+        for key in self.paused.iter().filter(has_any).cloned().collect::<Vec<_>>() {
+            if self.drop_buffered(&key) {
+                self.doubt(&key);
             }
-            if let Some(bytes) = partition.drop_fetched() {
-                self.buffered = self.buffered.saturating_sub(bytes);
-                evicted.push(key.clone());
-            }
-        }
-        for key in evicted {
-            self.doubt(&key);
         }
     }
 

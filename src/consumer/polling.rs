@@ -114,7 +114,7 @@ impl<'a> Polling<'a> {
             let job = {
                 let mut core = shared.lock();
                 if let Some((key, decoded)) = returned.take() {
-                    core.check_in(key, decoded, failure.is_some());
+                    core.partitions.check_in(key, decoded, failure.is_some());
                 } else if let Some(error) = core.take_error() {
                     return Err(error);
                 }
@@ -163,7 +163,7 @@ impl<'a> Polling<'a> {
             // A failure comes again with the next poll, after these records.
             return Ok(());
         }
-        match failure.or_else(|| shared.lock().take_failure()) {
+        match failure.or_else(|| shared.lock().partitions.failure()) {
             Some(error) => Err(error),
             None => Ok(()),
         }

@@ -32,8 +32,8 @@ enum Member {
 
 /// Calls the same method of whichever member it is.
 macro_rules! each {
-    ($self:ident, $member:ident => $call:expr) => {
-        match &mut $self.member {
+    ($of:expr, $member:ident => $call:expr) => {
+        match $of {
             Member::Classic($member) => $call,
             Member::Consumer($member) => $call,
         }
@@ -79,18 +79,12 @@ impl Membership {
 
     /// Who commits, or `None` while the member is not in the group.
     pub(crate) fn identity(&self) -> Option<Identity> {
-        match &self.member {
-            Member::Classic(member) => member.identity(),
-            Member::Consumer(member) => member.identity(),
-        }
+        each!(&self.member, member => member.identity())
     }
 
     /// Whether the member is out of the group and nothing is under way.
     pub(crate) fn is_idle(&self) -> bool {
-        match &self.member {
-            Member::Classic(member) => member.is_idle(),
-            Member::Consumer(member) => member.is_idle(),
-        }
+        each!(&self.member, member => member.is_idle())
     }
 
     /// Whether the member is in the group at the moment. One that is joining again is not, even if it has kept
@@ -120,10 +114,7 @@ impl Membership {
 
     /// Whether the poll interval has passed.
     pub(crate) fn is_overdue(&self, now: Instant) -> bool {
-        match &self.member {
-            Member::Classic(member) => member.is_overdue(now),
-            Member::Consumer(member) => member.is_overdue(now),
-        }
+        each!(&self.member, member => member.is_overdue(now))
     }
 
     /// Another set of topics. An empty one leaves the group.
@@ -149,23 +140,23 @@ impl Membership {
 
     /// The user polls: proof of life, and the only thing that makes an idle member join.
     pub(crate) fn handle_poll(&mut self, now: Instant) {
-        each!(self, member => member.handle_poll(now));
+        each!(&mut self.member, member => member.handle_poll(now));
     }
 
     /// The last waiting poll has returned: the poll interval runs from here.
     pub(crate) fn handle_poll_end(&mut self, now: Instant) {
-        each!(self, member => member.handle_poll_end(now));
+        each!(&mut self.member, member => member.handle_poll_end(now));
     }
 
     /// The user is alive: the poll interval begins again. Not a poll.
     pub(crate) fn handle_alive(&mut self, now: Instant) {
-        each!(self, member => member.handle_alive(now));
+        each!(&mut self.member, member => member.handle_alive(now));
     }
 
     /// Somebody waits in a poll whose future may never be polled again: from then on the poll interval runs although the
     /// poll has not ended.
     pub(crate) fn handle_loose_poll(&mut self, now: Instant) {
-        each!(self, member => member.handle_loose_poll(now));
+        each!(&mut self.member, member => member.handle_loose_poll(now));
     }
 
     /// The cluster's topics: their partition counts, and their names by id.
@@ -197,12 +188,12 @@ impl Membership {
 
     /// The partitions of the `Revoke` have been released.
     pub(crate) fn handle_revoked(&mut self, now: Instant, token: Token) {
-        each!(self, member => member.handle_revoked(now, token));
+        each!(&mut self.member, member => member.handle_revoked(now, token));
     }
 
     /// A commit was refused because of its generation, or its member's epoch.
     pub(crate) fn handle_fenced_commit(&mut self, now: Instant, generation: i32, error: i16) {
-        each!(self, member => member.handle_fenced_commit(now, generation, error));
+        each!(&mut self.member, member => member.handle_fenced_commit(now, generation, error));
     }
 
     /// Has the group rebalance, unless it does so already.
@@ -226,19 +217,19 @@ impl Membership {
 
     /// Whether closing the consumer leaves the group.
     pub(crate) fn set_departure(&mut self, departure: GroupMembershipOperation) {
-        each!(self, member => member.set_departure(departure));
+        each!(&mut self.member, member => member.set_departure(departure));
     }
 
     /// Leaves the group, if in it; `is_idle` says when that is done.
     pub(crate) fn handle_close(&mut self, now: Instant) {
         self.topics.clear();
         self.pattern = None;
-        each!(self, member => member.handle_close(now));
+        each!(&mut self.member, member => member.handle_close(now));
     }
 
     /// The answer to a request, or why there is none.
     pub(crate) fn handle_answer(&mut self, now: Instant, token: Token, answer: Result<Answer>) {
-        each!(self, member => member.handle_answer(now, token, answer));
+        each!(&mut self.member, member => member.handle_answer(now, token, answer));
         let Member::Consumer(member) = &mut self.member else { return };
         if let Some(why) = member.take_unusable() {
             self.fall_back(now, &why);
@@ -263,18 +254,15 @@ impl Membership {
     }
 
     pub(crate) fn poll_action(&mut self) -> Option<Action> {
-        self.rest.pop_front().or_else(|| each!(self, member => member.poll_action()))
+        self.rest.pop_front().or_else(|| each!(&mut self.member, member => member.poll_action()))
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        match &self.member {
-            Member::Classic(member) => member.poll_timeout(),
-            Member::Consumer(member) => member.poll_timeout(),
-        }
+        each!(&self.member, member => member.poll_timeout())
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        each!(self, member => member.handle_timeout(now));
+        each!(&mut self.member, member => member.handle_timeout(now));
     }
 }
 

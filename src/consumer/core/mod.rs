@@ -24,12 +24,11 @@ use self::{
 pub(crate) use self::{notices::Notice, reading::partition_count, rebalance::Change};
 
 use super::{
-    buffer::Decoded,
     fetch::{FetchAction, FetchSettings, Fetcher},
     ledger::Life,
     lookups::{FromStart, Lookup, Lookups},
     offsets::{CommitAction, Commits, Ticket},
-    partitions::{Check, JobKey, Next, Partition, Partitions, PausedBy, Phase},
+    partitions::{Check, Next, Partition, Partitions, PausedBy, Phase},
     stalls::ExpectedProgress,
 };
 use crate::{
@@ -258,11 +257,11 @@ impl Core {
             _ => self.handle_loose_poll(now),
         }
     }
+
     /// The member, as far as polls say that the user is alive: not while the listener is at work, which may never return.
     fn polled_member(&mut self) -> Option<&mut Membership> {
         self.member.as_mut().filter(|_| !self.notices.is_calling)
     }
-
 
     /// A poll waits until then. Its future may be kept, and never looked after again: from then on the poll interval runs.
     pub(crate) fn handle_wait(&mut self, until: Instant) {
@@ -275,11 +274,6 @@ impl Core {
         if let Some(found) = self.polls_end.iter().position(|end| *end == until) {
             self.polls_end.swap_remove(found);
         }
-    }
-
-    /// From now on records are acknowledged one by one, and not by the next poll.
-    pub(crate) fn acknowledge_each(&mut self) {
-        self.partitions.acknowledge_each();
     }
 
     /// The poll interval begins anew; nothing is acknowledged.
@@ -328,11 +322,6 @@ impl Core {
         counted
     }
 
-    /// A record comes back unhandled. False if the life it was handed out in is over.
-    pub(crate) fn hand_back(&mut self, key: &TopicPartition, life: Life, offset: i64) -> bool {
-        self.partitions.hand_back(key, life, offset)
-    }
-
     /// Hands out again from the first record that is not done, if that life is not over.
     pub(crate) fn rewind(&mut self, key: &TopicPartition, life: Life) -> Result<()> {
         self.check_open()?;
@@ -356,10 +345,6 @@ impl Core {
     /// Whether what was taken since the last call makes a fetch due. The clock is read only if that depends on it.
     pub(crate) fn take_wants_fetch(&mut self, now: impl FnOnce() -> Instant) -> bool {
         self.partitions.take_wants_fetch() && self.fetcher.is_due(now(), &mut self.partitions)
-    }
-
-    pub(crate) fn check_in(&mut self, job: JobKey, decoded: Decoded, damaged: bool) {
-        self.partitions.check_in(job, decoded, damaged);
     }
 
     /// What the user must know before any more records.

@@ -126,7 +126,7 @@ impl Core {
     pub(crate) fn tell_farewell(&mut self) {
         let all: Vec<_> = self.partitions.iter().map(|(key, _)| key.clone()).collect();
         if self.closing.is_none() && matches!(self.mode, Mode::Topics) && !all.is_empty() {
-            self.partitions.set_revoking(&all, true);
+            self.partitions.set_revoking(&all);
             self.tell_revoked(&all);
         }
     }
@@ -137,15 +137,12 @@ impl Core {
         }
     }
 
-    /// True if the listener must be waited for.
-    pub(super) fn tell_revoked(&mut self, partitions: &[TopicPartition]) -> bool {
+    pub(super) fn tell_revoked(&mut self, partitions: &[TopicPartition]) {
         let gone = self.notices.take(partitions);
-        if gone.is_empty() || !self.notices.is_on {
-            return false;
+        if !gone.is_empty() {
+            self.notices.push(Notice::Revoked(gone));
+            self.news = true;
         }
-        self.notices.push(Notice::Revoked(gone));
-        self.news = true;
-        true
     }
 
     /// These are gone without the listener; so is what waited for it.

@@ -174,7 +174,6 @@ impl Core {
                 group::Action::Fail(error) => self.fail(error),
             }
         }
-        self.advance_close(now);
     }
 
     fn begin_revocation(
@@ -185,7 +184,7 @@ impl Core {
         since: Instant,
     ) {
         debug!(partitions = partitions.len(), "the group rebalances");
-        self.partitions.set_revoking(&partitions, true);
+        self.partitions.set_revoking(&partitions);
         // The coordinator waits for the rebalance time-out, which is the poll interval, and began to wait before this
         // member heard of the rebalance. Where each record is acknowledged by itself, a rest of that time is kept to
         // commit what is done.
@@ -347,7 +346,7 @@ mod tests {
             .set("max.poll.interval.ms", 5_000);
         let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
         let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(1));
-        core.acknowledge_each();
+        core.partitions.acknowledge_each();
         core.subscribe(now, vec!["orders".into()]).unwrap();
         core.handle_poll(now).unwrap();
         let (token, _) = asked(&mut core, now);
@@ -422,6 +421,7 @@ mod tests {
             assert!(!beat(&mut core).1, "nobody polls, and nobody is at work");
         }
     }
+
     #[test]
     fn a_call_of_the_listener_that_does_not_return_costs_the_membership_whatever_is_polled_meanwhile() {
         let (mut core, key, life, begun) = joined();
@@ -478,7 +478,6 @@ mod tests {
         assert!(core.partitions.has_ready(), "its last commit is out");
         assert!(matches!(core.next_chunk(1), Next::Nothing));
     }
-
 
     #[test]
     fn a_poll_counts_until_it_should_have_ended_and_not_for_as_long_as_it_is_kept() {

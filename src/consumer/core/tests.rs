@@ -157,7 +157,7 @@ fn without_a_group_partitions_can_be_chosen_and_topics_cannot() {
 
     core.assign(now, vec![TopicPartition::new("orders", 0)]).unwrap();
     core.handle_poll(now).unwrap();
-    let error = core.take_failure().unwrap();
+    let error = core.partitions.failure().unwrap();
     assert_eq!((error.topic(), error.partition()), (Some("orders"), Some(0)), "{error}");
     let error = core.commit(None, now).unwrap_err();
     assert!(error.to_string().contains("group.id"), "{error}");

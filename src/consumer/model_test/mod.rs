@@ -121,7 +121,7 @@ impl World {
         let (consumer, client) = (config.resolve_consumer().unwrap(), config.resolve_client().unwrap());
         let mut core = Core::new(Arc::new(consumer), Arc::new(client), now, Rng::new(seed ^ 7));
         if style == Style::Each {
-            core.acknowledge_each();
+            core.partitions.acknowledge_each();
         }
         core.subscribe(now, vec!["t".into()]).unwrap();
         let group = Group {

@@ -150,7 +150,7 @@ impl World {
                 Next::Decode(job) => {
                     let (key, decoding) = job.split();
                     let (decoded, result) = decoding.run(true, &self.decompressor, 1 << 20);
-                    self.core.check_in(key, decoded, result.is_err());
+                    self.core.partitions.check_in(key, decoded, result.is_err());
                     result.unwrap();
                 }
                 Next::Nothing => break,

@@ -131,20 +131,11 @@ where
 fn by_topic<'a, T, U>(
     items: impl Iterator<Item = T>,
     key: impl Fn(&T) -> &'a TopicPartition,
-    item: impl Fn(T) -> U,
+    item: impl Fn(&T) -> U,
 ) -> Vec<(wire::Str, Vec<U>)>
 where
     T: 'a,
 {
-    let mut topics: Vec<(wire::Str, Vec<U>)> = Vec::new();
-    for each in items {
-        let topic = &key(&each).topic;
-        if topics.last().is_none_or(|(name, _)| name.as_str() != &**topic) {
-            topics.push((kafka_string(topic), Vec::new()));
-        }
-        if let Some((_, partitions)) = topics.last_mut() {
-            partitions.push(item(each));
-        }
-    }
-    topics
+    let topics = by_topic_id(items, key, item, |_| TopicId::default());
+    topics.into_iter().map(|(topic, _, items)| (topic, items)).collect()
 }

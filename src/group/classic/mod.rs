@@ -217,7 +217,7 @@ impl Member {
             State::Idle { .. } => self.state = State::Idle { rejoin: true, not_before: now },
             State::Stable { .. } => self.rebalance(now, "the subscription has changed"),
             State::Revoking { .. } | State::Fatal => {}
-            State::Joining { exchange: Exchange::Due(_) } => {}
+            // A join that is still to be sent says all there is, and nothing is stale then.
             _ => self.stale = true,
         }
         self.join_if_idle(now);
@@ -237,7 +237,6 @@ impl Member {
                 self.leave(now, NOTHING_MATCHES);
             }
             State::Revoking { .. } | State::Leaving { .. } | State::Fatal => {}
-            State::Joining { exchange: Exchange::Due(_) } => {}
             State::Joining { .. } | State::Planning { .. } | State::Syncing { .. } => self.stale = true,
         }
     }

@@ -61,7 +61,6 @@ impl Member {
         self.revoking = None;
         self.target.clear();
         self.told = None;
-        self.telling = None;
         self.epoch = 0;
         self.hurried = 0;
         if !partitions.is_empty() {
