@@ -64,9 +64,10 @@ fn look_up(
         answer.topic_id = asked.topic_id;
         answer
     };
+    // Where there is an id it counts, whatever the name says (KIP-516).
     let name = match &asked.name {
-        Some(name) => name.to_string(),
-        None => match cluster.topic_name(asked.topic_id) {
+        Some(name) if asked.topic_id.is_nil() => name.to_string(),
+        _ => match cluster.topic_name(asked.topic_id) {
             Some(name) => name.to_owned(),
             None => return refuse(ResponseError::UnknownTopicId),
         },

@@ -313,6 +313,9 @@ impl PartitionLog {
         if epoch == self.leader_epoch {
             return (epoch, self.end);
         }
+        if epoch < 0 {
+            return (-1, -1);
+        }
         let next = self.epochs.partition_point(|e| e.0 <= epoch);
         match (next.checked_sub(1).map(|i| self.epochs[i].0), self.epochs.get(next)) {
             (_, None) => (-1, -1),

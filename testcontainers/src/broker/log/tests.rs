@@ -75,6 +75,7 @@ fn offsets_are_given_in_order_and_the_checksum_stays_valid() {
     assert_eq!(log.epoch_end(0), (0, 2));
     assert_eq!(log.epoch_end(1), (1, 3));
     assert_eq!(log.epoch_end(9), (-1, -1));
+    assert_eq!(log.epoch_end(-1), (-1, -1));
 }
 
 #[test]

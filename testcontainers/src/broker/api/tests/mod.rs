@@ -207,6 +207,14 @@ async fn metadata_makes_topics_only_when_asked() {
             broker.bootstrap_servers()
         );
     }
+    let mut by_id = request.clone();
+    by_id.topics.iter_mut().flatten().for_each(|asked| asked.topic_id = uuid::Uuid::from_u128(7));
+    let answer = client.call(12, &by_id).await;
+    assert_eq!(
+        answer.topics[0].error_code,
+        ResponseError::UnknownTopicId.code(),
+        "the id counts, not the name"
+    );
 }
 
 #[tokio::test]
