@@ -1,4 +1,4 @@
-//! Who is there, who leads, who coordinates, and which versions they speak. KIP-35, KIP-511, KIP-699.
+//! Who is there, who leads, who coordinates, and which versions they speak. KIP-35, KIP-511, KIP-699, KIP-700.
 
 use crate::{error::code::UNSUPPORTED_VERSION, wire::NEVER};
 
@@ -121,5 +121,34 @@ api! {
         port: i32;
         error_code: i16;
         error_message: Option<Str>, ignorable;
+    }
+}
+
+#[cfg(any(test, feature = "unstable-fuzzing"))]
+api! {
+    DescribeCluster = 60, speaks 0..=2 of 0..=2, flexible 0;
+
+    request describe_cluster_request::DescribeClusterRequest {
+        include_cluster_authorized_operations: bool;
+        endpoint_type: i8 [1..] = 1;
+        include_fenced_brokers: bool [2];
+    }
+
+    response describe_cluster_response::DescribeClusterResponse {
+        throttle_time_ms: i32;
+        error_code: i16;
+        error_message: Option<Str>;
+        endpoint_type: i8 [1..] = 1;
+        cluster_id: Str;
+        controller_id: i32 = -1;
+        brokers: Vec<DescribeClusterBroker>;
+        cluster_authorized_operations: i32 = -2147483648;
+    }
+    struct DescribeClusterBroker {
+        broker_id: i32;
+        host: Str;
+        port: i32;
+        rack: Option<Str>;
+        is_fenced: bool [2];
     }
 }

@@ -1,4 +1,4 @@
-//! The settings of topics and brokers. KIP-133, KIP-226.
+//! The settings of topics and brokers. KIP-133, KIP-226, KIP-339.
 
 api! {
     DescribeConfigs = 32, speaks 1..=4 of 1..=4, flexible 4;
@@ -39,5 +39,36 @@ api! {
         name: Str;
         value: Option<Str>;
         source: i8;
+    }
+}
+
+#[cfg(any(test, feature = "unstable-fuzzing"))]
+api! {
+    IncrementalAlterConfigs = 44, speaks 0..=1 of 0..=1, flexible 1;
+
+    request incremental_alter_configs_request::IncrementalAlterConfigsRequest {
+        resources: Vec<AlterConfigsResource>;
+        validate_only: bool;
+    }
+    struct AlterConfigsResource {
+        resource_type: i8;
+        resource_name: Str;
+        configs: Vec<AlterableConfig>;
+    }
+    struct AlterableConfig {
+        name: Str;
+        config_operation: i8;
+        value: Option<Str>;
+    }
+
+    response incremental_alter_configs_response::IncrementalAlterConfigsResponse {
+        throttle_time_ms: i32;
+        responses: Vec<AlterConfigsResourceResponse>;
+    }
+    struct AlterConfigsResourceResponse {
+        error_code: i16;
+        error_message: Option<Str>;
+        resource_type: i8;
+        resource_name: Str;
     }
 }

@@ -1,5 +1,8 @@
 //! Committed offsets. KIP-211, KIP-447, KIP-709, KIP-848.
 
+#[cfg(any(test, feature = "unstable-fuzzing"))]
+use crate::wire::NEVER;
+
 api! {
     // Version 10 names topics by id.
     OffsetCommit = 8, speaks 2..=10 of 2..=10, flexible 8;
@@ -97,6 +100,37 @@ api! {
         committed_offset: i64;
         committed_leader_epoch: i32 = -1, ignorable;
         metadata: Option<Str>;
+        error_code: i16;
+    }
+}
+
+#[cfg(any(test, feature = "unstable-fuzzing"))]
+api! {
+    OffsetDelete = 47, speaks 0..=0 of 0..=0, flexible NEVER;
+
+    request offset_delete_request::OffsetDeleteRequest {
+        group_id: Str;
+        topics: Vec<OffsetDeleteRequestTopic>;
+    }
+    struct OffsetDeleteRequestTopic {
+        name: Str;
+        partitions: Vec<OffsetDeleteRequestPartition>;
+    }
+    struct OffsetDeleteRequestPartition {
+        partition_index: i32;
+    }
+
+    response offset_delete_response::OffsetDeleteResponse {
+        error_code: i16;
+        throttle_time_ms: i32, ignorable;
+        topics: Vec<OffsetDeleteResponseTopic>;
+    }
+    struct OffsetDeleteResponseTopic {
+        name: Str;
+        partitions: Vec<OffsetDeleteResponsePartition>;
+    }
+    struct OffsetDeleteResponsePartition {
+        partition_index: i32;
         error_code: i16;
     }
 }

@@ -214,10 +214,12 @@ mod group_offsets;
 mod offsets;
 mod produce;
 mod sasl;
+mod telemetry;
 mod topics;
 mod transactions;
 
+#[allow(unused_imports, reason = "of some APIs only the tests make use yet")]
 pub(crate) use self::{
     cluster::*, configs::*, fetch::*, group::*, group_admin::*, group_offsets::*, offsets::*, produce::*,
-    sasl::*, topics::*, transactions::*,
+    sasl::*, telemetry::*, topics::*, transactions::*,
 };

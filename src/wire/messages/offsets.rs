@@ -1,4 +1,4 @@
-//! Asking a partition's leader about its log. KIP-79, KIP-101, KIP-207.
+//! Asking a partition's leader about its log, and cutting it. KIP-79, KIP-101, KIP-107, KIP-207.
 
 api! {
     // Version 11 adds a special timestamp of its own.
@@ -67,5 +67,37 @@ api! {
         partition: i32;
         leader_epoch: i32 = -1, ignorable;
         end_offset: i64 = -1;
+    }
+}
+
+#[cfg(any(test, feature = "unstable-fuzzing"))]
+api! {
+    DeleteRecords = 21, speaks 0..=2 of 0..=2, flexible 2;
+
+    request delete_records_request::DeleteRecordsRequest {
+        topics: Vec<DeleteRecordsTopic>;
+        timeout_ms: i32;
+    }
+    struct DeleteRecordsTopic {
+        name: Str;
+        partitions: Vec<DeleteRecordsPartition>;
+    }
+    struct DeleteRecordsPartition {
+        partition_index: i32;
+        offset: i64;
+    }
+
+    response delete_records_response::DeleteRecordsResponse {
+        throttle_time_ms: i32;
+        topics: Vec<DeleteRecordsTopicResult>;
+    }
+    struct DeleteRecordsTopicResult {
+        name: Str;
+        partitions: Vec<DeleteRecordsPartitionResult>;
+    }
+    struct DeleteRecordsPartitionResult {
+        partition_index: i32;
+        low_watermark: i64;
+        error_code: i16;
     }
 }

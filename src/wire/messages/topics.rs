@@ -1,4 +1,4 @@
-//! Creating and deleting topics. KIP-4, KIP-516, KIP-525, KIP-599.
+//! Creating, growing and deleting topics. KIP-4, KIP-195, KIP-516, KIP-525, KIP-599.
 
 api! {
     CreateTopics = 19, speaks 2..=7 of 2..=7, flexible 5;
@@ -44,6 +44,35 @@ api! {
         read_only: bool;
         config_source: i8 = -1, ignorable;
         is_sensitive: bool;
+    }
+}
+
+#[cfg(any(test, feature = "unstable-fuzzing"))]
+api! {
+    CreatePartitions = 37, speaks 0..=3 of 0..=3, flexible 2;
+
+    request create_partitions_request::CreatePartitionsRequest {
+        topics: Vec<CreatePartitionsTopic>;
+        timeout_ms: i32;
+        validate_only: bool;
+    }
+    struct CreatePartitionsTopic {
+        name: Str;
+        count: i32;
+        assignments: Option<Vec<CreatePartitionsAssignment>>;
+    }
+    struct CreatePartitionsAssignment {
+        broker_ids: Vec<i32>;
+    }
+
+    response create_partitions_response::CreatePartitionsResponse {
+        throttle_time_ms: i32;
+        results: Vec<CreatePartitionsTopicResult>;
+    }
+    struct CreatePartitionsTopicResult {
+        name: Str;
+        error_code: i16;
+        error_message: Option<Str>;
     }
 }
 

@@ -1,4 +1,4 @@
-//! Taking part in transactions. KIP-98, KIP-447, KIP-890.
+//! Transactions: taking part (KIP-98, KIP-447, KIP-890) and looking on (KIP-664, KIP-994).
 
 api! {
     // Version 4 is the brokers' own.
@@ -116,5 +116,90 @@ api! {
     struct TxnOffsetCommitResponsePartition {
         partition_index: i32;
         error_code: i16;
+    }
+}
+
+api! {
+    DescribeProducers = 61, speaks 0..=0 of 0..=0, flexible 0;
+
+    request describe_producers_request::DescribeProducersRequest {
+        topics: Vec<TopicRequest>;
+    }
+    struct TopicRequest {
+        name: Str;
+        partition_indexes: Vec<i32>;
+    }
+
+    response describe_producers_response::DescribeProducersResponse {
+        throttle_time_ms: i32;
+        topics: Vec<TopicResponse>;
+    }
+    struct TopicResponse {
+        name: Str;
+        partitions: Vec<PartitionResponse>;
+    }
+    struct PartitionResponse {
+        partition_index: i32;
+        error_code: i16;
+        error_message: Option<Str>;
+        active_producers: Vec<ProducerState>;
+    }
+    struct ProducerState {
+        producer_id: i64;
+        producer_epoch: i32;
+        last_sequence: i32 = -1;
+        last_timestamp: i64 = -1;
+        coordinator_epoch: i32;
+        current_txn_start_offset: i64 = -1;
+    }
+}
+
+api! {
+    DescribeTransactions = 65, speaks 0..=0 of 0..=0, flexible 0;
+
+    request describe_transactions_request::DescribeTransactionsRequest {
+        transactional_ids: Vec<Str>;
+    }
+
+    response describe_transactions_response::DescribeTransactionsResponse {
+        throttle_time_ms: i32;
+        transaction_states: Vec<TransactionState>;
+    }
+    struct TransactionState {
+        error_code: i16;
+        transactional_id: Str;
+        transaction_state: Str;
+        transaction_timeout_ms: i32;
+        transaction_start_time_ms: i64;
+        producer_id: i64;
+        producer_epoch: i16;
+        topics: Vec<TopicData>;
+    }
+    struct TopicData {
+        topic: Str;
+        partitions: Vec<i32>;
+    }
+}
+
+api! {
+    ListTransactions = 66, speaks 0..=2 of 0..=2, flexible 0;
+
+    request list_transactions_request::ListTransactionsRequest {
+        state_filters: Vec<Str>;
+        producer_id_filters: Vec<i64>;
+        duration_filter: i64 [1..] = -1;
+        transactional_id_pattern: Option<Str> [2];
+    }
+
+    response list_transactions_response::ListTransactionsResponse {
+        throttle_time_ms: i32;
+        error_code: i16;
+        unknown_state_filters: Vec<Str>;
+        transaction_states: Vec<TransactionState>;
+    }
+    struct TransactionState {
+        transactional_id: Str;
+        producer_id: i64;
+        transaction_state: Str;
     }
 }
