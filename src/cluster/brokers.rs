@@ -182,6 +182,15 @@ impl Brokers {
         &self.pauses
     }
 
+    /// Why a broker that can be reached is sent nothing at the moment: it holds this client back (KIP-219).
+    pub(crate) fn why_held(&self, id: i32) -> Option<Error> {
+        let slot = self.inner.lock().slots.get(&(id, Lane::Main)).cloned()?;
+        slot.open(time::now(), self.settings.connections_max_idle)?.held_until()?;
+        let error =
+            Error::new(ErrorKind::Timeout, "the broker holds this client back, because it is over a quota");
+        Some(error.with_broker(id).with_hint("see to the quotas of its user and client.id"))
+    }
+
     /// The connection to a broker: the open one, or a new one.
     ///
     /// # Errors

@@ -297,6 +297,12 @@ impl Cluster {
         leader.and_then(|leader| self.why(leader)).or_else(unreachable)
     }
 
+    /// Why nothing is sent to the leader of a partition at the moment, though it can be reached.
+    pub(crate) fn why_held(&self, topic: &str, partition: i32) -> Option<Error> {
+        let (leader, _) = self.metadata().leader(topic, partition)?;
+        self.shared.brokers.why_held(leader)
+    }
+
     /// In how many answers and for how long brokers have held this client back (KIP-219).
     pub(crate) fn pauses(&self) -> (u64, Duration) {
         self.shared.brokers.pauses().so_far()

@@ -12,14 +12,17 @@ impl Shared {
         for (receipt, outcome) in aftermath.resolved.drain(..) {
             let outcome = match outcome {
                 BatchOutcome::Failed(error) => {
-                    // A time-out of records that were never sent names no cause; the cluster knows why.
-                    let never_sent = error.kind() == ErrorKind::Timeout && error.source().is_none();
+                    // A time-out without a broker's answer names no cause; the cluster knows why there is none.
+                    let is_unexplained = error.kind() == ErrorKind::Timeout && error.source().is_none();
                     let (topic, partition) = receipt.place();
                     // In a transaction nothing leaves before the coordinator has answered, so that its trouble is the
                     // cause.
                     let trouble = || self.transactions.as_ref()?.lock().trouble();
-                    let why = || trouble().or_else(|| self.cluster.why_topic(topic, Some(partition)));
-                    let why = never_sent.then(why).flatten();
+                    let why = || {
+                        let trouble = trouble().or_else(|| self.cluster.why_topic(topic, Some(partition)));
+                        trouble.or_else(|| self.cluster.why_held(topic, partition))
+                    };
+                    let why = is_unexplained.then(why).flatten();
                     let error = match why {
                         Some(why) => error.with_source(why),
                         None => error,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dtkafka::{KafkaConfig, KafkaConsumer, KafkaInstance, TopicPartition};
 use dtkafka_testcontainers::{
-    EmbeddedBroker, NewRecord,
+    Effect, EmbeddedBroker, Fault, NewRecord,
     broker::{ApiKey, ResponseError},
 };
 
@@ -76,4 +76,19 @@ async fn a_passing_refusal_that_does_not_pass_is_told_by_poll_with_its_code() {
         let reading = async { while consumer.poll(Duration::from_secs(1)).await.unwrap().is_empty() {} };
         tokio::time::timeout(PATIENCE, reading).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_record_that_a_quota_has_kept_from_its_broker_says_so() {
+    let (broker, kafka) = broker().await;
+    broker.control().inject(Fault::on(ApiKey::Produce).effect(Effect::Throttle(PATIENCE)));
+    let briefly = |p: dtkafka::ProducerConfig| {
+        p.set("linger.ms", 0).set("request.timeout.ms", 500).set("delivery.timeout.ms", 1000)
+    };
+    let producer = kafka.get_producer_with(briefly).await.unwrap();
+    producer.send("t", &1).await.unwrap().await.unwrap();
+    let held = producer.send("t", &2).await.unwrap();
+    let error = tokio::time::timeout(PATIENCE, held).await.unwrap().unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("delivery.timeout.ms") && text.contains("holds this client back"), "{text}");
 }
