@@ -67,9 +67,7 @@ impl Consumer {
             let ended = lane::run(Arc::clone(&context), Arc::clone(&route), run, token).await;
             lanes.handle_end(ended.lane);
             handled += ended.handled;
-            if let Err(error) = ended.outcome {
-                return Err(error);
-            }
+            ended.outcome?;
         }
         Ok(handled)
     }
