@@ -525,6 +525,7 @@ fn refusal(
             match code {
                 code::ILLEGAL_GENERATION
                 | code::UNKNOWN_MEMBER_ID
+                | code::GROUP_ID_NOT_FOUND
                 | code::FENCED_INSTANCE_ID
                 | code::FENCED_MEMBER_EPOCH
                 | code::STALE_MEMBER_EPOCH => {

@@ -207,7 +207,8 @@ fn what_is_planned_of_a_partition_is_the_last_that_was_queued() {
 
 #[test]
 fn a_commit_of_a_member_that_is_out_fails_and_tells_the_membership() {
-    for refused in [code::UNKNOWN_MEMBER_ID, code::FENCED_INSTANCE_ID, code::FENCED_MEMBER_EPOCH] {
+    let out = [code::UNKNOWN_MEMBER_ID, code::GROUP_ID_NOT_FOUND];
+    for refused in out.into_iter().chain([code::FENCED_INSTANCE_ID, code::FENCED_MEMBER_EPOCH]) {
         let (mut commits, now) = (commits(), time::now());
         commits.handle_commit(Some(1), offsets(&[(0, 10)]), now + Duration::from_secs(60));
         let out = sent(&mut commits, now);

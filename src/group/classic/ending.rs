@@ -21,7 +21,9 @@ impl Member {
         // A commit of partitions that are kept through a rebalance. That the next generation has begun is ordinary then.
         // That the group goes on without this member is not: its join may be held back by a broker that is not the
         // coordinator any more.
-        let counts = self.is_in() || matches!(error, code::UNKNOWN_MEMBER_ID | code::FENCED_INSTANCE_ID);
+        let is_out =
+            matches!(error, code::UNKNOWN_MEMBER_ID | code::GROUP_ID_NOT_FOUND | code::FENCED_INSTANCE_ID);
+        let counts = self.is_in() || is_out;
         if counts && self.identity().is_some_and(|identity| identity.generation == generation) {
             self.on_error(now, "OffsetCommit", error);
         }
@@ -155,7 +157,8 @@ impl Member {
                 }
                 _ => self.retry(now),
             },
-            code::UNKNOWN_MEMBER_ID => {
+            // The latter is what a commit hears since Kafka 3.6 where nobody knows the group any more.
+            code::UNKNOWN_MEMBER_ID | code::GROUP_ID_NOT_FOUND => {
                 self.member_id.clear();
                 self.lose(now);
             }

@@ -88,6 +88,6 @@ pub(super) async fn end_of(committing: &mut Option<Committing>) -> Result<()> {
 /// Whether the error means that another member has the partitions: their records come again there, and there is nothing
 /// to do here.
 pub(in crate::facade::consumer) fn is_of_rebalance(error: &Error) -> bool {
-    // ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID, REBALANCE_IN_PROGRESS, FENCED_MEMBER_EPOCH, STALE_MEMBER_EPOCH
-    error.code().is_some_and(|code| matches!(code.0, 22 | 25 | 27 | 110 | 113))
+    // ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID, REBALANCE_IN_PROGRESS, GROUP_ID_NOT_FOUND, FENCED_MEMBER_EPOCH, STALE_MEMBER_EPOCH
+    error.code().is_some_and(|code| matches!(code.0, 22 | 25 | 27 | 69 | 110 | 113))
 }
