@@ -117,7 +117,7 @@ impl Coordinator {
         let Some(known) = self.members.get_mut(&id) else { return refuse(code::UNKNOWN_MEMBER_ID) };
         let repeats = beat.epoch == known.previous
             && owned.as_ref().is_some_and(|owned| owned.is_subset(&known.assigned));
-        if beat.epoch != 0 && beat.epoch != known.epoch && !repeats {
+        if beat.epoch != known.epoch && !repeats {
             return refuse(code::FENCED_MEMBER_EPOCH);
         }
         known.expires = Some(now + SESSION);

@@ -43,7 +43,7 @@ impl Member {
 
     /// The coordinator has given our partitions away, or may have.
     pub(super) fn lose(&mut self, now: Instant) {
-        let was_joining = matches!(self.state, State::Joining { .. });
+        let was_joining = self.is_joining();
         self.is_counted = false;
         self.drop_assignment();
         if was_joining {
@@ -103,18 +103,32 @@ impl Member {
             State::Idle { .. } | State::Joining { .. } | State::Joined { .. } => {
                 info!("leaving the group");
                 self.is_counted &= epoch != LEAVE;
-                let beat = ConsumerHeartbeat {
-                    member_id: self.member_id.clone(),
-                    epoch,
-                    topics: None,
-                    pattern: None,
-                    owned: None,
-                    is_full: false,
-                };
-                let token = self.send(beat, now + self.settings.request_timeout);
-                self.state = State::Leaving { token };
+                self.say_left(now, epoch);
             }
         }
+    }
+
+    fn say_left(&mut self, now: Instant, epoch: i32) {
+        let beat = ConsumerHeartbeat {
+            member_id: self.member_id.clone(),
+            epoch,
+            topics: None,
+            pattern: None,
+            owned: None,
+            is_full: false,
+        };
+        let token = self.send(beat, now + self.settings.request_timeout);
+        self.state = State::Leaving { token };
+    }
+
+    /// A coordinator that counts this member in already, under an epoch of which it has not heard, lets nobody join under its
+    /// id before the session has ended. It is told that the old membership is over, and asked anew. False: it was, in vain.
+    fn begin_anew(&mut self, now: Instant) -> bool {
+        if std::mem::replace(&mut self.has_begun_anew, true) {
+            return false;
+        }
+        self.say_left(now, if self.settings.instance_id.is_some() { LEAVE_FOR_A_WHILE } else { LEAVE });
+        true
     }
 
     pub(super) fn on_left(&mut self, now: Instant) {
@@ -138,6 +152,11 @@ impl Member {
     }
 
     pub(super) fn on_error(&mut self, now: Instant, api: &'static str, error: i16, message: Option<&str>) {
+        // The instance may be this member's own.
+        let is_in_the_way = matches!(error, code::FENCED_MEMBER_EPOCH | code::UNRELEASED_INSTANCE_ID);
+        if is_in_the_way && self.is_joining() && self.begin_anew(now) {
+            return;
+        }
         let explained = || {
             let mut refused = explain(api, error);
             if let (code::INVALID_REGULAR_EXPRESSION, Some(pattern)) = (error, &self.pattern) {

@@ -96,6 +96,7 @@ impl Member {
             self.backoff.reset();
         }
         self.unreleased_since = None;
+        self.has_begun_anew = false;
         self.is_counted = true;
         self.may_have_pattern &= told.as_ref().is_none_or(|told| told.pattern.is_some());
         self.told = told;

@@ -137,6 +137,8 @@ pub(crate) struct Member {
     hurried: u32,
     /// Since when another member is said to have our instance id.
     unreleased_since: Option<Instant>,
+    /// The coordinator was told that the old membership is over, and has not let us in since.
+    has_begun_anew: bool,
     liveness: Liveness,
     departure: GroupMembershipOperation,
     /// Why this protocol cannot be used, where another one may be.
@@ -170,6 +172,7 @@ impl Member {
             is_unheard: false,
             hurried: 0,
             unreleased_since: None,
+            has_begun_anew: false,
             liveness: Liveness::new(settings.max_poll_interval, now),
             departure: GroupMembershipOperation::Default,
             unusable: None,
@@ -196,6 +199,10 @@ impl Member {
     /// The coordinator has let us in.
     pub(crate) fn is_joined(&self) -> bool {
         matches!(self.state, State::Joined { .. })
+    }
+
+    fn is_joining(&self) -> bool {
+        matches!(self.state, State::Joining { .. })
     }
 
     /// The id of the topic by which a partition was assigned.

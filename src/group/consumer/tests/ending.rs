@@ -20,6 +20,37 @@ fn a_member_that_is_fenced_or_forgotten_loses_all_and_joins_again_in_epoch_0_wit
 }
 
 #[test]
+fn a_join_that_is_refused_because_the_member_is_in_already_is_begun_anew() {
+    let cases = [
+        (None, code::FENCED_MEMBER_EPOCH, LEAVE),
+        (Some("i".to_owned()), code::UNRELEASED_INSTANCE_ID, LEAVE_FOR_A_WHILE),
+    ];
+    for (instance, refused, epoch) in cases {
+        let mut bench = Bench::joining_with(|settings| settings.instance_id = instance);
+        // The coordinator has let it in, and has gone on to another epoch.
+        let (token, _) = bench.beat();
+        bench.lose_answer(token);
+        bench.pass_to_timeout();
+        let (token, again) = bench.beat();
+        assert_eq!(again.epoch, 0);
+        bench.refuse(token, refused);
+        let (token, left) = bench.beat();
+        assert_eq!((left.epoch, left.member_id == again.member_id), (epoch, true));
+        bench.answer(token, epoch, None);
+        let (token, anew) = bench.beat();
+        assert_eq!((anew.epoch, anew.is_full), (0, true));
+        // One that refuses it all the same is asked after a pause, and not told again.
+        bench.refuse(token, refused);
+        bench.quiet();
+        bench.pass_to_timeout();
+        let (token, anew) = bench.beat();
+        assert_eq!(anew.epoch, 0);
+        bench.answer(token, 3, Some(&[]));
+        assert_eq!(bench.member.identity().unwrap().generation, 3);
+    }
+}
+
+#[test]
 fn a_failure_that_does_not_pass_is_told_and_not_met_again_at_once() {
     let mut bench = Bench::joined();
     bench.pass_to_timeout();

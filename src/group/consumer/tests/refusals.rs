@@ -1,6 +1,7 @@
 //! What coordinators refuse, and answers that cannot be followed.
 
 use super::*;
+use crate::group::consumer::ending::LEAVE_FOR_A_WHILE;
 
 #[test]
 fn a_refused_repetition_is_full_too_and_slower_each_time() {
@@ -101,8 +102,15 @@ fn what_the_broker_says_is_in_the_error() {
 fn an_instance_id_that_is_not_released_yet_is_waited_for_as_long_as_a_session() {
     let mut bench = Bench::joining_with(|settings| settings.instance_id = Some("i".to_owned()));
     let begun = bench.now;
+    let (token, _) = bench.beat();
+    bench.refuse(token, code::UNRELEASED_INSTANCE_ID);
+    // It may be this member's own, which it gives up once; of another's it hears that it is fenced.
+    let (token, left) = bench.beat();
+    assert_eq!(left.epoch, LEAVE_FOR_A_WHILE);
+    bench.refuse(token, code::FENCED_INSTANCE_ID);
     let error = loop {
-        let (token, _) = bench.beat();
+        let (token, beat) = bench.beat();
+        assert_eq!(beat.epoch, 0);
         bench.refuse(token, code::UNRELEASED_INSTANCE_ID);
         match bench.member.poll_action() {
             None => bench.pass_to_timeout(),
