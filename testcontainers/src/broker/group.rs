@@ -11,7 +11,7 @@
 //!                       └────────────────── join, leave, session timeout ──────────────────────┘
 //! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,6 +36,8 @@ pub(super) struct Join {
     pub(super) protocols: Vec<(StrBytes, Bytes)>,
     /// KIP-394: from version 4 on a new member is sent away once, to come back with the id it was given.
     pub(super) needs_known_id: bool,
+    /// KIP-814: from version 9 on a static leader that is back is told that it leads, and to leave the assignment as it is.
+    pub(super) knows_skipping: bool,
 }
 
 /// A SyncGroup request.
@@ -80,7 +82,7 @@ pub(super) struct Joined {
 pub(super) enum State {
     Empty,
     Preparing { deadline: Now },
-    Completing { deadline: Now },
+    Completing,
     Stable,
 }
 
@@ -90,7 +92,7 @@ impl State {
         match self {
             Self::Empty => "Empty",
             Self::Preparing { .. } => "PreparingRebalance",
-            Self::Completing { .. } => "CompletingRebalance",
+            Self::Completing => "CompletingRebalance",
             Self::Stable => "Stable",
         }
     }
@@ -111,9 +113,25 @@ pub(super) struct Member {
 }
 
 impl Member {
+    /// Such a member cannot send heartbeats: its session waits too.
+    fn is_waiting(&self) -> bool {
+        self.joining.is_some() || self.syncing.is_some()
+    }
+
     fn metadata(&self, protocol: &str) -> Bytes {
         self.protocols.iter().find(|p| &*p.0 == protocol).map(|p| p.1.clone()).unwrap_or_default()
     }
+}
+
+/// The group as it stands in the log, from which a coordinator takes it over: written when a generation has its
+/// assignments, when a static member is replaced, and when nobody is left. A rebalance under way is not in it.
+#[derive(Debug, Default, Clone)]
+struct Stored {
+    generation: i32,
+    protocol_type: Option<String>,
+    protocol: Option<StrBytes>,
+    leader: Option<String>,
+    members: BTreeMap<String, Member>,
 }
 
 /// One group. Committed offsets are kept beside it, by the cluster.
@@ -128,6 +146,10 @@ pub(super) struct Group {
     static_members: BTreeMap<String, String>,
     /// KIP-394: ids handed out and not yet used, with the time they are forgotten.
     pending: BTreeMap<String, Now>,
+    /// Members of this generation that have not asked for their assignment; they are out at the deadline.
+    unsynced: BTreeSet<String>,
+    sync_deadline: Now,
+    stored: Stored,
     answers: VecDeque<(Ticket, Answer)>,
     ids_given: u64,
 }
@@ -151,6 +173,9 @@ impl Group {
             members: BTreeMap::new(),
             static_members: BTreeMap::new(),
             pending: BTreeMap::new(),
+            unsynced: BTreeSet::new(),
+            sync_deadline: Now::ZERO,
+            stored: Stored::default(),
             answers: VecDeque::new(),
             ids_given: 0,
         }
@@ -171,10 +196,12 @@ impl Group {
 
     /// When [`Self::handle_timeout`] is next due.
     pub(super) fn poll_timeout(&self) -> Option<Now> {
-        let sessions = self.members.values().filter(|m| m.joining.is_none()).map(|m| m.session_deadline);
+        let sessions = self.members.values().filter(|m| !m.is_waiting()).map(|m| m.session_deadline);
         let rebalance = match self.state {
-            State::Preparing { deadline } | State::Completing { deadline } => Some(deadline),
-            State::Empty | State::Stable => None,
+            State::Preparing { deadline } => Some(deadline),
+            State::Empty | State::Completing | State::Stable => {
+                (!self.unsynced.is_empty()).then_some(self.sync_deadline)
+            }
         };
         sessions.chain(self.pending.values().copied()).chain(rebalance).min()
     }
@@ -186,7 +213,7 @@ impl Group {
         let expired: Vec<String> = self
             .members
             .iter()
-            .filter(|(_, m)| m.joining.is_none() && m.session_deadline <= now)
+            .filter(|(_, m)| !m.is_waiting() && m.session_deadline <= now)
             .map(|(id, _)| id.clone())
             .collect();
         for id in expired {
@@ -197,7 +224,11 @@ impl Group {
         }
         match self.state {
             State::Preparing { deadline } if deadline <= now => self.complete_join(now),
-            State::Completing { deadline } if deadline <= now => self.remove_members_without_sync(now),
+            State::Completing | State::Stable if self.sync_deadline <= now => {
+                for id in std::mem::take(&mut self.unsynced) {
+                    self.remove(now, &id, ResponseError::UnknownMemberId);
+                }
+            }
             _ => {}
         }
     }
@@ -230,9 +261,9 @@ impl Group {
         let is_leader = self.leader.as_deref() == Some(&id);
         match self.state {
             State::Empty => return refuse(ResponseError::UnknownMemberId),
-            State::Completing { .. } if unchanged => self.answer_current(now, ticket, &id),
+            State::Completing if unchanged => self.answer_current(now, ticket, &id),
             State::Stable if unchanged && !is_leader => self.answer_current(now, ticket, &id),
-            State::Preparing { .. } | State::Completing { .. } | State::Stable => {
+            State::Preparing { .. } | State::Completing | State::Stable => {
                 self.rejoin(now, ticket, &id, join);
             }
         }
@@ -267,18 +298,27 @@ impl Group {
             let error = ResponseError::FencedInstanceId;
             self.answers.push_back((parked, Answer::Refused { error, member_id: old.to_owned() }));
         }
-        let unchanged = member.protocols == join.protocols;
-        if self.leader.as_deref() == Some(old) {
+        let led = self.leader.as_deref() == Some(old);
+        if led {
             self.leader = Some(id.clone());
         }
         if let Some(instance) = &join.instance_id {
             self.static_members.insert(instance.clone(), id.clone());
         }
         self.members.insert(id.clone(), member);
-        if self.state == State::Stable && unchanged {
-            self.update(&id, join);
-            // The leader gets the members too, and is told to leave the assignment as it is (KIP-814).
+        let knows_skipping = join.knows_skipping;
+        self.update(&id, join.clone());
+        // Whatever it subscribes to now: only another protocol is worth a rebalance.
+        if self.state == State::Stable && self.vote() == self.protocol {
+            self.store();
             self.answer_current(now, ticket, &id);
+            if let (true, false, Some((_, Answer::Joined(told)))) =
+                (led, knows_skipping, self.answers.back_mut())
+            {
+                // One that cannot be told to skip the assignment is told that the old one leads.
+                old.clone_into(&mut told.leader);
+                (told.skip_assignment, told.members) = (false, Vec::new());
+            }
         } else {
             self.rejoin(now, ticket, &id, join);
         }
@@ -345,17 +385,19 @@ impl Group {
     fn prepare_rebalance(&mut self, now: Now) {
         match self.state {
             State::Preparing { .. } => return,
-            State::Completing { .. } => self.refuse_syncs(ResponseError::RebalanceInProgress),
+            State::Completing => self.refuse_syncs(now, ResponseError::RebalanceInProgress),
             State::Empty | State::Stable => {}
         }
+        self.unsynced.clear();
         let longest = self.members.values().map(|m| m.rebalance_timeout).max().unwrap_or_default();
         self.state = State::Preparing { deadline: now + longest };
     }
 
-    fn refuse_syncs(&mut self, error: ResponseError) {
+    fn refuse_syncs(&mut self, now: Now, error: ResponseError) {
         for (id, member) in &mut self.members {
             member.assignment = Bytes::new();
             if let Some(ticket) = member.syncing.take() {
+                member.session_deadline = now + member.session_timeout;
                 self.answers.push_back((ticket, Answer::Refused { error, member_id: id.clone() }));
             }
         }
@@ -382,6 +424,7 @@ impl Group {
         if self.members.is_empty() {
             self.generation += 1;
             (self.protocol, self.state) = (None, State::Empty);
+            self.store();
             return;
         }
         if self.leader.is_none() {
@@ -390,7 +433,9 @@ impl Group {
         }
         self.generation += 1;
         self.protocol = self.vote();
-        self.state = State::Completing { deadline: now + longest };
+        self.state = State::Completing;
+        self.sync_deadline = now + longest;
+        self.unsynced = self.members.keys().cloned().collect();
         let joining: Vec<(String, Ticket)> =
             self.members.iter_mut().filter_map(|(id, m)| Some((id.clone(), m.joining.take()?))).collect();
         for (id, ticket) in joining {
@@ -443,16 +488,9 @@ impl Group {
         }
     }
 
-    fn remove_members_without_sync(&mut self, now: Now) {
-        let late: Vec<String> =
-            self.members.iter().filter(|(_, m)| m.syncing.is_none()).map(|(id, _)| id.clone()).collect();
-        for id in late {
-            self.remove(now, &id, ResponseError::UnknownMemberId);
-        }
-    }
-
     fn remove(&mut self, now: Now, id: &str, error: ResponseError) {
         let Some(member) = self.members.remove(id) else { return };
+        self.unsynced.remove(id);
         if let Some(instance) = &member.instance_id {
             self.static_members.remove(instance);
         }
@@ -500,6 +538,7 @@ impl Group {
         }
         let id = sync.caller.member_id;
         self.touch(now, &id);
+        self.unsynced.remove(&id);
         match self.state {
             State::Empty => Err(ResponseError::UnknownMemberId),
             State::Preparing { .. } => Err(ResponseError::RebalanceInProgress),
@@ -507,7 +546,7 @@ impl Group {
                 self.answer_sync(ticket, &id);
                 Ok(())
             }
-            State::Completing { .. } => {
+            State::Completing => {
                 if let Some(member) = self.members.get_mut(&id) {
                     member.syncing = Some(ticket);
                 }
@@ -532,6 +571,7 @@ impl Group {
             self.touch(now, &id);
             self.answer_sync(ticket, &id);
         }
+        self.store();
     }
 
     fn answer_sync(&mut self, ticket: Ticket, id: &str) {
@@ -589,22 +629,44 @@ impl Group {
         self.check_generation(caller)?;
         self.touch(now, &caller.member_id);
         match self.state {
-            State::Completing { .. } if !in_transaction => Err(ResponseError::RebalanceInProgress),
+            State::Completing if !in_transaction => Err(ResponseError::RebalanceInProgress),
             _ => Ok(()),
         }
     }
 
-    /// The coordinator moves away: whoever waits must look for the new one. Members and generation are kept, as the
-    /// new coordinator reads them from the log, and sessions start afresh.
+    fn store(&mut self) {
+        self.stored = Stored {
+            generation: self.generation,
+            protocol_type: self.protocol_type.clone(),
+            protocol: self.protocol.clone(),
+            leader: self.leader.clone(),
+            members: self.members.clone(),
+        };
+    }
+
+    /// The coordinator moves away: whoever waits must look for the new one, which reads the group from the log. Of a
+    /// rebalance under way it knows nothing, and the number of its generation will be given again. Sessions start afresh.
     pub(super) fn handle_resign(&mut self, now: Now) {
         let error = ResponseError::NotCoordinator;
         for (id, member) in &mut self.members {
-            member.session_deadline = now + member.session_timeout;
             for ticket in [member.joining.take(), member.syncing.take()].into_iter().flatten() {
                 self.answers.push_back((ticket, Answer::Refused { error, member_id: id.clone() }));
             }
         }
         self.pending.clear();
+        self.unsynced.clear();
+        let Stored { generation, protocol_type, protocol, leader, members } = self.stored.clone();
+        (self.generation, self.protocol_type, self.protocol) = (generation, protocol_type, protocol);
+        (self.leader, self.members) = (leader, members);
+        self.state = if self.members.is_empty() { State::Empty } else { State::Stable };
+        self.static_members.clear();
+        for (id, member) in &mut self.members {
+            (member.joining, member.syncing) = (None, None);
+            member.session_deadline = now + member.session_timeout;
+            if let Some(instance) = &member.instance_id {
+                self.static_members.insert(instance.clone(), id.clone());
+            }
+        }
     }
 }
 

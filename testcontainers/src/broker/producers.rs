@@ -23,7 +23,8 @@ pub(super) struct Stamp {
 pub(super) enum Verdict {
     /// Append it.
     New,
-    /// It is in the log already, from this base offset up to the next, with this append time.
+    /// It is in the log already, from this base offset up to the next. Its greatest time is told as if it were the log's,
+    /// whatever times the topic keeps, as in Apache Kafka.
     Duplicate { base_offset: i64, next_offset: i64, append_time_ms: i64 },
 }
 
@@ -31,7 +32,7 @@ pub(super) enum Verdict {
 struct Appended {
     stamp: Stamp,
     base_offset: i64,
-    append_time_ms: i64,
+    max_timestamp: i64,
 }
 
 impl Appended {
@@ -111,7 +112,7 @@ impl Producers {
             return Ok(Verdict::Duplicate {
                 base_offset: known.base_offset,
                 next_offset: known.next_offset(),
-                append_time_ms: known.append_time_ms,
+                append_time_ms: known.max_timestamp,
             });
         }
         // A new epoch starts at 0, be it the batch's or one that a marker began.
@@ -126,14 +127,14 @@ impl Producers {
     }
 
     /// Remembers a batch that was appended.
-    pub(super) fn appended(&mut self, stamp: Stamp, base_offset: i64, append_time_ms: i64, now_ms: i64) {
+    pub(super) fn appended(&mut self, stamp: Stamp, base_offset: i64, max_timestamp: i64, now_ms: i64) {
         let entry = self.entries.entry(stamp.producer_id).or_insert_with(|| Entry::new(stamp.epoch));
         entry.begin_epoch(stamp.epoch);
         entry.last_ms = now_ms;
         if entry.batches.len() == REMEMBERED_BATCHES {
             entry.batches.pop_front();
         }
-        entry.batches.push_back(Appended { stamp, base_offset, append_time_ms });
+        entry.batches.push_back(Appended { stamp, base_offset, max_timestamp });
     }
 
     /// Remembers a marker: its epoch counts from here on (KIP-890: one more than that of its transaction).

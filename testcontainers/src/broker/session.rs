@@ -91,6 +91,12 @@ impl FetchSessions {
         if session.epoch != epoch {
             return Err(ResponseError::InvalidFetchSessionEpoch);
         }
+        // KIP-516: a session names topics by id, or does not.
+        let named = wanted.iter().map(|(key, _)| key).chain(forgotten).next();
+        let by_id = |key: &Key| !key.topic_id.is_nil();
+        if named.is_some_and(|key| session.partitions.keys().any(|known| by_id(known) != by_id(key))) {
+            return Err(ResponseError::FetchSessionTopicIdError);
+        }
         session.used = now;
         session.epoch = if epoch == i32::MAX { 1 } else { epoch + 1 };
         for key in forgotten {
@@ -101,6 +107,10 @@ impl FetchSessions {
             // It may have been deleted since, and have no name any more.
             session.partitions.retain(|known, _| *known == key || !known.is_same(&key));
             session.partitions.insert(key, (wanted, sent));
+        }
+        if session.partitions.is_empty() {
+            self.sessions.remove(&id);
+            return Ok(Plan { session_id: 0, incremental: false, partitions: Vec::new() });
         }
         let start = session.next.checked_rem(session.partitions.len()).unwrap_or(0);
         session.next = start + 1;
@@ -160,6 +170,10 @@ mod tests {
         assert_eq!(offsets, [0, 7]);
         let plan = sessions.plan(Now::ZERO, 9, id, 2, vec![], &[key(0)]).unwrap();
         assert_eq!(plan.partitions.len(), 1);
+        let plan = sessions.plan(Now::ZERO, 9, id, 3, vec![], &[key(1)]).unwrap();
+        assert_eq!((plan.session_id, plan.partitions.len()), (0, 0), "a session without partitions ends");
+        let gone = sessions.plan(Now::ZERO, 9, id, 4, vec![want(1, 7)], &[]).unwrap_err();
+        assert_eq!(gone, ResponseError::FetchSessionIdNotFound);
     }
 
     #[test]

@@ -84,6 +84,19 @@ impl Transaction {
         Ok(())
     }
 
+    /// Its end is written down, and its markers are not all written yet.
+    fn is_ending(&self) -> bool {
+        matches!(self.state, State::PrepareCommit | State::PrepareAbort)
+    }
+
+    /// Aborts what is open, under the next epoch. Whoever had it is fenced for good unless it `may_go_on`, as if it had asked
+    /// for the abort and had not heard the answer.
+    fn fence(&mut self, may_go_on: bool, at: Now) {
+        let fenced = (self.identity.0, self.identity.1.saturating_add(1));
+        self.prepare(false, fenced, fenced, at);
+        self.previous = self.previous.filter(|_| may_go_on);
+    }
+
     fn prepare(&mut self, commit: bool, marker: Identity, next: Identity, at: Now) {
         self.previous = Some(self.identity);
         self.identity = marker;
@@ -111,9 +124,16 @@ pub(super) struct Transactions {
     all: BTreeMap<String, Transaction>,
     /// How long the coordinator takes to write markers; meanwhile clients hear CONCURRENT_TRANSACTIONS.
     pub(super) marker_delay: Duration,
+    /// `transaction.version` 2: what the coordinator aborts by itself has ended like any other, and its producer may go on
+    /// with the abort's answer; unless another has asked for the id until then.
+    second_version: bool,
 }
 
 impl Transactions {
+    pub(super) fn new(second_version: bool) -> Self {
+        Self { second_version, ..Self::default() }
+    }
+
     pub(super) fn get(&self, id: &str) -> Option<&Transaction> {
         self.all.get(id)
     }
@@ -124,7 +144,6 @@ impl Transactions {
             |t: &&Transaction| matches!(t.state, State::Ongoing | State::PrepareCommit | State::PrepareAbort);
         self.all.values().filter(is_open).count()
     }
-
     pub(super) fn iter(&self) -> impl Iterator<Item = (&String, &Transaction)> {
         self.all.iter()
     }
@@ -138,7 +157,7 @@ impl Transactions {
         expected: Option<Identity>,
         new_id: impl FnOnce() -> i64,
     ) -> Result<Identity, ResponseError> {
-        let delay = self.marker_delay;
+        let (delay, may_go_on) = (self.marker_delay, self.second_version);
         let Some(txn) = self.all.get_mut(id) else {
             let identity = (new_id(), 0);
             let txn = Transaction {
@@ -157,6 +176,9 @@ impl Transactions {
         };
         // An end of the first version leaves the epoch as it is: who asks with it asks for the next one.
         let is_retry = expected.is_some() && expected == txn.previous && expected != Some(txn.identity);
+        if txn.is_ending() {
+            return Err(ResponseError::ConcurrentTransactions);
+        }
         if expected.is_some_and(|e| e != txn.identity) && !is_retry {
             return Err(ResponseError::ProducerFenced);
         }
@@ -164,8 +186,7 @@ impl Transactions {
             State::PrepareCommit | State::PrepareAbort => Err(ResponseError::ConcurrentTransactions),
             State::Ongoing => {
                 // Whoever had the transaction is fenced; the caller asks again once it is aborted.
-                let fenced = (txn.identity.0, txn.identity.1.saturating_add(1));
-                txn.prepare(false, fenced, fenced, now + delay);
+                txn.fence(may_go_on, now + delay);
                 Err(ResponseError::ConcurrentTransactions)
             }
             State::Empty | State::CompleteCommit | State::CompleteAbort => {
@@ -236,8 +257,13 @@ impl Transactions {
         let at = now + self.marker_delay;
         let txn = self.all.get_mut(who.id).ok_or(ResponseError::InvalidProducerIdMapping)?;
         let is_retry = bump && txn.previous == Some(who.identity) && txn.state != State::Empty;
-        if !is_retry {
-            txn.check(who.identity)?;
+        match txn.check(who.identity) {
+            // The second version does not look at the epoch before the end is complete.
+            Err(ResponseError::ProducerFenced) if bump && txn.is_ending() => {
+                return Err(ResponseError::ConcurrentTransactions);
+            }
+            Err(error) if !is_retry => return Err(error),
+            _ => {}
         }
         let invalid = Err(ResponseError::InvalidTxnState);
         match (txn.state, commit) {
@@ -276,10 +302,10 @@ impl Transactions {
 
     /// Aborts what took longer than its time-out, and fences its producer.
     pub(super) fn handle_timeout(&mut self, now: Now) {
+        let may_go_on = self.second_version;
         let late = |t: &&mut Transaction| t.state == State::Ongoing && t.started + t.timeout <= now;
         for txn in self.all.values_mut().filter(late) {
-            let fenced = (txn.identity.0, txn.identity.1.saturating_add(1));
-            txn.prepare(false, fenced, fenced, now);
+            txn.fence(may_go_on, now);
         }
     }
 
@@ -429,7 +455,33 @@ mod tests {
         assert_eq!(play.settle(), [(false, (7, 1))]);
         assert_eq!(play.txns.poll_timeout(), None);
         assert_eq!(play.end((7, 0), true, false), Err(ResponseError::ProducerFenced));
+        assert_eq!(play.end((7, 0), true, true), Err(ResponseError::ProducerFenced));
+        assert_eq!(play.end((7, 0), false, true), Err(ResponseError::ProducerFenced));
+        assert_eq!(play.init(Some((7, 0))), Err(ResponseError::ProducerFenced));
+        assert_eq!(play.init(None), Ok((7, 2)));
+    }
+
+    #[test]
+    fn who_is_fenced_in_the_second_version_may_go_on_until_there_is_a_successor() {
+        let mut play = Play::new();
+        play.txns.second_version = true;
+        play.init(None).unwrap();
+        play.add((7, 0)).unwrap();
+        play.now = MINUTE;
+        play.txns.handle_timeout(play.now);
+        assert_eq!(play.settle(), [(false, (7, 1))]);
         assert_eq!(play.end((7, 0), true, true), Err(ResponseError::InvalidTxnState));
+        assert_eq!(play.end((7, 0), false, true), Ok((7, 1)));
+        play.add((7, 1)).unwrap();
+        play.txns.marker_delay = Duration::from_secs(1);
+        assert_eq!(play.init(None), Err(ResponseError::ConcurrentTransactions));
+        assert_eq!(play.end((7, 1), false, true), Err(ResponseError::ConcurrentTransactions));
+        play.now += Duration::from_secs(1);
+        assert_eq!(play.settle(), [(false, (7, 2))]);
+        assert_eq!(play.end((7, 1), false, true), Ok((7, 2)));
+        assert_eq!(play.init(None), Ok((7, 3)));
+        assert_eq!(play.end((7, 1), false, true), Err(ResponseError::ProducerFenced));
+        assert_eq!(play.init(Some((7, 1))), Err(ResponseError::ProducerFenced));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use kafka_protocol::messages::produce_response::{
 };
 use kafka_protocol::messages::{ProduceRequest, ProduceResponse};
 
+use super::super::acls::{Operation, Resource};
 use super::super::cluster::Cluster;
 use super::super::compaction;
 use super::super::log::{Append, Incoming};
@@ -21,6 +22,8 @@ use super::super::transactions::{Part, Who};
 use super::{Call, text};
 
 const ALL: i16 = -1;
+/// The codec's number in a batch's attributes.
+const ZSTD: i16 = 4;
 
 /// An append that is not acknowledged yet: where its answer stands, and what the high watermark must reach.
 struct Waiting {
@@ -191,6 +194,15 @@ impl Target<'_> {
             return Err(ResponseError::MessageTooLarge);
         }
         let batch = parsed?;
+        // KIP-110.
+        if batch.payload().1 == ZSTD && call.version < 7 {
+            return Err(ResponseError::UnsupportedCompressionType);
+        }
+        let ahead = config("message.timestamp.after.max.ms").and_then(|v| v.parse::<i64>().ok());
+        let now_ms = call.shared.clock.wall_ms();
+        if !append_time && ahead.is_some_and(|ahead| batch.max_timestamp() > now_ms.saturating_add(ahead)) {
+            return Err(ResponseError::InvalidTimestamp);
+        }
         if config("cleanup.policy").is_some_and(|policy| policy.contains("compact")) {
             *self.bad.borrow_mut() = compaction::without_key(&batch);
             if !self.bad.borrow().is_empty() {
@@ -198,7 +210,6 @@ impl Target<'_> {
             }
         }
         self.join_transaction(call, cluster, topic, &batch)?;
-        let now_ms = call.shared.clock.wall_ms();
         cluster.expire_producers(now_ms);
         let log = &mut cluster.partition_mut(topic, index)?.log;
         log.append(batch, append_time.then_some(now_ms), now_ms)
@@ -214,7 +225,10 @@ impl Target<'_> {
         batch: &Incoming,
     ) -> Result<(), ResponseError> {
         let Some((producer_id, epoch, true)) = batch.producer() else { return Ok(()) };
-        let Some(id) = self.id else { return Err(ResponseError::InvalidTxnState) };
+        let denied = |id: &&str| call.denies(&Resource::TransactionalId((*id).to_owned()), Operation::Write);
+        let Some(id) = self.id.filter(|id| !denied(id)) else {
+            return Err(ResponseError::TransactionalIdAuthorizationFailed);
+        };
         let log = &cluster.partition(topic, self.data.index)?.log;
         log.producers().check_epoch(producer_id, epoch)?;
         // What is open under an older epoch is being ended: nothing joins it any more (KIP-890).

@@ -223,7 +223,7 @@ impl Read<'_> {
         data.records = Some(bytes::Bytes::new());
         let moved = matches!(error, ResponseError::NotLeaderOrFollower | ResponseError::FencedLeaderEpoch);
         // KIP-951: tell the client who leads now.
-        if let (true, 12.., Ok(partition)) =
+        if let (true, 16.., Ok(partition)) =
             (moved, self.call.version, cluster.partition(&key.topic, key.partition))
         {
             data.current_leader = LeaderIdAndEpoch::default()

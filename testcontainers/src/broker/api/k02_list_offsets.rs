@@ -62,22 +62,29 @@ fn find(
     let epoch = log.leader_epoch();
     let end = log.readable_end(isolation);
     let readable = || log.batches_from(0).iter().filter(|b| !b.is_control() && b.base_offset < end);
-    Ok(match p.timestamp {
-        LATEST => (-1, log.readable_end(isolation), epoch),
-        EARLIEST | EARLIEST_LOCAL => (-1, log.start(), log.epoch_at(log.start())),
+    // What is not found may be there all the same while the leader does not know where its own epoch begins (KIP-207).
+    let unsettled = || match (log.is_unsettled(), call.version) {
+        (true, 5..) => Err(ResponseError::OffsetNotAvailable),
+        (true, _) => Err(ResponseError::LeaderNotAvailable),
+        (false, _) => Ok(NONE),
+    };
+    let record = match p.timestamp {
+        LATEST => return unsettled().map(|_| (-1, end, epoch)),
+        EARLIEST | EARLIEST_LOCAL => return Ok((-1, log.start(), log.epoch_at(log.start()))),
         MAX_TIMESTAMP => {
             let newest = readable().max_by_key(|b| (b.max_timestamp, -b.base_offset));
-            newest.and_then(|b| first_at(log, b, b.max_timestamp)).unwrap_or(NONE)
+            newest.and_then(|b| first_at(log, b, b.max_timestamp))
         }
         time if time >= 0 => {
             let mut batches = readable().filter(|b| b.max_timestamp >= time);
-            batches.find_map(|b| first_at(log, b, time)).unwrap_or(NONE)
+            batches.find_map(|b| first_at(log, b, time))
         }
-        _ => NONE,
-    })
+        _ => return Ok(NONE),
+    };
+    record.map_or_else(unsettled, Ok)
 }
 
-/// The first record of the batch with at least this time: its time, its offset and the epoch of the leader that took it.
+/// The first record of the batch with at least this time: its time, offset and leader epoch.
 fn first_at(log: &PartitionLog, batch: &Batch, time: i64) -> Option<(i64, i64, i32)> {
     let records = records::decode(batch).ok()?;
     let time_of = |r: &kafka_protocol::records::Record| match r.timestamp_type {

@@ -82,5 +82,9 @@ fn allow(call: &Call<'_>, cluster: &mut Cluster, request: &OffsetCommitRequest) 
         instance_id: request.group_instance_id.as_ref().map(ToString::to_string),
         generation: request.generation_id_or_member_epoch,
     };
-    cluster.check_commit(call.shared.clock.now(), &request.group_id, &caller, false)
+    let checked = cluster.check_commit(call.shared.clock.now(), &request.group_id, &caller, false);
+    checked.map_err(|error| match (error, call.version) {
+        (ResponseError::GroupIdNotFound, ..9) => ResponseError::IllegalGeneration,
+        (error, _) => error,
+    })
 }

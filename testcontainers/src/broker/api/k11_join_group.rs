@@ -58,6 +58,7 @@ fn park(call: &Call<'_>, request: JoinGroupRequest) -> Result<Receiver, Response
         protocol_type: request.protocol_type.to_string(),
         protocols: request.protocols.into_iter().map(|p| (p.name, p.metadata)).collect(),
         needs_known_id: call.version >= 4,
+        knows_skipping: call.version >= 9,
     };
     let (ticket, receiver): (Ticket, Receiver) = cluster.park();
     cluster.group_mut(&request.group_id).group.handle_join(call.shared.clock.now(), ticket, join);

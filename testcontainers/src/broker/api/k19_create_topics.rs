@@ -42,6 +42,12 @@ fn create(cluster: &mut Cluster, topic: &CreatableTopic, validate_only: bool) ->
     if cluster.topics.contains_key(name) {
         return Err((ResponseError::TopicAlreadyExists, format!("Topic '{name}' already exists.")));
     }
+    // Names of metrics write dots as underscores.
+    let written = |name: &str| name.replace('.', "_");
+    if let Some(other) = cluster.topics.keys().find(|other| written(other) == written(name)) {
+        let text = format!("Topic '{name}' collides with existing topic: {other}");
+        return Err((ResponseError::InvalidTopicException, text));
+    }
     let mut configs = BTreeMap::new();
     for config in &topic.configs {
         let value = config.value.as_deref().unwrap_or_default();

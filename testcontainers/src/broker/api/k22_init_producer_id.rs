@@ -37,6 +37,9 @@ fn init(call: &Call<'_>, request: &InitProducerIdRequest) -> Result<Identity, Re
         return Err(ResponseError::InvalidRequest);
     }
     call.check_transaction(cluster, id)?;
+    if call.version >= 3 && (request.producer_id.0 < 0) != (request.producer_epoch < 0) {
+        return Err(ResponseError::InvalidRequest);
+    }
     let timeout = u64::try_from(request.transaction_timeout_ms).map(Duration::from_millis);
     let timeout = timeout.ok().filter(|t| !t.is_zero() && *t <= cluster.options.max_transaction_timeout);
     let timeout = timeout.ok_or(ResponseError::InvalidTransactionTimeout)?;

@@ -52,14 +52,7 @@ fn allow(
     request: &TxnOffsetCommitRequest,
 ) -> Result<(), ResponseError> {
     call.check_group(cluster, &request.group_id)?;
-    if call.version >= 3 && (request.generation_id >= 0 || !request.member_id.is_empty()) {
-        let caller = Caller {
-            member_id: request.member_id.to_string(),
-            instance_id: request.group_instance_id.as_ref().map(ToString::to_string),
-            generation: request.generation_id,
-        };
-        cluster.check_commit(call.shared.clock.now(), &request.group_id, &caller, true)?;
-    }
+    // The transaction comes first: what the group refuses has begun it all the same.
     let who =
         Who { id: &request.transactional_id, identity: (request.producer_id.0, request.producer_epoch) };
     let part = Part::Group(request.group_id.to_string());
@@ -72,5 +65,17 @@ fn allow(
         (ResponseError::ProducerFenced, _) => ResponseError::InvalidProducerEpoch,
         (ResponseError::InvalidTxnState, 4) => ResponseError::TransactionAbortable,
         (error, _) => error,
+    })?;
+    if call.version < 3 || (request.generation_id < 0 && request.member_id.is_empty()) {
+        return Ok(());
+    }
+    let caller = Caller {
+        member_id: request.member_id.to_string(),
+        instance_id: request.group_instance_id.as_ref().map(ToString::to_string),
+        generation: request.generation_id,
+    };
+    cluster.check_commit(now, &request.group_id, &caller, true).map_err(|error| match error {
+        ResponseError::GroupIdNotFound | ResponseError::StaleMemberEpoch => ResponseError::IllegalGeneration,
+        error => error,
     })
 }

@@ -45,6 +45,9 @@ fn beat(
         return Err((ResponseError::InvalidRequest, "GroupId can't be empty.".to_owned()));
     }
     call.check_group(cluster, &group).map_err(plain)?;
+    if call.version >= 1 && request.member_id.is_empty() {
+        return Err((ResponseError::InvalidRequest, "MemberId can't be empty.".to_owned()));
+    }
     let some = |value: kafka_protocol::protocol::StrBytes| value.to_string();
     let owned = |topics: Vec<kafka_protocol::messages::consumer_group_heartbeat_request::TopicPartitions>| {
         topics.into_iter().flat_map(|t| t.partitions.into_iter().map(move |p| (t.topic_id, p))).collect()

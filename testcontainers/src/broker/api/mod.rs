@@ -318,7 +318,7 @@ pub(super) async fn dispatch(
         ApiKey::LeaveGroup => call.encode(k13_leave_group::handle(call, call.decode(body)?)),
         ApiKey::DescribeGroups => call.encode(k15_describe_groups::handle(call, call.decode(body)?)),
         ApiKey::ListGroups => call.encode(k16_list_groups::handle(call, call.decode(body)?)),
-        ApiKey::ApiVersions => call.encode(k18_api_versions::handle(call)),
+        ApiKey::ApiVersions => call.encode(k18_api_versions::handle(call, &call.decode(body)?)),
         ApiKey::CreateTopics => call.encode(k19_create_topics::handle(call, call.decode(body)?)),
         ApiKey::DeleteTopics => call.encode(k20_delete_topics::handle(call, call.decode(body)?)),
         ApiKey::DeleteRecords => call.encode(k21_delete_records::handle(call, call.decode(body)?)),

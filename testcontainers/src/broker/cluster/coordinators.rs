@@ -96,7 +96,7 @@ impl Cluster {
             }
             Some(entry) => entry.group.handle_commit(now, caller, in_transaction),
             None if caller.generation < 0 => Ok(()),
-            None => Err(ResponseError::IllegalGeneration),
+            None => Err(ResponseError::GroupIdNotFound),
         }
     }
 

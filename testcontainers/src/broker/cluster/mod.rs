@@ -194,6 +194,7 @@ const TOPIC_IDS: u64 = 0xd7_6b_af_6a << 32;
 
 impl Cluster {
     pub(super) fn new(options: Options, nodes: BTreeMap<i32, Node>) -> Self {
+        let second_version = options.profile.features().contains(&("transaction.version", 2));
         Self {
             id: "dtkafka-embedded-broker".to_owned(),
             options,
@@ -207,7 +208,7 @@ impl Cluster {
             topic_ids: TOPIC_IDS,
             topics_made: 0,
             producer_ids: 1000,
-            transactions: Transactions::default(),
+            transactions: Transactions::new(second_version),
             producers_checked_ms: 0,
         }
     }

@@ -155,7 +155,7 @@ impl ConsumerGroup {
             return refuse(ResponseError::InvalidRegularExpression, "The regular expression cannot be read.");
         }
         if beat.member_epoch < 0 {
-            return self.leave(now, times, &beat);
+            return self.leave(&beat);
         }
         let joins = beat.member_epoch == 0;
         if joins && beat.member_id.is_empty() {
@@ -164,7 +164,8 @@ impl ConsumerGroup {
             beat.member_id = Uuid::from_u128((0x848 << 96) | u128::from(self.ids_given)).to_string();
         }
         self.admit(now, times, &beat)?;
-        let is_full = joins || (beat.rebalance_timeout.is_some() && beat.owned.is_some());
+        let subscribes = beat.names.is_some() || beat.regex.is_some();
+        let is_full = joins || (beat.rebalance_timeout.is_some() && subscribes && beat.owned.is_some());
         let id = beat.member_id.clone();
         let owned = beat.owned.clone();
         self.update(now, times, beat);
@@ -190,14 +191,12 @@ impl ConsumerGroup {
     fn admit(&mut self, now: Now, times: Times, beat: &Heartbeat) -> Result<(), Refusal> {
         if beat.member_epoch == 0 {
             let known = beat.instance_id.as_deref().and_then(|i| self.instance(i));
-            if let Some((old, member)) = known.map(|(id, m)| (id.clone(), m.clone()))
-                && old != beat.member_id
-            {
+            if let Some((old, member)) = known.map(|(id, m)| (id.clone(), m.clone())) {
                 if member.epoch != LEAVE_FOR_A_WHILE {
-                    let why = "Another member has this instance id and has not left.";
+                    let why = "A member has this instance id and has not left, be it the same one.";
                     return refuse(ResponseError::UnreleasedInstanceId, why);
                 }
-                // The static member is back under a new id: it takes over what the old one had.
+                // The static member is back, mostly under a new id: it takes over what the old one had.
                 self.members.remove(&old);
                 if let Some(target) = self.target.remove(&old) {
                     self.target.insert(beat.member_id.clone(), target);
@@ -209,6 +208,7 @@ impl ConsumerGroup {
                 self.members.insert(beat.member_id.clone(), member);
             }
             let deadline = now + times.session;
+            // One that is in already is let in again (Apache Kafka before 4.3 fences it where it has gone on meanwhile).
             self.members.entry(beat.member_id.clone()).or_insert_with(|| Member::new(deadline));
             return Ok(());
         }
@@ -216,14 +216,7 @@ impl ConsumerGroup {
         let Some(member) = self.members.get(&beat.member_id) else {
             return refuse(ResponseError::UnknownMemberId, "The member is not in the group.");
         };
-        let repeats = beat.member_epoch == member.previous_epoch
-            && beat.owned.as_ref().is_some_and(|owned| owned.is_subset(&member.assigned));
-        if beat.member_epoch > member.epoch || (beat.member_epoch < member.epoch && !repeats) {
-            let why =
-                "The member's epoch is not the coordinator's: it must abandon its partitions and join again.";
-            return refuse(ResponseError::FencedMemberEpoch, why);
-        }
-        Ok(())
+        member.check_epoch(beat)
     }
 
     fn check_identity(&self, id: &str, instance: Option<&str>) -> Result<(), Refusal> {
@@ -305,24 +298,24 @@ impl ConsumerGroup {
         let waits = wanted().count() > free.len();
         let epoch = self.assignment_epoch;
         let Some(member) = self.members.get_mut(id) else { return };
+        member.previous_epoch = member.epoch;
         if !revoking.is_empty() && still_has {
+            // What it gave back last was one step; there is more to give back.
+            member.epoch += i32::from(member.phase == Phase::Unrevoked);
             member.assigned = kept;
             member.revoking = revoking;
             member.phase = Phase::Unrevoked;
             member.revoke_deadline = Some(now + member.rebalance_timeout);
             return;
         }
-        if member.epoch != epoch {
-            member.previous_epoch = member.epoch;
-            member.epoch = epoch;
-        }
+        member.epoch = epoch;
         member.assigned = &kept | &free;
         member.revoking = BTreeSet::new();
         member.revoke_deadline = None;
         member.phase = if waits { Phase::Unreleased } else { Phase::Stable };
     }
 
-    fn leave(&mut self, now: Now, times: Times, beat: &Heartbeat) -> Result<Reply, Refusal> {
+    fn leave(&mut self, beat: &Heartbeat) -> Result<Reply, Refusal> {
         self.check_identity(&beat.member_id, beat.instance_id.as_deref())?;
         let Some(member) = self.members.get_mut(&beat.member_id) else {
             return refuse(ResponseError::UnknownMemberId, "The member is not in the group.");
@@ -330,7 +323,8 @@ impl ConsumerGroup {
         if beat.member_epoch == LEAVE_FOR_A_WHILE {
             // KIP-345: the static member keeps its partitions until its session ends.
             member.epoch = LEAVE_FOR_A_WHILE;
-            member.session_deadline = now + times.session;
+            member.revoking.clear();
+            member.revoke_deadline = None;
         } else {
             self.remove(&beat.member_id.clone());
         }
@@ -409,6 +403,18 @@ impl Member {
             session_deadline,
             revoke_deadline: None,
         }
+    }
+
+    /// A member may be one step behind, whose answer it did not hear.
+    fn check_epoch(&self, beat: &Heartbeat) -> Result<(), Refusal> {
+        let repeats = beat.member_epoch == self.previous_epoch
+            && beat.owned.as_ref().is_some_and(|owned| owned.is_subset(&self.assigned));
+        if beat.member_epoch == self.epoch || (beat.member_epoch < self.epoch && repeats) {
+            return Ok(());
+        }
+        let why =
+            "The member's epoch is not the coordinator's: it must abandon its partitions and join again.";
+        refuse(ResponseError::FencedMemberEpoch, why)
     }
 
     /// Only a member that says what it owns can have given something back.

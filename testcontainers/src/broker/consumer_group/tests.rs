@@ -89,6 +89,17 @@ fn epochs_that_are_not_the_members_are_fenced_but_a_lost_answer_is_not() {
 }
 
 #[test]
+fn a_second_step_of_revocation_has_an_epoch_of_its_own() {
+    let mut play = Play::new(6);
+    play.join("a");
+    play.join("b");
+    assert_eq!(play.alive("a", 1, None), Ok((1, Some(vec![0, 1, 2]))));
+    play.join("c");
+    assert_eq!(play.alive("a", 1, Some(&[0, 1, 2])), Ok((2, Some(vec![0, 1]))));
+    assert_eq!(play.alive("a", 2, Some(&[0, 1])), Ok((3, None)));
+}
+
+#[test]
 fn a_silent_member_and_one_that_keeps_what_it_must_give_back_are_out() {
     let mut play = Play::new(4);
     play.join("a");
@@ -124,6 +135,8 @@ fn a_static_member_that_left_for_a_while_comes_back_to_its_partitions() {
     let named = |id: &str| Heartbeat { instance_id: Some("i".into()), ..joining(id) };
     assert_eq!(play.beat(named("a")), Ok((1, Some(vec![0, 1]))));
     assert_eq!(play.beat(named("b")), Err(ResponseError::UnreleasedInstanceId));
+    let again = Heartbeat { instance_id: Some("i".into()), ..joining("a") };
+    assert_eq!(play.beat(again), Err(ResponseError::UnreleasedInstanceId), "be it itself");
     let away = Heartbeat {
         member_id: "a".into(),
         member_epoch: -2,

@@ -111,7 +111,7 @@ fn the_first_member_leads_generation_one_at_once() {
     let joined = joined(&answers[&ticket]);
     assert_eq!((joined.generation, &joined.leader), (1, &joined.member_id));
     assert_eq!(joined.members.len(), 1);
-    assert!(matches!(play.group.state, State::Completing { .. }));
+    assert_eq!(play.group.state, State::Completing);
 }
 
 #[test]
@@ -271,12 +271,18 @@ fn leaving_starts_a_rebalance_and_the_last_one_empties_the_group() {
 #[test]
 fn a_static_member_comes_back_without_a_rebalance_and_fences_its_old_self() {
     let mut play = Play::new();
-    let named = |j: &mut Join| j.instance_id = Some("i".to_owned());
+    let named = |j: &mut Join| {
+        j.instance_id = Some("i".to_owned());
+        j.protocols = protocols(&["range", "sticky"]);
+    };
     let ticket = play.join_as("", named);
     let old = joined(&play.answers()[&ticket]).member_id.clone();
     play.sync(&old, 1, &[(&old, "mine")]);
     play.answers();
-    let ticket = play.join_as("", named);
+    let ticket = play.join_as("", |j| {
+        named(j);
+        j.knows_skipping = true;
+    });
     let answers = play.answers();
     let new = joined(&answers[&ticket]).clone();
     assert_eq!((new.generation, new.skip_assignment), (1, true));
@@ -285,6 +291,56 @@ fn a_static_member_comes_back_without_a_rebalance_and_fences_its_old_self() {
     assert_eq!(play.group.handle_heartbeat(play.now, &stale), Err(ResponseError::FencedInstanceId));
     let sync = play.sync(&new.member_id, 1, &[]);
     assert!(matches!(&play.answers()[&sync], Answer::Synced { assignment, .. } if assignment == "mine"));
+    // One that subscribes to something else gets the same; before version 9 it is told that the one before leads.
+    let ticket = play.join_as("", |j| {
+        named(j);
+        j.protocols[0].1 = Bytes::from_static(b"other");
+    });
+    let again = joined(&play.answers()[&ticket]).clone();
+    assert_eq!((again.generation, again.skip_assignment, again.members.len()), (1, false, 0));
+    assert_eq!(again.leader, new.member_id);
+    let ticket = play.join_as("", |j| {
+        named(j);
+        j.protocols = protocols(&["sticky", "range"]);
+    });
+    assert_eq!(joined(&play.answers()[&ticket]).generation, 2, "another protocol is worth a rebalance");
+}
+
+#[test]
+fn the_session_of_a_member_that_waits_for_its_assignment_waits_too() {
+    let mut play = Play::new();
+    let (a, b) = play.two_members();
+    play.join(&a);
+    play.join_as(&b, |j| j.protocols[0].1 = Bytes::from_static(b"other"));
+    play.answers();
+    let sync = play.sync(&b, 3, &[]);
+    for _ in 0..11 {
+        play.pass(SESSION / 2);
+        assert_eq!(play.heartbeat(&a, 3), Ok(()));
+        assert!(play.answers().is_empty());
+    }
+    // The leader that brings no assignment is out, and the others join again.
+    play.pass(SESSION / 2);
+    assert_eq!(error(&play.answers()[&sync]), ResponseError::RebalanceInProgress);
+    assert_eq!(play.heartbeat(&a, 3), Err(ResponseError::UnknownMemberId));
+    assert_eq!(play.heartbeat(&b, 3), Err(ResponseError::RebalanceInProgress));
+}
+
+#[test]
+fn a_member_that_never_asks_for_its_assignment_is_out_although_the_others_have_theirs() {
+    let mut play = Play::new();
+    let (a, b) = play.two_members();
+    play.join(&a);
+    play.join_as(&b, |j| j.protocols[0].1 = Bytes::from_static(b"other"));
+    play.sync(&a, 3, &[(&a, "to a"), (&b, "to b")]);
+    assert_eq!(play.group.state, State::Stable);
+    for _ in 0..11 {
+        play.pass(SESSION / 2);
+        assert_eq!((play.heartbeat(&a, 3), play.heartbeat(&b, 3)), (Ok(()), Ok(())));
+    }
+    play.pass(SESSION / 2);
+    assert_eq!(play.heartbeat(&a, 3), Err(ResponseError::RebalanceInProgress));
+    assert_eq!(play.heartbeat(&b, 3), Err(ResponseError::UnknownMemberId));
 }
 
 #[test]
@@ -294,4 +350,30 @@ fn whoever_waits_when_the_coordinator_moves_is_told_to_look_again() {
     let ticket = play.join(&a);
     play.group.handle_resign(play.now);
     assert_eq!(error(&play.answers()[&ticket]), ResponseError::NotCoordinator);
+}
+
+#[test]
+fn a_new_coordinator_knows_nothing_of_a_rebalance_under_way() {
+    let mut play = Play::new();
+    let (a, b) = play.two_members();
+    let new = play.join("");
+    play.join(&a);
+    play.join(&b);
+    let c = joined(&play.answers()[&new]).member_id.clone();
+    assert_eq!(play.heartbeat(&a, 3), Ok(()));
+    play.group.handle_resign(play.now);
+    assert_eq!(play.group.state, State::Stable);
+    assert_eq!(play.heartbeat(&a, 3), Err(ResponseError::IllegalGeneration));
+    assert_eq!(play.heartbeat(&c, 3), Err(ResponseError::UnknownMemberId));
+    assert_eq!((play.heartbeat(&a, 2), play.heartbeat(&b, 2)), (Ok(()), Ok(())));
+    let sync = play.sync(&b, 2, &[]);
+    assert!(matches!(&play.answers()[&sync], Answer::Synced { assignment, .. } if assignment == "to b"));
+    // The number is given again.
+    play.join(&a);
+    let again = play.join(&b);
+    assert_eq!(joined(&play.answers()[&again]).generation, 3);
+    play.group.handle_resign(play.now);
+    play.group.handle_leave(play.now, &a, None).unwrap();
+    play.group.handle_leave(play.now, &b, None).unwrap();
+    assert_eq!(play.group.state, State::Empty);
 }

@@ -42,17 +42,12 @@ pub(in super::super) struct Incoming {
 impl Incoming {
     /// Reads the records of one partition of a produce request: since format v2, exactly one batch.
     pub(in super::super) fn parse(bytes: &Bytes) -> Result<Self, ResponseError> {
-        if bytes.len() < HEADER {
-            return Err(ResponseError::CorruptMessage);
-        }
-        if bytes[16] != 2 {
-            return Err(ResponseError::InvalidRecord);
-        }
-        let length = usize::try_from(i32_at(bytes, 8)).map_err(|_| ResponseError::CorruptMessage)?;
-        if length > bytes.len() - 12 {
-            return Err(ResponseError::CorruptMessage);
-        }
-        if length < bytes.len() - 12 {
+        // Not one whole batch, or one that is to be anywhere but at the end of the log.
+        if bytes.len() < HEADER
+            || bytes[16] != 2
+            || usize::try_from(i32_at(bytes, 8)) != Ok(bytes.len() - 12)
+            || i64_at(bytes, 0) != 0
+        {
             return Err(ResponseError::InvalidRecord);
         }
         if crc32c::crc32c(&bytes[21..]) != i32_at(bytes, 17).cast_unsigned() {
@@ -140,6 +135,10 @@ impl Incoming {
         (self.bytes.slice(HEADER..), i16_at(&self.bytes, 21) & 7)
     }
 
+    pub(in super::super) fn max_timestamp(&self) -> i64 {
+        self.max_timestamp
+    }
+
     /// The producer and epoch that the batch was stamped with, and whether it belongs to a transaction.
     pub(in super::super) fn producer(&self) -> Option<(i64, i16, bool)> {
         self.stamp.map(|s| (s.producer_id, s.epoch, self.transactional))
@@ -161,7 +160,6 @@ pub(in super::super) struct Batch {
     pub(in super::super) last_offset: i64,
     pub(in super::super) max_timestamp: i64,
     pub(super) leader_epoch: i32,
-    pub(super) append_time_ms: i64,
     /// The broker's time of the append, whatever the topic says about times.
     pub(super) stored_ms: i64,
     pub(super) stamp: Option<Stamp>,

@@ -77,7 +77,7 @@ impl PartitionLog {
 
     /// Everything before is decided: no transaction is open there.
     pub(super) fn last_stable_offset(&self) -> i64 {
-        self.transactions.last_stable(self.high_watermark())
+        self.transactions.last_stable(self.high_watermark()).max(self.start)
     }
 
     /// The first offset that such a reader does not get yet.
@@ -101,6 +101,11 @@ impl PartitionLog {
     pub(super) fn epoch_at(&self, offset: i64) -> i32 {
         let later = self.epochs.partition_point(|e| e.1 <= offset);
         later.checked_sub(1).map_or(self.leader_epoch, |index| self.epochs[index].0)
+    }
+
+    /// Does the leader not know yet what was acknowledged before its epoch?
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.epochs.last().is_some_and(|e| e.1 > self.high_watermark())
     }
 
     /// One bit of the batch that holds this offset is wrong from now on. False if there is no such batch.
@@ -156,6 +161,12 @@ impl PartitionLog {
     ) -> Result<Append, ResponseError> {
         if let Some(stamp) = batch.stamp {
             match self.producers.check(stamp)? {
+                // Whoever has a transaction open here writes nothing beside it.
+                Verdict::New
+                    if !batch.transactional && self.transactions.start_of(stamp.producer_id).is_some() =>
+                {
+                    return Err(ResponseError::InvalidTxnState);
+                }
                 Verdict::New => {}
                 Verdict::Duplicate { base_offset, next_offset, append_time_ms } => {
                     return Ok(Append { base_offset, append_time_ms, next_offset });
@@ -182,7 +193,6 @@ impl PartitionLog {
             last_offset: self.end - 1,
             max_timestamp: batch.max_timestamp,
             leader_epoch: self.leader_epoch(),
-            append_time_ms,
             stored_ms: now_ms,
             stamp: batch.stamp,
             transactional: batch.transactional,
@@ -244,8 +254,8 @@ impl PartitionLog {
         sum
     }
 
-    /// Whole batches from `offset` to `end` up to `max_bytes`, and the offset behind the last; with `at_least_one` the first
-    /// comes whatever its size (KIP-74).
+    /// Batches from `offset` to `end` up to `max_bytes`, and the offset behind the last whole one; with `at_least_one` the first
+    /// comes whatever its size (KIP-74). Behind a whole one, the last is cut off where there is no more room, as in Apache Kafka.
     pub(super) fn read(&self, offset: i64, end: i64, max_bytes: usize, at_least_one: bool) -> (Bytes, i64) {
         let batches = self.batches_from(offset);
         let (mut size, mut count) = (0, 0);
@@ -256,8 +266,13 @@ impl PartitionLog {
             size += batch.len();
             count += 1;
         }
-        let mut out = BytesMut::with_capacity(size);
+        let cut = batches.get(count).filter(|b| b.base_offset < end && count > 0 && size < max_bytes);
+        let mut out = BytesMut::with_capacity(size + cut.map_or(0, Batch::len));
         batches[..count].iter().for_each(|b| b.write(&mut out));
+        if let Some(cut) = cut {
+            cut.write(&mut out);
+            out.truncate(max_bytes);
+        }
         let next = batches[..count].last().map_or(offset, |b| b.last_offset + 1);
         (out.freeze(), next)
     }
@@ -272,6 +287,12 @@ impl PartitionLog {
         self.start = self.start.max(offset);
         let gone = self.batches.partition_point(|b| b.last_offset < self.start);
         self.batches.drain(..gone);
+        // Of the epochs that ended before, the last one begins here.
+        let gone = self.epochs.partition_point(|e| e.1 <= self.start).saturating_sub(1);
+        self.epochs.drain(..gone);
+        if let Some(first) = self.epochs.first_mut() {
+            first.1 = first.1.max(self.start);
+        }
         self.transactions.started_at(self.start);
         Ok(self.start)
     }
@@ -327,7 +348,7 @@ impl PartitionLog {
 /// What a batch says of its producer and its transaction.
 fn remember(producers: &mut Producers, transactions: &mut Transactions, batch: &Batch) {
     if let Some(stamp) = batch.stamp {
-        producers.appended(stamp, batch.base_offset, batch.append_time_ms, batch.stored_ms);
+        producers.appended(stamp, batch.base_offset, batch.max_timestamp, batch.stored_ms);
         if batch.transactional {
             transactions.appended(stamp.producer_id, batch.base_offset);
         }

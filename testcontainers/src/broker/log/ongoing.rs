@@ -3,13 +3,15 @@
 //!
 //! Pure, and rebuilt from the batches whenever the log is cut.
 
-/// One transaction's part of the log.
+use std::collections::BTreeMap;
+
+/// A transaction that has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Logged {
+struct Ended {
     producer_id: i64,
     first: i64,
-    /// Where its marker is; `None` while it is open.
-    last: Option<i64>,
+    /// Where its marker is.
+    last: i64,
     aborted: bool,
 }
 
@@ -20,58 +22,59 @@ pub(in super::super) struct Aborted {
     pub(in super::super) first_offset: i64,
 }
 
-/// In the order of their first offsets.
 #[derive(Debug, Default)]
 pub(super) struct Transactions {
-    all: Vec<Logged>,
+    /// Where the open transaction of a producer begins.
+    open: BTreeMap<i64, i64>,
+    /// In the order of their markers, as Apache Kafka's index of aborted transactions has it: not sorted by their beginnings.
+    ended: Vec<Ended>,
 }
 
 impl Transactions {
     /// A transactional batch was appended.
     pub(super) fn appended(&mut self, producer_id: i64, offset: i64) {
-        if self.start_of(producer_id).is_none() {
-            self.all.push(Logged { producer_id, first: offset, last: None, aborted: false });
-        }
+        self.open.entry(producer_id).or_insert(offset);
     }
 
     /// A marker was appended. One without an open transaction changes nothing.
     pub(super) fn ended(&mut self, producer_id: i64, offset: i64, commit: bool) {
-        let open = self.all.iter_mut().find(|t| t.producer_id == producer_id && t.last.is_none());
-        if let Some(open) = open {
-            open.last = Some(offset);
-            open.aborted = !commit;
+        if let Some(first) = self.open.remove(&producer_id) {
+            self.ended.push(Ended { producer_id, first, last: offset, aborted: !commit });
         }
     }
 
     /// Where the open transaction of a producer begins.
     pub(super) fn start_of(&self, producer_id: i64) -> Option<i64> {
-        self.all.iter().find(|t| t.producer_id == producer_id && t.last.is_none()).map(|t| t.first)
+        self.open.get(&producer_id).copied()
     }
 
     /// The end of what is decided: the first record of a transaction that is open, or whose marker is not yet below
     /// the high watermark.
     pub(super) fn last_stable(&self, high_watermark: i64) -> i64 {
-        let undecided = |t: &&Logged| t.last.is_none_or(|last| last >= high_watermark);
-        let first = self.all.iter().filter(undecided).map(|t| t.first).min();
-        first.map_or(high_watermark, |first| first.min(high_watermark))
+        let undecided = self.ended.iter().rev().take_while(|t| t.last >= high_watermark).map(|t| t.first);
+        undecided.chain(self.open.values().copied()).chain([high_watermark]).min().unwrap_or(high_watermark)
     }
 
     /// The aborted transactions with records from `from` up to, not including, `to`.
     pub(super) fn aborted(&self, from: i64, to: i64) -> Vec<Aborted> {
-        let meets = |t: &&Logged| t.aborted && t.first < to && t.last.is_some_and(|last| last >= from);
-        let told = |t: &Logged| Aborted { producer_id: t.producer_id, first_offset: t.first };
-        self.all.iter().filter(meets).map(told).collect()
+        let meets = |t: &&Ended| t.aborted && t.first < to;
+        let told = |t: &Ended| Aborted { producer_id: t.producer_id, first_offset: t.first };
+        self.ended_since(from).iter().filter(meets).map(told).collect()
     }
 
     /// Does a transactional batch belong to an aborted transaction?
     pub(super) fn is_aborted(&self, producer_id: i64, offset: i64) -> bool {
-        let holds = |t: &&Logged| t.first <= offset && t.last.is_some_and(|last| offset <= last);
-        self.all.iter().filter(|t| t.producer_id == producer_id).find(holds).is_some_and(|t| t.aborted)
+        let holds = |t: &&Ended| t.producer_id == producer_id && t.first <= offset;
+        self.ended_since(offset).iter().find(holds).is_some_and(|t| t.aborted)
+    }
+
+    fn ended_since(&self, offset: i64) -> &[Ended] {
+        &self.ended[self.ended.partition_point(|t| t.last < offset)..]
     }
 
     /// Forgets what ended before the log's new start.
     pub(super) fn started_at(&mut self, start: i64) {
-        self.all.retain(|t| t.last.is_none_or(|last| last >= start));
+        self.ended.retain(|t| t.last >= start);
     }
 }
 
@@ -90,6 +93,18 @@ mod tests {
         assert_eq!(log.last_stable(20), 12);
         log.ended(8, 16, false);
         assert_eq!(log.last_stable(20), 20);
+    }
+
+    #[test]
+    fn the_aborted_come_in_the_order_of_their_ends() {
+        let mut log = Transactions::default();
+        log.appended(7, 10);
+        log.appended(8, 12);
+        log.ended(8, 13, false);
+        log.ended(7, 14, false);
+        let told: Vec<i64> = log.aborted(0, 20).iter().map(|a| a.first_offset).collect();
+        assert_eq!(told, [12, 10]);
+        assert!(log.is_aborted(7, 11) && !log.is_aborted(9, 11) && !log.is_aborted(7, 15));
     }
 
     #[test]

@@ -71,7 +71,7 @@ fn offsets_are_given_in_order_and_the_checksum_stays_valid() {
     let read = log.read(2, log.readable_end(ALL), 1 << 20, true).0;
     assert_eq!(i64_at(&read, 0), 2);
     assert_eq!(i32_at(&read, 12), 1);
-    assert!(Incoming::parse(&read).is_ok());
+    assert_eq!(crc32c::crc32c(&read[21..]).to_be_bytes(), read[17..21]);
     assert_eq!(log.epoch_end(0), (0, 2));
     assert_eq!(log.epoch_end(1), (1, 3));
     assert_eq!(log.epoch_end(9), (-1, -1));
@@ -90,10 +90,13 @@ fn a_changed_byte_is_a_corrupt_message() {
 fn a_truncated_batch_is_refused_and_two_batches_in_one_are_too() {
     let one = batch(&["abc"], None);
     let cut = one.slice(..one.len() - 1);
-    assert_eq!(Incoming::parse(&cut).unwrap_err(), ResponseError::CorruptMessage);
+    assert_eq!(Incoming::parse(&cut).unwrap_err(), ResponseError::InvalidRecord);
     let two: Bytes = [&one[..], &one[..]].concat().into();
     assert_eq!(Incoming::parse(&two).unwrap_err(), ResponseError::InvalidRecord);
-    assert_eq!(Incoming::parse(&Bytes::new()).unwrap_err(), ResponseError::CorruptMessage);
+    assert_eq!(Incoming::parse(&Bytes::new()).unwrap_err(), ResponseError::InvalidRecord);
+    let mut elsewhere = BytesMut::from(&one[..]);
+    elsewhere[7] = 7;
+    assert_eq!(Incoming::parse(&elsewhere.freeze()).unwrap_err(), ResponseError::InvalidRecord);
 }
 
 #[test]
@@ -108,18 +111,47 @@ fn a_duplicate_batch_is_acknowledged_and_not_stored_twice() {
 }
 
 #[test]
-fn reads_keep_batches_whole_and_the_first_one_always_comes() {
+fn the_first_batch_always_comes_whole_and_the_last_may_be_cut_off() {
     let mut log = PartitionLog::new();
     append(&mut log, &["a", "b"], None);
     append(&mut log, &["c"], None);
     let first = log.read(1, log.readable_end(ALL), 1, true).0;
     assert_eq!(i64_at(&first, 0), 0);
+    let one = first.len();
+    let (cut, next) = log.read(0, log.readable_end(ALL), one + 20, false);
+    assert_eq!((cut.len(), next, i64_at(&cut, one)), (one + 20, 2, 2));
+    assert_eq!(log.read(0, 2, one + 20, false).0.len(), one, "nothing of what may not be read");
     assert!(log.read(0, log.readable_end(ALL), 1, false).0.is_empty());
     assert_eq!(
         log.read(0, log.readable_end(ALL), 1 << 20, false).0.len(),
         log.readable(0, log.readable_end(ALL), usize::MAX)
     );
     assert!(log.read(3, log.readable_end(ALL), 1 << 20, true).0.is_empty());
+}
+
+#[test]
+fn epochs_that_ended_before_the_start_of_the_log_are_forgotten() {
+    let mut log = PartitionLog::new();
+    for value in ["a", "b", "c"] {
+        append(&mut log, &[value], None);
+        log.begin_epoch();
+    }
+    assert_eq!((log.epoch_at(log.start()), log.epoch_end(0)), (0, (0, 1)));
+    log.delete_before(2).unwrap();
+    assert_eq!(log.epoch_at(log.start()), 2);
+    assert_eq!((log.epoch_end(0), log.epoch_end(2), log.epoch_end(3)), ((0, 2), (2, 3), (3, 3)));
+}
+
+#[test]
+fn nothing_is_written_beside_an_open_transaction() {
+    let mut log = PartitionLog::new();
+    let transactional = Incoming::parse(&transactional_batch(&["a"], (9, 0, 0))).unwrap();
+    log.append(transactional, None, 0).unwrap();
+    let plain = Incoming::parse(&batch(&["b"], Some((9, 0, 1)))).unwrap();
+    assert_eq!(log.append(plain.clone(), None, 0).unwrap_err(), ResponseError::InvalidTxnState);
+    let marker = Marker { producer_id: 9, epoch: 0, commit: true, coordinator_epoch: 0 };
+    log.append_marker(marker, 0).unwrap();
+    assert_eq!(log.append(plain, None, 0).unwrap().base_offset, 2);
 }
 
 #[test]

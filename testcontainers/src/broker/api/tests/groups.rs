@@ -159,9 +159,9 @@ async fn a_profile_has_its_own_versions_and_manners() {
     let broker = EmbeddedBroker::builder().profile(Profile::EventHubs).start().await.unwrap();
     broker.create_topic("t", 1).unwrap();
     let mut client = Client::connect(&broker.bootstrap_servers()).await;
-    assert!(client.try_call(4, &ApiVersionsRequest::default()).await.is_none(), "it closes");
+    assert!(client.try_call(4, &versions()).await.is_none(), "it closes");
     let mut client = Client::connect(&broker.bootstrap_servers()).await;
-    let told = client.call(3, &ApiVersionsRequest::default()).await;
+    let told = client.call(3, &versions()).await;
     let newest = |api: ApiKey| told.api_keys.iter().find(|k| k.api_key == api as i16).map(|k| k.max_version);
     assert_eq!(newest(ApiKey::Produce), Some(7));
     assert_eq!(newest(ApiKey::OffsetForLeaderEpoch), None);
@@ -175,7 +175,7 @@ async fn redpanda_knows_no_groups_of_kip_848_and_old_versions_of_the_rest() {
     let broker = EmbeddedBroker::builder().profile(Profile::Redpanda).start().await.unwrap();
     broker.create_topic("t", 1).unwrap();
     let mut client = Client::connect(&broker.bootstrap_servers()).await;
-    let told = client.call(3, &ApiVersionsRequest::default()).await;
+    let told = client.call(3, &versions()).await;
     let newest = |api: ApiKey| told.api_keys.iter().find(|k| k.api_key == api as i16).map(|k| k.max_version);
     assert_eq!((newest(ApiKey::Fetch), newest(ApiKey::Metadata)), (Some(11), Some(8)));
     assert_eq!(newest(ApiKey::ConsumerGroupHeartbeat), None);

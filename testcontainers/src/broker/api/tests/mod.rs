@@ -79,6 +79,12 @@ impl Client {
     }
 }
 
+fn versions() -> ApiVersionsRequest {
+    ApiVersionsRequest::default()
+        .with_client_software_name(text("kit"))
+        .with_client_software_version(text("1.0"))
+}
+
 async fn start() -> (EmbeddedBroker, Client) {
     let broker = EmbeddedBroker::builder().user("alice", "alice-secret").start().await.unwrap();
     broker.create_topic("t", 2).unwrap();
@@ -221,8 +227,10 @@ async fn metadata_makes_topics_only_when_asked() {
 async fn a_version_from_the_future_is_told_the_versions() {
     let (_broker, mut client) = start().await;
     for version in 0..=4 {
-        assert_eq!(client.call(version, &ApiVersionsRequest::default()).await.error_code, 0);
+        assert_eq!(client.call(version, &versions()).await.error_code, 0);
     }
+    let nameless = client.call(3, &versions().with_client_software_name(text("a b"))).await;
+    assert_eq!(nameless.error_code, ResponseError::InvalidRequest.code());
     // Version 99, body and all, cannot be understood; the answer comes in version 0.
     client.correlation += 1;
     let mut frame = BytesMut::new();
@@ -232,7 +240,8 @@ async fn a_version_from_the_future_is_told_the_versions() {
     client.stream.write_all(&frame).await.unwrap();
     let answer = client.receive::<ApiVersionsRequest>(0).await.unwrap();
     assert_eq!(answer.error_code, ResponseError::UnsupportedVersion.code());
-    assert!(answer.api_keys.iter().any(|k| k.api_key == 18 && k.max_version == 4));
+    let told: Vec<_> = answer.api_keys.iter().map(|k| (k.api_key, k.max_version)).collect();
+    assert_eq!(told, [(18, 4)], "only what the next try needs");
 }
 
 #[tokio::test]
@@ -323,7 +332,7 @@ async fn sasl_listeners_hear_nothing_before_the_login() {
     let mut client = Client::connect(&address).await;
     assert!(client.try_call(9, &MetadataRequest::default()).await.is_none());
     let mut client = Client::connect(&address).await;
-    client.call(3, &ApiVersionsRequest::default()).await;
+    client.call(3, &versions()).await;
     let handshake = SaslHandshakeRequest::default().with_mechanism(text("PLAIN"));
     assert_eq!(client.call(1, &handshake).await.error_code, 0);
     let token =
