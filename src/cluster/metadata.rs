@@ -14,7 +14,7 @@ use crate::{
     config::settings::Address,
     error::{
         Error, ErrorCode, ErrorKind, Result,
-        code::{LEADER_NOT_AVAILABLE, REBOOTSTRAP_REQUIRED, UNKNOWN_SERVER_ERROR},
+        code::{LEADER_NOT_AVAILABLE, REBOOTSTRAP_REQUIRED},
     },
     pattern::Pattern,
     sorted::Map,
@@ -172,7 +172,7 @@ impl Metadata {
             return Some(Error::new(ErrorKind::Timeout, text).with_topic(topic));
         };
         if let Some(code) = known.error {
-            return Some(topic_error(topic, code));
+            return Some(standing_error(topic, code));
         }
         let count = known.partitions.len();
         if count == 0 {
@@ -264,10 +264,15 @@ pub(crate) fn topic_error(topic: &str, code: ErrorCode) -> Error {
             error.with_hint("create the topic, or let brokers create it (auto.create.topics.enable)")
         }
         17 => error.with_hint("a topic's name has 1 to 249 characters of a-z, A-Z, 0-9, '.', '_' and '-'"),
-        UNKNOWN_SERVER_ERROR => error.with_passing(),
         29 => error.with_hint("grant the user Describe, and Read or Write, on the topic"),
         _ => error,
     }
+}
+
+/// The same for who goes on asking, as nobody does for an admin.
+pub(crate) fn standing_error(topic: &str, code: ErrorCode) -> Error {
+    let error = topic_error(topic, code);
+    if passes(code) { error.with_passing() } else { error }
 }
 
 #[cfg(test)]

@@ -516,7 +516,7 @@ fn missing_topic(metadata: &Metadata, topic: &Arc<str>, cause: Option<Error>) ->
         (Some(cause), _) => {
             Error::new(ErrorKind::Timeout, "no broker told about the topic in time").with_source(cause)
         }
-        (None, Some(code)) => metadata::topic_error(topic, code),
+        (None, Some(code)) => metadata::standing_error(topic, code),
         (None, None) => {
             let error = Error::new(ErrorKind::Timeout, "the topic has no leader yet");
             match metadata.why(topic, Some(0)) {

@@ -117,9 +117,9 @@ impl Notices {
 
     /// Wakes those who wait for an answer in the order of their tickets, before the messenger wakes them in any order.
     pub(super) fn wake_waiting(&self) {
-        for (_, waker) in std::mem::take(&mut *self.waiting.lock()) {
-            waker.wake();
-        }
+        // Not under the lock: a waker is foreign code.
+        let waiting = std::mem::take(&mut *self.waiting.lock());
+        waiting.into_iter().for_each(|(_, waker)| waker.wake());
     }
 
     /// Since when the peer takes nothing, although there is something to write.

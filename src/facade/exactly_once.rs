@@ -42,6 +42,9 @@ const MOST_TIMED_OUT: u32 = 10;
 /// Brokers' `transaction.max.timeout.ms`.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(900);
 
+const PLACE: LogSubject =
+    LogSubject { controller: "dtkafka::ExactlyOnce::run", subject: "Kafka ExactlyOnce" };
+
 /// Reads topics, hands each record to a body that may write others, and commits both in transactions.
 ///
 /// Records of one partition come in order, one at a time; partitions are worked on at the same time. What the body does besides
@@ -188,8 +191,6 @@ impl ExactlyOnce {
         hurry: impl Future<Output = ()>,
         body: impl AsyncFn(RecordRef<'_>, &Transaction<'_>) -> Result<()>,
     ) -> Result<()> {
-        const PLACE: LogSubject =
-            LogSubject { controller: "dtkafka::ExactlyOnce::run", subject: "Kafka ExactlyOnce" };
         let (shutdown, hurry) = (pin!(shutdown), pin!(hurry));
         let (shutdown, hurry) = (shutdown.shared(), hurry.shared());
         // The producer first: it ends what a predecessor left open, before positions are looked up.
@@ -365,7 +366,7 @@ impl ExactlyOnce {
                     *producer = tokio::select! {
                         biased;
                         () = shutdown.clone() => return Ok(()),
-                        started = patiently(|| self.start_producer()) => started?,
+                        started = patiently(|| self.start_producer()) => logged(PLACE, started)?,
                     };
                 }
                 Err(Failed::Again(error)) if self.named().is_some() || !is_timed_out(&error) => {
