@@ -50,7 +50,8 @@ impl KafkaConsumer {
             if !Listening::tell(&self.shared, Some(deadline)).await {
                 return Ok(ConsumerRecords::default());
             }
-            let records = polling.take(max)?;
+            // A batch that cannot be read fails at once, each time: whoever polls on must not keep the runtime to himself.
+            let records = polling.take(max).inspect_err(|_| shared.yields.store(true, Ordering::Relaxed))?;
             if !records.is_empty() {
                 return Ok(records);
             }

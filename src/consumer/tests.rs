@@ -268,6 +268,24 @@ async fn what_one_poll_leaves_is_there_for_another_that_has_met_it_at_work() {
 }
 
 #[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "another task of the user's")]
+async fn a_loop_of_polls_at_a_batch_that_cannot_be_read_leaves_the_runtime_to_others() {
+    let bench = Bench::embedded(1).await;
+    let topic = unique("damaged");
+    bench.topic(&topic, 1).await;
+    bench.produce(&topic, 1, 0, 1).await;
+    bench.control().damage(&topic, 0, 0).unwrap();
+    let consumer = bench.consumer(&bench.config());
+    consumer.assign([TopicPartition::new(topic.as_str(), 0)]).unwrap();
+    consumer.poll(WAIT).await.unwrap_err();
+    let other = tokio::spawn(async {});
+    for _ in 0..10 {
+        consumer.poll(WAIT).await.unwrap_err();
+    }
+    assert!(other.is_finished());
+}
+
+#[tokio::test]
 async fn faults_of_group_and_fetch_are_lived_through() {
     let bench = Bench::embedded(2).await;
     let topic = unique("faults");
