@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use dtkafka_testcontainers::{ApiKey, EmbeddedBroker};
 
-use crate::{KafkaInstance, cluster::tests::config_of, time};
+use crate::{KafkaInstance, NewTopic, cluster::tests::config_of, time};
 
 const RECORDS: i64 = 60;
 const SECOND: Duration = Duration::from_secs(1);
@@ -18,7 +18,6 @@ type Seen = (BTreeMap<i16, u64>, Vec<i64>);
 /// Two minutes of a producer, transactions and a member of a group. In the middle of them somebody sets the wall clock.
 async fn work_while_the_clock_is_put(by_ms: i64) -> Seen {
     let broker = EmbeddedBroker::builder().in_memory().seed(7).start().await.unwrap();
-    broker.create_topic("numbers", 1).unwrap();
     let config = config_of(&broker)
         .set_simulation(7, EPOCH_MS)
         .set_group_id("g")
@@ -27,6 +26,13 @@ async fn work_while_the_clock_is_put(by_ms: i64) -> Seen {
         .set("connections.max.idle.ms", 15_000);
     let clock = config.resolve_client().unwrap().environment;
     let kafka = KafkaInstance::new(config).unwrap();
+    let admin = kafka.admin().await.unwrap();
+    for topic in ["numbers", "others"] {
+        // Brokers refuse times that are an hour ahead of theirs.
+        let topic =
+            NewTopic::new(topic).partitions(1).config("message.timestamp.after.max.ms", i64::MAX.to_string());
+        admin.create_topic(topic).await.unwrap();
+    }
     let produce = async {
         let producer = kafka.get_producer().await.unwrap();
         let mut times = Vec::new();
