@@ -1,6 +1,6 @@
 //! The admin client's handle: one request per call, at the broker that can answer it, tried again while that may help.
 //!
-//! It keeps no state but its view of the cluster. [`topics`] and [`groups`] hold the calls; here is what they share: who
+//! It keeps no state but its view of the cluster. The modules hold the calls; here is what they share: who
 //! is asked, until when, and which answers are asked for again.
 
 /// Tries an attempt on the broker that can answer, until it succeeds, fails for good, or the call's deadline has passed.
@@ -33,6 +33,8 @@ macro_rules! retry {
     }};
 }
 
+mod configs;
+mod group_offsets;
 mod groups;
 mod offsets;
 mod topics;
@@ -40,9 +42,10 @@ mod topics;
 use std::{sync::Arc, time::Duration};
 
 pub use self::{
+    configs::ConfigEntry,
+    group_offsets::Lag,
     groups::{GroupDescription, GroupListing, MemberDescription},
-    offsets::Lag,
-    topics::{ConfigEntry, NewTopic, PartitionDescription, TopicDescription},
+    topics::{NewTopic, PartitionDescription, TopicDescription},
 };
 use crate::{
     cluster::{Cluster, CoordinatorKind, Lane},
