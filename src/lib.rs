@@ -105,8 +105,8 @@ mod watch;
 mod wire;
 
 pub use admin::{
-    ConfigEntry, GroupDescription, GroupListing, KafkaAdmin, Lag, MemberDescription, NewTopic,
-    PartitionDescription, TopicDescription,
+    BrokerDescription, ClusterDescription, ConfigChanges, ConfigEntry, GroupDescription, GroupListing,
+    KafkaAdmin, Lag, MemberDescription, NewTopic, PartitionDescription, TopicDescription,
 };
 pub use config::{
     Acks, AutoOffsetReset, Compression, ConsumerConfig, GroupProtocol, IsolationLevel, KafkaConfig, KeyHash,

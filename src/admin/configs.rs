@@ -2,10 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use super::{KafkaAdmin, check_code, without};
+use super::{At, KafkaAdmin, NO_ERROR, PossiblyApplied, check_code, without};
 use crate::{
     cluster::kafka_string,
-    connection::api::wire::{self, describe_configs_request::DescribeConfigsResource},
+    connection::api::{
+        Api,
+        wire::{
+            self,
+            describe_configs_request::DescribeConfigsResource,
+            incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig},
+        },
+    },
     error::Result,
 };
 
@@ -14,6 +21,9 @@ const TOPIC_RESOURCE: i8 = 2;
 /// The configuration source of a topic's own setting, and that of Kafka's default.
 const TOPIC_CONFIG: i8 = 1;
 const DEFAULT_CONFIG: i8 = 5;
+/// What IncrementalAlterConfigs does to a setting.
+const SET: i8 = 0;
+const DELETE: i8 = 1;
 
 /// One setting of a topic, as the brokers apply it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +39,76 @@ pub struct ConfigEntry {
     pub is_read_only: bool,
 }
 
+/// Changes of a topic's settings.
+///
+/// ```
+/// # use dtkafka::ConfigChanges;
+/// let changes = ConfigChanges::new().set("retention.ms", "86400000").reset("max.message.bytes");
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[must_use = "they are only made by `KafkaAdmin::alter_topic_configs`"]
+pub struct ConfigChanges(BTreeMap<String, Option<String>>);
+
+impl ConfigChanges {
+    /// None yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets a value.
+    pub fn set(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.0.insert(name.into(), Some(value.into()));
+        self
+    }
+
+    /// Goes back to what the brokers set, or to Kafka's default.
+    pub fn reset(mut self, name: impl Into<String>) -> Self {
+        self.0.insert(name.into(), None);
+        self
+    }
+
+    fn to_wire(&self) -> Vec<AlterableConfig> {
+        let change = |(name, value): (&String, &Option<String>)| AlterableConfig {
+            name: kafka_string(name),
+            config_operation: if value.is_some() { SET } else { DELETE },
+            value: value.as_deref().map(kafka_string),
+        };
+        self.0.iter().map(change).collect()
+    }
+}
+
 impl KafkaAdmin {
+    /// Changes settings of a topic, and leaves the others as they are (KIP-339).
+    ///
+    /// # Errors
+    /// The broker's: `InvalidConfig` for a name or a value that it does not take, `UnknownTopicOrPartition`,
+    /// `TopicAuthorizationFailed` …; [`Timeout`](crate::ErrorKind::Timeout) with the last cause. `UnsupportedVersion` before
+    /// Kafka 2.3.
+    ///
+    /// # Cancel safety
+    /// If dropped, the settings may or may not be changed: all of them, or none.
+    pub async fn alter_topic_configs(&self, topic: &str, changes: ConfigChanges) -> Result<()> {
+        let mut possibly = PossiblyApplied::default();
+        let ended = retry!(self, At::Controller, self.deadline(), |connection, until| {
+            let resource = AlterConfigsResource {
+                resource_type: TOPIC_RESOURCE,
+                resource_name: kafka_string(topic),
+                configs: changes.to_wire(),
+            };
+            let request =
+                wire::IncrementalAlterConfigsRequest { resources: vec![resource], ..Default::default() };
+            let answer = possibly.note(connection.call(request, until).await)?;
+            let is_ours =
+                |result: &wire::incremental_alter_configs_response::AlterConfigsResourceResponse| {
+                    result.resource_type == TOPIC_RESOURCE && result.resource_name.as_str() == topic
+                };
+            let result = answer.responses.into_iter().find(is_ours).ok_or_else(|| without("topic"))?;
+            let name = wire::IncrementalAlterConfigsRequest::NAME;
+            possibly.note(check_code(name, result.error_code, result.error_message.as_deref()))
+        });
+        ended.map_err(|error| possibly.mark(error.with_topic(topic), NO_ERROR))
+    }
+
     /// Every setting of a topic, as the brokers apply it.
     ///
     /// # Errors

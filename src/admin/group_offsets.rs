@@ -1,12 +1,19 @@
-//! What groups have committed, and how far that is behind the ends of partitions.
+//! What groups have committed, how far that is behind the ends of partitions, and changing it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{At, KafkaAdmin, check_code, offsets::at, without};
+use super::{
+    At, KafkaAdmin, check_code,
+    offsets::{LATEST, Outcomes, Settled, at, by_topic, read_rows},
+    without,
+};
 use crate::{
     cluster::kafka_string,
-    connection::api::wire,
-    error::Result,
+    connection::api::{Api, wire},
+    error::{
+        ErrorCode, Result,
+        code::{GROUP_ID_NOT_FOUND, UNKNOWN_MEMBER_ID},
+    },
     record::{OffsetAndMetadata, TopicPartition, serialize_fields},
     time::Instant,
 };
@@ -61,12 +68,87 @@ impl KafkaAdmin {
     pub async fn group_lag(&self, group: &str) -> Result<BTreeMap<TopicPartition, Result<Lag>>> {
         let deadline = self.deadline();
         let committed = self.committed(group, deadline).await?;
-        let ends = self.ends(committed.keys().cloned().collect(), deadline).await?;
+        let ends = self.ends(committed.keys().cloned(), LATEST, deadline).await?;
         let lag = |(partition, end): (TopicPartition, Result<i64>)| {
             let committed = committed.get(&partition)?.offset;
             Some((partition, end.map(|end| Lag::of(committed, end))))
         };
         Ok(ends.into_iter().filter_map(lag).collect())
+    }
+
+    /// Makes a group without members begin at these offsets: each is that of the next record to read. An `i64`, or with text and
+    /// leader epoch an [`OffsetAndMetadata`]. Each partition has its own outcome. A group that does not exist is made.
+    ///
+    /// ```no_run
+    /// # async fn example(admin: dtkafka::KafkaAdmin) -> dtkafka::Result<()> {
+    /// // "billing" is to read everything again that is still there.
+    /// let partitions = admin.group_offsets("billing").await?.into_keys();
+    /// for (partition, outcome) in admin.alter_group_offsets("billing", admin.earliest_offsets(partitions).await?).await? {
+    ///     outcome?;
+    ///     println!("{partition} is reset");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a negative offset or a text that is too long, before anything is
+    /// sent. Per partition `UnknownMemberId` while the group has members, `TopicAuthorizationFailed` …; of none in particular
+    /// `GroupAuthorizationFailed`, [`Timeout`](crate::ErrorKind::Timeout) with the last cause.
+    ///
+    /// # Cancel safety
+    /// If dropped, any of the offsets may be changed.
+    pub async fn alter_group_offsets<O: Into<OffsetAndMetadata>>(
+        &self,
+        group: &str,
+        offsets: impl IntoIterator<Item = (TopicPartition, O)>,
+    ) -> Result<BTreeMap<TopicPartition, Result<()>>> {
+        let mut left = BTreeMap::new();
+        for (partition, offset) in offsets {
+            let offset = offset.into();
+            offset.check(&partition)?;
+            left.insert(partition, offset);
+        }
+        self.change_offsets(group, left, commit_request, read_commit).await
+    }
+
+    /// Makes a group forget offsets that it has committed, so that `auto.offset.reset` decides where it begins. Each partition has its
+    /// own outcome; one that was never committed is no error.
+    ///
+    /// # Errors
+    /// Per partition `GroupSubscribedToTopic` while members of the group read its topic; of none in particular `GroupIdNotFound`,
+    /// `NonEmptyGroup` for a group that does not say what its members read, `GroupAuthorizationFailed`,
+    /// [`Timeout`](crate::ErrorKind::Timeout) with the last cause. `UnsupportedVersion` before Kafka 2.4 (KIP-496).
+    ///
+    /// # Cancel safety
+    /// If dropped, any of the offsets may be forgotten.
+    pub async fn delete_group_offsets(
+        &self,
+        group: &str,
+        partitions: impl IntoIterator<Item = TopicPartition>,
+    ) -> Result<BTreeMap<TopicPartition, Result<()>>> {
+        let left = partitions.into_iter().map(|partition| (partition, ())).collect();
+        self.change_offsets(group, left, delete_request, read_delete).await
+    }
+
+    /// One request for all partitions that are left, at the coordinator.
+    async fn change_offsets<R: Api, A: Sync + Send>(
+        &self,
+        group: &str,
+        mut left: BTreeMap<TopicPartition, A>,
+        request: fn(&str, &BTreeMap<TopicPartition, A>) -> R,
+        read: fn(R::Response, BTreeSet<TopicPartition>) -> Result<Outcomes<()>>,
+    ) -> Result<BTreeMap<TopicPartition, Result<()>>> {
+        let mut settled = Settled::default();
+        if left.is_empty() {
+            return Ok(settled.done);
+        }
+        let ended = retry!(self, At::Coordinator(group), self.deadline(), |connection, until| {
+            // Later versions of OffsetCommit name topics by their ids.
+            let answer = connection.call_up_to(9, request(group, &left), until).await;
+            let outcomes = read(settled.possibly.note(answer)?, left.keys().cloned().collect())?;
+            settled.sort_out(&mut left, outcomes)
+        });
+        settled.end(left, ended, |error, possibly| possibly.mark(error, GROUP_ID_NOT_FOUND))
     }
 
     async fn committed(
@@ -91,6 +173,75 @@ impl KafkaAdmin {
             committed_offsets(group, connection.call_up_to(9, request, until).await?)
         })
     }
+}
+
+/// A commit of nobody's, as brokers take it for a group without members.
+fn commit_request(
+    group: &str,
+    offsets: &BTreeMap<TopicPartition, OffsetAndMetadata>,
+) -> wire::OffsetCommitRequest {
+    use wire::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
+    let partition = |partition_index, offset: &OffsetAndMetadata| OffsetCommitRequestPartition {
+        partition_index,
+        committed_offset: offset.offset,
+        committed_leader_epoch: offset.leader_epoch.unwrap_or(-1),
+        committed_metadata: Some(kafka_string(&offset.metadata)),
+    };
+    let topic = |(name, partitions): (&str, _)| OffsetCommitRequestTopic {
+        name: kafka_string(name),
+        partitions,
+        ..Default::default()
+    };
+    wire::OffsetCommitRequest {
+        group_id: kafka_string(group),
+        topics: by_topic(offsets, partition).into_iter().map(topic).collect(),
+        ..Default::default()
+    }
+}
+
+fn read_commit(answer: wire::OffsetCommitResponse, asked: BTreeSet<TopicPartition>) -> Result<Outcomes<()>> {
+    let mut rows = Vec::new();
+    for topic in answer.topics {
+        let name = topic.name;
+        let row = |p: wire::offset_commit_response::OffsetCommitResponsePartition| {
+            (TopicPartition::new(name.as_str(), p.partition_index), p.error_code, ())
+        };
+        rows.extend(topic.partitions.into_iter().map(row));
+    }
+    let mut outcomes = read_rows(wire::OffsetCommitRequest::NAME, rows, asked);
+    for (_, outcome) in &mut outcomes {
+        if let Err(error) = outcome
+            && error.code() == Some(ErrorCode(UNKNOWN_MEMBER_ID))
+        {
+            *error = error.clone().with_hint("a group's offsets can be changed only while it has no members");
+        }
+    }
+    Ok(outcomes)
+}
+
+fn delete_request(group: &str, partitions: &BTreeMap<TopicPartition, ()>) -> wire::OffsetDeleteRequest {
+    use wire::offset_delete_request::{OffsetDeleteRequestPartition, OffsetDeleteRequestTopic};
+    let partition = |partition_index, ()| OffsetDeleteRequestPartition { partition_index };
+    let topic =
+        |(name, partitions): (&str, _)| OffsetDeleteRequestTopic { name: kafka_string(name), partitions };
+    let partitions = partitions.keys().map(|key| (key, ()));
+    wire::OffsetDeleteRequest {
+        group_id: kafka_string(group),
+        topics: by_topic(partitions, partition).into_iter().map(topic).collect(),
+    }
+}
+
+fn read_delete(answer: wire::OffsetDeleteResponse, asked: BTreeSet<TopicPartition>) -> Result<Outcomes<()>> {
+    check_code(wire::OffsetDeleteRequest::NAME, answer.error_code, None)?;
+    let mut rows = Vec::new();
+    for topic in answer.topics {
+        let name = topic.name;
+        let row = |p: wire::offset_delete_response::OffsetDeleteResponsePartition| {
+            (TopicPartition::new(name.as_str(), p.partition_index), p.error_code, ())
+        };
+        rows.extend(topic.partitions.into_iter().map(row));
+    }
+    Ok(read_rows(wire::OffsetDeleteRequest::NAME, rows, asked))
 }
 
 /// Both layouts of an OffsetFetch answer: one group (up to version 7), or a list with one group in it.

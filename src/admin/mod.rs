@@ -33,6 +33,7 @@ macro_rules! retry {
     }};
 }
 
+mod cluster;
 mod configs;
 mod group_offsets;
 mod groups;
@@ -42,7 +43,8 @@ mod topics;
 use std::{sync::Arc, time::Duration};
 
 pub use self::{
-    configs::ConfigEntry,
+    cluster::{BrokerDescription, ClusterDescription},
+    configs::{ConfigChanges, ConfigEntry},
     group_offsets::Lag,
     groups::{GroupDescription, GroupListing, MemberDescription},
     topics::{NewTopic, PartitionDescription, TopicDescription},
@@ -55,6 +57,9 @@ use crate::{
     time::{self, Backoff, Instant, Rng},
     wire::Api,
 };
+
+/// The code of what went well. Given for that of a change made before, it says that no code tells of that.
+const NO_ERROR: i16 = 0;
 
 /// How long brokers may take to hear of a topic that was just created. One that is unknown for longer does not exist.
 const HEARD_OF: Duration = Duration::from_secs(1);

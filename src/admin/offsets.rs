@@ -1,27 +1,47 @@
-//! Where partitions end, asked of their leaders.
+//! What leaders are asked about partitions: where they begin and end, and to delete their oldest records.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::future::join_all;
 
-use super::{KafkaAdmin, Patience, check_code, without};
+use super::{KafkaAdmin, NO_ERROR, Patience, PossiblyApplied, check_code, without};
 use crate::{
     cluster::{
         kafka_string,
         metadata::{told, topic_error},
+        millis,
     },
-    connection::api::wire::{self, metadata_response::MetadataResponseTopic},
+    connection::api::{
+        Api,
+        wire::{self, metadata_response::MetadataResponseTopic},
+    },
     error::{
         Error, ErrorCode, Result,
         code::{LEADER_NOT_AVAILABLE, UNKNOWN_TOPIC_OR_PARTITION},
     },
     record::TopicPartition,
     sorted::Map,
-    time::Instant,
+    time::{self, Instant},
 };
 
-/// ListOffsets: the offset after the last record.
-const LATEST: i64 = -1;
+/// ListOffsets: the offset after the last record, and that of the first one.
+pub(super) const LATEST: i64 = -1;
+const EARLIEST: i64 = -2;
+
+/// What leaders are asked, with a number for each partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    /// Its offset for a time, or one of its ends ([`LATEST`], [`EARLIEST`]).
+    Offset,
+    /// To delete what lies below an offset, and to tell where the log begins then.
+    Deletion,
+}
+
+/// Partitions that one leader is asked about, with that number.
+type Asked = Vec<(TopicPartition, i64)>;
+
+/// Partitions without a final outcome, with the number that goes with what is asked.
+type Left = BTreeMap<TopicPartition, i64>;
 
 impl KafkaAdmin {
     /// The offset that the next record of each partition will get.
@@ -36,50 +56,109 @@ impl KafkaAdmin {
         &self,
         partitions: impl IntoIterator<Item = TopicPartition>,
     ) -> Result<BTreeMap<TopicPartition, i64>> {
-        let ends = self.ends(partitions.into_iter().collect(), self.deadline()).await?;
-        ends.into_iter().map(|(partition, end)| Ok((partition, end?))).collect()
+        self.ends(partitions, LATEST, self.deadline()).await?.into_iter().map(known).collect()
     }
 
-    /// The end of each partition, or why it cannot be told.
+    /// The offset of the first record that each partition still has, or will get if it has none.
+    ///
+    /// # Errors
+    /// As for [`latest_offsets`](Self::latest_offsets).
+    ///
+    /// # Cancel safety
+    /// Can be dropped at any time.
+    pub async fn earliest_offsets(
+        &self,
+        partitions: impl IntoIterator<Item = TopicPartition>,
+    ) -> Result<BTreeMap<TopicPartition, i64>> {
+        self.ends(partitions, EARLIEST, self.deadline()).await?.into_iter().map(known).collect()
+    }
+
+    /// Deletes the records of each partition below an offset, and tells the offset of the first record that is left (KIP-107).
+    /// Each partition has its own outcome. Whoever reads below it gets the offset that `auto.offset.reset` says.
+    ///
+    /// # Errors
+    /// Those of no partition in particular: no connection, no time. Per partition `OffsetOutOfRange` for one beyond the records
+    /// that all in-sync replicas have, `PolicyViolation` for a topic whose `cleanup.policy` does not contain `delete`,
+    /// `TopicAuthorizationFailed` …; [`Timeout`](crate::ErrorKind::Timeout) with the last cause.
+    ///
+    /// # Cancel safety
+    /// If dropped, any of the records may be deleted.
+    pub async fn delete_records(
+        &self,
+        below: impl IntoIterator<Item = (TopicPartition, i64)>,
+    ) -> Result<BTreeMap<TopicPartition, Result<i64>>> {
+        self.at_leaders(Ask::Deletion, below.into_iter().collect(), self.deadline()).await
+    }
+
+    /// The same end of each partition, or why it cannot be told.
     pub(super) async fn ends(
         &self,
-        mut left: BTreeSet<TopicPartition>,
+        partitions: impl IntoIterator<Item = TopicPartition>,
+        which: i64,
         deadline: Instant,
     ) -> Result<BTreeMap<TopicPartition, Result<i64>>> {
-        let (mut done, mut patience) = (BTreeMap::new(), Patience::default());
+        let left = partitions.into_iter().map(|partition| (partition, which)).collect();
+        self.at_leaders(Ask::Offset, left, deadline).await
+    }
+
+    /// What the leader of each partition answers, or why there is no answer.
+    async fn at_leaders(
+        &self,
+        ask: Ask,
+        mut left: Left,
+        deadline: Instant,
+    ) -> Result<BTreeMap<TopicPartition, Result<i64>>> {
+        let mut settled = Settled::default();
         if left.is_empty() {
-            return Ok(done);
+            return Ok(settled.done);
         }
         let ended = retry!(self, deadline, |until| {
             let answer = self.ask_any(topics_of(&left), told, until).await?;
             let (by_leader, mut outcomes) = leaders(&left, &answer.topics);
             self.cluster.learn_brokers(answer.brokers);
-            let asked: Vec<_> =
-                by_leader.into_iter().map(|(leader, asked)| self.ends_at(leader, asked, until)).collect();
+            let asked: Vec<_> = by_leader
+                .into_iter()
+                .map(|(leader, asked)| self.at_leader(ask, leader, asked, until))
+                .collect();
             outcomes.extend(join_all(asked).await.into_iter().flatten());
-            sort_out(&mut left, &mut done, outcomes, &mut patience)
+            settled.sort_out(&mut left, outcomes)
         });
-        if let Err(error) = ended {
-            if done.is_empty() {
-                return Err(error);
-            }
-            done.extend(refused(left, &error));
+        match ask {
+            Ask::Offset => settled.end(left, ended, |error, _| error),
+            Ask::Deletion => settled.end(left, ended, |error, possibly| possibly.mark(error, NO_ERROR)),
         }
-        Ok(done)
     }
 
-    /// The ends of partitions of one leader.
-    async fn ends_at(&self, leader: i32, asked: Vec<TopicPartition>, until: Instant) -> Outcomes {
-        match self.call(leader, list_offsets(&asked), until).await {
-            Ok(answer) => read_list_offsets(answer, asked),
+    /// What one leader answers.
+    async fn at_leader(&self, ask: Ask, leader: i32, asked: Asked, until: Instant) -> Outcomes<i64> {
+        let rows = match ask {
+            Ask::Offset => self.call(leader, list_offsets(&asked), until).await.map(offset_rows),
+            Ask::Deletion => self.call(leader, delete_records(&asked, until), until).await.map(deletion_rows),
+        };
+        let asked = asked.into_iter().map(|(partition, _)| partition);
+        match rows {
+            Ok(rows) => read_rows(ask.api(), rows, asked.collect()),
             Err(error) => refused(asked, &error).collect(),
         }
     }
 }
 
+impl Ask {
+    fn api(self) -> &'static str {
+        match self {
+            Self::Offset => wire::ListOffsetsRequest::NAME,
+            Self::Deletion => wire::DeleteRecordsRequest::NAME,
+        }
+    }
+}
+
+fn known((partition, end): (TopicPartition, Result<i64>)) -> Result<(TopicPartition, i64)> {
+    Ok((partition, end?))
+}
+
 /// Asks who leads the partitions.
-fn topics_of(partitions: &BTreeSet<TopicPartition>) -> wire::MetadataRequest {
-    let mut names: Vec<&str> = partitions.iter().map(|partition| &*partition.topic).collect();
+fn topics_of(partitions: &Left) -> wire::MetadataRequest {
+    let mut names: Vec<&str> = partitions.keys().map(|partition| &*partition.topic).collect();
     names.dedup();
     let topic = |name| wire::metadata_request::MetadataRequestTopic {
         name: Some(kafka_string(name)),
@@ -92,14 +171,11 @@ fn topics_of(partitions: &BTreeSet<TopicPartition>) -> wire::MetadataRequest {
     }
 }
 
-/// Partitions with what is known of their ends.
-type Outcomes = Vec<(TopicPartition, Result<i64>)>;
+/// Partitions with what is known of them.
+pub(super) type Outcomes<T> = Vec<(TopicPartition, Result<T>)>;
 
 /// Partitions by their leaders, and why some have none.
-fn leaders(
-    partitions: &BTreeSet<TopicPartition>,
-    topics: &[MetadataResponseTopic],
-) -> (Map<i32, Vec<TopicPartition>>, Outcomes) {
+fn leaders(partitions: &Left, topics: &[MetadataResponseTopic]) -> (Map<i32, Asked>, Outcomes<i64>) {
     // If a partition is listed twice the first entry counts.
     let by_name = topics.iter().rev().filter_map(|topic| {
         let leaders = topic.partitions.iter().rev().map(|found| (found.partition_index, found.leader_id));
@@ -118,41 +194,77 @@ fn leaders(
             None => Err(Error::from_code("Metadata", UNKNOWN_TOPIC_OR_PARTITION)),
         }
     };
-    let (mut found, mut failures) = (Map::<i32, Vec<TopicPartition>>::new(), Vec::new());
-    for key in partitions {
+    let (mut found, mut failures) = (Map::<i32, Asked>::new(), Vec::new());
+    for (key, number) in partitions {
         match leader(key) {
-            Ok(leader) => found.entry(leader).or_default().push(key.clone()),
+            Ok(leader) => found.entry(leader).or_default().push((key.clone(), *number)),
             Err(error) => failures.push((key.clone(), Err(at(error, key)))),
         }
     }
     (found, failures)
 }
 
-/// Moves every partition with a final outcome from `left` to `done`. An error is one that calls for another try.
-fn sort_out(
-    left: &mut BTreeSet<TopicPartition>,
-    done: &mut BTreeMap<TopicPartition, Result<i64>>,
-    outcomes: Outcomes,
-    patience: &mut Patience,
-) -> Result<()> {
-    let mut again = None;
-    for (partition, outcome) in outcomes {
-        match outcome {
-            Err(error) if patience.is_passing(&error) => again = Some(error),
-            outcome => {
-                left.remove(&partition);
-                done.insert(partition, outcome);
+/// The final outcomes of a call about several partitions.
+pub(super) struct Settled<T> {
+    pub(super) done: BTreeMap<TopicPartition, Result<T>>,
+    patience: Patience,
+    pub(super) possibly: PossiblyApplied,
+}
+
+impl<T> Default for Settled<T> {
+    fn default() -> Self {
+        Self { done: BTreeMap::new(), patience: Patience::default(), possibly: PossiblyApplied::default() }
+    }
+}
+
+impl<T> Settled<T> {
+    /// Moves every partition with a final outcome out of `left`. An error is one that calls for another try.
+    pub(super) fn sort_out<A>(
+        &mut self,
+        left: &mut BTreeMap<TopicPartition, A>,
+        outcomes: Outcomes<T>,
+    ) -> Result<()> {
+        let mut again = None;
+        for (partition, outcome) in outcomes {
+            match outcome {
+                Err(error) if self.patience.is_passing(&error) => {
+                    self.possibly.handle(&error);
+                    again = Some(error);
+                }
+                outcome => {
+                    left.remove(&partition);
+                    self.done.insert(partition, outcome);
+                }
             }
         }
+        again.map_or(Ok(()), Err)
     }
-    again.map_or(Ok(()), Err)
+
+    /// What the call says once it has `ended`: its error is that of the partitions that are left, or of the whole call if no
+    /// partition has an outcome.
+    pub(super) fn end<A>(
+        mut self,
+        left: BTreeMap<TopicPartition, A>,
+        ended: Result<()>,
+        mark: impl Fn(Error, &PossiblyApplied) -> Error,
+    ) -> Result<BTreeMap<TopicPartition, Result<T>>> {
+        if let Err(error) = ended {
+            self.possibly.handle(&error);
+            let error = mark(error, &self.possibly);
+            if self.done.is_empty() {
+                return Err(error);
+            }
+            self.done.extend(refused(left.into_keys(), &error));
+        }
+        Ok(self.done)
+    }
 }
 
 /// The same error for each of them.
-fn refused<'a>(
+fn refused<'a, T>(
     partitions: impl IntoIterator<Item = TopicPartition> + 'a,
     error: &'a Error,
-) -> impl Iterator<Item = (TopicPartition, Result<i64>)> + 'a {
+) -> impl Iterator<Item = (TopicPartition, Result<T>)> + 'a {
     partitions.into_iter().map(|partition| {
         let error = at(error.clone(), &partition);
         (partition, Err(error))
@@ -163,40 +275,86 @@ pub(super) fn at(error: Error, partition: &TopicPartition) -> Error {
     error.with_topic(partition.topic.clone()).with_partition(partition.partition)
 }
 
-fn list_offsets(partitions: &[TopicPartition]) -> wire::ListOffsetsRequest {
+fn list_offsets(asked: &[(TopicPartition, i64)]) -> wire::ListOffsetsRequest {
     use wire::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
-    let mut topics: Map<&str, Vec<ListOffsetsPartition>> = Map::new();
-    for partition in partitions {
-        let asked = ListOffsetsPartition {
-            partition_index: partition.partition,
-            current_leader_epoch: -1,
-            timestamp: LATEST,
-        };
-        topics.entry(&partition.topic).or_default().push(asked);
-    }
+    let partition = |partition_index, timestamp| ListOffsetsPartition {
+        partition_index,
+        current_leader_epoch: -1,
+        timestamp,
+    };
     let topic = |(name, partitions): (&str, _)| ListOffsetsTopic { name: kafka_string(name), partitions };
     wire::ListOffsetsRequest {
         replica_id: -1,
-        topics: topics.into_iter().map(topic).collect(),
+        topics: by_topic(pairs(asked), partition).into_iter().map(topic).collect(),
         ..Default::default()
     }
 }
 
-fn read_list_offsets(answer: wire::ListOffsetsResponse, asked: Vec<TopicPartition>) -> Outcomes {
-    let mut left: BTreeSet<TopicPartition> = asked.into_iter().collect();
-    let mut outcomes = Vec::with_capacity(left.len());
+fn delete_records(asked: &[(TopicPartition, i64)], until: Instant) -> wire::DeleteRecordsRequest {
+    use wire::delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic};
+    let partition = |partition_index, offset| DeleteRecordsPartition { partition_index, offset };
+    let topic = |(name, partitions): (&str, _)| DeleteRecordsTopic { name: kafka_string(name), partitions };
+    wire::DeleteRecordsRequest {
+        topics: by_topic(pairs(asked), partition).into_iter().map(topic).collect(),
+        timeout_ms: millis(until.saturating_duration_since(time::now())),
+    }
+}
+
+fn pairs(asked: &[(TopicPartition, i64)]) -> impl Iterator<Item = (&TopicPartition, i64)> {
+    asked.iter().map(|(key, number)| (key, *number))
+}
+
+/// A row for each partition, under the name of its topic.
+pub(super) fn by_topic<'a, A: 'a, P>(
+    asked: impl IntoIterator<Item = (&'a TopicPartition, A)>,
+    row: impl Fn(i32, A) -> P,
+) -> Map<&'a str, Vec<P>> {
+    let mut topics: Map<&str, Vec<P>> = Map::new();
+    for (key, asked) in asked {
+        topics.entry(&key.topic).or_default().push(row(key.partition, asked));
+    }
+    topics
+}
+
+/// What an answer says of one partition: its error code, and a number.
+pub(super) type Row<T> = (TopicPartition, i16, T);
+
+fn offset_rows(answer: wire::ListOffsetsResponse) -> Vec<Row<i64>> {
+    let mut rows = Vec::new();
     for topic in answer.topics {
-        for partition in topic.partitions {
-            let key = TopicPartition::new(topic.name.as_str(), partition.partition_index);
-            // Skips a partition that is listed twice, or that nobody asked about.
-            if left.remove(&key) {
-                let checked = check_code("ListOffsets", partition.error_code, None);
-                let outcome = checked.map(|()| partition.offset).map_err(|error| at(error, &key));
-                outcomes.push((key, outcome));
-            }
+        let row = |p: wire::list_offsets_response::ListOffsetsPartitionResponse| {
+            (TopicPartition::new(topic.name.as_str(), p.partition_index), p.error_code, p.offset)
+        };
+        rows.extend(topic.partitions.into_iter().map(row));
+    }
+    rows
+}
+
+fn deletion_rows(answer: wire::DeleteRecordsResponse) -> Vec<Row<i64>> {
+    let mut rows = Vec::new();
+    for topic in answer.topics {
+        let row = |p: wire::delete_records_response::DeleteRecordsPartitionResult| {
+            (TopicPartition::new(topic.name.as_str(), p.partition_index), p.error_code, p.low_watermark)
+        };
+        rows.extend(topic.partitions.into_iter().map(row));
+    }
+    rows
+}
+
+/// The outcome of each partition that was asked about: one that is listed twice, or that nobody asked about, counts for nothing.
+pub(super) fn read_rows<T>(
+    api: &'static str,
+    rows: Vec<Row<T>>,
+    mut left: BTreeSet<TopicPartition>,
+) -> Outcomes<T> {
+    let mut outcomes = Vec::with_capacity(left.len());
+    for (key, code, value) in rows {
+        if left.remove(&key) {
+            let outcome = check_code(api, code, None).map(|()| value).map_err(|error| at(error, &key));
+            outcomes.push((key, outcome));
         }
     }
-    let missing = Error::protocol("the answer leaves out a partition").with_api("ListOffsets");
+    let missing = Error::protocol("the answer leaves out a partition").with_api(api);
     outcomes.extend(refused(left, &missing));
     outcomes
 }
@@ -218,11 +376,12 @@ mod tests {
             topics: vec![ListOffsetsTopicResponse { name: kafka_string("t"), partitions }],
             ..Default::default()
         };
-        let asked = || vec![TopicPartition::new("t", 0), TopicPartition::new("t", 1)];
+        let asked = || [0, 1].map(|partition| TopicPartition::new("t", partition)).into();
         let answer = listed(vec![end(0, 5), refused, end(7, 1), end(1, 6), end(0, 99)]);
-        let found = read_list_offsets(answer, asked());
+        let read = |answer| read_rows("ListOffsets", offset_rows(answer), asked());
+        let found = read(answer);
         assert!(found.iter().map(|(_, end)| *end.as_ref().unwrap()).eq([5, 6]), "{found:?}");
-        let mut found = read_list_offsets(listed(vec![end(0, 5)]), asked());
+        let mut found = read(listed(vec![end(0, 5)]));
         let error = found.pop().unwrap().1.unwrap_err();
         assert_eq!((error.topic(), error.partition()), (Some("t"), Some(1)), "{error}");
         assert!(found.pop().unwrap().1.is_ok() && found.is_empty());
@@ -245,19 +404,20 @@ mod tests {
         let topics = [topic("gone", 3, vec![]), topic("t", 0, vec![led(0, 7), led(1, -1)])];
         let key = TopicPartition::new;
         let all = [key("gone", 0), key("t", 0), key("t", 1), key("t", 2)];
-        let mut left: BTreeSet<_> = all.iter().cloned().collect();
+        let mut left: Left = all.iter().map(|key| (key.clone(), LATEST)).collect();
         let (by_leader, failures) = leaders(&left, &topics);
-        assert_eq!(by_leader, [(7, vec![key("t", 0)])].into());
+        assert_eq!(by_leader, [(7, vec![(key("t", 0), LATEST)])].into());
         let codes: Vec<_> =
             failures.iter().map(|(_, end)| end.as_ref().unwrap_err().code().unwrap().0).collect();
         assert_eq!(codes, [3, 5, 3]);
 
-        let mut done = BTreeMap::new();
-        let since = crate::time::now().checked_sub(super::super::HEARD_OF);
+        let since = time::now().checked_sub(super::super::HEARD_OF);
+        let mut settled = Settled { patience: Patience { unknown_since: since }, ..Settled::default() };
         let outcomes = failures.into_iter().chain([(key("t", 0), Ok(9))]).collect();
-        let error =
-            sort_out(&mut left, &mut done, outcomes, &mut Patience { unknown_since: since }).unwrap_err();
-        assert!(error.partition() == Some(1) && left.iter().eq([&all[2]]), "it may get a leader: {error}");
-        assert!(done.keys().eq([&all[0], &all[1], &all[3]]) && done[&all[1]].is_ok(), "{done:?}");
+        let error = settled.sort_out(&mut left, outcomes).unwrap_err();
+        assert!(error.partition() == Some(1) && left.keys().eq([&all[2]]), "it may get a leader: {error}");
+        let done = settled.end(left, Err(error), |error, _| error).unwrap();
+        assert!(done[&all[2]].is_err(), "{done:?}");
+        assert!(done.keys().eq(&all) && done[&all[1]].is_ok(), "{done:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! Topics: create, delete, describe, list. Answers are per topic; only topics with a
+//! Topics: create, grow, delete, describe, list. Answers are per topic; only topics with a
 //! retriable error are asked about again.
 
 use std::collections::BTreeMap;
@@ -10,12 +10,19 @@ use crate::{
         metadata::{told, topic_error},
         millis,
     },
-    connection::api::wire::{
-        self,
-        create_topics_request::{CreatableTopic, CreatableTopicConfig},
-        metadata_request::MetadataRequestTopic,
+    connection::api::{
+        Api,
+        wire::{
+            self,
+            create_partitions_request::CreatePartitionsTopic,
+            create_topics_request::{CreatableTopic, CreatableTopicConfig},
+            metadata_request::MetadataRequestTopic,
+        },
     },
-    error::{Error, ErrorCode, Result, code::TOPIC_ALREADY_EXISTS},
+    error::{
+        Error, ErrorCode, Result,
+        code::{INVALID_PARTITIONS, TOPIC_ALREADY_EXISTS},
+    },
     sorted::{self, Map},
     time,
 };
@@ -139,6 +146,33 @@ impl KafkaAdmin {
             sort_out(&mut left, &mut done, outcomes.collect(), &mut possibly)
         });
         outcomes(left, done, ended, &possibly, TOPIC_ALREADY_EXISTS)
+    }
+
+    /// Raises the number of a topic's partitions to `total` (KIP-195), and returns when the controller has; brokers and clients may need a
+    /// moment longer to know of the new ones. Keys go to other partitions from then on.
+    ///
+    /// # Errors
+    /// The broker's: `InvalidPartitions` if the topic has as many already, or more; `UnknownTopicOrPartition`,
+    /// `TopicAuthorizationFailed` …; [`Timeout`](crate::ErrorKind::Timeout) with the last cause.
+    ///
+    /// # Cancel safety
+    /// If dropped, the partitions may or may not be added.
+    pub async fn create_partitions(&self, topic: &str, total: i32) -> Result<()> {
+        let mut possibly = PossiblyApplied::default();
+        let ended = retry!(self, At::Controller, self.deadline(), |connection, until| {
+            let asked = CreatePartitionsTopic { name: kafka_string(topic), count: total, assignments: None };
+            let request = wire::CreatePartitionsRequest {
+                topics: vec![asked],
+                timeout_ms: millis(until.saturating_duration_since(time::now())),
+                ..Default::default()
+            };
+            let answer = possibly.note(connection.call(request, until).await)?;
+            let result = answer.results.into_iter().find(|result| result.name.as_str() == topic);
+            let result = result.ok_or_else(|| without("topic"))?;
+            let name = wire::CreatePartitionsRequest::NAME;
+            possibly.note(check_code(name, result.error_code, result.error_message.as_deref()))
+        });
+        ended.map_err(|error| possibly.mark(error.with_topic(topic), INVALID_PARTITIONS))
     }
 
     /// Deletes a topic and returns when the controller has; brokers may serve it a moment longer.

@@ -42,7 +42,6 @@ api! {
     }
 }
 
-#[cfg(any(test, feature = "unstable-fuzzing"))]
 api! {
     IncrementalAlterConfigs = 44, speaks 0..=1 of 0..=1, flexible 1;
 

@@ -1,6 +1,5 @@
 //! Committed offsets. KIP-211, KIP-447, KIP-709, KIP-848.
 
-#[cfg(any(test, feature = "unstable-fuzzing"))]
 use crate::wire::NEVER;
 
 api! {
@@ -104,7 +103,6 @@ api! {
     }
 }
 
-#[cfg(any(test, feature = "unstable-fuzzing"))]
 api! {
     OffsetDelete = 47, speaks 0..=0 of 0..=0, flexible NEVER;
 

@@ -70,7 +70,6 @@ api! {
     }
 }
 
-#[cfg(any(test, feature = "unstable-fuzzing"))]
 api! {
     DeleteRecords = 21, speaks 0..=2 of 0..=2, flexible 2;
 

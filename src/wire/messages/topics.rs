@@ -47,7 +47,6 @@ api! {
     }
 }
 
-#[cfg(any(test, feature = "unstable-fuzzing"))]
 api! {
     CreatePartitions = 37, speaks 0..=3 of 0..=3, flexible 2;
 

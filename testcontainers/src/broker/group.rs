@@ -14,9 +14,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use kafka_protocol::ResponseError;
-use kafka_protocol::protocol::StrBytes;
+use kafka_protocol::messages::ConsumerProtocolSubscription;
+use kafka_protocol::protocol::{Decodable as _, StrBytes};
 
 use super::clock::Now;
 
@@ -187,6 +188,24 @@ impl Group {
 
     pub(super) fn metadata_of(&self, member: &Member) -> Bytes {
         self.protocol.as_deref().map(|p| member.metadata(p)).unwrap_or_default()
+    }
+
+    /// Does a member read this topic, as far as it says? `None`: this group's members do not say.
+    pub(super) fn reads(&self, topic: &str) -> Option<bool> {
+        if self.state == State::Empty {
+            return Some(false);
+        }
+        self.protocol_type.as_deref().filter(|kind| *kind == "consumer")?;
+        let reads = |member: &Member| {
+            let mut written = self.metadata_of(member);
+            if written.len() < 2 {
+                return false;
+            }
+            let version = written.get_i16().clamp(0, 3);
+            ConsumerProtocolSubscription::decode(&mut written, version)
+                .is_ok_and(|subscription| subscription.topics.iter().any(|name| &**name == topic))
+        };
+        Some(self.members.values().any(reads))
     }
 
     /// The next answer to a parked request.

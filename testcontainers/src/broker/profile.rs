@@ -54,6 +54,7 @@ const KAFKA_39: Newest = &[
     (ApiKey::CreatePartitions, 3),
     (ApiKey::DeleteGroups, 2),
     (ApiKey::IncrementalAlterConfigs, 1),
+    (ApiKey::OffsetDelete, 0),
     (ApiKey::DescribeCluster, 1),
     (ApiKey::DescribeProducers, 0),
     (ApiKey::DescribeTransactions, 0),
@@ -92,6 +93,7 @@ const KAFKA_28: Newest = &[
     (ApiKey::CreatePartitions, 3),
     (ApiKey::DeleteGroups, 2),
     (ApiKey::IncrementalAlterConfigs, 1),
+    (ApiKey::OffsetDelete, 0),
     (ApiKey::DescribeCluster, 0),
     (ApiKey::DescribeProducers, 0),
 ];
@@ -151,6 +153,7 @@ const REDPANDA: Newest = &[
     (ApiKey::CreatePartitions, 3),
     (ApiKey::DeleteGroups, 2),
     (ApiKey::IncrementalAlterConfigs, 1),
+    (ApiKey::OffsetDelete, 0),
     (ApiKey::DescribeProducers, 0),
     (ApiKey::DescribeTransactions, 0),
     (ApiKey::ListTransactions, 0),

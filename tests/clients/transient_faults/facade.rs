@@ -7,8 +7,8 @@ use std::{
 };
 
 use dtkafka::{
-    Consumer, Error, ErrorPolicy, ExactlyOnce, KafkaAdmin, KafkaConfig, KafkaInstance, Message, NewTopic,
-    TopicPartition,
+    ConfigChanges, Consumer, Error, ErrorPolicy, ExactlyOnce, KafkaAdmin, KafkaConfig, KafkaInstance,
+    Message, NewTopic, TopicPartition,
 };
 use dtkafka_testcontainers::{
     EmbeddedBroker, NewRecord,
@@ -111,7 +111,14 @@ async fn every_call(admin: &KafkaAdmin, name: &str) -> Result<(), Error> {
     admin.list_topics().await?;
     admin.describe_topic(name).await?;
     admin.describe_topic_configs(name).await?;
-    admin.latest_offsets([TopicPartition::new(name, 0), TopicPartition::new(name, 1)]).await?;
+    admin.describe_cluster().await?;
+    admin.alter_topic_configs(name, ConfigChanges::new().set("retention.ms", "1000000")).await?;
+    admin.create_partitions(name, 3).await?;
+    let both = [0, 1].map(|partition| TopicPartition::new(name, partition));
+    let ends = admin.latest_offsets(both.clone()).await?;
+    admin.alter_group_offsets("g", ends.clone()).await?.into_values().collect::<Result<(), _>>()?;
+    admin.delete_records(ends).await?.into_values().collect::<Result<Vec<_>, _>>()?;
+    admin.delete_group_offsets("g", both).await?.into_values().collect::<Result<(), _>>()?;
     admin.list_groups().await?;
     admin.group_lag("g").await?;
     admin.delete_groups(["nobody's"]).await?;

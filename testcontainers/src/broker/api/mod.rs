@@ -34,6 +34,7 @@ mod k36_sasl_authenticate;
 mod k37_create_partitions;
 mod k42_delete_groups;
 mod k44_incremental_alter_configs;
+mod k47_offset_delete;
 mod k60_describe_cluster;
 mod k61_describe_producers;
 mod k65_describe_transactions;
@@ -63,7 +64,7 @@ use self::throttle::Throttled;
 pub(super) use k18_api_versions::unsupported as unsupported_api_versions;
 
 /// API, oldest and newest version that is answered.
-const SUPPORTED: [(ApiKey, i16, i16); 35] = [
+const SUPPORTED: [(ApiKey, i16, i16); 36] = [
     (ApiKey::Produce, 3, 13),
     (ApiKey::Fetch, 4, 17),
     (ApiKey::ListOffsets, 1, 10),
@@ -93,6 +94,7 @@ const SUPPORTED: [(ApiKey, i16, i16); 35] = [
     (ApiKey::CreatePartitions, 0, 3),
     (ApiKey::DeleteGroups, 0, 2),
     (ApiKey::IncrementalAlterConfigs, 0, 1),
+    (ApiKey::OffsetDelete, 0, 0),
     (ApiKey::DescribeCluster, 0, 2),
     (ApiKey::DescribeProducers, 0, 0),
     (ApiKey::DescribeTransactions, 0, 0),
@@ -143,7 +145,9 @@ impl Call<'_> {
         let error = self.error.or_else(|| faults.topic_error(self.asked(), topic, random, &mut injected));
         let operation = match self.api {
             ApiKey::Produce | ApiKey::AddPartitionsToTxn => Operation::Write,
-            ApiKey::Fetch | ApiKey::OffsetCommit | ApiKey::TxnOffsetCommit => Operation::Read,
+            ApiKey::Fetch | ApiKey::OffsetCommit | ApiKey::TxnOffsetCommit | ApiKey::OffsetDelete => {
+                Operation::Read
+            }
             ApiKey::CreateTopics => Operation::Create,
             ApiKey::DeleteTopics | ApiKey::DeleteRecords => Operation::Delete,
             ApiKey::CreatePartitions | ApiKey::IncrementalAlterConfigs => Operation::Alter,
@@ -184,7 +188,7 @@ impl Call<'_> {
             ApiKey::OffsetFetch | ApiKey::DescribeGroups | ApiKey::ConsumerGroupDescribe => {
                 Operation::Describe
             }
-            ApiKey::DeleteGroups => Operation::Delete,
+            ApiKey::DeleteGroups | ApiKey::OffsetDelete => Operation::Delete,
             _ => Operation::Read,
         };
         if self.denies(&Resource::Group(group.to_owned()), operation) {
@@ -349,6 +353,7 @@ pub(super) async fn dispatch(
         ApiKey::IncrementalAlterConfigs => {
             call.encode(k44_incremental_alter_configs::handle(call, call.decode(body)?))
         }
+        ApiKey::OffsetDelete => call.encode(k47_offset_delete::handle(call, call.decode(body)?)),
         ApiKey::DescribeCluster => call.encode(k60_describe_cluster::handle(call, call.decode(body)?)),
         _ => Err(Close),
     }

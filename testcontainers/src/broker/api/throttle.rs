@@ -46,6 +46,7 @@ throttled!(
     CreatePartitionsResponse,
     DeleteGroupsResponse,
     IncrementalAlterConfigsResponse,
+    OffsetDeleteResponse,
     DescribeClusterResponse,
     DescribeProducersResponse,
     DescribeTransactionsResponse,

@@ -120,13 +120,20 @@ impl Cluster {
         let topic = |t: &super::Topic| consumer_group::Topic { id: t.id, partitions: partitions(t) };
         let topics: Topics = self.topics.iter().map(|(name, t)| (name.clone(), topic(t))).collect();
         let matching = |regex: &str| {
-            // Java: the whole name must match.
-            let regex = regex_lite::Regex::new(&format!("^(?:{regex})$")).map_err(drop)?;
+            let regex = whole(regex)?;
             Ok(topics.keys().filter(|name| regex.is_match(name)).cloned().collect())
         };
         let times = self.options.consumer_group;
         let consumer = self.groups.entry(group.to_owned()).or_default().consumer.get_or_insert_default();
         consumer.handle_heartbeat(now, times, beat, &topics, matching)
+    }
+
+    /// Do members of the group read this topic? `None`: it is no group of consumers, whose members do not say.
+    pub(in super::super) fn is_read_by(&self, group: &str, topic: &str) -> Option<bool> {
+        let Some(entry) = self.groups.get(group) else { return Some(false) };
+        let matches = |regex: &str| whole(regex).is_ok_and(|regex| regex.is_match(topic));
+        let reads = |consumer: &ConsumerGroup| consumer.reads(topic, matches);
+        Some(entry.group.reads(topic)? || entry.consumer.as_ref().is_some_and(reads))
     }
 
     /// Parks a request: the receiver gets the group's answer to this ticket.
@@ -170,4 +177,9 @@ impl Cluster {
             self.deliver(&group);
         }
     }
+}
+
+/// Java: the whole name must match.
+fn whole(regex: &str) -> Result<regex_lite::Regex, ()> {
+    regex_lite::Regex::new(&format!("^(?:{regex})$")).map_err(drop)
 }

@@ -122,6 +122,12 @@ impl ConsumerGroup {
         self.members.is_empty()
     }
 
+    /// Does a member read this topic, by its name or by a pattern?
+    pub(super) fn reads(&self, topic: &str, matches: impl Fn(&str) -> bool) -> bool {
+        let reads = |m: &Member| m.names.contains(topic) || m.regex.as_deref().is_some_and(&matches);
+        self.members.values().any(reads)
+    }
+
     /// The name in ConsumerGroupDescribe and ListGroups.
     pub(super) fn state(&self) -> &'static str {
         if self.members.is_empty() {
