@@ -348,6 +348,16 @@ impl<'a> RecordRef<'a> {
         self.batch.headers(self.slot).map(|header| (header.key(), header.value))
     }
 
+    /// The value of the last header of this name; `None` also for one whose value is null.
+    pub fn header(&self, key: &str) -> Option<&'a [u8]> {
+        self.headers().filter(|(name, _)| name == key).last()?.1
+    }
+
+    /// The same as text, if it is UTF-8.
+    pub fn header_str(&self, key: &str) -> Option<&'a str> {
+        std::str::from_utf8(self.header(key)?).ok()
+    }
+
     /// The value read as JSON; a tombstone reads as `null`.
     ///
     /// # Errors

@@ -7,7 +7,6 @@ use super::message::Message;
 use crate::{
     consumer::RecordRef,
     record::{ConsumerRecord, TopicPartition},
-    telemetry::spans,
 };
 
 #[derive(Clone, Copy)]
@@ -88,14 +87,12 @@ impl<'a> BorrowedRecord<'a> {
         }
     }
 
-    /// The `traceparent` header (W3C trace context), if it has one.
-    pub(super) fn traceparent(self) -> Option<String> {
-        match self {
-            Self::Polled(record) => {
-                let header = record.headers().filter(|(name, _)| name == "traceparent").last()?.1;
-                spans::traceparent(header).map(str::to_owned)
-            }
-            Self::Alone(record) => record.traceparent().map(str::to_owned),
-        }
+    /// The value of the last header of this name, if it is text.
+    pub(super) fn header(self, name: &str) -> Option<String> {
+        let value = match self {
+            Self::Polled(record) => record.header_str(name),
+            Self::Alone(record) => record.header_str(name),
+        };
+        value.map(str::to_owned)
     }
 }

@@ -27,6 +27,7 @@ use crate::{
     producer::{Transaction, TransactionalProducer, is_refused},
     record::{OffsetAndMetadata, TopicPartition},
     sorted::Map,
+    telemetry::spans,
     time::{self, Instant},
 };
 
@@ -538,7 +539,10 @@ async fn work_on_partition(
             return Ok(Some((record.offset(), epoch)));
         }
         epoch = record.leader_epoch();
-        body(record, transaction).await?;
+        let place = (record.partition(), record.offset());
+        let call =
+            spans::process(record.topic(), place, 1, None, |name| record.header_str(name).map(str::to_owned));
+        call.run(body(record, transaction)).await?;
     }
     Ok(None)
 }

@@ -23,6 +23,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     json,
     record::ConsumerRecord,
+    telemetry::spans::HandlerCall,
 };
 
 /// What a handler fails with: any error; `?` converts every type that implements [`std::error::Error`].
@@ -264,13 +265,13 @@ impl ErasedHandler {
             let (handler, message) = (Arc::clone(&handler), record.message(value, attempt));
             running.set(Some(async move {
                 let token = CancellationToken::current();
-                let span = tracing::Span::current();
+                let call = HandlerCall::current();
                 let work = AssertUnwindSafe(move || {
                     // It may have waited for a thread for so long that nobody waits for its result any more.
                     if token.is_cancelled() {
                         return Err("told to give up before it began".into());
                     }
-                    span.in_scope(|| token.sync_scope(|| handler(message)))
+                    call.in_scope(|| token.sync_scope(|| handler(message)))
                 });
                 match tokio::task::spawn_blocking(work).await {
                     Ok(result) => result,

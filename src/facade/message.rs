@@ -98,8 +98,9 @@ impl<T> Message<T> {
         std::str::from_utf8(self.header(key)?).ok()
     }
 
-    /// The `traceparent` of the record (W3C trace context), if it has a valid one: pass it on with what is sent for it, by
-    /// `.header("traceparent", ..)`, or make it the parent of a span.
+    /// The `traceparent` of the record (W3C trace context), if it has a valid one, to make it the parent of a span. With the
+    /// feature `traceparent` what the handler sends gets it; without, or from a task that the handler has spawned, pass it on by
+    /// `.header("traceparent", ..)`.
     pub fn traceparent(&self) -> Option<&str> {
         crate::telemetry::spans::traceparent(self.header("traceparent"))
     }

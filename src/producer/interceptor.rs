@@ -185,8 +185,18 @@ impl fmt::Debug for OutgoingRecord<'_> {
 }
 
 /// Those of one producer, in the order in which they are called.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Interceptors(Vec<Interceptor>);
+
+impl Default for Interceptors {
+    fn default() -> Self {
+        #[allow(unused_mut, reason = "without the feature there is none yet")]
+        let mut own = Self(Vec::new());
+        #[cfg(feature = "traceparent")]
+        own.push(crate::telemetry::trace_context::PassOn);
+        own
+    }
+}
 
 #[derive(Clone)]
 struct Interceptor {

@@ -5,6 +5,8 @@ mod histogram;
 #[cfg(feature = "metrics")]
 mod publish;
 pub(crate) mod spans;
+#[cfg(feature = "traceparent")]
+pub(crate) mod trace_context;
 
 use std::{
     fmt::Write as _,

@@ -1,7 +1,12 @@
 //! Spans by OpenTelemetry's conventions for messaging, under one target. They are made at DEBUG: where no subscriber is
 //! interested, a record costs a look at a static, and no field is put together. No span holds a key or a value.
 
+use std::pin::pin;
+
 use tracing::Span;
+
+#[cfg(feature = "traceparent")]
+use super::trace_context::TraceContext;
 
 /// Where the spans are, for filters: `dtkafka::messaging=debug`.
 const TARGET: &str = "dtkafka::messaging";
@@ -23,17 +28,48 @@ pub(crate) fn send(topic: &str) -> Span {
     )
 }
 
-/// One call of a handler, of one record or of a batch, which begins with this value. `traceparent` is that of a record alone, for
-/// a subscriber to make it the parent.
+/// One call of a handler: its span, and what it passes on to what it sends.
+pub(crate) struct HandlerCall {
+    span: Span,
+    #[cfg(feature = "traceparent")]
+    context: Option<TraceContext>,
+}
+
+impl HandlerCall {
+    /// That which is running, for a thread of its own.
+    pub(crate) fn current() -> Self {
+        Self {
+            span: Span::current(),
+            #[cfg(feature = "traceparent")]
+            context: TraceContext::current(),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn in_scope<T>(&self, run: impl FnOnce() -> T) -> T {
+        #[cfg(feature = "traceparent")]
+        let _entered = TraceContext::enter(self.context.as_ref());
+        self.span.in_scope(run)
+    }
+
+    pub(crate) async fn run<F: Future>(self, running: F) -> F::Output {
+        let mut running = pin!(running);
+        std::future::poll_fn(|context| self.in_scope(|| running.as_mut().poll(context))).await
+    }
+}
+
+/// One call of a handler, of one record or of a batch, which begins with this value. `header`: of a record alone, whose
+/// `traceparent` a subscriber may make the parent.
 #[inline]
 pub(crate) fn process(
     topic: &str,
     (partition, offset): (i32, i64),
     attempt: u32,
     batch: Option<usize>,
-    traceparent: impl FnOnce() -> Option<String>,
-) -> Span {
-    tracing::debug_span!(
+    header: impl Fn(&str) -> Option<String>,
+) -> HandlerCall {
+    let parent = || header("traceparent").filter(|text| traceparent(Some(text.as_bytes())).is_some());
+    let span = tracing::debug_span!(
         target: TARGET,
         "process",
         otel.name = %format_args!("process {topic}"),
@@ -46,8 +82,13 @@ pub(crate) fn process(
         messaging.kafka.offset = offset,
         messaging.batch.message_count = batch.filter(|count| *count > 1),
         dtkafka.attempt = attempt,
-        traceparent = traceparent(),
-    )
+        traceparent = parent(),
+    );
+    HandlerCall {
+        span,
+        #[cfg(feature = "traceparent")]
+        context: TraceContext::of(header),
+    }
 }
 
 /// A commit of what is done.

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use tracing::Instrument as _;
-
 use super::{Flow, Lane};
 use crate::{
     error::Error,
@@ -123,18 +121,20 @@ impl Lane {
     ) -> Result<(), BatchFailure> {
         let given: Vec<_> = items.iter().map(|item| item.record.clone()).collect();
         let count = given.len();
-        let span = spans::process(
+        let header = |name: &str| {
+            let header = first.record.header_str(name).filter(|_| count == 1);
+            header.map(str::to_owned)
+        };
+        let one = spans::process(
             &first.record.topic,
             (first.record.partition, first.offset),
             number,
             Some(count),
-            || first.record.traceparent().filter(|_| count == 1).map(str::to_owned),
+            header,
         );
         let running =
             async { call(given, number)?.await.map_err(|error| BatchFailure::Call(Failure::Handler(error))) };
-        self.guard(running.instrument(span), false)
-            .await
-            .unwrap_or_else(|failure| Err(BatchFailure::Call(failure)))
+        self.guard(one.run(running), false).await.unwrap_or_else(|failure| Err(BatchFailure::Call(failure)))
     }
 
     /// Deals with the first `count` records for good, one after the other.

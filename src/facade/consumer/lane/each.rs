@@ -9,8 +9,6 @@ use std::{
     time::Duration,
 };
 
-use tracing::Span;
-
 use super::{Flow, Lane, TELL, text_of};
 use crate::{
     error::Error,
@@ -24,7 +22,7 @@ use crate::{
         policy::Decision,
     },
     record::ConsumerRecord,
-    telemetry::spans,
+    telemetry::spans::{self, HandlerCall},
     time::{self, Instant},
 };
 
@@ -36,7 +34,7 @@ const TURN: Duration = Duration::from_millis(1);
 /// A call of a handler that has begun.
 enum Begun {
     Ended(Result<(), Failure>),
-    Waits(Span),
+    Waits(HandlerCall),
 }
 
 /// How a pass has ended.
@@ -175,11 +173,11 @@ impl Lane {
         record: BorrowedRecord<'_>,
         attempt: u32,
     ) -> Begun {
-        let span = process(record, attempt);
+        let call = process(record, attempt);
         let begun =
-            span.in_scope(|| catch_unwind(AssertUnwindSafe(|| handler.begin(record, attempt, context))));
+            call.in_scope(|| catch_unwind(AssertUnwindSafe(|| handler.begin(record, attempt, context))));
         let outcome = match begun {
-            Ok(Poll::Pending) => return Begun::Waits(span),
+            Ok(Poll::Pending) => return Begun::Waits(call),
             Ok(Poll::Ready(outcome)) => outcome,
             Err(panic) => Err(Failure::Panic(text_of(&*panic))),
         };
@@ -191,8 +189,8 @@ impl Lane {
     async fn end(&mut self, handler: &mut dyn Calls, begun: Begun) -> Result<(), Failure> {
         let outcome = match begun {
             Begun::Ended(outcome) => outcome,
-            Begun::Waits(span) => {
-                let running = poll_fn(|context| span.in_scope(|| handler.poll(context)));
+            Begun::Waits(call) => {
+                let running = poll_fn(|context| call.in_scope(|| handler.poll(context)));
                 let ended = self.guard(running, true).await;
                 ended.and_then(|result| result.map_err(Failure::Handler))
             }
@@ -211,10 +209,10 @@ impl Lane {
             let begun = poll_fn(|context| Poll::Ready(self.begin(context, handler, record, attempt))).await;
             return self.end(handler, begun).await;
         }
-        let span = process(record, attempt);
+        let call = process(record, attempt);
         let mut is_begun = false;
         let running = poll_fn(|context| {
-            span.in_scope(|| match std::mem::replace(&mut is_begun, true) {
+            call.in_scope(|| match std::mem::replace(&mut is_begun, true) {
                 false => handler.begin(record, attempt, context),
                 true => handler.poll(context).map_err(Failure::Handler),
             })
@@ -327,11 +325,11 @@ impl Lane {
     }
 }
 
-/// The span of a call.
+/// One call with a record.
 #[inline]
-fn process(record: BorrowedRecord<'_>, attempt: u32) -> Span {
+fn process(record: BorrowedRecord<'_>, attempt: u32) -> HandlerCall {
     let value = record.value();
-    spans::process(value.topic, (value.partition, value.offset), attempt, None, || record.traceparent())
+    spans::process(value.topic, (value.partition, value.offset), attempt, None, |name| record.header(name))
 }
 
 /// What a handler that failed has left behind is dropped.
