@@ -129,6 +129,11 @@ impl Buffer {
         }
     }
 
+    /// Whether the first batch was decoded, and something of it is left.
+    pub(crate) fn is_decoded(&self) -> bool {
+        matches!(self.entries.front(), Some(Entry::Decoded { .. }))
+    }
+
     /// A poll is decoding the front of the queue.
     pub(crate) fn is_checked_out(&self) -> bool {
         self.checked_out

@@ -403,8 +403,7 @@ impl Partitions {
         !self.ready.is_empty()
     }
 
-    /// Up to `max` records of the partition whose turn it is; that stays so until the poll has enough and what was decoded is
-    /// used up. A partition that falls below `refill_below` bytes, or runs low, wants a fetch.
+    /// Up to `max` records of the partition whose turn it is, which ends when what was decoded of it is used up. A partition that falls below `refill_below` bytes, or runs low, wants a fetch.
     pub(crate) fn next_chunk(&mut self, max: usize, refill_below: usize) -> Next {
         while let Some(key) = self.ready.pop_front() {
             let Some(partition) = self.partitions.get_mut(&key) else { continue };
@@ -437,8 +436,9 @@ impl Partitions {
                     } else if partition.account.hand_out() {
                         self.uncovered.push(key.clone());
                     }
-                    // Otherwise each partition would hold a decoded batch, and these have no bound together.
-                    let stays = chunk.range.len() < max || partition.queue.front_raw().is_none();
+                    // Otherwise each partition would hold a decoded batch, and these have no bound together. It ends wherever
+                    // that is, or a partition that is far behind would keep others from being read.
+                    let stays = partition.queue.is_decoded();
                     partition.is_ready = !partition.queue.is_empty();
                     match (partition.is_ready, stays) {
                         (true, true) => self.ready.push_front(key.clone()),

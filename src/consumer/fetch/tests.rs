@@ -130,6 +130,25 @@ fn batch(base_offset: i64, size: usize) -> Vec<u8> {
     bytes
 }
 
+/// The batch as one of producer 5, with these attributes too.
+fn transactional(mut bytes: Vec<u8>, attributes: u8) -> Vec<u8> {
+    bytes[22] |= attributes;
+    bytes[43..51].copy_from_slice(&5i64.to_be_bytes());
+    let crc = crc32c::crc32c(&bytes[21..]);
+    bytes[17..21].copy_from_slice(&crc.to_be_bytes());
+    bytes
+}
+
+/// That the producer's transaction was aborted.
+fn marker(offset: i64) -> Vec<u8> {
+    let mut marker = BatchBuilder::new(BytesMut::new());
+    marker.append(1, Some(&[0, 0, 0, 0]), Some(&[0; 6]), &[]);
+    let compressor = Compressor::new(Compression::None, None).unwrap();
+    let mut marker = marker.finish(Stamp::NONE, &compressor).unwrap().bytes.to_vec();
+    marker[..8].copy_from_slice(&offset.to_be_bytes());
+    transactional(marker, (1 << 4) | (1 << 5))
+}
+
 fn data(partition: i32, records: Vec<u8>) -> wire::fetch_response::PartitionData {
     wire::fetch_response::PartitionData {
         partition_index: partition,
@@ -303,6 +322,20 @@ fn what_is_decoded_of_one_partition_is_handed_out_before_another_one_is_decoded(
 }
 
 #[test]
+fn a_partition_with_much_to_hand_out_does_not_keep_others_from_their_turn() {
+    // Batches that end in the middle of a poll, and such as a marker follows.
+    let uneven = (0..10).flat_map(|n| batch(n * 10, 1)).collect();
+    let marked = (0..10).flat_map(|n| [batch(n * 11, 1), marker(n * 11 + 10)].concat()).collect();
+    for (first, polled) in [(uneven, 7), (marked, 10)] {
+        let mut bench = Bench::new(&[1, 1], 1 << 20);
+        let fetch = bench.plan().unwrap();
+        bench.answer(&fetch, vec![data(0, first), data(1, batch(1_000, 1))]);
+        assert_eq!(bench.poll(polled), (0..polled as i64).collect::<Vec<_>>());
+        assert!(bench.poll(polled).contains(&1_000), "{polled}");
+    }
+}
+
+#[test]
 fn automatic_commits_never_pass_what_an_earlier_poll_handed_out() {
     let mut bench = Bench::new(&[1], 1 << 20);
     let fetch = bench.plan().unwrap();
@@ -327,22 +360,10 @@ fn automatic_commits_never_pass_what_an_earlier_poll_handed_out() {
 fn markers_and_aborted_records_are_stepped_over_and_committed_past() {
     let mut bench = Bench::new(&[1], 1 << 20);
     let fetch = bench.plan().unwrap();
-    let transactional = |mut bytes: Vec<u8>, attributes: u8| {
-        bytes[22] |= attributes;
-        bytes[43..51].copy_from_slice(&5i64.to_be_bytes());
-        let crc = crc32c::crc32c(&bytes[21..]);
-        bytes[17..21].copy_from_slice(&crc.to_be_bytes());
-        bytes
-    };
-    let mut marker = BatchBuilder::new(BytesMut::new());
-    marker.append(1, Some(&[0, 0, 0, 0]), Some(&[0; 6]), &[]);
-    let compressor = Compressor::new(Compression::None, None).unwrap();
-    let mut marker = marker.finish(Stamp::NONE, &compressor).unwrap().bytes.to_vec();
-    marker[..8].copy_from_slice(&10i64.to_be_bytes());
     let records = [
-        transactional(batch(0, 1), 1 << 4),         // aborted
-        transactional(marker, (1 << 4) | (1 << 5)), // its marker
-        transactional(batch(11, 1), 1 << 4),        // the next transaction of the same producer
+        transactional(batch(0, 1), 1 << 4),  // aborted
+        marker(10),                          // its marker
+        transactional(batch(11, 1), 1 << 4), // the next transaction of the same producer
     ];
     let aborted = wire::fetch_response::AbortedTransaction { producer_id: 5, first_offset: 0 };
     let mut answer = data(0, records.concat());
