@@ -42,7 +42,10 @@ impl KafkaConsumer {
             return Err(poll_within_a_call());
         }
         let deadline = time::after(timeout);
-        let mut polling = Polling::begin(shared)?;
+        // A batch that cannot be read fails at once, each time, and so does a closed consumer: whoever polls on must not keep the
+        // runtime to himself.
+        let note = |_: &Error| shared.yields.store(true, Ordering::Relaxed);
+        let mut polling = Polling::begin(shared).inspect_err(note)?;
         loop {
             let changed = shared.changed.notified();
             tokio::pin!(changed);
@@ -50,8 +53,7 @@ impl KafkaConsumer {
             if !Listening::tell(&self.shared, Some(deadline)).await {
                 return Ok(ConsumerRecords::default());
             }
-            // A batch that cannot be read fails at once, each time: whoever polls on must not keep the runtime to himself.
-            let records = polling.take(max).inspect_err(|_| shared.yields.store(true, Ordering::Relaxed))?;
+            let records = polling.take(max).inspect_err(note)?;
             if !records.is_empty() {
                 return Ok(records);
             }

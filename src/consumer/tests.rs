@@ -269,7 +269,7 @@ async fn what_one_poll_leaves_is_there_for_another_that_has_met_it_at_work() {
 
 #[tokio::test]
 #[expect(clippy::disallowed_methods, reason = "another task of the user's")]
-async fn a_loop_of_polls_at_a_batch_that_cannot_be_read_leaves_the_runtime_to_others() {
+async fn a_loop_of_polls_that_fail_leaves_the_runtime_to_others() {
     let bench = Bench::embedded(1).await;
     let topic = unique("damaged");
     bench.topic(&topic, 1).await;
@@ -281,6 +281,14 @@ async fn a_loop_of_polls_at_a_batch_that_cannot_be_read_leaves_the_runtime_to_ot
     let other = tokio::spawn(async {});
     for _ in 0..10 {
         consumer.poll(WAIT).await.unwrap_err();
+    }
+    assert!(other.is_finished());
+    // Nor does one that does not end with the consumer keep others from closing it.
+    consumer.close(WAIT).await.unwrap();
+    consumer.poll(WAIT).await.unwrap_err();
+    let other = tokio::spawn(async {});
+    for _ in 0..10 {
+        assert_eq!(consumer.poll(WAIT).await.unwrap_err().kind(), ErrorKind::Closed);
     }
     assert!(other.is_finished());
 }
