@@ -391,7 +391,7 @@ impl Fetcher {
     /// Whom a partition is fetched from, and what is wanted of it at the moment.
     fn judge(&self, now: Instant, partition: &Partition) -> Option<(i32, Option<Wanted>)> {
         let (source, leader_epoch) = partition.source(now)?;
-        if partition.paused || matches!(partition.phase(), Phase::Failed(_)) {
+        if partition.paused.is_some() || matches!(partition.phase(), Phase::Failed(_)) {
             return None;
         }
         let is_leader = partition.leader.is_some_and(|(leader, _)| leader == source);

@@ -263,8 +263,7 @@ impl Partitions {
     fn fresh(&mut self) -> Partition {
         Partition {
             account: Account::open(self.lives.begin()),
-            paused: false,
-            paused_by_user: false,
+            paused: None,
             is_revoking: false,
             phase: Phase::AwaitingCommitted,
             queue: Buffer::default(),
@@ -364,13 +363,13 @@ impl Partitions {
         }
     }
 
-    pub(crate) fn set_paused(&mut self, key: &TopicPartition, paused: bool) -> bool {
-        let Some(partition) = self.partitions.get_mut(key) else { return false };
-        partition.paused = paused;
-        list(&mut self.paused, key, paused);
+    /// Pauses a partition, or resumes it. What the user has paused counts as that until it is resumed.
+    pub(crate) fn set_paused(&mut self, key: &TopicPartition, paused: Option<PausedBy>) {
+        let Some(partition) = self.partitions.get_mut(key) else { return };
+        partition.paused = paused.and(partition.paused.max(paused));
+        list(&mut self.paused, key, paused.is_some());
         self.mark_ready(key);
         self.touch(key);
-        true
     }
 
     /// Adds fetched batches to the queue.
@@ -392,7 +391,11 @@ impl Partitions {
 
     fn mark_ready(&mut self, key: &TopicPartition) {
         let Some(partition) = self.partitions.get_mut(key) else { return };
-        if !partition.is_ready && !partition.paused && !partition.is_revoking && !partition.queue.is_empty() {
+        if !partition.is_ready
+            && partition.paused.is_none()
+            && !partition.is_revoking
+            && !partition.queue.is_empty()
+        {
             partition.is_ready = true;
             self.ready.push_back(key.clone());
         }
@@ -409,7 +412,7 @@ impl Partitions {
             let Some(partition) = self.partitions.get_mut(&key) else { continue };
             partition.is_ready = false;
             let Phase::Fetching(position) = &mut partition.phase else { continue };
-            if partition.paused || partition.is_revoking || partition.queue.is_checked_out() {
+            if partition.paused.is_some() || partition.is_revoking || partition.queue.is_checked_out() {
                 // Resuming the partition, or the poll that decodes its batches, puts it back.
                 continue;
             }
@@ -471,7 +474,7 @@ impl Partitions {
         }
         let Some(position) = partition.position() else { return };
         partition.queue.check_in(decoded, position.next);
-        if !partition.is_ready && !partition.paused && !partition.is_revoking {
+        if !partition.is_ready && partition.paused.is_none() && !partition.is_revoking {
             partition.is_ready = true;
             if damaged {
                 self.ready.push_back(job.partition);

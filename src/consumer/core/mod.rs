@@ -400,11 +400,7 @@ impl Core {
             return Err(not_assigned(missing));
         }
         for key in partitions {
-            self.partitions.set_paused(key, paused.is_some());
-            if let Some(partition) = self.partitions.get_mut(key) {
-                partition.paused_by_user =
-                    paused.is_some_and(|by| by == PausedBy::User || partition.paused_by_user);
-            }
+            self.partitions.set_paused(key, paused);
         }
         self.news |= paused.is_none();
         Ok(())
@@ -415,10 +411,11 @@ impl Core {
         if self.closing.is_some() {
             return ExpectedProgress::default();
         }
-        let running = self.partitions.iter().filter(|(_, partition)| !partition.paused);
+        let running = self.partitions.iter().filter(|(_, partition)| partition.paused.is_none());
         let running =
             running.map(|(key, partition)| (key.clone(), self.fetcher.why(now, partition).cloned()));
-        let all_paused = self.partitions.iter().all(|(_, partition)| partition.paused_by_user);
+        let all_paused =
+            self.partitions.iter().all(|(_, partition)| partition.paused == Some(PausedBy::User));
         let paused = if all_paused { self.partitions.iter().count() } else { 0 };
         let joining = self.member.as_ref().is_some_and(|member| !member.is_idle() && !member.is_in());
         let joining = joining && matches!(self.mode, Mode::Topics);

@@ -16,7 +16,7 @@ use crate::{
     consumer::{
         lookups::Lookups,
         offsets::Offsets,
-        partitions::{EpochEnd, EpochEnds, Next, Position, ResetTo, Truncation},
+        partitions::{EpochEnd, EpochEnds, Next, PausedBy, Position, ResetTo, Truncation},
     },
     time,
 };
@@ -247,10 +247,10 @@ fn buffers_of_paused_partitions_make_room_and_are_fetched_again() {
     let (first, second) = (bench.plan().unwrap(), bench.plan().unwrap());
     bench.answer(&first, vec![data(0, batch(0, 9_000))]);
     bench.answer(&second, vec![]);
-    bench.partitions.set_paused(&key(0), true);
+    bench.partitions.set_paused(&key(0), Some(PausedBy::User));
     assert_eq!(bench.plan().unwrap().broker, 2);
     assert_eq!(bench.partitions.buffered(), 0);
-    bench.partitions.set_paused(&key(0), false);
+    bench.partitions.set_paused(&key(0), None);
     // The session knows offset 0 of the last fetch still, so nothing has to be said again.
     let fetch = bench.plan().unwrap();
     assert_eq!((fetch.broker, Bench::sent(&fetch)), (1, vec![]));
@@ -265,11 +265,11 @@ fn buffers_of_paused_partitions_stay_while_there_is_room() {
         let mut bench = Bench::new(&[1, 2], memory);
         let first = bench.plan().unwrap();
         bench.answer(&first, vec![data(0, batch(0, 10))]);
-        bench.partitions.set_paused(&key(0), true);
+        bench.partitions.set_paused(&key(0), Some(PausedBy::User));
         let held = bench.partitions.buffered();
         assert_eq!(bench.plan().unwrap().broker, 2);
         assert!(held > 0 && bench.partitions.buffered() == held);
-        bench.partitions.set_paused(&key(0), false);
+        bench.partitions.set_paused(&key(0), None);
         assert_eq!(bench.poll(100), (0..10).collect::<Vec<_>>());
     }
 }

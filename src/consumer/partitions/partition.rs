@@ -84,20 +84,19 @@ impl Position {
     }
 }
 
-/// Why a partition is paused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Why a partition is paused; the later reason outweighs the earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum PausedBy {
-    User,
     /// What was handed out is worked off first.
     Backlog,
+    User,
 }
 
 /// One assigned partition.
 #[derive(Debug)]
 pub(crate) struct Partition {
     pub(crate) account: Account,
-    pub(crate) paused: bool,
-    pub(crate) paused_by_user: bool,
+    pub(crate) paused: Option<PausedBy>,
     /// It is being given up: nothing more is handed out of it.
     pub(crate) is_revoking: bool,
     pub(super) phase: Phase,

@@ -40,7 +40,7 @@ fn a_partition_that_was_released_or_paused_is_forgotten_and_nothing_is_asked_for
     assert_eq!((fetch.broker, Bench::forgotten(&fetch)), (1, vec![1]));
     assert!(bench.plan().is_none(), "nothing of broker 2 is left");
     bench.answer(&fetch, vec![]);
-    bench.partitions.set_paused(&key(0), true);
+    bench.partitions.set_paused(&key(0), Some(PausedBy::User));
     assert!(bench.plan().is_none(), "nor of broker 1");
 }
 

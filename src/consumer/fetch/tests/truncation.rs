@@ -214,11 +214,11 @@ fn what_is_evicted_while_it_is_checked_is_not_asked_about_without_an_epoch() {
     for (taken, epoch) in [(0, None), (5, Some(2))] {
         let mut bench = Bench::read_up_to_20(taken);
         let mut lookups = Bench::lookups(AutoOffsetReset::Earliest);
-        bench.partitions.set_paused(&key(0), true);
+        bench.partitions.set_paused(&key(0), Some(PausedBy::User));
         bench.lead(2, 4);
         let (_, stale) = lookups.poll_questions(bench.now, &mut bench.partitions).checks.unwrap();
         bench.partitions.evict_paused();
-        bench.partitions.set_paused(&key(0), false);
+        bench.partitions.set_paused(&key(0), None);
         let ends = EpochEnds::from([(key(0), Ok(EpochEnd { epoch: -1, offset: -1 }))]);
         lookups.handle_epoch_ends(bench.now, &stale, Ok(Some(ends)), &mut bench.partitions);
         assert_eq!(bench.position().fetch, i64::try_from(taken).unwrap());
@@ -237,9 +237,9 @@ fn what_is_evicted_is_checked_if_its_epoch_is_not_the_leaders() {
     // Partition 0 is led at epoch 3, and what was fetched last is of it; what was handed out last is of epoch 2.
     let mut bench = Bench::read_up_to_20(5);
     let mut lookups = Bench::lookups(AutoOffsetReset::Earliest);
-    bench.partitions.set_paused(&key(0), true);
+    bench.partitions.set_paused(&key(0), Some(PausedBy::User));
     bench.partitions.evict_paused();
-    bench.partitions.set_paused(&key(0), false);
+    bench.partitions.set_paused(&key(0), None);
     bench.check(&mut lookups, 2, 10);
     assert_eq!(Bench::sent(&bench.plan().unwrap()), [(0, 5)]);
 }
