@@ -489,9 +489,6 @@ impl Fetcher {
 
     /// Why nothing comes of a partition that has nothing left to hand out, as far as brokers have said.
     pub(crate) fn why<'a>(&'a self, now: Instant, partition: &'a Partition) -> Option<&'a Error> {
-        if !partition.queue.is_empty() {
-            return None;
-        }
         if let Phase::Replaced(error) = partition.phase() {
             return Some(error);
         }

@@ -406,12 +406,16 @@ impl Core {
         Ok(())
     }
 
-    /// Where progress is expected: the partitions that are not paused, and the member if it waits for its group.
+    /// Where progress is expected: the partitions that are not paused and of which nothing waits to be handed out, and the member
+    /// if it waits for its group.
     pub(in crate::consumer) fn expected_progress(&self, now: Instant) -> ExpectedProgress {
         if self.closing.is_some() {
             return ExpectedProgress::default();
         }
-        let running = self.partitions.iter().filter(|(_, partition)| partition.paused.is_none());
+        let running = self
+            .partitions
+            .iter()
+            .filter(|(_, partition)| partition.paused.is_none() && partition.queue.is_empty());
         let running =
             running.map(|(key, partition)| (key.clone(), self.fetcher.why(now, partition).cloned()));
         let all_paused =

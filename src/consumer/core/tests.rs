@@ -66,8 +66,10 @@ fn an_error_is_not_told_when_what_it_is_of_is_over() {
     core.assign(now, vec![TopicPartition::new("users", 0)]).unwrap();
     assert!(told(&mut core).is_empty());
     core.fail(Error::from_code("Fetch", 29).with_topic(Arc::from("users")).with_partition(0));
+    assert_eq!(core.expected_progress(now).partitions.len(), 1);
     buffer_one(&mut core, &TopicPartition::new("users", 0));
     assert!(told(&mut core).is_empty(), "it is read again");
+    assert!(core.expected_progress(now).partitions.is_empty(), "that it stalls would not be told either");
     core.fail(Error::new(ErrorKind::Timeout, "of nothing in particular"));
     assert_eq!(told(&mut core).len(), 1);
 }
