@@ -41,11 +41,7 @@ impl Core {
                 self.check_tenure(&mut offsets)?;
                 offsets
             }
-            None if self.lost => {
-                // Reported once after the member is back in its group, and with every commit until then.
-                self.lost = identity.is_none();
-                return Err(over());
-            }
+            None if self.has_loss_to_tell(identity.is_some()) => return Err(over()),
             None => self.without_gone(self.partitions.positions(|key| self.commits.planned(key))),
         };
         if offsets.is_empty() {
@@ -75,6 +71,14 @@ impl Core {
         self.waiters.insert(ticket, sender);
         self.commits.handle_commit(Some(ticket), offsets, deadline);
         Ok(Some(receiver))
+    }
+
+    /// Whether a commit of everything fails for what was lost: one does, and every one before the member is back in its
+    /// group. What such a member commits then is its own, and comes again to nobody.
+    fn has_loss_to_tell(&mut self, is_member: bool) -> bool {
+        let Some(is_told) = self.lost else { return false };
+        self.lost = (!is_member).then_some(true);
+        !(is_member && is_told)
     }
 
     /// Binds offsets that the user names to the assignment. A member commits what is its own, and nothing from before its

@@ -139,8 +139,8 @@ pub(crate) struct Core {
     notices: Notices,
     /// Kept only where records are acknowledged one by one.
     changes: Vec<Change>,
-    /// Records were handed out of partitions that were taken away before they were committed: the next commit says so.
-    lost: bool,
+    /// Records were handed out of partitions that were taken away before they were committed. Whether a commit has said so.
+    lost: Option<bool>,
     closing: Option<Closing>,
     /// The user's code is at work on what was taken, and may not yield: being at work is proof enough of life.
     at_work: Option<AtWork>,
@@ -196,7 +196,7 @@ impl Core {
             revoking: None,
             notices: Notices::default(),
             changes: Vec::new(),
-            lost: false,
+            lost: None,
             closing: None,
             at_work: None,
             polls: 0,
@@ -317,7 +317,7 @@ impl Core {
         let is_lost =
             || matches!(self.mode, Mode::Topics) && !self.partitions.get(key).is_some_and(is_of_now);
         if counted < offsets.len() && is_lost() {
-            self.lost = true;
+            self.lost = Some(false);
         }
         counted
     }

@@ -280,10 +280,13 @@ impl Core {
         // Records of a deleted topic will not be handled by another member, so that they do not count as lost.
         let there = partitions.iter().filter(|key| !self.is_known_to_be_gone(key));
         let mut assigned = there.filter_map(|key| self.partitions.get(key));
-        self.lost |= assigned.any(|partition| {
+        let is_lost = assigned.any(|partition| {
             let position = partition.position().map(|position| position.next);
             partition.account.is_uncommitted(position, by_each)
         });
+        if is_lost {
+            self.lost = Some(false);
+        }
     }
 
     fn note(&mut self, change: fn(Vec<(TopicPartition, Life)>) -> Change, partitions: &[TopicPartition]) {
@@ -563,7 +566,7 @@ mod tests {
     #[test]
     fn what_is_named_and_is_ours_is_committed_whatever_was_lost_beside_it() {
         let (mut core, key, _, now) = joined();
-        core.lost = true;
+        core.lost = Some(false);
         let deadline = now + Duration::from_secs(60);
         let named = |key: TopicPartition| Some([(key, Offset { offset: 1, ..Offset::default() })].into());
         core.commit(named(TopicPartition::new("orders", 1)), deadline).expect_err("of what is not ours");

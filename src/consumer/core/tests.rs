@@ -104,7 +104,7 @@ fn with_nothing_to_commit_a_commit_is_done_in_whatever_state_of_the_group() {
     core.handle_poll_end(now);
     assert!(core.identity().unwrap().is_none(), "it is joining");
     assert!(core.commit(None, now).unwrap().is_none());
-    core.lost = true;
+    core.lost = Some(false);
     core.commit(None, now).unwrap_err();
     core.commit(None, now).unwrap_err();
 }

@@ -222,9 +222,12 @@ impl World {
         self.now += Duration::from_millis(1);
         self.core.begin_close(self.now, self.now + seconds(10));
         let end = self.now + seconds(20);
-        while !self.core.is_closed() {
+        loop {
             assert!(self.now < end, "seed {seed}: the close does not end");
             self.drive();
+            if self.core.is_closed() {
+                break;
+            }
             let due = self.queue.peek().map(|Reverse((at, _))| *at);
             let next = due.into_iter().chain(self.core.poll_timeout(self.now)).min().unwrap();
             self.now = self.now.max(next);
