@@ -55,7 +55,7 @@ overlay! {
         /// `linger.ms`: how long a batch waits for more records. Default: 5 ms. With 0 a record leaves at once; while a
         /// request to the same broker is in flight it leaves with others, when that is answered or after 1 ms.
         linger => "linger.ms";
-        /// `batch.size`: bytes of records per batch. Default: 131072.
+        /// `batch.size`: bytes of records per batch; 0: each record by itself. Default: 131072.
         batch_size => "batch.size";
         /// `buffer.memory`: bytes of unsent records before senders wait. Default: 33554432.
         buffer_memory => "buffer.memory";

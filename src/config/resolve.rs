@@ -204,7 +204,7 @@ fn producer(all: &mut Effective) -> ProducerSettings {
         idempotence: idempotence(all, acks),
         linger,
         // A batch that no request or buffer holds could never be sent.
-        batch_size: all.size("batch.size").min(max_request_size).min(buffer_memory),
+        batch_size: all.size("batch.size").clamp(1, max_request_size.min(buffer_memory).max(1)),
         buffer_memory,
         max_block: all.millis("max.block.ms"),
         delivery_timeout,

@@ -107,7 +107,7 @@ fn the_seeds_builder_works_with_text_and_with_types() {
 fn every_bad_value_is_named_with_what_is_accepted() {
     let table = [
         ("linger.ms", "soon", "linger.ms = \"soon\": accepted: a whole number of milliseconds from 0 to"),
-        ("batch_size", "-1", "batch.size = \"-1\": accepted: a whole number of bytes from 1 to 2147483647"),
+        ("batch_size", "-1", "batch.size = \"-1\": accepted: a whole number of bytes from 0 to 2147483647"),
         ("retries", "1.5", "retries = \"1.5\": accepted: a whole number from 0 to 2147483647"),
         ("acks", "2", "acks = \"2\": accepted: all, -1, 1, 0"),
         ("enable_auto_commit", "yes", "enable.auto.commit = \"yes\": accepted: true, false"),
@@ -259,6 +259,22 @@ fn dependent_defaults_follow_the_values_that_were_set() {
     let config = local().set("max.block.ms", i64::MAX).set("max.request.size", 1000);
     let producer = config.resolve_producer().unwrap();
     assert_eq!((producer.max_block.as_millis(), producer.batch_size), (i32::MAX as u128, 1000));
+    let config = local().set("batch.size", 0);
+    assert_eq!(config.resolve_producer().unwrap().batch_size, 1, "as in Java, each record by itself");
+}
+
+#[test]
+fn what_belongs_to_mechanisms_and_engines_of_java_is_accepted_and_changes_nothing() {
+    for name in [
+        "sasl.login.refresh.window.factor",
+        "sasl.kerberos.kinit.cmd",
+        "sasl.oauthbearer.token.endpoint.url",
+        "ssl.engine.factory.class",
+        "ssl.secure.random.implementation",
+    ] {
+        local().set(name, "hunter2").resolve_client().unwrap();
+        assert!(!local().set(name, "hunter2").describe().contains("hunter2"), "{name}");
+    }
 }
 
 #[test]
