@@ -218,10 +218,15 @@ impl KafkaConsumer {
     /// [`Transaction::send_offsets`](crate::Transaction::send_offsets) (KIP-447). Take it before the records are processed.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] without a `group.id`; `RebalanceInProgress` while the member has no place in the group.
+    /// [`ErrorKind::Config`] without a `group.id`; `RebalanceInProgress` while the member has no place in the group;
+    /// [`ErrorKind::Closed`] after [`close`](Self::close).
     pub fn group_metadata(&self) -> Result<ConsumerGroupMetadata> {
         let group = self.shared.settings.group_id.clone();
-        let identity = self.shared.lock().identity()?;
+        let identity = {
+            let core = self.shared.lock();
+            core.check_open()?;
+            core.identity()?
+        };
         let (Some(identity), Some(group)) = (identity, group) else {
             return Err(Error::from_code("JoinGroup", crate::error::code::REBALANCE_IN_PROGRESS)
                 .with_hint("the group is being rebalanced: poll, and process what comes then"));
@@ -290,7 +295,7 @@ impl KafkaConsumer {
         self.change(|core, _| core.seek(partition, Phase::Fetching(Position::at(offset))))
     }
 
-    /// Continues at the first record still in the log.
+    /// Continues at the first record still in the log. No partitions mean none (in Java all that are assigned).
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] if a partition is not assigned;
@@ -302,7 +307,8 @@ impl KafkaConsumer {
         self.seek_all(partitions, ResetTo::Earliest)
     }
 
-    /// Continues after the last record.
+    /// Continues after the last record there is now: the log's end is looked up at once, not by the next poll as in Java. No
+    /// partitions mean none (in Java all that are assigned).
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] if a partition is not assigned;

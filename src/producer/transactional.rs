@@ -291,7 +291,8 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// As [`KafkaProducer::send_record`]; also the error of a transaction that can only be aborted. For that, and for one that
-    /// has waited for brokers until the end of `max.block.ms`, [`Error::requires_abort`] is true.
+    /// has waited for brokers until the end of `max.block.ms`, [`Error::requires_abort`] is true. Otherwise the record, such as
+    /// one that is too large, never was part of the transaction, which may be committed without it (in Java it may not).
     ///
     /// # Cancel safety
     /// If dropped before it returned, nothing was sent.

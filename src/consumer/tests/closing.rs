@@ -26,6 +26,7 @@ async fn a_stream_that_waits_says_once_that_its_consumer_was_closed() {
     closed.unwrap();
     assert_eq!(waited.unwrap().unwrap_err().kind(), ErrorKind::Closed);
     assert!(stream.next().await.is_none());
+    assert_eq!(consumer.group_metadata().unwrap_err().kind(), ErrorKind::Closed);
 }
 
 #[tokio::test]
