@@ -366,7 +366,7 @@ impl Partitions {
     /// Pauses a partition, or resumes it. What the user has paused counts as that until it is resumed.
     pub(crate) fn set_paused(&mut self, key: &TopicPartition, paused: Option<PausedBy>) {
         let Some(partition) = self.partitions.get_mut(key) else { return };
-        partition.paused = paused.and(partition.paused.max(paused));
+        partition.paused = paused.and_then(|_| partition.paused.max(paused));
         list(&mut self.paused, key, paused.is_some());
         self.mark_ready(key);
         self.touch(key);
