@@ -11,6 +11,7 @@ use super::{Refusals, Shared, no_broker};
 use crate::{
     connection::{Connection, is_for_the_client},
     error::{Error, ErrorKind, Result},
+    race,
     sorted::{Map, Set},
     time::{self, Instant},
 };
@@ -23,6 +24,8 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// One question on its way round the brokers.
 #[derive(Debug)]
 struct Round {
+    /// Nobody has answered this client yet.
+    is_first: bool,
     /// Known brokers are asked only if nobody answers at the bootstrap addresses.
     only_bootstrap: bool,
     /// Whether others may still be tried.
@@ -37,8 +40,9 @@ struct Round {
 }
 
 impl Round {
-    fn begin(now: Instant, only_bootstrap: bool) -> Self {
+    fn begin(now: Instant, is_first: bool, only_bootstrap: bool) -> Self {
         Self {
+            is_first,
             only_bootstrap,
             has_others: true,
             tried: Set::new(),
@@ -55,8 +59,14 @@ impl Round {
         self.wait(now);
     }
 
+    /// Before the first answer nothing is known of the brokers, and addresses may be those of others: they are asked at the pace at
+    /// which they are dialled.
     fn wait(&mut self, now: Instant) {
-        self.next_at = now + SILENCE * (1 << self.out.len().saturating_sub(1).min(8));
+        self.next_at = now
+            + match self.is_first {
+                true => race::STEP,
+                false => SILENCE * (1 << self.out.len().saturating_sub(1).min(8)),
+            };
     }
 
     /// A broker has answered, or could not.
@@ -142,7 +152,8 @@ impl Shared {
         question: impl Fn(Arc<Connection>, Instant) -> F,
     ) -> Result<T> {
         let until = || deadline.min(time::now() + self.settings.request_timeout);
-        let (mut round, refusals) = (Round::begin(time::now(), rebootstrap), Refusals::default());
+        let is_first = self.metadata().version == 0;
+        let (mut round, refusals) = (Round::begin(time::now(), is_first, rebootstrap), Refusals::default());
         let mut asked = FuturesUnordered::new();
         loop {
             let failed = Notify::new();
@@ -202,7 +213,7 @@ impl Shared {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-    use dtkafka_testcontainers::{ApiKey, EmbeddedBroker, ResponseError};
+    use dtkafka_testcontainers::{ApiKey, Effect, EmbeddedBroker, Fault, ResponseError};
 
     use super::super::{Cluster, CoordinatorKind, Create, Lane, tests::config_of};
     use super::*;
@@ -210,7 +221,7 @@ mod tests {
 
     fn round(only_bootstrap: bool) -> (Round, Instant) {
         let now = time::now();
-        (Round::begin(now, only_bootstrap), now)
+        (Round::begin(now, false, only_bootstrap), now)
     }
 
     fn unreachable() -> Error {
@@ -339,6 +350,24 @@ mod tests {
             // Each of the two is waited for once at most: both in one question, or each in another.
             let took = time::now() - started;
             assert!(took <= SILENCE * 3 + Duration::from_secs(1), "{took:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn among_ten_that_take_a_client_in_and_answer_nothing_the_one_that_does_is_found_in_two_seconds() {
+        const BROKERS: i32 = 11;
+        let broker = EmbeddedBroker::builder().brokers(BROKERS).in_memory().start().await.unwrap();
+        for living in 1..=BROKERS {
+            for silent in (1..=BROKERS).filter(|id| *id != living) {
+                let fault = Fault::on(ApiKey::Metadata).broker(silent).effect(Effect::Silence);
+                broker.control().inject(fault);
+            }
+            let started = time::now();
+            let cluster = Cluster::start(Arc::new(config_of(&broker).resolve_client().unwrap())).unwrap();
+            cluster.connect(a_minute()).await.unwrap();
+            let took = time::now() - started;
+            assert!(took < Duration::from_secs(2), "{living}: {took:?}");
+            broker.control().clear();
         }
     }
 
