@@ -47,8 +47,9 @@ impl KafkaConsumer {
     /// text and leader epoch an [`OffsetAndMetadata`].
     ///
     /// # Errors
-    /// As for [`commit`](Self::commit), but of these partitions alone, whatever was lost beside them;
-    /// [`ErrorKind::InvalidArgument`] for a negative offset or a text above 32,767 bytes;
+    /// As for [`commit`](Self::commit), but of these partitions alone, whatever was lost beside them. With topics subscribed to,
+    /// nothing is committed if one of the partitions is not this member's now, or begins beyond its offset (Java commits, and may
+    /// set back who has it now). [`ErrorKind::InvalidArgument`] for a negative offset or a text above 32,767 bytes;
     /// brokers take 4096 (`offset.metadata.max.bytes`) and refuse more.
     ///
     /// # Cancel safety
