@@ -171,6 +171,9 @@ impl ExactlyOnce {
 
     /// As [`run`](Self::run), until `shutdown` is ready: then the open transaction is committed, and the group is left.
     ///
+    /// Where brokers do not answer that takes up to `max.block.ms` (1 minute) for the commit after the body has ended, as long for the
+    /// abort where there is none, and 30 s for the ends of producer and consumer. Dropping the future ends it at once.
+    ///
     /// # Errors
     /// As [`run`](Self::run).
     ///
