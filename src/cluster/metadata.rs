@@ -237,9 +237,11 @@ impl Metadata {
     }
 }
 
-/// Whether a topic may be told of later: a broker that does not know itself what is wrong is asked again, as in Java.
+/// Whether a topic may be told of later, as in Java: a broker may not know itself what is wrong, or it would create the topic if
+/// more brokers had started.
 fn passes(code: ErrorCode) -> bool {
-    code.is_retriable() || code == ErrorCode::UNKNOWN_SERVER_ERROR
+    code.is_retriable()
+        || [ErrorCode::UNKNOWN_SERVER_ERROR, ErrorCode::INVALID_REPLICATION_FACTOR].contains(&code)
 }
 
 /// The answer, if it tells of a cluster.
@@ -264,6 +266,9 @@ pub(crate) fn topic_error(topic: &str, code: ErrorCode) -> Error {
             error.with_hint("create the topic, or let brokers create it (auto.create.topics.enable)")
         }
         17 => error.with_hint("a topic's name has 1 to 249 characters of a-z, A-Z, 0-9, '.', '_' and '-'"),
+        38 => {
+            error.with_hint("create the topic, or start as many brokers as default.replication.factor says")
+        }
         29 => error.with_hint("grant the user Describe, and Read or Write, on the topic"),
         _ => error,
     }

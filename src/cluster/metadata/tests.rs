@@ -154,16 +154,17 @@ fn a_topic_with_more_partitions_than_any_has_is_not_used() {
 }
 
 #[test]
-fn a_broker_that_does_not_know_what_is_wrong_with_a_topic_is_asked_again() {
+fn a_broker_that_does_not_know_what_is_wrong_or_has_too_few_beside_it_for_a_new_topic_is_asked_again() {
     let told = |code| {
         let topic = MetadataResponseTopic { error_code: code, ..topic("t", &[]) };
         Metadata::default().merge(answer(vec![topic]), &["t".into()], all)
     };
-    let unknown = told(ErrorCode::UNKNOWN_SERVER_ERROR.0);
-    assert!(unknown.permanent_error("t").is_none() && matches!(unknown.found("t"), Found::Unsettled));
-    let (waits, answers) =
-        (unknown.why("t", None).unwrap(), topic_error("t", ErrorCode::UNKNOWN_SERVER_ERROR));
-    assert!(waits.is_retriable() && !answers.is_retriable(), "an admin tells at once what it is told");
+    for code in [ErrorCode::UNKNOWN_SERVER_ERROR, ErrorCode::INVALID_REPLICATION_FACTOR] {
+        let unknown = told(code.0);
+        assert!(unknown.permanent_error("t").is_none() && matches!(unknown.found("t"), Found::Unsettled));
+        let (waits, answers) = (unknown.why("t", None).unwrap(), topic_error("t", code));
+        assert!(waits.is_retriable() && !answers.is_retriable(), "an admin tells at once what it is told");
+    }
     let refused = told(29);
     assert!(refused.permanent_error("t").is_some() && matches!(refused.found("t"), Found::Missing));
 }
