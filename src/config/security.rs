@@ -11,14 +11,15 @@ use super::{
 impl KafkaConfig {
     pub(super) fn tls(&self, all: &mut Effective, protocol: SecurityProtocol) -> Option<TlsSettings> {
         if !protocol.uses_tls() {
-            let set = all.entries.keys().find(|name| {
-                name.starts_with("ssl.") && matches!(properties::find(name), Some(Found::Used(_)))
-            });
+            // One that is as it is without being set asks for nothing: files of settings spell out defaults.
+            let asks = |name: &str, value: &str| match properties::find(name) {
+                Some(Found::Used(row)) => name.starts_with("ssl.") && row.default != Some(value),
+                _ => false,
+            };
+            let set = all.entries.iter().find(|(name, entry)| asks(name, &entry.value));
+            let set = set.map(|(name, _)| *name);
             #[cfg(feature = "tls")]
-            let set =
-                set.copied().or_else(|| self.tls_client_config.as_ref().map(|_| "set_tls_client_config"));
-            #[cfg(not(feature = "tls"))]
-            let set = set.copied();
+            let set = set.or_else(|| self.tls_client_config.as_ref().map(|_| "set_tls_client_config"));
             if let Some(name) = set {
                 let right = if protocol.uses_sasl() { "SASL_SSL" } else { "SSL (SASL_SSL with a user)" };
                 all.problems.push(format!(

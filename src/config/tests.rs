@@ -187,6 +187,13 @@ fn combinations_that_cannot_work_are_refused() {
 }
 
 #[test]
+fn a_tls_setting_that_says_what_is_so_anyway_goes_with_a_protocol_without_tls() {
+    let config = |value| local().set("ssl.endpoint.identification.algorithm", value);
+    config("https").validate().unwrap();
+    assert!(refusal(&config("none")).contains("does not encrypt"));
+}
+
+#[test]
 fn idempotence_goes_off_by_itself_only_where_nobody_asked_for_it() {
     for (name, value) in [("acks", "1"), ("acks", "0"), ("retries", "0"), ("max.in.flight", "6")] {
         let config = local().set(name, value);
