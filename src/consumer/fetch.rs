@@ -8,7 +8,6 @@ mod taking;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
     time::Duration,
 };
 
@@ -16,7 +15,9 @@ pub(crate) use self::taking::Effects;
 use self::taking::{Requested, Taking};
 use super::{
     partitions::{Partition, Partitions, Phase},
-    session::{INVALID_SESSION_EPOCH, Names, SESSION_ID_NOT_FOUND, Session, SessionRequest, Wanted},
+    session::{
+        INVALID_SESSION_EPOCH, NO_SESSION, Names, SESSION_ID_NOT_FOUND, Session, SessionRequest, Wanted,
+    },
 };
 use crate::{
     batch::Decompressor,
@@ -47,6 +48,7 @@ pub(crate) struct FetchSettings {
     pub(crate) max_bytes: i32,
     pub(crate) max_partition_bytes: i32,
     pub(crate) max_wait: Duration,
+    pub(crate) min_bytes: i32,
     pub(crate) buffer_memory: usize,
     pub(crate) read_committed: bool,
     /// Whether the CRC of a batch is to hold (`check.crcs`).
@@ -62,6 +64,8 @@ struct InFlight {
     token: Token,
     reserved: usize,
     since: Instant,
+    /// The broker has nothing to wait for: what it is asked for has records, as far as is known.
+    has_records: bool,
 }
 
 /// A fetch of a few partitions outside the session, while the session's fetch waits at the broker for others: after a seek,
@@ -122,20 +126,12 @@ impl BrokerFetch {
         };
         let is_empty = answer.responses.iter().flat_map(|topic| &topic.partitions).all(says_nothing);
         self.in_vain = if is_early && is_empty { self.in_vain.saturating_add(1) } else { 0 };
-        // Within a session the broker itself takes turns.
-        let unordered = if answer.session_id == 0 { &answer.responses[..] } else { &[] };
-        for topic in unordered {
-            let Some(name) = self.session.names().topic(topic.topic_id.0, &topic.topic) else { continue };
-            for data in topic.partitions.iter().filter(|data| brought(data)) {
-                let topic = Arc::clone(&name);
-                self.session.handle_served(&TopicPartition { topic, partition: data.partition_index });
-            }
-        }
     }
 
-    /// When something can be asked aside, if anything waits for it.
+    /// When something can be asked aside, if anything waits for it. Beside a fetch that is out because its answer is large, or the
+    /// network slow, nothing is: the partitions served last would be served again before the others have had their turn.
     fn aside_at(&self) -> Option<Instant> {
-        let out = self.in_flight.as_ref().filter(|_| self.aside.is_none())?;
+        let out = self.in_flight.as_ref().filter(|out| self.aside.is_none() && !out.has_records)?;
         self.fresh().next()?;
         Some(out.since + SHORT_WAIT)
     }
@@ -254,7 +250,7 @@ impl Fetcher {
         };
         let max_bytes = self.room(wanted, partitions)?;
         let names_rack = partitions.names_rack(now, broker);
-        Some(FetchAction { names_rack, ..self.start(now, broker, max_bytes) })
+        Some(FetchAction { names_rack, ..self.start(now, broker, max_bytes, partitions) })
     }
 
     /// What is wanted since the fetch left that waits at the broker.
@@ -265,7 +261,7 @@ impl Fetcher {
         let max_bytes = self.room(fresh.len(), partitions)?;
         let token = self.tokens.next();
         let state = self.broker(broker);
-        let out = InFlight { token, reserved: max_bytes, since: now };
+        let out = InFlight { token, reserved: max_bytes, since: now, has_records: true };
         state.asked_aside.extend(fresh.iter().cloned());
         let mut names = Names::default();
         fresh.iter().for_each(|(key, wanted)| names.add(key, wanted.topic_id));
@@ -307,12 +303,28 @@ impl Fetcher {
         idle.filter_map(|broker| broker.retry_at).chain(waiting).chain(aside).filter(|at| *at > now).min()
     }
 
-    fn start(&mut self, now: Instant, broker: i32, max_bytes: usize) -> FetchAction {
+    fn start(&mut self, now: Instant, broker: i32, max_bytes: usize, partitions: &Partitions) -> FetchAction {
         let token = self.tokens.next();
-        let max_wait = self.settings.max_wait;
+        let FetchSettings { max_wait, min_bytes, .. } = self.settings;
         let state = self.broker(broker);
-        let request = state.session.request();
-        state.in_flight = Some(InFlight { token, reserved: max_bytes, since: now });
+        let mut request = state.session.request();
+        if request.id == NO_SESSION {
+            // A broker fills its answer in the order of the request. Within a session it takes turns itself.
+            request
+                .partitions
+                .sort_by_cached_key(|(key, _)| partitions.get(key).map(|partition| partition.turn));
+        }
+        // A record has a byte at least.
+        let behind = |(key, wanted): &(TopicPartition, Wanted)| {
+            let end = partitions.get(key).and_then(|partition| partition.end);
+            end.map_or(0, |end| end.saturating_sub(wanted.offset).max(0))
+        };
+        let mut known = 0_i64;
+        let has_records = request.partitions.iter().any(|asked| {
+            known = known.saturating_add(behind(asked));
+            known >= min_bytes.into()
+        });
+        state.in_flight = Some(InFlight { token, reserved: max_bytes, since: now, has_records });
         state.asked_aside.clear();
         state.retry_at = None;
         state.last = Some(token);

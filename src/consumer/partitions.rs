@@ -63,6 +63,8 @@ pub(crate) struct Partitions {
     partitions: BTreeMap<TopicPartition, Partition>,
     /// Partitions that may have records to hand out, whose turn is next first.
     ready: VecDeque<TopicPartition>,
+    /// How often records of a partition have come.
+    turns: u64,
     /// Partitions that handed out records since the last poll began.
     uncovered: Vec<TopicPartition>,
     /// Partitions for which the reset policy has decided on a place since [`Self::take_decided`].
@@ -269,6 +271,7 @@ impl Partitions {
             queue: Buffer::default(),
             asked: false,
             retry_at: None,
+            turn: 0,
             stuck_at: None,
             resets: 0,
             trouble: None,
@@ -375,6 +378,10 @@ impl Partitions {
     /// Adds fetched batches to the queue.
     pub(crate) fn add_buffered(&mut self, key: &TopicPartition, bytes: usize) {
         self.buffered += bytes;
+        self.turns += 1;
+        if let Some(partition) = self.partitions.get_mut(key) {
+            partition.turn = self.turns;
+        }
         self.mark_ready(key);
     }
 

@@ -95,7 +95,7 @@ impl SessionEpoch {
     }
 }
 
-const NO_SESSION: i32 = 0;
+pub(crate) const NO_SESSION: i32 = 0;
 
 #[derive(Debug, Default)]
 pub(crate) struct Session {
@@ -109,10 +109,6 @@ pub(crate) struct Session {
     by_id: bool,
     /// What the next request changes.
     changes: Map<TopicPartition, Option<Wanted>>,
-    /// When each partition has last brought something, counted in such events: without a session the order is ours to keep
-    /// fair, for a broker fills its answer in the order of the request.
-    served: Map<TopicPartition, u64>,
-    turns: u64,
 }
 
 impl Session {
@@ -129,16 +125,6 @@ impl Session {
     /// The topics of the last request.
     pub(crate) fn names(&self) -> &Names {
         &self.names
-    }
-
-    /// A partition has brought records: others come before it in the next full fetch.
-    pub(crate) fn handle_served(&mut self, partition: &TopicPartition) {
-        if self.id == NO_SESSION {
-            self.turns += 1;
-            self.served.insert(partition.clone(), self.turns);
-        } else if !self.served.is_empty() {
-            self.served.clear();
-        }
     }
 
     /// What is wanted now and was not asked for by the request that is out.
@@ -164,9 +150,6 @@ impl Session {
         }
         self.by_id = by_id;
         request.by_id = by_id;
-        if !self.served.is_empty() {
-            request.partitions.sort_by_cached_key(|(key, _)| self.served.get(key).copied());
-        }
         request
     }
 
@@ -200,10 +183,7 @@ impl Session {
                     }
                     partitions.push((key, wanted));
                 }
-                (None, was) => {
-                    self.served.remove(&key);
-                    forgotten.extend(was.map(|was| (key, was)));
-                }
+                (None, was) => forgotten.extend(was.map(|was| (key, was))),
             }
         }
         SessionRequest { id: self.id, epoch: self.epoch, partitions, forgotten, replaced, by_id: false }

@@ -171,6 +171,7 @@ impl Core {
             max_bytes: settings.fetch_max_bytes,
             max_partition_bytes: settings.max_partition_fetch_bytes,
             max_wait: settings.fetch_max_wait,
+            min_bytes: settings.fetch_min_bytes,
             buffer_memory: settings.fetch_buffer_memory,
             read_committed: settings.isolation_level == IsolationLevel::ReadCommitted,
             check_crcs: settings.check_crcs,

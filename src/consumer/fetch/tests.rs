@@ -42,6 +42,7 @@ impl Bench {
             max_bytes: 1 << 20,
             max_partition_bytes: 2 * REFILL,
             max_wait: Duration::from_millis(500),
+            min_bytes: 1,
             buffer_memory,
             read_committed: true,
             check_crcs: true,

@@ -229,7 +229,7 @@ impl World {
                 break;
             }
             let due = self.queue.peek().map(|Reverse((at, _))| *at);
-            let next = due.into_iter().chain(self.core.poll_timeout(self.now)).min().unwrap();
+            let Some(next) = due.into_iter().chain(self.core.poll_timeout(self.now)).min() else { break };
             self.now = self.now.max(next);
             if due.is_some_and(|at| at <= self.now) {
                 let Reverse((_, index)) = self.queue.pop().unwrap();
@@ -239,6 +239,7 @@ impl World {
                 }
             }
         }
+        assert!(self.core.is_closed(), "seed {seed}: nothing is left that could end the close");
     }
 
     fn drive(&mut self) {

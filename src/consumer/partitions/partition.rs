@@ -101,6 +101,8 @@ pub(crate) struct Partition {
     pub(crate) is_revoking: bool,
     pub(super) phase: Phase,
     pub(crate) queue: Buffer,
+    /// When records of it have last come, counted in such events.
+    pub(crate) turn: u64,
     /// A look-up of its offset is out.
     pub(crate) asked: bool,
     /// Not to be asked about or fetched before.

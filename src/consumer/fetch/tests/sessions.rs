@@ -100,29 +100,54 @@ fn every_leader_has_its_turn_where_the_buffer_has_room_for_one_fetch_only() {
     assert_eq!(asked, [1, 2, 3, 1, 2, 3]);
 }
 
+/// An answer of a broker without sessions that has room for 8 partitions, and fills it in the order of the request.
+fn eight_of(asked: &[(i32, i64)], got: &mut [i32]) -> wire::FetchResponse {
+    let row = |(place, (partition, offset)): (usize, &(i32, i64))| {
+        let has_room = place < 8;
+        got[*partition as usize] += i32::from(has_room);
+        data(*partition, if has_room { batch(*offset, 200) } else { Vec::new() })
+    };
+    let partitions = asked.iter().enumerate().map(row).collect();
+    let topic =
+        wire::fetch_response::FetchableTopicResponse { topic: "t".into(), partitions, ..Default::default() };
+    wire::FetchResponse { session_id: 0, responses: vec![topic], ..Default::default() }
+}
+
 #[test]
 fn without_a_session_every_partition_gets_its_turn() {
-    // The broker has room for 8 of 20 partitions in an answer, and fills it in the order of the request.
     let mut bench = Bench::new(&[1; 20], 1 << 20);
     let mut got = [0; 20];
     for _ in 0..200 {
         let action = bench.plan().unwrap();
         let asked = Bench::sent(&action);
         assert_eq!(asked.len(), 20, "every fetch is a full one");
-        let rows = asked.iter().take(8).map(|(partition, offset)| {
-            got[*partition as usize] += 1;
-            data(*partition, batch(*offset, 10))
-        });
-        let topic = wire::fetch_response::FetchableTopicResponse {
-            topic: "t".into(),
-            partitions: rows.collect(),
-            ..Default::default()
-        };
-        let answer = wire::FetchResponse { session_id: 0, responses: vec![topic], ..Default::default() };
-        bench.answered(&action, Ok(answer));
+        bench.answered(&action, Ok(eight_of(&asked, &mut got)));
         bench.poll(10_000);
     }
     assert!(got.iter().all(|turns| *turns == 80), "{got:?}");
+}
+
+#[test]
+fn without_a_session_every_partition_gets_its_turn_where_answers_take_long() {
+    let mut bench = Bench::new(&[1; 20], 1 << 20);
+    let mut got = [0; 20];
+    for _ in 0..200 {
+        let action = bench.plan().unwrap();
+        // What came before is handed out meanwhile.
+        bench.poll(10_000);
+        for _ in 0..5 {
+            bench.now += SHORT_WAIT;
+            if let Some(aside) = bench.plan() {
+                let answer = eight_of(&Bench::sent(&aside), &mut got);
+                bench.answered(&aside, Ok(answer));
+                bench.poll(10_000);
+            }
+        }
+        let answer = eight_of(&Bench::sent(&action), &mut got);
+        bench.answered(&action, Ok(answer));
+    }
+    let (least, most) = (got.iter().min().unwrap(), got.iter().max().unwrap());
+    assert!(most - least <= 1, "{got:?}");
 }
 
 #[test]
