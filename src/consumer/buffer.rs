@@ -8,7 +8,7 @@ use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use crate::{
     batch::{ControlType, DecodedBatch, Decompressor, RawBatch},
-    error::Result,
+    error::{Error, Result},
     sorted::{self, Set},
 };
 
@@ -53,6 +53,8 @@ impl Entry {
 #[derive(Debug)]
 pub(crate) struct Decoding {
     raw: Vec<RawBatch>,
+    /// Why the first of them cannot be decoded, if that was found before.
+    verdict: Option<Error>,
 }
 
 /// What became of them.
@@ -61,6 +63,7 @@ pub(crate) struct Decoded {
     done: Vec<(Arc<DecodedBatch>, usize)>,
     /// The batch that could not be decoded and those behind it.
     rest: Vec<RawBatch>,
+    verdict: Option<Error>,
 }
 
 impl Decoding {
@@ -72,7 +75,12 @@ impl Decoding {
         decompressor: &Decompressor,
         max_decompressed: usize,
     ) -> (Decoded, Result<()>) {
-        let mut decoded = Decoded { done: Vec::with_capacity(self.raw.len()), rest: Vec::new() };
+        if let Some(error) = self.verdict {
+            let decoded = Decoded { done: Vec::new(), rest: self.raw, verdict: Some(error.clone()) };
+            return (decoded, Err(error));
+        }
+        let mut decoded =
+            Decoded { done: Vec::with_capacity(self.raw.len()), rest: Vec::new(), verdict: None };
         let (mut raw, mut memory) = (self.raw.into_iter(), 0_usize);
         while memory < DECODED_AT_ONCE
             && let Some(batch) = raw.next()
@@ -85,6 +93,7 @@ impl Decoding {
                 Err(error) => {
                     decoded.rest.push(batch);
                     decoded.rest.extend(raw);
+                    decoded.verdict = Some(error.clone());
                     return (decoded, Err(error));
                 }
             }
@@ -109,6 +118,8 @@ pub(crate) struct Buffer {
     entries: VecDeque<Entry>,
     bytes: usize,
     checked_out: bool,
+    /// Why the first raw batch cannot be decoded: each poll says so again, and none unpacks it again.
+    verdict: Option<Error>,
 }
 
 impl Buffer {
@@ -189,7 +200,7 @@ impl Buffer {
 
     /// Takes raw batches from the front until they promise `wanted` records. Their bytes still count.
     pub(crate) fn check_out(&mut self, wanted: usize) -> Decoding {
-        let mut decoding = Decoding { raw: Vec::new() };
+        let mut decoding = Decoding { raw: Vec::new(), verdict: self.verdict.take() };
         let mut promised = 0;
         while promised < wanted && matches!(self.entries.front(), Some(Entry::Raw(_))) {
             let Some(Entry::Raw(batch)) = self.entries.pop_front() else { break };
@@ -204,6 +215,7 @@ impl Buffer {
     /// Puts decoded batches back in front. Records below `next` were not asked for.
     pub(crate) fn check_in(&mut self, decoded: Decoded, next: i64) {
         self.checked_out = false;
+        self.verdict = decoded.verdict;
         for batch in decoded.rest.into_iter().rev() {
             self.entries.push_front(Entry::Raw(batch));
         }
@@ -292,6 +304,26 @@ mod tests {
         let error = run(true).unwrap_err();
         assert!(error.to_string().contains("its CRC is"), "{error}");
         assert!(run(false).is_ok());
+    }
+
+    #[test]
+    fn a_batch_that_cannot_be_read_is_unpacked_once_and_says_so_each_time() {
+        let good = batch(b"value", Compression::None);
+        let mut damaged = BytesMut::from(&good[..]);
+        damaged[17] ^= 1;
+        let mut queue = queue(&[good.clone(), damaged.freeze(), good]);
+        let (mut next, mut epoch) = (0, 0);
+        // It would be read if it were looked at without its CRC.
+        let errors = [true, false].map(|check| {
+            let (decoded, result) = queue.check_out(3).run(check, &Decompressor::new(), 1 << 20);
+            queue.check_in(decoded, next);
+            while let Taken::Chunk(chunk) = queue.take(3, &mut next, &mut epoch) {
+                assert_eq!(chunk.batch.base_offset, 0, "what stands before it is handed out");
+            }
+            result.unwrap_err().to_string()
+        });
+        assert_eq!((errors[0] == errors[1], next), (true, 1));
+        assert!(queue.front_raw().is_some());
     }
 
     #[test]
