@@ -119,8 +119,29 @@ impl Cluster {
     }
 
     /// Asks this broker again and again, on its main lane, whether it is the coordinator. Returns why a request to it on
-    /// another lane is not worth waiting for: it is not the coordinator any more, or does not answer this question either.
+    /// another lane is not worth waiting for: it is not the coordinator any more, or does not answer this question within
+    /// `patience` either.
     pub(crate) async fn ceases_to_coordinate(
+        &self,
+        kind: CoordinatorKind,
+        key: &str,
+        broker: i32,
+        patience: Duration,
+    ) -> Error {
+        loop {
+            tokio::time::sleep(patience / 3).await;
+            let deadline = time::now() + patience.min(self.settings().request_timeout);
+            match self.coordinates(kind, key, broker, deadline).await {
+                Ok(true) => {}
+                Ok(false) => return Error::from_code("FindCoordinator", NOT_COORDINATOR),
+                Err(error) => return error,
+            }
+        }
+    }
+
+    /// Asks all brokers in turn, again and again, who the coordinator is. Returns once that is another one than `broker`, which
+    /// may be cut off and will never answer.
+    pub(crate) async fn moves_from(
         &self,
         kind: CoordinatorKind,
         key: &str,
@@ -129,12 +150,9 @@ impl Cluster {
     ) -> Error {
         loop {
             tokio::time::sleep(every).await;
-            // No less: only a connection that was silent for as long is not taken for the next question.
             let deadline = time::now() + self.settings().request_timeout;
-            match self.coordinates(kind, key, broker, deadline).await {
-                Ok(true) => {}
-                Ok(false) => return Error::from_code("FindCoordinator", NOT_COORDINATOR),
-                Err(error) => return error,
+            if self.find_coordinator(kind, key, deadline).await.is_ok_and(|other| other != broker) {
+                return Error::from_code("FindCoordinator", NOT_COORDINATOR);
             }
         }
     }

@@ -67,27 +67,42 @@ async fn ask_coordinator(
     deadline: Instant,
 ) -> Result<(i32, Arc<Connection>, Unread)> {
     let (broker, connection) = coordinator(shared, lane, deadline).await?;
+    let ask = unless_moved(shared, broker, connection.ask(request, deadline));
     let answer = tokio::select! {
         biased;
-        answer = connection.ask(request, deadline) => answer,
-        error = ceases_to_coordinate(shared, broker), if lane == Lane::Group => {
-            connection.end();
-            Err(error)
-        }
+        answer = ask => answer,
+        error = ceases_to_coordinate(shared, broker), if lane == Lane::Group => Err(error),
     };
-    if lane == Lane::Group && answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Timeout) {
+    if lane == Lane::Group && answer.as_ref().is_err_and(Error::is_retriable) {
         // Requests on this connection would wait behind the unanswered one, for as long as the poll interval.
         connection.end();
     }
     noted(shared, broker, answer).map(|answer| (broker, connection, answer))
 }
 
+/// Waits for a coordinator's answer only as long as no broker names another coordinator: it may be cut off, and the answer never
+/// come. Its connection stays. Should it coordinate again, what it is sent then comes behind what it has not answered: an older
+/// commit is never handled after a newer one.
+async fn unless_moved<T>(shared: &Shared, broker: i32, call: impl Future<Output = Result<T>>) -> Result<T> {
+    let (group, every) = (group_id(shared)?, shared.settings.heartbeat_interval);
+    tokio::select! {
+        biased;
+        answer = call => answer,
+        error = shared.cluster.moves_from(CoordinatorKind::Group, group, broker, every) => {
+            shared.cluster.forget_coordinator(CoordinatorKind::Group, group, broker);
+            Err(error)
+        }
+    }
+}
+
 /// A coordinator may hold a join back for the whole poll interval, because other members may take that long. A broker that
 /// hangs, or is not the coordinator any more, looks the same, so it is asked.
 async fn ceases_to_coordinate(shared: &Shared, broker: i32) -> Error {
-    let every = shared.settings.session_timeout;
+    let patience = shared.settings.session_timeout;
     match group_id(shared) {
-        Ok(group) => shared.cluster.ceases_to_coordinate(CoordinatorKind::Group, group, broker, every).await,
+        Ok(group) => {
+            shared.cluster.ceases_to_coordinate(CoordinatorKind::Group, group, broker, patience).await
+        }
         Err(error) => error,
     }
 }

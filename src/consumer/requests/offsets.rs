@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Shared, by_topic_id, coordinator, group_id, noted, of_one_request};
+use super::{Shared, by_topic_id, coordinator, group_id, noted, of_one_request, unless_moved};
 use crate::{
     cluster::{Lane, TopicId, kafka_string},
     connection::api::wire,
@@ -54,7 +54,7 @@ pub(in crate::consumer) async fn commit(
     let deadline = of_one_request(shared, commit.deadline);
     let (broker, connection) = coordinator(shared, Lane::Main, deadline).await?;
     let max = if ids.are_known() { i16::MAX } else { OFFSETS_BY_NAME };
-    let answer = connection.call_up_to(max, request, deadline).await;
+    let answer = unless_moved(shared, broker, connection.call_up_to(max, request, deadline)).await;
     let answer = noted(shared, broker, answer)?;
     let mut codes = Vec::new();
     for topic in answer.topics {
@@ -140,7 +140,7 @@ pub(in crate::consumer) async fn find_committed(
     // not those that the records are of.
     request.require_stable = version >= 7;
     let max = if ids.are_known() { i16::MAX } else { OFFSETS_BY_NAME };
-    let answer = connection.call_up_to(max, request, deadline).await;
+    let answer = unless_moved(shared, broker, connection.call_up_to(max, request, deadline)).await;
     read_committed(noted(shared, broker, answer)?, group_id, &ids)
 }
 

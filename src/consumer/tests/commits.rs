@@ -240,3 +240,31 @@ async fn a_commit_waits_for_one_that_is_on_its_way_and_never_takes_it_for_done()
     first.and(second).unwrap();
     assert_eq!(bench.broker.as_ref().unwrap().committed("group", "t", 0), Some(10));
 }
+
+#[tokio::test]
+async fn a_commit_is_not_waited_for_at_a_broker_that_is_cut_off_once_another_coordinates_the_group() {
+    let bench = Bench::embedded(3).await;
+    let control = bench.control();
+    bench.topic("t", 1).await;
+    control.move_leader("t", 0, 1).unwrap();
+    control.move_coordinator("group", 2).unwrap();
+    let config = bench.config().set("heartbeat.interval.ms", 50);
+    let consumer = bench.consumer(&config);
+    let partition = TopicPartition::new("t", 0);
+    consumer.subscribe(["t"]).unwrap();
+    joined(&consumer).await;
+    consumer.position(&partition).await.unwrap();
+    consumer.commit_offsets([(partition.clone(), 0)]).await.unwrap();
+    control.cut(None, Some(2));
+    let committer = consumer.committer();
+    let commits = [5, 6].map(|offset| committer.commit_async([(partition.clone(), offset)]).unwrap());
+    control.move_coordinator("group", 3).unwrap();
+    // Less than request.timeout.ms.
+    for commit in commits {
+        tokio::time::timeout(Duration::from_secs(20), commit)
+            .await
+            .expect("the old one is waited for")
+            .unwrap();
+    }
+    assert_eq!(bench.broker.as_ref().unwrap().committed("group", "t", 0), Some(6));
+}
