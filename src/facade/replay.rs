@@ -175,7 +175,7 @@ impl Replay {
         let numbers = found.partitions.iter().map(|partition| partition.partition);
         let partitions: Vec<_> =
             numbers.map(|partition| TopicPartition::new(Arc::clone(&topic), partition)).collect();
-        let ends = consumer.end_offsets(partitions.iter().cloned()).await?;
+        let mut ends = consumer.end_offsets(partitions.iter().cloned()).await?;
         consumer.assign(partitions.iter().cloned())?;
         if self.group.is_none() {
             consumer.seek_to_beginning(&partitions)?;
@@ -183,7 +183,15 @@ impl Replay {
         let mut replayed = Replayed::default();
         let mut deliveries = Vec::new();
         while !self.is_at(consumer, &ends).await? {
-            for record in consumer.poll(POLL).await?.into_iter().flat_map(|(_, records)| records) {
+            let records = consumer.poll(POLL).await?;
+            if records.is_empty() {
+                // The log may have been cut before what was its end: nothing more comes then. That it cannot be read is told by polls.
+                let now = consumer.end_offsets(partitions.iter().cloned()).await.unwrap_or_default();
+                for (partition, now) in now {
+                    ends.entry(partition).and_modify(|end| *end = now.min(*end));
+                }
+            }
+            for record in records.into_iter().flat_map(|(_, records)| records) {
                 let partition = record.topic_partition();
                 if ends.get(&partition).is_none_or(|end| record.offset >= *end) {
                     continue;

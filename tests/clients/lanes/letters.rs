@@ -287,3 +287,25 @@ async fn a_replay_commits_nothing_backwards() {
     assert_eq!((replayed.read, broker.committed("replay", "orders-dead", 0)), (0, Some(5)));
     other.close(PATIENCE).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_replay_ends_where_the_log_of_letters_was_cut_meanwhile() {
+    let (broker, kafka) = broker(&[("orders-dead", 1)]).await;
+    let producer = kafka.get_producer().await.unwrap();
+    for number in 0..10 {
+        let letter = (number, "x".repeat(1000));
+        producer.send("orders-dead", &letter).await.unwrap().await.unwrap();
+    }
+    // One letter at a time, so that the last are not there yet when the log is cut.
+    let config = kafka.config().clone().set("max.partition.fetch.bytes", 500);
+    let kafka = KafkaInstance::new(config).unwrap();
+    let control = broker.control();
+    let replay = Replay::from_dead_letters(&kafka, "orders-dead").filter(move |letter| {
+        if letter.letter_offset == 0 {
+            control.truncate("orders-dead", 0, 6).unwrap();
+        }
+        false
+    });
+    let replayed = tokio::time::timeout(PATIENCE, replay.run()).await.expect("it does not end").unwrap();
+    assert_eq!((replayed.read, replayed.left), (6, 6));
+}
