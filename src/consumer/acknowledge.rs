@@ -205,14 +205,17 @@ impl KafkaConsumer {
     /// As [`commit`](Self::commit), but for partitions that are gone.
     ///
     /// # Cancel safety
-    /// A dropped commit is still sent; only its result is lost.
-    pub(crate) async fn commit_done(&self) -> Result<()> {
-        match self.commit_inner(None).await {
-            Err(error) if error.code().is_some_and(|told| told.0 == UNKNOWN_TOPIC_OR_PARTITION) => {
-                tracing::warn!(%error, "what was handled of the partition cannot be committed any more");
-                Ok(())
+    /// A dropped commit is still sent; only its result is lost. The future does not hold the consumer.
+    pub(crate) fn commit_done(&self) -> impl Future<Output = Result<()>> + Send + Sync + use<> {
+        let committing = self.shared.begin_commit(None);
+        async {
+            match async { committing?.await }.await {
+                Err(error) if error.code().is_some_and(|told| told.0 == UNKNOWN_TOPIC_OR_PARTITION) => {
+                    tracing::warn!(%error, "what was handled of the partition cannot be committed any more");
+                    Ok(())
+                }
+                outcome => outcome,
             }
-            outcome => outcome,
         }
     }
 

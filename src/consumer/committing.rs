@@ -114,7 +114,7 @@ impl KafkaConsumer {
 
 impl Shared {
     /// Queues a commit, of all positions unless offsets are named.
-    fn begin_commit(&self, offsets: Option<Offsets>) -> Result<Committing> {
+    pub(super) fn begin_commit(&self, offsets: Option<Offsets>) -> Result<Committing> {
         let deadline = self.api_deadline();
         let receipt = self.change(|core, _| core.commit(offsets, deadline))?;
         Ok(Committing(receipt.map_or(Waiting::Done(Some(Ok(()))), Waiting::For)))

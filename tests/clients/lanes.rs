@@ -682,6 +682,31 @@ async fn a_handler_that_blocks_its_thread_leaves_a_short_close_time_for_the_comm
 }
 
 #[tokio::test]
+async fn a_commit_through_a_handle_does_not_keep_a_dropped_consumer_in_its_group() {
+    let (broker, kafka) = broker(&[("orders", 1)]).await;
+    produce(&kafka, "orders", 1, 1, 0..3).await;
+    let mut consumer = Consumer::new_with(&kafka, ["orders"], |c| c.enable_auto_commit(false))
+        .unwrap()
+        .register_handler("orders", async |_: Message<u32>| Ok(()))
+        .unwrap();
+    assert_eq!(consumer.consume(PATIENCE).await.unwrap(), 3);
+    let (handle, control) = (consumer.handle(), broker.control());
+    control.hold(ApiKey::OffsetCommit);
+    let before = control.requests(ApiKey::OffsetCommit);
+    let committing = tokio::spawn({
+        let handle = handle.clone();
+        async move { handle.commit().await }
+    });
+    until(|| control.requests(ApiKey::OffsetCommit) > before).await;
+    drop(consumer);
+    until(|| handle.assignment().is_empty()).await;
+    control.release(ApiKey::OffsetCommit);
+    committing.await.unwrap().unwrap();
+    assert_eq!(broker.committed("g", "orders", 0), Some(3));
+    until(|| control.requests(ApiKey::LeaveGroup) == 1).await;
+}
+
+#[tokio::test]
 async fn a_handle_commits_while_it_runs_where_nothing_else_does() {
     let (broker, kafka) = broker(&[("orders", 1)]).await;
     produce(&kafka, "orders", 1, 1, 0..3).await;

@@ -22,7 +22,10 @@ pub(in crate::facade::consumer) async fn commit(
     counters: Arc<ConsumerCounters>,
 ) -> Result<()> {
     let begun = time::now();
-    let committed = client.commit_done().instrument(spans::commit()).await;
+    let committing = client.commit_done().instrument(spans::commit());
+    // A consumer that is dropped meanwhile leaves its group.
+    drop(client);
+    let committed = committing.await;
     if committed.is_ok() {
         counters.committed(time::now() - begun);
     }
