@@ -116,6 +116,8 @@ pub(crate) struct Member {
     /// The assignment that the coordinator has kept did not fit: the next plan is sent even if the coordinator would keep
     /// its own.
     is_misfit: bool,
+    /// It has had an assignment.
+    is_settled: bool,
     /// Something changed while a join or sync was out: join again after it.
     stale: bool,
     /// Since when every question to the coordinator has failed, while it joins.
@@ -152,6 +154,7 @@ impl Member {
             is_alone: false,
             expected: None,
             is_misfit: false,
+            is_settled: false,
             stale: false,
             unreached_since: None,
             asked: now,

@@ -150,6 +150,13 @@ impl Member {
             Ok(partitions) => partitions,
             Err(error) => return self.stop(now, error),
         };
+        let is_first = !std::mem::replace(&mut self.is_settled, true);
+        if is_first && partitions.iter().any(|key| !self.topics.contains(&key.topic)) {
+            // A static member that comes back gets what it had, whatever it subscribes to now (KIP-345).
+            (self.is_misfit, self.expected) = (true, None);
+            self.reason = Reason::Borrowed("the assignment is of another subscription");
+            return self.join(now);
+        }
         let has_any = self.planned.as_ref().is_some_and(|counts| counts.values().any(|count| *count > 0));
         if partitions.is_empty() && self.is_alone && has_any {
             warn!(

@@ -393,6 +393,24 @@ fn another_subscription_while_joining_is_joined_with_afterwards() {
 }
 
 #[test]
+fn an_assignment_of_another_subscription_is_not_taken_at_first() {
+    let mut bench = Bench::new();
+    bench.subscribe(&["u"]);
+    bench.poll();
+    let assignment = encode_assignment(&[TopicPartition::new("t", 0), TopicPartition::new("u", 0)]);
+    for generation in [5, 6] {
+        let (token, _) = bench.joins();
+        bench.join_answer(token, generation, "other");
+        let (token, _) = bench.sent();
+        bench.answer(token, Answer::Sync { error: 0, assignment: assignment.clone() });
+    }
+    // The leader of the group insists.
+    assert!(matches!(bench.member.poll_action(), Some(Action::Assign { added }) if added.len() == 2));
+    assert!(bench.member.is_stable());
+    bench.nothing();
+}
+
+#[test]
 fn stale_join_and_sync_answers_are_dropped() {
     let mut bench = Bench::new();
     bench.subscribe(&["t"]);
