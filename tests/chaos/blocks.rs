@@ -1,5 +1,6 @@
 //! Members that do not yield their threads for longer than the session: they keep their partitions all the same, unless a
-//! coordinator that was asleep meanwhile has counted their silence. Pure: no clients, no clock.
+//! coordinator that was asleep meanwhile has counted their silence, or was killed and nobody took its place within the session.
+//! Pure: no clients, no clock.
 
 use std::{collections::BTreeMap, time::Duration};
 

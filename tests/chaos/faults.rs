@@ -36,7 +36,7 @@ impl Dice {
 /// Longer than the clients' `request.timeout.ms` here.
 const PAUSE: Duration = Duration::from_secs(8);
 
-/// Goes on until `end`, and until there were `least` faults; says when a broker begins to be paused, and when it ends. Every node is
+/// Goes on until `end`, and until there were `least` faults; says when a broker is paused or killed, and when it is back. Every node is
 /// up when it returns.
 pub(crate) async fn inject_faults(
     kafka: &mut Kafka,
@@ -56,6 +56,9 @@ pub(crate) async fn inject_faults(
         match kind {
             0 => {
                 eprintln!("chaos: broker {} is killed", index + 1);
+                // Nobody else coordinates its groups before the controller has missed it, which on a busy machine takes
+                // longer than a session.
+                sleeps(true);
                 node.kill().await.unwrap();
                 faults.killed += 1;
             }
@@ -76,9 +79,11 @@ pub(crate) async fn inject_faults(
         tokio::time::sleep(away).await;
         if kind == 1 {
             kafka.node(index).unwrap().resume();
-            sleeps(false);
         } else {
             kafka.restart(index).await.unwrap();
+        }
+        if kind < 2 {
+            sleeps(false);
         }
         let up = began.elapsed();
         // A second broker that goes while the first catches up would leave partitions without a quorum: another test.
