@@ -143,6 +143,8 @@ impl Consumer {
     ) -> Result<()> {
         const PLACE: LogSubject = LogSubject { controller: "dtkafka::Consumer::run", subject: SUBJECT };
         let limit = self.drain_timeout;
+        // Why it cannot be connected is told once.
+        let mut is_told = false;
         loop {
             let round = async {
                 // Connecting may take long, and a shutdown must not wait for it.
@@ -151,6 +153,7 @@ impl Consumer {
                     () = shutdown.as_mut() => return Ok(()),
                     working = self.work() => working?,
                 };
+                is_told = false;
                 let engine = &mut *working.engine;
                 engine.run(shutdown.as_mut(), RUN_POLL, RUN_PAUSE, |error| log(PLACE, error)).await;
                 let finished = engine.finish(limit).await;
@@ -159,7 +162,9 @@ impl Consumer {
             };
             match round.await {
                 Err(error) if error.is_retriable() && !shutdown.is_terminated() => {
-                    log(PLACE, &error);
+                    if !std::mem::replace(&mut is_told, true) {
+                        log(PLACE, &error);
+                    }
                     tokio::select! {
                         biased;
                         () = shutdown.as_mut() => return Ok(()),
@@ -361,7 +366,10 @@ impl Consumer {
             Ok(()) => self.find_former(&client).await,
             Err(error) => Err(error),
         };
-        self.connecting = None;
+        // A new client would log anew that brokers are away.
+        if !matches!(&former, Err(error) if error.is_retriable()) {
+            self.connecting = None;
+        }
         self.former = former?;
         let plan = self.plan();
         client.read_from_start(plan.read_from_start());

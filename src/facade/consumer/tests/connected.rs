@@ -56,6 +56,46 @@ async fn a_client_that_is_closed_while_handlers_run_ends_the_consumer_when_they_
 }
 
 #[tokio::test]
+async fn a_cluster_that_is_away_is_told_of_once_however_often_a_run_tries_to_connect() {
+    const ATTEMPTS: usize = 20;
+    let (log, _listening) = crate::test_log::Log::of_this_thread(tracing::Level::INFO);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = KafkaConfig::new()
+        .set_bootstrap_servers(listener.local_addr().unwrap().to_string())
+        .set_group_id("g")
+        .set("default.api.timeout.ms", 100)
+        .set("reconnect.backoff.max.ms", 50);
+    let mut consumer = Consumer::new(&KafkaInstance::new(config).unwrap(), ["t"])
+        .unwrap()
+        .register_handler("t", async |_: Message<i64>| Ok(()))
+        .unwrap();
+    let some_come = async {
+        for _ in 0..ATTEMPTS {
+            drop(listener.accept().await.unwrap());
+        }
+    };
+    consumer.run(some_come).await.unwrap();
+    let errors = log.text().matches(" ERROR ").count();
+    assert_eq!(errors, 1, "{}", log.text());
+    // By one client, which tells of changes alone.
+    let turn_away = async {
+        loop {
+            drop(listener.accept().await.unwrap());
+        }
+    };
+    let connect = async {
+        assert!(consumer.work().await.err().is_some_and(|error| error.is_retriable()));
+        let client = Arc::downgrade(consumer.connecting.as_ref().unwrap());
+        assert!(consumer.work().await.is_err());
+        assert!(std::ptr::eq(client.as_ptr(), Arc::as_ptr(consumer.connecting.as_ref().unwrap())));
+    };
+    tokio::select! {
+        () = connect => {}
+        () = turn_away => unreachable!("it goes on for ever"),
+    }
+}
+
+#[tokio::test]
 async fn a_handler_whose_partition_is_lost_is_dropped_where_it_waits() {
     /// Counts those that were dropped.
     struct Dropped(Arc<AtomicUsize>);
