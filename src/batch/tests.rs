@@ -186,6 +186,58 @@ fn a_message_set_whose_messages_go_back_is_an_error() {
     }
 }
 
+/// A message of magic 0 or 1 without a key, with its checksum.
+fn message(offset: i64, magic: u8, attributes: u8, value: &[u8]) -> Vec<u8> {
+    let time: &[u8] = if magic == 0 { &[] } else { &[0; 8] };
+    let (no_key, len) = ((-1_i32).to_be_bytes(), (value.len() as i32).to_be_bytes());
+    let summed = [&[magic, attributes], time, &no_key, &len, value].concat();
+    let mut crc = flate2::Crc::new();
+    crc.update(&summed);
+    let size = (summed.len() as i32 + 4).to_be_bytes();
+    [&offset.to_be_bytes()[..], &size, &crc.sum().to_be_bytes(), &summed].concat()
+}
+
+#[test]
+fn a_compressed_message_set_that_no_broker_writes_is_refused_with_its_reason() {
+    const GZIP: u8 = 1;
+    let wrapped = |magic, offset, set: &[u8]| {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        std::io::Write::write_all(&mut gzip, set).unwrap();
+        read(message(offset, magic, GZIP, &gzip.finish().unwrap()).into(), true)
+    };
+    for magic in [0, 1] {
+        let (one, two) = (message(4, magic, 0, b"a"), message(5, magic, 0, b"b"));
+        let good = wrapped(magic, 5, &[&one[..], &two].concat()).unwrap();
+        assert_eq!(good.iter().map(|record| record.0).collect::<Vec<_>>(), [4, 5]);
+        let mut other_crc = two.clone();
+        *other_crc.last_mut().unwrap() ^= 1;
+        let mut endless = one.clone();
+        endless[8..12].copy_from_slice(&i32::MAX.to_be_bytes());
+        let mut negative = one.clone();
+        negative[8..12].copy_from_slice(&(-1_i32).to_be_bytes());
+        for (set, why) in [
+            (Vec::new(), "is empty"),
+            (message(4, 1 - magic, 0, b"a longer one"), "another magic"),
+            (message(4, magic, GZIP, b"a"), "compressed again"),
+            ([&two[..], &one].concat(), "order of its offsets"),
+            ([&one[..], &two[..two.len() - 1]].concat(), "impossible length"),
+            ([&one[..], &[0]].concat(), "impossible length"),
+            (endless, "impossible length"),
+            (negative, "impossible length"),
+            ([&one[..], &other_crc].concat(), "CRC"),
+        ] {
+            let error = wrapped(magic, 5, &set).unwrap_err();
+            assert!(error.to_string().contains(why), "magic {magic}, {why}: {error}");
+        }
+        for (whole, why) in
+            [(message(-1, magic, 0, b"a"), "negative offset"), (message(4, magic, 4, b"a"), "zstd")]
+        {
+            let error = read(whole.into(), true).unwrap_err();
+            assert!(error.to_string().contains(why), "magic {magic}: {error}");
+        }
+    }
+}
+
 #[test]
 fn the_brokers_time_replaces_the_time_of_every_record() {
     for name in ["v2-appended-lz4-9.bin", "v1-appended-gzip-6.bin"] {
