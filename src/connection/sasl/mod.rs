@@ -190,3 +190,71 @@ fn lost<R: Api>(error: ChannelError) -> Error {
     }
     .with_api(R::NAME)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(username: &str, password: &str) -> SaslSettings {
+        let config = crate::config::KafkaConfig::new()
+            .set_bootstrap_servers("localhost:9092")
+            .set("security.protocol", "SASL_PLAINTEXT")
+            .set("sasl.mechanism", "PLAIN")
+            .set("sasl.plain.username", username)
+            .set("sasl.plain.password", password);
+        config.resolve_client().unwrap().sasl.clone().unwrap()
+    }
+
+    #[test]
+    fn a_session_ends_only_where_the_broker_says_when() {
+        let most = i64::from(u32::MAX);
+        for (said, lives) in [
+            (-1, None),
+            (0, None),
+            (1, Some(1)),
+            (most, Some(most)),
+            (most + 1, Some(most)),
+            (i64::MAX, Some(most)),
+        ] {
+            let answer = wire::SaslAuthenticateResponse { session_lifetime_ms: said, ..Default::default() };
+            assert_eq!(lifetime(&answer).map(|lives| lives.as_millis() as i64), lives, "{said}");
+        }
+    }
+
+    #[test]
+    fn what_a_server_says_is_shown_short_and_without_what_moves_a_cursor() {
+        assert_eq!(shown("no\x1b[2J\r\nentry \u{e9}"), "no?[2J??entry \u{e9}");
+        assert_eq!(shown(&"\u{e9}".repeat(SHOWN_CHARS + 1)).chars().count(), SHOWN_CHARS);
+    }
+
+    #[test]
+    fn what_a_server_repeats_of_the_account_is_not_shown_wherever_it_stands() {
+        let (user, password) = ("a-certain-user", "a-certain-password");
+        let settings = settings(user, password);
+        for secret in [user, password] {
+            for before in [0, 1, SHOWN_CHARS - secret.len(), SHOWN_CHARS - secret.len() / 2, SHOWN_CHARS - 1]
+            {
+                let text = format!("{}{secret} and more", "x".repeat(before));
+                let shown = shown(&hidden(&text, &settings));
+                assert!(!shown.contains("a-c"), "{before}: {shown}");
+                assert!(shown.starts_with(&"x".repeat(before)), "{before}: {shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_connection_that_ends_meanwhile_may_come_back_and_a_broker_without_sasl_may_not() {
+        type Asked = wire::SaslHandshakeRequest;
+        for (error, is_permanent, says) in [
+            (ChannelError::NoVersion, true, "does not offer"),
+            (ChannelError::TooLarge { actual: 7 }, true, "7 bytes"),
+            (ChannelError::Lost("reset".into()), false, "reset"),
+            (ChannelError::Decode("cut off".into()), false, "cut off"),
+            (ChannelError::Encode("too long".into()), false, "too long"),
+        ] {
+            let error = lost::<Asked>(error);
+            assert_eq!((error.is_permanent(), error.kind()), (is_permanent, ErrorKind::Connect(Stage::Sasl)));
+            assert!(error.to_string().contains(says) && error.api() == Some(Asked::NAME), "{error}");
+        }
+    }
+}

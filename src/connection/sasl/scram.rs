@@ -338,12 +338,17 @@ mod tests {
             (format!("r={n},s={SALT},i=4096,x"), "no extension"),
             (format!("r={n},s={SALT},i=4096,x="), "no extension"),
             (format!("r={n},s={SALT},i=4096,m=x"), "no extension"),
+            (format!("r={n},s={SALT},i=4096,r={n}"), "no extension"),
+            (format!("r={n},s={SALT},i=4096,s={SALT}"), "no extension"),
+            (format!("r={n},s={SALT},i=4096,1=x"), "no extension"),
+            (format!("r={n},s={SALT},i=4096,xy=z"), "no extension"),
             (format!("m=tls,r={n},s={SALT},i=4096"), "demands an extension"),
             (format!("r={NONCE},s={SALT},i=4096"), "does not continue"),
             (format!("r={},s={SALT},i=4096", &NONCE[1..]), "does not continue"),
             (format!("r=x{NONCE},s={SALT},i=4096"), "does not continue"),
             (format!("r={NONCE}\u{e9},s={SALT},i=4096"), "printable ASCII"),
             (format!("r={NONCE} x,s={SALT},i=4096"), "printable ASCII"),
+            (format!("r={NONCE}\u{7f},s={SALT},i=4096"), "printable ASCII"),
             (format!("r={n},s=****,i=4096"), "not base64"),
             (format!("r={n},s=W22ZaJ0SNY7soEsUEjb6gQ,i=4096"), "not base64"),
             (format!("r={n},s=W22ZaJ0SNY7soEsUEjb6gQ==,i=-1"), "not a number"),
@@ -374,6 +379,11 @@ mod tests {
             let message = format!("r={NONCE}x,s={SALT},{tail}");
             assert!(opened(Hash::Sha512).handle_server_first(message.as_bytes()).is_ok(), "{tail}");
         }
+        let message = format!("r={NONCE}!~,s={SALT},i=4096");
+        assert!(
+            opened(Hash::Sha256).handle_server_first(message.as_bytes()).is_ok(),
+            "the first and the last"
+        );
     }
 
     #[test]
