@@ -104,6 +104,27 @@ fn a_cooperative_member_that_cannot_reach_its_coordinator_while_it_joins_loses_w
 }
 
 #[test]
+fn what_was_kept_is_lost_at_the_end_of_the_session_and_not_before() {
+    for (after, is_lost) in [(SESSION - Duration::from_millis(1), false), (SESSION, true)] {
+        let mut bench = cooperative(&[0, 1]);
+        let beat = bench.heartbeat();
+        bench.answer(beat, Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS });
+        let since = bench.now;
+        for at in [since, since + after] {
+            if at > since {
+                bench.pass_to_timeout();
+            }
+            let (token, _) = bench.joins();
+            bench.now = at;
+            bench.member.handle_answer(at, token, Err(disconnected()));
+            assert!(matches!(bench.member.poll_action(), Some(Action::ForgetCoordinator)));
+        }
+        let lost = matches!(bench.member.poll_action(), Some(Action::Lost { .. }));
+        assert_eq!(lost, is_lost, "{after:?}");
+    }
+}
+
+#[test]
 fn a_join_without_an_answer_costs_what_was_kept_only_if_the_coordinator_is_gone_when_it_is_asked_again() {
     for (again, is_lost) in [(ErrorKind::Timeout, false), (ErrorKind::Disconnected, true)] {
         let mut bench = cooperative(&[0, 1]);
