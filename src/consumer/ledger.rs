@@ -482,6 +482,72 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_was_cut_takes_back_what_lies_beyond_and_no_more() {
+        for (cut, is_uncovered, frontier, begun) in [
+            (15, true, mark(10), 10),
+            (10, false, mark(10), 10),
+            (9, false, Mark { offset: 9, leader_epoch: 7 }, 9),
+        ] {
+            let mut lives = Lives::default();
+            let mut account = Account::open(lives.begin());
+            account.begin_at(mark(10));
+            account.hand_out();
+            account.cut(lives.begin(), Mark { offset: cut, leader_epoch: 7 });
+            assert_eq!((account.is_uncovered(), account.frontier()), (is_uncovered, Some(frontier)), "{cut}");
+            assert_eq!(account.begun(), Some(begun), "{cut}");
+            account.forget_epoch();
+            assert_eq!(account.frontier(), Some(Mark { leader_epoch: -1, ..frontier }));
+        }
+        let mut nowhere = Account::open(Lives::default().begin());
+        nowhere.cut(nowhere.life(), mark(5));
+        assert_eq!((nowhere.frontier(), nowhere.begun()), (Some(mark(5)), None));
+    }
+
+    #[test]
+    fn what_the_group_does_not_know_of_is_uncommitted_only_where_something_was_handed_out() {
+        let since = crate::time::now();
+        for (position, done, committed, by_poll, by_each) in [
+            (Some(10), 0, None, false, false),
+            (None, 0, None, false, false),
+            (Some(11), 0, None, true, false),
+            (Some(11), 0, Some(11), false, false),
+            (Some(11), 0, Some(10), true, false),
+            (Some(11), 1, None, true, true),
+            (Some(11), 1, Some(11), false, false),
+            (None, 1, None, true, true),
+            (None, 1, Some(11), false, false),
+        ] {
+            let mut account = account();
+            account.hand_out_each(10..10 + done, 3);
+            let all: Vec<i64> = (10..10 + done).collect();
+            account.done(account.life(), &all, Some(mark(10 + done)));
+            if let Some(offset) = committed {
+                account.set_committed(Committed { offset, metadata: String::new(), since, is_own: true });
+            }
+            let found = [false, true].map(|by_each| account.is_uncommitted(position, by_each));
+            assert_eq!(found, [by_poll, by_each], "{position:?} {done} {committed:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_handed_out_is_undone_until_it_is_done_also_if_it_came_back() {
+        let mut account = account();
+        let life = account.life();
+        let states = |account: &Account| (account.is_outstanding(), account.has_undone());
+        assert_eq!(states(&account), (false, false));
+        account.hand_out();
+        assert_eq!(states(&account), (true, true));
+        account.cover(Some(mark(11)));
+        account.hand_out_each(11..12, 3);
+        assert_eq!(states(&account), (true, true));
+        assert!(account.hand_back(life, 11) && !account.hand_back(life, 11) && !account.hand_back(life, 12));
+        assert_eq!(states(&account), (false, true));
+        account.cover(Some(mark(12)));
+        assert_eq!(account.frontier(), Some(mark(11)), "a poll does not cover what came back");
+        assert_eq!(account.done(life, &[11], Some(mark(12))), 0, "it is not out");
+    }
+
+    #[test]
     fn a_poll_covers_what_earlier_polls_handed_out() {
         let mut account = account();
         assert!(account.hand_out() && !account.hand_out());

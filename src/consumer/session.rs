@@ -310,6 +310,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_asked_for_alone_opens_no_session_and_names_topics_by_id_only_if_all_have_one() {
+        let of =
+            |id: u8| (TopicPartition::new("t", i32::from(id)), Wanted { topic_id: [id; 16], ..wanted(5) });
+        for (ids, by_id) in [(&[1, 2][..], true), (&[1, 0], false), (&[0, 0], false)] {
+            let request = SessionRequest::alone(ids.iter().map(|id| of(*id)).collect());
+            assert_eq!((request.id, request.epoch, request.by_id), (0, SessionEpoch(-1), by_id), "{ids:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_already_is_not_fresh() {
+        let mut session = Session::default();
+        request(&mut session, &[(0, 5), (1, 6), (2, 7)]);
+        let key = |partition| TopicPartition::new("t", partition);
+        session.set(key(0), Some(wanted(5)));
+        session.set(key(1), Some(wanted(9)));
+        session.set(key(2), None);
+        session.set(key(3), Some(wanted(1)));
+        let fresh: Vec<_> = session.fresh().map(|(key, wanted)| (key.partition, wanted.offset)).collect();
+        assert_eq!(fresh, [(1, 9), (3, 1)]);
+    }
+
+    #[test]
     fn a_topic_made_again_is_forgotten_under_its_old_id_and_asked_for_under_the_new() {
         let mut session = Session::default();
         let key = TopicPartition::new("t", 0);
