@@ -410,6 +410,28 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_of_another_identity_than_the_one_in_use_replaces_nothing() {
+        let (now, mut rng) = (crate::time::now(), Rng::new(1));
+        let elsewhere = ProducerIdentity { cluster: 1, ..FIRST };
+        for (refused, is_replaced) in [(SECOND, false), (elsewhere, false), (FIRST, true), (BUMPED, true)] {
+            let mut identity = known(now);
+            identity.renew(refused, now, &mut rng);
+            assert_eq!(identity.current().is_err(), is_replaced, "{refused:?}");
+        }
+        for stamp in [SECOND, BUMPED, FIRST] {
+            let mut sequences = Sequences::default();
+            assert!(!sequences.is_unproven(), "nothing was claimed yet");
+            sequences.settle(FIRST);
+            let own = sequences.stamp(1, false).unwrap();
+            let stamp = Stamp { producer_id: stamp.id, producer_epoch: stamp.epoch, ..own };
+            sequences.handle_acknowledged(&stamp, Order::test(0), 1);
+            assert_eq!(sequences.is_unproven(), stamp != own);
+            sequences.forget_proof();
+            assert!(sequences.is_unproven());
+        }
+    }
+
+    #[test]
     fn sequences_count_records_and_wrap() {
         let mut sequences = Sequences::default();
         assert_eq!(sequences.settle(FIRST), Settled::Renumber);

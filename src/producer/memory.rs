@@ -204,6 +204,31 @@ mod tests {
         assert_eq!((pooled(), memory.buffer().capacity()), (0, 0));
     }
 
+    #[test]
+    fn only_so_many_buffers_are_kept_and_none_without_memory() {
+        let memory = Memory::new(64 << 20, 16_384);
+        memory.recycle(BytesMut::new());
+        assert!(memory.pool.lock().is_empty());
+        let largest = memory.largest_pooled;
+        for capacity in std::iter::once(largest).chain([100; POOLED_BUFFERS + 5]) {
+            memory.recycle(BytesMut::with_capacity(capacity));
+        }
+        assert_eq!(memory.pool.lock().len(), POOLED_BUFFERS);
+        assert_eq!(memory.pooled.load(Ordering::Relaxed), largest + 100 * (POOLED_BUFFERS - 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_larger_than_the_memory_waits_for_all_of_it() {
+        let memory = Memory::new(100, 10);
+        assert!(!memory.try_take(101), "it would find nobody to wait behind");
+        let deadline = crate::time::now() + Duration::from_millis(10);
+        memory.take(101, deadline, || {}).await.unwrap();
+        assert_eq!((memory.used(), memory.available()), (100, 0));
+        memory.give_back(101);
+        assert_eq!((memory.used(), memory.available()), (0, 100));
+        assert!(memory.try_take(100) && !memory.try_take(1));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn who_is_woken_for_a_wait_sees_that_memory_is_short() {
         let memory = Memory::new(100, 10);
