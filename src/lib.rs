@@ -66,6 +66,7 @@
 //! * `pattern` (default): `Consumer::matching` and `KafkaConsumer::subscribe_pattern` in classic groups.
 //! * `blocking`: the module `blocking`, the same names for programs without `async`.
 //! * `metrics`: `MetricsPublisher`, the numbers of clients through the `metrics` facade.
+//! * `traceparent`: what a handler sends gets the `traceparent` and `tracestate` of the record that it handles.
 //! * `tls`: TLS with a provider or a `rustls::ClientConfig` of your own.
 
 mod admin;

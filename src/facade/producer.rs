@@ -98,6 +98,9 @@ impl Producer {
     /// # Ok(()) }
     /// ```
     ///
+    /// In a task that is spawned the compiler takes a named function and not a closure over borrowed items ("implementation
+    /// of `FnOnce` is not general enough"): `orders.iter().map(pair)` with `fn pair(order: &Order) -> (u64, &Order)`.
+    ///
     /// # Errors
     /// None for the call: each record has its own, as in [`send`](Self::send), after `delivery.timeout.ms` at the latest.
     ///
