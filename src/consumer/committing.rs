@@ -34,7 +34,8 @@ impl KafkaConsumer {
     /// # Errors
     /// [`ErrorKind::Broker`] with the coordinator's reason: after a rebalance the partitions are another member's, and it
     /// reads these records again. That something was lost uncommitted is told once, and by every call before the member is
-    /// back in its group, with nothing committed; the next call commits what is this member's. [`ErrorKind::Timeout`] after `default.api.timeout.ms`; [`ErrorKind::Closed`] after
+    /// back in its group, with nothing committed; the next call commits what is this member's.
+    /// [`ErrorKind::Timeout`] after `default.api.timeout.ms`; [`ErrorKind::Closed`] after
     /// [`close`](Self::close).
     ///
     /// # Cancel safety

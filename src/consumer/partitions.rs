@@ -413,7 +413,8 @@ impl Partitions {
         !self.ready.is_empty()
     }
 
-    /// Up to `max` records of the partition whose turn it is, which ends when what was decoded of it is used up. A partition that falls below `refill_below` bytes, or runs low, wants a fetch.
+    /// Up to `max` records of the partition whose turn it is, which ends when what was decoded of it is used up. A partition that
+    /// falls below `refill_below` bytes, or runs low, wants a fetch.
     pub(crate) fn next_chunk(&mut self, max: usize, refill_below: usize) -> Next {
         while let Some(key) = self.ready.pop_front() {
             let Some(partition) = self.partitions.get_mut(&key) else { continue };
