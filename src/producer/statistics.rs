@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Shared, sender::Counts};
+use crate::telemetry::prometheus::Page;
 
 /// What a producer has done so far, and what it holds now.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -57,6 +58,47 @@ impl ProducerStatistics {
     }
 }
 
+impl ProducerStatistics {
+    /// The numbers as Prometheus reads them, named by OpenTelemetry's conventions for messaging; `labels` are added to each, such as
+    /// `[("service", "billing")]`.
+    pub fn to_prometheus(&self, labels: &[(&str, &str)]) -> String {
+        let mut page = Page::new(labels);
+        for (name, help, value) in [
+            ("messaging_client_sent_messages_total", "Records acknowledged.", self.records),
+            ("dtkafka_producer_requests_total", "Produce requests sent.", self.requests),
+            ("dtkafka_producer_batches_total", "Batches sent, each attempt counted.", self.batches),
+            ("dtkafka_producer_bytes_total", "Bytes of batches sent, each attempt counted.", self.bytes),
+            ("dtkafka_producer_retries_total", "Batches sent again.", self.retries),
+            ("dtkafka_producer_splits_total", "Batches cut in two.", self.splits),
+            ("dtkafka_producer_failed_batches_total", "Batches that failed.", self.failed_batches),
+            ("dtkafka_producer_throttled_total", "Answers of brokers that held it back.", self.throttled),
+        ] {
+            page.counter(name, help, value);
+        }
+        let paused = self.throttle_time.as_secs_f64();
+        page.counter("dtkafka_producer_throttle_seconds_total", "How long brokers held it back.", paused);
+        page.gauge("dtkafka_producer_buffered_bytes", "Bytes of buffer.memory in use.", self.buffered_bytes);
+        let open = self.unanswered_records;
+        page.gauge("dtkafka_producer_unanswered_records", "Records without an answer yet.", open);
+        let ratio = self.compression_ratio;
+        page.gauge("dtkafka_producer_compression_ratio", "Bytes after compression by those before.", ratio);
+        page.histogram(
+            "dtkafka_producer_request_duration_seconds",
+            "Duration of requests.",
+            self.classes(),
+            None,
+        );
+        page.finish()
+    }
+
+    /// Answered requests by the upper bounds of their classes; the last has none.
+    pub(crate) fn classes(&self) -> impl Iterator<Item = (Option<Duration>, u64)> {
+        let last = self.request_latency.len() - 1;
+        let bound = move |place: usize| (place < last).then(|| Duration::from_millis(1 << place));
+        self.request_latency.iter().enumerate().map(move |(place, count)| (bound(place), *count))
+    }
+}
+
 impl Shared {
     pub(super) fn note_counts(&self, counts: Counts) {
         let mut statistics = self.statistics.lock();
@@ -94,5 +136,26 @@ mod tests {
         statistics.request_latency[5] = 10;
         assert_eq!(statistics.latency_within(0.5), Duration::from_millis(1));
         assert_eq!(statistics.latency_within(0.99), Duration::from_millis(32));
+    }
+
+    #[test]
+    fn a_snapshot_reads_as_prometheus_text() {
+        let mut statistics = ProducerStatistics { records: 7, buffered_bytes: 9, ..Default::default() };
+        statistics.request_latency[1] = 3;
+        statistics.request_latency[15] = 1;
+        let text = statistics.to_prometheus(&[("service", "a\"b")]);
+        for line in [
+            "# TYPE messaging_client_sent_messages_total counter",
+            r#"messaging_client_sent_messages_total{service="a\"b"} 7"#,
+            "# TYPE dtkafka_producer_buffered_bytes gauge",
+            r#"dtkafka_producer_buffered_bytes{service="a\"b"} 9"#,
+            r#"dtkafka_producer_request_duration_seconds_bucket{service="a\"b",le="0.001"} 0"#,
+            r#"dtkafka_producer_request_duration_seconds_bucket{service="a\"b",le="0.002"} 3"#,
+            r#"dtkafka_producer_request_duration_seconds_bucket{service="a\"b",le="+Inf"} 4"#,
+            r#"dtkafka_producer_request_duration_seconds_count{service="a\"b"} 4"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        assert!(statistics.to_prometheus(&[]).contains("_bucket{le=\"0.001\"} 0\n"));
     }
 }

@@ -1,7 +1,6 @@
 //! Durations by size class, in the classes OpenTelemetry's messaging conventions advise. Fixed memory, no lock.
 
 use std::{
-    fmt::Write as _,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
@@ -77,19 +76,6 @@ impl HistogramSnapshot {
             seen += count;
             (seen >= wanted).then_some(bound)
         })?
-    }
-
-    pub(super) fn write_prometheus(&self, text: &mut String, name: &str, help: &str, labels: &str) {
-        let comma = if labels.is_empty() { "" } else { "," };
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} histogram");
-        let mut below = 0;
-        for (bound, count) in self.classes() {
-            below += count;
-            let bound = bound.map_or_else(|| "+Inf".to_owned(), |bound| bound.as_secs_f64().to_string());
-            let _ = writeln!(text, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {below}");
-        }
-        let _ = writeln!(text, "{name}_sum{{{labels}}} {}", self.sum.as_secs_f64());
-        let _ = writeln!(text, "{name}_count{{{labels}}} {below}");
     }
 }
 

@@ -2,6 +2,7 @@
 //! `metrics` facade where that feature is on. Nothing here decides anything, and nothing per record takes a lock.
 
 mod histogram;
+pub(crate) mod prometheus;
 #[cfg(feature = "metrics")]
 mod publish;
 pub(crate) mod spans;
@@ -9,12 +10,11 @@ pub(crate) mod spans;
 pub(crate) mod trace_context;
 
 use std::{
-    fmt::Write as _,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
-use histogram::Histogram;
+use self::{histogram::Histogram, prometheus::Page};
 pub use histogram::HistogramSnapshot;
 #[cfg(feature = "metrics")]
 pub use publish::MetricsPublisher;
@@ -116,17 +116,7 @@ impl ConsumerMetrics {
     /// The numbers as Prometheus reads them, named by OpenTelemetry's conventions for messaging; `labels` are added to
     /// each, such as `[("group", "billing")]`.
     pub fn to_prometheus(&self, labels: &[(&str, &str)]) -> String {
-        let labels = labels
-            .iter()
-            .map(|(name, value)| {
-                format!(
-                    "{name}=\"{}\"",
-                    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-                )
-            })
-            .collect::<Vec<_>>()
-            .join(",");
-        let mut text = String::new();
+        let mut page = Page::new(labels);
         for (name, help, value) in [
             ("messaging_client_consumed_messages_total", "Records done.", self.handled),
             (
@@ -144,25 +134,19 @@ impl ConsumerMetrics {
             ("dtkafka_consumer_rebalances_total", "Assignments made.", self.rebalances),
             ("dtkafka_consumer_throttled_total", "Answers of brokers that held it back.", self.throttled),
         ] {
-            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter\n{name}{{{labels}}} {value}");
+            page.counter(name, help, value);
         }
-        let gauges = [
-            ("dtkafka_consumer_in_work", "Records taken and not done.", Some(self.in_work as i64)),
-            ("dtkafka_consumer_lag", "Records to the ends of the partitions.", self.lag),
-        ];
-        for (name, help, value) in gauges {
-            if let Some(value) = value {
-                let _ =
-                    writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name}{{{labels}}} {value}");
-            }
+        page.gauge("dtkafka_consumer_in_work", "Records taken and not done.", self.in_work);
+        if let Some(lag) = self.lag {
+            page.gauge("dtkafka_consumer_lag", "Records to the ends of the partitions.", lag);
         }
         for (name, help, histogram) in [
             ("messaging_process_duration_seconds", "Duration of handler calls.", &self.handler_latency),
             ("dtkafka_consumer_commit_duration_seconds", "Duration of commits.", &self.commit_latency),
         ] {
-            histogram.write_prometheus(&mut text, name, help, &labels);
+            page.histogram(name, help, histogram.classes(), Some(histogram.sum()));
         }
-        text
+        page.finish()
     }
 }
 

@@ -122,10 +122,7 @@ impl MetricsPublisher {
             "Bytes after compression by those before",
             ratio,
         );
-        let last = numbers.request_latency.len() - 1;
-        let bound = |place: usize| (place < last).then(|| Duration::from_millis(1 << place));
-        let send: Vec<_> =
-            numbers.request_latency.iter().enumerate().map(|(place, count)| (bound(place), *count)).collect();
+        let send: Vec<_> = numbers.classes().collect();
         observe(OPERATION, OPERATIONS, &self.of_operation("send"), &send, &mut self.send);
     }
 
