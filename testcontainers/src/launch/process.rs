@@ -6,7 +6,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
@@ -19,10 +19,12 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How long `Drop` waits, blocking, for a killed process before its folder is removed.
 const DROP_LOOKS: u32 = 100;
 
-/// Waits for the end of the pipe, then asks process $1 to end, ends it after ten seconds, and removes folder $2.
-const WATCHDOG: &str = "read -r _; kill -TERM \"$1\" 2>/dev/null; i=0; \
+/// Waits for the end of the pipe, then asks process $1 to end, ends it after ten seconds, and removes folder $2. A line in the
+/// pipe says that the process has ended: its id may be another's by then.
+const WATCHDOG: &str = "while read -r _; do set -- '' \"$2\"; done; \
+    if [ -n \"$1\" ]; then kill -TERM \"$1\" 2>/dev/null; i=0; \
     while kill -0 \"$1\" 2>/dev/null && [ $i -lt 50 ]; do i=$((i+1)); sleep 0.2; done; \
-    kill -KILL \"$1\" 2>/dev/null; [ -z \"$2\" ] || rm -rf -- \"$2\"";
+    kill -KILL \"$1\" 2>/dev/null; fi; [ -z \"$2\" ] || rm -rf -- \"$2\"";
 
 #[derive(Debug)]
 pub(super) struct Broker {
@@ -61,7 +63,7 @@ impl Broker {
 
     /// Sends a signal by its name, such as `STOP`; nothing if the process has ended and was waited for.
     pub(super) fn signal(&mut self, name: &str) {
-        if matches!(self.child.try_wait(), Ok(None)) {
+        if matches!(self.ended(), Ok(None)) {
             signal(self.child.id(), name);
         }
     }
@@ -78,13 +80,16 @@ impl Broker {
         self.signal("TERM");
         let result = match tokio::time::timeout(grace, self.wait()).await {
             Ok(result) => result,
-            Err(_) => self.child.kill().and_then(|()| self.child.wait().map(drop)),
+            Err(_) => {
+                let _ = self.child.kill();
+                self.wait().await
+            }
         };
         result.map_err(|e| Error::io("stop the broker of", &self.folder, e))
     }
 
     async fn wait(&mut self) -> io::Result<()> {
-        while self.child.try_wait()?.is_none() {
+        while self.ended()?.is_none() {
             tokio::time::sleep(LOOK).await;
         }
         Ok(())
@@ -98,9 +103,14 @@ impl Broker {
         &self.folder
     }
 
-    /// The status if the process has ended by itself.
+    /// The status if the process has ended.
     pub(super) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.child.try_wait()
+        let status = self.child.try_wait()?;
+        if let (Some(_), Some(Child { stdin: Some(pipe), .. })) = (status, &mut self.watchdog) {
+            // A watchdog that is gone signals nobody.
+            let _ = pipe.write_all(b"\n");
+        }
+        Ok(status)
     }
 
     /// The end of its log, for error messages.
@@ -138,10 +148,10 @@ fn end_watchdog(watchdog: Option<Child>) {
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        if !matches!(self.child.try_wait(), Ok(Some(_))) {
+        if !matches!(self.ended(), Ok(Some(_))) {
             let _ = self.child.kill();
             for _ in 0..DROP_LOOKS {
-                if !matches!(self.child.try_wait(), Ok(None)) {
+                if !matches!(self.ended(), Ok(None)) {
                     break;
                 }
                 std::thread::sleep(LOOK);
@@ -254,6 +264,22 @@ mod tests {
         lines(2).await;
         broker.stop(Duration::from_secs(5)).await.unwrap();
         assert!(!is_running(second) && !folder.exists());
+    }
+
+    #[tokio::test]
+    async fn watchdog_leaves_a_reused_process_id_alone() {
+        let folder = folder();
+        let mut broker = Broker::spawn(shell("exec sleep 600"), folder.clone(), false, None).unwrap();
+        let mut other = shell("exec sleep 600").spawn().unwrap();
+        end_watchdog(broker.watchdog.take());
+        broker.watchdog = watch(other.id(), &folder);
+        broker.kill().await.unwrap();
+        let watchdog = broker.watchdog.as_mut().unwrap();
+        drop(watchdog.stdin.take());
+        assert!(watchdog.wait().is_ok() && !folder.exists());
+        assert!(other.try_wait().unwrap().is_none());
+        other.kill().unwrap();
+        other.wait().unwrap();
     }
 
     #[test]
