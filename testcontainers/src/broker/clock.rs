@@ -10,6 +10,9 @@ use tokio::time::Instant;
 /// Time since the broker was built; what the pure parts call `now`.
 pub(super) type Now = Duration;
 
+/// A century: what a test asks for beyond that, clocks may not be able to add.
+pub(super) const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 /// A start point on tokio's clock and the wall-clock time that belongs to it.
 #[derive(Debug, Clone)]
 pub(super) struct Clock {

@@ -9,6 +9,7 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::ApiKey;
 
 use super::acls::{Operation, Resource};
+use super::clock::FOREVER;
 use super::cluster::{Kind, Shared};
 use super::faults::{Effect, Fault, FaultId};
 use super::partition::Partition;
@@ -233,7 +234,7 @@ impl FaultControl {
     /// How long the coordinator takes to write the markers of a transaction that ended; until then its producer hears
     /// CONCURRENT_TRANSACTIONS. Default 0.
     pub fn delay_markers(&self, delay: Duration) {
-        self.shared.cluster().transactions.marker_delay = delay;
+        self.shared.cluster().transactions.marker_delay = delay.min(FOREVER);
     }
 
     /// Makes `broker` the coordinator of a transactional id.

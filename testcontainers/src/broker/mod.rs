@@ -43,7 +43,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 
 pub use self::acls::{Operation, Resource};
-use self::clock::Clock;
+use self::clock::{Clock, FOREVER};
 use self::cluster::{Cluster, Node, Options, Placement, Shared};
 pub use self::commits::Commit;
 use self::consumer_group::Times;
@@ -180,7 +180,7 @@ impl EmbeddedBrokerBuilder {
     /// often members are told to send heartbeats (`group.consumer.heartbeat.interval.ms`, default 5 s).
     #[must_use]
     pub fn consumer_group_times(mut self, session: Duration, heartbeat: Duration) -> Self {
-        self.options.consumer_group = Times { session, heartbeat };
+        self.options.consumer_group = Times { session: session.min(FOREVER), heartbeat };
         self
     }
 

@@ -113,6 +113,25 @@ async fn nothing_joins_a_transaction_whose_markers_are_still_to_be_written() {
     assert_eq!(broker.records("t", 0).unwrap().len(), 1);
 }
 
+#[tokio::test]
+async fn times_of_no_end_stop_no_broker() {
+    let most = std::time::Duration::MAX;
+    let broker = EmbeddedBroker::builder().consumer_group_times(most, most).start().await.unwrap();
+    broker.create_topic("t", 1).unwrap();
+    broker.control().delay_markers(most);
+    let mut client = Client::connect(&broker.bootstrap_servers()).await;
+    let who = init(&mut client).await;
+    assert_eq!(send(&mut client, 12, who, 0, &["a"]).await, 0);
+    assert_eq!(end(&mut client, 5, who, true).await.error_code, 0);
+    let join = ConsumerGroupHeartbeatRequest::default()
+        .with_group_id(GroupId(text("g")))
+        .with_member_id(text("m"))
+        .with_rebalance_timeout_ms(1000)
+        .with_subscribed_topic_names(Some(vec![topic_name("t")]))
+        .with_topic_partitions(Some(Vec::new()));
+    assert_eq!(client.call(1, &join).await.error_code, 0);
+}
+
 async fn init_again(client: &mut Client) -> InitProducerIdResponse {
     let request = InitProducerIdRequest::default()
         .with_transactional_id(Some(id("tx")))
