@@ -102,9 +102,9 @@ mod tests {
             (&[("a", "3"), ("b", "2")][..], Some((9, 0, 0))),
             (&[("b", "3")][..], None),
         ] {
-            log.append(Incoming::parse(&keyed(records, producer)).unwrap(), None, 0).unwrap();
+            log.append(Incoming::parse(&keyed(records, producer)).unwrap(), None).unwrap();
         }
-        log.append(Incoming::parse(&keyed(&[("a", "4")], None)).unwrap(), None, 0).unwrap();
+        log.append(Incoming::parse(&keyed(&[("a", "4")], None)).unwrap(), None).unwrap();
         compact(&mut log).unwrap();
         let bases: Vec<i64> = log.batches_from(0).iter().map(|b| b.base_offset).collect();
         assert_eq!(bases, [2, 4, 6, 7], "the first batch is gone, that of the producer is empty");

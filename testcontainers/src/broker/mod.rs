@@ -161,8 +161,8 @@ impl EmbeddedBrokerBuilder {
         self
     }
 
-    /// How long an idempotent producer is remembered that writes nothing (`producer.id.expiration.ms`; looked at every ten
-    /// minutes). Default one day.
+    /// How long after the time of its last records an idempotent producer is remembered (`producer.id.expiration.ms`; looked at
+    /// every ten minutes). Default one day.
     #[must_use]
     pub fn producer_id_expiration(mut self, age: Duration) -> Self {
         self.options.producer_expiration = age;

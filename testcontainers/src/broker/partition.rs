@@ -134,7 +134,7 @@ mod tests {
 
     fn append(partition: &mut Partition, value: &str) {
         let batch = Incoming::parse(&batch(&[value], None)).unwrap();
-        partition.log.append(batch, None, 0).unwrap();
+        partition.log.append(batch, None).unwrap();
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub(super) struct Entry {
     pub(super) epoch: i16,
     /// Of the last marker; -1 before there is one.
     pub(super) coordinator_epoch: i32,
-    /// The broker's time of the last batch or marker.
+    /// The time that the last batch or marker has.
     pub(super) last_ms: i64,
     batches: VecDeque<Appended>,
 }
@@ -127,10 +127,10 @@ impl Producers {
     }
 
     /// Remembers a batch that was appended.
-    pub(super) fn appended(&mut self, stamp: Stamp, base_offset: i64, max_timestamp: i64, now_ms: i64) {
+    pub(super) fn appended(&mut self, stamp: Stamp, base_offset: i64, max_timestamp: i64) {
         let entry = self.entries.entry(stamp.producer_id).or_insert_with(|| Entry::new(stamp.epoch));
         entry.begin_epoch(stamp.epoch);
-        entry.last_ms = now_ms;
+        entry.last_ms = max_timestamp;
         if entry.batches.len() == REMEMBERED_BATCHES {
             entry.batches.pop_front();
         }
@@ -138,11 +138,11 @@ impl Producers {
     }
 
     /// Remembers a marker: its epoch counts from here on (KIP-890: one more than that of its transaction).
-    pub(super) fn ended(&mut self, producer_id: i64, epoch: i16, coordinator_epoch: i32, now_ms: i64) {
+    pub(super) fn ended(&mut self, producer_id: i64, epoch: i16, coordinator_epoch: i32, timestamp: i64) {
         let entry = self.entries.entry(producer_id).or_insert_with(|| Entry::new(epoch));
         entry.begin_epoch(epoch);
         entry.coordinator_epoch = coordinator_epoch;
-        entry.last_ms = now_ms;
+        entry.last_ms = timestamp;
     }
 
     /// Takes over the producers of `others` that are not known here and whose last batch is before `start`.
@@ -162,7 +162,7 @@ impl Producers {
         }
     }
 
-    /// Forgets the producers that were last heard of before `before_ms`, but those with an open transaction.
+    /// Forgets the producers whose last records are from before `before_ms`, but those with an open transaction.
     pub(super) fn expire(&mut self, before_ms: i64, has_transaction: impl Fn(i64) -> bool) {
         self.entries.retain(|id, entry| entry.last_ms > before_ms || has_transaction(*id));
     }
@@ -191,7 +191,7 @@ mod tests {
         let mut producers = Producers::default();
         for (i, &(epoch, first, last)) in batches.iter().enumerate() {
             assert_eq!(producers.check(stamp(epoch, first, last)), Ok(Verdict::New));
-            producers.appended(stamp(epoch, first, last), 100 + i as i64, 1, 0);
+            producers.appended(stamp(epoch, first, last), 100 + i as i64, 1);
         }
         producers
     }
@@ -259,9 +259,9 @@ mod tests {
     #[test]
     fn an_expired_producer_may_go_on_with_any_sequence() {
         let mut producers = with(&[(0, 0, 4)]);
-        producers.expire(0, |_| true);
+        producers.expire(1, |_| true);
         assert_eq!(producers.check(stamp(0, 9, 9)), Err(ResponseError::OutOfOrderSequenceNumber));
-        producers.expire(0, |_| false);
+        producers.expire(1, |_| false);
         assert_eq!(producers.check(stamp(0, 9, 9)), Ok(Verdict::New));
     }
 }

@@ -159,7 +159,7 @@ mod tests {
         let mut log = PartitionLog::new();
         for first in [0, 2] {
             let batch = keyed(&[("a", "1"), ("b", "2")], Some((9, 3, first)));
-            log.append(Incoming::parse(&batch).unwrap(), None, 0).unwrap();
+            log.append(Incoming::parse(&batch).unwrap(), None).unwrap();
         }
         let all = read(&log.batches_from(2)[0]).unwrap();
         assert_eq!(all.len(), 2);

@@ -140,10 +140,9 @@ impl Transactions {
 
     /// How many are open, or are being ended.
     pub(super) fn open(&self) -> usize {
-        let is_open =
-            |t: &&Transaction| matches!(t.state, State::Ongoing | State::PrepareCommit | State::PrepareAbort);
-        self.all.values().filter(is_open).count()
+        self.all.values().filter(|t| t.state == State::Ongoing || t.is_ending()).count()
     }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (&String, &Transaction)> {
         self.all.iter()
     }
@@ -176,18 +175,18 @@ impl Transactions {
         };
         // An end of the first version leaves the epoch as it is: who asks with it asks for the next one.
         let is_retry = expected.is_some() && expected == txn.previous && expected != Some(txn.identity);
-        if txn.is_ending() {
-            return Err(ResponseError::ConcurrentTransactions);
-        }
-        if expected.is_some_and(|e| e != txn.identity) && !is_retry {
+        if expected.is_some_and(|e| e.0 != txn.identity.0) && !is_retry {
             return Err(ResponseError::ProducerFenced);
         }
         match txn.state {
             State::PrepareCommit | State::PrepareAbort => Err(ResponseError::ConcurrentTransactions),
             State::Ongoing => {
-                // Whoever had the transaction is fenced; the caller asks again once it is aborted.
+                // Whoever had the transaction is fenced, whatever epoch the caller has: it asks again once it is aborted.
                 txn.fence(may_go_on, now + delay);
                 Err(ResponseError::ConcurrentTransactions)
+            }
+            _ if expected.is_some_and(|e| e != txn.identity) && !is_retry => {
+                Err(ResponseError::ProducerFenced)
             }
             State::Empty | State::CompleteCommit | State::CompleteAbort => {
                 if !is_retry {
@@ -197,7 +196,7 @@ impl Transactions {
                     txn.identity = if epoch >= LAST_EPOCH { (new_id(), 0) } else { (producer, epoch + 1) };
                 }
                 txn.timeout = timeout;
-                txn.state = State::Empty;
+                (txn.state, txn.started_ms) = (State::Empty, -1);
                 Ok(txn.identity)
             }
         }

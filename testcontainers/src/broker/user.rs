@@ -129,7 +129,7 @@ impl EmbeddedBroker {
             made.map_err(|error| BrokerError::Topic(topic.to_owned(), error))?;
         }
         let found = cluster.partition_mut(topic, partition).map_err(|_| unknown())?;
-        let done = found.log.append(batch, None, now_ms).map_err(|e| BrokerError::Batch(e.to_string()))?;
+        let done = found.log.append(batch, None).map_err(|e| BrokerError::Batch(e.to_string()))?;
         drop(cluster);
         self.shared.appended.notify_waiters();
         Ok(done.base_offset)

@@ -212,7 +212,7 @@ impl Target<'_> {
         self.join_transaction(call, cluster, topic, &batch)?;
         cluster.expire_producers(now_ms);
         let log = &mut cluster.partition_mut(topic, index)?.log;
-        log.append(batch, append_time.then_some(now_ms), now_ms)
+        log.append(batch, append_time.then_some(now_ms))
     }
 
     /// A transactional batch must belong to its producer's open transaction. From version 12 on the first one takes its

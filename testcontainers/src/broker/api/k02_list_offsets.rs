@@ -15,6 +15,7 @@ const LATEST: i64 = -1;
 const EARLIEST: i64 = -2;
 const MAX_TIMESTAMP: i64 = -3;
 const EARLIEST_LOCAL: i64 = -4;
+const LATEST_TIERED: i64 = -5;
 /// Time, offset and leader epoch where there is no such record.
 const NONE: (i64, i64, i32) = (-1, -1, -1);
 
@@ -26,12 +27,16 @@ pub(super) fn handle(call: &Call<'_>, request: ListOffsetsRequest) -> ListOffset
     };
     for topic in request.topics {
         let injected = call.error_for(&topic.name);
+        let is_twice =
+            |index: i32| topic.partitions.iter().filter(|p| p.partition_index == index).count() > 1;
         let look = |p: &ListOffsetsPartition| {
             let mut answer = ListOffsetsPartitionResponse::default()
                 .with_partition_index(p.partition_index)
                 .with_timestamp(-1)
                 .with_offset(-1);
-            match injected.map_or_else(|| find(call, &topic.name, p, isolation), Err) {
+            let twice = || is_twice(p.partition_index).then_some(ResponseError::InvalidRequest);
+            let refused = injected.or_else(twice);
+            match refused.map_or_else(|| find(call, &topic.name, p, isolation), Err) {
                 Err(error) => answer.error_code = error.code(),
                 Ok((timestamp, offset, epoch)) => {
                     (answer.timestamp, answer.offset) = (timestamp, offset);
@@ -56,12 +61,23 @@ fn find(
     p: &ListOffsetsPartition,
     isolation: Isolation,
 ) -> Result<(i64, i64, i32), ResponseError> {
+    let known_since = match p.timestamp {
+        LATEST | EARLIEST | 0.. => 1,
+        MAX_TIMESTAMP => 7,
+        EARLIEST_LOCAL => 8,
+        LATEST_TIERED => 9,
+        _ => i16::MAX,
+    };
+    if call.version < known_since {
+        return Err(ResponseError::UnsupportedVersion);
+    }
     let cluster = call.cluster();
     let epoch = if call.version >= 4 { p.current_leader_epoch } else { -1 };
     let log = &cluster.led_partition(call.broker, topic, p.partition_index, epoch)?.log;
     let epoch = log.leader_epoch();
     let end = log.readable_end(isolation);
-    let readable = || log.batches_from(0).iter().filter(|b| !b.is_control() && b.base_offset < end);
+    // Markers have times too.
+    let batches = log.batches_from(0).iter();
     // What is not found may be there all the same while the leader does not know where its own epoch begins (KIP-207).
     let unsettled = || match (log.is_unsettled(), call.version) {
         (true, 5..) => Err(ResponseError::OffsetNotAvailable),
@@ -72,16 +88,14 @@ fn find(
         LATEST => return unsettled().map(|_| (-1, end, epoch)),
         EARLIEST | EARLIEST_LOCAL => return Ok((-1, log.start(), log.epoch_at(log.start()))),
         MAX_TIMESTAMP => {
-            let newest = readable().max_by_key(|b| (b.max_timestamp, -b.base_offset));
+            let newest = batches.max_by_key(|b| (b.max_timestamp, -b.base_offset));
             newest.and_then(|b| first_at(log, b, b.max_timestamp))
         }
-        time if time >= 0 => {
-            let mut batches = readable().filter(|b| b.max_timestamp >= time);
-            batches.find_map(|b| first_at(log, b, time))
-        }
-        _ => return Ok(NONE),
+        LATEST_TIERED => return Ok(NONE),
+        time => batches.filter(|b| b.max_timestamp >= time).find_map(|b| first_at(log, b, time)),
     };
-    record.map_or_else(unsettled, Ok)
+    // The one record that fits is not looked past, though the reader may not see it yet.
+    record.filter(|(_, offset, _)| *offset < end).map_or_else(unsettled, Ok)
 }
 
 /// The first record of the batch with at least this time: its time, offset and leader epoch.

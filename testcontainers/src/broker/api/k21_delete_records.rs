@@ -13,11 +13,16 @@ pub(super) fn handle(call: &Call<'_>, request: DeleteRecordsRequest) -> DeleteRe
     let mut response = DeleteRecordsResponse::default();
     for topic in request.topics {
         let injected = call.error_for(&topic.name);
+        let policy = cluster.topics.get(&*topic.name.0).and_then(|t| t.config("cleanup.policy"));
+        let keeps = policy.is_some_and(|policy| !policy.contains("delete"));
         let mut answer = DeleteRecordsTopicResult::default().with_name(topic.name.clone());
         for p in topic.partitions {
             let mut delete = || -> Result<i64, ResponseError> {
                 injected.map_or(Ok(()), Err)?;
                 cluster.led_partition(call.broker, &topic.name, p.partition_index, -1)?;
+                if keeps {
+                    return Err(ResponseError::PolicyViolation);
+                }
                 cluster.partition_mut(&topic.name, p.partition_index)?.log.delete_before(p.offset)
             };
             let result = delete();

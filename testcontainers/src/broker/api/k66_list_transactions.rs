@@ -25,13 +25,12 @@ pub(super) fn handle(call: &Call<'_>, request: ListTransactionsRequest) -> ListT
         |filter: &&kafka_protocol::protocol::StrBytes| STATES.iter().all(|s| s.name() != &***filter);
     response.unknown_state_filters = request.state_filters.iter().filter(unknown).cloned().collect();
     let cluster = call.cluster();
-    let now = call.shared.clock.now();
+    let now_ms = call.shared.clock.wall_ms();
     for (id, txn) in cluster.transactions.iter() {
         let state = txn.state.name();
-        let age = now.saturating_sub(txn.started).as_millis();
-        let old = call.version < 1
-            || request.duration_filter < 0
-            || (txn.state == State::Ongoing && age > u128::try_from(request.duration_filter).unwrap_or(0));
+        // One that never began is older than any.
+        let old =
+            request.duration_filter < 0 || now_ms.saturating_sub(txn.started_ms) > request.duration_filter;
         let wanted = (request.state_filters.is_empty()
             || request.state_filters.iter().any(|f| &**f == state))
             && (request.producer_id_filters.is_empty()

@@ -160,8 +160,6 @@ pub(in super::super) struct Batch {
     pub(in super::super) last_offset: i64,
     pub(in super::super) max_timestamp: i64,
     pub(super) leader_epoch: i32,
-    /// The broker's time of the append, whatever the topic says about times.
-    pub(super) stored_ms: i64,
     pub(super) stamp: Option<Stamp>,
     pub(super) transactional: bool,
     pub(super) marker: Option<Marker>,

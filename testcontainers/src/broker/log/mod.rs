@@ -141,7 +141,8 @@ impl PartitionLog {
         self.transactions.start_of(producer_id)
     }
 
-    /// Forgets the producers that were last heard of at `before_ms` or before and have no transaction open.
+    /// Forgets the producers whose last records are from `before_ms` or before and that have no transaction open. Apache Kafka
+    /// too goes by the records' times, and not by when they came.
     pub(super) fn expire_producers(&mut self, before_ms: i64) {
         let Self { producers, transactions, .. } = self;
         producers.expire(before_ms, |id| transactions.start_of(id).is_some());
@@ -152,12 +153,11 @@ impl PartitionLog {
         self.transactions.aborted(from, to)
     }
 
-    /// Appends a batch. `append_time` is the broker's time on topics that keep it, `now_ms` the broker's time.
+    /// Appends a batch. `append_time` is the broker's time on topics that keep it.
     pub(super) fn append(
         &mut self,
         mut batch: Incoming,
         append_time: Option<i64>,
-        now_ms: i64,
     ) -> Result<Append, ResponseError> {
         if let Some(stamp) = batch.stamp {
             match self.producers.check(stamp)? {
@@ -176,16 +176,16 @@ impl PartitionLog {
         if let Some(now_ms) = append_time {
             batch.stamp_append_time(now_ms);
         }
-        Ok(self.store(batch, append_time.unwrap_or(-1), now_ms))
+        Ok(self.store(batch, append_time.unwrap_or(-1)))
     }
 
     /// Ends a transaction: appends its control batch (KIP-98). A marker of an epoch that is over is refused.
     pub(super) fn append_marker(&mut self, marker: Marker, now_ms: i64) -> Result<Append, ResponseError> {
         self.producers.check_epoch(marker.producer_id, marker.epoch)?;
-        Ok(self.store(Incoming::of_marker(marker, now_ms), -1, now_ms))
+        Ok(self.store(Incoming::of_marker(marker, now_ms), -1))
     }
 
-    fn store(&mut self, batch: Incoming, append_time_ms: i64, now_ms: i64) -> Append {
+    fn store(&mut self, batch: Incoming, append_time_ms: i64) -> Append {
         let base_offset = self.end;
         self.end += i64::from(batch.records);
         let batch = Batch {
@@ -193,7 +193,6 @@ impl PartitionLog {
             last_offset: self.end - 1,
             max_timestamp: batch.max_timestamp,
             leader_epoch: self.leader_epoch(),
-            stored_ms: now_ms,
             stamp: batch.stamp,
             transactional: batch.transactional,
             marker: batch.marker,
@@ -348,13 +347,13 @@ impl PartitionLog {
 /// What a batch says of its producer and its transaction.
 fn remember(producers: &mut Producers, transactions: &mut Transactions, batch: &Batch) {
     if let Some(stamp) = batch.stamp {
-        producers.appended(stamp, batch.base_offset, batch.max_timestamp, batch.stored_ms);
+        producers.appended(stamp, batch.base_offset, batch.max_timestamp);
         if batch.transactional {
             transactions.appended(stamp.producer_id, batch.base_offset);
         }
     }
     if let Some(marker) = batch.marker {
-        producers.ended(marker.producer_id, marker.epoch, marker.coordinator_epoch, batch.stored_ms);
+        producers.ended(marker.producer_id, marker.epoch, marker.coordinator_epoch, batch.max_timestamp);
         transactions.ended(marker.producer_id, batch.base_offset, marker.commit);
     }
 }

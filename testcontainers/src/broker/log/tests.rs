@@ -59,7 +59,7 @@ pub(in super::super) fn transactional_batch(values: &[&str], producer: (i64, i16
 const ALL: Isolation = Isolation::Uncommitted;
 
 fn append(log: &mut PartitionLog, values: &[&str], producer: Option<(i64, i16, i32)>) -> i64 {
-    log.append(Incoming::parse(&batch(values, producer)).unwrap(), None, 0).unwrap().base_offset
+    log.append(Incoming::parse(&batch(values, producer)).unwrap(), None).unwrap().base_offset
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_duplicate_batch_is_acknowledged_and_not_stored_twice() {
     assert_eq!(append(&mut log, &["a", "b"], Some((9, 0, 0))), 1);
     assert_eq!(log.end(), 3);
     let gap = Incoming::parse(&batch(&["c"], Some((9, 0, 3)))).unwrap();
-    assert_eq!(log.append(gap, None, 0).unwrap_err(), ResponseError::OutOfOrderSequenceNumber);
+    assert_eq!(log.append(gap, None).unwrap_err(), ResponseError::OutOfOrderSequenceNumber);
 }
 
 #[test]
@@ -146,12 +146,12 @@ fn epochs_that_ended_before_the_start_of_the_log_are_forgotten() {
 fn nothing_is_written_beside_an_open_transaction() {
     let mut log = PartitionLog::new();
     let transactional = Incoming::parse(&transactional_batch(&["a"], (9, 0, 0))).unwrap();
-    log.append(transactional, None, 0).unwrap();
+    log.append(transactional, None).unwrap();
     let plain = Incoming::parse(&batch(&["b"], Some((9, 0, 1)))).unwrap();
-    assert_eq!(log.append(plain.clone(), None, 0).unwrap_err(), ResponseError::InvalidTxnState);
+    assert_eq!(log.append(plain.clone(), None).unwrap_err(), ResponseError::InvalidTxnState);
     let marker = Marker { producer_id: 9, epoch: 0, commit: true, coordinator_epoch: 0 };
     log.append_marker(marker, 0).unwrap();
-    assert_eq!(log.append(plain, None, 0).unwrap().base_offset, 2);
+    assert_eq!(log.append(plain, None).unwrap().base_offset, 2);
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn deleting_records_moves_the_start_and_drops_whole_batches() {
 #[test]
 fn append_time_replaces_the_timestamp_under_a_new_checksum() {
     let mut log = PartitionLog::new();
-    let done = log.append(Incoming::parse(&batch(&["a"], None)).unwrap(), Some(5_000), 5_000).unwrap();
+    let done = log.append(Incoming::parse(&batch(&["a"], None)).unwrap(), Some(5_000)).unwrap();
     assert_eq!(done.append_time_ms, 5_000);
     let read = Incoming::parse(&log.read(0, log.readable_end(ALL), 1 << 20, true).0).unwrap();
     assert_eq!(read.max_timestamp, 5_000);
@@ -187,7 +187,7 @@ fn marker(producer_id: i64, epoch: i16, commit: bool) -> Marker {
 fn readers_of_committed_records_stop_at_an_open_transaction() {
     let mut log = PartitionLog::new();
     append(&mut log, &["a"], None);
-    log.append(transactional(&["b", "c"], (9, 0, 0)), None, 0).unwrap();
+    log.append(transactional(&["b", "c"], (9, 0, 0)), None).unwrap();
     append(&mut log, &["d"], None);
     assert_eq!((log.last_stable_offset(), log.high_watermark()), (1, 4));
     assert_eq!(log.read(0, log.readable_end(Isolation::Committed), 1 << 20, true).1, 1);
@@ -196,14 +196,14 @@ fn readers_of_committed_records_stop_at_an_open_transaction() {
     assert_eq!((log.last_stable_offset(), log.end()), (5, 5));
     assert_eq!(log.aborted(0, 5), [Aborted { producer_id: 9, first_offset: 1 }]);
     // The sequences go on behind the marker.
-    log.append(transactional(&["e"], (9, 0, 2)), None, 0).unwrap();
+    log.append(transactional(&["e"], (9, 0, 2)), None).unwrap();
     assert_eq!(log.last_stable_offset(), 5);
 }
 
 #[test]
 fn a_marker_can_be_read_by_another_codec() {
     let mut log = PartitionLog::new();
-    log.append(transactional(&["b"], (9, 3, 0)), None, 0).unwrap();
+    log.append(transactional(&["b"], (9, 3, 0)), None).unwrap();
     log.append_marker(marker(9, 4, true), 77).unwrap();
     let records = super::super::records::decode(&log.batches_from(1)[0]).unwrap();
     let record = &records[0];
@@ -218,7 +218,7 @@ fn a_log_that_is_cut_forgets_the_producers_and_transactions_of_what_is_gone() {
     let mut log = PartitionLog::new();
     append(&mut log, &["a"], Some((9, 0, 0)));
     append(&mut log, &["b"], Some((9, 0, 1)));
-    log.append(transactional(&["c", "d"], (8, 0, 0)), None, 0).unwrap();
+    log.append(transactional(&["c", "d"], (8, 0, 0)), None).unwrap();
     log.begin_epoch();
     log.append_marker(marker(8, 0, false), 0).unwrap();
     // Offset 3 lies within the batch of c and d: it goes whole.
@@ -252,7 +252,7 @@ fn deleted_batches_leave_their_producers_known_after_a_restart() {
     log.delete_before(2).unwrap();
     log.restart(true);
     let gap = Incoming::parse(&batch(&["x"], Some((9, 0, 7)))).unwrap();
-    assert_eq!(log.append(gap, None, 0).unwrap_err(), ResponseError::OutOfOrderSequenceNumber);
+    assert_eq!(log.append(gap, None).unwrap_err(), ResponseError::OutOfOrderSequenceNumber);
     log.producers_mut().clear();
     assert_eq!(append(&mut log, &["x"], Some((9, 0, 7))), 2);
 }

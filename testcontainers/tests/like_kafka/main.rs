@@ -21,7 +21,7 @@ use dtkafka_testcontainers::{
 use kafka_protocol::{
     messages::{
         consumer_group_heartbeat_request::TopicPartitions,
-        create_topics_request::CreatableTopic,
+        create_topics_request::{CreatableTopic, CreatableTopicConfig},
         fetch_request::{FetchPartition, FetchTopic, ForgottenTopic},
         join_group_request::JoinGroupRequestProtocol,
         leave_group_request::MemberIdentity,
@@ -36,6 +36,8 @@ use kafka_protocol::{
 };
 use tokio::{net::TcpStream, runtime::Runtime, sync::OnceCell};
 use uuid::Uuid;
+
+mod looks;
 
 /// Outlives every test: the brokers of all tests run on it.
 static RUNTIME: LazyLock<Runtime> =
@@ -110,11 +112,20 @@ impl Broker {
 
     /// Makes a topic, and returns its name and id once it is known.
     async fn topic(&self, partitions: i32) -> (TopicName, Uuid) {
+        self.configured_topic(partitions, Vec::new()).await
+    }
+
+    async fn configured_topic(
+        &self,
+        partitions: i32,
+        configs: Vec<CreatableTopicConfig>,
+    ) -> (TopicName, Uuid) {
         let name = topic_name(&unique("t"));
         let topic = CreatableTopic::default()
             .with_name(name.clone())
             .with_num_partitions(partitions)
-            .with_replication_factor(1);
+            .with_replication_factor(1)
+            .with_configs(configs);
         let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(10_000);
         assert_eq!(self.ask(7, &request).await.topics[0].error_code, 0);
         let asked = MetadataRequestTopic::default().with_name(Some(name.clone()));
