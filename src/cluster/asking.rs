@@ -118,6 +118,8 @@ impl Round {
             self.next_at = now;
             return None;
         }
+        // Everybody was asked: who had an error is not asked again at the pace of a start.
+        self.is_first = false;
         self.wait(now);
         self.out.is_empty().then(|| self.end())
     }
@@ -276,6 +278,16 @@ mod tests {
         assert_eq!(round.errors.len(), 1, "one error per attempt would be a page of them");
         let error = round.handle_error(Error::new(ErrorKind::Timeout, "no answer")).unwrap();
         assert!(std::error::Error::source(&error).unwrap().to_string().contains("refused"));
+    }
+
+    #[test]
+    fn once_all_were_asked_a_start_goes_on_at_the_pace_of_any_other_question() {
+        let now = time::now();
+        let mut round = Round::begin(now, true, false);
+        round.handle_asked(now, 1, vec![1]);
+        assert_eq!(round.next_at, now + race::STEP);
+        assert!(round.handle_unreached(now, nobody_left(), false, [1].into_iter().collect()).is_none());
+        assert_eq!(round.next_at, now + SILENCE);
     }
 
     #[test]
