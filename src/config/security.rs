@@ -13,7 +13,10 @@ impl KafkaConfig {
         if !protocol.uses_tls() {
             // One that is as it is without being set asks for nothing: files of settings spell out defaults.
             let asks = |name: &str, value: &str| match properties::find(name) {
-                Some(Found::Used(row)) => name.starts_with("ssl.") && row.default != Some(value),
+                Some(Found::Used(row)) if name.starts_with("ssl.") => {
+                    let default = if name == "ssl.check.hostname" { Some("true") } else { row.default };
+                    !default.is_some_and(|default| value.trim().eq_ignore_ascii_case(default))
+                }
                 _ => false,
             };
             let set = all.entries.iter().find(|(name, entry)| asks(name, &entry.value));

@@ -190,6 +190,7 @@ fn combinations_that_cannot_work_are_refused() {
 fn a_tls_setting_that_says_what_is_so_anyway_goes_with_a_protocol_without_tls() {
     let config = |value| local().set("ssl.endpoint.identification.algorithm", value);
     config("https").validate().unwrap();
+    config(" HTTPS ").set("ssl.check.hostname", true).validate().unwrap();
     assert!(refusal(&config("none")).contains("does not encrypt"));
 }
 
