@@ -115,7 +115,8 @@ impl KafkaAdmin {
     /// own outcome; one that was never committed is no error.
     ///
     /// # Errors
-    /// Per partition `GroupSubscribedToTopic` while members of the group read its topic; of none in particular `GroupIdNotFound`,
+    /// Per partition `GroupSubscribedToTopic` while members of the group read its topic, `UnknownTopicOrPartition` for a topic that is
+    /// gone; of none in particular `GroupIdNotFound`,
     /// `NonEmptyGroup` for a group that does not say what its members read, `GroupAuthorizationFailed`,
     /// [`Timeout`](crate::ErrorKind::Timeout) with the last cause. `UnsupportedVersion` before Kafka 2.4 (KIP-496).
     ///

@@ -438,5 +438,14 @@ mod tests {
         sends(admin.describe_group("g"));
         sends(admin.list_groups());
         sends(admin.delete_groups(["g"]));
+        sends(admin.create_partitions("t", 2));
+        sends(admin.alter_topic_configs("t", ConfigChanges::new()));
+        let partitions = || [TopicPartition::new("t", 0)];
+        sends(admin.latest_offsets(partitions()));
+        sends(admin.earliest_offsets(partitions()));
+        sends(admin.delete_records(partitions().map(|partition| (partition, 1))));
+        sends(admin.alter_group_offsets("g", partitions().map(|partition| (partition, 1))));
+        sends(admin.delete_group_offsets("g", partitions()));
+        sends(admin.describe_cluster());
     }
 }

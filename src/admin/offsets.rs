@@ -74,7 +74,8 @@ impl KafkaAdmin {
     }
 
     /// Deletes the records of each partition below an offset, and tells the offset of the first record that is left (KIP-107).
-    /// Each partition has its own outcome. Whoever reads below it gets the offset that `auto.offset.reset` says.
+    /// Each partition has its own outcome. Whoever reads below it gets the offset that `auto.offset.reset` says. An offset of -1 stands
+    /// for all that is there when the leader is asked: if an answer is lost, that is what was written since as well.
     ///
     /// # Errors
     /// Those of no partition in particular: no connection, no time. Per partition `OffsetOutOfRange` for one beyond the records

@@ -545,7 +545,8 @@ async fn work_on_partition(
         let place = (record.partition(), record.offset());
         let call =
             spans::process(record.topic(), place, 1, None, |name| record.header_str(name).map(str::to_owned));
-        call.run(body(record, transaction)).await?;
+        // Called in there as well: a body may send before its first wait.
+        call.run(async { body(record, transaction).await }).await?;
     }
     Ok(None)
 }

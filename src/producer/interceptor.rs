@@ -15,6 +15,8 @@ use std::{
 use bytes::Bytes;
 
 use super::Delivery;
+#[cfg(feature = "traceparent")]
+use crate::telemetry::trace_context::{self, TraceContext};
 use crate::{
     error::{Error, Result},
     record::{Header, ProducerRecord, RecordMetadata, Timestamp},
@@ -185,18 +187,8 @@ impl fmt::Debug for OutgoingRecord<'_> {
 }
 
 /// Those of one producer, in the order in which they are called.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Interceptors(Vec<Interceptor>);
-
-impl Default for Interceptors {
-    fn default() -> Self {
-        #[allow(unused_mut, reason = "without the feature there is none yet")]
-        let mut own = Self(Vec::new());
-        #[cfg(feature = "traceparent")]
-        own.push(crate::telemetry::trace_context::PassOn);
-        own
-    }
-}
 
 #[derive(Clone)]
 struct Interceptor {
@@ -210,8 +202,13 @@ impl Interceptors {
         self.0.push(Interceptor { name: type_name::<I>(), own: Arc::new(interceptor) });
     }
 
+    /// Whether a record that is sent now goes out as it is.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
+        #[cfg(feature = "traceparent")]
+        if TraceContext::current().is_some() {
+            return false;
+        }
         self.0.is_empty()
     }
 
@@ -225,6 +222,8 @@ impl Interceptors {
                 record = changed;
             }
         }
+        #[cfg(feature = "traceparent")]
+        trace_context::pass_on(&mut record);
         record
     }
 
@@ -239,7 +238,9 @@ impl Interceptors {
     pub(super) fn watch(&self, topic: &str, sent: Result<Delivery>) -> Result<Delivery> {
         match sent {
             Ok(delivery) => {
-                delivery.watch(self);
+                if !self.0.is_empty() {
+                    delivery.watch(self);
+                }
                 Ok(delivery)
             }
             Err(error) => {

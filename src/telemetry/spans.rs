@@ -6,7 +6,7 @@ use std::pin::pin;
 use tracing::Span;
 
 #[cfg(feature = "traceparent")]
-use super::trace_context::TraceContext;
+use {super::trace_context::TraceContext, std::sync::Arc};
 
 /// Where the spans are, for filters: `dtkafka::messaging=debug`.
 const TARGET: &str = "dtkafka::messaging";
@@ -32,7 +32,7 @@ pub(crate) fn send(topic: &str) -> Span {
 pub(crate) struct HandlerCall {
     span: Span,
     #[cfg(feature = "traceparent")]
-    context: Option<TraceContext>,
+    context: Option<Arc<TraceContext>>,
 }
 
 impl HandlerCall {
