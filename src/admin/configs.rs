@@ -81,9 +81,9 @@ impl KafkaAdmin {
     /// Changes settings of a topic, and leaves the others as they are (KIP-339).
     ///
     /// # Errors
-    /// The broker's: `InvalidConfig` for a name or a value that it does not take, `UnknownTopicOrPartition`,
-    /// `TopicAuthorizationFailed` …; [`Timeout`](crate::ErrorKind::Timeout) with the last cause. `UnsupportedVersion` before
-    /// Kafka 2.3.
+    /// The broker's: `InvalidConfig` for a name or a value that it does not take (with ZooKeeper also `InvalidRequest`),
+    /// `UnknownTopicOrPartition`, `TopicAuthorizationFailed` …; [`Timeout`](crate::ErrorKind::Timeout) with the last cause.
+    /// `UnsupportedVersion` before Kafka 2.3.
     ///
     /// # Cancel safety
     /// If dropped, the settings may or may not be changed: all of them, or none.

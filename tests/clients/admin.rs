@@ -141,7 +141,9 @@ on_every_backend! {
         assert_eq!(after["cleanup.policy"], before["cleanup.policy"]);
         for changes in [ConfigChanges::new().set("retention.ms", "often"), ConfigChanges::new().set("typo", "1")] {
             let error = admin.alter_topic_configs(&topic, changes).await.unwrap_err();
-            assert_eq!(code(error), (Some(ErrorCode(40)), Some(topic.to_string())));
+            // With ZooKeeper a value that is none is an InvalidRequest.
+            assert!([40, 42].map(|code| Some(ErrorCode(code))).contains(&error.code()), "{error}");
+            assert_eq!(error.topic(), Some(&*topic));
         }
         let error = admin.alter_topic_configs("typo", ConfigChanges::new().reset("retention.ms")).await.unwrap_err();
         assert_eq!(error.code(), Some(UNKNOWN_TOPIC_OR_PARTITION), "{error}");
