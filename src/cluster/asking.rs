@@ -129,9 +129,9 @@ impl Round {
         no_broker(std::mem::take(&mut self.errors))
     }
 
-    /// Who has been silent for long enough to be called so.
-    fn silent(&self, now: Instant) -> impl Iterator<Item = i32> {
-        self.out.iter().filter(move |(_, since)| **since + SILENCE <= now).map(|(id, _)| *id)
+    /// Who has been silent for this long.
+    fn silent(&self, now: Instant, silence: Duration) -> impl Iterator<Item = i32> {
+        self.out.iter().filter(move |(_, since)| **since + silence <= now).map(|(id, _)| *id)
     }
 }
 
@@ -155,6 +155,8 @@ impl Shared {
     ) -> Result<T> {
         let until = || deadline.min(time::now() + self.settings.request_timeout);
         let is_first = self.metadata().version == 0;
+        // Those that the first question has left behind would hold up the second.
+        let silence = if is_first { race::STEP } else { SILENCE };
         let (mut round, refusals) = (Round::begin(time::now(), is_first, rebootstrap), Refusals::default());
         let mut asked = FuturesUnordered::new();
         loop {
@@ -177,13 +179,13 @@ impl Shared {
                         match answer {
                             Ok(answer) => {
                                 self.brokers.handle_answered(id);
-                                round.silent(time::now()).for_each(|id| self.brokers.handle_silent(id));
+                                round.silent(time::now(), silence).for_each(|id| self.brokers.handle_silent(id));
                                 return Ok(answer);
                             }
                             Err::<T, Error>(error) => {
                                 self.brokers.handle_unanswered(id);
                                 if let Some(error) = round.handle_error(error) {
-                                    round.silent(time::now()).for_each(|id| self.brokers.handle_silent(id));
+                                    round.silent(time::now(), silence).for_each(|id| self.brokers.handle_silent(id));
                                     return Err(error);
                                 }
                                 failed.notify_one();
@@ -264,7 +266,7 @@ mod tests {
             at = round.next_at;
         }
         assert_eq!(
-            round.silent(now + SILENCE + SILENCE / 2).collect::<Vec<_>>(),
+            round.silent(now + SILENCE + SILENCE / 2, SILENCE).collect::<Vec<_>>(),
             [1],
             "the second was asked a moment ago"
         );
@@ -371,14 +373,21 @@ mod tests {
         let broker = EmbeddedBroker::builder().brokers(BROKERS).in_memory().start().await.unwrap();
         for living in 1..=BROKERS {
             for silent in (1..=BROKERS).filter(|id| *id != living) {
-                let fault = Fault::on(ApiKey::Metadata).broker(silent).effect(Effect::Silence);
-                broker.control().inject(fault);
+                for api in [ApiKey::Metadata, ApiKey::FindCoordinator] {
+                    broker.control().inject(Fault::on(api).broker(silent).effect(Effect::Silence));
+                }
             }
             let started = time::now();
             let cluster = Cluster::start(Arc::new(config_of(&broker).resolve_client().unwrap())).unwrap();
             cluster.connect(a_minute()).await.unwrap();
             let took = time::now() - started;
             assert!(took < Duration::from_secs(2), "{living}: {took:?}");
+            let (found, took) = coordinator(&cluster, "g").await;
+            assert!(
+                took < Duration::from_secs(2),
+                "who did not answer at the start is asked last: {living}: {took:?}"
+            );
+            found.unwrap();
             broker.control().clear();
         }
     }
