@@ -394,6 +394,32 @@ mod tests {
     }
 
     #[test]
+    fn who_leads_is_asked_for_again_where_a_leader_has_refused_a_fetch() {
+        use wire::fetch_response::{FetchableTopicResponse, PartitionData};
+        let now = time::now();
+        for (error_code, asks) in [(6, true), (0, false)] {
+            let mut core = core(now);
+            let key = TopicPartition::new("orders", 0);
+            hear_of(&mut core, now, OLD);
+            core.assign(now, vec![key.clone()]).unwrap();
+            core.seek(&key, Phase::Fetching(Position::at(0))).unwrap();
+            let fetch = actions(&mut core, now).into_iter().find_map(|action| match action {
+                Action::Fetch(fetch) => Some(fetch),
+                _ => None,
+            });
+            let fetch = fetch.expect("the partition is fetched");
+            let partition = PartitionData { error_code, ..Default::default() };
+            let topic =
+                FetchableTopicResponse { topic: "orders".into(), topic_id: OLD, partitions: vec![partition] };
+            let answer = wire::FetchResponse { responses: vec![topic], ..Default::default() };
+            core.handle_fetched(now, fetch.broker, fetch.token, Ok(answer), &Decompressor::new());
+            let after = actions(&mut core, now);
+            let found = after.iter().any(|action| matches!(action, Action::RefreshMetadata));
+            assert_eq!(found, asks, "{after:?}");
+        }
+    }
+
+    #[test]
     fn metadata_that_are_behind_the_coordinator_stop_a_partition_only_until_they_are_not() {
         let (mut now, key) = (time::now(), TopicPartition::new("orders", 0));
         let mut core = core(now);

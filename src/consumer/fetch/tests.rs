@@ -244,6 +244,21 @@ fn bytes_asked_for_and_buffered_stay_within_the_budget() {
 }
 
 #[test]
+fn leaders_share_the_memory_and_none_takes_the_part_of_another() {
+    let many = 4 * LEAST_FETCH / (2 * REFILL as usize);
+    let leaders: Vec<i32> = [1, 2].into_iter().flat_map(|leader| vec![leader; many]).collect();
+    for (leaders, count) in [(&leaders[..many], 1), (&leaders, 2)] {
+        let memory = 4 * LEAST_FETCH;
+        let mut bench = Bench::new(leaders, memory);
+        let shares: Vec<_> =
+            std::iter::from_fn(|| bench.plan()).map(|fetch| fetch.max_bytes as usize).collect();
+        assert_eq!(shares.len(), count);
+        assert!(shares.iter().all(|share| *share <= memory / shares.len()), "{shares:?}");
+        assert!(shares.iter().all(|share| *share > memory / shares.len() * 9 / 10), "{shares:?}");
+    }
+}
+
+#[test]
 fn buffers_of_paused_partitions_make_room_and_are_fetched_again() {
     let mut bench = Bench::new(&[1, 2], 100_000);
     let (first, second) = (bench.plan().unwrap(), bench.plan().unwrap());
@@ -374,6 +389,22 @@ fn an_offset_outside_the_log_is_reset_only_when_the_buffer_is_empty() {
     let fetch = bench.plan().unwrap();
     let effects = bench.answer(&fetch, vec![refused(0, code::OFFSET_OUT_OF_RANGE)]);
     assert_eq!(effects.out_of_range, [(key(0), 10)]);
+}
+
+#[test]
+fn resets_in_a_row_are_counted_until_something_is_served() {
+    let lookups = Bench::lookups(AutoOffsetReset::Earliest);
+    let mut bench = Bench::new(&[1], 1 << 20);
+    for _ in 0..2 {
+        for resets in 1..4 {
+            lookups.handle_out_of_range(bench.now, &key(0), 0, &mut bench.partitions);
+            assert_eq!(bench.partitions.get(&key(0)).unwrap().resets, resets);
+            bench.partitions.set_position(&key(0), 0, 0);
+        }
+        bench.now += Duration::from_secs(60);
+        let fetch = bench.plan().unwrap();
+        bench.answer(&fetch, vec![data(0, Vec::new())]);
+    }
 }
 
 #[test]

@@ -268,3 +268,18 @@ async fn a_commit_is_not_waited_for_at_a_broker_that_is_cut_off_once_another_coo
     }
     assert_eq!(bench.broker.as_ref().unwrap().committed("group", "t", 0), Some(6));
 }
+
+#[tokio::test]
+async fn what_is_committed_is_found_with_its_epoch_if_it_has_one() {
+    let bench = Bench::embedded(1).await;
+    bench.topic("t", 1).await;
+    let consumer = bench.consumer(&bench.config());
+    let key = TopicPartition::new("t", 0);
+    consumer.assign([key.clone()]).unwrap();
+    for epoch in [None, Some(0), Some(3)] {
+        let offset = crate::OffsetAndMetadata { leader_epoch: epoch, ..crate::OffsetAndMetadata::new(0) };
+        consumer.commit_offsets([(key.clone(), offset)]).await.unwrap();
+        let committed = consumer.committed([key.clone()]).await.unwrap();
+        assert_eq!(committed[&key].as_ref().map(|committed| committed.leader_epoch), Some(epoch));
+    }
+}

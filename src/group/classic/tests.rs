@@ -253,6 +253,9 @@ fn a_member_that_is_alone_and_is_given_nothing_of_what_there_is_says_so() {
 #[test]
 fn heartbeats_follow_each_other_at_the_interval() {
     let mut bench = Bench::stable();
+    bench.pass(HEARTBEAT - Duration::from_millis(1));
+    bench.nothing();
+    bench.now -= HEARTBEAT - Duration::from_millis(1);
     for _ in 0..3 {
         let token = bench.heartbeat();
         bench.pass(HEARTBEAT * 2);

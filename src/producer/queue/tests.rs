@@ -147,6 +147,26 @@ fn without_a_linger_records_leave_at_once_but_gather_a_moment_while_requests_are
 }
 
 #[test]
+fn what_a_partition_holds_counts_until_it_is_answered() {
+    let mut rig = Rig::new(limits());
+    assert_eq!(rig.queue.bytes(), 0);
+    let _delivery = rig.send(0);
+    let held = rig.queue.bytes();
+    assert!(held >= 60, "{held}");
+    let batch = rig.poll(true).unwrap();
+    assert!(rig.queue.bytes() >= 60, "it may have to go again");
+    rig.acknowledge(batch, 0);
+    assert_eq!(rig.queue.bytes(), 0);
+}
+
+#[test]
+fn memory_buffers_and_outcomes_are_each_something_to_be_done() {
+    assert!(Aftermath::default().is_empty());
+    assert!(!Aftermath { freed: 1, ..Aftermath::default() }.is_empty());
+    assert!(!Aftermath { buffers: vec![Bytes::new()], ..Aftermath::default() }.is_empty());
+}
+
+#[test]
 fn a_batch_leaves_when_it_is_full_or_has_lingered() {
     let mut rig = Rig::new(limits());
     let _first = rig.send(0);

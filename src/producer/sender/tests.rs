@@ -294,6 +294,42 @@ fn records_beside_a_bad_one_are_written_and_the_bad_one_is_told_why() {
 }
 
 #[test]
+fn a_batch_is_given_up_where_none_of_its_records_is_good_or_one_after_another_is_refused() {
+    // A batch that is split in between has its refusals behind it all the same.
+    for (all, splits, refused_in_all, named) in
+        [(true, false, 1, 40), (false, false, 9, 9), (false, true, 16, 15)]
+    {
+        let mut world = introduced(1, Limits { batch_size: 20_000, ..limits(true) });
+        let deliveries: Vec<_> = (1..41).map(|id| world.send(0, id)).collect();
+        let mut refusals = 0;
+        while !world.is_done() {
+            world.turn(true);
+            world.answer(1, |_, sent| {
+                refusals += 1;
+                if splits && refusals == 4 {
+                    return refused(10);
+                }
+                let bad = if all { 0..sent.batch.count } else { 0..1 };
+                let record_errors = bad.map(|index| (index, Some("it has no key".to_owned()))).collect();
+                Some(Answer { record_errors, ..refused(87).unwrap() })
+            });
+            world.now += Duration::from_millis(50);
+            assert!(refusals < 100);
+        }
+        assert_eq!(refusals, refused_in_all, "all {all}, splits {splits}");
+        let errors = deliveries.into_iter().map(|delivery| deliver(delivery).unwrap_err());
+        let (told, others): (Vec<_>, Vec<_>) =
+            errors.partition(|error| error.to_string().contains("it has no key"));
+        assert_eq!(told.len(), named, "all {all}, splits {splits}");
+        assert!(others.iter().all(|error| error.to_string().contains("refused for other records")));
+        let next = world.send(0, 99);
+        world.drain();
+        assert_eq!((deliver(next).unwrap(), &world.logs[0].ids), (1, &vec![0, 99]));
+        assert_eq!(world.memory.available(), BUFFER);
+    }
+}
+
+#[test]
 fn a_batch_whose_time_is_over_is_not_sent_again_without_its_bad_record() {
     let mut world = introduced(1, limits(true));
     let deliveries = [world.send(0, 1), world.send(0, 2)];

@@ -255,6 +255,17 @@ fn a_broker_that_answers_at_once_with_nothing_is_asked_less_and_less_often() {
 }
 
 #[test]
+fn a_partition_that_is_refused_again_and_again_does_not_keep_its_broker_from_serving_another() {
+    let mut bench = Bench::new(&[1, 1], 1 << 20);
+    for _ in 0..12 {
+        bench.now += Duration::from_secs(2);
+        let fetch = bench.plan().unwrap();
+        bench.answer(&fetch, vec![refused(0, code::UNKNOWN_SERVER_ERROR)]);
+    }
+    assert!(bench.plan().is_some(), "the other is asked for at once");
+}
+
+#[test]
 fn a_header_that_cannot_be_read_is_told_once_and_after_what_stands_before_it() {
     let mut impossible = batch(10, 10);
     impossible[8..12].copy_from_slice(&(-1i32).to_be_bytes());

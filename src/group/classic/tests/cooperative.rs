@@ -126,24 +126,29 @@ fn what_was_kept_is_lost_at_the_end_of_the_session_and_not_before() {
 
 #[test]
 fn a_join_without_an_answer_costs_what_was_kept_only_if_the_coordinator_is_gone_when_it_is_asked_again() {
-    for (again, is_lost) in [(ErrorKind::Timeout, false), (ErrorKind::Disconnected, true)] {
+    // Nobody is held up who asks where the coordinator is.
+    for (again, api, is_lost) in [
+        (ErrorKind::Timeout, "JoinGroup", false),
+        (ErrorKind::Timeout, "FindCoordinator", true),
+        (ErrorKind::Disconnected, "JoinGroup", true),
+    ] {
         let mut bench = cooperative(&[0, 1]);
         let beat = bench.heartbeat();
         bench.answer(beat, Answer::Heartbeat { error: code::REBALANCE_IN_PROGRESS });
-        let fails = |bench: &mut Bench, kind| {
+        let fails = |bench: &mut Bench, kind, api| {
             let (token, _) = bench.joins();
             bench.now += SESSION;
-            let error = Error::new(kind, "no answer").with_api("JoinGroup");
+            let error = Error::new(kind, "no answer").with_api(api);
             bench.member.handle_answer(bench.now, token, Err(error));
             assert!(matches!(bench.member.poll_action(), Some(Action::ForgetCoordinator)));
         };
         // A coordinator holds a join back for as long as any member of the group may take.
-        fails(&mut bench, ErrorKind::Timeout);
+        fails(&mut bench, ErrorKind::Timeout, "JoinGroup");
         bench.nothing();
         bench.pass_to_timeout();
-        fails(&mut bench, again);
+        fails(&mut bench, again, api);
         let lost = matches!(bench.member.poll_action(), Some(Action::Lost { .. }));
-        assert_eq!(lost, is_lost, "{again:?}");
+        assert_eq!(lost, is_lost, "{again:?} {api}");
     }
 }
 
