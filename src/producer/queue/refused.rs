@@ -36,10 +36,7 @@ impl Queue {
             for batch in std::mem::take(&mut self.pending) {
                 if batch.deadline <= now {
                     let error = delivery_timeout("it waited to be sent again");
-                    let error = match &batch.cause {
-                        Some(cause) => with_cause(error, cause),
-                        None => error,
-                    };
+                    let error = with_cause(error, batch.cause.as_ref());
                     self.take_out(batch, error, aftermath);
                 } else {
                     self.pending.push_back(batch);
@@ -48,13 +45,10 @@ impl Queue {
         }
         while let Some(open) = self.accumulator.take_expired(now) {
             let error = match (no_identity, &ahead) {
-                (Some(cause), _) => with_cause(delivery_timeout("it waited for a producer id"), cause),
+                (Some(cause), _) => with_cause(delivery_timeout("it waited for a producer id"), Some(cause)),
                 (None, Some(cause)) => {
                     let error = delivery_timeout("earlier records of its partition had no answer yet");
-                    match cause {
-                        Some(cause) => with_cause(error, cause),
-                        None => error,
-                    }
+                    with_cause(error, cause.as_ref())
                 }
                 (None, None) => delivery_timeout("it waited for its leader"),
             };
@@ -297,11 +291,7 @@ impl Queue {
     fn give_up_pending(&mut self, why: &str, is_meant: impl Fn(&Batch) -> bool, aftermath: &mut Aftermath) {
         for batch in std::mem::take(&mut self.pending) {
             if is_meant(&batch) {
-                let error = Error::new(ErrorKind::Disconnected, why);
-                let error = match &batch.cause {
-                    Some(cause) => with_cause(error, cause),
-                    None => error,
-                };
+                let error = with_cause(Error::new(ErrorKind::Disconnected, why), batch.cause.as_ref());
                 self.take_out(batch, error, aftermath);
             } else {
                 self.pending.push_back(batch);
@@ -323,8 +313,9 @@ fn delivery_timeout(what: &str) -> Error {
     .with_hint("raise delivery.timeout.ms, or see to the broker")
 }
 
-/// Names the cause, and its remedy in place of a general one.
-fn with_cause(error: Error, cause: &Error) -> Error {
+/// Names the cause where there is one, and its remedy in place of a general one.
+fn with_cause(error: Error, cause: Option<&Error>) -> Error {
+    let Some(cause) = cause else { return error };
     let error = match cause.hint() {
         Some(hint) => error.with_hint(hint),
         None => error,
