@@ -201,15 +201,7 @@ fn commit_request(
 }
 
 fn read_commit(answer: wire::OffsetCommitResponse, asked: BTreeSet<TopicPartition>) -> Result<Outcomes<()>> {
-    let mut rows = Vec::new();
-    for topic in answer.topics {
-        let name = topic.name;
-        let row = |p: wire::offset_commit_response::OffsetCommitResponsePartition| {
-            (TopicPartition::new(name.as_str(), p.partition_index), p.error_code, ())
-        };
-        rows.extend(topic.partitions.into_iter().map(row));
-    }
-    let mut outcomes = read_rows(wire::OffsetCommitRequest::NAME, rows, asked);
+    let mut outcomes = read_rows(wire::OffsetCommitRequest::NAME, rows!(answer.topics, |p| ()), asked);
     for (_, outcome) in &mut outcomes {
         if let Err(error) = outcome
             && error.code() == Some(ErrorCode(UNKNOWN_MEMBER_ID))
@@ -234,15 +226,7 @@ fn delete_request(group: &str, partitions: &BTreeMap<TopicPartition, ()>) -> wir
 
 fn read_delete(answer: wire::OffsetDeleteResponse, asked: BTreeSet<TopicPartition>) -> Result<Outcomes<()>> {
     check_code(wire::OffsetDeleteRequest::NAME, answer.error_code, None)?;
-    let mut rows = Vec::new();
-    for topic in answer.topics {
-        let name = topic.name;
-        let row = |p: wire::offset_delete_response::OffsetDeleteResponsePartition| {
-            (TopicPartition::new(name.as_str(), p.partition_index), p.error_code, ())
-        };
-        rows.extend(topic.partitions.into_iter().map(row));
-    }
-    Ok(read_rows(wire::OffsetDeleteRequest::NAME, rows, asked))
+    Ok(read_rows(wire::OffsetDeleteRequest::NAME, rows!(answer.topics, |p| ()), asked))
 }
 
 /// Both layouts of an OffsetFetch answer: one group (up to version 7), or a list with one group in it.
@@ -250,28 +234,21 @@ fn committed_offsets(
     group: &str,
     answer: wire::OffsetFetchResponse,
 ) -> Result<BTreeMap<TopicPartition, OffsetAndMetadata>> {
-    // The layouts have types of their own, with the same fields.
-    macro_rules! rows {
-        ($topics:expr) => {{
-            let rows = $topics.into_iter().flat_map(|topic| {
-                let name = topic.name;
-                topic.partitions.into_iter().map(move |p| {
-                    let key = TopicPartition::new(name.as_str(), p.partition_index);
-                    (key, p.error_code, p.committed_offset, p.committed_leader_epoch, p.metadata)
-                })
-            });
-            rows.collect()
-        }};
-    }
     let (is_listed, mut groups) = (!answer.groups.is_empty(), answer.groups.into_iter());
-    let (code, rows): (i16, Vec<_>) = match groups.find(|found| found.group_id.as_str() == group) {
+    let (code, rows) = match groups.find(|found| found.group_id.as_str() == group) {
         None if is_listed => return Err(without("group")),
-        Some(group) => (group.error_code, rows!(group.topics)),
-        None => (answer.error_code, rows!(answer.topics)),
+        Some(group) => (
+            group.error_code,
+            rows!(group.topics, |p| (p.committed_offset, p.committed_leader_epoch, p.metadata)),
+        ),
+        None => (
+            answer.error_code,
+            rows!(answer.topics, |p| (p.committed_offset, p.committed_leader_epoch, p.metadata)),
+        ),
     };
     check_code("OffsetFetch", code, None)?;
     let mut found = BTreeMap::new();
-    for (key, code, offset, epoch, metadata) in rows {
+    for (key, code, (offset, epoch, metadata)) in rows {
         check_code("OffsetFetch", code, None).map_err(|error| at(error, &key))?;
         // -1: nothing was committed.
         if offset >= 0 {

@@ -33,6 +33,21 @@ macro_rules! retry {
     }};
 }
 
+/// What an answer says of each partition: its error code, and a value. A macro, because each API has types of its own with
+/// the same fields.
+macro_rules! rows {
+    ($topics:expr, |$partition:ident| $value:expr) => {{
+        let rows = $topics.into_iter().flat_map(|topic| {
+            let name = topic.name;
+            topic.partitions.into_iter().map(move |$partition| {
+                let key = TopicPartition::new(name.as_str(), $partition.partition_index);
+                (key, $partition.error_code, $value)
+            })
+        });
+        rows.collect::<Vec<_>>()
+    }};
+}
+
 mod cluster;
 mod configs;
 mod group_offsets;

@@ -133,8 +133,14 @@ impl KafkaAdmin {
     /// What one leader answers.
     async fn at_leader(&self, ask: Ask, leader: i32, asked: Asked, until: Instant) -> Outcomes<i64> {
         let rows = match ask {
-            Ask::Offset => self.call(leader, list_offsets(&asked), until).await.map(offset_rows),
-            Ask::Deletion => self.call(leader, delete_records(&asked, until), until).await.map(deletion_rows),
+            Ask::Offset => {
+                let answer = self.call(leader, list_offsets(&asked), until).await;
+                answer.map(|answer| rows!(answer.topics, |p| p.offset))
+            }
+            Ask::Deletion => {
+                let answer = self.call(leader, delete_records(&asked, until), until).await;
+                answer.map(|answer| rows!(answer.topics, |p| p.low_watermark))
+            }
         };
         let asked = asked.into_iter().map(|(partition, _)| partition);
         match rows {
@@ -317,35 +323,10 @@ pub(super) fn by_topic<'a, A: 'a, P>(
     topics
 }
 
-/// What an answer says of one partition: its error code, and a number.
-pub(super) type Row<T> = (TopicPartition, i16, T);
-
-fn offset_rows(answer: wire::ListOffsetsResponse) -> Vec<Row<i64>> {
-    let mut rows = Vec::new();
-    for topic in answer.topics {
-        let row = |p: wire::list_offsets_response::ListOffsetsPartitionResponse| {
-            (TopicPartition::new(topic.name.as_str(), p.partition_index), p.error_code, p.offset)
-        };
-        rows.extend(topic.partitions.into_iter().map(row));
-    }
-    rows
-}
-
-fn deletion_rows(answer: wire::DeleteRecordsResponse) -> Vec<Row<i64>> {
-    let mut rows = Vec::new();
-    for topic in answer.topics {
-        let row = |p: wire::delete_records_response::DeleteRecordsPartitionResult| {
-            (TopicPartition::new(topic.name.as_str(), p.partition_index), p.error_code, p.low_watermark)
-        };
-        rows.extend(topic.partitions.into_iter().map(row));
-    }
-    rows
-}
-
 /// The outcome of each partition that was asked about: one that is listed twice, or that nobody asked about, counts for nothing.
 pub(super) fn read_rows<T>(
     api: &'static str,
-    rows: Vec<Row<T>>,
+    rows: Vec<(TopicPartition, i16, T)>,
     mut left: BTreeSet<TopicPartition>,
 ) -> Outcomes<T> {
     let mut outcomes = Vec::with_capacity(left.len());
@@ -379,7 +360,9 @@ mod tests {
         };
         let asked = || [0, 1].map(|partition| TopicPartition::new("t", partition)).into();
         let answer = listed(vec![end(0, 5), refused, end(7, 1), end(1, 6), end(0, 99)]);
-        let read = |answer| read_rows("ListOffsets", offset_rows(answer), asked());
+        let read = |answer: wire::ListOffsetsResponse| {
+            read_rows("ListOffsets", rows!(answer.topics, |p| p.offset), asked())
+        };
         let found = read(answer);
         assert!(found.iter().map(|(_, end)| *end.as_ref().unwrap()).eq([5, 6]), "{found:?}");
         let mut found = read(listed(vec![end(0, 5)]));
