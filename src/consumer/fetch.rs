@@ -308,7 +308,7 @@ impl Fetcher {
         let FetchSettings { max_wait, min_bytes, .. } = self.settings;
         let state = self.broker(broker);
         let mut request = state.session.request();
-        if request.id == NO_SESSION {
+        if request.id == NO_SESSION && partitions.has_taken_turns() {
             // A broker fills its answer in the order of the request. Within a session it takes turns itself.
             request
                 .partitions

@@ -375,6 +375,11 @@ impl Partitions {
         self.touch(key);
     }
 
+    /// Whether records of any partition have come yet.
+    pub(crate) fn has_taken_turns(&self) -> bool {
+        self.turns > 0
+    }
+
     /// Adds fetched batches to the queue.
     pub(crate) fn add_buffered(&mut self, key: &TopicPartition, bytes: usize) {
         self.buffered += bytes;

@@ -136,7 +136,7 @@ pub(crate) fn decode_assignment(bytes: &[u8]) -> Result<Vec<TopicPartition>> {
 }
 
 /// No member has more partitions: a consumer keeps something for each.
-const MOST_PARTITIONS: usize = 45_000;
+const MOST_PARTITIONS: usize = 50_000;
 
 /// # Errors
 /// `Protocol` for more partitions than any member of a group has.

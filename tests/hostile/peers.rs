@@ -359,7 +359,7 @@ fn answers() -> Vec<Peer> {
             "an assignment of as many partitions as a member may have",
             &[Kind::Member],
             with_made(|asked, answer, made| match asked.key {
-                14 => made.answer(asked, || assigned(45_000)),
+                14 => made.answer(asked, || assigned(50_000)),
                 _ => honest(answer),
             }),
         ),
@@ -367,7 +367,7 @@ fn answers() -> Vec<Peer> {
             "members with as many partitions as fit",
             &[Kind::Member],
             with_made(|asked, answer, made| match asked.key {
-                11 => made.answer(asked, || owners(20, 45_000)),
+                11 => made.answer(asked, || owners(20, 50_000)),
                 _ => honest(answer),
             }),
         ),

@@ -82,10 +82,11 @@ impl Partition {
         if self.position().is_none() || self.is_refused {
             return IdChange::MadeAgain;
         }
-        let known = self.unconfirmed.filter(|known| known.id == named.id && !named.is_disputed);
+        let known =
+            self.unconfirmed.as_deref().copied().filter(|known| known.id == named.id && !named.is_disputed);
         let unconfirmed =
             known.unwrap_or(UnconfirmedId { id: named.id, since: now, is_served_by_name: false });
-        self.unconfirmed = Some(unconfirmed);
+        self.unconfirmed = Some(Box::new(unconfirmed));
         match unconfirmed.since + ACCEPTED_AFTER <= now {
             false => IdChange::Unclear,
             true if unconfirmed.is_served_by_name => IdChange::SameLog,

@@ -92,7 +92,7 @@ pub(crate) enum PausedBy {
     User,
 }
 
-/// One assigned partition.
+/// One assigned partition. What few partitions have, and is large, is boxed: a member may have 50,000.
 #[derive(Debug)]
 pub(crate) struct Partition {
     pub(crate) account: Account,
@@ -118,7 +118,7 @@ pub(crate) struct Partition {
     /// Of the topic it is of; all zeros where unknown.
     pub(crate) topic_id: TopicId,
     /// Another id that metadata name.
-    pub(super) unconfirmed: Option<UnconfirmedId>,
+    pub(super) unconfirmed: Option<Box<UnconfirmedId>>,
     /// Its leader has served the topic of this id.
     pub(crate) is_served: bool,
     /// It was asked for by that id, and not by the topic's name.
@@ -130,7 +130,7 @@ pub(crate) struct Partition {
     /// The leader may have another log than what was fetched: it is asked before the partition is fetched on.
     pub(crate) is_unchecked: bool,
     /// The position is outside the log, by the leader's word: nothing is fetched before it is reset. And since when.
-    pub(super) outside: Option<(i64, Instant)>,
+    pub(super) outside: Option<Box<(i64, Instant)>>,
     /// How often a newer leader was looked for, because the known one is of an earlier epoch than what was read.
     pub(crate) ahead: u32,
     /// A commit was refused because there is no such partition, and reported: while that is so it is not reported again.
@@ -225,7 +225,7 @@ impl Partition {
 
     /// Since when.
     pub(crate) fn outside_since(&self) -> Option<Instant> {
-        self.outside.map(|(_, since)| since)
+        self.outside.as_ref().map(|outside| outside.1)
     }
 
     /// Whether what is fetched next waits until what is before it has been handed out.

@@ -294,8 +294,8 @@ impl Partitions {
     /// The position is outside the log, and stays until all that was handed out is done.
     pub(crate) fn set_outside(&mut self, now: Instant, key: &TopicPartition, offset: i64, look_at: Instant) {
         let Some(partition) = self.get_mut(key) else { return };
-        let since = partition.outside.map_or(now, |(_, since)| since);
-        partition.outside = Some((offset, since));
+        let since = partition.outside.as_ref().map_or(now, |outside| outside.1);
+        partition.outside = Some(Box::new((offset, since)));
         partition.retry_at = Some(look_at);
         self.outside.insert(key.clone());
     }
@@ -303,7 +303,7 @@ impl Partitions {
     /// Partitions whose position is outside the log, and where it is.
     pub(crate) fn outside(&self) -> impl Iterator<Item = (&TopicPartition, i64, &Partition)> {
         let pairs = self.outside.iter().filter_map(|key| self.partitions.get_key_value(key));
-        pairs.filter_map(|(key, partition)| Some((key, partition.outside?.0, partition)))
+        pairs.filter_map(|(key, partition)| Some((key, partition.outside.as_ref()?.0, partition)))
     }
 
     /// Drops what waits to be handed out; it is fetched again. False while a poll decodes it.
