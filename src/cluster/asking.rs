@@ -24,8 +24,11 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// One question on its way round the brokers.
 #[derive(Debug)]
 struct Round {
-    /// Nobody has answered this client yet.
+    /// Nobody has answered this client yet, and not everybody was asked.
     is_first: bool,
+    /// For how long a broker is silent that comes after the others from then on. Those that the first question has left behind
+    /// would hold up the second.
+    patience: Duration,
     /// Known brokers are asked only if nobody answers at the bootstrap addresses.
     only_bootstrap: bool,
     /// Whether others may still be tried.
@@ -43,6 +46,7 @@ impl Round {
     fn begin(now: Instant, is_first: bool, only_bootstrap: bool) -> Self {
         Self {
             is_first,
+            patience: if is_first { race::STEP } else { SILENCE },
             only_bootstrap,
             has_others: true,
             tried: Set::new(),
@@ -129,9 +133,9 @@ impl Round {
         no_broker(std::mem::take(&mut self.errors))
     }
 
-    /// Who has been silent for this long.
-    fn silent(&self, now: Instant, silence: Duration) -> impl Iterator<Item = i32> {
-        self.out.iter().filter(move |(_, since)| **since + silence <= now).map(|(id, _)| *id)
+    /// Who has been silent for long enough to be called so.
+    fn silent(&self, now: Instant) -> impl Iterator<Item = i32> {
+        self.out.iter().filter(move |(_, since)| **since + self.patience <= now).map(|(id, _)| *id)
     }
 }
 
@@ -155,8 +159,6 @@ impl Shared {
     ) -> Result<T> {
         let until = || deadline.min(time::now() + self.settings.request_timeout);
         let is_first = self.metadata().version == 0;
-        // Those that the first question has left behind would hold up the second.
-        let silence = if is_first { race::STEP } else { SILENCE };
         let (mut round, refusals) = (Round::begin(time::now(), is_first, rebootstrap), Refusals::default());
         let mut asked = FuturesUnordered::new();
         loop {
@@ -179,13 +181,13 @@ impl Shared {
                         match answer {
                             Ok(answer) => {
                                 self.brokers.handle_answered(id);
-                                round.silent(time::now(), silence).for_each(|id| self.brokers.handle_silent(id));
+                                round.silent(time::now()).for_each(|id| self.brokers.handle_silent(id));
                                 return Ok(answer);
                             }
                             Err::<T, Error>(error) => {
                                 self.brokers.handle_unanswered(id);
                                 if let Some(error) = round.handle_error(error) {
-                                    round.silent(time::now(), silence).for_each(|id| self.brokers.handle_silent(id));
+                                    round.silent(time::now()).for_each(|id| self.brokers.handle_silent(id));
                                     return Err(error);
                                 }
                                 failed.notify_one();
@@ -266,7 +268,7 @@ mod tests {
             at = round.next_at;
         }
         assert_eq!(
-            round.silent(now + SILENCE + SILENCE / 2, SILENCE).collect::<Vec<_>>(),
+            round.silent(now + SILENCE + SILENCE / 2).collect::<Vec<_>>(),
             [1],
             "the second was asked a moment ago"
         );
